@@ -1,0 +1,144 @@
+"""The checks: `nox` runs tests, lint and typing, `nox -s tests-3.12` one of them, `nox -l` lists all.
+
+The package is installed as a user installs it, never editable: a file that the wheel lacks fails here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from itertools import chain
+from pathlib import Path
+
+import nox
+
+ROOT = Path(__file__).parent
+PYPROJECT = nox.project.load_toml(ROOT / "pyproject.toml")
+
+nox.needs_version = ">=2025.2.9"
+nox.options.default_venv_backend = "uv|virtualenv"
+# An environment that is used again saves most of the time; CI starts from nothing.
+nox.options.reuse_venv = "no" if "CI" in os.environ else "yes"
+nox.options.sessions = ["tests", "lint", "typing"]
+
+
+def working_interpreters() -> dict[str, Path]:
+    """The supported versions that this machine has, each with an interpreter that really starts.
+
+    A name on PATH is not enough: pyenv leaves a `python3.12` there that fails unless 3.12 is activated, while
+    the interpreter itself lies in pyenv's folder, which nox does not search.
+    """
+    found: dict[str, Path] = {}
+    pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    folders = [Path(folder) for folder in os.environ.get("PATH", "").split(os.pathsep) if folder]
+    for version in nox.project.python_versions(PYPROJECT):
+        name = f"python{version}"
+        # The newest first: 3.12.10 before 3.12.9, whatever follows the numbers.
+        installs = sorted(pyenv.glob(f"{version}.*"), key=lambda path: numbers(path.name), reverse=True)
+        for candidate in [*(path / name for path in folders), *(path / "bin" / name for path in installs)]:
+            if candidate.is_file() and (interpreter := started(candidate, version)):
+                found[version] = interpreter
+                break
+    return found
+
+
+def numbers(text: str) -> list[int]:
+    """The numbers in `text`, for sorting."""
+    return [int(digits) for digits in re.findall(r"\d+", text)]
+
+
+def started(candidate: Path, version: str) -> Path | None:
+    """The interpreter behind `candidate`, if it starts, is of this version and can make environments."""
+    program = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2]); print(sys.executable)"
+    try:
+        answer = subprocess.run(  # noqa: S603  (a python of this machine)
+            [candidate, "-I", "-c", program],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        ).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return Path(answer[1]) if len(answer) == 2 and answer[0] == version else None
+
+
+# The interpreter that runs nox is tested, whatever else there is.
+MAIN = f"{sys.version_info.major}.{sys.version_info.minor}"
+INTERPRETERS = {**working_interpreters(), MAIN: Path(sys.executable)}
+PYTHONS = sorted(INTERPRETERS, key=numbers)
+# nox looks interpreters up by name. At the end of PATH they take nothing else's place.
+os.environ["PATH"] = os.pathsep.join(
+    [os.environ.get("PATH", ""), *(str(INTERPRETERS[v].parent) for v in PYTHONS)]
+)
+
+
+def install(session: nox.Session, *groups: str, package: str = ".[demo]") -> None:
+    """Installs the package and the named dependency groups in one resolution."""
+    # uv would take a wheel of ours from its cache, although the source has changed.
+    again = ["--reinstall-package=cortecs-async"] if session.venv_backend == "uv" else []
+    session.install(*again, package, *nox.project.dependency_groups(PYPROJECT, *groups))
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """The test suite against the installed package; arguments go to pytest."""
+    # One interpreter does what tells nothing new on the others and would double their time: coverage, and the
+    # oracles, which are most of the packages to install and judge the emulator, not the interpreter.
+    thorough = session.python == MAIN
+    install(session, "test" if thorough else "test-core")
+    run_tests(session, coverage=thorough and not session.posargs)
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """The test suite with the lowest versions of the runtime and optional dependencies."""
+    project = PYPROJECT["project"]
+    bounds = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    install(session, "test-core")
+    # pytest 9.2 refuses the plugin of an anyio that old.
+    session.install("pytest<9.2", *(bound.replace(">=", "==") for bound in bounds if ">=" in bound))
+    run_tests(session, coverage=False)
+
+
+def run_tests(session: nox.Session, *, coverage: bool) -> None:
+    """Runs pytest, under coverage with its lower bound or without."""
+    # Keeps the tree, the working directory, from being imported instead of what is installed.
+    env = {"PYTHONSAFEPATH": "1"}
+    if not coverage:
+        session.run("python", "-m", "pytest", *session.posargs, env=env)
+        return
+    env["COVERAGE_FILE"] = str(session.cache_dir.resolve() / "coverage")
+    session.run("coverage", "erase", env=env)
+    session.run("coverage", "run", "-m", "pytest", env=env)
+    session.run("coverage", "combine", "--quiet", env=env)
+    session.run("coverage", "report", env=env)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Ruff: rules and format."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
+    session.run("ruff", "check", *session.posargs)
+    session.run("ruff", "format", "--check")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Types: mypy on everything, pyright on the package, and that its whole public surface is typed."""
+    install(session, "typing")
+    session.run("mypy")
+    # A test looks at one attribute again and again while it changes; mypy takes the first look to hold on.
+    session.run("mypy", "--no-warn-unreachable", "--disable-error-code=comparison-overlap", "tests")
+    session.run("pyright")
+    session.run("pyright", "--verifytypes", "cortecs_async", "--ignoreexternal")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The benchmarks; arguments go to them."""
+    install(session)
+    session.run("python", "benchmarks/run.py", *session.posargs)

@@ -1,0 +1,103 @@
+"""Virtual time on asyncio: an event loop whose clock is a number.
+
+When nothing is ready, the loop's selector moves the clock to the next timer instead of waiting for it, so an
+hour of polling takes no time and every run sees the same times. trio brings the same with
+`trio.testing.MockClock(autojump_threshold=0)`; `conftest.py` gives one or the other to every async test.
+
+What runs outside the loop does not stop the clock, here as with trio: while a worker thread of anyio's, a
+subprocess or a remote peer works, the clock jumps to the next timer. Tests with those carry the mark
+`sockets` and get real time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor
+from typing import Any, TypeVar, TypeVarTuple
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+DEADLOCK_AFTER = 5.0
+"""Real seconds that a loop without timers waits for something outside it, before it is called a deadlock."""
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """A selector event loop on virtual time, for anyio's backend option `loop_factory`.
+
+    Args:
+        deadlock_after: Real seconds to wait for sockets, threads and signals when no timer is set.
+    """
+
+    def __init__(self, *, deadlock_after: float = DEADLOCK_AFTER) -> None:
+        # Set first: the base class may ask for the time while it is built.
+        self._virtual_selector = _VirtualTimeSelector(deadlock_after)
+        super().__init__(self._virtual_selector)
+
+    def time(self) -> float:
+        """Virtual seconds since the loop was made."""
+        return self._virtual_selector.now
+
+    def run_in_executor(
+        self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts
+    ) -> asyncio.Future[T]:
+        # asyncio looks up addresses in a thread. No timer may overtake that, or connecting would time out.
+        future = super().run_in_executor(executor, func, *args)
+        self._virtual_selector.threads += 1
+        future.add_done_callback(self._virtual_selector.thread_done)
+        return future
+
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        # Python 3.12 allows the threads five minutes to end, which are over at once here.
+        await super().shutdown_default_executor()
+
+
+class _VirtualTimeSelector(selectors.BaseSelector):
+    """Real readiness, virtual waiting: asyncio waits nowhere but in its selector."""
+
+    def __init__(self, deadlock_after: float) -> None:
+        self.now = 0.0
+        self.threads = 0
+        self._deadlock_after = deadlock_after
+        self._real = selectors.DefaultSelector()
+
+    def thread_done(self, _: object) -> None:
+        self.threads -= 1
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        # What is ready now comes before any jump, so a local answer is never overtaken by its own time-out.
+        ready = self._real.select(0)
+        if ready or timeout == 0:
+            return ready
+        if timeout is None or self.threads:
+            return self._wait_for_the_outside()
+        # asyncio asks for `when - now`, so this lands on the timer itself.
+        self.now += max(0.0, timeout)
+        return []
+
+    def _wait_for_the_outside(self) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = self._real.select(self._deadlock_after)
+        if not ready:
+            raise RuntimeError(
+                f"deadlock in virtual time: at {self.now} s every task waits, for no timer or for one that "
+                f"a thread holds up, and no socket, thread or signal woke the loop in "
+                f"{self._deadlock_after} s of real time"
+            )
+        return ready
+
+    def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._real.register(fileobj, events, data)
+
+    def unregister(self, fileobj: Any) -> selectors.SelectorKey:
+        return self._real.unregister(fileobj)
+
+    def modify(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
+        return self._real.modify(fileobj, events, data)
+
+    def close(self) -> None:
+        self._real.close()
+
+    def get_map(self) -> Mapping[Any, selectors.SelectorKey]:
+        return self._real.get_map()

@@ -1,0 +1,86 @@
+"""What every test gets: an event loop on virtual time, on both backends, and a clean environment.
+
+Async tests need no mark (`anyio_mode = "auto"`). Each runs twice, on asyncio and on trio, with a fresh clock
+that jumps whenever every task waits. A test marked `sockets` gets the same two loops on real time. To run on
+one backend only, skip on `anyio_backend_name`, or override `anyio_backend` in the test's module.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+import trio.testing
+from _virtual_time import VirtualTimeLoop
+from hypothesis import HealthCheck, settings
+
+from cortecs_async import AsyncCortecs
+from cortecs_async.emulator import Emulator
+
+# `anyio_backend` has a test's scope, so that no test sees another's clock, and async hypothesis tests depend
+# on it: the health check would refuse them all. The price: whatever fixture such a test takes is shared by
+# its examples (on trio the clock too, which runs on).
+# A slow machine is no failure (deadline), and CI tries the same examples every time.
+settings.register_profile(
+    "cortecs_async",
+    deadline=None,
+    derandomize="CI" in os.environ,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+settings.load_profile("cortecs_async")
+
+# Variables that change what the client, the OpenAI client or the HTTP stack does.
+_AMBIENT_PREFIXES = ("CORTECS_", "OPENAI_", "SSL_CERT_")
+_AMBIENT_NAMES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSLKEYLOGFILE"})
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No credential, address or proxy of the machine reaches a test."""
+    for name in list(os.environ):
+        if name.upper().startswith(_AMBIENT_PREFIXES) or name.upper() in _AMBIENT_NAMES:
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
+    """The backend of an async test and its options: virtual time unless the test is marked `sockets`."""
+    if request.node.get_closest_marker("sockets"):
+        return request.param, {}
+    if request.param == "trio":
+        return request.param, {"clock": trio.testing.MockClock(autojump_threshold=0)}
+    return request.param, {"loop_factory": VirtualTimeLoop}
+
+
+EMULATOR_OPTIONS = frozenset(inspect.signature(Emulator).parameters)
+
+
+@pytest.fixture
+def world() -> Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]:
+    """`async with world() as (emu, client)`: an emulator on the clock of the test, and a client, in process.
+
+    Options that the emulator knows are its own, the rest are the client's.
+    """
+
+    @asynccontextmanager
+    async def opened(**options: Any) -> AsyncIterator[tuple[Emulator, AsyncCortecs]]:
+        theirs = {name: options.pop(name) for name in EMULATOR_OPTIONS & options.keys()}
+        emulator = Emulator(**{"clock": anyio.current_time, **theirs})
+        defaults = {
+            "client_id": emulator.client_id,
+            "client_secret": emulator.client_secret,
+            "api_base_url": emulator.api_base_url,
+        }
+        async with (
+            httpx.AsyncClient(transport=emulator.transport()) as http,
+            AsyncCortecs(**{**defaults, "http_client": http, **options}) as client,
+        ):
+            yield emulator, client
+
+    return opened
