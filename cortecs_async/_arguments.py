@@ -1,0 +1,131 @@
+"""Checks of arguments, made before any request is sent.
+
+Ids are data, never path. `DELETE /instances/delete-all` deletes every instance of the account, so an id
+that could reach another route than its own is refused here, whatever the HTTP stack would make of it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from ._domain import InstanceArgs, to_model_id
+from ._errors import InvalidArgumentError
+
+MAX_WORKERS = 8
+BILLING_INTERVALS = ("per_minute", "per_hour")
+
+# The words that follow /instances/ in the published API.
+_ROUTES = frozenset({"start", "restart", "stop", "stop-all", "delete-all"})
+
+# RFC 3986's unreserved characters and the colon: what a path segment carries as it is, so that nothing
+# between here and the service (a proxy that decodes %2F, a router that trims) can read it as more.
+_SEGMENT = re.compile(r"[A-Za-z0-9._~:-]+")
+
+
+def check_instance_id(instance_id: str) -> str:
+    """The id, as it may stand in a path.
+
+    Raises:
+        InvalidArgumentError: when it is not a string, is empty, has other than letters, digits
+            and `._~:-`, or is the name of another route (such as `delete-all`).
+    """
+    _check_segment("instance_id", instance_id)
+    if instance_id.casefold() in _ROUTES:
+        raise InvalidArgumentError(
+            f"instance_id {instance_id!r} is the name of another request, not the id of an instance"
+        )
+    return str.__str__(instance_id)  # a member of a `str` enum would stand in a path under its name
+
+
+def check_named_id(instance_id: str) -> str:
+    """The id, as it may stand in a body: there it reaches no route, so any text will do.
+
+    An instance with an odd id can then still be stopped, if not deleted.
+
+    Raises:
+        InvalidArgumentError: when it is not a string, is empty, or has lone surrogates.
+    """
+    _check_text("instance_id", instance_id)
+    if any("\ud800" <= character <= "\udfff" for character in instance_id):
+        raise InvalidArgumentError(f"instance_id {instance_id[:80]!r} is not valid Unicode text")
+    return instance_id
+
+
+def check_model_id(model_id: str) -> str:
+    """The model in the service's spelling; `a/b` and `a--b` are both taken.
+
+    Raises:
+        InvalidArgumentError: when it is not a string, is empty, or has characters that no model id has.
+    """
+    _check_text("model_id", model_id)
+    for part in model_id.split("/", 1):
+        _check_segment("model_id", part)
+    return to_model_id(model_id)
+
+
+def _check_text(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise InvalidArgumentError(f"{name} must be a string, not {type(value).__name__}")
+    if not value.strip():
+        raise InvalidArgumentError(f"{name} is empty")
+
+
+def _check_segment(name: str, value: str) -> None:
+    _check_text(name, value)
+    if not _SEGMENT.fullmatch(value) or set(value) == {"."} or ".." in value:
+        raise InvalidArgumentError(
+            f"{name} {value[:80]!r} is not an id: letters, digits and ._~:- are allowed"
+        )
+
+
+def check_start(
+    model_id: str,
+    hardware_type_id: str | None,
+    *,
+    context_length: int | None,
+    num_workers: int,
+    billing_interval: str,
+) -> InstanceArgs:
+    """The arguments of a start, checked against what the published reference allows.
+
+    Raises:
+        InvalidArgumentError: for anything that the service would refuse on sight.
+    """
+    if hardware_type_id is not None:
+        _check_segment("hardware_type_id", hardware_type_id)
+    if context_length is not None:
+        _check_whole("context_length", context_length)
+        if context_length < 1:
+            raise InvalidArgumentError(f"context_length must be at least 1 token, not {context_length}")
+    _check_whole("num_workers", num_workers)
+    if not 1 <= num_workers <= MAX_WORKERS:
+        raise InvalidArgumentError(f"num_workers must be 1 to {MAX_WORKERS}, not {num_workers}")
+    if billing_interval not in BILLING_INTERVALS:
+        raise InvalidArgumentError(
+            f"billing_interval must be one of {', '.join(BILLING_INTERVALS)}, not {billing_interval!r}"
+        )
+    return InstanceArgs(
+        model_id=check_model_id(model_id),
+        hardware_type_id=hardware_type_id,
+        billing_interval=billing_interval,
+        context_length=context_length,
+        num_workers=num_workers,
+    )
+
+
+def _check_whole(name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InvalidArgumentError(f"{name} must be a whole number, not {value!r}")
+
+
+def check_seconds(name: str, value: float | None, *, optional: bool = False) -> None:
+    """Takes a positive number of seconds, or None where that is allowed.
+
+    Raises:
+        InvalidArgumentError: for anything else.
+    """
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value <= 0:
+        raise InvalidArgumentError(f"{name} must be a positive number of seconds, not {value!r}")

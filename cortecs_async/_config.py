@@ -1,0 +1,260 @@
+"""Settings: frozen, checked when made, and the one place where precedence is decided."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import attrs
+from attrs import evolve, field, frozen
+
+from ._errors import ConfigurationError
+
+_OWN_HEADERS = frozenset({"authorization", "content-length", "content-type", "host", "transfer-encoding"})
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
+
+DEFAULT_API_BASE_URL = "https://cortecs.ai/api/v1"
+
+
+class Secret:
+    """A string that never shows itself: not in repr, str, logs, pickles or the locals of a traceback."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The string itself, for the moment in which it goes onto the wire."""
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a Secret is not pickled")
+
+
+def _to_secret(value: str | Secret) -> Secret:
+    return value if isinstance(value, Secret) else Secret(value)
+
+
+@frozen(kw_only=True)
+class Credentials:
+    """Client credentials of the provisioning API, from the account's page on cortecs.ai.
+
+    Attributes:
+        client_id: The id.
+        client_secret: The secret; a plain string is wrapped at once.
+    """
+
+    client_id: str
+    client_secret: Secret = field(converter=_to_secret)
+
+
+CredentialProvider = Callable[[], Awaitable[Credentials]]
+"""An async function that is asked for credentials whenever a new access token is needed."""
+
+
+def _at_least(minimum: float) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ConfigurationError(f"{type(instance).__name__}.{attribute.name} must be a number")
+        if math.isnan(value) or value < minimum:
+            raise ConfigurationError(
+                f"{type(instance).__name__}.{attribute.name} must be at least {minimum}, not {value}"
+            )
+
+    return check
+
+
+@frozen(kw_only=True)
+class RetryPolicy:
+    """How often and how long a request is repeated. Which may be repeated at all is not negotiable.
+
+    Attributes:
+        max_retries: Repetitions after the first attempt; 0 turns them off.
+        initial_backoff: Upper end of the first random wait, in seconds; doubles with every attempt.
+        max_backoff: Upper end that the doubling stops at, in seconds.
+        max_retry_after: A longer Retry-After, in seconds, is not waited for: the error is raised.
+        total_timeout: Seconds for one call with all its attempts and waits.
+    """
+
+    max_retries: int = field(default=5, validator=_at_least(0))
+    initial_backoff: float = field(default=0.5, validator=_at_least(0))
+    max_backoff: float = field(default=8.0, validator=_at_least(0))
+    max_retry_after: float = field(default=120.0, validator=_at_least(0))
+    total_timeout: float = field(default=180.0, validator=_at_least(0))
+
+
+@frozen(kw_only=True)
+class PollPolicy:
+    """How fast the service is asked for changes: it has no push, so a status stream is polling.
+
+    The pause between two looks is `growth` of the time waited so far, within the two limits. So a change
+    is seen at most max(`min_interval`, `growth` of the wait) late, and never later than `max_interval`
+    (plus the time of the answer).
+
+    Attributes:
+        min_interval: Shortest pause in seconds.
+        max_interval: Longest pause in seconds. The vendor's own client always waits 5 s.
+        growth: Share of the time waited so far.
+        settle: For so many seconds after a start, a reading that says the new instance is stopped or
+            missing is not believed yet.
+        max_outage: Seconds of nothing but failures after which a wait gives up with the last of them.
+        stall_timeout: Seconds without any change after which a start is given up; None: only its deadline.
+    """
+
+    min_interval: float = field(default=0.5, validator=_at_least(0.01))
+    max_interval: float = field(default=5.0, validator=_at_least(0.01))
+    growth: float = field(default=0.1, validator=_at_least(0))
+    settle: float = field(default=10.0, validator=_at_least(0))
+    max_outage: float = field(default=600.0, validator=_at_least(0))
+    stall_timeout: float | None = field(default=None, validator=attrs.validators.optional(_at_least(0.01)))
+
+
+@frozen(kw_only=True)
+class Settings:
+    """Everything a client was told, resolved."""
+
+    api_base_url: str
+    credential_provider: CredentialProvider = field(repr=False)
+    timeout: float = field(validator=_at_least(0.001))
+    retry: RetryPolicy
+    poll: PollPolicy
+    headers: Mapping[str, str] = field(repr=False)
+
+    @property
+    def is_loopback(self) -> bool:
+        """True when the API base URL points at this machine."""
+        return is_loopback_host(urlsplit(self.api_base_url).hostname or "")
+
+
+def resolve_settings(
+    *,
+    client_id: str | None,
+    client_secret: Secret | None,
+    credential_provider: CredentialProvider | None,
+    api_base_url: str | None,
+    timeout: float,
+    max_retries: int | None,
+    retry_policy: RetryPolicy | None,
+    poll_policy: PollPolicy | None,
+    default_headers: Mapping[str, str] | None,
+    allow_insecure_http: bool,
+    environ: Mapping[str, str],
+) -> Settings:
+    """Explicit argument, then environment, then default.
+
+    Raises:
+        ConfigurationError: for a base URL that is not one or not safe, contradictory credentials, or a
+            header that would replace what the client sets itself.
+    """
+    variables = {name: environ.get(f"CORTECS_{name}", "").strip() for name in ("CLIENT_ID", "API_BASE_URL")}
+    secret_variable = Secret(environ.get("CORTECS_CLIENT_SECRET", "").strip())
+    del environ  # a traceback that shows locals would show the secret, and everything else in it
+    if credential_provider is not None and (client_id or client_secret):
+        raise ConfigurationError("give either credential_provider or client_id and client_secret, not both")
+    if credential_provider is None:
+        credential_provider = _static_provider(
+            client_id or variables["CLIENT_ID"],
+            client_secret or secret_variable,
+        )
+    retry = retry_policy or RetryPolicy()
+    if max_retries is not None:
+        retry = evolve(retry, max_retries=max_retries)
+    return Settings(
+        api_base_url=check_api_base_url(
+            api_base_url or variables["API_BASE_URL"] or DEFAULT_API_BASE_URL,
+            allow_insecure_http=allow_insecure_http,
+        ),
+        credential_provider=credential_provider,
+        timeout=timeout,
+        retry=retry,
+        poll=poll_policy or PollPolicy(),
+        headers=_check_headers(default_headers or {}),
+    )
+
+
+def _static_provider(client_id: str, client_secret: Secret) -> CredentialProvider:
+    missing = [
+        name for name, value in (("client_id", client_id), ("client_secret", client_secret)) if not value
+    ]
+
+    async def provide() -> Credentials:
+        # Raised on first use: the lists of models and hardware types need no credentials.
+        if missing:
+            raise ConfigurationError(
+                f"no {' and no '.join(missing)}: pass client_id= and client_secret= to AsyncCortecs, "
+                "or set CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET"
+            )
+        return Credentials(client_id=client_id, client_secret=client_secret)
+
+    return provide
+
+
+def check_api_base_url(url: str, *, allow_insecure_http: bool) -> str:
+    """The URL without a trailing slash.
+
+    Raises:
+        ConfigurationError: when it is no absolute http(s) URL, carries credentials, a query or a fragment,
+            or is plain http to another machine without `allow_insecure_http`.
+    """
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        _ = parts.port  # a bad port shows itself only here
+    except ValueError:
+        # Neither the URL nor what Python says of it: both may show a password.
+        raise ConfigurationError("api_base_url is not a URL: check its host and port") from None
+    if "@" in url:
+        # Anywhere: `user:password@host`, without its scheme, has no user name as far as the parser sees.
+        raise ConfigurationError("api_base_url must not carry a user name or password")
+    if parts.scheme not in {"http", "https"} or not host:
+        raise ConfigurationError(f"api_base_url must be an absolute http(s) URL, not {url!r}")
+    if parts.query or parts.fragment:
+        raise ConfigurationError("api_base_url must have no query and no fragment")
+    if parts.scheme == "http" and not is_loopback_host(host) and not allow_insecure_http:
+        raise ConfigurationError(
+            f"api_base_url {url!r} is plain http: the credentials would travel unencrypted. "
+            "Use https, or pass allow_insecure_http=True if you must."
+        )
+    return url.rstrip("/")
+
+
+def is_loopback_host(host: str) -> bool:
+    """True for localhost, 127.0.0.0/8 and ::1."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _check_headers(headers: Mapping[Any, Any]) -> Mapping[str, str]:
+    for name, value in headers.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise ConfigurationError("default_headers must be a mapping from strings to strings")
+        if not _HEADER_NAME.fullmatch(name):
+            raise ConfigurationError(f"default_headers: {name!r} is not the name of a header")
+        if name.lower() in _OWN_HEADERS:
+            raise ConfigurationError(f"default_headers must not set {name}: the client sets it itself")
+        if not (value.isascii() and value.replace("\t", " ").isprintable()):
+            raise ConfigurationError(
+                f"default_headers: the value of {name!r} must be printable ASCII on one line"
+            )
+    return dict(headers)

@@ -1,0 +1,277 @@
+"""Arguments are checked before any request, and ids are data."""
+
+from __future__ import annotations
+
+import enum
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from cortecs_async import InvalidArgumentError
+from cortecs_async._arguments import (
+    check_instance_id,
+    check_model_id,
+    check_named_id,
+    check_seconds,
+    check_start,
+)
+from cortecs_async._domain import InstanceArgs, to_hf_name, to_model_id
+
+# Surrogates too, which `st.text()` leaves out.
+ANY_TEXT = st.text(st.characters(), max_size=30)
+
+# What could reach another route, end the path, or be undone by something on the way.
+HOSTILE_IDS = [
+    "",
+    " ",
+    "\t",
+    "\n",
+    ".",
+    "..",
+    "...",
+    "delete-all",
+    "DELETE-ALL",
+    "Delete-All",
+    "stop-all",
+    "start",
+    "stop",
+    "restart",
+    "STOP",
+    "../stop-all",
+    "..%2fstop-all",
+    "%2e%2e/stop-all",
+    "%64elete-all",
+    "delete%2Dall",
+    "delete-all/",
+    "/delete-all",
+    "./delete-all",
+    "x/../delete-all",
+    "delete-all?force_deletion=true",
+    "delete-all#",
+    "delete-all;",
+    "delete-all ",
+    " delete-all",
+    "delete-all\n",
+    "delete-all\r\n",
+    "delete-all\0",
+    "\0delete-all",
+    "delete-all\u200b",
+    "delete\u2010all",
+    "\uff44elete-all",
+    "\u017ftop-all",
+    "\u017ftart",
+    "a/b",
+    "a\\b",
+    "a?b",
+    "a#b",
+    "a%b",
+    "a%2Fb",
+    "a b",
+    "a\nb",
+    "a\0b",
+    "a..b",
+    "ä",
+    "İnstance",
+    "\ud800",
+    "http://evil.test/",
+    "//evil.test",
+    "@evil.test",
+]
+FRIENDLY_IDS = [
+    "instance-12345",
+    "a",
+    "0",
+    "a_b",
+    "a.b",
+    "a~b",
+    "a:b",
+    "-",
+    "stop-all-2",
+    "starting",
+    "A" * 200,
+]
+NO_STRINGS: list[Any] = [None, 0, 1.5, True, b"instance-1", ["instance-1"], object()]
+
+
+class TestInstanceId:
+    @pytest.mark.parametrize("instance_id", HOSTILE_IDS, ids=ascii)
+    def test_what_could_mean_something_else_is_refused(self, instance_id: str) -> None:
+        with pytest.raises(InvalidArgumentError, match="instance_id"):
+            check_instance_id(instance_id)
+
+    @pytest.mark.parametrize("instance_id", FRIENDLY_IDS)
+    def test_an_id_is_kept_as_it_is(self, instance_id: str) -> None:
+        assert check_instance_id(instance_id) == instance_id
+
+    @pytest.mark.parametrize("instance_id", NO_STRINGS, ids=lambda value: type(value).__name__)
+    def test_what_is_no_string(self, instance_id: Any) -> None:
+        for check in (check_instance_id, check_named_id):
+            with pytest.raises(InvalidArgumentError, match="instance_id must be a string"):
+                check(instance_id)
+
+    @given(ANY_TEXT)
+    @example("delete-all")
+    @settings(max_examples=300, derandomize=True)
+    def test_what_passes_is_one_plain_segment_and_no_route(self, text: str) -> None:
+        try:
+            passed = check_instance_id(text)
+        except InvalidArgumentError:
+            return
+        assert passed == text
+        assert passed.isascii()
+        assert not set(passed) & set("/?#%\\@;&= \t\r\n\0")
+        assert passed.strip(".")
+        assert passed.lower() not in {"start", "stop", "restart", "stop-all", "delete-all"}
+
+    def test_a_member_of_a_str_enum_is_its_value(self) -> None:
+        class Known(str, enum.Enum):  # noqa: UP042  (not StrEnum: that one formats as its value)
+            MINE = "instance-1"
+
+        assert f"/{check_instance_id(Known.MINE)}" == "/instance-1"
+
+    def test_a_refusal_shows_an_endless_id_in_part(self) -> None:
+        with pytest.raises(InvalidArgumentError) as caught:
+            check_instance_id("/" * 1_000_000)
+        assert len(str(caught.value)) < 300
+
+
+class TestNamedId:
+    @pytest.mark.parametrize("instance_id", ["", " ", "\n\t"])
+    def test_an_empty_one_is_refused(self, instance_id: str) -> None:
+        with pytest.raises(InvalidArgumentError, match="empty"):
+            check_named_id(instance_id)
+
+    @given(ANY_TEXT)
+    @example("\ud800")
+    @settings(max_examples=200, derandomize=True)
+    def test_what_passes_can_be_sent(self, text: str) -> None:
+        try:
+            passed = check_named_id(text)
+        except InvalidArgumentError:
+            assert not text.strip() or any("\ud800" <= each <= "\udfff" for each in text)
+            return
+        assert passed == text
+        passed.encode()
+
+
+class TestModelId:
+    @pytest.mark.parametrize(
+        ("model_id", "expected"),
+        [
+            ("meta-llama/Llama-3.1-8B-Instruct", "meta-llama--Llama-3.1-8B-Instruct"),
+            ("meta-llama--Llama-3.1-8B-Instruct", "meta-llama--Llama-3.1-8B-Instruct"),
+            ("gpt2", "gpt2"),
+        ],
+    )
+    def test_both_spellings_are_taken(self, model_id: str, expected: str) -> None:
+        assert check_model_id(model_id) == expected
+
+    @pytest.mark.parametrize(
+        "model_id",
+        [
+            "",
+            " ",
+            "/",
+            "a/",
+            "/a",
+            "a/b/c",
+            "a//b",
+            "../x",
+            "a/..",
+            ".",
+            "..",
+            "a/.",
+            "a b",
+            "a?b",
+            "a%2fb",
+            "ä",
+        ],
+    )
+    def test_what_is_no_model(self, model_id: str) -> None:
+        with pytest.raises(InvalidArgumentError, match="model_id"):
+            check_model_id(model_id)
+
+    @pytest.mark.parametrize("model_id", NO_STRINGS, ids=lambda value: type(value).__name__)
+    def test_what_is_no_string(self, model_id: Any) -> None:
+        with pytest.raises(InvalidArgumentError, match="model_id must be a string"):
+            check_model_id(model_id)
+
+    @given(st.from_regex(r"[A-Za-z0-9._]{1,12}/[A-Za-z0-9._]{1,12}", fullmatch=True))
+    @settings(max_examples=100, derandomize=True)
+    def test_the_two_spellings_are_one_model(self, hf_name: str) -> None:
+        assert to_hf_name(to_model_id(hf_name)) == hf_name
+        assert "/" not in to_model_id(hf_name)
+
+
+class TestStart:
+    def test_good_arguments(self) -> None:
+        assert check_start(
+            "a/b", "NVIDIA_H100_1", context_length=8192, num_workers=8, billing_interval="per_hour"
+        ) == InstanceArgs(
+            model_id="a--b",
+            hardware_type_id="NVIDIA_H100_1",
+            context_length=8192,
+            num_workers=8,
+            billing_interval="per_hour",
+        )
+        assert check_start(
+            "a/b", None, context_length=None, num_workers=1, billing_interval="per_minute"
+        ) == InstanceArgs(model_id="a--b", billing_interval="per_minute")
+
+    @pytest.mark.parametrize(
+        ("bad", "said"),
+        [
+            ({"model_id": ""}, "model_id is empty"),
+            ({"hardware_type_id": ""}, "hardware_type_id is empty"),
+            ({"hardware_type_id": 5}, "hardware_type_id must be a string"),
+            ({"hardware_type_id": "a/b"}, "hardware_type_id 'a/b'"),
+            ({"num_workers": 0}, "1 to 8, not 0"),
+            ({"num_workers": 9}, "1 to 8, not 9"),
+            ({"num_workers": -1}, "1 to 8, not -1"),
+            ({"num_workers": 1.0}, "whole number, not 1.0"),
+            ({"num_workers": True}, "whole number, not True"),
+            ({"num_workers": "1"}, "whole number, not '1'"),
+            ({"num_workers": None}, "whole number, not None"),
+            ({"context_length": 0}, "at least 1 token, not 0"),
+            ({"context_length": -8192}, "at least 1 token, not -8192"),
+            ({"context_length": 8192.0}, "whole number"),
+            ({"context_length": float("nan")}, "whole number"),
+            ({"context_length": "8192"}, "whole number"),
+            ({"billing_interval": "hourly"}, "per_minute, per_hour, not 'hourly'"),
+            ({"billing_interval": "PER_MINUTE"}, "not 'PER_MINUTE'"),
+            ({"billing_interval": None}, "not None"),
+            ({"billing_interval": ["per_hour"]}, "billing_interval"),
+        ],
+    )
+    def test_a_refusal_says_what_is_allowed(self, bad: dict[str, Any], said: str) -> None:
+        arguments: dict[str, Any] = {
+            "model_id": "a/b",
+            "hardware_type_id": None,
+            "context_length": None,
+            "num_workers": 1,
+            "billing_interval": "per_minute",
+            **bad,
+        }
+        with pytest.raises(InvalidArgumentError, match=said) as caught:
+            check_start(arguments.pop("model_id"), arguments.pop("hardware_type_id"), **arguments)
+        assert next(iter(bad)) in str(caught.value)
+        assert isinstance(caught.value, ValueError)
+
+
+class TestSeconds:
+    @pytest.mark.parametrize("value", [1, 0.001, 1e9, float("inf")])
+    def test_good(self, value: float) -> None:
+        check_seconds("timeout", value)
+
+    @pytest.mark.parametrize("value", [0, -1, float("nan"), float("-inf"), True, "5", [5]])
+    @pytest.mark.parametrize("optional", [False, True])
+    def test_bad(self, *, value: Any, optional: bool) -> None:
+        with pytest.raises(InvalidArgumentError, match="start_timeout"):
+            check_seconds("start_timeout", value, optional=optional)
+
+    def test_none_only_where_it_means_something(self) -> None:
+        check_seconds("timeout", None, optional=True)
+        with pytest.raises(InvalidArgumentError, match="timeout"):
+            check_seconds("timeout", None)

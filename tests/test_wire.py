@@ -1,0 +1,705 @@
+"""JSON to domain and back: the documented payloads, what is read liberally, and what is refused."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cortecs_async._domain import (
+    AffectedInstances,
+    Balance,
+    HardwareConfig,
+    InitProgress,
+    Instance,
+    InstanceArgs,
+    InstanceStatus,
+    ModelPreview,
+    Progress,
+    WorkerStatus,
+)
+from cortecs_async._wire import (
+    ShapeError,
+    decode_affected,
+    decode_balance,
+    decode_hardware_types,
+    decode_instance,
+    decode_instances,
+    decode_model,
+    decode_models,
+    encode,
+    encode_start,
+)
+
+# The payloads of the published reference (docs.cortecs.ai, API, Instances), letter by letter.
+LISTED = """
+{
+  "instances": [
+    {
+      "instance_id": "instance-12345",
+      "base_url": "https://abcd-123456.eu/v1",
+      "instance_args": {
+        "model_id": "meta-llama--Meta-Llama-3.1-8B-Instruct",
+        "hardware_type_id": "NVIDIA_H100_1",
+        "context_length": 8192,
+        "billing_interval": "per_minute"
+      },
+      "instance_status": {
+        "started_at": "2024-08-07T08:53:13Z",
+        "stopped_at": null,
+        "status": "running"
+      },
+      "worker_statuses": [
+        {
+          "init_progress": {
+            "current_step": 5,
+            "num_steps": 5,
+            "description": "Running"
+          }
+        }
+      ]
+    }
+  ]
+}
+"""
+GOT = """
+{
+  "instance": {
+    "instance_id": "instance-12345",
+    "base_url": "https://abcd-123456.eu/v1",
+    "instance_args": {
+      "model_id": "meta-llama--Meta-Llama-3.1-8B-Instruct",
+      "hardware_type_id": "NVIDIA_H100_1",
+      "context_length": 8192,
+      "billing_interval": "per_minute"
+    },
+    "instance_status": {
+      "started_at": "2024-08-07T08:53:13Z",
+      "stopped_at": null,
+      "status": "running"
+    },
+    "worker_statuses": [
+      {
+        "init_progress": {
+          "current_step": 5,
+          "num_steps": 5,
+          "description": "Running"
+        }
+      }
+    ]
+  }
+}
+"""
+STARTED = GOT.replace("{", '{\n  "message": "Instance is starting.",', 1)
+STOPPED = GOT.replace("{", '{\n  "message": "Instance stopped successfully",', 1)
+ALL_STOPPED = """
+{
+  "message": "All instances stopped successfully.",
+  "instance_ids": [
+    "instance-12345",
+    "instance-67890"
+  ]
+}
+"""
+ALL_DELETED = ALL_STOPPED.replace("stopped", "deleted")
+START_BODY = """
+{
+  "model_id": "meta-llama--Meta-Llama-3.1-8B-Instruct",
+  "hardware_type_id": "NVIDIA_H100_1",
+  "billing_interval": "per_minute",
+  "context_length": 8192,
+  "num_workers": 1
+}
+"""
+
+DOCUMENTED = Instance(
+    instance_id="instance-12345",
+    base_url="https://abcd-123456.eu/v1",
+    instance_args=InstanceArgs(
+        model_id="meta-llama--Meta-Llama-3.1-8B-Instruct",
+        hardware_type_id="NVIDIA_H100_1",
+        context_length=8192,
+        billing_interval="per_minute",
+        num_workers=1,
+    ),
+    instance_status=InstanceStatus(
+        status="running", started_at=datetime(2024, 8, 7, 8, 53, 13, tzinfo=UTC), stopped_at=None
+    ),
+    worker_statuses=(
+        WorkerStatus(init_progress=InitProgress(current_step=5, num_steps=5, description="Running")),
+    ),
+)
+
+
+class TestDocumentedPayloads:
+    @pytest.mark.parametrize("payload", [GOT, STARTED, STOPPED], ids=["get", "start", "stop"])
+    def test_one_instance(self, payload: str) -> None:
+        data = json.loads(payload)
+        instance = decode_instance(data)
+        assert instance == DOCUMENTED
+        assert encode(instance) == data["instance"]
+
+    def test_the_list(self) -> None:
+        data = json.loads(LISTED)
+        instances = decode_instances(data)
+        assert instances == (DOCUMENTED,)
+        assert [encode(each) for each in instances] == data["instances"]
+
+    @pytest.mark.parametrize("payload", [ALL_STOPPED, ALL_DELETED], ids=["stop-all", "delete-all"])
+    def test_all_at_once(self, payload: str) -> None:
+        data = json.loads(payload)
+        affected = decode_affected(data)
+        assert affected.instance_ids == ("instance-12345", "instance-67890")
+        assert json.loads(json.dumps(encode(affected))) == data
+
+    def test_the_body_of_a_start(self) -> None:
+        data = json.loads(START_BODY)
+        assert encode_start(InstanceArgs(**data)) == data
+
+    def test_a_start_with_nothing_but_a_model_leaves_the_rest_to_the_service(self) -> None:
+        assert encode_start(InstanceArgs(model_id="a--b")) == {"model_id": "a--b", "num_workers": 1}
+
+    def test_what_is_encoded_is_json(self) -> None:
+        assert json.loads(json.dumps(encode(DOCUMENTED))) == encode(DOCUMENTED)
+
+    def test_the_balance(self) -> None:
+        assert decode_balance({"current_balance": 1234.56, "currency": "EUR"}) == Balance(
+            current_balance=1234.56, currency="EUR"
+        )
+
+    def test_the_models(self) -> None:
+        (preview,) = decode_models(
+            {
+                "models": [
+                    {
+                        "model_id": "a--b",
+                        "hf_name": "a/b",
+                        "instant_provisioned": True,
+                        "creator": {"name": "a"},
+                        "description": "words",
+                        "screen_name": "B",
+                        "size": 8,
+                        "hardware_info": {"hardware_configs": ["NVIDIA_H100_1", "NVIDIA_L40S_2"]},
+                    }
+                ]
+            }
+        )
+        assert preview == ModelPreview(
+            model_id="a--b",
+            hf_name="a/b",
+            instant_provisioned=True,
+            creator={"name": "a"},
+            description="words",
+            screen_name="B",
+            size=8.0,
+            hardware_configs=("NVIDIA_H100_1", "NVIDIA_L40S_2"),
+        )
+
+    def test_a_model(self) -> None:
+        model = decode_model(
+            {
+                "model": {
+                    "model_id": "a--b",
+                    "hf_name": "a/b",
+                    "recommended_config": "NVIDIA_H100_1",
+                    "hardware_configs": {
+                        "NVIDIA_H100_1": {
+                            "hardware_type_id": "NVIDIA_H100_1",
+                            "params": {"--max-model-len": 131072, "--other": None},
+                            "requirements": {"x": [1]},
+                        },
+                        "NVIDIA_L40S_2": {},
+                    },
+                }
+            }
+        )
+        assert model.recommended_config == "NVIDIA_H100_1"
+        assert model.hardware_configs["NVIDIA_H100_1"].max_context_length == 131072
+        assert model.hardware_configs["NVIDIA_H100_1"].requirements == {"x": [1]}
+        assert model.hardware_configs["NVIDIA_L40S_2"] == HardwareConfig()
+        assert model.hardware_configs["NVIDIA_L40S_2"].max_context_length is None
+
+    def test_hardware_types(self) -> None:
+        data = {
+            "hardware_types": [
+                {
+                    "hardware_type_id": "NVIDIA_L40S_2",
+                    "price_info": {"any": 1},
+                    "hardware_info": {"thing": []},
+                },
+                {"hardware_type_id": "X"},
+            ]
+        }
+        first, second = decode_hardware_types(data)
+        assert encode(first) == data["hardware_types"][0]
+        assert second.price_info == second.hardware_info == {}
+
+
+def changed(path: str, value: Any) -> dict[str, Any]:
+    """The documented instance with one thing changed; `...` takes it away."""
+    data: dict[str, Any] = json.loads(GOT)
+    *way, last = path.split(".")
+    target = data["instance"]
+    for name in way:
+        target = target[int(name)] if name.isdigit() else target[name]
+    if value is ...:
+        del target[last]
+    else:
+        target[last] = value
+    return data
+
+
+class TestLiberalReading:
+    @pytest.mark.parametrize(
+        "path", ["extra", "instance_args.extra", "instance_status.extra", "worker_statuses.0.extra"]
+    )
+    def test_unknown_fields_are_ignored(self, path: str) -> None:
+        assert decode_instance(changed(path, {"deep": [1, None]})) == DOCUMENTED
+
+    @pytest.mark.parametrize("status", ["draining", "", "RUNNING", "späť", "error: no space left"])
+    def test_unknown_statuses_are_kept(self, status: str) -> None:
+        instance = decode_instance(changed("instance_status.status", status))
+        assert instance.status == status
+        assert not instance.is_usable
+        assert encode(instance)["instance_status"]["status"] == status
+
+    @pytest.mark.parametrize("value", [None, 1, 1.0])
+    def test_no_number_of_workers_is_one(self, value: Any) -> None:
+        assert decode_instance(json.loads(GOT)).instance_args.num_workers == 1
+        assert decode_instance(changed("instance_args.num_workers", value)) == DOCUMENTED
+
+    def test_more_workers_are_written_back(self) -> None:
+        data = changed("instance_args.num_workers", 2)
+        assert encode(decode_instance(data)) == data["instance"]
+
+    @pytest.mark.parametrize("value", [..., None, []], ids=["absent", "null", "empty"])
+    def test_no_workers(self, value: Any) -> None:
+        instance = decode_instance(changed("worker_statuses", value))
+        assert instance.worker_statuses == ()
+        progress = Progress(instance=instance, elapsed=1.0)
+        assert progress.workers == ()
+        assert progress.leading == InitProgress()
+
+    @pytest.mark.parametrize("value", [{}, {"init_progress": None}], ids=["absent", "null"])
+    def test_a_worker_without_progress(self, value: Any) -> None:
+        assert decode_instance(changed("worker_statuses", [value])).worker_statuses == (WorkerStatus(),)
+
+    @pytest.mark.parametrize("value", [..., None, ""], ids=["absent", "null", "empty"])
+    def test_a_running_instance_without_an_address_is_not_usable(self, value: Any) -> None:
+        instance = decode_instance(changed("base_url", value))
+        assert not instance.base_url
+        assert not instance.is_usable
+        assert DOCUMENTED.is_usable
+
+    @pytest.mark.parametrize("name", ["hardware_type_id", "billing_interval", "context_length"])
+    @pytest.mark.parametrize("value", [..., None], ids=["absent", "null"])
+    def test_optional_arguments(self, name: str, value: Any) -> None:
+        assert getattr(decode_instance(changed(f"instance_args.{name}", value)).instance_args, name) is None
+
+    @pytest.mark.parametrize("value", [8192.0, 8192])
+    def test_a_whole_number_may_be_written_as_a_float(self, value: float) -> None:
+        found = decode_instance(changed("instance_args.context_length", value)).instance_args.context_length
+        assert found == 8192
+        assert isinstance(found, int)
+
+    @pytest.mark.parametrize(
+        "data",
+        [None, {}, {"instance_ids": None}, {"instance_ids": []}, {"message": None}, {"other": 1}],
+        ids=json.dumps,
+    )
+    def test_nothing_was_affected(self, data: Any) -> None:
+        assert decode_affected(data) == AffectedInstances()
+
+    def test_progress_with_gaps(self) -> None:
+        data = changed("worker_statuses", [{"init_progress": {"current_step": 2}}, {"init_progress": {}}])
+        first, second = decode_instance(data).worker_statuses
+        assert first.init_progress == InitProgress(current_step=2)
+        assert second.init_progress == InitProgress()
+
+    def test_an_older_spelling_of_the_model_id_wins(self) -> None:
+        (preview,) = decode_models({"models": [{"model_id": "new--x", "model_name": "old--x"}]})
+        assert preview.model_id == "old--x"
+        (preview,) = decode_models(
+            {"models": [{"model_id": "new--x", "model_name": None, "hardware_info": None}]}
+        )
+        assert preview == ModelPreview(model_id="new--x")
+
+    @pytest.mark.parametrize("value", ["131072", None, [1]])
+    def test_an_odd_longest_context_is_unknown(self, value: Any) -> None:
+        assert HardwareConfig(params={"--max-model-len": value}).max_context_length is None
+
+
+class TestProgress:
+    @staticmethod
+    def progress(
+        *steps: tuple[int, int] | None, status: str = "pending", base_url: str | None = None
+    ) -> Progress:
+        workers = [
+            {"init_progress": each and {"current_step": each[0], "num_steps": each[1]}} for each in steps
+        ]
+        data = changed("worker_statuses", workers)
+        data["instance"].update(base_url=base_url)
+        data["instance"]["instance_status"]["status"] = status
+        return Progress(instance=decode_instance(data), elapsed=1.0)
+
+    @pytest.mark.parametrize(
+        ("steps", "expected"),
+        [
+            ([], 0.0),
+            ([None], 0.0),
+            ([(0, 0)], 0.0),
+            ([(3, 0)], 0.0),
+            ([(0, 5)], 0.0),
+            ([(-4, 5)], 0.0),
+            ([(1, 5)], 0.0),
+            ([(3, 5)], 0.4),
+            ([(5, 5)], 0.8),
+            ([(9, 5)], 1.0),
+            ([(1, 5), None, (4, 5)], 0.6),
+        ],
+        ids=repr,
+    )
+    def test_follows_the_worker_that_is_furthest(self, steps: list[Any], expected: float) -> None:
+        assert self.progress(*steps).fraction == pytest.approx(expected)
+
+    def test_is_complete_only_when_it_can_be_used(self) -> None:
+        assert self.progress((5, 5), status="running").fraction < 1
+        assert self.progress(status="running", base_url="https://x.test/v1").fraction == 1
+
+    def test_says_what_is_going_on(self) -> None:
+        assert self.progress(status="pending").description == "pending"
+        assert Progress(instance=DOCUMENTED, elapsed=0.0).description == "Running"
+
+    def test_the_name_for_the_inference_endpoint(self) -> None:
+        assert DOCUMENTED.instance_args.hf_name == "meta-llama/Meta-Llama-3.1-8B-Instruct"
+
+
+class TestTimes:
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("2024-08-07T08:53:13Z", datetime(2024, 8, 7, 8, 53, 13, tzinfo=UTC)),
+            ("2024-08-07T08:53:13", datetime(2024, 8, 7, 8, 53, 13, tzinfo=UTC)),
+            ("2024-08-07 08:53:13.5+00:00", datetime(2024, 8, 7, 8, 53, 13, 500_000, tzinfo=UTC)),
+            ("2024-08-07T10:53:13+02:00", datetime(2024, 8, 7, 8, 53, 13, tzinfo=UTC)),
+            ("2024-08-07", datetime(2024, 8, 7, tzinfo=UTC)),
+        ],
+    )
+    def test_moments_have_a_zone(self, text: str, expected: datetime) -> None:
+        moment = decode_instance(changed("instance_status.started_at", text)).instance_status.started_at
+        assert moment == expected
+        assert moment is not None
+        assert moment.tzinfo is not None
+
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            "",
+            "yesterday",
+            "2024-13-40T99:99:99Z",
+            "0000-00-00 00:00:00",
+            1723020793,
+            0,
+            False,
+            1.5,
+            [],
+            {},
+            "\ud800",
+        ],
+        ids=ascii,
+    )
+    @pytest.mark.parametrize("name", ["started_at", "stopped_at"])
+    def test_an_odd_one_does_not_make_its_instance_unreadable(self, name: str, odd: Any) -> None:
+        instance = decode_instance(changed(f"instance_status.{name}", odd))
+        assert getattr(instance.instance_status, name) is None
+        assert instance.instance_id == "instance-12345"
+
+    @given(
+        st.datetimes(
+            min_value=datetime(1, 1, 3),  # noqa: DTZ001
+            max_value=datetime(9999, 12, 29),  # noqa: DTZ001
+            timezones=st.integers(-86_399, 86_399).map(lambda seconds: timezone(timedelta(seconds=seconds))),
+        )
+    )
+    @settings(max_examples=200, derandomize=True)
+    def test_a_moment_survives_the_wire(self, moment: datetime) -> None:
+        status = encode(InstanceStatus(status="x", started_at=moment))
+        data = changed("instance_status", status)
+        assert decode_instance(data).instance_status.started_at == moment
+
+    def test_utc_is_written_as_z(self) -> None:
+        status = InstanceStatus(status="x", started_at=datetime(2024, 1, 1, tzinfo=UTC))
+        assert encode(status)["started_at"] == "2024-01-01T00:00:00Z"
+
+
+HUSH = "t0p-s3cret"
+
+
+class TestOtherShapes:
+    @pytest.mark.parametrize(
+        ("path", "value", "where"),
+        [
+            ("instance_id", None, "$.instance_id"),
+            ("instance_id", ..., "$.instance_id"),
+            ("instance_id", 12345, "$.instance_id"),
+            ("instance_id", [HUSH], "$.instance_id"),
+            ("base_url", 5, "$.base_url"),
+            ("base_url", {HUSH: HUSH}, "$.base_url"),
+            ("instance_args", None, "$.instance_args"),
+            ("instance_args", ..., "$.instance_args"),
+            ("instance_args", HUSH, "$.instance_args"),
+            ("instance_args", [], "$.instance_args"),
+            ("instance_args.model_id", None, "$.instance_args.model_id"),
+            ("instance_args.model_id", 1, "$.instance_args.model_id"),
+            ("instance_args.num_workers", HUSH, "$.instance_args.num_workers"),
+            ("instance_args.num_workers", True, "$.instance_args.num_workers"),
+            ("instance_args.num_workers", 1.5, "$.instance_args.num_workers"),
+            ("instance_args.context_length", float("nan"), "$.instance_args.context_length"),
+            ("instance_args.context_length", float("inf"), "$.instance_args.context_length"),
+            ("instance_args.context_length", HUSH, "$.instance_args.context_length"),
+            ("instance_status", None, "$.instance_status"),
+            ("instance_status", "running", "$.instance_status"),
+            ("instance_status.status", None, "$.instance_status.status"),
+            ("instance_status.status", ..., "$.instance_status.status"),
+            ("instance_status.status", 3, "$.instance_status.status"),
+        ],
+    )
+    def test_an_instance_of_another_shape_says_where_and_shows_nothing(
+        self, path: str, value: Any, where: str
+    ) -> None:
+        with pytest.raises(ShapeError) as caught:
+            decode_instance(changed(path, value))
+        assert where in str(caught.value)
+        assert HUSH not in str(caught.value)
+        assert caught.value.__cause__ is None
+        assert caught.value.__suppress_context__
+
+    @pytest.mark.parametrize("value", [HUSH, {}, "", 5, True], ids=repr)
+    def test_odd_progress_leaves_its_instance_readable(self, value: Any) -> None:
+        assert decode_instance(changed("worker_statuses", value)).worker_statuses == ()
+
+    @pytest.mark.parametrize(
+        "worker",
+        [
+            HUSH,
+            [],
+            {"init_progress": HUSH},
+            {"init_progress": {"current_step": HUSH, "num_steps": 5}},
+            {"init_progress": {"current_step": float("-inf")}},
+            {"init_progress": {"description": 7}},
+        ],
+        ids=repr,
+    )
+    def test_an_odd_worker_leaves_the_others_readable(self, worker: Any) -> None:
+        fine = {"init_progress": {"current_step": 2, "num_steps": 5, "description": "Loading"}}
+        data = changed("worker_statuses", [worker, fine])
+        expected = WorkerStatus(
+            init_progress=InitProgress(current_step=2, num_steps=5, description="Loading")
+        )
+        assert decode_instance(data).worker_statuses == (WorkerStatus(), expected)
+
+    @pytest.mark.parametrize(
+        "data", [None, [], "instance", 5, {}, {"instance": None}, {"instances": []}], ids=repr
+    )
+    def test_an_answer_without_an_instance(self, data: Any) -> None:
+        with pytest.raises(ShapeError, match="instance"):
+            decode_instance(data)
+
+    # Each of these reads as "there are no instances" to whoever only iterates.
+    @pytest.mark.parametrize("value", [None, {}, "", 0, False, {"instance-1": {}}, "abc", ()], ids=repr)
+    @pytest.mark.parametrize(
+        ("decode", "name"),
+        [
+            (decode_instances, "instances"),
+            (decode_models, "models"),
+            (decode_hardware_types, "hardware_types"),
+        ],
+        ids=lambda value: value if isinstance(value, str) else "",
+    )
+    def test_a_list_that_is_none(self, decode: Callable[[Any], Any], name: str, value: Any) -> None:
+        with pytest.raises(ShapeError):
+            decode({name: value})
+        assert decode({name: []}) == ()
+
+    @pytest.mark.parametrize("value", ["instance-1", {"instance-1": 1}, 5, [None], [1], [["a"]]], ids=repr)
+    def test_ids_that_are_none(self, value: Any) -> None:
+        with pytest.raises(ShapeError, match=r"\$\.instance_ids"):
+            decode_affected({"instance_ids": value})
+
+    @pytest.mark.parametrize("data", [[], "x", 5, True], ids=repr)
+    def test_what_was_affected_is_an_object(self, data: Any) -> None:
+        with pytest.raises(ShapeError):
+            decode_affected(data)
+
+    def test_one_instance_among_many(self) -> None:
+        data = json.loads(LISTED)
+        data["instances"] = [copy.deepcopy(data["instances"][0]) for _ in range(3)]
+        data["instances"][2]["instance_id"] = None
+        with pytest.raises(ShapeError, match=r"\[2\]\.instance_id"):
+            decode_instances(data)
+
+    @pytest.mark.parametrize(
+        "value",
+        [float("nan"), float("inf"), float("-inf"), "NaN", None, ..., True, [], HUSH, 10**400],
+        ids=repr,
+    )
+    def test_a_balance_is_a_number(self, value: Any) -> None:
+        data = {"current_balance": value, "currency": "EUR"}
+        if value is ...:
+            del data["current_balance"]
+        with pytest.raises(ShapeError, match=r"\$\.current_balance") as caught:
+            decode_balance(data)
+        assert HUSH not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("decode", "data"),
+        [
+            (decode_models, {"models": [{}]}),
+            (decode_models, {"models": [{"model_id": 5}]}),
+            (decode_models, {"models": ["a--b"]}),
+            (decode_models, {"models": [{"model_id": "a", "creator": "b"}]}),
+            (decode_models, {"models": [{"model_id": "a", "hardware_info": {"hardware_configs": "X"}}]}),
+            (decode_model, {"model": {}}),
+            (decode_model, {"model": {"model_id": "a", "hardware_configs": []}}),
+            (decode_model, {"model": {"model_id": "a", "hardware_configs": {"X": 5}}}),
+            (decode_model, {"model": {"model_id": "a", "hardware_configs": {"X": {"params": "none"}}}}),
+            (decode_hardware_types, {"hardware_types": [{"price_info": {}}]}),
+            (decode_hardware_types, {"hardware_types": [{"hardware_type_id": "X", "price_info": 5}]}),
+            (decode_balance, None),
+            (decode_balance, []),
+        ],
+        ids=repr,
+    )
+    def test_others(self, decode: Callable[[Any], Any], data: Any) -> None:
+        with pytest.raises(ShapeError):
+            decode(data)
+
+
+# --- hypothesis -----------------------------------------------------------------------------------
+
+TEXT = st.text(max_size=12)
+MOMENT = st.none() | st.datetimes(timezones=st.just(UTC))
+INSTANCES = st.builds(
+    Instance,
+    instance_id=TEXT,
+    base_url=st.none() | TEXT,
+    instance_args=st.builds(
+        InstanceArgs,
+        model_id=TEXT,
+        hardware_type_id=st.none() | TEXT,
+        billing_interval=st.none() | TEXT,
+        context_length=st.none() | st.integers(),
+        num_workers=st.integers(1, 8),
+    ),
+    instance_status=st.builds(InstanceStatus, status=TEXT, started_at=MOMENT, stopped_at=MOMENT),
+    worker_statuses=st.lists(
+        st.builds(
+            WorkerStatus,
+            init_progress=st.none()
+            | st.builds(InitProgress, current_step=st.integers(), num_steps=st.integers(), description=TEXT),
+        ),
+        max_size=3,
+    ).map(tuple),
+)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=5,
+)
+FIELDS = st.sampled_from(
+    [
+        "instance",
+        "instances",
+        "instance_id",
+        "base_url",
+        "instance_args",
+        "instance_status",
+        "worker_statuses",
+        "init_progress",
+        "current_step",
+        "status",
+        "started_at",
+        "model_id",
+        "models",
+        "model",
+        "hardware_types",
+        "hardware_type_id",
+        "hardware_configs",
+        "params",
+        "instance_ids",
+        "current_balance",
+        "currency",
+    ]
+)
+NEARLY = st.recursive(
+    JSON,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(FIELDS, inner, max_size=5),
+    max_leaves=6,
+)
+DECODERS: list[Callable[[Any], Any]] = [
+    decode_instance,
+    decode_instances,
+    decode_affected,
+    decode_models,
+    decode_model,
+    decode_hardware_types,
+    decode_balance,
+]
+
+
+@given(INSTANCES)
+@settings(max_examples=80, derandomize=True)
+def test_an_instance_survives_the_wire(instance: Instance) -> None:
+    sent = json.loads(json.dumps({"instance": encode(instance)}))
+    assert decode_instance(sent) == instance
+    assert decode_instances({"instances": [sent["instance"]] * 2}) == (instance, instance)
+
+
+@pytest.mark.parametrize("decode", DECODERS)
+@given(data=NEARLY)
+@settings(max_examples=60, derandomize=True)
+def test_no_json_raises_anything_but_a_shape_error(decode: Callable[[Any], Any], data: Any) -> None:
+    with contextlib.suppress(ShapeError):
+        decode(data)
+
+
+@given(
+    path=st.sampled_from(
+        [
+            "instance_id",
+            "base_url",
+            "instance_args",
+            "instance_args.model_id",
+            "instance_args.num_workers",
+            "instance_args.context_length",
+            "instance_status",
+            "instance_status.status",
+            "instance_status.started_at",
+            "worker_statuses",
+            "worker_statuses.0",
+            "worker_statuses.0.init_progress.num_steps",
+        ]
+    ),
+    value=NEARLY,
+)
+@settings(max_examples=150, derandomize=True)
+def test_what_decodes_has_the_types_it_says(path: str, value: Any) -> None:
+    data = changed(path, value) if not path.endswith("statuses.0") else changed("worker_statuses", [value])
+    try:
+        instance = decode_instance(data)
+    except ShapeError:
+        return
+    assert isinstance(instance.instance_id, str)
+    assert isinstance(instance.status, str)
+    assert isinstance(instance.instance_args.model_id, str)
+    assert type(instance.instance_args.num_workers) is int
+    assert instance.base_url is None or isinstance(instance.base_url, str)
+    assert all(isinstance(each, WorkerStatus) for each in instance.worker_statuses)
+    hash(instance)
