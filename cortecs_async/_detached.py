@@ -1,0 +1,122 @@
+"""Runs work to its end in a task of its own, whatever becomes of the caller.
+
+A plain `finally` loses its awaits to an anyio scope, and a shielded scope loses them to a second
+`task.cancel()`. A task that nobody else knows, and a caller that waits for it again and again, lose nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar, cast
+
+import anyio
+from attrs import define
+
+T = TypeVar("T")
+
+logger = logging.getLogger("cortecs_async.lease")
+
+
+@define
+class Ended(Generic[T]):
+    """How the work ended, and what reached the caller meanwhile.
+
+    Attributes:
+        value: What it returned.
+        error: What it raised instead.
+        interruption: The cancellation or KeyboardInterrupt that the caller got while it waited. The caller
+            owes it to its own caller.
+    """
+
+    value: T | None = None
+    error: BaseException | None = None
+    interruption: BaseException | None = None
+
+    def unwrap(self) -> T:
+        """The value.
+
+        Raises:
+            BaseException: the interruption, else the error.
+        """
+        if self.interruption is not None:
+            raise self.interruption
+        if self.error is not None:
+            raise self.error
+        return cast("T", self.value)
+
+
+async def run_to_end(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T]:
+    """Runs `work` in a task of its own and returns only when that has ended.
+
+    Args:
+        work: What to do. It must bound its own time.
+        resume: Call `work` again when its task is cancelled, as asyncio does with every task after a second
+            Ctrl-C. Only for work that can be taken up where it stopped.
+    """
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        return await _on_trio(work)
+    return await _on_asyncio(work, resume=resume)
+
+
+async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T]:
+    async def supervise() -> T:
+        while True:
+            try:
+                return await work()
+            except (asyncio.CancelledError, KeyboardInterrupt):
+                # asyncio raises a second Ctrl-C in whatever code runs just then, this task's perhaps. The
+                # first has cancelled the main task already, so that nothing is lost by going on.
+                if not resume:
+                    raise
+                logger.warning("interrupted while releasing an instance: going on until it is released")
+
+    task = asyncio.get_running_loop().create_task(supervise())
+    interruption: BaseException | None = None
+    # The shield keeps anyio's scopes out, which would otherwise cancel at every turn of the loop.
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as cancelled:
+                interruption = cancelled
+    if task.cancelled():
+        return Ended(error=asyncio.CancelledError(), interruption=interruption)
+    if error := task.exception():
+        return Ended(error=error, interruption=interruption)
+    return Ended(value=task.result(), interruption=interruption)
+
+
+async def _on_trio(work: Callable[[], Awaitable[T]]) -> Ended[T]:
+    import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+
+    ended: Ended[T] = Ended()
+    done = trio.Event()
+
+    async def supervise() -> None:
+        # A system task, because Ctrl-C is never raised in one; shielded, because trio cancels those when
+        # the main task ends, and then waits for them.
+        with trio.CancelScope(shield=True):
+            try:
+                ended.value = await work()
+            except BaseException as error:  # noqa: BLE001  (trio would crash; the caller raises it)
+                ended.error = error
+        done.set()
+
+    trio.lowlevel.spawn_system_task(supervise, context=contextvars.copy_context())
+    with trio.CancelScope(shield=True):
+        while not done.is_set():
+            try:
+                await done.wait()
+            except KeyboardInterrupt as interrupt:
+                if ended.interruption is not None:
+                    raise
+                logger.warning(
+                    "interrupted: first finishing what must not be left half done; again to leave at once"
+                )
+                ended.interruption = interrupt
+    return ended

@@ -1,0 +1,368 @@
+"""`client.instances`: every endpoint of an instance, and the waits built on them."""
+
+from __future__ import annotations
+
+import builtins
+import enum
+from collections.abc import Callable, Iterable
+
+import anyio
+
+from ._arguments import check_instance_id, check_named_id, check_seconds, check_start
+from ._config import PollPolicy
+from ._domain import AffectedInstances, Instance, InstanceArgs, Model
+from ._errors import BadRequestError, ConflictError, InvalidArgumentError, NotFoundError
+from ._http import Call
+from ._resources import Models, Send
+from ._waiting import ProgressCallback, wait_until_running
+from ._watch import InstanceWatch, Poller
+from ._wire import decode_affected, decode_instance, decode_instances, encode_start
+
+# The vendor's client caps the default context here; so does the published reference of `start`.
+_DEFAULT_CONTEXT = 32000
+
+_Refused = (BadRequestError, NotFoundError, ConflictError)
+
+
+class Origin(enum.Enum):
+    """Where the instance of an `ensure` came from."""
+
+    FOUND = "found"
+    RESTARTED = "restarted"
+    STARTED = "started"
+
+
+Landed = Callable[[Instance, Origin], None]
+
+
+class Instances:
+    """`client.instances`.
+
+    These are the plain requests: what is started here runs, and is billed, until it is stopped. The context
+    manager `client.instance(...)` is the way to start something that cannot be forgotten.
+    """
+
+    def __init__(self, send: Send, policy: PollPolicy, *, twin: Instances | None = None) -> None:
+        self._send = send
+        self._policy = policy
+        self._models = Models(send)
+        # One poller and one turn a client, though a client has two of these: one for its leases, whose
+        # requests still go out after it was closed, and one for its user, whose requests do not.
+        self.poller: Poller = twin.poller if twin else Poller(self, policy)
+        self.ensuring: anyio.Lock = twin.ensuring if twin else anyio.Lock()
+
+    async def list(self) -> tuple[Instance, ...]:
+        """Every instance of the account, whoever started it (`GET /instances/`).
+
+        Raises:
+            RequestError: when there is no usable answer.
+        """
+        return (await self._send(Call(method="GET", path="/instances/"))).decode(decode_instances)
+
+    async def get(self, instance_id: str) -> Instance:
+        """One instance (`GET /instances/{instance_id}`).
+
+        Raises:
+            InvalidArgumentError: for what is no id, before any request.
+            BadRequestError: or `NotFoundError`, for an unknown id.
+            RequestError: when there is no usable answer.
+        """
+        path = f"/instances/{check_instance_id(instance_id)}"
+        return (await self._send(Call(method="GET", path=path))).decode(decode_instance)
+
+    async def start(
+        self,
+        model_id: str,
+        hardware_type_id: str | None = None,
+        *,
+        context_length: int | None = None,
+        num_workers: int = 1,
+        billing_interval: str = "per_minute",
+    ) -> Instance:
+        """Starts an instance and returns at once, while it initialises (`POST /instances/start`).
+
+        Not idempotent, and never repeated unless it is certain that nothing was started. An error whose
+        `outcome_unknown` is true may have left an instance behind.
+
+        Args:
+            model_id: In either spelling, `org/name` or `org--name`.
+            hardware_type_id: Default: the model's `recommended_config`.
+            context_length: Tokens. Default: min(32000, the longest on this hardware).
+            num_workers: 1 to 8; each has a GPU set to itself, and is billed for it.
+            billing_interval: `per_minute` or `per_hour`.
+
+        Raises:
+            InvalidArgumentError: for bad arguments, before any request.
+            InsufficientBalanceError: the balance is used up.
+            ServiceUnavailableError: no free capacity.
+            RequestError: when the service refuses otherwise, or there is no usable answer.
+        """
+        args = check_start(
+            model_id,
+            hardware_type_id,
+            context_length=context_length,
+            num_workers=num_workers,
+            billing_interval=billing_interval,
+        )
+        return await self.start_checked(args)
+
+    async def start_checked(self, args: InstanceArgs, *, landed: Landed | None = None) -> Instance:
+        """`start` with arguments that were checked before; `landed` is told of it even when cancelled."""
+        call = Call(
+            method="POST",
+            path="/instances/start",
+            json=encode_start(args),
+            landed=None
+            if landed is None
+            else lambda reply: landed(reply.decode(decode_instance), Origin.STARTED),
+        )
+        return (await self._send(call)).decode(decode_instance)
+
+    async def restart(self, instance_id: str) -> Instance:
+        """Starts a stopped instance again and returns at once (`POST /instances/restart`).
+
+        Raises:
+            InvalidArgumentError: for what is no id, before any request.
+            BadRequestError: when it is unknown or not stopped.
+            RequestError: when there is no usable answer.
+        """
+        return await self._restart(check_named_id(instance_id))
+
+    async def _restart(self, instance_id: str, *, landed: Landed | None = None) -> Instance:
+        call = Call(
+            method="POST",
+            path="/instances/restart",
+            json={"instance_id": instance_id},
+            landed=None
+            if landed is None
+            else lambda reply: landed(reply.decode(decode_instance), Origin.RESTARTED),
+        )
+        try:
+            reply = await self._send(call)
+        except _Refused as error:
+            # An attempt before this one was heard, although its answer was lost.
+            instance = await self._listed(instance_id) if error.outcome_unknown else None
+            if instance is None or instance.status == "stopped":
+                raise
+            return instance
+        return reply.decode(decode_instance)
+
+    async def stop(self, instance_id: str) -> Instance:
+        """Stops an instance, which ends its billing (`POST /instances/stop`).
+
+        Whether it is stopped when the answer comes is undocumented: `get` tells.
+
+        Raises:
+            InvalidArgumentError: for what is no id, before any request.
+            BadRequestError: when it is unknown, or perhaps when it is stopped already.
+            RequestError: when there is no usable answer.
+        """
+        check_named_id(instance_id)
+        try:
+            reply = await self._send(
+                Call(method="POST", path="/instances/stop", json={"instance_id": instance_id})
+            )
+        except _Refused as error:
+            instance = await self._listed(instance_id) if error.outcome_unknown else None
+            if instance is None or instance.status in {"running", "pending"}:
+                raise
+            return instance
+        return reply.decode(decode_instance)
+
+    async def delete(self, instance_id: str) -> None:
+        """Deletes a stopped instance (`DELETE /instances/{instance_id}`).
+
+        Raises:
+            InvalidArgumentError: for what is no id, before any request.
+            BadRequestError: when it is unknown or not stopped.
+            RequestError: when there is no usable answer.
+        """
+        path = f"/instances/{check_instance_id(instance_id)}"
+        try:
+            await self._send(Call(method="DELETE", path=path))
+        except _Refused as error:
+            if not error.outcome_unknown or await self._listed(instance_id) is not None:
+                raise
+
+    async def stop_all(self) -> AffectedInstances:
+        """Stops every running instance **of the account**, whoever started it (`POST /instances/stop-all`).
+
+        Returns:
+            The ids that were stopped; after a repeated request, only those of the last attempt.
+
+        Raises:
+            RequestError: when there is no usable answer.
+        """
+        return (await self._send(Call(method="POST", path="/instances/stop-all"))).decode(decode_affected)
+
+    async def delete_all(self, *, force: bool = False) -> AffectedInstances:
+        """Deletes every stopped instance **of the account** (`DELETE /instances/delete-all`).
+
+        Args:
+            force: Deletes running instances too, other people's and programs' among them.
+
+        Returns:
+            The ids that were deleted; after a repeated request, only those of the last attempt.
+
+        Raises:
+            InvalidArgumentError: when `force` is no bool: "false" must not count as true.
+            RequestError: when there is no usable answer.
+        """
+        if not isinstance(force, bool):
+            raise InvalidArgumentError(f"force must be True or False, not {force!r}")
+        call = Call(
+            method="DELETE",
+            path="/instances/delete-all",
+            params={"force_deletion": "true" if force else "false"},
+        )
+        return (await self._send(call)).decode(decode_affected)
+
+    def watch(self, instance_id: str) -> InstanceWatch:
+        """Streams an instance's state: `async for snapshot in client.instances.watch(id)`, one item a change.
+
+        The first item is the present state; the iteration ends when the instance is gone. The service has no
+        push: changes are polled for, at a pace that `PollPolicy` states, with one request for all watches.
+
+        Raises:
+            InvalidArgumentError: for what is no id. The iteration raises `InstanceGoneError` for an id that
+                does not exist.
+        """
+        return InstanceWatch(self.poller, check_instance_id(instance_id))
+
+    async def wait_until_running(
+        self,
+        instance_id: str,
+        *,
+        timeout: float | None = 900.0,
+        on_progress: ProgressCallback | None = None,
+    ) -> Instance:
+        """Waits until an instance runs and has a `base_url`.
+
+        Args:
+            instance_id: Which one.
+            timeout: Seconds; None for no limit.
+            on_progress: Called with every change; may be async.
+
+        Raises:
+            InvalidArgumentError: for what is no id.
+            StartFailedError: when it is, or becomes, stopped or failed.
+            InstanceGoneError: when it does not exist.
+            StartTimeoutError: when the time is up. The instance is left as it is.
+            RequestError: when the service refuses, or was out of reach for too long.
+        """
+        check_seconds("timeout", timeout, optional=True)
+        return await wait_until_running(
+            self.poller,
+            check_instance_id(instance_id),
+            self._policy,
+            timeout=timeout,
+            on_progress=on_progress,
+        )
+
+    async def ensure(
+        self,
+        model_id: str,
+        hardware_type_id: str | None = None,
+        *,
+        context_length: int | None = None,
+        num_workers: int = 1,
+        billing_interval: str = "per_minute",
+        timeout: float | None = 900.0,
+        on_progress: ProgressCallback | None = None,
+    ) -> Instance:
+        """A running instance with these arguments, waited for until it runs.
+
+        One that runs is taken first, then one that is starting, then a stopped one, restarted, then a new
+        one. Arguments left out mean the model's defaults, as for `start`, and are compared as such. Calls
+        through one client take turns, so two at once do not start two.
+
+        Args:
+            model_id: In either spelling.
+            hardware_type_id: Default: the model's `recommended_config`.
+            context_length: Tokens. Default: min(32000, the longest on this hardware).
+            num_workers: 1 to 8.
+            billing_interval: `per_minute` or `per_hour`.
+            timeout: Seconds to wait until it runs; None for no limit.
+            on_progress: Called with every change; may be async.
+
+        Raises:
+            InvalidArgumentError: for bad arguments, before any request.
+            LifecycleError: as `wait_until_running`. The instance is left as it is: its id is in the error.
+            RequestError: as `start`.
+        """
+        check_seconds("timeout", timeout, optional=True)
+        args = check_start(
+            model_id,
+            hardware_type_id,
+            context_length=context_length,
+            num_workers=num_workers,
+            billing_interval=billing_interval,
+        )
+        instance = await self.find_or_start(args)
+        return await wait_until_running(
+            self.poller,
+            instance.instance_id,
+            self._policy,
+            timeout=timeout,
+            settle=self._policy.settle,
+            known=instance,
+            on_progress=on_progress,
+        )
+
+    async def find_or_start(self, args: InstanceArgs, *, landed: Landed | None = None) -> Instance:
+        """`ensure` without the wait; `landed` is told what was found or started, even when cancelled."""
+        async with self.ensuring:
+            same_model = [each for each in await self.list() if each.instance_args.model_id == args.model_id]
+            model = await self._models.get(args.model_id) if same_model else None
+            match = choose(same_model, args, model)
+            if match is None:
+                return await self.start_checked(args, landed=landed)
+            origin = Origin.RESTARTED if match.status == "stopped" else Origin.FOUND
+            if landed is not None:
+                # Before a restart: when its answer is lost it may run all the same, and its id is known.
+                landed(match, origin)
+            if origin is Origin.FOUND:
+                return match
+            return await self._restart(match.instance_id, landed=landed)
+
+    async def _listed(self, instance_id: str) -> Instance | None:
+        # From the list, which also knows ids that cannot stand in a path.
+        return next((each for each in await self.list() if each.instance_id == instance_id), None)
+
+    async def read_one(self, instance_id: str) -> Instance:
+        """For the poller: `get` without retries."""
+        path = f"/instances/{check_instance_id(instance_id)}"
+        return (await self._send(Call(method="GET", path=path, retried=False))).decode(decode_instance)
+
+    async def read_all(self) -> tuple[Instance, ...]:
+        """For the poller: `list` without retries."""
+        return (await self._send(Call(method="GET", path="/instances/", retried=False))).decode(
+            decode_instances
+        )
+
+
+def with_defaults(args: InstanceArgs, model: Model | None) -> InstanceArgs:
+    """The arguments with the service's documented defaults filled in, as far as the model tells them."""
+    hardware = args.hardware_type_id or (model.recommended_config if model else None)
+    context = args.context_length
+    config = model.hardware_configs.get(hardware) if model and hardware else None
+    if context is None and config is not None:
+        longest = config.max_context_length
+        context = None if longest is None else min(_DEFAULT_CONTEXT, longest)
+    return InstanceArgs(
+        model_id=args.model_id,
+        hardware_type_id=hardware,
+        billing_interval=args.billing_interval or "per_minute",
+        context_length=context,
+        num_workers=args.num_workers,
+    )
+
+
+def choose(instances: Iterable[Instance], args: InstanceArgs, model: Model | None) -> Instance | None:
+    """The best instance with these arguments: running, else pending, else stopped, else None."""
+    wanted = with_defaults(args, model)
+    fitting = [each for each in instances if with_defaults(each.instance_args, model) == wanted]
+    by_status: builtins.list[Instance] = [
+        each for status in ("running", "pending", "stopped") for each in fitting if each.status == status
+    ]
+    return by_status[0] if by_status else None

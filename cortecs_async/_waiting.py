@@ -1,0 +1,146 @@
+"""Waiting until an instance is usable, stopped or gone: judged here, polled by `_watch`."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import math
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from ._config import PollPolicy
+from ._domain import Instance, Progress
+from ._errors import InstanceGoneError, LifecycleError, StartFailedError, StartTimeoutError
+from ._watch import Poller
+
+ProgressCallback = Callable[[Progress], Awaitable[None] | None]
+"""Called with every change while an instance starts; may be async. What it raises ends the start."""
+
+# Beyond "stopped" the published reference names no status that ends a start. The others are what services of
+# this kind call it (inferred); a status that is in no list is waited through until the deadline.
+TERMINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
+
+
+class Verdict(enum.Enum):
+    """What a reading means to somebody who waits for the instance to run."""
+
+    USABLE = enum.auto()
+    WAIT = enum.auto()
+    FAILED = enum.auto()
+    GONE = enum.auto()
+
+
+def judge(instance: Instance | None, *, settled: bool) -> Verdict:
+    """What a reading means; bad news is not believed before things have `settled`."""
+    if instance is not None and instance.is_usable:
+        return Verdict.USABLE
+    if not settled:
+        return Verdict.WAIT
+    if instance is None:
+        return Verdict.GONE
+    return Verdict.FAILED if instance.status.lower() in TERMINAL_STATUSES else Verdict.WAIT
+
+
+async def wait_until_running(
+    poller: Poller,
+    instance_id: str,
+    policy: PollPolicy,
+    *,
+    timeout: float | None,
+    settle: float = 0.0,
+    known: Instance | None = None,
+    on_progress: ProgressCallback | None = None,
+) -> Instance:
+    """Waits until the instance runs and has a base URL.
+
+    Args:
+        poller: The client's poller.
+        instance_id: Which one.
+        policy: For its `stall_timeout`.
+        timeout: Seconds; None for no limit.
+        settle: Seconds for which "stopped" and "missing" are not believed.
+        known: A snapshot that the caller has already.
+        on_progress: Called with every change, `known` included.
+
+    Raises:
+        StartFailedError: when it reached a terminal status.
+        InstanceGoneError: when it does not exist.
+        StartTimeoutError: when the time is up, or nothing changed for `policy.stall_timeout` seconds.
+        RequestError: when the service could not be asked for longer than `policy.max_outage`, or refuses.
+    """
+    began = changed_at = anyio.current_time()
+    settled_at = began + settle
+    deadline = began + (math.inf if timeout is None else timeout)
+    stall = math.inf if policy.stall_timeout is None else policy.stall_timeout
+    subscription = poller.subscribe(instance_id, known=known)
+    latest, has_reading, is_news = known, known is not None, known is not None
+    while True:
+        now = anyio.current_time()
+        if is_news and latest is not None and on_progress is not None:
+            await call_back(on_progress, Progress(instance=latest, elapsed=now - began))
+        if has_reading:
+            verdict = judge(latest, settled=now >= settled_at)
+            if verdict is Verdict.USABLE and latest is not None:
+                return latest
+            if verdict is Verdict.GONE:
+                raise _gone(instance_id)
+            if verdict is Verdict.FAILED and latest is not None:
+                raise StartFailedError(
+                    f"instance {instance_id} became {latest.status!r} instead of running",
+                    instance_id=instance_id,
+                )
+        if now >= min(deadline, changed_at + stall):
+            raise _too_late(instance_id, latest, waited=now - began, unchanged=now - changed_at)
+        # A reading that is not believed yet has to be judged again once it may be, changed or not.
+        wake_at = min(deadline, changed_at + stall, settled_at if now < settled_at else math.inf)
+        is_news = False
+        with anyio.CancelScope(deadline=wake_at):
+            latest = await poller.next(subscription)
+            has_reading = is_news = True
+            changed_at = anyio.current_time()
+
+
+async def wait_until(
+    poller: Poller, instance_id: str, reached: Callable[[Instance | None], bool], *, trust_list: bool = False
+) -> Instance | None:
+    """Waits, without a limit of its own, for a reading that `reached` says yes to; None means gone.
+
+    Raises:
+        RequestError: when the service refuses, or could not be asked for longer than `max_outage`.
+    """
+    subscription = poller.subscribe(instance_id, trust_list=trust_list)
+    while True:
+        instance = await poller.next(subscription)
+        if reached(instance):
+            return instance
+
+
+async def call_back(callback: ProgressCallback, progress: Progress) -> None:
+    """Calls a callback that may be async."""
+    result = callback(progress)
+    if inspect.isawaitable(result):
+        await result
+
+
+def _gone(instance_id: str) -> LifecycleError:
+    return InstanceGoneError(
+        f"there is no instance {instance_id!r}: client.instances.list() shows what there is",
+        instance_id=instance_id,
+    )
+
+
+def _too_late(
+    instance_id: str, latest: Instance | None, *, waited: float, unchanged: float
+) -> LifecycleError:
+    state = "nothing was read of it"
+    if latest is not None:
+        step = Progress(instance=latest, elapsed=waited).leading
+        state = f"it is {latest.status!r}"
+        if step.num_steps:
+            state += f" at step {step.current_step} of {step.num_steps} ({step.description})"
+    return StartTimeoutError(
+        f"instance {instance_id} was not running after {waited:.0f} s: {state}, unchanged for "
+        f"{unchanged:.0f} s. Allow more time (start_timeout), or another hardware type may start sooner.",
+        instance_id=instance_id,
+    )

@@ -1,0 +1,288 @@
+"""One poller for every wait of a client.
+
+The service has no push, so waiting is asking. However many tasks wait, one of them (the leader) asks for
+all: `GET /instances/{id}` when one instance is of interest, `GET /instances/` when several are. A leader
+that is cancelled or satisfied hands over to the next waiter, so there is no background task to start, leak or
+stop, and nothing is asked when nobody waits.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable
+from typing import Protocol
+
+import anyio
+from attrs import define, field
+
+from ._config import PollPolicy
+from ._domain import Instance
+from ._errors import (
+    APIStatusError,
+    BadRequestError,
+    CortecsError,
+    DecodeError,
+    InstanceGoneError,
+    InvalidArgumentError,
+    NotFoundError,
+    TransportError,
+)
+from ._retry import is_passing_status
+
+logger = logging.getLogger("cortecs_async.watch")
+
+# Seconds. An answer that asks for more must not blind every wait of the client, its teardowns among them.
+_MAX_RETRY_AFTER = 120.0
+
+
+class Source(Protocol):
+    """Where readings come from; requests made here are not retried, since the next tick is the retry."""
+
+    async def read_one(self, instance_id: str) -> Instance:
+        """`GET /instances/{id}`."""
+        ...
+
+    async def read_all(self) -> Iterable[Instance]:
+        """`GET /instances/`."""
+        ...
+
+
+def poll_interval(elapsed: float, policy: PollPolicy) -> float:
+    """Seconds until the next look at something that has been waited for `elapsed` seconds."""
+    return min(max(policy.min_interval, policy.growth * elapsed), policy.max_interval)
+
+
+def is_passing_trouble(error: CortecsError) -> bool:
+    """True when asking again later may help."""
+    if isinstance(error, APIStatusError):
+        return is_passing_status(error.status_code)
+    return isinstance(error, (TransportError, DecodeError))
+
+
+@define(eq=False)
+class Subscription:
+    """One waiter's view of one instance: the newest reading, and whether it was taken yet.
+
+    Attributes:
+        instance_id: The instance of interest.
+        since: When the wait began, in seconds of `anyio.current_time`; the pace depends on it.
+        due: When the next look is due.
+        trust_list: True when absence from the list alone proves that the instance is gone: after an
+            accepted delete. Otherwise a `GET` of the instance must say so too.
+    """
+
+    instance_id: str
+    since: float
+    due: float
+    trust_list: bool = False
+    reading: Instance | None = None
+    has_reading: bool = False
+    fresh: bool = False
+    error: CortecsError | None = None
+    wake: anyio.Event = field(factory=anyio.Event)
+
+    def deliver(self, reading: Instance | None) -> None:
+        """Keeps the newest reading; an unchanged one is no news."""
+        if not self.has_reading or reading != self.reading:
+            self.reading, self.has_reading, self.fresh = reading, True, True
+            self.wake.set()
+
+    def fail(self, error: CortecsError) -> None:
+        """Ends the wait with an error."""
+        self.error = error
+        self.wake.set()
+
+
+class Poller:
+    """Serves all waits of one client."""
+
+    def __init__(self, source: Source, policy: PollPolicy) -> None:
+        self._source = source
+        self._policy = policy
+        # In order of arrival, so that leadership is handed on in constant time.
+        self._waiters: dict[Subscription, None] = {}
+        self._has_leader = False
+        self._kick = anyio.Event()
+        self._next_tick = math.inf
+        self._not_before = -math.inf
+        self._failing_since: float | None = None
+        self._failures = 0
+
+    def subscribe(
+        self, instance_id: str, *, known: Instance | None = None, trust_list: bool = False
+    ) -> Subscription:
+        """Begins a wait.
+
+        Args:
+            instance_id: The instance of interest.
+            known: A snapshot that the waiter has already: only what differs from it is news, and the first
+                look is not made at once.
+            trust_list: See `Subscription`.
+        """
+        now = anyio.current_time()
+        return Subscription(
+            instance_id=instance_id,
+            since=now,
+            due=now if known is None else now + poll_interval(0.0, self._policy),
+            trust_list=trust_list,
+            reading=known,
+            has_reading=known is not None,
+        )
+
+    async def next(self, subscription: Subscription) -> Instance | None:
+        """The next changed reading, or None when the instance is gone. Changes in between are skipped.
+
+        Raises:
+            CortecsError: what asking raised, when waiting longer would not help.
+        """
+        self._waiters[subscription] = None
+        if subscription.due < self._next_tick:
+            self._kick.set()
+        try:
+            while True:
+                if subscription.error is not None:
+                    error, subscription.error = subscription.error, None
+                    raise error
+                if subscription.fresh:
+                    subscription.fresh = False
+                    return subscription.reading
+                if self._has_leader:
+                    await subscription.wake.wait()
+                    subscription.wake = anyio.Event()
+                else:
+                    await self._lead()
+        finally:
+            self._waiters.pop(subscription, None)
+            # This waiter may have been cancelled just when leadership was handed to it.
+            self._hand_over()
+
+    async def _lead(self) -> None:
+        self._has_leader = True
+        try:
+            await self._until_due()
+            await self._tick()
+        finally:
+            self._has_leader = False
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        if self._has_leader:
+            return
+        for subscription in self._waiters:
+            if not subscription.fresh and subscription.error is None:
+                subscription.wake.set()
+                return
+
+    async def _until_due(self) -> None:
+        try:
+            while True:
+                self._kick = anyio.Event()
+                self._next_tick = max(min(each.due for each in self._waiters), self._not_before)
+                pause = self._next_tick - anyio.current_time()
+                if pause <= 0:
+                    return
+                with anyio.move_on_after(pause):
+                    # A newcomer may be due earlier.
+                    await self._kick.wait()
+        finally:
+            self._next_tick = math.inf
+
+    async def _tick(self) -> None:
+        try:
+            readings = await self._read(list(self._waiters))
+        except CortecsError as error:
+            self._failed(error)
+            return
+        if self._failures:
+            logger.info("reading instances works again after %d failures", self._failures)
+        self._failures, self._failing_since = 0, None
+        now = anyio.current_time()
+        for subscription in self._waiters:
+            if subscription.instance_id in readings:
+                subscription.due = now + poll_interval(now - subscription.since, self._policy)
+                subscription.deliver(readings[subscription.instance_id])
+
+    async def _read(self, waiting: list[Subscription]) -> dict[str, Instance | None]:
+        wanted = {subscription.instance_id for subscription in waiting}
+        trusting = {subscription.instance_id for subscription in waiting if subscription.trust_list}
+        if len(wanted) == 1 and not trusting:
+            (instance_id,) = wanted
+            instance = await self._read_one(instance_id)
+            if instance is not None:
+                return {instance_id: instance}
+            # Which status an unknown id gives is not documented: it is gone when the list agrees.
+            return {instance_id: (await self._read_listed()).get(instance_id)}
+        listed = await self._read_listed()
+        readings: dict[str, Instance | None] = {}
+        for instance_id in wanted:
+            if instance_id in listed or instance_id in trusting:
+                readings[instance_id] = listed.get(instance_id)
+            else:
+                readings[instance_id] = await self._read_one(instance_id)
+        return readings
+
+    async def _read_one(self, instance_id: str) -> Instance | None:
+        try:
+            return await self._source.read_one(instance_id)
+        except (BadRequestError, NotFoundError, InvalidArgumentError):
+            # The last: an id that cannot stand in a path. The list can still show it.
+            return None
+
+    async def _read_listed(self) -> dict[str, Instance]:
+        return {instance.instance_id: instance for instance in await self._source.read_all()}
+
+    def _failed(self, error: CortecsError) -> None:
+        now = anyio.current_time()
+        if self._failing_since is None:
+            self._failing_since = now
+        self._failures += 1
+        if not is_passing_trouble(error) or now - self._failing_since > self._policy.max_outage:
+            self._failures, self._failing_since = 0, None
+            for subscription in self._waiters:
+                subscription.fail(error)
+            return
+        asked = error.retry_after if isinstance(error, APIStatusError) else None
+        pause = max(
+            min(asked or 0.0, _MAX_RETRY_AFTER),
+            min(self._policy.min_interval * 2.0 ** min(self._failures, 16), self._policy.max_interval),
+        )
+        logger.warning("reading instances failed, again in %.1f s: %s", pause, error)
+        self._not_before = now + pause
+
+
+class InstanceWatch:
+    """What `instances.watch` gives: an async iterator with one item a change.
+
+    It ends when the instance is gone, and raises `InstanceGoneError` when it was never there. Changes that
+    come while the consumer is busy are folded into the newest. There is nothing to close.
+    """
+
+    def __init__(self, poller: Poller, instance_id: str) -> None:
+        self._poller = poller
+        self._instance_id = instance_id
+        self._subscription: Subscription | None = None
+        self._seen = False
+
+    def __aiter__(self) -> InstanceWatch:
+        return self
+
+    async def __anext__(self) -> Instance:
+        """The next changed snapshot.
+
+        Raises:
+            InstanceGoneError: when there never was such an instance.
+            CortecsError: when the service cannot be asked.
+        """
+        if self._subscription is None:
+            self._subscription = self._poller.subscribe(self._instance_id)
+        instance = await self._poller.next(self._subscription)
+        if instance is not None:
+            self._seen = True
+            return instance
+        if self._seen:
+            raise StopAsyncIteration
+        raise InstanceGoneError(
+            f"there is no instance {self._instance_id!r}: client.instances.list() shows what there is",
+            instance_id=self._instance_id,
+        )

@@ -1,0 +1,374 @@
+"""The one poller behind every wait, on virtual time against a scripted source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortecs_async import PollPolicy, errors
+from cortecs_async._domain import Instance, InstanceArgs, InstanceStatus
+from cortecs_async._errors import error_class_for
+from cortecs_async._watch import InstanceWatch, Poller, poll_interval
+
+
+def snapshot(instance_id: str, status: str = "pending") -> Instance:
+    return Instance(
+        instance_id=instance_id,
+        base_url="http://localhost/v1" if status == "running" else None,
+        instance_args=InstanceArgs(model_id="org--model"),
+        instance_status=InstanceStatus(status=status),
+    )
+
+
+def nothing(_now: float) -> None:
+    """The state of what does not exist."""
+
+
+class Script:
+    """A source whose instances follow a function of time; counts what it is asked."""
+
+    def __init__(self, *, latency: float = 0.0) -> None:
+        self.states: dict[str, Callable[[float], str | None]] = {}
+        self.latency = latency
+        self.asked: list[tuple[float, str]] = []
+        self.trouble: Callable[[float], Exception | None] = lambda _now: None
+
+    def _now(self, instance_id: str) -> Instance | None:
+        state = self.states.get(instance_id, nothing)(anyio.current_time())
+        return None if state is None else snapshot(instance_id, state)
+
+    async def _ask(self, what: str) -> None:
+        self.asked.append((anyio.current_time(), what))
+        await anyio.sleep(self.latency)
+        trouble = self.trouble(anyio.current_time())
+        if trouble is not None:
+            raise trouble
+
+    async def read_one(self, instance_id: str) -> Instance:
+        await self._ask(instance_id)
+        instance = self._now(instance_id)
+        if instance is None:
+            raise errors.BadRequestError(
+                "no", method="GET", path=f"/instances/{instance_id}", status_code=400
+            )
+        return instance
+
+    async def read_all(self) -> Iterable[Instance]:
+        await self._ask("*")
+        return [each for each in map(self._now, self.states) if each is not None]
+
+
+def switch(at: float, before: str | None, after: str | None) -> Callable[[float], str | None]:
+    return lambda now: before if now < at else after
+
+
+async def until(
+    poller: Poller, instance_id: str, status: str | None, seen: list[float] | None = None
+) -> float:
+    subscription = poller.subscribe(instance_id)
+    while True:
+        instance = await poller.next(subscription)
+        if (instance.status if instance else None) == status:
+            if seen is not None:
+                seen.append(anyio.current_time())
+            return anyio.current_time()
+
+
+@given(st.floats(min_value=0, max_value=1e6), st.floats(min_value=0, max_value=1e6))
+def test_the_pace_keeps_its_stated_bound(elapsed: float, more: float) -> None:
+    policy = PollPolicy()
+    pause = poll_interval(elapsed, policy)
+    assert 0.5 <= pause <= min(max(0.5, 0.1 * elapsed), 5.0) + 1e-9
+    assert poll_interval(elapsed + more, policy) >= pause
+
+
+@pytest.mark.parametrize("after", [0.3, 4.0, 29.9, 61.0, 599.0])
+@pytest.mark.parametrize("latency", [0.0, 0.2])
+async def test_a_change_is_seen_within_the_bound(after: float, latency: float) -> None:
+    source = Script(latency=latency)
+    start = anyio.current_time()
+    source.states["a"] = switch(start + after, "pending", "running")
+    seen_at = await until(Poller(source, PollPolicy()), "a", "running")
+    # Two answers may lie in between: the one that just missed the change, and the one that shows it.
+    assert 0 <= seen_at - start - after <= min(max(0.5, 0.1 * after), 5.0) + 2 * latency + 1e-6
+
+
+async def test_one_request_a_tick_serves_any_number_of_waits() -> None:
+    async def requests_for(count: int) -> int:
+        source = Script()
+        start = anyio.current_time()
+        poller = Poller(source, PollPolicy())
+        for number in range(count):
+            source.states[f"i{number}"] = switch(start + 60, "pending", "running")
+        async with anyio.create_task_group() as tasks:
+            for number in range(count):
+                tasks.start_soon(until, poller, f"i{number}", "running")
+        assert all(what == "*" for _, what in source.asked[1:])
+        return len(source.asked)
+
+    two, many = await requests_for(2), await requests_for(200)
+    assert many <= two + 1
+
+
+async def test_one_instance_is_asked_for_by_id() -> None:
+    source = Script()
+    source.states["a"] = switch(anyio.current_time() + 3, "pending", "running")
+    await until(Poller(source, PollPolicy()), "a", "running")
+    assert {what for _, what in source.asked} == {"a"}
+
+
+async def test_ten_waits_for_one_instance_send_what_one_sends() -> None:
+    async def asked_by(count: int) -> list[str]:
+        source = Script()
+        source.states["a"] = switch(anyio.current_time() + 20, "pending", "running")
+        poller = Poller(source, PollPolicy())
+        async with anyio.create_task_group() as tasks:
+            for _ in range(count):
+                tasks.start_soon(until, poller, "a", "running")
+        return [what for _, what in source.asked]
+
+    assert await asked_by(10) == await asked_by(1)
+
+
+async def test_nothing_is_asked_when_nobody_waits() -> None:
+    source = Script()
+    source.states["a"] = switch(anyio.current_time(), "pending", "running")
+    await until(Poller(source, PollPolicy()), "a", "running")
+    asked = len(source.asked)
+    await anyio.sleep(100)
+    assert len(source.asked) == asked
+
+
+async def test_a_cancelled_leader_hands_over() -> None:
+    source = Script(latency=0.2)
+    source.states["a"] = switch(anyio.current_time() + 10, "pending", "running")
+    poller = Poller(source, PollPolicy())
+    start = anyio.current_time()
+    seen: list[float] = []
+    async with anyio.create_task_group() as tasks:
+        scopes = [anyio.CancelScope() for _ in range(3)]
+
+        async def cancellable(scope: anyio.CancelScope) -> None:
+            with scope:
+                await until(poller, "a", "running")
+
+        for scope in scopes:
+            tasks.start_soon(cancellable, scope)
+        await anyio.sleep(0.05)
+        tasks.start_soon(until, poller, "a", "running", seen)
+        for scope in scopes:
+            # The second is cancelled in the very moment in which it is to take over.
+            await anyio.sleep(1.15)
+            scope.cancel()
+    assert seen[0] - start <= 10 + 1.0 + 0.4
+
+
+async def test_cancelling_leader_and_successor_at_once_strands_nobody() -> None:
+    source = Script()
+    source.states["a"] = switch(anyio.current_time() + 5, "pending", "running")
+    poller = Poller(source, PollPolicy())
+    seen: list[float] = []
+    async with anyio.create_task_group() as tasks:
+        doomed = anyio.CancelScope()
+
+        async def both() -> None:
+            with doomed:
+                async with anyio.create_task_group() as inner:
+                    inner.start_soon(until, poller, "a", "running")
+                    inner.start_soon(until, poller, "a", "running")
+
+        tasks.start_soon(both)
+        await anyio.sleep(0.1)
+        tasks.start_soon(until, poller, "a", "running", seen)
+        await anyio.sleep(1)
+        doomed.cancel()
+    assert len(seen) == 1
+
+
+async def test_a_newcomer_is_not_made_to_wait_for_the_next_tick() -> None:
+    source = Script()
+    now = anyio.current_time()
+    source.states.update(old=lambda _now: "pending", new=switch(now, None, "running"))
+    poller = Poller(source, PollPolicy())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(until, poller, "old", "running")
+        await anyio.sleep(100.1)  # by now the old wait is asked for every 5 s
+        asked_at = anyio.current_time()
+        assert await until(poller, "new", "running") == asked_at
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_slow_consumer_delays_nobody_and_gets_the_newest() -> None:
+    source = Script()
+    start = anyio.current_time()
+    source.states["a"] = lambda now: f"step {min(int(now - start), 20)}"
+    poller = Poller(source, PollPolicy())
+    slow: list[str] = []
+    fast: list[str] = []
+
+    async def consume(into: list[str], pause: float) -> None:
+        async for instance in InstanceWatch(poller, "a"):
+            into.append(instance.status)
+            if instance.status == "step 20":
+                return
+            await anyio.sleep(pause)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(consume, slow, 8.0)
+        tasks.start_soon(consume, fast, 0.0)
+    assert len(fast) > 10 > len(slow)
+    assert slow[-1] == fast[-1] == "step 20"
+
+
+async def test_unchanged_readings_are_no_news() -> None:
+    source = Script()
+    source.states["a"] = switch(anyio.current_time() + 30, "pending", "running")
+    poller = Poller(source, PollPolicy())
+    watch = InstanceWatch(poller, "a")
+    assert [(await anext(watch)).status, (await anext(watch)).status] == ["pending", "running"]
+    assert len(source.asked) > 5
+
+
+def failure(status: int = 500, **more: Any) -> errors.APIStatusError:
+    return error_class_for(status)("trouble", method="GET", path="/", status_code=status, **more)
+
+
+async def test_failed_ticks_slow_down_and_recover() -> None:
+    source = Script()
+    start = anyio.current_time()
+    source.states["a"] = switch(start + 100, "pending", "running")
+    source.trouble = lambda now: failure() if now - start < 60 else None
+    assert await until(Poller(source, PollPolicy()), "a", "running") - start <= 106
+    during = [at - start for at, _ in source.asked if at - start < 60]
+    assert len(during) <= 20
+    assert max(later - sooner for sooner, later in pairwise(during)) <= 5.0
+
+
+async def test_retry_after_is_honoured_also_by_newcomers() -> None:
+    source = Script()
+    start = anyio.current_time()
+    source.states.update(a=lambda _now: "running", b=lambda _now: "running")
+    source.trouble = lambda now: failure(429, retry_after=20.0) if now == start else None
+    poller = Poller(source, PollPolicy())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(until, poller, "a", "running")
+        await anyio.sleep(5)
+        tasks.start_soon(until, poller, "b", "running")
+    assert [at - start for at, _ in source.asked] == [0, 20]
+
+
+async def test_an_absurd_retry_after_does_not_blind_the_client() -> None:
+    source = Script()
+    start = anyio.current_time()
+    source.states["a"] = lambda _now: "running"
+    source.trouble = lambda now: failure(429, retry_after=1e6) if now == start else None
+    assert await until(Poller(source, PollPolicy()), "a", "running") - start == 120
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_a_refusal_reaches_every_waiter(status: int) -> None:
+    source = Script()
+    source.states.update(a=lambda _now: "pending", b=lambda _now: "pending")
+    poller = Poller(source, PollPolicy())
+    raised: list[int] = []
+
+    async def wait(instance_id: str) -> None:
+        try:
+            await until(poller, instance_id, "running")
+        except errors.APIStatusError as error:
+            raised.append(error.status_code)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait, "a")
+        tasks.start_soon(wait, "b")
+        await anyio.sleep(5)
+        source.trouble = lambda _now: failure(status)
+    assert raised == [status, status]
+
+
+async def test_an_outage_without_end_ends_the_wait() -> None:
+    source = Script()
+    start = anyio.current_time()
+    source.trouble = lambda _now: failure(502)
+    with pytest.raises(errors.ServerError):
+        await until(Poller(source, PollPolicy(max_outage=50)), "a", "running")
+    assert 50 <= anyio.current_time() - start <= 60
+
+
+async def test_gone_needs_both_the_instance_and_the_list() -> None:
+    source = Script()
+    start = anyio.current_time()
+    source.states["a"] = lambda now: "pending" if now - start < 10 else None
+    seen_at = await until(Poller(source, PollPolicy()), "a", None)
+    assert [what for at, what in source.asked if at == seen_at] == ["a", "*"]
+
+
+async def test_a_list_that_lacks_it_is_checked_by_id() -> None:
+    source = Script()
+    start = anyio.current_time()
+    source.states.update(a=switch(start + 8, "pending", None), b=switch(start + 20, "pending", "running"))
+    poller = Poller(source, PollPolicy())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(until, poller, "a", None)
+        tasks.start_soon(until, poller, "b", "running")
+    assert "a" in {what for at, what in source.asked if at - start >= 8}
+
+
+async def test_an_instance_that_get_denies_but_the_list_shows_is_not_gone() -> None:
+    class Contradictory(Script):
+        async def read_one(self, instance_id: str) -> Instance:
+            await self._ask(instance_id)
+            raise failure(404)
+
+    source = Contradictory()
+    source.states["a"] = lambda _now: "running"
+    await until(Poller(source, PollPolicy()), "a", "running")
+
+
+async def test_after_a_delete_the_list_alone_is_proof() -> None:
+    source = Script()
+    poller = Poller(source, PollPolicy())
+    assert await poller.next(poller.subscribe("a", trust_list=True)) is None
+    assert [what for _, what in source.asked] == ["*"]
+
+
+async def test_a_watch_ends_when_the_instance_goes() -> None:
+    source = Script()
+    start = anyio.current_time()
+    source.states["a"] = lambda now: (["pending", "running", "stopped", None])[
+        min(int((now - start) / 10), 3)
+    ]
+    statuses = [instance.status async for instance in InstanceWatch(Poller(source, PollPolicy()), "a")]
+    assert statuses == ["pending", "running", "stopped"]
+
+
+async def test_a_watch_of_nothing_says_so() -> None:
+    with pytest.raises(errors.InstanceGoneError, match="'nope'") as caught:
+        await anext(InstanceWatch(Poller(Script(), PollPolicy()), "nope"))
+    assert caught.value.instance_id == "nope"
+
+
+async def test_a_cancelled_watch_can_be_taken_up_again() -> None:
+    source = Script()
+    source.states["a"] = switch(anyio.current_time() + 10, "pending", "running")
+    watch = InstanceWatch(Poller(source, PollPolicy()), "a")
+    assert (await anext(watch)).status == "pending"
+    with anyio.move_on_after(3):
+        await anext(watch)
+    assert (await anext(watch)).status == "running"
+
+
+async def test_an_id_that_cannot_stand_in_a_path_is_read_from_the_list() -> None:
+    class Odd(Script):
+        async def read_one(self, instance_id: str) -> Instance:
+            raise errors.InvalidArgumentError("no path")
+
+    source = Odd()
+    source.states["a/b"] = lambda _now: "running"
+    await until(Poller(source, PollPolicy()), "a/b", "running")
