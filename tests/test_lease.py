@@ -1,0 +1,405 @@
+"""`async with client.instance(...)`: what it does, and what it leaves behind, on virtual time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from cortecs_async import AsyncCortecs, Progress, TeardownError, errors
+from cortecs_async.emulator import Emulator, Fault
+
+World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+HARDWARE = "NVIDIA_H100_1"
+
+
+def routes(emu: Emulator) -> list[str | None]:
+    return [record.route for record in emu.requests]
+
+
+async def test_the_main_job(world: World) -> None:
+    async with world(step_seconds=2.0) as (emu, client):
+        async with client.instance(MODEL, HARDWARE, context_length=8192) as inst:
+            assert emu.billing == (inst.instance_id,)
+            assert inst.base_url == f"http://localhost/inference/{inst.instance_id}/v1"
+            assert inst.model == MODEL
+            assert inst.instance.status == "running"
+            assert inst.instance.instance_args.context_length == 8192
+            assert inst.instance_id in repr(inst)
+        assert emu.existing == ()
+        (entry,) = emu.ledger
+        assert entry.status == "deleted"
+        assert entry.deleted_at is not None
+
+
+async def test_the_clean_path_sends_no_more_than_it_must(world: World) -> None:
+    async with world(step_seconds=1.0) as (emu, client):
+        async with client.instance(MODEL, HARDWARE):
+            at_entry = routes(emu)
+        # 4 s of provisioning at 0.5 s a look; then stop, delete, and one list to see that it is gone.
+        assert at_entry[:2] == ["token", "start"]
+        assert set(at_entry[2:]) == {"get"}
+        assert len(at_entry) <= 2 + 8
+        assert routes(emu)[len(at_entry) :] == ["stop", "delete", "list"]
+
+
+async def test_a_stop_that_takes_its_time_is_waited_for(world: World) -> None:
+    async with world(stop_seconds=7.0) as (emu, client):
+        async with client.instance(MODEL, HARDWARE):
+            pass
+        assert emu.existing == ()
+
+
+async def test_the_bodys_exception_comes_out_as_it_was(world: World) -> None:
+    problem = KeyError("mine")
+    async with world() as (emu, client):
+        with pytest.raises(KeyError) as caught:
+            async with client.instance(MODEL, HARDWARE):
+                raise problem
+        assert caught.value is problem
+        assert not hasattr(problem, "__notes__")
+        assert emu.existing == ()
+
+
+async def test_two_hundred_leases_close_side_by_side(world: World) -> None:
+    async with world(step_seconds=1.0, stop_seconds=3.0, capacity={HARDWARE: 200}) as (emu, client):
+        ready = 0
+        all_ready = anyio.Event()
+
+        async def job() -> None:
+            nonlocal ready
+            async with client.instance(MODEL, HARDWARE):
+                ready += 1
+                if ready == 200:
+                    all_ready.set()
+                await all_ready.wait()
+
+        start = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            for _ in range(200):
+                tasks.start_soon(job)
+        assert anyio.current_time() - start < 15
+        assert emu.existing == ()
+        assert routes(emu).count("token") == 1
+        assert routes(emu).count("list") < 40
+
+
+# --- how it starts ------------------------------------------------------------------------------------------
+
+
+async def test_progress_is_reported_step_by_step(world: World) -> None:
+    seen: list[Progress] = []
+    async with world(step_seconds=2.0) as (_emu, client):
+        async with client.instance(MODEL, HARDWARE, num_workers=2, on_progress=seen.append):
+            pass
+    assert [progress.leading.current_step for progress in seen] == [1, 2, 3, 4, 5]
+    assert [len(progress.workers) for progress in seen] == [2] * 5
+    assert seen[0].fraction == 0.0
+    assert seen[-1].fraction == 1.0
+    assert sorted(progress.fraction for progress in seen) == [progress.fraction for progress in seen]
+    assert 8.0 <= seen[-1].elapsed <= 8.8
+    assert all(progress.description for progress in seen)
+
+
+async def test_an_async_callback_is_awaited(world: World) -> None:
+    seen: list[str] = []
+
+    async def note(progress: Progress) -> None:
+        await anyio.sleep(0.01)
+        seen.append(progress.instance.status)
+
+    async with world() as (_emu, client), client.instance(MODEL, HARDWARE, on_progress=note):
+        assert seen[-1] == "running"
+
+
+async def test_a_callback_that_raises_ends_the_start_and_the_instance(world: World) -> None:
+    def refuse(progress: Progress) -> None:
+        if progress.leading.current_step == 3:
+            raise ZeroDivisionError
+
+    async with world() as (emu, client):
+        with pytest.raises(ZeroDivisionError):
+            async with client.instance(MODEL, HARDWARE, on_progress=refuse):
+                pytest.fail("entered")
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
+async def test_a_start_that_takes_too_long_is_torn_down(world: World) -> None:
+    async with world(step_seconds=100.0) as (emu, client):
+        start = anyio.current_time()
+        with pytest.raises(errors.StartTimeoutError, match="step 1 of 5") as caught:
+            async with client.instance(MODEL, HARDWARE, start_timeout=30):
+                pytest.fail("entered")
+        assert isinstance(caught.value, TimeoutError)
+        assert caught.value.instance_id == emu.ledger[0].instance_id
+        assert 30 <= anyio.current_time() - start < 35
+        assert emu.existing == ()
+
+
+@pytest.mark.parametrize("at", [1.0, 15.0])
+async def test_an_instance_stopped_by_others_while_starting(world: World, at: float) -> None:
+    async with world(step_seconds=10.0) as (emu, client):
+
+        async def meddle() -> None:
+            await anyio.sleep(at)
+            emu.stop_instance(emu.existing[0])
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(meddle)
+            with pytest.raises(errors.StartFailedError, match="'stopped'"):
+                async with client.instance(MODEL, HARDWARE):
+                    pytest.fail("entered")
+        assert emu.existing == ()
+
+
+async def test_an_instance_that_vanishes_while_starting(world: World) -> None:
+    async with world(step_seconds=10.0) as (emu, client):
+
+        async def meddle() -> None:
+            await anyio.sleep(15)
+            emu.delete_instance(emu.existing[0])
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(meddle)
+            with pytest.raises(errors.InstanceGoneError):
+                async with client.instance(MODEL, HARDWARE):
+                    pytest.fail("entered")
+
+
+@pytest.mark.parametrize(
+    ("options", "arguments", "expected"),
+    [
+        ({}, {"model_id": "nobody/no-such-model"}, errors.BadRequestError),
+        ({}, {"hardware_type_id": "ABACUS_1"}, errors.BadRequestError),
+        ({}, {"context_length": 10**9}, errors.BadRequestError),
+        ({"balance": 0.0}, {}, errors.InsufficientBalanceError),
+        ({"capacity": {HARDWARE: 0}}, {}, errors.ServiceUnavailableError),
+        ({"capacity": {HARDWARE: 3}}, {"num_workers": 4}, errors.ServiceUnavailableError),
+    ],
+)
+async def test_a_refused_start_leaves_nothing(
+    world: World, options: dict[str, Any], arguments: dict[str, Any], expected: type[Exception]
+) -> None:
+    async with world(**options) as (emu, client):
+        with pytest.raises(expected):
+            async with client.instance(**{"model_id": MODEL, "hardware_type_id": HARDWARE, **arguments}):
+                pytest.fail("entered")
+        assert emu.ledger == ()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"model_id": ""},
+        {"model_id": "a/b/c"},
+        {"model_id": None},
+        {"hardware_type_id": ""},
+        {"num_workers": 0},
+        {"num_workers": 9},
+        {"num_workers": True},
+        {"num_workers": 1.5},
+        {"billing_interval": "hourly"},
+        {"context_length": -1},
+        {"context_length": 0},
+        {"start_timeout": 0},
+        {"teardown_timeout": -1},
+        {"on_exit": "explode"},
+        {"on_progress": "loud"},
+    ],
+)
+async def test_bad_arguments_are_refused_before_any_request(world: World, arguments: dict[str, Any]) -> None:
+    async with world() as (emu, client):
+        with pytest.raises(errors.InvalidArgumentError) as caught:
+            client.instance(**{"model_id": MODEL, "hardware_type_id": HARDWARE, **arguments})
+        assert isinstance(caught.value, ValueError)
+        assert emu.requests == ()
+
+
+async def test_no_credentials_and_wrong_ones(world: World) -> None:
+    async with world() as (emu, _client):
+        http = httpx.AsyncClient(transport=emu.transport())
+        async with http, AsyncCortecs(api_base_url=emu.api_base_url, http_client=http) as client:
+            with pytest.raises(errors.ConfigurationError, match="CORTECS_CLIENT_ID"):
+                async with client.instance(MODEL, HARDWARE):
+                    pytest.fail("entered")
+        http = httpx.AsyncClient(transport=emu.transport())
+        async with (
+            http,
+            AsyncCortecs("who", "knows", api_base_url=emu.api_base_url, http_client=http) as client,
+        ):
+            with pytest.raises(errors.AuthenticationError, match="CORTECS_CLIENT_SECRET"):
+                async with client.instance(MODEL, HARDWARE):
+                    pytest.fail("entered")
+        assert emu.ledger == ()
+
+
+# --- how it ends --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("on_exit", "status"), [("stop", "stopped"), ("keep", "running")])
+async def test_on_exit(world: World, on_exit: Any, status: str) -> None:
+    async with world() as (emu, client):
+        async with client.instance(MODEL, HARDWARE, on_exit=on_exit) as inst:
+            pass
+        assert (await client.instances.get(inst.instance_id)).status == status
+        assert emu.existing == (inst.instance_id,)
+
+
+@pytest.mark.parametrize("route", ["stop", "delete", "list"])
+@pytest.mark.parametrize("times", [1, 3, 20])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "drop", "when": "before"},
+        {"kind": "drop", "when": "after"},
+        {"kind": "status", "when": "before", "status": 500},
+        {"kind": "status", "when": "after", "status": 502},
+        {"kind": "status", "when": "before", "status": 401},
+        {"kind": "status", "when": "before", "status": 409},
+        {"kind": "status", "when": "before", "status": 429, "headers": {"Retry-After": "2"}},
+        {"kind": "garbage", "when": "after"},
+        {"kind": "truncate", "when": "after"},
+    ],
+    ids=lambda fault: f"{fault['kind']}-{fault['when']}-{fault.get('status', '')}",
+)
+async def test_teardown_gets_through_faults(
+    world: World, route: str, times: int, fault: dict[str, Any]
+) -> None:
+    async with world() as (emu, client):
+        async with client.instance(MODEL, HARDWARE, teardown_timeout=600):
+            emu.add_fault(Fault(route=route, times=times, **fault))
+        assert emu.existing == ()
+        # After the deed is done, a reading soon shows it, and no more is asked.
+        assert sum(record.fault is not None for record in emu.requests) >= min(times, 6)
+
+
+async def test_teardown_gets_through_a_slow_service(world: World) -> None:
+    async with world() as (emu, client):
+        async with client.instance(MODEL, HARDWARE, teardown_timeout=600):
+            emu.add_fault(Fault("delay", when="before", times=3, seconds=100.0))
+        assert emu.existing == ()
+
+
+async def test_an_instance_that_was_stopped_or_deleted_meanwhile_is_no_problem(world: World) -> None:
+    async with world() as (emu, client):
+        async with client.instance(MODEL, HARDWARE) as inst:
+            await client.instances.stop(inst.instance_id)
+        async with client.instance(MODEL, HARDWARE) as inst:
+            await client.instances.stop(inst.instance_id)
+            await client.instances.delete(inst.instance_id)
+        assert emu.existing == ()
+
+
+async def test_a_teardown_that_cannot_succeed_says_what_may_still_be_billed(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world() as (emu, client):
+        with pytest.raises(TeardownError, match="MAY STILL BE BILLED") as caught:
+            async with client.instance(MODEL, HARDWARE, teardown_timeout=60) as inst:
+                emu.add_fault(Fault("status", status=500, times=None))
+                start = anyio.current_time()
+        assert caught.value.instance_id == inst.instance_id
+        assert 60 <= anyio.current_time() - start < 61
+    assert [record.levelno for record in caplog.records if inst.instance_id in record.message][
+        -1
+    ] == logging.CRITICAL
+
+
+async def test_a_failed_teardown_does_not_hide_the_bodys_exception(world: World) -> None:
+    problem = KeyError("mine")
+    async with world() as (emu, client):
+        with pytest.raises(KeyError) as caught:
+            async with client.instance(MODEL, HARDWARE, teardown_timeout=60) as inst:
+                emu.add_fault(Fault("drop", times=None))
+                raise problem
+        assert caught.value is problem
+        assert inst.instance_id in problem.__notes__[0]
+
+
+async def test_a_failed_start_whose_teardown_fails_keeps_its_error(world: World) -> None:
+    async with world(step_seconds=100) as (emu, client):
+        emu.add_fault(Fault("status", route="stop", status=500, times=None))
+        with pytest.raises(errors.StartTimeoutError) as caught:
+            async with client.instance(MODEL, HARDWARE, start_timeout=5, teardown_timeout=30):
+                pytest.fail("entered")
+        assert emu.existing[0] in caught.value.__notes__[0]
+
+
+async def test_a_client_closed_too_early_still_lets_leases_release(world: World) -> None:
+    async with world() as (emu, client):
+        async with client.instance(MODEL, HARDWARE) as inst:
+            await client.aclose()
+            with pytest.raises(errors.ClientClosedError):
+                await client.instances.get(inst.instance_id)
+        assert emu.existing == ()
+        with pytest.raises(errors.ClientClosedError):
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        with pytest.raises(errors.ClientClosedError):
+            await client.instances.wait_until_running("instance-1")
+
+
+# --- reuse --------------------------------------------------------------------------------------------------
+
+
+async def test_reuse_leaves_a_running_instance_running(world: World) -> None:
+    async with world() as (emu, client):
+        found = emu.start_instance("meta-llama--Llama-3.1-8B-Instruct", HARDWARE)
+        async with client.instance(MODEL, HARDWARE, reuse=True) as inst:
+            assert inst.instance_id == found
+        assert emu.billing == (found,)
+        assert "stop" not in routes(emu)
+
+
+async def test_reuse_stops_again_what_it_restarted(world: World) -> None:
+    async with world() as (emu, client):
+        found = emu.start_instance("meta-llama--Llama-3.1-8B-Instruct", HARDWARE)
+        emu.stop_instance(found)
+        async with client.instance(MODEL, HARDWARE, reuse=True) as inst:
+            assert inst.instance_id == found
+        assert emu.existing == (found,)
+        assert emu.billing == ()
+
+
+async def test_reuse_starts_and_deletes_its_own_where_there_is_none(world: World) -> None:
+    async with world() as (emu, client):
+        other = emu.start_instance("meta-llama--Llama-3.1-8B-Instruct", "NVIDIA_L40S_1")
+        async with client.instance(MODEL, HARDWARE, reuse=True) as inst:
+            assert inst.instance_id != other
+        assert emu.existing == (other,)
+
+
+# --- the handle ---------------------------------------------------------------------------------------------
+
+
+async def test_a_lease_serves_one_block_and_is_empty_before_it(world: World) -> None:
+    async with world() as (emu, client):
+        lease = client.instance(MODEL, HARDWARE)
+        assert "meta-llama" in repr(lease)
+        with pytest.raises(errors.InvalidArgumentError, match="async with"):
+            _ = lease.instance_id
+        async with lease:
+            with pytest.raises(errors.InvalidArgumentError, match="running"):
+                await lease.__aenter__()
+        with pytest.raises(errors.InvalidArgumentError, match="ended"):
+            await lease.__aenter__()
+        assert len(emu.ledger) == 1
+
+
+async def test_openai_kwargs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with world() as (_emu, client), client.instance(MODEL, HARDWARE) as inst:
+        with pytest.raises(errors.ConfigurationError, match="OPENAI_API_KEY"):
+            inst.openai_kwargs()
+        monkeypatch.setenv("OPENAI_API_KEY", "from openai")
+        assert inst.openai_kwargs() == {"base_url": inst.base_url, "api_key": "from openai"}
+        monkeypatch.setenv("CORTECS_API_KEY", "from cortecs")
+        assert inst.openai_kwargs()["api_key"] == "from cortecs"
+        assert inst.openai_kwargs(api_key="given")["api_key"] == "given"

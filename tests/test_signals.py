@@ -1,0 +1,90 @@
+"""Ctrl-C on a real process with real sockets."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from cortecs_async.emulator import Emulator, serve_emulator
+
+pytestmark = pytest.mark.sockets
+
+PROGRAM = """
+import sys
+import anyio
+from cortecs_async import AsyncCortecs
+
+async def main():
+    async with AsyncCortecs() as client:
+        async with client.instance("meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1"):
+            print("body", flush=True)
+            await anyio.sleep(60)
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+def run(emu: Emulator, backend: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, backend],
+        env={**emu.env(), "PYTHONPATH": ":".join(sys.path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def asked_for(emu: Emulator, route: str) -> None:
+    with anyio.fail_after(20):
+        while not any(record.route == route for record in emu.requests):
+            await anyio.lowlevel.checkpoint()
+
+
+async def ended(process: subprocess.Popen[str]) -> str:
+    with anyio.fail_after(30):
+        _, stderr = await anyio.to_thread.run_sync(process.communicate)
+    return stderr
+
+
+@pytest.mark.parametrize("when", ["start", "get", "body"])
+async def test_ctrl_c_hands_the_instance_back(backend: str, when: str) -> None:
+    async with serve_emulator(step_seconds=0.02 if when == "body" else 1.0) as emu:
+        process = run(emu, backend)
+        if when == "body":
+            assert process.stdout is not None
+            assert await anyio.to_thread.run_sync(process.stdout.readline) == "body\n"
+        else:
+            await asked_for(emu, when)
+        process.send_signal(signal.SIGINT)
+        stderr = await ended(process)
+        assert "KeyboardInterrupt" in stderr
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
+async def test_a_second_ctrl_c_during_the_release_does_not_break_it(backend: str) -> None:
+    async with serve_emulator(step_seconds=0.02, stop_seconds=1.0) as emu:
+        process = run(emu, backend)
+        assert process.stdout is not None
+        assert await anyio.to_thread.run_sync(process.stdout.readline) == "body\n"
+        process.send_signal(signal.SIGINT)
+        await asked_for(emu, "stop")
+        process.send_signal(signal.SIGINT)
+        stderr = await ended(process)
+        assert "KeyboardInterrupt" in stderr
+        assert emu.existing == ()
