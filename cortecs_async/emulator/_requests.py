@@ -1,0 +1,127 @@
+"""Reading the bodies of inference requests. What the emulator cannot honour it refuses, and says so."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from cortecs_async.emulator._answers import Refusal, boolean_field, integer_field, required_string
+from cortecs_async.emulator._speech import Message
+
+
+@attrs.frozen
+class Options:
+    """What chat and plain completions have in common."""
+
+    model: str
+    max_tokens: int | None
+    n: int
+    stop: tuple[str, ...]
+    stream: bool
+    include_usage: bool
+
+
+@attrs.frozen
+class ChatRequest:
+    """A chat to be answered."""
+
+    options: Options
+    messages: tuple[Message, ...]
+    as_json: bool
+
+
+@attrs.frozen
+class CompletionRequest:
+    """Texts to be continued."""
+
+    options: Options
+    prompts: tuple[str, ...]
+    echo: bool
+
+
+def read_chat(body: Mapping[str, Any]) -> ChatRequest:
+    """Check the body of a chat request.
+
+    Raises:
+        Refusal: 400 for a malformed body, or for a feature that needs a real model.
+    """
+    max_tokens = integer_field(body, "max_completion_tokens", least=1)
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise Refusal(400, "messages must be a list that is not empty.")
+    choice = body.get("tool_choice")
+    if choice is not None and choice not in ("auto", "none"):
+        raise Refusal(400, "The emulator cannot be made to call a tool: tool_choice must be auto or none.")
+    return ChatRequest(
+        options=_options(body, max_tokens),
+        messages=tuple(_message(message) for message in messages),
+        as_json=_wants_json(body),
+    )
+
+
+def read_completion(body: Mapping[str, Any]) -> CompletionRequest:
+    """Check the body of a completion request.
+
+    Raises:
+        Refusal: 400 for a malformed body.
+    """
+    prompt = body.get("prompt")
+    prompts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
+        raise Refusal(400, "prompt must be a string or a list of strings (the emulator has no token ids).")
+    return CompletionRequest(_options(body, None), tuple(prompts), boolean_field(body, "echo"))
+
+
+def _options(body: Mapping[str, Any], max_tokens: int | None) -> Options:
+    older = integer_field(body, "max_tokens", least=1)
+    stream = boolean_field(body, "stream")
+    stream_options = body.get("stream_options")
+    if stream_options is not None:
+        if not isinstance(stream_options, dict):
+            raise Refusal(400, "stream_options must be an object.")
+        if not stream:
+            raise Refusal(400, "stream_options is only allowed with stream.")
+    return Options(
+        model=required_string(body, "model"),
+        max_tokens=older if max_tokens is None else max_tokens,
+        n=integer_field(body, "n", least=1, most=128) or 1,
+        stop=_stop(body.get("stop")),
+        stream=stream,
+        include_usage=boolean_field(stream_options or {}, "include_usage"),
+    )
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    marks = [value] if isinstance(value, str) else [] if value is None else value
+    if not isinstance(marks, list) or not all(isinstance(mark, str) and mark for mark in marks):
+        raise Refusal(400, "stop must be a string or a list of strings, none of them empty.")
+    return tuple(marks)
+
+
+def _message(value: Any) -> Message:
+    if not isinstance(value, dict):
+        raise Refusal(400, "Every message must be an object.")
+    return Message(required_string(value, "role"), _content(value.get("content")))
+
+
+def _content(value: Any) -> str:
+    if value is None or isinstance(value, str):
+        return value or ""
+    if not isinstance(value, list):
+        raise Refusal(400, "content must be a string or a list of parts.")
+    # The models of the catalogue read text only, and refuse pictures as a server of theirs would.
+    if not all(isinstance(part, dict) and part.get("type") == "text" for part in value):
+        raise Refusal(400, "Every part of a content must be an object of type text.")
+    return "".join(required_string(part, "text") for part in value)
+
+
+def _wants_json(body: Mapping[str, Any]) -> bool:
+    wanted = body.get("response_format")
+    if wanted is None:
+        return False
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if kind not in ("text", "json_object"):
+        raise Refusal(
+            400, "The emulator's response_format has type text or json_object; it follows no schema."
+        )
+    return bool(kind == "json_object")

@@ -1,0 +1,136 @@
+"""Which route a request takes."""
+
+import functools
+from collections.abc import Callable, Mapping
+from importlib import resources
+from typing import Final, Literal
+from urllib.parse import urlencode
+
+import attrs
+
+from cortecs_async.emulator import _inference as inference
+from cortecs_async.emulator import _provisioning as provisioning
+from cortecs_async.emulator._account import Account
+from cortecs_async.emulator._answers import JSON_TYPE, Answer, Call, Refusal
+
+API: Final = "/api/v1"
+INFERENCE: Final = "/inference"
+
+Handler = Callable[[Account, Call, Mapping[str, str], float], Answer]
+Credential = Literal["token", "api_key"]
+
+
+@attrs.frozen
+class Route:
+    """One route: a segment in braces matches anything but a slash."""
+
+    name: str
+    method: str
+    path: str
+    handler: Handler
+    needs: Credential | None = "token"
+
+    def match(self, path: str) -> Mapping[str, str] | None:
+        """The path's parameters, or None when it is not this route's."""
+        wanted, found = self.path.split("/"), path.split("/")
+        if len(wanted) != len(found):
+            return None
+        params: dict[str, str] = {}
+        for pattern, segment in zip(wanted, found, strict=True):
+            if pattern.startswith("{") and segment:
+                params[pattern[1:-1]] = segment
+            elif pattern != segment:
+                return None
+        return params
+
+
+@functools.cache
+def _document() -> bytes:
+    return resources.files("cortecs_async.emulator").joinpath("openapi.json").read_bytes()
+
+
+def _openapi(_account: Account, _call: Call, _params: Mapping[str, str], _now: float) -> Answer:
+    return Answer(200, _document(), {"content-type": JSON_TYPE})
+
+
+# Literal segments come before a parameter that would match them too.
+ROUTES: Final = (
+    Route("token", "POST", f"{API}/oauth2/token", provisioning.token, None),
+    Route("balance", "GET", f"{API}/user/balance", provisioning.balance),
+    Route("list", "GET", f"{API}/instances/", provisioning.list_instances),
+    Route("start", "POST", f"{API}/instances/start", provisioning.start),
+    Route("restart", "POST", f"{API}/instances/restart", provisioning.restart),
+    Route("stop", "POST", f"{API}/instances/stop", provisioning.stop),
+    Route("stop_all", "POST", f"{API}/instances/stop-all", provisioning.stop_all),
+    Route("delete_all", "DELETE", f"{API}/instances/delete-all", provisioning.delete_all),
+    Route("get", "GET", f"{API}/instances/{{instance_id}}", provisioning.get_instance),
+    Route("delete", "DELETE", f"{API}/instances/{{instance_id}}", provisioning.delete),
+    Route("models", "GET", f"{API}/models/", provisioning.models, None),
+    Route("model", "GET", f"{API}/models/{{model_id}}", provisioning.model, None),
+    Route("hardware_types", "GET", f"{API}/hardware-types/", provisioning.hardware_types, None),
+    Route("available", "GET", f"{API}/hardware-types/available", provisioning.available, None),
+    Route("v1_models", "GET", f"{INFERENCE}/{{instance_id}}/v1/models", inference.v1_models, "api_key"),
+    Route("chat", "POST", f"{INFERENCE}/{{instance_id}}/v1/chat/completions", inference.chat, "api_key"),
+    Route(
+        "completions", "POST", f"{INFERENCE}/{{instance_id}}/v1/completions", inference.completions, "api_key"
+    ),
+    Route("openapi", "GET", "/openapi.json", _openapi, None),
+)
+ROUTE_NAMES: Final = frozenset(route.name for route in ROUTES)
+
+
+@attrs.frozen
+class Match:
+    """Where a call goes: to a route, to another address, or nowhere."""
+
+    route: Route | None = None
+    params: Mapping[str, str] = attrs.field(factory=dict)
+    allow: tuple[str, ...] = ()
+    """The methods of the path, when the call's is not among them."""
+    location: str | None = None
+    """Where the path with its missing slash is."""
+
+    @property
+    def name(self) -> str | None:
+        """The route's name."""
+        return None if self.route is None else self.route.name
+
+
+def find_route(method: str, path: str) -> Match:
+    """Find the route of a call."""
+    same_path: str | None = None
+    allow: list[str] = []
+    for route in ROUTES:
+        params = route.match(path)
+        # /instances/start is its own path: a GET there is a wrong method, not the instance "start".
+        if params is None or same_path not in (None, route.path):
+            continue
+        if route.method == method:
+            return Match(route, params)
+        same_path = route.path
+        allow.append(route.method)
+    if allow:
+        return Match(allow=tuple(sorted(allow)))
+    if any(route.path == f"{path}/" for route in ROUTES):
+        return Match(location=f"{path}/")
+    return Match()
+
+
+def decide(account: Account, call: Call, match: Match, now: float) -> Answer:
+    """Do what a call asks for.
+
+    Raises:
+        Refusal: When the answer is no.
+    """
+    if match.location is not None:
+        query = urlencode(call.query)
+        return Answer(307, headers={"location": f"{match.location}?{query}" if query else match.location})
+    if match.allow:
+        raise Refusal(405, f"{call.method} is not allowed here.", headers={"allow": ", ".join(match.allow)})
+    if match.route is None:
+        raise Refusal(404, f"There is nothing at {call.path}.")
+    if match.route.needs == "token":
+        provisioning.require_token(account, call, now)
+    elif match.route.needs == "api_key":
+        inference.require_api_key(account, call)
+    return match.route.handler(account, call, match.params, now)

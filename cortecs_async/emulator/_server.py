@@ -1,0 +1,234 @@
+"""The emulator on real sockets, served by uvicorn in a thread or in the foreground."""
+
+import asyncio
+import functools
+import ipaddress
+import signal
+import socket
+import threading
+from collections.abc import AsyncGenerator, Callable, Generator
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final, final
+
+import uvicorn
+from starlette.types import ASGIApp, Receive, Scope, Send
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from cortecs_async.emulator._asgi import EXTENSION
+from cortecs_async.emulator._emulator import Emulator
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+@final
+class _Protocol(H11Protocol):
+    """HTTP/1.1 whose connections the application may cut."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.app = functools.partial(_with_scissors, self.app, transport)
+
+
+async def _with_scissors(
+    app: Any, transport: asyncio.Transport, scope: Scope, receive: Receive, send: Send
+) -> None:
+    scope.setdefault("extensions", {})[EXTENSION] = {"abort": transport.abort, "close": transport.close}
+    try:
+        await app(scope, receive, send)
+    except asyncio.CancelledError:
+        # Only the end of the server cancels a request, and it has cut the connection before that.
+        # Out of here it would be logged as an error of the application.
+        return
+
+
+@final
+class _Server(uvicorn.Server):
+    """A uvicorn that wakes at once and goes at once: no tick, no grace for open connections."""
+
+    def __init__(self, app: ASGIApp, on_ready: Callable[[], None]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=_Protocol,
+                ws="none",
+                interface="asgi3",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                date_header=False,
+            )
+        )
+        self._on_ready = on_ready
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._leave = asyncio.Event()
+
+    def leave(self) -> None:
+        """End the server, from any thread or signal handler. To ask twice is harmless."""
+        # Read by uvicorn if the loop has not been entered yet.
+        self.should_exit = True
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._leave.set)
+
+    async def main_loop(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_ready()
+        await self._leave.wait()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for sock in sockets or []:
+            sock.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        # One turn of the loop, in which the connections learn that they are lost.
+        await asyncio.sleep(0)
+        tasks = list(self.server_state.tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        # uvicorn raises the signal again when it is done; whoever runs this wants a plain return.
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, lambda *_: self.leave()) for number in _SIGNALS}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _bind(host: str, port: int, *, allow_remote: bool) -> socket.socket:
+    """Listen on an address.
+
+    Raises:
+        ValueError: When it is not a loopback address and ``allow_remote`` is False.
+        OSError: When it cannot be bound.
+    """
+    address = "127.0.0.1" if host == "localhost" else host
+    if not allow_remote and not _is_loopback(address):
+        msg = (
+            f"{host!r} is reachable from other machines, and the emulator guards nothing: "
+            "if that is meant, allow it with allow_remote=True (--allow-remote)"
+        )
+        raise ValueError(msg)
+    family, kind, protocol, _, target = socket.getaddrinfo(
+        address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    )[0]
+    sock = socket.socket(family, kind, protocol)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(target)
+        sock.listen(2048)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def _url(sock: socket.socket) -> str:
+    address, port = sock.getsockname()[:2]
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
+def run_emulator(
+    emulator: Emulator,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    allow_remote: bool = False,
+    on_ready: Callable[[Emulator], None],
+) -> None:
+    """Serve an emulator until Ctrl-C or SIGTERM, then return.
+
+    Args:
+        emulator: The emulator; its ``root_url`` is set.
+        host: The address to listen on.
+        port: The port; 0 takes a free one.
+        allow_remote: Whether an address beyond loopback is meant.
+        on_ready: Called once, when it can be reached.
+
+    Raises:
+        ValueError: For an address beyond loopback without ``allow_remote``.
+        OSError: When the address cannot be bound.
+    """
+    sock = _bind(host, port, allow_remote=allow_remote)
+    emulator.root_url = _url(sock)
+    with sock:
+        asyncio.run(_Server(emulator.app, lambda: on_ready(emulator)).serve(sockets=[sock]))
+
+
+@asynccontextmanager
+async def serve_emulator(
+    emulator: Emulator | None = None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    allow_remote: bool = False,
+    **emulator_kwargs: Any,
+) -> AsyncGenerator[Emulator]:
+    """Serve an emulator on a real socket while the body runs.
+
+    It runs on an event loop of its own in another thread, so that it answers whatever the caller's loop is
+    and does. Entering and leaving block the caller for some milliseconds instead of awaiting: so neither
+    can be cancelled halfway, and both work under any event loop and any clock. On the way out open
+    connections are cut.
+
+    Args:
+        emulator: The emulator to serve, its ``clock`` and ``sleep`` fit for another thread; None makes one.
+        host: The address to listen on.
+        port: The port; 0 takes a free one.
+        allow_remote: Whether an address beyond loopback is meant.
+        **emulator_kwargs: For the emulator that is made.
+
+    Yields:
+        The emulator, reachable, its ``root_url`` set.
+
+    Raises:
+        ValueError: For an address beyond loopback without ``allow_remote``.
+        TypeError: For ``emulator_kwargs`` beside an emulator.
+        OSError: When the address cannot be bound.
+    """
+    if emulator is None:
+        emulator = Emulator(**emulator_kwargs)
+    elif emulator_kwargs:
+        msg = "emulator_kwargs are for an emulator that is made here, not for one that is given"
+        raise TypeError(msg)
+    sock = _bind(host, port, allow_remote=allow_remote)
+    emulator.root_url = _url(sock)
+    ready: Future[None] = Future()
+    server = _Server(emulator.app, lambda: ready.set_result(None))
+
+    def serve() -> None:
+        try:
+            with sock:
+                asyncio.run(server.serve(sockets=[sock]))
+        except BaseException as error:
+            # After it was ready nobody waits any more, and the thread's own report must do.
+            if ready.done():
+                raise
+            ready.set_exception(error)
+
+    thread = threading.Thread(target=serve, name="cortecs-emulator", daemon=True)
+    thread.start()
+    ready.result()
+    try:
+        yield emulator
+    finally:
+        server.leave()
+        thread.join()

@@ -1,0 +1,44 @@
+"""How an emulator behaves, fixed when it is made."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from cortecs_async.emulator._catalogue import HARDWARE
+
+
+def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, int]) -> None:
+    for hardware_type_id, sets in value.items():
+        if hardware_type_id not in HARDWARE:
+            msg = f"capacity names {hardware_type_id!r}; the emulator knows {', '.join(HARDWARE)}"
+            raise ValueError(msg)
+        if sets < 0:
+            msg = f"capacity of {hardware_type_id} must not be negative"
+            raise ValueError(msg)
+
+
+@attrs.frozen(kw_only=True)
+class Settings:
+    """The options of :class:`~cortecs_async.emulator.Emulator`, which documents them."""
+
+    client_id: str
+    client_secret: str = attrs.field(repr=False)
+    api_key: str = attrs.field(repr=False)
+    step_seconds: float = attrs.field(validator=attrs.validators.ge(0))
+    num_steps: int = attrs.field(validator=attrs.validators.ge(1))
+    stop_seconds: float = attrs.field(validator=attrs.validators.ge(0))
+    token_seconds: float = attrs.field(validator=attrs.validators.ge(0))
+    capacity: Mapping[str, int] = attrs.field(validator=_known_hardware)
+    balance: float
+    currency: str
+    token_lifetime: float = attrs.field(validator=attrs.validators.gt(0))
+    unknown_status: int = attrs.field(validator=attrs.validators.in_((400, 404)))
+    num_workers_in_args: bool
+    epoch: float
+    """Unix time of the clock's zero, for the timestamps on the wire."""
+
+    @property
+    def ready_after(self) -> float:
+        """Seconds from an accepted start until the first worker runs."""
+        return (self.num_steps - 1) * self.step_seconds

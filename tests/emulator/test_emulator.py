@@ -1,0 +1,164 @@
+"""The emulator's surface: settings, secrets, imports, other servers."""
+
+import subprocess
+import sys
+from importlib import resources
+from typing import Any
+
+import httpx
+import pytest
+
+from cortecs_async.emulator import Emulator, Fault
+
+LLAMA = "meta-llama--Llama-3.1-8B-Instruct"
+
+
+def test_its_representation_has_no_secrets() -> None:
+    emulator = Emulator(client_secret="s3cret", api_key="k3y")
+    assert repr(emulator) == "Emulator(api_base_url='http://localhost/api/v1', client_id='emulator-client')"
+    assert "s3cret" not in repr(emulator._settings)
+    assert "k3y" not in repr(emulator._settings)
+
+
+def test_the_environment_points_at_it() -> None:
+    emulator = Emulator(client_id="i", client_secret="s", api_key="k", root_url="http://127.0.0.1:8000/")
+    assert emulator.api_base_url == "http://127.0.0.1:8000/api/v1"
+    assert emulator.env() == {
+        "CORTECS_CLIENT_ID": "i",
+        "CORTECS_CLIENT_SECRET": "s",
+        "CORTECS_API_BASE_URL": "http://127.0.0.1:8000/api/v1",
+        "OPENAI_API_KEY": "k",
+    }
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"step_seconds": -1.0},
+        {"num_steps": 0},
+        {"stop_seconds": -1.0},
+        {"token_seconds": -1.0},
+        {"token_lifetime": 0.0},
+        {"unknown_status": 500},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        Emulator(**wrong)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"model_id": "nobody/nothing"},
+        {"model_id": LLAMA, "num_workers": 9},
+        {"model_id": LLAMA, "hardware_type_id": "NVIDIA_H100_4"},
+    ],
+)
+def test_a_direct_start_is_refused_like_any_other(wrong: dict[str, Any]) -> None:
+    emulator = Emulator()
+    with pytest.raises(ValueError, match=r"Unknown|num_workers|does not run"):
+        emulator.start_instance(**wrong)
+    assert emulator.ledger == ()
+
+
+def test_direct_deeds_on_unknown_instances_are_refused() -> None:
+    emulator = Emulator()
+    with pytest.raises(ValueError, match="does not exist"):
+        emulator.stop_instance("instance-1")
+    with pytest.raises(ValueError, match="does not exist"):
+        emulator.delete_instance("instance-1")
+
+
+async def test_it_is_a_plain_asgi_application() -> None:
+    emulator = Emulator()
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(emulator.app), base_url="http://any"
+    ) as client:
+        document = await client.get("/openapi.json")
+        assert (
+            document.content
+            == resources.files("cortecs_async.emulator").joinpath("openapi.json").read_bytes()
+        )
+        redirected = await client.get("/api/v1/models", follow_redirects=True)
+        assert redirected.status_code == 200
+        emulator.add_fault(Fault("drop"))
+        with pytest.raises(ConnectionResetError):
+            await client.get("/api/v1/models/")
+        emulator.add_fault(Fault("truncate"))
+        with pytest.raises(ConnectionResetError):
+            await client.get("/api/v1/models/")
+
+
+async def test_it_answers_the_lifespan_protocol() -> None:
+    sent: list[Any] = []
+    incoming = iter(["lifespan.startup", "lifespan.shutdown"])
+
+    async def receive() -> Any:
+        return {"type": next(incoming)}
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    await Emulator().app({"type": "lifespan"}, receive, send)
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_a_caller_that_leaves_while_it_asks_is_forgotten() -> None:
+    emulator = Emulator()
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/api/v1/oauth2/token",
+        "headers": [],
+        "query_string": b"",
+    }
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        pytest.fail(f"sent {message}")
+
+    await emulator.app(scope, receive, send)
+    assert emulator.requests == ()
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_without_its_extra_it_says_what_to_install(missing: str) -> None:
+    done = run(f"import sys; sys.modules['{missing}'] = None; import cortecs_async.emulator")
+    assert done.returncode == 1
+    assert (
+        "ImportError: The emulator needs starlette and uvicorn: pip install 'cortecs-async[emulator]'"
+        in done.stderr
+    )
+
+
+def test_another_missing_module_is_not_blamed_on_the_extra() -> None:
+    done = run(
+        "import sys; sys.modules['cortecs_async.emulator._speech'] = None; import cortecs_async.emulator"
+    )
+    assert done.returncode == 1
+    assert "cortecs-async[emulator]" not in done.stderr
+
+
+def test_the_client_does_not_import_it() -> None:
+    done = run("import cortecs_async, sys; print([name for name in sys.modules if 'emulator' in name])")
+    assert done.stdout.strip() == "[]"
+
+
+def test_it_imports_nothing_of_the_client() -> None:
+    package = resources.files("cortecs_async.emulator")
+    sources = [path.read_text(encoding="utf-8") for path in package.iterdir() if path.name.endswith(".py")]
+    imports = [
+        line.strip()
+        for source in sources
+        for line in source.splitlines()
+        if line.strip().startswith(("import cortecs_async", "from cortecs_async"))
+    ]
+    assert imports
+    assert all(line.startswith("from cortecs_async.emulator") for line in imports)

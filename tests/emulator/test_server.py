@@ -1,0 +1,341 @@
+"""The emulator on real sockets."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from cortecs_async.emulator import Emulator, Fault, run_emulator, serve_emulator
+
+pytestmark = pytest.mark.sockets
+
+EVERYWHERE = "0.0.0.0"  # noqa: S104 - to be refused, but where it is meant
+LLAMA = "meta-llama--Llama-3.1-8B-Instruct"
+
+
+async def authorise(client: httpx.AsyncClient, emulator: Emulator) -> None:
+    answer = await client.post(
+        f"{emulator.api_base_url}/oauth2/token",
+        json={
+            "grant_type": "client_credentials",
+            "client_id": emulator.client_id,
+            "client_secret": emulator.client_secret,
+        },
+    )
+    client.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something in the emulator's thread, which cannot set an event of this loop."""
+    with anyio.fail_after(5):
+        while not condition():  # noqa: ASYNC110
+            await anyio.sleep(0.001)
+
+
+async def test_a_whole_life_over_sockets() -> None:
+    async with (
+        serve_emulator(step_seconds=0.0, client_id="somebody") as emulator,
+        httpx.AsyncClient() as client,
+    ):
+        assert emulator.client_id == "somebody"
+        base = emulator.api_base_url
+        assert base.startswith("http://127.0.0.1:")
+        await authorise(client, emulator)
+        started = (await client.post(f"{base}/instances/start", json={"model_id": LLAMA})).json()["instance"]
+        instance_id = started["instance_id"]
+        assert emulator.billing == (instance_id,)
+        assert started["base_url"].startswith(emulator.root_url)
+        answer = await client.get(
+            f"{started['base_url']}/models", headers={"Authorization": f"Bearer {emulator.api_key}"}
+        )
+        assert answer.json()["data"][0]["id"] == "meta-llama/Llama-3.1-8B-Instruct"
+        assert (await client.get(f"{base}/instances", follow_redirects=True)).json()["instances"] == [started]
+        await client.post(f"{base}/instances/stop", json={"instance_id": instance_id})
+        assert (await client.delete(f"{base}/instances/{instance_id}")).status_code == 200
+        assert emulator.existing == ()
+
+
+async def test_dates_are_true_on_the_clock_of_the_machine() -> None:
+    async with serve_emulator(step_seconds=0.0) as emulator, httpx.AsyncClient() as client:
+        await authorise(client, emulator)
+        answer = await client.post(f"{emulator.api_base_url}/instances/start", json={"model_id": LLAMA})
+        started_at = answer.json()["instance"]["instance_status"]["started_at"]
+    now = time.time()
+    recent = {time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - ago)) for ago in range(5)}
+    assert started_at in recent
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_drop_cuts_the_connection_without_an_answer(
+    when: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serve_emulator() as emulator, httpx.AsyncClient() as client:
+        await authorise(client, emulator)
+        emulator.add_fault(Fault("drop", "start", when))
+        with pytest.raises(httpx.RemoteProtocolError, match="Server disconnected without sending a response"):
+            await client.post(f"{emulator.api_base_url}/instances/start", json={"model_id": LLAMA})
+        assert len(emulator.ledger) == (when == "after")
+        assert (await client.get(f"{emulator.api_base_url}/instances/")).status_code == 200
+    # uvicorn reports an application that returns without an answer, unless it knows of the cut.
+    assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
+
+
+async def test_a_dropped_socket_reads_nothing_at_all() -> None:
+    async with serve_emulator() as emulator:
+        emulator.add_fault(Fault("drop", "token", times=None))
+        port = int(emulator.root_url.rpartition(":")[2])
+        async with await anyio.connect_tcp("127.0.0.1", port) as stream:
+            await stream.send(
+                b"POST /api/v1/oauth2/token HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+            )
+            await stream.send(b"x" * 100_000)
+            with pytest.raises(anyio.EndOfStream):
+                await stream.receive()
+
+
+@pytest.mark.parametrize(
+    ("path", "route"), [("/api/v1/hardware-types/", "hardware_types"), ("/api/v1/models/", "models")]
+)
+async def test_a_truncated_answer_has_its_full_length_and_half_its_body(path: str, route: str) -> None:
+    async with serve_emulator() as emulator, httpx.AsyncClient(base_url=emulator.root_url) as client:
+        whole = await client.get(path)
+        emulator.add_fault(Fault("truncate", route))
+        received = b""
+        async with client.stream("GET", path) as answer:
+            assert (answer.status_code, int(answer.headers["content-length"])) == (200, len(whole.content))
+            with pytest.raises(httpx.RemoteProtocolError, match="without sending complete message body"):
+                async for piece in answer.aiter_raw():
+                    received += piece
+        assert received == whole.content[: len(whole.content) // 2]
+        assert (await client.get(path)).content == whole.content
+
+
+async def test_the_other_faults() -> None:
+    async with serve_emulator() as emulator, httpx.AsyncClient(base_url=emulator.root_url) as client:
+        emulator.add_fault(Fault("status", "models", status=429, headers={"Retry-After": "2"}))
+        emulator.add_fault(Fault("garbage", "models"))
+        emulator.add_fault(Fault("delay", "models", seconds=0.05))
+        refused = await client.get("/api/v1/models/")
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "2")
+        garbage = await client.get("/api/v1/models/")
+        assert (garbage.status_code, garbage.text[:9]) == (200, "<!doctype")
+        begun = time.monotonic()
+        assert (await client.get("/api/v1/models/")).status_code == 200
+        assert time.monotonic() - begun >= 0.05
+        assert [record.fault for record in emulator.requests] == ["status", "garbage", "delay"]
+
+
+async def test_a_delay_holds_up_nobody_else() -> None:
+    async with serve_emulator() as emulator, httpx.AsyncClient(base_url=emulator.root_url) as client:
+        emulator.add_fault(Fault("delay", "models", seconds=60.0))
+        async with anyio.create_task_group() as group:
+            group.start_soon(client.get, "/api/v1/models/")
+            await until(lambda: len(emulator.requests) == 1)
+            assert (await client.get("/api/v1/hardware-types/")).status_code == 200
+            assert emulator.ledger == ()
+            group.cancel_scope.cancel()
+
+
+async def test_the_deed_of_a_caller_who_gave_up_is_done() -> None:
+    async with serve_emulator() as emulator, httpx.AsyncClient() as client:
+        await authorise(client, emulator)
+        emulator.add_fault(Fault("delay", "start", seconds=0.1))
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post(
+                f"{emulator.api_base_url}/instances/start", json={"model_id": LLAMA}, timeout=0.03
+            )
+        assert emulator.ledger == ()
+        await until(lambda: len(emulator.ledger) == 1)
+
+
+async def test_a_stream_arrives_piece_by_piece() -> None:
+    async with (
+        serve_emulator(step_seconds=0.0, token_seconds=0.02) as emulator,
+        httpx.AsyncClient() as client,
+    ):
+        instance_id = emulator.start_instance(LLAMA)
+        body = {
+            "model": LLAMA.replace("--", "/"),
+            "messages": [{"role": "user", "content": "x"}],
+            "stream": True,
+            "max_tokens": 3,
+        }
+        async with client.stream(
+            "POST",
+            f"{emulator.root_url}/inference/{instance_id}/v1/chat/completions",
+            json=body,
+            headers={"Authorization": f"Bearer {emulator.api_key}"},
+        ) as answer:
+            times = [time.monotonic() async for _ in answer.aiter_raw()]
+    assert len(times) == 6
+    assert times[-1] - times[0] >= 0.1
+
+
+async def test_leaving_is_prompt_with_everything_open() -> None:
+    """Idle connections, a request under way and a half-sent one: all are cut, none is waited for."""
+    hung = []
+
+    async def hang(client: httpx.AsyncClient) -> None:
+        try:
+            await client.get("/api/v1/models/", timeout=60.0)
+        except httpx.HTTPError as error:
+            hung.append(error)
+
+    async with httpx.AsyncClient() as idle, httpx.AsyncClient() as busy, anyio.create_task_group() as group:
+        async with serve_emulator() as emulator:
+            idle.base_url = busy.base_url = httpx.URL(emulator.root_url)
+            await idle.get("/api/v1/models/")
+            emulator.add_fault(Fault("delay", "models", seconds=60.0))
+            group.start_soon(hang, busy)
+            half_sent = await anyio.connect_tcp("127.0.0.1", int(emulator.root_url.rpartition(":")[2]))
+            await half_sent.send(b"GET /api/v1/mod")
+            await until(lambda: len(emulator.requests) == 2)
+            begun = time.monotonic()
+        assert time.monotonic() - begun < 0.5
+        await half_sent.aclose()
+    assert len(hung) == 1
+
+
+async def test_leaving_works_for_a_cancelled_caller() -> None:
+    threads = threading.active_count()
+    with anyio.CancelScope() as scope:
+        async with serve_emulator() as emulator:
+            scope.cancel()
+            await anyio.sleep(60)
+    assert scope.cancelled_caught
+    assert threading.active_count() == threads
+    with pytest.raises(httpx.ConnectError):
+        await httpx.AsyncClient().get(emulator.root_url)
+
+
+async def test_leaving_passes_an_exception_on() -> None:
+    with pytest.raises(KeyError):
+        async with serve_emulator():
+            raise KeyError
+
+
+async def test_it_answers_while_the_callers_loop_is_blocked() -> None:
+    async with serve_emulator() as emulator:
+        # A blocking call on the event loop's own thread: only another thread can answer it.
+        answer = httpx.get(f"{emulator.api_base_url}/models/")  # noqa: ASYNC210
+        assert answer.status_code == 200
+
+
+async def test_an_emulator_can_be_served_again_elsewhere() -> None:
+    emulator = Emulator()
+    instance_id = emulator.start_instance(LLAMA)
+    urls = []
+    for _ in range(2):
+        async with serve_emulator(emulator) as served, httpx.AsyncClient() as client:
+            assert served is emulator
+            urls.append(emulator.api_base_url)
+            assert (await client.get(f"{emulator.api_base_url}/models/")).status_code == 200
+    assert len(set(urls)) == 2
+    assert emulator.existing == (instance_id,)
+
+
+@pytest.mark.parametrize("host", [EVERYWHERE, "::", "", "192.0.2.1", "example.com"])
+async def test_beyond_loopback_is_refused(host: str) -> None:
+    with pytest.raises(ValueError, match="allow_remote"):
+        async with serve_emulator(host=host):
+            pytest.fail("served")
+    with pytest.raises(ValueError, match="allow_remote"):
+        run_emulator(Emulator(), host=host, port=0, on_ready=lambda _: pytest.fail("served"))
+
+
+async def test_beyond_loopback_can_be_meant() -> None:
+    async with serve_emulator(host=EVERYWHERE, allow_remote=True) as emulator, httpx.AsyncClient() as client:
+        port = emulator.root_url.rpartition(":")[2]
+        assert (await client.get(f"http://127.0.0.1:{port}/api/v1/models/")).status_code == 200
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
+async def test_loopback_addresses(host: str) -> None:
+    if host == "::1" and not socket.has_ipv6:
+        pytest.skip("no IPv6")
+    async with serve_emulator(host=host) as emulator, httpx.AsyncClient() as client:
+        assert (await client.get(f"{emulator.api_base_url}/models/")).status_code == 200
+
+
+async def test_a_taken_port_is_an_error_of_the_caller() -> None:
+    async with serve_emulator() as emulator:
+        port = int(emulator.root_url.rpartition(":")[2])
+        with pytest.raises(OSError, match="in use"):
+            async with serve_emulator(port=port):
+                pytest.fail("served")
+
+
+async def test_options_are_not_for_an_emulator_that_is_there() -> None:
+    with pytest.raises(TypeError, match="emulator_kwargs"):
+        async with serve_emulator(Emulator(), balance=5.0):
+            pytest.fail("served")
+
+
+async def test_a_server_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(coroutine: Any) -> None:
+        coroutine.close()
+        msg = "no loop to be had"
+        raise RuntimeError(msg)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "run", fail)
+        with pytest.raises(RuntimeError, match="no loop"):
+            async with serve_emulator():
+                pytest.fail("served")
+
+
+async def test_a_thousand_instances_are_no_burden(emulate: Callable[..., Any]) -> None:
+    async with serve_emulator(num_steps=1) as emulator, httpx.AsyncClient() as client:
+        await authorise(client, emulator)
+        for _ in range(1000):
+            emulator.start_instance(LLAMA)
+        listed = await client.get(f"{emulator.api_base_url}/instances/")
+        assert len(listed.json()["instances"]) == 1000
+
+
+PROGRAM = """
+from cortecs_async.emulator import Emulator, run_emulator
+
+def ready(emulator):
+    print(emulator.api_base_url, flush=True)
+
+run_emulator(Emulator(), host="127.0.0.1", port=0, on_ready=ready)
+print("returned", flush=True)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_runs_in_the_foreground_until_it_is_told_to_leave(number: int) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        url = process.stdout.readline().strip()
+        assert httpx.get(f"{url}/models/").status_code == 200
+        process.send_signal(number)
+        assert process.stdout.read() == "returned\n"
+    assert process.returncode == 0
+
+
+def test_the_handlers_of_signals_are_given_back() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    ready = []
+
+    def leave(emulator: Emulator) -> None:
+        ready.append(emulator.root_url)
+        signal.raise_signal(signal.SIGTERM)
+
+    run_emulator(Emulator(), host="127.0.0.1", port=0, on_ready=leave)
+    assert len(ready) == 1
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
