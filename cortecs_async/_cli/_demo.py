@@ -1,0 +1,103 @@
+"""`cortecs-async demo`: the main job from start to receipt, on the embedded emulator."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import anyio
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .. import AsyncCortecs, CortecsError, InstanceLease
+from ..integrations.rich import ProvisioningBar
+from ..types import Balance
+from ._need import need
+
+if TYPE_CHECKING:
+    from ..emulator import Emulator
+
+_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+_HARDWARE = "NVIDIA_H100_1"
+
+
+@click.command()
+@click.option(
+    "--step-seconds",
+    type=click.FloatRange(min=0, max=60),
+    default=1.0,
+    show_default=True,
+    help="Seconds for each of the five steps of the emulated start.",
+)
+@click.option(
+    "--prompt", default="Why should a GPU never outlive its program?", show_default=True, help="What to ask."
+)
+def demo(step_seconds: float, prompt: str) -> None:
+    """Lease an emulated instance, chat with it, and hand it back: no account, no GPU, no cost."""
+    need("cortecs_async.emulator", "demo")
+    need("openai", "demo")
+    try:
+        anyio.run(_demo, step_seconds, prompt)
+    except CortecsError as error:
+        raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        click.echo("interrupted: the instance was handed back first", err=True)
+        sys.exit(130)
+
+
+async def _demo(step_seconds: float, prompt: str) -> None:
+    from ..emulator import serve_emulator  # noqa: PLC0415  (optional, checked by the caller)
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        "[bold]cortecs_async demo[/]: the real client on real sockets against the [bold]embedded emulator[/] "
+        "on this machine.\nNo account, no GPU, no cost. Models, prices and answers are the emulator's own."
+    )
+    async with serve_emulator(step_seconds=step_seconds, token_seconds=0.03) as emulator:
+        console.print(f"\n[bold]emulator[/]  {emulator.api_base_url}")
+        console.print(f"[bold]lease[/]     {_MODEL} on {_HARDWARE}")
+        async with AsyncCortecs(
+            emulator.client_id, emulator.client_secret, api_base_url=emulator.api_base_url
+        ) as client:
+            with ProvisioningBar(console) as bar:
+                async with client.instance(_MODEL, _HARDWARE, on_progress=bar) as inst:
+                    console.print(f"[bold]running[/]   {inst.instance_id} at {inst.base_url}")
+                    await _chat(console, inst, emulator.api_key, prompt)
+                    console.print("[bold]release[/]   stop, delete, and read back that it is gone ...")
+            balance = await client.user.balance()
+        _print_receipt(console, emulator, balance)
+
+
+async def _chat(console: Console, inst: InstanceLease, api_key: str, prompt: str) -> None:
+    console.print(f"[bold]you[/]       {escape(prompt)}")
+    console.print("[bold]model[/]     ", end="")
+    async with inst.openai(api_key=api_key) as llm:
+        chunks = await llm.chat.completions.create(
+            model=inst.model, messages=[{"role": "user", "content": prompt}], stream=True
+        )
+        async for chunk in chunks:
+            for choice in chunk.choices:
+                console.print(choice.delta.content or "", end="", markup=False)
+    console.print()
+
+
+def _print_receipt(console: Console, emulator: Emulator, balance: Balance) -> None:
+    currency = balance.currency
+    table = Table(
+        title="receipt, from the emulator's ledger", title_justify="left", box=None, show_header=False
+    )
+    for entry in emulator.ledger:
+        table.add_row("instance", f"{entry.instance_id} ({entry.status})")
+        table.add_row(
+            "billed", f"{entry.seconds:.1f} s, {entry.billing_interval}, {entry.num_workers} worker"
+        )
+        table.add_row("cost", f"{entry.cost:.2f} {currency} (of the emulator's invented money)")
+    table.add_row("balance", f"{balance.current_balance:.2f} {currency}")
+    left = len(emulator.existing)
+    table.add_row(
+        "left", "nothing: no instance exists, none is billed" if left == 0 else f"{left} instance(s)!"
+    )
+    console.print()
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Optional companions of other packages; each module says what it needs."""

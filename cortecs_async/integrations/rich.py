@@ -1,0 +1,78 @@
+"""A progress bar for starting instances; needs `pip install 'cortecs-async[cli]'`."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress as Bars
+
+from ..types import Progress
+
+
+class ProvisioningBar:
+    """A live bar for every instance that starts, for `on_progress`.
+
+    On a terminal it moves until every instance runs; elsewhere (a log file, a pipe) every change is a line of
+    its own. Leaving the block takes the bar down when a start fails.
+
+    Use it as a context manager and hand it to `client.instance(..., on_progress=bar)`; the README shows it.
+
+    Args:
+        console: Where to draw; by default standard error, so that it stays out of a program's output.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._bars = Bars(
+            SpinnerColumn(finished_text="[green]✓"),
+            TextColumn("{task.fields[instance_id]}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.description}"),
+            TimeElapsedColumn(),
+            console=self._console,
+        )
+        self._tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stop()
+
+    def __call__(self, progress: Progress) -> None:
+        """Shows a change."""
+        instance = progress.instance
+        step = progress.leading
+        label = progress.description
+        if step.num_steps:
+            label = f"{step.current_step}/{step.num_steps} {label}"
+        if not self._console.is_interactive:
+            self._console.print(
+                f"{instance.instance_id}  {instance.status}  {label}  {progress.elapsed:.1f} s",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+            return
+        if instance.instance_id not in self._tasks:
+            self._tasks[instance.instance_id] = self._bars.add_task(
+                "", total=1.0, instance_id=instance.instance_id
+            )
+            self._bars.start()
+        self._bars.update(self._tasks[instance.instance_id], completed=progress.fraction, description=label)
+        if self._bars.finished:
+            # Out of the way of what the program prints once everything runs.
+            self._stop()
+
+    def _stop(self) -> None:
+        if not self._tasks:
+            return
+        self._bars.stop()
+        for task in self._tasks.values():
+            self._bars.remove_task(task)
+        self._tasks.clear()

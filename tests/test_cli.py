@@ -1,0 +1,198 @@
+"""The command line as a person uses it: real processes, real sockets, a real terminal."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from cortecs_async import AsyncCortecs, Progress, __version__
+from cortecs_async._cli import cli
+from cortecs_async._domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
+from cortecs_async.integrations.rich import ProvisioningBar
+
+COMMAND = [sys.executable, "-m", "cortecs_async"]
+
+
+def run(*args: str, timeout: float = 60, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *args], capture_output=True, text=True, timeout=timeout, check=False, **options
+    )
+
+
+@pytest.mark.sockets
+def test_the_demo_shows_the_main_job_and_its_receipt() -> None:
+    done = run("demo", "--step-seconds", "0.05", "--prompt", "What is [/] a lease?")
+    assert done.returncode == 0, done.stderr
+    assert "embedded emulator" in done.stdout
+    assert "5/5 Running" in done.stdout
+    assert 'You said: "What is [/] a lease?"' in done.stdout
+    assert "nothing: no instance exists, none is billed" in done.stdout
+    assert re.search(r"cost\s+0\.05 EUR", done.stdout)
+    assert done.stderr == ""
+
+
+@pytest.mark.sockets
+def test_the_demo_draws_a_bar_on_a_terminal() -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--step-seconds", "0.3"],
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
+    )
+    os.close(slave)
+    shown = b""
+    try:
+        while chunk := os.read(master, 4096):
+            shown += chunk
+    except OSError:
+        pass  # Linux says so when the other end is closed
+    finally:
+        os.close(master)
+    assert process.wait(timeout=30) == 0
+    text = shown.decode()
+    assert "━" in text
+    assert "5/5 Running" in text
+    assert text.index("5/5 Running") < text.index("You said")
+
+
+@pytest.mark.sockets
+def test_the_demo_can_be_interrupted() -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--step-seconds", "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    while "1/5" not in process.stdout.readline():
+        pass
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr == "interrupted: the instance was handed back first\n"
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_emulators_export_lines_point_a_client_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    process = subprocess.Popen(  # noqa: ASYNC220  (nothing else runs on this loop)
+        [*COMMAND, "emulator", "--port", "0", "--step-seconds", "0", "--capacity", "NVIDIA_H100_1=1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    try:
+        for _ in range(4):
+            name, value = re.fullmatch(r"export (\w+)=(\S+)\n", process.stdout.readline()).groups()  # type: ignore[union-attr]
+            monkeypatch.setenv(name, value)
+        async with (
+            AsyncCortecs() as client,
+            client.instance("meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1") as inst,
+        ):
+            assert inst.openai_kwargs()["base_url"].startswith("http://127.0.0.1:")
+            free = {each.hardware_type_id for each in await client.hardware_types.list_available()}
+            assert "NVIDIA_H100_1" not in free
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "Ctrl-C" in stderr
+
+
+def test_the_emulator_refuses_to_be_reached_from_elsewhere() -> None:
+    result = CliRunner().invoke(cli, ["emulator", "--host", "0.0.0.0", "--port", "0"])  # noqa: S104
+    assert result.exit_code == 1
+    assert "reachable from other machines" in result.output
+
+
+def test_a_taken_port_is_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        result = CliRunner().invoke(cli, ["emulator", "--port", str(taken.getsockname()[1])])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert len(result.output.splitlines()) == 1
+
+
+@pytest.mark.parametrize("capacity", ["NVIDIA_H100_1", "=3", "NVIDIA_H100_1=many"])
+def test_a_bad_capacity_is_a_usage_error(capacity: str) -> None:
+    result = CliRunner().invoke(cli, ["emulator", "--capacity", capacity])
+    assert result.exit_code == 2
+    assert "NVIDIA_H100_1=4" in result.output
+
+
+def test_version_and_help() -> None:
+    assert run("--version").stdout == f"cortecs-async, version {__version__}\n"
+    shown = run("--help").stdout
+    assert "demo" in shown
+    assert "emulator" in shown
+
+
+@pytest.mark.parametrize(
+    ("missing", "args", "extra"),
+    [
+        ("click", ["demo"], "cli"),
+        ("rich", ["demo"], "cli"),
+        ("openai", ["demo"], "demo"),
+        ("starlette", ["demo"], "demo"),
+        ("uvicorn", ["emulator", "--port", "0"], "emulator"),
+    ],
+)
+def test_a_missing_extra_is_named(missing: str, args: list[str], extra: str) -> None:
+    # A None in sys.modules is how Python is told that a module cannot be imported.
+    program = (
+        "import sys, runpy; "
+        f"sys.modules[{missing!r}] = None; sys.argv = ['cortecs-async', *{args!r}]; "
+        "runpy.run_module('cortecs_async', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert f"pip install 'cortecs-async[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def progress(instance_id: str, step: int, *, status: str = "pending", num_steps: int = 5) -> Progress:
+    worker = WorkerStatus(
+        init_progress=InitProgress(current_step=step, num_steps=num_steps, description=f"[{step}]")
+        if num_steps
+        else None
+    )
+    instance = Instance(
+        instance_id=instance_id,
+        base_url="http://localhost/v1" if status == "running" else None,
+        instance_args=InstanceArgs(model_id="a--b"),
+        instance_status=InstanceStatus(status=status),
+        worker_statuses=(worker,),
+    )
+    return Progress(instance=instance, elapsed=float(step))
+
+
+def test_the_bar_gets_out_of_the_way_once_all_run(capsys: pytest.CaptureFixture[str]) -> None:
+    console = Console(force_terminal=True, width=100)
+    with ProvisioningBar(console) as bar:
+        bar(progress("one", 1))
+        bar(progress("two", 2))
+        bar(progress("one", 5, status="running"))
+        console.print("still drawn above the bar")
+        bar(progress("two", 5, status="running"))
+        console.print("after the bar")
+        bar(progress("three", 1))
+    shown = capsys.readouterr().out
+    assert shown.index("two") < shown.index("after the bar") < shown.rindex("three")
+
+
+def test_without_a_terminal_every_change_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProvisioningBar(Console(width=20)) as bar:
+        bar(progress("one", 2))
+        bar(progress("one", 0, num_steps=0))
+    assert capsys.readouterr().out == "one  pending  2/5 [2]  2.0 s\none  pending  pending  0.0 s\n"

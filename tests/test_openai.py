@@ -1,0 +1,68 @@
+"""The openai package, unmodified, chats with a leased instance."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cortecs_async import AsyncCortecs, errors
+from cortecs_async.emulator import serve_emulator
+
+pytestmark = pytest.mark.sockets
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+
+
+# openai leaves the generators of a stream to the garbage collector; trio says so.
+@pytest.mark.filterwarnings("ignore:Exception ignored in. <async_generator object")
+@pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
+async def test_plain_and_streamed() -> None:
+    openai = pytest.importorskip("openai")
+    async with (
+        serve_emulator(step_seconds=0.01) as emu,
+        AsyncCortecs(emu.client_id, emu.client_secret, api_base_url=emu.api_base_url) as client,
+    ):
+        async with client.instance(MODEL) as inst:
+            async with openai.AsyncOpenAI(**inst.openai_kwargs(api_key=emu.api_key)) as llm:
+                plain = await llm.chat.completions.create(
+                    model=inst.model, messages=[{"role": "user", "content": "Are you there?"}]
+                )
+                assert "Are you there?" in plain.choices[0].message.content
+            async with inst.openai(api_key=emu.api_key, max_retries=0) as llm:
+                assert llm.max_retries == 0
+                async with await llm.chat.completions.create(
+                    model=inst.model, messages=[{"role": "user", "content": "Are you there?"}], stream=True
+                ) as chunks:
+                    streamed = [chunk.choices[0].delta.content or "" async for chunk in chunks]
+                assert len(streamed) > 3
+                assert "".join(streamed) == plain.choices[0].message.content
+                assert [model.id async for model in llm.models.list()] == [inst.model]
+        assert emu.existing == ()
+
+
+def test_without_the_package_it_says_what_to_install() -> None:
+    program = """
+import sys
+sys.modules["openai"] = None
+import anyio
+from cortecs_async import AsyncCortecs, errors
+from cortecs_async.emulator import serve_emulator
+
+async def main():
+    async with serve_emulator(step_seconds=0) as emu:
+        async with AsyncCortecs(emu.client_id, emu.client_secret, api_base_url=emu.api_base_url) as client:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                try:
+                    inst.openai(api_key="key")
+                except errors.ConfigurationError as error:
+                    print(error)
+
+anyio.run(main)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "pip install 'cortecs-async[openai]'" in done.stdout, done.stderr
+    assert issubclass(errors.ConfigurationError, ValueError)

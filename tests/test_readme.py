@@ -1,0 +1,72 @@
+"""Every Python example of the README runs, in order, against a served emulator."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sybil import Document, Example
+from sybil.parsers.markdown import CodeBlockParser
+
+from cortecs_async import AsyncCortecs
+from cortecs_async.emulator import Emulator, serve_emulator
+
+pytestmark = pytest.mark.sockets
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+class _Runner:
+    """Runs programs as they are, and fragments as the body of an async function that has a `client`."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+
+    def __call__(self, example: Example) -> None:
+        source = str(example.parsed)
+        if "asyncio.run(" in source:
+            exec(compile(source, str(README), "exec"), {"__name__": "__main__"})  # noqa: S102
+        else:
+            asyncio.run(self._run_fragment(source))
+
+    async def _run_fragment(self, source: str) -> None:
+        async with AsyncCortecs() as client:
+            names: dict[str, Any] = {"client": client, "AsyncCortecs": AsyncCortecs}
+            code = compile(source, str(README), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            result = eval(code, names)  # noqa: S307
+            if inspect.isawaitable(result):
+                await result
+
+
+@pytest.fixture
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    with asyncio.Runner() as runner:
+        served = serve_emulator(step_seconds=0.01)
+        emulator = runner.run(served.__aenter__())
+        for name, value in emulator.env().items():
+            monkeypatch.setenv(name, value)
+        yield emulator
+        runner.run(served.__aexit__(None, None, None))
+
+
+def test_every_example_runs(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+    document = Document.parse(str(README), CodeBlockParser("python", _Runner(emulator)))
+    examples = list(document.examples())
+    assert len(examples) == README.read_text().count("```python")
+    for example in examples:
+        example.evaluate()
+    assert emulator.billing == ()
+    shown = capsys.readouterr().out
+    assert "Why is the sky blue?" in shown
+    assert shown.count("running") >= 1
+
+
+def test_every_link_leads_somewhere() -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", README.read_text()):
+        assert target.startswith("https://") or (README.parent / target).exists(), target
