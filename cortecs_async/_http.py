@@ -6,6 +6,7 @@ The only module that imports httpx: a move to another HTTP client is a change to
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import random
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ from ._version import __version__
 from ._wire import ShapeError
 
 T = TypeVar("T")
+
+logger = logging.getLogger("cortecs_async.http")
 
 HTTPClient = httpx.AsyncClient
 """What a caller may bring along as `http_client`."""
@@ -166,8 +169,10 @@ class HTTP:
                 if call.retried
                 else None
             )
+            error = to_error(call.method, call.path, outcome, attempts=attempts, unknown=unknown)
             if wait is None:
-                raise to_error(call.method, call.path, outcome, attempts=attempts, unknown=unknown)
+                raise error
+            logger.info("again in %.1f s: %s", wait, error)
             await anyio.sleep(wait)
 
     def check_open(self) -> None:

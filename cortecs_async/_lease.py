@@ -14,7 +14,7 @@ from attrs import frozen
 from ._config import PollPolicy
 from ._detached import run_to_end
 from ._domain import Instance, InstanceArgs
-from ._errors import ConfigurationError, InvalidArgumentError
+from ._errors import ConfigurationError, InvalidArgumentError, RequestTimeoutError
 from ._http import HTTP
 from ._instances import Instances, Origin
 from ._teardown import Goal, Teardown
@@ -145,6 +145,7 @@ class InstanceLease:
         Raises:
             InvalidArgumentError: when this lease was entered before.
             LifecycleError: when it does not run in time, or fails. It has been torn down then.
+            RequestTimeoutError: when not even the start could be made in time.
             RequestError: when the service refuses the start, or is out of reach.
         """
         if self._phase is not _Phase.NEW:
@@ -157,7 +158,7 @@ class InstanceLease:
         deadline = anyio.current_time() + self._options.start_timeout
         self._http.hold()
         try:
-            await self._begin()
+            await self._begin(deadline)
             self._instance = await wait_until_running(
                 self._instances.poller,
                 self.instance_id,
@@ -184,11 +185,22 @@ class InstanceLease:
         """
         await self._end(exc)
 
-    async def _begin(self) -> None:
-        if self._options.reuse:
-            await self._instances.find_or_start(self._options.args, landed=self._landed)
-        else:
-            await self._instances.start_checked(self._options.args, landed=self._landed)
+    async def _begin(self, deadline: float) -> None:
+        with anyio.CancelScope(deadline=deadline):
+            if self._options.reuse:
+                await self._instances.find_or_start(self._options.args, landed=self._landed)
+            else:
+                await self._instances.start_checked(self._options.args, landed=self._landed)
+        if self._instance is None:
+            # The deadline fell between two attempts: one that was sent is seen to its end, and after one that
+            # may have worked there is no other.
+            raise RequestTimeoutError(
+                f"nothing could be started within start_timeout={self._options.start_timeout:g} s, and nothing "
+                "was: the service was busy or out of reach again and again. The log of cortecs_async.http says "
+                "how.",
+                method="POST",
+                path="/instances/start",
+            )
 
     def _landed(self, instance: Instance, origin: Origin) -> None:
         # The answer holds the only copy of the id: from here on the release knows it, whatever comes between.

@@ -11,7 +11,7 @@ import anyio
 import httpx
 import pytest
 
-from cortecs_async import AsyncCortecs, Progress, TeardownError, errors
+from cortecs_async import AsyncCortecs, Progress, RetryPolicy, TeardownError, errors
 from cortecs_async.emulator import Emulator, Fault
 
 World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
@@ -141,6 +141,30 @@ async def test_a_start_that_takes_too_long_is_torn_down(world: World) -> None:
         assert isinstance(caught.value, TimeoutError)
         assert caught.value.instance_id == emu.ledger[0].instance_id
         assert 30 <= anyio.current_time() - start < 35
+        assert emu.existing == ()
+
+
+@pytest.mark.parametrize("reuse", [False, True])
+@pytest.mark.parametrize("route", ["token", "start"])
+async def test_a_start_that_cannot_even_be_made_in_time(world: World, route: str, reuse: bool) -> None:  # noqa: FBT001
+    async with world(retry_policy=RetryPolicy(max_retries=100, total_timeout=1000)) as (emu, client):
+        emu.add_fault(Fault("status", route=route, status=429, times=None))
+        start = anyio.current_time()
+        with pytest.raises(errors.RequestTimeoutError, match="start_timeout=20 s") as caught:
+            async with client.instance(MODEL, HARDWARE, start_timeout=20, reuse=reuse):
+                pytest.fail("entered")
+        assert anyio.current_time() - start == pytest.approx(20, abs=0.1)
+        assert not caught.value.outcome_unknown
+        assert emu.ledger == ()
+
+
+async def test_an_answer_that_comes_after_the_deadline_still_counts(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("delay", route="start", when="after", seconds=15.0))
+        with pytest.raises(errors.StartTimeoutError):
+            async with client.instance(MODEL, HARDWARE, start_timeout=10):
+                pytest.fail("entered")
+        assert len(emu.ledger) == 1
         assert emu.existing == ()
 
 
