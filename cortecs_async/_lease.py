@@ -195,9 +195,9 @@ class InstanceLease:
             # The deadline fell between two attempts: one that was sent is seen to its end, and after one that
             # may have worked there is no other.
             raise RequestTimeoutError(
-                f"nothing could be started within start_timeout={self._options.start_timeout:g} s, and nothing "
-                "was: the service was busy or out of reach again and again. The log of cortecs_async.http says "
-                "how.",
+                f"nothing could be started within start_timeout={self._options.start_timeout:g} s, and "
+                "nothing was: the service was busy or out of reach again and again. The log of "
+                "cortecs_async.http says how.",
                 method="POST",
                 path="/instances/start",
             )

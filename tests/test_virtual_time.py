@@ -17,6 +17,7 @@ from anyio.abc import SocketAttribute, SocketStream
 from hypothesis import given
 from hypothesis import strategies as st
 
+SECOND = 1.0
 HOUR = 3600.0
 WEEK = 7 * 24 * HOUR
 A_REAL_MOMENT = 0.02
@@ -86,8 +87,8 @@ async def test_fail_after_fires_at_its_deadline() -> None:
 async def test_a_deadline_that_is_met_leaves_no_trace() -> None:
     start = anyio.current_time()
     with anyio.fail_after(HOUR):
-        await anyio.sleep(1.0)
-    await anyio.sleep(1.0)
+        await anyio.sleep(SECOND)
+    await anyio.sleep(SECOND)
     assert anyio.current_time() - start == pytest.approx(2.0)
 
 
