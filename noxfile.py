@@ -108,12 +108,14 @@ def run_tests(session: nox.Session, *, coverage: bool) -> None:
     """Runs pytest, under coverage with its lower bound or without."""
     # Keeps the tree, the working directory, from being imported instead of what is installed.
     env = {"PYTHONSAFEPATH": "1"}
+    # A process a processor, unless the caller says what to run.
+    arguments = session.posargs or ["--numprocesses=auto"]
     if not coverage:
-        session.run("python", "-m", "pytest", *session.posargs, env=env)
+        session.run("python", "-m", "pytest", *arguments, env=env)
         return
     env["COVERAGE_FILE"] = str(session.cache_dir.resolve() / "coverage")
     session.run("coverage", "erase", env=env)
-    session.run("coverage", "run", "-m", "pytest", env=env)
+    session.run("coverage", "run", "-m", "pytest", *arguments, env=env)
     session.run("coverage", "combine", "--quiet", env=env)
     session.run("coverage", "report", env=env)
 

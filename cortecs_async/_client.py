@@ -84,10 +84,10 @@ class AsyncCortecs:
         self._http = HTTP(self._settings, http_client=http_client)
         send = self._http.request
         self._leased = Instances(self._http.request_held, self._settings.poll)
-        self.instances = Instances(send, self._settings.poll, twin=self._leased)
-        self.models = Models(send)
-        self.hardware_types = HardwareTypes(send)
-        self.user = User(send)
+        self.instances: Instances = Instances(send, self._settings.poll, twin=self._leased)
+        self.models: Models = Models(send)
+        self.hardware_types: HardwareTypes = HardwareTypes(send)
+        self.user: User = User(send)
         self._closed = False
 
     def instance(

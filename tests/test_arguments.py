@@ -92,7 +92,7 @@ FRIENDLY_IDS = [
     "starting",
     "A" * 200,
 ]
-NO_STRINGS: list[Any] = [None, 0, 1.5, True, b"instance-1", ["instance-1"], object()]
+NO_STRINGS: list[Any] = [None, 0, 1.5, True, b"instance-1", ["instance-1"], ...]
 
 
 class TestInstanceId:

@@ -575,7 +575,7 @@ class TestOtherShapes:
             (decode_balance, None),
             (decode_balance, []),
         ],
-        ids=repr,
+        ids=lambda value: getattr(value, "__name__", repr(value)),
     )
     def test_others(self, decode: Callable[[Any], Any], data: Any) -> None:
         with pytest.raises(ShapeError):

@@ -11,11 +11,12 @@ try:
     from cortecs_async.emulator._faults import Fault
     from cortecs_async.emulator._records import LedgerEntry, RequestRecord
     from cortecs_async.emulator._server import run_emulator, serve_emulator
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] not in {"starlette", "uvicorn"}:
+except ModuleNotFoundError as _error:
+    if (_error.name or "").partition(".")[0] not in {"starlette", "uvicorn"}:
         raise
-    msg = "The emulator needs starlette and uvicorn: pip install 'cortecs-async[emulator]'"
-    raise ImportError(msg, name=error.name) from error
+    raise ImportError(
+        "The emulator needs starlette and uvicorn: pip install 'cortecs-async[emulator]'", name=_error.name
+    ) from _error
 
 __all__ = [
     "Emulator",

@@ -108,13 +108,18 @@ def test_sequences_of_requests_do_as_documented() -> None:
     # A deleted instance answers 404 here: schemathesis wants it to be gone, and takes 400 for a refusal.
     target = emulator(404)
     schema = schema_for(target, document("/api/"), 25)
-    schema.as_state_machine().run(
-        settings=hypothesis.settings(
-            max_examples=25, stateful_step_count=8, derandomize=True, deadline=None, database=None
+    wanted = {("start", 202), ("get", 200), ("stop", 200)}
+    # Which orders are tried depends on what else was imported (hypothesis takes constants from there), so
+    # that one round may miss one of these; four rounds of other lengths do not.
+    for steps in (8, 10, 12, 14):
+        schema.as_state_machine().run(
+            settings=hypothesis.settings(
+                max_examples=25, stateful_step_count=steps, derandomize=True, deadline=None, database=None
+            )
         )
-    )
-    routes = {(record.route, record.status) for record in target.requests}
-    assert {("start", 202), ("get", 200), ("stop", 200)} <= routes
+        if wanted <= {(record.route, record.status) for record in target.requests}:
+            return
+    pytest.fail("the rounds never got from a start to a look and a stop")
 
 
 def test_every_route_is_documented() -> None:
