@@ -142,5 +142,5 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """The benchmarks; arguments go to them."""
-    install(session)
+    install(session, "oracle")
     session.run("python", "benchmarks/run.py", *session.posargs)

@@ -15,7 +15,8 @@ import anyio
 import pytest
 from _virtual_time import VirtualTimeLoop
 
-from cortecs_async import AsyncCortecs
+from cortecs_async import AsyncCortecs, Instance
+from cortecs_async._instances import Instances
 from cortecs_async.emulator import Emulator, Fault
 
 World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
@@ -180,6 +181,24 @@ class TestByTheMeansOfAsyncio:
             task.cancel()
             await asyncio.wait([task])
             assert "MAY STILL BE BILLED" in caught[0].__notes__[0]
+
+    async def test_a_ctrl_c_that_hits_the_task_of_the_release_is_survived(
+        self, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """asyncio raises a second Ctrl-C in whatever code runs just then."""
+        stop = Instances.stop
+        hits = [KeyboardInterrupt(), KeyboardInterrupt()]
+
+        async def hit(self: Instances, instance_id: str) -> Instance:
+            if hits:
+                raise hits.pop()
+            return await stop(self, instance_id)
+
+        async with world() as (emu, client):
+            monkeypatch.setattr(Instances, "stop", hit)
+            await lease_and(client)
+            assert not hits
+            assert emu.existing == ()
 
     async def test_even_the_task_of_the_release_can_be_cancelled(self, world: World) -> None:
         """What asyncio does to every task after a second Ctrl-C."""
