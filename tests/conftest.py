@@ -27,11 +27,11 @@ from cortecs_async.emulator import Emulator
 # `anyio_backend` has a test's scope, so that no test sees another's clock, and async hypothesis tests depend
 # on it: the health check would refuse them all. The price: whatever fixture such a test takes is shared by
 # its examples (on trio the clock too, which runs on).
-# A slow machine is no failure (deadline), and CI tries the same examples every time.
+# A slow machine is no failure (deadline), and every run tries the same examples.
 settings.register_profile(
     "cortecs_async",
     deadline=None,
-    derandomize="CI" in os.environ,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("cortecs_async")
