@@ -9,7 +9,7 @@ def main() -> None:
     """Runs the command line, or says what to install for it."""
     try:
         from ._cli import cli  # noqa: PLC0415  (optional dependencies)
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in {"click", "rich"}:
             raise

@@ -161,6 +161,14 @@ def test_a_missing_extra_is_named(missing: str, args: list[str], extra: str) -> 
     assert "Traceback" not in done.stderr
 
 
+def test_the_bar_without_rich_says_what_to_install() -> None:
+    program = "import sys; sys.modules['rich'] = None; import cortecs_async.integrations.rich"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "ImportError: The progress bar needs rich" in done.stderr
+
+
 def progress(instance_id: str, step: int, *, status: str = "pending", num_steps: int = 5) -> Progress:
     worker = WorkerStatus(
         init_progress=InitProgress(current_step=step, num_steps=num_steps, description=f"[{step}]")

@@ -5,11 +5,16 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
-from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bars
-
 from ..types import Progress
+
+try:
+    from rich.console import Console
+    from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+except ModuleNotFoundError as _error:
+    raise ImportError(
+        "The progress bar needs rich: python -m pip install 'cortecs-async[cli]'", name="rich"
+    ) from _error
 
 
 class ProvisioningBar:
