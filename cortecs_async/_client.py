@@ -29,7 +29,8 @@ class AsyncCortecs:
         credential_provider: Instead of the two, an async function that returns `Credentials`; called whenever
             an access token is needed, so that rotated secrets are picked up.
         api_base_url: Default: the environment's CORTECS_API_BASE_URL, else `https://cortecs.ai/api/v1`.
-        timeout: Seconds for one attempt of a request, from sending to the last byte of its answer.
+        timeout: Seconds for one attempt of a request, from asking for a connection to the last byte of its
+            answer.
         max_retries: Short for `RetryPolicy(max_retries=...)`.
         retry_policy: How often and how long requests are repeated.
         poll_policy: How fast the service is asked for changes.
@@ -84,6 +85,7 @@ class AsyncCortecs:
         self._http = HTTP(self._settings, http_client=http_client)
         send = self._http.request
         self._leased = Instances(self._http.request_held, self._settings.poll)
+        self._releasing = Instances(self._http.request_once, self._settings.poll, twin=self._leased)
         self.instances: Instances = Instances(send, self._settings.poll, twin=self._leased)
         self.models: Models = Models(send)
         self.hardware_types: HardwareTypes = HardwareTypes(send)
@@ -120,7 +122,7 @@ class AsyncCortecs:
             start_timeout: Seconds from entering until it must be usable.
             teardown_timeout: Seconds for the release, retries included.
             on_exit: `delete`; `stop`, which ends billing but leaves it to be restarted; or `keep`, which
-                leaves it **running and billed**.
+                leaves it **running and billed**. What fails before the block is entered is deleted.
             reuse: Take an instance with these arguments if there is one, as `instances.ensure` does. What was
                 there before is left as it was found: running, or stopped again.
             on_progress: Called with a `Progress` at every change while it starts; may be async. What it
@@ -150,7 +152,7 @@ class AsyncCortecs:
             reuse=reuse,
             on_progress=on_progress,
         )
-        return InstanceLease(self._http, self._leased, self._settings.poll, options)
+        return InstanceLease(self._http, self._leased, self._releasing, self._settings.poll, options)
 
     async def aclose(self) -> None:
         """Closes the client; calling it again does nothing.

@@ -65,6 +65,22 @@ class Credentials:
     client_secret: Secret = field(converter=_to_secret)
 
 
+def credentials_problem(credentials: Any) -> str | None:
+    """What is wrong with what a credential provider returned, in words that show none of it; None if nothing."""
+    if not isinstance(credentials, Credentials):
+        return f"credential_provider must return Credentials, not a {type(credentials).__name__}"
+    values: dict[str, Any] = {
+        "client_id": credentials.client_id,
+        "client_secret": credentials.client_secret.reveal(),
+    }
+    for name, value in values.items():
+        if not isinstance(value, str) or not value:
+            return f"{name} must be a string that is not empty"
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            return f"{name} is not valid Unicode text: was it read from bytes that are not UTF-8?"
+    return None
+
+
 CredentialProvider = Callable[[], Awaitable[Credentials]]
 """An async function that is asked for credentials whenever a new access token is needed."""
 

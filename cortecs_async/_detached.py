@@ -57,10 +57,39 @@ async def run_to_end(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended
         resume: Call `work` again when its task is cancelled, as asyncio does with every task after a second
             Ctrl-C. Only for work that can be taken up where it stopped.
     """
-    trio = sys.modules.get("trio")
-    if trio is not None and trio.lowlevel.in_trio_task():
+    if _in_trio():
         return await _on_trio(work)
     return await _on_asyncio(work, resume=resume)
+
+
+def protect_from_interrupts(*functions: Callable[..., object]) -> None:
+    """On trio, keeps Ctrl-C out of the frames of these functions; where they wait, it is still raised."""
+    if _in_trio():
+        import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+
+        for function in (*functions, _on_trio):
+            trio.lowlevel.enable_ki_protection(function)
+
+
+def _in_trio() -> bool:
+    trio = sys.modules.get("trio")
+    return trio is not None and bool(trio.lowlevel.in_trio_task())
+
+
+def hand_on(interruption: BaseException, cause: BaseException) -> None:
+    """Keeps an interruption from being lost when `cause` goes out instead of it.
+
+    From Python 3.13, asyncio delivers it again at the next await, as its own task groups do. Before, a
+    cancellation that `asyncio.timeout` takes back could not be taken back there, and would hit whatever comes
+    after it; so it is only noted, as is a KeyboardInterrupt.
+    """
+    if isinstance(interruption, asyncio.CancelledError) and sys.version_info >= (3, 13):
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            task.uncancel()
+            task.cancel()
+            return
+    cause.add_note(f"cortecs_async: while the instance was released came {interruption!r}")
 
 
 async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T]:
@@ -76,6 +105,10 @@ async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ende
                 logger.warning("interrupted while releasing an instance: going on until it is released")
 
     task = asyncio.get_running_loop().create_task(supervise())
+    if not resume:
+        # `asyncio.run` cancels every task that it knows when it ends. Work that cannot be taken up again must
+        # not be among them; the caller's task is, and waits for it, so that the loop stays.
+        asyncio._unregister_task(task)  # noqa: SLF001  (documented for extensions of asyncio)
     interruption: BaseException | None = None
     # The shield keeps anyio's scopes out, which would otherwise cancel at every turn of the loop.
     with anyio.CancelScope(shield=True):
@@ -107,7 +140,11 @@ async def _on_trio(work: Callable[[], Awaitable[T]]) -> Ended[T]:
                 ended.error = error
         done.set()
 
-    trio.lowlevel.spawn_system_task(supervise, context=contextvars.copy_context())
+    try:
+        trio.lowlevel.spawn_system_task(supervise, context=contextvars.copy_context())
+    except RuntimeError:
+        # At the end of `trio.run`, where generators are finalized, there is no room for system tasks.
+        await supervise()
     with trio.CancelScope(shield=True):
         while not done.is_set():
             try:

@@ -193,7 +193,7 @@ class LifecycleError(CortecsError):
 
 
 class StartFailedError(LifecycleError):
-    """The instance reached a status from which it does not become usable, or vanished while starting."""
+    """The instance reached a status from which it does not become usable."""
 
 
 class StartTimeoutError(LifecycleError, TimeoutError):

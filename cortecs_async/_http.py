@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 
 import anyio
 import httpx
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from ._auth import Token, TokenSource, renewal_time
-from ._config import Credentials, Secret, Settings
+from ._config import Credentials, Secret, Settings, credentials_problem
 from ._detached import run_to_end
 from ._errors import ClientClosedError, ConfigurationError, DecodeError
 from ._failures import EXCHANGE_PATH, start_warning, to_error
@@ -115,6 +115,8 @@ class HTTP:
         self._client = http_client or httpx.AsyncClient(
             # A proxy from the environment would carry a loopback request, and its secrets, off this machine.
             trust_env=not settings.is_loopback,
+            # A bound would make a burst of starts wait for connections, on their own time.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=20),
         )
         self._tokens = TokenSource(settings.credential_provider, self._exchange)
         self._redactor = Redactor()
@@ -174,6 +176,10 @@ class HTTP:
                 raise error
             logger.info("again in %.1f s: %s", wait, error)
             await anyio.sleep(wait)
+
+    async def request_once(self, call: Call) -> Reply:
+        """`request_held` without retries, for a teardown, which paces itself."""
+        return await self.request_held(evolve(call, retried=False))
 
     def check_open(self) -> None:
         """Lets an open client pass.
@@ -297,7 +303,7 @@ class HTTP:
         )
 
     async def _exchange(self, credentials: Credentials) -> Token:
-        problem = _credentials_problem(credentials)
+        problem = credentials_problem(credentials)
         if problem:
             del credentials  # of another type, they would show themselves in a traceback with locals
             raise ConfigurationError(problem)
@@ -351,21 +357,6 @@ def _check_url(url: str) -> None:
         readable = False
     if not readable:
         raise ConfigurationError(f"api_base_url {url!r} is not a URL that httpx can send to")
-
-
-def _credentials_problem(credentials: Any) -> str | None:
-    if not isinstance(credentials, Credentials):
-        return f"credential_provider must return Credentials, not a {type(credentials).__name__}"
-    values: dict[str, Any] = {
-        "client_id": credentials.client_id,
-        "client_secret": credentials.client_secret.reveal(),
-    }
-    for name, value in values.items():
-        if not isinstance(value, str) or not value:
-            return f"{name} must be a string that is not empty"
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            return f"{name} is not valid Unicode text: was it read from bytes that are not UTF-8?"
-    return None
 
 
 def _read_token(data: Any) -> tuple[Secret, float]:

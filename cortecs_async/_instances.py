@@ -50,6 +50,8 @@ class Instances:
         # requests still go out after it was closed, and one for its user, whose requests do not.
         self.poller: Poller = twin.poller if twin else Poller(self, policy)
         self.ensuring: anyio.Lock = twin.ensuring if twin else anyio.Lock()
+        # Ids that a lease of this client is handing back: stopped perhaps, but nothing to take up again.
+        self.releasing: set[str] = twin.releasing if twin else set()
 
     async def list(self) -> tuple[Instance, ...]:
         """Every instance of the account, whoever started it (`GET /instances/`).
@@ -144,6 +146,8 @@ class Instances:
             instance = await self._listed(instance_id) if error.outcome_unknown else None
             if instance is None or instance.status == "stopped":
                 raise
+            if landed is not None:
+                landed(instance, Origin.RESTARTED)
             return instance
         return reply.decode(decode_instance)
 
@@ -312,7 +316,11 @@ class Instances:
     async def find_or_start(self, args: InstanceArgs, *, landed: Landed | None = None) -> Instance:
         """`ensure` without the wait; `landed` is told what was found or started, even when cancelled."""
         async with self.ensuring:
-            same_model = [each for each in await self.list() if each.instance_args.model_id == args.model_id]
+            same_model = [
+                each
+                for each in await self.list()
+                if each.instance_args.model_id == args.model_id and each.instance_id not in self.releasing
+            ]
             model = await self._models.get(args.model_id) if same_model else None
             match = choose(same_model, args, model)
             if match is None:
@@ -323,7 +331,13 @@ class Instances:
                 landed(match, origin)
             if origin is Origin.FOUND:
                 return match
-            return await self._restart(match.instance_id, landed=landed)
+            try:
+                return await self._restart(match.instance_id, landed=landed)
+            except _Refused:
+                if await self._listed(match.instance_id) is not None:
+                    raise
+            # Somebody has deleted it since.
+            return await self.start_checked(args, landed=landed)
 
     async def _listed(self, instance_id: str) -> Instance | None:
         # From the list, which also knows ids that cannot stand in a path.

@@ -12,9 +12,9 @@ import anyio
 from attrs import frozen
 
 from ._config import PollPolicy
-from ._detached import run_to_end
+from ._detached import hand_on, protect_from_interrupts, run_to_end
 from ._domain import Instance, InstanceArgs
-from ._errors import ConfigurationError, InvalidArgumentError, RequestTimeoutError
+from ._errors import ConfigurationError, InvalidArgumentError, RequestTimeoutError, TeardownError
 from ._http import HTTP
 from ._instances import Instances, Origin
 from ._teardown import Goal, Teardown
@@ -64,9 +64,17 @@ class InstanceLease:
     Attributes are available inside the block.
     """
 
-    def __init__(self, http: HTTP, instances: Instances, policy: PollPolicy, options: LeaseOptions) -> None:
+    def __init__(
+        self,
+        http: HTTP,
+        instances: Instances,
+        releasing: Instances,
+        policy: PollPolicy,
+        options: LeaseOptions,
+    ) -> None:
         self._http = http
         self._instances = instances
+        self._releasing = releasing
         self._policy = policy
         self._options = options
         self._phase = _Phase.NEW
@@ -154,8 +162,10 @@ class InstanceLease:
                 "call client.instance(...) again"
             )
         self._http.check_open()
+        protect_from_interrupts(InstanceLease.__aexit__, InstanceLease._end)
         self._phase = _Phase.STARTING
-        deadline = anyio.current_time() + self._options.start_timeout
+        began = anyio.current_time()
+        deadline = began + self._options.start_timeout
         self._http.hold()
         try:
             await self._begin(deadline)
@@ -163,13 +173,15 @@ class InstanceLease:
                 self._instances.poller,
                 self.instance_id,
                 self._policy,
-                timeout=max(deadline - anyio.current_time(), 0.0),
+                timeout=self._options.start_timeout,
+                began=began,
                 settle=self._policy.settle,
                 known=self._instance,
                 on_progress=self._options.on_progress,
             )
         except BaseException as error:
-            await self._end(error)
+            # Nobody has seen it, so nobody could stop what `on_exit` would spare.
+            await self._end(error, "delete")
             raise
         self._phase = _Phase.RUNNING
         logger.info("instance %s runs %s at %s", self.instance_id, self.model, self.base_url)
@@ -183,7 +195,8 @@ class InstanceLease:
         Raises:
             TeardownError: when that fails within `teardown_timeout`, unless the body raised already.
         """
-        await self._end(exc)
+        if self._phase is _Phase.RUNNING:
+            await self._end(exc, self._options.on_exit)
 
     async def _begin(self, deadline: float) -> None:
         with anyio.CancelScope(deadline=deadline):
@@ -207,37 +220,45 @@ class InstanceLease:
         self._instance, self._origin = instance, origin
         logger.info("instance %s %s", instance.instance_id, origin.value)
 
-    async def _end(self, cause: BaseException | None) -> None:
+    async def _end(self, cause: BaseException | None, on_exit: OnExit) -> None:
         """Tears down. Raises only when there is no `cause`, which the caller raises (again)."""
         self._phase = _Phase.ENDED
-        goal = None if self._instance is None else goal_of(self._options.on_exit, self._origin)
+        goal = None if self._instance is None else goal_of(on_exit, self._origin)
         failure: BaseException | None = None
         interruption: BaseException | None = None
         if goal is not None:
             teardown = Teardown(
-                instances=self._instances,
+                instances=self._releasing,
                 instance_id=self.instance_id,
                 goal=goal,
                 deadline=anyio.current_time() + self._options.teardown_timeout,
             )
+            self._instances.releasing.add(self.instance_id)
             ended = await run_to_end(teardown.run, resume=True)
+            self._instances.releasing.discard(self.instance_id)
             failure, interruption = ended.error, ended.interruption
         await self._http.release()
-        if failure is None:
-            if goal is not None:
-                logger.info("instance %s is %s", self.instance_id, goal.value)
-        else:
-            logger.critical("%s", failure)
-        if cause is not None:
-            if failure is not None:
-                cause.add_note(f"cortecs_async: {failure}")
-            return
-        if interruption is not None:
-            if failure is not None:
-                interruption.add_note(f"cortecs_async: {failure}")
-            raise interruption
         if failure is not None:
-            raise failure
+            # Anything but a TeardownError, a KeyboardInterrupt say, does not name the instance.
+            if not isinstance(failure, TeardownError):
+                failure.add_note(f"cortecs_async: instance {self.instance_id} MAY STILL BE BILLED")
+            logger.critical("instance %s: %r", self.instance_id, failure)
+        elif goal is not None:
+            logger.info("instance %s is %s", self.instance_id, goal.value)
+        if cause is None:
+            cause = interruption or failure
+            if cause is None:
+                return
+            if cause is not failure:
+                self._note(cause, failure)
+            raise cause
+        self._note(cause, failure)
+        if interruption is not None and not isinstance(cause, type(interruption)):
+            hand_on(interruption, cause)
+
+    def _note(self, cause: BaseException, failure: BaseException | None) -> None:
+        if failure is not None:
+            cause.add_note(f"cortecs_async: instance {self.instance_id}: {failure}")
 
     def __repr__(self) -> str:
         shown = self._instance.instance_id if self._instance is not None else self._options.args.model_id

@@ -14,7 +14,14 @@ import anyio
 from attrs import define
 
 from ._domain import Instance
-from ._errors import BadRequestError, ConflictError, CortecsError, NotFoundError, TeardownError
+from ._errors import (
+    APIStatusError,
+    BadRequestError,
+    ClientClosedError,
+    ConflictError,
+    NotFoundError,
+    TeardownError,
+)
 from ._instances import Instances
 from ._waiting import TERMINAL_STATUSES, wait_until
 
@@ -73,7 +80,7 @@ def next_deed(goal: Goal, seen: Seen) -> Deed:
 
 def interpret(instance: Instance | None, *, stop_refused: bool) -> Seen:
     """What a reading means. After a refused stop, a status that is not "stopped" may still be as good."""
-    if instance is None:
+    if instance is None or instance.status.lower() == "deleted":
         return Seen.GONE
     if instance.status == "stopped":
         return Seen.STOPPED
@@ -87,7 +94,7 @@ class Teardown:
     """One teardown; can be taken up again after an interruption, with the same deadline.
 
     Attributes:
-        instances: Where the requests go.
+        instances: Where the requests go, unretried: this paces itself.
         instance_id: Which instance.
         goal: Where to stop.
         deadline: In seconds of `anyio.current_time`.
@@ -100,7 +107,7 @@ class Teardown:
     seen: Seen = Seen.LIVE
     stop_refused: bool = False
     troubles: int = 0
-    last_trouble: CortecsError | None = None
+    last_trouble: Exception | None = None
 
     async def run(self) -> None:
         """Works until the goal is verified.
@@ -116,9 +123,13 @@ class Teardown:
                     # Already stopped, already gone, or not yet: the state decides, not the refusal.
                     self.stop_refused = deed is Deed.STOP
                     await self._recover(deed, refusal)
-                except CortecsError as error:
+                except ClientClosedError as error:
+                    self.last_trouble = error  # the caller's http_client: nothing can be asked any more
+                    break
+                except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
                     await self._recover(deed, error)
-            return
+            else:
+                return
         raise TeardownError(
             f"instance {self.instance_id} could not be {'deleted' if self.goal is Goal.GONE else 'stopped'} "
             f"in time (last seen: {self.seen.name.lower()}; last trouble: {self.last_trouble or 'none'}). "
@@ -131,11 +142,13 @@ class Teardown:
         match deed:
             case Deed.STOP:
                 answer = await self.instances.stop(instance_id)
-                return Seen.STOPPED if answer.status == "stopped" else Seen.STOPPING
+                # A delete proves that it was stopped; where there will be none, it has to be read.
+                settled = self.goal is Goal.GONE and _is_at_rest(answer)
+                return Seen.STOPPED if settled else Seen.STOPPING
             case Deed.AWAIT_STOP:
                 with anyio.move_on_after(_PATIENCE):
-                    found = await wait_until(poller, instance_id, _is_stopped_or_gone)
-                    return Seen.GONE if found is None else Seen.STOPPED
+                    found = await wait_until(poller, instance_id, _is_at_rest)
+                    return interpret(found, stop_refused=True)
                 self.stop_refused = False
                 return Seen.LIVE
             case Deed.DELETE:
@@ -150,19 +163,23 @@ class Teardown:
                 reading = await poller.next(poller.subscribe(instance_id))
                 return interpret(reading, stop_refused=self.stop_refused)
 
-    async def _recover(self, deed: Deed, error: CortecsError) -> None:
+    async def _recover(self, deed: Deed, error: Exception) -> None:
         self.seen = Seen.UNSURE
         self.last_trouble = error
-        if self.troubles:
-            # The first refusal is the ordinary "already stopped": it costs no pause.
-            await anyio.sleep(min(0.25 * 2.0 ** min(self.troubles, 10), _MAX_PAUSE))
-        self.troubles += 1
         logger.info("instance %s: %s: %s", self.instance_id, deed.name.lower(), error)
+        # The first refusal is the ordinary "already stopped": it costs no pause.
+        pause = min(0.25 * 2.0 ** min(self.troubles, 10), _MAX_PAUSE) if self.troubles else 0.0
+        self.troubles += 1
+        asked = error.retry_after if isinstance(error, APIStatusError) else None
+        if asked is not None:
+            # Honoured, but not to the end: an instance that is billed is asked about more than once.
+            pause = max(pause, min(asked, (self.deadline - anyio.current_time()) / 3))
+        await anyio.sleep(pause)
 
 
-def _is_stopped_or_gone(instance: Instance | None) -> bool:
-    return instance is None or instance.status == "stopped"
+def _is_at_rest(instance: Instance | None) -> bool:
+    return instance is None or instance.status.lower() in TERMINAL_STATUSES
 
 
 def _is_gone(instance: Instance | None) -> bool:
-    return instance is None
+    return interpret(instance, stop_refused=False) is Seen.GONE

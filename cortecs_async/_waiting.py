@@ -50,6 +50,7 @@ async def wait_until_running(
     timeout: float | None,
     settle: float = 0.0,
     known: Instance | None = None,
+    began: float | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> Instance:
     """Waits until the instance runs and has a base URL.
@@ -61,6 +62,8 @@ async def wait_until_running(
         timeout: Seconds; None for no limit.
         settle: Seconds for which "stopped" and "missing" are not believed.
         known: A snapshot that the caller has already.
+        began: When the caller began, in seconds of `anyio.current_time`: `timeout` and the elapsed time count
+            from there. Default: now.
         on_progress: Called with every change, `known` included.
 
     Raises:
@@ -69,18 +72,22 @@ async def wait_until_running(
         StartTimeoutError: when the time is up, or nothing changed for `policy.stall_timeout` seconds.
         RequestError: when the service could not be asked for longer than `policy.max_outage`, or refuses.
     """
-    began = changed_at = anyio.current_time()
-    settled_at = began + settle
+    changed_at = anyio.current_time()
+    settled_at = changed_at + settle
+    began = changed_at if began is None else began
     deadline = began + (math.inf if timeout is None else timeout)
     stall = math.inf if policy.stall_timeout is None else policy.stall_timeout
     subscription = poller.subscribe(instance_id, known=known)
     latest, has_reading, is_news = known, known is not None, known is not None
+    is_settled = settle <= 0
     while True:
         now = anyio.current_time()
         if is_news and latest is not None and on_progress is not None:
-            await call_back(on_progress, Progress(instance=latest, elapsed=now - began))
+            with anyio.CancelScope(deadline=deadline):
+                await call_back(on_progress, Progress(instance=latest, elapsed=now - began))
+            now = anyio.current_time()
         if has_reading:
-            verdict = judge(latest, settled=now >= settled_at)
+            verdict = judge(latest, settled=is_settled)
             if verdict is Verdict.USABLE and latest is not None:
                 return latest
             if verdict is Verdict.GONE:
@@ -92,13 +99,18 @@ async def wait_until_running(
                 )
         if now >= min(deadline, changed_at + stall):
             raise _too_late(instance_id, latest, waited=now - began, unchanged=now - changed_at)
-        # A reading that is not believed yet has to be judged again once it may be, changed or not.
-        wake_at = min(deadline, changed_at + stall, settled_at if now < settled_at else math.inf)
+        if not is_settled and now >= settled_at:
+            # From now on bad news is believed, but not old news: the next reading counts, changed or not.
+            is_settled = True
+            has_reading = subscription.has_reading = False
+        wake_at = min(deadline, changed_at + stall, math.inf if is_settled else settled_at)
         is_news = False
         with anyio.CancelScope(deadline=wake_at):
-            latest = await poller.next(subscription)
-            has_reading = is_news = True
-            changed_at = anyio.current_time()
+            reading = await poller.next(subscription)
+            has_reading = True
+            if reading != latest or latest is None:
+                latest, is_news = reading, True
+                changed_at = anyio.current_time()
 
 
 async def wait_until(

@@ -8,6 +8,7 @@ stop, and nothing is asked when nobody waits.
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 from collections.abc import Iterable
@@ -33,7 +34,7 @@ from ._retry import is_passing_status
 logger = logging.getLogger("cortecs_async.watch")
 
 # Seconds. An answer that asks for more must not blind every wait of the client, its teardowns among them.
-_MAX_RETRY_AFTER = 120.0
+_MAX_RETRY_AFTER = 60.0
 
 
 class Source(Protocol):
@@ -80,18 +81,27 @@ class Subscription:
     has_reading: bool = False
     fresh: bool = False
     error: CortecsError | None = None
+    failing_since: float | None = None
     wake: anyio.Event = field(factory=anyio.Event)
 
     def deliver(self, reading: Instance | None) -> None:
         """Keeps the newest reading; an unchanged one is no news."""
+        self.failing_since = None
         if not self.has_reading or reading != self.reading:
             self.reading, self.has_reading, self.fresh = reading, True, True
             self.wake.set()
 
     def fail(self, error: CortecsError) -> None:
-        """Ends the wait with an error."""
-        self.error = error
+        """Ends the wait with an error, a copy of its own: it may be given notes."""
+        self.error = copy.copy(error)
         self.wake.set()
+
+    def suffer(self, error: CortecsError, *, now: float, patience: float) -> None:
+        """Ends the wait only when waiting longer does not help, or did not for `patience` seconds."""
+        if self.failing_since is None:
+            self.failing_since = now
+        if not is_passing_trouble(error) or now - self.failing_since > patience:
+            self.fail(error)
 
 
 class Poller:
@@ -106,7 +116,6 @@ class Poller:
         self._kick = anyio.Event()
         self._next_tick = math.inf
         self._not_before = -math.inf
-        self._failing_since: float | None = None
         self._failures = 0
 
     def subscribe(
@@ -135,7 +144,10 @@ class Poller:
 
         Raises:
             CortecsError: what asking raised, when waiting longer would not help.
+            InvalidArgumentError: when another task waits on the same subscription.
         """
+        if subscription in self._waiters:
+            raise InvalidArgumentError("one watch serves one task at a time: call watch() once for each")
         self._waiters[subscription] = None
         if subscription.due < self._next_tick:
             self._kick.set()
@@ -153,7 +165,9 @@ class Poller:
                 else:
                     await self._lead()
         finally:
-            self._waiters.pop(subscription, None)
+            del self._waiters[subscription]
+            if not self._waiters:
+                self._failures = 0
             # This waiter may have been cancelled just when leadership was handed to it.
             self._hand_over()
 
@@ -189,6 +203,7 @@ class Poller:
             self._next_tick = math.inf
 
     async def _tick(self) -> None:
+        began = anyio.current_time()
         try:
             readings = await self._read(list(self._waiters))
         except CortecsError as error:
@@ -196,14 +211,20 @@ class Poller:
             return
         if self._failures:
             logger.info("reading instances works again after %d failures", self._failures)
-        self._failures, self._failing_since = 0, None
+        self._failures = 0
         now = anyio.current_time()
         for subscription in self._waiters:
-            if subscription.instance_id in readings:
-                subscription.due = now + poll_interval(now - subscription.since, self._policy)
-                subscription.deliver(readings[subscription.instance_id])
+            # Whoever came while the answer was under way may know better than an answer from before.
+            if subscription.instance_id not in readings or subscription.since > began:
+                continue
+            subscription.due = now + poll_interval(now - subscription.since, self._policy)
+            reading = readings[subscription.instance_id]
+            if isinstance(reading, CortecsError):
+                subscription.suffer(reading, now=now, patience=self._policy.max_outage)
+            else:
+                subscription.deliver(reading)
 
-    async def _read(self, waiting: list[Subscription]) -> dict[str, Instance | None]:
+    async def _read(self, waiting: list[Subscription]) -> dict[str, Instance | CortecsError | None]:
         wanted = {subscription.instance_id for subscription in waiting}
         trusting = {subscription.instance_id for subscription in waiting if subscription.trust_list}
         if len(wanted) == 1 and not trusting:
@@ -214,12 +235,16 @@ class Poller:
             # Which status an unknown id gives is not documented: it is gone when the list agrees.
             return {instance_id: (await self._read_listed()).get(instance_id)}
         listed = await self._read_listed()
-        readings: dict[str, Instance | None] = {}
+        readings: dict[str, Instance | CortecsError | None] = {}
         for instance_id in wanted:
             if instance_id in listed or instance_id in trusting:
                 readings[instance_id] = listed.get(instance_id)
             else:
-                readings[instance_id] = await self._read_one(instance_id)
+                # What goes wrong with one must not keep the others from what the list says of them.
+                try:
+                    readings[instance_id] = await self._read_one(instance_id)
+                except CortecsError as error:
+                    readings[instance_id] = error
         return readings
 
     async def _read_one(self, instance_id: str) -> Instance | None:
@@ -234,13 +259,10 @@ class Poller:
 
     def _failed(self, error: CortecsError) -> None:
         now = anyio.current_time()
-        if self._failing_since is None:
-            self._failing_since = now
         self._failures += 1
-        if not is_passing_trouble(error) or now - self._failing_since > self._policy.max_outage:
-            self._failures, self._failing_since = 0, None
-            for subscription in self._waiters:
-                subscription.fail(error)
+        for subscription in self._waiters:
+            subscription.suffer(error, now=now, patience=self._policy.max_outage)
+        if not is_passing_trouble(error):
             return
         asked = error.retry_after if isinstance(error, APIStatusError) else None
         pause = max(
@@ -263,6 +285,7 @@ class InstanceWatch:
         self._instance_id = instance_id
         self._subscription: Subscription | None = None
         self._seen = False
+        self._ended = False
 
     def __aiter__(self) -> InstanceWatch:
         return self
@@ -274,12 +297,15 @@ class InstanceWatch:
             InstanceGoneError: when there never was such an instance.
             CortecsError: when the service cannot be asked.
         """
+        if self._ended:
+            raise StopAsyncIteration
         if self._subscription is None:
             self._subscription = self._poller.subscribe(self._instance_id)
         instance = await self._poller.next(self._subscription)
         if instance is not None:
             self._seen = True
             return instance
+        self._ended = True
         if self._seen:
             raise StopAsyncIteration
         raise InstanceGoneError(

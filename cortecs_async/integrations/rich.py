@@ -33,9 +33,9 @@ class ProvisioningBar:
         self._console = console or Console(stderr=True)
         self._bars = Bars(
             SpinnerColumn(finished_text="[green]✓"),
-            TextColumn("{task.fields[instance_id]}"),
+            TextColumn("{task.fields[instance_id]}", markup=False),
             BarColumn(bar_width=24),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             TimeElapsedColumn(),
             console=self._console,
         )
