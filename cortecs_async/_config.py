@@ -66,7 +66,7 @@ class Credentials:
 
 
 def credentials_problem(credentials: Any) -> str | None:
-    """What is wrong with what a credential provider returned, in words that show none of it; None if nothing."""
+    """What is wrong with what a credential provider returned, in words that show none of it."""
     if not isinstance(credentials, Credentials):
         return f"credential_provider must return Credentials, not a {type(credentials).__name__}"
     values: dict[str, Any] = {
