@@ -58,7 +58,7 @@ async def run_to_end(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended
             Ctrl-C. Only for work that can be taken up where it stopped.
     """
     if _in_trio():
-        return await _on_trio(work)
+        return await _on_trio(work, resume=resume)
     return await _on_asyncio(work, resume=resume)
 
 
@@ -124,7 +124,7 @@ async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ende
     return Ended(value=task.result(), interruption=interruption)
 
 
-async def _on_trio(work: Callable[[], Awaitable[T]]) -> Ended[T]:
+async def _on_trio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T]:
     import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
 
     ended: Ended[T] = Ended()
@@ -150,7 +150,9 @@ async def _on_trio(work: Callable[[], Awaitable[T]]) -> Ended[T]:
             try:
                 await done.wait()
             except KeyboardInterrupt as interrupt:
-                if ended.interruption is not None:
+                # A release goes on without its caller, because trio waits for system tasks. Other work needs
+                # the caller: to release what it brings about.
+                if ended.interruption is not None and resume:
                     raise
                 logger.warning(
                     "interrupted: first finishing what must not be left half done; again to leave at once"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from cortecs_async.emulator import Emulator, serve_emulator
+from cortecs_async.emulator import Emulator, Fault, serve_emulator
 
 pytestmark = pytest.mark.sockets
 
@@ -75,6 +76,24 @@ async def test_ctrl_c_hands_the_instance_back(backend: str, when: str) -> None:
         assert "KeyboardInterrupt" in stderr
         assert len(emu.ledger) == 1
         assert emu.existing == ()
+
+
+async def test_two_ctrl_c_while_the_start_is_in_flight(backend: str) -> None:
+    async with serve_emulator(step_seconds=0.02) as emu:
+        emu.add_fault(Fault("delay", route="start", when="after", seconds=1.0))
+        process = run(emu, backend)
+        await asked_for(emu, "start")
+        process.send_signal(signal.SIGINT)
+        await anyio.to_thread.run_sync(settle)
+        process.send_signal(signal.SIGINT)
+        assert "KeyboardInterrupt" in await ended(process)
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
+def settle() -> None:
+    """Long enough for a signal to be handled, so that two are not taken for one."""
+    threading.Event().wait(0.2)
 
 
 async def test_a_second_ctrl_c_during_the_release_does_not_break_it(backend: str) -> None:

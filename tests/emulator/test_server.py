@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 
@@ -38,8 +39,8 @@ async def authorise(client: httpx.AsyncClient, emulator: Emulator) -> None:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something in the emulator's thread, which cannot set an event of this loop."""
     with anyio.fail_after(5):
-        while not condition():  # noqa: ASYNC110
-            await anyio.sleep(0.001)
+        while not condition():
+            await anyio.lowlevel.checkpoint()
 
 
 async def test_a_whole_life_over_sockets() -> None:
@@ -211,7 +212,7 @@ async def test_leaving_works_for_a_cancelled_caller() -> None:
     with anyio.CancelScope() as scope:
         async with serve_emulator() as emulator:
             scope.cancel()
-            await anyio.sleep(60)
+            await anyio.sleep_forever()
     assert scope.cancelled_caught
     assert threading.active_count() == threads
     with pytest.raises(httpx.ConnectError):
