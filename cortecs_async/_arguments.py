@@ -129,3 +129,15 @@ def check_seconds(name: str, value: float | None, *, optional: bool = False) -> 
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value <= 0:
         raise InvalidArgumentError(f"{name} must be a positive number of seconds, not {value!r}")
+
+
+def check_amount(name: str, value: float | None) -> None:
+    """Takes a positive amount of money, or None.
+
+    Raises:
+        InvalidArgumentError: for anything else.
+    """
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        raise InvalidArgumentError(f"{name} must be a positive amount, not {value!r}")

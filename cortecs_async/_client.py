@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
-from ._arguments import check_seconds, check_start
+from ._acquired import release_acquired
+from ._arguments import check_instance_id, check_seconds, check_start
+from ._budget import Prices
 from ._config import CredentialProvider, PollPolicy, RetryPolicy, Secret, Settings, resolve_settings
-from ._errors import InvalidArgumentError
+from ._domain import InstanceArgs
+from ._errors import ConfigurationError, InvalidArgumentError
+from ._handle import InstanceHandle
 from ._http import HTTP, HTTPClient
 from ._instances import Instances
-from ._lease import InstanceLease, LeaseOptions, OnExit
+from ._keeper import Keeper, Mode, state_directory
+from ._lease import InstanceLease
+from ._release import OnExit
 from ._resources import HardwareTypes, Models, User
+from ._starts import Starter
+from ._sweep import Orphan, sweep
 from ._waiting import ProgressCallback
+from ._workshop import LeaseOptions, OnLoss, Workshop, check_lease
+
+logger = logging.getLogger("cortecs_async.guard")
+
+_MODES = ("auto", "required", "off")
 
 
 class AsyncCortecs:
@@ -39,6 +53,13 @@ class AsyncCortecs:
             here, and its own time-outs, redirects and authentication are not used.
         allow_insecure_http: Allows a plain-http base URL beyond this machine, where credentials can be read
             on the way.
+        guard: The reaper, a child process that hands instances back should this one be killed, started before
+            the first lease. `auto` goes on with a warning where there can be none; `required` refuses to
+            start anything then; `off` has none. It connects by itself, with the environment's proxies and
+            certificates, not through `http_client`.
+        journal: The same three for the journal, the file that `sweep` reads when the reaper died as well.
+        state_dir: Where journals lie. Default: the environment's CORTECS_STATE_DIR, else the user's state
+            directory. In a container, a volume that outlives it.
 
     Attributes:
         instances: The instances of the account.
@@ -65,6 +86,9 @@ class AsyncCortecs:
         default_headers: Mapping[str, str] | None = None,
         http_client: HTTPClient | None = None,
         allow_insecure_http: bool = False,
+        guard: Mode = "auto",
+        journal: Mode = "auto",
+        state_dir: str | os.PathLike[str] | None = None,
     ) -> None:
         self._closed = True  # for __del__, should the next line raise
         secret = Secret(client_secret) if client_secret is not None else None
@@ -82,7 +106,18 @@ class AsyncCortecs:
             allow_insecure_http=allow_insecure_http,
             environ=os.environ,
         )
-        self._http = HTTP(self._settings, http_client=http_client)
+        for name, mode in (("guard", guard), ("journal", journal)):
+            if mode not in _MODES:
+                raise ConfigurationError(f"{name} must be one of {', '.join(_MODES)}, not {mode!r}")
+        self._keeper = Keeper(
+            self._settings, journal=journal, guard=guard, directory=state_directory(state_dir)
+        )
+        self._http = HTTP(
+            self._settings,
+            http_client=http_client,
+            on_credentials=self._keeper.know,
+            on_close=self._keeper.leave,
+        )
         send = self._http.request
         self._leased = Instances(self._http.request_held, self._settings.poll)
         self._releasing = Instances(self._http.request_once, self._settings.poll, twin=self._leased)
@@ -90,6 +125,15 @@ class AsyncCortecs:
         self.models: Models = Models(send)
         self.hardware_types: HardwareTypes = HardwareTypes(send)
         self.user: User = User(send)
+        self._workshop = Workshop(
+            http=self._http,
+            instances=self._leased,
+            releasing=self._releasing,
+            poll=self._settings.poll,
+            keeper=self._keeper,
+            starter=Starter(self._leased, self._keeper, self._settings.retry, self._settings.poll),
+            prices=Prices(HardwareTypes(self._http.request_held), Models(self._http.request_held)),
+        )
         self._closed = False
 
     def instance(
@@ -104,6 +148,9 @@ class AsyncCortecs:
         teardown_timeout: float = 120.0,
         on_exit: OnExit = "delete",
         reuse: bool = False,
+        max_lifetime: float | None = None,
+        max_cost: float | None = None,
+        on_loss: OnLoss = "cancel",
         on_progress: ProgressCallback | None = None,
     ) -> InstanceLease:
         """An instance that lives as long as a block: `async with client.instance(...) as inst:`.
@@ -125,18 +172,24 @@ class AsyncCortecs:
                 leaves it **running and billed**. What fails before the block is entered is deleted.
             reuse: Take an instance with these arguments if there is one, as `instances.ensure` does. What was
                 there before is left as it was found: running, or stopped again.
+            max_lifetime: Seconds that the instance may live, from the request that starts it. Then the block
+                is cancelled, the instance released, and `LeaseExpiredError` raised. Where the event loop is
+                blocked, the reaper releases the instance some seconds later.
+            max_cost: The same as an amount in the account's currency: as long as the intervals last that it
+                pays for, at the list price.
+            on_loss: `cancel` ends the block with `InstanceLostError` when the instance stops or vanishes
+                under it; `ignore` lets it go on.
             on_progress: Called with a `Progress` at every change while it starts; may be async. What it
                 raises ends the start, and the instance with it.
 
         Raises:
             InvalidArgumentError: for bad arguments, at once and before any request.
         """
-        check_seconds("start_timeout", start_timeout)
-        check_seconds("teardown_timeout", teardown_timeout)
         if on_exit not in {"delete", "stop", "keep"}:
             raise InvalidArgumentError(f"on_exit must be 'delete', 'stop' or 'keep', not {on_exit!r}")
-        if on_progress is not None and not callable(on_progress):
-            raise InvalidArgumentError("on_progress must be callable")
+        if on_loss not in {"cancel", "ignore"}:
+            raise InvalidArgumentError(f"on_loss must be 'cancel' or 'ignore', not {on_loss!r}")
+        check_lease(start_timeout, teardown_timeout, max_lifetime, max_cost, on_progress)
         args = check_start(
             model_id,
             hardware_type_id,
@@ -150,9 +203,154 @@ class AsyncCortecs:
             teardown_timeout=teardown_timeout,
             on_exit=on_exit,
             reuse=reuse,
+            max_lifetime=max_lifetime,
+            max_cost=max_cost,
+            on_loss=on_loss,
             on_progress=on_progress,
         )
-        return InstanceLease(self._http, self._leased, self._releasing, self._settings.poll, options)
+        return InstanceLease(self._workshop, options)
+
+    def attach(
+        self,
+        instance_id: str,
+        *,
+        start_timeout: float = 900.0,
+        on_loss: OnLoss = "cancel",
+        on_progress: ProgressCallback | None = None,
+    ) -> InstanceLease:
+        """Borrows an instance that somebody else answers for: `async with client.attach(id) as inst:`.
+
+        Entering waits until it is usable; leaving does nothing to it, ever.
+
+        Args:
+            instance_id: Which one.
+            start_timeout: Seconds from entering until it must be usable.
+            on_loss: As for `instance`.
+            on_progress: As for `instance`.
+
+        Raises:
+            InvalidArgumentError: for what is no id, at once. Entering raises `BadRequestError` or
+                `NotFoundError` for an unknown one, and `StartFailedError` for one that is stopped.
+        """
+        if on_loss not in {"cancel", "ignore"}:
+            raise InvalidArgumentError(f"on_loss must be 'cancel' or 'ignore', not {on_loss!r}")
+        check_lease(start_timeout, 1.0, None, None, on_progress)
+        options = LeaseOptions(
+            args=InstanceArgs(model_id=""),
+            borrowed=check_instance_id(instance_id),
+            start_timeout=start_timeout,
+            on_exit="keep",
+            on_loss=on_loss,
+            on_progress=on_progress,
+        )
+        return InstanceLease(self._workshop, options)
+
+    async def acquire(
+        self,
+        model_id: str,
+        hardware_type_id: str | None = None,
+        *,
+        context_length: int | None = None,
+        num_workers: int = 1,
+        billing_interval: str = "per_minute",
+        start_timeout: float = 900.0,
+        teardown_timeout: float = 120.0,
+        max_lifetime: float | None = None,
+        max_cost: float | None = None,
+        on_progress: ProgressCallback | None = None,
+    ) -> InstanceHandle:
+        """Starts an instance that outlives this process, for those who cannot hold a context manager.
+
+        Until it is usable it is as safe as in `instance`. Then it is the holder's of the handle, who must
+        `release` it: **nothing else ends it but `max_lifetime` or `max_cost`**, which the reaper enforces,
+        and `sweep` if that died.
+
+        Args:
+            model_id: As for `instance`, and so are the others.
+            hardware_type_id: Default: the model's `recommended_config`.
+            context_length: Tokens.
+            num_workers: 1 to 8.
+            billing_interval: `per_minute` or `per_hour`.
+            start_timeout: Seconds until it must be usable.
+            teardown_timeout: Seconds for the release of one that does not become usable.
+            max_lifetime: Seconds that the instance may live. Give it.
+            max_cost: The same as an amount.
+            on_progress: Called with every change while it starts.
+
+        Raises:
+            InvalidArgumentError: for bad arguments, before any request.
+            CortecsError: as entering `instance(...)`; there is no instance then.
+        """
+        check_lease(start_timeout, teardown_timeout, max_lifetime, max_cost, on_progress)
+        args = check_start(
+            model_id,
+            hardware_type_id,
+            context_length=context_length,
+            num_workers=num_workers,
+            billing_interval=billing_interval,
+        )
+        options = LeaseOptions(
+            args=args,
+            start_timeout=start_timeout,
+            teardown_timeout=teardown_timeout,
+            on_exit="keep",
+            max_lifetime=max_lifetime,
+            max_cost=max_cost,
+            on_loss="ignore",
+            on_progress=on_progress,
+        )
+        return await InstanceLease(self._workshop, options).hand_out()
+
+    async def release(self, handle: InstanceHandle | str, *, teardown_timeout: float = 120.0) -> None:
+        """Stops and deletes an acquired instance, and returns when it is read to be gone.
+
+        From any process, any number of times: one that is gone already is no error. Out of reach of
+        cancellation, as the end of a lease.
+
+        Args:
+            handle: What `acquire` gave, or an instance's id.
+            teardown_timeout: Seconds, retries included.
+
+        Raises:
+            InvalidArgumentError: for what is neither, or a handle of another account.
+            TeardownError: when it could not be done in time; the reaper goes on.
+            RequestError: when the service refuses to list instances.
+        """
+        check_seconds("teardown_timeout", teardown_timeout)
+        self._http.check_open()
+        await release_acquired(self._workshop, handle, teardown_timeout)
+
+    async def sweep(self, *, dry_run: bool = False, timeout: float = 300.0) -> tuple[Orphan, ...]:
+        """Releases what processes that died have left behind, as far as their journals prove it.
+
+        Never what a living process answers for, nor what cannot be told from somebody else's.
+
+        Args:
+            dry_run: Only say what there is.
+            timeout: Seconds.
+
+        Returns:
+            What became of each; see `Orphan.state`.
+
+        Raises:
+            InvalidArgumentError: for a bad timeout.
+            RequestError: when the service cannot be asked.
+        """
+        check_seconds("timeout", timeout)
+        self._http.check_open()
+        self._http.hold()
+        try:
+            return await sweep(self._releasing, self._keeper, dry_run=dry_run, timeout=timeout)
+        finally:
+            await self._http.release()
+
+    async def orphans(self) -> tuple[Orphan, ...]:
+        """What `sweep` would find.
+
+        Raises:
+            RequestError: when the service cannot be asked.
+        """
+        return await self.sweep(dry_run=True)
 
     async def aclose(self) -> None:
         """Closes the client; calling it again does nothing.
@@ -164,6 +362,12 @@ class AsyncCortecs:
 
     async def __aenter__(self) -> Self:
         self._http.check_open()
+        if self._keeper.reads_journals and (count := await self._keeper.orphans()):
+            logger.warning(
+                "processes that died have left %d instance(s) or starts behind: "
+                "`python -m cortecs_async sweep` (or client.sweep()) releases them",
+                count,
+            )
         return self
 
     async def __aexit__(

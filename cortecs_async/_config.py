@@ -107,6 +107,9 @@ class RetryPolicy:
         max_backoff: Upper end that the doubling stops at, in seconds.
         max_retry_after: A longer Retry-After, in seconds, is not waited for: the error is raised.
         total_timeout: Seconds for one call with all its attempts and waits.
+        adoption_window: Seconds for which the instance of a lease's start that timed out is looked for before
+            it counts as not started. Where the connection broke, or an error came back, the service is done
+            with it, and a sixth of that is enough.
     """
 
     max_retries: int = field(default=5, validator=_at_least(0))
@@ -114,6 +117,7 @@ class RetryPolicy:
     max_backoff: float = field(default=8.0, validator=_at_least(0))
     max_retry_after: float = field(default=120.0, validator=_at_least(0))
     total_timeout: float = field(default=180.0, validator=_at_least(0))
+    adoption_window: float = field(default=60.0, validator=_at_least(0))
 
 
 @frozen(kw_only=True)
@@ -130,6 +134,7 @@ class PollPolicy:
         growth: Share of the time waited so far.
         settle: For so many seconds after a start, a reading that says the new instance is stopped or
             missing is not believed yet.
+        lost_interval: Seconds between two looks at a leased instance while the block runs.
         max_outage: Seconds of nothing but failures after which a wait gives up with the last of them.
         stall_timeout: Seconds without any change after which a start is given up; None: only its deadline.
     """
@@ -138,6 +143,7 @@ class PollPolicy:
     max_interval: float = field(default=5.0, validator=_at_least(0.01))
     growth: float = field(default=0.1, validator=_at_least(0))
     settle: float = field(default=10.0, validator=_at_least(0))
+    lost_interval: float = field(default=10.0, validator=_at_least(0.01))
     max_outage: float = field(default=600.0, validator=_at_least(0))
     stall_timeout: float | None = field(default=None, validator=attrs.validators.optional(_at_least(0.01)))
 

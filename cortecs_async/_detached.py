@@ -7,6 +7,7 @@ A plain `finally` loses its awaits to an anyio scope, and a shielded scope loses
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import logging
 import sys
@@ -57,23 +58,33 @@ async def run_to_end(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended
         resume: Call `work` again when its task is cancelled, as asyncio does with every task after a second
             Ctrl-C. Only for work that can be taken up where it stopped.
     """
-    if _in_trio():
+    if in_trio():
         return await _on_trio(work, resume=resume)
     return await _on_asyncio(work, resume=resume)
 
 
 def protect_from_interrupts(*functions: Callable[..., object]) -> None:
     """On trio, keeps Ctrl-C out of the frames of these functions; where they wait, it is still raised."""
-    if _in_trio():
+    if in_trio():
         import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
 
         for function in (*functions, _on_trio):
             trio.lowlevel.enable_ki_protection(function)
 
 
-def _in_trio() -> bool:
+def in_trio() -> bool:
+    """Whether this runs on trio, without importing it."""
     trio = sys.modules.get("trio")
     return trio is not None and bool(trio.lowlevel.in_trio_task())
+
+
+def clock() -> Callable[[], float]:
+    """The clock of the running event loop, which other threads may read too."""
+    if in_trio():
+        import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+
+        return trio.lowlevel.current_clock().current_time
+    return asyncio.get_running_loop().time
 
 
 def hand_on(interruption: BaseException, cause: BaseException) -> None:
@@ -90,6 +101,40 @@ def hand_on(interruption: BaseException, cause: BaseException) -> None:
             task.cancel()
             return
     cause.add_note(f"cortecs_async: while the instance was released came {interruption!r}")
+
+
+class Background:
+    """Work beside the caller, with no task group around it. `stop` it; what it raises is logged.
+
+    Args:
+        work: What to do. It must not be needed for a release: the end of the loop ends it.
+    """
+
+    def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._work = work
+        self._task: asyncio.Task[None] | None = None
+        self._scope: anyio.CancelScope | None = None
+        if in_trio():
+            import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+
+            self._scope = anyio.CancelScope()
+            trio.lowlevel.spawn_system_task(self._run, context=contextvars.copy_context())
+        else:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def stop(self) -> None:
+        """Ends it, soon."""
+        if self._task is not None:
+            self._task.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def _run(self) -> None:
+        with self._scope or contextlib.nullcontext():
+            try:
+                await self._work()
+            except Exception:
+                logger.exception("watching over an instance failed")
 
 
 async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T]:

@@ -32,6 +32,18 @@ class ClientClosedError(CortecsError, RuntimeError):
     """The client was used after `aclose()` or after its `async with` block."""
 
 
+class JournalError(CortecsError, OSError):
+    """The journal cannot be written, and `journal="required"` was asked for: nothing was started."""
+
+
+class GuardError(CortecsError, RuntimeError):
+    """There is no reaper process, and `guard="required"` was asked for: nothing was started."""
+
+
+class PriceUnknownError(CortecsError, ValueError):
+    """`max_cost` needs a price, and the service gives none that can be read for this hardware."""
+
+
 class RequestError(CortecsError):
     """A request did not give a usable answer.
 
@@ -206,3 +218,23 @@ class InstanceGoneError(LifecycleError):
 
 class TeardownError(LifecycleError):
     """The instance could not be stopped and deleted in time, and **may still be billed**."""
+
+
+class InstanceLostError(LifecycleError):
+    """The instance stopped or vanished while the block was running; the block was cancelled."""
+
+
+class LeaseExpiredError(LifecycleError, TimeoutError):
+    """The lease's `max_lifetime` or `max_cost` is used up; the block was cancelled. Also a `TimeoutError`."""
+
+
+class AmbiguousStartError(CortecsError):
+    """A start got no answer, and more new instances fit it than it can have made. None was touched.
+
+    Attributes:
+        candidates: Their ids. One of them may be this start's, **and is billed**.
+    """
+
+    def __init__(self, message: str, *, candidates: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.candidates = candidates

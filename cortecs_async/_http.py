@@ -9,25 +9,24 @@ import json
 import logging
 import platform
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 import anyio
 import httpx
-from attrs import evolve, field, frozen
+from attrs import evolve
 
 from ._auth import Token, TokenSource, renewal_time
 from ._config import Credentials, Secret, Settings, credentials_problem
 from ._detached import run_to_end
-from ._errors import ClientClosedError, ConfigurationError, DecodeError
-from ._failures import EXCHANGE_PATH, start_warning, to_error
+from ._errors import ClientClosedError, ConfigurationError
+from ._failures import EXCHANGE_PATH, to_error
+from ._messages import Call, Reply
 from ._redact import Redactor
 from ._retry import Failure, Kind, may_have_worked, next_wait, parse_retry_after
 from ._version import __version__
 from ._wire import ShapeError
-
-T = TypeVar("T")
 
 logger = logging.getLogger("cortecs_async.http")
 
@@ -41,74 +40,21 @@ _MAX_REDIRECTS = 3
 _CONNECT_TIMEOUT = 10.0
 
 
-@frozen(kw_only=True)
-class Call:
-    """A request as the resources describe it; `path` is below the API base URL and already checked."""
-
-    method: str
-    path: str
-    # Bodies can hold the client secret.
-    json: Mapping[str, Any] | None = field(default=None, repr=False)
-    params: Mapping[str, str] | None = None
-    authenticated: bool = True
-    # False for the poller, whose next tick is its retry.
-    retried: bool = True
-
-    # Given for what must not be lost to a cancellation: once sent, an attempt is seen to its end, and this is
-    # called with the answer before the cancellation goes on. Between attempts it can be cancelled as usual.
-    landed: Callable[[Reply], None] | None = field(default=None, repr=False)
-
-    @property
-    def has_effect(self) -> bool:
-        """True when it changes something that outlives it; fetching a token does not."""
-        return self.authenticated and self.method != "GET"
-
-
-@frozen(kw_only=True)
-class Reply:
-    """A success answer.
-
-    Attributes:
-        data: The JSON, or None for an empty body.
-        request_id: The answer's `x-request-id`, where there is one.
-        attempts: How often the request was sent.
-    """
-
-    call: Call
-    status: int
-    data: Any = field(repr=False)
-    request_id: str | None = None
-    attempts: int = 1
-
-    def decode(self, decoder: Callable[[Any], T]) -> T:
-        """What the decoder makes of the data.
-
-        Raises:
-            DecodeError: when it is not of the documented shape.
-        """
-        try:
-            return decoder(self.data)
-        except ShapeError as error:
-            problem = str(error)
-        unknown = self.call.has_effect
-        raise DecodeError(
-            f"{self.call.method} {self.call.path} answered {self.status} with JSON of another shape than "
-            f"documented: {problem}. The service may have changed: look for a newer cortecs-async."
-            f"{start_warning(self.call.method, self.call.path, unknown=unknown)}",
-            method=self.call.method,
-            path=self.call.path,
-            attempts=self.attempts,
-            outcome_unknown=unknown,
-        )
-
-
 class HTTP:
     """One connection pool, one token, one retry policy."""
 
     def __init__(
-        self, settings: Settings, *, http_client: HTTPClient | None = None, rng: random.Random | None = None
+        self,
+        settings: Settings,
+        *,
+        http_client: HTTPClient | None = None,
+        rng: random.Random | None = None,
+        on_credentials: Callable[[Credentials], None] | None = None,
+        on_close: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._settings = settings
+        self._on_close = on_close
+        self._on_credentials = on_credentials
         self._rng = rng or random.Random()  # noqa: S311  (jitter)
         _check_url(settings.api_base_url)
         self._owned = http_client is None
@@ -207,32 +153,35 @@ class HTTP:
         await self._close_if_done()
 
     async def _close_if_done(self) -> None:
-        if self._closed and not self._holders and self._owned:
+        if self._closed and not self._holders:
             with anyio.CancelScope(shield=True):
-                await self._client.aclose()
+                if self._on_close is not None:
+                    await self._on_close()
+                if self._owned:
+                    await self._client.aclose()
 
     async def _attempt(
         self, call: Call, token: Token | None, attempts: int, timeout: float
     ) -> Reply | Failure:
-        if call.landed is None:
-            return await self._send(call, token, attempts, timeout)
-        landed = call.landed
-
-        async def send_and_keep() -> Reply | Failure:
-            outcome = await self._send(call, token, attempts, timeout)
-            if isinstance(outcome, Reply):
-                landed(outcome)
-            return outcome
-
-        return (await run_to_end(send_and_keep, resume=False)).unwrap()
-
-    async def _send(self, call: Call, token: Token | None, attempts: int, timeout: float) -> Reply | Failure:
-        # Failures are values, not exceptions: an exception from inside httpx would take along frames whose
-        # locals hold the token and the body.
         if self._client.is_closed:
             if self._owned:
                 self.check_open()
             raise ClientClosedError("the http_client that this AsyncCortecs was given is closed")
+        if call.witness is None:
+            return await self._send(call, token, attempts, timeout)
+        witness = call.witness
+
+        async def send_and_tell() -> Reply | Failure:
+            outcome = await self._send(call, token, attempts, timeout)
+            witness.settled(outcome)
+            return outcome
+
+        witness.sending()
+        return (await run_to_end(send_and_tell, resume=False)).unwrap()
+
+    async def _send(self, call: Call, token: Token | None, attempts: int, timeout: float) -> Reply | Failure:
+        # Failures are values, not exceptions: an exception from inside httpx would take along frames whose
+        # locals hold the token and the body.
         request = self._build(call, token, timeout)
         with anyio.move_on_after(timeout):
             try:
@@ -308,6 +257,8 @@ class HTTP:
             del credentials  # of another type, they would show themselves in a traceback with locals
             raise ConfigurationError(problem)
         self._redactor.remember(credentials.client_secret)
+        if self._on_credentials is not None:
+            self._on_credentials(credentials)
         asked_at = anyio.current_time()
         reply = await self.request_held(
             Call(

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import builtins
+import contextlib
 import enum
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable
 
 import anyio
 
+from ._adoption import Claims
 from ._arguments import check_instance_id, check_named_id, check_seconds, check_start
 from ._config import PollPolicy
-from ._domain import AffectedInstances, Instance, InstanceArgs, Model
-from ._errors import BadRequestError, ConflictError, InvalidArgumentError, NotFoundError
-from ._http import Call
+from ._domain import AffectedInstances, Instance, InstanceArgs
+from ._errors import BadRequestError, ConflictError, DecodeError, InvalidArgumentError, NotFoundError
+from ._matching import choose
+from ._messages import Call, Reply, Witness
 from ._resources import Models, Send
+from ._retry import Failure
 from ._waiting import ProgressCallback, wait_until_running
 from ._watch import InstanceWatch, Poller
 from ._wire import decode_affected, decode_instance, decode_instances, encode_start
-
-# The vendor's client caps the default context here; so does the published reference of `start`.
-_DEFAULT_CONTEXT = 32000
 
 _Refused = (BadRequestError, NotFoundError, ConflictError)
 
@@ -32,7 +32,33 @@ class Origin(enum.Enum):
     STARTED = "started"
 
 
-Landed = Callable[[Instance, Origin], None]
+class Flight:
+    """Witness of a plain start: counts it, and claims its instance."""
+
+    def __init__(self, claims: Claims, model_id: str) -> None:
+        self._claims = claims
+        self._model_id = model_id
+
+    def sending(self) -> None:
+        """See `Witness`."""
+        self._claims.takes_off(self._model_id)
+
+    def settled(self, outcome: Reply | Failure) -> None:
+        """See `Witness`."""
+        self._claims.lands(self._model_id)
+        if isinstance(outcome, Reply):
+            with contextlib.suppress(DecodeError):
+                self._claims.ids.add(outcome.decode(decode_instance).instance_id)
+
+
+class _Onlooker:
+    """Has a restart seen to its end: a stop must not overtake it."""
+
+    def sending(self) -> None:
+        """See `Witness`."""
+
+    def settled(self, outcome: Reply | Failure) -> None:
+        """See `Witness`."""
 
 
 class Instances:
@@ -52,6 +78,7 @@ class Instances:
         self.ensuring: anyio.Lock = twin.ensuring if twin else anyio.Lock()
         # Ids that a lease of this client is handing back: stopped perhaps, but nothing to take up again.
         self.releasing: set[str] = twin.releasing if twin else set()
+        self.claims: Claims = twin.claims if twin else Claims()
 
     async def list(self) -> tuple[Instance, ...]:
         """Every instance of the account, whoever started it (`GET /instances/`).
@@ -106,18 +133,15 @@ class Instances:
             num_workers=num_workers,
             billing_interval=billing_interval,
         )
-        return await self.start_checked(args)
+        return await self._start_counted(args)
 
-    async def start_checked(self, args: InstanceArgs, *, landed: Landed | None = None) -> Instance:
-        """`start` with arguments that were checked before; `landed` is told of it even when cancelled."""
-        call = Call(
-            method="POST",
-            path="/instances/start",
-            json=encode_start(args),
-            landed=None
-            if landed is None
-            else lambda reply: landed(reply.decode(decode_instance), Origin.STARTED),
-        )
+    async def _start_counted(self, args: InstanceArgs) -> Instance:
+        # Where leases of this client look for lost starts of their own, this one must not be taken for one.
+        return await self.start_checked(args, witness=Flight(self.claims, args.model_id))
+
+    async def start_checked(self, args: InstanceArgs, *, witness: Witness | None = None) -> Instance:
+        """`start` with arguments that were checked before."""
+        call = Call(method="POST", path="/instances/start", json=encode_start(args), witness=witness)
         return (await self._send(call)).decode(decode_instance)
 
     async def restart(self, instance_id: str) -> Instance:
@@ -130,14 +154,9 @@ class Instances:
         """
         return await self._restart(check_named_id(instance_id))
 
-    async def _restart(self, instance_id: str, *, landed: Landed | None = None) -> Instance:
+    async def _restart(self, instance_id: str, *, witness: Witness | None = None) -> Instance:
         call = Call(
-            method="POST",
-            path="/instances/restart",
-            json={"instance_id": instance_id},
-            landed=None
-            if landed is None
-            else lambda reply: landed(reply.decode(decode_instance), Origin.RESTARTED),
+            method="POST", path="/instances/restart", json={"instance_id": instance_id}, witness=witness
         )
         try:
             reply = await self._send(call)
@@ -146,8 +165,6 @@ class Instances:
             instance = await self._listed(instance_id) if error.outcome_unknown else None
             if instance is None or instance.status == "stopped":
                 raise
-            if landed is not None:
-                landed(instance, Origin.RESTARTED)
             return instance
         return reply.decode(decode_instance)
 
@@ -302,7 +319,7 @@ class Instances:
             num_workers=num_workers,
             billing_interval=billing_interval,
         )
-        instance = await self.find_or_start(args)
+        instance = await self.find_or_start(args, start=lambda: self._start_counted(args))
         return await wait_until_running(
             self.poller,
             instance.instance_id,
@@ -313,8 +330,21 @@ class Instances:
             on_progress=on_progress,
         )
 
-    async def find_or_start(self, args: InstanceArgs, *, landed: Landed | None = None) -> Instance:
-        """`ensure` without the wait; `landed` is told what was found or started, even when cancelled."""
+    async def find_or_start(
+        self,
+        args: InstanceArgs,
+        *,
+        start: Callable[[], Awaitable[Instance]],
+        found: Callable[[Instance, Origin], Awaitable[None]] | None = None,
+    ) -> Instance:
+        """`ensure` without the wait.
+
+        Args:
+            args: What it must have.
+            start: Starts a new one.
+            found: Told of one that is there already; before a restart, because when the answer to that is
+                lost it may run all the same.
+        """
         async with self.ensuring:
             same_model = [
                 each
@@ -324,20 +354,19 @@ class Instances:
             model = await self._models.get(args.model_id) if same_model else None
             match = choose(same_model, args, model)
             if match is None:
-                return await self.start_checked(args, landed=landed)
+                return await start()
             origin = Origin.RESTARTED if match.status == "stopped" else Origin.FOUND
-            if landed is not None:
-                # Before a restart: when its answer is lost it may run all the same, and its id is known.
-                landed(match, origin)
+            if found is not None:
+                await found(match, origin)
             if origin is Origin.FOUND:
                 return match
             try:
-                return await self._restart(match.instance_id, landed=landed)
+                return await self._restart(match.instance_id, witness=None if found is None else _Onlooker())
             except _Refused:
                 if await self._listed(match.instance_id) is not None:
                     raise
             # Somebody has deleted it since.
-            return await self.start_checked(args, landed=landed)
+            return await start()
 
     async def _listed(self, instance_id: str) -> Instance | None:
         # From the list, which also knows ids that cannot stand in a path.
@@ -353,30 +382,3 @@ class Instances:
         return (await self._send(Call(method="GET", path="/instances/", retried=False))).decode(
             decode_instances
         )
-
-
-def with_defaults(args: InstanceArgs, model: Model | None) -> InstanceArgs:
-    """The arguments with the service's documented defaults filled in, as far as the model tells them."""
-    hardware = args.hardware_type_id or (model.recommended_config if model else None)
-    context = args.context_length
-    config = model.hardware_configs.get(hardware) if model and hardware else None
-    if context is None and config is not None:
-        longest = config.max_context_length
-        context = None if longest is None else min(_DEFAULT_CONTEXT, longest)
-    return InstanceArgs(
-        model_id=args.model_id,
-        hardware_type_id=hardware,
-        billing_interval=args.billing_interval or "per_minute",
-        context_length=context,
-        num_workers=args.num_workers,
-    )
-
-
-def choose(instances: Iterable[Instance], args: InstanceArgs, model: Model | None) -> Instance | None:
-    """The best instance with these arguments: running, else pending, else stopped, else None."""
-    wanted = with_defaults(args, model)
-    fitting = [each for each in instances if with_defaults(each.instance_args, model) == wanted]
-    by_status: builtins.list[Instance] = [
-        each for status in ("running", "pending", "stopped") for each in fitting if each.status == status
-    ]
-    return by_status[0] if by_status else None

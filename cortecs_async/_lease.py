@@ -4,40 +4,36 @@ from __future__ import annotations
 
 import enum
 import logging
-import os
+import math
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Self
 
 import anyio
-from attrs import frozen
+from attrs import evolve
 
-from ._config import PollPolicy
-from ._detached import hand_on, protect_from_interrupts, run_to_end
-from ._domain import Instance, InstanceArgs
-from ._errors import ConfigurationError, InvalidArgumentError, RequestTimeoutError, TeardownError
-from ._http import HTTP
-from ._instances import Instances, Origin
-from ._teardown import Goal, Teardown
-from ._waiting import ProgressCallback, wait_until_running
-
-if TYPE_CHECKING:
-    import openai
-
-OnExit = Literal["delete", "stop", "keep"]
+from ._budget import Price, Receipt, receipt, seconds_for
+from ._detached import clock, hand_on, protect_from_interrupts, run_to_end
+from ._domain import Instance
+from ._endpoint import Endpoint
+from ._errors import (
+    AmbiguousStartError,
+    CortecsError,
+    InvalidArgumentError,
+    LeaseExpiredError,
+    RequestTimeoutError,
+    StartTimeoutError,
+)
+from ._handle import InstanceHandle
+from ._instances import Origin
+from ._records import wall_clock
+from ._release import Holding, OnExit, Release
+from ._starts import State
+from ._waiting import wait_until_running
+from ._watchdog import Watchdog
+from ._workshop import LeaseOptions, Workshop
 
 logger = logging.getLogger("cortecs_async.lease")
-
-
-@frozen(kw_only=True)
-class LeaseOptions:
-    """How a lease behaves; times in seconds."""
-
-    args: InstanceArgs
-    start_timeout: float
-    teardown_timeout: float
-    on_exit: OnExit
-    reuse: bool
-    on_progress: ProgressCallback | None
 
 
 class _Phase(enum.Enum):
@@ -47,39 +43,24 @@ class _Phase(enum.Enum):
     ENDED = "ended"
 
 
-def goal_of(on_exit: OnExit, origin: Origin) -> Goal | None:
-    """What a lease owes at its end. An instance that was there before is left as it was found."""
-    match origin:
-        case Origin.FOUND:
-            return None
-        case Origin.RESTARTED:
-            return None if on_exit == "keep" else Goal.STOPPED
-        case Origin.STARTED:
-            return {"delete": Goal.GONE, "stop": Goal.STOPPED, "keep": None}[on_exit]
-
-
-class InstanceLease:
+class InstanceLease(Endpoint):
     """The handle that `async with client.instance(...) as inst` yields. Serves one `async with`.
 
     Attributes are available inside the block.
     """
 
-    def __init__(
-        self,
-        http: HTTP,
-        instances: Instances,
-        releasing: Instances,
-        policy: PollPolicy,
-        options: LeaseOptions,
-    ) -> None:
-        self._http = http
-        self._instances = instances
-        self._releasing = releasing
-        self._policy = policy
+    def __init__(self, workshop: Workshop, options: LeaseOptions) -> None:
+        self._shop = workshop
         self._options = options
         self._phase = _Phase.NEW
         self._instance: Instance | None = None
-        self._origin = Origin.STARTED
+        self._holding = Holding()
+        self._watchdog: Watchdog | None = None
+        self._clock: Callable[[], float] = anyio.current_time
+        self._began = 0.0
+        self._lifetime = math.inf
+        self._limit = ""
+        self._receipt: Receipt | None = None
 
     @property
     def instance(self) -> Instance:
@@ -110,82 +91,93 @@ class InstanceLease:
         """The name to give as `model` to the endpoint: the Hugging Face name, `org/name`."""
         return self.instance.instance_args.hf_name
 
-    def openai_kwargs(self, *, api_key: str | None = None) -> dict[str, str]:
-        """`base_url` and `api_key`, as OpenAI-compatible clients and frameworks take them.
+    @property
+    def _where(self) -> tuple[str, str]:
+        return self.base_url, self.model
 
-        Args:
-            api_key: The key for inference, which is not the provisioning secret. Default: the environment's
-                CORTECS_API_KEY, else OPENAI_API_KEY (the name in the vendor's examples).
+    @property
+    def cost_so_far(self) -> float | None:
+        """About what the instance has cost until now, in `receipt.currency`; None without a known price.
 
-        Raises:
-            ConfigurationError: when there is no key.
+        Counted from the request that started it, by intervals begun and workers, at the list price. The
+        service's bill is what counts.
         """
-        key = api_key or os.environ.get("CORTECS_API_KEY") or os.environ.get("OPENAI_API_KEY")
-        if not key:
-            raise ConfigurationError(
-                "no key for inference: pass api_key=, or set CORTECS_API_KEY or OPENAI_API_KEY. It is a key "
-                "of its own from cortecs.ai; client_id and client_secret are only for provisioning."
-            )
-        return {"base_url": self.base_url, "api_key": key}
+        return self.receipt.cost
 
-    def openai(self, *, api_key: str | None = None, **options: Any) -> openai.AsyncOpenAI:
-        """An `openai.AsyncOpenAI` for this instance; close it, or use it with `async with`.
-
-        Args:
-            api_key: As for `openai_kwargs`.
-            **options: Passed on to `AsyncOpenAI`.
-
-        Raises:
-            ConfigurationError: when there is no key, or the `openai` package is not installed.
-        """
-        try:
-            from openai import AsyncOpenAI  # noqa: PLC0415  (optional, and slow to import)
-        except ImportError:
-            raise ConfigurationError(
-                "inst.openai() needs the openai package: pip install 'cortecs-async[openai]'"
-            ) from None
-        arguments: dict[str, Any] = {**self.openai_kwargs(api_key=api_key), **options}
-        return AsyncOpenAI(**arguments)
+    @property
+    def receipt(self) -> Receipt:
+        """Time and cost until now; after the block, those of the whole lease."""
+        if self._receipt is not None:
+            return self._receipt
+        return self._count(self._clock())
 
     async def __aenter__(self) -> Self:
         """Starts the instance and waits until it is usable.
 
         Raises:
-            InvalidArgumentError: when this lease was entered before.
+            InvalidArgumentError: when this lease was entered before, or `max_cost` pays for nothing.
+            PriceUnknownError: when `max_cost` needs a price that the service does not give.
+            GuardError: or `JournalError`, when one is required and missing. Nothing was started.
+            AmbiguousStartError: when the start's answer was lost, and it cannot be told what it made.
+            LeaseExpiredError: when `max_lifetime` or `max_cost` is used up before it runs.
             LifecycleError: when it does not run in time, or fails. It has been torn down then.
             RequestTimeoutError: when not even the start could be made in time.
             RequestError: when the service refuses the start, or is out of reach.
         """
+        await self._enter()
+        instance = self.instance
+        self._watchdog = Watchdog(
+            poller=self._shop.instances.poller,
+            policy=self._shop.poll,
+            instance=instance,
+            expires_at=self._billed_from + self._lifetime,
+            limit=self._limit,
+            minds_loss=self._options.on_loss == "cancel",
+        )
+        self._watchdog.enter()
+        return self
+
+    async def hand_out(self) -> InstanceHandle:
+        """Enters, with `on_exit="keep"`, and gives what it has away: `client.acquire`."""
+        await self._enter()
+        self._phase = _Phase.ENDED
+        try:
+            await self._shop.http.release()
+        except BaseException as error:
+            self._shop.http.hold()
+            await self._end(error, "delete")
+            raise
+        return InstanceHandle(
+            instance_id=self.instance_id,
+            base_url=self.base_url,
+            model=self.model,
+            account=self._shop.keeper.account,
+            expires_at=self._expiry(),
+        )
+
+    async def _enter(self) -> None:
         if self._phase is not _Phase.NEW:
             raise InvalidArgumentError(
                 f"a lease serves one `async with`, and this one is {self._phase.value}: "
                 "call client.instance(...) again"
             )
-        self._http.check_open()
+        self._shop.http.check_open()
         protect_from_interrupts(InstanceLease.__aexit__, InstanceLease._end)
         self._phase = _Phase.STARTING
-        began = anyio.current_time()
-        deadline = began + self._options.start_timeout
-        self._http.hold()
+        self._clock = clock()
+        self._began = self._clock()
+        self._shop.http.hold()
         try:
-            await self._begin(deadline)
-            self._instance = await wait_until_running(
-                self._instances.poller,
-                self.instance_id,
-                self._policy,
-                timeout=self._options.start_timeout,
-                began=began,
-                settle=self._policy.settle,
-                known=self._instance,
-                on_progress=self._options.on_progress,
-            )
+            await self._set_limit()
+            await self._begin(self._began + self._options.start_timeout)
+            self._instance = await self._wait()
+            await self._hand_over()
         except BaseException as error:
             # Nobody has seen it, so nobody could stop what `on_exit` would spare.
             await self._end(error, "delete")
             raise
         self._phase = _Phase.RUNNING
         logger.info("instance %s runs %s at %s", self.instance_id, self.model, self.base_url)
-        return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -193,58 +185,158 @@ class InstanceLease:
         """Stops and deletes the instance, and returns only when it is read to be gone.
 
         Raises:
-            TeardownError: when that fails within `teardown_timeout`, unless the body raised already.
+            InstanceLostError: when it stopped or vanished, and the block was cancelled for that.
+            LeaseExpiredError: when `max_lifetime` or `max_cost` was used up, and the block was cancelled.
+            TeardownError: when the release fails within `teardown_timeout`, unless the body raised already.
         """
-        if self._phase is _Phase.RUNNING:
-            await self._end(exc, self._options.on_exit)
+        if self._phase is not _Phase.RUNNING or self._watchdog is None:
+            return
+        outcome = await self._watchdog.leave(exc)
+        self._instance = self._watchdog.instance
+        on_exit = self._options.on_exit
+        if on_exit == "keep" and isinstance(outcome, LeaseExpiredError):
+            on_exit = "delete"
+        await self._end(outcome, on_exit)
+        if outcome is not None and outcome is not exc:
+            raise outcome
+
+    async def _set_limit(self) -> None:
+        """Turns `max_lifetime` and `max_cost` into seconds, before anything is started."""
+        options = self._options
+        if options.max_lifetime is not None:
+            self._lifetime, self._limit = options.max_lifetime, f"max_lifetime={options.max_lifetime:g} s"
+        if options.max_cost is not None:
+            price = await self._shop.prices.get(options.args)
+            affordable = seconds_for(options.max_cost, price, options.args)
+            if affordable < self._lifetime:
+                self._lifetime = affordable
+                self._limit = f"max_cost={options.max_cost:g} {price.currency}".rstrip()
 
     async def _begin(self, deadline: float) -> None:
+        shop, options, holding = self._shop, self._options, self._holding
+        start = holding.start = shop.starter.prepare(options.args, self._started)
         with anyio.CancelScope(deadline=deadline):
-            if self._options.reuse:
-                await self._instances.find_or_start(self._options.args, landed=self._landed)
+            if options.borrowed is not None:
+                await self._found(await shop.instances.get(options.borrowed), Origin.FOUND)
+            elif options.reuse:
+                # Newer than what was found, after a restart.
+                self._instance = await shop.instances.find_or_start(
+                    options.args, start=lambda: shop.starter.start(start), found=self._found
+                )
             else:
-                await self._instances.start_checked(self._options.args, landed=self._landed)
+                await shop.starter.start(start)
+            # The intent covers it until this is written.
+            await shop.keeper.settle_anyhow()
         if self._instance is None:
-            # The deadline fell between two attempts: one that was sent is seen to its end, and after one that
-            # may have worked there is no other.
+            # The deadline fell between two attempts, or while the instance of a lost one was looked for.
+            unknown = start.state is State.UNKNOWN
             raise RequestTimeoutError(
-                f"nothing could be started within start_timeout={self._options.start_timeout:g} s, and "
-                "nothing was: the service was busy or out of reach again and again. The log of "
-                "cortecs_async.http says how.",
+                f"nothing could be started within start_timeout={options.start_timeout:g} s: the service was "
+                "busy or out of reach again and again. "
+                + ("Whether one attempt worked is being found out." if unknown else "Nothing was started.")
+                + " The log of cortecs_async.http says how.",
                 method="POST",
                 path="/instances/start",
+                outcome_unknown=unknown,
             )
+        if holding.origin is Origin.STARTED:
+            await shop.prices.hope_for(self._instance.instance_args.hardware_type_id)
 
-    def _landed(self, instance: Instance, origin: Origin) -> None:
+    def _started(self, instance: Instance) -> None:
         # The answer holds the only copy of the id: from here on the release knows it, whatever comes between.
-        self._instance, self._origin = instance, origin
+        holding = self._holding
+        if holding.key is not None:
+            self._shop.keeper.done(holding.key)  # of a restart that came to nothing
+        self._instance = instance
+        holding.instance_id, holding.origin = instance.instance_id, Origin.STARTED
+        holding.key = self._shop.keeper.created(
+            holding.start.key if holding.start else None,
+            instance.instance_id,
+            goal="gone",
+            expires_at=self._expiry(),
+        )
+        logger.info("instance %s started", instance.instance_id)
+
+    async def _found(self, instance: Instance, origin: Origin) -> None:
+        holding = self._holding
+        if origin is Origin.RESTARTED:
+            holding.key = self._shop.keeper.created(
+                None, instance.instance_id, goal="stopped", expires_at=self._expiry()
+            )
+            await self._shop.keeper.settle()
+        self._instance = instance
+        holding.instance_id, holding.origin = instance.instance_id, origin
         logger.info("instance %s %s", instance.instance_id, origin.value)
+
+    @property
+    def _age(self) -> float:
+        """Seconds since its billing began, as far as that can be known here: the request that started it."""
+        return self._clock() - self._billed_from
+
+    @property
+    def _billed_from(self) -> float:
+        start = self._holding.start
+        is_ours = self._holding.origin is Origin.STARTED and start is not None
+        return start.sent_at if is_ours and start is not None else self._began
+
+    def _expiry(self) -> float | None:
+        """Unix time for the reaper, which does not know this loop's clock."""
+        if math.isinf(self._lifetime):
+            return None
+        return wall_clock() + self._lifetime - self._age
+
+    async def _wait(self) -> Instance:
+        options = self._options
+        try:
+            return await wait_until_running(
+                self._shop.instances.poller,
+                self.instance_id,
+                self._shop.poll,
+                timeout=min(options.start_timeout, self._billed_from + self._lifetime - self._began),
+                began=self._began,
+                settle=0.0 if options.borrowed else self._shop.poll.settle,
+                known=self._instance,
+                on_progress=options.on_progress,
+            )
+        except StartTimeoutError as error:
+            if self._age < self._lifetime:
+                raise
+            raise LeaseExpiredError(
+                f"instance {self.instance_id} has used up {self._limit} before it ran ({error})",
+                instance_id=self.instance_id,
+            ) from None
+
+    async def _hand_over(self) -> None:
+        """From here on `on_exit` says what is owed, also should this process be killed."""
+        holding, options = self._holding, self._options
+        if holding.key is None or options.on_exit == "delete":
+            return
+        if options.on_exit == "keep":
+            self._shop.keeper.held(holding.key)
+        else:
+            self._shop.keeper.created(
+                holding.key, self.instance_id, goal="stopped", expires_at=self._expiry()
+            )
+        await self._shop.keeper.settle_anyhow()
 
     async def _end(self, cause: BaseException | None, on_exit: OnExit) -> None:
         """Tears down. Raises only when there is no `cause`, which the caller raises (again)."""
         self._phase = _Phase.ENDED
-        goal = None if self._instance is None else goal_of(on_exit, self._origin)
         failure: BaseException | None = None
         interruption: BaseException | None = None
-        if goal is not None:
-            teardown = Teardown(
-                instances=self._releasing,
-                instance_id=self.instance_id,
-                goal=goal,
+        if self._holding.may_hold_something():
+            release = Release(
+                instances=self._shop.releasing,
+                starter=self._shop.starter,
+                keeper=self._shop.keeper,
+                holding=self._holding,
+                on_exit=on_exit,
                 deadline=anyio.current_time() + self._options.teardown_timeout,
             )
-            self._instances.releasing.add(self.instance_id)
-            ended = await run_to_end(teardown.run, resume=True)
-            self._instances.releasing.discard(self.instance_id)
-            failure, interruption = ended.error, ended.interruption
-        await self._http.release()
-        if failure is not None:
-            # Anything but a TeardownError, a KeyboardInterrupt say, does not name the instance.
-            if not isinstance(failure, TeardownError):
-                failure.add_note(f"cortecs_async: instance {self.instance_id} MAY STILL BE BILLED")
-            logger.critical("instance %s: %r", self.instance_id, failure)
-        elif goal is not None:
-            logger.info("instance %s is %s", self.instance_id, goal.value)
+            ended = await run_to_end(release.run, resume=True)
+            failure, interruption = ended.error or release.failure, ended.interruption
+            self._close_account(release, failure)
+        await self._shop.http.release()
         if cause is None:
             cause = interruption or failure
             if cause is None:
@@ -256,9 +348,35 @@ class InstanceLease:
         if interruption is not None and not isinstance(cause, type(interruption)):
             hand_on(interruption, cause)
 
-    def _note(self, cause: BaseException, failure: BaseException | None) -> None:
+    def _close_account(self, release: Release, failure: BaseException | None) -> None:
+        if self._instance is not None:
+            stopped_at = release.stopped_at
+            self._receipt = self._count(self._clock() if stopped_at is None else stopped_at)
         if failure is not None:
-            cause.add_note(f"cortecs_async: instance {self.instance_id}: {failure}")
+            # Anything but an error of ours, a KeyboardInterrupt say, does not name the instance.
+            if not isinstance(failure, CortecsError):
+                failure.add_note(f"cortecs_async: {self._named()} MAY STILL BE BILLED")
+            logger.critical("%s: %r", self._named(), failure)
+        elif release.goal is not None:
+            logger.info("%s is %s: %s", self._named(), release.goal.value, self._receipt)
+
+    def _count(self, until: float) -> Receipt:
+        args = self.instance.instance_args
+        # What was asked for, where the service leaves the number of workers out of its answers.
+        args = evolve(args, num_workers=max(args.num_workers, self._options.args.num_workers))
+        price: Price | None = self._shop.prices.of(
+            args.hardware_type_id or self._options.args.hardware_type_id
+        )
+        return receipt(self.instance_id, max(until - self._billed_from, 0.0), args, price)
+
+    def _named(self) -> str:
+        if self._holding.instance_id is not None:
+            return f"instance {self._holding.instance_id}"
+        return f"a start of {self._options.args.hf_name}"
+
+    def _note(self, cause: BaseException, failure: BaseException | None) -> None:
+        if failure is not None and failure is not cause and not isinstance(cause, AmbiguousStartError):
+            cause.add_note(f"cortecs_async: {self._named()}: {failure}")
 
     def __repr__(self) -> str:
         shown = self._instance.instance_id if self._instance is not None else self._options.args.model_id

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from ._arguments import check_model_id
 from ._domain import Balance, HardwareType, Model, ModelPreview
-from ._http import Call, Reply
+from ._messages import Call, Reply
 from ._wire import decode_balance, decode_hardware_types, decode_model, decode_models
 
 Send = Callable[[Call], Awaitable[Reply]]
@@ -57,6 +57,11 @@ class HardwareTypes:
         """
         reply = await self._send(Call(method="GET", path="/hardware-types/", authenticated=False))
         return reply.decode(decode_hardware_types)
+
+    async def list_once(self) -> tuple[HardwareType, ...]:
+        """`list` without retries, for those who can do without."""
+        call = Call(method="GET", path="/hardware-types/", authenticated=False, retried=False)
+        return (await self._send(call)).decode(decode_hardware_types)
 
     async def list_available(self) -> tuple[HardwareType, ...]:
         """The hardware types with free capacity now (`GET /hardware-types/available`).

@@ -98,6 +98,7 @@ class Teardown:
         instance_id: Which instance.
         goal: Where to stop.
         deadline: In seconds of `anyio.current_time`.
+        stopped_at: When it was last asked to stop and said yes, on the same clock.
     """
 
     instances: Instances
@@ -105,6 +106,7 @@ class Teardown:
     goal: Goal
     deadline: float
     seen: Seen = Seen.LIVE
+    stopped_at: float | None = None
     stop_refused: bool = False
     troubles: int = 0
     last_trouble: Exception | None = None
@@ -142,6 +144,7 @@ class Teardown:
         match deed:
             case Deed.STOP:
                 answer = await self.instances.stop(instance_id)
+                self.stopped_at = anyio.current_time()
                 # A delete proves that it was stopped; where there will be none, it has to be read.
                 settled = self.goal is Goal.GONE and _is_at_rest(answer)
                 return Seen.STOPPED if settled else Seen.STOPPING

@@ -71,12 +71,14 @@ class Subscription:
         due: When the next look is due.
         trust_list: True when absence from the list alone proves that the instance is gone: after an
             accepted delete. Otherwise a `GET` of the instance must say so too.
+        interval: Seconds between looks, for a wait that is no hurry; None leaves the pace to the policy.
     """
 
     instance_id: str
     since: float
     due: float
     trust_list: bool = False
+    interval: float | None = None
     reading: Instance | None = None
     has_reading: bool = False
     fresh: bool = False
@@ -119,7 +121,12 @@ class Poller:
         self._failures = 0
 
     def subscribe(
-        self, instance_id: str, *, known: Instance | None = None, trust_list: bool = False
+        self,
+        instance_id: str,
+        *,
+        known: Instance | None = None,
+        trust_list: bool = False,
+        interval: float | None = None,
     ) -> Subscription:
         """Begins a wait.
 
@@ -128,13 +135,16 @@ class Poller:
             known: A snapshot that the waiter has already: only what differs from it is news, and the first
                 look is not made at once.
             trust_list: See `Subscription`.
+            interval: See `Subscription`.
         """
         now = anyio.current_time()
+        pause = interval or poll_interval(0.0, self._policy)
         return Subscription(
             instance_id=instance_id,
             since=now,
-            due=now if known is None else now + poll_interval(0.0, self._policy),
+            due=now if known is None else now + pause,
             trust_list=trust_list,
+            interval=interval,
             reading=known,
             has_reading=known is not None,
         )
@@ -217,7 +227,9 @@ class Poller:
             # Whoever came while the answer was under way may know better than an answer from before.
             if subscription.instance_id not in readings or subscription.since > began:
                 continue
-            subscription.due = now + poll_interval(now - subscription.since, self._policy)
+            subscription.due = now + (
+                subscription.interval or poll_interval(now - subscription.since, self._policy)
+            )
             reading = readings[subscription.instance_id]
             if isinstance(reading, CortecsError):
                 subscription.suffer(reading, now=now, patience=self._policy.max_outage)

@@ -10,8 +10,10 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -48,12 +50,24 @@ def _ctrl_c_reaches_children() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture(scope="session")
+def _states(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("state")
+
+
+@pytest.fixture
+def state_dir(_states: Path) -> Path:
+    """Where the journals of this test lie; made when the first is written."""
+    return _states / uuid.uuid4().hex
+
+
 @pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No credential, address or proxy of the machine reaches a test."""
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
+    """No credential, address, proxy or journal of the machine reaches a test."""
     for name in list(os.environ):
         if name.upper().startswith(_AMBIENT_PREFIXES) or name.upper() in _AMBIENT_NAMES:
             monkeypatch.delenv(name)
+    monkeypatch.setenv("CORTECS_STATE_DIR", str(state_dir))
 
 
 @pytest.fixture(params=["asyncio", "trio"])
@@ -84,6 +98,9 @@ def world() -> Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCo
             "client_id": emulator.client_id,
             "client_secret": emulator.client_secret,
             "api_base_url": emulator.api_base_url,
+            # On virtual time nothing waits for threads and child processes.
+            "guard": "off",
+            "journal": "off",
         }
         async with (
             httpx.AsyncClient(transport=emulator.transport()) as http,

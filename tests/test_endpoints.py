@@ -32,7 +32,7 @@ from cortecs_async._errors import (
     RequestError,
     TransportError,
 )
-from cortecs_async._instances import choose, with_defaults
+from cortecs_async._matching import choose, with_defaults
 from cortecs_async._wire import decode_instance
 
 LOST = Answer(failure=httpx.ReadError)

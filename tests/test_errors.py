@@ -12,6 +12,7 @@ import pytest
 from cortecs_async import _errors, errors
 from cortecs_async._errors import (
     STATUS_ERRORS,
+    AmbiguousStartError,
     APIStatusError,
     CortecsError,
     LifecycleError,
@@ -44,6 +45,8 @@ def make(cls: type[CortecsError]) -> CortecsError:
         return cls("what happened", method="GET", path="/instances/", attempts=2, outcome_unknown=True)
     if issubclass(cls, LifecycleError):
         return cls("what happened", instance_id="instance-1")
+    if issubclass(cls, AmbiguousStartError):
+        return cls("what happened", candidates=("instance-1", "instance-2"))
     return cls("what happened")
 
 

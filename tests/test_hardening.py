@@ -117,9 +117,14 @@ async def test_a_release_outlasts_a_credential_provider_that_fails(world: World)
             http = client._http._client
             http._transport = emu.transport()
             async with AsyncCortecs(
-                credential_provider=provide, api_base_url=emu.api_base_url, http_client=http
+                credential_provider=provide,
+                api_base_url=emu.api_base_url,
+                http_client=http,
+                guard="off",
+                journal="off",
             ) as mine:
-                async with mine.instance(MODEL, HARDWARE):
+                # Not watched over, which would renew the token in time.
+                async with mine.instance(MODEL, HARDWARE, on_loss="ignore"):
                     await anyio.sleep(100)
         assert not trouble
         assert emu.existing == ()
@@ -177,11 +182,18 @@ async def test_a_restart_whose_answer_was_lost_is_known_by_its_new_state(world: 
 async def test_reuse_does_not_take_what_is_being_released(world: World) -> None:
     async with world() as (emu, client):
         emu.add_fault(Fault("delay", route="delete", when="before", seconds=5.0))
-        lease = client.instance(MODEL, HARDWARE)
-        await lease.__aenter__()
-        first = lease.instance_id
+        leased, leave = anyio.Event(), anyio.Event()
+
+        async def lease() -> None:
+            async with client.instance(MODEL, HARDWARE):
+                leased.set()
+                await leave.wait()
+
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(lease.__aexit__, None, None, None)
+            tasks.start_soon(lease)
+            await leased.wait()
+            (first,) = emu.existing
+            leave.set()
             await anyio.sleep(2.0)
             assert emu.existing == (first,)
             assert emu.billing == ()

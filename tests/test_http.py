@@ -29,7 +29,9 @@ from cortecs_async._errors import (
     ServerError,
     TransportError,
 )
-from cortecs_async._http import HTTP, Call
+from cortecs_async._http import HTTP
+from cortecs_async._messages import Call, Reply
+from cortecs_async._retry import Failure
 
 EMPTY_LIST = Answer(json={"instances": []})
 START = ("POST", "/instances/start")
@@ -667,27 +669,37 @@ class TestHeld:
         with pytest.raises(ClientClosedError):
             await http.request_held(call)
 
-    async def test_an_answer_lands_although_its_caller_was_cancelled(self, service: Service) -> None:
+    async def test_an_answer_is_told_although_its_caller_was_cancelled(self, service: Service) -> None:
         service.on(*START, Answer(json={"any": "thing"}, delay=5.0))
-        landed: list[Any] = []
+        witness = Witness()
         async with service.client() as client:
-            call = Call(method=START[0], path=START[1], landed=lambda reply: landed.append(reply.data))
+            call = Call(method=START[0], path=START[1], witness=witness)
             with anyio.move_on_after(1.0) as scope:
                 await client._http.request(call)
                 await anyio.lowlevel.checkpoint()
                 raise AssertionError("not cancelled")
         assert scope.cancelled_caught
-        assert landed == [{"any": "thing"}]
+        assert [type(each) for each in witness.told] == [str, Reply]
+        assert witness.told[1].data == {"any": "thing"}
 
-    async def test_a_failure_does_not_land(self, service: Service) -> None:
-        service.on(*START, Answer(status=400))
+    async def test_every_attempt_is_told(self, service: Service) -> None:
+        service.on(*START, Answer(status=429), Answer(status=400))
+        witness = Witness()
         async with service.client() as client:
             with pytest.raises(errors.BadRequestError):
-                await client._http.request(Call(method=START[0], path=START[1], landed=_never))
+                await client._http.request(Call(method=START[0], path=START[1], witness=witness))
+        assert [getattr(each, "status", each) for each in witness.told] == ["sending", 429, "sending", 400]
 
 
-def _never(reply: object) -> None:
-    raise AssertionError(reply)
+class Witness:
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+
+    def sending(self) -> None:
+        self.told.append("sending")
+
+    def settled(self, outcome: Reply | Failure) -> None:
+        self.told.append(outcome)
 
 
 class TestOwnPool:

@@ -21,17 +21,27 @@ ROWS: list[tuple[int, set[str]]] = [
     (0, {"_errors", "_version"}),
     (0, {"_domain", "_config"}),  # data and settings; they raise the errors above
     # Pure, or knowing nothing of the service.
-    (1, {"_wire", "_retry", "_journal", "_arguments", "_detached", "_redact"}),
+    (1, {"_wire", "_retry", "_records", "_arguments", "_detached", "_redact", "_matching"}),
+    (1, {"_journal", "_interruptible", "_adoption"}),
+    (1, {"_rivals"}),
     (2, {"_auth", "_failures"}),
+    (2, {"_messages"}),  # a request and its answer
     (3, {"_http"}),
     (4, {"_resources"}),
-    (5, {"_watch"}),  # the one poller
+    (5, {"_watch", "_budget"}),  # the one poller; prices and receipts
     (5, {"_waiting"}),  # what its readings mean to one who waits
-    (5, {"_instances"}),  # client.instances: endpoints, and the waits on them
+    (5, {"_instances", "_watchdog"}),  # client.instances: endpoints, and the waits on them; the block's watch
     (5, {"_teardown"}),
+    (5, {"_finishing"}),  # what is left by the dead
+    (5, {"_reaping"}),  # the reaper's work
     (5, {"_reaper"}),  # the child, which tears down as the lease does
     (5, {"_guard"}),  # the parent's side of it
-    (6, {"_lease"}),
+    (5, {"_books"}),  # memory, journal and reaper, of a process
+    (5, {"_keeper"}),  # of a client
+    (6, {"_starts"}),
+    (6, {"_release", "_sweep", "_endpoint"}),
+    (6, {"_workshop", "_handle"}),
+    (6, {"_lease", "_acquired"}),
     (7, {"_client"}),
     (8, {"errors", "types"}),  # public facades of layer 0
     (8, {"__init__"}),

@@ -43,11 +43,21 @@ async def test_the_clean_path_sends_no_more_than_it_must(world: World) -> None:
     async with world(step_seconds=1.0) as (emu, client):
         async with client.instance(MODEL, HARDWARE):
             at_entry = routes(emu)
-        # 4 s of provisioning at 0.5 s a look; then stop, delete, and one list to see that it is gone.
-        assert at_entry[:2] == ["token", "start"]
-        assert set(at_entry[2:]) == {"get"}
-        assert len(at_entry) <= 2 + 8
+        # The token; what exists already, to know what is new; the start; the price list, once a client; 4 s
+        # of provisioning at 0.5 s a look; then stop, delete, and one list to see that it is gone.
+        assert at_entry[:4] == ["token", "list", "start", "hardware_types"]
+        assert set(at_entry[4:]) == {"get"}
+        assert len(at_entry) <= 4 + 8
         assert routes(emu)[len(at_entry) :] == ["stop", "delete", "list"]
+
+
+async def test_a_second_lease_needs_neither_token_nor_price_list(world: World) -> None:
+    async with world(step_seconds=0.0) as (emu, client):
+        for _ in range(2):
+            before = len(emu.requests)
+            async with client.instance(MODEL, HARDWARE):
+                pass
+        assert routes(emu)[before:] == ["list", "start", "stop", "delete", "list"]
 
 
 async def test_a_stop_that_takes_its_time_is_waited_for(world: World) -> None:

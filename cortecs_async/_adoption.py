@@ -1,0 +1,135 @@
+"""Whose instance is it? The service has no tags, so a start without an answer is found by what it must be.
+
+An instance can be of a start when it was not there before it and has the arguments that were sent. It counts
+as proven when no more such instances exist than there are starts that can have made them. What cannot be told
+apart, nobody touches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Sequence
+
+from attrs import define, field, frozen
+
+from ._domain import Instance, InstanceArgs
+from ._matching import fits
+
+
+@frozen(kw_only=True, eq=False)
+class Unknown:
+    """A start that may have made an instance.
+
+    Attributes:
+        args: What was sent; None stands for a default of the service's, which matches anything.
+        baseline: Ids that existed before it.
+        order: What to sort by, so that all who judge do so in the same order.
+    """
+
+    args: InstanceArgs
+    baseline: frozenset[str]
+    order: tuple[float, str] = (0.0, "")
+
+    def fits(self, instance: Instance) -> bool:
+        """Whether this start can have made the instance."""
+        return instance.instance_id not in self.baseline and fits(instance.instance_args, self.args)
+
+
+@frozen
+class Ambiguous:
+    """More instances than starts that can have made them."""
+
+    candidates: tuple[str, ...]
+
+
+def judge(
+    mine: Unknown, starts: Sequence[Unknown], instances: Iterable[Instance]
+) -> Instance | Ambiguous | None:
+    """What one unknown start has made: an instance, nothing that can be seen, or it cannot be told.
+
+    Whoever judges from the same starts, in the same order, gives every instance to the same one.
+
+    Args:
+        mine: The start in question.
+        starts: All starts whose outcome is unknown, with `mine`.
+        instances: What exists, without what is known to belong to somebody.
+    """
+    group, contested = _involved(mine, starts, instances)
+    given = _give(contested, group)
+    if given is None:
+        return Ambiguous(tuple(each.instance_id for each in contested if mine.fits(each)))
+    return given.get(mine)
+
+
+def _involved(
+    mine: Unknown, starts: Sequence[Unknown], instances: Iterable[Instance]
+) -> tuple[list[Unknown], list[Instance]]:
+    """The starts and instances that `mine` cannot be judged without: each fits another of them."""
+    left = sorted(instances, key=lambda each: each.instance_id)
+    group, contested = {mine}, list[Instance]()
+    news = [mine]
+    while news:
+        found = [each for each in left if any(start.fits(each) for start in news)]
+        left = [each for each in left if each not in found]
+        contested += found
+        news = [start for start in starts if start not in group and any(start.fits(each) for each in found)]
+        group.update(news)
+    return [start for start in starts if start in group], contested
+
+
+def _give(instances: Sequence[Instance], starts: Sequence[Unknown]) -> dict[Unknown, Instance] | None:
+    """Every instance to a start of its own (a bipartite matching); None when there are not enough."""
+    given: dict[Unknown, Instance] = {}
+
+    def give(instance: Instance, tried: set[Unknown]) -> bool:
+        fitting = [start for start in starts if start not in tried and start.fits(instance)]
+        # A free one first: without that, many starts alike would hand theirs down a long row.
+        for start in sorted(fitting, key=lambda each: each in given):
+            if start in tried:
+                continue
+            tried.add(start)
+            if start not in given or give(given[start], tried):
+                given[start] = instance
+                return True
+        return False
+
+    return given if all(give(instance, set()) for instance in instances) else None
+
+
+@define
+class Claims:
+    """What a client knows of its starts: which ids are theirs, and which requests are under way.
+
+    Attributes:
+        ids: Instances whose start is known.
+        unknown: Starts without an answer, by model.
+    """
+
+    ids: set[str] = field(factory=set)
+    unknown: dict[str, list[Unknown]] = field(factory=dict)
+    _flying: dict[str, int] = field(factory=dict)
+    _landed: int = 0
+
+    def takes_off(self, model_id: str) -> None:
+        """A start is sent."""
+        self._flying[model_id] = self._flying.get(model_id, 0) + 1
+
+    def lands(self, model_id: str) -> None:
+        """Its outcome, known or unknown, is settled."""
+        self._landed += 1
+        self._flying[model_id] -= 1
+        if not self._flying[model_id]:
+            del self._flying[model_id]
+
+    def sky(self, model_id: str) -> int | None:
+        """A number that stays the same as long as no start of the model is under way; None while one is."""
+        return None if model_id in self._flying else self._landed
+
+    def without_claimed(self, instances: Iterable[Instance], others: Container[str]) -> list[Instance]:
+        """The instances that belong to nobody known."""
+        return [
+            each
+            for each in instances
+            if each.instance_id not in self.ids
+            and each.instance_id not in others
+            and each.status.lower() != "deleted"
+        ]

@@ -1,0 +1,276 @@
+"""What this process owes, kept in three places: memory, the journal, and the reaper.
+
+One `Books` a process and state directory, used from any thread and any event loop. A promise is queued in no
+time and can then be waited for: one turn writes what has gathered meanwhile to the journal, with one fsync,
+and to the reaper, with one answer.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from ._errors import GuardError
+from ._guard import Guard
+from ._journal import JournalFile, books, left_behind
+from ._records import FORMAT, Book, Entry, Record, wall_clock
+
+logger = logging.getLogger("cortecs_async.guard")
+
+# Bytes that the journal grows beyond four times what is owed before it is written anew.
+_SLACK = 1 << 18
+
+# Reapers that die within so many seconds are not replaced any more.
+_HASTE, _MANY = 60.0, 5
+
+_LOST_BY_POWER = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED"})
+
+
+class Books:
+    """The books of a process. `join` them before use and `leave` them after.
+
+    Args:
+        directory: Where journals lie.
+        journal: Whether to write one.
+        guard: Whether to have a reaper.
+
+    Attributes:
+        book: What is owed, as far as was committed.
+        queued: How many records were queued.
+        done: How many of them were committed.
+        journal_problem: Why there is no journal at the moment, or None.
+        guard_problem: Why there is no reaper at the moment, or None.
+    """
+
+    def __init__(self, directory: Path, *, journal: bool, guard: bool) -> None:
+        self.directory = directory
+        self._journals = journal
+        self._guards = guard
+        self._reset()
+
+    def _reset(self) -> None:
+        self._turn = threading.Lock()  # whoever writes
+        self._gate = threading.Lock()  # whoever queues
+        self._queue: list[Record] = []
+        self.book = Book()
+        self._journal: JournalFile | None = None
+        self._is_behind = False
+        self._guard = Guard(self._replace, self.put)
+        self._armed: dict[str, Record] = {}
+        self._shown: Path | None = None
+        self._deaths: list[float] = []
+        self._users = 0
+        self._number = 0
+        self.queued = 0
+        self.done = 0
+        self.journal_problem: str | None = None
+        self.guard_problem: str | None = None
+
+    def join(self) -> None:
+        """One more client uses these."""
+        with self._turn:
+            self._users += 1
+
+    def new_name(self) -> str:
+        """A name that no entry or baseline of this process has."""
+        with self._gate:
+            self._number += 1
+            return f"{os.getpid()}-{self._number}"
+
+    def put(self, record: Record) -> None:
+        """Queues a record."""
+        with self._gate:
+            self._queue.append(record)
+            self.queued += 1
+
+    def key_of(self, instance_id: str) -> str | None:
+        """The open entry of an instance, as far as was committed."""
+        with self._turn:
+            return next(
+                (key for key, entry in self.book.entries.items() if entry.instance_id == instance_id), None
+            )
+
+    def abandoned(self) -> list[Entry]:
+        """What this process has given up on."""
+        with self._turn:
+            return [entry for entry in self.book.entries.values() if entry.abandoned]
+
+    def everybody(self) -> Iterator[Book]:
+        """What this process owes, and what others say in their journals that they do."""
+        yield self.book
+        own = self._journal.path if self._journal else None
+        if self._journals:
+            yield from (book for path, book in books(self.directory) if path != own)
+
+    def commit(self) -> None:
+        """Brings what is queued to the journal and to the reaper. Blocks; raises nothing.
+
+        What went wrong is in `journal_problem` and `guard_problem`.
+        """
+        with self._turn:
+            with self._gate:
+                records, self._queue = self._queue, []
+                reached = self.queued
+            arms = [record for record in records if record["kind"] == "ARM"]
+            records = [record for record in records if record["kind"] != "ARM"]
+            self._armed.update({record["account"]: record for record in arms})
+            for record in records:
+                self.book.apply(record)
+            if self._journals:
+                self._write(records)
+            if self._guards:
+                self._tell(arms, records)
+            self.done = max(self.done, reached)
+
+    def leave(self) -> None:
+        """One client less; the last one lets the reaper go, and removes the journal if nothing is owed."""
+        self.commit()
+        with self._turn:
+            self._users -= 1
+            if self._users > 0:
+                return
+            if self.book.entries:
+                if self._journal is not None:
+                    self._journal.close()
+                self._guard.leave_behind()
+            else:
+                self._guard.dismiss()
+                if self._journal is not None:
+                    self._journal.remove()
+            self._journal, self._shown, self.book, self._armed = None, None, Book(), {}
+
+    def orphans(self) -> int:
+        """How many promises dead owners have left; files of those that left none are removed."""
+        count = 0
+        for journal in left_behind(self.directory):
+            book = journal.read()
+            if book.entries:
+                count += len(book.entries)
+                journal.close()
+            else:
+                journal.remove()
+        return count
+
+    def after_fork(self) -> None:
+        """In a forked child: what its parent owes is not the child's."""
+        self._guard.forget()
+        if self._journal is not None:
+            self._journal.close()
+        self._reset()
+
+    def _write(self, records: list[Record]) -> None:
+        try:
+            if self._journal is None:
+                if not self.book.entries:
+                    return
+                self.book.owner = {
+                    "kind": "OWNER",
+                    "format": FORMAT,
+                    "host": socket.gethostname(),
+                    "pid": os.getpid(),
+                    "at": wall_clock(),
+                }
+                self._journal = JournalFile.create(self.directory, self.book.snapshot())
+            elif self._is_behind or self._journal.size > _SLACK + 4 * self._worth:
+                self._journal.rewrite(self.book.snapshot())
+            elif records:
+                durable = any(record["kind"] in _LOST_BY_POWER for record in records)
+                self._journal.append(records, durable=durable)
+                return
+            else:
+                return
+        except OSError as error:
+            self._is_behind = True
+            if self.journal_problem is None:
+                logger.warning(
+                    "the journal in %s cannot be written (%s): should this machine die, `sweep` will not "
+                    "know of what is started now",
+                    self.directory,
+                    error,
+                )
+            self.journal_problem = str(error)
+        else:
+            self._worth = self._journal.size
+            self._is_behind = False
+            self.journal_problem = None
+
+    _worth: int = 0
+
+    def _tell(self, arms: list[Record], records: list[Record]) -> None:
+        if not self._guard.is_up:
+            if self.book.entries:
+                self._raise_up()
+            return
+        messages = [*self._where(), *arms, *records]
+        if not messages:
+            return
+        try:
+            self._guard.tell(messages)
+        except GuardError as error:
+            logger.warning("%s: starting another", error)
+            self._raise_up()
+
+    def _raise_up(self) -> None:
+        try:
+            self._guard.start()
+            self._shown = None
+            self._guard.tell([*self._where(), *self._armed.values(), *self.book.snapshot()])
+        except GuardError as error:
+            if self.guard_problem is None:
+                logger.warning(
+                    "no reaper (%s): should this process be killed, its instances run on until `sweep`",
+                    error,
+                )
+            self.guard_problem = str(error)
+        else:
+            self.guard_problem = None
+
+    def _where(self) -> list[Record]:
+        path = self._journal.path if self._journal is not None else None
+        if path == self._shown:
+            return []
+        self._shown = path
+        return [{"kind": "JOURNAL", "journal": str(path) if path else None}]
+
+    def _replace(self) -> None:
+        """A reaper died unasked."""
+        with self._turn:
+            if self._users <= 0 or self._guard.is_up or not self.book.entries:
+                return
+            now = time.monotonic()
+            self._deaths = [each for each in self._deaths if now - each < _HASTE] + [now]
+            if len(self._deaths) > _MANY:
+                self.guard_problem = "it dies again and again"
+                logger.critical("the reaper dies again and again: going on without one")
+                return
+            logger.warning("the reaper died: starting another")
+            self._raise_up()
+
+
+_all: dict[tuple[Path, bool, bool], Books] = {}
+_all_lock = threading.Lock()
+
+
+def books_of(directory: Path, *, journal: bool, guard: bool) -> Books:
+    """The books of this process for a state directory."""
+    key = (directory, journal, guard)
+    with _all_lock:
+        if key not in _all:
+            _all[key] = Books(directory / "journal", journal=journal, guard=guard)
+        return _all[key]
+
+
+def _after_fork() -> None:
+    global _all_lock  # noqa: PLW0603  (it may have been held by a thread that is not here)
+    _all_lock = threading.Lock()
+    for each in _all.values():
+        each.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

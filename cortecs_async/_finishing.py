@@ -1,0 +1,193 @@
+"""Keeping the promises of the dead: what the reaper and `sweep` do with what is left in a book."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import anyio
+from anyio.abc import TaskGroup
+from attrs import define, field, frozen
+
+from ._adoption import Ambiguous, Unknown, judge
+from ._domain import Instance
+from ._errors import ClientClosedError, CortecsError, TeardownError
+from ._instances import Instances
+from ._records import Book, Entry, Record, wall_clock
+from ._rivals import Others, unknown_of
+from ._teardown import Goal, Teardown
+
+logger = logging.getLogger("cortecs_async.guard")
+
+# Seconds after a start's request in which its instance can have been initialised, and before which it cannot,
+# by the service's clock.
+_LATEST, _EARLIEST = 3600.0, 300.0
+
+_PAUSE = 0.5
+_MAX_PAUSE = 10.0
+# Seconds of one teardown before its trouble is reported, and it begins again.
+_ROUND = 600.0
+
+State = Literal["released", "gone", "ambiguous", "left"]
+
+
+@frozen(kw_only=True)
+class Finished:
+    """What became of one promise.
+
+    Attributes:
+        state: `released` now; `gone` already, or never there; `ambiguous`, and not touched; or `left`,
+            because the service could not be brought to it in time.
+        instance_id: The instance, where it is known.
+        candidates: Instances that it might be, when ambiguous.
+    """
+
+    state: State
+    instance_id: str | None = None
+    candidates: tuple[str, ...] = ()
+
+
+@frozen(eq=False)
+class Debt:
+    """A promise with the book that it stands in, and how changes to it are written down."""
+
+    book: Book
+    entry: Entry
+    report: Callable[[Record], None]
+
+    def unknown(self) -> Unknown:
+        """The start, when nothing is known but that."""
+        return unknown_of(self.book, self.entry)
+
+
+@define(eq=False)
+class Finisher:
+    """Finishes what one account owes.
+
+    Attributes:
+        instances: Where the requests go, unretried.
+        others: What others lay claim to, asked for at every look.
+        note: Told what is done, for people.
+        deadline: When to give up, in seconds of `anyio.current_time`.
+        visible_until: Until when an instance of a start without an answer may still appear, on that clock.
+    """
+
+    instances: Instances
+    others: Callable[[], Others]
+    note: Callable[[str], None]
+    deadline: float
+    visible_until: float
+    finished: dict[Debt, Finished] = field(factory=dict)
+
+    async def finish(self, debts: Iterable[Debt]) -> dict[Debt, Finished]:
+        """Finishes these."""
+        lost: list[Debt] = []
+        async with anyio.create_task_group() as tasks:
+            for debt in debts:
+                if debt.entry.candidates:
+                    self.finished[debt] = Finished(state="ambiguous", candidates=debt.entry.candidates)
+                elif debt.entry.instance_id is not None:
+                    tasks.start_soon(self._end, debt, debt.entry.instance_id)
+                else:
+                    lost.append(debt)
+            if lost:
+                tasks.start_soon(self._find, lost, tasks)
+        return self.finished
+
+    async def _end(self, debt: Debt, instance_id: str) -> None:
+        entry = debt.entry
+        if entry.held and entry.expires_at is not None:
+            await anyio.sleep(max(entry.expires_at - wall_clock(), 0.0))
+        self.note(f"releasing instance {instance_id}")
+        while True:
+            teardown = Teardown(
+                instances=self.instances,
+                instance_id=instance_id,
+                goal=Goal.STOPPED if entry.goal == Goal.STOPPED.value else Goal.GONE,
+                deadline=min(self.deadline, anyio.current_time() + _ROUND),
+            )
+            try:
+                await teardown.run()
+            except TeardownError as error:
+                self.note(str(error))
+                is_hopeless = isinstance(teardown.last_trouble, ClientClosedError)
+                if is_hopeless or anyio.current_time() >= self.deadline:
+                    self.finished[debt] = Finished(state="left", instance_id=instance_id)
+                    return
+            else:
+                debt.report({"kind": "GONE", "entry": entry.key})
+                was_there = teardown.stopped_at is not None
+                self.finished[debt] = Finished(
+                    state="released" if was_there else "gone", instance_id=instance_id
+                )
+                return
+
+    async def _find(self, debts: Sequence[Debt], tasks: TaskGroup) -> None:
+        """Looks for what starts without an answer have made, and ends it as soon as it is proven."""
+        lost = {debt: debt.unknown() for debt in debts}
+        claimed: set[str] = set()
+        pause = _PAUSE
+        while lost:
+            began = anyio.current_time()
+            listed = await self._list()
+            if listed is not None:
+                pause = _PAUSE
+                self._sort_out(lost, listed, claimed, tasks, is_over=began >= self.visible_until)
+            elif anyio.current_time() >= self.deadline:
+                self.finished.update({debt: Finished(state="left") for debt in lost})
+                return
+            else:
+                pause = min(pause * 2, _MAX_PAUSE)
+            if lost:
+                await anyio.sleep(pause)
+
+    def _sort_out(
+        self,
+        lost: dict[Debt, Unknown],
+        listed: Iterable[Instance],
+        claimed: set[str],
+        tasks: TaskGroup,
+        *,
+        is_over: bool,
+    ) -> None:
+        others = self.others()
+        free = [each for each in listed if each.instance_id not in claimed | others.ids]
+        starts = sorted([*others.doomed, *lost.values()], key=lambda each: each.order)
+        for debt, unknown in list(lost.items()):
+            outcome = judge(unknown, starts, free)
+            if isinstance(outcome, Instance) and not is_proven(outcome, debt.entry, others):
+                outcome = Ambiguous((outcome.instance_id,))
+            key = debt.entry.key
+            if isinstance(outcome, Instance):
+                instance_id = outcome.instance_id
+                claimed.add(instance_id)
+                debt.report({"kind": "CREATED", "entry": key, "instance_id": instance_id, "goal": "gone"})
+                tasks.start_soon(self._end, debt, instance_id)
+            elif not is_over:
+                continue
+            elif outcome is None:
+                debt.report({"kind": "GONE", "entry": key})
+                self.finished[debt] = Finished(state="gone")
+            else:
+                candidates = outcome.candidates
+                debt.report({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
+                self.finished[debt] = Finished(state="ambiguous", candidates=candidates)
+            del lost[debt]
+
+    async def _list(self) -> tuple[Instance, ...] | None:
+        try:
+            return await self.instances.list()
+        except CortecsError as error:
+            self.note(f"instances cannot be listed: {error}")
+            return None
+
+
+def is_proven(instance: Instance, entry: Entry, others: Others) -> bool:
+    """Whether an instance that fits a start cannot well be somebody else's."""
+    if any(start.fits(instance) for start in others.starting):
+        return False
+    initialised = instance.instance_status.started_at
+    if initialised is None:
+        return wall_clock() <= entry.at + _LATEST
+    return entry.at - _EARLIEST <= initialised.timestamp() <= entry.at + _LATEST

@@ -1,0 +1,184 @@
+"""The journal: promises on disk, for when nobody is left in memory who knows of them.
+
+One append-only file a process, below the state directory. The process holds a lock on its file as long as it
+lives; the lock, not a process id, which is used again, says so. Files whose lock is free are what dead owners
+left. It holds no secrets: an account is named by a fingerprint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from ._records import Book, Record, encode, fold
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: there, creating a journal fails with words
+    fcntl = None  # type: ignore[assignment]
+
+_SUFFIX = ".jsonl"
+
+
+class JournalFile:
+    """A journal that this process holds the lock of, its own or a dead owner's."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+
+    @classmethod
+    def create(cls, directory: Path, records: list[Record]) -> JournalFile:
+        """Makes a new file that begins with `records`.
+
+        Raises:
+            OSError: when the directory cannot be written or locked, or the disk is full.
+        """
+        if fcntl is None:
+            raise OSError("this platform has no file locks")
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path = directory / f"{uuid.uuid4().hex}{_SUFFIX}"
+        return cls(path, _write_whole(path, encode(records)))
+
+    def append(self, records: list[Record], *, durable: bool) -> None:
+        """Adds records; with `durable`, returns only when they would survive a loss of power.
+
+        Raises:
+            OSError: when they could not be written. Nothing of them is left in the file then.
+        """
+        # Looked up, because the reaper may have written too.
+        size = self.size
+        try:
+            _write(self._fd, encode(records))
+            if durable:
+                os.fsync(self._fd)
+        except OSError:
+            # Half a line would swallow the next one.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, size)
+            raise
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return os.fstat(self._fd).st_size
+
+    def rewrite(self, records: list[Record]) -> None:
+        """Replaces everything, at once or not at all.
+
+        Raises:
+            OSError: when that fails; the old file is as it was.
+        """
+        fd = _write_whole(self.path, encode(records))
+        os.close(self._fd)
+        self._fd = fd
+
+    def read(self) -> Book:
+        """What it holds."""
+        return fold(_read(self._fd))
+
+    def remove(self) -> None:
+        """Deletes the file: nothing is owed any more."""
+        with contextlib.suppress(OSError):
+            self.path.unlink()
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of the lock and leaves the file where it is."""
+        with contextlib.suppress(OSError):
+            os.close(self._fd)
+
+
+def take(path: Path) -> JournalFile | None:
+    """The journal at `path` with its lock, or None when its owner lives or it is gone."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        _lock(fd)
+    except OSError:
+        os.close(fd)
+        return None
+    if _is_at(fd, path):
+        return JournalFile(path, fd)
+    os.close(fd)
+    return None
+
+
+def left_behind(directory: Path) -> Iterator[JournalFile]:
+    """The journals of dead owners, each locked; whoever takes one closes or removes it."""
+    for path in _paths(directory):
+        journal = take(path)
+        if journal is not None:
+            yield journal
+
+
+def books(directory: Path) -> Iterator[tuple[Path, Book]]:
+    """What every process has promised, the living ones too."""
+    for path in _paths(directory):
+        with contextlib.suppress(OSError):
+            yield path, fold(path.read_bytes())
+
+
+def _paths(directory: Path) -> list[Path]:
+    try:
+        return sorted(directory.glob(f"*{_SUFFIX}"))
+    except OSError:
+        return []
+
+
+def _write_whole(path: Path, data: bytes) -> int:
+    # Locked before it has its name, so that nobody can take it for a dead owner's.
+    draft = path.with_suffix(".new")
+    fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        _lock(fd)
+        _write(fd, data)
+        os.fsync(fd)
+        draft.rename(path)
+        _sync_directory(path.parent)
+    except BaseException:
+        os.close(fd)
+        with contextlib.suppress(OSError):
+            draft.unlink()
+        raise
+    return fd
+
+
+def _write(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def _read(fd: int) -> bytes:
+    chunks: list[bytes] = []
+    offset = 0
+    while chunk := os.pread(fd, 1 << 20, offset):
+        chunks.append(chunk)
+        offset += len(chunk)
+    return b"".join(chunks)
+
+
+def _lock(fd: int) -> None:
+    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    # Its owner may have put another file in its place, or removed it, since it was opened.
+    try:
+        return os.path.samestat(os.fstat(fd), path.stat())
+    except OSError:
+        return False
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,256 @@
+"""A client's side of the books: promises in the words of a lease, and waits until they are kept safe."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import anyio
+import anyio.lowlevel
+import anyio.to_thread
+import attrs
+
+from ._books import Books, books_of
+from ._config import Credentials, Settings
+from ._domain import InstanceArgs
+from ._errors import GuardError, JournalError
+from ._records import Record, wall_clock
+from ._rivals import Others, claims_of_others
+
+T = TypeVar("T")
+
+Mode = Literal["auto", "required", "off"]
+
+logger = logging.getLogger("cortecs_async.guard")
+
+_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("cortecs_async_books")
+
+
+async def off_loop(work: Callable[[], T]) -> T:
+    """Runs what blocks in a thread; where there are no threads any more, as at the very end, here."""
+    try:
+        limiter = _limiter.get()
+    except LookupError:
+        # One of its own: the user's threads may all be busy.
+        limiter = anyio.CapacityLimiter(4)
+        _limiter.set(limiter)
+    try:
+        return await anyio.to_thread.run_sync(work, limiter=limiter)
+    except RuntimeError:
+        return work()
+
+
+def fingerprint(api_base_url: str, client_id: str) -> str:
+    """A name for an account that tells nothing about it."""
+    return hashlib.sha256(f"{api_base_url}\n{client_id}".encode()).hexdigest()[:16]
+
+
+def state_directory(given: str | os.PathLike[str] | None) -> Path:
+    """Where state lies: the argument, else CORTECS_STATE_DIR, else the user's state directory."""
+    chosen = given or os.environ.get("CORTECS_STATE_DIR", "").strip()
+    if chosen:
+        return Path(chosen).absolute()
+    import platformdirs  # noqa: PLC0415  (slow, and not needed by every program)
+
+    return Path(platformdirs.user_state_path("cortecs_async"))
+
+
+class Keeper:
+    """Makes the promises of one client.
+
+    Args:
+        settings: What the reaper needs to reach the service.
+        journal: Whether there must be a journal.
+        guard: Whether there must be a reaper.
+        directory: The state directory.
+    """
+
+    def __init__(self, settings: Settings, *, journal: Mode, guard: Mode, directory: Path) -> None:
+        self._settings = settings
+        self._journal: Mode = journal
+        self._guard: Mode = guard
+        self._books = books_of(directory, journal=journal != "off", guard=guard != "off")
+        self._account = ""
+        self._credentials: Credentials | None = None
+        self._turn: anyio.Lock | None = None
+        self._is_in = False
+        self._own: set[str] = set()
+
+    @property
+    def account(self) -> str:
+        """Fingerprint of the account; empty before the first token."""
+        return self._account
+
+    @property
+    def directory(self) -> Path:
+        """Where the journals lie."""
+        return self._books.directory
+
+    @property
+    def reads_journals(self) -> bool:
+        """Whether journals are of any concern here."""
+        return self._journal != "off"
+
+    def know(self, credentials: Credentials) -> None:
+        """Takes the credentials that a token is fetched with: the reaper must have the newest."""
+        if credentials == self._credentials:
+            return
+        self._credentials = credentials
+        self._account = fingerprint(self._settings.api_base_url, credentials.client_id)
+        if self._is_in:
+            self._arm()
+
+    def baseline(self, ids: Iterable[str]) -> str:
+        """Notes which ids exist; the name stands for them."""
+        self._join()
+        name = self._books.new_name()
+        self._books.put({"kind": "BASELINE", "baseline": name, "ids": sorted(ids)})
+        return name
+
+    async def intend(self, args: InstanceArgs, baseline: str) -> str:
+        """Promises to find what the coming start makes. When this returns, journal and reaper know.
+
+        Raises:
+            JournalError: when there must be a journal and is none.
+            GuardError: when there must be a reaper and is none.
+        """
+        self._join()
+        key = self._books.new_name()
+        self._own.add(key)
+        self._books.put({
+            "kind": "INTENT",
+            **self._common(key),
+            "args": _written(args),
+            "baseline": baseline,
+        })  # fmt: skip
+        try:
+            await self.settle()
+        except BaseException:
+            self.done(key)
+            raise
+        return key
+
+    def created(
+        self, key: str | None, instance_id: str, *, goal: str, expires_at: float | None = None
+    ) -> str:
+        """Promises that an instance goes; `key` is that of its intent, where there was one."""
+        self._join()
+        key = key or self._books.new_name()
+        self._own.add(key)
+        self._books.put({
+            "kind": "CREATED",
+            **self._common(key),
+            "args": {},
+            "instance_id": instance_id,
+            "goal": goal,
+            "expires_at": expires_at,
+        })  # fmt: skip
+        return key
+
+    def held(self, key: str) -> None:
+        """Somebody else answers for it from now on, except for its time limit."""
+        self._books.put({"kind": "HELD", "entry": key})
+
+    def done(self, key: str) -> None:
+        """The promise is kept, or there was nothing to keep."""
+        self._own.discard(key)
+        self._books.put({"kind": "GONE", "entry": key})
+
+    def abandoned(self, key: str) -> None:
+        """This process has given up: the reaper's, or `sweep`'s."""
+        self._books.put({"kind": "ABANDONED", "entry": key})
+
+    def ambiguous(self, key: str, candidates: Iterable[str]) -> None:
+        """Which instance is meant cannot be told."""
+        self._books.put({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
+
+    async def settle(self) -> None:
+        """Waits until what was promised so far is in the journal and with the reaper.
+
+        Raises:
+            JournalError: when there must be a journal and is none.
+            GuardError: when there must be a reaper and is none.
+        """
+        await self.settle_anyhow()
+        problem = self._books.journal_problem
+        if self._journal == "required" and problem:
+            raise JournalError(
+                f"the journal in {self._books.directory} cannot be written: {problem}. Nothing was started. "
+                "state_dir= or CORTECS_STATE_DIR puts it elsewhere."
+            )
+        problem = self._books.guard_problem
+        if self._guard == "required" and problem:
+            raise GuardError(f"there is no reaper: {problem}. Nothing was started.")
+
+    async def settle_anyhow(self) -> None:
+        """The same, where nothing could be done about a problem."""
+        reach = self._books.queued
+        if self._turn is None:
+            self._turn = anyio.Lock()
+        async with self._turn:
+            if self._books.done < reach:
+                await self._off_loop(self._books.commit)
+
+    async def others(self) -> Others:
+        """What other clients and processes have promised on this account."""
+        everybody = await self._off_loop(lambda: list(self._books.everybody()))
+        return claims_of_others(self._account, everybody, self._own)
+
+    async def orphans(self) -> int:
+        """How many promises dead owners have left."""
+        return await self._off_loop(self._books.orphans)
+
+    def key_of(self, instance_id: str) -> str | None:
+        """The entry of an instance that this process has promised."""
+        return self._books.key_of(instance_id)
+
+    @property
+    def books(self) -> Books:
+        """The books of the process."""
+        return self._books
+
+    async def leave(self) -> None:
+        """The client is closed and has no lease any more."""
+        if self._is_in:
+            self._is_in = False
+            await self._off_loop(self._books.leave)
+
+    async def _off_loop(self, work: Callable[[], T]) -> T:
+        # In memory alone, nothing blocks.
+        is_in_memory = self._journal == "off" and self._guard == "off"
+        return work() if is_in_memory else await off_loop(work)
+
+    def _join(self) -> None:
+        if not self._is_in:
+            self._is_in = True
+            self._books.join()
+            self._arm()
+
+    def _arm(self) -> None:
+        if self._guard == "off" or self._credentials is None:
+            return
+        self._books.put({
+            "kind": "ARM",
+            "account": self._account,
+            "api_base_url": self._settings.api_base_url,
+            "client_id": self._credentials.client_id,
+            "client_secret": self._credentials.client_secret.reveal(),
+            "headers": dict(self._settings.headers),
+            "timeout": self._settings.timeout,
+        })  # fmt: skip
+
+    def _common(self, key: str) -> Record:
+        return {
+            "entry": key,
+            "account": self._account,
+            "api": self._settings.api_base_url,
+            "at": wall_clock(),
+        }
+
+
+def _written(args: InstanceArgs) -> dict[str, Any]:
+    return {name: value for name, value in attrs.asdict(args).items() if value is not None}

@@ -1,0 +1,88 @@
+"""The reaper's work, with the HTTP stack: everything that it owes, on every account that it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import anyio
+
+from ._config import Credentials, PollPolicy, RetryPolicy, Secret, Settings
+from ._finishing import Debt, Finisher
+from ._http import HTTP
+from ._instances import Instances
+from ._journal import books
+from ._records import Book, Entry, Record, wall_clock
+from ._rivals import claims_of_others
+
+# Seconds until the reaper gives up; what is left stays in the journal.
+_LIMIT = 24 * 3600.0
+
+# Seconds after its parent's death in which a start that was under way may still show itself.
+_WINDOW = 60.0
+
+
+def reap(
+    book: Book,
+    entries: Sequence[Entry],
+    accounts: dict[str, Record],
+    report: Callable[[Record], None],
+    journal: Path | None,
+) -> None:
+    """Finishes these entries. Returns when they are, or cannot be."""
+    anyio.run(_reap, book, entries, accounts, report, journal)
+
+
+async def _reap(
+    book: Book,
+    entries: Sequence[Entry],
+    accounts: dict[str, Record],
+    report: Callable[[Record], None],
+    journal: Path | None,
+) -> None:
+    async with anyio.create_task_group() as tasks:
+        for account in {entry.account for entry in entries}:
+            arms = accounts.get(account)
+            if arms is not None:
+                mine = [entry for entry in entries if entry.account == account]
+                tasks.start_soon(_reap_account, book, mine, arms, report, journal)
+
+
+async def _reap_account(
+    book: Book,
+    entries: Sequence[Entry],
+    arms: Record,
+    report: Callable[[Record], None],
+    journal: Path | None,
+) -> None:
+    credentials = Credentials(client_id=arms["client_id"], client_secret=Secret(arms["client_secret"]))
+
+    async def provide() -> Credentials:
+        return credentials
+
+    settings = Settings(
+        api_base_url=arms["api_base_url"],
+        credential_provider=provide,
+        timeout=min(float(arms["timeout"]), 30.0),
+        retry=RetryPolicy(),
+        poll=PollPolicy(),
+        headers=arms["headers"],
+    )
+    http = HTTP(settings)
+    account = arms["account"]
+    try:
+        keys = {each.key for each in entries}
+        finisher = Finisher(
+            instances=Instances(http.request_once, settings.poll),
+            others=lambda: claims_of_others(account, [book, *_others(journal)], keys),
+            note=lambda text: report({"kind": "NOTE", "text": text, "at": wall_clock()}),
+            deadline=anyio.current_time() + _LIMIT,
+            visible_until=anyio.current_time() + _WINDOW,
+        )
+        await finisher.finish([Debt(book, entry, report) for entry in entries])
+    finally:
+        await http.aclose()
+
+
+def _others(journal: Path | None) -> Iterable[Book]:
+    return [book for path, book in books(journal.parent) if path != journal] if journal is not None else []

@@ -1,0 +1,153 @@
+"""Handing back what a lease holds: find it if need be, tear it down, and close its entry in the books."""
+
+from __future__ import annotations
+
+import enum
+import logging
+from typing import Literal
+
+import anyio
+from attrs import define
+
+from ._errors import AmbiguousStartError, ClientClosedError, CortecsError, TeardownError
+from ._instances import Instances, Origin
+from ._keeper import Keeper
+from ._starts import Start, Starter, State
+from ._teardown import Goal, Teardown
+
+OnExit = Literal["delete", "stop", "keep"]
+
+logger = logging.getLogger("cortecs_async.lease")
+
+
+def goal_of(on_exit: OnExit, origin: Origin) -> Goal | None:
+    """What a lease owes at its end. An instance that was there before is left as it was found."""
+    match origin:
+        case Origin.FOUND:
+            return None
+        case Origin.RESTARTED:
+            return None if on_exit == "keep" else Goal.STOPPED
+        case Origin.STARTED:
+            return {"delete": Goal.GONE, "stop": Goal.STOPPED, "keep": None}[on_exit]
+
+
+class _Step(enum.Enum):
+    FIND = enum.auto()
+    TEAR_DOWN = enum.auto()
+    CLOSE = enum.auto()
+    DONE = enum.auto()
+
+
+@define(eq=False)
+class Holding:
+    """What a lease holds, and so owes.
+
+    Attributes:
+        instance_id: None as long as no instance is known.
+        origin: Where it came from.
+        key: Its entry in the books; None when nothing is owed.
+        start: The start that made it, or may have.
+    """
+
+    instance_id: str | None = None
+    origin: Origin = Origin.STARTED
+    key: str | None = None
+    start: Start | None = None
+
+    def may_hold_something(self) -> bool:
+        """Whether there is an instance, or may be."""
+        if self.instance_id is not None:
+            return True
+        return self.start is not None and self.start.state in {State.SENT, State.UNKNOWN}
+
+
+@define(eq=False)
+class Release:
+    """One release; can be taken up again after an interruption, with the same deadline.
+
+    Attributes:
+        instances: Where the requests of the teardown go, unretried.
+        starter: Finds what a start without an answer has made.
+        keeper: The books.
+        holding: What to hand back.
+        on_exit: What becomes of it.
+        deadline: In seconds of `anyio.current_time`.
+    """
+
+    instances: Instances
+    starter: Starter
+    keeper: Keeper
+    holding: Holding
+    on_exit: OnExit
+    deadline: float
+    failure: CortecsError | None = None
+    _teardown: Teardown | None = None
+    _step: _Step = _Step.FIND
+
+    @property
+    def goal(self) -> Goal | None:
+        """Where it ends; None when nothing is owed."""
+        return None if self.holding.instance_id is None else goal_of(self.on_exit, self.holding.origin)
+
+    @property
+    def stopped_at(self) -> float | None:
+        """When the instance was last told to stop, in seconds of `anyio.current_time`."""
+        return None if self._teardown is None else self._teardown.stopped_at
+
+    async def run(self) -> None:
+        """Works until it is done or its time is up; what could not be done is in `failure`."""
+        if self._step is _Step.FIND:
+            await self._find()
+            self._step = _Step.TEAR_DOWN
+        if self._step is _Step.TEAR_DOWN:
+            await self._tear_down()
+            self._step = _Step.CLOSE
+        if self._step is _Step.CLOSE:
+            self._close()
+            self._step = _Step.DONE
+        # A journal that is a little behind does no harm: what is gone is looked up in vain.
+        await self.keeper.settle_anyhow()
+
+    async def _find(self) -> None:
+        start = self.holding.start
+        if start is None or start.state not in {State.SENT, State.UNKNOWN}:
+            return
+        with anyio.CancelScope(deadline=self.deadline):
+            try:
+                await self.starter.resolve(start, eager=True)
+            except (AmbiguousStartError, ClientClosedError) as error:
+                self.failure = error
+        if start.state is State.UNKNOWN and self.failure is None:
+            self.failure = CortecsError(
+                f"whether a start of {start.args.hf_name} made an instance could not be told in time. IT MAY "
+                "BE BILLED: the reaper goes on looking, and `python -m cortecs_async sweep` does."
+            )
+
+    async def _tear_down(self) -> None:
+        goal, instance_id = self.goal, self.holding.instance_id
+        if goal is None or instance_id is None:
+            return
+        if self._teardown is None:
+            self._teardown = Teardown(
+                instances=self.instances, instance_id=instance_id, goal=goal, deadline=self.deadline
+            )
+        self.instances.releasing.add(instance_id)
+        try:
+            await self._teardown.run()
+        except TeardownError as error:
+            self.failure = error
+        finally:
+            self.instances.releasing.discard(instance_id)
+
+    def _close(self) -> None:
+        key = self.holding.key or (self.holding.start.key if self.holding.start else None)
+        if key is None:
+            return
+        if self.failure is None:
+            if self.goal is Goal.GONE and self.holding.instance_id is not None:
+                self.instances.claims.ids.discard(self.holding.instance_id)
+            # An instance that stays on purpose was handed over when the block began.
+            if self.goal is not None or self.holding.instance_id is None:
+                self.keeper.done(key)
+        elif not isinstance(self.failure, AmbiguousStartError):
+            self.keeper.abandoned(key)

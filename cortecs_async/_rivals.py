@@ -1,0 +1,61 @@
+"""What others have promised on an account, as far as their books tell: whose instance may be whose."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable
+
+import attrs
+from attrs import field, frozen
+
+from ._adoption import Unknown
+from ._domain import InstanceArgs
+from ._records import Book, Entry, wall_clock
+
+# Seconds in which another process's start can still be under way.
+_FLIGHT = 600.0
+
+
+@frozen
+class Others:
+    """What others lay claim to.
+
+    Attributes:
+        ids: Instances that are theirs.
+        starting: Starts of the living, which may be under way.
+        doomed: Starts of the dead, whose reapers look for what they made.
+    """
+
+    ids: set[str] = field(factory=set)
+    starting: list[Unknown] = field(factory=list)
+    doomed: list[Unknown] = field(factory=list)
+
+
+def claims_of_others(account: str, known: Iterable[Book], own: Container[str]) -> Others:
+    """What an account's other promises, those whose keys are not our own, lay claim to."""
+    others = Others()
+    for book in known:
+        for entry in list(book.entries.values()):
+            if entry.account != account or entry.key in own:
+                continue
+            if entry.instance_id is not None:
+                others.ids.add(entry.instance_id)
+            elif entry.candidates:
+                others.ids.update(entry.candidates)
+            elif book.is_orphaned:
+                others.doomed.append(unknown_of(book, entry))
+            elif wall_clock() - entry.at < _FLIGHT:
+                others.starting.append(unknown_of(book, entry))
+    return others
+
+
+def unknown_of(book: Book, entry: Entry) -> Unknown:
+    """The start of which an intent tells."""
+    return Unknown(
+        args=read_args(entry), baseline=book.known_before(entry), order=(entry.at, f"{book.owner}{entry.key}")
+    )
+
+
+def read_args(entry: Entry) -> InstanceArgs:
+    """The arguments of an intent."""
+    known = {each.name for each in attrs.fields(InstanceArgs)}
+    return InstanceArgs(**{name: value for name, value in entry.args.items() if name in known})

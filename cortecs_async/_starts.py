@@ -1,0 +1,291 @@
+"""Starting an instance so that it cannot be lost: promised first, and found again when no answer comes.
+
+The service has no idempotency key. A start whose answer is lost is never repeated before it is known that it
+did nothing: its instance is looked for among those that were not there before.
+"""
+
+from __future__ import annotations
+
+import copy
+import enum
+import logging
+from collections.abc import Callable
+
+import anyio
+from attrs import define, field
+
+from ._adoption import Ambiguous, Claims, Unknown, judge
+from ._config import PollPolicy, RetryPolicy
+from ._domain import Instance, InstanceArgs
+from ._errors import AmbiguousStartError, ClientClosedError, CortecsError, DecodeError, RequestError
+from ._instances import Instances
+from ._keeper import Keeper
+from ._messages import Reply
+from ._retry import Failure, Kind, is_passing, may_have_worked
+from ._watch import is_passing_trouble, poll_interval
+from ._wire import decode_instance
+
+logger = logging.getLogger("cortecs_async.lease")
+
+
+class State(enum.Enum):
+    """How far a start is."""
+
+    NOTHING = "nothing was started"
+    SENT = "sent, and no answer yet"
+    UNKNOWN = "nobody knows whether it worked"
+    STARTED = "its instance is known"
+    AMBIGUOUS = "its instance cannot be told from others"
+
+
+@define(eq=False)
+class Start:
+    """One lease's start, and the witness of its requests.
+
+    Attributes:
+        args: What to start.
+        policy: For the time in which a lost start may still show itself.
+        claims: What else its client has started.
+        on_started: Called with the instance as soon as it is known, cancelled or not.
+        key: Its entry in the books, while it is open.
+        sent_at: When the last attempt was sent, from which billing counts, in seconds of
+            `anyio.current_time`.
+    """
+
+    args: InstanceArgs
+    policy: RetryPolicy
+    claims: Claims
+    on_started: Callable[[Instance], None]
+    state: State = State.NOTHING
+    key: str | None = None
+    sent_at: float = 0.0
+    unknown: Unknown | None = None
+    failure: Failure | None = None
+    visible_until: float = 0.0
+    candidates: tuple[str, ...] = ()
+
+    def sending(self) -> None:
+        """See `Witness`."""
+        self.state = State.SENT
+        self.sent_at = anyio.current_time()
+        self.claims.takes_off(self.args.model_id)
+
+    def settled(self, outcome: Reply | Failure) -> None:
+        """See `Witness`."""
+        self.claims.lands(self.args.model_id)
+        if isinstance(outcome, Reply):
+            try:
+                self.started(outcome.decode(decode_instance))
+            except DecodeError:
+                self._lose(Failure(kind=Kind.UNREADABLE, status=outcome.status))
+        elif may_have_worked("POST", outcome):
+            self._lose(outcome)
+        else:
+            self.state = State.NOTHING
+
+    def started(self, instance: Instance) -> None:
+        """Its instance is known."""
+        self.state = State.STARTED
+        self.claims.ids.add(instance.instance_id)
+        self.on_started(instance)
+
+    def broken_off(self) -> None:
+        """No outcome will be told any more: the loop was broken off in the middle of the request."""
+        if self.state is State.SENT:
+            self.settled(Failure(kind=Kind.TIMED_OUT))
+
+    def _lose(self, failure: Failure) -> None:
+        self.state = State.UNKNOWN
+        self.failure = failure
+        window = self.policy.adoption_window
+        # A service that has hung up or answered is done; one that is slow may come to it yet.
+        self.visible_until = anyio.current_time() + (window if failure.kind is Kind.TIMED_OUT else window / 6)
+
+
+@define(eq=False)
+class _Listing:
+    instances: tuple[Instance, ...]
+    began: float
+    name: str | None = None  # in the books, once it is the baseline of a start
+
+
+@define(eq=False)
+class _Flight:
+    began: float
+    done: anyio.Event = field(factory=anyio.Event)
+    listing: _Listing | None = None
+    error: Exception | None = None
+
+
+class Starter:
+    """Starts for the leases of one client."""
+
+    def __init__(self, instances: Instances, keeper: Keeper, retry: RetryPolicy, poll: PollPolicy) -> None:
+        self._instances = instances
+        self._keeper = keeper
+        self._retry = retry
+        self._poll = poll
+        self._claims = instances.claims
+        self._flight: _Flight | None = None
+
+    def prepare(self, args: InstanceArgs, on_started: Callable[[Instance], None]) -> Start:
+        """A start that has not begun."""
+        return Start(args=args, policy=self._retry, claims=self._claims, on_started=on_started)
+
+    async def start(self, start: Start) -> Instance:
+        """Starts, and finds what a lost answer hid.
+
+        Raises:
+            AmbiguousStartError: when that cannot be told from what others have started.
+            JournalError: or `GuardError`, before anything is sent, when one is required and missing.
+            RequestError: when nothing was started; or, with `outcome_unknown`, when nobody can tell.
+        """
+        attempt = 0
+        while True:
+            while self._claims.unknown.get(start.args.model_id):  # noqa: ASYNC110  (rare, and bounded)
+                # A new one would be taken for that of a start that is being looked for.
+                await anyio.sleep(self._poll.min_interval)
+            listing = await self._list(since=None)
+            ids = frozenset(each.instance_id for each in listing.instances)
+            start.unknown = Unknown(args=start.args, baseline=ids)
+            listing.name = listing.name or self._keeper.baseline(ids)
+            start.key = await self._keeper.intend(start.args, listing.name)
+            attempt += 1
+            try:
+                return await self._instances.start_checked(start.args, witness=start)
+            except RequestError as error:
+                if start.state is not State.UNKNOWN:
+                    raise
+                logger.warning("%s", error)
+                found = await self.resolve(start, eager=False)
+                if found is not None:
+                    return found
+                if attempt > self._retry.max_retries or not _may_try_again(start.failure):
+                    error.outcome_unknown = False
+                    error.add_note("cortecs_async: its instance was looked for, and none has appeared")
+                    raise
+                logger.warning("no instance has appeared: starting again")
+            finally:
+                if start.state is State.NOTHING:
+                    self._close(start)
+
+    async def resolve(self, start: Start, *, eager: bool) -> Instance | None:
+        """What a start without an answer has made; None when nothing.
+
+        Args:
+            start: The start.
+            eager: Take its instance as soon as it is seen, for a release. Otherwise only once nothing more
+                can appear that might be it.
+
+        Raises:
+            AmbiguousStartError: when it cannot be told.
+            RequestError: when the service refuses to say, unless `eager`, which asks until it is cancelled.
+        """
+        start.broken_off()
+        assert start.unknown is not None  # noqa: S101  (set before it was sent)
+        peers = self._claims.unknown.setdefault(start.args.model_id, [])
+        peers.append(start.unknown)
+        began = anyio.current_time()
+        try:
+            while True:
+                listing = await self._look(start, eager=eager)
+                if listing is not None:
+                    others = await self._keeper.others()
+                    free = self._claims.without_claimed(listing.instances, others.ids)
+                    rivals = any(
+                        each.fits(instance) for each in others.starting + others.doomed for instance in free
+                    )
+                    verdict = judge(
+                        start.unknown, [each for each in peers if each is not start.unknown], free
+                    )
+                    is_over = listing.began >= start.visible_until
+                    if rivals and verdict is not None and listing.began < start.visible_until + 60.0:
+                        # It may be what another process of this machine has just started.
+                        is_over = False
+                    elif isinstance(verdict, Instance) and not rivals and (eager or is_over):
+                        logger.info("instance %s is that of the lost start", verdict.instance_id)
+                        start.started(verdict)
+                        return verdict
+                    if is_over:
+                        if verdict is None:
+                            start.state = State.NOTHING
+                            self._close(start)
+                            return None
+                        self._give_up(start, verdict)
+                await anyio.sleep(poll_interval(anyio.current_time() - began, self._poll))
+        finally:
+            peers.remove(start.unknown)
+            if not peers:
+                del self._claims.unknown[start.args.model_id]
+
+    async def _look(self, start: Start, *, eager: bool) -> _Listing | None:
+        """A list in which everything new belongs to somebody known or to an unknown start."""
+        model_id = start.args.model_id
+        sky = self._claims.sky(model_id)
+        if sky is None:
+            return None
+        try:
+            listing = await self._list(since=anyio.current_time())
+        except ClientClosedError:
+            raise
+        except CortecsError as error:
+            if not eager and not is_passing_trouble(error):
+                raise
+            logger.warning("looking for the instance of a lost start: %s", error)
+            return None
+        return listing if self._claims.sky(model_id) == sky else None
+
+    def _give_up(self, start: Start, verdict: Ambiguous | Instance) -> None:
+        candidates = verdict.candidates if isinstance(verdict, Ambiguous) else (verdict.instance_id,)
+        start.state = State.AMBIGUOUS
+        start.candidates = candidates
+        if start.key is not None:
+            self._keeper.ambiguous(start.key, candidates)
+        raise AmbiguousStartError(
+            f"a start of {start.args.hf_name} got no answer, and it cannot be told which instance it made: "
+            f"{', '.join(candidates)} appeared since. None was touched. ONE OF THEM MAY BE YOURS, AND IS "
+            "BILLED: see client.instances.list() and stop what nobody else has started.",
+            candidates=candidates,
+        )
+
+    def _close(self, start: Start) -> None:
+        if start.key is not None:
+            self._keeper.done(start.key)
+            start.key = None
+
+    async def _list(self, *, since: float | None) -> _Listing:
+        """A list that others share who want one at the same time.
+
+        Args:
+            since: It must have been asked for at this time or later; None takes one that is under way.
+        """
+        while True:
+            flight = self._flight
+            if flight is None:
+                return await self._fly()
+            await flight.done.wait()
+            if since is not None and flight.began < since:
+                continue
+            if flight.listing is not None:
+                return flight.listing
+            if flight.error is not None and since is None:
+                raise copy.copy(flight.error) if isinstance(flight.error, CortecsError) else flight.error
+            # Who asked was cancelled: the next one asks.
+
+    async def _fly(self) -> _Listing:
+        flight = self._flight = _Flight(anyio.current_time())
+        try:
+            flight.listing = _Listing(await self._instances.list(), flight.began)
+        except Exception as error:
+            flight.error = error
+            raise
+        else:
+            return flight.listing
+        finally:
+            self._flight = None
+            flight.done.set()
+
+
+def _may_try_again(failure: Failure | None) -> bool:
+    # 503 says "no capacity" as often as "down": the caller decides.
+    return failure is not None and is_passing(failure) and failure.status != 503

@@ -1,0 +1,195 @@
+"""Finishing what dead owners left: the journals that no process holds the lock of."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
+
+import anyio
+from attrs import frozen
+
+from ._adoption import judge
+from ._domain import Instance, to_hf_name
+from ._finishing import Debt, Finisher, is_proven
+from ._instances import Instances
+from ._journal import JournalFile, books, left_behind
+from ._keeper import Keeper, off_loop
+from ._records import Book, Record, wall_clock
+from ._rivals import Others, claims_of_others
+
+logger = logging.getLogger("cortecs_async.guard")
+
+# Seconds in which a start's instance may still show itself.
+_WINDOW = 60.0
+
+OrphanState = Literal["found", "released", "gone", "ambiguous", "left", "held", "foreign"]
+
+
+@frozen(kw_only=True)
+class Orphan:
+    """A promise whose process died before it was kept.
+
+    Attributes:
+        state: `found`, and to be released; `released` just now; `gone` already, or never there;
+            `ambiguous`: it may be one of `candidates`, which nobody but you can tell, and nothing is touched;
+            `left`: the service could not be brought to it in time; `held`: acquired, and its time is not up;
+            `foreign`: it belongs to other credentials than these.
+        instance_id: The instance, where it is known.
+        model: What was started; empty where only the id was noted.
+        candidates: Ids that it might be.
+        started_at: Unix time in seconds at which it was asked for.
+        owner: Host and process id of who asked.
+        api_base_url: The service that it was asked from.
+    """
+
+    state: OrphanState
+    instance_id: str | None
+    model: str
+    candidates: tuple[str, ...]
+    started_at: float
+    owner: str
+    api_base_url: str
+
+
+async def sweep(instances: Instances, keeper: Keeper, *, dry_run: bool, timeout: float) -> tuple[Orphan, ...]:
+    """Releases what is proven to be left behind, or with `dry_run` only says what is.
+
+    Args:
+        instances: Where the requests go, unretried.
+        keeper: For the account and the directory.
+        dry_run: Touch nothing.
+        timeout: Seconds for all of it.
+    """
+    listed = await instances.list()  # and with it the token that tells the account
+    journals = await off_loop(lambda: _journals(keeper))
+    results: list[Orphan] = []
+    try:
+        debts: list[Debt] = []
+        now = wall_clock()
+        for debt in _debts(keeper, journals):
+            entry = debt.entry
+            if entry.account != keeper.account:
+                results.append(_orphan(debt, "foreign"))
+            elif entry.candidates or entry.abandoned or entry.is_due(now, owner_lives=False):
+                debts.append(debt)
+            else:
+                results.append(_orphan(debt, "held"))
+        paths = {journal.path for journal, _ in journals}
+        keys = {debt.entry.key for debt in debts}
+
+        def others() -> Others:
+            living = [book for path, book in books(keeper.directory) if path not in paths]
+            return claims_of_others(keeper.account, [*living, keeper.books.book], keys)
+
+        if dry_run:
+            results += _preview(debts, listed, others())
+        else:
+            results += await _finish(instances, debts, listed, others, timeout)
+    finally:
+        for journal, book in journals:
+            if book.entries:
+                journal.close()
+            else:
+                journal.remove()
+    return tuple(sorted(results, key=lambda each: each.started_at))
+
+
+def _journals(keeper: Keeper) -> list[tuple[JournalFile, Book]]:
+    if not keeper.reads_journals:
+        return []
+    return [(journal, journal.read()) for journal in left_behind(keeper.directory)]
+
+
+def _debts(keeper: Keeper, journals: Iterable[tuple[JournalFile, Book]]) -> Iterable[Debt]:
+    own = keeper.books
+    for entry in own.abandoned():
+        yield Debt(own.book, entry, own.put)
+    for journal, book in journals:
+        for entry in list(book.entries.values()):
+            yield Debt(book, entry, _writer(book, journal))
+
+
+def _writer(book: Book, journal: JournalFile) -> Callable[[Record], None]:
+    def write(record: Record) -> None:
+        book.apply(record)
+        try:
+            journal.append([record], durable=False)
+        except OSError as error:
+            # The next sweep finds it gone.
+            logger.warning("%s cannot be written: %s", journal.path, error)
+
+    return write
+
+
+async def _finish(
+    instances: Instances,
+    debts: Sequence[Debt],
+    listed: Iterable[Instance],
+    others: Callable[[], Others],
+    timeout: float,
+) -> list[Orphan]:
+    existing = {each.instance_id for each in listed}
+    results: list[Orphan] = []
+    due: list[Debt] = []
+    for debt in debts:
+        if debt.entry.candidates and not existing.intersection(debt.entry.candidates):
+            # Somebody has decided: of what could not be told apart, nothing is left.
+            debt.report({"kind": "GONE", "entry": debt.entry.key})
+            results.append(_orphan(debt, "gone"))
+        else:
+            due.append(debt)
+    age = wall_clock() - max((debt.entry.at for debt in due), default=0.0)
+    finisher = Finisher(
+        instances=instances,
+        others=others,
+        note=lambda text: logger.info("%s", text),
+        deadline=anyio.current_time() + timeout,
+        visible_until=anyio.current_time() + max(_WINDOW - age, 0.0),
+    )
+    finished = await finisher.finish(due)
+    return results + [
+        _orphan(debt, each.state, each.instance_id, each.candidates) for debt, each in finished.items()
+    ]
+
+
+def _preview(debts: Sequence[Debt], listed: Sequence[Instance], others: Others) -> Iterable[Orphan]:
+    existing = {each.instance_id for each in listed}
+    known = {debt.entry.instance_id for debt in debts} | others.ids
+    free = [each for each in listed if each.instance_id not in known]
+    lost = {
+        debt: debt.unknown() for debt in debts if debt.entry.instance_id is None and not debt.entry.candidates
+    }
+    starts = sorted([*others.doomed, *lost.values()], key=lambda each: each.order)
+    for debt in debts:
+        entry = debt.entry
+        if entry.candidates:
+            still = existing.intersection(entry.candidates)
+            yield _orphan(debt, "ambiguous" if still else "gone", None, entry.candidates)
+        elif entry.instance_id is not None:
+            yield _orphan(debt, "found" if entry.instance_id in existing else "gone")
+        else:
+            outcome = judge(lost[debt], starts, free)
+            if outcome is None:
+                yield _orphan(debt, "gone")
+            elif not isinstance(outcome, Instance):
+                yield _orphan(debt, "ambiguous", None, outcome.candidates)
+            elif is_proven(outcome, entry, others):
+                yield _orphan(debt, "found", outcome.instance_id)
+            else:
+                yield _orphan(debt, "ambiguous", None, (outcome.instance_id,))
+
+
+def _orphan(
+    debt: Debt, state: OrphanState, instance_id: str | None = None, candidates: tuple[str, ...] = ()
+) -> Orphan:
+    owner, entry = debt.book.owner, debt.entry
+    return Orphan(
+        state=state,
+        instance_id=instance_id or entry.instance_id,
+        model=to_hf_name(str(entry.args.get("model_id", ""))),
+        candidates=candidates,
+        started_at=entry.at,
+        owner=f"{owner.get('host', '?')}, process {owner.get('pid', '?')}",
+        api_base_url=entry.api,
+    )

@@ -1,0 +1,106 @@
+"""Watches over an instance while a block uses it: ends the block when it is lost, or its time is up."""
+
+from __future__ import annotations
+
+import logging
+import math
+
+import anyio
+from attrs import define, field
+
+from ._config import PollPolicy
+from ._detached import Background
+from ._domain import Instance
+from ._errors import InstanceLostError, LeaseExpiredError, LifecycleError
+from ._interruptible import Interruptible
+from ._waiting import TERMINAL_STATUSES
+from ._watch import Poller
+
+logger = logging.getLogger("cortecs_async.lease")
+
+
+@define(eq=False)
+class Watchdog:
+    """One block's.
+
+    Attributes:
+        poller: The client's.
+        policy: For the pace.
+        instance: As it was when the block began; kept up to date.
+        expires_at: When its time is up, in seconds of `anyio.current_time`; infinity for never.
+        limit: What sets that time, for people.
+        minds_loss: Whether a lost instance ends the block.
+    """
+
+    poller: Poller
+    policy: PollPolicy
+    instance: Instance
+    expires_at: float
+    limit: str
+    minds_loss: bool
+    verdict: LifecycleError | None = None
+    _block: Interruptible = field(factory=Interruptible)
+    _background: Background | None = None
+
+    def enter(self) -> None:
+        """The block begins."""
+        self._block.enter()
+        if self.minds_loss or math.isfinite(self.expires_at):
+            self._background = Background(self._watch)
+
+    async def leave(self, raised: BaseException | None) -> BaseException | None:
+        """The block has ended; returns what goes out of it."""
+        if self._background is not None:
+            self._background.stop()
+        outcome, interrupted = await self._block.leave(raised)
+        if self.verdict is None:
+            return outcome
+        if interrupted:
+            return self.verdict
+        if outcome is not None and outcome is raised:
+            # The block's own exception, raised on its way out perhaps, is what its caller waits for.
+            outcome.add_note(f"cortecs_async: {self.verdict}")
+        return outcome
+
+    async def _watch(self) -> None:
+        instance_id = self.instance.instance_id
+        with anyio.CancelScope(deadline=self.expires_at) as time:
+            state = await self._until_lost()
+            self.verdict = InstanceLostError(
+                f"instance {instance_id} {state} while the block was running; on_loss='ignore' lets it go on",
+                instance_id=instance_id,
+            )
+        if time.cancelled_caught:
+            self.verdict = LeaseExpiredError(
+                f"instance {instance_id} has used up {self.limit}", instance_id=instance_id
+            )
+        if self.verdict is not None:
+            logger.warning("%s", self.verdict)
+            self._block.interrupt()
+
+    async def _until_lost(self) -> str:
+        if not self.minds_loss:
+            await anyio.sleep_forever()
+        while True:
+            try:
+                found = await self._next(known=self.instance)
+                if not _is_lost(found):
+                    self.instance = found or self.instance
+                    continue
+                # One odd answer must not end anybody's work.
+                await anyio.sleep(self.policy.min_interval)
+                found = await self._next(known=None)
+                if _is_lost(found):
+                    return "vanished" if found is None else f"became {found.status!r}"
+            except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
+                logger.info("instance %s cannot be read: %s", self.instance.instance_id, error)
+                await anyio.sleep(self.policy.lost_interval)
+
+    async def _next(self, *, known: Instance | None) -> Instance | None:
+        return await self.poller.next(
+            self.poller.subscribe(self.instance.instance_id, known=known, interval=self.policy.lost_interval)
+        )
+
+
+def _is_lost(instance: Instance | None) -> bool:
+    return instance is None or instance.status.lower() in TERMINAL_STATUSES
