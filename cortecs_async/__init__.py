@@ -15,6 +15,7 @@ from ._errors import (
     RequestError,
     TeardownError,
 )
+from ._handle import InstanceHandle
 from ._lease import InstanceLease
 from ._version import __version__
 
@@ -25,6 +26,7 @@ __all__ = [
     "CortecsError",
     "Credentials",
     "Instance",
+    "InstanceHandle",
     "InstanceLease",
     "InvalidArgumentError",
     "LifecycleError",

@@ -17,10 +17,12 @@ from ._records import Book, Record, encode, fold
 
 try:
     import fcntl
-except ImportError:  # not on Windows: there, creating a journal fails with words
+except ImportError:  # not on Windows: there, a journal fails with words
     fcntl = None  # type: ignore[assignment]
 
 _SUFFIX = ".jsonl"
+
+_FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
 
 
 class JournalFile:
@@ -37,8 +39,6 @@ class JournalFile:
         Raises:
             OSError: when the directory cannot be written or locked, or the disk is full.
         """
-        if fcntl is None:
-            raise OSError("this platform has no file locks")
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = directory / f"{uuid.uuid4().hex}{_SUFFIX}"
         return cls(path, _write_whole(path, encode(records)))
@@ -95,7 +95,7 @@ class JournalFile:
 def take(path: Path) -> JournalFile | None:
     """The journal at `path` with its lock, or None when its owner lives or it is gone."""
     try:
-        fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+        fd = os.open(path, _FLAGS)
     except OSError:
         return None
     try:
@@ -134,7 +134,7 @@ def _paths(directory: Path) -> list[Path]:
 def _write_whole(path: Path, data: bytes) -> int:
     # Locked before it has its name, so that nobody can take it for a dead owner's.
     draft = path.with_suffix(".new")
-    fd = os.open(draft, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    fd = os.open(draft, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         _lock(fd)
         _write(fd, data)
@@ -165,6 +165,8 @@ def _read(fd: int) -> bytes:
 
 
 def _lock(fd: int) -> None:
+    if fcntl is None:
+        raise OSError("this platform has no file locks")
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

@@ -197,6 +197,8 @@ class Keeper:
 
     async def others(self) -> Others:
         """What other clients and processes have promised on this account."""
+        # What this client has closed must not count as somebody else's.
+        await self.settle_anyhow()
         everybody = await self._off_loop(lambda: list(self._books.everybody()))
         return claims_of_others(self._account, everybody, self._own)
 

@@ -195,9 +195,7 @@ class Starter:
                     rivals = any(
                         each.fits(instance) for each in others.starting + others.doomed for instance in free
                     )
-                    verdict = judge(
-                        start.unknown, [each for each in peers if each is not start.unknown], free
-                    )
+                    verdict = judge(start.unknown, peers, free)
                     is_over = listing.began >= start.visible_until
                     if rivals and verdict is not None and listing.began < start.visible_until + 60.0:
                         # It may be what another process of this machine has just started.

@@ -1,5 +1,6 @@
 """The data that the client gives back, for annotations: `from cortecs_async.types import Model`."""
 
+from ._budget import Receipt
 from ._domain import (
     AffectedInstances,
     Balance,
@@ -14,6 +15,8 @@ from ._domain import (
     Progress,
     WorkerStatus,
 )
+from ._handle import InstanceHandle
+from ._sweep import Orphan
 
 __all__ = [
     "AffectedInstances",
@@ -23,9 +26,12 @@ __all__ = [
     "InitProgress",
     "Instance",
     "InstanceArgs",
+    "InstanceHandle",
     "InstanceStatus",
     "Model",
     "ModelPreview",
+    "Orphan",
     "Progress",
+    "Receipt",
     "WorkerStatus",
 ]

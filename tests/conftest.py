@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 import trio.testing
 from _virtual_time import VirtualTimeLoop
 from hypothesis import HealthCheck, settings
 
-from cortecs_async import AsyncCortecs
+from cortecs_async import AsyncCortecs, _books, _finishing, _keeper, _lease, _records, _rivals, _sweep
 from cortecs_async.emulator import Emulator
+from cortecs_async.emulator._emulator import _EPOCH
 
 # `anyio_backend` has a test's scope, so that no test sees another's clock, and async hypothesis tests depend
 # on it: the health check would refuse them all. The price: whatever fixture such a test takes is shared by
@@ -109,3 +111,27 @@ def world() -> Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCo
             yield emulator, client
 
     return opened
+
+
+@pytest.fixture
+def journals(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> Path:
+    """The directory of the journals, whose file work runs in the loop: a thread would not stop its clock.
+
+    Journals are dated by the emulator's clock.
+    """
+
+    async def inline(work: Callable[[], Any]) -> Any:
+        await anyio.lowlevel.checkpoint()
+        return work()
+
+    monkeypatch.setattr(_keeper, "off_loop", inline)
+    monkeypatch.setattr(_sweep, "off_loop", inline)
+    monkeypatch.setattr(_records, "wall_clock", None)  # whoever still calls it by this name fails
+    for module in (_keeper, _books, _rivals, _finishing, _sweep, _lease):
+        monkeypatch.setattr(module, "wall_clock", emulated_wall_clock)
+    return state_dir / "journal"
+
+
+def emulated_wall_clock() -> float:
+    """Unix time as an emulator on virtual time has it."""
+    return _EPOCH + anyio.current_time()

@@ -7,6 +7,7 @@ import click
 from .. import __version__
 from ._demo import demo
 from ._emulator import emulator
+from ._orphans import orphans, sweep
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -17,3 +18,5 @@ def cli() -> None:
 
 cli.add_command(demo)
 cli.add_command(emulator)
+cli.add_command(orphans)
+cli.add_command(sweep)

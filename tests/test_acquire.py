@@ -1,0 +1,198 @@
+"""For those who cannot hold a context manager: `acquire`, `release`, and the borrowing `attach`."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from cortecs_async import AsyncCortecs, InstanceHandle, errors
+from cortecs_async._journal import books
+from cortecs_async.emulator import Emulator, Fault
+
+World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+HARDWARE = "NVIDIA_H100_1"
+
+
+def another_client(emu: Emulator, **more: Any) -> AsyncCortecs:
+    """As another process has one."""
+    return AsyncCortecs(
+        emu.client_id,
+        emu.client_secret,
+        api_base_url=emu.api_base_url,
+        http_client=httpx.AsyncClient(transport=emu.transport()),
+        guard="off",
+        **more,
+    )
+
+
+async def test_what_one_process_acquires_another_releases(world: World, journals: Path) -> None:
+    async with world(journal="required") as (emu, client):
+        handle = await client.acquire(MODEL, HARDWARE)
+        assert emu.billing == (handle.instance_id,)
+        assert handle.base_url.endswith("/v1")
+        assert handle.model == MODEL
+        assert handle.openai_kwargs(api_key="k") == {"base_url": handle.base_url, "api_key": "k"}
+    assert emu.billing == (handle.instance_id,)
+    async with another_client(emu, journal="auto") as other:
+        # Nobody's orphan: its holder answers for it.
+        assert await other.sweep() == ()
+        for _ in range(3):
+            await other.release(handle)
+            assert emu.existing == ()
+    assert list(books(journals)) == []
+    await other._http._client.aclose()
+
+
+def test_a_handle_travels_as_json_and_as_a_pickle() -> None:
+    handle = InstanceHandle(
+        instance_id="i-1", base_url="https://host/v1", model=MODEL, account="a1", expires_at=5.0
+    )
+    assert InstanceHandle.from_json(handle.to_json()) == handle
+    assert pickle.loads(pickle.dumps(handle)) == handle  # noqa: S301  (our own)
+    for text in ["", "[]", "{}", '{"instance_id": "i-1"}', "nonsense"]:
+        with pytest.raises(errors.InvalidArgumentError):
+            InstanceHandle.from_json(text)
+
+
+async def test_an_id_is_as_good_as_a_handle(world: World) -> None:
+    async with world() as (emu, client):
+        handle = await client.acquire(MODEL, HARDWARE)
+        await client.release(handle.instance_id)
+        assert emu.existing == ()
+        await client.release("instance-99999")
+        with pytest.raises(errors.InvalidArgumentError):
+            await client.release("")
+        with pytest.raises(errors.InvalidArgumentError):
+            await client.release(None)  # type: ignore[arg-type]
+
+
+async def test_a_handle_of_another_account_is_not_taken_for_gone(world: World) -> None:
+    async with world() as (_emu, client), world(client_id="somebody else") as (_, other):
+        handle = await client.acquire(MODEL, HARDWARE)
+        with pytest.raises(errors.InvalidArgumentError, match="other credentials"):
+            await other.release(handle)
+        await client.release(handle)
+
+
+async def test_acquiring_fails_as_entering_does_and_leaves_nothing(world: World) -> None:
+    async with world(step_seconds=100.0) as (emu, client):
+        with pytest.raises(errors.StartTimeoutError):
+            await client.acquire(MODEL, HARDWARE, start_timeout=5)
+        assert emu.existing == ()
+        with anyio.move_on_after(5) as scope:
+            await client.acquire(MODEL, HARDWARE)
+        assert scope.cancelled_caught
+        assert emu.existing == ()
+        with pytest.raises(errors.InvalidArgumentError):
+            await client.acquire(MODEL, HARDWARE, max_lifetime=-1)
+
+
+async def test_a_cancelled_release_still_releases(world: World) -> None:
+    async with world(stop_seconds=20.0) as (emu, client):
+        handle = await client.acquire(MODEL, HARDWARE)
+        with anyio.move_on_after(5) as scope:
+            await client.release(handle)
+            await anyio.sleep(100)
+        assert scope.cancelled_caught
+        assert emu.existing == ()
+
+
+async def test_a_release_that_cannot_be_done_says_so(world: World) -> None:
+    async with world() as (emu, client):
+        handle = await client.acquire(MODEL, HARDWARE)
+        emu.add_fault(Fault("status", route="stop", status=500, times=None))
+        with pytest.raises(errors.TeardownError, match=handle.instance_id):
+            await client.release(handle, teardown_timeout=30)
+
+
+async def test_what_was_acquired_for_a_time_is_swept_after_it(world: World, journals: Path) -> None:
+    async with world(journal="required") as (emu, client):
+        handle = await client.acquire(MODEL, HARDWARE, max_lifetime=600)
+        assert handle.expires_at is not None
+    # Its process and the reaper are dead.
+    async with another_client(emu, journal="auto") as other:
+        assert [each.state for each in await other.sweep()] == ["held"]
+        assert emu.billing == (handle.instance_id,)
+        await anyio.sleep(600)
+        (orphan,) = await other.orphans()
+        assert (orphan.state, orphan.instance_id) == ("found", handle.instance_id)
+        assert emu.billing == (handle.instance_id,)
+        assert [each.state for each in await other.sweep()] == ["released"]
+        assert emu.existing == ()
+    assert list(books(journals)) == []
+    await other._http._client.aclose()
+
+
+async def test_released_by_who_acquired_it_nothing_is_left_to_sweep(world: World, journals: Path) -> None:
+    async with world(journal="required") as (emu, client):
+        handle = await client.acquire(MODEL, HARDWARE, max_lifetime=600)
+        await client.release(handle)
+        assert emu.existing == ()
+    assert list(books(journals)) == []
+
+
+async def test_a_kept_instance_with_a_time_limit_is_swept_after_it(world: World, journals: Path) -> None:
+    async with world(journal="required") as (emu, client):
+        async with client.instance(MODEL, HARDWARE, on_exit="keep", max_lifetime=600) as inst:
+            pass
+        assert emu.billing == (inst.instance_id,)
+    await anyio.sleep(700)
+    async with another_client(emu, journal="auto") as other:
+        assert [each.state for each in await other.sweep()] == ["released"]
+    assert emu.existing == ()
+    assert list(books(journals)) == []
+    await other._http._client.aclose()
+
+
+# --- attach -------------------------------------------------------------------------------------------------
+
+
+async def test_attach_waits_and_leaves_as_it_found(world: World) -> None:
+    async with world(step_seconds=5.0) as (emu, client):
+        theirs = emu.start_instance(MODEL, HARDWARE)
+        async with client.attach(theirs) as inst:
+            assert inst.instance_id == theirs
+            assert inst.model == MODEL
+            assert inst.base_url
+        assert emu.billing == (theirs,)
+        with pytest.raises(KeyError):
+            async with client.attach(theirs):
+                raise KeyError
+        with anyio.move_on_after(1):
+            async with client.attach(theirs):
+                await anyio.sleep(10)
+        assert emu.billing == (theirs,)
+        assert {record.route for record in emu.requests} == {"token", "get"}
+
+
+async def test_attach_notices_a_loss(world: World) -> None:
+    async with world() as (emu, client):
+        theirs = emu.start_instance(MODEL, HARDWARE)
+        with pytest.raises(errors.InstanceLostError):
+            async with client.attach(theirs):
+                emu.delete_instance(theirs)
+                await anyio.sleep(1000)
+
+
+async def test_attach_to_what_does_not_run_is_an_error(world: World) -> None:
+    async with world() as (emu, client):
+        with pytest.raises(errors.BadRequestError):
+            async with client.attach("instance-99999"):
+                pytest.fail("entered")
+        stopped = emu.start_instance(MODEL, HARDWARE)
+        emu.stop_instance(stopped)
+        with pytest.raises(errors.StartFailedError):
+            async with client.attach(stopped):
+                pytest.fail("entered")
+        assert emu.existing == (stopped,)
+        with pytest.raises(errors.InvalidArgumentError):
+            client.attach("delete-all")

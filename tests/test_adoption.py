@@ -1,0 +1,417 @@
+"""A start whose answer is lost: its instance is found, and never one of somebody else's."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortecs_async import AsyncCortecs, RetryPolicy, errors
+from cortecs_async._adoption import Ambiguous, Unknown, judge
+from cortecs_async._domain import Instance, InstanceArgs, InstanceStatus
+from cortecs_async._matching import fits
+from cortecs_async.emulator import Emulator, Fault
+
+World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+HARDWARE = "NVIDIA_H100_1"
+OTHER_HARDWARE = "NVIDIA_L40S_1"
+
+
+def routes(emu: Emulator) -> list[str | None]:
+    return [record.route for record in emu.requests]
+
+
+def left_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
+
+
+# --- judging ------------------------------------------------------------------------------------------------
+
+
+def instance(number: int, hardware: str | None = HARDWARE, **more: Any) -> Instance:
+    args = {"model_id": "m", "hardware_type_id": hardware, "billing_interval": "per_minute", **more}
+    return Instance(
+        instance_id=f"i-{number}",
+        instance_args=InstanceArgs(**args),
+        instance_status=InstanceStatus(status="x"),
+    )
+
+
+def unknown(hardware: str | None = HARDWARE, baseline: set[str] | None = None) -> Unknown:
+    args = InstanceArgs(model_id="m", hardware_type_id=hardware, billing_interval="per_minute")
+    return Unknown(args=args, baseline=frozenset(baseline or ()))
+
+
+class TestJudging:
+    def test_the_one_new_instance_is_its_own(self) -> None:
+        mine = unknown(baseline={"i-1"})
+        assert judge(mine, [mine], [instance(1), instance(2)]) == instance(2)
+
+    def test_nothing_new_is_nothing(self) -> None:
+        mine = unknown(baseline={"i-1"})
+        assert judge(mine, [mine], [instance(1), instance(2, OTHER_HARDWARE)]) is None
+
+    def test_two_for_one_cannot_be_told_apart(self) -> None:
+        mine = unknown()
+        assert judge(mine, [mine], [instance(1), instance(2)]) == Ambiguous(("i-1", "i-2"))
+
+    def test_as_many_as_starts_are_all_given_each_to_one(self) -> None:
+        starts = [unknown() for _ in range(5)]
+        instances = [instance(number) for number in range(5)]
+        given_ = [judge(start, starts, instances) for start in starts]
+        assert sorted(each.instance_id for each in given_ if isinstance(each, Instance)) == [
+            f"i-{number}" for number in range(5)
+        ]
+
+    def test_fewer_than_starts_leave_some_with_nothing_yet(self) -> None:
+        starts = [unknown(), unknown()]
+        assert [judge(start, starts, [instance(1)]) for start in starts] == [instance(1), None]
+
+    def test_who_could_have_two_takes_the_one_that_the_other_cannot(self) -> None:
+        anything, exact = unknown(None), unknown(HARDWARE)
+        instances = [instance(1, HARDWARE), instance(2, OTHER_HARDWARE)]
+        for starts in itertools.permutations([anything, exact]):
+            assert judge(anything, starts, instances) == instance(2, OTHER_HARDWARE)
+            assert judge(exact, starts, instances) == instance(1, HARDWARE)
+
+    def test_one_too_many_spoils_it_for_all_that_are_involved(self) -> None:
+        anything, exact = unknown(None), unknown(HARDWARE)
+        instances = [instance(1, HARDWARE), instance(2, HARDWARE), instance(3, OTHER_HARDWARE)]
+        for mine in (anything, exact):
+            assert isinstance(judge(mine, [anything, exact], instances), Ambiguous)
+
+    def test_but_not_for_the_others(self) -> None:
+        one, other = unknown(HARDWARE), unknown(OTHER_HARDWARE)
+        instances = [instance(1), instance(2), instance(3, OTHER_HARDWARE)]
+        assert isinstance(judge(one, [one, other], instances), Ambiguous)
+        assert judge(other, [one, other], instances) == instance(3, OTHER_HARDWARE)
+
+    @given(
+        st.lists(
+            st.builds(
+                unknown,
+                st.sampled_from([None, HARDWARE, OTHER_HARDWARE]),
+                st.sets(st.sampled_from(["i-0", "i-1", "i-2"])),
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+        st.lists(st.sampled_from([None, HARDWARE, OTHER_HARDWARE]), max_size=4),
+    )
+    def test_nothing_is_given_twice_or_to_whom_it_does_not_fit(
+        self, starts: list[Unknown], hardware: list[str | None]
+    ) -> None:
+        instances = [instance(number, each) for number, each in enumerate(hardware)]
+        verdicts = [judge(start, starts, instances) for start in starts]
+        taken = [each.instance_id for each in verdicts if isinstance(each, Instance)]
+        assert len(taken) == len(set(taken))
+        for start, verdict in zip(starts, verdicts, strict=True):
+            if isinstance(verdict, Instance):
+                assert start.fits(verdict)
+            elif isinstance(verdict, Ambiguous):
+                assert verdict.candidates or len(starts) > 1
+        # What nobody was given is said to be doubtful to everybody whom it fits.
+        for each in instances:
+            if each.instance_id not in taken:
+                doubts = [
+                    isinstance(v, Ambiguous) for s, v in zip(starts, verdicts, strict=True) if s.fits(each)
+                ]
+                assert all(doubts)
+
+    @pytest.mark.parametrize(
+        ("sent", "actual", "expected"),
+        [
+            ({}, {}, True),
+            ({"hardware_type_id": None}, {"hardware_type_id": "whatever"}, True),
+            ({"hardware_type_id": "A"}, {"hardware_type_id": None}, True),
+            ({"hardware_type_id": "A"}, {"hardware_type_id": "B"}, False),
+            ({"context_length": 8192}, {"context_length": 8192}, True),
+            ({"context_length": 8192}, {"context_length": 4096}, False),
+            ({"billing_interval": "per_hour"}, {"billing_interval": "per_minute"}, False),
+            ({"num_workers": 4}, {"num_workers": 4}, True),
+            ({"num_workers": 4}, {}, True),  # absent from every documented answer, and read as 1
+            ({"num_workers": 1}, {"num_workers": 4}, False),
+            ({"model_id": "n"}, {}, False),
+        ],
+    )
+    def test_what_was_left_out_fits_anything(
+        self, sent: dict[str, Any], actual: dict[str, Any], *, expected: bool
+    ) -> None:
+        base = {"model_id": "m"}
+        assert fits(InstanceArgs(**{**base, **actual}), InstanceArgs(**{**base, **sent})) is expected
+
+
+# --- starting -----------------------------------------------------------------------------------------------
+
+LOST_AFTER = [
+    {"kind": "drop", "when": "after"},
+    {"kind": "truncate"},
+    {"kind": "garbage"},
+    {"kind": "garbage", "body": {"instance": {"instance_id": 7}}},
+    {"kind": "garbage", "body": {"message": "started"}},
+    {"kind": "status", "when": "after", "status": 500},
+    {"kind": "status", "when": "after", "status": 502},
+    {"kind": "status", "when": "after", "status": 503},
+    {"kind": "status", "when": "after", "status": 504},
+    {"kind": "status", "when": "after", "status": 408},
+    {"kind": "delay", "when": "after", "seconds": 40.0},
+    {"kind": "delay", "when": "before", "seconds": 40.0},
+    {"kind": "delay", "when": "before", "seconds": 80.0},
+]
+
+LOST_BEFORE = [
+    {"kind": "drop", "when": "before"},
+    {"kind": "status", "when": "before", "status": 500},
+    {"kind": "status", "when": "before", "status": 502},
+]
+
+
+def named(fault: dict[str, Any]) -> str:
+    return "-".join(str(value) for value in fault.values())
+
+
+@pytest.mark.parametrize("fault", LOST_AFTER, ids=named)
+@pytest.mark.parametrize("hardware", [HARDWARE, None])
+async def test_the_block_runs_as_if_nothing_had_happened(
+    world: World, journals: Path, fault: dict[str, Any], hardware: str | None
+) -> None:
+    async with world(journal="required") as (emu, client):
+        emu.add_fault(Fault(route="start", **fault))
+        foreign = emu.start_instance(MODEL, HARDWARE)
+        async with client.instance(MODEL, hardware, num_workers=2) as inst:
+            assert inst.instance.is_usable
+            assert emu.billing == (foreign, inst.instance_id)
+        assert emu.existing == (foreign,)
+        assert len(emu.ledger) == 2
+        assert routes(emu).count("start") == 1
+    assert left_in(journals) == []
+
+
+@pytest.mark.parametrize("fault", LOST_BEFORE, ids=named)
+async def test_what_did_nothing_is_sent_again_once_that_is_known(world: World, fault: dict[str, Any]) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault(route="start", times=2, **fault))
+        async with client.instance(MODEL, HARDWARE):
+            assert len(emu.ledger) == 1
+        assert emu.existing == ()
+        assert routes(emu).count("start") == 3
+
+
+async def test_after_as_many_tries_as_were_asked_for_it_is_an_error(world: World) -> None:
+    async with world(max_retries=1) as (emu, client):
+        emu.add_fault(Fault("drop", route="start", times=None))
+        with pytest.raises(errors.TransportError) as caught:
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        assert not caught.value.outcome_unknown
+        assert "none has appeared" in caught.value.__notes__[0]
+        assert routes(emu).count("start") == 2
+        assert emu.ledger == ()
+
+
+async def test_no_capacity_is_told_without_trying_again(world: World) -> None:
+    async with world(capacity={HARDWARE: 0}) as (emu, client):
+        start = anyio.current_time()
+        with pytest.raises(errors.ServiceUnavailableError):
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        assert anyio.current_time() - start < 15
+        assert routes(emu).count("start") == 1
+
+
+async def test_a_start_is_looked_for_until_the_service_can_be_asked(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="after"))
+        emu.add_fault(Fault("status", route="list", status=503, skip=1, times=12))
+        async with client.instance(MODEL, HARDWARE):
+            assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
+async def test_several_lost_starts_with_equal_arguments_each_get_their_own(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="after", times=5))
+        found: list[str] = []
+
+        async def lease() -> None:
+            async with client.instance(MODEL, HARDWARE) as inst:
+                found.append(inst.instance_id)
+                await anyio.sleep(60)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(lease)
+        assert len(set(found)) == 8
+        assert len(emu.ledger) == 8
+        assert emu.existing == ()
+
+
+async def test_some_lost_before_and_some_after(world: World) -> None:
+    async with world() as (emu, client):
+        for number in range(6):
+            emu.add_fault(Fault("drop", route="start", when="after" if number % 2 else "before"))
+        found: list[str] = []
+
+        async def lease() -> None:
+            async with client.instance(MODEL, HARDWARE) as inst:
+                found.append(inst.instance_id)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(6):
+                tasks.start_soon(lease)
+        assert len(set(found)) == 6
+        assert len(emu.ledger) == 6
+        assert emu.existing == ()
+
+
+async def test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_touched(
+    world: World, journals: Path
+) -> None:
+    async with world(journal="auto") as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="after"))
+
+        async def others() -> None:
+            while not emu.ledger:  # noqa: ASYNC110  (it has no event)
+                await anyio.sleep(0.1)
+            emu.start_instance(MODEL, HARDWARE)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(others)
+            with pytest.raises(errors.AmbiguousStartError) as caught:
+                async with client.instance(MODEL, HARDWARE):
+                    pytest.fail("entered")
+        assert caught.value.candidates == emu.existing
+        assert len(emu.billing) == 2
+        assert not {"stop", "delete"} & set(routes(emu))
+        mine, foreign = emu.existing
+    # Not forgotten, though: it is told, until somebody has decided.
+    async with world(journal="auto") as (_, _client):
+        pass
+    async with AsyncCortecs(
+        emu.client_id,
+        emu.client_secret,
+        api_base_url=emu.api_base_url,
+        http_client=client._http._client.__class__(transport=emu.transport()),
+        guard="off",
+    ) as later:
+        (orphan,) = await later.sweep()
+        assert orphan.state == "ambiguous"
+        assert orphan.candidates == (mine, foreign)
+        assert emu.billing == (mine, foreign)
+        await later.instances.stop(mine)
+        await later.instances.delete(mine)
+        assert [each.state for each in await later.sweep()] == ["ambiguous"]
+        emu.delete_instance(foreign)
+        assert [each.state for each in await later.sweep()] == ["gone"]
+    assert left_in(journals) == []
+    await later._http._client.aclose()
+
+
+async def test_one_that_another_process_has_started_is_not_taken(world: World, journals: Path) -> None:
+    """The other's journal names it, or says that one is on its way."""
+    async with world(journal="auto") as (emu, client), world(journal="auto") as (_, _other):
+        emu.add_fault(Fault("drop", route="start", when="before", times=1))
+        # Two clients of one account, as two processes are: each with books of its own.
+        options = {"api_base_url": emu.api_base_url, "guard": "off", "http_client": client._http._client}
+        other = AsyncCortecs(emu.client_id, emu.client_secret, **options)
+        async with other, anyio.create_task_group() as tasks:
+
+            async def lease() -> None:
+                await anyio.sleep(2.0)
+                async with other.instance(MODEL, HARDWARE):
+                    await anyio.sleep(100)
+
+            tasks.start_soon(lease)
+            async with client.instance(MODEL, HARDWARE) as inst:
+                assert len(emu.billing) == 2
+                mine = inst.instance_id
+            assert emu.billing
+            assert mine not in emu.billing
+        assert emu.existing == ()
+        assert len(emu.ledger) == 2
+
+
+async def test_a_plain_start_of_the_same_client_is_not_taken_for_a_lost_one(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="before", times=1))
+        emu.add_fault(Fault("delay", route="start", when="after", seconds=5.0, times=1))
+
+        async def plain() -> None:
+            await anyio.sleep(1.0)
+            await client.instances.start(MODEL, HARDWARE)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(plain)
+            async with client.instance(MODEL, HARDWARE) as inst:
+                mine = inst.instance_id
+        assert len(emu.billing) == 1
+        assert mine not in emu.billing
+
+
+# --- releasing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [0.1, 1.0, 5.0, 9.0])
+@pytest.mark.parametrize("fault", [LOST_AFTER[0], LOST_AFTER[5]], ids=named)
+async def test_cancelled_while_it_is_looked_for_it_is_found_and_released(
+    world: World, fault: dict[str, Any], after: float
+) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault(route="start", **fault))
+        with anyio.move_on_after(after) as scope:
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        assert scope.cancelled_caught
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
+async def test_cancelled_while_it_is_looked_for_in_vain(world: World, journals: Path) -> None:
+    async with world(journal="auto") as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="before"))
+        start = anyio.current_time()
+        with anyio.move_on_after(1.0):
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        assert anyio.current_time() - start < 12
+        assert emu.ledger == ()
+        assert routes(emu).count("start") == 1
+    assert left_in(journals) == []
+
+
+async def test_the_time_to_start_is_up_while_it_is_looked_for(world: World) -> None:
+    async with world(retry_policy=RetryPolicy(adoption_window=600)) as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="after"))
+        with pytest.raises(errors.RequestTimeoutError, match="being found out"):
+            async with client.instance(MODEL, HARDWARE, start_timeout=20):
+                pytest.fail("entered")
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
+async def test_what_cannot_be_found_out_in_time_stays_in_the_journal(
+    world: World, journals: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world(journal="auto") as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="after"))
+        emu.add_fault(Fault("drop", route="list", skip=1, times=None))
+        with pytest.raises(errors.RequestTimeoutError) as caught:
+            async with client.instance(MODEL, HARDWARE, start_timeout=60, teardown_timeout=60):
+                pytest.fail("entered")
+        assert "MAY BE BILLED" in caught.value.__notes__[0]
+        assert "MAY BE BILLED" in caplog.text
+        emu.clear_faults()
+        # Its own process has given up on it, and so it may be swept while that lives.
+        (orphan,) = await client.sweep()
+        assert orphan.state == "released"
+        assert emu.existing == ()
+    assert left_in(journals) == []

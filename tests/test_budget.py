@@ -1,0 +1,233 @@
+"""Budgets in time and money, and the receipt."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pytest
+
+from cortecs_async import AsyncCortecs, errors
+from cortecs_async._budget import Price, cost_of, intervals_begun, read_price, receipt, seconds_for
+from cortecs_async._domain import InstanceArgs
+from cortecs_async.emulator import Emulator, Fault
+
+World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+HARDWARE = "NVIDIA_H100_1"
+
+PER_MINUTE = InstanceArgs(model_id="m", billing_interval="per_minute", num_workers=2)
+PER_HOUR = InstanceArgs(model_id="m", billing_interval="per_hour")
+PRICE = Price(per_minute=0.05, currency="EUR")
+
+
+class TestArithmetic:
+    @pytest.mark.parametrize(
+        ("seconds", "interval", "expected"),
+        [
+            (0.0, "per_minute", 1),
+            (59.9, "per_minute", 1),
+            (60.0, "per_minute", 1),
+            (60.1, "per_minute", 2),
+            (3600.0, "per_hour", 1),
+            (3601.0, "per_hour", 2),
+            (61.0, None, 2),
+        ],
+    )
+    def test_every_interval_begun_is_billed(
+        self, seconds: float, interval: str | None, expected: int
+    ) -> None:
+        assert intervals_begun(seconds, interval) == expected
+
+    def test_every_worker_is_billed(self) -> None:
+        assert cost_of(PRICE, 61.0, PER_MINUTE) == pytest.approx(2 * 0.05 * 2)
+        assert cost_of(PRICE, 61.0, PER_HOUR) == pytest.approx(60 * 0.05)
+
+    def test_a_budget_lasts_as_long_as_its_intervals_but_for_a_reserve(self) -> None:
+        seconds = seconds_for(1.0, PRICE, PER_MINUTE)
+        assert 590 <= seconds < 600
+        assert cost_of(PRICE, seconds, PER_MINUTE) <= 1.0
+
+    def test_a_budget_below_one_interval_is_refused(self) -> None:
+        with pytest.raises(errors.InvalidArgumentError, match="does not pay for one interval"):
+            seconds_for(2.9, PRICE, PER_HOUR)
+
+    def test_what_costs_nothing_lasts_for_ever(self) -> None:
+        assert seconds_for(1.0, Price(per_minute=0.0), PER_MINUTE) == float("inf")
+
+    @pytest.mark.parametrize(
+        ("info", "expected"),
+        [
+            ({"price_per_minute": 0.05, "price_per_hour": 3.0, "currency": "EUR"}, (0.05, "EUR")),
+            ({"per_hour": 3}, (0.05, "")),
+            ({"pricePerMinute": 0.05}, (0.05, "")),
+            ({"minute": 0.0}, (0.0, "")),
+            ({"currency": 7, "hourly": 3.0}, (0.05, "")),
+            ({"price": 3.0}, None),
+            ({"minute_a": 1.0, "minute_b": 2.0}, None),
+            ({"per_minute": "0.05"}, None),
+            ({"per_minute": True}, None),
+            ({"per_minute": float("nan")}, None),
+            ({"per_minute": -1.0}, None),
+            ({}, None),
+        ],
+    )
+    def test_prices_are_read_liberally_but_never_guessed(
+        self, info: dict[str, Any], expected: tuple[float, str] | None
+    ) -> None:
+        price = read_price(info)
+        if expected is None:
+            assert price is None
+        else:
+            assert price is not None
+            assert (price.per_minute, price.currency) == (pytest.approx(expected[0]), expected[1])
+
+    def test_a_receipt_reads_like_one(self) -> None:
+        assert str(receipt("i", 61.4, PER_MINUTE, PRICE)) == (
+            "61 s, 2 minutes begun for 2 workers, about 0.20 EUR"
+        )
+        assert str(receipt("i", 5.0, PER_HOUR, None)) == "5 s, 1 hour begun, at an unknown price"
+
+
+async def test_the_block_ends_when_its_lifetime_is_up(world: World) -> None:
+    async with world(step_seconds=1.0) as (emu, client):
+        start = anyio.current_time()
+        with pytest.raises(errors.LeaseExpiredError, match="max_lifetime=100 s") as caught:
+            async with client.instance(MODEL, HARDWARE, max_lifetime=100):
+                await anyio.sleep(10_000)
+        assert isinstance(caught.value, TimeoutError)
+        assert anyio.current_time() - start == pytest.approx(100, abs=2)
+        assert emu.existing == ()
+
+
+@pytest.mark.parametrize("on_loss", ["cancel", "ignore"])
+async def test_the_block_ends_before_it_costs_more(world: World, on_loss: Any) -> None:
+    async with world(step_seconds=1.0) as (emu, client):
+        price = emu.start_instance(MODEL, HARDWARE)
+        (entry,) = emu.ledger
+        a_minute = entry.cost
+        emu.delete_instance(price)
+        with pytest.raises(errors.LeaseExpiredError, match="max_cost"):
+            async with client.instance(
+                MODEL, HARDWARE, num_workers=2, max_cost=7.5 * a_minute * 2, on_loss=on_loss
+            ) as inst:
+                await anyio.sleep(10_000)
+        assert emu.existing == ()
+        assert emu.ledger[-1].cost == pytest.approx(7 * a_minute * 2)
+        assert inst.receipt.cost == pytest.approx(7 * a_minute * 2)
+
+
+async def test_the_shorter_of_the_two_counts(world: World) -> None:
+    async with world() as (_emu, client):
+        with pytest.raises(errors.LeaseExpiredError, match="max_lifetime"):
+            async with client.instance(MODEL, HARDWARE, max_lifetime=20, max_cost=100):
+                await anyio.sleep(10_000)
+
+
+async def test_a_lifetime_that_ends_while_it_starts(world: World) -> None:
+    async with world(step_seconds=100.0) as (emu, client):
+        with pytest.raises(errors.LeaseExpiredError, match="before it ran"):
+            async with client.instance(MODEL, HARDWARE, max_lifetime=50):
+                pytest.fail("entered")
+        assert emu.existing == ()
+
+
+@pytest.mark.parametrize("on_exit", ["keep", "stop", "delete"])
+async def test_an_expired_instance_is_not_billed_whatever_on_exit_says(world: World, on_exit: Any) -> None:
+    async with world() as (emu, client):
+        with pytest.raises(errors.LeaseExpiredError):
+            async with client.instance(MODEL, HARDWARE, max_lifetime=50, on_exit=on_exit):
+                await anyio.sleep(10_000)
+        assert emu.billing == ()
+
+
+async def test_an_unknown_price_is_told_before_anything_is_started(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(
+            Fault(
+                "status",
+                route="hardware_types",
+                status=200,
+                body={"hardware_types": [{"hardware_type_id": HARDWARE, "price_info": {"tier": "gold"}}]},
+            )
+        )
+        with pytest.raises(errors.PriceUnknownError, match="max_lifetime"):
+            async with client.instance(MODEL, HARDWARE, max_cost=10):
+                pytest.fail("entered")
+        assert emu.ledger == ()
+
+
+async def test_the_price_of_the_models_recommended_hardware(world: World) -> None:
+    async with world() as (emu, client):
+        with pytest.raises(errors.LeaseExpiredError):
+            async with client.instance(MODEL, max_cost=1):
+                await anyio.sleep_forever()
+        assert 0 < emu.total_cost <= 1
+
+
+async def test_too_small_a_budget_is_told_before_anything_is_started(world: World) -> None:
+    async with world() as (emu, client):
+        with pytest.raises(errors.InvalidArgumentError, match="max_cost"):
+            async with client.instance(MODEL, HARDWARE, billing_interval="per_hour", max_cost=0.01):
+                pytest.fail("entered")
+        assert emu.ledger == ()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_lifetime": 0},
+        {"max_lifetime": -1},
+        {"max_lifetime": "2h"},
+        {"max_cost": 0},
+        {"max_cost": -5},
+        {"max_cost": "5 EUR"},
+        {"max_cost": float("inf")},
+        {"max_cost": True},
+        {"on_loss": "shrug"},
+    ],
+)
+async def test_bad_budgets_are_refused_at_once(world: World, arguments: dict[str, Any]) -> None:
+    async with world() as (emu, client):
+        with pytest.raises(errors.InvalidArgumentError):
+            client.instance(MODEL, HARDWARE, **arguments)
+        assert emu.requests == ()
+
+
+@pytest.mark.parametrize("in_args", [True, False])
+async def test_the_receipt_agrees_with_the_bill(
+    world: World,
+    *,
+    in_args: bool,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, logger="cortecs_async.lease")
+    async with world(step_seconds=1.0, num_workers_in_args=in_args) as (emu, client):
+        async with client.instance(MODEL, HARDWARE, num_workers=3) as inst:
+            assert inst.cost_so_far == pytest.approx(emu.total_cost)
+            await anyio.sleep(130)
+            assert inst.cost_so_far == pytest.approx(emu.total_cost)
+            assert await anyio.to_thread.run_sync(lambda: inst.receipt.num_workers) == 3
+        (entry,) = emu.ledger
+        assert inst.receipt.cost == pytest.approx(entry.cost)
+        assert inst.receipt.seconds == pytest.approx(entry.seconds, abs=0.5)
+        assert inst.receipt.currency == "EUR"
+        assert inst.cost_so_far == inst.receipt.cost
+    assert str(inst.receipt) in caplog.text
+
+
+async def test_without_a_price_list_there_is_still_a_receipt(world: World) -> None:
+    async with world(step_seconds=1.0) as (emu, client):
+        emu.add_fault(Fault("delay", route="hardware_types", seconds=100.0, times=None))
+        start = anyio.current_time()
+        async with client.instance(MODEL, HARDWARE) as inst:
+            assert inst.cost_so_far is None
+        assert inst.receipt.cost is None
+        assert inst.receipt.intervals == 1
+        assert anyio.current_time() - start < 30
+        assert emu.existing == ()
