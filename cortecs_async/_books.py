@@ -12,7 +12,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Container
 from pathlib import Path
 
 from ._errors import GuardError
@@ -100,12 +100,12 @@ class Books:
         with self._turn:
             return [entry for entry in self.book.entries.values() if entry.abandoned]
 
-    def everybody(self) -> Iterator[Book]:
-        """What this process owes, and what others say in their journals that they do."""
-        yield self.book
+    def others(self, *, without: Container[Path] = ()) -> list[Book]:
+        """What other processes say in their journals, except in those."""
+        if not self._journals:
+            return []
         own = self._journal.path if self._journal else None
-        if self._journals:
-            yield from (book for path, book in books(self.directory) if path != own)
+        return [book for path, book in books(self.directory) if path != own and path not in without]
 
     def commit(self) -> None:
         """Brings what is queued to the journal and to the reaper. Blocks; raises nothing.

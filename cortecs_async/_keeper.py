@@ -199,8 +199,8 @@ class Keeper:
         """What other clients and processes have promised on this account."""
         # What this client has closed must not count as somebody else's.
         await self.settle_anyhow()
-        everybody = await self._off_loop(lambda: list(self._books.everybody()))
-        return claims_of_others(self._account, everybody, self._own)
+        others = await self._off_loop(self._books.others)
+        return claims_of_others(self._account, self._books.book, self._own, others)
 
     async def orphans(self) -> int:
         """How many promises dead owners have left."""

@@ -74,7 +74,7 @@ async def _reap_account(
         keys = {each.key for each in entries}
         finisher = Finisher(
             instances=Instances(http.request_once, settings.poll),
-            others=lambda: claims_of_others(account, [book, *_others(journal)], keys),
+            others=lambda: claims_of_others(account, book, keys, _others(journal)),
             note=lambda text: report({"kind": "NOTE", "text": text, "at": wall_clock()}),
             deadline=anyio.current_time() + _LIMIT,
             visible_until=anyio.current_time() + _WINDOW,

@@ -30,12 +30,20 @@ class Others:
     doomed: list[Unknown] = field(factory=list)
 
 
-def claims_of_others(account: str, known: Iterable[Book], own: Container[str]) -> Others:
-    """What an account's other promises, those whose keys are not our own, lay claim to."""
+def claims_of_others(account: str, own: Book, own_keys: Container[str], known: Iterable[Book]) -> Others:
+    """What an account's other promises lay claim to.
+
+    Args:
+        account: Fingerprint of the account.
+        own: The book that our own promises stand in, beside those of others perhaps.
+        own_keys: Which of them are ours. Keys tell nothing in other books: processes of two containers can
+            have the same.
+        known: The other books.
+    """
     others = Others()
-    for book in known:
+    for book in (own, *known):
         for entry in list(book.entries.values()):
-            if entry.account != account or entry.key in own:
+            if entry.account != account or (book is own and entry.key in own_keys):
                 continue
             if entry.instance_id is not None:
                 others.ids.add(entry.instance_id)

@@ -13,7 +13,7 @@ from ._adoption import judge
 from ._domain import Instance, to_hf_name
 from ._finishing import Debt, Finisher, is_proven
 from ._instances import Instances
-from ._journal import JournalFile, books, left_behind
+from ._journal import JournalFile, left_behind
 from ._keeper import Keeper, off_loop
 from ._records import Book, Record, wall_clock
 from ._rivals import Others, claims_of_others
@@ -76,11 +76,11 @@ async def sweep(instances: Instances, keeper: Keeper, *, dry_run: bool, timeout:
             else:
                 results.append(_orphan(debt, "held"))
         paths = {journal.path for journal, _ in journals}
-        keys = {debt.entry.key for debt in debts}
+        own = keeper.books.book
+        keys = {debt.entry.key for debt in debts if debt.book is own}
 
         def others() -> Others:
-            living = [book for path, book in books(keeper.directory) if path not in paths]
-            return claims_of_others(keeper.account, [*living, keeper.books.book], keys)
+            return claims_of_others(keeper.account, own, keys, keeper.books.others(without=paths))
 
         if dry_run:
             results += _preview(debts, listed, others())

@@ -1,0 +1,262 @@
+"""What dead owners left is finished, and nothing else is touched."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+
+from cortecs_async import AsyncCortecs, errors
+from cortecs_async._journal import JournalFile, books
+from cortecs_async._keeper import fingerprint
+from cortecs_async._records import Record
+from cortecs_async.emulator import Emulator, Fault
+
+World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+HARDWARE = "NVIDIA_H100_1"
+EPOCH = 1_735_689_600.0
+
+
+def left(emu: Emulator, directory: Path, *records: dict[str, Any], host: str = "host") -> JournalFile:
+    """A journal as a process writes it; `close` it, and its owner is dead."""
+    common = {
+        "account": fingerprint(emu.api_base_url, emu.client_id),
+        "api": emu.api_base_url,
+        "at": EPOCH + anyio.current_time(),
+        "args": {},
+    }
+    owner: Record = {"kind": "OWNER", "format": 1, "host": host, "pid": 7, "at": 0.0}
+    return JournalFile.create(directory, [owner, *({**common, **record} for record in records)])
+
+
+def intent(key: str = "e1", **more: Any) -> dict[str, Any]:
+    args = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}
+    return {"kind": "INTENT", "entry": key, "args": args, "baseline": "b", **more}
+
+
+def baseline(*ids: str) -> dict[str, Any]:
+    return {"kind": "BASELINE", "baseline": "b", "ids": list(ids)}
+
+
+def created(instance_id: str, key: str = "e1", **more: Any) -> dict[str, Any]:
+    return {"kind": "CREATED", "entry": key, "instance_id": instance_id, "goal": "gone", **more}
+
+
+@asynccontextmanager
+async def swept(world: World, **options: Any) -> AsyncIterator[tuple[Emulator, AsyncCortecs]]:
+    async with world(journal="auto", **options) as (emu, client):
+        yield emu, client
+
+
+async def test_a_created_instance_is_released_and_the_journal_removed(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        mine, foreign = emu.start_instance(MODEL, HARDWARE), emu.start_instance(MODEL, HARDWARE)
+        left(emu, journals, created(mine)).close()
+        (orphan,) = await client.orphans()
+        assert (orphan.state, orphan.instance_id, orphan.owner) == ("found", mine, "host, process 7")
+        assert orphan.api_base_url == emu.api_base_url
+        assert emu.billing == (mine, foreign)
+        (orphan,) = await client.sweep()
+        assert (orphan.state, orphan.instance_id) == ("released", mine)
+        assert emu.existing == (foreign,)
+        assert await client.sweep() == ()
+    assert list(books(journals)) == []
+
+
+async def test_what_a_living_process_answers_for_is_not_touched(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        living = left(emu, journals, created(emu.start_instance(MODEL, HARDWARE)))
+        assert await client.orphans() == ()
+        assert await client.sweep() == ()
+        assert len(emu.billing) == 1
+        living.remove()
+
+
+async def test_a_lease_of_this_process_is_not_touched(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client), client.instance(MODEL, HARDWARE) as inst:
+        assert await client.sweep() == ()
+        assert emu.billing == (inst.instance_id,)
+
+
+async def test_what_only_was_to_be_stopped_is_only_stopped(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        mine = emu.start_instance(MODEL, HARDWARE)
+        left(emu, journals, created(mine, goal="stopped")).close()
+        assert [each.state for each in await client.sweep()] == ["released"]
+        assert emu.existing == (mine,)
+        assert emu.billing == ()
+
+
+async def test_what_is_gone_is_gone(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        left(emu, journals, created("instance-99999")).close()
+        assert [each.state for each in await client.orphans()] == ["gone"]
+        assert [each.state for each in await client.sweep()] == ["gone"]
+        assert emu.ledger == ()
+    assert list(books(journals)) == []
+
+
+async def test_an_intent_finds_its_instance(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        before = emu.start_instance(MODEL, HARDWARE)
+        mine = emu.start_instance(MODEL, HARDWARE)
+        other = emu.start_instance(MODEL, "NVIDIA_L40S_1")
+        left(emu, journals, baseline(before), intent()).close()
+        (orphan,) = await client.orphans()
+        assert (orphan.state, orphan.instance_id, orphan.model) == ("found", mine, MODEL)
+        assert [each.state for each in await client.sweep()] == ["released"]
+        assert emu.existing == (before, other)
+    assert list(books(journals)) == []
+
+
+async def test_an_intent_without_an_instance_is_waited_for_before_it_is_closed(
+    world: World, journals: Path
+) -> None:
+    async with swept(world) as (emu, client):
+        left(emu, journals, baseline(), intent()).close()
+
+        async def late() -> None:
+            await anyio.sleep(30)
+            emu.start_instance(MODEL, HARDWARE)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(late)
+            assert [each.state for each in await client.sweep()] == ["released"]
+        assert emu.existing == ()
+        left(emu, journals, baseline(), intent()).close()
+        start = anyio.current_time()
+        assert [each.state for each in await client.sweep()] == ["gone"]
+        assert 60 <= anyio.current_time() - start < 65
+    assert list(books(journals)) == []
+
+
+async def test_one_candidate_too_many_is_ambiguous_and_not_touched(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        two = emu.start_instance(MODEL, HARDWARE), emu.start_instance(MODEL, HARDWARE)
+        left(emu, journals, baseline(), intent()).close()
+        (orphan,) = await client.orphans()
+        assert (orphan.state, orphan.candidates) == ("ambiguous", two)
+        for _ in range(2):
+            (orphan,) = await client.sweep()
+            assert (orphan.state, orphan.candidates) == ("ambiguous", two)
+            assert emu.billing == two
+
+
+@pytest.mark.parametrize("running", [True, False])
+async def test_what_was_started_long_after_the_crash_is_somebody_elses(
+    world: World, journals: Path, *, running: bool
+) -> None:
+    async with swept(world, step_seconds=1.0 if running else 10_000.0) as (emu, client):
+        left(emu, journals, baseline(), intent()).close()
+        await anyio.sleep(2 * 3600)
+        foreign = emu.start_instance(MODEL, HARDWARE)
+        await anyio.sleep(60)
+        assert [each.state for each in await client.orphans()] == ["ambiguous"]
+        assert [each.state for each in await client.sweep()] == ["ambiguous"]
+        assert emu.billing == (foreign,)
+
+
+async def test_many_that_died_at_once_each_get_their_own(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        for number in range(5):
+            left(emu, journals, baseline(), intent(), host=f"host-{number}").close()
+            emu.start_instance(MODEL, HARDWARE)
+        assert {each.state for each in await client.orphans()} == {"found"}
+        found = await client.sweep()
+        assert [each.state for each in found] == ["released"] * 5
+        assert len({each.instance_id for each in found}) == 5
+        assert emu.existing == ()
+    assert list(books(journals)) == []
+
+
+async def test_an_instance_that_a_living_process_may_just_be_starting_is_left(
+    world: World, journals: Path
+) -> None:
+    async with swept(world) as (emu, client):
+        living = left(emu, journals, baseline(), intent())
+        left(emu, journals, baseline(), intent()).close()
+        only = emu.start_instance(MODEL, HARDWARE)
+        assert [each.state for each in await client.sweep()] == ["ambiguous"]
+        assert emu.billing == (only,)
+        living.remove()
+
+
+async def test_other_credentials_leave_it_alone(world: World, journals: Path) -> None:
+    async with swept(world, client_id="somebody") as (emu, client):
+        mine = emu.start_instance(MODEL, HARDWARE)
+        left(emu, journals, created(mine, account="another")).close()
+        assert [each.state for each in await client.orphans()] == ["foreign"]
+        assert [each.state for each in await client.sweep()] == ["foreign"]
+        assert emu.billing == (mine,)
+        assert len(list(books(journals))) == 1
+
+
+async def test_a_service_that_is_down_leaves_it_for_the_next_time(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        mine = emu.start_instance(MODEL, HARDWARE)
+        left(emu, journals, created(mine)).close()
+        emu.add_fault(Fault("status", route="stop", status=500, times=None))
+        assert [each.state for each in await client.sweep(timeout=30)] == ["left"]
+        emu.clear_faults()
+        assert [each.state for each in await client.sweep()] == ["released"]
+        assert emu.existing == ()
+        with pytest.raises(errors.InvalidArgumentError):
+            await client.sweep(timeout=0)
+
+
+async def test_lines_that_cannot_be_read_stop_nobody(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        mine = emu.start_instance(MODEL, HARDWARE)
+        journal = left(emu, journals, created(mine))
+        with journal.path.open("ab") as file:
+            file.write(b'\0\0\0\n{"kind": "SONG"}\n{"kind": "CREATED", "entry"')
+        journal.close()
+        assert [each.state for each in await client.sweep()] == ["released"]
+        assert emu.existing == ()
+
+
+async def test_without_journals_there_is_nothing_to_sweep(world: World, journals: Path) -> None:
+    async with world(journal="off") as (emu, client):
+        left(emu, journals, created(emu.start_instance(MODEL, HARDWARE))).close()
+        assert await client.sweep() == ()
+        assert len(emu.billing) == 1
+
+
+async def test_a_power_loss_at_every_byte_of_the_journal(
+    world: World, journals: Path, tmp_path: Path
+) -> None:
+    """The start is sent once its intent is on disk: from there on, whatever is left of the file will do."""
+    async with world() as (emu, _client):
+        http = httpx.AsyncClient(transport=emu.transport())
+        foreign = emu.start_instance(MODEL, HARDWARE)
+        mine = emu.start_instance(MODEL, HARDWARE)
+        journal = left(emu, journals, baseline(foreign), intent(), created(mine))
+        data = journal.path.read_bytes()
+        journal.remove()
+        promised = data.index(b"\n", data.index(b'"INTENT"')) + 1
+        async with http:
+            for length in range(len(data) + 1):
+                if mine not in emu.existing:
+                    mine = emu.start_instance(MODEL, HARDWARE)
+                directory = tmp_path / str(length)
+                (directory / "journal").mkdir(parents=True)
+                text = data[:length].replace(b"instance-10002", mine.encode())
+                (directory / "journal" / "left.jsonl").write_bytes(text)
+                async with AsyncCortecs(
+                    emu.client_id,
+                    emu.client_secret,
+                    api_base_url=emu.api_base_url,
+                    http_client=http,
+                    guard="off",
+                    state_dir=directory,
+                ) as client:
+                    await client.sweep()
+                assert emu.existing == ((foreign,) if length >= promised else (foreign, mine)), length
+                assert list(books(directory / "journal")) == []
