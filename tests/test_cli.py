@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pty
 import re
@@ -9,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +21,7 @@ from rich.console import Console
 from cortecs_async import AsyncCortecs, Progress, __version__
 from cortecs_async._cli import cli
 from cortecs_async._domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
+from cortecs_async.emulator import Emulator, serve_emulator
 from cortecs_async.integrations.rich import ProvisioningBar
 
 COMMAND = [sys.executable, "-m", "cortecs_async"]
@@ -204,3 +208,57 @@ def test_without_a_terminal_every_change_is_a_line(capsys: pytest.CaptureFixture
         bar(progress("one", 2))
         bar(progress("one", 0, num_steps=0))
     assert capsys.readouterr().out == "one  pending  2/5 [2]  2.0 s\none  pending  pending  0.0 s\n"
+
+
+@pytest.mark.sockets
+class TestOrphans:
+    PROGRAM = """
+import asyncio
+from cortecs_async import AsyncCortecs
+async def main():
+    async with AsyncCortecs(guard="off") as client:
+        async with client.instance("meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1"):
+            print("body", flush=True)
+            await asyncio.sleep(60)
+asyncio.run(main())
+"""
+
+    def test_what_a_killed_program_left_is_listed_and_swept(
+        self, served: Emulator, state_dir: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name, value in served.env().items():
+            monkeypatch.setenv(name, value)
+        foreign = served.start_instance("meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1")
+        with subprocess.Popen(
+            [sys.executable, "-c", self.PROGRAM], stdout=subprocess.PIPE, text=True
+        ) as left:
+            assert left.stdout is not None
+            assert left.stdout.readline() == "body\n"
+            mine = next(each for each in served.billing if each != foreign)
+            assert run("orphans").stdout == "nothing was left behind\n"
+            left.kill()
+        for command in (["orphans"], ["sweep", "--dry-run"]):
+            done = run(*command)
+            assert done.returncode == 1, done.stderr
+            assert re.search(rf"found\s+{mine}.*process {left.pid}", done.stdout)
+            assert served.billing == (foreign, mine)
+        done = run("sweep")
+        assert done.returncode == 0, done.stderr
+        assert re.search(rf"released\s+{mine}", done.stdout)
+        assert served.existing == (foreign,)
+        assert run("sweep").stdout == "nothing was left behind\n"
+        assert list((state_dir / "journal").iterdir()) == []
+
+    def test_without_credentials_it_says_what_is_missing(self) -> None:
+        done = run("sweep", env={**os.environ, "CORTECS_API_BASE_URL": "http://127.0.0.1:9/v1"})
+        assert done.returncode == 1
+        assert "CORTECS_CLIENT_ID" in done.stderr
+        assert "Traceback" not in done.stderr
+
+
+@pytest.fixture
+def served() -> Iterator[Emulator]:
+    with asyncio.Runner() as runner:
+        serving = serve_emulator(step_seconds=0.01)
+        yield runner.run(serving.__aenter__())
+        runner.run(serving.__aexit__(None, None, None))

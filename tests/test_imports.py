@@ -80,7 +80,9 @@ def run(statement: str, absent: list[str]) -> tuple[set[str], list[str]]:
     return set(loaded), asked
 
 
-@pytest.mark.parametrize("module", ["cortecs_async", "cortecs_async.errors", "cortecs_async.types"])
+@pytest.mark.parametrize(
+    "module", ["cortecs_async", "cortecs_async.errors", "cortecs_async.types", "cortecs_async.signals"]
+)
 def test_the_import_needs_nothing_optional(module: str) -> None:
     loaded, asked = run(f"import {module}", UNWANTED)
     assert module in loaded

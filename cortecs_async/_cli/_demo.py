@@ -59,7 +59,10 @@ async def _demo(step_seconds: float, prompt: str) -> None:
         console.print(f"\n[bold]emulator[/]  {emulator.api_base_url}")
         console.print(f"[bold]lease[/]     {_MODEL} on {_HARDWARE}")
         async with AsyncCortecs(
-            emulator.client_id, emulator.client_secret, api_base_url=emulator.api_base_url
+            emulator.client_id,
+            emulator.client_secret,
+            api_base_url=emulator.api_base_url,
+            journal="off",  # an emulator's instances die with it: there is nothing to sweep
         ) as client:
             with ProvisioningBar(console) as bar:
                 async with client.instance(_MODEL, _HARDWARE, on_progress=bar) as inst:
