@@ -104,6 +104,14 @@ def lowest(session: nox.Session) -> None:
     run_tests(session, coverage=False)
 
 
+@nox.session
+def simulate(session: nox.Session) -> None:
+    """The simulation with a hundred thousand programs, or as many as are asked for; takes hours."""
+    install(session, "test-core")
+    env = {"PYTHONSAFEPATH": "1", "CORTECS_SIMULATIONS": session.posargs[0] if session.posargs else "100000"}
+    session.run("python", "-m", "pytest", "--numprocesses=auto", "tests/test_simulation.py", env=env)
+
+
 def run_tests(session: nox.Session, *, coverage: bool) -> None:
     """Runs pytest, under coverage with its lower bound or without."""
     # Keeps the tree, the working directory, from being imported instead of what is installed.

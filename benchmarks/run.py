@@ -25,7 +25,10 @@ from pathlib import Path
 
 import httpx
 
+import cortecs_async
 from cortecs_async import AsyncCortecs
+from cortecs_async._reaper import BOOTSTRAP
+from cortecs_async._records import encode
 from cortecs_async._wire import decode_instances
 
 RESULTS = Path(__file__).parent / "results.md"
@@ -132,6 +135,41 @@ def decoding(rounds: int) -> Iterator[Row]:
     yield "decode", "a list of 10,000 instances / the same with cortecs-py's models, CPU", ratios[1:]
 
 
+def reaper(rounds: int) -> Iterator[Row]:
+    """The reaper until it serves, and what it holds then, beside the emptiest interpreter."""
+    package = str(Path(cortecs_async.__file__).parent)
+    command = [sys.executable, "-I", "-S", "-c", BOOTSTRAP, package]
+    walls, memories = [], []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(encode([{"kind": "HELLO", "path": sys.path, "number": 1}]))
+            process.stdin.flush()
+            assert json.loads(process.stdout.readline()) == {"ack": 1}
+            ready = time.perf_counter() - start
+            held = resident(process.pid)
+        start = time.perf_counter()
+        wait = "import sys; print(); sys.stdout.flush(); sys.stdin.read()"
+        with subprocess.Popen(
+            [sys.executable, "-c", wait], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            walls.append(ready / (time.perf_counter() - start))
+            memories.append(held / resident(process.pid))
+    yield "reaper, start", "from its start to its first answer / the same of `python -c pass`, wall", walls
+    yield "reaper, memory", "resident memory / that of `python -c pass`", memories
+
+
+def resident(pid: int) -> int:
+    """Resident memory of a process in kB."""
+    match = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    assert match is not None
+    return int(match[1])
+
+
 def table(rows: list[Row]) -> str:
     """The figures as Markdown."""
     lines = [
@@ -172,6 +210,7 @@ def main() -> None:
         *imports(options.rounds),
         *asyncio.run(calls(options.rounds)),
         *decoding(options.rounds),
+        *reaper(options.rounds),
     ]
     report = "# Benchmarks\n\nMade by `python benchmarks/run.py --write`. "
     report += "Below 1.00 is cheaper than the other.\n\n"

@@ -45,12 +45,14 @@ class Books:
         done: How many of them were committed.
         journal_problem: Why there is no journal at the moment, or None.
         guard_problem: Why there is no reaper at the moment, or None.
+        generation: How often this process was forked off another: its clients have to join anew.
     """
 
     def __init__(self, directory: Path, *, journal: bool, guard: bool) -> None:
         self.directory = directory
         self._journals = journal
         self._guards = guard
+        self.generation = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -60,6 +62,7 @@ class Books:
         self.book = Book()
         self._journal: JournalFile | None = None
         self._is_behind = False
+        self._worth = 0  # bytes of the journal when it held nothing but what was owed
         self._guard = Guard(self._replace, self.put)
         self._armed: dict[str, Record] = {}
         self._shown: Path | None = None
@@ -71,10 +74,11 @@ class Books:
         self.journal_problem: str | None = None
         self.guard_problem: str | None = None
 
-    def join(self) -> None:
-        """One more client uses these."""
-        with self._turn:
+    def join(self) -> int:
+        """One more client uses these; returns the `generation` that it is in."""
+        with self._gate:
             self._users += 1
+            return self.generation
 
     def new_name(self) -> str:
         """A name that no entry or baseline of this process has."""
@@ -90,15 +94,12 @@ class Books:
 
     def key_of(self, instance_id: str) -> str | None:
         """The open entry of an instance, as far as was committed."""
-        with self._turn:
-            return next(
-                (key for key, entry in self.book.entries.items() if entry.instance_id == instance_id), None
-            )
+        entries = list(self.book.entries.values())
+        return next((entry.key for entry in entries if entry.instance_id == instance_id), None)
 
     def abandoned(self) -> list[Entry]:
         """What this process has given up on."""
-        with self._turn:
-            return [entry for entry in self.book.entries.values() if entry.abandoned]
+        return [entry for entry in list(self.book.entries.values()) if entry.abandoned]
 
     def others(self, *, without: Container[Path] = ()) -> list[Book]:
         """What other processes say in their journals, except in those."""
@@ -131,9 +132,10 @@ class Books:
         """One client less; the last one lets the reaper go, and removes the journal if nothing is owed."""
         self.commit()
         with self._turn:
-            self._users -= 1
-            if self._users > 0:
-                return
+            with self._gate:
+                self._users -= 1
+                if self._users > 0:
+                    return
             if self.book.entries:
                 if self._journal is not None:
                     self._journal.close()
@@ -161,6 +163,7 @@ class Books:
         self._guard.forget()
         if self._journal is not None:
             self._journal.close()
+        self.generation += 1
         self._reset()
 
     def _write(self, records: list[Record]) -> None:
@@ -198,8 +201,6 @@ class Books:
             self._worth = self._journal.size
             self._is_behind = False
             self.journal_problem = None
-
-    _worth: int = 0
 
     def _tell(self, arms: list[Record], records: list[Record]) -> None:
         if not self._guard.is_up:

@@ -77,7 +77,7 @@ class Keeper:
         self._account = ""
         self._credentials: Credentials | None = None
         self._turn: anyio.Lock | None = None
-        self._is_in = False
+        self._joined: int | None = None
         self._own: set[str] = set()
 
     @property
@@ -101,7 +101,7 @@ class Keeper:
             return
         self._credentials = credentials
         self._account = fingerprint(self._settings.api_base_url, credentials.client_id)
-        if self._is_in:
+        if self._joined is not None:
             self._arm()
 
     def baseline(self, ids: Iterable[str]) -> str:
@@ -217,8 +217,8 @@ class Keeper:
 
     async def leave(self) -> None:
         """The client is closed and has no lease any more."""
-        if self._is_in:
-            self._is_in = False
+        joined, self._joined = self._joined, None
+        if joined == self._books.generation:
             await self._off_loop(self._books.leave)
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
@@ -227,9 +227,9 @@ class Keeper:
         return work() if is_in_memory else await off_loop(work)
 
     def _join(self) -> None:
-        if not self._is_in:
-            self._is_in = True
-            self._books.join()
+        # Again in a forked child, whose books are empty and whose reaper knows no credentials.
+        if self._joined != self._books.generation:
+            self._joined = self._books.join()
             self._arm()
 
     def _arm(self) -> None:

@@ -44,7 +44,7 @@ main()
 _IN, _OUT = 0, 1
 
 # Seconds that a parent which lives has after an instance's time is up, to end it itself.
-GRACE = 15.0
+GRACE = 5.0
 
 # Seconds after the parent's death, for a request that is still on its way.
 _SETTLE = 0.5
