@@ -97,6 +97,12 @@ class Books:
         entries = list(self.book.entries.values())
         return next((entry.key for entry in entries if entry.instance_id == instance_id), None)
 
+    def is_open(self, key: str) -> bool:
+        """Whether an entry is open, also if it is only queued."""
+        with self._gate:
+            queued = [record["kind"] for record in self._queue if record.get("entry") == key]
+        return "GONE" not in queued and (bool(queued) or key in self.book.entries)
+
     def abandoned(self) -> list[Entry]:
         """What this process has given up on."""
         return [entry for entry in list(self.book.entries.values()) if entry.abandoned]

@@ -160,6 +160,26 @@ class Prices:
             else:
                 self._known.setdefault(hardware_type_id or "", None)
 
+    async def limit(
+        self, args: InstanceArgs, *, max_lifetime: float | None, max_cost: float | None
+    ) -> tuple[float, str]:
+        """How long an instance may live, in seconds, and what says so, for people.
+
+        Raises:
+            InvalidArgumentError: when `max_cost` does not pay for one interval.
+            PriceUnknownError: when it needs a price and there is none.
+            RequestError: when the service cannot be asked.
+        """
+        lifetime, name = math.inf, ""
+        if max_lifetime is not None:
+            lifetime, name = max_lifetime, f"max_lifetime={max_lifetime:g} s"
+        if max_cost is not None:
+            price = await self.get(args)
+            affordable = seconds_for(max_cost, price, args)
+            if affordable < lifetime:
+                lifetime, name = affordable, f"max_cost={max_cost:g} {price.currency}".rstrip()
+        return lifetime, name
+
     async def get(self, args: InstanceArgs) -> Price:
         """The price for these arguments.
 

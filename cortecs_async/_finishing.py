@@ -12,7 +12,7 @@ from attrs import define, field, frozen
 
 from ._adoption import Ambiguous, Unknown, judge
 from ._domain import Instance
-from ._errors import ClientClosedError, CortecsError, TeardownError
+from ._errors import ClientClosedError, TeardownError
 from ._instances import Instances
 from ._records import Book, Entry, Record, wall_clock
 from ._rivals import Others, unknown_of
@@ -69,14 +69,14 @@ class Finisher:
         instances: Where the requests go, unretried.
         others: What others lay claim to, asked for at every look.
         note: Told what is done, for people.
-        deadline: When to give up, in seconds of `anyio.current_time`.
+        patience: Seconds until one is given up.
         visible_until: Until when an instance of a start without an answer may still appear, on that clock.
     """
 
     instances: Instances
     others: Callable[[], Others]
     note: Callable[[str], None]
-    deadline: float
+    patience: float
     visible_until: float
     finished: dict[Debt, Finished] = field(factory=dict)
 
@@ -99,20 +99,21 @@ class Finisher:
         entry = debt.entry
         if entry.held and entry.expires_at is not None:
             await anyio.sleep(max(entry.expires_at - wall_clock(), 0.0))
+        deadline = anyio.current_time() + self.patience
         self.note(f"releasing instance {instance_id}")
         while True:
             teardown = Teardown(
                 instances=self.instances,
                 instance_id=instance_id,
                 goal=Goal.STOPPED if entry.goal == Goal.STOPPED.value else Goal.GONE,
-                deadline=min(self.deadline, anyio.current_time() + _ROUND),
+                deadline=min(deadline, anyio.current_time() + _ROUND),
             )
             try:
                 await teardown.run()
             except TeardownError as error:
                 self.note(str(error))
                 is_hopeless = isinstance(teardown.last_trouble, ClientClosedError)
-                if is_hopeless or anyio.current_time() >= self.deadline:
+                if is_hopeless or anyio.current_time() >= deadline:
                     self.finished[debt] = Finished(state="left", instance_id=instance_id)
                     return
             else:
@@ -128,13 +129,14 @@ class Finisher:
         lost = {debt: debt.unknown() for debt in debts}
         claimed: set[str] = set()
         pause = _PAUSE
+        deadline = anyio.current_time() + self.patience
         while lost:
             began = anyio.current_time()
             listed = await self._list()
             if listed is not None:
                 pause = _PAUSE
                 self._sort_out(lost, listed, claimed, tasks, is_over=began >= self.visible_until)
-            elif anyio.current_time() >= self.deadline:
+            elif anyio.current_time() >= deadline:
                 self.finished.update({debt: Finished(state="left") for debt in lost})
                 return
             else:
@@ -178,7 +180,7 @@ class Finisher:
     async def _list(self) -> tuple[Instance, ...] | None:
         try:
             return await self.instances.list()
-        except CortecsError as error:
+        except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
             self.note(f"instances cannot be listed: {error}")
             return None
 

@@ -343,7 +343,7 @@ class Instances:
             args: What it must have.
             start: Starts a new one.
             found: Told of one that is there already; before a restart, because when the answer to that is
-                lost it may run all the same.
+                lost it may run all the same, and again when that is refused: then it is not ours.
         """
         async with self.ensuring:
             same_model = [
@@ -362,8 +362,13 @@ class Instances:
                 return match
             try:
                 return await self._restart(match.instance_id, witness=None if found is None else _Onlooker())
-            except _Refused:
-                if await self._listed(match.instance_id) is not None:
+            except _Refused as refusal:
+                other = await self._listed(match.instance_id)
+                if other is not None and found is not None and not refusal.outcome_unknown:
+                    await found(other, Origin.FOUND)
+                if other is not None and other.status in {"running", "pending"}:
+                    return other  # somebody else was faster
+                if other is not None:
                     raise
             # Somebody has deleted it since.
             return await start()

@@ -132,21 +132,27 @@ def _paths(directory: Path) -> list[Path]:
 
 
 def _write_whole(path: Path, data: bytes) -> int:
-    # Locked before it has its name, so that nobody can take it for a dead owner's.
     draft = path.with_suffix(".new")
-    fd = os.open(draft, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
+    directory = os.open(path.parent, os.O_RDONLY)
     try:
-        _lock(fd)
-        _write(fd, data)
-        os.fsync(fd)
-        draft.rename(path)
-        _sync_directory(path.parent)
-    except BaseException:
-        os.close(fd)
+        fd = os.open(draft, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            # Locked before it has its name, so that nobody can take it for a dead owner's.
+            _lock(fd)
+            _write(fd, data)
+            os.fsync(fd)
+            draft.rename(path)
+        except BaseException:
+            os.close(fd)
+            with contextlib.suppress(OSError):
+                draft.unlink()
+            raise
+        # From here on it counts. Some file systems cannot sync directories, and need not.
         with contextlib.suppress(OSError):
-            draft.unlink()
-        raise
-    return fd
+            os.fsync(directory)
+        return fd
+    finally:
+        os.close(directory)
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -176,11 +182,3 @@ def _is_at(fd: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(fd), path.stat())
     except OSError:
         return False
-
-
-def _sync_directory(directory: Path) -> None:
-    fd = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -163,6 +165,15 @@ class Keeper:
     def abandoned(self, key: str) -> None:
         """This process has given up: the reaper's, or `sweep`'s."""
         self._books.put({"kind": "ABANDONED", "entry": key})
+
+    def give_up(self, key: str | None) -> bool:
+        """`abandoned` where nothing can be awaited; False when there is nothing to give up."""
+        if key is None or not self._books.is_open(key):
+            return False
+        self.abandoned(key)
+        with contextlib.suppress(RuntimeError):  # at the interpreter's end: the end of the pipe will do
+            threading.Thread(target=self._books.commit, name="cortecs-books", daemon=True).start()
+        return True
 
     def ambiguous(self, key: str, candidates: Iterable[str]) -> None:
         """Which instance is meant cannot be told."""

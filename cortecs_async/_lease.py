@@ -12,7 +12,7 @@ from typing import Self
 import anyio
 from attrs import evolve
 
-from ._budget import Price, Receipt, receipt, seconds_for
+from ._budget import Price, Receipt, receipt
 from ._detached import clock, hand_on, protect_from_interrupts, run_to_end
 from ._domain import Instance
 from ._endpoint import Endpoint
@@ -168,10 +168,16 @@ class InstanceLease(Endpoint):
         self._began = self._clock()
         self._shop.http.hold()
         try:
-            await self._set_limit()
+            options = self._options
+            self._lifetime, self._limit = await self._shop.prices.limit(
+                options.args, max_lifetime=options.max_lifetime, max_cost=options.max_cost
+            )
             await self._begin(self._began + self._options.start_timeout)
             self._instance = await self._wait()
             await self._hand_over()
+        except GeneratorExit:
+            self._give_up()
+            raise
         except BaseException as error:
             # Nobody has seen it, so nobody could stop what `on_exit` would spare.
             await self._end(error, "delete")
@@ -191,6 +197,9 @@ class InstanceLease(Endpoint):
         """
         if self._phase is not _Phase.RUNNING or self._watchdog is None:
             return
+        if isinstance(exc, GeneratorExit):
+            self._give_up()
+            return
         outcome = await self._watchdog.leave(exc)
         self._instance = self._watchdog.instance
         on_exit = self._options.on_exit
@@ -199,18 +208,6 @@ class InstanceLease(Endpoint):
         await self._end(outcome, on_exit)
         if outcome is not None and outcome is not exc:
             raise outcome
-
-    async def _set_limit(self) -> None:
-        """Turns `max_lifetime` and `max_cost` into seconds, before anything is started."""
-        options = self._options
-        if options.max_lifetime is not None:
-            self._lifetime, self._limit = options.max_lifetime, f"max_lifetime={options.max_lifetime:g} s"
-        if options.max_cost is not None:
-            price = await self._shop.prices.get(options.args)
-            affordable = seconds_for(options.max_cost, price, options.args)
-            if affordable < self._lifetime:
-                self._lifetime = affordable
-                self._limit = f"max_cost={options.max_cost:g} {price.currency}".rstrip()
 
     async def _begin(self, deadline: float) -> None:
         shop, options, holding = self._shop, self._options, self._holding
@@ -259,14 +256,17 @@ class InstanceLease(Endpoint):
 
     async def _found(self, instance: Instance, origin: Origin) -> None:
         holding = self._holding
+        self._instance = instance
+        holding.instance_id, holding.origin = instance.instance_id, origin
+        if holding.key is not None:
+            self._shop.keeper.done(holding.key)  # of a restart that somebody else was faster with
+            holding.key = None
+        logger.info("instance %s %s", instance.instance_id, origin.value)
         if origin is Origin.RESTARTED:
             holding.key = self._shop.keeper.created(
                 None, instance.instance_id, goal="stopped", expires_at=self._expiry()
             )
             await self._shop.keeper.settle()
-        self._instance = instance
-        holding.instance_id, holding.origin = instance.instance_id, origin
-        logger.info("instance %s %s", instance.instance_id, origin.value)
 
     @property
     def _age(self) -> float:
@@ -335,6 +335,8 @@ class InstanceLease(Endpoint):
             )
             ended = await run_to_end(release.run, resume=True)
             failure, interruption = ended.error or release.failure, ended.interruption
+            if ended.error is not None:
+                self._shop.keeper.give_up(self._holding.open_key)
             self._close_account(release, failure)
         await self._shop.http.release()
         if cause is None:
@@ -377,6 +379,17 @@ class InstanceLease(Endpoint):
     def _note(self, cause: BaseException, failure: BaseException | None) -> None:
         if failure is not None and failure is not cause and not isinstance(cause, AmbiguousStartError):
             cause.add_note(f"cortecs_async: {self._named()}: {failure}")
+
+    def _give_up(self) -> None:
+        """Leaves it to the reaper: the loop was closed under the block, and nothing can be awaited."""
+        self._phase = _Phase.ENDED
+        if self._shop.keeper.give_up(self._holding.open_key):
+            logger.critical("%s was never released: that is left to the reaper", self._named())
+
+    def __del__(self) -> None:
+        # A traceback may show a lease whose constructor raised.
+        if getattr(self, "_phase", _Phase.ENDED) in {_Phase.STARTING, _Phase.RUNNING}:
+            self._give_up()
 
     def __repr__(self) -> str:
         shown = self._instance.instance_id if self._instance is not None else self._options.args.model_id

@@ -79,7 +79,7 @@ async def _reap_account(
             instances=Instances(http.request_once, settings.poll),
             others=lambda: claims_of_others(account, book, keys, _others(journal)),
             note=lambda text: report({"kind": "NOTE", "text": text, "at": wall_clock()}),
-            deadline=anyio.current_time() + (_LOCAL_LIMIT if settings.is_loopback else _LIMIT),
+            patience=_LOCAL_LIMIT if settings.is_loopback else _LIMIT,
             visible_until=anyio.current_time() + _WINDOW,
         )
         await finisher.finish([Debt(book, entry, report) for entry in entries])

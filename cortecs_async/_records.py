@@ -15,6 +15,9 @@ Record = dict[str, Any]
 
 FORMAT = 1
 
+# Baselines that are kept though no intent names them.
+_SPARE = 16
+
 
 def wall_clock() -> float:
     """Unix time in seconds: what promises are dated by, so that the next process can read them."""
@@ -118,11 +121,8 @@ class Book:
     def snapshot(self) -> list[Record]:
         """The records that fold to this book, and no more."""
         records: list[Record] = [self.owner] if self.owner else []
-        used = {entry.baseline for entry in self.entries.values()}
         records += [
-            {"kind": "BASELINE", "baseline": name, "ids": list(ids)}
-            for name, ids in self.baselines.items()
-            if name in used
+            {"kind": "BASELINE", "baseline": name, "ids": list(ids)} for name, ids in self.baselines.items()
         ]
         for entry in self.entries.values():
             records += _records_of(entry)
@@ -155,9 +155,13 @@ def _owner(book: Book, record: Record) -> None:
 
 
 def _baseline(book: Book, record: Record) -> None:
-    used = {entry.baseline for entry in book.entries.values()}
-    book.baselines = {name: ids for name, ids in book.baselines.items() if name in used}
     book.baselines[str(record["baseline"])] = tuple(str(each) for each in record["ids"])
+    if len(book.baselines) > _SPARE:
+        # The newest may be those of intents to come.
+        used = {entry.baseline for entry in book.entries.values()}
+        unused = [name for name in book.baselines if name not in used]
+        for name in unused[:-_SPARE]:
+            del book.baselines[name]
 
 
 def _new(record: Record) -> Entry:
@@ -182,6 +186,7 @@ def _created(book: Book, record: Record) -> None:
     entry.expires_at = None if expires_at is None else float(expires_at)
     entry.goal = str(record["goal"])
     entry.instance_id = str(record["instance_id"])
+    entry.held = False  # whoever held it has handed it back
     book.entries[entry.key] = entry
 
 

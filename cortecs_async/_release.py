@@ -54,6 +54,11 @@ class Holding:
     key: str | None = None
     start: Start | None = None
 
+    @property
+    def open_key(self) -> str | None:
+        """The entry that stands for all this."""
+        return self.key or (self.start.key if self.start is not None else None)
+
     def may_hold_something(self) -> bool:
         """Whether there is an instance, or may be."""
         if self.instance_id is not None:
@@ -140,7 +145,7 @@ class Release:
             self.instances.releasing.discard(instance_id)
 
     def _close(self) -> None:
-        key = self.holding.key or (self.holding.start.key if self.holding.start else None)
+        key = self.holding.open_key
         if key is None:
             return
         if self.failure is None:

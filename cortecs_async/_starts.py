@@ -226,8 +226,9 @@ class Starter:
             listing = await self._list(since=anyio.current_time())
         except ClientClosedError:
             raise
-        except CortecsError as error:
-            if not eager and not is_passing_trouble(error):
+        except Exception as error:
+            # Among them a credential provider's or a transport's own: a release outlasts those.
+            if not eager and not (isinstance(error, CortecsError) and is_passing_trouble(error)):
                 raise
             logger.warning("looking for the instance of a lost start: %s", error)
             return None

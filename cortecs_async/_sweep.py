@@ -144,7 +144,7 @@ async def _finish(
         instances=instances,
         others=others,
         note=lambda text: logger.info("%s", text),
-        deadline=anyio.current_time() + timeout,
+        patience=timeout,
         visible_until=anyio.current_time() + max(_WINDOW - age, 0.0),
     )
     finished = await finisher.finish(due)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
+import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -387,3 +390,87 @@ def test_the_bar_takes_the_services_words_as_they_are(capsys: pytest.CaptureFixt
     with ProvisioningBar(Console(force_terminal=True, width=100)) as bar:
         bar(Progress(instance=pending, elapsed=0.0))
     assert "Loading [/weights]" in capsys.readouterr().out
+
+
+# --- what the second review found ---------------------------------------------------------------------------
+
+
+async def test_who_is_slower_with_a_restart_shares_what_runs_and_does_not_stop_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world() as (emu, client):
+        stopped = emu.start_instance(MODEL, HARDWARE)
+        emu.stop_instance(stopped)
+        restart = Instances._restart
+
+        async def slower(self: Instances, instance_id: str, **more: Any) -> Instance:
+            emu._account.restart(instance_id, anyio.current_time())
+            return await restart(self, instance_id, **more)
+
+        monkeypatch.setattr(Instances, "_restart", slower)
+        async with client.instance(MODEL, HARDWARE, reuse=True) as inst:
+            assert inst.instance_id == stopped
+        assert emu.billing == (stopped,)
+        assert not {"stop", "delete", "start"} & set(routes(emu))
+
+
+async def test_a_provider_that_fails_while_a_lost_start_is_looked_for_ends_no_release(world: World) -> None:
+    async with world(token_lifetime=20.0) as (emu, client):
+        emu.add_fault(Fault("delay", route="start", when="after", seconds=100.0))
+        provide = client._http._tokens._provider
+        trouble = [OSError("vault is down")] * 3
+
+        async def unreliable() -> Credentials:
+            if emu.requests and anyio.current_time() > 20 and trouble:
+                raise trouble.pop()
+            return await provide()
+
+        client._http._tokens._provider = unreliable
+        with pytest.raises(OSError, match="vault"):
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        assert not trouble
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
+@pytest.mark.parametrize("how", ["dropped", "closed"])
+async def test_a_lease_that_nobody_leaves_is_left_to_the_reaper(
+    world: World, journals: Path, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    async with world(journal="auto") as (emu, client):
+        lease = client.instance(MODEL, HARDWARE, on_loss="ignore")
+        await lease.__aenter__()
+        if how == "closed":
+            # What a body gets that is thrown away in the middle, and may not await.
+            await lease.__aexit__(GeneratorExit, GeneratorExit(), None)
+        del lease
+        gc.collect()
+        assert "never released" in caplog.text
+        for thread in threading.enumerate():
+            if thread.name == "cortecs-books":
+                thread.join(10)
+        (entry,) = client._keeper.books.abandoned()
+        assert entry.instance_id == emu.existing[0]
+        assert [each.state for each in await client.sweep()] == ["released"]
+        assert emu.existing == ()
+
+
+async def test_a_release_broken_off_by_an_unheard_of_error_is_left_to_the_reaper(
+    world: World, journals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: Teardown) -> None:
+        raise RuntimeError("unheard of")
+
+    async with world(journal="auto") as (emu, client):
+        with monkeypatch.context() as patch:
+            patch.setattr(Teardown, "run", broken)
+            with pytest.raises(RuntimeError, match="unheard of") as caught:
+                async with client.instance(MODEL, HARDWARE):
+                    pass
+        assert "MAY STILL BE BILLED" in caught.value.__notes__[0]
+        for thread in threading.enumerate():
+            if thread.name == "cortecs-books":
+                thread.join(10)
+        assert [each.state for each in await client.sweep()] == ["released"]
+        assert emu.existing == ()

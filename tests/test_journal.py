@@ -103,7 +103,19 @@ class TestBook:
         book = book_of(BASELINE, intent(), {"kind": "GONE", "entry": "e1"})
         for number in range(100):
             book.apply({"kind": "BASELINE", "baseline": f"b{number}", "ids": []})
-        assert len(book.baselines) == 1
+        assert len(book.baselines) <= 17
+
+    def test_every_intent_keeps_its_own_baseline(self) -> None:
+        other = {"kind": "BASELINE", "baseline": "b2", "ids": ["i-9"]}
+        book = book_of(BASELINE, other, intent("e1"), {**intent("e2"), "baseline": "b2"})
+        for each in (book, fold(encode(book.snapshot()))):
+            assert each.known_before(each.entries["e1"]) == {"i-1", "i-2"}
+            assert each.known_before(each.entries["e2"]) == {"i-9"}
+
+    def test_what_its_holder_hands_back_is_owed_at_once(self) -> None:
+        book = book_of(created(expires_at=2000.0), {"kind": "HELD", "entry": "e1"}, created())
+        assert book.entries["e1"].is_due(0.0, owner_lives=False)
+        assert fold(encode(book.snapshot())).entries.keys() == {"e1"}
 
     def test_a_snapshot_folds_to_the_same_book(self) -> None:
         book = book_of(
@@ -188,6 +200,32 @@ class TestFile:
 
         monkeypatch.setattr(os, "open", replaced)
         assert take(path) is None
+
+    def test_a_directory_that_cannot_be_synced_leaves_nothing_unlocked(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        os_open, os_fsync = os.open, os.fsync
+
+        def refuse_directories(path: Any, *args: Any, **more: Any) -> int:
+            if Path(path).is_dir():
+                raise OSError(errno.EMFILE, "too many open files")
+            return os_open(path, *args, **more)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", refuse_directories)
+            with pytest.raises(OSError, match="too many"):
+                JournalFile.create(tmp_path, [BASELINE])
+        assert list(tmp_path.iterdir()) == []
+
+        def refuse_to_sync_directories(fd: int) -> None:
+            if os.path.isdir(f"/proc/self/fd/{fd}"):  # noqa: PTH112
+                raise OSError(errno.EINVAL, "not on this file system")
+            os_fsync(fd)
+
+        monkeypatch.setattr(os, "fsync", refuse_to_sync_directories)
+        journal = JournalFile.create(tmp_path, [BASELINE])
+        assert list(left_behind(tmp_path)) == []
+        journal.remove()
 
     def test_a_full_disk_leaves_no_half_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         journal = JournalFile.create(tmp_path, [BASELINE])
