@@ -101,7 +101,7 @@ class Claims:
 
     Attributes:
         ids: Instances whose start is known.
-        unknown: Starts without an answer, by model.
+        unknown: Starts without an answer, by model, from the lost answer until it is known what they made.
     """
 
     ids: set[str] = field(factory=set)
@@ -119,6 +119,18 @@ class Claims:
         self._flying[model_id] -= 1
         if not self._flying[model_id]:
             del self._flying[model_id]
+
+    def loses(self, model_id: str, start: Unknown) -> None:
+        """A start has got no answer."""
+        self.unknown.setdefault(model_id, []).append(start)
+
+    def finds(self, model_id: str, start: Unknown) -> None:
+        """It is known what it made, or it is given up."""
+        starts = self.unknown.get(model_id, [])
+        if start in starts:
+            starts.remove(start)
+        if not starts:
+            self.unknown.pop(model_id, None)
 
     def sky(self, model_id: str) -> int | None:
         """A number that stays the same as long as no start of the model is under way; None while one is."""

@@ -12,6 +12,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Container
 from pathlib import Path
 
@@ -180,6 +181,7 @@ class Books:
                 self.book.owner = {
                     "kind": "OWNER",
                     "format": FORMAT,
+                    "id": uuid.uuid4().hex,  # two containers may have one host name and process id
                     "host": socket.gethostname(),
                     "pid": os.getpid(),
                     "at": wall_clock(),

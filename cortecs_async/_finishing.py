@@ -187,7 +187,7 @@ class Finisher:
 
 def is_proven(instance: Instance, entry: Entry, others: Others) -> bool:
     """Whether an instance that fits a start cannot well be somebody else's."""
-    if any(start.fits(instance) for start in others.starting):
+    if any(start.fits(instance) for start in others.starting + others.unanswered):
         return False
     initialised = instance.instance_status.started_at
     if initialised is None:

@@ -16,12 +16,13 @@ import anyio.lowlevel
 import anyio.to_thread
 import attrs
 
+from ._adoption import Unknown
 from ._books import Books, books_of
 from ._config import Credentials, Settings
 from ._domain import InstanceArgs
 from ._errors import GuardError, JournalError
 from ._records import Record, wall_clock
-from ._rivals import Others, claims_of_others
+from ._rivals import Others, claims_of_others, unknown_of
 
 T = TypeVar("T")
 
@@ -86,6 +87,11 @@ class Keeper:
     def account(self) -> str:
         """Fingerprint of the account; empty before the first token."""
         return self._account
+
+    @property
+    def api(self) -> str:
+        """The base URL of the service."""
+        return self._settings.api_base_url
 
     @property
     def directory(self) -> Path:
@@ -162,6 +168,14 @@ class Keeper:
         self._own.discard(key)
         self._books.put({"kind": "GONE", "entry": key})
 
+    def unknown(self, key: str) -> Unknown:
+        """A start of which an intent tells, as everybody who looks for its instance sees it."""
+        return unknown_of(self._books.book, self._books.book.entries[key])
+
+    def unanswered(self, key: str) -> None:
+        """A start has got no answer, and its instance is looked for."""
+        self._books.put({"kind": "UNANSWERED", "entry": key})
+
     def abandoned(self, key: str) -> None:
         """This process has given up: the reaper's, or `sweep`'s."""
         self._books.put({"kind": "ABANDONED", "entry": key})
@@ -211,7 +225,7 @@ class Keeper:
         # What this client has closed must not count as somebody else's.
         await self.settle_anyhow()
         others = await self._off_loop(self._books.others)
-        return claims_of_others(self._account, self._books.book, self._own, others)
+        return claims_of_others(self.api, self._books.book, self._own, others)
 
     async def orphans(self) -> int:
         """How many promises dead owners have left."""

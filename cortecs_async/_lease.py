@@ -383,6 +383,9 @@ class InstanceLease(Endpoint):
     def _give_up(self) -> None:
         """Leaves it to the reaper: the loop was closed under the block, and nothing can be awaited."""
         self._phase = _Phase.ENDED
+        start = self._holding.start
+        if start is not None and start.state in {State.SENT, State.UNKNOWN}:
+            start.no_longer_unknown(State.GIVEN_UP)
         if self._shop.keeper.give_up(self._holding.open_key):
             logger.critical("%s was never released: that is left to the reaper", self._named())
 

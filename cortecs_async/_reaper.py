@@ -136,6 +136,8 @@ class Reaper:
         """The parent is dead: keeps everything that is left, and then removes the journal."""
         from ._journal import take  # noqa: PLC0415  (only now)
 
+        # Nobody listens; a forked child of the parent's may hold the pipe open, which would fill.
+        self._answer = _nowhere
         # Held while this works, so that nobody else does the same at once.
         taken = take(self.journal) if self.journal is not None else None
         left = [entry for entry in self.book.entries.values() if entry.key not in self._begun]
@@ -193,5 +195,15 @@ def serve(work: Work = _work) -> None:
 
 
 def _answer(message: Record) -> None:
+    if "deed" in message:
+        # For information: not worth waiting for a parent that has been stopped and does not read.
+        ready = select.poll()
+        ready.register(_OUT, select.POLLOUT)
+        if not ready.poll(0):
+            return
     with contextlib.suppress(OSError):  # nobody listens any more
         os.write(_OUT, encode([message]))
+
+
+def _nowhere(_: Record) -> None:
+    """Answers nobody."""

@@ -72,12 +72,11 @@ async def _reap_account(
         headers=arms["headers"],
     )
     http = HTTP(settings)
-    account = arms["account"]
     try:
         keys = {each.key for each in entries}
         finisher = Finisher(
             instances=Instances(http.request_once, settings.poll),
-            others=lambda: claims_of_others(account, book, keys, _others(journal)),
+            others=lambda: claims_of_others(settings.api_base_url, book, keys, _others(journal)),
             note=lambda text: report({"kind": "NOTE", "text": text, "at": wall_clock()}),
             patience=_LOCAL_LIMIT if settings.is_loopback else _LIMIT,
             visible_until=anyio.current_time() + _WINDOW,

@@ -38,6 +38,7 @@ class Entry:
         goal: "gone" or "stopped".
         expires_at: Unix time in seconds after which the instance goes, whoever lives; None for never.
         held: True once it was handed over (`acquire`): only `expires_at` ends it.
+        unanswered: True once its request has ended without an answer that says what it did.
         abandoned: True once its process has given up on it.
         candidates: Ids that it might be, of which some are not ours; nobody but a person decides.
     """
@@ -55,6 +56,7 @@ class Entry:
         "held",
         "instance_id",
         "key",
+        "unanswered",
     )
 
     def __init__(self, key: str, account: str, api: str, args: dict[str, Any], at: float) -> None:
@@ -68,6 +70,7 @@ class Entry:
         self.goal = "gone"
         self.expires_at: float | None = None
         self.held = False
+        self.unanswered = False
         self.abandoned = False
         self.candidates: tuple[str, ...] = ()
 
@@ -142,6 +145,8 @@ def _records_of(entry: Entry) -> Iterable[Record]:
             "goal": entry.goal,
             "expires_at": entry.expires_at,
         }
+    if entry.unanswered:
+        yield {"kind": "UNANSWERED", "entry": entry.key}
     if entry.held:
         yield {"kind": "HELD", "entry": entry.key}
     if entry.abandoned:
@@ -199,6 +204,10 @@ def _held(book: Book, record: Record) -> None:
         book.entries[key].held = True
 
 
+def _unanswered(book: Book, record: Record) -> None:
+    book.entries[str(record["entry"])].unanswered = True
+
+
 def _abandoned(book: Book, record: Record) -> None:
     book.entries[str(record["entry"])].abandoned = True
 
@@ -225,6 +234,7 @@ _CHANGES = {
     "BASELINE": _baseline,
     "INTENT": _intent,
     "CREATED": _created,
+    "UNANSWERED": _unanswered,
     "HELD": _held,
     "ABANDONED": _abandoned,
     "AMBIGUOUS": _ambiguous,

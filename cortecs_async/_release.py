@@ -117,16 +117,18 @@ class Release:
         start = self.holding.start
         if start is None or start.state not in {State.SENT, State.UNKNOWN}:
             return
-        with anyio.CancelScope(deadline=self.deadline):
+        with anyio.CancelScope(deadline=self.deadline) as time:
             try:
                 await self.starter.resolve(start, eager=True)
             except (AmbiguousStartError, ClientClosedError) as error:
                 self.failure = error
-        if start.state is State.UNKNOWN and self.failure is None:
+        if time.cancelled_caught:
             self.failure = CortecsError(
                 f"whether a start of {start.args.hf_name} made an instance could not be told in time. IT MAY "
                 "BE BILLED: the reaper goes on looking, and `python -m cortecs_async sweep` does."
             )
+        if self.failure is not None:
+            start.no_longer_unknown(State.GIVEN_UP)
 
     async def _tear_down(self) -> None:
         goal, instance_id = self.goal, self.holding.instance_id

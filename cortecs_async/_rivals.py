@@ -22,19 +22,21 @@ class Others:
     Attributes:
         ids: Instances that are theirs.
         starting: Starts of the living, which may be under way.
+        unanswered: Starts of the living that have got no answer, and are looked for as well.
         doomed: Starts of the dead, whose reapers look for what they made.
     """
 
     ids: set[str] = field(factory=set)
     starting: list[Unknown] = field(factory=list)
+    unanswered: list[Unknown] = field(factory=list)
     doomed: list[Unknown] = field(factory=list)
 
 
-def claims_of_others(account: str, own: Book, own_keys: Container[str], known: Iterable[Book]) -> Others:
-    """What an account's other promises lay claim to.
+def claims_of_others(api: str, own: Book, own_keys: Container[str], known: Iterable[Book]) -> Others:
+    """What other promises lay claim to, of this account or of one that may be the same under another name.
 
     Args:
-        account: Fingerprint of the account.
+        api: The base URL of the service.
         own: The book that our own promises stand in, beside those of others perhaps.
         own_keys: Which of them are ours. Keys tell nothing in other books: processes of two containers can
             have the same.
@@ -43,7 +45,7 @@ def claims_of_others(account: str, own: Book, own_keys: Container[str], known: I
     others = Others()
     for book in (own, *known):
         for entry in list(book.entries.values()):
-            if entry.account != account or (book is own and entry.key in own_keys):
+            if entry.api != api or (book is own and entry.key in own_keys):
                 continue
             if entry.instance_id is not None:
                 others.ids.add(entry.instance_id)
@@ -52,14 +54,17 @@ def claims_of_others(account: str, own: Book, own_keys: Container[str], known: I
             elif book.is_orphaned:
                 others.doomed.append(unknown_of(book, entry))
             elif wall_clock() - entry.at < _FLIGHT:
-                others.starting.append(unknown_of(book, entry))
+                kind = others.unanswered if entry.unanswered else others.starting
+                kind.append(unknown_of(book, entry))
     return others
 
 
 def unknown_of(book: Book, entry: Entry) -> Unknown:
     """The start of which an intent tells."""
     return Unknown(
-        args=read_args(entry), baseline=book.known_before(entry), order=(entry.at, f"{book.owner}{entry.key}")
+        args=read_args(entry),
+        baseline=book.known_before(entry),
+        order=(entry.at, f"{book.owner.get('id')}{entry.key}"),
     )
 
 

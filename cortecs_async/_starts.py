@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 
 import anyio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from ._adoption import Ambiguous, Claims, Unknown, judge
 from ._config import PollPolicy, RetryPolicy
@@ -22,10 +22,14 @@ from ._instances import Instances
 from ._keeper import Keeper
 from ._messages import Reply
 from ._retry import Failure, Kind, is_passing, may_have_worked
+from ._rivals import Others
 from ._watch import is_passing_trouble, poll_interval
 from ._wire import decode_instance
 
 logger = logging.getLogger("cortecs_async.lease")
+
+# Seconds more to wait while an instance may be that of a start of another process.
+_RIVALRY = 60.0
 
 
 class State(enum.Enum):
@@ -36,6 +40,7 @@ class State(enum.Enum):
     UNKNOWN = "nobody knows whether it worked"
     STARTED = "its instance is known"
     AMBIGUOUS = "its instance cannot be told from others"
+    GIVEN_UP = "nobody here looks for it any more"
 
 
 @define(eq=False)
@@ -85,9 +90,15 @@ class Start:
 
     def started(self, instance: Instance) -> None:
         """Its instance is known."""
-        self.state = State.STARTED
+        self.no_longer_unknown(State.STARTED)
         self.claims.ids.add(instance.instance_id)
         self.on_started(instance)
+
+    def no_longer_unknown(self, state: State) -> None:
+        """It is known what it made, or nobody looks for it any more."""
+        self.state = state
+        if self.unknown is not None:
+            self.claims.finds(self.args.model_id, self.unknown)
 
     def broken_off(self) -> None:
         """No outcome will be told any more: the loop was broken off in the middle of the request."""
@@ -97,6 +108,8 @@ class Start:
     def _lose(self, failure: Failure) -> None:
         self.state = State.UNKNOWN
         self.failure = failure
+        if self.unknown is not None:
+            self.claims.loses(self.args.model_id, self.unknown)
         window = self.policy.adoption_window
         # A service that has hung up or answered is done; one that is slow may come to it yet.
         self.visible_until = anyio.current_time() + (window if failure.kind is Kind.TIMED_OUT else window / 6)
@@ -107,6 +120,12 @@ class _Listing:
     instances: tuple[Instance, ...]
     began: float
     name: str | None = None  # in the books, once it is the baseline of a start
+
+
+@frozen
+class _Verdict:
+    outcome: Instance | Ambiguous | None
+    is_final: bool  # or may another process still explain it
 
 
 @define(eq=False)
@@ -147,9 +166,9 @@ class Starter:
                 await anyio.sleep(self._poll.min_interval)
             listing = await self._list(since=None)
             ids = frozenset(each.instance_id for each in listing.instances)
-            start.unknown = Unknown(args=start.args, baseline=ids)
             listing.name = listing.name or self._keeper.baseline(ids)
             start.key = await self._keeper.intend(start.args, listing.name)
+            start.unknown = self._keeper.unknown(start.key)
             attempt += 1
             try:
                 return await self._instances.start_checked(start.args, witness=start)
@@ -183,38 +202,36 @@ class Starter:
         """
         start.broken_off()
         assert start.unknown is not None  # noqa: S101  (set before it was sent)
-        peers = self._claims.unknown.setdefault(start.args.model_id, [])
-        peers.append(start.unknown)
+        if start.key is not None:
+            self._keeper.unanswered(start.key)
         began = anyio.current_time()
-        try:
-            while True:
-                listing = await self._look(start, eager=eager)
-                if listing is not None:
-                    others = await self._keeper.others()
-                    free = self._claims.without_claimed(listing.instances, others.ids)
-                    rivals = any(
-                        each.fits(instance) for each in others.starting + others.doomed for instance in free
-                    )
-                    verdict = judge(start.unknown, peers, free)
-                    is_over = listing.began >= start.visible_until
-                    if rivals and verdict is not None and listing.began < start.visible_until + 60.0:
-                        # It may be what another process of this machine has just started.
-                        is_over = False
-                    elif isinstance(verdict, Instance) and not rivals and (eager or is_over):
-                        logger.info("instance %s is that of the lost start", verdict.instance_id)
-                        start.started(verdict)
-                        return verdict
-                    if is_over:
-                        if verdict is None:
-                            start.state = State.NOTHING
-                            self._close(start)
-                            return None
-                        self._give_up(start, verdict)
-                await anyio.sleep(poll_interval(anyio.current_time() - began, self._poll))
-        finally:
-            peers.remove(start.unknown)
-            if not peers:
-                del self._claims.unknown[start.args.model_id]
+        while True:
+            listing = await self._look(start, eager=eager)
+            if listing is not None:
+                others = await self._keeper.others()
+                verdict = self._judge(start.unknown, listing, others)
+                # What another process of this machine has just started may be no candidate in a moment.
+                is_over = listing.began >= start.visible_until + (0.0 if verdict.is_final else _RIVALRY)
+                if isinstance(verdict.outcome, Instance) and verdict.is_final and (eager or is_over):
+                    logger.info("instance %s is that of the lost start", verdict.outcome.instance_id)
+                    start.started(verdict.outcome)
+                    return verdict.outcome
+                if is_over and verdict.outcome is None:
+                    start.no_longer_unknown(State.NOTHING)
+                    self._close(start)
+                    return None
+                if is_over:
+                    self._give_up(start, verdict.outcome)
+            await anyio.sleep(poll_interval(anyio.current_time() - began, self._poll))
+
+    def _judge(self, mine: Unknown, listing: _Listing, others: Others) -> _Verdict:
+        free = self._claims.without_claimed(listing.instances, others.ids)
+        peers = self._claims.unknown.get(mine.args.model_id, [])
+        starts = sorted([*peers, *others.unanswered], key=lambda each: each.order)
+        outcome = judge(mine, starts, free)
+        rivals = [*others.starting, *others.doomed]
+        is_rivalled = any(start.fits(instance) for start in rivals for instance in free)
+        return _Verdict(outcome, is_final=outcome is None or not is_rivalled)
 
     async def _look(self, start: Start, *, eager: bool) -> _Listing | None:
         """A list in which everything new belongs to somebody known or to an unknown start."""
@@ -234,9 +251,11 @@ class Starter:
             return None
         return listing if self._claims.sky(model_id) == sky else None
 
-    def _give_up(self, start: Start, verdict: Ambiguous | Instance) -> None:
-        candidates = verdict.candidates if isinstance(verdict, Ambiguous) else (verdict.instance_id,)
-        start.state = State.AMBIGUOUS
+    def _give_up(self, start: Start, outcome: Ambiguous | Instance | None) -> None:
+        candidates = outcome.candidates if isinstance(outcome, Ambiguous) else ()
+        if isinstance(outcome, Instance):
+            candidates = (outcome.instance_id,)
+        start.no_longer_unknown(State.AMBIGUOUS)
         start.candidates = candidates
         if start.key is not None:
             self._keeper.ambiguous(start.key, candidates)

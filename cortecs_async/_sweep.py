@@ -80,7 +80,7 @@ async def sweep(instances: Instances, keeper: Keeper, *, dry_run: bool, timeout:
         keys = {debt.entry.key for debt in debts if debt.book is own}
 
         def others() -> Others:
-            return claims_of_others(keeper.account, own, keys, keeper.books.others(without=paths))
+            return claims_of_others(keeper.api, own, keys, keeper.books.others(without=paths))
 
         if dry_run:
             results += _preview(debts, listed, others())

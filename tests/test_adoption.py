@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
+import httpx
 import pytest
+from conftest import emulated_wall_clock
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cortecs_async import AsyncCortecs, RetryPolicy, errors
 from cortecs_async._adoption import Ambiguous, Unknown, judge
+from cortecs_async._books import Books
 from cortecs_async._domain import Instance, InstanceArgs, InstanceStatus
+from cortecs_async._journal import JournalFile
 from cortecs_async._matching import fits
 from cortecs_async.emulator import Emulator, Fault
 
@@ -316,28 +320,112 @@ async def test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_
     await later._http._client.aclose()
 
 
-async def test_one_that_another_process_has_started_is_not_taken(world: World, journals: Path) -> None:
-    """The other's journal names it, or says that one is on its way."""
-    async with world(journal="auto") as (emu, client), world(journal="auto") as (_, _other):
-        emu.add_fault(Fault("drop", route="start", when="before", times=1))
-        # Two clients of one account, as two processes are: each with books of its own.
-        options = {"api_base_url": emu.api_base_url, "guard": "off", "http_client": client._http._client}
-        other = AsyncCortecs(emu.client_id, emu.client_secret, **options)
-        async with other, anyio.create_task_group() as tasks:
+@asynccontextmanager
+async def another_process(
+    emu: Emulator, journals: Path, *, client_id: str | None = None
+) -> AsyncIterator[Any]:
+    """A client with books of its own, as another process of this machine has them."""
+    async with (
+        httpx.AsyncClient(transport=emu.transport()) as http,
+        AsyncCortecs(
+            emu.client_id,
+            emu.client_secret,
+            api_base_url=emu.api_base_url,
+            http_client=http,
+            guard="off",
+        ) as other,
+    ):
+        other._keeper._books = Books(journals, journal=True, guard=False)
+        yield other
 
-            async def lease() -> None:
-                await anyio.sleep(2.0)
-                async with other.instance(MODEL, HARDWARE):
-                    await anyio.sleep(100)
 
+async def test_a_lost_start_does_not_take_what_another_process_starts_meanwhile(
+    world: World, journals: Path
+) -> None:
+    async with world(journal="auto") as (emu, client), another_process(emu, journals) as other:
+        emu.add_fault(Fault("drop", route="start", when="before"))
+        ended: list[float] = []
+
+        async def lease() -> None:
+            await anyio.sleep(3.0)
+            async with other.instance(MODEL, HARDWARE):
+                await anyio.sleep(200)
+                ended.append(anyio.current_time())
+
+        async with anyio.create_task_group() as tasks:
             tasks.start_soon(lease)
             async with client.instance(MODEL, HARDWARE) as inst:
-                assert len(emu.billing) == 2
                 mine = inst.instance_id
-            assert emu.billing
+                assert len(emu.billing) == 2
             assert mine not in emu.billing
+            assert len(emu.billing) == 1
+        assert ended
         assert emu.existing == ()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_two_processes_that_lose_equal_starts_at_once_share_what_they_find(
+    world: World, journals: Path, when: Any
+) -> None:
+    async with world(journal="auto") as (emu, client), another_process(emu, journals) as other:
+        emu.add_fault(Fault("drop", route="start", when="after"))
+        emu.add_fault(Fault("drop", route="start", when=when))
+        found: list[str] = []
+
+        async def lease(which: AsyncCortecs) -> None:
+            async with which.instance(MODEL, HARDWARE) as inst:
+                found.append(inst.instance_id)
+                await anyio.sleep(200)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lease, client)
+            tasks.start_soon(lease, other)
+        assert len(set(found)) == 2
         assert len(emu.ledger) == 2
+        assert emu.existing == ()
+
+
+async def test_another_client_id_of_the_same_account_counts_as_well(world: World, journals: Path) -> None:
+    async with world(journal="auto") as (emu, client):
+        theirs = emu.start_instance(MODEL, HARDWARE)
+        emu.delete_instance(theirs)
+        emu.add_fault(Fault("drop", route="start", when="before"))
+        common = {"account": "under another name", "api": emu.api_base_url, "at": emulated_wall_clock()}
+        living: JournalFile | None = None
+
+        async def start() -> None:
+            nonlocal living
+            await anyio.sleep(3.0)
+            record = {"kind": "CREATED", "entry": "e1", **common, "args": {}, "goal": "gone"}
+            foreign = emu.start_instance(MODEL, HARDWARE)
+            living = JournalFile.create(journals, [{**record, "instance_id": foreign}])
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(start)
+            async with client.instance(MODEL, HARDWARE):
+                assert len(emu.billing) == 2
+        assert len(emu.billing) == 1
+        assert living is not None
+        living.remove()
+
+
+async def test_a_lost_start_that_is_released_is_no_riddle_for_its_neighbour(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="after", times=2))
+        reached = False
+
+        async def neighbour() -> None:
+            nonlocal reached
+            async with client.instance(MODEL, HARDWARE):
+                reached = True
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(neighbour)
+            with anyio.move_on_after(9.0):
+                async with client.instance(MODEL, HARDWARE):
+                    pytest.fail("entered")
+        assert reached
+        assert emu.existing == ()
 
 
 async def test_a_plain_start_of_the_same_client_is_not_taken_for_a_lost_one(world: World) -> None:
