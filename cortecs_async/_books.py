@@ -130,7 +130,8 @@ class Books:
             for record in records:
                 self.book.apply(record)
             if self._journals:
-                self._write(records)
+                with _fork_gate:
+                    self._write(records)
             if self._guards:
                 self._tell(arms, records)
             self.done = max(self.done, reached)
@@ -175,6 +176,9 @@ class Books:
 
     def _write(self, records: list[Record]) -> None:
         try:
+            if self._journal is not None and not self._journal.is_there():
+                self._journal.close()
+                self._journal = None
             if self._journal is None:
                 if not self.book.entries:
                     return
@@ -226,7 +230,9 @@ class Books:
 
     def _raise_up(self) -> None:
         try:
-            self._guard.start()
+            with _fork_gate:
+                self._guard.start()
+            self._guard.greet()
             self._shown = None
             self._guard.tell([*self._where(), *self._armed.values(), *self.book.snapshot()])
         except GuardError as error:
@@ -274,12 +280,27 @@ def books_of(directory: Path, *, journal: bool, guard: bool) -> Books:
         return _all[key]
 
 
-def _after_fork() -> None:
-    global _all_lock  # noqa: PLW0603  (it may have been held by a thread that is not here)
-    _all_lock = threading.Lock()
+# Held while descriptors come into being that must not survive in a forked child: a pipe that is open there
+# never ends, and a lock that is held there says that its owner lives.
+_fork_gate = threading.Lock()
+
+
+def _before_fork() -> None:
+    _fork_gate.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    _fork_gate.release()
+
+
+def _after_fork_in_child() -> None:
+    global _all_lock, _fork_gate
+    _all_lock, _fork_gate = threading.Lock(), threading.Lock()
     for each in _all.values():
         each.after_fork()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child
+    )

@@ -104,6 +104,8 @@ def seconds_for(max_cost: float, price: Price, args: InstanceArgs) -> float:
     each = interval / 60.0 * price.per_minute * args.num_workers
     if each <= 0:
         return math.inf
+    if math.isinf(max_cost / each):
+        return math.inf
     affordable = math.floor(max_cost / each + 1e-9)
     if affordable < 1:
         raise InvalidArgumentError(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import warnings
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
+
+import anyio
 
 from ._acquired import release_acquired
 from ._arguments import check_instance_id, check_seconds, check_start
@@ -26,8 +27,6 @@ from ._starts import Starter
 from ._sweep import Orphan, sweep
 from ._waiting import ProgressCallback
 from ._workshop import LeaseOptions, OnLoss, Workshop, check_lease
-
-logger = logging.getLogger("cortecs_async.guard")
 
 _MODES = ("auto", "required", "off")
 
@@ -362,12 +361,12 @@ class AsyncCortecs:
 
     async def __aenter__(self) -> Self:
         self._http.check_open()
-        if self._keeper.reads_journals and (count := await self._keeper.orphans()):
-            logger.warning(
-                "processes that died have left %d instance(s) or starts behind: "
-                "`python -m cortecs_async sweep` (or client.sweep()) releases them",
-                count,
-            )
+        try:
+            await self._keeper.tell_of_orphans()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.aclose()
+            raise
         return self
 
     async def __aexit__(

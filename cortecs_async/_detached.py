@@ -78,6 +78,15 @@ def in_trio() -> bool:
     return trio is not None and bool(trio.lowlevel.in_trio_task())
 
 
+def this_loop() -> object:
+    """The running event loop, as something to be compared."""
+    if in_trio():
+        import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+
+        return trio.lowlevel.current_trio_token()
+    return asyncio.get_running_loop()
+
+
 def clock() -> Callable[[], float]:
     """The clock of the running event loop, which other threads may read too."""
     if in_trio():
@@ -137,33 +146,38 @@ class Background:
                 logger.exception("watching over an instance failed")
 
 
-async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T]:
-    async def supervise() -> T:
-        while True:
-            try:
-                return await work()
-            except (asyncio.CancelledError, KeyboardInterrupt):
-                # asyncio raises a second Ctrl-C in whatever code runs just then, this task's perhaps. The
-                # first has cancelled the main task already, so that nothing is lost by going on.
-                if not resume:
-                    raise
-                logger.warning("interrupted while releasing an instance: going on until it is released")
+async def _supervise(work: Callable[[], Awaitable[T]], *, resume: bool) -> T:
+    while True:
+        try:
+            return await work()
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            # asyncio raises a second Ctrl-C in whatever code runs just then, this task's perhaps. The first
+            # has cancelled the main task already, so that nothing is lost by going on.
+            if not resume:
+                raise
+            logger.warning("interrupted while releasing an instance: going on until it is released")
 
-    task = asyncio.get_running_loop().create_task(supervise())
-    if not resume:
-        # `asyncio.run` cancels every task that it knows when it ends. Work that cannot be taken up again must
-        # not be among them; the caller's task is, and waits for it, so that the loop stays.
-        asyncio._unregister_task(task)  # noqa: SLF001  (documented for extensions of asyncio)
+
+async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T]:
     interruption: BaseException | None = None
-    # The shield keeps anyio's scopes out, which would otherwise cancel at every turn of the loop.
-    with anyio.CancelScope(shield=True):
-        while not task.done():
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError as cancelled:
-                interruption = cancelled
-    if task.cancelled():
-        return Ended(error=asyncio.CancelledError(), interruption=interruption)
+    while True:
+        task = asyncio.get_running_loop().create_task(_supervise(work, resume=resume))
+        if not resume:
+            # `asyncio.run` cancels every task that it knows when it ends. Work that cannot be taken up again
+            # must not be among them; the caller's task is, and waits for it, so that the loop stays.
+            asyncio._unregister_task(task)  # noqa: SLF001  (documented for extensions of asyncio)
+        # The shield keeps anyio's scopes out, which would otherwise cancel at every turn of the loop.
+        with anyio.CancelScope(shield=True):
+            while not task.done():
+                try:
+                    await asyncio.wait([task])
+                except asyncio.CancelledError as cancelled:
+                    interruption = cancelled
+        if not task.cancelled():
+            break
+        if not resume:
+            return Ended(error=asyncio.CancelledError(), interruption=interruption)
+        # Cancelled before its first step, it never came to its own `except`.
     if error := task.exception():
         return Ended(error=error, interruption=interruption)
     return Ended(value=task.result(), interruption=interruption)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from ._config import Secret
 from ._errors import GuardError
 from ._reaper import BOOTSTRAP
 from ._records import Record, encode
@@ -22,6 +23,9 @@ logger = logging.getLogger("cortecs_async.guard")
 
 # Seconds until a reaper that does not answer is given up. It starts in a tenth of that on a loaded machine.
 _PATIENCE = 15.0
+
+# What a reaper does that changes what is owed.
+_NEWS = frozenset({"CREATED", "AMBIGUOUS", "GONE"})
 
 # The rest of the environment, in which credentials often stand, is not handed on.
 _ENVIRONMENT = frozenset({
@@ -83,7 +87,18 @@ class Guard:
         os.set_blocking(process.stdin.fileno(), False)
         self._process = process
         self._sent = self._acknowledged = 0
-        threading.Thread(target=self._listen, args=(process,), name="cortecs-guard", daemon=True).start()
+        try:
+            threading.Thread(target=self._listen, args=(process,), name="cortecs-guard", daemon=True).start()
+        except RuntimeError as error:
+            self.discard()
+            raise GuardError(f"no thread to listen to the reaper: {error}") from None
+
+    def greet(self) -> None:
+        """Says where the HTTP stack is found, should it be needed; returns when it answers.
+
+        Raises:
+            GuardError: when it does not.
+        """
         self.tell([{"kind": "HELLO", "path": [each or str(Path.cwd()) for each in sys.path]}])
 
     def tell(self, messages: Iterable[Record]) -> None:
@@ -100,11 +115,10 @@ class Guard:
             self._sent += 1
             numbered.append({**message, "number": self._sent})
         deadline = time.monotonic() + _PATIENCE
-        try:
-            _write(process.stdin.fileno(), encode(numbered), deadline)
-        except OSError as error:
+        problem = _send(process.stdin.fileno(), numbered, deadline)
+        if problem:
             self.discard()
-            raise GuardError(f"the reaper is gone: {error}") from None
+            raise GuardError(f"the reaper is gone: {problem}")
         with self._news:
             self._news.wait_for(
                 lambda: self._acknowledged >= self._sent or self._silent is process,
@@ -121,8 +135,7 @@ class Guard:
         if process is None:
             return
         if process.stdin is not None:
-            with contextlib.suppress(OSError):
-                _write(process.stdin.fileno(), encode([{"kind": "BYE", "number": 0}]), time.monotonic() + 1.0)
+            _send(process.stdin.fileno(), [{"kind": "BYE", "number": 0}], time.monotonic() + 1.0)
         self._let_go(process)
         try:
             process.wait(timeout=2.0)
@@ -166,7 +179,9 @@ class Guard:
             for line in stream:
                 message = json.loads(line)
                 if "deed" in message:
-                    self._on_deed(message["deed"])
+                    # One that was left behind works for a book that is closed.
+                    if process is self._process and message["deed"]["kind"] in _NEWS:
+                        self._on_deed(message["deed"])
                     continue
                 with self._news:
                     if process is self._process:
@@ -178,6 +193,19 @@ class Guard:
             self._news.notify_all()
         if process is self._process:
             self._on_death()
+
+
+def _send(fd: int, messages: list[Record], deadline: float) -> str:
+    """Sends messages; returns what went wrong. Not as an exception, whose frames would show the secrets."""
+    data = encode(
+        {name: value.reveal() if isinstance(value, Secret) else value for name, value in each.items()}
+        for each in messages
+    )
+    try:
+        _write(fd, data, deadline)
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 def _write(fd: int, data: bytes, deadline: float) -> None:

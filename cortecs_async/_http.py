@@ -19,7 +19,7 @@ from attrs import evolve
 
 from ._auth import Token, TokenSource, renewal_time
 from ._config import Credentials, Secret, Settings, credentials_problem
-from ._detached import run_to_end
+from ._detached import run_to_end, this_loop
 from ._errors import ClientClosedError, ConfigurationError
 from ._failures import EXCHANGE_PATH, to_error
 from ._messages import Call, Reply
@@ -67,6 +67,7 @@ class HTTP:
         self._tokens = TokenSource(settings.credential_provider, self._exchange)
         self._redactor = Redactor()
         self._holders = 0
+        self._loop: object = None
         self._closed = False
 
     async def request(self, call: Call) -> Reply:
@@ -84,6 +85,7 @@ class HTTP:
         """The same for a lease, whose teardown must still go out after the client was closed."""
         if not self._holders:
             self.check_open()
+        self._check_loop()
         started = anyio.current_time()
         attempts = 0
         unknown = False
@@ -138,6 +140,16 @@ class HTTP:
                 "this AsyncCortecs is closed: make the call inside its `async with` block, or make a new one"
             )
 
+    def _check_loop(self) -> None:
+        loop = this_loop()
+        if self._loop is None:
+            self._loop = loop
+        elif self._loop is not loop:
+            raise ConfigurationError(
+                "this AsyncCortecs was used on another event loop before, and connections cannot move: make "
+                "one in each `asyncio.run`, and in each process after a fork"
+            )
+
     def hold(self) -> None:
         """A lease begins: the connection pool stays open until it has released, even past `aclose`."""
         self._holders += 1
@@ -154,11 +166,13 @@ class HTTP:
 
     async def _close_if_done(self) -> None:
         if self._closed and not self._holders:
-            with anyio.CancelScope(shield=True):
-                if self._on_close is not None:
-                    await self._on_close()
-                if self._owned:
-                    await self._client.aclose()
+            (await run_to_end(self._close, resume=True)).unwrap()
+
+    async def _close(self) -> None:
+        if self._on_close is not None:
+            await self._on_close()
+        if self._owned:
+            await self._client.aclose()
 
     async def _attempt(
         self, call: Call, token: Token | None, attempts: int, timeout: float

@@ -66,6 +66,10 @@ class JournalFile:
         """Bytes."""
         return os.fstat(self._fd).st_size
 
+    def is_there(self) -> bool:
+        """Whether it still has its name: somebody may have cleared the directory."""
+        return os.fstat(self._fd).st_nlink > 0
+
     def rewrite(self, records: list[Record]) -> None:
         """Replaces everything, at once or not at all.
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,7 +21,8 @@ import attrs
 
 from ._adoption import Unknown
 from ._books import Books, books_of
-from ._config import Credentials, Settings
+from ._config import Credentials, Secret, Settings
+from ._detached import in_trio
 from ._domain import InstanceArgs
 from ._errors import GuardError, JournalError
 from ._records import Record, wall_clock
@@ -30,21 +34,38 @@ Mode = Literal["auto", "required", "off"]
 
 logger = logging.getLogger("cortecs_async.guard")
 
+# Few: what they do is serialised anyway. Threads of our own, because the user's may all be busy; and not
+# anyio's on asyncio, which keep the task that first used them, and with it a lease that nobody leaves, alive.
+_executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cortecs-books")
 _limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("cortecs_async_books")
 
 
 async def off_loop(work: Callable[[], T]) -> T:
     """Runs what blocks in a thread; where there are no threads any more, as at the very end, here."""
+    if not in_trio():
+        try:
+            future = asyncio.get_running_loop().run_in_executor(_executor, work)
+        except RuntimeError:
+            return work()
+        return await future
     try:
         limiter = _limiter.get()
     except LookupError:
-        # One of its own: the user's threads may all be busy.
         limiter = anyio.CapacityLimiter(4)
         _limiter.set(limiter)
     try:
         return await anyio.to_thread.run_sync(work, limiter=limiter)
     except RuntimeError:
         return work()
+
+
+def _after_fork() -> None:
+    global _executor  # noqa: PLW0603  (its threads are not in the child)
+    _executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cortecs-books")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def fingerprint(api_base_url: str, client_id: str) -> str:
@@ -111,6 +132,8 @@ class Keeper:
         self._account = fingerprint(self._settings.api_base_url, credentials.client_id)
         if self._joined is not None:
             self._arm()
+            # The old ones may be revoked before the next promise is made.
+            self._commit_soon()
 
     def baseline(self, ids: Iterable[str]) -> str:
         """Notes which ids exist; the name stands for them."""
@@ -185,9 +208,15 @@ class Keeper:
         if key is None or not self._books.is_open(key):
             return False
         self.abandoned(key)
+        self._commit_soon()
+        return True
+
+    def _commit_soon(self) -> None:
+        if self._journal == "off" and self._guard == "off":
+            self._books.commit()
+            return
         with contextlib.suppress(RuntimeError):  # at the interpreter's end: the end of the pipe will do
             threading.Thread(target=self._books.commit, name="cortecs-books", daemon=True).start()
-        return True
 
     def ambiguous(self, key: str, candidates: Iterable[str]) -> None:
         """Which instance is meant cannot be told."""
@@ -227,9 +256,15 @@ class Keeper:
         others = await self._off_loop(self._books.others)
         return claims_of_others(self.api, self._books.book, self._own, others)
 
-    async def orphans(self) -> int:
-        """How many promises dead owners have left."""
-        return await self._off_loop(self._books.orphans)
+    async def tell_of_orphans(self) -> None:
+        """Says in one line of the log that there is something to sweep."""
+        count = await self._off_loop(self._books.orphans) if self.reads_journals else 0
+        if count:
+            logger.warning(
+                "processes that died have left %d instance(s) or starts behind: "
+                "`python -m cortecs_async sweep` (or client.sweep()) releases them",
+                count,
+            )
 
     def key_of(self, instance_id: str) -> str | None:
         """The entry of an instance that this process has promised."""
@@ -242,9 +277,12 @@ class Keeper:
 
     async def leave(self) -> None:
         """The client is closed and has no lease any more."""
+        await self._off_loop(self._leave)
+
+    def _leave(self) -> None:
         joined, self._joined = self._joined, None
         if joined == self._books.generation:
-            await self._off_loop(self._books.leave)
+            self._books.leave()
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
         # In memory alone, nothing blocks.
@@ -260,15 +298,15 @@ class Keeper:
     def _arm(self) -> None:
         if self._guard == "off" or self._credentials is None:
             return
-        self._books.put({
-            "kind": "ARM",
-            "account": self._account,
+        sealed = json.dumps({
             "api_base_url": self._settings.api_base_url,
             "client_id": self._credentials.client_id,
             "client_secret": self._credentials.client_secret.reveal(),
             "headers": dict(self._settings.headers),
             "timeout": self._settings.timeout,
         })  # fmt: skip
+        # Sealed until it goes into the pipe: a traceback may show what stands in the queue.
+        self._books.put({"kind": "ARM", "account": self._account, "sealed": Secret(sealed)})
 
     def _common(self, key: str) -> Record:
         return {

@@ -125,11 +125,10 @@ class InstanceLease(Endpoint):
             RequestError: when the service refuses the start, or is out of reach.
         """
         await self._enter()
-        instance = self.instance
         self._watchdog = Watchdog(
             poller=self._shop.instances.poller,
             policy=self._shop.poll,
-            instance=instance,
+            instance=self.instance,
             expires_at=self._billed_from + self._lifetime,
             limit=self._limit,
             minds_loss=self._options.on_loss == "cancel",
@@ -145,6 +144,7 @@ class InstanceLease(Endpoint):
             await self._shop.http.release()
         except BaseException as error:
             self._shop.http.hold()
+            self._promise_again()
             await self._end(error, "delete")
             raise
         return InstanceHandle(
@@ -180,6 +180,7 @@ class InstanceLease(Endpoint):
             raise
         except BaseException as error:
             # Nobody has seen it, so nobody could stop what `on_exit` would spare.
+            self._promise_again()
             await self._end(error, "delete")
             raise
         self._phase = _Phase.RUNNING
@@ -275,9 +276,7 @@ class InstanceLease(Endpoint):
 
     @property
     def _billed_from(self) -> float:
-        start = self._holding.start
-        is_ours = self._holding.origin is Origin.STARTED and start is not None
-        return start.sent_at if is_ours and start is not None else self._began
+        return self._began if self._holding.billed_from is None else self._holding.billed_from
 
     def _expiry(self) -> float | None:
         """Unix time for the reaper, which does not know this loop's clock."""
@@ -319,6 +318,12 @@ class InstanceLease(Endpoint):
             )
         await self._shop.keeper.settle_anyhow()
 
+    def _promise_again(self) -> None:
+        """It may have been handed over just before."""
+        holding = self._holding
+        if holding.key is not None and holding.origin is Origin.STARTED and self._options.on_exit != "delete":
+            self._shop.keeper.created(holding.key, self.instance_id, goal="gone", expires_at=self._expiry())
+
     async def _end(self, cause: BaseException | None, on_exit: OnExit) -> None:
         """Tears down. Raises only when there is no `cause`, which the caller raises (again)."""
         self._phase = _Phase.ENDED
@@ -332,6 +337,7 @@ class InstanceLease(Endpoint):
                 holding=self._holding,
                 on_exit=on_exit,
                 deadline=anyio.current_time() + self._options.teardown_timeout,
+                settle=self._shop.poll.settle,
             )
             ended = await run_to_end(release.run, resume=True)
             failure, interruption = ended.error or release.failure, ended.interruption
@@ -357,10 +363,10 @@ class InstanceLease(Endpoint):
         if failure is not None:
             # Anything but an error of ours, a KeyboardInterrupt say, does not name the instance.
             if not isinstance(failure, CortecsError):
-                failure.add_note(f"cortecs_async: {self._named()} MAY STILL BE BILLED")
-            logger.critical("%s: %r", self._named(), failure)
+                failure.add_note(f"cortecs_async: {self._holding.name} MAY STILL BE BILLED")
+            logger.critical("%s: %r", self._holding.name, failure)
         elif release.goal is not None:
-            logger.info("%s is %s: %s", self._named(), release.goal.value, self._receipt)
+            logger.info("%s is %s: %s", self._holding.name, release.goal.value, self._receipt)
 
     def _count(self, until: float) -> Receipt:
         args = self.instance.instance_args
@@ -371,14 +377,9 @@ class InstanceLease(Endpoint):
         )
         return receipt(self.instance_id, max(until - self._billed_from, 0.0), args, price)
 
-    def _named(self) -> str:
-        if self._holding.instance_id is not None:
-            return f"instance {self._holding.instance_id}"
-        return f"a start of {self._options.args.hf_name}"
-
     def _note(self, cause: BaseException, failure: BaseException | None) -> None:
         if failure is not None and failure is not cause and not isinstance(cause, AmbiguousStartError):
-            cause.add_note(f"cortecs_async: {self._named()}: {failure}")
+            cause.add_note(f"cortecs_async: {self._holding.name}: {failure}")
 
     def _give_up(self) -> None:
         """Leaves it to the reaper: the loop was closed under the block, and nothing can be awaited."""
@@ -387,7 +388,7 @@ class InstanceLease(Endpoint):
         if start is not None and start.state in {State.SENT, State.UNKNOWN}:
             start.no_longer_unknown(State.GIVEN_UP)
         if self._shop.keeper.give_up(self._holding.open_key):
-            logger.critical("%s was never released: that is left to the reaper", self._named())
+            logger.critical("%s was never released: that is left to the reaper", self._holding.name)
 
     def __del__(self) -> None:
         # A traceback may show a lease whose constructor raised.

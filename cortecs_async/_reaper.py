@@ -94,7 +94,7 @@ class Reaper:
             case "JOURNAL":
                 self.journal = Path(message["journal"]) if message["journal"] else None
             case "ARM":
-                self.accounts[str(message["account"])] = message
+                self.accounts[str(message["account"])] = json.loads(message["sealed"])
             case "BYE":
                 self.dismissed = True
             case _:
@@ -140,6 +140,11 @@ class Reaper:
         self._answer = _nowhere
         # Held while this works, so that nobody else does the same at once.
         taken = take(self.journal) if self.journal is not None else None
+        for _ in range(20):
+            if taken is not None or self.journal is None or not self.journal.exists():
+                break
+            time.sleep(0.05)  # the dying parent may hold it a moment longer than the pipe
+            taken = take(self.journal)
         left = [entry for entry in self.book.entries.values() if entry.key not in self._begun]
         if left:
             # So that others, who die at the same time perhaps, know that these starts are nobody's any more.

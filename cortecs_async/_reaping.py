@@ -45,10 +45,22 @@ async def _reap(
 ) -> None:
     async with anyio.create_task_group() as tasks:
         for account in {entry.account for entry in entries}:
-            arms = accounts.get(account)
-            if arms is not None:
+            if account in accounts:
                 mine = [entry for entry in entries if entry.account == account]
-                tasks.start_soon(_reap_account, book, mine, arms, report, journal)
+                tasks.start_soon(_reap_in_any_case, book, mine, accounts[account], report, journal)
+
+
+async def _reap_in_any_case(
+    book: Book,
+    entries: Sequence[Entry],
+    arms: Record,
+    report: Callable[[Record], None],
+    journal: Path | None,
+) -> None:
+    try:
+        await _reap_account(book, entries, arms, report, journal)
+    except Exception as error:  # noqa: BLE001  (one account's trouble must not end the others' work)
+        report({"kind": "NOTE", "text": f"giving up: {error!r}", "at": wall_clock()})
 
 
 async def _reap_account(

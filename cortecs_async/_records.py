@@ -196,25 +196,28 @@ def _created(book: Book, record: Record) -> None:
 
 
 def _held(book: Book, record: Record) -> None:
-    key = str(record["entry"])
-    if book.entries[key].expires_at is None:
-        # Nothing but its holder will ever end it.
-        del book.entries[key]
-    else:
-        book.entries[key].held = True
+    entry = book.entries.get(str(record["entry"]))
+    if entry is not None:
+        entry.held = True
+        if entry.expires_at is None:
+            # Nothing but its holder will ever end it.
+            del book.entries[entry.key]
 
 
 def _unanswered(book: Book, record: Record) -> None:
-    book.entries[str(record["entry"])].unanswered = True
+    if (entry := book.entries.get(str(record["entry"]))) is not None:
+        entry.unanswered = True
 
 
 def _abandoned(book: Book, record: Record) -> None:
-    book.entries[str(record["entry"])].abandoned = True
+    if (entry := book.entries.get(str(record["entry"]))) is not None:
+        entry.abandoned = True
 
 
 def _ambiguous(book: Book, record: Record) -> None:
     candidates = tuple(str(each) for each in record["candidates"])
-    book.entries[str(record["entry"])].candidates = candidates
+    if (entry := book.entries.get(str(record["entry"]))) is not None:
+        entry.candidates = candidates
 
 
 def _gone(book: Book, record: Record) -> None:

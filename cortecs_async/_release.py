@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 from typing import Literal
 
 import anyio
@@ -55,6 +56,18 @@ class Holding:
     start: Start | None = None
 
     @property
+    def name(self) -> str:
+        """What it is, for people."""
+        if self.instance_id is not None:
+            return f"instance {self.instance_id}"
+        return f"a start of {self.start.args.hf_name}" if self.start is not None else "nothing"
+
+    @property
+    def billed_from(self) -> float | None:
+        """When its start was sent, in seconds of `anyio.current_time`; None for what was there before."""
+        return self.start.sent_at if self.origin is Origin.STARTED and self.start is not None else None
+
+    @property
     def open_key(self) -> str | None:
         """The entry that stands for all this."""
         return self.key or (self.start.key if self.start is not None else None)
@@ -77,6 +90,7 @@ class Release:
         holding: What to hand back.
         on_exit: What becomes of it.
         deadline: In seconds of `anyio.current_time`.
+        settle: Seconds after its start in which an instance that is missing may just not be readable yet.
     """
 
     instances: Instances
@@ -85,6 +99,7 @@ class Release:
     holding: Holding
     on_exit: OnExit
     deadline: float
+    settle: float = 0.0
     failure: CortecsError | None = None
     _teardown: Teardown | None = None
     _step: _Step = _Step.FIND
@@ -134,9 +149,14 @@ class Release:
         goal, instance_id = self.goal, self.holding.instance_id
         if goal is None or instance_id is None:
             return
+        began = self.holding.billed_from
         if self._teardown is None:
             self._teardown = Teardown(
-                instances=self.instances, instance_id=instance_id, goal=goal, deadline=self.deadline
+                instances=self.instances,
+                instance_id=instance_id,
+                goal=goal,
+                deadline=self.deadline,
+                settled_at=-math.inf if began is None else began + self.settle,
             )
         self.instances.releasing.add(instance_id)
         try:

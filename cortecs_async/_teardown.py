@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 
 import anyio
 from attrs import define
@@ -30,6 +31,9 @@ logger = logging.getLogger("cortecs_async.lease")
 # Seconds after which a stop or delete that was accepted, but shows no effect, is asked for again.
 _PATIENCE = 10.0
 _MAX_PAUSE = 10.0
+
+# Seconds between two tries to stop an instance that cannot be read yet.
+_LAG = 1.0
 
 
 class Goal(enum.Enum):
@@ -98,6 +102,8 @@ class Teardown:
         instance_id: Which instance.
         goal: Where to stop.
         deadline: In seconds of `anyio.current_time`.
+        settled_at: Until when "missing" is not believed of an instance that was started just before, on the
+            same clock: the service's reading side may lag behind.
         stopped_at: When it was last asked to stop and said yes, on the same clock.
     """
 
@@ -106,6 +112,7 @@ class Teardown:
     goal: Goal
     deadline: float
     seen: Seen = Seen.LIVE
+    settled_at: float = -math.inf
     stopped_at: float | None = None
     stop_refused: bool = False
     troubles: int = 0
@@ -164,6 +171,9 @@ class Teardown:
                 return Seen.UNSURE
             case Deed.READ | Deed.NOTHING:
                 reading = await poller.next(poller.subscribe(instance_id))
+                if reading is None and anyio.current_time() < self.settled_at:
+                    await anyio.sleep(_LAG)
+                    return Seen.LIVE
                 return interpret(reading, stop_refused=self.stop_refused)
 
     async def _recover(self, deed: Deed, error: Exception) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -14,7 +15,7 @@ from typing import Any
 import anyio
 import pytest
 
-from cortecs_async import AsyncCortecs, errors
+from cortecs_async import AsyncCortecs, Credentials, errors
 from cortecs_async._books import Books, books_of
 from cortecs_async._journal import JournalFile, books
 from cortecs_async._reaper import GRACE, Reaper
@@ -356,6 +357,34 @@ async def test_without_a_reaper_a_warning_or_an_error(
                 async with client.instance(MODEL, HARDWARE):
                     pytest.fail("entered")
         assert len(emu.ledger) == 1
+
+
+@pytest.mark.sockets
+async def test_new_credentials_reach_the_reaper_at_once(reapers: None) -> None:
+    async with serve_emulator(step_seconds=0.0) as emu:
+        async with (
+            AsyncCortecs(emu.client_id, emu.client_secret, api_base_url=emu.api_base_url) as client,
+            client.instance(MODEL, HARDWARE),
+        ):
+            keeper = client._keeper
+            keeper.know(Credentials(client_id=emu.client_id, client_secret="another"))
+            with anyio.fail_after(10):
+                while keeper.books.done < keeper.books.queued:  # noqa: ASYNC110  (it has no event)
+                    await anyio.sleep(0.01)
+            (armed,) = keeper.books._armed.values()
+            assert "another" in armed["sealed"].reveal()
+            assert "another" not in repr(armed)
+
+
+async def test_a_directory_that_was_cleared_is_written_anew(world: World, journals: Path) -> None:
+    async with world(journal="required") as (_emu, client):
+        async with client.instance(MODEL, HARDWARE) as first:
+            shutil.rmtree(journals)
+            async with client.instance(MODEL, HARDWARE) as second:
+                ((_, book),) = books(journals)
+                ids = {entry.instance_id for entry in book.entries.values()}
+                assert ids == {first.instance_id, second.instance_id}
+    assert list(books(journals)) == []
 
 
 @pytest.mark.sockets

@@ -474,3 +474,25 @@ async def test_a_release_broken_off_by_an_unheard_of_error_is_left_to_the_reaper
                 thread.join(10)
         assert [each.state for each in await client.sweep()] == ["released"]
         assert emu.existing == ()
+
+
+async def test_an_instance_that_cannot_be_read_yet_is_released_all_the_same(world: World) -> None:
+    """A reading side that lags behind: the new id is unknown to everything for some seconds."""
+    async with world(step_seconds=100.0) as (emu, client):
+        emu.add_fault(Fault("status", route="get", status=404, times=4))
+        emu.add_fault(Fault("status", route="stop", status=404, times=3))
+        emu.add_fault(Fault("status", route="list", status=200, body={"instances": []}, skip=1, times=4))
+        with anyio.move_on_after(0.2):
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
+async def test_a_client_in_a_second_event_loop_is_told_so(world: World) -> None:
+    async with world() as (_emu, client):
+        await client.models.list()
+        client._http._loop = object()
+        with pytest.raises(errors.ConfigurationError, match="another event loop"):
+            await client.models.list()
+        client._http._loop = None

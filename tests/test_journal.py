@@ -83,8 +83,8 @@ class TestBook:
             {"kind": "SONG"},
             {"kind": "INTENT"},
             {"kind": "CREATED", "entry": "e2", "instance_id": "i-1"},
-            {"kind": "HELD", "entry": "unheard of"},
-            {"kind": "ABANDONED", "entry": "unheard of"},
+            {"kind": "HELD"},
+            {"kind": "ABANDONED"},
             {"kind": "BASELINE", "baseline": "b2", "ids": 7},
             {"kind": "AMBIGUOUS", "entry": "e1", "candidates": None},
             {**intent("e2"), "at": "yesterday"},
@@ -94,6 +94,13 @@ class TestBook:
         book = book_of(BASELINE, intent())
         before = book.snapshot()
         assert not book.apply(record)
+        assert book.snapshot() == before
+
+    @pytest.mark.parametrize("kind", ["HELD", "ABANDONED", "UNANSWERED", "AMBIGUOUS", "GONE"])
+    def test_news_of_what_is_closed_already_is_understood_and_changes_nothing(self, kind: str) -> None:
+        book = book_of(BASELINE, intent())
+        before = book.snapshot()
+        assert book.apply({"kind": kind, "entry": "closed", "candidates": ["i-1"]})
         assert book.snapshot() == before
 
     def test_gone_twice_is_no_matter(self) -> None:
