@@ -171,7 +171,8 @@ class Teardown:
                 return Seen.UNSURE
             case Deed.READ | Deed.NOTHING:
                 reading = await poller.next(poller.subscribe(instance_id))
-                if reading is None and anyio.current_time() < self.settled_at:
+                unseen = reading is None and self.stopped_at is None
+                if unseen and anyio.current_time() < self.settled_at:
                     await anyio.sleep(_LAG)
                     return Seen.LIVE
                 return interpret(reading, stop_refused=self.stop_refused)
