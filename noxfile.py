@@ -66,6 +66,9 @@ def started(candidate: Path, version: str) -> Path | None:
     return Path(answer[1]) if len(answer) == 2 and answer[0] == version else None
 
 
+# What proves the promise by the thousand, and takes as long as everything else.
+PROOFS = ["tests/test_crash.py", "tests/test_every_await.py", "tests/test_simulation.py"]
+
 # The interpreter that runs nox is tested, whatever else there is.
 MAIN = f"{sys.version_info.major}.{sys.version_info.minor}"
 INTERPRETERS = {**working_interpreters(), MAIN: Path(sys.executable)}
@@ -86,10 +89,13 @@ def install(session: nox.Session, *groups: str, package: str = ".[demo]") -> Non
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The test suite against the installed package; arguments go to pytest."""
-    # One interpreter does what tells nothing new on the others and would double their time: coverage, and the
-    # oracles, which are most of the packages to install and judge the emulator, not the interpreter.
+    # One interpreter does what tells little new on the others and would double their time: coverage, the
+    # proofs, and the oracles, which are most of the packages to install and judge the emulator alone.
     thorough = session.python == MAIN
     install(session, "test" if thorough else "test-core")
+    if thorough and not session.posargs:
+        # Apart, because measuring would make them half as fast again, and they are only a matter of passing.
+        run_pytest(session, *PROOFS)
     run_tests(session, coverage=thorough and not session.posargs)
 
 
@@ -106,26 +112,38 @@ def lowest(session: nox.Session) -> None:
 
 @nox.session
 def simulate(session: nox.Session) -> None:
-    """The simulation with a hundred thousand programs, or as many as are asked for; takes hours."""
+    """The simulation with a hundred thousand programs, or as many as are asked for."""
     install(session, "test-core")
-    env = {"PYTHONSAFEPATH": "1", "CORTECS_SIMULATIONS": session.posargs[0] if session.posargs else "100000"}
-    session.run("python", "-m", "pytest", "--numprocesses=auto", "tests/test_simulation.py", env=env)
+    programs = session.posargs[0] if session.posargs else "100000"
+    session.run(
+        *("python", "-m", "pytest", "--numprocesses=auto", "tests/test_simulation.py"),
+        # What it is to take that long for.
+        *("-o", "faulthandler_timeout=0"),
+        env={**ENV, "CORTECS_SIMULATIONS": programs},
+    )
+
+
+# Keeps the tree, the working directory, from being imported instead of what is installed.
+ENV = {"PYTHONSAFEPATH": "1"}
 
 
 def run_tests(session: nox.Session, *, coverage: bool) -> None:
-    """Runs pytest, under coverage with its lower bound or without."""
-    # Keeps the tree, the working directory, from being imported instead of what is installed.
-    env = {"PYTHONSAFEPATH": "1"}
-    # A process a processor, unless the caller says what to run.
-    arguments = session.posargs or ["--numprocesses=auto"]
+    """Runs all but the proofs, or what the caller names, under coverage with its lower bound or without."""
+    arguments = session.posargs or [f"--ignore={path}" for path in PROOFS]
     if not coverage:
-        session.run("python", "-m", "pytest", *arguments, env=env)
+        run_pytest(session, *arguments)
         return
-    env["COVERAGE_FILE"] = str(session.cache_dir.resolve() / "coverage")
+    env = {**ENV, "COVERAGE_FILE": str(session.cache_dir.resolve() / "coverage")}
     session.run("coverage", "erase", env=env)
-    session.run("coverage", "run", "-m", "pytest", *arguments, env=env)
+    session.run("coverage", "run", "-m", "pytest", "--numprocesses=auto", *arguments, env=env)
     session.run("coverage", "combine", "--quiet", env=env)
     session.run("coverage", "report", env=env)
+
+
+def run_pytest(session: nox.Session, *arguments: str, **env: str) -> None:
+    """Runs pytest, a process a processor unless the caller says what to run."""
+    parallel = [] if session.posargs else ["--numprocesses=auto"]
+    session.run("python", "-m", "pytest", *parallel, *arguments, env={**ENV, **env})
 
 
 @nox.session

@@ -7,18 +7,21 @@ import logging
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from cortecs_async import AsyncCortecs, Credentials, errors
 from cortecs_async._books import Books, books_of
 from cortecs_async._journal import JournalFile, books
 from cortecs_async._reaper import GRACE, Reaper
+from cortecs_async._reaping import reap
 from cortecs_async._records import Book, Entry, Record
 from cortecs_async.emulator import Emulator, serve_emulator
 
@@ -69,7 +72,12 @@ async def test_hundreds_of_promises_at_once_are_not_hundreds_of_writes(
 ) -> None:
     syncs: list[int] = []
     fsync = os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (syncs.append(fd), fsync(fd)))
+
+    def count(fd: int) -> None:
+        syncs.append(fd)
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", count)
     async with world(journal="required", step_seconds=0.0, capacity={HARDWARE: 300}) as (emu, client):
         done = anyio.Event()
 
@@ -346,7 +354,7 @@ async def test_without_a_reaper_a_warning_or_an_error(
     else:
         monkeypatch.setattr("cortecs_async._guard.sys.executable", "/nowhere/python")
     async with serve_emulator(step_seconds=0.0) as emu:
-        options = {"api_base_url": emu.api_base_url}
+        options: dict[str, Any] = {"api_base_url": emu.api_base_url}
         async with AsyncCortecs(emu.client_id, emu.client_secret, **options) as client:
             async with client.instance(MODEL, HARDWARE):
                 assert len(emu.billing) == 1
@@ -357,6 +365,47 @@ async def test_without_a_reaper_a_warning_or_an_error(
                 async with client.instance(MODEL, HARDWARE):
                     pytest.fail("entered")
         assert len(emu.ledger) == 1
+
+
+@pytest.mark.sockets
+async def test_the_reapers_work(reapers: None, state_dir: Path) -> None:
+    """In this process, where it can be looked at; tests/test_crash.py has it in its own."""
+    async with serve_emulator(step_seconds=0.0) as emu:
+        foreign, mine, lost = (emu.start_instance(MODEL, HARDWARE) for _ in range(3))
+        sealed = {
+            "api_base_url": emu.api_base_url,
+            "client_id": emu.client_id,
+            "client_secret": emu.client_secret,
+            "headers": {"X-Team": "night"},
+            "timeout": 30.0,
+        }
+        book = Book()
+        args = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}
+        known = {"account": "a1", "api": emu.api_base_url, "at": time.time(), "args": args}
+        for record in (
+            {"kind": "BASELINE", "baseline": "b1", "ids": [foreign]},
+            {"kind": "INTENT", "entry": "e1", **known, "baseline": "b1"},
+            {**created("e2"), **known, "instance_id": mine},
+            {**created("e3"), **known, "instance_id": foreign, "account": "a2"},
+            {**created("e4"), **known, "instance_id": foreign, "account": "a3"},
+        ):
+            assert book.apply(record)
+        deeds: list[Record] = []
+
+        def report(record: Record) -> None:
+            deeds.append(record)
+            book.apply(record)
+
+        accounts: dict[str, Any] = {"a1": sealed, "a3": {**sealed, "timeout": "nonsense"}}
+        entries = list(book.entries.values())
+        await anyio.to_thread.run_sync(
+            reap, book, entries, accounts, report, state_dir / "journal" / "own.jsonl"
+        )
+        assert emu.existing == (foreign,)
+        assert lost in str(deeds)
+        # Of one account it has no credentials, and of one no good ones: that is nobody else's trouble.
+        assert book.entries.keys() == {"e3", "e4"}
+        assert any("giving up" in str(each) for each in deeds)
 
 
 @pytest.mark.sockets

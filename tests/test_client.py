@@ -13,7 +13,7 @@ import pytest
 
 from cortecs_async import AsyncCortecs, PollPolicy, Progress, errors
 from cortecs_async._domain import HardwareConfig, Instance, InstanceArgs, InstanceStatus, Model
-from cortecs_async._instances import choose
+from cortecs_async._matching import choose
 from cortecs_async.emulator import Emulator, Fault
 
 World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]

@@ -1,0 +1,841 @@
+"""Programs that are killed at every step of a lease, on real sockets: nothing of theirs is left.
+
+Each case has a service and a state directory to itself, and in the service an instance that somebody else
+has started before, with the same arguments: what must go is told by more than its looks from what must stay.
+A case waits most of its time, so many run at once.
+
+CORTECS_CRASH_REPORT=figures.json in the environment has the figures written there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import os
+import signal
+import statistics
+import textwrap
+import threading
+import time
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import attrs
+import httpx
+import pytest
+from _processes import PROC, Program, is_alive, kill, read, state_of, until
+from _virtual_time import VirtualTimeLoop
+
+from cortecs_async import AsyncCortecs, _reaper, _records
+from cortecs_async._reaper import Reaper
+from cortecs_async._records import Record, encode
+from cortecs_async.emulator import Emulator, Fault, LedgerEntry, RequestRecord, serve_emulator
+from cortecs_async.emulator._emulator import _EPOCH
+
+pytestmark = [
+    pytest.mark.sockets,
+    pytest.mark.skipif(not (PROC / "self" / "stat").exists(), reason="processes are looked up in /proc"),
+]
+
+MODEL, HARDWARE = "meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1"
+
+# Seconds from the kill in which everything must be gone.
+LIMIT = 10.0
+
+# Seconds for which a request is held: it must be under way still when the kill comes, on a busy machine too.
+HOLD = 1.0
+
+TOO_LATE = "the kill came too late"
+
+AT_ONCE = 8
+
+BACKENDS = ("asyncio", "trio")
+
+# Each with how many requests of the same route come before it.
+STEPS = {
+    "token": ("token", 0),
+    "baseline": ("list", 0),
+    "start": ("start", 0),
+    "prices": ("hardware_types", 0),
+    "poll": ("get", 0),
+    "stop": ("stop", 0),
+    "delete": ("delete", 0),
+    "verification": ("list", 1),
+}
+
+KILLS = {
+    "SIGKILL": (signal.SIGKILL,),
+    "SIGTERM": (signal.SIGTERM,),
+    "SIGINT": (signal.SIGINT,),
+    "SIGINT twice": (signal.SIGINT, signal.SIGINT),
+}
+
+PROGRAM = """
+import os, subprocess, sys, threading, time
+sys.modules["click"] = None  # or httpx imports its command line: a fifth of the time to start
+import anyio
+from cortecs_async import AsyncCortecs, PollPolicy
+
+{prelude}
+
+async def main():
+    async with AsyncCortecs({client}) as client:
+        async with client.instance("{model}", "{hardware}", {options}):
+            print("body", flush=True)
+{body}
+    print("closed", flush=True)
+{after}
+
+anyio.run(main, backend=sys.argv[1])
+"""
+
+SLEEP = "await anyio.sleep(60)"
+
+
+def program_of(
+    body: str = "pass", *, prelude: str = "", client: str = "", options: str = "", after: str = "pass"
+) -> str:
+    """A program that leases an instance."""
+    return PROGRAM.format(
+        model=MODEL,
+        hardware=HARDWARE,
+        client=client,
+        options=options,
+        prelude=prelude,
+        body=textwrap.indent(body, " " * 12),
+        after=textwrap.indent(after, " " * 4),
+    )
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=["asyncio", "trio"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@attrs.frozen
+class Row:
+    """What became of one case.
+
+    Attributes:
+        case: Its name.
+        left: Instances of the program's that exist.
+        foreign_touched: Whether somebody else's was stopped, deleted or restarted.
+        seconds: From the kill, or from the sweep, until nothing of the program's existed; None when nothing
+            did from the first.
+        trouble: What else was wrong with it; empty when nothing was.
+    """
+
+    case: str
+    left: tuple[str, ...] = ()
+    foreign_touched: bool = False
+    seconds: float | None = None
+    trouble: str = ""
+
+    @property
+    def is_good(self) -> bool:
+        is_clean = not self.left and not self.foreign_touched and not self.trouble
+        return is_clean and (self.seconds or 0.0) <= LIMIT
+
+
+Case = Callable[[], Awaitable[Row]]
+
+FIGURES: dict[str, list[Row]] = {}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _report() -> Iterator[None]:
+    target = os.environ.get("CORTECS_CRASH_REPORT")
+    yield
+    if not target:
+        return
+    path = Path(target)
+    # Of several test processes, each has some of the tests.
+    if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+        path = path.with_suffix(f".{worker}{path.suffix}")
+    path.write_text(json.dumps({test: figures_of(rows) for test, rows in FIGURES.items()}, indent=1) + "\n")
+
+
+def figures_of(rows: list[Row]) -> dict[str, Any]:
+    seconds = [row.seconds for row in rows if row.seconds is not None]
+    return {
+        "cases": len(rows),
+        "with_an_instance": len(seconds),
+        "left": sum(bool(row.left) for row in rows),
+        "foreign_touched": sum(row.foreign_touched for row in rows),
+        "max_seconds": round(max(seconds, default=0.0), 2),
+        "median_seconds": round(statistics.median(seconds or [0.0]), 2),
+        "rows": [attrs.asdict(row) for row in rows],
+    }
+
+
+@attrs.frozen
+class Scene:
+    """A program, its service, and what it keeps on disk."""
+
+    emu: Emulator
+    program: Program
+    foreign: str
+    state: Path
+    hold: Fault | None
+
+    @property
+    def ours(self) -> list[LedgerEntry]:
+        """What the program has started."""
+        return [entry for entry in self.emu.ledger if entry.instance_id != self.foreign]
+
+    @property
+    def left(self) -> tuple[str, ...]:
+        """What of it exists."""
+        return tuple(each for each in self.emu.existing if each != self.foreign)
+
+    @property
+    def is_foreign_touched(self) -> bool:
+        (entry,) = (entry for entry in self.emu.ledger if entry.instance_id == self.foreign)
+        return entry.stopped_at is not None or entry.status not in {"pending", "running"}
+
+    @property
+    def held(self) -> RequestRecord | None:
+        """The request that is held, or was."""
+        return next((each for each in self.emu.requests if each.fault == "delay"), None)
+
+    @property
+    def journals(self) -> list[Path]:
+        return sorted((self.state / "journal").glob("*"))
+
+    async def until_held(self) -> None:
+        await until(lambda: self.held or self.program.has_ended)
+
+    async def until_body(self) -> None:
+        await until(lambda: self.program.has_said("body") or self.program.has_ended)
+
+    async def until_over(self) -> str:
+        """Waits until nobody is there any more who could change anything; what is odd then."""
+        try:
+            await until(self._is_over)
+        except TimeoutError:
+            return "it does not come to an end"
+        if self.journals:
+            return "a journal is left"
+        return "it ended well, so the kill missed it" if self.program.process.returncode == 0 else ""
+
+    def _is_over(self) -> bool:
+        if not self.program.has_ended or self.program.has_left_a_reaper:
+            return False
+        if self.hold is None or self.held is None or (self.hold.route, self.hold.when) != ("start", "before"):
+            return True
+        # It is carried out although nobody waits for it any more.
+        return self.held.status is not None
+
+    def row(self, case: str, killed: float, trouble: str) -> Row:
+        """What became of it, after a kill at `killed`, on the clock of the service."""
+        ends = [time.monotonic() if entry.deleted_at is None else entry.deleted_at for entry in self.ours]
+        seconds = round(max(ends) - killed, 3) if ends and max(ends) > killed else None
+        row = Row(case, self.left, self.is_foreign_touched, seconds, trouble)
+        return row if row.is_good else attrs.evolve(row, trouble=f"{trouble}\n{self.program.output}")
+
+
+@asynccontextmanager
+async def scene(
+    folder: Path, source: str, backend: str = "asyncio", hold: Fault | None = None, **options: Any
+) -> AsyncIterator[Scene]:
+    """A program that has been started."""
+    await anyio.Path(folder).mkdir()
+    state = folder / "state"
+    async with serve_emulator(step_seconds=0.02, **options) as emu:
+        foreign = emu.start_instance(MODEL, HARDWARE)
+        if hold is not None:
+            emu.add_fault(hold)
+        env = {**emu.env(), "CORTECS_STATE_DIR": str(state)}
+        with Program(source, backend, env=env, log=folder / "output") as program:
+            yield Scene(emu, program, foreign, state, hold)
+
+
+def hold(step: str, when: Any, seconds: float = HOLD) -> Fault:
+    route, before_it = STEPS[step]
+    return Fault("delay", route=route, when=when, seconds=seconds, skip=before_it)
+
+
+async def all_at_once(test: str, cases: Iterable[Case]) -> None:
+    """Runs cases, some at a time; fails with all that went wrong in any."""
+    rows = FIGURES.setdefault(test, [])
+    limiter = anyio.CapacityLimiter(AT_ONCE)
+
+    async def run(case: Case) -> None:
+        async with limiter:
+            try:
+                rows.append(await case())
+            except Exception:  # noqa: BLE001  (the other cases go on)
+                rows.append(Row(repr(case), trouble=traceback.format_exc()))
+
+    async with anyio.create_task_group() as tasks:
+        for case in cases:
+            tasks.start_soon(run, case)
+    bad = [row for row in rows if not row.is_good]
+    assert not bad, "\n\n".join(map(str, bad))
+
+
+async def go_on(program: Program, numbers: Sequence[signal.Signals]) -> None:
+    """Sends what comes after the first signal."""
+    for number in numbers[1:]:
+        await anyio.sleep(0.2)  # or two are taken for one
+        program.send(number)
+
+
+async def killed_at(folder: Path, backend: str, kill_name: str, step: str, when: str) -> Row:
+    row = await killed_while_held(folder, backend, kill_name, step, when, HOLD)
+    if row.trouble.startswith(TOO_LATE):
+        # This machine was busy elsewhere.
+        row = await killed_while_held(folder.with_suffix(".again"), backend, kill_name, step, when, 4 * HOLD)
+    return row
+
+
+async def killed_while_held(
+    folder: Path, backend: str, kill_name: str, step: str, when: str, seconds: float
+) -> Row:
+    numbers = KILLS[kill_name]
+    async with scene(folder, program_of(), backend, hold(step, when, seconds)) as it:
+        await it.until_held()
+        killed = time.monotonic()
+        it.program.send(numbers[0])
+        is_in_time = it.held is None or it.held.status is None
+        await go_on(it.program, numbers)
+        trouble = await it.until_over()
+        is_late = any(entry.started_at > killed for entry in it.ours)
+        if it.held is None:
+            trouble = "it did not come so far"
+        elif (step, when) == ("start", "before") and not is_late:
+            trouble = "nothing was started late, so nothing had to be found"
+        return it.row(
+            f"{backend}: {kill_name} while {step} is held {when} its deed",
+            killed,
+            trouble if is_in_time else TOO_LATE,
+        )
+
+
+async def killed_in_the_body(folder: Path, backend: str, kill_name: str) -> Row:
+    numbers = {**KILLS, "SIGHUP": (signal.SIGHUP,)}[kill_name]
+    async with scene(folder, program_of(SLEEP), backend) as it:
+        await it.until_body()
+        killed = time.monotonic()
+        it.program.send(numbers[0])
+        await go_on(it.program, numbers)
+        return it.row(f"{backend}: {kill_name} in the body", killed, await it.until_over())
+
+
+async def exits_in_the_body(folder: Path, backend: str) -> Row:
+    # Not before its reaper was seen here.
+    body = "while not os.path.exists(os.environ['CORTECS_STATE_DIR'] + '/go'):\n    await anyio.sleep(0.01)\n"
+    async with scene(folder, program_of(body + "os._exit(1)"), backend) as it:
+        await it.until_body()
+        it.program.reapers()
+        killed = time.monotonic()
+        (it.state / "go").touch()
+        return it.row(f"{backend}: os._exit in the body", killed, await it.until_over())
+
+
+def moments(folder: Path, backend: str, kill_names: Iterable[str]) -> Iterator[Case]:
+    places = (folder / str(number) for number in itertools.count())
+    for kill_name in kill_names:
+        for step in STEPS:
+            for when in ("before", "after"):
+                yield partial(killed_at, next(places), backend, kill_name, step, when)
+        yield partial(killed_in_the_body, next(places), backend, kill_name)
+    yield partial(killed_in_the_body, next(places), backend, "SIGHUP")
+    yield partial(exits_in_the_body, next(places), backend)
+
+
+async def test_killed_at_any_step_on_asyncio_nothing_is_left(tmp_path: Path) -> None:
+    await all_at_once("killed at any step, asyncio", moments(tmp_path, "asyncio", KILLS))
+
+
+async def test_killed_at_any_step_on_trio_nothing_is_left(tmp_path: Path) -> None:
+    await all_at_once("killed at any step, trio", moments(tmp_path, "trio", ["SIGKILL", "SIGINT"]))
+
+
+async def interrupted_group(folder: Path, backend: str) -> Row:
+    """Ctrl-C in a terminal, and then the program is killed while it tears down."""
+    async with scene(folder, program_of(), backend, hold("stop", "before", 4 * HOLD)) as it:
+        await it.until_held()
+        reaper = it.program.reaper()
+        it.program.send_all(signal.SIGINT)
+        await anyio.sleep(0.2)
+        is_the_same = it.program.reapers() == (reaper,)
+        killed = time.monotonic()
+        it.program.send(signal.SIGKILL)
+        trouble = await it.until_over()
+        case = f"{backend}: SIGINT to the process group, then SIGKILL"
+        return it.row(case, killed, trouble if is_the_same else "its reaper did not survive")
+
+
+async def hung_up(folder: Path, backend: str) -> Row:
+    """The terminal is closed."""
+    async with scene(folder, program_of(SLEEP), backend) as it:
+        await it.until_body()
+        killed = time.monotonic()
+        it.program.send_all(signal.SIGHUP)
+        return it.row(f"{backend}: SIGHUP to the process group", killed, await it.until_over())
+
+
+async def signalled_reaper(folder: Path, backend: str) -> Row:
+    async with scene(folder, program_of(SLEEP), backend) as it:
+        await it.until_body()
+        reaper = it.program.reaper()
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+            os.kill(reaper, number)
+        await anyio.sleep(0.2)
+        is_the_same = it.program.reapers() == (reaper,)
+        killed = time.monotonic()
+        it.program.send(signal.SIGKILL)
+        trouble = await it.until_over()
+        case = f"{backend}: signals to the reaper itself, then SIGKILL"
+        return it.row(case, killed, trouble if is_the_same else "it did not survive")
+
+
+async def test_the_reaper_survives_ctrl_c_and_the_end_of_the_terminal(tmp_path: Path) -> None:
+    await all_at_once(
+        "signals to the process group",
+        [
+            partial(kind, tmp_path / f"{backend}-{kind.__name__}", backend)
+            for backend in BACKENDS
+            for kind in (interrupted_group, hung_up, signalled_reaper)
+        ],
+    )
+
+
+# Each has the pipe to the reaper open when it begins to live.
+FORKS = """
+import multiprocessing
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(120,))
+child.start()
+print("child", child.pid, flush=True)
+pid = os.fork()
+if pid == 0:
+    time.sleep(120)
+    os._exit(0)
+print("child", pid, flush=True)
+heir = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], close_fds=False)
+print("child", heir.pid, flush=True)
+await anyio.sleep(60)
+"""
+
+
+async def forked(folder: Path, backend: str) -> Row:
+    async with scene(folder, program_of(FORKS), backend) as it:
+        try:
+            await until(lambda: len(it.program.numbers("child")) == 3 or it.program.has_ended)
+            killed = time.monotonic()
+            it.program.send(signal.SIGKILL)
+            trouble = await it.until_over()
+            children = it.program.numbers("child")
+            if len(children) != 3 or not all(map(is_alive, children)):
+                trouble = "a child has not lived long enough to matter"
+            return it.row(f"{backend}: SIGKILL, and children live on", killed, trouble)
+        finally:
+            for child in it.program.numbers("child"):
+                kill(child)
+
+
+async def test_children_that_live_on_do_not_hide_the_death_of_their_parent(tmp_path: Path) -> None:
+    await all_at_once(
+        "children live on",
+        [partial(forked, tmp_path / backend, backend) for backend in BACKENDS],
+    )
+
+
+# Says which reaper there is, once that has been told everything: until then its owner holds the lock.
+WATCH = """
+from cortecs_async import _books
+
+def watch():
+    seen = None
+    while True:
+        for books in list(_books._all.values()):
+            with books._turn:
+                pid = books._guard.pid
+            if pid not in (None, seen):
+                seen = pid
+                print("reaper", pid, flush=True)
+        time.sleep(0.02)
+
+threading.Thread(target=watch, daemon=True).start()
+"""
+
+
+async def reaper_number(number: int, program: Program) -> int:
+    """The process id of a program's first, second, ... reaper, once that knows all it must."""
+    await until(lambda: len(program.numbers("reaper")) >= number or program.has_ended)
+    return program.numbers("reaper")[number - 1]
+
+
+async def bereft(folder: Path, backend: str, step: str | None) -> Row:
+    """Loses two reapers, one after the other, and then is killed."""
+    fault = hold(step, "after", 20 * HOLD) if step else None
+    async with scene(folder, program_of(SLEEP, prelude=WATCH), backend, fault) as it:
+        await (it.until_held() if step else it.until_body())
+        kill(await reaper_number(1, it.program))
+        kill(await reaper_number(2, it.program))
+        third = await reaper_number(3, it.program)
+        is_another = it.program.reapers() == (third,)
+        killed = time.monotonic()
+        it.program.send(signal.SIGKILL)
+        trouble = await it.until_over()
+        place = f"while {step} is held" if step else "in the body"
+        case = f"{backend}: two reapers die {place}, then SIGKILL"
+        return it.row(case, killed, trouble if is_another else "no third took their place")
+
+
+async def test_a_reaper_that_dies_is_replaced(tmp_path: Path) -> None:
+    await all_at_once(
+        "reapers die",
+        [
+            partial(bereft, tmp_path / f"{backend}-{step}", backend, step)
+            for backend in BACKENDS
+            for step in ("start", None)
+        ],
+    )
+
+
+async def closes(folder: Path, backend: str, *, lives_on: bool) -> None:
+    source = program_of(after=SLEEP if lives_on else "pass")
+    # Held so that its reaper can be seen before it is gone.
+    async with scene(folder, source, backend, hold("stop", "before")) as it:
+        await it.until_held()
+        reaper = it.program.reaper()
+        assert it.journals
+        await until(lambda: it.program.has_said("closed") if lives_on else it.program.has_ended)
+        assert not is_alive(reaper)
+        assert it.program.reapers() == ()
+        assert it.journals == []
+        assert it.left == ()
+        assert it.program.has_ended is not lives_on
+        if not lives_on:
+            assert it.program.process.returncode == 0, it.program.output
+
+
+async def test_without_a_client_there_is_no_reaper_and_no_journal(tmp_path: Path) -> None:
+    async with anyio.create_task_group() as tasks:
+        for backend, lives_on in itertools.product(BACKENDS, (False, True)):
+            tasks.start_soon(partial(closes, tmp_path / f"{backend}-{lives_on}", backend, lives_on=lives_on))
+
+
+async def kill_with_its_reaper(program: Program) -> None:
+    """So that it cannot start another: it is stopped first."""
+    reaper = program.reaper()
+    program.send(signal.SIGSTOP)
+    await until(lambda: state_of(program.pid) == "T")
+    kill(reaper)
+    program.send(signal.SIGKILL)
+    await until(lambda: program.has_ended and not is_alive(reaper))
+
+
+async def swept(folder: Path, step: str, when: str) -> Row:
+    is_late = (step, when) == ("start", "before")
+    is_in_body = step == "body"
+    # Long enough for nothing to happen by itself, but for the start that is awaited.
+    fault = None if is_in_body else hold(step, when, HOLD if is_late else 20 * HOLD)
+    async with scene(folder, program_of(SLEEP if is_in_body else "pass"), hold=fault) as it:
+        await (it.until_body() if is_in_body else it.until_held())
+        await kill_with_its_reaper(it.program)
+        async with client_of(it.emu, it.state) as client:
+            troubles = [] if is_late else await troubles_of_looking(client, it)
+            began = time.monotonic()
+            troubles += await troubles_of_sweeping(client, it)
+        if await it.until_over() or it.journals:
+            troubles.append("it is not over")
+        place = "in the body" if is_in_body else f"while {step} is held {when} its deed"
+        return it.row(f"asyncio: killed with its reaper {place}, then swept", began, "; ".join(troubles))
+
+
+async def troubles_of_looking(client: AsyncCortecs, it: Scene) -> list[str]:
+    existing, asked = it.emu.existing, len(it.emu.requests)
+    (orphan,) = await client.orphans()
+    troubles = []
+    (entry,) = it.ours
+    if (orphan.state, orphan.instance_id) != ("found" if it.left else "gone", entry.instance_id):
+        troubles.append(f"orphans() says {orphan}")
+    deeds = [each for each in it.emu.requests[asked:] if each.route not in {"token", "list"}]
+    if deeds or it.emu.existing != existing or not it.journals:
+        troubles.append(f"orphans() has changed something: {deeds}")
+    return troubles
+
+
+async def troubles_of_sweeping(client: AsyncCortecs, it: Scene) -> list[str]:
+    is_billed = bool({*it.emu.billing} - {it.foreign})
+    (orphan,) = await client.sweep()
+    if orphan.instance_id != (it.ours[0].instance_id) or (is_billed and orphan.state != "released"):
+        return [f"sweep() says {orphan}"]
+    return [f"sweep() has left {it.journals}"] if it.journals else []
+
+
+def client_of(emu: Emulator, state: Path, **options: Any) -> AsyncCortecs:
+    return AsyncCortecs(
+        emu.client_id, emu.client_secret, api_base_url=emu.api_base_url, state_dir=state, **options
+    )
+
+
+async def test_what_dies_with_its_reaper_is_swept_up_by_the_next_client(tmp_path: Path) -> None:
+    places = [
+        ("start", "before"),
+        ("start", "after"),
+        ("poll", "before"),
+        ("body", ""),
+        ("stop", "before"),
+        ("stop", "after"),
+        ("delete", "before"),
+        ("delete", "after"),
+        ("verification", "before"),
+    ]
+    await all_at_once(
+        "killed with the reaper, then swept",
+        [partial(swept, tmp_path / f"{step}-{when}", step, when) for step, when in places],
+    )
+
+
+@attrs.frozen
+class Recording:
+    """The journal of a program in its body, and the service that it was written for."""
+
+    journal: bytes
+    root_url: str
+    foreign: str
+    ours: str
+
+
+async def record(folder: Path) -> Recording:
+    async with scene(folder, program_of(SLEEP)) as it:
+        await it.until_body()
+        (path,) = it.journals
+        return Recording(path.read_bytes(), it.emu.root_url, it.foreign, it.left[0])
+
+
+@attrs.frozen
+class Aftermath:
+    """What `sweep` makes of what is left of a recorded journal, just after its start was sent.
+
+    On virtual time, and the service and the wall clock with it.
+    """
+
+    recording: Recording
+    sent_at: float
+
+    @classmethod
+    def of(cls, recording: Recording) -> Aftermath:
+        (intent,) = (line for line in recording.journal.splitlines() if b'"INTENT"' in line)
+        return cls(recording, float(json.loads(intent)["at"]))
+
+    @property
+    def durable(self) -> int:
+        """Bytes of the journal that were safe before the start was sent."""
+        return self.recording.journal.index(b"\n", self.recording.journal.index(b'"INTENT"')) + 1
+
+    async def sweep(self, data: bytes, state: Path, *, started: bool) -> tuple[str, tuple[str, ...]]:
+        """The state of what it found, and what exists then."""
+        began = anyio.current_time()
+
+        def wall() -> float:
+            return self.sent_at + clock() - began
+
+        clock = asyncio.get_running_loop().time
+        emu = Emulator(clock=lambda: wall() - _EPOCH, root_url=self.recording.root_url)
+        ids = [emu.start_instance(MODEL, HARDWARE) for _ in range(1 + started)]
+        assert ids == [self.recording.foreign, self.recording.ours][: 1 + started]
+        folder = state / "journal"
+        await anyio.Path(folder).mkdir(parents=True)
+        await anyio.Path(folder / "dead.jsonl").write_bytes(data)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_records, "time", SimpleNamespace(time=wall))
+            async with (
+                httpx.AsyncClient(transport=emu.transport()) as http,
+                client_of(emu, state, http_client=http) as client,
+            ):
+                states = [orphan.state for orphan in await client.sweep()]
+        assert list(folder.iterdir()) == []
+        assert emu.billing == emu.existing
+        return "".join(states), emu.existing
+
+
+def on_virtual_time(work: Callable[[], Awaitable[None]]) -> None:
+    anyio.run(work, backend_options={"loop_factory": VirtualTimeLoop})
+
+
+def test_wherever_a_loss_of_power_cuts_the_journal_what_was_started_goes_and_nothing_else(
+    tmp_path: Path,
+) -> None:
+    recording = anyio.run(record, tmp_path / "recorded")
+    written, after = recording.journal, Aftermath.of(recording)
+
+    async def sweep_all() -> None:
+        for length in range(len(written) + 1):
+            # What a file system has noted but not written, it may show as zeros.
+            for name, tail in (("cut", b""), ("zeros", b"\0" * (len(written) - length))):
+                outcome = await after.sweep(
+                    written[:length] + tail, tmp_path / f"{name}-{length}", started=True
+                )
+                # Before the whole line is safe, no start is sent: the second is not the program's either.
+                expected = (
+                    ("released", (recording.foreign,))
+                    if length >= after.durable
+                    else ("", (recording.foreign, recording.ours))
+                )
+                assert outcome == expected, (name, length)
+
+    on_virtual_time(sweep_all)
+
+
+def test_a_start_that_never_reached_the_service_is_given_up_when_it_is_a_minute_old(tmp_path: Path) -> None:
+    recording = anyio.run(record, tmp_path / "recorded")
+    after = Aftermath.of(recording)
+
+    async def sweep() -> None:
+        began = anyio.current_time()
+        data = recording.journal[: after.durable]
+        assert await after.sweep(data, tmp_path / "swept", started=False) == ("gone", (recording.foreign,))
+        assert 60.0 <= anyio.current_time() - began < 62.0
+
+    on_virtual_time(sweep)
+
+
+# Blocks the event loop until it is told that it may go on.
+BLOCK = f"""
+while not os.path.exists(os.environ["CORTECS_STATE_DIR"] + "/go"):
+    time.sleep(0.02)
+{SLEEP}
+"""
+
+# The reaper gives a parent that lives a quarter of a minute, in the test less.
+HASTE = """
+from cortecs_async import _guard
+_guard.BOOTSTRAP = _guard.BOOTSTRAP.replace(
+    "\\nmain()", "\\nimport cortecs_async._reaper\\ncortecs_async._reaper.GRACE = 0.2\\nmain()"
+)
+"""
+
+
+async def blocks(folder: Path, backend: str) -> None:
+    # Nor does its own release, afterwards, doubt for long that such a young instance is gone.
+    impatience = "poll_policy=PollPolicy(settle=1.0)"
+    source = program_of(BLOCK, prelude=HASTE, client=impatience, options="max_lifetime=3")
+    async with scene(folder, source, backend) as it:
+        await it.until_body()
+        assert len(it.left) == 1, it.program.output
+        await until(lambda: not it.left)
+        (entry,) = it.ours
+        assert entry.deleted_at is not None
+        assert 3.0 <= entry.deleted_at - entry.started_at < 3.0 + LIMIT
+        assert not it.program.has_ended
+        (it.state / "go").touch()
+        await until(lambda: it.program.has_ended)
+        assert "LeaseExpiredError" in it.program.output
+        assert it.program.reapers() == ()
+        assert it.journals == []
+        assert not it.is_foreign_touched
+
+
+async def test_a_blocked_event_loop_does_not_outlast_max_lifetime(tmp_path: Path) -> None:
+    async with anyio.create_task_group() as tasks:
+        for backend in BACKENDS:
+            tasks.start_soon(blocks, tmp_path / backend, backend)
+
+
+def created(**more: Any) -> list[Record]:
+    common = {"entry": "one", "account": "a", "api": "http://localhost", "at": 900.0}
+    args = {"model_id": "m"}
+    return [
+        {"kind": "BASELINE", "baseline": "before", "ids": []},
+        {"kind": "INTENT", **common, "args": args, "baseline": "before"},
+        {"kind": "CREATED", **common, "args": args, "instance_id": "i", "goal": "gone", **more},
+    ]
+
+
+def test_the_reaper_gives_a_living_parent_its_grace_and_acts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(_reaper, "time", SimpleNamespace(time=lambda: now))
+    worked: list[str] = []
+    answers: list[Record] = []
+
+    def work(book: Any, entries: Iterable[Any], accounts: Any, report: Any, journal: Any) -> None:
+        worked.extend(str(entry.instance_id) for entry in entries)
+
+    reaper = Reaper(answers.append, work)
+    for number, message in enumerate(created(expires_at=1000.0)):
+        reaper.take({**message, "number": number})
+    assert answers == [{"ack": 0}, {"ack": 1}, {"ack": 2}]
+    assert reaper.next_due() == 1000.0 + _reaper.GRACE
+
+    def keep() -> list[str]:
+        reaper.keep_what_is_due()
+        for thread in reaper._threads:
+            thread.join()
+        return worked
+
+    now = 1000.0 + _reaper.GRACE - 0.01
+    assert keep() == []
+    now = 1000.0 + _reaper.GRACE
+    assert keep() == ["i"]
+    assert reaper.next_due() is None
+    now += 1000.0
+    assert keep() == ["i"]
+
+
+def test_the_reaper_leaves_to_a_living_parent_what_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_reaper, "time", SimpleNamespace(time=lambda: 1e12))
+    reaper = Reaper(lambda _: None, lambda *_: pytest.fail("it must not work"))
+    for number, message in enumerate(created(expires_at=None)):
+        reaper.take({**message, "number": number})
+        assert reaper.next_due() is None
+        reaper.keep_what_is_due()
+
+
+def test_the_reaper_wakes_by_itself_when_the_time_of_a_silent_parent_is_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stdin, to_it = os.pipe()
+    from_it, stdout = os.pipe()
+    monkeypatch.setattr(_reaper, "_IN", stdin)
+    monkeypatch.setattr(_reaper, "_OUT", stdout)
+    monkeypatch.setattr(_reaper, "GRACE", 0.2)
+    worked = threading.Event()
+
+    def work(book: Any, entries: Any, accounts: Any, report: Callable[[Record], None], journal: Any) -> None:
+        report({"kind": "GONE", "entry": "one"})
+        worked.set()
+
+    thread = threading.Thread(target=_reaper.serve, args=(work,))
+    thread.start()
+    try:
+        messages = created(expires_at=time.time())
+        os.write(to_it, encode({**each, "number": number} for number, each in enumerate(messages)))
+        assert worked.wait(20.0)
+    finally:
+        os.close(to_it)
+        thread.join(20.0)
+        for fd in (stdin, from_it, stdout):
+            os.close(fd)
+    assert not thread.is_alive()
+
+
+async def test_the_reaper_shows_no_secret_and_the_journal_holds_none(tmp_path: Path, backend: str) -> None:
+    secret, key = "a-secret-of-the-test", "a-key-of-the-test"
+    async with scene(tmp_path / "it", program_of(SLEEP), backend, client_secret=secret, api_key=key) as it:
+        await it.until_body()
+        secrets = [each.encode() for each in (secret, key, *it.emu._account.tokens)]
+        assert len(secrets) > 2
+        pid = it.program.pid
+        assert all(each in read(pid, "environ") for each in secrets[:2])
+        reaper = it.program.reaper()
+        (journal,) = it.journals
+        for shown in (read(reaper, "cmdline"), read(reaper, "environ"), journal.read_bytes()):
+            assert shown
+            assert [each for each in secrets if each in shown] == []
