@@ -50,17 +50,17 @@ class Books:
     """
 
     def __init__(self, directory: Path, *, journal: bool, guard: bool) -> None:
-        self.directory = directory
+        self.directory: Path = directory
         self._journals = journal
         self._guards = guard
-        self.generation = 0
+        self.generation: int = 0
         self._reset()
 
     def _reset(self) -> None:
         self._turn = threading.Lock()  # whoever writes
         self._gate = threading.Lock()  # whoever queues
         self._queue: list[Record] = []
-        self.book = Book()
+        self.book: Book = Book()
         self._journal: JournalFile | None = None
         self._is_behind = False
         self._worth = 0  # bytes of the journal when it held nothing but what was owed
@@ -70,8 +70,8 @@ class Books:
         self._deaths: list[float] = []
         self._users = 0
         self._number = 0
-        self.queued = 0
-        self.done = 0
+        self.queued: int = 0
+        self.done: int = 0
         self.journal_problem: str | None = None
         self.guard_problem: str | None = None
 

@@ -60,18 +60,18 @@ class Entry:
     )
 
     def __init__(self, key: str, account: str, api: str, args: dict[str, Any], at: float) -> None:
-        self.key = key
-        self.account = account
-        self.api = api
-        self.args = args
-        self.at = at
+        self.key: str = key
+        self.account: str = account
+        self.api: str = api
+        self.args: dict[str, Any] = args
+        self.at: float = at
         self.baseline: str | None = None
         self.instance_id: str | None = None
-        self.goal = "gone"
+        self.goal: str = "gone"
         self.expires_at: float | None = None
-        self.held = False
-        self.unanswered = False
-        self.abandoned = False
+        self.held: bool = False
+        self.unanswered: bool = False
+        self.abandoned: bool = False
         self.candidates: tuple[str, ...] = ()
 
     def is_due(self, now: float, *, owner_lives: bool, grace: float = 0.0) -> bool:
@@ -104,7 +104,7 @@ class Book:
         self.entries: dict[str, Entry] = {}
         self.baselines: dict[str, tuple[str, ...]] = {}
         self.owner: Record = {}
-        self.is_orphaned = False
+        self.is_orphaned: bool = False
 
     def apply(self, record: Record) -> bool:
         """Takes one record; False when it is not understood, and nothing has changed."""

@@ -675,11 +675,16 @@ def test_wherever_a_loss_of_power_cuts_the_journal_what_was_started_goes_and_not
 ) -> None:
     recording = anyio.run(record, tmp_path / "recorded")
     written, after = recording.journal, Aftermath.of(recording)
+    ends = list(itertools.accumulate(map(len, written.splitlines(keepends=True))))
+    assert len(ends) == 4
 
     async def sweep_all() -> None:
         for length in range(len(written) + 1):
-            # What a file system has noted but not written, it may show as zeros.
-            for name, tail in (("cut", b""), ("zeros", b"\0" * (len(written) - length))):
+            tails = {"cut": b""}
+            if any(abs(length - end) <= 1 for end in ends):
+                # What a file system has noted but not written, it may show as zeros.
+                tails["zeros"] = b"\0" * (len(written) - length)
+            for name, tail in tails.items():
                 outcome = await after.sweep(
                     written[:length] + tail, tmp_path / f"{name}-{length}", started=True
                 )
