@@ -46,10 +46,13 @@ _AMBIENT_NAMES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _ctrl_c_reaches_children() -> None:
-    """A shell that runs the tests in the background has SIGINT ignored, and children inherit that."""
+def _signals_reach_children() -> None:
+    """A shell in the background has SIGINT ignored, `nohup` has SIGHUP, and children inherit that."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
