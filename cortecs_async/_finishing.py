@@ -118,10 +118,8 @@ class Finisher:
                     return
             else:
                 debt.report({"kind": "GONE", "entry": entry.key})
-                was_there = teardown.stopped_at is not None
-                self.finished[debt] = Finished(
-                    state="released" if was_there else "gone", instance_id=instance_id
-                )
+                state: State = "released" if teardown.did_something else "gone"
+                self.finished[debt] = Finished(state=state, instance_id=instance_id)
                 return
 
     async def _find(self, debts: Sequence[Debt], tasks: TaskGroup) -> None:

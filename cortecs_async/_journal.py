@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,9 @@ except ImportError:  # not on Windows: there, a journal fails with words
     fcntl = None  # type: ignore[assignment]
 
 _SUFFIX = ".jsonl"
+
+# Seconds after which a draft is nobody's.
+_STALE = 3600.0
 
 _FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
 
@@ -115,6 +119,11 @@ def take(path: Path) -> JournalFile | None:
 
 def left_behind(directory: Path) -> Iterator[JournalFile]:
     """The journals of dead owners, each locked; whoever takes one closes or removes it."""
+    for draft in directory.glob("*.new"):
+        # Of a process that died between two steps; a younger one may just be on its way.
+        with contextlib.suppress(OSError):
+            if time.time() - draft.stat().st_mtime > _STALE:
+                draft.unlink()
     for path in _paths(directory):
         journal = take(path)
         if journal is not None:

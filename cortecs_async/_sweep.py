@@ -23,7 +23,7 @@ logger = logging.getLogger("cortecs_async.guard")
 # Seconds in which a start's instance may still show itself.
 _WINDOW = 60.0
 
-OrphanState = Literal["found", "released", "gone", "ambiguous", "left", "held", "foreign"]
+OrphanState = Literal["found", "unsettled", "released", "gone", "ambiguous", "left", "held", "foreign"]
 
 
 @frozen(kw_only=True)
@@ -31,7 +31,8 @@ class Orphan:
     """A promise whose process died before it was kept.
 
     Attributes:
-        state: `found`, and to be released; `released` just now; `gone` already, or never there;
+        state: `found`, and to be released; `unsettled`: asked for less than a minute ago, and may still
+            appear; `released` just now; `gone` already, or never there;
             `ambiguous`: it may be one of `candidates`, which nobody but you can tell, and nothing is touched;
             `left`: the service could not be brought to it in time; `held`: acquired, and its time is not up;
             `foreign`: it belongs to other credentials than these.
@@ -171,7 +172,8 @@ def _preview(debts: Sequence[Debt], listed: Sequence[Instance], others: Others) 
         else:
             outcome = judge(lost[debt], starts, free)
             if outcome is None:
-                yield _orphan(debt, "gone")
+                is_young = wall_clock() - entry.at < _WINDOW
+                yield _orphan(debt, "unsettled" if is_young else "gone")
             elif not isinstance(outcome, Instance):
                 yield _orphan(debt, "ambiguous", None, outcome.candidates)
             elif is_proven(outcome, entry, others):

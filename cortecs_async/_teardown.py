@@ -104,6 +104,7 @@ class Teardown:
         deadline: In seconds of `anyio.current_time`.
         settled_at: Until when "missing" is not believed of an instance that was started just before, on the
             same clock: the service's reading side may lag behind.
+        did_something: Whether a stop or a delete of this one was accepted.
         stopped_at: When it was last asked to stop and said yes, on the same clock.
     """
 
@@ -113,6 +114,7 @@ class Teardown:
     deadline: float
     seen: Seen = Seen.LIVE
     settled_at: float = -math.inf
+    did_something: bool = False
     stopped_at: float | None = None
     stop_refused: bool = False
     troubles: int = 0
@@ -152,6 +154,7 @@ class Teardown:
             case Deed.STOP:
                 answer = await self.instances.stop(instance_id)
                 self.stopped_at = anyio.current_time()
+                self.did_something = True
                 # A delete proves that it was stopped; where there will be none, it has to be read.
                 settled = self.goal is Goal.GONE and _is_at_rest(answer)
                 return Seen.STOPPED if settled else Seen.STOPPING
@@ -163,6 +166,7 @@ class Teardown:
                 return Seen.LIVE
             case Deed.DELETE:
                 await self.instances.delete(instance_id)
+                self.did_something = True
                 return Seen.DELETED
             case Deed.VERIFY:
                 with anyio.move_on_after(_PATIENCE):

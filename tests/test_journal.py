@@ -192,6 +192,14 @@ class TestFile:
         assert [path.name for path in tmp_path.iterdir()] == [journal.path.name]
         journal.remove()
 
+    def test_drafts_of_the_dead_are_cleared_away_in_time(self, tmp_path: Path) -> None:
+        old, young = tmp_path / "old.new", tmp_path / "young.new"
+        for path in (old, young):
+            path.write_bytes(b"")
+        os.utime(old, (0, 0))
+        assert list(left_behind(tmp_path)) == []
+        assert list(tmp_path.iterdir()) == [young]
+
     def test_what_was_replaced_while_it_was_opened_is_not_taken(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -42,7 +42,7 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 def run(emu: Emulator, backend: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, backend],
+        [sys.executable, "-P", "-c", PROGRAM, backend],
         env={**emu.env(), "PYTHONPATH": ":".join(sys.path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -120,7 +120,7 @@ def program(emu: Emulator, which: str, state_dir: Path, **env: str) -> Iterator[
         each for each in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if which in each
     ]
     process = subprocess.Popen(
-        [sys.executable, "-c", code],
+        [sys.executable, "-P", "-c", code],
         env={
             **emu.env(),
             "PYTHONPATH": ":".join(sys.path),

@@ -103,6 +103,15 @@ async def test_what_is_gone_is_gone(world: World, journals: Path) -> None:
     assert list(books(journals)) == []
 
 
+async def test_what_was_stopped_already_is_released_when_it_is_deleted(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        mine = emu.start_instance(MODEL, HARDWARE)
+        emu.stop_instance(mine)
+        left(emu, journals, created(mine)).close()
+        assert [each.state for each in await client.sweep()] == ["released"]
+        assert emu.existing == ()
+
+
 async def test_an_intent_finds_its_instance(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
         before = emu.start_instance(MODEL, HARDWARE)
@@ -131,6 +140,7 @@ async def test_an_intent_without_an_instance_is_waited_for_before_it_is_closed(
             assert [each.state for each in await client.sweep()] == ["released"]
         assert emu.existing == ()
         left(emu, journals, baseline(), intent()).close()
+        assert [each.state for each in await client.orphans()] == ["unsettled"]
         start = anyio.current_time()
         assert [each.state for each in await client.sweep()] == ["gone"]
         assert 60 <= anyio.current_time() - start < 65

@@ -15,6 +15,7 @@ from ..types import Orphan
 
 _MEANING = {
     "found": "left behind: `cortecs-async sweep` releases it",
+    "unsettled": "may still appear: `cortecs-async sweep` waits for it",
     "released": "was left behind: released now",
     "gone": "nothing is left of it",
     "ambiguous": "may be one of these; stop it yourself if nobody needs it",
@@ -58,7 +59,7 @@ def _run(*, dry_run: bool, timeout: float = 300.0) -> None:
     except CortecsError as error:
         raise click.ClickException(str(error)) from None
     _show(found)
-    if any(each.state in {"found", "ambiguous", "left"} for each in found):
+    if any(each.state in {"found", "unsettled", "ambiguous", "left"} for each in found):
         sys.exit(1)
 
 
