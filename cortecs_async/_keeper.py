@@ -277,7 +277,8 @@ class Keeper:
 
     async def leave(self) -> None:
         """The client is closed and has no lease any more."""
-        await self._off_loop(self._leave)
+        if self._joined is not None:
+            await self._off_loop(self._leave)
 
     def _leave(self) -> None:
         joined, self._joined = self._joined, None
