@@ -146,8 +146,8 @@ async def test_a_release_whose_connections_are_gone_fails_at_once(world: World) 
 @pytest.mark.sockets
 async def test_a_burst_does_not_wait_for_connections_on_its_own_time() -> None:
     async with serve_emulator() as emu:
-        emu.add_fault(Fault("delay", route="models", seconds=1.0, times=None))
-        async with AsyncCortecs(api_base_url=emu.api_base_url, timeout=1.9, max_retries=0) as client:
+        emu.add_fault(Fault("delay", route="models", seconds=3.0, times=None))
+        async with AsyncCortecs(api_base_url=emu.api_base_url, timeout=5.7, max_retries=0) as client:
             async with anyio.create_task_group() as tasks:
                 for _ in range(150):
                     tasks.start_soon(client.models.list)
