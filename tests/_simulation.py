@@ -504,6 +504,10 @@ def _outline(leases: Sequence[Lease]) -> list[list[_Node]]:
     return roots
 
 
+def _has_siblings(groups: Sequence[Sequence[_Node]]) -> bool:
+    return any(len(group) > 1 or _has_siblings(group[0].groups) for group in groups)
+
+
 class Simulation:
     """One run of one program."""
 
@@ -561,8 +565,7 @@ class Simulation:
                     tasks.start_soon(self._visit, visit)
                 if program.dies_after is not None:
                     tasks.start_soon(self._die, program.dies_after)
-                with anyio.CancelScope() as self._scope:
-                    await self._run_program(client)
+                await self._run_program(client)
                 tasks.cancel_scope.cancel()
             await client.aclose()
             self._ended_at = anyio.current_time()
@@ -611,31 +614,34 @@ class Simulation:
     # -- the program
 
     async def _run_program(self, client: AsyncCortecs) -> None:
-        cancel = self.program.cancel
-        way = None if cancel is None else cancel.way
-        if way == "task" and self.backend == "asyncio":
+        if self.backend == "asyncio":
             await self._run_as_task(client)
             return
-        try:
-            if cancel is None:
-                await self._whole(client)
-            else:
-                await self._cancelled(cancel, lambda: self._whole(client), self._note_cancel)
-        except Exception as error:  # noqa: BLE001  (judged in the end)
-            self._end = error
+        with anyio.CancelScope() as self._scope:
+            try:
+                await self._with_limit(client)
+            except Exception as error:  # noqa: BLE001  (judged in the end)
+                self._end = error
 
     async def _run_as_task(self, client: AsyncCortecs) -> None:
+        task = self._task = asyncio.ensure_future(self._with_limit(client))
         cancel = self.program.cancel
-        assert cancel is not None
-        task = self._task = asyncio.ensure_future(self._whole(client))
-        for pause in (cancel.after, *cancel.again):
-            await asyncio.wait([task], timeout=pause)
-            if not task.done():
-                self._note_cancel()
-                task.cancel()
+        if cancel is not None and cancel.way == "task":
+            for pause in (cancel.after, *cancel.again):
+                await asyncio.wait([task], timeout=pause)
+                if not task.done():
+                    self._note_cancel()
+                    task.cancel()
         await asyncio.wait([task])
         if not task.cancelled():
             self._end = task.exception()
+
+    async def _with_limit(self, client: AsyncCortecs) -> None:
+        cancel = self.program.cancel
+        if cancel is None or (cancel.way == "task" and self.backend == "asyncio"):
+            await self._whole(client)
+        else:
+            await self._cancelled(cancel, lambda: self._whole(client), self._note_cancel)
 
     def _note_cancel(self) -> None:
         if self._cancelled_at is None:
@@ -653,10 +659,18 @@ class Simulation:
         self._went_on_at = at
 
     async def _cancelled(
-        self, cancel: Cancel, body: Callable[[], Awaitable[None]], note: Callable[[], None]
+        self,
+        cancel: Cancel,
+        body: Callable[[], Awaitable[None]],
+        note: Callable[[], None],
+        inside: Sequence[Sequence[_Node]] = (),
     ) -> None:
-        """Runs what is cancelled after a while, unless it has ended; the cancellation goes no further."""
-        if cancel.way == "timeout" and self.backend == "asyncio":
+        """Runs what is cancelled after a while, unless it has ended; the cancellation goes no further.
+
+        A scope of anyio's around an `asyncio.timeout` around a task group of anyio's lets a cancellation out
+        that is its own, whatever the tasks do. So where something runs side by side, it is scopes only.
+        """
+        if cancel.way == "timeout" and self.backend == "asyncio" and not _has_siblings(inside):
             limit = asyncio.timeout(cancel.after)
             try:
                 async with limit:
@@ -695,7 +709,10 @@ class Simulation:
             else:
                 armed_at = anyio.current_time()
                 await self._cancelled(
-                    cancel, lambda: self._lease(client, node), lambda: self._judge_cancelled(node, armed_at)
+                    cancel,
+                    lambda: self._lease(client, node),
+                    lambda: self._judge_cancelled(node, armed_at),
+                    inside=node.groups,
                 )
         except Exception:
             if not node.plan.handled:
