@@ -3,9 +3,10 @@
 The rest of the errors is in `cortecs_async.errors`, the rest of the data classes in `cortecs_async.types`.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from ._client import AsyncCortecs
 from ._config import Credentials, PollPolicy, RetryPolicy, Secret
-from ._domain import Instance, Progress
 from ._errors import (
     APIStatusError,
     ConfigurationError,
@@ -15,9 +16,12 @@ from ._errors import (
     RequestError,
     TeardownError,
 )
-from ._handle import InstanceHandle
-from ._lease import InstanceLease
 from ._version import __version__
+
+if TYPE_CHECKING:
+    from ._domain import Instance, Progress
+    from ._handle import InstanceHandle
+    from ._lease import InstanceLease
 
 __all__ = [
     "APIStatusError",
@@ -38,3 +42,25 @@ __all__ = [
     "TeardownError",
     "__version__",
 ]
+
+# Loaded when they are asked for: they bring along what a client is made of.
+_LATER = {
+    "Instance": "_domain",
+    "InstanceHandle": "_handle",
+    "InstanceLease": "_lease",
+    "Progress": "_domain",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib  # noqa: PLC0415
+
+    value = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -145,6 +145,7 @@ class Prices:
         self._hardware_types = hardware_types
         self._models = models
         self._known: dict[str, Price | None] = {}
+        self._asking: anyio.Event | None = None
 
     def of(self, hardware_type_id: str | None) -> Price | None:
         """A price, if it is known already."""
@@ -154,13 +155,21 @@ class Prices:
         """Looks a price up, if that can be done quickly."""
         if hardware_type_id in self._known:
             return
-        with anyio.move_on_after(_PATIENCE):
-            try:
+        if self._asking is not None:
+            # One asks for all that start together; they do without if it does not get an answer.
+            with anyio.move_on_after(_PATIENCE):
+                await self._asking.wait()
+            return
+        asking = self._asking = anyio.Event()
+        try:
+            with anyio.move_on_after(_PATIENCE):
                 self._take(await self._hardware_types.list_once())
-            except Exception as error:  # noqa: BLE001  (nothing about a price may end a start)
-                logger.info("no price list: %s", error)
-            else:
                 self._known.setdefault(hardware_type_id or "", None)
+        except Exception as error:  # noqa: BLE001  (nothing about a price may end a start)
+            logger.info("no price list: %s", error)
+        finally:
+            self._asking = None
+            asking.set()
 
     async def limit(
         self, args: InstanceArgs, *, max_lifetime: float | None, max_cost: float | None

@@ -6,29 +6,32 @@ import os
 import warnings
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-import anyio
+from ._config import (
+    MAX_CONNECTIONS,
+    CredentialProvider,
+    Mode,
+    PollPolicy,
+    RetryPolicy,
+    Secret,
+    Settings,
+    TransportName,
+    check_mode,
+    resolve_settings,
+)
+from ._errors import ConfigurationError
 
-from ._acquired import release_acquired
-from ._arguments import check_instance_id, check_seconds, check_start
-from ._budget import Prices
-from ._config import CredentialProvider, PollPolicy, RetryPolicy, Secret, Settings, resolve_settings
-from ._domain import InstanceArgs
-from ._errors import ConfigurationError, InvalidArgumentError
-from ._handle import InstanceHandle
-from ._http import HTTP, HTTPClient
-from ._instances import Instances
-from ._keeper import Keeper, Mode, state_directory
-from ._lease import InstanceLease
-from ._release import OnExit
-from ._resources import HardwareTypes, Models, User
-from ._starts import Starter
-from ._sweep import Orphan, sweep
-from ._waiting import ProgressCallback
-from ._workshop import LeaseOptions, OnLoss, Workshop, check_lease
-
-_MODES = ("auto", "required", "off")
+if TYPE_CHECKING:
+    from ._handle import InstanceHandle
+    from ._instances import Instances
+    from ._lease import InstanceLease
+    from ._release import OnExit
+    from ._resources import HardwareTypes, Models, User
+    from ._sweep import Orphan
+    from ._transport import HTTPClient
+    from ._waiting import ProgressCallback
+    from ._workshop import OnLoss
 
 
 class AsyncCortecs:
@@ -59,6 +62,10 @@ class AsyncCortecs:
         journal: The same three for the journal, the file that `sweep` reads when the reaper died as well.
         state_dir: Where journals lie. Default: the environment's CORTECS_STATE_DIR, else the user's state
             directory. In a container, a volume that outlives it.
+        max_connections: How many requests are under way at once; more wait for their turn, releases first. A
+            fifth is kept for releases, and the looks of the waits, one or two at a time, come on top.
+        transport: What carries requests: `httpx`; or `aiohttp`, which takes about half the CPU, on asyncio
+            only, and needs the extra of that name.
 
     Attributes:
         instances: The instances of the account.
@@ -88,6 +95,8 @@ class AsyncCortecs:
         guard: Mode = "auto",
         journal: Mode = "auto",
         state_dir: str | os.PathLike[str] | None = None,
+        max_connections: int = MAX_CONNECTIONS,
+        transport: TransportName = "httpx",
     ) -> None:
         self._closed = True  # for __del__, should the next line raise
         secret = Secret(client_secret) if client_secret is not None else None
@@ -103,36 +112,25 @@ class AsyncCortecs:
             poll_policy=poll_policy,
             default_headers=default_headers,
             allow_insecure_http=allow_insecure_http,
+            max_connections=max_connections,
+            transport=transport,
             environ=os.environ,
         )
-        for name, mode in (("guard", guard), ("journal", journal)):
-            if mode not in _MODES:
-                raise ConfigurationError(f"{name} must be one of {', '.join(_MODES)}, not {mode!r}")
-        self._keeper = Keeper(
-            self._settings, journal=journal, guard=guard, directory=state_directory(state_dir)
+        check_mode("guard", guard)
+        check_mode("journal", journal)
+        if http_client is not None and transport != "httpx":
+            raise ConfigurationError("give either http_client or transport, not both")
+        # Here, because it brings httpx and everything else along: a program that imports the package and
+        # makes no client, such as one that prints its --help, need not wait for that.
+        from ._assembly import Assembly  # noqa: PLC0415
+
+        self._assembly = Assembly(
+            self._settings, http_client=http_client, guard=guard, journal=journal, state_dir=state_dir
         )
-        self._http = HTTP(
-            self._settings,
-            http_client=http_client,
-            on_credentials=self._keeper.know,
-            on_close=self._keeper.leave,
-        )
-        send = self._http.request
-        self._leased = Instances(self._http.request_held, self._settings.poll)
-        self._releasing = Instances(self._http.request_once, self._settings.poll, twin=self._leased)
-        self.instances: Instances = Instances(send, self._settings.poll, twin=self._leased)
-        self.models: Models = Models(send)
-        self.hardware_types: HardwareTypes = HardwareTypes(send)
-        self.user: User = User(send)
-        self._workshop = Workshop(
-            http=self._http,
-            instances=self._leased,
-            releasing=self._releasing,
-            poll=self._settings.poll,
-            keeper=self._keeper,
-            starter=Starter(self._leased, self._keeper, self._settings.retry, self._settings.poll),
-            prices=Prices(HardwareTypes(self._http.request_held), Models(self._http.request_held)),
-        )
+        self.instances: Instances = self._assembly.instances
+        self.models: Models = self._assembly.models
+        self.hardware_types: HardwareTypes = self._assembly.hardware_types
+        self.user: User = self._assembly.user
         self._closed = False
 
     def instance(
@@ -184,20 +182,14 @@ class AsyncCortecs:
         Raises:
             InvalidArgumentError: for bad arguments, at once and before any request.
         """
-        if on_exit not in {"delete", "stop", "keep"}:
-            raise InvalidArgumentError(f"on_exit must be 'delete', 'stop' or 'keep', not {on_exit!r}")
-        if on_loss not in {"cancel", "ignore"}:
-            raise InvalidArgumentError(f"on_loss must be 'cancel' or 'ignore', not {on_loss!r}")
-        check_lease(start_timeout, teardown_timeout, max_lifetime, max_cost, on_progress)
-        args = check_start(
+        return self._assembly.lease(
             model_id,
             hardware_type_id,
-            context_length=context_length,
-            num_workers=num_workers,
-            billing_interval=billing_interval,
-        )
-        options = LeaseOptions(
-            args=args,
+            {
+                "context_length": context_length,
+                "num_workers": num_workers,
+                "billing_interval": billing_interval,
+            },
             start_timeout=start_timeout,
             teardown_timeout=teardown_timeout,
             on_exit=on_exit,
@@ -207,7 +199,6 @@ class AsyncCortecs:
             on_loss=on_loss,
             on_progress=on_progress,
         )
-        return InstanceLease(self._workshop, options)
 
     def attach(
         self,
@@ -231,18 +222,9 @@ class AsyncCortecs:
             InvalidArgumentError: for what is no id, at once. Entering raises `BadRequestError` or
                 `NotFoundError` for an unknown one, and `StartFailedError` for one that is stopped.
         """
-        if on_loss not in {"cancel", "ignore"}:
-            raise InvalidArgumentError(f"on_loss must be 'cancel' or 'ignore', not {on_loss!r}")
-        check_lease(start_timeout, 1.0, None, None, on_progress)
-        options = LeaseOptions(
-            args=InstanceArgs(model_id=""),
-            borrowed=check_instance_id(instance_id),
-            start_timeout=start_timeout,
-            on_exit="keep",
-            on_loss=on_loss,
-            on_progress=on_progress,
+        return self._assembly.loan(
+            instance_id, start_timeout=start_timeout, on_loss=on_loss, on_progress=on_progress
         )
-        return InstanceLease(self._workshop, options)
 
     async def acquire(
         self,
@@ -280,16 +262,14 @@ class AsyncCortecs:
             InvalidArgumentError: for bad arguments, before any request.
             CortecsError: as entering `instance(...)`; there is no instance then.
         """
-        check_lease(start_timeout, teardown_timeout, max_lifetime, max_cost, on_progress)
-        args = check_start(
+        lease = self._assembly.lease(
             model_id,
             hardware_type_id,
-            context_length=context_length,
-            num_workers=num_workers,
-            billing_interval=billing_interval,
-        )
-        options = LeaseOptions(
-            args=args,
+            {
+                "context_length": context_length,
+                "num_workers": num_workers,
+                "billing_interval": billing_interval,
+            },
             start_timeout=start_timeout,
             teardown_timeout=teardown_timeout,
             on_exit="keep",
@@ -298,7 +278,7 @@ class AsyncCortecs:
             on_loss="ignore",
             on_progress=on_progress,
         )
-        return await InstanceLease(self._workshop, options).hand_out()
+        return await lease.hand_out()
 
     async def release(self, handle: InstanceHandle | str, *, teardown_timeout: float = 120.0) -> None:
         """Stops and deletes an acquired instance, and returns when it is read to be gone.
@@ -315,9 +295,7 @@ class AsyncCortecs:
             TeardownError: when it could not be done in time; the reaper goes on.
             RequestError: when the service refuses to list instances.
         """
-        check_seconds("teardown_timeout", teardown_timeout)
-        self._http.check_open()
-        await release_acquired(self._workshop, handle, teardown_timeout)
+        await self._assembly.release(handle, teardown_timeout)
 
     async def sweep(self, *, dry_run: bool = False, timeout: float = 300.0) -> tuple[Orphan, ...]:
         """Releases what processes that died have left behind, as far as their journals prove it.
@@ -335,13 +313,7 @@ class AsyncCortecs:
             InvalidArgumentError: for a bad timeout.
             RequestError: when the service cannot be asked.
         """
-        check_seconds("timeout", timeout)
-        self._http.check_open()
-        self._http.hold()
-        try:
-            return await sweep(self._releasing, self._keeper, dry_run=dry_run, timeout=timeout)
-        finally:
-            await self._http.release()
+        return await self._assembly.sweep(dry_run=dry_run, timeout=timeout)
 
     async def orphans(self) -> tuple[Orphan, ...]:
         """What `sweep` would find.
@@ -357,15 +329,13 @@ class AsyncCortecs:
         Leases that are still open can release what they hold: the connections close with the last of them.
         """
         self._closed = True
-        await self._http.aclose()
+        await self._assembly.http.aclose()
 
     async def __aenter__(self) -> Self:
-        self._http.check_open()
         try:
-            await self._keeper.tell_of_orphans()
+            await self._assembly.open()
         except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self.aclose()
+            self._closed = True
             raise
         return self
 

@@ -6,7 +6,7 @@ import ipaddress
 import math
 import re
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import attrs
@@ -17,6 +17,10 @@ from ._errors import ConfigurationError
 _OWN_HEADERS = frozenset({"authorization", "content-length", "content-type", "host", "transfer-encoding"})
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
+Mode = Literal["auto", "required", "off"]
+TransportName = Literal["httpx", "aiohttp"]
+
+MAX_CONNECTIONS = 100
 DEFAULT_API_BASE_URL = "https://cortecs.ai/api/v1"
 
 
@@ -97,6 +101,27 @@ def _at_least(minimum: float) -> Callable[[Any, attrs.Attribute[Any], Any], None
     return check
 
 
+def _positive(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{attribute.name} must be a whole number of at least 1, not {value!r}")
+
+
+def check_mode(name: str, mode: Any) -> None:
+    """Takes one of three words.
+
+    Raises:
+        ConfigurationError: for anything else.
+    """
+    if mode not in get_args(Mode):
+        raise ConfigurationError(f"{name} must be one of {', '.join(get_args(Mode))}, not {mode!r}")
+
+
+def _known_transport(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if value not in get_args(TransportName):
+        choice = " or ".join(map(repr, get_args(TransportName)))
+        raise ConfigurationError(f"{attribute.name} must be {choice}, not {value!r}")
+
+
 @frozen(kw_only=True)
 class RetryPolicy:
     """How often and how long a request is repeated. Which may be repeated at all is not negotiable.
@@ -158,6 +183,8 @@ class Settings:
     retry: RetryPolicy
     poll: PollPolicy
     headers: Mapping[str, str] = field(repr=False)
+    max_connections: int = field(default=MAX_CONNECTIONS, validator=_positive)
+    transport: TransportName = field(default="httpx", validator=_known_transport)
 
     @property
     def is_loopback(self) -> bool:
@@ -177,6 +204,8 @@ def resolve_settings(
     poll_policy: PollPolicy | None,
     default_headers: Mapping[str, str] | None,
     allow_insecure_http: bool,
+    max_connections: int,
+    transport: TransportName,
     environ: Mapping[str, str],
 ) -> Settings:
     """Explicit argument, then environment, then default.
@@ -208,6 +237,8 @@ def resolve_settings(
         retry=retry,
         poll=poll_policy or PollPolicy(),
         headers=_check_headers(default_headers or {}),
+        max_connections=max_connections,
+        transport=transport,
     )
 
 

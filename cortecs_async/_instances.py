@@ -17,6 +17,7 @@ from ._matching import choose
 from ._messages import Call, Reply, Witness
 from ._resources import Models, Send
 from ._retry import Failure
+from ._slots import Urgency
 from ._waiting import ProgressCallback, wait_until_running
 from ._watch import InstanceWatch, Poller
 from ._wire import decode_affected, decode_instance, decode_instances, encode_start
@@ -380,10 +381,12 @@ class Instances:
     async def read_one(self, instance_id: str) -> Instance:
         """For the poller: `get` without retries."""
         path = f"/instances/{check_instance_id(instance_id)}"
-        return (await self._send(Call(method="GET", path=path, retried=False))).decode(decode_instance)
+        return (await self._send(_look(path))).decode(decode_instance)
 
     async def read_all(self) -> tuple[Instance, ...]:
         """For the poller: `list` without retries."""
-        return (await self._send(Call(method="GET", path="/instances/", retried=False))).decode(
-            decode_instances
-        )
+        return (await self._send(_look("/instances/"))).decode(decode_instances)
+
+
+def _look(path: str) -> Call:
+    return Call(method="GET", path=path, retried=False, urgency=Urgency.LOOK)

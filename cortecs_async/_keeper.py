@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -21,7 +21,7 @@ import attrs
 
 from ._adoption import Unknown
 from ._books import Books, books_of
-from ._config import Credentials, Secret, Settings
+from ._config import Credentials, Mode, Secret, Settings
 from ._detached import in_trio
 from ._domain import InstanceArgs
 from ._errors import GuardError, JournalError
@@ -29,8 +29,6 @@ from ._records import Record, wall_clock
 from ._rivals import Others, claims_of_others, unknown_of
 
 T = TypeVar("T")
-
-Mode = Literal["auto", "required", "off"]
 
 logger = logging.getLogger("cortecs_async.guard")
 

@@ -10,6 +10,7 @@ from attrs import field, frozen
 from ._errors import DecodeError
 from ._failures import start_warning
 from ._retry import Failure
+from ._slots import Urgency
 from ._wire import ShapeError
 
 T = TypeVar("T")
@@ -27,6 +28,7 @@ class Call:
     authenticated: bool = True
     # False for the poller, whose next tick is its retry.
     retried: bool = True
+    urgency: Urgency = Urgency.CALL
 
     # Given for what must not be lost to a cancellation: once sent, an attempt is seen to its end, and this is
     # told of it before the cancellation goes on. Between attempts it can be cancelled as usual.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from attrs import frozen
 
@@ -23,7 +23,11 @@ OnLoss = Literal["cancel", "ignore"]
 
 @frozen(kw_only=True)
 class LeaseOptions:
-    """How a lease behaves; times in seconds."""
+    """How a lease behaves; times in seconds.
+
+    Raises:
+        InvalidArgumentError: for what makes no sense.
+    """
 
     args: InstanceArgs
     start_timeout: float = 900.0
@@ -35,6 +39,18 @@ class LeaseOptions:
     max_cost: float | None = None
     on_loss: OnLoss = "cancel"
     on_progress: ProgressCallback | None = None
+
+    def __attrs_post_init__(self) -> None:
+        check_seconds("start_timeout", self.start_timeout)
+        check_seconds("teardown_timeout", self.teardown_timeout)
+        check_seconds("max_lifetime", self.max_lifetime, optional=True)
+        check_amount("max_cost", self.max_cost)
+        if self.on_exit not in get_args(OnExit):
+            raise InvalidArgumentError(f"on_exit must be 'delete', 'stop' or 'keep', not {self.on_exit!r}")
+        if self.on_loss not in get_args(OnLoss):
+            raise InvalidArgumentError(f"on_loss must be 'cancel' or 'ignore', not {self.on_loss!r}")
+        if self.on_progress is not None and not callable(self.on_progress):
+            raise InvalidArgumentError("on_progress must be callable")
 
 
 @frozen(kw_only=True)
@@ -48,23 +64,3 @@ class Workshop:
     keeper: Keeper
     starter: Starter
     prices: Prices
-
-
-def check_lease(
-    start_timeout: float,
-    teardown_timeout: float,
-    max_lifetime: float | None,
-    max_cost: float | None,
-    on_progress: ProgressCallback | None,
-) -> None:
-    """Checks what all leases have in common.
-
-    Raises:
-        InvalidArgumentError: for what makes no sense.
-    """
-    check_seconds("start_timeout", start_timeout)
-    check_seconds("teardown_timeout", teardown_timeout)
-    check_seconds("max_lifetime", max_lifetime, optional=True)
-    check_amount("max_cost", max_cost)
-    if on_progress is not None and not callable(on_progress):
-        raise InvalidArgumentError("on_progress must be callable")

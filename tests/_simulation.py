@@ -597,7 +597,7 @@ class Simulation:
             guard="off",
             state_dir=self.state,
         )
-        client._http._rng = random.Random(self.program.seed)
+        client._assembly.http._rng = random.Random(self.program.seed)
         return client
 
     async def _sweep(self, http: httpx.AsyncClient) -> None:
@@ -617,11 +617,12 @@ class Simulation:
         if self.backend == "asyncio":
             await self._run_as_task(client)
             return
-        with anyio.CancelScope() as self._scope:
-            try:
+        try:
+            # Inside, because of a group with cancellations in it only what is left is an Exception.
+            with anyio.CancelScope() as self._scope:
                 await self._with_limit(client)
-            except Exception as error:  # noqa: BLE001  (judged in the end)
-                self._end = error
+        except Exception as error:  # noqa: BLE001  (judged in the end)
+            self._end = error
 
     async def _run_as_task(self, client: AsyncCortecs) -> None:
         task = self._task = asyncio.ensure_future(self._with_limit(client))

@@ -304,7 +304,7 @@ async def test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_
         emu.client_id,
         emu.client_secret,
         api_base_url=emu.api_base_url,
-        http_client=client._http._client.__class__(transport=emu.transport()),
+        http_client=client._assembly.http._transport._pools[0].client.__class__(transport=emu.transport()),
         guard="off",
     ) as later:
         (orphan,) = await later.sweep()
@@ -317,7 +317,7 @@ async def test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_
         emu.delete_instance(foreign)
         assert [each.state for each in await later.sweep()] == ["gone"]
     assert left_in(journals) == []
-    await later._http._client.aclose()
+    await later._assembly.http._transport._pools[0].client.aclose()
 
 
 @asynccontextmanager
@@ -335,7 +335,7 @@ async def another_process(
             guard="off",
         ) as other,
     ):
-        other._keeper._books = Books(journals, journal=True, guard=False)
+        other._assembly.keeper._books = Books(journals, journal=True, guard=False)
         yield other
 
 

@@ -415,7 +415,7 @@ async def test_new_credentials_reach_the_reaper_at_once(reapers: None) -> None:
             AsyncCortecs(emu.client_id, emu.client_secret, api_base_url=emu.api_base_url) as client,
             client.instance(MODEL, HARDWARE),
         ):
-            keeper = client._keeper
+            keeper = client._assembly.keeper
             keeper.know(Credentials(client_id=emu.client_id, client_secret="another"))
             with anyio.fail_after(10):
                 while keeper.books.done < keeper.books.queued:  # noqa: ASYNC110  (it has no event)
@@ -443,8 +443,8 @@ async def test_one_reaper_serves_all_clients_of_a_process(reapers: None) -> None
             AsyncCortecs(emu.client_id, emu.client_secret, api_base_url=emu.api_base_url) for _ in range(2)
         )
         async with one, other, one.instance(MODEL, HARDWARE), other.instance(MODEL, HARDWARE):
-            assert one._keeper.books is other._keeper.books
-            guard = one._keeper.books._guard
+            assert one._assembly.keeper.books is other._assembly.keeper.books
+            guard = one._assembly.keeper.books._guard
             assert guard.is_up
             assert guard.pid is not None
         assert not guard.is_up

@@ -39,6 +39,8 @@ def resolve(environ: Mapping[str, str] | None = None, **given_: Any) -> Settings
         "poll_policy": None,
         "default_headers": None,
         "allow_insecure_http": False,
+        "max_connections": 100,
+        "transport": "httpx",
         "environ": environ or {},
         **given_,
     }

@@ -117,7 +117,7 @@ async def test_a_release_outlasts_a_credential_provider_that_fails(world: World)
 
         start = anyio.current_time()
         async with world() as (_other, client):
-            http = client._http._client
+            http = client._assembly.http._transport._pools[0].client
             http._transport = emu.transport()
             async with AsyncCortecs(
                 credential_provider=provide,
@@ -138,7 +138,7 @@ async def test_a_release_whose_connections_are_gone_fails_at_once(world: World) 
         with pytest.raises(TeardownError, match="instance-10001"):
             async with client.instance(MODEL, HARDWARE):
                 start = anyio.current_time()
-                await client._http._client.aclose()
+                await client._assembly.http._transport._pools[0].client.aclose()
         assert anyio.current_time() == start
         assert emu.billing
 
@@ -376,7 +376,7 @@ async def test_leaving_twice_releases_once(world: World) -> None:
             pass
         await lease.__aexit__(None, None, None)
         assert routes(emu).count("stop") == 1
-        assert client._http._holders == 0
+        assert client._assembly.http._holders == 0
 
 
 def test_the_bar_takes_the_services_words_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -417,7 +417,7 @@ async def test_who_is_slower_with_a_restart_shares_what_runs_and_does_not_stop_i
 async def test_a_provider_that_fails_while_a_lost_start_is_looked_for_ends_no_release(world: World) -> None:
     async with world(token_lifetime=20.0) as (emu, client):
         emu.add_fault(Fault("delay", route="start", when="after", seconds=100.0))
-        provide = client._http._tokens._provider
+        provide = client._assembly.http._tokens._provider
         trouble = [OSError("vault is down")] * 3
 
         async def unreliable() -> Credentials:
@@ -425,7 +425,7 @@ async def test_a_provider_that_fails_while_a_lost_start_is_looked_for_ends_no_re
                 raise trouble.pop()
             return await provide()
 
-        client._http._tokens._provider = unreliable
+        client._assembly.http._tokens._provider = unreliable
         with pytest.raises(OSError, match="vault"):
             async with client.instance(MODEL, HARDWARE):
                 pytest.fail("entered")
@@ -450,7 +450,7 @@ async def test_a_lease_that_nobody_leaves_is_left_to_the_reaper(
         for thread in threading.enumerate():
             if thread.name == "cortecs-books":
                 thread.join(10)
-        (entry,) = client._keeper.books.abandoned()
+        (entry,) = client._assembly.keeper.books.abandoned()
         assert entry.instance_id == emu.existing[0]
         assert [each.state for each in await client.sweep()] == ["released"]
         assert emu.existing == ()
@@ -492,7 +492,7 @@ async def test_an_instance_that_cannot_be_read_yet_is_released_all_the_same(worl
 async def test_a_client_in_a_second_event_loop_is_told_so(world: World) -> None:
     async with world() as (_emu, client):
         await client.models.list()
-        client._http._loop = object()
+        client._assembly.http._loop = object()
         with pytest.raises(errors.ConfigurationError, match="another event loop"):
             await client.models.list()
-        client._http._loop = None
+        client._assembly.http._loop = None

@@ -656,7 +656,7 @@ class TestHeld:
     async def test_the_pool_stays_open_for_who_holds_it(self, respx_mock: respx.MockRouter) -> None:
         respx_mock.get("/models/").respond(json={"models": []})
         client = AsyncCortecs(api_base_url=API)
-        http, call = client._http, Call(method="GET", path="/models/", authenticated=False)
+        http, call = client._assembly.http, Call(method="GET", path="/models/", authenticated=False)
         http.hold()
         http.hold()
         await client.aclose()
@@ -665,7 +665,7 @@ class TestHeld:
                 await client.models.list()
             assert (await http.request_held(call)).data == {"models": []}
             await http.release()
-        assert http._client.is_closed
+        assert [pool.client.is_closed for pool in http._transport._pools] == [True]
         with pytest.raises(ClientClosedError):
             await http.request_held(call)
 
@@ -675,7 +675,7 @@ class TestHeld:
         async with service.client() as client:
             call = Call(method=START[0], path=START[1], witness=witness)
             with anyio.move_on_after(1.0) as scope:
-                await client._http.request(call)
+                await client._assembly.http.request(call)
                 await anyio.lowlevel.checkpoint()
                 raise AssertionError("not cancelled")
         assert scope.cancelled_caught
@@ -687,7 +687,7 @@ class TestHeld:
         witness = Witness()
         async with service.client() as client:
             with pytest.raises(errors.BadRequestError):
-                await client._http.request(Call(method=START[0], path=START[1], witness=witness))
+                await client._assembly.http.request(Call(method=START[0], path=START[1], witness=witness))
         assert [getattr(each, "status", each) for each in witness.told] == ["sending", 429, "sending", 400]
 
 
@@ -738,8 +738,9 @@ class TestOwnPool:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, "http://proxy.test:3128")
         async with AsyncCortecs(CLIENT_ID, SECRET, api_base_url=url) as client:
-            assert client._http._client._trust_env is trusted
-            assert bool(client._http._client._mounts) is trusted
+            async with client._assembly.http._transport.new_client() as http:
+                assert http._trust_env is trusted
+                assert bool(http._mounts) is trusted
 
 
 class TestPlainHTTP:
@@ -766,7 +767,11 @@ async def test_the_jitter_can_be_seeded(service: Service) -> None:
     for _ in range(2):
         service.on("GET", "/models/", Answer(status=500), Answer(json={"models": []}))
         async with service.client() as client:
-            http = HTTP(client._settings, http_client=client._http._client, rng=random.Random(4))
+            http = HTTP(
+                client._settings,
+                http_client=client._assembly.http._transport._pools[0].client,
+                rng=random.Random(4),
+            )
             await http.request(Call(method="GET", path="/models/", authenticated=False))
         pauses.append(service.times[-1] - service.times[-2])
     assert pauses[0] == pytest.approx(pauses[1])

@@ -21,11 +21,12 @@ ROWS: list[tuple[int, set[str]]] = [
     (0, {"_errors", "_version"}),
     (0, {"_domain", "_config"}),  # data and settings; they raise the errors above
     # Pure, or knowing nothing of the service.
-    (1, {"_wire", "_retry", "_records", "_arguments", "_detached", "_redact", "_matching"}),
+    (1, {"_wire", "_retry", "_records", "_arguments", "_detached", "_redact", "_matching", "_slots"}),
     (1, {"_journal", "_interruptible", "_adoption"}),
     (1, {"_rivals"}),
     (2, {"_auth", "_failures"}),
     (2, {"_messages"}),  # a request and its answer
+    (3, {"_transport"}),
     (3, {"_http"}),
     (4, {"_resources"}),
     (5, {"_watch", "_budget"}),  # the one poller; prices and receipts
@@ -42,6 +43,7 @@ ROWS: list[tuple[int, set[str]]] = [
     (6, {"_release", "_sweep", "_endpoint"}),
     (6, {"_workshop", "_handle"}),
     (6, {"_lease", "_acquired"}),
+    (7, {"_assembly"}),  # loaded with the first client
     (7, {"_client"}),
     (8, {"errors", "types", "signals"}),  # public facades of lower layers
     (8, {"__init__"}),
@@ -55,7 +57,7 @@ TOP = 9
 EMULATOR = "emulator"
 PUBLIC = {"__init__", "errors", "types", "signals", "integrations"}
 # A change of the HTTP library stays a change of one file.
-MAY_IMPORT_HTTPX = {"_http", EMULATOR}
+MAY_IMPORT_HTTPX = {"_transport", EMULATOR}
 
 RANK = {unit: rank for rank, (_, units) in enumerate(ROWS) for unit in units}
 LAYER = {unit: layer for layer, units in ROWS for unit in units}
@@ -149,7 +151,7 @@ def is_module(name: str) -> bool:
         ("_http.py", "def f():\n    from . import _client", "_http imports _client"),
         ("_http.py", "if TYPE_CHECKING:\n    from ._client import AsyncCortecs", "_http imports _client"),
         ("_http.py", "from .emulator import Emulator", "only layer 9 may"),
-        ("_http.py", "from ._auth import Token\nimport httpx", None),
+        ("_transport.py", "from ._auth import Token\nimport httpx", None),
         ("_wire.py", "from ._retry import next_wait", "_wire imports _retry"),
         ("_wire.py", "import httpx", "imports httpx"),
         ("_wire.py", "from httpx import Response", "imports httpx"),

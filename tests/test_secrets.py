@@ -374,9 +374,9 @@ async def test_reprs_of_everything_the_client_is_made_of() -> None:
             str(client),
             repr(client._settings),
             repr(vars(client)),
-            repr(vars(client._http)),
+            repr(vars(client._assembly.http)),
         ]
-        reprs += [repr(vars(client._http._tokens)), repr(client._http._tokens._token)]
+        reprs += [repr(vars(client._assembly.http._tokens)), repr(client._assembly.http._tokens._token)]
         reprs += [repr(vars(each)) for each in (client.instances, client.models, client.user)]
         reprs += [repr(client.instance("a/b"))]
     for text in reprs:

@@ -1,0 +1,120 @@
+"""The layers below `AsyncCortecs`, wired together. Loaded when the first client is made, not on import."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import anyio
+
+from ._acquired import release_acquired
+from ._arguments import check_instance_id, check_seconds, check_start
+from ._budget import Prices
+from ._config import Mode, Settings
+from ._domain import InstanceArgs
+from ._handle import InstanceHandle
+from ._http import HTTP
+from ._instances import Instances
+from ._keeper import Keeper, state_directory
+from ._lease import InstanceLease
+from ._resources import HardwareTypes, Models, User
+from ._starts import Starter
+from ._sweep import Orphan, sweep
+from ._transport import HTTPClient
+from ._workshop import LeaseOptions, Workshop
+
+
+class Assembly:
+    """What one client is made of."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        http_client: HTTPClient | None,
+        guard: Mode,
+        journal: Mode,
+        state_dir: str | os.PathLike[str] | None,
+    ) -> None:
+        self.keeper: Keeper = Keeper(
+            settings, journal=journal, guard=guard, directory=state_directory(state_dir)
+        )
+        self.http: HTTP = HTTP(
+            settings,
+            http_client=http_client,
+            on_credentials=self.keeper.know,
+            on_close=self.keeper.leave,
+        )
+        leased = Instances(self.http.request_held, settings.poll)
+        self._releasing = Instances(self.http.request_once, settings.poll, twin=leased)
+        send = self.http.request
+        self.instances: Instances = Instances(send, settings.poll, twin=leased)
+        self.models: Models = Models(send)
+        self.hardware_types: HardwareTypes = HardwareTypes(send)
+        self.user: User = User(send)
+        self._workshop = Workshop(
+            http=self.http,
+            instances=leased,
+            releasing=self._releasing,
+            poll=settings.poll,
+            keeper=self.keeper,
+            starter=Starter(leased, self.keeper, settings.retry, settings.poll),
+            prices=Prices(HardwareTypes(self.http.request_held), Models(self.http.request_held)),
+        )
+
+    def lease(
+        self, model_id: str, hardware_type_id: str | None, start: dict[str, Any], **options: Any
+    ) -> InstanceLease:
+        """A lease of an instance that is started, or found.
+
+        Args:
+            model_id: In either spelling.
+            hardware_type_id: None for the model's own.
+            start: The other arguments of the start.
+            **options: Of `LeaseOptions`.
+
+        Raises:
+            InvalidArgumentError: for bad arguments.
+        """
+        args = check_start(model_id, hardware_type_id, **start)
+        return InstanceLease(self._workshop, LeaseOptions(args=args, **options))
+
+    def loan(self, instance_id: str, **options: Any) -> InstanceLease:
+        """A lease of somebody else's instance, which is only used.
+
+        Raises:
+            InvalidArgumentError: for bad arguments.
+        """
+        borrowed = check_instance_id(instance_id)
+        options = {"args": InstanceArgs(model_id=""), "on_exit": "keep", "borrowed": borrowed, **options}
+        return InstanceLease(self._workshop, LeaseOptions(**options))
+
+    async def release(self, handle: InstanceHandle | str, timeout: float) -> None:
+        """See `AsyncCortecs.release`."""
+        check_seconds("teardown_timeout", timeout)
+        self.http.check_open()
+        await release_acquired(self._workshop, handle, timeout)
+
+    async def sweep(self, *, dry_run: bool, timeout: float) -> tuple[Orphan, ...]:
+        """See `AsyncCortecs.sweep`."""
+        check_seconds("timeout", timeout)
+        self.http.check_open()
+        self.http.hold()
+        try:
+            return await sweep(self._releasing, self.keeper, dry_run=dry_run, timeout=timeout)
+        finally:
+            await self.http.release()
+
+    async def open(self) -> None:
+        """The client is entered.
+
+        Raises:
+            ClientClosedError: when it is closed.
+        """
+        self.http.check_open()
+        try:
+            await self.keeper.tell_of_orphans()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self.http.aclose()
+            raise

@@ -1,0 +1,60 @@
+"""How many requests of a client are under way at once, and whose turn is next."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+
+import anyio
+
+
+class Urgency(enum.Enum):
+    """What a request is for, the most urgent first."""
+
+    LOOK = "a look"  # never waits: a client has one or two of these at a time, and many wait for each
+    RELEASE = "a release"  # of what is billed until it is through
+    CALL = "a call"
+
+
+class Slots:
+    """Lets so many requests through at a time; the others wait, in the order of their urgency.
+
+    A fifth is kept for releases, so that calls which hang cannot hold them up.
+
+    Args:
+        size: Requests at a time, looks not counted.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._busy = 0
+        self._room = {Urgency.RELEASE: size, Urgency.CALL: size - size // 5}
+        self._queues: dict[Urgency, deque[anyio.Event]] = {urgency: deque() for urgency in self._room}
+
+    async def enter(self, urgency: Urgency) -> None:
+        """Waits for its turn; `leave` must follow."""
+        if urgency is Urgency.LOOK:
+            return
+        if self._busy < self._room[urgency]:
+            self._busy += 1
+            return
+        turn = anyio.Event()
+        self._queues[urgency].append(turn)
+        try:
+            await turn.wait()
+        except BaseException:
+            # Cancelled just when it was let through, perhaps.
+            if turn.is_set():
+                self.leave(urgency)
+            else:
+                self._queues[urgency].remove(turn)
+            raise
+
+    def leave(self, urgency: Urgency) -> None:
+        """It is through."""
+        if urgency is Urgency.LOOK:
+            return
+        self._busy -= 1
+        for waiting, queue in self._queues.items():
+            while queue and self._busy < self._room[waiting]:
+                self._busy += 1
+                queue.popleft().set()
