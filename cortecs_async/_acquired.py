@@ -47,7 +47,7 @@ class _Return:
         shop = self.shop
         if self.release is None:
             # And with the list the token, which tells the account.
-            listed = {each.instance_id for each in await shop.instances.list()}
+            listed = {each.instance_id for each in await shop.instances.list_now()}
             key = shop.keeper.key_of(self.instance_id)
             if self.instance_id not in listed:
                 if self.account not in {None, shop.keeper.account}:

@@ -127,7 +127,8 @@ class RetryPolicy:
     """How often and how long a request is repeated. Which may be repeated at all is not negotiable.
 
     Attributes:
-        max_retries: Repetitions after the first attempt; 0 turns them off.
+        max_retries: Repetitions after the first attempt; 0 turns them off. An answer of 429, which asks to
+            come again later, is not counted: that goes on until `total_timeout`.
         initial_backoff: Upper end of the first random wait, in seconds; doubles with every attempt.
         max_backoff: Upper end that the doubling stops at, in seconds.
         max_retry_after: A longer Retry-After, in seconds, is not waited for: the error is raised.

@@ -89,6 +89,11 @@ class Instances:
         """
         return (await self._send(Call(method="GET", path="/instances/"))).decode(decode_instances)
 
+    async def list_now(self) -> tuple[Instance, ...]:
+        """`list` ahead of everything else, for what a lease or a release waits for."""
+        call = Call(method="GET", path="/instances/", urgency=Urgency.LOOK)
+        return (await self._send(call)).decode(decode_instances)
+
     async def get(self, instance_id: str) -> Instance:
         """One instance (`GET /instances/{instance_id}`).
 

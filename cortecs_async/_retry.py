@@ -8,6 +8,7 @@ request can be repeated: a GET changes nothing, and a `stop`, `delete` or `resta
 from __future__ import annotations
 
 import enum
+import math
 import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -113,7 +114,10 @@ def next_wait(
         policy: The limits.
         rng: Source of the jitter.
     """
-    if attempt > policy.max_retries or not may_repeat(method, path, failure):
+    # "Too many requests" is no failure but an appointment: `total_timeout` says until when. Where half of all
+    # answers are that, one request in sixty would otherwise be given up.
+    limit = math.inf if failure.status == 429 and policy.max_retries else policy.max_retries
+    if attempt > limit or not may_repeat(method, path, failure):
         return None
     asked = failure.retry_after or 0.0
     if asked > policy.max_retry_after:

@@ -293,7 +293,7 @@ class Starter:
     async def _fly(self) -> _Listing:
         flight = self._flight = _Flight(anyio.current_time())
         try:
-            flight.listing = _Listing(await self._instances.list(), flight.began)
+            flight.listing = _Listing(await self._instances.list_now(), flight.began)
         except Exception as error:
             flight.error = error
             raise

@@ -38,10 +38,10 @@ _EXCERPT = 300
 _MAX_REDIRECTS = 3
 _CONNECT_TIMEOUT = 10.0
 
-# Requests at a time on one of httpx's pools. It looks at all of its connections, with system calls, at the
-# begin and at the end of each request: a hundred in one pool take three times the CPU of a hundred in
-# twenty (benchmarks: pool).
-_POOL_SIZE = 5
+# Requests at a time on one of httpx's pools. It goes through all of its connections, with system calls, at
+# the beginning and the end of each request: a hundred in one pool take several times the CPU that they do in
+# pools of two (benchmarks: pool).
+_POOL_SIZE = 2
 
 # Seconds to wait for a connection of the caller's own client, before what is urgent takes one of ours.
 _PATIENCE = 1.0

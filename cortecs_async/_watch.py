@@ -1,9 +1,10 @@
 """One poller for every wait of a client.
 
 The service has no push, so waiting is asking. However many tasks wait, one of them (the leader) asks for
-all: `GET /instances/{id}` when one instance is of interest, `GET /instances/` when several are. A leader
-that is cancelled or satisfied hands over to the next waiter, so there is no background task to start, leak or
-stop, and nothing is asked when nobody waits.
+all: `GET /instances/{id}` when one instance is of interest, `GET /instances/` when several are. What the list
+lacks is looked up by its id as well, a bounded number at each look. A leader that is cancelled or satisfied
+hands over to the next waiter, so there is no background task to start, leak or stop, and nothing is asked
+when nobody waits.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ logger = logging.getLogger("cortecs_async.watch")
 
 # Seconds. An answer that asks for more must not blind every wait of the client, its teardowns among them.
 _MAX_RETRY_AFTER = 60.0
+
+# Instances that the list lacks, looked up at one tick. What is left comes to its turn at the next.
+_MAX_LOOKUPS = 20
 
 
 class Source(Protocol):
@@ -72,6 +76,7 @@ class Subscription:
         trust_list: True when absence from the list alone proves that the instance is gone: after an
             accepted delete. Otherwise a `GET` of the instance must say so too.
         interval: Seconds between looks, for a wait that is no hurry; None leaves the pace to the policy.
+        looked_up: Number of the last look at it by its id, where the list lacks it.
     """
 
     instance_id: str
@@ -79,6 +84,7 @@ class Subscription:
     due: float
     trust_list: bool = False
     interval: float | None = None
+    looked_up: int = 0
     reading: Instance | None = None
     has_reading: bool = False
     fresh: bool = False
@@ -119,6 +125,7 @@ class Poller:
         self._next_tick = math.inf
         self._not_before = -math.inf
         self._failures = 0
+        self._lookups = 0
 
     def subscribe(
         self,
@@ -160,6 +167,7 @@ class Poller:
             raise InvalidArgumentError("one watch serves one task at a time: call watch() once for each")
         self._waiters[subscription] = None
         if subscription.due < self._next_tick:
+            self._next_tick = max(subscription.due, self._not_before)
             self._kick.set()
         try:
             while True:
@@ -199,13 +207,10 @@ class Poller:
                 return
 
     async def _until_due(self) -> None:
+        self._next_tick = max(min(each.due for each in self._waiters), self._not_before)
         try:
-            while True:
+            while (pause := self._next_tick - anyio.current_time()) > 0:
                 self._kick = anyio.Event()
-                self._next_tick = max(min(each.due for each in self._waiters), self._not_before)
-                pause = self._next_tick - anyio.current_time()
-                if pause <= 0:
-                    return
                 with anyio.move_on_after(pause):
                     # A newcomer may be due earlier.
                     await self._kick.wait()
@@ -214,8 +219,10 @@ class Poller:
 
     async def _tick(self) -> None:
         began = anyio.current_time()
+        waiting = list(self._waiters)
+        asked_for = {subscription.instance_id for subscription in waiting}
         try:
-            readings = await self._read(list(self._waiters))
+            readings = await self._read(waiting, asked_for)
         except CortecsError as error:
             self._failed(error)
             return
@@ -225,19 +232,22 @@ class Poller:
         now = anyio.current_time()
         for subscription in self._waiters:
             # Whoever came while the answer was under way may know better than an answer from before.
-            if subscription.instance_id not in readings or subscription.since > began:
+            if subscription.since > began or subscription.instance_id not in asked_for:
                 continue
             subscription.due = now + (
                 subscription.interval or poll_interval(now - subscription.since, self._policy)
             )
+            if subscription.instance_id not in readings:
+                continue  # it comes to its turn
             reading = readings[subscription.instance_id]
             if isinstance(reading, CortecsError):
                 subscription.suffer(reading, now=now, patience=self._policy.max_outage)
             else:
                 subscription.deliver(reading)
 
-    async def _read(self, waiting: list[Subscription]) -> dict[str, Instance | CortecsError | None]:
-        wanted = {subscription.instance_id for subscription in waiting}
+    async def _read(
+        self, waiting: list[Subscription], wanted: set[str]
+    ) -> dict[str, Instance | CortecsError | None]:
         trusting = {subscription.instance_id for subscription in waiting if subscription.trust_list}
         if len(wanted) == 1 and not trusting:
             (instance_id,) = wanted
@@ -247,16 +257,38 @@ class Poller:
             # Which status an unknown id gives is not documented: it is gone when the list agrees.
             return {instance_id: (await self._read_listed()).get(instance_id)}
         listed = await self._read_listed()
+        known = listed.keys() | trusting
+        missing = [each for each in waiting if each.instance_id not in known]
+        readings: dict[str, Instance | CortecsError | None] = dict(await self._look_up(missing))
+        readings.update({each: listed.get(each) for each in wanted & known})
+        return readings
+
+    async def _look_up(self, missing: list[Subscription]) -> dict[str, Instance | CortecsError | None]:
+        """Asks for these by their ids, as many as one tick may, those first that have waited longest."""
+        turns = sorted(missing, key=lambda each: each.looked_up)
+        chosen = list(dict.fromkeys(each.instance_id for each in turns))[:_MAX_LOOKUPS]
         readings: dict[str, Instance | CortecsError | None] = {}
-        for instance_id in wanted:
-            if instance_id in listed or instance_id in trusting:
-                readings[instance_id] = listed.get(instance_id)
-            else:
-                # What goes wrong with one must not keep the others from what the list says of them.
-                try:
-                    readings[instance_id] = await self._read_one(instance_id)
-                except CortecsError as error:
-                    readings[instance_id] = error
+        failures: list[Exception] = []
+
+        async def look_up(instance_id: str) -> None:
+            # What goes wrong with one must not keep the others from what the list says of them.
+            try:
+                readings[instance_id] = await self._read_one(instance_id)
+            except CortecsError as error:
+                readings[instance_id] = error
+            except Exception as error:  # noqa: BLE001  (a transport's own, raised below without a group)
+                failures.append(error)
+
+        if chosen:
+            async with anyio.create_task_group() as tasks:
+                for instance_id in chosen:
+                    tasks.start_soon(look_up, instance_id)
+        if failures:
+            raise failures[0]
+        for each in turns:
+            if each.instance_id in readings:
+                self._lookups += 1
+                each.looked_up = self._lookups
         return readings
 
     async def _read_one(self, instance_id: str) -> Instance | None:

@@ -28,6 +28,8 @@ UNWANTED = [
     "openai",
     "pydantic",
     "requests",
+    "aiohttp",
+    "httpx_aiohttp",
     "pytest",
     "hypothesis",
 ]
@@ -87,6 +89,24 @@ def test_the_import_needs_nothing_optional(module: str) -> None:
     loaded, asked = run(f"import {module}", UNWANTED)
     assert module in loaded
     assert [line for line in asked if line.startswith(("cortecs_async", "needs"))] == []
+
+
+def test_what_a_client_is_made_of_is_loaded_with_the_first_client() -> None:
+    heavy = {"httpx", "cattrs", "asyncio", "anyio", "cortecs_async._lease"}
+    imported, _ = run("from cortecs_async import AsyncCortecs, RetryPolicy, CortecsError", [])
+    assert heavy.isdisjoint(imported)
+    made, _ = run("from cortecs_async import AsyncCortecs; client = AsyncCortecs(); del client", [])
+    assert heavy <= made
+
+
+def test_a_name_that_is_loaded_later_is_there_all_the_same() -> None:
+    loaded, _ = run("import cortecs_async; cortecs_async.InstanceLease; cortecs_async.Instance", [])
+    assert "cortecs_async._lease" in loaded
+    everything, _ = run("from cortecs_async import *; InstanceHandle, Progress", [])
+    assert "cortecs_async._handle" in everything
+    assert set(cortecs_async.__all__) <= set(dir(cortecs_async))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        cortecs_async.nonsense  # noqa: B018
 
 
 def test_who_asks_is_seen() -> None:

@@ -167,7 +167,7 @@ class TestNextWait:
         if wait is None:
             return
         assert not (request == START and may_have_worked(request[0], failure))
-        assert attempt <= policy.max_retries
+        assert attempt <= policy.max_retries or (failure.status == 429 and policy.max_retries > 0)
         assert elapsed + wait < policy.total_timeout
         asked = failure.retry_after or 0.0
         assert asked <= policy.max_retry_after
@@ -184,6 +184,10 @@ class TestNextWait:
     @pytest.mark.parametrize(("attempt", "goes_on"), [(1, True), (2, True), (3, False), (4, False)])
     def test_as_often_as_the_policy_says(self, *, attempt: int, goes_on: bool) -> None:
         assert (ask(failed(500), attempt=attempt, max_retries=2) is not None) is goes_on
+
+    def test_too_many_requests_is_repeated_until_the_time_is_up(self) -> None:
+        assert ask(failed(429), attempt=100, max_retries=2, elapsed=170.0) is not None
+        assert ask(failed(429), attempt=100, max_retries=2, elapsed=180.0) is None
 
     @pytest.mark.parametrize(
         ("asked", "goes_on"), [(0.0, True), (119.9, True), (120.0, True), (120.1, False)]

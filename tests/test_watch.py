@@ -372,3 +372,58 @@ async def test_an_id_that_cannot_stand_in_a_path_is_read_from_the_list() -> None
     source = Odd()
     source.states["a/b"] = lambda _now: "running"
     await until(Poller(source, PollPolicy()), "a/b", "running")
+
+
+async def test_what_the_list_lacks_is_looked_up_a_bounded_number_at_a_time() -> None:
+    script = Script(latency=0.1)
+    poller = Poller(script, PollPolicy())
+    names = [f"i-{n}" for n in range(50)]
+    seen: list[float] = []
+    async with anyio.create_task_group() as tasks:
+        for name in names:
+            script.states[name] = nothing
+            tasks.start_soon(until, poller, name, None, seen)
+    # The first one waits alone, and is asked for by its id without a list.
+    (_, first), *asked = [(at, what) for at, what in script.asked if what != "*"]
+    assert sorted(what for _, what in asked) == sorted(name for name in names if name != first)
+    ticks = sorted({at for at, _ in asked})
+    assert [sum(at == tick for at, _ in asked) for tick in ticks] == [20, 20, 9]
+    # And between them the usual pause.
+    assert all(later - earlier >= 0.5 for earlier, later in pairwise(ticks))
+    assert len(seen) == 50
+
+
+async def test_those_that_were_looked_up_longest_ago_come_first() -> None:
+    script = Script()
+    poller = Poller(script, PollPolicy())
+    listed = {f"i-{n}" for n in range(30)}
+
+    async def read_all() -> Iterable[Instance]:
+        await script._ask("*")
+        return []
+
+    script.read_all = read_all  # type: ignore[method-assign]
+    for name in listed:
+        script.states[name] = lambda _now: "pending"
+    with anyio.move_on_after(20.0):
+        async with anyio.create_task_group() as tasks:
+            for name in listed:
+                tasks.start_soon(until, poller, name, "running")
+    counts = [sum(what == name for _, what in script.asked) for name in listed]
+    assert max(counts) - min(counts) <= 1
+    assert min(counts) > 5
+
+
+async def test_a_foreign_exception_of_one_look_up_is_raised_as_it_is() -> None:
+    script = Script()
+    script.trouble = lambda _now: OSError("disk") if script.asked[-1][1] != "*" else None
+    poller = Poller(script, PollPolicy())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.sleep, 0)
+
+        async def wait(name: str) -> None:
+            with pytest.raises(OSError, match="disk"):
+                await until(poller, name, "running")
+
+        for name in ("a", "b", "c"):
+            tasks.start_soon(wait, name)

@@ -1,0 +1,133 @@
+"""Many leases at once, and a service that is slow, busy, or occupied by the caller's other traffic."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import anyio
+import httpx
+import pytest
+
+from cortecs_async import AsyncCortecs, errors
+from cortecs_async.emulator import Emulator, Fault
+
+World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+HARDWARE = "NVIDIA_H100_1"
+
+
+async def lease_many(client: AsyncCortecs, count: int) -> None:
+    """So many leases at once, all held until the last one runs."""
+    running = 0
+    all_run = anyio.Event()
+
+    async def lease() -> None:
+        nonlocal running
+        async with client.instance(MODEL, HARDWARE):
+            running += 1
+            if running == count:
+                all_run.set()
+            await all_run.wait()
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(count):
+            tasks.start_soon(lease)
+
+
+def routes(emu: Emulator) -> Counter[str | None]:
+    return Counter(record.route for record in emu.requests)
+
+
+async def test_many_leases_share_what_they_have_in_common(world: World) -> None:
+    async with world(step_seconds=1.0) as (emu, client):
+        await lease_many(client, 300)
+        asked = routes(emu)
+        assert emu.existing == ()
+    own = {"start": 300, "stop": 300, "delete": 300}
+    assert {route: asked[route] for route in own} == own
+    assert asked["token"] == 1
+    assert asked["hardware_types"] == 1
+    assert asked.total() <= 3.3 * 300
+
+
+async def test_a_client_with_many_waits_asks_no_more_than_one_with_two(world: World) -> None:
+    counts = []
+    for waits in (2, 500):
+        async with world(step_seconds=30.0) as (emu, client), anyio.create_task_group() as tasks:
+            ids = [(await client.instances.start(MODEL, HARDWARE)).instance_id for _ in range(waits)]
+            # So that nothing differs but the number of the waits.
+            await anyio.sleep(max(0.0, 5.0 - anyio.current_time() % 5.0))
+            before = routes(emu)["list"]
+            for instance_id in ids:
+                tasks.start_soon(client.instances.wait_until_running, instance_id)
+            await anyio.sleep(100.0)
+            counts.append(routes(emu)["list"] - before)
+            assert routes(emu)["get"] <= 1  # of the first wait, before there was another
+            tasks.cancel_scope.cancel()
+    assert counts[0] == pytest.approx(counts[1], abs=2)
+
+
+async def test_a_service_that_takes_two_seconds_for_every_answer(world: World) -> None:
+    async with world(step_seconds=1.0, max_connections=20) as (emu, client):
+        emu.add_fault(Fault("delay", times=None, seconds=2.0))
+        began = anyio.current_time()
+        await lease_many(client, 200)
+        assert emu.existing == ()
+        asked = routes(emu)
+        taken = anyio.current_time() - began
+    assert [asked[route] for route in ("start", "stop", "delete")] == [200, 200, 200]
+    # 200 starts at sixteen a time, and 400 requests of releases at twenty: all of that is two seconds each.
+    assert taken < 1.5 * (200 / 16 + 400 / 20) * 2.0
+
+
+class EverySecondRefused(httpx.AsyncBaseTransport):
+    """Answers 429 to every second request of a kind."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
+        self._inner = inner
+        self._seen: Counter[str] = Counter()
+        self.refused = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        kind = f"{request.method} {request.url.path}"
+        self._seen[kind] += 1
+        if self._seen[kind] % 2:
+            self.refused += 1
+            return httpx.Response(429, headers={"Retry-After": "1"}, request=request)
+        return await self._inner.handle_async_request(request)
+
+
+async def test_a_service_that_answers_429_to_half_of_all(world: World) -> None:
+    async with world(step_seconds=1.0) as (emu, client):
+        transport = EverySecondRefused(emu.transport())
+        client._assembly.http._transport._pools[0].client._transport = transport
+        await lease_many(client, 100)
+        assert emu.existing == ()
+        assert len(emu.ledger) == 100
+    assert transport.refused > 300
+
+
+async def test_calls_of_the_user_that_hang_hold_up_neither_looks_nor_releases(world: World) -> None:
+    async with (
+        world(step_seconds=1.0, max_connections=10) as (emu, client),
+        anyio.create_task_group() as tasks,
+    ):
+        emu.add_fault(Fault("delay", route="balance", times=None, seconds=1000.0))
+
+        async def hang() -> None:
+            with anyio.CancelScope(), pytest.raises(errors.RequestTimeoutError):
+                await client.user.balance()
+
+        async with client.instance(MODEL, HARDWARE) as inst:
+            for _ in range(100):
+                tasks.start_soon(hang)
+            await anyio.sleep(1.0)
+            began = anyio.current_time()
+            await client.instances.wait_until_running(inst.instance_id)
+            assert anyio.current_time() - began < 1.0
+        assert anyio.current_time() - began < 2.0
+        assert emu.existing == ()
+        tasks.cancel_scope.cancel()
