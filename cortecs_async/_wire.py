@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache
+from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 import attrs
@@ -33,19 +34,19 @@ T = TypeVar("T")
 
 _HookMaker = Callable[[Any, cattrs.Converter], Callable[[Any, Any], Any]]
 
-_CLASSES: tuple[type, ...] = (
-    InitProgress,
-    WorkerStatus,
-    InstanceStatus,
-    InstanceArgs,
-    Instance,
+_OWN: frozenset[type] = frozenset({
     AffectedInstances,
+    Balance,
     HardwareConfig,
     HardwareType,
+    InitProgress,
+    Instance,
+    InstanceArgs,
+    InstanceStatus,
     Model,
     ModelPreview,
-    Balance,
-)
+    WorkerStatus,
+})  # fmt: skip
 
 
 # What structuring raises for data of another shape; OverflowError for an infinite number.
@@ -131,17 +132,16 @@ def _converter(*, detailed: bool) -> cattrs.Converter:
     converter.register_structure_hook(int, _read_int)
     converter.register_structure_hook(float, _read_float)
     converter.register_structure_hook(bool, lambda value, _: bool(value))
-    converter.register_structure_hook(datetime | None, lambda value, _: _read_datetime(value))
+    converter.register_structure_hook(datetime, _read_datetime)
     converter.register_unstructure_hook(datetime, _write_datetime)
     converter.register_structure_hook_func(lambda cls: cls == Mapping[str, Any], _read_mapping)
     converter.register_structure_hook_factory(_is_tuple, lambda cls: _list_hook(get_args(cls)[0], converter))
-    converter.register_structure_hook_func(
-        lambda cls: cls == tuple[WorkerStatus, ...], _workers_hook(converter)
+    converter.register_structure_hook_factory(
+        lambda cls: cls == tuple[WorkerStatus, ...], lambda _: _workers_hook(converter)
     )
-    # In this order: a class's hook is made from those of its fields.
-    for cls in _CLASSES:
-        make_hook: _HookMaker = _SPECIAL_HOOKS.get(cls, _without_nulls)
-        converter.register_structure_hook(cls, make_hook(cls, converter))
+    converter.register_structure_hook_factory(_is_optional, lambda cls: _optional_hook(cls, converter))
+    # Made when it is first needed, with those of its fields.
+    converter.register_structure_hook_factory(_OWN.__contains__, lambda cls: _own_hook(cls, converter))
     converter.register_unstructure_hook(
         InstanceArgs,
         # Absent from every documented answer, so 1 is written as the service writes it: not at all.
@@ -150,15 +150,31 @@ def _converter(*, detailed: bool) -> cattrs.Converter:
     return converter
 
 
+def _own_hook(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+    make_hook: _HookMaker = _SPECIAL_HOOKS.get(cls, _without_nulls)
+    return make_hook(cls, converter)
+
+
 def _without_nulls(cls: type[T], converter: cattrs.Converter) -> Callable[[Any, Any], T]:
     structure = make_dict_structure_fn(cls, converter)
 
     def read(data: Any, _: Any) -> T:
-        if not isinstance(data, Mapping):
+        if not isinstance(data, dict):
             raise TypeError(f"an object was expected, not a {type(data).__name__}")
-        return structure({name: value for name, value in data.items() if value is not None}, cls)
+        if None in data.values():
+            data = {name: value for name, value in data.items() if value is not None}
+        return structure(data, cls)
 
     return read
+
+
+def _is_optional(cls: Any) -> bool:
+    return isinstance(cls, UnionType) and len(cls.__args__) == 2 and cls.__args__[1] is NoneType
+
+
+def _optional_hook(cls: Any, converter: cattrs.Converter) -> Callable[[Any, Any], Any]:
+    # A null never gets here: it is dropped with its field.
+    return converter.get_structure_hook(cls.__args__[0])
 
 
 def _is_tuple(cls: Any) -> bool:
@@ -194,15 +210,17 @@ def _worker_hook(cls: type[WorkerStatus], converter: cattrs.Converter) -> Callab
 
 
 def _workers_hook(converter: cattrs.Converter) -> Callable[[Any, Any], tuple[WorkerStatus, ...]]:
+    read = converter.get_structure_hook(WorkerStatus)
+
     def read_workers(data: Any, _: Any) -> tuple[WorkerStatus, ...]:
         if not isinstance(data, list):
             return ()
-        return tuple(converter.structure(each, WorkerStatus) for each in data)
+        return tuple([read(each, WorkerStatus) for each in data])
 
     return read_workers
 
 
-def _read_datetime(value: Any) -> datetime | None:
+def _read_datetime(value: Any, _: Any) -> datetime | None:
     if not isinstance(value, str):
         return None
     try:
@@ -246,6 +264,8 @@ def _read_str(value: Any, _: Any) -> str:
 
 
 def _read_int(value: Any, _: Any) -> int:
+    if type(value) is int:
+        return value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != int(value):
         raise TypeError(f"a whole number was expected, not a {type(value).__name__}")
     return int(value)
