@@ -21,9 +21,10 @@ from ._errors import AmbiguousStartError, ClientClosedError, CortecsError, Decod
 from ._instances import Instances
 from ._keeper import Keeper
 from ._messages import Reply
+from ._pace import poll_interval
 from ._retry import Failure, Kind, is_passing, may_have_worked
 from ._rivals import Others
-from ._watch import is_passing_trouble, poll_interval
+from ._watch import is_passing_trouble
 from ._wire import decode_instance
 
 logger = logging.getLogger("cortecs_async.lease")

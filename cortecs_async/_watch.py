@@ -30,6 +30,7 @@ from ._errors import (
     NotFoundError,
     TransportError,
 )
+from ._pace import Steps, poll_interval
 from ._retry import is_passing_status
 
 logger = logging.getLogger("cortecs_async.watch")
@@ -51,11 +52,6 @@ class Source(Protocol):
     async def read_all(self) -> Iterable[Instance]:
         """`GET /instances/`."""
         ...
-
-
-def poll_interval(elapsed: float, policy: PollPolicy) -> float:
-    """Seconds until the next look at something that has been waited for `elapsed` seconds."""
-    return min(max(policy.min_interval, policy.growth * elapsed), policy.max_interval)
 
 
 def is_passing_trouble(error: CortecsError) -> bool:
@@ -87,15 +83,17 @@ class Subscription:
     looked_up: int = 0
     reading: Instance | None = None
     has_reading: bool = False
+    steps: Steps = field(factory=Steps)
     fresh: bool = False
     error: CortecsError | None = None
     failing_since: float | None = None
     wake: anyio.Event = field(factory=anyio.Event)
 
-    def deliver(self, reading: Instance | None) -> None:
+    def deliver(self, reading: Instance | None, *, now: float) -> None:
         """Keeps the newest reading; an unchanged one is no news."""
         self.failing_since = None
         if not self.has_reading or reading != self.reading:
+            self.steps.note(reading, now)
             self.reading, self.has_reading, self.fresh = reading, True, True
             self.wake.set()
 
@@ -146,7 +144,7 @@ class Poller:
         """
         now = anyio.current_time()
         pause = interval or poll_interval(0.0, self._policy)
-        return Subscription(
+        subscription = Subscription(
             instance_id=instance_id,
             since=now,
             due=now if known is None else now + pause,
@@ -155,6 +153,8 @@ class Poller:
             reading=known,
             has_reading=known is not None,
         )
+        subscription.steps.note(known, now)
+        return subscription
 
     async def next(self, subscription: Subscription) -> Instance | None:
         """The next changed reading, or None when the instance is gone. Changes in between are skipped.
@@ -234,16 +234,20 @@ class Poller:
             # Whoever came while the answer was under way may know better than an answer from before.
             if subscription.since > began or subscription.instance_id not in asked_for:
                 continue
-            subscription.due = now + (
-                subscription.interval or poll_interval(now - subscription.since, self._policy)
-            )
-            if subscription.instance_id not in readings:
-                continue  # it comes to its turn
-            reading = readings[subscription.instance_id]
-            if isinstance(reading, CortecsError):
-                subscription.suffer(reading, now=now, patience=self._policy.max_outage)
-            else:
-                subscription.deliver(reading)
+            # What is missing in them comes to its turn later.
+            if subscription.instance_id in readings:
+                reading = readings[subscription.instance_id]
+                if isinstance(reading, CortecsError):
+                    subscription.suffer(reading, now=now, patience=self._policy.max_outage)
+                else:
+                    subscription.deliver(reading, now=now)
+            subscription.due = now + self._pause(subscription, now)
+
+    def _pause(self, subscription: Subscription, now: float) -> float:
+        if subscription.interval is not None:
+            return subscription.interval
+        distance = subscription.steps.distance(now)
+        return poll_interval(now - subscription.since, self._policy, distance=distance)
 
     async def _read(
         self, waiting: list[Subscription], wanted: set[str]

@@ -21,7 +21,10 @@ ROWS: list[tuple[int, set[str]]] = [
     (0, {"_errors", "_version"}),
     (0, {"_domain", "_config"}),  # data and settings; they raise the errors above
     # Pure, or knowing nothing of the service.
-    (1, {"_wire", "_retry", "_records", "_arguments", "_detached", "_redact", "_matching", "_slots"}),
+    (
+        1,
+        {"_wire", "_retry", "_records", "_arguments", "_detached", "_redact", "_matching", "_pace", "_slots"},
+    ),
     (1, {"_journal", "_interruptible", "_adoption"}),
     (1, {"_rivals"}),
     (2, {"_auth", "_failures"}),

@@ -8,13 +8,15 @@ from typing import Any
 
 import anyio
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cortecs_async import PollPolicy, errors
-from cortecs_async._domain import Instance, InstanceArgs, InstanceStatus
+from cortecs_async._domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async._errors import error_class_for
-from cortecs_async._watch import InstanceWatch, Poller, poll_interval
+from cortecs_async._pace import Steps, poll_interval
+from cortecs_async._watch import InstanceWatch, Poller
 
 
 def snapshot(instance_id: str, status: str = "pending") -> Instance:
@@ -78,6 +80,81 @@ async def until(
             if seen is not None:
                 seen.append(anyio.current_time())
             return anyio.current_time()
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6))
+def test_an_expected_end_never_makes_it_later(elapsed: float, distance: float) -> None:
+    policy = PollPolicy()
+    pause = poll_interval(elapsed, policy, distance=distance)
+    assert 0.5 <= pause <= poll_interval(elapsed, policy)
+    assert pause <= max(0.5, 0.1 * distance)
+
+
+def at_step(step: int, of: int = 5, *, status: str = "pending") -> Instance:
+    worker = WorkerStatus(init_progress=InitProgress(current_step=step, num_steps=of, description="..."))
+    return evolve(snapshot("a", status), worker_statuses=(worker,))
+
+
+def noted(*readings: tuple[float, Instance | None]) -> Steps:
+    steps = Steps()
+    for now, reading in readings:
+        steps.note(reading, now)
+    return steps
+
+
+class TestSteps:
+    def test_one_step_says_nothing(self) -> None:
+        assert noted((0.0, at_step(1)), (50.0, at_step(1))).distance(60.0) is None
+
+    def test_two_say_when_the_last_will_come(self) -> None:
+        steps = noted((0.0, at_step(1)), (10.0, at_step(2)))
+        assert steps.distance(15.0) == pytest.approx(40.0 - 15.0)
+
+    def test_a_step_that_was_skipped_counts(self) -> None:
+        steps = noted((0.0, at_step(1)), (30.0, at_step(4)))
+        assert steps.distance(30.0) == pytest.approx(10.0)
+
+    def test_the_last_step_may_take_its_time_too(self) -> None:
+        steps = noted((0.0, at_step(1)), (40.0, at_step(5)))
+        assert steps.distance(40.0) == pytest.approx(10.0)
+
+    def test_past_the_expected_end_it_is_nothing_to_hurry_for(self) -> None:
+        steps = noted((0.0, at_step(1)), (10.0, at_step(2)))
+        assert steps.distance(500.0) == pytest.approx(460.0)
+
+    @pytest.mark.parametrize("reset", [None, at_step(5, status="running"), at_step(1)])
+    def test_a_new_beginning_is_one(self, reset: Instance | None) -> None:
+        assert noted((0.0, at_step(2)), (10.0, at_step(3)), (20.0, reset)).distance(21.0) is None
+
+    @given(
+        st.lists(
+            st.tuples(
+                st.floats(0, 1e6), st.none() | st.builds(at_step, st.integers(-2, 9), st.integers(-2, 9))
+            )
+        ),
+        st.floats(0, 1e6),
+    )
+    def test_whatever_is_read_makes_a_distance(
+        self, readings: list[tuple[float, Instance | None]], now: float
+    ) -> None:
+        distance = noted(*readings).distance(now)
+        assert distance is None or distance >= 0
+
+
+@pytest.mark.parametrize("seconds", [30.0, 120.0, 600.0])
+async def test_steady_steps_let_the_end_be_seen_at_once(seconds: float) -> None:
+    class Starting(Script):
+        async def read_one(self, instance_id: str) -> Instance:
+            await self._ask(instance_id)
+            step = min(1 + int((anyio.current_time() - began) / seconds * 4), 5)
+            return at_step(step, status="running" if step == 5 else "pending")
+
+    script = Starting()
+    began = anyio.current_time()
+    seen = await until(Poller(script, PollPolicy()), "a", "running") - began
+    assert seen - seconds < max(0.5, 0.025 * seconds) / 2
+    looks = len(script.asked)
+    assert looks < 1.2 * seconds / 5 + 60
 
 
 @given(st.floats(min_value=0, max_value=1e6), st.floats(min_value=0, max_value=1e6))
