@@ -168,5 +168,5 @@ def typing(session: nox.Session) -> None:
 @nox.session
 def bench(session: nox.Session) -> None:
     """The benchmarks; arguments go to them."""
-    install(session, "oracle")
+    install(session, "bench")
     session.run("python", "benchmarks/run.py", *session.posargs)
