@@ -1,10 +1,11 @@
-"""Every Python example of the README runs, in order, against a served emulator."""
+"""Every Python example of the README and of docs/scale.md runs, in order, against a served emulator."""
 
 from __future__ import annotations
 
 import ast
 import asyncio
 import inspect
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +20,9 @@ from cortecs_async.emulator import Emulator, serve_emulator
 
 pytestmark = pytest.mark.sockets
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+SCALE = ROOT / "docs" / "scale.md"
 
 
 class _Runner:
@@ -67,6 +70,31 @@ def test_every_example_runs(emulator: Emulator, capsys: pytest.CaptureFixture[st
     assert shown.count("running") >= 1
 
 
-def test_every_link_leads_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README.read_text()):
-        assert target.startswith("https://") or (README.parent / target).exists(), target
+def test_every_example_of_scale_runs(emulator: Emulator) -> None:
+    pytest.importorskip("httpx_aiohttp")
+    examples = list(Document.parse(str(SCALE), CodeBlockParser("python", _Runner(emulator))).examples())
+    assert len(examples) == SCALE.read_text().count("```python")
+    for example in examples:
+        example.evaluate()
+    assert emulator.existing == ()
+    assert len(emulator.ledger) == 20
+
+
+@pytest.mark.parametrize(
+    "document", [README, *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        assert target.startswith("https://") or (document.parent / target).exists(), target
+
+
+def test_the_headline_is_that_of_the_last_benchmark() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results.json").read_text())
+    measured = {
+        f"{row['name']}: {each['label']}": f"{each['value']['median']:.2f}"
+        for row in rows
+        for each in row["ratios"]
+    }
+    shown = re.findall(r"^\| ([a-z]+: [^|]+?) \| ([0-9.]+) \|", README.read_text(), re.MULTILINE)
+    assert len(shown) >= 8
+    assert {label: value for label, value in shown if measured.get(label) != value} == {}

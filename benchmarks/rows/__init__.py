@@ -1,0 +1,1 @@
+"""The rows: a module each, with a function that measures it."""
