@@ -12,6 +12,7 @@ mpl.use("svg")  # needs no display; and before pyplot, which would look for one
 
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 _COLOURS = {"ours": "#0072b2", "ours, aiohttp": "#56b4e9"}
 _OTHER = "#d55e00"
@@ -25,6 +26,10 @@ _STYLE = {
     "grid.alpha": 0.3,
     "font.size": 9,
 }
+
+
+def _plain(value: float, _: int) -> str:
+    return f"{value:g}"
 
 
 def lag(figures: dict[str, Any]) -> Figure:
@@ -45,6 +50,7 @@ def lag(figures: dict[str, Any]) -> Figure:
         panel.set_xlabel("start takes")
         panel.set_title(title, fontsize=9)
     panels[1].set_yscale("log")
+    panels[1].yaxis.set_major_formatter(_plain)
     panels[0].legend(loc="upper left", frameon=False, ncols=2)
     panels[0].set_ylim(top=6.2)
     return figure
@@ -60,8 +66,13 @@ def leases(figures: dict[str, Any]) -> Figure:
             panel.plot(counts, values, marker="o", markersize=4, label=side, color=_COLOURS.get(side, _OTHER))
         panel.set_xscale("log")
         panel.set_yscale("log")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter(_plain)
         panel.set_xlabel("leases at once")
         panel.set_title(title, fontsize=9)
+    # Less than a power of ten: the numbers between are needed.
+    panels[0].set_yticks([2, 3, 4, 6, 8, 12], minor=False)
+    panels[0].yaxis.set_minor_formatter(NullFormatter())
     panels[0].legend(frameon=False)
     return figure
 

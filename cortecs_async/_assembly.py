@@ -58,7 +58,13 @@ class Assembly:
             releasing=self._releasing,
             poll=settings.poll,
             keeper=self.keeper,
-            starter=Starter(leased, self.keeper, settings.retry, settings.poll),
+            starter=Starter(
+                leased,
+                self.keeper,
+                settings.retry,
+                settings.poll,
+                max_connections=settings.max_connections,
+            ),
             prices=Prices(HardwareTypes(self.http.request_held), Models(self.http.request_held)),
         )
 

@@ -24,10 +24,14 @@ from ._messages import Reply
 from ._pace import poll_interval
 from ._retry import Failure, Kind, is_passing, may_have_worked
 from ._rivals import Others
+from ._slots import Slots, Urgency
 from ._watch import is_passing_trouble
 from ._wire import decode_instance
 
 logger = logging.getLogger("cortecs_async.lease")
+
+# Seconds for which a list tells what exists before a start, so that starts that come in a stream share it.
+_FRESH = 1.0
 
 # Seconds more to wait while an instance may be that of a start of another process.
 _RIVALRY = 60.0
@@ -140,13 +144,24 @@ class _Flight:
 class Starter:
     """Starts for the leases of one client."""
 
-    def __init__(self, instances: Instances, keeper: Keeper, retry: RetryPolicy, poll: PollPolicy) -> None:
+    def __init__(
+        self,
+        instances: Instances,
+        keeper: Keeper,
+        retry: RetryPolicy,
+        poll: PollPolicy,
+        *,
+        max_connections: int,
+    ) -> None:
         self._instances = instances
         self._keeper = keeper
         self._retry = retry
         self._poll = poll
         self._claims = instances.claims
         self._flight: _Flight | None = None
+        self._recent: _Listing | None = None
+        # Twice as many as can be sent at once: so the next have noted what exists when the first are done.
+        self._turns = Slots(2 * max_connections)
 
     def prepare(self, args: InstanceArgs, on_started: Callable[[Instance], None]) -> Start:
         """A start that has not begun."""
@@ -162,17 +177,9 @@ class Starter:
         """
         attempt = 0
         while True:
-            while self._claims.unknown.get(start.args.model_id):  # noqa: ASYNC110  (rare, and bounded)
-                # A new one would be taken for that of a start that is being looked for.
-                await anyio.sleep(self._poll.min_interval)
-            listing = await self._list(since=None)
-            ids = frozenset(each.instance_id for each in listing.instances)
-            listing.name = listing.name or self._keeper.baseline(ids)
-            start.key = await self._keeper.intend(start.args, listing.name)
-            start.unknown = self._keeper.unknown(start.key)
             attempt += 1
             try:
-                return await self._instances.start_checked(start.args, witness=start)
+                return await self._attempt(start)
             except RequestError as error:
                 if start.state is not State.UNKNOWN:
                     raise
@@ -188,6 +195,33 @@ class Starter:
             finally:
                 if start.state is State.NOTHING:
                     self._close(start)
+
+    async def _attempt(self, start: Start) -> Instance:
+        """Notes what exists, promises, and sends.
+
+        In a turn: else what it has noted could be long out of date when a connection is free, and what others
+        have started meanwhile would be taken for its own.
+        """
+        await self._enter(start.args.model_id)
+        try:
+            listing = await self._baseline()
+            ids = frozenset(each.instance_id for each in listing.instances)
+            listing.name = listing.name or self._keeper.baseline(ids)
+            start.key = await self._keeper.intend(start.args, listing.name)
+            start.unknown = self._keeper.unknown(start.key)
+            return await self._instances.start_checked(start.args, witness=start)
+        finally:
+            self._turns.leave(Urgency.CALL)
+
+    async def _enter(self, model_id: str) -> None:
+        while True:
+            while self._claims.unknown.get(model_id):  # noqa: ASYNC110  (rare, and bounded)
+                # A new one would be taken for that of a start that is being looked for.
+                await anyio.sleep(self._poll.min_interval)
+            await self._turns.enter(Urgency.CALL)
+            if not self._claims.unknown.get(model_id):
+                return
+            self._turns.leave(Urgency.CALL)
 
     async def resolve(self, start: Start, *, eager: bool) -> Instance | None:
         """What a start without an answer has made; None when nothing.
@@ -272,6 +306,13 @@ class Starter:
             self._keeper.done(start.key)
             start.key = None
 
+    async def _baseline(self) -> _Listing:
+        """What exists. A list of a moment ago will do, and so does one that is under way."""
+        recent = self._recent
+        if recent is not None and recent.began >= anyio.current_time() - _FRESH:
+            return recent
+        return await self._list(since=None)
+
     async def _list(self, *, since: float | None) -> _Listing:
         """A list that others share who want one at the same time.
 
@@ -294,7 +335,7 @@ class Starter:
     async def _fly(self) -> _Listing:
         flight = self._flight = _Flight(anyio.current_time())
         try:
-            flight.listing = _Listing(await self._instances.list_now(), flight.began)
+            flight.listing = self._recent = _Listing(await self._instances.list_now(), flight.began)
         except Exception as error:
             flight.error = error
             raise

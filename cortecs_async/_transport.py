@@ -17,7 +17,7 @@ from typing import Any
 
 import anyio
 import httpx
-from attrs import define
+from attrs import define, field, frozen
 
 from ._auth import Token
 from ._config import Secret, Settings
@@ -47,6 +47,14 @@ _POOL_SIZE = 2
 _PATIENCE = 1.0
 
 
+@frozen
+class _Signed:
+    """The headers of a request: the same as long as the token is."""
+
+    token: Token | None
+    headers: httpx.Headers = field(repr=False)
+
+
 @define(eq=False)
 class _Pool:
     client: httpx.AsyncClient
@@ -70,23 +78,22 @@ class Transport:
         http_client: The caller's own client, to be used instead of ours.
 
     Raises:
-        ConfigurationError: for a base URL that nothing can be sent to, or a transport that is not installed.
+        ConfigurationError: for a base URL that nothing can be sent to, a transport that is not installed, or
+            certificates or proxies in the environment that cannot be used.
     """
 
     def __init__(self, settings: Settings, redactor: Redactor, http_client: HTTPClient | None) -> None:
         _check_url(settings.api_base_url)
-        if settings.transport == "aiohttp":
-            _aiohttp_client_class()
         self._settings = settings
         self._redactor = redactor
         self._given = http_client
-        self._pools = [_Pool(http_client, math.inf)] if http_client is not None else []
+        self._tls: ssl.SSLContext | None = None
+        # The first at once: what is wrong with certificates or proxies must show before anything is sent.
+        self._pools = [_Pool(http_client, math.inf) if http_client is not None else self._new_pool()]
         # For what cannot wait, when the caller's client has no connection left.
         self._spare: _Pool | None = None
-        self._tls: ssl.SSLContext | None = None
         self._is_closed = False
-        # The headers for a token: they are the same for every request.
-        self._signed: tuple[Token | None, httpx.Headers] | None = None
+        self._signed: _Signed | None = None
 
     async def send(self, call: Call, token: Token | None, attempts: int, timeout: float) -> Reply | Failure:
         """Sends a request once.
@@ -105,8 +112,10 @@ class Transport:
             outcome = await self._send_on(pool, call, token, attempts, timeout)
             if outcome is not None:
                 return outcome
-            if self._spare is None:
-                self._spare = _Pool(self.new_client(), math.inf)
+            try:
+                self._spare = self._spare or _Pool(self.new_client(), math.inf)
+            except ConfigurationError as error:
+                return Failure(kind=Kind.NOT_SENT, detail=f"no connection was free, and {error}")
             outcome = await self._send_on(self._spare, call, token, attempts, timeout)
             return outcome or Failure(kind=Kind.NOT_SENT, detail="no connection was free")
         return Failure(kind=Kind.TIMED_OUT, detail=f"no answer within {timeout:g} s")
@@ -134,27 +143,48 @@ class Transport:
                 await pool.client.aclose()
 
     def new_client(self) -> httpx.AsyncClient:
-        """An HTTP client with connections of its own."""
+        """An HTTP client with connections of its own.
+
+        Raises:
+            ConfigurationError: see the class.
+        """
+        client_class = _aiohttp_client_class() if self._settings.transport == "aiohttp" else httpx.AsyncClient
+        limits = httpx.Limits(
+            # Of aiohttp there is one pool, with room for looks, which are not counted. Those of httpx are
+            # unbounded: who may send is decided before, and a pool in which requests wait is slower still.
+            max_connections=self._settings.max_connections + 8
+            if self._settings.transport == "aiohttp"
+            else None,
+            max_keepalive_connections=_POOL_SIZE,
+        )
         # A proxy from the environment would carry a loopback request, and its secrets, off this machine.
         trust_env = not self._settings.is_loopback
-        if self._tls is None:
-            self._tls = httpx.create_ssl_context(trust_env=trust_env)
-        options: dict[str, Any] = {"trust_env": trust_env, "verify": self._tls, "cookies": _NoCookies()}
-        if self._settings.transport == "aiohttp":
-            # With room for looks, which are not counted.
-            limits = httpx.Limits(max_connections=self._settings.max_connections + 8)
-            return _aiohttp_client_class()(limits=limits, **options)
-        # Unbounded: who may send is decided before, and a pool in which requests wait is slower still.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=_POOL_SIZE)
-        return httpx.AsyncClient(limits=limits, **options)
+        try:
+            if self._tls is None:
+                self._tls = httpx.create_ssl_context(trust_env=trust_env)
+            return client_class(trust_env=trust_env, verify=self._tls, cookies=_NoCookies(), limits=limits)
+        except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
+            # Not what is said of a proxy, whose URL may hold a password.
+            said = f": {error}" if isinstance(error, OSError) else ""
+            problem = f"{type(error).__name__}{said}"
+        raise ConfigurationError(
+            f"the certificates or proxies of the environment cannot be used ({problem}): look at "
+            "SSL_CERT_FILE, SSL_CERT_DIR, HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, or pass http_client="
+        )
+
+    def _new_pool(self) -> _Pool:
+        return _Pool(self.new_client(), _POOL_SIZE if self._settings.transport == "httpx" else math.inf)
 
     def _take(self) -> _Pool:
         # The first with room, so that few requests keep few connections warm.
         for pool in self._pools:
             if pool.busy < pool.size:
                 return pool
-        size = _POOL_SIZE if self._settings.transport == "httpx" else math.inf
-        pool = _Pool(self.new_client(), size)
+        try:
+            pool = self._new_pool()
+        except ConfigurationError:
+            # The environment has changed since the first. Only slower, and a request may be under way.
+            return min(self._pools, key=lambda each: each.busy)
         self._pools.append(pool)
         return pool
 
@@ -234,7 +264,7 @@ class Transport:
         )
 
     def _headers(self, client: httpx.AsyncClient, token: Token | None) -> httpx.Headers:
-        if self._signed is None or self._signed[0] is not token:
+        if self._signed is None or self._signed.token is not token:
             headers = httpx.Headers() if client is self._given else client.headers.copy()
             headers.update(self._settings.headers)
             headers["Accept"] = "application/json"
@@ -242,8 +272,8 @@ class Transport:
                 headers["User-Agent"] = USER_AGENT
             if token is not None:
                 headers["Authorization"] = f"Bearer {token.value.reveal()}"
-            self._signed = (token, headers)
-        return self._signed[1]
+            self._signed = _Signed(token, headers)
+        return self._signed.headers
 
     def _sort(self, call: Call, response: httpx.Response, attempts: int) -> Reply | Failure:
         request_id: str | None = response.headers.get("x-request-id")

@@ -83,6 +83,47 @@ async def test_a_service_that_takes_two_seconds_for_every_answer(world: World) -
     assert taken < 1.5 * (200 / 16 + 400 / 20) * 2.0
 
 
+async def test_what_existed_is_not_noted_long_before_a_start_has_its_turn(world: World) -> None:
+    async with (
+        world(step_seconds=1.0, max_connections=1) as (emu, client),
+        anyio.create_task_group() as tasks,
+    ):
+        emu.add_fault(Fault("delay", route="start", times=None, seconds=20.0))
+
+        async def lease() -> None:
+            async with client.instance(MODEL, HARDWARE):
+                await anyio.sleep(1000.0)
+
+        for _ in range(6):
+            tasks.start_soon(lease)
+        await anyio.sleep(500.0)
+        requests = [(record.route, record.at) for record in emu.requests]
+        tasks.cancel_scope.cancel()
+    starts = [at for route, at in requests if route == "start"]
+    assert len(starts) == 6
+    # A list since the start before the last was sent: at most one other start lies between.
+    for before_last, start in zip(starts, starts[2:], strict=False):
+        assert any(before_last <= at <= start for route, at in requests if route == "list")
+    assert emu.existing == ()
+
+
+async def test_starts_in_a_stream_share_the_list_of_what_existed(world: World) -> None:
+    async with world(step_seconds=1.0) as (emu, client), anyio.create_task_group() as tasks:
+
+        async def lease() -> None:
+            async with client.instance(MODEL, HARDWARE):
+                await anyio.sleep(1000.0)
+
+        for _ in range(100):
+            tasks.start_soon(lease)
+            await anyio.sleep(0.009)
+        before_the_first_look = [record.route for record in emu.requests]
+        assert before_the_first_look.count("start") == 100
+        tasks.cancel_scope.cancel()
+    # Of a second each, and the looks of the waits besides.
+    assert before_the_first_look.count("list") <= 2 + 3
+
+
 class EverySecondRefused(httpx.AsyncBaseTransport):
     """Answers 429 to every second request of a kind."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import traceback
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Literal
@@ -106,6 +107,42 @@ class TestOwnPools:
         assert set(sent) == {*expected, "authorization"}
         assert sent["accept-encoding"] == expected["accept-encoding"]
         assert sent["user-agent"] == _transport.USER_AGENT
+
+
+class TestSurroundings:
+    """What the environment says of certificates and proxies is wrong."""
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("SSL_CERT_FILE", "/nowhere/at/all.pem"),
+            ("HTTPS_PROXY", "gopher://user:passw0rd@proxy.test"),
+            ("HTTPS_PROXY", "http://[::1"),
+        ],
+    )
+    def test_is_a_typed_error_before_anything_is_sent(
+        self, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+    ) -> None:
+        monkeypatch.setenv(name, value)
+        with pytest.raises(ConfigurationError, match="proxies of the environment") as caught:
+            AsyncCortecs(CLIENT_ID, SECRET, api_base_url=API)
+        assert "passw0rd" not in "".join(traceback.format_exception(caught.value))
+
+    @respx.mock(base_url=API)
+    async def test_later_it_makes_nothing_worse(
+        self, respx_mock: respx.MockRouter, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def answer(_: httpx.Request) -> httpx.Response:
+            await anyio.sleep(1.0)
+            return httpx.Response(200, json={"models": []})
+
+        respx_mock.get("/models/").mock(side_effect=answer)
+        async with AsyncCortecs(api_base_url=API) as client, anyio.create_task_group() as tasks:
+            monkeypatch.setenv("HTTPS_PROXY", "gopher://proxy.test")
+            for _ in range(10):
+                tasks.start_soon(client.models.list)
+            await anyio.sleep(0.5)
+            assert [pool.busy for pool in transport_of(client)._pools] == [10]
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "10", None])

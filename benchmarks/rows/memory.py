@@ -15,7 +15,7 @@ def row() -> Row:
     ratios = []
     # Longer than anything here lasts.
     with Server(ready_after=1e6) as server:
-        for kind, words, rounds in (("tracemalloc", "allocated (tracemalloc)", 1), ("rss", "resident", 1)):
+        for kind, words, rounds in (("tracemalloc", "allocated (tracemalloc)", 1), ("rss", "resident", 3)):
             found = [child("memory", kind, _COUNT, env=server.env)["bytes"] for _ in range(rounds)]
             assert server.existing() == 0
             ratios.append(ratio(f"kB a waiting lease, {words}", [each / 1000 for each in found], _TARGET))
