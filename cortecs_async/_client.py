@@ -52,7 +52,9 @@ class AsyncCortecs:
         poll_policy: How fast the service is asked for changes.
         default_headers: Sent with every request.
         http_client: An `httpx.AsyncClient` of yours, for proxies, certificates or tests. It is not closed
-            here, and its own time-outs, redirects and authentication are not used.
+            here, and its own time-outs, redirects and authentication are not used. When it has no connection
+            free for a second, looks and releases go out on one of ours, with the proxies and certificates of
+            the environment, as the reaper's do.
         allow_insecure_http: Allows a plain-http base URL beyond this machine, where credentials can be read
             on the way.
         guard: The reaper, a child process that hands instances back should this one be killed, started before
@@ -63,7 +65,7 @@ class AsyncCortecs:
         state_dir: Where journals lie. Default: the environment's CORTECS_STATE_DIR, else the user's state
             directory. In a container, a volume that outlives it.
         max_connections: How many requests are under way at once; more wait for their turn, releases first. A
-            fifth is kept for releases, and the looks of the waits, one or two at a time, come on top.
+            fifth is kept for releases, and the looks of the waits, few at a time, come on top.
         transport: What carries requests: `httpx`; or `aiohttp`, which takes about half the CPU, on asyncio
             only, and needs the extra of that name.
 

@@ -139,7 +139,7 @@ class Progress:
         leading = self.leading
         if leading.num_steps <= 0:
             return 0.0
-        return min(max(leading.current_step - 1, 0) / leading.num_steps, 1.0)
+        return min(max(leading.current_step - 1, 0), leading.num_steps) / leading.num_steps
 
     @property
     def description(self) -> str:

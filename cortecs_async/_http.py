@@ -17,7 +17,7 @@ from ._errors import ClientClosedError, ConfigurationError
 from ._failures import EXCHANGE_PATH, to_error
 from ._messages import Call, Reply
 from ._redact import Redactor
-from ._retry import Failure, Kind, may_have_worked, next_wait
+from ._retry import Failure, Kind, counts, may_have_worked, next_wait
 from ._slots import Slots, Urgency
 from ._transport import HTTPClient, Transport
 from ._wire import ShapeError
@@ -66,7 +66,7 @@ class HTTP:
             self.check_open()
         self._check_loop()
         spent = 0.0  # seconds, without those in which others had their turn
-        attempts = 0
+        attempts = counted = 0
         unknown = False
         renewed = False
         while True:
@@ -95,12 +95,14 @@ class HTTP:
                 renewed = True
                 self._tokens.refuse(token)
                 continue
+            counted += counts(outcome)
             wait = (
                 next_wait(
                     call.method,
                     call.path,
                     outcome,
                     attempt=attempts,
+                    counted=counted,
                     elapsed=spent,
                     policy=self._settings.retry,
                     rng=self._rng,

@@ -143,11 +143,12 @@ class Instances:
 
     async def _start_counted(self, args: InstanceArgs) -> Instance:
         # Where leases of this client look for lost starts of their own, this one must not be taken for one.
-        return await self.start_checked(args, witness=Flight(self.claims, args.model_id))
+        return await self.start_once(args, Flight(self.claims, args.model_id), retried=True)
 
-    async def start_checked(self, args: InstanceArgs, *, witness: Witness | None = None) -> Instance:
-        """`start` with arguments that were checked before."""
-        call = Call(method="POST", path="/instances/start", json=encode_start(args), witness=witness)
+    async def start_once(self, args: InstanceArgs, witness: Witness, *, retried: bool = False) -> Instance:
+        """`start` with arguments that were checked before, and without retries."""
+        body = encode_start(args)
+        call = Call(method="POST", path="/instances/start", json=body, retried=retried, witness=witness)
         return (await self._send(call)).decode(decode_instance)
 
     async def restart(self, instance_id: str) -> Instance:

@@ -7,6 +7,9 @@ from attrs import define
 from ._config import PollPolicy
 from ._domain import Instance, Progress
 
+# Numbers beyond are none of steps.
+_MOST_STEPS = 10_000
+
 
 def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None = None) -> float:
     """Seconds until the next look.
@@ -39,6 +42,9 @@ class Steps:
             self._first = self._last = None
             return
         leading = Progress(instance=instance, elapsed=0.0).leading
+        if not 0 <= leading.current_step <= leading.num_steps <= _MOST_STEPS:
+            self._first = self._last = None
+            return
         self._count = leading.num_steps
         if self._last is None or leading.current_step < self._last[0]:
             self._first = self._last = (leading.current_step, now)

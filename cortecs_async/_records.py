@@ -102,7 +102,7 @@ class Book:
 
     def __init__(self) -> None:
         self.entries: dict[str, Entry] = {}
-        self.baselines: dict[str, tuple[str, ...]] = {}
+        self.baselines: dict[str, frozenset[str]] = {}
         self.owner: Record = {}
         self.is_orphaned: bool = False
 
@@ -119,13 +119,14 @@ class Book:
 
     def known_before(self, entry: Entry) -> frozenset[str]:
         """The ids that existed before the start of an entry."""
-        return frozenset(self.baselines.get(entry.baseline or "", ()))
+        # The same set for all starts that share it: each may hold it for as long as it waits.
+        return self.baselines.get(entry.baseline or "", frozenset())
 
     def snapshot(self) -> list[Record]:
         """The records that fold to this book, and no more."""
         records: list[Record] = [self.owner] if self.owner else []
         records += [
-            {"kind": "BASELINE", "baseline": name, "ids": list(ids)} for name, ids in self.baselines.items()
+            {"kind": "BASELINE", "baseline": name, "ids": sorted(ids)} for name, ids in self.baselines.items()
         ]
         for entry in self.entries.values():
             records += _records_of(entry)
@@ -160,7 +161,7 @@ def _owner(book: Book, record: Record) -> None:
 
 
 def _baseline(book: Book, record: Record) -> None:
-    book.baselines[str(record["baseline"])] = tuple(str(each) for each in record["ids"])
+    book.baselines[str(record["baseline"])] = frozenset(str(each) for each in record["ids"])
     if len(book.baselines) > _SPARE:
         # The newest may be those of intents to come.
         used = {entry.baseline for entry in book.entries.values()}

@@ -8,7 +8,6 @@ request can be repeated: a GET changes nothing, and a `stop`, `delete` or `resta
 from __future__ import annotations
 
 import enum
-import math
 import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -49,6 +48,11 @@ class Failure:
     retry_after: float | None = None
     body: str = ""
     request_id: str | None = None
+
+
+def counts(failure: Failure) -> bool:
+    """Whether an attempt that failed so is one of those that `max_retries` allows."""
+    return failure.status != 429
 
 
 # 501 and 505 say that the service will never do this.
@@ -99,6 +103,7 @@ def next_wait(
     failure: Failure,
     *,
     attempt: int,
+    counted: int,
     elapsed: float,
     policy: RetryPolicy,
     rng: random.Random,
@@ -110,14 +115,13 @@ def next_wait(
         path: Path below the API base URL.
         failure: How the last attempt failed.
         attempt: Attempts made so far, at least 1.
+        counted: How many of them failed otherwise than with 429. "Too many requests" is no failure but an
+            appointment: where half of all answers are that, one request in sixty would be given up.
         elapsed: Seconds since the first attempt began.
         policy: The limits.
         rng: Source of the jitter.
     """
-    # "Too many requests" is no failure but an appointment: `total_timeout` says until when. Where half of all
-    # answers are that, one request in sixty would otherwise be given up.
-    limit = math.inf if failure.status == 429 and policy.max_retries else policy.max_retries
-    if attempt > limit or not may_repeat(method, path, failure):
+    if policy.max_retries == 0 or counted > policy.max_retries or not may_repeat(method, path, failure):
         return None
     asked = failure.retry_after or 0.0
     if asked > policy.max_retry_after:

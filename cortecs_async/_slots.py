@@ -11,7 +11,7 @@ import anyio
 class Urgency(enum.Enum):
     """What a request is for, the most urgent first."""
 
-    LOOK = "a look"  # never waits: a client has one or two of these at a time, and many wait for each
+    LOOK = "a look"  # never waits: a client has few of these at a time, and many wait for each
     RELEASE = "a release"  # of what is billed until it is through
     CALL = "a call"
 
@@ -19,7 +19,7 @@ class Urgency(enum.Enum):
 class Slots:
     """Lets so many requests through at a time; the others wait, in the order of their urgency.
 
-    A fifth is kept for releases, so that calls which hang cannot hold them up.
+    A fifth is kept for releases, and one at least, so that calls which hang cannot hold them up.
 
     Args:
         size: Requests at a time, looks not counted.
@@ -27,7 +27,8 @@ class Slots:
 
     def __init__(self, size: int) -> None:
         self._busy = 0
-        self._room = {Urgency.RELEASE: size, Urgency.CALL: size - size // 5}
+        calls = max(1, size - max(1, size // 5))
+        self._room = {Urgency.RELEASE: max(size, calls + 1), Urgency.CALL: calls}
         self._queues: dict[Urgency, deque[anyio.Event]] = {urgency: deque() for urgency in self._room}
 
     async def enter(self, urgency: Urgency) -> None:

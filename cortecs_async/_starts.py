@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import enum
 import logging
+import random
 from collections.abc import Callable
 
 import anyio
@@ -22,7 +23,7 @@ from ._instances import Instances
 from ._keeper import Keeper
 from ._messages import Reply
 from ._pace import poll_interval
-from ._retry import Failure, Kind, is_passing, may_have_worked
+from ._retry import Failure, Kind, counts, is_passing, may_have_worked, next_wait
 from ._rivals import Others
 from ._slots import Slots, Urgency
 from ._watch import is_passing_trouble
@@ -92,6 +93,7 @@ class Start:
             self._lose(outcome)
         else:
             self.state = State.NOTHING
+            self.failure = outcome
 
     def started(self, instance: Instance) -> None:
         """Its instance is known."""
@@ -160,6 +162,7 @@ class Starter:
         self._claims = instances.claims
         self._flight: _Flight | None = None
         self._recent: _Listing | None = None
+        self._rng = random.Random()  # noqa: S311  (jitter)
         # Twice as many as can be sent at once: so the next have noted what exists when the first are done.
         self._turns = Slots(2 * max_connections)
 
@@ -175,19 +178,29 @@ class Starter:
             JournalError: or `GuardError`, before anything is sent, when one is required and missing.
             RequestError: when nothing was started; or, with `outcome_unknown`, when nobody can tell.
         """
-        attempt = 0
+        attempt = counted = 0
+        waited = 0.0
         while True:
             attempt += 1
             try:
                 return await self._attempt(start)
             except RequestError as error:
+                if start.failure is None:
+                    raise  # of the list before it
+                counted += counts(start.failure)
                 if start.state is not State.UNKNOWN:
-                    raise
+                    wait = self._pause(start.failure, attempt=attempt, counted=counted, waited=waited)
+                    if wait is None:
+                        raise
+                    logger.info("again in %.1f s: %s", wait, error)
+                    await anyio.sleep(wait)
+                    waited += wait
+                    continue
                 logger.warning("%s", error)
                 found = await self.resolve(start, eager=False)
                 if found is not None:
                     return found
-                if attempt > self._retry.max_retries or not _may_try_again(start.failure):
+                if counted > self._retry.max_retries or not _may_try_again(start.failure):
                     error.outcome_unknown = False
                     error.add_note("cortecs_async: its instance was looked for, and none has appeared")
                     raise
@@ -196,20 +209,37 @@ class Starter:
                 if start.state is State.NOTHING:
                     self._close(start)
 
+    def _pause(self, failure: Failure, *, attempt: int, counted: int, waited: float) -> float | None:
+        """Seconds until a start that did nothing is sent again; None when it is given up.
+
+        Here and not in the transport: each attempt must know what exists just before it.
+        """
+        return next_wait(
+            "POST",
+            "/instances/start",
+            failure,
+            attempt=attempt,
+            counted=counted,
+            elapsed=waited,
+            policy=self._retry,
+            rng=self._rng,
+        )
+
     async def _attempt(self, start: Start) -> Instance:
         """Notes what exists, promises, and sends.
 
         In a turn: else what it has noted could be long out of date when a connection is free, and what others
         have started meanwhile would be taken for its own.
         """
+        start.failure = None
         await self._enter(start.args.model_id)
         try:
             listing = await self._baseline()
-            ids = frozenset(each.instance_id for each in listing.instances)
-            listing.name = listing.name or self._keeper.baseline(ids)
+            if listing.name is None:
+                listing.name = self._keeper.baseline(each.instance_id for each in listing.instances)
             start.key = await self._keeper.intend(start.args, listing.name)
             start.unknown = self._keeper.unknown(start.key)
-            return await self._instances.start_checked(start.args, witness=start)
+            return await self._instances.start_once(start.args, start)
         finally:
             self._turns.leave(Urgency.CALL)
 

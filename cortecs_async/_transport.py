@@ -5,12 +5,13 @@ The only module that imports httpx: a move to another HTTP client is a change to
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import platform
 import ssl
-import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from http.cookiejar import CookieJar
 from typing import Any
@@ -19,6 +20,7 @@ import anyio
 import httpx
 from attrs import define, field, frozen
 
+from ._aiohttp import client_class, found_none_free, is_of_aiohttp, was_not_sent
 from ._auth import Token
 from ._config import Secret, Settings
 from ._detached import in_trio
@@ -43,6 +45,12 @@ _CONNECT_TIMEOUT = 10.0
 # pools of two (benchmarks: pool).
 _POOL_SIZE = 2
 
+# Seconds after which httpx gives up an idle connection.
+_IDLE = 5.0
+
+# Looks that may be under way beside what is counted: a tick of the poller, a list, and a token.
+_LOOKS = 24
+
 # Seconds to wait for a connection of the caller's own client, before what is urgent takes one of ours.
 _PATIENCE = 1.0
 
@@ -52,6 +60,7 @@ class _Signed:
     """The headers of a request: the same as long as the token is."""
 
     token: Token | None
+    is_ours: bool  # or goes out on the caller's client, which adds its own
     headers: httpx.Headers = field(repr=False)
 
 
@@ -60,6 +69,7 @@ class _Pool:
     client: httpx.AsyncClient
     size: float
     busy: int = 0
+    idle_since: float = math.inf
 
 
 class _NoCookies(CookieJar):
@@ -107,11 +117,14 @@ class Transport:
             attempts: For the reply: how often it was sent, with this one.
             timeout: Seconds for all of it.
         """
-        pool = self._take()
         with anyio.move_on_after(timeout):
+            await self._prune()
+            pool = self._take()
             outcome = await self._send_on(pool, call, token, attempts, timeout)
             if outcome is not None:
                 return outcome
+            if self._is_closed:
+                return Failure(kind=Kind.NOT_SENT, detail="no connection was free, and the client is closed")
             try:
                 self._spare = self._spare or _Pool(self.new_client(), math.inf)
             except ConfigurationError as error:
@@ -138,9 +151,10 @@ class Transport:
         """Closes our own connections; not the caller's client."""
         self._is_closed = True
         pools = [*self._pools, *([self._spare] if self._spare is not None else [])]
-        for pool in pools:
-            if pool.client is not self._given:
-                await pool.client.aclose()
+        async with AsyncExitStack() as stack:
+            for pool in pools:
+                if pool.client is not self._given:
+                    stack.push_async_callback(pool.client.aclose)
 
     def new_client(self) -> httpx.AsyncClient:
         """An HTTP client with connections of its own.
@@ -148,21 +162,19 @@ class Transport:
         Raises:
             ConfigurationError: see the class.
         """
-        client_class = _aiohttp_client_class() if self._settings.transport == "aiohttp" else httpx.AsyncClient
-        limits = httpx.Limits(
-            # Of aiohttp there is one pool, with room for looks, which are not counted. Those of httpx are
-            # unbounded: who may send is decided before, and a pool in which requests wait is slower still.
-            max_connections=self._settings.max_connections + 8
-            if self._settings.transport == "aiohttp"
-            else None,
-            max_keepalive_connections=_POOL_SIZE,
-        )
+        make: Callable[..., httpx.AsyncClient] = httpx.AsyncClient
+        bound: int | None = None
+        if self._settings.transport == "aiohttp":
+            # Of aiohttp there is one pool, with room for looks, which are not counted.
+            make, bound = client_class(), self._settings.max_connections + _LOOKS
+        # Those of httpx are unbounded: who may send is decided before, and to wait in a pool is slower still.
+        limits = httpx.Limits(max_connections=bound, max_keepalive_connections=_POOL_SIZE)
         # A proxy from the environment would carry a loopback request, and its secrets, off this machine.
         trust_env = not self._settings.is_loopback
         try:
             if self._tls is None:
                 self._tls = httpx.create_ssl_context(trust_env=trust_env)
-            return client_class(trust_env=trust_env, verify=self._tls, cookies=_NoCookies(), limits=limits)
+            return make(trust_env=trust_env, verify=self._tls, cookies=_NoCookies(), limits=limits)
         except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
             # Not what is said of a proxy, whose URL may hold a password.
             said = f": {error}" if isinstance(error, OSError) else ""
@@ -174,6 +186,16 @@ class Transport:
 
     def _new_pool(self) -> _Pool:
         return _Pool(self.new_client(), _POOL_SIZE if self._settings.transport == "httpx" else math.inf)
+
+    async def _prune(self) -> None:
+        """Closes a pool that a burst has left behind: httpx closes idle connections only of a pool in use."""
+        last = self._pools[-1]
+        if len(self._pools) == 1 or last.busy or anyio.current_time() - last.idle_since < _IDLE:
+            return
+        self._pools.pop()
+        # What goes wrong with it is no matter of the request that comes along.
+        with contextlib.suppress(Exception):
+            await last.client.aclose()
 
     def _take(self) -> _Pool:
         # The first with room, so that few requests keep few connections warm.
@@ -203,11 +225,13 @@ class Transport:
             kind = _kind_of(error)
             if kind is None:
                 raise
-            if isinstance(error, httpx.PoolTimeout) and self._is_impatient(pool.client, call):
+            is_full = isinstance(error, httpx.PoolTimeout) or found_none_free(error)
+            if is_full and self._is_impatient(pool.client, call):
                 return None
             return Failure(kind=kind, detail=self._describe(error))
         finally:
             pool.busy -= 1
+            pool.idle_since = anyio.current_time()
         return self._sort(call, response, attempts)
 
     async def _follow(
@@ -243,14 +267,13 @@ class Transport:
             pool=min(_PATIENCE, soon) if self._is_impatient(client, call) else soon,
         )
         headers = self._headers(client, token)
-        body = _reveal(call.json)
         if client is self._given:
             # With the headers, cookies and parameters that it adds of its own.
             return client.build_request(
                 call.method,
                 url or self._settings.api_base_url + call.path,
                 params=None if url else call.params,
-                json=body,
+                json=_reveal(call.json),
                 headers=headers,
                 timeout=limits,
             )
@@ -258,22 +281,24 @@ class Transport:
             call.method,
             url or self._settings.api_base_url + call.path,
             params=None if url else call.params,
-            json=body,
+            json=_reveal(call.json),
             headers=headers,
             extensions={"timeout": limits.as_dict()},
         )
 
     def _headers(self, client: httpx.AsyncClient, token: Token | None) -> httpx.Headers:
-        if self._signed is None or self._signed.token is not token:
-            headers = httpx.Headers() if client is self._given else client.headers.copy()
+        is_ours = client is not self._given
+        signed = self._signed
+        if signed is None or signed.token is not token or signed.is_ours is not is_ours:
+            headers = client.headers.copy() if is_ours else httpx.Headers()
             headers.update(self._settings.headers)
             headers["Accept"] = "application/json"
             if "user-agent" not in {name.lower() for name in self._settings.headers}:
                 headers["User-Agent"] = USER_AGENT
             if token is not None:
                 headers["Authorization"] = f"Bearer {token.value.reveal()}"
-            self._signed = _Signed(token, headers)
-        return self._signed.headers
+            signed = self._signed = _Signed(token, is_ours, headers)
+        return signed.headers
 
     def _sort(self, call: Call, response: httpx.Response, attempts: int) -> Reply | Failure:
         request_id: str | None = response.headers.get("x-request-id")
@@ -318,22 +343,12 @@ class Transport:
         )
 
 
-def _aiohttp_client_class() -> type[httpx.AsyncClient]:
-    try:
-        from httpx_aiohttp import HttpxAiohttpClient  # noqa: PLC0415  (optional, and slow to import)
-    except ImportError:
-        raise ConfigurationError(
-            "transport='aiohttp' needs two packages more: pip install 'cortecs-async[aiohttp]'"
-        ) from None
-    return HttpxAiohttpClient
-
-
 def _kind_of(error: Exception) -> Kind | None:
     match error:
         case httpx.PoolTimeout():
             return Kind.NOT_SENT
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError():
-            return Kind.NOT_SENT if _was_not_sent(error) else Kind.LOST
+            return Kind.NOT_SENT if was_not_sent(error) else Kind.LOST
         case httpx.TimeoutException():
             return Kind.TIMED_OUT
         case httpx.HTTPError() | httpx.InvalidURL() | UnicodeError():
@@ -341,26 +356,7 @@ def _kind_of(error: Exception) -> Kind | None:
             # UnicodeErrors.
             return Kind.LOST
         case _:
-            return Kind.LOST if _is_of_aiohttp(error) else None
-
-
-def _was_not_sent(error: httpx.HTTPError) -> bool:
-    """Whether it is true that there was no connection.
-
-    httpx-aiohttp (0.2) calls every connection that broke a ConnectTimeout. A `start` that was sent must not
-    be taken for one that was not, or it would be sent again.
-    """
-    cause = error.__cause__
-    if not _is_of_aiohttp(cause):
-        return True
-    aiohttp = sys.modules["aiohttp"]
-    never = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
-    return isinstance(cause, never)
-
-
-def _is_of_aiohttp(error: BaseException | None) -> bool:
-    aiohttp = sys.modules.get("aiohttp")
-    return aiohttp is not None and isinstance(error, aiohttp.ClientError)
+            return Kind.LOST if is_of_aiohttp(error) else None
 
 
 def _reveal(body: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ from ._errors import (
     InstanceGoneError,
     InvalidArgumentError,
     NotFoundError,
+    RequestTimeoutError,
     TransportError,
 )
 from ._pace import Steps, poll_interval
@@ -40,6 +41,9 @@ _MAX_RETRY_AFTER = 60.0
 
 # Instances that the list lacks, looked up at one tick. What is left comes to its turn at the next.
 _MAX_LOOKUPS = 20
+
+
+Readings = dict[str, Instance | CortecsError | None]
 
 
 class Source(Protocol):
@@ -72,7 +76,8 @@ class Subscription:
         trust_list: True when absence from the list alone proves that the instance is gone: after an
             accepted delete. Otherwise a `GET` of the instance must say so too.
         interval: Seconds between looks, for a wait that is no hurry; None leaves the pace to the policy.
-        looked_up: Number of the last look at it by its id, where the list lacks it.
+        looked_up: Number of the last look at it by its id, where the list lacks it, or of the last at all
+            when it came.
     """
 
     instance_id: str
@@ -150,6 +155,7 @@ class Poller:
             due=now if known is None else now + pause,
             trust_list=trust_list,
             interval=interval,
+            looked_up=self._lookups,
             reading=known,
             has_reading=known is not None,
         )
@@ -220,27 +226,34 @@ class Poller:
     async def _tick(self) -> None:
         began = anyio.current_time()
         waiting = list(self._waiters)
-        asked_for = {subscription.instance_id for subscription in waiting}
         try:
-            readings = await self._read(waiting, asked_for)
+            readings = await self._read(waiting)
+            self._hand_out(readings, began)
+            # Last, because an answer that does not come must not hold up the news of the others.
+            missing = [each for each in waiting if each.instance_id not in readings]
+            if missing:
+                self._hand_out(await self._look_up(missing), began)
         except CortecsError as error:
             self._failed(error)
             return
         if self._failures:
             logger.info("reading instances works again after %d failures", self._failures)
         self._failures = 0
+        for each in missing:
+            # Those that were not looked up come to their turn later.
+            each.due = anyio.current_time() + self._pause(each, anyio.current_time())
+
+    def _hand_out(self, readings: Readings, began: float) -> None:
         now = anyio.current_time()
         for subscription in self._waiters:
             # Whoever came while the answer was under way may know better than an answer from before.
-            if subscription.since > began or subscription.instance_id not in asked_for:
+            if subscription.since > began or subscription.instance_id not in readings:
                 continue
-            # What is missing in them comes to its turn later.
-            if subscription.instance_id in readings:
-                reading = readings[subscription.instance_id]
-                if isinstance(reading, CortecsError):
-                    subscription.suffer(reading, now=now, patience=self._policy.max_outage)
-                else:
-                    subscription.deliver(reading, now=now)
+            reading = readings[subscription.instance_id]
+            if isinstance(reading, CortecsError):
+                subscription.suffer(reading, now=now, patience=self._policy.max_outage)
+            else:
+                subscription.deliver(reading, now=now)
             subscription.due = now + self._pause(subscription, now)
 
     def _pause(self, subscription: Subscription, now: float) -> float:
@@ -249,9 +262,9 @@ class Poller:
         distance = subscription.steps.distance(now)
         return poll_interval(now - subscription.since, self._policy, distance=distance)
 
-    async def _read(
-        self, waiting: list[Subscription], wanted: set[str]
-    ) -> dict[str, Instance | CortecsError | None]:
+    async def _read(self, waiting: list[Subscription]) -> Readings:
+        """What one request tells; nothing of an instance that it does not tell about."""
+        wanted = {subscription.instance_id for subscription in waiting}
         trusting = {subscription.instance_id for subscription in waiting if subscription.trust_list}
         if len(wanted) == 1 and not trusting:
             (instance_id,) = wanted
@@ -262,16 +275,14 @@ class Poller:
             return {instance_id: (await self._read_listed()).get(instance_id)}
         listed = await self._read_listed()
         known = listed.keys() | trusting
-        missing = [each for each in waiting if each.instance_id not in known]
-        readings: dict[str, Instance | CortecsError | None] = dict(await self._look_up(missing))
-        readings.update({each: listed.get(each) for each in wanted & known})
-        return readings
+        return {instance_id: listed.get(instance_id) for instance_id in wanted & known}
 
-    async def _look_up(self, missing: list[Subscription]) -> dict[str, Instance | CortecsError | None]:
+    async def _look_up(self, missing: list[Subscription]) -> Readings:
         """Asks for these by their ids, as many as one tick may, those first that have waited longest."""
         turns = sorted(missing, key=lambda each: each.looked_up)
         chosen = list(dict.fromkeys(each.instance_id for each in turns))[:_MAX_LOOKUPS]
-        readings: dict[str, Instance | CortecsError | None] = {}
+        limit = self._policy.max_interval
+        readings: Readings = {each: _too_slow(each, limit) for each in chosen}
         failures: list[Exception] = []
 
         async def look_up(instance_id: str) -> None:
@@ -283,7 +294,7 @@ class Poller:
             except Exception as error:  # noqa: BLE001  (a transport's own, raised below without a group)
                 failures.append(error)
 
-        if chosen:
+        with anyio.move_on_after(limit):
             async with anyio.create_task_group() as tasks:
                 for instance_id in chosen:
                     tasks.start_soon(look_up, instance_id)
@@ -319,6 +330,11 @@ class Poller:
         )
         logger.warning("reading instances failed, again in %.1f s: %s", pause, error)
         self._not_before = now + pause
+
+
+def _too_slow(instance_id: str, limit: float) -> CortecsError:
+    path = f"/instances/{instance_id}"
+    return RequestTimeoutError(f"GET {path} took longer than {limit:g} s", method="GET", path=path)
 
 
 class InstanceWatch:

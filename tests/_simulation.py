@@ -598,6 +598,7 @@ class Simulation:
             state_dir=self.state,
         )
         client._assembly.http._rng = random.Random(self.program.seed)
+        client._assembly._workshop.starter._rng = random.Random(self.program.seed)
         return client
 
     async def _sweep(self, http: httpx.AsyncClient) -> None:

@@ -503,3 +503,12 @@ async def test_what_cannot_be_found_out_in_time_stays_in_the_journal(
         assert orphan.state == "released"
         assert emu.existing == ()
     assert left_in(journals) == []
+
+
+async def test_every_attempt_of_a_start_knows_what_exists_just_before_it(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("status", route="start", status=429, headers={"Retry-After": "5"}, times=7))
+        async with client.instance(MODEL, HARDWARE):
+            sent = [record.route for record in emu.requests if record.route in {"list", "start"}]
+    assert sent[: 2 * 8] == ["list", "start"] * 8
+    assert len(emu.ledger) == 1

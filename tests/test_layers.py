@@ -23,7 +23,18 @@ ROWS: list[tuple[int, set[str]]] = [
     # Pure, or knowing nothing of the service.
     (
         1,
-        {"_wire", "_retry", "_records", "_arguments", "_detached", "_redact", "_matching", "_pace", "_slots"},
+        {
+            "_wire",
+            "_retry",
+            "_records",
+            "_arguments",
+            "_detached",
+            "_redact",
+            "_matching",
+            "_pace",
+            "_slots",
+            "_aiohttp",
+        },
     ),
     (1, {"_journal", "_interruptible", "_adoption"}),
     (1, {"_rivals"}),

@@ -15,6 +15,7 @@ from cortecs_async._retry import (
     Failure,
     Kind,
     backoff,
+    counts,
     is_passing,
     is_passing_status,
     is_start,
@@ -135,6 +136,7 @@ def ask(
     *,
     request: tuple[str, str] = ("GET", "/instances/"),
     attempt: int = 1,
+    counted: int | None = None,
     elapsed: float = 0.0,
     seed: int = 0,
     **policy: Any,
@@ -143,6 +145,7 @@ def ask(
         *request,
         failure,
         attempt=attempt,
+        counted=attempt if counted is None else counted,
         elapsed=elapsed,
         policy=RetryPolicy(**policy),
         rng=random.Random(seed),
@@ -162,12 +165,18 @@ class TestNextWait:
         seed: int,
     ) -> None:
         wait = next_wait(
-            *request, failure, attempt=attempt, elapsed=elapsed, policy=policy, rng=random.Random(seed)
+            *request,
+            failure,
+            attempt=attempt,
+            counted=attempt,
+            elapsed=elapsed,
+            policy=policy,
+            rng=random.Random(seed),
         )
         if wait is None:
             return
         assert not (request == START and may_have_worked(request[0], failure))
-        assert attempt <= policy.max_retries or (failure.status == 429 and policy.max_retries > 0)
+        assert attempt <= policy.max_retries
         assert elapsed + wait < policy.total_timeout
         asked = failure.retry_after or 0.0
         assert asked <= policy.max_retry_after
@@ -186,8 +195,12 @@ class TestNextWait:
         assert (ask(failed(500), attempt=attempt, max_retries=2) is not None) is goes_on
 
     def test_too_many_requests_is_repeated_until_the_time_is_up(self) -> None:
-        assert ask(failed(429), attempt=100, max_retries=2, elapsed=170.0) is not None
-        assert ask(failed(429), attempt=100, max_retries=2, elapsed=180.0) is None
+        assert not counts(failed(429))
+        assert counts(failed(503))
+        assert ask(failed(429), attempt=100, counted=2, max_retries=2, elapsed=170.0) is not None
+        assert ask(failed(429), attempt=100, counted=2, max_retries=2, elapsed=180.0) is None
+        assert ask(failed(502), attempt=100, counted=2, max_retries=2) is not None
+        assert ask(failed(502), attempt=100, counted=3, max_retries=2) is None
 
     @pytest.mark.parametrize(
         ("asked", "goes_on"), [(0.0, True), (119.9, True), (120.0, True), (120.1, False)]

@@ -37,7 +37,7 @@ class Traffic:
             self.slots.leave(urgency)
 
 
-@pytest.mark.parametrize(("size", "calls"), [(1, 1), (4, 4), (5, 4), (10, 8), (100, 80)])
+@pytest.mark.parametrize(("size", "calls"), [(1, 1), (2, 1), (4, 3), (5, 4), (10, 8), (100, 80)])
 async def test_calls_leave_a_fifth_to_releases(size: int, calls: int) -> None:
     traffic = Traffic(size)
     async with anyio.create_task_group() as tasks:
@@ -47,11 +47,11 @@ async def test_calls_leave_a_fifth_to_releases(size: int, calls: int) -> None:
     async with anyio.create_task_group() as tasks:
         for _ in range(3 * size):
             tasks.start_soon(traffic.send, RELEASE)
-    assert traffic.most[RELEASE] == size
+    assert traffic.most[RELEASE] == max(size, 2)
 
 
 async def test_releases_go_first_and_all_in_order() -> None:
-    traffic = Traffic(1)
+    traffic = Traffic(2)
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(traffic.send, CALL, "first")
         await anyio.sleep(0.1)

@@ -17,6 +17,7 @@ import respx
 from _scripted import API, CLIENT_ID, SECRET, TOKEN
 
 from cortecs_async import AsyncCortecs, ConfigurationError, RetryPolicy, _transport, errors
+from cortecs_async._retry import Kind
 from cortecs_async._transport import Transport
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 
@@ -87,6 +88,21 @@ class TestOwnPools:
                 async with client.instance(MODEL, HARDWARE, max_lifetime=10.0) as inst:
                     assert inst.receipt.seconds < 10.0
         assert emu.existing == ()
+
+    @pytest.mark.sockets
+    async def test_pools_that_a_burst_left_behind_are_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_transport, "_IDLE", 0.0)
+        async with served(max_connections=10) as (emu, client):
+            emu.add_fault(Fault("delay", route="balance", times=8, seconds=0.1))
+            async with anyio.create_task_group() as tasks:
+                for _ in range(8):
+                    tasks.start_soon(client.user.balance)
+            pools = list(transport_of(client)._pools)
+            assert len(pools) > 1
+            for _ in pools:
+                await client.user.balance()
+            assert transport_of(client)._pools == pools[:1]
+            assert [pool.client.is_closed for pool in pools] == [False] + [True] * (len(pools) - 1)
 
     @respx.mock(base_url=API)
     async def test_cookies_are_not_kept(self, respx_mock: respx.MockRouter) -> None:
@@ -230,6 +246,39 @@ class TestSharedClient:
             assert transport_of(client)._spare is None
             assert emu.ledger == ()
             tasks.cancel_scope.cancel()
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_shared_client_on_aiohttp_holds_up_no_release(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Its time for a free connection has the connecting in it, and is called a ConnectTimeout.
+    httpx_aiohttp = pytest.importorskip("httpx_aiohttp")
+    monkeypatch.setattr(_transport, "_PATIENCE", 0.05)
+    # None is kept: an idle one would do for the release.
+    limits = httpx.Limits(max_connections=2, keepalive_expiry=0.001)
+    async with (
+        httpx_aiohttp.HttpxAiohttpClient(limits=limits, timeout=60.0) as http,
+        served(http_client=http) as (emu, client),
+        anyio.create_task_group() as tasks,
+    ):
+        with anyio.fail_after(20):
+            async with client.instance(MODEL, HARDWARE):
+                await tasks.start(occupy, http, 2)
+        assert emu.existing == ()
+        assert transport_of(client)._spare is not None
+        tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("module", "kind"), [("httpx_aiohttp.transport", Kind.LOST), ("httpcore", Kind.NOT_SENT)]
+)
+def test_a_connect_error_of_aiohttp_is_believed_only_for_its_cause(module: str, kind: Kind) -> None:
+    pytest.importorskip("httpx_aiohttp")
+    namespace: dict[str, Any] = {"__name__": module, "httpx": httpx}
+    exec("def fails(): raise httpx.ConnectTimeout('no cause')", namespace)  # noqa: S102
+    with pytest.raises(httpx.ConnectTimeout) as caught:
+        namespace["fails"]()
+    assert _transport._kind_of(caught.value) is kind
 
 
 class TestAiohttp:

@@ -122,6 +122,9 @@ class TestSteps:
         steps = noted((0.0, at_step(1)), (10.0, at_step(2)))
         assert steps.distance(500.0) == pytest.approx(460.0)
 
+    def test_numbers_that_are_none_of_steps_say_nothing(self) -> None:
+        assert noted((0.0, at_step(1)), (10.0, at_step(10**400, 10**400))).distance(11.0) is None
+
     @pytest.mark.parametrize("reset", [None, at_step(5, status="running"), at_step(1)])
     def test_a_new_beginning_is_one(self, reset: Instance | None) -> None:
         assert noted((0.0, at_step(2)), (10.0, at_step(3)), (20.0, reset)).distance(21.0) is None
@@ -468,6 +471,36 @@ async def test_what_the_list_lacks_is_looked_up_a_bounded_number_at_a_time() -> 
     # And between them the usual pause.
     assert all(later - earlier >= 0.5 for earlier, later in pairwise(ticks))
     assert len(seen) == 50
+
+
+async def test_a_look_up_that_hangs_holds_up_nobodys_news() -> None:
+    class Hanging(Script):
+        async def read_one(self, instance_id: str) -> Instance:
+            if instance_id == "missing":
+                await anyio.sleep(30.0)
+                raise AssertionError("it is not waited for that long")
+            return await super().read_one(instance_id)
+
+    script = Hanging()
+    began = anyio.current_time()
+    script.states["there"] = switch(began + 20.0, "pending", "running")
+    poller = Poller(script, PollPolicy(max_outage=100.0))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(until, poller, "there", "never")
+        tasks.start_soon(until, poller, "other", "never")
+        script.states["other"] = lambda _now: "pending"
+        await anyio.sleep(1.0)
+
+        async def see() -> None:
+            seen = await until(poller, "there", "running")
+            assert seen - began < 20.0 + 2 * 5.0 + 0.5
+
+        tasks.start_soon(see)
+        with pytest.raises(errors.RequestTimeoutError, match="longer than 5 s"):
+            await until(poller, "missing", "running")
+        assert anyio.current_time() - began >= 100.0
+        tasks.cancel_scope.cancel()
 
 
 async def test_those_that_were_looked_up_longest_ago_come_first() -> None:

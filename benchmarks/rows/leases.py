@@ -14,7 +14,7 @@ from _server import Server
 READY_AFTER = 2.0
 
 # How many at once, and how often. Each round takes more than 5 s, which is how long the peer waits.
-_SCHEDULE = {1: 3, 10: 8, 100: 3, 200: 3, 1000: 3}
+_SCHEDULE = {1: 3, 10: 8, 100: 3, 200: 5, 1000: 3}
 TEARDOWN = 200
 _MOST = 1000
 _GROWTH = (10, 100, 1000)
