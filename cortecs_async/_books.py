@@ -104,6 +104,12 @@ class Books:
             queued = [record["kind"] for record in self._queue if record.get("entry") == key]
         return "GONE" not in queued and (bool(queued) or key in self.book.entries)
 
+    def has_baseline(self, name: str) -> bool:
+        """Whether a baseline is there, also if it is only queued: unused ones are dropped in time."""
+        with self._gate:
+            queued = any(record.get("baseline") == name and "ids" in record for record in self._queue)
+        return queued or name in self.book.baselines
+
     def abandoned(self) -> list[Entry]:
         """What this process has given up on."""
         return [entry for entry in list(self.book.entries.values()) if entry.abandoned]

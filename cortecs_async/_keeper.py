@@ -140,6 +140,10 @@ class Keeper:
         self._books.put({"kind": "BASELINE", "baseline": name, "ids": sorted(ids)})
         return name
 
+    def has_baseline(self, name: str) -> bool:
+        """Whether a name that `baseline` gave still stands for something."""
+        return self._books.has_baseline(name)
+
     async def intend(self, args: InstanceArgs, baseline: str) -> str:
         """Promises to find what the coming start makes. When this returns, journal and reaper know.
 

@@ -235,7 +235,8 @@ class Starter:
         await self._enter(start.args.model_id)
         try:
             listing = await self._baseline()
-            if listing.name is None:
+            # Of an earlier start, it may have been dropped since, and to an empty one everything is new.
+            if listing.name is None or not self._keeper.has_baseline(listing.name):
                 listing.name = self._keeper.baseline(each.instance_id for each in listing.instances)
             start.key = await self._keeper.intend(start.args, listing.name)
             start.unknown = self._keeper.unknown(start.key)

@@ -73,7 +73,7 @@ class _Pool:
 
 
 class _NoCookies(CookieJar):
-    """The API knows none, and to look for them is a tenth of a request's CPU."""
+    """The API knows none, and to look for them takes some percent of every request's CPU."""
 
     def extract_cookies(self, response: Any, request: Any) -> None:
         """Takes none."""

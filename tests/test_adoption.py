@@ -512,3 +512,21 @@ async def test_every_attempt_of_a_start_knows_what_exists_just_before_it(world: 
             sent = [record.route for record in emu.requests if record.route in {"list", "start"}]
     assert sent[: 2 * 8] == ["list", "start"] * 8
     assert len(emu.ledger) == 1
+
+
+async def test_a_baseline_that_the_books_have_dropped_is_noted_again(world: World) -> None:
+    async with world() as (emu, client):
+        foreign = (await client.instances.start(MODEL, HARDWARE)).instance_id
+        emu.add_fault(Fault("status", route="start", status=402))
+        with pytest.raises(errors.InsufficientBalanceError):
+            async with client.instance(MODEL, HARDWARE):
+                pass
+        keeper = client._assembly.keeper
+        for _ in range(20):  # of other clients of this process
+            keeper.baseline(())
+        await keeper.settle()
+        async with client.instance(MODEL, HARDWARE):
+            asked = [record.route for record in emu.requests]
+            assert asked.count("list") == 1  # the same, of a moment ago
+            book = keeper.books.book
+            assert [book.known_before(entry) for entry in book.entries.values()] == [frozenset({foreign})]
