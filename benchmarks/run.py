@@ -1,6 +1,6 @@
 """What the SDK costs beside its transport and its peers: `python benchmarks/run.py [--write | --compare]`.
 
-About six minutes for everything. `--write` keeps the result beside this file, with the plots; without it
+About seven minutes for everything. `--write` keeps the result beside this file, with the plots; without it
 the result of the last run is the one to compare with.
 """
 
