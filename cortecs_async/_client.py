@@ -66,8 +66,8 @@ class AsyncCortecs:
             directory. In a container, a volume that outlives it.
         max_connections: How many requests are under way at once; more wait for their turn, releases first. A
             fifth is kept for releases, and the looks of the waits, few at a time, come on top.
-        transport: What carries requests: `httpx`; or `aiohttp`, which takes about half the CPU, on asyncio
-            only, and needs the extra of that name.
+        transport: What carries requests: `httpx`; or `aiohttp`, which takes about two thirds of the CPU, on
+            asyncio only, and needs the extra of that name.
 
     Attributes:
         instances: The instances of the account.

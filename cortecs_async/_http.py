@@ -26,7 +26,7 @@ logger = logging.getLogger("cortecs_async.http")
 
 
 class HTTP:
-    """One connection pool, one token, one retry policy."""
+    """The connections, the token and the retries of one client."""
 
     def __init__(
         self,

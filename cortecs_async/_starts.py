@@ -179,7 +179,7 @@ class Starter:
             RequestError: when nothing was started; or, with `outcome_unknown`, when nobody can tell.
         """
         attempt = counted = 0
-        waited = 0.0
+        spent = 0.0  # seconds of attempts and pauses, without those in which others had their turn
         while True:
             attempt += 1
             try:
@@ -189,12 +189,13 @@ class Starter:
                     raise  # of the list before it
                 counted += counts(start.failure)
                 if start.state is not State.UNKNOWN:
-                    wait = self._pause(start.failure, attempt=attempt, counted=counted, waited=waited)
+                    spent += anyio.current_time() - start.sent_at
+                    wait = self._pause(start.failure, attempt=attempt, counted=counted, spent=spent)
                     if wait is None:
                         raise
                     logger.info("again in %.1f s: %s", wait, error)
                     await anyio.sleep(wait)
-                    waited += wait
+                    spent += wait
                     continue
                 logger.warning("%s", error)
                 found = await self.resolve(start, eager=False)
@@ -209,7 +210,7 @@ class Starter:
                 if start.state is State.NOTHING:
                     self._close(start)
 
-    def _pause(self, failure: Failure, *, attempt: int, counted: int, waited: float) -> float | None:
+    def _pause(self, failure: Failure, *, attempt: int, counted: int, spent: float) -> float | None:
         """Seconds until a start that did nothing is sent again; None when it is given up.
 
         Here and not in the transport: each attempt must know what exists just before it.
@@ -220,7 +221,7 @@ class Starter:
             failure,
             attempt=attempt,
             counted=counted,
-            elapsed=waited,
+            elapsed=spent,
             policy=self._retry,
             rng=self._rng,
         )

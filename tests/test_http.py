@@ -682,6 +682,14 @@ class TestHeld:
         assert [type(each) for each in witness.told] == [str, Reply]
         assert witness.told[1].data == {"any": "thing"}
 
+    async def test_answers_of_429_leave_the_retries_to_what_fails_after_them(self, service: Service) -> None:
+        busy, broken = Answer(status=429), Answer(status=502)
+        service.on("GET", "/instances/", busy, busy, busy, busy, broken, busy, broken, EMPTY_LIST)
+        async with service.client(max_retries=2) as client:
+            assert await client.instances.list() == ()
+        error = await list_error(service, busy, busy, broken, broken, broken, EMPTY_LIST, max_retries=2)
+        assert isinstance(error, ServerError)
+
     async def test_every_attempt_is_told(self, service: Service) -> None:
         service.on(*START, Answer(status=429), Answer(status=400))
         witness = Witness()
