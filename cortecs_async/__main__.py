@@ -11,9 +11,10 @@ def main() -> None:
         from ._cli import cli  # noqa: PLC0415  (optional dependencies)
     except ImportError as error:
         missing = (error.name or "").partition(".")[0]
-        if missing not in {"click", "rich"}:
+        if missing not in {"click", "dotenv", "rich"}:
             raise
-        sys.exit(f"The command line needs {missing}: python -m pip install 'cortecs-async[cli]'")
+        package = {"dotenv": "python-dotenv"}.get(missing, missing)
+        sys.exit(f"The command line needs {package}: python -m pip install 'cortecs-async[cli]'")
     cli(prog_name="cortecs-async")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from .. import __version__
+from ._common import load_env_file, set_up_logging
 from ._demo import demo
 from ._emulator import emulator
 from ._orphans import orphans, sweep
@@ -12,8 +15,18 @@ from ._orphans import orphans, sweep
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cortecs-async")
-def cli() -> None:
+@click.option(
+    "--env-file",
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help="Read CORTECS_... and OPENAI_API_KEY from this file; else from .env, if there is one. The "
+    "environment wins.",
+)
+@click.option("-q", "--quiet", is_flag=True, help="Only results and errors.")
+@click.option("-v", "--verbose", count=True, help="Say what happens; twice: every request.")
+def cli(env_file: Path | None, quiet: bool, verbose: int) -> None:
     """Dedicated LLM instances on cortecs.ai that do not outlive the code that asked for them."""
+    load_env_file(env_file)
+    set_up_logging(-1 if quiet else verbose)
 
 
 cli.add_command(demo)
