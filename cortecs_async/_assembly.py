@@ -11,6 +11,7 @@ from ._acquired import release_acquired
 from ._arguments import check_instance_id, check_seconds, check_start
 from ._budget import Prices
 from ._config import Mode, Settings
+from ._connections import HTTPClient
 from ._domain import InstanceArgs
 from ._handle import InstanceHandle
 from ._http import HTTP
@@ -20,7 +21,6 @@ from ._lease import InstanceLease
 from ._resources import HardwareTypes, Models, User
 from ._starts import Starter
 from ._sweep import Orphan, sweep
-from ._transport import HTTPClient
 from ._workshop import LeaseOptions, Workshop
 
 

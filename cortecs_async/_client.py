@@ -23,13 +23,13 @@ from ._config import (
 from ._errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from ._connections import HTTPClient
     from ._handle import InstanceHandle
     from ._instances import Instances
     from ._lease import InstanceLease
     from ._release import OnExit
     from ._resources import HardwareTypes, Models, User
     from ._sweep import Orphan
-    from ._transport import HTTPClient
     from ._waiting import ProgressCallback
     from ._workshop import OnLoss
 

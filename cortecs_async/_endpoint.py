@@ -11,6 +11,25 @@ if TYPE_CHECKING:
     import openai
 
 
+def inference_key(api_key: str | None = None) -> str:
+    """The key for inference, which is not the provisioning secret.
+
+    Args:
+        api_key: Default: the environment's CORTECS_API_KEY, else OPENAI_API_KEY (the name in the vendor's
+            examples).
+
+    Raises:
+        ConfigurationError: when there is no key.
+    """
+    key = api_key or os.environ.get("CORTECS_API_KEY") or os.environ.get("OPENAI_API_KEY")
+    if not key:
+        raise ConfigurationError(
+            "no key for inference: pass api_key=, or set CORTECS_API_KEY or OPENAI_API_KEY. It is a key "
+            "of its own from cortecs.ai; client_id and client_secret are only for provisioning."
+        )
+    return key
+
+
 class Endpoint:
     """An OpenAI-compatible endpoint. Subclasses say where it is."""
 
@@ -31,13 +50,7 @@ class Endpoint:
         Raises:
             ConfigurationError: when there is no key.
         """
-        key = api_key or os.environ.get("CORTECS_API_KEY") or os.environ.get("OPENAI_API_KEY")
-        if not key:
-            raise ConfigurationError(
-                "no key for inference: pass api_key=, or set CORTECS_API_KEY or OPENAI_API_KEY. It is a key "
-                "of its own from cortecs.ai; client_id and client_secret are only for provisioning."
-            )
-        return {"base_url": self._where[0], "api_key": key}
+        return {"base_url": self._where[0], "api_key": inference_key(api_key)}
 
     def openai(self, *, api_key: str | None = None, **options: Any) -> openai.AsyncOpenAI:
         """An `openai.AsyncOpenAI` for this instance; close it, or use it with `async with`.

@@ -12,6 +12,7 @@ from attrs import evolve
 
 from ._auth import Token, TokenSource, renewal_time
 from ._config import Credentials, Secret, Settings, credentials_problem
+from ._connections import HTTPClient
 from ._detached import run_to_end, this_loop
 from ._errors import ClientClosedError, ConfigurationError
 from ._failures import EXCHANGE_PATH, to_error
@@ -19,7 +20,7 @@ from ._messages import Call, Reply
 from ._redact import Redactor
 from ._retry import Failure, Kind, counts, may_have_worked, next_wait
 from ._slots import Slots, Urgency
-from ._transport import HTTPClient, Transport
+from ._transport import Transport
 from ._wire import ShapeError
 
 logger = logging.getLogger("cortecs_async.http")

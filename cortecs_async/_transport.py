@@ -1,28 +1,25 @@
 """One attempt of a request: onto the wire, and what comes back as data or as a failure.
 
-The only module that imports httpx: a move to another HTTP client is a change to this file alone.
+With _connections.py the only one that imports httpx: a move to another HTTP client is a change to these two.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import platform
-import ssl
-from collections.abc import Callable, Mapping
-from contextlib import AsyncExitStack
+from collections.abc import Mapping
 from datetime import UTC, datetime
-from http.cookiejar import CookieJar
 from typing import Any
 
 import anyio
 import httpx
-from attrs import define, field, frozen
+from attrs import field, frozen
 
-from ._aiohttp import client_class, found_none_free, is_of_aiohttp, was_not_sent
+from ._aiohttp import found_none_free
 from ._auth import Token
 from ._config import Secret, Settings
+from ._connections import Connections, HTTPClient, Pool, kind_of
 from ._detached import in_trio
 from ._errors import ClientClosedError, ConfigurationError
 from ._messages import Call, Reply
@@ -31,25 +28,11 @@ from ._retry import Failure, Kind, parse_retry_after
 from ._slots import Urgency
 from ._version import __version__
 
-HTTPClient = httpx.AsyncClient
-"""What a caller may bring along as `http_client`."""
-
 USER_AGENT = f"cortecs-async/{__version__} python/{platform.python_version()} httpx/{httpx.__version__}"
 
 _EXCERPT = 300
 _MAX_REDIRECTS = 3
 _CONNECT_TIMEOUT = 10.0
-
-# Requests at a time on one of httpx's pools. It goes through all of its connections, with system calls, at
-# the beginning and the end of each request: a hundred in one pool take twice the CPU that they do in pools of
-# two, and more (benchmarks: pool).
-_POOL_SIZE = 2
-
-# Seconds after which httpx gives up an idle connection.
-_IDLE = 5.0
-
-# Looks that may be under way beside what is counted: a tick of the poller, a list, and a token.
-_LOOKS = 24
 
 # Seconds to wait for a connection of the caller's own client, before what is urgent takes one of ours.
 _PATIENCE = 1.0
@@ -62,21 +45,6 @@ class _Signed:
     token: Token | None
     is_ours: bool  # or goes out on the caller's client, which adds its own
     headers: httpx.Headers = field(repr=False)
-
-
-@define(eq=False)
-class _Pool:
-    client: httpx.AsyncClient
-    size: float
-    busy: int = 0
-    idle_since: float = math.inf
-
-
-class _NoCookies(CookieJar):
-    """The API knows none, and to look for them takes some percent of every request's CPU."""
-
-    def extract_cookies(self, response: Any, request: Any) -> None:
-        """Takes none."""
 
 
 class Transport:
@@ -97,11 +65,9 @@ class Transport:
         self._settings = settings
         self._redactor = redactor
         self._given = http_client
-        self._tls: ssl.SSLContext | None = None
-        # The first at once: what is wrong with certificates or proxies must show before anything is sent.
-        self._pools = [_Pool(http_client, math.inf) if http_client is not None else self._new_pool()]
+        self.connections: Connections = Connections(settings, http_client)
         # For what cannot wait, when the caller's client has no connection left.
-        self._spare: _Pool | None = None
+        self._spare: Pool | None = None
         self._is_closed = False
         self._signed: _Signed | None = None
 
@@ -118,15 +84,15 @@ class Transport:
             timeout: Seconds for all of it.
         """
         with anyio.move_on_after(timeout):
-            await self._prune()
-            pool = self._take()
+            await self.connections.prune()
+            pool = self.connections.take()
             outcome = await self._send_on(pool, call, token, attempts, timeout)
             if outcome is not None:
                 return outcome
             if self._is_closed:
                 return Failure(kind=Kind.NOT_SENT, detail="no connection was free, and the client is closed")
             try:
-                self._spare = self._spare or _Pool(self.new_client(), math.inf)
+                self._spare = self._spare or Pool(self.connections.new_client(), math.inf)
             except ConfigurationError as error:
                 return Failure(kind=Kind.NOT_SENT, detail=f"no connection was free, and {error}")
             outcome = await self._send_on(self._spare, call, token, attempts, timeout)
@@ -150,68 +116,14 @@ class Transport:
     async def aclose(self) -> None:
         """Closes our own connections; not the caller's client."""
         self._is_closed = True
-        pools = [*self._pools, *([self._spare] if self._spare is not None else [])]
-        async with AsyncExitStack() as stack:
-            for pool in pools:
-                if pool.client is not self._given:
-                    stack.push_async_callback(pool.client.aclose)
-
-    def new_client(self) -> httpx.AsyncClient:
-        """An HTTP client with connections of its own.
-
-        Raises:
-            ConfigurationError: see the class.
-        """
-        make: Callable[..., httpx.AsyncClient] = httpx.AsyncClient
-        bound: int | None = None
-        if self._settings.transport == "aiohttp":
-            # Of aiohttp there is one pool, with room for looks, which are not counted.
-            make, bound = client_class(), self._settings.max_connections + _LOOKS
-        # Those of httpx are unbounded: who may send is decided before, and to wait in a pool is slower still.
-        limits = httpx.Limits(max_connections=bound, max_keepalive_connections=_POOL_SIZE)
-        # A proxy from the environment would carry a loopback request, and its secrets, off this machine.
-        trust_env = not self._settings.is_loopback
         try:
-            if self._tls is None:
-                self._tls = httpx.create_ssl_context(trust_env=trust_env)
-            return make(trust_env=trust_env, verify=self._tls, cookies=_NoCookies(), limits=limits)
-        except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
-            # Not what is said of a proxy, whose URL may hold a password.
-            said = f": {error}" if isinstance(error, OSError) else ""
-            problem = f"{type(error).__name__}{said}"
-        raise ConfigurationError(
-            f"the certificates or proxies of the environment cannot be used ({problem}): look at "
-            "SSL_CERT_FILE, SSL_CERT_DIR, HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, or pass http_client="
-        )
-
-    def _new_pool(self) -> _Pool:
-        return _Pool(self.new_client(), _POOL_SIZE if self._settings.transport == "httpx" else math.inf)
-
-    async def _prune(self) -> None:
-        """Closes a pool that a burst has left behind: httpx closes idle connections only of a pool in use."""
-        last = self._pools[-1]
-        if len(self._pools) == 1 or last.busy or anyio.current_time() - last.idle_since < _IDLE:
-            return
-        self._pools.pop()
-        # What goes wrong with it is no matter of the request that comes along.
-        with contextlib.suppress(Exception):
-            await last.client.aclose()
-
-    def _take(self) -> _Pool:
-        # The first with room, so that few requests keep few connections warm.
-        for pool in self._pools:
-            if pool.busy < pool.size:
-                return pool
-        try:
-            pool = self._new_pool()
-        except ConfigurationError:
-            # The environment has changed since the first. Only slower, and a request may be under way.
-            return min(self._pools, key=lambda each: each.busy)
-        self._pools.append(pool)
-        return pool
+            if self._spare is not None:
+                await self._spare.client.aclose()
+        finally:
+            await self.connections.aclose()
 
     async def _send_on(
-        self, pool: _Pool, call: Call, token: Token | None, attempts: int, timeout: float
+        self, pool: Pool, call: Call, token: Token | None, attempts: int, timeout: float
     ) -> Reply | Failure | None:
         """Sends a request on this pool; None when an urgent one found no free connection."""
         pool.busy += 1
@@ -222,7 +134,7 @@ class Transport:
             cancelled.__traceback__ = None
             raise
         except Exception as error:
-            kind = _kind_of(error)
+            kind = kind_of(error)
             if kind is None:
                 raise
             is_full = isinstance(error, httpx.PoolTimeout) or found_none_free(error)
@@ -332,22 +244,6 @@ class Transport:
         return self._redactor.redact(
             f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         )
-
-
-def _kind_of(error: Exception) -> Kind | None:
-    match error:
-        case httpx.PoolTimeout():
-            return Kind.NOT_SENT
-        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError():
-            return Kind.NOT_SENT if was_not_sent(error) else Kind.LOST
-        case httpx.TimeoutException():
-            return Kind.TIMED_OUT
-        case httpx.HTTPError() | httpx.InvalidURL() | UnicodeError():
-            # The last two: httpx reads a Location even when it is not to follow it, and idna's errors are
-            # UnicodeErrors.
-            return Kind.LOST
-        case _:
-            return Kind.LOST if is_of_aiohttp(error) else None
 
 
 def _reveal(body: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -49,7 +49,7 @@ async def test_what_one_process_acquires_another_releases(world: World, journals
             await other.release(handle)
             assert emu.existing == ()
     assert list(books(journals)) == []
-    await other._assembly.http._transport._pools[0].client.aclose()
+    await other._assembly.http._transport.connections.pools[0].client.aclose()
 
 
 def test_a_handle_travels_as_json_and_as_a_pickle() -> None:
@@ -129,7 +129,7 @@ async def test_what_was_acquired_for_a_time_is_swept_after_it(world: World, jour
         assert [each.state for each in await other.sweep()] == ["released"]
         assert emu.existing == ()
     assert list(books(journals)) == []
-    await other._assembly.http._transport._pools[0].client.aclose()
+    await other._assembly.http._transport.connections.pools[0].client.aclose()
 
 
 async def test_released_by_who_acquired_it_nothing_is_left_to_sweep(world: World, journals: Path) -> None:
@@ -150,7 +150,7 @@ async def test_a_kept_instance_with_a_time_limit_is_swept_after_it(world: World,
         assert [each.state for each in await other.sweep()] == ["released"]
     assert emu.existing == ()
     assert list(books(journals)) == []
-    await other._assembly.http._transport._pools[0].client.aclose()
+    await other._assembly.http._transport.connections.pools[0].client.aclose()
 
 
 # --- attach -------------------------------------------------------------------------------------------------

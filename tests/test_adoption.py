@@ -304,7 +304,9 @@ async def test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_
         emu.client_id,
         emu.client_secret,
         api_base_url=emu.api_base_url,
-        http_client=client._assembly.http._transport._pools[0].client.__class__(transport=emu.transport()),
+        http_client=client._assembly.http._transport.connections.pools[0].client.__class__(
+            transport=emu.transport()
+        ),
         guard="off",
     ) as later:
         (orphan,) = await later.sweep()
@@ -317,7 +319,7 @@ async def test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_
         emu.delete_instance(foreign)
         assert [each.state for each in await later.sweep()] == ["gone"]
     assert left_in(journals) == []
-    await later._assembly.http._transport._pools[0].client.aclose()
+    await later._assembly.http._transport.connections.pools[0].client.aclose()
 
 
 @asynccontextmanager

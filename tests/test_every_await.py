@@ -99,7 +99,7 @@ async def restart(scene: Scene) -> None:
 async def whole_client(scene: Scene) -> None:
     """A client of its own, whose end is cancelled too."""
     http, journal = (
-        scene.client._assembly.http._transport._pools[0].client,
+        scene.client._assembly.http._transport.connections.pools[0].client,
         scene.client._assembly.keeper.directory,
     )
     scene.own_client = client_of(scene.emu, http, journal=journal)

@@ -117,7 +117,7 @@ async def test_a_release_outlasts_a_credential_provider_that_fails(world: World)
 
         start = anyio.current_time()
         async with world() as (_other, client):
-            http = client._assembly.http._transport._pools[0].client
+            http = client._assembly.http._transport.connections.pools[0].client
             http._transport = emu.transport()
             async with AsyncCortecs(
                 credential_provider=provide,
@@ -138,7 +138,7 @@ async def test_a_release_whose_connections_are_gone_fails_at_once(world: World) 
         with pytest.raises(TeardownError, match="instance-10001"):
             async with client.instance(MODEL, HARDWARE):
                 start = anyio.current_time()
-                await client._assembly.http._transport._pools[0].client.aclose()
+                await client._assembly.http._transport.connections.pools[0].client.aclose()
         assert anyio.current_time() == start
         assert emu.billing
 

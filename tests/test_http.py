@@ -665,7 +665,7 @@ class TestHeld:
                 await client.models.list()
             assert (await http.request_held(call)).data == {"models": []}
             await http.release()
-        assert [pool.client.is_closed for pool in http._transport._pools] == [True]
+        assert [pool.client.is_closed for pool in http._transport.connections.pools] == [True]
         with pytest.raises(ClientClosedError):
             await http.request_held(call)
 
@@ -746,7 +746,7 @@ class TestOwnPool:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, "http://proxy.test:3128")
         async with AsyncCortecs(CLIENT_ID, SECRET, api_base_url=url) as client:
-            async with client._assembly.http._transport.new_client() as http:
+            async with client._assembly.http._transport.connections.new_client() as http:
                 assert http._trust_env is trusted
                 assert bool(http._mounts) is trusted
 
@@ -777,7 +777,7 @@ async def test_the_jitter_can_be_seeded(service: Service) -> None:
         async with service.client() as client:
             http = HTTP(
                 client._settings,
-                http_client=client._assembly.http._transport._pools[0].client,
+                http_client=client._assembly.http._transport.connections.pools[0].client,
                 rng=random.Random(4),
             )
             await http.request(Call(method="GET", path="/models/", authenticated=False))

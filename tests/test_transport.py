@@ -16,7 +16,7 @@ import pytest
 import respx
 from _scripted import API, CLIENT_ID, SECRET, TOKEN
 
-from cortecs_async import AsyncCortecs, ConfigurationError, RetryPolicy, _transport, errors
+from cortecs_async import AsyncCortecs, ConfigurationError, RetryPolicy, _connections, _transport, errors
 from cortecs_async._retry import Kind
 from cortecs_async._transport import Transport
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
@@ -45,18 +45,18 @@ class TestOwnPools:
     async def test_requests_are_spread_over_small_pools_and_no_more_than_are_needed(self) -> None:
         async with served(max_connections=10) as (emu, client):
             await client.user.balance()
-            assert len(transport_of(client)._pools) == 1
+            assert len(transport_of(client).connections.pools) == 1
             # So that they are under way together.
             emu.add_fault(Fault("delay", route="balance", times=20, seconds=0.05))
             async with anyio.create_task_group() as tasks:
                 for _ in range(20):
                     tasks.start_soon(client.user.balance)
-            assert len(transport_of(client)._pools) == 8 / _transport._POOL_SIZE
-            pools = transport_of(client)._pools
+            assert len(transport_of(client).connections.pools) == 8 / _connections._POOL_SIZE
+            pools = transport_of(client).connections.pools
             assert [pool.busy for pool in pools] == [0] * len(pools)
             for _ in range(3):
                 await client.user.balance()
-            assert transport_of(client)._pools is pools
+            assert transport_of(client).connections.pools is pools
         assert all(pool.client.is_closed for pool in pools)
 
     async def test_no_more_than_max_connections_are_under_way(self, world: World) -> None:
@@ -91,17 +91,17 @@ class TestOwnPools:
 
     @pytest.mark.sockets
     async def test_pools_that_a_burst_left_behind_are_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_transport, "_IDLE", 0.0)
+        monkeypatch.setattr(_connections, "_IDLE", 0.0)
         async with served(max_connections=10) as (emu, client):
             emu.add_fault(Fault("delay", route="balance", times=8, seconds=0.1))
             async with anyio.create_task_group() as tasks:
                 for _ in range(8):
                     tasks.start_soon(client.user.balance)
-            pools = list(transport_of(client)._pools)
+            pools = list(transport_of(client).connections.pools)
             assert len(pools) > 1
             for _ in pools:
                 await client.user.balance()
-            assert transport_of(client)._pools == pools[:1]
+            assert transport_of(client).connections.pools == pools[:1]
             assert [pool.client.is_closed for pool in pools] == [False] + [True] * (len(pools) - 1)
 
     @respx.mock(base_url=API)
@@ -158,7 +158,7 @@ class TestSurroundings:
             for _ in range(10):
                 tasks.start_soon(client.models.list)
             await anyio.sleep(0.5)
-            assert [pool.busy for pool in transport_of(client)._pools] == [10]
+            assert [pool.busy for pool in transport_of(client).connections.pools] == [10]
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "10", None])
@@ -278,7 +278,7 @@ def test_a_connect_error_of_aiohttp_is_believed_only_for_its_cause(module: str, 
     exec("def fails(): raise httpx.ConnectTimeout('no cause')", namespace)  # noqa: S102
     with pytest.raises(httpx.ConnectTimeout) as caught:
         namespace["fails"]()
-    assert _transport._kind_of(caught.value) is kind
+    assert _connections.kind_of(caught.value) is kind
 
 
 class TestAiohttp:
@@ -295,7 +295,7 @@ class TestAiohttp:
             async with client.instance(MODEL, HARDWARE) as inst:
                 assert inst.instance_id in emu.existing
             assert emu.existing == ()
-            assert len(transport_of(client)._pools) == 1
+            assert len(transport_of(client).connections.pools) == 1
 
     @pytest.mark.sockets
     async def test_a_bad_request_is_a_typed_error(self) -> None:
