@@ -235,8 +235,8 @@ class Scene:
             return False
         if self.hold is None or self.held is None or (self.hold.route, self.hold.when) != ("start", "before"):
             return True
-        # It is carried out although nobody waits for it any more.
-        return self.held.status is not None
+        # It is carried out at its time, although nobody waits for it any more.
+        return time.monotonic() >= self.held.at + self.hold.seconds
 
     def row(self, case: str, killed: float, trouble: str) -> Row:
         """What became of it, after a kill at `killed`, on the clock of the service."""

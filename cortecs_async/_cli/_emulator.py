@@ -42,6 +42,18 @@ class _Capacity(click.ParamType[tuple[str, int]]):
     show_default=True,
     help="Seconds a stop takes.",
 )
+@click.option(
+    "--answer-seconds",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    show_default=True,
+    help="Seconds an instance works on each inference answer.",
+)
+@click.option(
+    "--parallel",
+    type=click.IntRange(min=1),
+    help="Answers an instance works on at once; more wait. Default: any number.",
+)
 @click.option("--balance", default=1000.0, show_default=True, help="The account's balance in EUR.")
 @click.option(
     "--capacity",
@@ -57,6 +69,8 @@ def emulator(
     port: int,
     step_seconds: float,
     stop_seconds: float,
+    answer_seconds: float,
+    parallel: int | None,
     balance: float,
     capacity: tuple[tuple[str, int], ...],
     allow_remote: bool,
@@ -80,6 +94,8 @@ def emulator(
             emulation.Emulator(
                 step_seconds=step_seconds,
                 stop_seconds=stop_seconds,
+                answer_seconds=answer_seconds,
+                parallel=parallel,
                 balance=balance,
                 capacity=dict(capacity) or None,
             ),

@@ -21,6 +21,7 @@ from cortecs_async.emulator._machine import (
     ledger_entry,
     status_of,
 )
+from cortecs_async.emulator._places import Place, Places
 from cortecs_async.emulator._records import LedgerEntry
 from cortecs_async.emulator._settings import Settings
 
@@ -74,6 +75,8 @@ class Account:
     """What the deleted ones cost."""
     tokens: dict[str, float] = attrs.field(factory=dict)
     """Access tokens and the time each expires."""
+    places: dict[str, Places] = attrs.field(factory=dict)
+    """Who is answered when, by the id of an instance that has a limit; gone with its run."""
     answers: int = 0
     """How many inference answers were numbered."""
 
@@ -91,6 +94,27 @@ class Account:
         """A number that no inference answer has had yet."""
         self.answers += 1
         return self.answers
+
+    def book(self, instance_id: str, now: float) -> Place:
+        """When an inference answer is worked on.
+
+        Raises:
+            Refusal: 429 when too many wait already.
+        """
+        settings = self.settings
+        if settings.parallel is None:
+            return Place(now, now + settings.answer_seconds)
+        places = self.places.get(instance_id)
+        if places is None:
+            places = Places(settings.answer_seconds, settings.parallel, settings.queue)
+            self.places[instance_id] = places
+        return places.book(now)
+
+    def give_up(self, instance_id: str, place: Place, now: float) -> None:
+        """Take back a booking whose caller has hung up."""
+        places = self.places.get(instance_id)
+        if places is not None:
+            places.give_up(place, now)
 
     def get(self, instance_id: str) -> Machine:
         """An instance that must exist.
@@ -182,6 +206,7 @@ class Account:
         status = self.status(machine, now)
         if status not in {"pending", "running"}:
             raise Refusal(400, f"Instance {instance_id} is {status} already.")
+        self.places.pop(instance_id, None)
         return self._keep(machine.stopped(now, self.settings.stop_seconds))
 
     def stop_all(self, now: float) -> list[str]:
@@ -206,6 +231,7 @@ class Account:
         if status != "stopped" and not force:
             raise Refusal(400, f"Instance {instance_id} is {status}; stop it before it can be deleted.")
         machine = self.alive.pop(instance_id).deleted(now)
+        self.places.pop(instance_id, None)
         self.gone[instance_id] = machine
         self.gone_cost += cost_of(machine, now)
         return machine

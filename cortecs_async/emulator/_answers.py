@@ -28,11 +28,12 @@ class Answer:
 
     status: int
     body: bytes = b""
-    headers: Mapping[str, str] = attrs.field(factory=dict)
+    headers: dict[str, str] = attrs.field(factory=dict)
+    """Its own: what carries it may add some."""
     events: tuple[bytes, ...] | None = None
     """The pieces of a streamed answer, sent one by one instead of ``body``."""
     instance_id: str | None = None
-    """The instance that speaks; a stream is cut when it stops serving."""
+    """The instance that speaks, whose load delays the answer; a stream is cut when it stops serving."""
 
     @property
     def whole_body(self) -> bytes:
@@ -60,9 +61,20 @@ class Refusal(ValueError):  # noqa: N818 - an answer, not an error of the emulat
         self.headers: Mapping[str, str] = {} if headers is None else headers
 
 
-def json_answer(status: int, value: Any, headers: Mapping[str, str] | None = None) -> Answer:
+def json_answer(
+    status: int,
+    value: Any,
+    headers: Mapping[str, str] | None = None,
+    *,
+    instance_id: str | None = None,
+) -> Answer:
     """Build a JSON answer."""
-    return Answer(status, json.dumps(value).encode(), {"content-type": JSON_TYPE, **(headers or {})})
+    return Answer(
+        status,
+        json.dumps(value).encode(),
+        {"content-type": JSON_TYPE, **(headers or {})},
+        instance_id=instance_id,
+    )
 
 
 def error_answer(refusal: Refusal, *, inference: bool) -> Answer:
@@ -76,7 +88,12 @@ def error_answer(refusal: Refusal, *, inference: bool) -> Answer:
 
 def openai_error(status: int, message: str, code: str | None = None) -> dict[str, Any]:
     """The error body of an OpenAI-compatible endpoint."""
-    kinds = {401: "authentication_error", 404: "not_found_error", 503: "service_unavailable_error"}
+    kinds = {
+        401: "authentication_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+        503: "service_unavailable_error",
+    }
     kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 

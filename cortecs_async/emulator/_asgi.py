@@ -6,11 +6,11 @@ To cut a connection is no part of ASGI: the server puts two functions into the s
 
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, final
+from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
-from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Mount
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cortecs_async.emulator._answers import Answer, Call
 from cortecs_async.emulator._playback import ConnectionCut, Playback, Reply
@@ -35,7 +35,23 @@ def starlette_app(core: Core) -> Starlette:
 
     Which route a call takes is decided in the core, which the in-process transport shares.
     """
-    return Starlette(routes=[Mount("/", app=_AsgiApp(core))])
+    return _App(_AsgiApp(core))
+
+
+@final
+class _App(Starlette):
+    """Starlette's machinery costs much of an answer: a request passes it by, unless somebody added to it."""
+
+    def __init__(self, carrier: ASGIApp) -> None:
+        super().__init__(routes=[Mount("/", app=carrier)])
+        self._carrier = carrier
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        plain = not self.user_middleware and not self.exception_handlers and len(self.routes) == 1
+        if plain and scope["type"] == "http":
+            await self._carrier(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 @final
@@ -52,10 +68,8 @@ class _AsgiApp:
         Raises:
             ConnectionResetError: When a fault cuts the connection and the server offers no way to.
         """
-        request = Request(scope, receive)
-        try:
-            call = await _read(request)
-        except ClientDisconnect:
+        call = await _read(scope, receive)
+        if call is None:
             return
         reply = await self._core.exchange(call)
         if reply.answer is None:
@@ -67,15 +81,27 @@ class _AsgiApp:
             await _cut(scope, receive, "close")
 
 
-async def _read(request: Request) -> Call:
+async def _read(scope: Scope, receive: Receive) -> Call | None:
+    """The request; None when the caller left in the middle of it."""
     # To the end, before anything is cut: a socket closed with unread bytes resets, which looks different.
-    body = await request.body()
+    parts: list[bytes] = []
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+    query: bytes = scope["query_string"]
     return Call(
-        method=request.method,
-        path=request.scope["path"],
-        query=tuple(request.query_params.multi_items()),
-        headers=dict(request.headers),
-        body=body,
+        method=scope["method"],
+        path=scope["path"],
+        query=tuple(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else (),
+        # From behind, so that the first of a name stays.
+        headers={
+            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
+        },
+        body=b"".join(parts),
     )
 
 
@@ -85,6 +111,9 @@ async def _send(answer: Answer, playback: Playback, send: Send) -> None:
         headers["content-length"] = str(len(answer.body))
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": answer.status, "headers": raw})
+    if answer.events is None and not playback.cuts:
+        await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+        return
     async for piece in playback:
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -1,5 +1,6 @@
 """The emulator itself: one locked account, the fault layer, and the views that tests read."""
 
+import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -13,7 +14,9 @@ from starlette.applications import Starlette
 from cortecs_async.emulator._account import Account, read_arguments
 from cortecs_async.emulator._answers import Answer, Call, Refusal, error_answer
 from cortecs_async.emulator._asgi import starlette_app
-from cortecs_async.emulator._faults import Fault, FaultPlan
+from cortecs_async.emulator._faults import Fault, FaultPlan, disguise
+from cortecs_async.emulator._inference import serving
+from cortecs_async.emulator._places import Place
 from cortecs_async.emulator._playback import Playback, Reply
 from cortecs_async.emulator._records import LedgerEntry, RequestRecord
 from cortecs_async.emulator._routing import API, INFERENCE, Match, decide, find_route
@@ -31,6 +34,14 @@ class _Late:
     due: float
     call: Call
     match: Match
+
+
+@attrs.frozen
+class _Decided:
+    """What a request has come to, and when an instance works on it."""
+
+    answer: Answer
+    place: Place | None = None
 
 
 @final
@@ -51,6 +62,9 @@ class Emulator:
         num_steps: int = 5,
         stop_seconds: float = 0.0,
         token_seconds: float = 0.0,
+        answer_seconds: float = 0.0,
+        parallel: int | None = None,
+        queue: int | None = None,
         capacity: Mapping[str, int] | None = None,
         balance: float = 1000.0,
         currency: str = "EUR",
@@ -72,6 +86,12 @@ class Emulator:
                 worker is one step behind.
             stop_seconds: Seconds that an instance is ``stopping`` (and billed) after a stop.
             token_seconds: Seconds between two chunks of a streamed inference answer.
+            answer_seconds: Seconds that an instance works on each inference answer (chat, completions,
+                embeddings) before it sends anything. Refusals come at once.
+            parallel: How many of them each instance works on at once, whatever its workers; more wait in
+                order. None for any number. A caller that hangs up while it waits gives up its place, to
+                the next that comes.
+            queue: How many may wait; one more gets a 429 with a ``Retry-After``. None for any number.
             capacity: Free GPU sets in total, by hardware type; what it does not name has plenty. A
                 worker takes one set.
             balance: The account's balance before any instance was started, in ``currency``. Starts are
@@ -96,6 +116,9 @@ class Emulator:
             num_steps=num_steps,
             stop_seconds=stop_seconds,
             token_seconds=token_seconds,
+            answer_seconds=answer_seconds,
+            parallel=parallel,
+            queue=queue,
             capacity=dict(capacity or {}),
             balance=balance,
             currency=currency,
@@ -270,30 +293,50 @@ class Emulator:
         The lock is held while something is decided and never while something is waited for.
         """
         match = find_route(call.method, call.path)
-        answer: Answer | None = None
+        decided: _Decided | None = None
         with self._lock:
             now = self._now()
             fault = self._faults.take(match.name)
+            kind = None if fault is None else fault.kind
             number = len(self._requests)
-            self._requests.append(
-                RequestRecord(
-                    call.method, call.path, match.name, None, now, None if fault is None else fault.kind
-                )
-            )
+            self._requests.append(RequestRecord(call.method, call.path, match.name, None, now, kind))
             if fault is None or fault.after:
-                answer = self._decide(call, match, now)
+                decided = self._begin(call, match, now)
+        if decided is None and fault is not None and fault.kind == "delay":
+            decided = await self._decide_late(call, match, now + fault.seconds, fault.seconds)
+            fault = None
+        answer = None if decided is None else await self._work(decided)
         if fault is not None and fault.kind == "delay":
-            if answer is None:
-                answer = await self._decide_late(call, match, now + fault.seconds, fault.seconds)
-            else:
-                await self._sleep(fault.seconds)
-        reply = _disguise(fault, answer, inference=call.path.startswith(INFERENCE))
+            await self._sleep(fault.seconds)
+        reply = disguise(fault, answer, inference=call.path.startswith(INFERENCE))
         if reply.answer is not None:
-            headers = {**reply.answer.headers, "x-request-id": f"emulator-request-{number + 1}"}
-            reply = attrs.evolve(reply, answer=attrs.evolve(reply.answer, headers=headers))
+            reply.answer.headers["x-request-id"] = f"emulator-request-{number + 1}"
         with self._lock:
-            self._requests[number] = attrs.evolve(self._requests[number], status=reply.status)
+            self._requests[number] = RequestRecord(
+                call.method, call.path, match.name, reply.status, now, kind
+            )
         return reply
+
+    async def _work(self, decided: _Decided) -> Answer:
+        """The answer, when it is ready."""
+        answer, place = decided.answer, decided.place
+        if answer.instance_id is None or place is None:
+            return answer
+        spell = self._settings.answer_seconds
+        # No event wakes a caller when its instance stops, for it may be on any loop: it looks now and then.
+        for _ in range(math.ceil((place.ends - self._clock()) / spell) if spell else 0):
+            try:
+                await self._sleep(max(0.0, min(spell, place.ends - self._clock())))
+            except BaseException:
+                with self._lock:
+                    self._account.give_up(answer.instance_id, place, self._clock())
+                raise
+            with self._lock:
+                try:
+                    serving(self._account, answer.instance_id, self._now())
+                except Refusal as refusal:
+                    return error_answer(refusal, inference=True)
+        return answer
 
     def playback(self, reply: Reply) -> Playback:
         """The body of a reply (that is not a drop), to be sent piece by piece."""
@@ -313,7 +356,7 @@ class Emulator:
             machine = self._account.alive.get(instance_id)
             return machine is not None and self._account.status(machine, now) == "running"
 
-    async def _decide_late(self, call: Call, match: Match, due: float, seconds: float) -> Answer:
+    async def _decide_late(self, call: Call, match: Match, due: float, seconds: float) -> _Decided:
         try:
             await self._sleep(seconds)
         except BaseException:
@@ -322,7 +365,7 @@ class Emulator:
                 self._late.append(_Late(due, call, match))
             raise
         with self._lock:
-            return self._decide(call, match, self._now())
+            return self._begin(call, match, self._now())
 
     def _now(self) -> float:
         """The present, with every deed done whose time has come. The lock must be held."""
@@ -340,13 +383,12 @@ class Emulator:
         except Refusal as refusal:
             return error_answer(refusal, inference=call.path.startswith(INFERENCE))
 
-
-def _disguise(fault: Fault | None, answer: Answer | None, *, inference: bool) -> Reply:
-    """What is left of an answer after a fault."""
-    if fault is None or fault.kind == "delay":
-        return Reply(answer)
-    if fault.kind == "drop":
-        return Reply(None)
-    if fault.kind == "truncate":
-        return Reply(answer, cut=True)
-    return Reply(fault.spoilt(inference=inference))
+    def _begin(self, call: Call, match: Match, now: float) -> _Decided:
+        """Decide, for a caller that waits, and let the instance work on it if it takes any work."""
+        answer = self._decide(call, match, now)
+        if answer.instance_id is None or not self._settings.answer_seconds:
+            return _Decided(answer)
+        try:
+            return _Decided(answer, self._account.book(answer.instance_id, now))
+        except Refusal as refusal:
+            return _Decided(error_answer(refusal, inference=True))

@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import attrs
 
 from cortecs_async.emulator._answers import JSON_TYPE, Answer, openai_error
+from cortecs_async.emulator._playback import Reply
 from cortecs_async.emulator._routing import ROUTE_NAMES
 
 FaultKind = Literal["drop", "status", "delay", "truncate", "garbage"]
@@ -122,3 +123,14 @@ class FaultPlan:
             elif pending.seen < pending.fault.skip:
                 pending.seen += 1
         return found
+
+
+def disguise(fault: Fault | None, answer: Answer | None, *, inference: bool) -> Reply:
+    """What is left of an answer after a fault."""
+    if fault is None or fault.kind == "delay":
+        return Reply(answer)
+    if fault.kind == "drop":
+        return Reply(None)
+    if fault.kind == "truncate":
+        return Reply(answer, cut=True)
+    return Reply(fault.spoilt(inference=inference))

@@ -1,6 +1,8 @@
 """The routes under /inference: an OpenAI-compatible endpoint for every instance."""
 
 import json
+import struct
+from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +12,15 @@ from cortecs_async.emulator import _requests as requests
 from cortecs_async.emulator._account import Account
 from cortecs_async.emulator._answers import Answer, Call, Refusal, json_answer, json_object
 from cortecs_async.emulator._machine import Machine
-from cortecs_async.emulator._speech import Choice, chat_text, choose, completion_text, count_messages, split
+from cortecs_async.emulator._speech import (
+    Choice,
+    chat_text,
+    choose,
+    completion_text,
+    count_messages,
+    split,
+    vector,
+)
 
 Params = Mapping[str, str]
 
@@ -43,7 +53,7 @@ def require_api_key(account: Account, call: Call) -> None:
 
 def v1_models(account: Account, _call: Call, params: Params, now: float) -> Answer:
     """GET /models: the one model that the instance serves."""
-    machine = _serving(account, params, now)
+    machine = serving(account, params["instance_id"], now)
     model = {
         "id": machine.arguments.model.hf_name,
         "object": "model",
@@ -56,7 +66,7 @@ def v1_models(account: Account, _call: Call, params: Params, now: float) -> Answ
 
 def chat(account: Account, call: Call, params: Params, now: float) -> Answer:
     """POST /chat/completions."""
-    machine = _serving(account, params, now)
+    machine = serving(account, params["instance_id"], now)
     ask = requests.read_chat(json_object(call))
     frame = _frame(account, machine, ask.options, "chatcmpl", now)
     prompt_tokens = count_messages(ask.messages)
@@ -90,7 +100,7 @@ def chat(account: Account, call: Call, params: Params, now: float) -> Answer:
 
 def completions(account: Account, call: Call, params: Params, now: float) -> Answer:
     """POST /completions."""
-    machine = _serving(account, params, now)
+    machine = serving(account, params["instance_id"], now)
     ask = requests.read_completion(json_object(call))
     frame = _frame(account, machine, ask.options, "cmpl", now)
     choices: list[Choice] = []
@@ -120,8 +130,35 @@ def completions(account: Account, call: Call, params: Params, now: float) -> Ans
     )
 
 
-def _serving(account: Account, params: Params, now: float) -> Machine:
-    instance_id = params["instance_id"]
+def embeddings(account: Account, call: Call, params: Params, now: float) -> Answer:
+    """POST /embeddings. That every model has some is the emulator's invention."""
+    machine = serving(account, params["instance_id"], now)
+    ask = requests.read_embeddings(json_object(call))
+    name = _served_name(machine, ask.model)
+    for tokens in ask.prompt_tokens:
+        _room(machine, tokens, 0)
+    data: list[dict[str, Any]] = []
+    for index, text in enumerate(ask.inputs):
+        packed = vector(text, ask.dimensions)
+        shown: Any = (
+            b64encode(packed).decode() if ask.as_base64 else struct.unpack(f"<{len(packed) // 4}f", packed)
+        )
+        data.append({"object": "embedding", "index": index, "embedding": shown})
+    tokens = sum(ask.prompt_tokens)
+    usage = {"prompt_tokens": tokens, "total_tokens": tokens}
+    return json_answer(
+        200,
+        {"object": "list", "data": data, "model": name, "usage": usage},
+        instance_id=machine.instance_id,
+    )
+
+
+def serving(account: Account, instance_id: str, now: float) -> Machine:
+    """An instance that runs.
+
+    Raises:
+        Refusal: 404 when there is none, 503 when it does not run.
+    """
     machine = account.alive.get(instance_id)
     if machine is None:
         raise Refusal(404, f"Instance {instance_id} does not exist.", code="instance_not_found")
@@ -131,12 +168,15 @@ def _serving(account: Account, params: Params, now: float) -> Machine:
     return machine
 
 
-def _frame(account: Account, machine: Machine, options: requests.Options, prefix: str, now: float) -> _Frame:
+def _served_name(machine: Machine, model: str) -> str:
     name = machine.arguments.model.hf_name
-    if options.model != name:
-        raise Refusal(
-            404, f"The model {options.model!r} does not exist; this serves {name}.", code="model_not_found"
-        )
+    if model != name:
+        raise Refusal(404, f"The model {model!r} does not exist; this serves {name}.", code="model_not_found")
+    return name
+
+
+def _frame(account: Account, machine: Machine, options: requests.Options, prefix: str, now: float) -> _Frame:
+    name = _served_name(machine, options.model)
     return _Frame(
         f"{prefix}-{machine.instance_id}-{account.next_number()}",
         int(account.settings.epoch + now),
@@ -167,7 +207,7 @@ def _usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, int]:
 
 
 def _plain(frame: _Frame, kind: str, choices: list[dict[str, Any]], usage: dict[str, int]) -> Answer:
-    return json_answer(200, frame.wrap(kind, choices=choices, usage=usage))
+    return json_answer(200, frame.wrap(kind, choices=choices, usage=usage), instance_id=frame.instance_id)
 
 
 def _chat_deltas(choices: Sequence[Choice]) -> Iterator[dict[str, Any]]:

@@ -63,6 +63,11 @@ class Playback(AsyncIterator[bytes]):
         self._is_serving = is_serving
         self._position = 0
 
+    @property
+    def cuts(self) -> bool:
+        """Whether it breaks off."""
+        return self._cut
+
     async def __anext__(self) -> bytes:
         """The next piece.
 

@@ -1,12 +1,22 @@
 """Reading the bodies of inference requests. What the emulator cannot honour it refuses, and says so."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
-from cortecs_async.emulator._answers import Refusal, boolean_field, integer_field, required_string
-from cortecs_async.emulator._speech import Message
+from cortecs_async.emulator._answers import (
+    Refusal,
+    boolean_field,
+    integer_field,
+    required_string,
+    string_field,
+)
+from cortecs_async.emulator._speech import Message, split
+
+# The first is OpenAI's own, the second as long as any that is sold.
+_MOST_INPUTS: Final = 2048
+_MOST_DIMENSIONS: Final = 4096
 
 
 @attrs.frozen
@@ -37,6 +47,18 @@ class CompletionRequest:
     options: Options
     prompts: tuple[str, ...]
     echo: bool
+
+
+@attrs.frozen
+class EmbeddingsRequest:
+    """Texts to be placed in space."""
+
+    model: str
+    inputs: tuple[str, ...]
+    prompt_tokens: tuple[int, ...]
+    """The length of each input."""
+    as_base64: bool
+    dimensions: int | None
 
 
 def read_chat(body: Mapping[str, Any]) -> ChatRequest:
@@ -70,6 +92,52 @@ def read_completion(body: Mapping[str, Any]) -> CompletionRequest:
     if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
         raise Refusal(400, "prompt must be a string or a list of strings (the emulator has no token ids).")
     return CompletionRequest(_options(body, None), tuple(prompts), boolean_field(body, "echo"))
+
+
+def read_embeddings(body: Mapping[str, Any]) -> EmbeddingsRequest:
+    """Check the body of an embeddings request.
+
+    Raises:
+        Refusal: 400 for a malformed body.
+    """
+    inputs = _inputs(body.get("input"))
+    encoding = string_field(body, "encoding_format")
+    if encoding not in {None, "float", "base64"}:
+        raise Refusal(400, "encoding_format must be float or base64.")
+    return EmbeddingsRequest(
+        model=required_string(body, "model"),
+        inputs=tuple(each if isinstance(each, str) else f"tokens {each}" for each in inputs),
+        prompt_tokens=tuple(len(split(each) if isinstance(each, str) else each) for each in inputs),
+        as_base64=encoding == "base64",
+        dimensions=integer_field(body, "dimensions", least=1, most=_MOST_DIMENSIONS),
+    )
+
+
+def _inputs(value: Any) -> list[str | list[int]]:
+    if isinstance(value, str) or _are_tokens(value):
+        value = [value]
+    if (
+        not isinstance(value, list)
+        or not 1 <= len(value) <= _MOST_INPUTS
+        or not (all(isinstance(each, str) and each for each in value) or all(map(_are_tokens, value)))
+    ):
+        raise Refusal(
+            400,
+            "input must be a text, a list of texts, a list of token ids or a list of such lists, "
+            f"none of them empty and at most {_MOST_INPUTS}.",
+        )
+    return [each if isinstance(each, str) else [int(token) for token in each] for each in value]
+
+
+def _are_tokens(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_token, value))
+
+
+def _is_token(value: Any) -> bool:
+    # 8.0 is an integer, as in JSON Schema.
+    if isinstance(value, float):
+        return value >= 0 and value.is_integer()
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _options(body: Mapping[str, Any], max_tokens: int | None) -> Options:

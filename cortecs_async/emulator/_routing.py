@@ -74,6 +74,9 @@ ROUTES: Final = (
     Route(
         "completions", "POST", f"{INFERENCE}/{{instance_id}}/v1/completions", inference.completions, "api_key"
     ),
+    Route(
+        "embeddings", "POST", f"{INFERENCE}/{{instance_id}}/v1/embeddings", inference.embeddings, "api_key"
+    ),
     Route("openapi", "GET", "/openapi.json", _openapi, None),
 )
 ROUTE_NAMES: Final = frozenset(route.name for route in ROUTES)
@@ -96,6 +99,8 @@ class Match:
         return None if self.route is None else self.route.name
 
 
+# Under load the same few paths come again and again; the bound is for those that somebody makes up.
+@functools.lru_cache(maxsize=4096)
 def find_route(method: str, path: str) -> Match:
     """Find the route of a call."""
     same_path: str | None = None

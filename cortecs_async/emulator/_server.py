@@ -1,7 +1,6 @@
 """The emulator on real sockets, served by uvicorn in a thread or in the foreground."""
 
 import asyncio
-import functools
 import ipaddress
 import signal
 import socket
@@ -12,7 +11,7 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, final
 
 import uvicorn
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from cortecs_async.emulator._asgi import EXTENSION
@@ -26,20 +25,77 @@ class _Protocol(H11Protocol):
     """HTTP/1.1 whose connections the application may cut."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        self.app = functools.partial(_with_scissors, self.app, transport)
+        joining = _JoiningTransport(transport, self.loop)
+        super().connection_made(joining)
+        self._application: Any = self.app
+        self._requests: set[asyncio.Task[Any]] = set()
+        self._scissors = {"abort": joining.abort, "close": joining.close}
+        self.app = self._with_scissors
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        # Who has hung up waits for nothing any more: in process, too, such a request is cancelled.
+        for request in self._requests:
+            request.cancel()
+
+    async def _with_scissors(self, scope: Any, receive: Any, send: Any) -> None:
+        scope.setdefault("extensions", {})[EXTENSION] = self._scissors
+        task = asyncio.current_task()
+        if task is not None:
+            self._requests.add(task)
+        try:
+            await self._application(scope, receive, send)
+        except asyncio.CancelledError:
+            # The connection is lost, or cut by the end of the server. Out of here it would be logged as an
+            # error of the application.
+            return
+        finally:
+            self._requests.discard(task)
 
 
-async def _with_scissors(
-    app: Any, transport: asyncio.Transport, scope: Scope, receive: Receive, send: Send
-) -> None:
-    scope.setdefault("extensions", {})[EXTENSION] = {"abort": transport.abort, "close": transport.close}
-    try:
-        await app(scope, receive, send)
-    except asyncio.CancelledError:
-        # Only the end of the server cancels a request, and it has cut the connection before that.
-        # Out of here it would be logged as an error of the application.
-        return
+@final
+class _JoiningTransport(asyncio.Transport):
+    """Sends what is written in one turn of the loop as one piece.
+
+    uvicorn writes head and body of an answer apart, and a system call is the dearest part of a small one.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = loop
+        self._held: list[bytes | bytearray | memoryview] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if data:
+            if not self._held:
+                self._loop.call_soon(self._flush)
+            self._held.append(data)
+
+    def _flush(self) -> None:
+        if self._held:
+            self._transport.write(b"".join(self._held))
+            self._held.clear()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        self._held.clear()
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def pause_reading(self) -> None:
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        self._transport.resume_reading()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
 
 
 @final

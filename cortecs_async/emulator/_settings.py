@@ -18,6 +18,12 @@ def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, i
             raise ValueError(msg)
 
 
+def _needs_parallel(settings: "Settings", _: object, __: int) -> None:
+    if settings.parallel is None:
+        msg = "queue is for what waits behind parallel answers: give parallel too"
+        raise ValueError(msg)
+
+
 @attrs.frozen(kw_only=True)
 class Settings:
     """The options of :class:`~cortecs_async.emulator.Emulator`, which documents them."""
@@ -29,6 +35,11 @@ class Settings:
     num_steps: int = attrs.field(validator=attrs.validators.ge(1))
     stop_seconds: float = attrs.field(validator=attrs.validators.ge(0))
     token_seconds: float = attrs.field(validator=attrs.validators.ge(0))
+    answer_seconds: float = attrs.field(validator=attrs.validators.ge(0))
+    parallel: int | None = attrs.field(validator=attrs.validators.optional(attrs.validators.ge(1)))
+    queue: int | None = attrs.field(
+        validator=attrs.validators.optional([attrs.validators.ge(0), _needs_parallel])
+    )
     capacity: Mapping[str, int] = attrs.field(validator=_known_hardware)
     balance: float
     currency: str

@@ -1,7 +1,10 @@
 """What the emulated models say, and how it is counted: deterministic, and honest that no model ran."""
 
+import hashlib
 import json
+import math
 import re
+import struct
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
@@ -9,6 +12,8 @@ import attrs
 
 # A word with the white space before it, one other character, or white space at the end.
 _PIECES: Final = re.compile(r"\s*\w+|\s*[^\w\s]|\s+\Z")
+# An invention, short enough to be read.
+_DIMENSIONS: Final = 8
 # Roles and separators of one chat message, counted as the usual chat templates come to.
 _TOKENS_PER_MESSAGE: Final = 4
 
@@ -71,3 +76,17 @@ def completion_text(model_name: str, prompt: str, number: int) -> str:
     """What the emulator writes after a prompt; ``number`` counts the choices of that prompt from 0."""
     variant = f" (choice {number + 1})" if number else ""
     return f' [the cortecs_async emulator in place of {model_name}{variant}, continuing "{prompt}"]'
+
+
+def vector(text: str, dimensions: int | None) -> bytes:
+    """Where a text lies in the emulator's space: a unit vector of little-endian 32-bit floats.
+
+    Drawn from the text's hash, it says nothing but whether two texts are the same. A longer vector of a text
+    points where the shorter one does, as far as that goes.
+    """
+    size = dimensions or _DIMENSIONS
+    digest = hashlib.shake_128(text.encode("utf-8", "surrogatepass")).digest(4 * size)
+    # Odd numbers around zero: no coordinate vanishes, so that none is divided by zero.
+    raw = [2 * word + 1 - 2**32 for word in struct.unpack(f"<{size}I", digest)]
+    length = math.hypot(*raw)
+    return struct.pack(f"<{size}f", *(value / length for value in raw))

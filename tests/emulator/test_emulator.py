@@ -38,6 +38,10 @@ def test_the_environment_points_at_it() -> None:
         {"num_steps": 0},
         {"stop_seconds": -1.0},
         {"token_seconds": -1.0},
+        {"answer_seconds": -1.0},
+        {"parallel": 0},
+        {"queue": -1, "parallel": 1},
+        {"queue": 0},
         {"token_lifetime": 0.0},
         {"unknown_status": 500},
     ],
@@ -162,3 +166,23 @@ def test_it_imports_nothing_of_the_client() -> None:
     ]
     assert imports
     assert all(line.startswith("from cortecs_async.emulator") for line in imports)
+
+
+async def test_what_is_added_to_the_application_is_not_passed_by() -> None:
+    emulator = Emulator()
+    seen: list[str] = []
+
+    class Watching:
+        def __init__(self, app: Any) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            seen.append(scope["path"])
+            await self.app(scope, receive, send)
+
+    emulator.app.add_middleware(Watching)
+    async with httpx.AsyncClient(
+        transport=httpx.ASGITransport(emulator.app), base_url="http://any"
+    ) as client:
+        assert (await client.get("/api/v1/models/?a=1&a=2&b=")).status_code == 200
+    assert seen == ["/api/v1/models/"]

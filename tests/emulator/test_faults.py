@@ -265,7 +265,7 @@ async def test_inference_faults_speak_like_openai(emulate: Callable[..., Any]) -
     assert answer.json() == {
         "error": {
             "message": "Emulated fault: status 429.",
-            "type": "invalid_request_error",
+            "type": "rate_limit_error",
             "param": None,
             "code": None,
         }

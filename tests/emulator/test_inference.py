@@ -261,7 +261,7 @@ def test_the_pieces_of_a_text_are_the_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("key", [None, "wrong", "emulator-token-1"])
-@pytest.mark.parametrize("path", ["/models", "/chat/completions", "/completions"])
+@pytest.mark.parametrize("path", ["/models", "/chat/completions", "/completions", "/embeddings"])
 async def test_the_api_key_is_needed_and_no_token_will_do(key: str | None, path: str, http: Any) -> None:
     await http.token()
     headers = {} if key is None else {"Authorization": f"Bearer {key}"}

@@ -17,7 +17,7 @@ schemathesis = pytest.importorskip("schemathesis")
 # A check that a body which fits the schema is accepted must let 400 pass on these, for two reasons that
 # OpenAPI cannot say: which hardware runs which model for how long a context, and in which state an
 # instance must be. All other checks, and this one on all other operations, are schemathesis' own.
-MEANING_MATTERS = ["start", "stop", "restart", "get", "delete", "chat", "completions"]
+MEANING_MATTERS = ["start", "stop", "restart", "get", "delete", "chat", "completions", "embeddings"]
 ACCEPTED = ["2xx", "3xx", "400", "401", "403", "404", "409", "429", "5xx"]
 
 MODEL = "microsoft--phi-4"
@@ -84,7 +84,7 @@ def inference_document(instance_id: str) -> dict[str, Any]:
     raw = document("/inference/")
     schemas = raw["components"]["schemas"]
     schemas["InstanceId"] = {"enum": [instance_id]}
-    for name in ("ChatRequest", "CompletionRequest"):
+    for name in ("ChatRequest", "CompletionRequest", "EmbeddingsRequest"):
         schemas[name]["properties"]["model"]["enum"] = [MODEL.replace("--", "/")]
     return raw
 
