@@ -12,7 +12,7 @@ from typing import Self
 import anyio
 from attrs import evolve
 
-from ._budget import Price, Receipt, receipt
+from ._budget import Receipt, receipt
 from ._detached import clock, hand_on, protect_from_interrupts, run_to_end
 from ._domain import Instance
 from ._endpoint import Endpoint
@@ -26,6 +26,7 @@ from ._errors import (
 )
 from ._handle import InstanceHandle
 from ._instances import Origin
+from ._mapping import maps_of
 from ._records import wall_clock
 from ._release import Holding, OnExit, Release
 from ._starts import State
@@ -107,9 +108,7 @@ class InstanceLease(Endpoint):
     @property
     def receipt(self) -> Receipt:
         """Time and cost until now; after the block, those of the whole lease."""
-        if self._receipt is not None:
-            return self._receipt
-        return self._count(self._clock())
+        return self._receipt or self._count(self._clock())
 
     async def __aenter__(self) -> Self:
         """Starts the instance and waits until it is usable.
@@ -198,6 +197,7 @@ class InstanceLease(Endpoint):
         """
         if self._phase is not _Phase.RUNNING or self._watchdog is None:
             return
+        maps_of(self).stop()
         if isinstance(exc, GeneratorExit):
             self._give_up()
             return
@@ -206,7 +206,10 @@ class InstanceLease(Endpoint):
         on_exit = self._options.on_exit
         if on_exit == "keep" and isinstance(outcome, LeaseExpiredError):
             on_exit = "delete"
-        await self._end(outcome, on_exit)
+        try:
+            await self._end(outcome, on_exit)
+        finally:
+            await maps_of(self).join()
         if outcome is not None and outcome is not exc:
             raise outcome
 
@@ -280,9 +283,7 @@ class InstanceLease(Endpoint):
 
     def _expiry(self) -> float | None:
         """Unix time for the reaper, which does not know this loop's clock."""
-        if math.isinf(self._lifetime):
-            return None
-        return wall_clock() + self._lifetime - self._age
+        return None if math.isinf(self._lifetime) else wall_clock() + self._lifetime - self._age
 
     async def _wait(self) -> Instance:
         options = self._options
@@ -372,9 +373,8 @@ class InstanceLease(Endpoint):
         args = self.instance.instance_args
         # What was asked for, where the service leaves the number of workers out of its answers.
         args = evolve(args, num_workers=max(args.num_workers, self._options.args.num_workers))
-        price: Price | None = self._shop.prices.of(
-            args.hardware_type_id or self._options.args.hardware_type_id
-        )
+        hardware = args.hardware_type_id or self._options.args.hardware_type_id
+        price = self._shop.prices.of(hardware)
         return receipt(self.instance_id, max(until - self._billed_from, 0.0), args, price)
 
     def _note(self, cause: BaseException, failure: BaseException | None) -> None:

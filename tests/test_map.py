@@ -1,0 +1,696 @@
+"""`inst.map`: order, back-pressure, errors, and that nothing runs on after whoever asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from cortecs_async import InstanceHandle, errors
+from cortecs_async import _mapping as mapping
+
+MODEL = "microsoft/phi-4"
+VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="unset")
+
+
+@pytest.fixture
+def inst() -> InstanceHandle:
+    return InstanceHandle(instance_id="instance-1", base_url="http://x/v1", model=MODEL, account="a")
+
+
+class Calls:
+    """A function to be mapped, and what became of its calls."""
+
+    def __init__(self, seconds: Callable[[int], float] = lambda _: 1.0) -> None:
+        self.seconds = seconds
+        self.begun: list[int] = []
+        self.ended: list[int] = []
+        self.cancelled: list[int] = []
+        self.running = self.most = 0
+
+    async def __call__(self, item: int) -> int:
+        self.begun.append(item)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await anyio.sleep(self.seconds(item))
+        except BaseException:
+            self.cancelled.append(item)
+            raise
+        finally:
+            self.running -= 1
+        self.ended.append(item)
+        return item * 10
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    mapping._RUNNING.clear()
+    yield
+    assert not mapping._RUNNING
+
+
+async def settle() -> None:
+    for _ in range(20):
+        await anyio.lowlevel.checkpoint()
+
+
+async def counted(number: int) -> AsyncIterator[int]:
+    for item in range(number):
+        await anyio.lowlevel.checkpoint()
+        yield item
+
+
+# -- order and concurrency --
+
+
+@pytest.mark.parametrize("source", [range, lambda number: iter(range(number)), counted])
+async def test_results_come_in_the_order_of_the_items(source: Any, inst: InstanceHandle) -> None:
+    calls = Calls(lambda item: 10.0 - item)
+    found = [result async for result in inst.map(calls, source(8), concurrency=8)]
+    assert found == [item * 10 for item in range(8)]
+    assert calls.ended == list(reversed(range(8)))
+
+
+async def test_or_as_they_are_ready(inst: InstanceHandle) -> None:
+    calls = Calls(lambda item: 10.0 - item)
+    found = [result async for result in inst.map(calls, range(8), concurrency=8, ordered=False)]
+    assert found == [item * 10 for item in reversed(range(8))]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("concurrency", [1, 3, 16, 1000])
+async def test_so_many_run_at_once_and_no_more(
+    concurrency: int, *, ordered: bool, inst: InstanceHandle
+) -> None:
+    calls = Calls()
+    began = anyio.current_time()
+    results = inst.map(calls, range(20), concurrency=concurrency, ordered=ordered)
+    assert sorted([result async for result in results]) == [item * 10 for item in range(20)]
+    assert calls.most == min(concurrency, 20)
+    assert anyio.current_time() - began == pytest.approx(-(-20 // concurrency))
+
+
+@pytest.mark.parametrize("source", [[], (), counted(0)])
+async def test_of_nothing_comes_nothing(source: Any, inst: InstanceHandle) -> None:
+    assert [result async for result in inst.map(Calls(), source)] == []
+
+
+async def test_a_slow_first_item_does_not_stop_the_others(inst: InstanceHandle) -> None:
+    calls = Calls(lambda item: 0.0 if item else 100.0)
+    results = inst.map(calls, range(100), concurrency=4)
+    assert await anext(results) == 0
+    assert sorted(calls.ended) == list(range(8))
+    assert calls.ended[-1] == 0
+    await results.aclose()
+
+
+async def test_the_limit_is_asked_for_before_each_item() -> None:
+    limit = 1
+    calls = Calls()
+    results = mapping.start_map(
+        calls,
+        range(1000),
+        limit=lambda: limit,
+        ordered=True,
+        return_exceptions=False,
+        maps=mapping.Maps(),
+    )
+    for expected in (1, 5, 2, 0):
+        limit = expected
+        for _ in range(12):
+            await anext(results)
+        calls.most = calls.running
+        for _ in range(12):
+            await anext(results)
+        assert calls.most == max(1, expected)
+    await results.aclose()
+
+
+async def test_the_context_is_that_of_the_call(inst: InstanceHandle) -> None:
+    seen: list[str] = []
+
+    async def look(_: int) -> None:
+        seen.append(VARIABLE.get())
+        VARIABLE.set("its own")
+
+    VARIABLE.set("at the call")
+    results = inst.map(look, range(3), concurrency=1)
+    VARIABLE.set("later")
+    async for _ in results:
+        pass
+    assert seen == ["at the call"] * 3
+    assert VARIABLE.get() == "later"
+
+
+# -- back-pressure --
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_items_are_read_as_fast_as_results_are_taken(*, ordered: bool, inst: InstanceHandle) -> None:
+    read = 0
+
+    def endless() -> Iterator[int]:
+        nonlocal read
+        while True:
+            read += 1
+            yield read
+
+    calls = Calls(lambda _: 0.01)
+    results = inst.map(calls, endless(), concurrency=5, ordered=ordered)
+    await anyio.sleep(10)
+    assert read == 0
+    for taken in range(1, 50):
+        await anext(results)
+        await anyio.sleep(10)
+        assert read == taken + 10
+    assert calls.most == 5
+    await results.aclose()
+
+
+async def test_many_items_stream_through_a_small_window(inst: InstanceHandle) -> None:
+    alive = 0
+    most = 0
+
+    class Item:
+        def __init__(self) -> None:
+            nonlocal alive, most
+            alive += 1
+            most = max(most, alive)
+
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    async def same(item: Item) -> Item:
+        await anyio.lowlevel.checkpoint()
+        return item
+
+    number = 0
+    async for _ in inst.map(same, (Item() for _ in range(5000)), concurrency=4):
+        number += 1
+    assert number == 5000
+    # 8 begun and not taken, the one in the loop, the one that was read, and frames that are about to end.
+    assert most <= 20
+
+
+# -- errors --
+
+
+class Boom(Exception):  # noqa: N818
+    """What goes wrong here."""
+
+
+async def test_an_exception_comes_at_its_turn_and_ends_the_rest(inst: InstanceHandle) -> None:
+    calls = Calls(lambda item: 5.0 if item == 0 else 1.0 if item < 4 else 100.0)
+
+    async def fail(item: int) -> int:
+        result = await calls(item)
+        if item == 2:
+            raise Boom
+        return result
+
+    found: list[int] = []
+    results = inst.map(fail, range(100), concurrency=6)
+    with pytest.raises(Boom) as caught:
+        async for result in results:
+            found.append(result)  # noqa: PERF401 - it ends in an exception
+    assert found == [0, 10]
+    assert calls.running == 0
+    # 1, 2 and 3 end together; what is begun after the failure is known can only be what their ends let in.
+    assert max(calls.begun) <= 8
+    assert sorted(calls.cancelled) == sorted(item for item in calls.begun if item > 3)
+    assert caught.value.__cause__ is None
+    with pytest.raises(StopAsyncIteration):
+        await anext(results)
+
+
+async def test_no_item_is_begun_once_a_failure_is_known(inst: InstanceHandle) -> None:
+    begun: list[int] = []
+
+    async def fail(item: int) -> None:
+        begun.append(item)
+        await anyio.sleep(50.0 if item == 0 else item)
+        if item == 1:
+            raise Boom
+
+    with pytest.raises(Boom):
+        async for _ in inst.map(fail, range(100), concurrency=3):
+            pass
+    assert sorted(begun) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_or_it_is_a_result(*, ordered: bool, inst: InstanceHandle) -> None:
+    async def fail(item: int) -> int:
+        await anyio.sleep(item)
+        if item % 2:
+            raise Boom(item)
+        return item
+
+    results = inst.map(fail, range(40), concurrency=4, ordered=ordered, return_exceptions=True)
+    found = [result async for result in results]
+    assert [result.args[0] if isinstance(result, Exception) else result for result in found] == list(
+        range(40)
+    )
+    assert sum(isinstance(result, Boom) for result in found) == 20
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+@pytest.mark.parametrize("return_exceptions", [True, False])
+@pytest.mark.parametrize("is_async", [True, False])
+async def test_an_error_of_the_items_comes_after_the_results_before_it(
+    *, ordered: bool, return_exceptions: bool, is_async: bool, inst: InstanceHandle
+) -> None:
+    def broken() -> Iterator[int]:
+        yield from range(3)
+        raise Boom
+
+    async def broken_too() -> AsyncIterator[int]:
+        for item in range(3):
+            yield item
+        raise Boom
+
+    found: list[Any] = []
+    with pytest.raises(Boom):
+        async for result in inst.map(
+            Calls(),
+            broken_too() if is_async else broken(),
+            ordered=ordered,
+            return_exceptions=return_exceptions,
+        ):
+            found.append(result)  # noqa: PERF401 - it ends in an exception
+    assert (found if ordered else sorted(found)) == [0, 10, 20]
+
+
+@pytest.mark.parametrize("raised", [StopAsyncIteration, StopIteration])
+async def test_no_exception_of_the_function_looks_like_the_end(
+    raised: type[Exception], inst: InstanceHandle
+) -> None:
+    async def fail(_: int) -> None:
+        raise raised
+
+    with pytest.raises(RuntimeError, match=r"raised Stop(Async)?Iteration"):
+        async for _ in inst.map(fail, range(3)):
+            pass
+
+
+async def test_a_function_that_is_not_async_is_an_error_of_its_first_item(inst: InstanceHandle) -> None:
+    with pytest.raises(TypeError, match="await"):
+        async for _ in inst.map(lambda item: item, range(3)):  # type: ignore[arg-type,return-value]
+            pass
+
+
+async def test_a_cancellation_from_within_does_not_hang(
+    inst: InstanceHandle, anyio_backend_name: str
+) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("trio has none")
+
+    async def fail(_: int) -> None:
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        await future
+
+    with pytest.raises(asyncio.CancelledError):
+        async for _ in inst.map(fail, range(3)):
+            pass
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"concurrency": 0}, "whole number"),
+        ({"concurrency": -1}, "whole number"),
+        ({"concurrency": 1.5}, "whole number"),
+        ({"concurrency": True}, "whole number"),
+        ({"concurrency": "auto"}, "whole number"),
+        ({"fn": None}, "cannot be called"),
+        ({"items": 5}, "not 5"),
+        ({"items": None}, "not None"),
+    ],
+)
+def test_bad_arguments_are_refused_at_the_call(
+    wrong: dict[str, Any], said: str, inst: InstanceHandle
+) -> None:
+    def never() -> Iterator[int]:
+        pytest.fail("something ran")
+        yield
+
+    arguments = {"fn": Calls(), "items": never(), **wrong}
+    with pytest.raises(errors.InvalidArgumentError, match=said):
+        inst.map(arguments.pop("fn"), arguments.pop("items"), **arguments)
+
+
+# -- leaving --
+
+
+async def test_a_break_cancels_what_runs(inst: InstanceHandle) -> None:
+    calls = Calls(float)
+    gc.disable()
+    try:
+        async for _ in inst.map(calls, range(100), concurrency=4):
+            break
+        await settle()
+    finally:
+        gc.enable()
+    assert calls.running == 0
+    assert sorted(calls.cancelled) == [1, 2, 3, 4]
+
+
+async def test_an_exception_in_the_loop_cancels_what_runs(inst: InstanceHandle) -> None:
+    calls = Calls(float)
+    with pytest.raises(Boom):
+        async for _ in inst.map(calls, range(100), concurrency=4):
+            raise Boom
+    gc.collect()
+    await settle()
+    assert calls.running == 0
+    assert len(calls.cancelled) == 4
+
+
+@pytest.mark.sockets
+async def test_the_collector_may_run_in_another_thread(inst: InstanceHandle) -> None:
+    calls = Calls(lambda item: 0.0 if item == 0 else 1000.0)
+    holder = [inst.map(calls, range(100), concurrency=4)]
+    await anext(holder[0])
+    thread = threading.Thread(target=holder.clear)
+    thread.start()
+    thread.join()
+    with anyio.fail_after(5):
+        while calls.running:  # noqa: ASYNC110 - nobody tells
+            await anyio.sleep(0.001)
+    assert len(calls.cancelled) == 4
+
+
+async def test_aclose_returns_when_nothing_runs_any_more(inst: InstanceHandle) -> None:
+    cleaned: list[int] = []
+
+    async def slow_to_leave(item: int) -> int:
+        try:
+            await anyio.sleep(1 if item == 0 else 1000)
+        finally:
+            if item:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(3)
+                cleaned.append(item)
+        return item
+
+    results = inst.map(slow_to_leave, range(100), concurrency=4)
+    assert await anext(results) == 0
+    await settle()
+    await results.aclose()
+    assert sorted(cleaned) == [1, 2, 3, 4]
+    await results.aclose()
+    with pytest.raises(StopAsyncIteration):
+        await anext(results)
+
+
+async def test_the_block_of_a_map_does_the_same(inst: InstanceHandle) -> None:
+    calls = Calls()
+    async with inst.map(calls, range(100), concurrency=4) as results:
+        async for _ in results:
+            break
+        await settle()
+        assert calls.running == 4
+    assert calls.running == 0
+
+
+async def test_what_was_never_asked_for_never_ran(inst: InstanceHandle) -> None:
+    calls = Calls()
+    results = inst.map(calls, range(100))
+    await settle()
+    await results.aclose()
+    async with inst.map(calls, range(100)):
+        await settle()
+    assert calls.begun == []
+
+
+async def test_a_call_that_ignores_one_cancellation(inst: InstanceHandle) -> None:
+    ignored = 0
+
+    async def stubborn(item: int) -> int:
+        nonlocal ignored
+        try:
+            await anyio.sleep(1 if item == 0 else 1000)
+        except anyio.get_cancelled_exc_class():
+            ignored += 1
+            await anyio.sleep(1000)
+        return item
+
+    results = inst.map(stubborn, range(100), concurrency=4)
+    await anext(results)
+    await results.aclose()
+    assert ignored >= 3
+
+
+async def test_a_cancelled_consumer_leaves_at_once_and_loses_nothing(inst: InstanceHandle) -> None:
+    calls = Calls(lambda item: 10.0)
+    results = inst.map(calls, range(6), concurrency=2)
+    found: list[int] = []
+    given_up = 0
+    while True:
+        with anyio.move_on_after(3) as scope:
+            try:
+                found.append(await anext(results))
+            except StopAsyncIteration:
+                break
+        if scope.cancelled_caught:
+            assert anyio.current_time() == scope.deadline
+            given_up += 1
+    assert found == [0, 10, 20, 30, 40, 50]
+    assert given_up == 9
+    assert calls.cancelled == []
+
+
+async def test_a_loop_over_what_is_ready_can_be_cancelled(inst: InstanceHandle) -> None:
+    results = inst.map(Calls(), range(100), concurrency=8)
+    await anext(results)
+    await anyio.sleep(10)
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await anext(results)
+        pytest.fail("it went on")
+    await results.aclose()
+
+
+async def test_a_cancelled_loop_cancels_what_runs(inst: InstanceHandle) -> None:
+    calls = Calls(lambda item: 1000.0)
+    with anyio.move_on_after(2):
+        async for _ in inst.map(calls, range(100), concurrency=4):
+            pass
+    gc.collect()
+    await settle()
+    assert calls.running == 0
+
+
+async def test_items_that_never_come_hold_up_neither_results_nor_the_end(inst: InstanceHandle) -> None:
+    closed = False
+
+    async def stuck() -> AsyncIterator[int]:
+        nonlocal closed
+        yield 1
+        try:
+            await anyio.sleep_forever()
+        finally:
+            closed = True
+
+    results = inst.map(Calls(), stuck())
+    assert await anext(results) == 10
+    with anyio.move_on_after(5) as scope:
+        await anext(results)
+    assert scope.cancelled_caught
+    await results.aclose()
+    assert closed
+
+
+async def test_maps_of_maps(inst: InstanceHandle) -> None:
+    inner, outer = Calls(), Calls()
+    results = inst.map(outer, inst.map(inner, range(100), concurrency=3), concurrency=2)
+    assert [await anext(results) for _ in range(10)] == [item * 100 for item in range(10)]
+    assert (inner.most, outer.most) == (3, 2)
+    await results.aclose()
+    del results
+    gc.collect()
+    await settle()
+    assert (inner.running, outer.running) == (0, 0)
+
+
+async def test_a_map_in_the_function_of_a_map(inst: InstanceHandle) -> None:
+    async def total(item: int) -> int:
+        return sum([result async for result in inst.map(Calls(), range(item))])
+
+    assert [result async for result in inst.map(total, range(5))] == [0, 0, 10, 30, 60]
+
+
+async def test_several_tasks_may_take_from_one_map(inst: InstanceHandle) -> None:
+    results = inst.map(Calls(lambda item: item % 3), range(30), concurrency=4)
+    found: list[int] = []
+
+    async def take() -> None:
+        async for result in results:
+            found.append(result)  # noqa: PERF401 - the others append, too
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(take)
+    assert sorted(found) == [item * 10 for item in range(30)]
+
+
+def test_the_end_of_the_loop_ends_it(inst: InstanceHandle) -> None:
+    calls = Calls(lambda item: 0.0 if item == 0 else 1000.0)
+    kept: list[Any] = []
+
+    async def main() -> None:
+        kept.append(inst.map(calls, range(100), concurrency=4))
+        await anext(kept[0])
+
+    asyncio.run(main())
+    assert calls.running == 0
+    kept.clear()
+
+
+async def test_a_task_that_is_cancelled_before_its_first_step_is_over(
+    inst: InstanceHandle, anyio_backend_name: str
+) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("nobody can reach a task of trio's")
+    results = inst.map(Calls(), range(3))
+    results._start()
+    assert results._run._task is not None
+    results._run._task.cancel()
+    with anyio.fail_after(5), pytest.raises(errors.InvalidArgumentError, match="was cancelled"):
+        await anext(results)
+    await results.aclose()
+
+
+async def test_what_has_ended_holds_neither_function_nor_items(inst: InstanceHandle) -> None:
+    calls = Calls()
+    gone = weakref.ref(calls)
+    results = inst.map(calls, range(3))
+    async for _ in results:
+        pass
+    await settle()
+    gc.disable()
+    try:
+        del calls
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+# -- the lease --
+
+
+async def consume(results: Any) -> None:
+    async for _ in results:
+        pass
+
+
+async def test_no_call_outlives_the_lease(world: Any) -> None:
+    calls = Calls(lambda item: 0.0 if item == 0 else 1e6)
+    async with world() as (emu, client):
+        async with client.instance(MODEL) as inst:
+            results = inst.map(calls, range(100), concurrency=4)
+            await anext(results)
+            await settle()
+            assert calls.running == 4
+        assert calls.running == 0
+        assert emu.existing == ()
+        with pytest.raises(errors.InvalidArgumentError, match="lease"):
+            await anext(results)
+        with pytest.raises(errors.InvalidArgumentError, match="lease"):
+            inst.map(calls, range(3))
+
+
+async def test_a_kept_instance_ends_its_maps_too(world: Any) -> None:
+    calls = Calls(lambda item: 0.0 if item == 0 else 1e6)
+    async with world() as (_, client):
+        async with client.instance(MODEL, on_exit="keep") as inst:
+            results = inst.map(calls, range(100), concurrency=4)
+            await anext(results)
+        assert calls.running == 0
+
+
+@pytest.mark.parametrize("on_exit", ["delete", "keep"])
+async def test_the_end_of_the_lease_waits_for_what_its_calls_clean_up(on_exit: str, world: Any) -> None:
+    cleaned: list[int] = []
+
+    async def slow_to_leave(item: int) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(4)
+            cleaned.append(item)
+
+    async with world() as (_, client), anyio.create_task_group() as tasks:
+        async with client.instance(MODEL, on_exit=on_exit) as inst:
+            tasks.start_soon(swallow, inst.map(slow_to_leave, range(100), concurrency=3))
+            await settle()
+        assert sorted(cleaned) == [0, 1, 2]
+
+
+async def test_a_map_that_begins_after_the_lease_is_refused(world: Any) -> None:
+    calls = Calls()
+    async with world() as (_, client):
+        async with client.instance(MODEL) as inst:
+            results = inst.map(calls, range(100))
+        with pytest.raises(errors.InvalidArgumentError, match="inside its block"):
+            await anext(results)
+    assert calls.begun == []
+
+
+async def test_a_consumer_elsewhere_hears_that_the_lease_was_left(world: Any) -> None:
+    calls = Calls(lambda _: 1e6)
+    async with world() as (_, client), anyio.create_task_group() as tasks:
+
+        async def elsewhere(results: Any) -> None:
+            with pytest.raises(errors.InvalidArgumentError, match="was cancelled"):
+                await anext(results)
+
+        async with client.instance(MODEL) as inst:
+            tasks.start_soon(elsewhere, inst.map(calls, range(100)))
+            await settle()
+
+
+async def test_a_call_that_does_not_mind_does_not_hold_up_the_end_for_ever(world: Any) -> None:
+    released = anyio.Event()
+
+    async def deaf(_: int) -> None:
+        with anyio.CancelScope(shield=True):
+            await released.wait()
+
+    async with world() as (emu, client), anyio.create_task_group() as tasks:
+        async with client.instance(MODEL) as inst:
+            tasks.start_soon(swallow, inst.map(deaf, range(100)))
+            await settle()
+            left = anyio.current_time()
+        assert emu.existing == ()
+        assert anyio.current_time() - left < mapping.LEAVE_SECONDS + 30
+        released.set()
+        await settle()
+
+
+async def swallow(results: Any) -> None:
+    with pytest.raises(errors.InvalidArgumentError):
+        await consume(results)
+
+
+async def test_a_body_that_fails_ends_its_maps_and_raises_its_own_error(world: Any) -> None:
+    calls = Calls(float)
+    async with world() as (emu, client):
+        with pytest.raises(Boom):
+            async with client.instance(MODEL) as inst:
+                async for _ in inst.map(calls, range(100)):
+                    raise Boom
+        assert calls.running == 0
+        assert emu.existing == ()
