@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from typing import Any
 
 import anyio
@@ -12,12 +13,15 @@ from ._arguments import check_instance_id, check_seconds, check_start
 from ._budget import Prices
 from ._config import Mode, Settings
 from ._connections import HTTPClient
+from ._diagnosis import Finding, diagnose
 from ._domain import InstanceArgs
+from ._errors import RequestError
 from ._handle import InstanceHandle
 from ._http import HTTP
 from ._instances import Instances
 from ._keeper import Keeper, state_directory
 from ._lease import InstanceLease
+from ._owners import Owner, owners
 from ._resources import HardwareTypes, Models, User
 from ._starts import Starter
 from ._sweep import Orphan, sweep
@@ -36,6 +40,8 @@ class Assembly:
         journal: Mode,
         state_dir: str | os.PathLike[str] | None,
     ) -> None:
+        self.settings: Settings = settings
+        self.http_client: HTTPClient | None = http_client
         self.keeper: Keeper = Keeper(
             settings, journal=journal, guard=guard, directory=state_directory(state_dir)
         )
@@ -110,6 +116,24 @@ class Assembly:
             return await sweep(self._releasing, self.keeper, dry_run=dry_run, timeout=timeout)
         finally:
             await self.http.release()
+
+    async def is_alive(self, instance_id: str) -> bool | None:
+        """Whether an instance runs; None when the service cannot be asked just now."""
+        try:
+            listed = await self._releasing.list()
+        except RequestError:
+            return None
+        return any(each.instance_id == instance_id and each.is_usable for each in listed)
+
+    async def owners(self) -> Mapping[str, Owner]:
+        """See `AsyncCortecs.owners`."""
+        self.http.check_open()
+        return await owners(self.keeper)
+
+    async def diagnose(self) -> tuple[Finding, ...]:
+        """See `AsyncCortecs.diagnose`."""
+        self.http.check_open()
+        return await diagnose(self.settings, self.http, self.keeper)
 
     async def open(self) -> None:
         """The client is entered.

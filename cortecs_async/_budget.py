@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import anyio
 from attrs import frozen
@@ -119,23 +117,10 @@ def _interval(billing_interval: str | None) -> float:
     return _SECONDS.get(billing_interval or "", 60.0)
 
 
-def read_price(info: Mapping[str, Any]) -> Price | None:
-    """The price in a hardware type's `price_info`, whose keys are undocumented.
-
-    A key that names the minute is taken first, else one that names the hour; None when there is none.
-    """
-    numbers = {
-        key.lower(): float(value)
-        for key, value in info.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    }
-    currency = info.get("currency")
-    name = currency if isinstance(currency, str) else ""
-    for unit, minutes in (("minute", 1.0), ("hour", 60.0)):
-        found = {value for key, value in numbers.items() if unit in key and value >= 0}
-        if len(found) == 1:
-            return Price(per_minute=found.pop() / minutes, currency=name)
-    return None
+def read_price(hardware_type: HardwareType) -> Price | None:
+    """The price of a hardware type; None where it gives none that can be read."""
+    per_minute = hardware_type.price_per_minute
+    return None if per_minute is None else Price(per_minute=per_minute, currency=hardware_type.currency)
 
 
 class Prices:
@@ -212,4 +197,4 @@ class Prices:
         return price
 
     def _take(self, types: tuple[HardwareType, ...]) -> None:
-        self._known.update({each.hardware_type_id: read_price(each.price_info) for each in types})
+        self._known.update({each.hardware_type_id: read_price(each) for each in types})

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from ._batches import BatchMethods
 from ._config import (
     MAX_CONNECTIONS,
     CredentialProvider,
@@ -24,9 +25,11 @@ from ._errors import ConfigurationError
 
 if TYPE_CHECKING:
     from ._connections import HTTPClient
+    from ._diagnosis import Finding
     from ._handle import InstanceHandle
     from ._instances import Instances
     from ._lease import InstanceLease
+    from ._owners import Owner
     from ._release import OnExit
     from ._resources import HardwareTypes, Models, User
     from ._sweep import Orphan
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from ._workshop import OnLoss
 
 
-class AsyncCortecs:
+class AsyncCortecs(BatchMethods):
     """A client of the cortecs.ai provisioning API, for asyncio and trio.
 
     Use it with `async with`, or call `aclose()`. One client serves any number of tasks of one event loop.
@@ -324,6 +327,21 @@ class AsyncCortecs:
             RequestError: when the service cannot be asked.
         """
         return await self.sweep(dry_run=True)
+
+    async def owners(self) -> Mapping[str, Owner]:
+        """Who answers for the instances that the journals in the state directory name, by their ids.
+
+        Nobody there does for one that is not among them: it was started by hand, on another machine, or with
+        `acquire` without a limit. Reads files only; asks the service nothing.
+        """
+        return await self._assembly.owners()
+
+    async def diagnose(self) -> tuple[Finding, ...]:
+        """Checks credentials, service, token, clock, journal and reaper, one by one, in bounded time.
+
+        Starts nothing that is billed, and raises for nothing that it finds.
+        """
+        return await self._assembly.diagnose()
 
     async def aclose(self) -> None:
         """Closes the client; calling it again does nothing.

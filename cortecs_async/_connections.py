@@ -117,23 +117,53 @@ class Connections:
             make, bound = client_class(), self._settings.max_connections + _LOOKS
         # Those of httpx are unbounded: who may send is decided before, and to wait in a pool is slower still.
         limits = httpx.Limits(max_connections=bound, max_keepalive_connections=_POOL_SIZE)
-        # A proxy from the environment would carry a loopback request, and its secrets, off this machine.
-        trust_env = not self._settings.is_loopback
         try:
             if self._tls is None:
-                self._tls = httpx.create_ssl_context(trust_env=trust_env)
-            return make(trust_env=trust_env, verify=self._tls, cookies=_NoCookies(), limits=limits)
+                self._tls = tls_context(self._settings)
+            return make(
+                trust_env=trusts_environment(self._settings),
+                verify=self._tls,
+                cookies=_NoCookies(),
+                limits=limits,
+            )
         except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
-            # Not what is said of a proxy, whose URL may hold a password.
-            said = f": {error}" if isinstance(error, OSError) else ""
-            problem = f"{type(error).__name__}{said}"
-        raise ConfigurationError(
-            f"the certificates or proxies of the environment cannot be used ({problem}): look at "
-            "SSL_CERT_FILE, SSL_CERT_DIR, HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, or pass http_client="
-        )
+            if isinstance(error, ConfigurationError):
+                raise
+            problem = _problem(error)
+        raise ConfigurationError(problem)
 
     def _new_pool(self) -> Pool:
         return Pool(self.new_client(), _POOL_SIZE if self._settings.transport == "httpx" else math.inf)
+
+
+def trusts_environment(settings: Settings) -> bool:
+    """Whether proxies and certificates of the environment are used.
+
+    A proxy from the environment would carry a loopback request, and its secrets, off this machine.
+    """
+    return not settings.is_loopback
+
+
+def tls_context(settings: Settings) -> ssl.SSLContext:
+    """What servers are trusted.
+
+    Raises:
+        ConfigurationError: for certificates of the environment that cannot be used.
+    """
+    try:
+        return httpx.create_ssl_context(trust_env=trusts_environment(settings))
+    except (OSError, ValueError) as error:
+        problem = _problem(error)
+    raise ConfigurationError(problem)
+
+
+def _problem(error: Exception) -> str:
+    # Not what is said of a proxy, whose URL may hold a password.
+    said = f": {error}" if isinstance(error, OSError) else ""
+    return (
+        f"the certificates or proxies of the environment cannot be used ({type(error).__name__}{said}): "
+        "look at SSL_CERT_FILE, SSL_CERT_DIR, HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, or pass http_client="
+    )
 
 
 def kind_of(error: Exception) -> Kind | None:

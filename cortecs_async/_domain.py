@@ -6,6 +6,7 @@ open is read liberally: an unknown status is kept as it is, and what is absent t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
@@ -219,6 +220,29 @@ class HardwareType:
     hardware_type_id: str
     price_info: Mapping[str, Any] = field(factory=dict)
     hardware_info: Mapping[str, Any] = field(factory=dict)
+
+    @property
+    def price_per_minute(self) -> float | None:
+        """What one costs a minute, in `currency`: by a key that names the minute, else the hour.
+
+        None where `price_info` has no such key, or several that differ.
+        """
+        numbers = {
+            key.lower(): float(value)
+            for key, value in self.price_info.items()
+            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        }
+        for unit, minutes in (("minute", 1.0), ("hour", 60.0)):
+            found = {value for key, value in numbers.items() if unit in key and value >= 0}
+            if len(found) == 1:
+                return found.pop() / minutes
+        return None
+
+    @property
+    def currency(self) -> str:
+        """The currency of its price; empty where the service does not name it."""
+        currency = self.price_info.get("currency")
+        return currency if isinstance(currency, str) else ""
 
 
 @frozen(kw_only=True)

@@ -238,3 +238,33 @@ class AmbiguousStartError(CortecsError):
     def __init__(self, message: str, *, candidates: tuple[str, ...]) -> None:
         super().__init__(message)
         self.candidates = candidates
+
+
+class BatchFileError(InvalidArgumentError):
+    """A batch's input or output file is refused. Nothing was started.
+
+    Attributes:
+        path: The file.
+        line: The line that it is about, counted from 1; None for the file as a whole.
+    """
+
+    def __init__(self, message: str, *, path: str, line: int | None = None) -> None:
+        super().__init__(f"{path}: {message}" if line is None else f"{path}, line {line}: {message}")
+        self.path = path
+        self.line = line
+
+
+class BatchWriteError(CortecsError, OSError):
+    """A batch's output cannot be written any more; what was counted as done is in it.
+
+    Attributes:
+        path: The file.
+    """
+
+    def __init__(self, message: str, *, path: str) -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class EndpointError(LifecycleError):
+    """An instance runs, and its endpoint refuses the key, or gives no answer for too long."""

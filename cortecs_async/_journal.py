@@ -26,6 +26,9 @@ _SUFFIX = ".jsonl"
 # Seconds after which a draft is nobody's.
 _STALE = 3600.0
 
+# How often somebody who only looks may be in the way of a lock, and seconds until that is over.
+_LOOKS, _LOOK_TAKES = 100, 0.001
+
 _FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
 
 
@@ -107,7 +110,7 @@ def take(path: Path) -> JournalFile | None:
     except OSError:
         return None
     try:
-        _lock(fd)
+        _lock_unless_owned(fd)
     except OSError:
         os.close(fd)
         return None
@@ -115,6 +118,30 @@ def take(path: Path) -> JournalFile | None:
         return JournalFile(path, fd)
     os.close(fd)
     return None
+
+
+def is_owned(path: Path) -> bool | None:
+    """Whether a process holds the lock of the journal at `path`; None when it is gone.
+
+    Looks for a moment, with a lock that shuts nobody out: see `_lock_unless_owned`.
+    """
+    try:
+        # Not for writing, so that nothing can come of it.
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError:
+        return None
+    try:
+        if not _is_at(fd, path):
+            return None
+        try:
+            _look(fd)
+        except OSError:
+            return True
+        # Named, because a child that was forked in this moment has the descriptor as well, and keeps it.
+        _unlock(fd)
+        return False
+    finally:
+        os.close(fd)
 
 
 def left_behind(directory: Path) -> Iterator[JournalFile]:
@@ -187,6 +214,36 @@ def _lock(fd: int) -> None:
     if fcntl is None:
         raise OSError("this platform has no file locks")
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _look(fd: int) -> None:
+    if fcntl is None:
+        raise OSError("this platform has no file locks")
+    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def _unlock(fd: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def _lock_unless_owned(fd: int) -> None:
+    """Locks a file, also past those who only look whether it is owned.
+
+    Raises:
+        OSError: when it is owned.
+    """
+    for _ in range(_LOOKS):
+        try:
+            _lock(fd)
+        except OSError:
+            # An owner's lock keeps these out as well, a look's does not.
+            _look(fd)
+            _unlock(fd)
+            time.sleep(_LOOK_TAKES)
+        else:
+            return
+    _lock(fd)
 
 
 def _is_at(fd: int, path: Path) -> bool:

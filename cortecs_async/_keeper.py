@@ -122,6 +122,11 @@ class Keeper:
         """Whether journals are of any concern here."""
         return self._journal != "off"
 
+    @property
+    def has_guard(self) -> bool:
+        """Whether this client has a reaper, when it needs one."""
+        return self._guard != "off"
+
     def know(self, credentials: Credentials) -> None:
         """Takes the credentials that a token is fetched with: the reaper must have the newest."""
         if credentials == self._credentials:

@@ -60,6 +60,7 @@ class Reply:
         data: The JSON, or None for an empty body.
         request_id: The answer's `x-request-id`, where there is one.
         attempts: How often the request was sent.
+        headers: The answer's, whatever the case of their names; nothing in them has been looked at.
     """
 
     call: Call
@@ -67,6 +68,7 @@ class Reply:
     data: Any = field(repr=False)
     request_id: str | None = None
     attempts: int = 1
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
 
     def decode(self, decoder: Callable[[Any], T]) -> T:
         """What the decoder makes of the data.

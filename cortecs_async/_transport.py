@@ -225,7 +225,12 @@ class Transport:
                 body=self._excerpt(response) if call.authenticated else "",
             )
         return Reply(
-            call=call, status=response.status_code, data=data, request_id=request_id, attempts=attempts
+            call=call,
+            status=response.status_code,
+            data=data,
+            request_id=request_id,
+            attempts=attempts,
+            headers=response.headers,
         )
 
     def _excerpt(self, response: httpx.Response) -> str:

@@ -1,6 +1,8 @@
 """The data that the client gives back, for annotations: `from cortecs_async.types import Model`."""
 
+from ._batch import BatchPlan, BatchProgress, BatchReport
 from ._budget import Receipt
+from ._diagnosis import Finding
 from ._domain import (
     AffectedInstances,
     Balance,
@@ -16,11 +18,16 @@ from ._domain import (
     WorkerStatus,
 )
 from ._handle import InstanceHandle
+from ._owners import Owner
 from ._sweep import Orphan
 
 __all__ = [
     "AffectedInstances",
     "Balance",
+    "BatchPlan",
+    "BatchProgress",
+    "BatchReport",
+    "Finding",
     "HardwareConfig",
     "HardwareType",
     "InitProgress",
@@ -31,6 +38,7 @@ __all__ = [
     "Model",
     "ModelPreview",
     "Orphan",
+    "Owner",
     "Progress",
     "Receipt",
     "WorkerStatus",

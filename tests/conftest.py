@@ -24,7 +24,17 @@ import trio.testing
 from _virtual_time import VirtualTimeLoop
 from hypothesis import HealthCheck, settings
 
-from cortecs_async import AsyncCortecs, _books, _finishing, _keeper, _lease, _records, _rivals, _sweep
+from cortecs_async import (
+    AsyncCortecs,
+    _books,
+    _finishing,
+    _keeper,
+    _lease,
+    _owners,
+    _records,
+    _rivals,
+    _sweep,
+)
 from cortecs_async.emulator import Emulator
 from cortecs_async.emulator._emulator import _EPOCH
 
@@ -129,8 +139,9 @@ def journals(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> Path:
 
     monkeypatch.setattr(_keeper, "off_loop", inline)
     monkeypatch.setattr(_sweep, "off_loop", inline)
+    monkeypatch.setattr(_owners, "off_loop", inline)
     monkeypatch.setattr(_records, "wall_clock", None)  # whoever still calls it by this name fails
-    for module in (_keeper, _books, _rivals, _finishing, _sweep, _lease):
+    for module in (_keeper, _books, _rivals, _finishing, _sweep, _owners, _lease):
         monkeypatch.setattr(module, "wall_clock", emulated_wall_clock)
     return state_dir / "journal"
 

@@ -13,7 +13,7 @@ import pytest
 
 from cortecs_async import AsyncCortecs, errors
 from cortecs_async._budget import Price, cost_of, intervals_begun, read_price, receipt, seconds_for
-from cortecs_async._domain import InstanceArgs
+from cortecs_async._domain import HardwareType, InstanceArgs
 from cortecs_async.emulator import Emulator, Fault
 
 World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
@@ -80,7 +80,7 @@ class TestArithmetic:
     def test_prices_are_read_liberally_but_never_guessed(
         self, info: dict[str, Any], expected: tuple[float, str] | None
     ) -> None:
-        price = read_price(info)
+        price = read_price(HardwareType(hardware_type_id="h", price_info=info))
         if expected is None:
             assert price is None
         else:

@@ -33,10 +33,11 @@ ROWS: list[tuple[int, set[str]]] = [
             "_matching",
             "_pace",
             "_slots",
+            "_limit",
             "_aiohttp",
         },
     ),
-    (1, {"_journal", "_interruptible", "_adoption"}),
+    (1, {"_journal", "_interruptible", "_adoption", "_mapping"}),
     (1, {"_rivals"}),
     (2, {"_auth", "_failures"}),
     (2, {"_messages"}),  # a request and its answer
@@ -55,10 +56,12 @@ ROWS: list[tuple[int, set[str]]] = [
     (5, {"_books"}),  # memory, journal and reaper, of a process
     (5, {"_keeper"}),  # of a client
     (6, {"_starts"}),
-    (6, {"_release", "_sweep", "_endpoint"}),
+    (6, {"_release", "_sweep", "_owners", "_diagnosis", "_endpoint"}),
     (6, {"_workshop", "_handle"}),
     (6, {"_lease", "_acquired"}),
+    (6, {"_batch"}),  # loaded with the first batch
     (7, {"_assembly"}),  # loaded with the first client
+    (7, {"_batches"}),
     (7, {"_client"}),
     (8, {"errors", "types", "signals"}),  # public facades of lower layers
     (8, {"__init__"}),

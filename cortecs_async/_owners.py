@@ -1,0 +1,94 @@
+"""Who answers for an instance, as far as the journals tell. Reads only, and asks the service nothing."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Literal
+
+from attrs import frozen
+
+from ._books import all_books
+from ._journal import books, is_owned
+from ._keeper import Keeper, off_loop
+from ._records import Book, Entry, wall_clock
+
+OwnerKind = Literal["mine", "process", "orphan", "held"]
+
+# Where several journals name one instance: who is about to do something about it comes first.
+_FIRST: tuple[OwnerKind, ...] = ("mine", "process", "orphan", "held")
+
+
+@frozen(kw_only=True)
+class Owner:
+    """Who answers for an instance.
+
+    Attributes:
+        kind: `mine`: this process; `process`: another one, which lives; `orphan`: one that died, and whose
+            reaper or `sweep` releases it; `held`: whoever has the handle that `acquire` gave, until
+            `expires_at`.
+        owner: Host and process id of who asked for it.
+        started_at: Unix time in seconds at which it was asked for.
+        expires_at: Unix time in seconds after which it goes in any case; None for never.
+    """
+
+    kind: OwnerKind
+    owner: str
+    started_at: float
+    expires_at: float | None = None
+
+
+async def owners(keeper: Keeper) -> Mapping[str, Owner]:
+    """The owners of all instances that a journal names, by their ids.
+
+    Args:
+        keeper: For the service and the directory.
+    """
+    if not keeper.reads_journals:
+        return _sorted(_own(keeper.api))
+    return await off_loop(lambda: _sorted([*_own(keeper.api), *_others(keeper)]))
+
+
+def _own(api: str) -> Iterator[tuple[str, Owner]]:
+    me = f"{socket.gethostname()}, process {os.getpid()}"
+    # Of all clients of this process, also of those without a journal.
+    for each in all_books():
+        for entry in list(each.book.entries.values()):
+            if entry.instance_id is not None and entry.api == api:
+                yield entry.instance_id, _owner(entry, "held" if entry.held else "mine", me)
+
+
+def _others(keeper: Keeper) -> Iterator[tuple[str, Owner]]:
+    own = {each.book.owner.get("id") for each in all_books()}
+    for path, book in books(keeper.directory):
+        if book.owner.get("id") in own - {None}:
+            continue
+        named = [each for each in book.entries.values() if each.instance_id and each.api == keeper.api]
+        # Asked for last, and only where it matters: it costs a system call or two.
+        is_living = is_owned(path) if named else None
+        if is_living is not None:
+            owner = f"{book.owner.get('host', '?')}, process {book.owner.get('pid', '?')}"
+            for entry in named:
+                yield str(entry.instance_id), _owner(entry, _kind(book, entry, is_living=is_living), owner)
+
+
+def _kind(book: Book, entry: Entry, *, is_living: bool) -> OwnerKind:
+    # Once the owner is dead, its reaper has the lock.
+    is_living = is_living and not book.is_orphaned
+    if entry.held and not entry.is_due(wall_clock(), owner_lives=is_living):
+        return "held"
+    return "process" if is_living else "orphan"
+
+
+def _owner(entry: Entry, kind: OwnerKind, owner: str) -> Owner:
+    return Owner(kind=kind, owner=owner, started_at=entry.at, expires_at=entry.expires_at)
+
+
+def _sorted(found: Iterator[tuple[str, Owner]] | list[tuple[str, Owner]]) -> Mapping[str, Owner]:
+    best: dict[str, Owner] = {}
+    for instance_id, owner in found:
+        known = best.get(instance_id)
+        if known is None or _FIRST.index(owner.kind) < _FIRST.index(known.kind):
+            best[instance_id] = owner
+    return best

@@ -1,0 +1,249 @@
+"""Who answers for an instance: told from the journals, without touching anything."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+
+from cortecs_async import AsyncCortecs, _journal, errors
+from cortecs_async._journal import JournalFile, books, is_owned, left_behind, take
+from cortecs_async._keeper import fingerprint
+from cortecs_async.emulator import Emulator
+from cortecs_async.types import Owner
+
+World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+HARDWARE = "NVIDIA_H100_1"
+EPOCH = 1_735_689_600.0
+ME = f"{socket.gethostname()}, process {os.getpid()}"
+
+
+def left(emu: Emulator, directory: Path, *records: dict[str, Any], pid: int = 7) -> JournalFile:
+    """A journal as a process writes it; `close` it, and its owner is dead."""
+    common = {
+        "account": fingerprint(emu.api_base_url, emu.client_id),
+        "api": emu.api_base_url,
+        "at": 1000.0,
+        "args": {},
+        "goal": "gone",
+    }
+    owner = {"kind": "OWNER", "format": 1, "host": "host", "pid": pid, "at": 0.0}
+    return JournalFile.create(directory, [owner, *({**common, **record} for record in records)])
+
+
+def created(instance_id: str, key: str = "e1", **more: Any) -> dict[str, Any]:
+    return {"kind": "CREATED", "entry": key, "instance_id": instance_id, **more}
+
+
+def paths(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir())
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    return {each.name: each.read_bytes() for each in paths(directory)}
+
+
+async def test_a_lease_is_mine_as_long_as_it_lives(world: World, journals: Path) -> None:
+    async with world(journal="auto", step_seconds=1.0) as (emu, client):
+        assert await client.owners() == {}
+        asked = EPOCH + anyio.current_time()
+        async with client.instance(MODEL, HARDWARE, max_lifetime=600) as inst:
+            (path,) = paths(journals)
+            before, requests = path.read_bytes(), len(emu.requests)
+            expected = Owner(kind="mine", owner=ME, started_at=asked, expires_at=asked + 600)
+            assert await client.owners() == {inst.instance_id: expected}
+            assert path.read_bytes() == before
+            assert len(emu.requests) == requests
+        assert await client.owners() == {}
+
+
+async def test_a_lease_of_another_client_of_this_process_is_mine_too(world: World, journals: Path) -> None:
+    async with world(journal="auto") as (emu, client):
+        async with world(client_id=emu.client_id, journal="off", http_client=None) as (_, other):
+            async with client.instance(MODEL, HARDWARE) as inst:
+                found = await other.owners()
+                assert [(name, each.kind) for name, each in found.items()] == [(inst.instance_id, "mine")]
+
+
+async def test_the_living_and_the_dead(world: World, journals: Path) -> None:
+    async with world(journal="auto") as (emu, client):
+        living = left(emu, journals, created("a", expires_at=5000.0), pid=1)
+        left(emu, journals, created("b"), pid=2).close()
+        left(emu, journals, created("elsewhere", api="https://other.test/v1"), pid=3).close()
+        taken_over = left(emu, journals, created("c"), {"kind": "ORPHANED"}, pid=4)  # by its reaper
+        before = snapshot(journals)
+        assert await client.owners() == {
+            "a": Owner(kind="process", owner="host, process 1", started_at=1000.0, expires_at=5000.0),
+            "b": Owner(kind="orphan", owner="host, process 2", started_at=1000.0),
+            "c": Owner(kind="orphan", owner="host, process 4", started_at=1000.0),
+        }
+        assert snapshot(journals) == before
+        # The locks are as they were.
+        assert [is_owned(path) for path in paths(journals)].count(True) == 2
+        living.remove()
+        taken_over.remove()
+        assert emu.requests == ()
+
+
+async def test_what_was_acquired_is_held_until_its_time_is_up(world: World, journals: Path) -> None:
+    async with world(journal="auto", step_seconds=1.0) as (_emu, client):
+        handle = await client.acquire(MODEL, HARDWARE, max_lifetime=600)
+        (owner,) = (await client.owners()).values()
+        assert (owner.kind, owner.owner, owner.expires_at) == ("held", ME, handle.expires_at)
+        await client.release(handle)
+        assert await client.owners() == {}
+
+
+async def test_what_a_dead_process_acquired_is_held_and_then_an_orphan(world: World, journals: Path) -> None:
+    async with world(journal="auto") as (emu, client):
+        until = EPOCH + anyio.current_time() + 60
+        left(emu, journals, created("a", expires_at=until), {"kind": "HELD", "entry": "e1"}).close()
+        assert (await client.owners())["a"].kind == "held"
+        await anyio.sleep(61)
+        assert (await client.owners())["a"].kind == "orphan"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "kind"),
+    [("held", "dead", "orphan"), ("dead", "held", "orphan"), ("dead", "living", "process")],
+)
+async def test_who_is_about_to_do_something_comes_first(
+    world: World, journals: Path, first: str, second: str, kind: str
+) -> None:
+    until = EPOCH + anyio.current_time() + 60
+    async with world(journal="auto") as (emu, client):
+        for number, state in enumerate((first, second)):
+            records = [created("a", expires_at=until)]
+            if state == "held":
+                records.append({"kind": "HELD", "entry": "e1"})
+            file = left(emu, journals, *records, pid=number)
+            if state != "living":
+                file.close()
+        assert (await client.owners())["a"].kind == kind
+
+
+async def test_without_journals_only_what_is_mine_is_known(world: World, journals: Path) -> None:
+    async with world() as (emu, client):
+        left(emu, journals, created("a")).close()
+        assert await client.owners() == {}
+        async with client.instance(MODEL, HARDWARE) as inst:
+            assert list(await client.owners()) == [inst.instance_id]
+
+
+async def test_a_closed_client_says_so(world: World) -> None:
+    async with world() as (_emu, client):
+        await client.aclose()
+        with pytest.raises(errors.ClientClosedError):
+            await client.owners()
+
+
+class TestLooks:
+    """A look at a lock must not make a sweep pass a journal by."""
+
+    def test_who_takes_a_journal_waits_for_those_who_only_look(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fcntl = pytest.importorskip("fcntl")
+        JournalFile.create(tmp_path, []).close()
+        (path,) = tmp_path.iterdir()
+        with path.open("rb") as looking:
+            fcntl.flock(looking, fcntl.LOCK_SH)
+            monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
+            (taken,) = left_behind(tmp_path)
+        taken.close()
+
+    def test_who_looks_for_ever_is_not_waited_for(self, tmp_path: Path) -> None:
+        fcntl = pytest.importorskip("fcntl")
+        JournalFile.create(tmp_path, []).close()
+        (path,) = tmp_path.iterdir()
+        with path.open("rb") as looking:
+            fcntl.flock(looking, fcntl.LOCK_SH)
+            assert take(path) is None
+
+    def test_sweeps_find_everything_under_many_looks(self, tmp_path: Path) -> None:
+        JournalFile.create(tmp_path, []).close()
+        (path,) = tmp_path.iterdir()
+        over = threading.Event()
+
+        def look() -> None:
+            while not over.is_set():
+                is_owned(path)
+
+        threads = [threading.Thread(target=look) for _ in range(2)]
+        for each in threads:
+            each.start()
+        try:
+            for _ in range(200):
+                taken = take(path)
+                assert taken is not None
+                taken.close()
+        finally:
+            over.set()
+            for each in threads:
+                each.join()
+
+    def test_a_child_that_is_forked_meanwhile_does_not_look_for_ever(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        JournalFile.create(tmp_path, []).close()
+        (path,) = tmp_path.iterdir()
+        look = _journal._look
+        childs: list[int] = []
+
+        def forked(fd: int) -> None:
+            look(fd)
+            childs.append(os.dup(fd))
+
+        monkeypatch.setattr(_journal, "_look", forked)
+        assert is_owned(path) is False
+        monkeypatch.undo()
+        taken = take(path)
+        assert taken is not None
+        taken.close()
+        for each in childs:
+            os.close(each)
+
+    def test_what_is_gone_has_no_owner(self, tmp_path: Path) -> None:
+        assert is_owned(tmp_path / "none.jsonl") is None
+
+
+@pytest.mark.sockets
+async def test_a_real_process_lives_and_dies(world: World, state_dir: Path) -> None:
+    program = """
+import sys
+from pathlib import Path
+from cortecs_async._journal import JournalFile
+records = [
+    {"kind": "OWNER", "format": 1, "id": "x", "host": "there", "pid": 99, "at": 0.0},
+    {"kind": "CREATED", "entry": "1", "account": "a", "api": sys.argv[2], "at": 5.0, "args": {},
+     "instance_id": "i", "goal": "gone", "expires_at": None},
+]
+file = JournalFile.create(Path(sys.argv[1]), records)
+print("written", flush=True)
+sys.stdin.read()
+"""
+    async with world(journal="auto") as (emu, client):
+        with subprocess.Popen(  # noqa: ASYNC220  (nothing else runs on this loop)
+            [sys.executable, "-c", program, str(state_dir / "journal"), emu.api_base_url],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"written\n"
+            assert await client.owners() == {
+                "i": Owner(kind="process", owner="there, process 99", started_at=5.0)
+            }
+            process.kill()
+        assert (await client.owners())["i"].kind == "orphan"
+    assert len(list(books(state_dir / "journal"))) == 1
