@@ -1,0 +1,163 @@
+"""The requests that are left: read as they are needed, and shared by all instances of a batch."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+
+import anyio
+
+from .._errors import BatchFileError
+from . import _threads
+from ._format import Request, RequestReader
+from ._index import is_done
+from ._output import read_lines
+
+# What is read ahead, in bytes, and how many lines at a time.
+_AHEAD = 8 << 20
+_CHUNK = 1 << 20
+_MOST_LINES = 2048
+
+
+class Work:
+    """The requests that are left.
+
+    Whoever is free takes the next one. What comes back, from an instance that was lost or after a failure, is
+    taken before what was never tried.
+
+    Args:
+        source: The input.
+        reader: Reads its lines.
+        done: A bit for each line, set where there is an answer already.
+        status: The input's, when it was looked through.
+    """
+
+    def __init__(self, source: Path, reader: RequestReader, done: bytearray, status: os.stat_result) -> None:
+        self._source = source
+        self._reader = reader
+        self._done = done
+        self._status = status
+        self._ahead: deque[tuple[int, bytes]] = deque()
+        self._bytes = 0
+        self._is_read = False
+        self._returned: deque[Request] = deque()
+        self._later: list[tuple[float, int, Request]] = []
+        self._order = itertools.count()
+        self._open = 0
+        self._news = anyio.Event()
+        self._hunger = anyio.Event()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether everything is answered."""
+        return self._is_read and not (self._ahead or self._returned or self._later or self._open)
+
+    async def take(self) -> Request | None:
+        """The next request; None when all are answered.
+
+        Raises:
+            BatchFileError: when the input has changed.
+        """
+        while True:
+            if (request := self.take_now()) is not None:
+                return request
+            if self.is_over:
+                return None
+            # There may be more: one that is under way can come back.
+            news = self._news
+            with anyio.move_on_at(self._later[0][0] if self._later else float("inf")):
+                await news.wait()
+
+    def take_now(self) -> Request | None:
+        """The next request, if there is one at hand."""
+        request = self._next()
+        if request is not None:
+            self._open += 1
+        return request
+
+    def settle(self) -> None:
+        """One is answered."""
+        self._open -= 1
+        if self.is_over:
+            self._tell()
+
+    def give_back(self, request: Request) -> None:
+        """One was not answered, and it is not to blame."""
+        self._open -= 1
+        self._returned.append(request)
+        self._tell()
+
+    def postpone(self, request: Request, seconds: float) -> None:
+        """One is to be tried again, not before so many seconds."""
+        self._open -= 1
+        heapq.heappush(self._later, (anyio.current_time() + seconds, next(self._order), request))
+        self._tell()
+
+    async def read(self) -> None:
+        """Reads ahead until there is nothing more to read.
+
+        Raises:
+            BatchFileError: when the input has changed, or cannot be read.
+        """
+        lines = self._lines()
+        while chunk := await _threads.in_thread(lambda: _chunk(lines)):
+            self._ahead.extend(chunk)
+            self._bytes += sum(len(line) for _, line in chunk)
+            self._tell()
+            while self._bytes > _AHEAD or len(self._ahead) > _MOST_LINES:
+                self._hunger = anyio.Event()
+                await self._hunger.wait()
+        self._is_read = True
+        self._tell()
+
+    def _next(self) -> Request | None:
+        if self._later and self._later[0][0] <= anyio.current_time():
+            return heapq.heappop(self._later)[2]
+        if self._returned:
+            return self._returned.popleft()
+        while self._ahead:
+            number, line = self._ahead.popleft()
+            self._bytes -= len(line)
+            if self._bytes <= _AHEAD // 2 and len(self._ahead) <= _MOST_LINES // 2:
+                self._hunger.set()
+            if (found := self._reader.read(number, line)) is not None:
+                return found[0]
+        return None
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = anyio.Event()
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        try:
+            self._check_same()
+            for number, _, line in read_lines(self._source):
+                if not is_done(self._done, number) and not line.isspace():
+                    yield number, line
+            self._check_same()
+        except (OSError, IndexError):
+            # The second: it has more lines than it had.
+            self._refuse()
+
+    def _check_same(self) -> None:
+        now, then = self._source.stat(), self._status
+        if (now.st_ino, now.st_size, now.st_mtime_ns) != (then.st_ino, then.st_size, then.st_mtime_ns):
+            self._refuse()
+
+    def _refuse(self) -> None:
+        raise BatchFileError("it has changed since it was looked through", path=str(self._source)) from None
+
+
+def _chunk(lines: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+    chunk: list[tuple[int, bytes]] = []
+    size = 0
+    for number, line in lines:
+        chunk.append((number, line))
+        size += len(line)
+        if size >= _CHUNK or len(chunk) >= _MOST_LINES // 2:
+            break
+    return chunk

@@ -1,0 +1,627 @@
+"""Batches, on an emulator in process and on virtual time: what is answered, retried, resumed and left."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from cortecs_async import AsyncCortecs, ConfigurationError, InvalidArgumentError, Progress
+from cortecs_async._batch import _crew, _sink, _threads, _work
+from cortecs_async._batch._output import Output
+from cortecs_async.emulator import Emulator, Fault
+from cortecs_async.errors import (
+    BatchFileError,
+    BatchWriteError,
+    EndpointError,
+    InstanceLostError,
+    LeaseExpiredError,
+    ServiceUnavailableError,
+)
+from cortecs_async.types import BatchProgress, BatchReport
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+HARDWARE = "NVIDIA_H100_1"
+
+World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
+
+
+@pytest.fixture(autouse=True)
+def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Virtual time does not wait for threads."""
+
+    async def inline(work: Callable[[], Any], *, abandon: bool = False) -> Any:
+        await anyio.lowlevel.checkpoint()
+        return work()
+
+    monkeypatch.setattr(_threads, "in_thread", inline)
+
+
+class Files:
+    """An input and its output."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source = folder / "in.jsonl"
+        self.target = folder / "out.jsonl"
+
+    def write(self, count: int, **body: Any) -> None:
+        self.source.write_text("".join(self.line(number, **body) for number in range(count)))
+
+    def line(self, number: int, url: str = "/v1/chat/completions", **body: Any) -> str:
+        full = {"messages": [{"role": "user", "content": f"hello {number}"}], "max_tokens": 5, **body}
+        request = {"custom_id": f"r{number}", "method": "POST", "url": url, "body": full}
+        return json.dumps(request) + "\n"
+
+    def answers(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.target.read_text().splitlines()]
+
+    def ids(self) -> list[str]:
+        return [each["custom_id"] for each in self.answers()]
+
+    def check(self, count: int) -> None:
+        """Every request has exactly one line."""
+        assert Counter(self.ids()) == {f"r{number}": 1 for number in range(count)}
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+async def run(client: AsyncCortecs, files: Files, emulator: Emulator, **options: Any) -> BatchReport:
+    options = {"concurrency": 8, **options}
+    return await client.run_batch(
+        files.source, files.target, MODEL, HARDWARE, api_key=emulator.api_key, **options
+    )
+
+
+def asked(emulator: Emulator, route: str = "chat") -> int:
+    return sum(each.route == route for each in emulator.requests)
+
+
+async def test_every_request_gets_its_answer(world: World, files: Files) -> None:
+    files.write(50)
+    async with world(step_seconds=10) as (emulator, client):
+        report = await run(client, files, emulator)
+        assert emulator.existing == ()
+        assert asked(emulator) == 50
+    files.check(50)
+    for each in files.answers():
+        assert each["error"] is None
+        assert each["response"]["status_code"] == 200
+        number = each["custom_id"][1:]
+        body = each["response"]["body"]
+        assert body["object"] == "chat.completion"
+        assert body["usage"]["completion_tokens"] == 5
+        assert number
+    assert (report.total, report.succeeded, report.failed, report.resumed) == (50, 50, 0, 0)
+    assert report.completion_tokens == 250
+    assert report.output == str(files.target)
+    (receipt,) = report.receipts
+    assert report.cost == receipt.cost is not None
+    assert report.currency == "EUR"
+    assert 40 <= report.seconds <= 42
+
+
+async def test_the_three_kinds_of_requests(world: World, files: Files) -> None:
+    lines = [
+        files.line(0),
+        files.line(1, "/v1/completions", prompt="once", messages=None),
+        json.dumps({"custom_id": "r2", "url": "/v1/embeddings", "body": {"input": "words"}}) + "\n",
+    ]
+    files.source.write_text("".join(lines))
+    async with world() as (emulator, client):
+        report = await run(client, files, emulator, ordered=True)
+    assert report.failed == 0
+    kinds = [each["response"]["body"]["object"] for each in files.answers()]
+    assert kinds == ["chat.completion", "text_completion", "list"]
+
+
+async def test_nothing_is_started_for_what_is_answered(world: World, files: Files) -> None:
+    files.write(10)
+    async with world() as (emulator, client):
+        await run(client, files, emulator)
+        before = files.target.read_bytes()
+        report = await run(client, files, emulator)
+        assert len(emulator.ledger) == 1
+        assert asked(emulator) == 10
+    assert files.target.read_bytes() == before
+    assert (report.succeeded, report.resumed, report.receipts, report.cost) == (10, 10, (), 0)
+
+
+async def test_an_empty_input_is_done(world: World, files: Files) -> None:
+    files.source.write_text("\n\n")
+    async with world() as (emulator, client):
+        report = await run(client, files, emulator)
+        assert emulator.ledger == ()
+    assert report.total == 0
+    assert not files.target.exists()
+
+
+async def test_a_run_goes_on_where_the_last_one_stopped(world: World, files: Files) -> None:
+    files.write(40)
+    async with world(answer_seconds=1.0) as (emulator, client):
+        with anyio.move_on_after(7.5):
+            await run(client, files, emulator, concurrency=4)
+        assert emulator.existing == ()
+        done = files.ids()
+        assert 8 <= len(done) <= 28
+        emulator.clear_faults()
+        before = asked(emulator)
+        report = await run(client, files, emulator, concurrency=4)
+        assert report.resumed == len(done)
+        assert asked(emulator) - before == 40 - len(done)
+    files.check(40)
+    assert files.ids()[: len(done)] == done
+
+
+async def test_a_torn_end_is_asked_again(world: World, files: Files) -> None:
+    files.write(10)
+    async with world() as (emulator, client):
+        await run(client, files, emulator)
+        files.target.write_bytes(files.target.read_bytes()[:-20])
+        report = await run(client, files, emulator)
+        assert report.resumed == 9
+        assert asked(emulator) == 11
+    files.check(10)
+
+
+async def test_the_output_can_have_the_order_of_the_input(
+    world: World, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.source.write_text("".join(files.line(n) + "\n" * (n % 3) for n in range(30)))
+    async with world(answer_seconds=1.0) as (emulator, client):
+        emulator.add_fault(Fault("delay", route="chat", seconds=30.0, times=3, skip=2))
+        with anyio.move_on_after(6.5):
+            await run(client, files, emulator, concurrency=3)
+        report = await run(client, files, emulator, concurrency=3, ordered=True)
+        assert report.resumed > 0
+    assert files.ids() == [f"r{n}" for n in range(30)]
+
+
+class TestFailures:
+    async def test_what_cannot_be_answered_is_an_error_line(self, world: World, files: Files) -> None:
+        files.source.write_text(files.line(0) + files.line(1, max_tokens=-5) + files.line(2))
+        async with world() as (emulator, client):
+            report = await run(client, files, emulator, ordered=True)
+            assert asked(emulator) == 3
+        assert (report.succeeded, report.failed) == (2, 1)
+        files.check(3)
+        bad = files.answers()[1]
+        assert bad["response"]["status_code"] == 400
+        assert bad["response"]["body"]["error"]["message"]
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            Fault("status", route="chat", status=500, times=4),
+            Fault("status", route="chat", status=429, times=40),
+            Fault("status", route="chat", status=503, times=40),
+            Fault("drop", route="chat", times=4),
+            Fault("drop", route="chat", when="after", times=4),
+            Fault("truncate", route="chat", times=4),
+            Fault("garbage", route="chat", times=4),
+            Fault("delay", route="chat", seconds=700.0, times=4),
+        ],
+        ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.when}",
+    )
+    async def test_what_passes_is_tried_again(self, world: World, files: Files, fault: Fault) -> None:
+        files.write(20)
+        async with world() as (emulator, client):
+            emulator.add_fault(fault)
+            report = await run(client, files, emulator)
+        assert (report.succeeded, report.failed) == (20, 0)
+        files.check(20)
+
+    @pytest.mark.parametrize(
+        ("fault", "code"),
+        [
+            (Fault("drop", route="chat", when="after", times=None), "lost"),
+            (Fault("garbage", route="chat", times=None), "unreadable"),
+            (Fault("delay", route="chat", seconds=100.0, times=None), "timed_out"),
+        ],
+        ids=["drop", "garbage", "delay"],
+    )
+    async def test_retries_have_a_limit(self, world: World, files: Files, fault: Fault, code: str) -> None:
+        files.write(3)
+        async with world() as (emulator, client):
+            emulator.add_fault(fault)
+            report = await run(client, files, emulator, max_retries=2, request_timeout=5.0)
+            assert asked(emulator) == 9
+            assert report.failed == 3
+            assert {each["error"]["code"] for each in files.answers()} == {code}
+            emulator.clear_faults()
+            assert (await run(client, files, emulator)).resumed == 3
+            report = await run(client, files, emulator, retry_failed=True)
+            assert (report.succeeded, report.resumed) == (3, 0)
+        files.check(3)
+
+    async def test_an_error_of_the_server_that_stays_is_a_line_with_its_status(
+        self, world: World, files: Files
+    ) -> None:
+        files.write(2)
+        async with world() as (emulator, client):
+            emulator.add_fault(Fault("status", route="chat", status=502, body="<html>", times=None))
+            await run(client, files, emulator, max_retries=1)
+        assert {each["response"]["status_code"] for each in files.answers()} == {502}
+        assert {each["response"]["body"]["error"]["message"] for each in files.answers()} == {"<html>"}
+
+    async def test_retry_after_is_obeyed(self, world: World, files: Files) -> None:
+        files.write(1)
+        async with world(step_seconds=0) as (emulator, client):
+            emulator.add_fault(Fault("status", route="chat", status=429, headers={"retry-after": "20"}))
+            report = await run(client, files, emulator)
+        assert 20 <= report.seconds <= 22
+
+    async def test_a_key_that_is_refused_ends_the_run_at_once(self, world: World, files: Files) -> None:
+        files.write(1000)
+        async with world() as (emulator, client):
+            with pytest.raises(EndpointError, match="refuses the key") as caught:
+                await client.run_batch(
+                    files.source, files.target, MODEL, HARDWARE, api_key="sk-wrong", concurrency=4
+                )
+            assert emulator.existing == ()
+            assert asked(emulator) <= 8
+        assert "sk-wrong" not in repr(caught.value)
+        assert not files.target.exists()
+
+    async def test_a_refusal_of_one_request_does_not_end_the_run(self, world: World, files: Files) -> None:
+        files.write(10)
+        async with world() as (emulator, client):
+            emulator.add_fault(Fault("status", route="chat", status=403, skip=3))
+            report = await run(client, files, emulator, concurrency=1)
+        assert (report.succeeded, report.failed) == (9, 1)
+
+    async def test_an_endpoint_that_answers_nothing_ends_the_run(self, world: World, files: Files) -> None:
+        files.write(100)
+        async with world() as (emulator, client):
+            emulator.add_fault(Fault("status", route="chat", status=503, skip=10, times=None))
+            with pytest.raises(EndpointError, match="answered nothing for 180 s"):
+                await run(client, files, emulator)
+            assert emulator.existing == ()
+            emulator.clear_faults()
+            assert len(files.ids()) == 10
+            await run(client, files, emulator)
+        files.check(100)
+
+    async def test_the_endpoint_may_repeat_the_key_and_it_does_not_show(
+        self, world: World, files: Files
+    ) -> None:
+        files.write(1)
+        async with world() as (emulator, client):
+            emulator.add_fault(Fault("status", route="chat", status=400, body=f"bad key {emulator.api_key}!"))
+            await run(client, files, emulator)
+            assert emulator.api_key not in files.target.read_text()
+        assert "bad key ***!" in files.target.read_text()
+
+
+class TestInstances:
+    async def test_several_share_the_work(self, world: World, files: Files) -> None:
+        files.write(60)
+        async with world(answer_seconds=1.0) as (emulator, client):
+            report = await run(client, files, emulator, instances=3, concurrency=2)
+            used = Counter(each.path.split("/")[2] for each in emulator.requests if each.route == "chat")
+            assert len(used) == 3
+            assert min(used.values()) >= 15
+            assert emulator.existing == ()
+        assert len(report.receipts) == 3
+        files.check(60)
+
+    @pytest.mark.parametrize("how", ["stop_instance", "delete_instance"])
+    async def test_one_that_is_lost_loses_no_work(
+        self, world: World, files: Files, how: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        files.write(80)
+        async with world(answer_seconds=1.0) as (emulator, client):
+            lost = False
+
+            def lose_one(progress: BatchProgress) -> None:
+                nonlocal lost
+                if progress.done >= 10 and not lost:
+                    lost = True
+                    getattr(emulator, how)(emulator.billing[0])
+
+            report = await run(client, files, emulator, instances=2, concurrency=4, on_progress=lose_one)
+            assert lost
+            assert emulator.existing == ()
+        assert (report.succeeded, report.failed) == (80, 0)
+        assert len(report.incidents) == 1
+        assert "stopped" in report.incidents[0]
+        files.check(80)
+
+    @pytest.mark.parametrize("how", ["stop_instance", "delete_instance"])
+    async def test_the_last_one_that_is_lost_ends_the_run_without_error_lines(
+        self, world: World, files: Files, how: str
+    ) -> None:
+        files.write(40)
+        async with world(answer_seconds=1.0) as (emulator, client):
+
+            def lose(progress: BatchProgress) -> None:
+                if progress.done >= 10 and emulator.billing:
+                    getattr(emulator, how)(emulator.billing[0])
+
+            with pytest.raises(InstanceLostError):
+                await run(client, files, emulator, concurrency=4, on_progress=lose)
+            assert emulator.existing == ()
+            assert all(each["response"]["status_code"] == 200 for each in files.answers())
+            report = await run(client, files, emulator, concurrency=4)
+            assert report.resumed >= 10
+        files.check(40)
+
+    async def test_one_that_cannot_be_started_leaves_it_to_the_others(
+        self, world: World, files: Files, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        files.write(20)
+        async with world(capacity={HARDWARE: 1}, max_retries=0, answer_seconds=30.0) as (emulator, client):
+            report = await run(client, files, emulator, instances=2)
+            assert emulator.existing == ()
+        assert report.succeeded == 20
+        assert len(report.incidents) == 1
+
+    async def test_that_none_can_be_started_is_an_error(self, world: World, files: Files) -> None:
+        files.write(2)
+        async with world(capacity={HARDWARE: 0}, max_retries=0) as (emulator, client):
+            with pytest.raises(ServiceUnavailableError):
+                await run(client, files, emulator, instances=2)
+            assert emulator.existing == ()
+        assert not files.target.exists()
+
+    async def test_one_that_still_starts_when_all_is_done_is_not_waited_for(
+        self, world: World, files: Files
+    ) -> None:
+        files.write(5)
+        async with world(step_seconds=10) as (emulator, client):
+            emulator.add_fault(Fault("delay", route="start", seconds=100.0, when="before"))
+            report = await run(client, files, emulator, instances=2)
+            assert emulator.existing == ()
+        assert report.succeeded == 5
+        assert report.seconds < 110
+
+    async def test_the_money_is_shared(self, world: World, files: Files) -> None:
+        files.write(2000)
+        async with world(answer_seconds=5.0) as (emulator, client):
+            price = await client.plan_batch(files.source, files.target, MODEL, HARDWARE)
+            assert price.price_per_minute is not None
+            with pytest.raises(LeaseExpiredError):
+                await run(
+                    client,
+                    files,
+                    emulator,
+                    instances=2,
+                    max_cost=6.2 * price.price_per_minute,
+                    concurrency=2,
+                )
+            assert emulator.existing == ()
+            assert emulator.total_cost <= 6.2 * price.price_per_minute
+            assert emulator.total_cost >= 4 * price.price_per_minute
+        done = len(files.ids())
+        assert 0 < done < 2000
+
+
+class TestBadInput:
+    async def refused(
+        self, world: World, files: Files, error: type[Exception], said: str, **options: Any
+    ) -> None:
+        async with world() as (emulator, client):
+            with pytest.raises(error, match=said):
+                await run(client, files, emulator, **options)
+            assert emulator.requests == ()
+        assert not files.target.exists()
+
+    @pytest.mark.parametrize(
+        ("text", "said"),
+        [
+            ("{\n", "line 4: it is not JSON"),
+            (json.dumps({"custom_id": "r1", "url": "/v1/embeddings", "body": {}}), "line 4: .* line 2"),
+            (json.dumps({"custom_id": "x", "url": "/v1/audio", "body": {}}), "line 4: url must be"),
+        ],
+    )
+    async def test_a_bad_line_is_named_before_anything_is_started(
+        self, world: World, files: Files, text: str, said: str
+    ) -> None:
+        files.write(3)
+        with files.source.open("a") as file:
+            file.write(text)
+        await self.refused(world, files, BatchFileError, said)
+
+    async def test_no_input(self, world: World, files: Files) -> None:
+        await self.refused(world, files, BatchFileError, "cannot be read")
+
+    async def test_no_folder_for_the_output(self, world: World, files: Files) -> None:
+        files.write(1)
+        files.target = files.target / "no" / "folder"
+        await self.refused(world, files, BatchFileError, "cannot be written")
+
+    async def test_no_key(self, world: World, files: Files) -> None:
+        files.write(1)
+        async with world() as (emulator, client):
+            with pytest.raises(ConfigurationError, match="CORTECS_API_KEY"):
+                await client.run_batch(files.source, files.target, MODEL)
+            assert emulator.requests == ()
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"instances": 0},
+            {"instances": True},
+            {"concurrency": 0},
+            {"concurrency": "many"},
+            {"max_retries": -1},
+            {"request_timeout": 0},
+            {"max_cost": -1},
+            {"max_lifetime": 0},
+            {"num_workers": 9},
+            {"on_progress": 3},
+            {"on_provisioning": 3},
+            {"transport": "carrier pigeon"},
+            {"start_timeout": -1},
+        ],
+        ids=str,
+    )
+    async def test_bad_options(self, world: World, files: Files, options: dict[str, Any]) -> None:
+        files.write(1)
+        await self.refused(world, files, InvalidArgumentError, next(iter(options)), **options)
+
+    async def test_a_path_that_is_none(self, world: World, files: Files) -> None:
+        async with world() as (_, client):
+            for bad in (3, "a\0b"):
+                with pytest.raises(InvalidArgumentError, match="input must be a path"):
+                    await client.run_batch(bad, files.target, MODEL, api_key="k")  # type: ignore[arg-type]
+
+    async def test_an_input_that_changes_under_the_run(
+        self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_work, "_MOST_LINES", 10)  # it is not read to its end at once
+        files.write(30)
+        async with world(answer_seconds=1.0) as (emulator, client):
+
+            def change(progress: Progress) -> None:
+                with files.source.open("a") as file:
+                    file.write(files.line(99))
+
+            with pytest.raises(BatchFileError, match="has changed"):
+                await run(client, files, emulator, on_provisioning=change)
+            assert emulator.existing == ()
+
+    async def test_a_disk_that_is_full_ends_the_run_and_loses_nothing(
+        self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files.write(60)
+        real = Output.append
+
+        def append(output: Any, lines: list[bytes]) -> int:
+            if output.path.stat().st_size > 5000:
+                raise BatchWriteError("No space left on device", path=str(output.path))
+            return real(output, lines)
+
+        monkeypatch.setattr(Output, "append", append)
+        async with world(answer_seconds=1.0) as (emulator, client):
+            with pytest.raises(BatchWriteError, match="No space left"):
+                await run(client, files, emulator)
+            assert emulator.existing == ()
+            written = len(files.ids())
+            monkeypatch.setattr(Output, "append", real)
+            report = await run(client, files, emulator)
+            assert report.resumed == written > 0
+        files.check(60)
+
+
+class TestProgress:
+    async def test_it_counts_what_is_on_the_disk(self, world: World, files: Files) -> None:
+        files.write(30)
+        seen: list[BatchProgress] = []
+
+        async def note(progress: BatchProgress) -> None:
+            await anyio.lowlevel.checkpoint()
+            assert len(files.ids() if files.target.exists() else []) == progress.done
+            seen.append(progress)
+
+        async with world(answer_seconds=1.0, step_seconds=1.0) as (emulator, client):
+            await run(client, files, emulator, concurrency=5, on_progress=note)
+        assert [each.done for each in seen] == sorted(each.done for each in seen)
+        middle = next(each for each in seen if each.done >= 20)
+        assert (middle.total, middle.running, middle.concurrency, middle.instances) == (30, 5, 5, 1)
+        assert middle.cost == pytest.approx(emulator_price(seen))
+        assert middle.rate > 1
+        assert middle.tokens_per_second == pytest.approx(5 * middle.rate)
+        assert middle.eta is not None
+        assert seen[-1].done == 30
+        assert seen[0].instances == 0
+        assert seen[0].eta is None
+
+    async def test_what_it_raises_ends_the_batch(self, world: World, files: Files) -> None:
+        files.write(10)
+
+        def fail(progress: BatchProgress) -> None:
+            if progress.done:
+                raise KeyError("mine")
+
+        async with world(answer_seconds=1.0) as (emulator, client):
+            with pytest.raises(KeyError, match="mine"):
+                await run(client, files, emulator, concurrency=1, on_progress=fail)
+            assert emulator.existing == ()
+
+    async def test_provisioning_is_told(self, world: World, files: Files) -> None:
+        files.write(1)
+        seen: list[Progress] = []
+        async with world() as (emulator, client):
+            await run(client, files, emulator, on_provisioning=seen.append)
+        assert seen[-1].instance.is_usable
+
+
+def emulator_price(seen: list[BatchProgress]) -> float:
+    return next(each.cost for each in seen if each.cost is not None)
+
+
+class TestCancellation:
+    @pytest.mark.parametrize("after", [0.0, 0.5, 2.0, 4.2, 5.0, 7.7, 9.0])
+    async def test_whatever_the_moment(self, world: World, files: Files, after: float) -> None:
+        files.write(40)
+        async with world(answer_seconds=1.0, stop_seconds=0.5) as (emulator, client):
+            with anyio.move_on_after(after) as scope:
+                await run(client, files, emulator, instances=2, concurrency=4)
+            assert scope.cancelled_caught or after == 9.0
+            assert emulator.existing == ()
+            await run(client, files, emulator)
+        files.check(40)
+
+    async def test_what_was_answered_is_written_first(
+        self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files.write(20)
+        real = _sink.Sink.run
+
+        async def never(sink: _sink.Sink) -> None:
+            await anyio.sleep_forever()
+
+        monkeypatch.setattr(_sink.Sink, "run", never)
+        async with world(answer_seconds=1.0) as (emulator, client):
+            with anyio.move_on_after(6.5):
+                await run(client, files, emulator, concurrency=4)
+            monkeypatch.setattr(_sink.Sink, "run", real)
+            answered = len(files.ids())
+            assert answered >= 4
+            assert (await run(client, files, emulator)).resumed == answered
+        files.check(20)
+
+
+async def test_a_plan_touches_nothing(world: World, files: Files) -> None:
+    files.write(10)
+    async with world() as (emulator, client):
+        plan = await client.plan_batch(files.source, files.target, MODEL, instances=3, num_workers=2)
+        assert emulator.ledger == ()
+    assert not files.target.exists()
+    assert (plan.total, plan.left, plan.model) == (10, 10, MODEL)
+    assert plan.hardware_type_id == "NVIDIA_L40S_1"
+    assert plan.is_available is True
+    assert plan.context_length == 32_000
+    assert plan.price_per_minute == pytest.approx(6 * 0.03)
+    assert (plan.balance, plan.balance_currency, plan.currency) == (1000.0, "EUR", "EUR")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"hardware_type_id": "NVIDIA_NOTHING"}, "does not run on"),
+        ({"context_length": 10**9}, "is more than the"),
+        ({"num_workers": 9}, "num_workers"),
+    ],
+)
+async def test_a_plan_says_what_does_not_fit(
+    world: World, files: Files, options: dict[str, Any], said: str
+) -> None:
+    files.write(1)
+    async with world() as (_, client):
+        with pytest.raises(InvalidArgumentError, match=said):
+            await client.plan_batch(files.source, files.target, MODEL, **options)
+
+
+async def test_constants_are_what_the_docs_say() -> None:
+    assert _crew.PATIENCE == 180.0

@@ -1,0 +1,554 @@
+"""The files of a batch: what is read, what is refused, what is written, and what a crash leaves."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cortecs_async._batch import _index
+from cortecs_async._batch._format import (
+    Request,
+    RequestReader,
+    Usage,
+    answered,
+    key_of,
+    read_answer,
+    unanswered,
+)
+from cortecs_async._batch._index import Index, Parts, is_done
+from cortecs_async._batch._output import Output, WholeLines
+from cortecs_async._batch._plan import Files, Survey, survey
+from cortecs_async._batch._threads import Stopped
+from cortecs_async.errors import BatchFileError, BatchWriteError
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+
+
+def line(custom_id: Any = "one", **changes: Any) -> dict[str, Any]:
+    body = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
+    return {
+        "custom_id": custom_id,
+        "method": "POST",
+        "url": "/v1/chat/completions",
+        "body": {**body, **changes.pop("body", {})},
+        **changes,
+    }
+
+
+def reader(*, override_model: bool = False) -> RequestReader:
+    return RequestReader("in.jsonl", MODEL, override_model=override_model)
+
+
+def read(data: Any, **options: Any) -> Request:
+    raw = data if isinstance(data, bytes) else json.dumps(data).encode()
+    found = reader(**options).read(7, raw)
+    assert found is not None
+    return found[0]
+
+
+class TestRequests:
+    def test_a_request_is_read(self) -> None:
+        request = read(line())
+        assert (request.number, request.custom_id, request.path) == (7, "one", "/chat/completions")
+        assert json.loads(request.body) == line()["body"]
+
+    @pytest.mark.parametrize("url", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
+    def test_the_three_kinds(self, url: str) -> None:
+        assert "/v1" + read(line(url=url)).path == url
+
+    def test_a_model_that_is_not_named_is_the_one_that_runs(self) -> None:
+        data = line()
+        del data["body"]["model"]
+        assert json.loads(read(data).body)["model"] == MODEL
+
+    def test_the_services_spelling_of_the_model_is_the_same_model(self) -> None:
+        assert read(line(body={"model": MODEL.replace("/", "--")})).body == read(line()).body
+
+    def test_another_model_can_be_overridden(self) -> None:
+        assert json.loads(read(line(body={"model": "gpt-4o"}), override_model=True).body)["model"] == MODEL
+
+    @pytest.mark.parametrize("raw", [b"\n", b"  \r\n", b""])
+    def test_blank_lines_are_nothing(self, raw: bytes) -> None:
+        assert reader().read(1, raw) is None
+
+    def test_a_mark_at_the_beginning_of_the_file_is_no_matter(self) -> None:
+        assert read(b"\xef\xbb\xbf" + json.dumps(line()).encode() + b"\r\n").custom_id == "one"
+
+    @pytest.mark.parametrize(
+        ("data", "said"),
+        [
+            (b"{", "not JSON"),
+            (b'{"custom_id": "\xff"}', "not UTF-8"),
+            (b"[" * 100_000, "too deep"),
+            (b'{"a": ' + b"1" * 5000 + b"}", "too long"),
+            ([], "not a JSON object"),
+            (line(custom_id=""), "custom_id"),
+            (line(custom_id=3), "custom_id"),
+            ({"url": "/v1/embeddings", "body": {}}, "custom_id"),
+            (line(method="GET"), "method"),
+            (line(url="/v1/images/generations"), "url"),
+            (line(url=["/v1/embeddings"]), "url"),
+            ({**line(), "body": "hello"}, "body"),
+            (line(body={"stream": True}), "stream"),
+            (line(body={"model": "gpt-4o"}), "'gpt-4o'"),
+            (line(body={"model": ["a"]}), "model"),
+            (line(body={"temperature": float("nan")}), "NaN"),
+            (b'{"custom_id": "a", "url": "/v1/embeddings", "body": {"x": 1e999}}', "infinity"),
+        ],
+    )
+    def test_what_is_no_request_is_refused_with_its_line(self, data: Any, said: str) -> None:
+        with pytest.raises(BatchFileError, match=said) as caught:
+            read(data)
+        assert (caught.value.path, caught.value.line) == ("in.jsonl", 7)
+        assert str(caught.value).startswith("in.jsonl, line 7: ")
+
+    def test_the_id_is_that_of_the_request_and_not_of_its_name(self) -> None:
+        one = read(line())
+        assert one.request_id == read(line(custom_id="two")).request_id
+        for other in (line(body={"max_tokens": 6}), line(url="/v1/completions")):
+            assert read(other).request_id != one.request_id
+        assert one.key == key_of("one") != key_of("two")
+
+
+class TestAnswers:
+    BODY: ClassVar = {
+        "id": "x",
+        "usage": {"prompt_tokens": 3, "completion_tokens": 4},
+        "text": 'ü "\u2028 \\ud800',
+    }
+
+    def test_an_answer_has_the_form_of_the_batch_api(self) -> None:
+        request = read(line(custom_id='"\ud800ü'))
+        text, usage = answered(request, 200, "r-1", json.dumps(self.BODY).encode())
+        assert text.endswith(b"\n")
+        assert text.count(b"\n") == 1
+        data = json.loads(text)
+        assert data == {
+            "id": request.request_id,
+            "custom_id": '"\ud800ü',
+            "response": {"status_code": 200, "request_id": "r-1", "body": self.BODY},
+            "error": None,
+        }
+        assert usage == Usage(3, 4)
+        answer = read_answer("out", 1, text)
+        assert (answer.key, answer.request_id, answer.succeeded) == (request.key, request.request_id, True)
+
+    def test_an_answer_is_kept_as_it_came(self) -> None:
+        body = b'{\r\n "n": 1.00000000000000000001,\n "big": 123456789012345678901234567890 }\n'
+        text, _ = answered(read(line()), 200, None, body)
+        assert b'"n": 1.00000000000000000001' in text
+        assert text.count(b"\n") == 1
+        assert json.loads(text)["response"]["body"]["big"] == 123456789012345678901234567890
+
+    @pytest.mark.parametrize(
+        "body", [b"", b"<html>", b"[1]", b'"text"', b'{"x": NaN}', b"\xff", b"[" * 100_000]
+    )
+    def test_a_success_that_is_no_object_is_no_answer(self, body: bytes) -> None:
+        with pytest.raises(ValueError, match="no JSON object"):
+            answered(read(line()), 200, None, body)
+
+    def test_a_refusal_is_an_answer_that_failed(self) -> None:
+        text, usage = answered(read(line()), 400, None, b'{"error": {"message": "too long"}}')
+        assert json.loads(text)["response"]["body"] == {"error": {"message": "too long"}}
+        assert usage is None
+        assert not read_answer("out", 1, text).succeeded
+
+    def test_a_refusal_that_is_no_json_becomes_one(self) -> None:
+        text, _ = answered(read(line()), 502, None, b"<html>\xff bad gateway")
+        assert json.loads(text)["response"]["body"]["error"]["message"] == "<html>\ufffd bad gateway"
+
+    def test_an_error_line(self) -> None:
+        text = unanswered(read(line()), "timed_out", 'no "answer"')
+        data = json.loads(text)
+        assert data["response"] is None
+        assert data["error"] == {"code": "timed_out", "message": 'no "answer"'}
+        assert not read_answer("out", 1, text).succeeded
+
+    @pytest.mark.parametrize("usage", [None, 3, {"prompt_tokens": "many"}, {}])
+    def test_odd_usage_counts_as_none(self, usage: Any) -> None:
+        _, found = answered(read(line()), 200, None, json.dumps({"usage": usage}).encode())
+        assert found == Usage()
+
+    @pytest.mark.parametrize(
+        "data", [b"{", [], {"custom_id": "a"}, {"custom_id": 3, "id": "x", "response": None}, line()]
+    )
+    def test_what_is_no_answer_is_refused_with_its_line(self, data: Any) -> None:
+        raw = data if isinstance(data, bytes) else json.dumps(data).encode()
+        with pytest.raises(BatchFileError, match="no line of a batch's output") as caught:
+            read_answer("out.jsonl", 4, raw)
+        assert caught.value.line == 4
+
+
+class TestIndex:
+    @given(seed=st.integers(0, 2**32), parts=st.integers(1, 9), size=st.integers(0, 60))
+    def test_it_finds_what_a_set_would(self, seed: int, parts: int, size: int) -> None:
+        rng = random.Random(seed)
+        index = Index(parts * _index._SHARE)
+        ids = [f"r{number}" for number in range(1, size + 1)]
+        answers = rng.sample(ids, rng.randint(0, size))
+        for number, name in enumerate(ids, 1):
+            index.add_request(key_of(name), "batch_req_" + key_of(name + "!").hex(), number)
+        for number, name in enumerate(answers, 1):
+            index.add_answer(key_of(name), "batch_req_" + key_of(name + "!").hex(), number, number * 100)
+        match = index.match()
+        assert match.repeated is match.answered_twice is match.foreign is None
+        assert {name for n, name in enumerate(ids, 1) if is_done(match.done, n)} == set(answers)
+        expected = {(ids.index(name) + 1, number * 100) for number, name in enumerate(answers, 1)}
+        assert set(index.pairs()) == expected
+        index.close()
+
+    def test_the_first_clash_is_named_whatever_part_it_is_in(self) -> None:
+        index = Index(50 * _index._SHARE)
+        names = [f"r{number % 40}" for number in range(1, 81)]
+        for number, name in enumerate(names, 1):
+            index.add_request(key_of(name), "batch_req_" + "0" * 32, number)
+        repeated = index.match().repeated
+        assert repeated is not None
+        assert (repeated.line, repeated.other) == (41, 1)
+        index.close()
+
+    def test_entries_go_through_the_disk_in_order(self) -> None:
+        parts = Parts(2)
+        count = 3 * _index._BUFFER // _index._ENTRY.size
+        for number in range(count):
+            parts.add(bytes([0] * 16), b"r" * 16, number, number)
+        assert parts._size > 0
+        assert [entry[2] for entry in parts.read(0)] == list(range(count))
+        parts.add(bytes([0] * 16), b"r" * 16, count, 0)
+        assert [entry[2] for entry in parts.read(0)] == list(range(count + 1))
+        parts.close()
+
+
+def answer_line(custom_id: str, **changes: Any) -> bytes:
+    return answered(read(line(custom_id, **changes)), 200, None, b'{"id": "x"}')[0]
+
+
+class TestOutput:
+    def test_lines_are_there_when_append_returns(self, tmp_path: Path) -> None:
+        output = Output(tmp_path / "out.jsonl")
+        assert output.append([b"one\n", b"two\n"]) == 0
+        assert (tmp_path / "out.jsonl").read_bytes() == b"one\ntwo\n"
+        assert output.append([b"three\n"]) == 8
+        output.close()
+        assert (tmp_path / "out.jsonl").read_bytes() == b"one\ntwo\nthree\n"
+
+    def test_every_line_is_on_the_disk_when_it_is_counted(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        synced: list[int] = []
+        real = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            real(descriptor)
+            synced.append(os.fstat(descriptor).st_size)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+        output = Output(tmp_path / "out.jsonl")
+        output.append([b"one\n"])
+        assert 4 in synced
+        output.close()
+
+    def test_two_processes_cannot_write_one_file(self, tmp_path: Path) -> None:
+        output = Output(tmp_path / "out.jsonl")
+        with pytest.raises(BatchFileError, match="another process is writing it"):
+            Output(tmp_path / "out.jsonl")
+        output.append([b"x\n"])
+        output.close()
+        Output(tmp_path / "out.jsonl").close()
+
+    def test_a_run_that_came_to_nothing_leaves_no_file(self, tmp_path: Path) -> None:
+        Output(tmp_path / "out.jsonl").close()
+        assert list(tmp_path.iterdir()) == []
+        (tmp_path / "mine.jsonl").touch()
+        Output(tmp_path / "mine.jsonl").close()
+        assert (tmp_path / "mine.jsonl").exists()
+
+    @pytest.mark.parametrize("name", [".", "missing/out.jsonl", "/dev/null"])
+    def test_what_cannot_be_written_is_refused(self, tmp_path: Path, name: str) -> None:
+        with pytest.raises(BatchFileError, match=r"cannot be written|not a plain file"):
+            Output(tmp_path / name)
+
+    def test_a_pipe_is_refused_and_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(BatchFileError, match="not a plain file"):
+            Output(tmp_path / "pipe")
+
+    @pytest.mark.parametrize("written", [0, 3])
+    def test_a_full_disk_leaves_whole_lines(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+    ) -> None:
+        output = Output(tmp_path / "out.jsonl")
+        output.append([b"one\n"])
+        real, calls = os.write, 0
+
+        def write(descriptor: int, data: Any) -> int:
+            nonlocal calls
+            calls += 1
+            if calls == 1 and written:
+                return real(descriptor, data[:written])
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(os, "write", write)
+        with pytest.raises(BatchWriteError, match="No space left on device"):
+            output.append([b"two\n", b"three\n"])
+        assert (tmp_path / "out.jsonl").read_bytes() == b"one\n"
+        monkeypatch.undo()
+        output.append([b"two\n"])
+        assert (tmp_path / "out.jsonl").read_bytes() == b"one\ntwo\n"
+        output.close()
+
+    def test_a_limit_of_the_system_is_an_error_too(self, tmp_path: Path) -> None:
+        program = f"""
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+from pathlib import Path
+from cortecs_async._batch._output import Output
+from cortecs_async.errors import BatchWriteError
+output = Output(Path({str(tmp_path / "out.jsonl")!r}))
+output.append([b"12345\\n"])
+try:
+    output.append([b"678901234\\n"])
+except BatchWriteError as error:
+    print(error)
+"""
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+        assert "File too large" in done.stdout
+        assert (tmp_path / "out.jsonl").read_bytes() == b"12345\n"
+
+    def test_too_little_room_is_seen_before(self, tmp_path: Path) -> None:
+        output = Output(tmp_path / "out.jsonl")
+        output.check_room(1000)
+        with pytest.raises(BatchFileError, match="the disk has"):
+            output.check_room(1 << 62)
+        output.close()
+
+    def test_a_closed_file_is_not_touched(self, tmp_path: Path) -> None:
+        path = tmp_path / "out.jsonl"
+        path.write_bytes(b"one\ntwo\n")
+        output = Output(path)
+        output.close()
+        output.close()
+        output.cut(0)
+        output.drop(lambda _: True, lambda: None)
+        with pytest.raises(BatchWriteError, match="closed"):
+            output.append([b"three\n"])
+        assert path.read_bytes() == b"one\ntwo\n"
+
+    def test_lines_are_dropped_in_one_step_and_the_lock_stays(self, tmp_path: Path) -> None:
+        path = tmp_path / "out.jsonl"
+        path.write_bytes(b"one\ntwo\nthree\n")
+        path.chmod(0o640)
+        output = Output(path)
+        output.drop(lambda text: text == b"two\n", lambda: None)
+        assert path.read_bytes() == b"one\nthree\n"
+        assert path.stat().st_mode & 0o777 == 0o640
+        with pytest.raises(BatchFileError, match="another process"):
+            Output(path)
+        assert output.append([b"four\n"]) == 10
+        output.close()
+        assert path.read_bytes() == b"one\nthree\nfour\n"
+        assert [each.name for each in tmp_path.iterdir()] == ["out.jsonl"]
+
+    def test_a_rewrite_that_fails_leaves_the_file_as_it_was(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = tmp_path / "out.jsonl"
+        path.write_bytes(b"two\none\n")
+        output = Output(path)
+
+        def fail(*_: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        monkeypatch.setattr(Path, "replace", fail)
+        with pytest.raises(BatchWriteError, match="stays as it is"):
+            output.sort(2, lambda: [(2, 0), (1, 4)], lambda: None)
+        monkeypatch.undo()
+        assert path.read_bytes() == b"two\none\n"
+        assert [each.name for each in tmp_path.iterdir()] == ["out.jsonl"]
+        output.sort(2, lambda: [(2, 0), (1, 4)], lambda: None)
+        assert path.read_bytes() == b"one\ntwo\n"
+        output.close()
+
+    def test_what_is_in_order_is_not_written_anew(self, tmp_path: Path) -> None:
+        path = tmp_path / "out.jsonl"
+        path.write_bytes(b"one\ntwo\n")
+        before = path.stat().st_ino
+        output = Output(path)
+        output.sort(9, lambda: [(3, 0), (8, 4)], lambda: None)
+        assert path.stat().st_ino == before
+        output.close()
+
+
+Look = Callable[..., Survey]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+
+
+def write(path: Path, *lines: Any) -> None:
+    path.write_bytes(b"".join(x if isinstance(x, bytes) else json.dumps(x).encode() + b"\n" for x in lines))
+
+
+def look(files: Files, output: Output | None = None, *, retry_failed: bool = False) -> Survey:
+    found = survey(
+        files,
+        RequestReader(str(files.source), MODEL, override_model=False),
+        output,
+        Stopped(),
+        retry_failed=retry_failed,
+    )
+    found.index.close()
+    return found
+
+
+class TestSurvey:
+    def test_what_is_left(self, files: Files) -> None:
+        write(files.source, line("a"), b"\n", line("b"), line("c"))
+        write(files.target, answer_line("c"))
+        found = look(files)
+        assert (found.plan.total, found.plan.succeeded, found.plan.failed, found.plan.left) == (3, 1, 0, 2)
+        assert [is_done(found.done, number) for number in (1, 3, 4)] == [False, False, True]
+
+    def test_estimates(self, files: Files) -> None:
+        long = line(
+            "b", body={"messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 400}]}]}
+        )
+        other = {"custom_id": "c", "url": "/v1/embeddings", "body": {"input": ["y" * 40, [1, 2, 3]]}}
+        write(files.source, line("a"), long, other)
+        plan = look(files).plan
+        assert plan.prompt_tokens == 1 + 100 + 13
+        assert plan.max_completion_tokens == 10
+        assert (plan.longest_line, plan.longest_tokens) == (2, 105)
+        write(files.source, line("a", body={"max_tokens": None}))
+        assert look(files).plan.max_completion_tokens is None
+
+    def test_an_id_that_is_there_twice(self, files: Files) -> None:
+        write(files.source, line("a"), line("b"), line("a"))
+        with pytest.raises(BatchFileError, match=r"in.jsonl, line 3: .* line 1 already"):
+            look(files)
+
+    def test_an_answer_that_is_there_twice(self, files: Files) -> None:
+        write(files.source, line("a"))
+        write(files.target, answer_line("a"), answer_line("a"))
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line 2: .* line 1 already"):
+            look(files)
+
+    def test_the_output_of_another_input(self, files: Files) -> None:
+        write(files.source, line("a"), line("b"))
+        write(files.target, answer_line("b"), answer_line("z"))
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line 2: .*output of another input"):
+            look(files)
+
+    def test_the_output_of_the_same_ids_that_asked_otherwise(self, files: Files) -> None:
+        write(files.source, line("a"), line("b", body={"max_tokens": 6}))
+        write(files.target, answer_line("b"))
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: .*another request .*line 2"):
+            look(files)
+
+    def test_an_output_that_is_none(self, files: Files) -> None:
+        write(files.source, line("a"))
+        write(files.target, b"hello\n", b"world")
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: no line of a batch's output"):
+            look(files, Output(files.target))
+        assert files.target.read_bytes() == b"hello\nworld"
+
+    def test_a_file_of_something_else_without_lines_is_not_cut(self, files: Files) -> None:
+        write(files.source, line("a"))
+        write(files.target, b"PK\x03\x04 a picture, perhaps")
+        with pytest.raises(BatchFileError, match="it does not end"):
+            look(files, Output(files.target))
+        assert files.target.read_bytes() == b"PK\x03\x04 a picture, perhaps"
+
+    @pytest.mark.parametrize("cut", range(1, len(answer_line("b")), 7))
+    def test_a_torn_tail_is_cut_off(self, files: Files, cut: int) -> None:
+        write(files.source, line("a"), line("b"))
+        whole, torn = answer_line("a"), answer_line("b")[:cut]
+        for before in (whole, b""):
+            write(files.target, before, torn)
+            output = Output(files.target)
+            assert look(files).plan.left == (1 if before else 2)
+            assert files.target.read_bytes() == before + torn  # only looked at
+            assert look(files, output).plan.left == (1 if before else 2)
+            assert files.target.read_bytes() == before
+            assert output.append([answer_line("b")]) == len(before)
+            output.close()
+            assert files.target.read_bytes() == before + answer_line("b")
+
+    def test_zeros_that_a_lost_machine_leaves_are_cut_off(self, files: Files) -> None:
+        write(files.source, line("a"), line("b"))
+        write(files.target, answer_line("a"), b"\0" * 100)
+        assert list(WholeLines(files.target)) == [(1, 0, answer_line("a"))]
+
+    def test_the_input_is_not_its_own_output(self, files: Files) -> None:
+        write(files.source, line("a"))
+        os.link(files.source, files.target)
+        with pytest.raises(BatchFileError, match="the output is the input itself"):
+            look(files)
+
+    @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "unreadable"])
+    def test_an_input_that_cannot_be_read(self, files: Files, kind: str) -> None:
+        if kind == "folder":
+            files.source.mkdir()
+        elif kind == "pipe":
+            os.mkfifo(files.source)
+        elif kind == "unreadable":
+            write(files.source, line("a"))
+            files.source.chmod(0)
+            if os.access(files.source, os.R_OK):
+                pytest.skip("root reads everything")
+        with pytest.raises(BatchFileError, match=r"cannot be read|not a plain file"):
+            look(files)
+
+    def test_failed_lines_can_be_taken_out(self, files: Files) -> None:
+        write(files.source, line("a"), line("b"), line("c"))
+        failed = unanswered(read(line("b")), "lost", "gone")
+        write(files.target, answer_line("c"), failed, answer_line("a"))
+        assert look(files).plan.failed == 1
+        assert look(files, retry_failed=True).plan.left == 1
+        assert failed in files.target.read_bytes()
+        output = Output(files.target)
+        found = look(files, output, retry_failed=True)
+        assert (found.plan.succeeded, found.plan.failed, found.plan.left) == (2, 0, 1)
+        assert files.target.read_bytes() == answer_line("c") + answer_line("a")
+        output.close()
+
+    def test_nobody_waits_any_more(self, files: Files) -> None:
+        write(files.source, line("a"))
+        stopped = Stopped()
+        stopped.event.set()
+        with pytest.raises(RuntimeError, match="nobody waits"):
+            survey(files, reader(), None, stopped, retry_failed=False)
+
+    def test_many_parts_find_the_same(self, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(_index, "_SHARE", 100)
+        write(files.source, *(line(f"r{number}") for number in range(500)))
+        write(files.target, *(answer_line(f"r{number}") for number in range(0, 500, 3)))
+        found = look(files)
+        assert found.index._requests.count > 100
+        left = [number for number in range(500) if not is_done(found.done, number + 1)]
+        assert left == [number for number in range(500) if number % 3]
+
+
+def test_file_descriptors_are_given_back(files: Files) -> None:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    write(files.source, line("a"), line("a"))
+    for _ in range(soft + 10):
+        output = Output(files.target)
+        with pytest.raises(BatchFileError):
+            look(files, output)
+        output.close()
