@@ -7,10 +7,19 @@ from pathlib import Path
 import click
 
 from .. import __version__
+from ._account import balance, hardware, models
+from ._batch import batch
 from ._common import load_env_file, set_up_logging
+from ._completion import completion
 from ._demo import demo
+from ._doctor import doctor
 from ._emulator import emulator
+from ._instances import ls, rm, show, stop
 from ._orphans import orphans, sweep
+from ._run import run
+from ._start import restart, start
+from ._top import top
+from ._watch import watch
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -33,3 +42,7 @@ cli.add_command(demo)
 cli.add_command(emulator)
 cli.add_command(orphans)
 cli.add_command(sweep)
+for _each in (balance, batch, completion, hardware, ls, models, restart, rm, run, show, start, stop, watch):
+    cli.add_command(_each)
+cli.add_command(doctor)
+cli.add_command(top)

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import anyio
 import attrs
 import click
 from dotenv import dotenv_values
+from rich.cells import cell_len
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.table import Table
+from rich.text import Text
 
-from .. import CortecsError
+from .. import CortecsError, Progress
+from ..integrations.rich import ProvisioningBar
 
 T = TypeVar("T")
 
 # The only variables that are taken from a .env file: what this command line reads. A file that lies about in
 # a working directory must not set anything else, such as the PATH of a command that is run.
 _TAKEN = ("CORTECS_", "OPENAI_API_KEY")
+
+# Columns of a line that is no terminal's, and between two columns of a table.
+_UNLIMITED = 100_000
+_GAP = 2
 
 FAILED = 1
 USAGE = 2
@@ -57,18 +65,44 @@ def set_up_logging(verbosity: int) -> None:
         verbosity: -1 for what is critical, 0 for warnings, 1 for what happens, 2 for every request.
     """
     level = {-1: logging.CRITICAL, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
-    handler = RichHandler(
-        console=errors(), show_time=False, show_path=False, show_level=False, markup=False, highlighter=None
-    )
+    handler = _Log()
     logger = logging.getLogger("cortecs_async")
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
 
 
+class _Log(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        # Not bound to a stream: a live bar takes the place of standard error while it is drawn.
+        with contextlib.suppress(OSError):
+            click.echo(clean(self.format(record)), err=True)
+
+
+def clean(text: str) -> str:
+    """Text of the service's, harmless on a terminal: line ends stay, other control characters do not."""
+    return "".join(each if each.isprintable() or each == "\n" else "\ufffd" for each in text)
+
+
+def cleaned(value: T) -> T:
+    """The same data with all of its text clean: for those who show it in their own way."""
+    kind: Any = type(value)
+    changed: Any = value
+    if isinstance(value, str):
+        changed = clean(value)
+    elif isinstance(value, tuple):
+        changed = tuple(cleaned(each) for each in value)
+    elif attrs.has(kind):
+        changed = attrs.evolve(
+            changed, **{each.name: cleaned(getattr(value, each.name)) for each in attrs.fields(kind)}
+        )
+    return cast("T", changed)
+
+
 def output() -> Console:
     """Standard output, with colours only on a terminal that has them, and never cut to a width elsewhere."""
-    return Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    is_terminal = sys.stdout.isatty()
+    return Console(highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else _UNLIMITED)
 
 
 def errors() -> Console:
@@ -76,11 +110,46 @@ def errors() -> Console:
     return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
+def is_quiet() -> bool:
+    """Whether only results and errors were asked for."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().params.get("quiet"))
+
+
 def say(text: str) -> None:
     """A line for people on standard error, unless they asked for quiet."""
-    context = click.get_current_context(silent=True)
-    if context is None or not context.find_root().params.get("quiet"):
-        click.echo(text, err=True)
+    # A terminal that has gone away must not end what still has to be released.
+    if not is_quiet():
+        with contextlib.suppress(OSError):
+            click.echo(clean(text), err=True)
+
+
+def say_what_is_left(cancelled: BaseException) -> None:
+    """Tells those who interrupted a start that nothing is, if that is so."""
+    # A release that failed is noted on the cancellation, and is in the log already.
+    if not hasattr(cancelled, "__notes__"):
+        say("nothing is left of what was started")
+
+
+@contextlib.contextmanager
+def provisioning() -> Generator[Callable[[Progress], None] | None]:
+    """What to give as `on_progress`: a bar on standard error, or nothing for those who want quiet."""
+    if is_quiet():
+        yield None
+        return
+    with ProvisioningBar(errors()) as bar:
+        yield lambda progress: bar(cleaned(progress))
+
+
+def ending_signals() -> tuple[signal.Signals, ...]:
+    """What asks a command to end in order, for `cancel_on_sigterm`: not a SIGHUP that `nohup` ignores."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGHUP)
+
+
+def reason(error: CortecsError) -> str:
+    """What an error says, with what was noted on it since."""
+    return clean("\n".join([str(error), *getattr(error, "__notes__", [])]))
 
 
 def run(main: Callable[..., Awaitable[T]], *args: Any) -> T:
@@ -88,7 +157,7 @@ def run(main: Callable[..., Awaitable[T]], *args: Any) -> T:
     try:
         return anyio.run(main, *args)
     except CortecsError as error:
-        raise click.ClickException("\n".join([str(error), *getattr(error, "__notes__", [])])) from None
+        raise click.ClickException(reason(error)) from None
     except KeyboardInterrupt:
         interrupted()
 
@@ -101,7 +170,13 @@ def interrupted() -> NoReturn:
 
 def print_json(value: object) -> None:
     """Data classes and plain values as JSON on standard output."""
-    click.echo(json.dumps(to_plain(value), indent=2, ensure_ascii=False))
+    click.echo(to_json(value, indent=2))
+
+
+def to_json(value: object, *, indent: int | None = None) -> str:
+    """Data classes and plain values as JSON text, in which what a terminal would obey is escaped."""
+    text = json.dumps(to_plain(value), indent=indent, ensure_ascii=False)
+    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
 
 
 def to_plain(value: object) -> Any:
@@ -118,11 +193,35 @@ def to_plain(value: object) -> Any:
     return value
 
 
-def print_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
-    """A table on standard output; None is shown as a dash."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*("-" if each is None else str(each) for each in row))
-    output().print(table)
+def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]], *, optional: int = 0) -> None:
+    """A table on standard output, of any width where that is no terminal. See `make_table`."""
+    console = output()
+    console.print(make_table(console.width, columns, rows, optional=optional))
+
+
+def make_table(
+    width: int, columns: Sequence[str], rows: Iterable[Iterable[object]], *, optional: int = 0
+) -> Table:
+    """A table; None is shown as a dash.
+
+    Args:
+        width: How wide it may be.
+        columns: Their headings. The first is never broken: it is what people copy.
+        rows: The cells.
+        optional: How many of the last columns may be left out, where not all have room.
+    """
+    # As Text, so that [red] in what the service says is no markup.
+    texts = [[Text("-" if each is None else clean(str(each))) for each in row] for row in rows]
+    widths = [
+        max([cell_len(name), *(row[at].cell_len for row in texts)]) + _GAP for at, name in enumerate(columns)
+    ]
+    shown = len(columns)
+    while shown > len(columns) - optional and sum(widths[:shown]) - _GAP > width:
+        shown -= 1
+    natural = sum(widths[:shown]) - _GAP
+    table = Table(box=None, pad_edge=False, header_style="bold", width=width if natural > width else None)
+    for at, name in enumerate(columns[:shown]):
+        table.add_column(name, overflow="fold", no_wrap=at == 0)
+    for row in texts:
+        table.add_row(*row[:shown])
+    return table

@@ -1,0 +1,145 @@
+"""The commands of `cortecs-async` in this process, as programs, and on a terminal of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from click.testing import CliRunner, Result
+
+from cortecs_async._cli import cli
+from cortecs_async.emulator import Emulator, serve_emulator
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+HARDWARE = "NVIDIA_H100_1"
+
+PROGRAM = "from cortecs_async._cli import cli\ncli(prog_name='cortecs-async')"
+
+
+@contextmanager
+def serving(**options: Any) -> Iterator[Emulator]:
+    """An emulator on a port of its own."""
+    with asyncio.Runner() as runner:
+        served = serve_emulator(**{"step_seconds": 0.01, **options})
+        yield runner.run(served.__aenter__())
+        runner.run(served.__aexit__(None, None, None))
+
+
+@contextmanager
+def commands() -> Iterator[Callable[..., Result]]:
+    """Calls commands in this process; they set up the log, which other tests look at."""
+    logger = logging.getLogger("cortecs_async")
+    before = logger.handlers[:], logger.level, logger.propagate
+
+    def call(*arguments: str, **options: Any) -> Result:
+        # Without catching: what a command does not handle is a traceback for its user.
+        return CliRunner().invoke(cli, arguments, catch_exceptions=False, **options)
+
+    yield call
+    logger.handlers[:], logger.level, logger.propagate = before
+
+
+def environment(emulator: Emulator | None, state: Path) -> dict[str, str]:
+    """For a program that is to reach the emulator, with journals in a directory of its own."""
+    return {
+        **({} if emulator is None else emulator.env()),
+        "PATH": os.defpath,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "CORTECS_STATE_DIR": str(state / "state"),
+    }
+
+
+_ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+_TAKE_TERMINAL = """
+import os, sys
+terminal = os.open(sys.argv[1], os.O_RDWR)  # of a session without one: from here on its controlling terminal
+for number in range(3):
+    os.dup2(terminal, number)
+os.execv(sys.executable, [sys.executable, "-P", "-c", *sys.argv[2:]])
+"""
+
+
+class Terminal:
+    """A Python program in the foreground of a terminal, and what a person sees there.
+
+    Args:
+        source: Its text.
+        arguments: For its `sys.argv`.
+        env: All of its environment but what it is told of the terminal.
+        columns: Width of the terminal.
+    """
+
+    def __init__(self, source: str, *arguments: str, env: Mapping[str, str], columns: int = 100) -> None:
+        self._written = b""
+        self._master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", _TAKE_TERMINAL, os.ttyname(slave), source, *arguments],
+            env={"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "40", **env},
+            start_new_session=True,
+        )
+        self._slave = slave  # open, so that reading the master is no error before the program has opened it
+
+    @property
+    def text(self) -> str:
+        """All that was written on the screen so far, without colours and movements."""
+        return _ESCAPES.sub("", self._written.decode(errors="replace")).replace("\r", "")
+
+    def until(self, condition: Callable[[str], object], seconds: float = 30.0) -> None:
+        """Reads until what was written fulfils a condition.
+
+        Raises:
+            TimeoutError: when it never does.
+        """
+        deadline = time.monotonic() + seconds
+        while not condition(self.text):
+            if time.monotonic() > deadline:
+                raise TimeoutError(self.text)
+            self._read(0.1)
+
+    def press(self, text: str) -> None:
+        """Presses keys."""
+        os.write(self._master, text.encode())
+
+    def hang_up(self) -> None:
+        """Takes the terminal away, as closing its window does."""
+        os.close(self._slave)
+        os.close(self._master)
+        self._slave = self._master = -1
+
+    def wait(self) -> int:
+        """Reads until the program has ended; its exit status."""
+        self.until(lambda _: self.process.poll() is not None)
+        while self._read(0.0):
+            pass
+        return self.process.returncode
+
+    def _read(self, seconds: float) -> bool:
+        if not select.select([self._master], [], [], seconds)[0]:
+            return False
+        chunk = os.read(self._master, 65536)
+        self._written += chunk
+        return True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.process.kill()
+        self.process.wait()
+        if self._master >= 0:
+            self.hang_up()

@@ -1,0 +1,304 @@
+"""`cortecs-async batch` as a person uses it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from _command_line import HARDWARE, MODEL, PROGRAM, Terminal, commands, environment, serving
+from attrs import evolve
+from click.testing import Result
+from rich.console import Console
+
+from cortecs_async._cli._batch_view import Bars, Lines, duration, number
+from cortecs_async.emulator import Emulator, Fault
+from cortecs_async.types import (
+    BatchProgress,
+    InitProgress,
+    Instance,
+    InstanceArgs,
+    InstanceStatus,
+    Progress,
+    WorkerStatus,
+)
+
+pytestmark = pytest.mark.sockets
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Call]:
+    """`batch` in a folder that has an input of ten requests."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path, 10)
+    with commands() as command:
+        yield lambda *options, **more: command(
+            *more.get("before", ()), "batch", "in.jsonl", "-o", "out.jsonl", "--model", MODEL, *options
+        )
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    with serving() as emulator:
+        for name, value in emulator.env().items():
+            monkeypatch.setenv(name, value)
+        yield emulator
+
+
+def write(folder: Path, count: int, **body: Any) -> None:
+    with (folder / "in.jsonl").open("w") as file:
+        for each in range(count):
+            full = {"messages": [{"role": "user", "content": f"hello {each}"}], "max_tokens": 3, **body}
+            request = {"custom_id": f"r{each}", "method": "POST", "url": "/v1/chat/completions", "body": full}
+            file.write(json.dumps(request) + "\n")
+
+
+def ids(folder: Path) -> list[str]:
+    return [json.loads(line)["custom_id"] for line in (folder / "out.jsonl").read_text().splitlines()]
+
+
+def test_the_whole_job_and_its_receipt(served: Emulator, call: Call, tmp_path: Path) -> None:
+    done = call("--hardware", HARDWARE, "--ordered")
+    assert done.exit_code == 0
+    assert ids(tmp_path) == [f"r{each}" for each in range(10)]
+    assert served.existing == ()
+    for row in (
+        "answered      10 of 10",
+        "failed        0",
+        "output        out.jsonl",
+        "left running  nothing",
+    ):
+        assert row in done.stdout
+    assert "cost          about 0.05 EUR" in done.stdout
+    assert "5/5 Running" in done.stderr
+    assert "10 of 10, 0 failed" in done.stderr
+    again = call("--hardware", HARDWARE)
+    assert again.exit_code == 0
+    assert "no instance was started" in again.stdout
+    assert len(served.ledger) == 1
+
+
+def test_quiet_says_nothing(served: Emulator, call: Call) -> None:
+    done = call(before=["-q"])
+    assert (done.exit_code, done.output) == (0, "")
+
+
+def test_the_receipt_as_json(served: Emulator, call: Call) -> None:
+    report = json.loads(call("--json", "--instances", "2").stdout)
+    assert (report["total"], report["succeeded"], report["failed"]) == (10, 10, 0)
+    assert len(report["receipts"]) in {1, 2}
+    assert report["cost"] > 0
+    assert report["currency"] == "EUR"
+
+
+def test_error_lines_have_a_status_of_their_own(served: Emulator, call: Call) -> None:
+    served.add_fault(Fault("status", route="chat", status=400))
+    done = call()
+    assert done.exit_code == 3
+    assert "answered      9 of 10" in done.stdout
+    assert "failed        1, each with an error line" in done.stdout
+    assert call().exit_code == 3
+    done = call("--retry-failed")
+    assert (done.exit_code, served.existing) == (0, ())
+
+
+def test_a_dry_run_starts_nothing(served: Emulator, call: Call, tmp_path: Path) -> None:
+    done = call("--dry-run", "--instances", "2", "--workers", "2")
+    assert done.exit_code == 0
+    assert served.ledger == ()
+    assert not (tmp_path / "out.jsonl").exists()
+    for row in (
+        "requests            10, of which 10 are left",
+        "hardware            NVIDIA_L40S_1, available now",
+        "answers             at most 30 tokens in all",
+        "within the context of 32,000",
+        "price               0.12 EUR a minute, 7.20 an hour",
+        "balance             1000.00 EUR",
+        "at 500 tokens/s     0:00, 0.12 EUR",
+    ):
+        assert row in done.stdout
+    plan = json.loads(call("--dry-run", "--json").stdout)
+    assert plan["left"] == 10
+
+
+def test_a_dry_run_says_what_will_not_fit(served: Emulator, call: Call, tmp_path: Path) -> None:
+    write(tmp_path, 2, max_tokens=5000)
+    assert "MORE THAN the context of 1,000" in call("--dry-run", "--context-length", "1000").stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "text", "said"),
+    [
+        ([], "{", "in.jsonl, line 1: it is not JSON"),
+        ([], None, "in.jsonl: cannot be read: No such file"),
+        (["-o", "no/such/out.jsonl"], "\n", "no/such/out.jsonl: cannot be written: No such file"),
+        (["-o", "in.jsonl"], "\n", "in.jsonl: the output is the input itself"),
+    ],
+)
+def test_what_is_wrong_is_one_line(
+    served: Emulator, call: Call, tmp_path: Path, options: list[str], text: str | None, said: str
+) -> None:
+    if text is None:
+        (tmp_path / "in.jsonl").unlink()
+    else:
+        (tmp_path / "in.jsonl").write_text(text)
+    done = call(*options)
+    assert done.exit_code == 1
+    assert done.stderr.startswith(f"Error: {said}")
+    assert done.stderr.count("\n") == 1
+    assert served.requests == ()
+
+
+def test_without_a_key_nothing_is_started(
+    served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    done = call()
+    assert done.exit_code == 1
+    assert "CORTECS_API_KEY" in done.stderr
+    assert served.requests == ()
+
+
+def test_a_wrong_key_shows_nowhere(served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-and-secret")
+    done = call(before=["-vv"])
+    assert done.exit_code == 1
+    assert "refuses the key" in done.stderr
+    assert "sk-wrong-and-secret" not in done.output
+    assert served.existing == ()
+
+
+@pytest.mark.parametrize("value", ["0", "many", "-1", "1.5"])
+def test_a_concurrency_that_is_none_is_a_usage_error(call: Call, value: str) -> None:
+    done = call("--concurrency", value)
+    assert done.exit_code == 2
+    assert "neither auto nor a number" in done.output
+
+
+def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
+    write(tmp_path, 400)
+    arguments = ("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", MODEL)
+    with serving(step_seconds=0.2, answer_seconds=0.05) as emulator:
+        with Terminal(
+            PROGRAM, *arguments, "--concurrency", "16", env=environment(emulator, tmp_path), columns=80
+        ) as terminal:
+            assert terminal.wait() == 0
+            shown = terminal.text
+        assert emulator.existing == ()
+    assert "━" in shown
+    assert "3/5" in shown
+    assert "answers/s" in shown
+    assert "16 at once on 1 instance" in shown
+    assert "EUR so far" in shown
+    assert "400 of 400 · 100 %" in shown
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_bars_fit_on_a_terminal(width: int) -> None:
+    console = Console(width=width, force_terminal=True, record=True, file=io.StringIO())
+    view = Bars(console)
+    step = InitProgress(current_step=3, num_steps=5, description="Downloading the weights of the model")
+    for each in ("instance-10001", "instance-10002"):
+        view.provisioning(
+            Progress(
+                instance=Instance(
+                    instance_id=each,
+                    instance_args=InstanceArgs(model_id="a--b"),
+                    instance_status=InstanceStatus(status="pending"),
+                    worker_statuses=(WorkerStatus(init_progress=step),),
+                ),
+                elapsed=1.0,
+            )
+        )
+    view.progress(evolve(progress(done=12_345), total=1_000_000, failed=99, rate=123_456.7))
+    console.print(view._render())
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    assert len(lines) == 5
+    assert "12,444 of 1,000,000 · 1 % · 99 failed" in lines[2]
+
+
+def test_a_full_disk_is_one_line_and_the_instance_goes(tmp_path: Path) -> None:
+    write(tmp_path, 200)
+    limited = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+"""
+    arguments = ("batch", "in.jsonl", "-o", "out.jsonl", "--model", MODEL)
+    with serving() as emulator:
+        options: dict[str, Any] = {
+            "cwd": tmp_path,
+            "env": {**os.environ, **environment(emulator, tmp_path)},
+            "capture_output": True,
+            "text": True,
+        }
+        done = subprocess.run([sys.executable, "-c", limited + PROGRAM, *arguments], check=False, **options)
+        assert done.returncode == 1
+        assert "Error: out.jsonl cannot be written: File too large" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert emulator.existing == ()
+        left = len(ids(tmp_path))
+        assert 0 < left < 200
+        done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], check=False, **options)
+        assert done.returncode == 0, done.stderr
+    assert sorted(ids(tmp_path)) == sorted(f"r{each}" for each in range(200))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599.9, "1:00:00"), (90061, "25:01:01")],
+)
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(0, "0.0"), (12.34, "12.3"), (1234.5, "1,234"), (45_678, "45.7k")]
+)
+def test_numbers(value: float, shown: str) -> None:
+    assert number(value) == shown
+
+
+def test_without_a_terminal_it_is_a_line_in_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    view = Lines(Console(width=20))
+    for second in range(25):
+        now = 100.0 + second
+        view.progress(progress(done=second))
+    rest = "1.0 answers/s, 5.0 tokens/s, 8 at once on 1 instance"
+    assert capsys.readouterr().out.splitlines() == [
+        f"10 of 100, 0 failed, {rest}, 0:10 gone, 0.25 EUR so far, about 1:30 left",
+        f"20 of 100, 0 failed, {rest}, 0:20 gone, 0.25 EUR so far, about 1:20 left",
+    ]
+
+
+def progress(done: int) -> BatchProgress:
+    return BatchProgress(
+        total=100,
+        succeeded=done,
+        failed=0,
+        resumed=0,
+        instances=1,
+        running=8,
+        concurrency=8,
+        prompt_tokens=0,
+        completion_tokens=0,
+        elapsed=float(done),
+        rate=1.0,
+        tokens_per_second=5.0,
+        cost=0.25,
+        currency="EUR",
+    )

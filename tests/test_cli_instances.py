@@ -1,0 +1,489 @@
+"""`ls`, `show`, `start`, `restart`, `stop`, `rm`, `watch`, and what there is to rent."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anyio
+import click
+import pytest
+from _command_line import HARDWARE, MODEL, PROGRAM, Terminal, commands, environment, serving
+from _processes import until
+from click.testing import Result
+
+from cortecs_async import InstanceHandle
+from cortecs_async._cli import cli
+from cortecs_async._cli._common import clean, cleaned, make_table, to_json
+from cortecs_async._cli._params import DURATION, MONEY
+from cortecs_async._domain import Instance, InstanceArgs, InstanceStatus
+from cortecs_async.emulator import Emulator, Fault
+
+Call = Callable[..., Result]
+
+
+@pytest.fixture
+def emu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    with serving() as emulator:
+        for name, value in emulator.env().items():
+            monkeypatch.setenv(name, value)
+        yield emulator
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """One whose starts do not end while a test looks at them."""
+    with serving(step_seconds=600) as emulator:
+        for name, value in emulator.env().items():
+            monkeypatch.setenv(name, value)
+        yield emulator
+
+
+@pytest.fixture
+def call() -> Iterator[Call]:
+    with commands() as calling:
+        yield calling
+
+
+@pytest.mark.sockets
+class TestReading:
+    def test_an_empty_account_is_said_on_stderr_and_is_a_list_for_programs(
+        self, emu: Emulator, call: Call
+    ) -> None:
+        shown = call("ls")
+        assert (shown.exit_code, shown.stdout, shown.stderr) == (0, "", "the account has no instance\n")
+        assert call("-q", "ls").stderr == ""
+        assert json.loads(call("ls", "--json").stdout) == []
+
+    def test_a_pipe_gets_each_instance_on_one_line(self, slow: Emulator, call: Call) -> None:
+        slow.start_instance(MODEL, HARDWARE, num_workers=2)
+        stopped = slow.start_instance(MODEL, HARDWARE)
+        slow.stop_instance(stopped)
+        head, *lines = call("ls").stdout.splitlines()
+        assert head.split() == [
+            "id",
+            "model",
+            "hardware",
+            "workers",
+            "status",
+            "step",
+            "started",
+            "base",
+            "url",
+        ]
+        assert re.split(r"\s{2,}", lines[0].strip()) == [
+            slow.existing[0],
+            MODEL,
+            HARDWARE,
+            "2",
+            "pending",
+            "1/5 Reserving the GPUs",
+            "-",
+            "-",
+        ]
+        assert len(lines) == 2
+        (only,) = json.loads(call("ls", "--status", "Stopped", "--json").stdout)
+        assert only["instance_id"] == stopped
+        assert only["instance_status"]["status"] == "stopped"
+        assert call("ls", "--status", "running").stderr == "the account has no instance that is running\n"
+
+    def test_show_has_everything_a_line_each(self, slow: Emulator, call: Call) -> None:
+        instance_id = slow.start_instance(MODEL, HARDWARE, context_length=4096)
+        shown = call("show", instance_id).stdout
+        assert re.search(r"^context +4096$", shown, re.MULTILINE)
+        assert "base url" not in shown
+        assert json.loads(call("show", instance_id, "--json").stdout)["instance_id"] == instance_id
+
+    def test_an_error_is_one_line_without_a_traceback(self, emu: Emulator, call: Call) -> None:
+        shown = call("show", "nobody")
+        assert shown.exit_code == 1
+        assert shown.stdout == ""
+        assert len(shown.stderr.splitlines()) == 1
+        assert "nobody does not exist" in shown.stderr
+
+    def test_what_there_is_to_rent(self, emu: Emulator, call: Call) -> None:
+        assert re.search(rf"^{MODEL} .*{HARDWARE}", call("models").stdout, re.MULTILINE)
+        assert {each["hf_name"] for each in json.loads(call("models", "--json").stdout)} >= {MODEL}
+        line = next(each for each in call("hardware").stdout.splitlines() if each.startswith(HARDWARE))
+        assert re.search(r"_1 +0\.05 +3 +gpu: NVIDIA H100, .*currency: EUR", line)
+        assert call("balance").stdout == "1000.00 EUR\n"
+        assert json.loads(call("balance", "--json").stdout) == {"current_balance": 1000.0, "currency": "EUR"}
+
+    def test_only_what_is_free(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+        with serving(capacity={HARDWARE: 0}) as emu:
+            for name, value in emu.env().items():
+                monkeypatch.setenv(name, value)
+            assert HARDWARE in call("hardware").stdout
+            assert HARDWARE not in call("hardware", "--available").stdout
+
+    def test_prices_that_cannot_be_read_are_shown_as_they_come(self, emu: Emulator, call: Call) -> None:
+        body = {"hardware_types": [{"hardware_type_id": "X", "price_info": {"tier": "gold", "usd": 2}}]}
+        emu.add_fault(Fault("status", route="hardware_types", status=200, body=body))
+        line = call("hardware").stdout.splitlines()[-1]
+        assert re.split(r"\s{2,}", line.strip()) == ["X", "-", "-", "tier: gold, usd: 2"]
+
+
+@pytest.mark.sockets
+class TestStart:
+    def test_a_plain_start_prints_the_id_and_says_that_it_bills(self, slow: Emulator, call: Call) -> None:
+        shown = call("start", MODEL, HARDWARE, "--workers", "2", "--billing-interval", "per_hour")
+        assert shown.exit_code == 0
+        (instance_id,) = slow.billing
+        assert shown.stdout == f"{instance_id}\n"
+        assert f"is billed until it is stopped: cortecs-async stop {instance_id}" in shown.stderr
+        assert "`cortecs-async run`" in shown.stderr
+        (entry,) = slow.ledger
+        assert (entry.num_workers, entry.billing_interval) == (2, "per_hour")
+        assert call("-q", "start", MODEL).stderr == ""
+
+    def test_waiting_shows_the_steps_and_ends_when_it_runs(self, emu: Emulator, call: Call) -> None:
+        shown = call("start", MODEL, HARDWARE, "--wait", "--json")
+        assert json.loads(shown.stdout)["instance_status"]["status"] == "running"
+        assert "5/5 Running" in shown.stderr
+        assert f"{emu.billing[0]} runs at http://" in shown.stderr
+
+    def test_a_wait_in_vain_says_what_is_left(self, slow: Emulator, call: Call) -> None:
+        shown = call("start", MODEL, "--wait", "--timeout", "0.1")
+        assert shown.exit_code == 1
+        assert slow.billing == (shown.stdout.strip(),)
+        assert shown.stderr.endswith(
+            f"{slow.billing[0]} is left as it is: cortecs-async rm --stop {slow.billing[0]}\n"
+        )
+
+    def test_a_start_without_an_answer_says_that_it_may_have_worked(self, emu: Emulator, call: Call) -> None:
+        emu.add_fault(Fault("drop", route="start", when="after", times=None))
+        shown = call("start", MODEL)
+        assert shown.exit_code == 1
+        assert "whether an instance was started is not known: `cortecs-async ls`" in shown.stderr
+
+    def test_ctrl_c_while_waiting_says_what_remains(self, slow: Emulator, tmp_path: Path) -> None:
+        with Terminal(PROGRAM, "start", MODEL, "--wait", env=environment(slow, tmp_path)) as terminal:
+            terminal.until(lambda text: "1/5 Reserving" in text)
+            terminal.press("\x03")
+            assert terminal.wait() == 130
+            (left,) = slow.billing
+            assert f"{left} goes on starting, and is billed until it is stopped\ninterrupted" in terminal.text
+            assert "Traceback" not in terminal.text
+
+    def test_a_limit_is_kept_by_a_process_that_stays_behind(self, emu: Emulator, tmp_path: Path) -> None:
+        arguments = ("start", MODEL, HARDWARE, "--max-lifetime", "2s", "--json")
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", PROGRAM, *arguments],
+            env=environment(emu, tmp_path),
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+        handle = InstanceHandle.from_json(done.stdout)
+        assert emu.billing == (handle.instance_id,)
+        assert "is deleted at " in done.stderr
+        anyio.run(until, lambda: not emu.existing)
+        (entry,) = emu.ledger
+        assert 1.0 < entry.seconds < 10.0
+
+    def test_a_limited_start_that_is_interrupted_leaves_nothing(self, slow: Emulator, tmp_path: Path) -> None:
+        arguments = ("start", MODEL, "--max-lifetime", "1h")
+        with Terminal(PROGRAM, *arguments, env=environment(slow, tmp_path)) as terminal:
+            terminal.until(lambda text: "1/5 Reserving" in text)
+            terminal.press("\x03")
+            assert terminal.wait() == 130
+            assert "nothing is left of what was started\ninterrupted" in terminal.text
+        assert slow.existing == ()
+
+    @pytest.mark.parametrize("command", [["start", MODEL], ["restart", "i"]])
+    def test_a_time_without_a_wait_is_a_usage_error(self, call: Call, command: list[str]) -> None:
+        assert call(*command, "--timeout", "5").exit_code == 2
+
+    def test_restart(self, emu: Emulator, call: Call) -> None:
+        instance_id = call("-q", "start", MODEL, "--wait").stdout.strip()
+        assert call("restart", instance_id).exit_code == 1
+        emu.stop_instance(instance_id)
+        shown = call("restart", instance_id, "--wait")
+        assert shown.stdout == f"{instance_id}\n"
+        assert f"cortecs-async stop {instance_id}" in shown.stderr
+        assert emu.billing == (instance_id,)
+
+
+@pytest.mark.sockets
+class TestEnding:
+    def test_all_are_tried_and_each_failure_is_told(self, emu: Emulator, call: Call) -> None:
+        one, two, three = (emu.start_instance(MODEL, HARDWARE) for _ in range(3))
+        emu.stop_instance(two)
+        shown = call("stop", one, "nobody", two, one)
+        assert shown.exit_code == 1
+        assert shown.stdout == f"{one}  stopped\n{two}  stopped already\n"
+        assert re.fullmatch(r"nobody  .* does not exist.*\n", shown.stderr)
+        assert emu.billing == (three,)
+
+    def test_what_runs_is_not_deleted_by_accident(self, emu: Emulator, call: Call) -> None:
+        one, two = (emu.start_instance(MODEL, HARDWARE) for _ in range(2))
+        emu.stop_instance(two)
+        shown = call("rm", one, two, "nobody")
+        assert shown.exit_code == 1
+        assert shown.stdout == f"{two}  deleted\n"
+        assert re.search(rf"^{one}  is \w+: --stop stops it first$", shown.stderr, re.MULTILINE)
+        assert "nobody  there is no such instance" in shown.stderr
+        assert emu.billing == (one,)
+        assert call("rm", "--stop", one).stdout == f"{one}  deleted\n"
+        assert emu.existing == ()
+
+    @pytest.mark.parametrize("command", ["stop", "rm"])
+    def test_the_whole_account_needs_somebody_who_agrees(
+        self, emu: Emulator, call: Call, command: str
+    ) -> None:
+        instance_id = emu.start_instance(MODEL, HARDWARE)
+        if command == "rm":
+            emu.stop_instance(instance_id)
+        shown = call(command, "--all", input="y\n")
+        assert shown.exit_code == 1
+        assert f"{instance_id}  " in shown.stderr
+        assert "say --yes" in shown.stderr
+        assert emu.existing == (instance_id,)
+        assert (instance_id in emu.billing) is (command == "stop")
+        assert call(command, "--all", "--yes").exit_code == 0
+        assert emu.billing == ()
+        assert call(command, "--all").exit_code == 0
+
+    @pytest.mark.parametrize(
+        ("keys", "status", "said"), [("y\n", 0, "deleted"), ("\n", 1, "nothing was done"), ("\x03", 130, "")]
+    )
+    def test_on_a_terminal_it_asks(
+        self, emu: Emulator, tmp_path: Path, keys: str, status: int, said: str
+    ) -> None:
+        instance_id = emu.start_instance(MODEL, HARDWARE)
+        with Terminal(PROGRAM, "rm", "--all", "--force", env=environment(emu, tmp_path)) as terminal:
+            terminal.until(lambda text: "of the whole account? [y/N]" in text)
+            assert emu.billing == (instance_id,)
+            terminal.press(keys)
+            assert terminal.wait() == status
+            assert said in terminal.text
+        assert (emu.existing == ()) is (status == 0)
+
+    def test_what_was_started_since_it_was_shown_is_not_hit(
+        self, emu: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        shown = emu.start_instance(MODEL, HARDWARE)
+        later: list[str] = []
+
+        def confirm(*_: object, **__: object) -> bool:
+            later.append(emu.start_instance(MODEL, HARDWARE))
+            return True
+
+        monkeypatch.setattr(click, "confirm", confirm)
+        monkeypatch.setattr("cortecs_async._cli._instances._is_attended", lambda: True)
+        assert call("stop", "--all").stdout == f"{shown}  stopped\n"
+        assert emu.billing == tuple(later)
+
+    def test_all_without_force_leaves_what_runs(self, emu: Emulator, call: Call) -> None:
+        one, two = (emu.start_instance(MODEL, HARDWARE) for _ in range(2))
+        emu.stop_instance(two)
+        shown = call("rm", "--all", "--yes")
+        assert shown.stdout == f"{two}  deleted\n"
+        assert "1 not stopped: left as they are" in shown.stderr
+        assert emu.billing == (one,)
+
+    @pytest.mark.parametrize("arguments", [["stop"], ["rm"], ["stop", "i", "--all"], ["rm", "i", "--all"]])
+    def test_either_ids_or_all(self, call: Call, arguments: list[str]) -> None:
+        assert call(*arguments).exit_code == 2
+
+
+@pytest.mark.sockets
+class TestWatch:
+    def test_a_line_for_every_change_until_all_run(self, emu: Emulator, call: Call) -> None:
+        one = call("-q", "start", MODEL).stdout.strip()
+        shown = call("watch", one, "--until-running")
+        assert shown.exit_code == 0
+        last = shown.stdout.splitlines()[-1]
+        assert re.fullmatch(rf"{one}  running  5/5 Running  http://\S+/v1  [0-9.]+ s", last)
+
+    def test_the_end_of_each_ends_it(self, emu: Emulator, call: Call) -> None:
+        one, two = (emu.start_instance(MODEL, HARDWARE) for _ in range(2))
+        emu.stop_instance(one)
+        emu.stop_instance(two)
+        lines = [json.loads(line) for line in call("watch", "--json").stdout.splitlines()]
+        assert {(each["instance_id"], each["status"]) for each in lines} == {
+            (one, "stopped"),
+            (two, "stopped"),
+        }
+        assert all(each["instance"]["instance_id"] == each["instance_id"] for each in lines)
+        assert call("watch", one, "--until-running").exit_code == 1
+
+    def test_one_that_is_not_there_does_not_end_the_others(self, emu: Emulator, call: Call) -> None:
+        one = emu.start_instance(MODEL, HARDWARE)
+        shown = call("watch", "nobody", one, "--until-running", "--json")
+        assert shown.exit_code == 1
+        last = {each["instance_id"]: each for each in map(json.loads, shown.stdout.splitlines())}
+        assert last[one]["status"] == "running"
+        assert (last["nobody"]["status"], last["nobody"]["instance"]) == ("error", None)
+        assert "there is no instance 'nobody'" in last["nobody"]["error"]
+
+    def test_nothing_to_watch(self, emu: Emulator, call: Call) -> None:
+        shown = call("watch")
+        assert (shown.exit_code, shown.stderr) == (0, "the account has no instance\n")
+
+    def test_on_a_terminal_the_seconds_tick_until_it_is_gone(self, slow: Emulator, tmp_path: Path) -> None:
+        instance_id = slow.start_instance(MODEL, HARDWARE)
+        with Terminal(PROGRAM, "watch", env=environment(slow, tmp_path)) as terminal:
+            terminal.until(lambda text: re.search(rf"{instance_id} .* 1/5 Reserving the GPUs +1 s", text))
+            slow.delete_instance(instance_id)
+            assert terminal.wait() == 0
+            assert re.search(rf"{instance_id} +{MODEL} +gone", terminal.text)
+
+    def test_ctrl_c_ends_it(self, slow: Emulator, tmp_path: Path) -> None:
+        slow.start_instance(MODEL, HARDWARE)
+        with Terminal(PROGRAM, "watch", env=environment(slow, tmp_path)) as terminal:
+            terminal.until(lambda text: "1/5" in text)
+            terminal.press("\x03")
+            assert terminal.wait() == 130
+            assert "Traceback" not in terminal.text
+
+    def test_a_pipe_that_is_closed_ends_it_quietly(self, slow: Emulator, tmp_path: Path) -> None:
+        first = slow.start_instance(MODEL, HARDWARE)
+        with subprocess.Popen(
+            [sys.executable, "-P", "-c", PROGRAM, "watch", "--json"],
+            env=environment(slow, tmp_path),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        ) as process:
+            assert process.stdout is not None
+            assert process.stderr is not None
+            assert first.encode() in process.stdout.readline()
+            process.stdout.close()
+            slow.stop_instance(first)
+            assert process.stderr.read() == b""
+            assert process.wait(timeout=30) == 1
+
+
+@pytest.mark.sockets
+class TestHarmless:
+    EVIL = "\x1b]0;owned\x07[red]x[/]\u202e\x9b2J"
+
+    def test_what_the_service_says_reaches_no_terminal_raw(self, emu: Emulator, call: Call) -> None:
+        listed = [
+            {
+                "instance_id": self.EVIL,
+                "instance_args": {"model_id": self.EVIL},
+                "instance_status": {"status": self.EVIL},
+                "worker_statuses": [
+                    {"init_progress": {"current_step": 1, "num_steps": 2, "description": self.EVIL}}
+                ],
+            }
+        ]
+        for command in (["ls"], ["ls", "--json"], ["stop", "--all", "--yes"], ["rm", "--all"]):
+            emu.clear_faults()
+            emu.add_fault(Fault("status", route="list", status=200, body={"instances": listed}, times=None))
+            shown = call(*command)
+            text = shown.stdout + shown.stderr
+            assert "[red]x[/]" in text or command == ["rm", "--all"]
+            assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
+        emu.clear_faults()
+        emu.add_fault(Fault("status", route="balance", status=418, body=self.EVIL, times=None))
+        assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", call("balance").stderr)
+
+    def test_json_says_what_the_service_said(self) -> None:
+        for text in (self.EVIL, "\ud800", "é\u2028\U000e0001"):
+            shown = to_json({"text": text})
+            assert json.loads(shown) == {"text": text}
+            assert shown.isprintable()
+
+    def test_no_secret_is_shown(self, emu: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CORTECS_CLIENT_SECRET", "very-secret-indeed")
+        shown = call("-vv", "ls")
+        assert shown.exit_code == 1
+        assert "very-secret-indeed" not in shown.output
+
+
+def test_data_are_cleaned_whole() -> None:
+    instance = Instance(
+        instance_id="a\x1b",
+        instance_args=InstanceArgs(model_id="b\x07", num_workers=3),
+        instance_status=InstanceStatus(status="c\n"),
+    )
+    shown = cleaned(instance)
+    assert (shown.instance_id, shown.instance_args.model_id, shown.status) == ("a\ufffd", "b\ufffd", "c\n")
+    assert shown.instance_args.num_workers == 3
+    assert clean("ü 漢") == "ü 漢"
+
+
+def test_a_narrow_table_leaves_out_what_is_optional() -> None:
+    columns, rows = ("id", "b", "c"), [["x" * 10, "y" * 10, "z" * 10]]
+    for width, optional, expected in [(34, 2, 3), (33, 2, 2), (21, 2, 1), (5, 2, 1), (5, 0, 3)]:
+        assert len(make_table(width, columns, rows, optional=optional).columns) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("45", 45),
+        ("0.5", 0.5),
+        ("90s", 90),
+        ("15m", 900),
+        ("2h", 7200),
+        ("1h30m", 5400),
+        ("1H30M", 5400),
+        ("1d2h3m4s", 93784),
+        ("1.5h", 5400),
+    ],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert DURATION.convert(text, None, None) == seconds
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0s", "-5", "1h30", "h", "5x", "30m1h", "nan", "inf", "1e3", "5 s", "9" * 400, "1ms"]
+)
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="1h30m"):
+        DURATION.convert(text, None, None)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "much", ""])
+def test_what_is_no_amount(text: str) -> None:
+    with pytest.raises(click.BadParameter):
+        MONEY.convert(text, None, None)
+    assert MONEY.convert("2.50", None, None) == 2.5
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_completion_script_names_the_command(call: Call, shell: str) -> None:
+    shown = call("completion", shell)
+    assert "_CORTECS_ASYNC_COMPLETE" in shown.stdout
+    assert "cortecs-async" in shown.stdout
+
+
+def test_completion_asks_nobody(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", PROGRAM],
+        env={
+            **environment(None, tmp_path),
+            "_CORTECS_ASYNC_COMPLETE": "bash_complete",
+            "COMP_WORDS": "cortecs-async run model --max",
+            "COMP_CWORD": "3",
+        },
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert done.stdout.split() == ["plain,--max-lifetime", "plain,--max-cost"]
+    assert done.stderr == ""
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+
+
+def test_the_page_has_every_command_and_no_option_that_is_none() -> None:
+    page = PAGE.read_text()
+    titles = set(re.findall(r"\w+", " ".join(re.findall(r"^## (.*)$", page, re.MULTILINE))))
+    assert set(cli.commands) <= titles
+    lines = re.findall(r"^(?:eval \"\$\()?cortecs-async (?:--env-file \S+ )?(\w+)(.*)$", page, re.MULTILINE)
+    assert {name for name, _ in lines} >= {"run", "start", "stop", "rm", "watch", "ls"}
+    for name, rest in lines:
+        known = {each for param in cli.commands[name].params for each in param.opts} | {"--help"}
+        given = set(re.findall(r"--[a-z-]+", rest.partition(" -- ")[0]))
+        assert given <= known, name

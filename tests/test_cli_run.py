@@ -1,0 +1,446 @@
+"""`cortecs-async run -- COMMAND`: the instance, the command and the signals, as real processes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import anyio
+import pytest
+from _command_line import HARDWARE, MODEL, PROGRAM, Terminal, commands, environment, serving
+from _processes import Program, is_alive, until
+from click.testing import Result
+
+from cortecs_async import AsyncCortecs, PollPolicy
+from cortecs_async._cli import _child, _run
+from cortecs_async._cli._child import CannotRunError, Child
+from cortecs_async.emulator import Emulator, Fault
+
+pytestmark = pytest.mark.sockets
+
+Call = Callable[..., Result]
+
+# Knows nothing of cortecs: any program that was written for the OpenAI API.
+SCRIPT = """
+import os
+import openai
+
+client = openai.OpenAI()
+answer = client.chat.completions.create(
+    model=os.environ["OPENAI_MODEL"], messages=[{"role": "user", "content": "Why is the sky blue?"}]
+)
+print(answer.choices[0].message.content)
+"""
+
+# Says which signals it gets; ends at SIGTERM, or at the end of its input.
+LISTENER = """
+import os, signal, sys
+
+def got(number, frame):
+    os.write(1, b"got %d\\n" % number)  # print could be interrupted by itself
+    if number == signal.SIGTERM:
+        sys.exit(5)
+
+for each in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(each, got)
+print("hangup", "ignored" if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else "heard", flush=True)
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, got)
+print("group", os.getpgrp() == os.getpgid(os.getppid()), flush=True)
+print("ready", flush=True)
+if sys.stdin.isatty():
+    print("read", input(), flush=True)
+else:
+    while True:
+        signal.pause()
+"""
+
+LISTEN = [sys.executable, "-I", "-S", "-c", LISTENER]
+
+
+@pytest.fixture
+def emu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    with serving() as emulator:
+        for name, value in emulator.env().items():
+            monkeypatch.setenv(name, value)
+        yield emulator
+        assert emulator.billing == ()
+
+
+@pytest.fixture
+def slow() -> Iterator[Emulator]:
+    with serving(step_seconds=600) as emulator:
+        yield emulator
+
+
+@pytest.fixture
+def call() -> Iterator[Call]:
+    before = {each: signal.getsignal(each) for each in _child._FORWARDED}
+    with commands() as calling:
+        yield calling
+    assert {each: signal.getsignal(each) for each in _child._FORWARDED} == before
+
+
+def program(emulator: Emulator, tmp_path: Path, *arguments: str, before: str = "") -> Program:
+    return Program(
+        before + PROGRAM, "run", *arguments, env=environment(emulator, tmp_path), log=tmp_path / "log"
+    )
+
+
+def wait_for(condition: Callable[[], object]) -> None:
+    anyio.run(until, condition)
+
+
+def test_a_script_that_knows_nothing_of_it_talks_to_the_instance(emu: Emulator, tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", PROGRAM, "run", MODEL, HARDWARE, "--", sys.executable, str(script)],
+        env=environment(emu, tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    # Nothing but what the command wrote is on standard output.
+    assert re.fullmatch(r'This is the .* You said: "Why is the sky blue\?"\n', done.stdout)
+    (entry,) = emu.ledger
+    assert (entry.hardware_type_id, entry.status) == (HARDWARE, "deleted")
+    assert "5/5 Running" in done.stderr
+    assert re.search(
+        rf"^{entry.instance_id}: \d+ s, 1 minute begun, about 0\.05 EUR$", done.stderr, re.MULTILINE
+    )
+    assert emu.existing == ()
+
+
+def test_what_the_command_is_told_and_what_not(
+    emu: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("CORTECS_API_KEY", "mine")
+    monkeypatch.setenv("KEPT", "yes")
+    show = "import json, os, sys; json.dump([dict(os.environ), sys.argv], sys.stdout)"
+    done = call(
+        "run",
+        MODEL,
+        "--workers",
+        "2",
+        "--context-length",
+        "4096",
+        "--",
+        sys.executable,
+        "-c",
+        show,
+        "-h",
+        "--",
+    )
+    assert done.exit_code == 0
+    seen, arguments = json.loads(capfd.readouterr().out)
+    assert arguments == ["-c", "-h", "--"]
+    (entry,) = emu.ledger
+    assert entry.num_workers == 2
+    assert {name: seen.get(name) for name in sorted(seen) if name.startswith(("OPENAI_", "CORTECS_"))} == {
+        "CORTECS_API_BASE_URL": emu.api_base_url,
+        "CORTECS_API_KEY": "mine",
+        "CORTECS_INSTANCE_ID": entry.instance_id,
+        "CORTECS_MODEL": MODEL,
+        "CORTECS_STATE_DIR": os.environ["CORTECS_STATE_DIR"],
+        "OPENAI_API_KEY": "mine",
+        "OPENAI_BASE_URL": f"{emu.root_url}/inference/{entry.instance_id}/v1",
+        "OPENAI_MODEL": MODEL,
+    }
+    assert emu.client_secret not in seen.values()
+    assert seen["KEPT"] == "yes"
+
+
+@pytest.mark.parametrize(("command", "status"), [("exit 7", 7), ("kill -9 $$", 137), ("kill -TERM $$", 143)])
+def test_the_status_is_the_commands(emu: Emulator, call: Call, command: str, status: int) -> None:
+    done = call("-q", "run", MODEL, "--", "sh", "-c", command)
+    assert (done.exit_code, done.stderr) == (status, "")
+    assert emu.existing == ()
+    assert len(emu.ledger) == 1
+
+
+def test_what_cannot_be_run_starts_nothing(emu: Emulator, call: Call, tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("not executable")
+    for command, status in [("no-such-command", 127), (str(tmp_path / "no"), 127), (str(plain), 126)]:
+        done = call("run", MODEL, "--", command)
+        assert (done.exit_code, done.stdout) == (status, "")
+        assert done.stderr.startswith(f"cortecs-async run: {command}: ")
+    assert call("run", MODEL, "--", str(tmp_path)).exit_code == 126
+    assert emu.requests == ()
+
+
+def test_one_on_the_path_that_is_not_executable(
+    emu: Emulator, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "plain").write_text("not executable")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert call("run", MODEL, "--", "plain").exit_code == 126
+
+
+def test_a_command_that_fails_to_start_all_the_same(emu: Emulator, call: Call, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text("#!/no/such/interpreter\n")
+    script.chmod(0o755)
+    assert call("run", MODEL, "--", str(script)).exit_code == 127
+    script.write_bytes(b"\x7fELF and nothing else")
+    done = call("run", MODEL, "--", str(script))
+    assert done.exit_code == 126
+    assert "Exec format error" in done.stderr
+    assert len(emu.ledger) == 2
+    assert emu.existing == ()
+
+
+def test_without_a_key_nothing_is_started(emu: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    done = call("run", MODEL, "--", "true")
+    assert done.exit_code == 125
+    assert "CORTECS_API_KEY or OPENAI_API_KEY" in done.stderr
+    assert emu.requests == ()
+
+
+@pytest.mark.parametrize("arguments", [[MODEL], [MODEL, "--"], [MODEL, HARDWARE, "true"], ["--", "true"]])
+def test_without_a_command_or_a_model_it_is_a_usage_error(call: Call, arguments: list[str]) -> None:
+    done = call("run", *arguments)
+    assert done.exit_code == 2
+    assert "Usage: " in done.stderr
+
+
+def test_the_usage_shows_where_the_command_goes(call: Call) -> None:
+    shown = call("run", "--help").stdout
+    assert "run [OPTIONS] MODEL [HARDWARE] -- COMMAND [ARGS]..." in shown
+    assert re.search(r"125 +the lease failed +126 ", shown)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["no-such-model"], "no-such-model"), ([MODEL, HARDWARE, "--max-cost", "0.01"], "does not pay")],
+)
+def test_a_lease_that_fails_is_125(emu: Emulator, call: Call, arguments: list[str], said: str) -> None:
+    done = call("run", *arguments, "--", "true")
+    assert done.exit_code == 125
+    assert said in done.stderr
+    assert emu.ledger == ()
+
+
+def test_a_start_that_takes_too_long_is_125(
+    slow: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in slow.env().items():
+        monkeypatch.setenv(name, value)
+    done = call("run", MODEL, "--start-timeout", "0.2s", "--", "true")
+    assert done.exit_code == 125
+    assert slow.existing == ()
+
+
+def test_a_release_that_fails_is_told_although_the_command_worked(emu: Emulator, tmp_path: Path) -> None:
+    emu.add_fault(Fault("status", route="stop", times=None))
+    with program(emu, tmp_path, MODEL, "--teardown-timeout", "0.2s", "--", "true") as running:
+        assert running.process.wait(timeout=30) == 125
+        assert emu.billing[0] in running.output
+        emu.clear_faults()
+        wait_for(lambda: not emu.existing)  # the reaper goes on
+
+
+def test_reuse_leaves_what_was_there(emu: Emulator, call: Call) -> None:
+    there = emu.start_instance(MODEL, HARDWARE)
+    done = call("run", MODEL, HARDWARE, "--reuse", "--", "true")
+    assert done.exit_code == 0
+    assert emu.billing == (there,)
+    emu.stop_instance(there)
+
+
+class TestSignals:
+    def test_each_is_handed_to_the_command_once(self, emu: Emulator, tmp_path: Path) -> None:
+        with program(emu, tmp_path, MODEL, "--", *LISTEN) as running:
+            wait_for(lambda: running.has_said("ready"))
+            assert running.has_said("group True")
+            assert running.has_said("hangup heard")
+            for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+                running.send(number)
+                wait_for(functools.partial(running.has_said, f"got {number}"))
+            assert running.process.wait(timeout=30) == 5
+            assert running.numbers("got") == [signal.SIGINT, signal.SIGHUP, signal.SIGTERM]
+        assert emu.existing == ()
+
+    def test_what_nohup_ignores_stays_ignored(self, emu: Emulator, tmp_path: Path) -> None:
+        before = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        with program(emu, tmp_path, MODEL, "--", *LISTEN, before=before) as running:
+            wait_for(lambda: running.has_said("ready"))
+            assert running.has_said("hangup ignored")
+            running.send(signal.SIGHUP)
+            running.send(signal.SIGTERM)
+            assert running.process.wait(timeout=30) == 5
+            assert running.numbers("got") == [signal.SIGTERM]
+
+    def test_ctrl_c_in_a_terminal_reaches_the_command_once(self, emu: Emulator, tmp_path: Path) -> None:
+        with Terminal(PROGRAM, "run", MODEL, "--", *LISTEN, env=environment(emu, tmp_path)) as terminal:
+            terminal.until(lambda text: "ready" in text)
+            terminal.press("\x03")
+            terminal.until(lambda text: "got 2" in text)
+            terminal.press("a line\n")  # the command can read from the terminal all the while
+            assert terminal.wait() == 0
+            assert "read a line" in terminal.text
+            assert terminal.text.count("got") == 1
+        assert emu.existing == ()
+
+    @pytest.mark.parametrize("step_seconds", [0.01, 600])
+    def test_a_window_that_is_closed_leaves_nothing(self, tmp_path: Path, step_seconds: float) -> None:
+        with serving(step_seconds=step_seconds) as emu:
+            command = ("run", MODEL, "--", "sh", "-c", "echo here; exec sleep 60")
+            with Terminal(PROGRAM, *command, env=environment(emu, tmp_path)) as terminal:
+                terminal.until(lambda text: ("here" if step_seconds < 1 else "1/5 Reserving") in text)
+                terminal.hang_up()
+                # 120 is Python's own: what it had still to say could not be written.
+                assert terminal.process.wait(timeout=30) in {120, 129}
+                # By itself, and not by the reaper after its death.
+                assert emu.existing == ()
+            assert len(emu.ledger) == 1
+
+    @pytest.mark.parametrize(
+        ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
+    )
+    def test_while_it_starts_they_end_it_and_nothing_is_left(
+        self, slow: Emulator, tmp_path: Path, number: signal.Signals, status: int
+    ) -> None:
+        with program(slow, tmp_path, MODEL, "--", "echo", "never") as running:
+            wait_for(lambda: "1/5" in running.output)
+            assert len(slow.billing) == 1
+            running.send(number)
+            assert running.process.wait(timeout=30) == status
+            assert "nothing is left of what was started" in running.output
+            assert "never" not in running.output
+            assert "Traceback" not in running.output
+        assert slow.existing == ()
+
+    @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+    def test_during_the_release_they_change_nothing(
+        self, tmp_path: Path, number: signal.Signals, status: int
+    ) -> None:
+        with serving(stop_seconds=0.5) as emu:
+            with program(emu, tmp_path, MODEL, "--", "true") as running:
+                wait_for(lambda: "releasing" in running.output)
+                wait_for(lambda: any(each.route == "stop" for each in emu.requests))
+                running.send(number)
+                running.send(number)
+                assert running.process.wait(timeout=30) == status
+                # By itself, and not by the reaper after its death.
+                assert emu.existing == ()
+
+
+class TestLoss:
+    def test_when_its_time_is_up_the_command_is_told_to_end(
+        self, emu: Emulator, call: Call, tmp_path: Path
+    ) -> None:
+        note = tmp_path / "note"
+        done = call(
+            *("run", MODEL, "--max-lifetime", "1s", "--", "sh", "-c"),
+            f"trap 'echo told > {note}; exit 0' TERM; while :; do sleep 0.05; done",
+        )
+        assert done.exit_code == 125
+        assert "has used up max_lifetime=1 s" in done.stderr
+        assert note.read_text() == "told\n"
+        assert emu.existing == ()
+
+    def test_one_that_does_not_listen_is_killed(
+        self, emu: Emulator, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(_child, "GRACE", 0.1)
+        note = tmp_path / "note"
+        done = call(
+            *("run", MODEL, "--max-lifetime", "0.7s", "--", "sh", "-c"),
+            f"trap '' TERM; echo $$ > {note}; exec sleep 60",
+        )
+        assert done.exit_code == 125
+        assert not is_alive(int(note.read_text()))
+        assert emu.existing == ()
+
+    def test_one_that_is_stopped_hears_it(self, emu: Emulator, call: Call) -> None:
+        began = time.monotonic()
+        done = call("run", MODEL, "--max-lifetime", "0.7s", "--", "sh", "-c", "kill -STOP $$")
+        assert done.exit_code == 125
+        assert time.monotonic() - began < _child.GRACE
+
+    def test_when_the_instance_is_lost(
+        self, emu: Emulator, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        quick = functools.partial(
+            AsyncCortecs, poll_policy=PollPolicy(lost_interval=0.05, min_interval=0.05, settle=0)
+        )
+        monkeypatch.setattr(_run, "AsyncCortecs", quick)
+        pipe = tmp_path / "pipe"
+        os.mkfifo(pipe)
+
+        def lose() -> None:
+            pipe.read_text()  # returns once the command runs and has written
+            emu.delete_instance(emu.existing[0])
+
+        with ThreadOf(lose):
+            done = call("run", MODEL, "--", "sh", "-c", f"echo > {pipe}; exec sleep 60")
+        assert done.exit_code == 125
+        assert "releasing" in done.stderr
+
+
+class ThreadOf:
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._thread = threading.Thread(target=work)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(timeout=30)
+
+
+async def test_a_signal_from_before_it_is_there_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = subprocess.Popen
+
+    def popen(*args: object, **options: object) -> object:
+        signal.raise_signal(signal.SIGTERM)
+        return real(*args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(subprocess, "Popen", popen)
+    before = signal.getsignal(signal.SIGTERM)
+    async with Child(["sleep", "60"], os.environ) as child:
+        assert await child.wait() == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+async def test_a_block_that_raises_ends_it() -> None:
+    with pytest.raises(KeyError):
+        async with Child(["sleep", "60"], os.environ) as child:
+            assert child._process is not None
+            pid = child._process.pid
+            assert is_alive(pid)
+            raise KeyError
+    assert not is_alive(pid)
+
+
+async def test_a_cancelled_wait_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_child, "GRACE", 0.1)
+    with anyio.move_on_after(0.2) as scope:
+        async with Child(["sh", "-c", "trap '' TERM; exec sleep 60"], os.environ) as child:
+            await child.wait()
+    assert scope.cancelled_caught
+    assert child._process is not None
+    assert not is_alive(child._process.pid)
+
+
+async def test_one_that_cannot_be_started_leaves_the_handlers_alone() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(CannotRunError):
+        async with Child(["/no/such/command"], os.environ):
+            pass
+    assert signal.getsignal(signal.SIGINT) is before

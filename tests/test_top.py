@@ -1,0 +1,670 @@
+"""`cortecs-async top`: the application on a terminal that is not there, against the emulator in process."""
+
+from __future__ import annotations
+
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import pytest
+from _processes import until
+from _virtual_time import VirtualTimeLoop
+from attrs import define, evolve
+from rich.text import Text
+
+pytest.importorskip("textual")
+
+from click.testing import CliRunner
+from textual.pilot import Pilot
+from textual.widgets import DataTable, Static
+
+from cortecs_async import AsyncCortecs, Instance, errors
+from cortecs_async._cli import cli
+from cortecs_async._cli._top_app import TopApp
+from cortecs_async._cli._top_screens import Help, Question
+from cortecs_async._cli._top_view import (
+    Column,
+    Snapshot,
+    cells,
+    columns,
+    cost_so_far,
+    details,
+    duration,
+    rate,
+    summary,
+    warning,
+)
+from cortecs_async._domain import InitProgress, InstanceArgs, InstanceStatus, WorkerStatus
+from cortecs_async._journal import JournalFile
+from cortecs_async.emulator import Emulator, Fault
+from cortecs_async.types import Balance, HardwareType, Owner
+
+World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+HARDWARE = "NVIDIA_H100_1"
+EPOCH = 1_735_689_600.0
+
+
+@pytest.fixture
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    """textual is for asyncio; its timers are virtual as all others."""
+    return "asyncio", {"loop_factory": VirtualTimeLoop}
+
+
+@define
+class Clock:
+    """The emulator's, moved by hand."""
+
+    now: float = 0.0
+
+
+@define
+class Seen:
+    """The application, and what it shows."""
+
+    emu: Emulator
+    app: TopApp
+    pilot: Pilot[None]
+    clock: Clock
+
+    async def settle(self) -> None:
+        """Until all is done that was asked for."""
+        await self.pilot.pause()
+        await self.app.finish()
+        await self.app.workers.wait_for_complete()
+        await self.pilot.pause()
+
+    async def press(self, *keys: str) -> None:
+        for key in keys:
+            await self.pilot.press(key)
+        await self.settle()
+
+    async def resize(self, width: int, height: int) -> None:
+        await self.pilot.resize_terminal(width, height)
+        await self.settle()
+
+    @property
+    def table(self) -> DataTable[Text]:
+        return cast("DataTable[Text]", self.app.screen_stack[0].query_one(DataTable))
+
+    @property
+    def rows(self) -> list[list[str]]:
+        table = self.table
+        return [[str(cell).strip() for cell in table.get_row_at(n)] for n in range(table.row_count)]
+
+    @property
+    def ids(self) -> list[str]:
+        return [row[0] for row in self.rows]
+
+    @property
+    def selected(self) -> str:
+        return self.rows[self.table.cursor_row][0]
+
+    def text(self, name: str) -> str:
+        widget = self.app.screen_stack[0].query_one(f"#{name}", Static)
+        return str(widget.content) if widget.display else ""
+
+    def column(self, name: str) -> list[str]:
+        labels = [str(each.label).strip() for each in self.table.ordered_columns]
+        return [row[labels.index(name)] for row in self.rows]
+
+    def routes(self) -> list[str]:
+        return [str(each.route) for each in self.emu.requests]
+
+
+@asynccontextmanager
+async def top(
+    world: World, *models: str, size: tuple[int, int] = (120, 30), fault: Fault | None = None, **options: Any
+) -> AsyncIterator[Seen]:
+    """The application after its first refresh, for instances of these models."""
+    clock = Clock()
+    options = {"step_seconds": 10.0, "clock": lambda: clock.now, "max_retries": 0, **options}
+    async with world(**options) as (emu, client):
+        for model in models:
+            emu.start_instance(model, HARDWARE)
+        if fault is not None:
+            emu.add_fault(fault)
+        app = TopApp(client, interval=None, now=lambda: EPOCH + clock.now)
+        async with app.run_test(size=size) as pilot:
+            seen = Seen(emu, app, pilot, clock)
+            await seen.settle()
+            yield seen
+
+
+# --- what it shows ------------------------------------------------------------------------------------------
+
+
+async def test_the_instances_and_what_they_cost(world: World) -> None:
+    async with top(world) as seen:
+        seen.emu.start_instance(MODEL, HARDWARE, num_workers=2)
+        await seen.press("r")
+        assert seen.column("status")[0].startswith("pending 1/5 ")
+        assert seen.column("owner") == ["elsewhere"]
+        assert seen.column("cost") == ["-"]  # since when is not known yet
+        assert "0 of 1 running   6.00 EUR per hour   balance " in seen.text("summary")
+        seen.clock.now = 60.0
+        await seen.press("r")
+        assert seen.column("status") == ["running"]
+        seen.clock.now = 60.0 + 30 * 60
+        await seen.press("r")
+        assert "1 of 1 running" in seen.text("summary")
+        assert seen.column("per min") == ["0.100"]
+        (cost,) = map(float, seen.column("cost"))
+        assert cost == pytest.approx(seen.emu.total_cost, abs=0.11)
+        assert MODEL in seen.text("details")
+        assert "2 x NVIDIA_H100_1" in seen.text("details")
+
+
+async def test_an_empty_account_is_a_friendly_line(world: World) -> None:
+    async with top(world) as seen:
+        assert "no instance" in seen.text("empty")
+        assert not seen.table.display
+        await seen.press("s", "d", "enter")
+        assert len(seen.app.screen_stack) == 1
+        seen.emu.start_instance(MODEL, HARDWARE)
+        await seen.press("r")
+        assert seen.text("empty") == ""
+        assert len(seen.rows) == 1
+
+
+async def test_what_a_refresh_asks_for(world: World) -> None:
+    async with top(world, MODEL) as seen:
+        assert seen.routes() == ["token", "list", "hardware_types", "balance"]
+        for now in (10.0, 29.0):
+            seen.clock.now = now
+            await seen.press("r")
+        assert seen.routes()[4:] == ["list", "list"]
+        seen.clock.now = 31.0
+        await seen.press("r")
+        assert seen.routes()[6:] == ["list", "balance"]
+
+
+async def test_owners_are_those_of_the_journals(world: World, journals: Path) -> None:
+    async with top(world, MODEL, MODEL, MODEL, journal="auto") as seen:
+        common = {"account": "a", "api": seen.emu.api_base_url, "at": EPOCH - 90, "args": {}, "goal": "gone"}
+        files = [
+            JournalFile.create(
+                journals,
+                [
+                    {"kind": "OWNER", "id": str(number), "host": "box", "pid": number, "at": 0.0},
+                    {"kind": "CREATED", "entry": "1", "instance_id": seen.ids[number], **common},
+                ],
+            )
+            for number in range(2)
+        ]
+        files[0].close()
+        await seen.press("r")
+        assert seen.column("owner") == ["orphan", "process", "elsewhere"]
+        # By the journal, while the service does not say yet since when it is billed.
+        assert seen.column("age") == ["1m", "1m", "-"]
+        assert seen.column("cost") == ["0.10", "0.10", "-"]
+        assert "orphan (box, process 0)" in seen.text("details")
+        files[1].remove()
+
+
+async def test_eighty_columns_are_enough(world: World) -> None:
+    async with top(world, MODEL, MODEL, size=(80, 24)) as seen:
+        titles = [str(each.label).strip() for each in seen.table.ordered_columns]
+        assert titles == ["instance", "model", "status", "age", "cost", "owner"]
+        assert seen.column("status") == ["pending 1/5"] * 2
+        assert seen.table.max_scroll_x == 0
+        await seen.resize(120, 30)
+        assert "hardware" in [str(each.label) for each in seen.table.ordered_columns]
+        assert seen.table.max_scroll_x == 0
+        await seen.resize(40, 12)
+        assert len(seen.rows) == 2
+
+
+async def test_what_the_service_says_is_no_markup_and_no_command(world: World) -> None:
+    evil = "[red]\x1b[2J\n[/]@click"
+    async with top(world, MODEL) as seen:
+        (instance,) = seen.app._snapshot.instances
+        args = evolve(instance.instance_args, model_id=evil, hardware_type_id=evil)
+        evil_one = evolve(instance, instance_id=evil, base_url=evil, instance_args=args)
+        seen.app._snapshot = evolve(seen.app._snapshot, instances=(evil_one,), problem=evil[:5])
+        seen.app._draw()
+        await seen.pilot.pause()
+        assert "[red]" in seen.rows[0][1]
+        await seen.pilot.press("d")
+        await seen.pilot.pause()
+        shown = seen.app.export_screenshot()
+        assert "\x1b" not in shown
+        assert "\x1b" not in seen.text("details") + "".join(seen.rows[0])
+        assert isinstance(seen.app.screen, Question)
+
+
+# --- the cursor ---------------------------------------------------------------------------------------------
+
+
+async def test_the_cursor_stays_on_its_instance(world: World) -> None:
+    async with top(world, *[MODEL] * 4) as seen:
+        first, second, third, fourth = seen.ids
+        await seen.press("down", "down")
+        assert seen.selected == third
+        seen.emu.delete_instance(first)
+        await seen.press("r")
+        assert seen.selected == third
+        seen.emu.start_instance(MODEL, HARDWARE)
+        await seen.resize(90, 30)
+        await seen.press("r")
+        assert seen.selected == third
+        assert third in seen.text("details")
+        # In its place, once it is gone.
+        seen.emu.delete_instance(third)
+        await seen.press("r")
+        assert seen.selected == fourth
+        assert fourth in seen.text("details")
+        assert seen.ids[0] == second
+
+
+async def test_a_long_list_stays_where_it_was_scrolled_to(world: World) -> None:
+    async with top(world, *[MODEL] * 40, size=(100, 20)) as seen:
+        await seen.press(*["down"] * 20, *["up"] * 5)
+        selected, scrolled = seen.selected, seen.table.scroll_y
+        assert scrolled > 0
+        seen.emu.start_instance(MODEL, HARDWARE)
+        await seen.press("r")
+        assert (seen.selected, seen.table.scroll_y) == (selected, scrolled)
+
+
+# --- trouble ------------------------------------------------------------------------------------------------
+
+
+async def test_a_refresh_that_fails_keeps_the_last_table(world: World) -> None:
+    async with top(world, MODEL) as seen:
+        seen.emu.add_fault(Fault("status", route="list", status=500))
+        seen.clock.now = 20.0
+        await seen.press("r")
+        assert len(seen.rows) == 1
+        assert "STALE" in seen.text("summary")
+        assert "20s old" in seen.text("summary")
+        assert "500" in seen.text("problem")
+        await seen.press("r")
+        assert "STALE" not in seen.text("summary")
+        assert seen.text("problem") == ""
+
+
+async def test_nothing_can_be_read_from_the_first(world: World) -> None:
+    async with top(world, MODEL, fault=Fault("status", route="token", status=401)) as seen:
+        assert seen.text("summary") == "not read yet"
+        assert "401" in seen.text("problem")
+        assert seen.text("empty") == ""
+        await seen.press("s", "d", "r")
+        assert "0 of 1 running" in seen.text("summary")
+
+
+async def test_it_refreshes_by_itself(world: World) -> None:
+    async with world(clock=lambda: 0.0, max_retries=0) as (emu, client):
+        async with TopApp(client, interval=2.0, now=lambda: EPOCH).run_test():
+            await until(lambda: [each.route for each in emu.requests].count("list") >= 3)
+
+
+async def test_one_refresh_at_a_time(world: World) -> None:
+    async with top(world) as seen:
+        seen.app.action_refresh()
+        seen.app.action_refresh()
+        await seen.settle()
+        assert seen.routes().count("list") == 2
+        await seen.press("r")
+        assert seen.routes().count("list") == 3
+
+
+async def test_a_balance_that_cannot_be_read_is_no_reason_to_call_it_stale(world: World) -> None:
+    async with top(world, MODEL) as seen:
+        seen.emu.add_fault(Fault("status", route="balance", status=500))
+        seen.clock.now = 40.0
+        await seen.press("r")
+        assert "STALE" not in seen.text("summary")
+        assert "500" in seen.text("problem")
+        assert "balance" in seen.text("summary")
+
+
+# --- stop and delete ----------------------------------------------------------------------------------------
+
+
+async def test_stop_asks_and_stops(world: World) -> None:
+    async with top(world, MODEL, MODEL) as seen:
+        await seen.press("down", "s")
+        assert isinstance(seen.app.screen, Question)
+        shown = question(seen)
+        assert f"stop {seen.ids[1]}?" in shown
+        assert "elsewhere" in shown
+        assert len(seen.emu.billing) == 2
+        await seen.press("y")
+        assert seen.emu.billing == (seen.ids[0],)
+        assert seen.column("status")[1] == "stopped"
+        await seen.press("s")
+        assert len(seen.app.screen_stack) == 1  # nothing to ask: it is stopped already
+
+
+@pytest.mark.parametrize("key", ["n", "escape", "q", "enter"])
+async def test_anything_but_yes_changes_nothing(world: World, key: str) -> None:
+    async with top(world, MODEL) as seen:
+        await seen.press("d", key)
+        assert len(seen.app.screen_stack) == 1
+        assert seen.app.is_running
+        assert seen.emu.billing == tuple(seen.ids)
+        assert set(seen.routes()) == {"token", "list", "hardware_types", "balance"}
+
+
+@pytest.mark.parametrize("answer", [["y"], ["tab", "enter"], ["right", "enter"]])
+async def test_delete_stops_first_and_waits_until_it_is_gone(world: World, answer: list[str]) -> None:
+    async with top(world, MODEL, MODEL) as seen:
+        first, second = seen.ids
+        await seen.press("d", *answer)
+        assert seen.emu.existing == (second,)
+        assert seen.ids == [second]
+        assert first not in seen.ids
+        assert seen.routes().index("stop") < seen.routes().index("delete")
+
+
+async def test_the_question_warns_of_a_living_process(world: World, journals: Path) -> None:
+    async with top(world, MODEL, journal="auto") as seen:
+        record = {"account": "a", "api": seen.emu.api_base_url, "at": EPOCH, "args": {}, "goal": "gone"}
+        living = JournalFile.create(
+            journals,
+            [
+                {"kind": "OWNER", "id": "1", "host": "box", "pid": 17, "at": 0.0},
+                {"kind": "CREATED", "entry": "1", "instance_id": seen.ids[0], **record},
+            ],
+        )
+        await seen.press("r", "d")
+        assert "box, process 17" in question(seen)
+        assert "A living process uses it" in question(seen)
+        living.remove()
+
+
+async def test_what_vanishes_while_it_is_asked_about(world: World) -> None:
+    async with top(world, MODEL, MODEL) as seen:
+        first, second = seen.ids
+        await seen.pilot.press("s")
+        seen.emu.delete_instance(first)
+        await seen.press("y")
+        assert seen.ids == [second]
+        await seen.pilot.press("d")
+        seen.emu.delete_instance(second)
+        await seen.press("y")
+        assert seen.ids == []
+        assert "no instance" in seen.text("empty")
+
+
+async def test_what_vanishes_before_the_key(world: World) -> None:
+    async with top(world, MODEL) as seen:
+        seen.emu.delete_instance(seen.ids[0])
+        await seen.press("r", "d", "s", "y")
+        assert len(seen.app.screen_stack) == 1
+        assert "stop" not in seen.routes()
+
+
+async def test_a_stop_that_fails_is_told_and_can_be_repeated(world: World) -> None:
+    async with top(world, MODEL) as seen:
+        seen.emu.add_fault(Fault("status", route="stop", status=500))
+        await seen.press("s", "y")
+        assert any("500" in each.message for each in seen.app._notifications)
+        assert len(seen.emu.billing) == 1
+        assert seen.app.pending == []
+        await seen.press("s", "y")
+        assert seen.emu.billing == ()
+
+
+async def test_a_delete_under_way_shows_and_outlives_the_screen(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = anyio.Event()
+    release = AsyncCortecs.release
+
+    async def slow(client: AsyncCortecs, instance_id: str) -> None:
+        await go.wait()
+        await release(client, instance_id)
+
+    monkeypatch.setattr(AsyncCortecs, "release", slow)
+    async with top(world, MODEL) as seen:
+        (only,) = seen.ids
+        await seen.pilot.press("d", "y")
+        await seen.pilot.pause()
+        assert seen.app.pending == [f"deleting {only}"]
+        assert seen.column("status") == ["deleting…"]
+        await seen.pilot.press("d")
+        assert len(seen.app.screen_stack) == 1  # it is being done already
+        await seen.pilot.press("q")
+        await seen.pilot.pause()
+        assert not seen.app.is_running
+        assert seen.emu.billing == (only,)
+        go.set()
+        await seen.app.finish()
+        assert seen.emu.existing == ()
+        assert seen.app.pending == []
+        assert seen.app.unheard == []
+
+
+async def test_what_fails_after_the_end_is_kept_for_the_command_line(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go = anyio.Event()
+
+    async def fails(client: AsyncCortecs, instance_id: str) -> None:
+        await go.wait()
+        raise errors.TeardownError("it is still there", instance_id=instance_id)
+
+    monkeypatch.setattr(AsyncCortecs, "release", fails)
+    async with top(world, MODEL) as seen:
+        await seen.pilot.press("d", "y", "q")
+        await seen.pilot.pause()
+        go.set()
+        await seen.app.finish()
+        assert seen.app.unheard == ["delete instance-10001: it is still there"]
+
+
+@pytest.mark.parametrize("key", ["q", "ctrl+c", "ctrl+q"])
+async def test_quitting_changes_nothing(world: World, key: str) -> None:
+    async with top(world, MODEL) as seen:
+        await seen.pilot.press(key)
+        await seen.pilot.pause()
+        assert not seen.app.is_running
+        assert len(seen.emu.billing) == 1
+
+
+async def test_ctrl_c_quits_with_a_question_open(world: World) -> None:
+    async with top(world, MODEL) as seen:
+        await seen.press("d")
+        await seen.pilot.press("ctrl+c")
+        await seen.pilot.pause()
+        assert not seen.app.is_running
+    assert len(seen.emu.billing) == 1
+
+
+async def test_help_comes_and_goes(world: World) -> None:
+    async with top(world, MODEL) as seen:
+        await seen.press("question_mark")
+        assert isinstance(seen.app.screen, Help)
+        await seen.press("escape")
+        assert len(seen.app.screen_stack) == 1
+
+
+async def test_it_works_without_colours(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    async with top(world, MODEL) as seen:
+        await seen.press("down", "d", "n")
+        assert seen.app.no_color
+        assert len(seen.rows) == 1
+
+
+def question(seen: Seen) -> str:
+    return "\n".join(str(each.content) for each in seen.app.screen.query(Static))
+
+
+# --- the words of it ----------------------------------------------------------------------------------------
+
+PRICES = {
+    HARDWARE: HardwareType(hardware_type_id=HARDWARE, price_info={"per_minute": 0.05, "currency": "EUR"})
+}
+
+
+def instance(status: str = "running", *, began: float | None = 0.0, **args: Any) -> Instance:
+    started = None if began is None else datetime.fromtimestamp(EPOCH + began, UTC)
+    stopped = datetime.fromtimestamp(EPOCH + 90, UTC) if status == "stopped" else None
+    return Instance(
+        instance_id="i",
+        instance_args=InstanceArgs(**{"model_id": "a--b", "hardware_type_id": HARDWARE, **args}),
+        instance_status=InstanceStatus(status=status, started_at=started, stopped_at=stopped),
+        worker_statuses=(
+            WorkerStatus(init_progress=InitProgress(current_step=2, num_steps=5, description="Loading")),
+        ),
+    )
+
+
+def snapshot(*instances: Instance, **more: Any) -> Snapshot:
+    return Snapshot(**{"at": EPOCH, "instances": instances, "hardware": PRICES, **more})
+
+
+@pytest.mark.parametrize(
+    ("one", "seconds", "cost"),
+    [
+        (instance(), 0.0, 0.05),
+        (instance(), 60.0, 0.05),
+        (instance(), 61.0, 0.10),
+        (instance(num_workers=3), 61.0, 0.30),
+        (instance(billing_interval="per_hour"), 61.0, 3.0),
+        (instance("stopped"), 1000.0, 0.10),
+        (instance("pending", began=None), 61.0, None),
+        (instance(hardware_type_id="OTHER"), 61.0, None),
+        (instance(began=90.0), 61.0, 0.05),  # a clock that is behind
+    ],
+)
+def test_cost_so_far(one: Instance, seconds: float, cost: float | None) -> None:
+    found = cost_so_far(one, snapshot(one), EPOCH + seconds)
+    assert found == (None if cost is None else pytest.approx(cost))
+
+
+def test_a_stopped_instance_costs_nothing_more() -> None:
+    assert rate(instance("stopped"), snapshot()) == 0.0
+    assert rate(instance("something new", num_workers=2), snapshot()) == pytest.approx(0.10)
+    assert cost_so_far(evolve(instance("stopped"), instance_status=InstanceStatus(status="stopped")),
+                       snapshot(), EPOCH) is None  # fmt: skip
+
+
+def test_the_owner_knows_since_when_it_is_billed() -> None:
+    owners = {"i": Owner(kind="mine", owner="me", started_at=EPOCH - 60)}
+    assert cost_so_far(instance(), snapshot(owners=owners), EPOCH + 1) == pytest.approx(0.10)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (59.9, "59s"),
+        (60, "1m"),
+        (3599, "59m"),
+        (3600, "1h00m"),
+        (86399, "23h59m"),
+        (90000, "1d01h"),
+    ],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_the_summary_says_what_it_does_not_know() -> None:
+    text = str(summary(snapshot(instance(), instance(hardware_type_id="OTHER")), EPOCH))
+    assert "2 of 2 running   at least 3.00 EUR per hour   balance unknown" in text
+    two = {**PRICES, "B": HardwareType(hardware_type_id="B", price_info={"per_hour": 6, "currency": "USD"})}
+    text = str(
+        summary(snapshot(instance(), hardware=two, balance=Balance(current_balance=1, currency="EUR")), EPOCH)
+    )
+    assert "3.00 per hour   balance 1.00 EUR" in text
+
+
+def test_details_name_what_has_no_column() -> None:
+    one = instance(context_length=4096, billing_interval="per_hour")
+    text = str(details(one, snapshot(one)))
+    assert "2/5 Loading" in text
+    assert "context 4096   billed per hour" in text
+    assert str(details(None, snapshot())) == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "deed", "status", "warned"),
+    [
+        ("process", "stop", "running", True),
+        ("process", "delete", "stopped", False),
+        ("held", "delete", "running", True),
+        ("orphan", "delete", "running", False),
+        (None, "delete", "running", True),
+    ],
+)
+def test_warnings(kind: Any, deed: str, status: str, *, warned: bool) -> None:
+    owners = {"i": Owner(kind=kind, owner="box", started_at=EPOCH)} if kind else {}
+    assert bool(warning(deed, instance(status), snapshot(owners=owners))) is warned
+
+
+@pytest.mark.parametrize("width", [80, 109, 110, 120, 200])
+def test_the_columns_fill_the_width_and_no_more(width: int) -> None:
+    one = evolve(instance("pending", model_id="organisation--" + "m" * 90), instance_id="i" * 60)
+    shown = columns(width, snapshot(one))
+    assert sum(each.width + 2 for each in shown) <= width - 2
+    row = cells(one, snapshot(one), EPOCH, shown)
+    assert all(cell.cell_len <= column.width for cell, column in zip(row, shown, strict=True))
+
+
+def test_a_step_is_cut_last() -> None:
+    one = instance("pending")
+    for width, text in ((11, "pending 2/5"), (19, "pending 2/5 Loading")):
+        shown = [Column("model", "model", 8), Column("status", "status", width)]
+        assert str(cells(one, snapshot(one), EPOCH, shown)[1]) == text
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def test_without_a_terminal_it_says_so() -> None:
+    result = CliRunner().invoke(cli, ["top"])
+    assert result.exit_code == 1
+    assert "needs a terminal" in result.output
+
+
+def test_a_missing_textual_is_named() -> None:
+    program = (
+        "import sys, runpy; sys.modules['textual'] = None; sys.argv = ['cortecs-async', 'top']; "
+        "runpy.run_module('cortecs_async', run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "pip install 'cortecs-async[tui]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.sockets
+def test_on_a_real_terminal() -> None:
+    master, slave = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cortecs_async", "top"],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env={**os.environ, "TERM": "xterm-256color", "CORTECS_API_BASE_URL": "http://127.0.0.1:9/v1"},
+    )
+    os.close(slave)
+    shown = b""
+    try:
+        while b"CORTECS_CLIENT_ID" not in shown:  # what is missing, in words
+            shown += os.read(master, 4096)
+        os.write(master, b"q")
+        while chunk := os.read(master, 4096):
+            shown += chunk
+    except OSError:
+        pass  # Linux says so when the other end is closed
+    finally:
+        os.close(master)
+    assert process.wait(timeout=30) == 0
+    assert re.search(rb"\x1b\[\?1049l", shown)  # the screen is as it was
