@@ -166,6 +166,13 @@ def typing(session: nox.Session) -> None:
 
 
 @nox.session
+def screens(session: nox.Session) -> None:
+    """Draws the pictures of the command line anew."""
+    install(session, "screens")
+    session.run("python", "docs/screens.py", env=ENV)
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """The benchmarks; arguments go to them."""
     install(session, "bench")

@@ -1,7 +1,7 @@
 """What is measured in a fresh process: `python _child.py TASK ARGUMENT...` prints what it found as JSON.
 
-The environment says where the emulator is. The tasks are `leases SIDE COUNT`, `memory KIND COUNT` and
-`bare COUNT`.
+The environment says where the emulator is. The tasks are `leases SIDE COUNT`, `memory KIND COUNT`,
+`bare COUNT` and `answers SIDE COUNT CONCURRENCY`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 import time
 import tracemalloc
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -222,6 +224,80 @@ async def spread_over(concurrency: int, work: Callable[[Any], Awaitable[Any]], i
     return list(itertools.chain(*results))
 
 
+def answers(side: str, count: int, concurrency: int) -> dict[str, Any]:
+    """Answers so many requests; CPU seconds for all of it, and the most memory in kB."""
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "in.jsonl")
+        prompts = [f"hello {number}" for number in range(count)]
+        if side.startswith("batch"):
+            with source.open("w") as file:
+                file.writelines(batch_line(number, prompt) for number, prompt in enumerate(prompts))
+            del prompts
+        settle_memory()
+        begun = Moment()
+        match side:
+            case "batch":
+                asyncio.run(by_batch(source, count, concurrency, "aiohttp"))
+            case "batch, httpx":
+                asyncio.run(by_batch(source, count, concurrency, "httpx"))
+            case "bare aiohttp":
+                asyncio.run(by_aiohttp(prompts, concurrency))
+            case _:
+                asyncio.run(by_openai(prompts, concurrency))
+        return {"cpu": Moment().cpu - begun.cpu, "memory": memory_of(what="VmHWM")}
+
+
+def batch_line(number: int, prompt: str) -> str:
+    """A line of an input."""
+    request = {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/chat/completions"}
+    return json.dumps({**request, "body": body_of(prompt)}) + "\n"
+
+
+def body_of(prompt: str) -> dict[str, Any]:
+    """A chat completion."""
+    return {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "max_tokens": 8}
+
+
+async def by_batch(source: Path, count: int, concurrency: int, transport: Any) -> None:
+    """`client.run_batch`: from a file to a file, durable."""
+    async with AsyncCortecs() as client:
+        report = await client.run_batch(
+            source, source.with_suffix(".out"), MODEL, concurrency=concurrency, transport=transport
+        )
+        assert report.succeeded == count
+
+
+async def by_aiohttp(prompts: Sequence[str], concurrency: int) -> None:
+    """As few lines of aiohttp as it takes: from memory to memory."""
+    import aiohttp  # noqa: PLC0415  (the other sides leave it to what they measure)
+
+    async with AsyncCortecs() as client, client.instance(MODEL) as inst:
+        url = f"{inst.base_url}/chat/completions"
+        headers = {"Authorization": f"Bearer {inst.openai_kwargs()['api_key']}"}
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers) as session:
+
+            async def ask(prompt: str) -> str:
+                async with session.post(url, json=body_of(prompt)) as answer:
+                    text: str = (await answer.json())["choices"][0]["message"]["content"]
+                    return text
+
+            assert len(await spread_over(concurrency, ask, prompts)) == len(prompts)
+
+
+async def by_openai(prompts: Sequence[str], concurrency: int) -> None:
+    """`AsyncOpenAI`, a task a request, and a semaphore, as the tutorials have it."""
+    semaphore = asyncio.Semaphore(concurrency)
+    async with AsyncCortecs() as client, client.instance(MODEL) as inst, inst.openai() as llm:
+
+        async def ask(prompt: str) -> str | None:
+            async with semaphore:
+                messages: Any = body_of(prompt)["messages"]
+                answer = await llm.chat.completions.create(model=MODEL, messages=messages, max_tokens=8)
+                return answer.choices[0].message.content
+
+        assert all(await asyncio.gather(*map(ask, prompts)))
+
+
 def main() -> None:
     """Runs a task."""
     match sys.argv[1:]:
@@ -231,6 +307,8 @@ def main() -> None:
             result = memory(kind, int(count))
         case ["bare", count]:
             result = asyncio.run(bare(int(count)))
+        case ["answers", side, count, concurrency]:
+            result = answers(side, int(count), int(concurrency))
         case _:
             raise SystemExit(__doc__)
     print(json.dumps(result))

@@ -11,12 +11,15 @@ import collections
 import json
 import math
 import os
+import queue
 import re
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from cortecs_async.emulator import Emulator, serve_emulator
 
@@ -32,21 +35,27 @@ class Server:
 
     Args:
         ready_after: Seconds from the start of an instance until it runs.
+        answer_seconds: Seconds that each answer of an instance takes.
+        is_light: The instances' endpoints are no emulator but a server that says always the same, and takes
+            a small part of the CPU.
 
     Attributes:
         env: The variables that point a client at it, with a state directory that is new.
     """
 
-    def __init__(self, ready_after: float = 0.0) -> None:
+    def __init__(
+        self, ready_after: float = 0.0, *, answer_seconds: float = 0.0, is_light: bool = False
+    ) -> None:
         self.ready_after = ready_after
+        self._options = {"answer_seconds": answer_seconds, "is_light": is_light}
         self.env: dict[str, str] = {}
         self._process: subprocess.Popen[str] | None = None
         self._states = tempfile.TemporaryDirectory()
 
     def __enter__(self) -> Self:
         # The first of the steps is there from the beginning.
-        step_seconds = self.ready_after / (_NUM_STEPS - 1)
-        command = [sys.executable, __file__, str(step_seconds), *map(str, _PROCESSORS[:1])]
+        options = {"step_seconds": self.ready_after / (_NUM_STEPS - 1), **self._options}
+        command = [sys.executable, __file__, json.dumps(options), *map(str, _PROCESSORS[:1])]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
         )
@@ -81,6 +90,11 @@ class Server:
         found: dict[str, int] = self._ask({"what": "counts", "since": since, "until": until})
         return found
 
+    def span(self) -> tuple[int, float]:
+        """How many requests of the endpoints came since the last time, and seconds from first to last."""
+        count, seconds = self._ask({"what": "span"})
+        return count, seconds
+
     def existing(self) -> int:
         """How many instances there are."""
         found: int = self._ask({"what": "existing"})
@@ -112,30 +126,113 @@ def forget_surroundings() -> None:
             del os.environ[name]
 
 
-def _answer(emulator: Emulator, question: dict[str, Any]) -> Any:
-    match question["what"]:
-        case "env":
-            return emulator.env()
-        case "existing":
-            return len(emulator.existing)
-        case _:
-            routes = (
-                each.route or each.path
-                for each in emulator.requests
-                if question["since"] <= each.at <= question["until"]
-            )
-            return dict(collections.Counter(routes))
+class _Light(asyncio.Protocol):
+    """An endpoint that does no more than it must."""
+
+    answer_seconds = 0.0
+    times: ClassVar[list[float]] = []
+    _BODY = json.dumps(
+        {
+            "id": "chatcmpl-1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": MODEL,
+            "choices": [
+                {
+                    "index": 0,
+                    "message": {"role": "assistant", "content": "This is always the same answer."},
+                    "finish_reason": "stop",
+                }
+            ],
+            "usage": {"prompt_tokens": 10, "completion_tokens": 8, "total_tokens": 18},
+        }
+    ).encode()
+    _ANSWER = (
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(_BODY)
+    ) + _BODY
+
+    def __init__(self) -> None:
+        self._data = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._data += data
+        head, separator, rest = self._data.partition(b"\r\n\r\n")
+        length = re.search(rb"(?i)content-length: *(\d+)", head)
+        if not separator or length is None or len(rest) < int(length[1]):
+            return
+        self._data = b""  # one request at a time on each connection
+        self.times.append(time.monotonic())
+        asyncio.get_running_loop().call_later(self.answer_seconds, self._answer)
+
+    def _answer(self) -> None:
+        assert self._transport is not None
+        self._transport.write(self._ANSWER)
 
 
-async def _serve(step_seconds: float) -> None:
-    options = {"step_seconds": step_seconds, "num_steps": _NUM_STEPS, "balance": 1e9}
-    async with serve_emulator(**options) as emulator:
+def _serve_light(answer_seconds: float) -> str:
+    """Serves it in a thread; its URL."""
+    _Light.answer_seconds = answer_seconds
+    ready: queue.Queue[int] = queue.Queue()
+
+    async def serve() -> None:
+        server = await asyncio.get_running_loop().create_server(_Light, "127.0.0.1", 0, backlog=2048)
+        ready.put(server.sockets[0].getsockname()[1])
+        await server.serve_forever()
+
+    threading.Thread(target=lambda: asyncio.run(serve()), daemon=True).start()
+    return f"http://127.0.0.1:{ready.get()}"
+
+
+class _Answers:
+    """What the process says of itself."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        self._emulator = emulator
+        self._env = emulator.env()
+        self._seen = 0
+
+    def to(self, question: dict[str, Any]) -> Any:
+        """The answer to a question."""
+        match question["what"]:
+            case "env":
+                return self._env
+            case "span":
+                return self._span()
+            case "existing":
+                return len(self._emulator.existing)
+            case _:
+                routes = (
+                    each.route or each.path
+                    for each in self._emulator.requests
+                    if question["since"] <= each.at <= question["until"]
+                )
+                return dict(collections.Counter(routes))
+
+    def _span(self) -> tuple[int, float]:
+        requests = self._emulator.requests
+        times = [each.at for each in requests[self._seen :] if each.route == "chat"] + _Light.times
+        self._seen = len(requests)
+        _Light.times.clear()
+        return len(times), times[-1] - times[0]
+
+
+async def _serve(*, is_light: bool, **options: float) -> None:
+    async with serve_emulator(num_steps=_NUM_STEPS, balance=1e9, **options) as emulator:
+        answers = _Answers(emulator)
+        if is_light:
+            # For the instances that are started from now on; the API stays where it is.
+            emulator.root_url = _serve_light(options["answer_seconds"])
         # It serves in a thread: this loop has nothing else to do than to wait for the next question.
         for line in sys.stdin:
-            print(json.dumps(_answer(emulator, json.loads(line))), flush=True)
+            print(json.dumps(answers.to(json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":
     if sys.argv[2:]:
         os.sched_setaffinity(0, map(int, sys.argv[2:]))
-    asyncio.run(_serve(float(sys.argv[1])))
+    asyncio.run(_serve(**json.loads(sys.argv[1])))

@@ -1,6 +1,6 @@
 """What the SDK costs beside its transport and its peers: `python benchmarks/run.py [--write | --compare]`.
 
-About seven minutes for everything. `--write` keeps the result beside this file, with the plots; without it
+About ten minutes for everything. `--write` keeps the result beside this file, with the plots; without it
 the result of the last run is the one to compare with.
 """
 
@@ -15,7 +15,7 @@ from _plots import draw
 from _profile import profile
 from _report import FOLDER, RESULTS_MD, Row, comparison, load, report, save, surroundings, update_headline
 from _server import forget_surroundings, keep_apart
-from rows import call, decode, lag, leases, memory, pool, reaper, startup
+from rows import batch, call, decode, lag, leases, memory, pool, reaper, startup
 
 Measurement = Callable[[], Sequence[Row]]
 
@@ -34,6 +34,7 @@ MEASUREMENTS: dict[tuple[str, ...], Measurement] = {
     ("import",): one(startup.row),
     ("decode",): one(decode.row),
     ("pool",): one(pool.row),
+    ("batch",): one(batch.row),
     ("reaper",): one(reaper.row),
 }
 NAMES = [name for names in MEASUREMENTS for name in names]

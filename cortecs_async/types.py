@@ -18,6 +18,7 @@ from ._domain import (
     WorkerStatus,
 )
 from ._handle import InstanceHandle
+from ._mapping import Results
 from ._owners import Owner
 from ._sweep import Orphan
 
@@ -41,5 +42,6 @@ __all__ = [
     "Owner",
     "Progress",
     "Receipt",
+    "Results",
     "WorkerStatus",
 ]

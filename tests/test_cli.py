@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pty
 import re
@@ -235,18 +236,21 @@ asyncio.run(main())
             assert left.stdout is not None
             assert left.stdout.readline() == "body\n"
             mine = next(each for each in served.billing if each != foreign)
-            assert run("orphans").stdout == "nothing was left behind\n"
+            assert run("orphans").stderr == "nothing was left behind\n"
             left.kill()
         for command in (["orphans"], ["sweep", "--dry-run"]):
             done = run(*command)
             assert done.returncode == 1, done.stderr
             assert re.search(rf"found\s+{mine}.*process {left.pid}", done.stdout)
             assert served.billing == (foreign, mine)
+        (listed,) = json.loads(run("orphans", "--json").stdout)
+        assert (listed["state"], listed["instance_id"]) == ("found", mine)
         done = run("sweep")
         assert done.returncode == 0, done.stderr
         assert re.search(rf"released\s+{mine}", done.stdout)
         assert served.existing == (foreign,)
-        assert run("sweep").stdout == "nothing was left behind\n"
+        assert run("sweep").stderr == "nothing was left behind\n"
+        assert json.loads(run("sweep", "--json").stdout) == []
         assert list((state_dir / "journal").iterdir()) == []
 
     def test_without_credentials_it_says_what_is_missing(self) -> None:

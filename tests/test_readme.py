@@ -1,4 +1,4 @@
-"""Every Python example of the README and of docs/scale.md runs, in order, against a served emulator."""
+"""Every Python example of the README, docs/scale.md and docs/batch.md runs, in order, on an emulator."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.sockets
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SCALE = ROOT / "docs" / "scale.md"
+BATCH = ROOT / "docs" / "batch.md"
 
 
 class _Runner:
@@ -78,6 +79,23 @@ def test_every_example_of_scale_runs(emulator: Emulator) -> None:
         example.evaluate()
     assert emulator.existing == ()
     assert len(emulator.ledger) == 20
+
+
+def test_every_example_of_batch_runs(
+    emulator: Emulator,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    examples = list(Document.parse(str(BATCH), CodeBlockParser("python", _Runner(emulator))).examples())
+    assert len(examples) == BATCH.read_text().count("```python")
+    for example in examples:
+        example.evaluate()
+    assert emulator.existing == ()
+    shown = capsys.readouterr().out
+    assert "2 0 0.03 EUR" in shown
+    assert shown.count("Why is grass green?") == 2
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ class Tally:
             self._lately.append((now, number, written))
 
     def rates(self, now: float, began: float) -> tuple[float, float]:
-        """Answers and written tokens a second, over the last seconds."""
+        """Answers and written tokens a second, over the last seconds, but not from before `began`."""
         while self._lately and self._lately[0][0] < now - _SPAN:
             self._lately.popleft()
         span = max(min(now - began, _SPAN), 0.1)

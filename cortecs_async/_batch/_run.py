@@ -148,6 +148,7 @@ class Batch:
     _working: int = 0
     _error: BaseException | None = None
     _began: float = 0.0
+    _answering_since: float | None = None
 
     async def run(self) -> BatchReport:
         """Answers what is left, and puts the output into order.
@@ -267,6 +268,8 @@ class Batch:
                 is_alive=lambda: self.is_alive(inst.instance_id),
             )
             lane.is_starting = False
+            if self._answering_since is None:
+                self._answering_since = anyio.current_time()
             await lane.crew.run()
             for other in self._lanes:
                 if other.is_starting:
@@ -292,7 +295,7 @@ class Batch:
         crews = [lane.crew for lane in self._lanes if lane.crew is not None]
         receipts = [each for lane in self._lanes if (each := lane.receipt) is not None]
         costs = [each.cost for each in receipts if each.cost is not None]
-        rate, tokens_per_second = tally.rates(now, self._began)
+        rate, tokens_per_second = tally.rates(now, self._answering_since or now)
         progress = BatchProgress(
             total=plan.total,
             succeeded=tally.succeeded,

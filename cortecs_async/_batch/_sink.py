@@ -12,6 +12,9 @@ from . import _threads
 from ._format import Request, Usage
 from ._output import Output
 
+# Seconds in which a group gathers: to wake a thread for each answer would take as long as the answer itself.
+_GATHER = 0.05
+
 # Answers that wait for the disk, at the most: with a slow one, those who ask wait.
 _MOST = 4096
 _MOST_BYTES = 32 << 20
@@ -73,6 +76,7 @@ class Sink:
         """
         while True:
             await self._news.wait()
+            await anyio.sleep(_GATHER)
             await self.flush()
 
     async def flush(self) -> None:

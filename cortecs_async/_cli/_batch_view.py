@@ -180,7 +180,7 @@ def _speed(progress: BatchProgress) -> list[str]:
     return [
         f"{number(progress.rate)} answers/s",
         f"{number(progress.tokens_per_second)} tokens/s",
-        f"{progress.running} at once on {progress.instances} {instances}",
+        f"{progress.running:,} at once on {progress.instances} {instances}",
     ]
 
 

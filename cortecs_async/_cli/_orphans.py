@@ -5,13 +5,12 @@ from __future__ import annotations
 import sys
 from datetime import UTC, datetime
 
-import anyio
 import click
-from rich.console import Console
-from rich.table import Table
 
-from .. import AsyncCortecs, CortecsError
+from .. import AsyncCortecs
 from ..types import Orphan
+from ._common import print_json, print_table, run, say
+from ._params import DURATION
 
 _MEANING = {
     "found": "left behind: `cortecs-async sweep` releases it",
@@ -26,39 +25,37 @@ _MEANING = {
 
 
 @click.command()
-def orphans() -> None:
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def orphans(as_json: bool) -> None:
     """List what processes of this machine that died have left behind. Touches nothing.
 
     Exits with 1 when there is something to do.
     """
-    _run(dry_run=True)
+    _run(dry_run=True, as_json=as_json)
 
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only say what there is, as `orphans` does.")
-@click.option(
-    "--timeout",
-    type=click.FloatRange(min=1),
-    default=300.0,
-    show_default=True,
-    help="Seconds for all of it.",
-)
-def sweep(dry_run: bool, timeout: float) -> None:
+@click.option("--timeout", type=DURATION, default="5m", show_default=True, help="For all of it.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def sweep(dry_run: bool, timeout: float, as_json: bool) -> None:
     """Release the instances that processes of this machine left behind when they died.
 
     Only what their journals prove to be theirs, and never what a living process answers for. Needs the
     credentials that they had, in CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET. Exits with 1 when something is
     left to do.
     """
-    _run(dry_run=dry_run, timeout=timeout)
+    _run(dry_run=dry_run, timeout=timeout, as_json=as_json)
 
 
-def _run(*, dry_run: bool, timeout: float = 300.0) -> None:
-    try:
-        found = anyio.run(_sweep, dry_run, timeout)
-    except CortecsError as error:
-        raise click.ClickException(str(error)) from None
-    _show(found)
+def _run(*, dry_run: bool, as_json: bool, timeout: float = 300.0) -> None:
+    found = run(_sweep, dry_run, timeout)
+    if as_json:
+        print_json(found)
+    elif found:
+        print_table(("state", "instance", "asked for at", "by", "meaning"), map(_row, found))
+    else:
+        say("nothing was left behind")
     if any(each.state in {"found", "unsettled", "ambiguous", "left"} for each in found):
         sys.exit(1)
 
@@ -69,16 +66,7 @@ async def _sweep(dry_run: bool, timeout: float) -> tuple[Orphan, ...]:
         return await client.sweep(dry_run=dry_run, timeout=timeout)
 
 
-def _show(found: tuple[Orphan, ...]) -> None:
-    console = Console(highlight=False, soft_wrap=True)
-    if not found:
-        console.print("nothing was left behind")
-        return
-    table = Table(box=None)
-    for name in ("state", "instance", "asked for at", "by", "meaning"):
-        table.add_column(name)
-    for each in found:
-        asked = datetime.fromtimestamp(each.started_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-        instance = each.instance_id or ", ".join(each.candidates) or each.model or "unknown"
-        table.add_row(each.state, instance, asked, each.owner, _MEANING[each.state])
-    console.print(table)
+def _row(each: Orphan) -> tuple[str, ...]:
+    asked = datetime.fromtimestamp(each.started_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+    instance = each.instance_id or ", ".join(each.candidates) or each.model or "unknown"
+    return each.state, instance, asked, each.owner, _MEANING[each.state]
