@@ -10,7 +10,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from .._detached import clock
-from .._errors import CortecsError, EndpointError, InstanceLostError
+from .._errors import EndpointError, InstanceLostError
 from .._limit import Limit
 from ._format import Request
 from ._sender import Reply, Sender
@@ -66,7 +66,7 @@ class Crew:
         self._size = 0
         self._idle = 0
         self.busy: int = 0
-        self._error: CortecsError | None = None
+        self._error: Exception | None = None
         self._clock = clock()
         self._failing_since: float | None = None
         self._has_succeeded = False
@@ -94,7 +94,7 @@ class Crew:
             self._size += 1
             self._tasks.start_soon(self._work_on)
 
-    def _stop(self, error: CortecsError) -> None:
+    def _stop(self, error: Exception) -> None:
         if self._error is None and self._tasks is not None:
             self._error = error
             self._tasks.cancel_scope.cancel()
@@ -109,14 +109,16 @@ class Crew:
                 request = self._work.take_now()
                 if request is None:
                     self._idle += 1
-                    request = await self._work.take()
-                    self._idle -= 1
+                    try:
+                        request = await self._work.take()
+                    finally:
+                        self._idle -= 1
                     if request is None:
                         return
                 await self._attempt(request)
                 if self._size < self._limit.value:
                     self._grow()
-        except CortecsError as error:
+        except Exception as error:  # noqa: BLE001  (raised by `run`, and not in a group)
             self._stop(error)
         finally:
             self._size -= 1

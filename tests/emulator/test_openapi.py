@@ -1,11 +1,13 @@
 """The emulator against its own OpenAPI document, with all that schemathesis can think of."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
 import hypothesis
+import hypothesis.errors
 import pytest
 
 from cortecs_async.emulator import Emulator
@@ -112,11 +114,14 @@ def test_sequences_of_requests_do_as_documented() -> None:
     # Which orders are tried depends on what else was imported (hypothesis takes constants from there), so
     # that one round may miss one of these; four rounds of other lengths do not.
     for steps in (8, 10, 12, 14):
-        schema.as_state_machine().run(
-            settings=hypothesis.settings(
-                max_examples=25, stateful_step_count=steps, derandomize=True, deadline=None, database=None
+        # What schemathesis may do next hangs on the answers before, and the emulator has a history: an order
+        # that hypothesis tries again can go another way, which it then calls flaky. A failure is not that.
+        with contextlib.suppress(hypothesis.errors.FlakyStrategyDefinition):
+            schema.as_state_machine().run(
+                settings=hypothesis.settings(
+                    max_examples=25, stateful_step_count=steps, derandomize=True, deadline=None, database=None
+                )
             )
-        )
         if wanted <= {(record.route, record.status) for record in target.requests}:
             return
     pytest.fail("the rounds never got from a start to a look and a stop")
