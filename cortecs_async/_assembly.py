@@ -15,7 +15,6 @@ from ._config import Mode, Settings
 from ._connections import HTTPClient
 from ._diagnosis import Finding, diagnose
 from ._domain import InstanceArgs
-from ._errors import RequestError
 from ._handle import InstanceHandle
 from ._http import HTTP
 from ._instances import Instances
@@ -116,14 +115,6 @@ class Assembly:
             return await sweep(self._releasing, self.keeper, dry_run=dry_run, timeout=timeout)
         finally:
             await self.http.release()
-
-    async def is_alive(self, instance_id: str) -> bool | None:
-        """Whether an instance runs; None when the service cannot be asked just now."""
-        try:
-            listed = await self._releasing.list()
-        except RequestError:
-            return None
-        return any(each.instance_id == instance_id and each.is_usable for each in listed)
 
     async def owners(self) -> Mapping[str, Owner]:
         """See `AsyncCortecs.owners`."""

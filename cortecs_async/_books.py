@@ -160,13 +160,21 @@ class Books:
                     self._journal.remove()
             self._journal, self._shown, self.book, self._armed = None, None, Book(), {}
 
-    def orphans(self) -> int:
-        """How many promises dead owners have left; files of those that left none are removed."""
-        count = 0
+    def orphans(self, api: str, account: str) -> int:
+        """How many promises dead owners have left; files of those that left none are removed.
+
+        Args:
+            api: Only those of this service,
+            account: and this account; empty for all.
+        """
+        count, now = 0, wall_clock()
         for journal in left_behind(self.directory):
             book = journal.read()
             if book.entries:
-                count += len(book.entries)
+                count += sum(
+                    entry.api == api and (not account or entry.account == account) and entry.is_left(now)
+                    for entry in book.entries.values()
+                )
                 journal.close()
             else:
                 journal.remove()

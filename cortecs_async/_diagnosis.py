@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING
 
 import anyio
 from attrs import define, field, frozen
@@ -20,11 +21,13 @@ from ._errors import (
     PermissionDeniedError,
     RequestError,
 )
-from ._http import HTTP
 from ._journal import JournalFile, books, is_owned, take
 from ._keeper import Keeper, off_loop
 from ._messages import Call, Reply
 from ._records import wall_clock
+
+if TYPE_CHECKING:
+    from ._http import HTTP  # which would bring httpx along, to whoever imports a Finding
 
 # Seconds for each of the checks.
 _PATIENCE = 20.0

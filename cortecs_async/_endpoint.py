@@ -28,6 +28,10 @@ def inference_key(api_key: str | None = None) -> str:
         ConfigurationError: when there is no key.
     """
     key = api_key or os.environ.get("CORTECS_API_KEY") or os.environ.get("OPENAI_API_KEY")
+    # Files and secrets of orchestrators often end a line.
+    key = (key or "").strip()
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ConfigurationError("the key for inference has characters that no header may have")
     if not key:
         raise ConfigurationError(
             "no key for inference: pass api_key=, or set CORTECS_API_KEY or OPENAI_API_KEY. It is a key "

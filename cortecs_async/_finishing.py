@@ -29,6 +29,10 @@ _MAX_PAUSE = 10.0
 # Seconds of one teardown before its trouble is reported, and it begins again.
 _ROUND = 600.0
 
+# What is held may be released by whoever has its handle: seconds between two looks whether it has been, how
+# long one may take, and how often in a row it must be read to be gone: once may be the service's mistake.
+_LOOK, _LOOK_TAKES, _READINGS = 300.0, 30.0, 2
+
 State = Literal["released", "gone", "ambiguous", "left"]
 
 
@@ -97,8 +101,11 @@ class Finisher:
 
     async def _end(self, debt: Debt, instance_id: str) -> None:
         entry = debt.entry
-        if entry.held and entry.expires_at is not None:
-            await anyio.sleep(max(entry.expires_at - wall_clock(), 0.0))
+        until = entry.expires_at if entry.held else None
+        if until is not None and await self._goes_before(instance_id, until):
+            debt.report({"kind": "GONE", "entry": entry.key})
+            self.finished[debt] = Finished(state="gone", instance_id=instance_id)
+            return
         deadline = anyio.current_time() + self.patience
         self.note(f"releasing instance {instance_id}")
         while True:
@@ -121,6 +128,25 @@ class Finisher:
                 state: State = "released" if teardown.did_something else "gone"
                 self.finished[debt] = Finished(state=state, instance_id=instance_id)
                 return
+
+    async def _goes_before(self, instance_id: str, expires_at: float) -> bool:
+        """Waits until its time is up, or until somebody else has deleted it; whether that came first."""
+        absent = 0
+        while (left := expires_at - wall_clock()) > 0:
+            await anyio.sleep(min(left, _LOOK))
+            absent = absent + 1 if await self._is_gone(instance_id, expires_at - wall_clock()) else 0
+            if absent >= _READINGS:
+                return True
+        return False
+
+    async def _is_gone(self, instance_id: str, seconds: float) -> bool:
+        poller = self.instances.poller
+        with anyio.move_on_after(min(seconds, _LOOK_TAKES)):
+            try:
+                return await poller.next(poller.subscribe(instance_id)) is None
+            except Exception:  # noqa: BLE001  (whatever it is, it says nothing of the instance)
+                return False
+        return False
 
     async def _find(self, debts: Sequence[Debt], tasks: TaskGroup) -> None:
         """Looks for what starts without an answer have made, and ends it as soon as it is proven."""

@@ -125,14 +125,13 @@ def is_owned(path: Path) -> bool | None:
 
     Looks for a moment, with a lock that shuts nobody out: see `_lock_unless_owned`.
     """
-    try:
-        # Not for writing, so that nothing can come of it.
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    except OSError:
+    fd = _open_to_look(path)
+    if fd is None:
+        # Its owner may just have put another file in its place.
+        fd = _open_to_look(path)
+    if fd is None:
         return None
     try:
-        if not _is_at(fd, path):
-            return None
         try:
             _look(fd)
         except OSError:
@@ -142,6 +141,18 @@ def is_owned(path: Path) -> bool | None:
         return False
     finally:
         os.close(fd)
+
+
+def _open_to_look(path: Path) -> int | None:
+    try:
+        # Not for writing, so that nothing can come of it.
+        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    except OSError:
+        return None
+    if _is_at(fd, path):
+        return fd
+    os.close(fd)
+    return None
 
 
 def left_behind(directory: Path) -> Iterator[JournalFile]:

@@ -265,12 +265,16 @@ class Keeper:
 
     async def tell_of_orphans(self) -> None:
         """Says in one line of the log that there is something to sweep."""
-        count = await self._off_loop(self._books.orphans) if self.reads_journals else 0
+        if not self.reads_journals:
+            return
+        # Another service's, or another account's, this client's `sweep` could not release.
+        count = await self._off_loop(lambda: self._books.orphans(self.api, self._account))
         if count:
             logger.warning(
-                "processes that died have left %d instance(s) or starts behind: "
-                "`python -m cortecs_async sweep` (or client.sweep()) releases them",
-                count,
+                "processes that died have left %s behind: "
+                "`python -m cortecs_async sweep` (or client.sweep()) releases %s",
+                "an instance or start" if count == 1 else f"{count} instances or starts",
+                "it" if count == 1 else "them",
             )
 
     def key_of(self, instance_id: str) -> str | None:

@@ -10,6 +10,7 @@ a third off.
 from __future__ import annotations
 
 import enum
+import math
 from typing import Protocol
 
 from attrs import define
@@ -27,6 +28,11 @@ _STEP = 1.25
 # Windows between two looks whether another number would do better; twice as many after each that did not.
 _FIRST_PAUSE = 4
 _LONGEST_PAUSE = 64
+
+# Seconds between two steps down at the least.
+_LEAST_PAUSE = 1.0
+
+_FEW = 8
 
 # Answers in a window at the least.
 _FEWEST = 16
@@ -114,6 +120,8 @@ class AdaptiveLimit:
         self._held = 0
         self._upward = True
         self._lowered_at = float("-inf")
+        self._latency = 0.0
+        self._refused = math.inf
 
     @property
     def value(self) -> int:
@@ -131,20 +139,24 @@ class AdaptiveLimit:
             if began >= window.since:
                 window.began = now
             return
+        self._latency += (now - began - self._latency) / 8
         window.count += 1
         window.work += work
         window.latency += now - began
-        if window.count >= max(self._value, _FEWEST):
+        if window.count >= max(self._value, min(_FEWEST, 4 * self._value)):
             seen = _Seen(self._value, window.rate(now), window.latency / window.count)
             self._window = _Window(since=now, began=now)
             self._judge(now, seen)
 
     def refused(self, now: float, began: float) -> None:
         """See `Limit`."""
-        # Of those that were sent before the last step down, the answers say nothing of this limit.
-        if began >= self._lowered_at:
+        # Of those that were sent before the last step down, the answers say nothing of this limit; and those
+        # that are refused at once come too fast to be told apart.
+        if began >= self._lowered_at and now - self._lowered_at >= max(_LEAST_PAUSE, self._latency):
             self._lowered_at = now
             self._best = None
+            self._refused = self._value
+            self._upward = False
             self._hold(now, int(self._value * _LESS))
 
     def _judge(self, now: float, seen: _Seen) -> None:
@@ -185,7 +197,8 @@ class AdaptiveLimit:
         self._held += 1
         if self._held >= self._pause:
             self._phase = _Phase.PROBE
-            self._upward = not self._upward
+            # Not downwards where there is hardly anything below.
+            self._upward = not self._upward or self._value <= _FEW
             self._set(now, int(self._value * _STEP) + 1 if self._upward else int(self._value / _STEP))
 
     def _conclude(self, now: float, seen: _Seen, best: _Seen) -> None:
@@ -193,9 +206,14 @@ class AdaptiveLimit:
         if seen.value != best.value and seen.rate >= best.rate * wanted:
             self._best = seen
             self._pause = _FIRST_PAUSE
-            # It goes on in the direction that was better.
-            self._upward = not self._upward
-            self._hold(now, seen.value)
+            if self._upward and self._value * 2 <= self._refused:
+                # The server can do more than was known: as at the beginning.
+                self._phase = _Phase.GROW
+                self._grow(now)
+            else:
+                # It goes on in the direction that was better.
+                self._upward = not self._upward
+                self._hold(now, seen.value)
         else:
             self._pause = min(self._pause * 2, _LONGEST_PAUSE)
             self._hold(now, best.value)

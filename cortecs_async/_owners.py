@@ -25,11 +25,12 @@ class Owner:
     """Who answers for an instance.
 
     Attributes:
-        kind: `mine`: this process; `process`: another one, which lives; `orphan`: one that died, and whose
-            reaper or `sweep` releases it; `held`: whoever has the handle that `acquire` gave, until
-            `expires_at`.
+        kind: `mine`: this process; `process`: another one, which lives; `orphan`: one that died or has given
+            up on it, and whose reaper or `sweep` releases it; `held`: whoever has the handle that `acquire`
+            gave, until `expires_at`.
         owner: Host and process id of who asked for it.
-        started_at: Unix time in seconds at which it was asked for.
+        started_at: Unix time in seconds at which this owner asked for it: for its start, or where it took it
+            over, as `release` does, for that.
         expires_at: Unix time in seconds after which it goes in any case; None for never.
     """
 
@@ -46,17 +47,26 @@ async def owners(keeper: Keeper) -> Mapping[str, Owner]:
         keeper: For the service and the directory.
     """
     if not keeper.reads_journals:
-        return _sorted(_own(keeper.api))
-    return await off_loop(lambda: _sorted([*_own(keeper.api), *_others(keeper)]))
+        return _sorted(_own(keeper))
+    return await off_loop(lambda: _sorted([*_own(keeper), *_others(keeper)]))
 
 
-def _own(api: str) -> Iterator[tuple[str, Owner]]:
+def _own(keeper: Keeper) -> Iterator[tuple[str, Owner]]:
     me = f"{socket.gethostname()}, process {os.getpid()}"
-    # Of all clients of this process, also of those without a journal.
+    # Of all clients of this process with this directory, also of those without a journal.
     for each in all_books():
+        if each.directory != keeper.directory:
+            continue
         for entry in list(each.book.entries.values()):
-            if entry.instance_id is not None and entry.api == api:
-                yield entry.instance_id, _owner(entry, "held" if entry.held else "mine", me)
+            if entry.instance_id is not None and entry.api == keeper.api:
+                yield entry.instance_id, _owner(entry, _own_kind(entry), me)
+
+
+def _own_kind(entry: Entry) -> OwnerKind:
+    # Of a lease that nobody left, on a loop that is gone perhaps, there is nobody here any more.
+    if entry.abandoned:
+        return "orphan"
+    return "held" if entry.held else "mine"
 
 
 def _others(keeper: Keeper) -> Iterator[tuple[str, Owner]]:
@@ -78,7 +88,7 @@ def _kind(book: Book, entry: Entry, *, is_living: bool) -> OwnerKind:
     is_living = is_living and not book.is_orphaned
     if entry.held and not entry.is_due(wall_clock(), owner_lives=is_living):
         return "held"
-    return "process" if is_living else "orphan"
+    return "process" if is_living and not entry.abandoned else "orphan"
 
 
 def _owner(entry: Entry, kind: OwnerKind, owner: str) -> Owner:

@@ -89,6 +89,10 @@ class Entry:
             return self.abandoned or (expired and self.instance_id is not None)
         return expired if self.held else True
 
+    def is_left(self, now: float) -> bool:
+        """Whether somebody should see to it, now that its owner is dead: its time may not be up."""
+        return bool(self.candidates) or self.abandoned or self.is_due(now, owner_lives=False)
+
 
 class Book:
     """What is owed, folded from records.

@@ -35,11 +35,12 @@ class Orphan:
             appear; `released` just now; `gone` already, or never there;
             `ambiguous`: it may be one of `candidates`, which nobody but you can tell, and nothing is touched;
             `left`: the service could not be brought to it in time; `held`: acquired, and its time is not up;
-            `foreign`: it belongs to other credentials than these.
+            `foreign`: it belongs to other credentials than these, or to another service: see `api_base_url`.
         instance_id: The instance, where it is known.
         model: What was started; empty where only the id was noted.
         candidates: Ids that it might be.
-        started_at: Unix time in seconds at which it was asked for.
+        started_at: Unix time in seconds at which that process asked for it: for its start, or where it took
+            it over, as `release` does, for that.
         owner: Host and process id of who asked.
         api_base_url: The service that it was asked from.
     """
@@ -72,7 +73,7 @@ async def sweep(instances: Instances, keeper: Keeper, *, dry_run: bool, timeout:
             entry = debt.entry
             if entry.account != keeper.account:
                 results.append(_orphan(debt, "foreign"))
-            elif entry.candidates or entry.abandoned or entry.is_due(now, owner_lives=False):
+            elif entry.is_left(now):
                 debts.append(debt)
             else:
                 results.append(_orphan(debt, "held"))

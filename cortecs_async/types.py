@@ -1,6 +1,7 @@
 """The data that the client gives back, for annotations: `from cortecs_async.types import Model`."""
 
-from ._batch import BatchPlan, BatchProgress, BatchReport
+from ._batch._plan import BatchPlan
+from ._batch._report import BatchProgress, BatchReport
 from ._budget import Receipt
 from ._diagnosis import Finding
 from ._domain import (

@@ -42,13 +42,17 @@ def commands() -> Iterator[Callable[..., Result]]:
     """Calls commands in this process; they set up the log, which other tests look at."""
     logger = logging.getLogger("cortecs_async")
     before = logger.handlers[:], logger.level, logger.propagate
+    guard = logging.getLogger("cortecs_async.guard")
+    level = guard.level
 
     def call(*arguments: str, **options: Any) -> Result:
         # Without catching: what a command does not handle is a traceback for its user.
         return CliRunner().invoke(cli, arguments, catch_exceptions=False, **options)
 
     yield call
-    logger.handlers[:], logger.level, logger.propagate = before
+    logger.handlers[:], logger.propagate = before[0], before[2]
+    logger.setLevel(before[1])
+    guard.setLevel(level)
 
 
 def environment(emulator: Emulator | None, state: Path) -> dict[str, str]:

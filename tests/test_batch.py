@@ -14,8 +14,9 @@ import anyio.lowlevel
 import pytest
 
 from cortecs_async import AsyncCortecs, ConfigurationError, InvalidArgumentError, Progress
-from cortecs_async._batch import _crew, _sink, _threads, _work
+from cortecs_async._batch import _crew, _sink, _threads, _verdict, _work
 from cortecs_async._batch._output import Output
+from cortecs_async._batch._sender import Reply
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.errors import (
     BatchFileError,
@@ -142,7 +143,7 @@ async def test_an_empty_input_is_done(world: World, files: Files) -> None:
         report = await run(client, files, emulator)
         assert emulator.ledger == ()
     assert report.total == 0
-    assert not files.target.exists()
+    assert files.target.read_bytes() == b""  # for whoever reads it next
 
 
 async def test_a_run_goes_on_where_the_last_one_stopped(world: World, files: Files) -> None:
@@ -203,7 +204,7 @@ class TestFailures:
         [
             Fault("status", route="chat", status=500, times=4),
             Fault("status", route="chat", status=429, times=40),
-            Fault("status", route="chat", status=503, times=40),
+            Fault("status", route="chat", status=503, times=12),
             Fault("drop", route="chat", times=4),
             Fault("drop", route="chat", when="after", times=4),
             Fault("truncate", route="chat", times=4),
@@ -234,24 +235,16 @@ class TestFailures:
         async with world() as (emulator, client):
             emulator.add_fault(fault)
             report = await run(client, files, emulator, max_retries=2, request_timeout=5.0)
-            assert asked(emulator) == 9
+            assert asked(emulator) >= 9
             assert report.failed == 3
+            # Nobody could tell whether it is the endpoint: it got its time. A time-out has had its own.
+            assert (report.seconds > 180) is (code != "timed_out")
             assert {each["error"]["code"] for each in files.answers()} == {code}
             emulator.clear_faults()
             assert (await run(client, files, emulator)).resumed == 3
             report = await run(client, files, emulator, retry_failed=True)
             assert (report.succeeded, report.resumed) == (3, 0)
         files.check(3)
-
-    async def test_an_error_of_the_server_that_stays_is_a_line_with_its_status(
-        self, world: World, files: Files
-    ) -> None:
-        files.write(2)
-        async with world() as (emulator, client):
-            emulator.add_fault(Fault("status", route="chat", status=502, body="<html>", times=None))
-            await run(client, files, emulator, max_retries=1)
-        assert {each["response"]["status_code"] for each in files.answers()} == {502}
-        assert {each["response"]["body"]["error"]["message"] for each in files.answers()} == {"<html>"}
 
     async def test_retry_after_is_obeyed(self, world: World, files: Files) -> None:
         files.write(1)
@@ -268,22 +261,75 @@ class TestFailures:
                     files.source, files.target, MODEL, HARDWARE, api_key="sk-wrong", concurrency=4
                 )
             assert emulator.existing == ()
-            assert asked(emulator) <= 8
+            assert asked(emulator) <= 12
         assert "sk-wrong" not in repr(caught.value)
         assert not files.target.exists()
 
-    async def test_a_refusal_of_one_request_does_not_end_the_run(self, world: World, files: Files) -> None:
-        files.write(10)
+    @pytest.mark.parametrize("status", [302, 401, 403, 404, 405, 502])
+    async def test_an_outage_is_nobodys_fault(self, world: World, files: Files, status: int) -> None:
+        """A server that starts anew, or a proxy that has lost it, says anything to everybody for a while."""
+        files.write(300)
+        async with world(answer_seconds=0.1) as (emulator, client):
+            fault = Fault("status", route="chat", status=status, skip=40, times=20)
+            emulator.add_fault(fault)
+            report = await run(client, files, emulator)
+            # One at a time is tried, and not the rest of the file.
+            assert asked(emulator) == 320
+        assert (report.succeeded, report.failed) == (300, 0)
+
+    @pytest.mark.parametrize("status", [404, 503])
+    async def test_an_endpoint_that_is_not_there_yet_is_waited_for(
+        self, world: World, files: Files, status: int
+    ) -> None:
+        files.write(200)
+        async with world(answer_seconds=0.1, step_seconds=0) as (emulator, client):
+            emulator.add_fault(Fault("status", route="chat", status=status, times=40))
+            report = await run(client, files, emulator, concurrency="auto")
+        assert (report.succeeded, report.failed) == (200, 0)
+        assert report.seconds < 60
+
+    async def test_a_request_that_always_fails_is_to_blame_when_others_are_answered(
+        self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        files.write(100)
+
+        def judge(outcome: Any, request: Any) -> Any:
+            if request.custom_id in {"r7", "r50"}:
+                outcome = Reply(502, b"<html>")
+            return _verdict.judge(outcome, request)
+
+        monkeypatch.setattr(_crew, "judge", judge)
+        async with world(answer_seconds=1.0) as (emulator, client):
+            report = await run(client, files, emulator, max_retries=1)
+            assert (report.succeeded, report.failed) == (98, 2)
+            assert report.seconds < 60
+        bad = {
+            each["custom_id"]: each["response"]
+            for each in files.answers()
+            if each["custom_id"] in {"r7", "r50"}
+        }
+        assert {each["status_code"] for each in bad.values()} == {502}
+        assert bad["r7"]["body"]["error"]["message"] == "<html>"
+
+    async def test_slow_answers_are_no_outage(self, world: World, files: Files) -> None:
+        files.write(16)
+        async with world(answer_seconds=250.0, parallel=4, queue=0) as (emulator, client):
+            report = await run(client, files, emulator, concurrency=8)
+        assert (report.succeeded, report.failed) == (16, 0)
+
+    async def test_what_waits_for_another_attempt_is_bounded(self, world: World, files: Files) -> None:
+        files.write(3000)
         async with world() as (emulator, client):
-            emulator.add_fault(Fault("status", route="chat", status=403, skip=3))
-            report = await run(client, files, emulator, concurrency=1)
-        assert (report.succeeded, report.failed) == (9, 1)
+            emulator.add_fault(Fault("status", route="chat", status=429, skip=1, times=None))
+            with anyio.move_on_after(20):
+                await run(client, files, emulator, concurrency=64)
+            assert asked(emulator) < 4000
 
     async def test_an_endpoint_that_answers_nothing_ends_the_run(self, world: World, files: Files) -> None:
         files.write(100)
         async with world() as (emulator, client):
             emulator.add_fault(Fault("status", route="chat", status=503, skip=10, times=None))
-            with pytest.raises(EndpointError, match="answered nothing for 180 s"):
+            with pytest.raises(EndpointError, match="answers nothing, for"):
                 await run(client, files, emulator)
             assert emulator.existing == ()
             emulator.clear_faults()
@@ -296,7 +342,14 @@ class TestFailures:
     ) -> None:
         files.write(1)
         async with world() as (emulator, client):
-            emulator.add_fault(Fault("status", route="chat", status=400, body=f"bad key {emulator.api_key}!"))
+            emulator.add_fault(
+                Fault(
+                    "status",
+                    route="chat",
+                    status=400,
+                    body={"error": {"message": f"bad key {emulator.api_key}!"}},
+                )
+            )
             await run(client, files, emulator)
             assert emulator.api_key not in files.target.read_text()
         assert "bad key ***!" in files.target.read_text()
@@ -333,7 +386,7 @@ class TestInstances:
             assert emulator.existing == ()
         assert (report.succeeded, report.failed) == (80, 0)
         assert len(report.incidents) == 1
-        assert "stopped" in report.incidents[0]
+        assert "instance-" in report.incidents[0]
         files.check(80)
 
     @pytest.mark.parametrize("how", ["stop_instance", "delete_instance"])
@@ -621,7 +674,3 @@ async def test_a_plan_says_what_does_not_fit(
     async with world() as (_, client):
         with pytest.raises(InvalidArgumentError, match=said):
             await client.plan_batch(files.source, files.target, MODEL, **options)
-
-
-async def test_constants_are_what_the_docs_say() -> None:
-    assert _crew.PATIENCE == 180.0

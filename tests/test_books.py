@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from conftest import emulated_wall_clock
 
 from cortecs_async import AsyncCortecs, Credentials, errors
 from cortecs_async._books import Books, books_of
@@ -200,18 +201,42 @@ async def test_a_client_says_at_start_that_there_is_something_to_sweep(
     world: World, journals: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="cortecs_async.guard")
-    JournalFile.create(journals, [created("e1"), created("e2")]).close()
-    JournalFile.create(journals, [created("e1"), {"kind": "GONE", "entry": "e1"}]).close()
+    api = Emulator().api_base_url
+    JournalFile.create(journals, [created("e1", api=api), created("e2", api=api)]).close()
+    JournalFile.create(journals, [created("e1", api=api), {"kind": "GONE", "entry": "e1"}]).close()
     async with world(journal="auto"):
         pass
     (record,) = caplog.records
-    assert "2 instance(s)" in record.message
-    assert "sweep" in record.message
+    assert "2 instances or starts behind" in record.message
+    assert "sweep` (or client.sweep()) releases them" in record.message
     assert len(list(books(journals))) == 1  # what owed nothing was removed
     caplog.clear()
     async with world(journal="off"):
         pass
     assert not caplog.records
+
+
+async def test_what_its_sweep_could_not_release_is_no_reason_to_warn(
+    world: World, journals: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="cortecs_async.guard")
+    elsewhere = created("e1", api="https://other.test/v1")
+    JournalFile.create(journals, [elsewhere]).close()
+    async with world(journal="auto") as (emu, client):
+        until = emulated_wall_clock() + 60
+        held = created("e1", api=emu.api_base_url, expires_at=until)
+        JournalFile.create(journals, [held, {"kind": "HELD", "entry": "e1"}]).close()
+        async with world(journal="auto"):
+            assert not caplog.records
+        await client.instances.list()
+        account = client._assembly.keeper.account
+        await anyio.sleep(61)
+        async with world(journal="auto"):
+            (record,) = caplog.records
+        assert "left an instance or start behind" in record.message
+        book = client._assembly.keeper.books
+        assert (book.orphans(emu.api_base_url, ""), book.orphans(emu.api_base_url, account)) == (1, 0)
+    assert len(list(books(journals))) == 2
 
 
 async def test_bad_modes_are_refused(world: World) -> None:

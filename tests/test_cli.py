@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _processes import reapers_of
 from click.testing import CliRunner
 from rich.console import Console
 
@@ -72,17 +73,22 @@ def test_the_demo_draws_a_bar_on_a_terminal() -> None:
 
 
 @pytest.mark.sockets
-def test_the_demo_can_be_interrupted() -> None:
+@pytest.mark.parametrize(
+    ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")]
+)
+def test_the_demo_can_be_interrupted(number: signal.Signals, status: int, said: str) -> None:
     process = subprocess.Popen(
         [*COMMAND, "demo", "--step-seconds", "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     while "1/5" not in process.stdout.readline():
         pass
-    process.send_signal(signal.SIGINT)
+    # The emulator dies with the process: a reaper would knock at it in vain.
+    assert reapers_of(process.pid) == ()
+    process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
-    assert process.returncode == 130
-    assert stderr == "interrupted: the instance was handed back first\n"
+    assert process.returncode == status
+    assert stderr == f"nothing is left of what was started\n{said}"
 
 
 @pytest.mark.sockets

@@ -234,8 +234,8 @@ import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 """
-    arguments = ("batch", "in.jsonl", "-o", "out.jsonl", "--model", MODEL)
-    with serving() as emulator:
+    arguments = ("batch", "in.jsonl", "-o", "out.jsonl", "--model", MODEL, "--concurrency", "8")
+    with serving(answer_seconds=0.1) as emulator:
         options: dict[str, Any] = {
             "cwd": tmp_path,
             "env": {**os.environ, **environment(emulator, tmp_path)},

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -13,12 +16,12 @@ import anyio
 import click
 import pytest
 from _command_line import HARDWARE, MODEL, PROGRAM, Terminal, commands, environment, serving
-from _processes import until
+from _processes import Program, until
 from click.testing import Result
 
-from cortecs_async import InstanceHandle
-from cortecs_async._cli import cli
-from cortecs_async._cli._common import clean, cleaned, make_table, to_json
+from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy
+from cortecs_async._cli import _watch, cli
+from cortecs_async._cli._common import clean, cleaned, is_over, make_table, to_json
 from cortecs_async._cli._params import DURATION, MONEY
 from cortecs_async._domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async.emulator import Emulator, Fault
@@ -109,7 +112,7 @@ class TestReading:
         assert re.search(rf"^{MODEL} .*{HARDWARE}", call("models").stdout, re.MULTILINE)
         assert {each["hf_name"] for each in json.loads(call("models", "--json").stdout)} >= {MODEL}
         line = next(each for each in call("hardware").stdout.splitlines() if each.startswith(HARDWARE))
-        assert re.search(r"_1 +0\.05 +3 +gpu: NVIDIA H100, .*currency: EUR", line)
+        assert re.search(r"_1 +0\.05 EUR +gpu: NVIDIA H100, .*currency: EUR", line)
         assert call("balance").stdout == "1000.00 EUR\n"
         assert json.loads(call("balance", "--json").stdout) == {"current_balance": 1000.0, "currency": "EUR"}
 
@@ -124,7 +127,7 @@ class TestReading:
         body = {"hardware_types": [{"hardware_type_id": "X", "price_info": {"tier": "gold", "usd": 2}}]}
         emu.add_fault(Fault("status", route="hardware_types", status=200, body=body))
         line = call("hardware").stdout.splitlines()[-1]
-        assert re.split(r"\s{2,}", line.strip()) == ["X", "-", "-", "tier: gold, usd: 2"]
+        assert re.split(r"\s{2,}", line.strip()) == ["X", "-", "tier: gold, usd: 2"]
 
 
 @pytest.mark.sockets
@@ -151,6 +154,7 @@ class TestStart:
         assert shown.exit_code == 1
         assert slow.billing == (shown.stdout.strip(),)
         assert shown.stderr.endswith(
+            "--start-timeout allows more time\n"
             f"{slow.billing[0]} is left as it is: cortecs-async rm --stop {slow.billing[0]}\n"
         )
 
@@ -169,6 +173,79 @@ class TestStart:
             assert f"{left} goes on starting, and is billed until it is stopped\ninterrupted" in terminal.text
             assert "Traceback" not in terminal.text
 
+    def test_ctrl_c_says_what_remains_also_to_who_wants_quiet_and_json(
+        self, slow: Emulator, tmp_path: Path
+    ) -> None:
+        arguments = ("-q", "start", MODEL, "--wait", "--json")
+        with Terminal(PROGRAM, *arguments, env=environment(slow, tmp_path)) as terminal:
+            terminal.until(
+                lambda _: slow.billing and any(each.route in {"list", "get"} for each in slow.requests)
+            )
+            terminal.press("\x03")
+            assert terminal.wait() == 130
+            (left,) = slow.billing
+            assert f"{left} goes on starting, and is billed until it is stopped\n" in terminal.text
+            shown = terminal.text[terminal.text.index("{") : terminal.text.rindex("}") + 1]
+            assert json.loads(shown)["instance_id"] == left
+
+    @pytest.mark.parametrize("command", ["start", "restart"])
+    def test_sigterm_says_it_too(self, slow: Emulator, tmp_path: Path, command: str) -> None:
+        what = MODEL
+        if command == "restart":
+            what = slow.start_instance(MODEL, HARDWARE)
+            slow.stop_instance(what)
+        log = tmp_path / "log"
+        with Program(PROGRAM, command, what, "--wait", env=environment(slow, tmp_path), log=log) as running:
+            anyio.run(until, lambda: "1/5 Reserving" in running.output)
+            running.send(signal.SIGTERM)
+            assert running.process.wait(timeout=30) == 143
+            (left,) = slow.billing
+            assert f"{left} goes on starting, and is billed until it is stopped\n" in running.output
+
+    @pytest.mark.parametrize("command", ["start", "restart"])
+    def test_one_that_is_cancelled_before_its_answer_may_have_worked(
+        self, slow: Emulator, tmp_path: Path, command: str
+    ) -> None:
+        # A request that is out is seen to its end first.
+        slow.add_fault(Fault("delay", route=command, when="after", seconds=1.5))
+        what = MODEL
+        if command == "restart":
+            what = slow.start_instance(MODEL, HARDWARE)
+            slow.stop_instance(what)
+        log = tmp_path / "log"
+        with Program(PROGRAM, "-q", command, what, env=environment(slow, tmp_path), log=log) as running:
+            anyio.run(until, lambda: slow.billing)
+            running.send(signal.SIGINT)
+            assert running.process.wait(timeout=30) == 130
+            assert re.search("whether .* was started is not known: .*cortecs-async (ls|show)", running.output)
+
+    @pytest.mark.parametrize("options", [[], ["--json"]])
+    def test_a_limit_beyond_all_dates_keeps_no_id_back(
+        self, call: Call, monkeypatch: pytest.MonkeyPatch, options: list[str]
+    ) -> None:
+        handle = InstanceHandle(
+            instance_id="i", base_url="http://x/v1", model="m", account="a", expires_at=4e11
+        )
+
+        async def acquire(*_: object, **__: object) -> InstanceHandle:
+            return handle
+
+        monkeypatch.setattr(AsyncCortecs, "acquire", acquire)
+        shown = call("start", MODEL, HARDWARE, "--max-cost", "100000000", *options)
+        assert shown.exit_code == 0
+        assert (InstanceHandle.from_json(shown.stdout) == handle) if options else (shown.stdout == "i\n")
+        assert "deletes it: in the far future" in shown.stderr
+
+    def test_hardware_is_an_option_too(self, slow: Emulator, call: Call) -> None:
+        assert call("start", MODEL, "--hardware", HARDWARE).exit_code == 0
+        assert call("start", MODEL, HARDWARE, "--hardware", HARDWARE).exit_code == 0
+        assert [each.hardware_type_id for each in slow.ledger] == [HARDWARE, HARDWARE]
+        for command in (["start", MODEL, HARDWARE], ["run", MODEL, HARDWARE]):
+            shown = call(*command, "--hardware", "OTHER", *(["--", "true"] if command[0] == "run" else []))
+            assert shown.exit_code == 2
+            assert f"which hardware, {HARDWARE} or OTHER?" in shown.stderr
+        assert len(slow.ledger) == 2
+
     def test_a_limit_is_kept_by_a_process_that_stays_behind(self, emu: Emulator, tmp_path: Path) -> None:
         arguments = ("start", MODEL, HARDWARE, "--max-lifetime", "2s", "--json")
         done = subprocess.run(
@@ -181,7 +258,7 @@ class TestStart:
         )
         handle = InstanceHandle.from_json(done.stdout)
         assert emu.billing == (handle.instance_id,)
-        assert "is deleted at " in done.stderr
+        assert re.search(r"stays behind on this machine deletes it: \d{4}-\d\d-\d\d ", done.stderr)
         anyio.run(until, lambda: not emu.existing)
         (entry,) = emu.ledger
         assert 1.0 < entry.seconds < 10.0
@@ -196,8 +273,13 @@ class TestStart:
         assert slow.existing == ()
 
     @pytest.mark.parametrize("command", [["start", MODEL], ["restart", "i"]])
-    def test_a_time_without_a_wait_is_a_usage_error(self, call: Call, command: list[str]) -> None:
-        assert call(*command, "--timeout", "5").exit_code == 2
+    @pytest.mark.parametrize("option", ["--start-timeout", "--timeout"])
+    def test_a_time_without_a_wait_is_a_usage_error(
+        self, call: Call, command: list[str], option: str
+    ) -> None:
+        shown = call(*command, option, "5")
+        assert shown.exit_code == 2
+        assert "--start-timeout is how long to --wait" in shown.stderr
 
     def test_restart(self, emu: Emulator, call: Call) -> None:
         instance_id = call("-q", "start", MODEL, "--wait").stdout.strip()
@@ -207,6 +289,58 @@ class TestStart:
         assert shown.stdout == f"{instance_id}\n"
         assert f"cortecs-async stop {instance_id}" in shown.stderr
         assert emu.billing == (instance_id,)
+
+
+@pytest.mark.sockets
+class TestStopping:
+    @pytest.fixture
+    def reluctant(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+        with serving(stop_seconds=0.3) as emulator:
+            for name, value in emulator.env().items():
+                monkeypatch.setenv(name, value)
+            yield emulator
+
+    def test_it_returns_when_the_billing_has_ended(self, reluctant: Emulator, call: Call) -> None:
+        instance_id = reluctant.start_instance(MODEL, HARDWARE)
+        shown = call("stop", instance_id)
+        assert (shown.exit_code, shown.stdout) == (0, f"{instance_id}  stopped\n")
+        assert reluctant.billing == ()
+
+    def test_or_at_once(self, reluctant: Emulator, call: Call) -> None:
+        instance_id = reluctant.start_instance(MODEL, HARDWARE)
+        assert call("stop", instance_id, "--no-wait").stdout == f"{instance_id}  stopping\n"
+
+    def test_one_that_is_not_stopped_in_time_is_no_success(
+        self, call: Call, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with serving(stop_seconds=600) as emu:
+            for name, value in emu.env().items():
+                monkeypatch.setenv(name, value)
+            instance_id = emu.start_instance(MODEL, HARDWARE)
+            shown = call("stop", instance_id, "--timeout", "0.2s")
+            assert (shown.exit_code, shown.stdout) == (1, "")
+            assert "is stopping after 0.2 s, and may be billed until it is stopped" in shown.stderr
+
+    def test_ctrl_c_says_how_far_it_is(self, tmp_path: Path) -> None:
+        with serving(stop_seconds=600) as emu:
+            instance_id = emu.start_instance(MODEL, HARDWARE)
+            log = tmp_path / "log"
+            with Program(
+                PROGRAM, "-q", "stop", instance_id, env=environment(emu, tmp_path), log=log
+            ) as running:
+                anyio.run(until, lambda: any(each.route in {"list", "get"} for each in emu.requests))
+                running.send(signal.SIGINT)
+                assert running.process.wait(timeout=30) == 130
+                assert running.has_said(f"{instance_id} was told to stop, and is stopping")
+
+    def test_one_that_is_deleted_meanwhile_is_gone(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+        with serving(stop_seconds=600) as emu:
+            for name, value in emu.env().items():
+                monkeypatch.setenv(name, value)
+            instance_id = emu.start_instance(MODEL, HARDWARE)
+            emu.add_fault(Fault("status", route="list", status=200, body={"instances": []}, times=None))
+            emu.add_fault(Fault("status", route="get", status=404, times=None))
+            assert call("stop", instance_id).stdout == f"{instance_id}  gone\n"
 
 
 @pytest.mark.sockets
@@ -321,6 +455,27 @@ class TestWatch:
         assert last[one]["status"] == "running"
         assert (last["nobody"]["status"], last["nobody"]["instance"]) == ("error", None)
         assert "there is no instance 'nobody'" in last["nobody"]["error"]
+        hint = call("watch", "nobody").stdout
+        assert re.search(r"^`cortecs-async ls` shows what there is ", hint, re.MULTILINE)
+
+    def test_a_service_that_cannot_be_reached_is_said_at_once(
+        self, call: Call, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+        policy = PollPolicy(max_outage=0, min_interval=0.05)
+        client = functools.partial(
+            AsyncCortecs,
+            "i",
+            "s",
+            api_base_url=f"http://127.0.0.1:{port}/v1",
+            max_retries=0,
+            poll_policy=policy,
+        )
+        monkeypatch.setattr(_watch, "AsyncCortecs", client)
+        shown = call("-q", "watch", "instance-10001")
+        assert (shown.exit_code, shown.stdout) == (1, "")
+        assert shown.stderr.startswith("Error: ")
 
     def test_nothing_to_watch(self, emu: Emulator, call: Call) -> None:
         shown = call("watch")
@@ -412,8 +567,34 @@ def test_data_are_cleaned_whole() -> None:
 
 def test_a_narrow_table_leaves_out_what_is_optional() -> None:
     columns, rows = ("id", "b", "c"), [["x" * 10, "y" * 10, "z" * 10]]
-    for width, optional, expected in [(34, 2, 3), (33, 2, 2), (21, 2, 1), (5, 2, 1), (5, 0, 3)]:
-        assert len(make_table(width, columns, rows, optional=optional).columns) == expected
+    for width, optional, expected in [
+        (34, ["c", "b"], "id b c"),
+        (33, ["c", "b"], "id b"),
+        (33, ["b", "c"], "id c"),
+        (21, ["c", "b"], "id"),
+        (5, ["c", "b"], "id"),
+        (5, [], "id b c"),
+    ]:
+        shown = make_table(width, columns, rows, optional=optional)
+        assert " ".join(str(each.header) for each in shown.columns) == expected
+        assert "".join(str(each) for column in shown.columns for each in column.cells) == "".join(
+            {"id": "x" * 10, "b": "y" * 10, "c": "z" * 10}[name] for name in expected.split()
+        )
+
+
+def test_a_watch_on_a_narrow_terminal_shows_the_status_whole() -> None:
+    row = ["instance-10001", MODEL, "running", "5/5 Running", "12 s", "http://127.0.0.1/v1"]
+    table = make_table(38, _watch._COLUMNS, [row], optional=_watch._OPTIONAL)
+    assert [str(each.header) for each in table.columns] == ["id", "status", "step", "elapsed"]
+
+
+def test_what_is_over() -> None:
+    over = []
+    for status in ("Stopped", "failed", "stopping", "running"):
+        args, now = InstanceArgs(model_id="a--b"), InstanceStatus(status=status)
+        if is_over(Instance(instance_id="i", instance_args=args, instance_status=now)):
+            over.append(status)
+    assert over == ["Stopped", "failed"]
 
 
 @pytest.mark.parametrize(
@@ -440,6 +621,12 @@ def test_durations(text: str, seconds: float) -> None:
 def test_what_is_no_duration(text: str) -> None:
     with pytest.raises(click.BadParameter, match="1h30m"):
         DURATION.convert(text, None, None)
+
+
+def test_a_duration_that_is_a_slip_of_the_hand() -> None:
+    with pytest.raises(click.BadParameter, match="more than ten years"):
+        DURATION.convert("99999999d", None, None)
+    assert DURATION.convert("3650d", None, None) == 3650 * 86400
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "much", ""])

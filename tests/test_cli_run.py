@@ -171,6 +171,24 @@ def test_the_status_is_the_commands(emu: Emulator, call: Call, command: str, sta
     assert len(emu.ledger) == 1
 
 
+def test_without_a_reaper_nothing_is_started(
+    emu: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "")
+    done = call("run", MODEL, "--", "true")
+    assert done.exit_code == 125
+    assert "the reaper" in done.stderr
+    assert emu.ledger == ()
+
+
+def test_verbose_says_nothing_twice(emu: Emulator, call: Call) -> None:
+    done = call("-v", "run", MODEL, "--", "true")
+    (entry,) = emu.ledger
+    assert len(re.findall(r"runs .*at http://", done.stderr)) == 1
+    assert len(re.findall(r"1 minute begun", done.stderr)) == 1
+    assert entry.instance_id in done.stderr
+
+
 def test_what_cannot_be_run_starts_nothing(emu: Emulator, call: Call, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.write_text("not executable")

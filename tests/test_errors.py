@@ -14,6 +14,8 @@ from cortecs_async._errors import (
     STATUS_ERRORS,
     AmbiguousStartError,
     APIStatusError,
+    BatchFileError,
+    BatchWriteError,
     CortecsError,
     LifecycleError,
     RequestError,
@@ -47,6 +49,8 @@ def make(cls: type[CortecsError]) -> CortecsError:
         return cls("what happened", instance_id="instance-1")
     if issubclass(cls, AmbiguousStartError):
         return cls("what happened", candidates=("instance-1", "instance-2"))
+    if issubclass(cls, (BatchFileError, BatchWriteError)):
+        return cls("what happened", path="out.jsonl")
     return cls("what happened")
 
 

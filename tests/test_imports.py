@@ -99,6 +99,14 @@ def test_what_a_client_is_made_of_is_loaded_with_the_first_client() -> None:
     assert heavy <= made
 
 
+@pytest.mark.parametrize("module", ["cortecs_async.types", "cortecs_async._cli"])
+def test_what_needs_no_client_loads_no_http(module: str) -> None:
+    """So that `--help` and the completion of a shell are quick."""
+    loaded, _ = run(f"import {module}", [])
+    assert module in loaded
+    assert {"httpx", "aiohttp", "openai", "textual", "cortecs_async._lease"}.isdisjoint(loaded)
+
+
 def test_a_name_that_is_loaded_later_is_there_all_the_same() -> None:
     loaded, _ = run("import cortecs_async; cortecs_async.InstanceLease; cortecs_async.Instance", [])
     assert "cortecs_async._lease" in loaded

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import pytest
 from cortecs_async import AsyncCortecs, _journal, errors
 from cortecs_async._journal import JournalFile, books, is_owned, left_behind, take
 from cortecs_async._keeper import fingerprint
+from cortecs_async._records import Record
 from cortecs_async.emulator import Emulator
 from cortecs_async.types import Owner
 
@@ -141,6 +142,39 @@ async def test_without_journals_only_what_is_mine_is_known(world: World, journal
             assert list(await client.owners()) == [inst.instance_id]
 
 
+async def test_of_another_directory_nothing_is_told(world: World, journals: Path, tmp_path: Path) -> None:
+    async with world(journal="auto") as (emu, client):
+        async with world(client_id=emu.client_id, journal="auto", state_dir=tmp_path) as (_, other):
+            async with other.instance(MODEL, HARDWARE) as inst:
+                assert list(await other.owners()) == [inst.instance_id]
+                assert await client.owners() == {}
+
+
+@pytest.mark.parametrize("journal", ["auto", "off"])
+async def test_what_this_process_has_given_up_is_an_orphan(
+    world: World, journals: Path, journal: str
+) -> None:
+    async with world(journal=journal) as (emu, client):
+        await client.instances.list()  # and with it the account
+        keeper = client._assembly.keeper
+        key = keeper.created(None, emu.start_instance(MODEL, HARDWARE), goal="gone")
+        await keeper.settle()
+        assert [each.kind for each in (await client.owners()).values()] == ["mine"]
+        keeper.abandoned(key)
+        await keeper.settle()
+        assert [each.kind for each in (await client.owners()).values()] == ["orphan"]
+        assert [each.state for each in await client.sweep()] == ["released"]
+        await keeper.settle()
+        assert await client.owners() == {}
+
+
+async def test_what_a_living_process_has_given_up_is_an_orphan(world: World, journals: Path) -> None:
+    async with world(journal="auto") as (emu, client):
+        living = left(emu, journals, created("a"), {"kind": "ABANDONED", "entry": "e1"})
+        assert (await client.owners())["a"].kind == "orphan"
+        living.remove()
+
+
 async def test_a_closed_client_says_so(world: World) -> None:
     async with world() as (_emu, client):
         await client.aclose()
@@ -213,6 +247,22 @@ class TestLooks:
         taken.close()
         for each in childs:
             os.close(each)
+
+    def test_an_owner_that_rewrites_its_journal_meanwhile_still_owns_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        owned = JournalFile.create(tmp_path, [])
+        is_at = _journal._is_at
+        rewrites: Iterator[list[Record]] = iter([[]])
+
+        def late(fd: int, path: Path) -> bool:
+            for records in rewrites:
+                owned.rewrite(records)
+            return is_at(fd, path)
+
+        monkeypatch.setattr(_journal, "_is_at", late)
+        assert is_owned(owned.path) is True
+        owned.remove()
 
     def test_what_is_gone_has_no_owner(self, tmp_path: Path) -> None:
         assert is_owned(tmp_path / "none.jsonl") is None

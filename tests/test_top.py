@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import pty
-import re
 import subprocess
 import sys
+import termios
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import UTC, datetime
@@ -15,6 +14,7 @@ from typing import Any, cast
 
 import anyio
 import pytest
+from _command_line import PROGRAM, Terminal, environment, serving
 from _processes import until
 from _virtual_time import VirtualTimeLoop
 from attrs import define, evolve
@@ -33,6 +33,7 @@ from cortecs_async._cli._top_screens import Help, Question
 from cortecs_async._cli._top_view import (
     Column,
     Snapshot,
+    age_of,
     cells,
     columns,
     cost_so_far,
@@ -41,6 +42,7 @@ from cortecs_async._cli._top_view import (
     rate,
     summary,
     warning,
+    who,
 )
 from cortecs_async._domain import InitProgress, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async._journal import JournalFile
@@ -221,7 +223,10 @@ async def test_eighty_columns_are_enough(world: World) -> None:
         assert "hardware" in [str(each.label) for each in seen.table.ordered_columns]
         assert seen.table.max_scroll_x == 0
         await seen.resize(40, 12)
-        assert len(seen.rows) == 2
+        assert seen.ids == ["instance-10001", "instance-10002"]
+        assert seen.column("owner") == ["elsewhere"] * 2
+        assert seen.table.max_scroll_x == 0
+        assert "balance" in seen.text("summary")
 
 
 async def test_what_the_service_says_is_no_markup_and_no_command(world: World) -> None:
@@ -502,6 +507,24 @@ def question(seen: Seen) -> str:
     return "\n".join(str(each.content) for each in seen.app.screen.query(Static))
 
 
+@pytest.mark.parametrize("size", [(40, 12), (40, 8), (60, 19), (60, 20), (80, 24)])
+async def test_who_is_asked_sees_of_what_and_the_answers(world: World, size: tuple[int, int]) -> None:
+    async with top(world, MODEL, size=size) as seen:
+        await seen.press("d")
+        screen = seen.app.screen
+        for name in ("#question", "#no", "#yes"):
+            widget = screen.query_one(name)
+            assert widget.region.height > 0
+            assert screen.region.contains_region(widget.region)
+        reading = screen.query_one("#reading")
+        for _ in range(20):
+            await seen.pilot.press("down")
+        assert reading.scroll_y == reading.max_scroll_y
+        assert screen.region.contains_region(screen.query_one("#question").region)
+        await seen.press("enter")
+        assert len(seen.emu.billing) == 1
+
+
 # --- the words of it ----------------------------------------------------------------------------------------
 
 PRICES = {
@@ -547,6 +570,8 @@ def test_cost_so_far(one: Instance, seconds: float, cost: float | None) -> None:
 
 def test_a_stopped_instance_costs_nothing_more() -> None:
     assert rate(instance("stopped"), snapshot()) == 0.0
+    for status in ("failed", "ERROR", "terminated"):
+        assert rate(instance(status), snapshot()) == 0.0
     assert rate(instance("something new", num_workers=2), snapshot()) == pytest.approx(0.10)
     assert cost_so_far(evolve(instance("stopped"), instance_status=InstanceStatus(status="stopped")),
                        snapshot(), EPOCH) is None  # fmt: skip
@@ -555,6 +580,11 @@ def test_a_stopped_instance_costs_nothing_more() -> None:
 def test_the_owner_knows_since_when_it_is_billed() -> None:
     owners = {"i": Owner(kind="mine", owner="me", started_at=EPOCH - 60)}
     assert cost_so_far(instance(), snapshot(owners=owners), EPOCH + 1) == pytest.approx(0.10)
+    # One that releases it has come later.
+    owners = {"i": Owner(kind="mine", owner="me", started_at=EPOCH + 5 * 3600)}
+    found = cost_so_far(instance(), snapshot(owners=owners), EPOCH + 5 * 3600 + 1)
+    assert found == pytest.approx(301 * 0.05)
+    assert age_of(instance(began=None), snapshot(owners=owners), EPOCH + 5 * 3600 + 1) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -574,21 +604,29 @@ def test_durations(seconds: float, text: str) -> None:
 
 
 def test_the_summary_says_what_it_does_not_know() -> None:
-    text = str(summary(snapshot(instance(), instance(hardware_type_id="OTHER")), EPOCH))
+    text = str(summary(snapshot(instance(), instance(hardware_type_id="OTHER")), EPOCH, 100))
     assert "2 of 2 running   at least 3.00 EUR per hour   balance unknown" in text
     two = {**PRICES, "B": HardwareType(hardware_type_id="B", price_info={"per_hour": 6, "currency": "USD"})}
-    text = str(
-        summary(snapshot(instance(), hardware=two, balance=Balance(current_balance=1, currency="EUR")), EPOCH)
-    )
-    assert "3.00 per hour   balance 1.00 EUR" in text
+    one = snapshot(instance(), hardware=two, balance=Balance(current_balance=1, currency="EUR"))
+    assert "3.00 per hour   balance 1.00 EUR" in str(summary(one, EPOCH, 100))
+    # Nothing is cut off where there is no room for it.
+    first, second, *_ = str(summary(one, EPOCH, 34)).split("\n")
+    assert first.endswith("per hour")
+    assert second.startswith("balance 1.00 EUR")
 
 
 def test_details_name_what_has_no_column() -> None:
     one = instance(context_length=4096, billing_interval="per_hour")
-    text = str(details(one, snapshot(one)))
+    text = str(details(one, snapshot(one), EPOCH + 61))
     assert "2/5 Loading" in text
+    assert "i   running   age 1m   cost 3.00" in text
     assert "context 4096   billed per hour" in text
-    assert str(details(None, snapshot())) == ""
+    assert str(details(None, snapshot(), EPOCH)) == ""
+
+
+def test_who_knows_no_date_that_is_too_far_off() -> None:
+    owners = {"i": Owner(kind="held", owner="box", started_at=EPOCH, expires_at=4.0e11)}
+    assert who(instance(), snapshot(owners=owners)).endswith(", until in the far future")
 
 
 @pytest.mark.parametrize(
@@ -596,6 +634,7 @@ def test_details_name_what_has_no_column() -> None:
     [
         ("process", "stop", "running", True),
         ("process", "delete", "stopped", False),
+        ("process", "delete", "failed", False),
         ("held", "delete", "running", True),
         ("orphan", "delete", "running", False),
         (None, "delete", "running", True),
@@ -606,7 +645,17 @@ def test_warnings(kind: Any, deed: str, status: str, *, warned: bool) -> None:
     assert bool(warning(deed, instance(status), snapshot(owners=owners))) is warned
 
 
-@pytest.mark.parametrize("width", [80, 109, 110, 120, 200])
+@pytest.mark.parametrize(
+    ("width", "missing"),
+    [(71, set()), (70, {"model"}), (59, {"model"}), (58, {"model", "age"}), (50, {"model", "age", "cost"})],
+)
+def test_a_narrow_screen_does_without_the_model_first(width: int, missing: set[str]) -> None:
+    one = evolve(instance(), instance_id="i" * 15)
+    shown = {each.key for each in columns(width, snapshot(one))}
+    assert {"id", "model", "status", "age", "cost", "owner"} - shown == missing
+
+
+@pytest.mark.parametrize("width", [40, 50, 60, 70, 71, 80, 109, 110, 120, 200])
 def test_the_columns_fill_the_width_and_no_more(width: int) -> None:
     one = evolve(instance("pending", model_id="organisation--" + "m" * 90), instance_id="i" * 60)
     shown = columns(width, snapshot(one))
@@ -617,7 +666,7 @@ def test_the_columns_fill_the_width_and_no_more(width: int) -> None:
 
 def test_a_step_is_cut_last() -> None:
     one = instance("pending")
-    for width, text in ((11, "pending 2/5"), (19, "pending 2/5 Loading")):
+    for width, text in ((9, "pending"), (11, "pending 2/5"), (19, "pending 2/5 Loading")):
         shown = [Column("model", "model", 8), Column("status", "status", width)]
         assert str(cells(one, snapshot(one), EPOCH, shown)[1]) == text
 
@@ -644,27 +693,93 @@ def test_a_missing_textual_is_named() -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("interval", ["nan", "inf", "0.5", "-1"])
+def test_an_interval_that_is_none(interval: str) -> None:
+    assert CliRunner().invoke(cli, ["top", "--interval", interval]).exit_code == 2
+
+
 @pytest.mark.sockets
-def test_on_a_real_terminal() -> None:
-    master, slave = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cortecs_async", "top"],
-        stdin=slave,
-        stdout=slave,
-        stderr=slave,
-        env={**os.environ, "TERM": "xterm-256color", "CORTECS_API_BASE_URL": "http://127.0.0.1:9/v1"},
-    )
-    os.close(slave)
-    shown = b""
-    try:
-        while b"CORTECS_CLIENT_ID" not in shown:  # what is missing, in words
-            shown += os.read(master, 4096)
-        os.write(master, b"q")
-        while chunk := os.read(master, 4096):
-            shown += chunk
-    except OSError:
-        pass  # Linux says so when the other end is closed
-    finally:
-        os.close(master)
-    assert process.wait(timeout=30) == 0
-    assert re.search(rb"\x1b\[\?1049l", shown)  # the screen is as it was
+class TestOnATerminal:
+    """A real one, in which the program is alone."""
+
+    def test_without_credentials_there_is_no_screen(self, tmp_path: Path) -> None:
+        with Terminal(PROGRAM, "top", env=environment(None, tmp_path)) as terminal:
+            assert terminal.wait() == 1
+            assert "no CORTECS_CLIENT_ID and no CORTECS_CLIENT_SECRET" in terminal.text
+            assert b"\x1b[?1049h" not in terminal._written
+
+    def test_a_service_that_was_never_reached_is_a_failure(self, tmp_path: Path) -> None:
+        env = {
+            **environment(None, tmp_path),
+            "CORTECS_CLIENT_ID": "id",
+            "CORTECS_CLIENT_SECRET": "secret",
+            "CORTECS_API_BASE_URL": "http://127.0.0.1:9/v1",
+        }
+        with Terminal(PROGRAM, "top", env=env) as terminal:
+            terminal.until(lambda text: "not read yet" in text)
+            terminal.press("q")
+            assert terminal.wait() == 1
+            assert is_given_back(terminal)
+
+    @pytest.mark.parametrize("key", ["q", "\x03"])
+    def test_it_is_left_with_0(self, tmp_path: Path, key: str) -> None:
+        with serving() as emu:
+            emu.start_instance(MODEL, HARDWARE)
+            with Terminal(PROGRAM, "top", env=environment(emu, tmp_path)) as terminal:
+                terminal.until(lambda text: "of 1 running" in text)
+                terminal.press(key)
+                assert terminal.wait() == 0
+                assert is_given_back(terminal)
+            assert len(emu.existing) == 1
+
+    def test_sigterm_gives_the_terminal_back(self, tmp_path: Path) -> None:
+        with serving() as emu, Terminal(PROGRAM, "top", env=environment(emu, tmp_path)) as terminal:
+            terminal.until(lambda text: "no instance" in text)
+            terminal.process.terminate()
+            assert terminal.wait() == 143
+            assert is_given_back(terminal)
+            assert "Traceback" not in terminal.text
+
+    @pytest.mark.parametrize("how", ["SIGTERM", "window"])
+    def test_what_is_being_deleted_goes(self, tmp_path: Path, how: str) -> None:
+        with serving() as emu:
+            instance_id = emu.start_instance(MODEL, HARDWARE)
+            emu.add_fault(Fault("delay", route="stop", seconds=1.0))
+            with Terminal(PROGRAM, "top", env=environment(emu, tmp_path)) as terminal:
+                terminal.until(lambda text: instance_id in text)
+                terminal.press("d")
+                terminal.until(lambda text: f"delete {instance_id}?" in text)
+                terminal.press("y")
+                terminal.until(lambda text: "deleting…" in text)
+                if how == "window":
+                    terminal.hang_up()
+                    # 120 is Python's own: what it had still to say could not be written.
+                    assert terminal.process.wait(timeout=30) in {120, 129}
+                else:
+                    terminal.process.terminate()
+                    assert terminal.wait() == 143
+                    assert f"finishing first: deleting {instance_id}" in terminal.text
+                # By itself, and not by the reaper after its death.
+                assert emu.existing == ()
+
+    def test_what_was_being_deleted_goes_by_the_reaper_after_a_kill(self, tmp_path: Path) -> None:
+        with serving() as emu:
+            instance_id = emu.start_instance(MODEL, HARDWARE)
+            emu.add_fault(Fault("delay", route="stop", seconds=1.0))
+            with Terminal(PROGRAM, "top", env=environment(emu, tmp_path)) as terminal:
+                terminal.until(lambda text: instance_id in text)
+                terminal.press("d")
+                terminal.until(lambda text: f"delete {instance_id}?" in text)
+                terminal.press("y")
+                terminal.until(lambda _: any(each.route == "stop" for each in emu.requests))
+                terminal.process.kill()
+                deadline = time.monotonic() + 30
+                while emu.existing and time.monotonic() < deadline:
+                    time.sleep(0.05)
+                assert emu.existing == ()
+
+
+def is_given_back(terminal: Terminal) -> bool:
+    """Whether the screen is as it was, and keys are shown again."""
+    flags = termios.tcgetattr(terminal._slave)[3]
+    return b"\x1b[?1049l" in terminal._written and bool(flags & termios.ECHO and flags & termios.ICANON)

@@ -42,10 +42,6 @@ class Services(Protocol):
         """A lease of an instance."""
         ...
 
-    async def is_alive(self, instance_id: str) -> bool | None:
-        """Whether an instance runs; None when that cannot be told."""
-        ...
-
 
 @frozen
 class Start:
@@ -105,8 +101,7 @@ def begin(
         ConfigurationError: when there is no key, or not this transport.
     """
     args = start.check()
-    if key is None or not key:
-        key = Secret(inference_key())
+    key = Secret(inference_key(key.reveal() if key is not None else None))
     check_seconds("request_timeout", request_timeout)
     if lease["on_progress"] is not None and not callable(lease["on_progress"]):
         raise InvalidArgumentError("on_provisioning must be callable")
@@ -130,7 +125,7 @@ def begin(
         key=key,
         timeout=request_timeout,
     )
-    return Batch(how, access, new_lease, services.is_alive)
+    return Batch(how, access, new_lease)
 
 
 async def plan(
@@ -195,8 +190,12 @@ def _check_fit(model: Model, hardware_type_id: str | None, context_length: int |
 def _path(name: str, value: AnyPath) -> Path:
     try:
         path = Path(value)
+        if "\0" in str(path):
+            raise ValueError  # noqa: TRY301  (as the system does, but sooner)
+        # The file itself: a link would be replaced when the output is written anew.
+        return path.resolve() if path.is_symlink() else path
     except TypeError:
         raise InvalidArgumentError(f"{name} must be a path, not {type(value).__name__}") from None
-    if "\0" in str(path):
-        raise InvalidArgumentError(f"{name} must be a path without null characters")
-    return path
+    except (ValueError, OSError, RuntimeError):
+        # A null character, or links in a circle.
+        raise InvalidArgumentError(f"{name} must be a path of a file, not {value!r}") from None

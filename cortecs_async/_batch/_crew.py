@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Awaitable, Callable
 
 import anyio
 from anyio.abc import TaskGroup
 
 from .._detached import clock
-from .._errors import EndpointError, InstanceLostError
+from .._errors import EndpointError
 from .._limit import Limit
-from ._format import Request
-from ._sender import Reply, Sender
+from ._format import Request, Usage
+from ._sender import Sender
 from ._sink import Line, Sink
-from ._verdict import MOST_PASSED, Again, Refused, Settled, Verdict, judge
+from ._verdict import Failed, Settled, Trouble, backoff, judge
 from ._work import Work
 
 logger = logging.getLogger("cortecs_async.batch")
 
-# Seconds in which an endpoint may fail every request before it is given up, with all that is paid for it.
+# Seconds in which an endpoint may fail every request before it is given up, with all that is paid for it; and
+# those for a key that it has never taken, which another try mostly does not change.
 PATIENCE = 180.0
+KEY_PATIENCE = 10.0
 
-# Seconds until a request is tried again of which it cannot be told whether its instance was gone.
-_DOUBT = 5.0
+# Seconds between two tries while an endpoint is out.
+_LONGEST_PAUSE = 10.0
+
+# How often a request may be put off although others are answered: only so that none goes on for ever.
+_MOST_PUT_OFF = 100
 
 # Of the limit, so many must have work for the answers to tell something of it.
 _NEARLY_FULL = 0.9
@@ -33,6 +37,11 @@ _NEARLY_FULL = 0.9
 class Crew:
     """Works on an instance until everything is answered.
 
+    A failure can be the request's fault or the endpoint's, and from one alone that cannot be told: an
+    instance that dies, or whose server starts anew, answers 404, 502 or nothing. So a request is to blame
+    when the endpoint has answered another one meanwhile. Otherwise the endpoint is out: one request at a time
+    is tried, until one is answered or the patience is over.
+
     Args:
         instance_id: The instance.
         sender: To its endpoint.
@@ -40,7 +49,6 @@ class Crew:
         sink: Takes the answers.
         limit: How many at once.
         max_retries: Attempts that may fail after the first, before a request becomes an error line.
-        is_alive: Asks the service whether the instance still runs; None when that cannot be told.
     """
 
     def __init__(
@@ -52,7 +60,6 @@ class Crew:
         sink: Sink,
         limit: Limit,
         max_retries: int,
-        is_alive: Callable[[], Awaitable[bool | None]],
     ) -> None:
         self._instance_id = instance_id
         self._sender = sender
@@ -60,7 +67,6 @@ class Crew:
         self._sink = sink
         self._limit = limit
         self._max_retries = max_retries
-        self._is_alive = is_alive
         self._rng = random.Random()  # noqa: S311  (jitter)
         self._tasks: TaskGroup | None = None
         self._size = 0
@@ -68,19 +74,16 @@ class Crew:
         self.busy: int = 0
         self._error: Exception | None = None
         self._clock = clock()
-        self._failing_since: float | None = None
-        self._has_succeeded = False
-        self._resume_at = float("-inf")
-        self._looked_at = float("-inf")
-        self._look: anyio.Event | None = None
-        self._seen_alive: bool | None = None
+        self._last_good = float("-inf")
+        self._out_since: float | None = None
+        self._pauses = 0
+        self._paused_at = self._resume_at = float("-inf")
 
     async def run(self) -> None:
         """Works.
 
         Raises:
-            InstanceLostError: when the instance is gone.
-            EndpointError: when its endpoint refuses the key, or fails every request for too long.
+            EndpointError: when the endpoint refuses the key, or fails every request for too long.
             CortecsError: what taking or writing raises.
         """
         async with anyio.create_task_group() as tasks:
@@ -89,8 +92,13 @@ class Crew:
         if self._error is not None:
             raise self._error
 
+    @property
+    def _allowed(self) -> int:
+        """How many at once, now."""
+        return self._limit.value if self._out_since is None else 1
+
     def _grow(self) -> None:
-        while self._tasks is not None and self._size < self._limit.value:
+        while self._tasks is not None and self._size < self._allowed:
             self._size += 1
             self._tasks.start_soon(self._work_on)
 
@@ -101,7 +109,7 @@ class Crew:
 
     async def _work_on(self) -> None:
         try:
-            while self._size <= self._limit.value:
+            while self._size <= self._allowed:
                 if self._resume_at > self._clock():
                     await anyio.sleep_until(self._resume_at)
                 if self._sink.is_full:
@@ -116,7 +124,7 @@ class Crew:
                     if request is None:
                         return
                 await self._attempt(request)
-                if self._size < self._limit.value:
+                if self._size < self._allowed:
                     self._grow()
         except Exception as error:  # noqa: BLE001  (raised by `run`, and not in a group)
             self._stop(error)
@@ -133,93 +141,88 @@ class Crew:
             raise
         finally:
             self.busy -= 1
-        verdict = judge(outcome, request, max_retries=self._max_retries, rng=self._rng)
         now = self._clock()
-        if isinstance(outcome, Reply) and (outcome.status < 500 and outcome.status != 429):
-            self._failing_since = None
-            self._has_succeeded = self._has_succeeded or outcome.status < 300
-        if isinstance(verdict, Settled) and not verdict.is_doubtful:
+        verdict = judge(outcome, request)
+        if isinstance(verdict, Settled):
+            self._last_good = now
+            self._out_since = None
+            self._pauses = 0
             usage = verdict.usage
             work = 1 if usage is None else usage.prompt_tokens + usage.completion_tokens or 1
             is_full = self._size - self._idle >= _NEARLY_FULL * self._limit.value
             self._limit.answered(now, began, work, is_full=is_full)
-            self._settle(request, verdict)
+            self._settle(request, verdict.line, usage)
+            return
+        try:
+            self._go_on(request, verdict, began, now)
+        except BaseException:
+            self._work.give_back(request)
+            raise
+
+    def _settle(self, request: Request, line: bytes, usage: Usage | None = None) -> None:
+        self._sink.put(Line(request, line, usage))
+        self._work.settle(request)
+
+    def _go_on(self, request: Request, failed: Failed, began: float, now: float) -> None:
+        """After an attempt without an answer.
+
+        Raises:
+            EndpointError: when the patience is over.
+        """
+        is_there = self._last_good >= began
+        if failed.trouble is Trouble.TOO_MANY or (failed.trouble is Trouble.NOT_READY and is_there):
+            self._put_off(request, failed, began, now)
+            return
+        self._work.note_failure(request)
+        if is_there or (failed.trouble is not Trouble.KEY and self._work.has_only_failures):
+            self._count(request, failed, now, is_there=is_there)
         else:
-            try:
-                await self._go_on(request, verdict, began)
-            except BaseException:
-                # Not while it is settled or put back, which nothing interrupts.
-                self._work.give_back(request)
-                raise
+            self._wait_out(request, failed, began, now)
 
-    def _settle(self, request: Request, verdict: Settled | Refused) -> None:
-        usage = verdict.usage if isinstance(verdict, Settled) else None
-        self._sink.put(Line(request, verdict.line, usage))
-        self._work.settle()
-
-    async def _go_on(self, request: Request, verdict: Verdict, began: float) -> None:
-        now = self._clock()
-        match verdict:
-            case Again():
-                self._check_patience(now, verdict.detail)
-                logger.info("%s: %s, again in %.1f s", request.custom_id, verdict.detail, verdict.wait)
-                if verdict.is_overload:
-                    self._limit.refused(now, began)
-                if verdict.is_outage:
-                    # It is of no use to try the others meanwhile.
-                    self._resume_at = max(self._resume_at, now + verdict.wait)
-                if verdict.counts:
-                    request.failures += 1
-                else:
-                    request.passed += 1
-                self._work.postpone(request, verdict.wait)
-            case Refused() if verdict.status == 401 or not self._has_succeeded:
-                raise EndpointError(
-                    f"the endpoint of instance {self._instance_id} refuses the key ({verdict.detail}): check "
-                    "CORTECS_API_KEY or OPENAI_API_KEY. Nothing that was answered is lost.",
-                    instance_id=self._instance_id,
-                )
-            case _:
-                await self._settle_if_alive(request, verdict, now)
-
-    async def _settle_if_alive(self, request: Request, verdict: Settled | Refused, since: float) -> None:
-        """An error line is for good, so it must not be the instance's end that caused it."""
-        is_alive = await self._look_after(since)
-        if is_alive is None and request.passed < MOST_PASSED:
-            logger.info("%s: whether its instance still runs cannot be asked just now", request.custom_id)
-            request.passed += 1
-            self._work.postpone(request, _DOUBT)
-        elif is_alive is False:
-            raise InstanceLostError(
-                f"instance {self._instance_id} stopped or vanished under the batch",
-                instance_id=self._instance_id,
-            )
+    def _put_off(self, request: Request, failed: Failed, began: float, now: float) -> None:
+        """There are too many at once, of which this one is not to blame."""
+        self._limit.refused(now, began)
+        if failed.retry_after:
+            self._resume_at = max(self._resume_at, now + failed.retry_after)
+        request.put_off += 1
+        if request.put_off > _MOST_PUT_OFF:
+            self._settle(request, failed.line)
         else:
-            self._settle(request, verdict)
+            wait = max(failed.retry_after, backoff(request.put_off - 1, self._rng))
+            self._try_again(request, failed, wait)
 
-    async def _look_after(self, since: float) -> bool | None:
-        # One look serves all who wait for it, if it began after what made them doubt.
-        while self._looked_at < since:
-            if self._look is not None:
-                await self._look.wait()
-                continue
-            look = self._look = anyio.Event()
-            began = self._clock()
-            try:
-                self._seen_alive = await self._is_alive()
-                self._looked_at = began
-            finally:
-                self._look = None
-                look.set()
-        return self._seen_alive
+    def _count(self, request: Request, failed: Failed, now: float, *, is_there: bool) -> None:
+        """It is to blame; or nobody is left who could show that it is not, for which it gets more time."""
+        request.failures += 1
+        if self._out_since is None and not is_there:
+            self._out_since = now
+        is_over = is_there or now - (self._out_since or now) > PATIENCE
+        if request.failures > self._max_retries and (is_over or failed.is_time_out):
+            self._settle(request, failed.line)
+        else:
+            self._try_again(request, failed, backoff(request.failures - 1, self._rng))
 
-    def _check_patience(self, now: float, detail: str) -> None:
-        # Since the first failure, and not since the last answer: long requests may time out together.
-        if self._failing_since is None:
-            self._failing_since = now
-        elif now - self._failing_since > PATIENCE:
+    def _wait_out(self, request: Request, failed: Failed, began: float, now: float) -> None:
+        """The endpoint is out."""
+        if self._out_since is None:
+            self._out_since = now
+        is_new_key = failed.trouble is Trouble.KEY and self._last_good == float("-inf")
+        patience = KEY_PATIENCE if is_new_key else PATIENCE
+        # What is under way may yet be answered: there are answers that take longer than the patience.
+        if now - self._out_since > patience and not self.busy:
+            what = "refuses the key" if failed.trouble is Trouble.KEY else "answers nothing"
             raise EndpointError(
-                f"the endpoint of instance {self._instance_id} has answered nothing for {PATIENCE:g} s: "
-                f"{detail}. Nothing that was answered is lost.",
+                f"the endpoint of instance {self._instance_id} {what}, for {now - self._out_since:.0f} s: "
+                f"{failed.detail}. Nothing that was answered is lost.",
                 instance_id=self._instance_id,
             )
+        if began > self._paused_at:
+            # Of many that were under way and fail together, the first makes the pause.
+            pause = max(failed.retry_after, min(backoff(self._pauses, self._rng), _LONGEST_PAUSE))
+            self._pauses += 1
+            self._paused_at, self._resume_at = now, max(self._resume_at, now + pause)
+        self._try_again(request, failed, self._resume_at - now)
+
+    def _try_again(self, request: Request, failed: Failed, wait: float) -> None:
+        logger.info("%s: %s, again in %.1f s", request.custom_id, failed.detail, wait)
+        self._work.postpone(request, wait)

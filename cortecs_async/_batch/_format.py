@@ -43,7 +43,8 @@ class Request:
         request_id: Tells this request from every other by what it asks. It is the `id` of the answer, so that
             an output tells which input it belongs to.
         failures: Attempts so far that count against the limit of retries.
-        passed: Attempts so far that do not.
+        put_off: Attempts so far that the endpoint put off, because there were too many.
+        has_failed: Whether an attempt failed, whoever was to blame.
     """
 
     number: int
@@ -52,7 +53,8 @@ class Request:
     body: bytes = field(repr=False)
     request_id: str
     failures: int = 0
-    passed: int = 0
+    put_off: int = 0
+    has_failed: bool = False
 
     @property
     def key(self) -> bytes:
@@ -139,6 +141,8 @@ class RequestReader:
         body["model"] = self._model
         try:
             sent = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+        except RecursionError:
+            raise _UnfitError("the body is too deep") from None
         except ValueError:
             raise _UnfitError("the body has a number that JSON does not know (NaN or infinity)") from None
         return Request(number, custom_id, url.removeprefix("/v1"), sent, _identify(url, sent)), body

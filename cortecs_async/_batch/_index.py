@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from attrs import define, field
 
@@ -122,10 +122,15 @@ class Index:
         """A line of the output, and where it begins in bytes."""
         self._answers.add(key, _digest(request_id), line, offset)
 
-    def match(self) -> Match:
-        """Compares the two."""
+    def match(self, check: Callable[[], None] = lambda: None) -> Match:
+        """Compares the two.
+
+        Args:
+            check: Called with every part; what it raises ends the work.
+        """
         match = Match(bytearray(self.lines // 8 + 1))
         for part in range(self._requests.count):
+            check()
             asked: dict[bytes, tuple[bytes, int]] = {}
             for key, request, line, _ in self._requests.read(part):
                 if key in asked:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import hashlib
 import mmap
 import os
 import shutil
@@ -50,6 +51,10 @@ class Output:
         self._busy = threading.Lock()
         self._end = 0
         self._is_closed = False
+
+    def keep(self) -> None:
+        """It stays, even if nothing comes into it: there is a run that found nothing wrong."""
+        self._is_new = False
 
     def cut(self, end: int) -> None:
         """Cuts off what a process left behind that died while it wrote.
@@ -145,9 +150,24 @@ class Output:
         Raises:
             BatchWriteError: when that cannot be done. The file is complete then, if not in order.
         """
+        try:
+            self._sort(last, pairs, check)
+        except OSError as error:
+            if isinstance(error, BatchWriteError):
+                raise
+            raise BatchWriteError(
+                f"{self.path} is complete and cannot be put into order: {error.strerror} (TMPDIR says where "
+                "temporary files lie)",
+                path=str(self.path),
+            ) from None
+
+    def _sort(
+        self, last: int, pairs: Callable[[], Iterable[tuple[int, int]]], check: Callable[[], None]
+    ) -> None:
         # A map in a file: its pages are the system's to drop, and no memory of the process.
         with tempfile.TemporaryFile(prefix="cortecs-batch-") as scratch:
-            scratch.truncate((last + 1) * _OFFSET_SIZE)
+            # Not a hole: to write into one of a full disk is no error but the end of the process.
+            os.posix_fallocate(scratch.fileno(), 0, (last + 1) * _OFFSET_SIZE)
             with mmap.mmap(scratch.fileno(), 0) as table, memoryview(table) as raw, raw.cast("Q") as begins:
                 for line, offset in pairs():
                     check()
@@ -177,7 +197,10 @@ class Output:
 
     def _replace_open(self, write: Callable[[BinaryIO], None]) -> None:
         status = os.fstat(self._fd)
-        descriptor, name = tempfile.mkstemp(dir=self.path.absolute().parent, prefix=f".{self.path.name}.")
+        # One name, so that what a killed run left is written over; and short, whatever the output's is.
+        mark = hashlib.blake2b(self.path.name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+        name = self.path.parent / f".cortecs-batch-{mark}.new"
+        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
             # Before it has the name, so that it never is anybody else's.
@@ -186,11 +209,11 @@ class Output:
                 write(target)
                 target.flush()
                 os.fsync(target.fileno())
-            Path(name).replace(self.path)
+            name.replace(self.path)
             _sync_folder(self.path)
         except BaseException:
             os.close(descriptor)
-            Path(name).unlink(missing_ok=True)
+            name.unlink(missing_ok=True)
             raise
         os.close(self._fd)
         self._fd, self._end = descriptor, os.fstat(descriptor).st_size

@@ -150,7 +150,7 @@ def _survey(
             request, body = found
             index.add_request(request.key, request.request_id, number)
             sizes.add(number, request.path, body)
-    match = index.match()
+    match = index.match(stopped.check)
     _check(files, match)
     left = sizes.total - succeeded - failed
     if output is not None:
@@ -223,11 +223,16 @@ def _count_characters(body: Mapping[str, Any]) -> int:
 
 
 def _count(content: Any) -> int:
-    if isinstance(content, str):
-        return len(content)
-    if isinstance(content, dict):
-        return _count(content.get("text"))
-    if isinstance(content, list):
-        return sum(_count(each) for each in content)
-    # A token that is given as its number.
-    return _CHARACTERS_A_TOKEN if isinstance(content, int) else 0
+    characters, left = 0, [content]
+    while left:
+        each = left.pop()
+        if isinstance(each, str):
+            characters += len(each)
+        elif isinstance(each, dict):
+            left.append(each.get("text"))
+        elif isinstance(each, list):
+            left += each
+        elif isinstance(each, int):
+            # A token that is given as its number.
+            characters += _CHARACTERS_A_TOKEN
+    return characters

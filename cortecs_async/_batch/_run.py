@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import resource
+import tempfile
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
@@ -12,8 +14,10 @@ import anyio
 from attrs import define, field, frozen
 
 from .._budget import Receipt
+from .._detached import run_to_end
 from .._errors import (
     AmbiguousStartError,
+    BatchWriteError,
     CortecsError,
     InvalidArgumentError,
     LifecycleError,
@@ -24,6 +28,7 @@ from .._lease import InstanceLease
 from .._limit import AdaptiveLimit, FixedLimit, Limit
 from ._crew import Crew
 from ._format import RequestReader
+from ._index import Index
 from ._output import Output
 from ._plan import BatchPlan, Files, Survey, survey
 from ._report import BatchProgress, BatchReport, Tally
@@ -77,6 +82,12 @@ class BatchOptions:
         _check_count("max_retries", self.max_retries, 0)
         if self.concurrency != "auto":
             _check_count("concurrency", self.concurrency, 1)
+            # Each request takes a connection, and each connection a file descriptor.
+            if self.concurrency * self.instances > _descriptors():
+                raise InvalidArgumentError(
+                    f"concurrency={self.concurrency}, times {self.instances} for instances, takes more file "
+                    f"descriptors than the {_descriptors() + _RESERVE} that this process may open: ulimit -n"
+                )
         if self.on_progress is not None and not callable(self.on_progress):
             raise InvalidArgumentError("on_progress must be callable")
 
@@ -84,10 +95,24 @@ class BatchOptions:
         """The limit of one instance."""
         if self.concurrency != "auto":
             return FixedLimit(self.concurrency)
-        # Each request takes a connection, and each connection a file descriptor.
-        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-        room = 1024 if descriptors == resource.RLIM_INFINITY else (descriptors - _RESERVE) // self.instances
-        return AdaptiveLimit(highest=max(1, min(1024, room)))
+        return AdaptiveLimit(highest=int(max(1, min(1024, _descriptors() // self.instances))))
+
+
+def _index(index: Index, lines: list[Line], begins: list[int]) -> None:
+    try:
+        for line, begin in zip(lines, begins, strict=True):
+            index.add_answer(line.request.key, line.request.request_id, 0, begin)
+    except OSError as error:
+        raise BatchWriteError(
+            f"the folder for temporary files cannot be written: {error.strerror} (TMPDIR says which it is)",
+            path=tempfile.gettempdir(),
+        ) from None
+
+
+def _descriptors() -> float:
+    """How many this process may open for connections."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if soft == resource.RLIM_INFINITY else soft - _RESERVE
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
@@ -136,13 +161,11 @@ class Batch:
         options: How.
         access: How endpoints are reached.
         new_lease: Makes the lease of an instance.
-        is_alive: Asks the service whether an instance still runs.
     """
 
     options: BatchOptions
     access: Access
     new_lease: Callable[[], InstanceLease]
-    is_alive: Callable[[str], Awaitable[bool | None]]
     _lanes: list[_Lane] = field(factory=list)
     _incidents: list[str] = field(factory=list)
     _working: int = 0
@@ -165,17 +188,19 @@ class Batch:
                 self._began = anyio.current_time()
                 if found.plan.left:
                     await self._answer(found, output, tally)
+                seconds = anyio.current_time() - self._began
                 if options.ordered:
                     await run_stoppable(
                         lambda stopped: output.sort(found.last, found.index.pairs, stopped.check)
                     )
-                return self._report(found.plan, tally)
+                output.keep()
+                return self._report(found.plan, tally, seconds)
             finally:
                 found.index.close()
         finally:
             output.close()
 
-    def _report(self, plan: BatchPlan, tally: Tally) -> BatchReport:
+    def _report(self, plan: BatchPlan, tally: Tally, seconds: float) -> BatchReport:
         return BatchReport(
             output=str(self.options.files.target),
             total=plan.total,
@@ -184,7 +209,7 @@ class Batch:
             resumed=tally.resumed,
             prompt_tokens=tally.prompt_tokens,
             completion_tokens=tally.completion_tokens,
-            seconds=anyio.current_time() - self._began,
+            seconds=seconds,
             receipts=tuple(each for lane in self._lanes if (each := lane.receipt) is not None),
             incidents=tuple(self._incidents),
         )
@@ -193,8 +218,7 @@ class Batch:
         def note(lines: list[Line], begins: list[int]) -> None:
             tally.count(anyio.current_time(), lines)
             if self.options.ordered:
-                for line, begin in zip(lines, begins, strict=True):
-                    found.index.add_answer(line.request.key, line.request.request_id, 0, begin)
+                _index(found.index, lines, begins)
 
         reader = RequestReader(
             str(self.options.files.source), self.options.model, override_model=self.options.override_model
@@ -208,9 +232,7 @@ class Batch:
         try:
             await _without_group(self._work(work, sink, found.plan, tally))
         finally:
-            # What was answered is paid for, whatever ended the run.
-            with anyio.CancelScope(shield=True):
-                await self._flush(sink)
+            await self._flush(sink)
         if self._error is not None:
             raise self._error
         await self._tell(found.plan, tally)
@@ -265,7 +287,6 @@ class Batch:
                 sink=sink,
                 limit=lane.limit,
                 max_retries=self.options.max_retries,
-                is_alive=lambda: self.is_alive(inst.instance_id),
             )
             lane.is_starting = False
             if self._answering_since is None:
@@ -283,10 +304,14 @@ class Batch:
             logger.error("and then: %s", error)
 
     async def _flush(self, sink: Sink) -> None:
-        try:
-            await sink.flush()
-        except CortecsError as error:
-            self._fail(error)
+        """What was answered is paid for: it is written, whatever ended the run, and however often."""
+        ended = await run_to_end(sink.flush, resume=True)
+        if isinstance(ended.error, CortecsError):
+            self._fail(ended.error)
+        elif ended.error is not None:
+            raise ended.error
+        if ended.interruption is not None:
+            raise ended.interruption
 
     async def _tell(self, plan: BatchPlan, tally: Tally) -> None:
         if self.options.on_progress is None:

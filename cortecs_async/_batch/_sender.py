@@ -127,10 +127,10 @@ class _Base:
             # The locals of the HTTP stack's frames hold the key and the body.
             cancelled.__traceback__ = None
             raise
-        except Exception as error:
-            kind = self._kind_of(error)
-            if kind is None:
-                raise
+        except Exception as error:  # noqa: BLE001  (see below)
+            # What is no failure of HTTP, such as a host that is none, is a failure all the same: an exception
+            # would take along the frames that hold the key.
+            kind = self._kind_of(error) or Kind.NOT_SENT
             if kind is Kind.TIMED_OUT:
                 return Failure(kind=kind, detail=f"no answer within {self._timeout:g} s")
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

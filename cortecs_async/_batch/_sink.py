@@ -116,5 +116,6 @@ class Sink:
             # the end; or it never will, and they are for the next group.
             if claim.acquire(blocking=False):
                 self._waiting[:0] = lines
+                self._bytes += sum(map(len, texts))
             raise
         return begin

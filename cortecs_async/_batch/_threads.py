@@ -6,10 +6,14 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+import anyio
+import anyio.lowlevel
 import anyio.to_thread
 from attrs import define, field
 
 T = TypeVar("T")
+
+_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("cortecs_async_batch")
 
 
 @define(eq=False)
@@ -35,7 +39,13 @@ async def in_thread(work: Callable[[], T], *, abandon: bool = False) -> T:
         work: What to do.
         abandon: Do not wait for it when the caller is cancelled.
     """
-    return await anyio.to_thread.run_sync(work, abandon_on_cancel=abandon)
+    try:
+        limiter = _limiter.get()
+    except LookupError:
+        # Not that of everybody, whose threads may all be busy while an instance is billed.
+        limiter = anyio.CapacityLimiter(8)
+        _limiter.set(limiter)
+    return await anyio.to_thread.run_sync(work, abandon_on_cancel=abandon, limiter=limiter)
 
 
 async def run_stoppable(work: Callable[[Stopped], T]) -> T:

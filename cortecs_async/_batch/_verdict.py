@@ -1,7 +1,8 @@
-"""What follows from an attempt: an answer, another attempt, or a question about the instance. Pure."""
+"""What follows from an attempt: an answer, or another attempt, and what it says of the endpoint. Pure."""
 
 from __future__ import annotations
 
+import enum
 import json
 import random
 
@@ -15,11 +16,20 @@ from ._sender import Reply
 _FIRST_WAIT = 0.5
 _LONGEST_WAIT = 30.0
 
-# Attempts that do not count, because they say nothing of the request. Only so that none goes on for ever.
-MOST_PASSED = 100
+# Seconds that an endpoint is believed when it asks to come again later.
+_LONGEST_RETRY_AFTER = 300.0
 
-# Of these it is said by a model server what is wrong with the request.
+# What an endpoint says of a request that it has read.
 _ABOUT_THE_REQUEST = frozenset({400, 413, 422})
+
+
+class Trouble(enum.Enum):
+    """What a failed attempt is about, unless something else tells who is to blame."""
+
+    TOO_MANY = "too many requests"  # the endpoint is there
+    NOT_READY = "not ready"  # 503: too many as well, or it is not there yet, or no longer
+    KEY = "the key"
+    OUTAGE = "an outage"  # or the request itself: what else is answered meanwhile tells
 
 
 @frozen
@@ -29,98 +39,71 @@ class Settled:
     Attributes:
         line: The line.
         usage: The tokens of an answer; None for an error line.
-        is_doubtful: True for an error line that a dead instance would cause as well.
     """
 
     line: bytes
     usage: Usage | None = None
-    is_doubtful: bool = False
 
 
 @frozen
-class Again:
-    """Another attempt.
+class Failed:
+    """An attempt without an answer.
 
     Attributes:
-        wait: Seconds until then.
-        detail: Why, for people.
-        counts: Whether this attempt is one of those that are limited.
-        is_overload: Whether it says that there is too much at once.
-        is_outage: Whether it says that the endpoint is not there at all.
+        trouble: What it is about.
+        detail: For people.
+        line: The error line, should it be for good.
+        retry_after: Seconds that the endpoint asked to wait.
+        is_time_out: Whether it took all the time that an attempt may.
     """
 
-    wait: float
+    trouble: Trouble
     detail: str
-    counts: bool = False
-    is_overload: bool = False
-    is_outage: bool = False
-
-
-@frozen
-class Refused:
-    """The endpoint does not take the key, or not for this."""
-
-    status: int
     line: bytes
-    detail: str
+    retry_after: float = 0.0
+    is_time_out: bool = False
 
 
-Verdict = Settled | Again | Refused
-
-
-def judge(outcome: Reply | Failure, request: Request, *, max_retries: int, rng: random.Random) -> Verdict:
-    """What follows.
-
-    Args:
-        outcome: Of the attempt.
-        request: With the attempts before.
-        max_retries: How many of those that count may fail before it is an error line.
-        rng: Source of the jitter.
-    """
-    if isinstance(outcome, Reply) and outcome.status < 300:
-        try:
-            line, usage = answered(request, outcome.status, outcome.request_id, outcome.body)
-        except ValueError:
-            outcome = Failure(
-                kind=Kind.UNREADABLE, detail=f"status {outcome.status} with a body that is no JSON"
-            )
-        else:
-            return Settled(line, usage or Usage())
+def judge(outcome: Reply | Failure, request: Request) -> Settled | Failed:
+    """What follows from an attempt."""
     if isinstance(outcome, Failure):
-        return _judge_failure(outcome, request, max_retries, rng)
+        code = outcome.kind.value.replace(" ", "_")
+        line = unanswered(request, code, outcome.detail)
+        is_time_out = outcome.kind is Kind.TIMED_OUT
+        return Failed(Trouble.OUTAGE, outcome.detail, line, is_time_out=is_time_out)
     status = outcome.status
-    detail = f"status {status}"
-    if status in {429, 503} and request.passed < MOST_PASSED:
-        wait = _backoff(request.passed, rng) if outcome.retry_after is None else outcome.retry_after
-        return Again(min(wait, _LONGEST_WAIT), detail, is_overload=True)
-    if (status == 408 or status >= 500) and status not in {429, 503} and request.failures < max_retries:
-        return Again(_backoff(request.failures, rng), detail, counts=True)
+    if status < 300:
+        try:
+            line, usage = answered(request, status, outcome.request_id, outcome.body)
+        except ValueError:
+            detail = f"status {status} with a body that is no JSON"
+            return judge(Failure(kind=Kind.UNREADABLE, detail=detail), request)
+        return Settled(line, usage or Usage())
     line, _ = answered(request, status, outcome.request_id, outcome.body)
-    if status in {401, 403}:
-        return Refused(status, line, detail)
-    is_clear = status in _ABOUT_THE_REQUEST and _is_of_openai(outcome.body)
-    return Settled(line, is_doubtful=not is_clear)
+    if status in _ABOUT_THE_REQUEST and _is_of_a_model_server(outcome.body):
+        return Settled(line)
+    trouble = {
+        401: Trouble.KEY,
+        403: Trouble.KEY,
+        429: Trouble.TOO_MANY,
+        503: Trouble.NOT_READY,
+    }.get(status, Trouble.OUTAGE)
+    retry_after = min(outcome.retry_after or 0.0, _LONGEST_RETRY_AFTER)
+    return Failed(trouble, f"status {status}", line, retry_after)
 
 
-def _judge_failure(failure: Failure, request: Request, max_retries: int, rng: random.Random) -> Verdict:
-    if failure.kind is Kind.NOT_SENT and request.passed < MOST_PASSED:
-        return Again(_backoff(request.passed, rng), failure.detail, is_outage=True)
-    if failure.kind is not Kind.NOT_SENT and request.failures < max_retries:
-        is_overload = failure.kind is Kind.TIMED_OUT
-        return Again(_backoff(request.failures, rng), failure.detail, counts=True, is_overload=is_overload)
-    code = failure.kind.value.replace(" ", "_")
-    return Settled(unanswered(request, code, failure.detail), is_doubtful=True)
-
-
-def _backoff(before: int, rng: random.Random) -> float:
+def backoff(before: int, rng: random.Random) -> float:
+    """Seconds to wait, after so many failures before this one."""
     return min(_FIRST_WAIT * 2.0 ** min(before, 10), _LONGEST_WAIT) * rng.uniform(0.5, 1.0)
 
 
-def _is_of_openai(body: bytes) -> bool:
+def _is_of_a_model_server(body: bytes) -> bool:
+    """Whether this is how OpenAI, vLLM or FastAPI say what is wrong with a request."""
     try:
         data = json.loads(body)
     except (ValueError, RecursionError):
         return False
-    return (
-        isinstance(data, dict) and isinstance(data.get("error"), dict) and bool(data["error"].get("message"))
-    )
+    if not isinstance(data, dict):
+        return False
+    error = data.get("error", data if data.get("object") == "error" else None)
+    return bool(isinstance(error, dict) and error.get("message")) or isinstance(data.get("detail"), list)

@@ -22,6 +22,10 @@ _AHEAD = 8 << 20
 _CHUNK = 1 << 20
 _MOST_LINES = 2048
 
+# Requests that wait for another attempt, and their bytes: with more of them, none is read that is new.
+_MOST_LATER = 512
+_MOST_LATER_BYTES = 16 << 20
+
 
 class Work:
     """The requests that are left.
@@ -47,7 +51,9 @@ class Work:
         self._returned: deque[Request] = deque()
         self._later: list[tuple[float, int, Request]] = []
         self._order = itertools.count()
+        self._later_bytes = 0
         self._open = 0
+        self._untried = 0  # of those that were read and not answered, those that have never failed
         self._news = anyio.Event()
         self._hunger = anyio.Event()
 
@@ -79,9 +85,22 @@ class Work:
             self._open += 1
         return request
 
-    def settle(self) -> None:
+    @property
+    def has_only_failures(self) -> bool:
+        """Whether everything that is left has failed before."""
+        return self._is_read and not self._ahead and not self._untried
+
+    def note_failure(self, request: Request) -> None:
+        """One that was taken has failed, whoever is to blame."""
+        if not request.has_failed:
+            request.has_failed = True
+            self._untried -= 1
+
+    def settle(self, request: Request) -> None:
         """One is answered."""
         self._open -= 1
+        if not request.has_failed:
+            self._untried -= 1
         if self.is_over:
             self._tell()
 
@@ -94,6 +113,7 @@ class Work:
     def postpone(self, request: Request, seconds: float) -> None:
         """One is to be tried again, not before so many seconds."""
         self._open -= 1
+        self._later_bytes += len(request.body)
         heapq.heappush(self._later, (anyio.current_time() + seconds, next(self._order), request))
         self._tell()
 
@@ -116,15 +136,20 @@ class Work:
 
     def _next(self) -> Request | None:
         if self._later and self._later[0][0] <= anyio.current_time():
-            return heapq.heappop(self._later)[2]
+            request = heapq.heappop(self._later)[2]
+            self._later_bytes -= len(request.body)
+            return request
         if self._returned:
             return self._returned.popleft()
+        if len(self._later) >= _MOST_LATER or self._later_bytes >= _MOST_LATER_BYTES:
+            return None
         while self._ahead:
             number, line = self._ahead.popleft()
             self._bytes -= len(line)
             if self._bytes <= _AHEAD // 2 and len(self._ahead) <= _MOST_LINES // 2:
                 self._hunger.set()
             if (found := self._reader.read(number, line)) is not None:
+                self._untried += 1
                 return found[0]
         return None
 
@@ -139,8 +164,11 @@ class Work:
                 if not is_done(self._done, number) and not line.isspace():
                     yield number, line
             self._check_same()
-        except (OSError, IndexError):
-            # The second: it has more lines than it had.
+        except OSError as error:
+            said = f"cannot be read any more: {error.strerror}"
+            raise BatchFileError(said, path=str(self._source)) from None
+        except IndexError:
+            # It has more lines than it had.
             self._refuse()
 
     def _check_same(self) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from .. import __version__
 from ._account import balance, hardware, models
 from ._batch import batch
-from ._common import load_env_file, set_up_logging
+from ._common import interrupted, set_up_logging
 from ._completion import completion
 from ._demo import demo
 from ._doctor import doctor
@@ -17,12 +18,22 @@ from ._emulator import emulator
 from ._instances import ls, rm, show, stop
 from ._orphans import orphans, sweep
 from ._run import run
+from ._settings import load_env_file
 from ._start import restart, start
 from ._top import top
 from ._watch import watch
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        # Ctrl-C where no event loop runs: click's own way is status 1.
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            interrupted()
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="cortecs-async")
 @click.option(
     "--env-file",
@@ -34,8 +45,8 @@ from ._watch import watch
 @click.option("-v", "--verbose", count=True, help="Say what happens; twice: every request.")
 def cli(env_file: Path | None, quiet: bool, verbose: int) -> None:
     """Dedicated LLM instances on cortecs.ai that do not outlive the code that asked for them."""
-    load_env_file(env_file)
     set_up_logging(-1 if quiet else verbose)
+    load_env_file(env_file)
 
 
 cli.add_command(demo)

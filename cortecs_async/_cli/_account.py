@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import click
 
-from .. import AsyncCortecs
-from ..types import Balance, HardwareType, ModelPreview
-from ._common import clean, print_json, print_table, run, say
+from ..types import HardwareType
+from ._common import ask, clean, print_json, print_table, say
+from ._params import json_option
 
-_JSON = click.option(
-    "--json", "as_json", is_flag=True, help="As JSON, with everything that the service says."
-)
+_JSON = json_option("As JSON, with everything that the service says.")
 
 
 @click.command()
 @_JSON
 def models(as_json: bool) -> None:
     """List the models that can be started. Needs no credentials."""
-    found = run(_models)
+    found = ask(lambda client: client.models.list())
     if as_json:
         print_json(found)
         return
@@ -42,24 +37,26 @@ def models(as_json: bool) -> None:
 def hardware(available: bool, as_json: bool) -> None:
     """List the hardware types and their prices. Needs no credentials.
 
-    The service does not document how it names its prices: a column is filled where a key names the minute
-    or the hour, and everything else is shown as it comes.
+    The service does not document how it names its prices: the price of a minute is read where a key names
+    the minute, or else the hour. All that it says is shown beside, as it comes.
     """
-    found = run(_hardware, available)
+    found = ask(
+        lambda client: client.hardware_types.list_available() if available else client.hardware_types.list()
+    )
     if as_json:
         print_json(found)
         return
     if not found:
         say("nothing is free at the moment" if available else "the service lists no hardware type")
         return
-    print_table(("hardware", "per minute", "per hour", "details"), (_row(each) for each in found))
+    print_table(("hardware", "per minute", "details"), map(_row, found))
 
 
 @click.command()
 @_JSON
 def balance(as_json: bool) -> None:
     """Show what the account has left."""
-    found = run(_balance)
+    found = ask(lambda client: client.user.balance())
     if as_json:
         print_json(found)
     else:
@@ -67,37 +64,10 @@ def balance(as_json: bool) -> None:
 
 
 def _row(hardware_type: HardwareType) -> tuple[object, ...]:
-    info = hardware_type.price_info
-    minute, hour = _price_key(info, "minute"), _price_key(info, "hour")
-    rest = {name: value for name, value in info.items() if name not in {minute, hour}}
+    price = hardware_type.price_per_minute
+    details = {**hardware_type.hardware_info, **hardware_type.price_info}
     return (
         hardware_type.hardware_type_id,
-        None if minute is None else f"{info[minute]:g}",
-        None if hour is None else f"{info[hour]:g}",
-        ", ".join(f"{name}: {value}" for name, value in {**hardware_type.hardware_info, **rest}.items()),
+        None if price is None else f"{price:g} {hardware_type.currency}".rstrip(),
+        ", ".join(f"{name}: {value}" for name, value in details.items()),
     )
-
-
-def _price_key(info: Mapping[str, Any], unit: str) -> str | None:
-    """The key of the price of a unit of time; None when there is none, or more than one."""
-    found = [
-        name
-        for name, value in info.items()
-        if unit in name.lower() and isinstance(value, (int, float)) and not isinstance(value, bool)
-    ]
-    return found[0] if len(found) == 1 else None
-
-
-async def _models() -> tuple[ModelPreview, ...]:
-    async with AsyncCortecs(guard="off") as client:
-        return await client.models.list()
-
-
-async def _hardware(available: bool) -> tuple[HardwareType, ...]:
-    async with AsyncCortecs(guard="off") as client:
-        return await (client.hardware_types.list_available() if available else client.hardware_types.list())
-
-
-async def _balance() -> Balance:
-    async with AsyncCortecs(guard="off") as client:
-        return await client.user.balance()

@@ -70,6 +70,7 @@ class Lines(Silent):
         super().__init__()
         self._console = console
         self._shown_at = time.monotonic()
+        self._has_ended = False
 
     def provisioning(self, progress: Progress) -> None:
         """See `View`."""
@@ -79,7 +80,9 @@ class Lines(Silent):
         """See `View`."""
         super().progress(progress)
         now = time.monotonic()
-        if progress.done == progress.total or now - self._shown_at >= _PAUSE:
+        is_end = progress.done == progress.total and not self._has_ended
+        if is_end or now - self._shown_at >= _PAUSE:
+            self._has_ended = self._has_ended or is_end
             self._shown_at = now
             self._print(f"{_count(progress)}, {', '.join([*_speed(progress), *_cost(progress)])}")
 

@@ -22,7 +22,8 @@ NOT_FOUND = 127
 # Seconds between SIGTERM and SIGKILL for a command whose instance is gone.
 GRACE = 10.0
 
-# A terminal sends these to all of its foreground, the command among them.
+# A terminal sends these to all of its foreground, the command among them. That it was the terminal is a
+# guess: Python does not tell a handler who has sent a signal.
 _FROM_TERMINAL = frozenset({signal.SIGINT, signal.SIGQUIT})
 _FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 

@@ -5,57 +5,43 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
+import math
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 import anyio
 import attrs
 import click
-from dotenv import dotenv_values
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .. import CortecsError, Progress
+from .. import AsyncCortecs, CortecsError, Instance, Progress
+from ..errors import InstanceGoneError, StartTimeoutError
 from ..integrations.rich import ProvisioningBar
 
 T = TypeVar("T")
-
-# The only variables that are taken from a .env file: what this command line reads. A file that lies about in
-# a working directory must not set anything else, such as the PATH of a command that is run.
-_TAKEN = ("CORTECS_", "OPENAI_API_KEY")
 
 # Columns of a line that is no terminal's, and between two columns of a table.
 _UNLIMITED = 100_000
 _GAP = 2
 
+# What the library says to programs, said to people: a line more.
+_HINTS: tuple[tuple[type[CortecsError], str], ...] = (
+    (InstanceGoneError, "`cortecs-async ls` shows what there is"),
+    (StartTimeoutError, "--start-timeout allows more time"),
+)
+
+# Beyond "stopped" the published reference names no status that is an end. The others are inferred.
+_ENDS = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
+
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
-
-
-def load_env_file(path: Path | None) -> None:
-    """Sets what a .env file says of this account and the environment does not.
-
-    Args:
-        path: The file; None for `.env` in the working directory, where there is one.
-
-    Raises:
-        click.ClickException: when it cannot be read.
-    """
-    try:
-        values = dotenv_values(path or Path(".env"), interpolate=False)
-    except (OSError, UnicodeDecodeError) as error:
-        raise click.ClickException(f"{path or '.env'} cannot be read: {error}") from None
-    for name, value in values.items():
-        if value and name.startswith(_TAKEN):
-            os.environ.setdefault(name, value)
 
 
 def set_up_logging(verbosity: int) -> None:
@@ -70,6 +56,8 @@ def set_up_logging(verbosity: int) -> None:
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+    # Who wants quiet still wants to know that nobody is there to hand instances back.
+    logging.getLogger("cortecs_async.guard").setLevel(logging.WARNING if verbosity < 0 else logging.NOTSET)
 
 
 class _Log(logging.Handler):
@@ -99,6 +87,16 @@ def cleaned(value: T) -> T:
     return cast("T", changed)
 
 
+def moment(unix: float) -> str:
+    """A Unix timestamp as people read it; also one that is further off than dates go."""
+    if unix == math.inf:
+        return "never"
+    try:
+        return f"{datetime.fromtimestamp(unix).astimezone():%Y-%m-%d %H:%M:%S %Z}".rstrip()
+    except (ValueError, OverflowError, OSError):
+        return "in the far future" if unix > 0 else "in the far past"
+
+
 def output() -> Console:
     """Standard output, with colours only on a terminal that has them, and never cut to a width elsewhere."""
     is_terminal = sys.stdout.isatty()
@@ -116,12 +114,23 @@ def is_quiet() -> bool:
     return context is not None and bool(context.find_root().params.get("quiet"))
 
 
+def is_verbose() -> bool:
+    """Whether the log says what happens."""
+    context = click.get_current_context(silent=True)
+    return context is not None and bool(context.find_root().params.get("verbose"))
+
+
 def say(text: str) -> None:
     """A line for people on standard error, unless they asked for quiet."""
-    # A terminal that has gone away must not end what still has to be released.
     if not is_quiet():
-        with contextlib.suppress(OSError):
-            click.echo(clean(text), err=True)
+        insist(text)
+
+
+def insist(text: str) -> None:
+    """A line for people on standard error, whatever they asked for: what goes on being billed."""
+    # A terminal that has gone away must not end what still has to be released.
+    with contextlib.suppress(OSError):
+        click.echo(clean(text), err=True)
 
 
 def say_what_is_left(cancelled: BaseException) -> None:
@@ -149,7 +158,13 @@ def ending_signals() -> tuple[signal.Signals, ...]:
 
 def reason(error: CortecsError) -> str:
     """What an error says, with what was noted on it since."""
-    return clean("\n".join([str(error), *getattr(error, "__notes__", [])]))
+    hints = [hint for kind, hint in _HINTS if isinstance(error, kind)]
+    return clean("\n".join([str(error), *hints, *getattr(error, "__notes__", [])]))
+
+
+def is_over(instance: Instance) -> bool:
+    """Whether it has come to an end, from which only a restart brings it back."""
+    return instance.status.lower() in _ENDS
 
 
 def run(main: Callable[..., Awaitable[T]], *args: Any) -> T:
@@ -160,6 +175,16 @@ def run(main: Callable[..., Awaitable[T]], *args: Any) -> T:
         raise click.ClickException(reason(error)) from None
     except KeyboardInterrupt:
         interrupted()
+
+
+def ask(question: Callable[[AsyncCortecs], Awaitable[T]]) -> T:
+    """The answer of the service to a question that starts nothing."""
+
+    async def main() -> T:
+        async with AsyncCortecs(guard="off") as client:
+            return await question(client)
+
+    return run(main)
 
 
 def interrupted() -> NoReturn:
@@ -193,14 +218,16 @@ def to_plain(value: object) -> Any:
     return value
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Iterable[object]], *, optional: int = 0) -> None:
+def print_table(
+    columns: Sequence[str], rows: Iterable[Iterable[object]], *, optional: Sequence[str] = ()
+) -> None:
     """A table on standard output, of any width where that is no terminal. See `make_table`."""
     console = output()
     console.print(make_table(console.width, columns, rows, optional=optional))
 
 
 def make_table(
-    width: int, columns: Sequence[str], rows: Iterable[Iterable[object]], *, optional: int = 0
+    width: int, columns: Sequence[str], rows: Iterable[Iterable[object]], *, optional: Sequence[str] = ()
 ) -> Table:
     """A table; None is shown as a dash.
 
@@ -208,20 +235,21 @@ def make_table(
         width: How wide it may be.
         columns: Their headings. The first is never broken: it is what people copy.
         rows: The cells.
-        optional: How many of the last columns may be left out, where not all have room.
+        optional: Columns that are left out, in this order, where not all have room.
     """
     # As Text, so that [red] in what the service says is no markup.
     texts = [[Text("-" if each is None else clean(str(each))) for each in row] for row in rows]
-    widths = [
-        max([cell_len(name), *(row[at].cell_len for row in texts)]) + _GAP for at, name in enumerate(columns)
-    ]
-    shown = len(columns)
-    while shown > len(columns) - optional and sum(widths[:shown]) - _GAP > width:
-        shown -= 1
-    natural = sum(widths[:shown]) - _GAP
+    widths = {
+        name: max([cell_len(name), *(row[at].cell_len for row in texts)]) + _GAP
+        for at, name in enumerate(columns)
+    }
+    for name in optional:
+        if sum(widths.values()) - _GAP > width:
+            del widths[name]
+    natural = sum(widths.values()) - _GAP
     table = Table(box=None, pad_edge=False, header_style="bold", width=width if natural > width else None)
-    for at, name in enumerate(columns[:shown]):
-        table.add_column(name, overflow="fold", no_wrap=at == 0)
+    for name in widths:
+        table.add_column(name, overflow="fold", no_wrap=name == columns[0])
     for row in texts:
-        table.add_row(*row[:shown])
+        table.add_row(*(text for name, text in zip(columns, row, strict=True) if name in widths))
     return table

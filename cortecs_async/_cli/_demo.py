@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
 import anyio
@@ -11,12 +10,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .. import AsyncCortecs, CortecsError, InstanceLease
+from .. import AsyncCortecs
 from ..integrations.rich import ProvisioningBar
+from ..signals import cancel_on_sigterm
 from ..types import Balance
+from ._common import ending_signals, run, say_what_is_left
 from ._need import need
 
 if TYPE_CHECKING:
+    from .. import InstanceLease
     from ..emulator import Emulator
 
 _MODEL = "meta-llama/Llama-3.1-8B-Instruct"
@@ -38,13 +40,16 @@ def demo(step_seconds: float, prompt: str) -> None:
     """Lease an emulated instance, chat with it, and hand it back: no account, no GPU, no cost."""
     need("cortecs_async.emulator", "demo")
     need("openai", "demo")
-    try:
-        anyio.run(_demo, step_seconds, prompt)
-    except CortecsError as error:
-        raise click.ClickException(str(error)) from None
-    except KeyboardInterrupt:
-        click.echo("interrupted: the instance was handed back first", err=True)
-        sys.exit(130)
+    run(_cancellable, step_seconds, prompt)
+
+
+async def _cancellable(step_seconds: float, prompt: str) -> None:
+    async with cancel_on_sigterm(*ending_signals()):
+        try:
+            await _demo(step_seconds, prompt)
+        except anyio.get_cancelled_exc_class() as cancelled:
+            say_what_is_left(cancelled)
+            raise
 
 
 async def _demo(step_seconds: float, prompt: str) -> None:
@@ -62,7 +67,9 @@ async def _demo(step_seconds: float, prompt: str) -> None:
             emulator.client_id,
             emulator.client_secret,
             api_base_url=emulator.api_base_url,
-            journal="off",  # an emulator's instances die with it: there is nothing to sweep
+            # An emulator's instances die with it: there is nothing to sweep, and nobody to hand them back to.
+            guard="off",
+            journal="off",
         ) as client:
             with ProvisioningBar(console) as bar:
                 async with client.instance(_MODEL, _HARDWARE, on_progress=bar) as inst:

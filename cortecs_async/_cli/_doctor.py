@@ -11,6 +11,7 @@ import click
 from .. import AsyncCortecs, __version__
 from ..types import Finding
 from ._common import FAILED, clean, output, print_json, run
+from ._params import json_option
 
 # What an extra brings, and so tells that it is installed.
 _EXTRAS = {
@@ -22,7 +23,7 @@ _EXTRAS = {
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@json_option()
 def doctor(as_json: bool) -> None:
     """Check credentials, service, clock, journal and reaper. Starts nothing that is billed.
 

@@ -10,32 +10,45 @@ import anyio
 import click
 
 from .. import AsyncCortecs, CortecsError, Instance, Progress
-from ..errors import BadRequestError, ConflictError, NotFoundError
-from ._common import FAILED, clean, interrupted, print_json, print_table, reason, run, say
+from ..errors import BadRequestError, ConflictError, InstanceGoneError, NotFoundError
+from ._common import (
+    FAILED,
+    ask,
+    clean,
+    insist,
+    interrupted,
+    is_over,
+    print_json,
+    print_table,
+    reason,
+    run,
+    say,
+)
+from ._params import DURATION, json_option
 
 # Of a stop that is refused because there is nothing to stop any more; which of them is not documented.
 _REFUSED = (BadRequestError, ConflictError, NotFoundError)
 
-# On a narrow terminal the last two are left out; `show` has them.
+# On a narrow terminal some are left out; `show` has them.
 _COLUMNS = ("id", "model", "hardware", "workers", "status", "step", "started", "base url")
 
-_JSON = click.option(
-    "--json", "as_json", is_flag=True, help="As JSON, with everything that the service says."
-)
-_YES = click.option("--yes", is_flag=True, help="Do not ask.")
+_OPTIONAL = ("base url", "started")
+
+_JSON = json_option("As JSON, with everything that the service says.")
+_YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 _IDS = click.argument("ids", metavar="[ID]...", nargs=-1)
 
 
 @click.command()
-@click.option("--status", help="Only those with this status: pending, running, stopped.")
+@click.option("--status", help="Only those with this status: pending, running, stopping, stopped.")
 @_JSON
 def ls(status: str | None, as_json: bool) -> None:
     """List every instance of the account, whoever started it."""
-    found = [each for each in run(_list) if status is None or each.status.lower() == status.lower()]
+    found = [each for each in _list() if status is None or each.status.lower() == status.lower()]
     if as_json:
         print_json(found)
     elif found:
-        print_table(_COLUMNS, (_row(each) for each in found), optional=2)
+        print_table(_COLUMNS, (_row(each) for each in found), optional=_OPTIONAL)
     else:
         say("the account has no instance" + (f" that is {status}" if status else ""))
 
@@ -45,7 +58,7 @@ def ls(status: str | None, as_json: bool) -> None:
 @_JSON
 def show(instance_id: str, as_json: bool) -> None:
     """Show one instance."""
-    instance = run(_get, instance_id)
+    instance = ask(lambda client: client.instances.get(instance_id))
     if as_json:
         print_json(instance)
         return
@@ -72,25 +85,36 @@ def show(instance_id: str, as_json: bool) -> None:
 @click.command()
 @_IDS
 @click.option("--all", "every", is_flag=True, help="Every instance of the account that is not stopped.")
+@click.option("--wait/--no-wait", default=True, show_default=True, help="Return when they are stopped.")
+@click.option("--timeout", type=DURATION, default="2m", show_default=True, help="How long to wait.")
 @_YES
-def stop(ids: tuple[str, ...], every: bool, yes: bool) -> None:
+def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: bool) -> None:
     """Stop instances, which ends their billing. They can be restarted.
 
-    All are tried; exits with 1 when one could not be stopped. --all means the whole account, other people's
-    and other programs' instances too: it shows them and asks first.
+    All are tried; exits with 1 when one could not be stopped, or is not stopped in time. --all means the
+    whole account, other people's and other programs' instances too: it shows them and asks first.
     """
     _check_choice(ids, every)
     if every:
-        found = [each for each in run(_list) if each.status != "stopped"]
+        found = [each for each in _list() if not is_over(each)]
         ids = _confirm("stop", found, yes=yes)
-    _finish(run(_each, ids, _stop))
+
+    async def end(client: AsyncCortecs, instance_id: str) -> str:
+        return await _stop(client, instance_id, patience=timeout if wait else 0.0)
+
+    _finish(run(_each, ids, end))
 
 
 @click.command()
 @_IDS
 @click.option("--all", "every", is_flag=True, help="Every stopped instance of the account.")
 @click.option(
-    "--stop", "--force", "stop_first", is_flag=True, help="Those too that are not stopped: stop them first."
+    "--stop",
+    "-f",
+    "--force",
+    "stop_first",
+    is_flag=True,
+    help="Those too that are not stopped: stop them first.",
 )
 @_YES
 def rm(ids: tuple[str, ...], every: bool, stop_first: bool, yes: bool) -> None:
@@ -101,9 +125,9 @@ def rm(ids: tuple[str, ...], every: bool, stop_first: bool, yes: bool) -> None:
     account: it shows what it would delete and asks first.
     """
     _check_choice(ids, every)
-    listed = {each.instance_id: each for each in run(_list)}
+    listed = {each.instance_id: each for each in _list()}
     if every:
-        doomed = [each for each in listed.values() if stop_first or each.status == "stopped"]
+        doomed = [each for each in listed.values() if stop_first or is_over(each)]
         if spared := len(listed) - len(doomed):
             say(f"{spared} not stopped: left as they are; --stop takes them too")
         ids = _confirm("delete", doomed, yes=yes)
@@ -185,14 +209,8 @@ def _finish(results: Iterable[tuple[str, str | CortecsError]]) -> None:
         sys.exit(FAILED)
 
 
-async def _list() -> tuple[Instance, ...]:
-    async with AsyncCortecs(guard="off") as client:
-        return await client.instances.list()
-
-
-async def _get(instance_id: str) -> Instance:
-    async with AsyncCortecs(guard="off") as client:
-        return await client.instances.get(instance_id)
+def _list() -> tuple[Instance, ...]:
+    return ask(lambda client: client.instances.list())
 
 
 async def _each(
@@ -213,17 +231,33 @@ async def _each(
     return [(each, results[each]) for each in dict.fromkeys(ids)]
 
 
-async def _stop(client: AsyncCortecs, instance_id: str) -> str:
+async def _stop(client: AsyncCortecs, instance_id: str, *, patience: float) -> str:
     try:
-        return (await client.instances.stop(instance_id)).status
+        instance = await client.instances.stop(instance_id)
     except _REFUSED as refusal:
         try:
             instance = await client.instances.get(instance_id)
         except _REFUSED:
             raise refusal from None
-        if instance.status != "stopped":
+        if not is_over(instance):
             raise
-        return "stopped already"
+        return f"{instance.status} already"
+    if is_over(instance) or not patience:
+        return instance.status
+    try:
+        with anyio.move_on_after(patience):
+            async for instance in client.instances.watch(instance_id):
+                if is_over(instance):
+                    return instance.status
+            return "gone"
+    except InstanceGoneError:
+        return "gone"
+    except anyio.get_cancelled_exc_class():
+        insist(f"{instance_id} was told to stop, and is {instance.status}")
+        raise
+    raise CortecsError(
+        f"was told to stop, is {instance.status} after {patience:g} s, and may be billed until it is stopped"
+    )
 
 
 async def _remove(
@@ -231,10 +265,10 @@ async def _remove(
 ) -> str:
     if instance is None:
         raise CortecsError("there is no such instance: `cortecs-async ls` shows what there is")
-    if instance.status == "stopped":
-        await client.instances.delete(instance_id)
-    elif stop_first:
+    if stop_first:
         await client.release(instance_id)
+    elif is_over(instance):
+        await client.instances.delete(instance_id)
     else:
         raise CortecsError(f"is {instance.status}: --stop stops it first")
     return "deleted"

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
 
 import click
 
-from .. import AsyncCortecs
 from ..types import Orphan
-from ._common import print_json, print_table, run, say
-from ._params import DURATION
+from ._common import FAILED, ask, moment, print_json, print_table, say
+from ._params import DURATION, json_option
 
 _MEANING = {
     "found": "left behind: `cortecs-async sweep` releases it",
@@ -20,12 +18,12 @@ _MEANING = {
     "ambiguous": "may be one of these; stop it yourself if nobody needs it",
     "left": "the service could not be brought to it: sweep again",
     "held": "acquired, and its time is not up",
-    "foreign": "asked for with other credentials: sweep with those",
+    "foreign": "asked for with other credentials, or of another service: sweep with those",
 }
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@json_option()
 def orphans(as_json: bool) -> None:
     """List what processes of this machine that died have left behind. Touches nothing.
 
@@ -37,7 +35,7 @@ def orphans(as_json: bool) -> None:
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Only say what there is, as `orphans` does.")
 @click.option("--timeout", type=DURATION, default="5m", show_default=True, help="For all of it.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@json_option()
 def sweep(dry_run: bool, timeout: float, as_json: bool) -> None:
     """Release the instances that processes of this machine left behind when they died.
 
@@ -49,7 +47,8 @@ def sweep(dry_run: bool, timeout: float, as_json: bool) -> None:
 
 
 def _run(*, dry_run: bool, as_json: bool, timeout: float = 300.0) -> None:
-    found = run(_sweep, dry_run, timeout)
+    # Its own work needs no reaper: what it takes up stays in the journal until it is done.
+    found = ask(lambda client: client.sweep(dry_run=dry_run, timeout=timeout))
     if as_json:
         print_json(found)
     elif found:
@@ -57,16 +56,9 @@ def _run(*, dry_run: bool, as_json: bool, timeout: float = 300.0) -> None:
     else:
         say("nothing was left behind")
     if any(each.state in {"found", "unsettled", "ambiguous", "left"} for each in found):
-        sys.exit(1)
-
-
-async def _sweep(dry_run: bool, timeout: float) -> tuple[Orphan, ...]:
-    # Its own work needs no reaper: what it takes up stays in the journal until it is done.
-    async with AsyncCortecs(guard="off") as client:
-        return await client.sweep(dry_run=dry_run, timeout=timeout)
+        sys.exit(FAILED)
 
 
 def _row(each: Orphan) -> tuple[str, ...]:
-    asked = datetime.fromtimestamp(each.started_at, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
     instance = each.instance_id or ", ".join(each.candidates) or each.model or "unknown"
-    return each.state, instance, asked, each.owner, _MEANING[each.state]
+    return each.state, instance, moment(each.started_at), each.owner, _MEANING[each.state]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import click
 
@@ -14,6 +15,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 _DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
 _SECONDS = (86400.0, 3600.0, 60.0, 1.0)
+
+# Ten years: beyond that it is a slip of the hand, and further on dates come to their end.
+_LONGEST = 3650 * 86400.0
 
 
 class _Duration(click.ParamType[float]):
@@ -27,6 +31,8 @@ class _Duration(click.ParamType[float]):
         seconds = sum(float(part) * unit for part, unit in zip(parts, _SECONDS, strict=False))
         if not 0 < seconds < math.inf:
             self.fail(f"{value!r} is no duration such as 90s, 15m, 2h, 1h30m or 45 (seconds)", param, ctx)
+        if seconds > _LONGEST:
+            self.fail(f"{value!r} is more than ten years", param, ctx)
         return seconds
 
 
@@ -47,11 +53,25 @@ DURATION = _Duration()
 MONEY = _Money()
 
 
+def json_option(help_text: str = "As JSON.") -> Callable[[F], F]:
+    """`--json`, for programs."""
+    return click.option("--json", "as_json", is_flag=True, help=help_text)
+
+
 def start_options(command: F) -> F:
     """What every start takes: model, hardware, workers, context, billing."""
+
+    @functools.wraps(command)
+    def with_hardware(*args: Any, hardware: str | None, hardware_type: str | None, **options: Any) -> object:
+        if hardware and hardware_type and hardware != hardware_type:
+            raise click.UsageError(f"which hardware, {hardware} or {hardware_type}?")
+        return command(*args, hardware=hardware or hardware_type, **options)
+
+    result = cast("F", with_hardware)
     for decorate in reversed((
         click.argument("model"),
         click.argument("hardware", required=False),
+        click.option("--hardware", "hardware_type", help="The same as the argument, as `batch` has it."),
         click.option(
             "--workers",
             type=click.IntRange(1, 8),
@@ -68,8 +88,8 @@ def start_options(command: F) -> F:
             help="Each interval begun is billed.",
         ),
     )):  # fmt: skip
-        command = decorate(command)
-    return command
+        result = decorate(result)
+    return result
 
 
 def limit_options(command: F) -> F:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import click
 
-from .. import AsyncCortecs, CortecsError, InstanceLease
+from .. import AsyncCortecs, CortecsError
 from ..signals import cancel_on_sigterm
 from ._child import CannotRunError, Child, check_command
-from ._common import clean, ending_signals, provisioning, reason, say, say_what_is_left
+from ._common import clean, ending_signals, is_verbose, provisioning, reason, say, say_what_is_left
 from ._common import run as run_async
 from ._params import DURATION, limit_options, start_options
+
+if TYPE_CHECKING:
+    from .. import InstanceLease
 
 LEASE_FAILED = 125
 
@@ -98,8 +101,9 @@ async def _run(command: list[str], model: str, hardware: str | None, options: di
     status = LEASE_FAILED
     lease: InstanceLease | None = None
     try:
-        # While the command runs, the signals are its own: see `Child`.
-        async with cancel_on_sigterm(*ending_signals()), AsyncCortecs() as client:
+        # While the command runs, the signals are its own: see `Child`. And somebody must hand the
+        # instance back after a `kill -9`.
+        async with cancel_on_sigterm(*ending_signals()), AsyncCortecs(guard="required") as client:
             try:
                 with provisioning() as on_progress:
                     leased = client.instance(model, hardware, on_progress=on_progress, **options)
@@ -111,13 +115,15 @@ async def _run(command: list[str], model: str, hardware: str | None, options: di
     except CortecsError as error:
         _fail(reason(error))
         status = LEASE_FAILED
-    if lease is not None:
+    # The log has it otherwise, unless the release failed.
+    if lease is not None and (status == LEASE_FAILED or not is_verbose()):
         say(f"{lease.instance_id}: {lease.receipt}")
     return status
 
 
 async def _serve(command: list[str], lease: InstanceLease) -> int:
-    say(f"{lease.instance_id} runs at {lease.base_url}")
+    if not is_verbose():  # the log has it
+        say(f"{lease.instance_id} runs at {lease.base_url}")
     try:
         async with Child(command, _environment(lease)) as child:
             return await child.wait()

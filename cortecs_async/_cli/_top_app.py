@@ -25,21 +25,26 @@ _SELDOM = 30.0
 _EMPTY = "This account has no instance. Start one, and it shows up here."
 
 _CSS = """
-#summary { height: 1; padding: 0 1; background: $panel; }
+#summary { height: auto; max-height: 3; padding: 0 1; background: $panel; }
 #problem { height: auto; max-height: 4; padding: 0 1; color: $text-error; background: $error-muted; }
 #instances { height: 1fr; }
 #empty { height: 1fr; content-align: center middle; text-align: center; color: $text-muted; padding: 0 2; }
-#details { height: auto; max-height: 8; padding: 0 1; border-top: solid $panel; }
+#details { height: auto; max-height: 40%; padding: 0 1; border-top: solid $panel; }
 Question, Help { align: center middle; }
 .window {
     width: 64; max-width: 95%; height: auto; max-height: 95%;
     padding: 1 2; border: round $primary; background: $surface; overflow-y: auto;
 }
 .window Static { height: auto; }
-#facts { margin-top: 1; }
+.window #question { max-height: 3; }
+#reading { height: auto; }
 #warning { margin-top: 1; color: $text-warning; text-style: bold; }
+#facts { margin-top: 1; }
 #answers { height: auto; margin-top: 1; align-horizontal: right; }
 #answers Button { margin-left: 2; }
+.-small .window { padding: 0 1; }
+.-small #warning, .-small #facts, .-small #answers { margin-top: 0; }
+.-small #answers Button { height: 1; min-width: 8; border: none; }
 """
 
 
@@ -145,6 +150,11 @@ class TopApp(App[None]):
             await asyncio.gather(*self._deeds)
 
     @property
+    def has_read(self) -> bool:
+        """Whether any refresh has worked."""
+        return self._snapshot.at is not None
+
+    @property
     def pending(self) -> list[str]:
         """What is still being done, for people."""
         return [clean(f"{doing} {instance_id}") for instance_id, doing in self._snapshot.doing.items()]
@@ -228,7 +238,7 @@ class TopApp(App[None]):
             return
         snapshot = self._snapshot
         with self.batch_update():
-            self._static("summary").update(summary(snapshot, self._now()))
+            self._static("summary").update(summary(snapshot, self._now(), self._width - 2))
             problem = self._static("problem")
             problem.update(Text(snapshot.problem))
             problem.display = bool(snapshot.problem)
@@ -267,5 +277,5 @@ class TopApp(App[None]):
     def _draw_details(self) -> None:
         instance: Instance | None = self._snapshot.find(self._selected())
         text = self._static("details")
-        text.update(details(instance, self._snapshot))
+        text.update(details(instance, self._snapshot, self._now()))
         text.display = instance is not None

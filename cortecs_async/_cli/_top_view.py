@@ -11,7 +11,7 @@ from rich.text import Text
 
 from .. import Instance
 from ..types import Balance, HardwareType, Owner
-from ._common import clean
+from ._common import clean, is_over, moment
 from ._instances import step
 
 ELSEWHERE = "elsewhere"
@@ -22,10 +22,14 @@ _STATUS_STYLES = {"running": "green", "pending": "yellow", "stopped": "dim"}
 _MEANING = {
     "mine": "this very program answers for it",
     "process": "a living process answers for it, and ends it in time",
-    "orphan": "its process died: its reaper, or `cortecs-async sweep`, releases it",
+    "orphan": "its process died or gave it up: its reaper, or `cortecs-async sweep`, releases it",
     "held": "acquired: whoever has its handle answers for it",
     ELSEWHERE: "no journal here names it: started by hand, on another machine, or acquired without a limit",
 }
+
+
+# What a narrow screen does without, the first of them first.
+_DISPENSABLE = ("model", "age", "cost")
 
 
 @frozen(kw_only=True)
@@ -75,25 +79,36 @@ class Column:
 def columns(width: int, snapshot: Snapshot) -> tuple[Column, ...]:
     """The columns that fit into so many characters; what is left out, the details show."""
     is_wide = width >= 110
+    # Each with a space on both sides, and the bar to scroll with.
+    room = width - 2
     hardware = max((len(each.instance_args.hardware_type_id or "") for each in snapshot.instances), default=0)
     ids = max((len(each.instance_id) for each in snapshot.instances), default=0)
     chosen = [
         Column("id", "instance", _between(8, ids, 18 if is_wide else 15)),
-        Column("model", "model", 0),
+        Column("model", "model", 10),
         *([Column("hardware", "hardware", _between(8, hardware, 16))] if is_wide else []),
         *([Column("workers", "w", 1, is_number=True)] if is_wide else []),
-        Column("status", "status", 0),
+        Column("status", "status", 9),
         Column("age", "age", 6, is_number=True),
         *([Column("rate", "per min", 7, is_number=True)] if is_wide else []),
         Column("cost", "cost", 8, is_number=True),
         Column("owner", "owner", 9),
     ]
-    # A space on both sides of each, and the bar to scroll with.
-    left = width - 2 - sum(each.width + 2 for each in chosen)
-    # "pending 3/5" must fit; what a model's name can do without is for what the step is called.
-    status = _between(11, left - 22, 30)
-    widths = {"status": status, "model": max(left - status, 8)}
-    return tuple(evolve(each, width=widths.get(each.key, each.width)) for each in chosen)
+    for key in _DISPENSABLE:
+        if room >= _taken(chosen):
+            break
+        chosen = [each for each in chosen if each.key != key]
+    left = room - _taken(chosen)
+    widths = {each.key: each.width for each in chosen}
+    if "model" in widths:
+        # "pending 3/5" must fit; what a model's name can do without is for what the step is called.
+        both = left + widths["model"] + widths["status"]
+        widths["status"] = _between(11, both - 22, 30)
+        widths["model"] = both - widths["status"]
+    else:
+        widths["status"] += max(left, 0)
+        widths["id"] = max(widths["id"] + min(left, 0), 8)
+    return tuple(evolve(each, width=widths[each.key]) for each in chosen)
 
 
 def cells(instance: Instance, snapshot: Snapshot, now: float, shown: Sequence[Column]) -> list[Text]:
@@ -102,7 +117,7 @@ def cells(instance: Instance, snapshot: Snapshot, now: float, shown: Sequence[Co
     doing = snapshot.doing.get(instance.instance_id)
     widths = {each.key: each.width for each in shown}
     name = args.hf_name
-    if len(name) > widths["model"]:
+    if len(name) > widths.get("model", 0):
         # Whose it is says less than what it is.
         name = name.rpartition("/")[2]
     texts = {
@@ -117,14 +132,14 @@ def cells(instance: Instance, snapshot: Snapshot, now: float, shown: Sequence[Co
         "owner": owner,
     }
     styles = {
-        "status": "bold magenta" if doing else _STATUS_STYLES.get(instance.status, ""),
+        "status": "bold magenta" if doing else _status_style(instance),
         "owner": _OWNER_STYLES.get(owner, "dim"),
     }
     return [_cell(texts[each.key], each, styles.get(each.key, "")) for each in shown]
 
 
-def summary(snapshot: Snapshot, now: float) -> Text:
-    """The line above the table: how many, how dear, how much is left, how fresh."""
+def summary(snapshot: Snapshot, now: float, width: int) -> Text:
+    """What stands above the table: how many, how dear, how much is left, how fresh."""
     if snapshot.at is None:
         return Text("not read yet" if snapshot.problem else "reading …")
     running = sum(each.status == "running" for each in snapshot.instances)
@@ -137,10 +152,15 @@ def summary(snapshot: Snapshot, now: float) -> Text:
     if snapshot.is_stale:
         # First, where no terminal is too narrow for it.
         parts.insert(0, Text(f"STALE, {duration(now - snapshot.at)} old", "bold red"))
-    return Text("   ").join(parts)
+    lines = parts[:1]
+    for part in parts[1:]:
+        together = Text("   ").join([lines[-1], part])
+        # On the next line rather than cut off.
+        lines[-1:] = [together] if together.cell_len <= width else [lines[-1], part]
+    return Text("\n").join(lines)
 
 
-def details(instance: Instance | None, snapshot: Snapshot) -> Text:
+def details(instance: Instance | None, snapshot: Snapshot, now: float) -> Text:
     """What the row of an instance has no room for."""
     if instance is None:
         return Text()
@@ -152,9 +172,12 @@ def details(instance: Instance | None, snapshot: Snapshot) -> Text:
         "billed per hour" if args.billing_interval == "per_hour" else "",
     ]
     per_minute = rate(instance, snapshot)
+    age, cost = duration(age_of(instance, snapshot, now)), money(cost_so_far(instance, snapshot, now), 2)
     state = [
         instance.instance_id,
         instance.status,
+        f"age {age}" if age else "",
+        f"cost {cost}" if cost else "",
         step(instance),
         f"{per_minute:g} per min" if per_minute else "",
     ]
@@ -175,28 +198,26 @@ def who(instance: Instance, snapshot: Snapshot) -> str:
     owner = snapshot.owners.get(instance.instance_id)
     if owner is None:
         return f"{kind}: {_MEANING[kind]}"
-    until = ""
-    if owner.expires_at is not None:
-        until = f", until {datetime.fromtimestamp(owner.expires_at).astimezone():%Y-%m-%d %H:%M:%S}"
+    until = "" if owner.expires_at is None else f", until {moment(owner.expires_at)}"
     return f"{kind} ({owner.owner}): {_MEANING[kind]}{until}"
 
 
 def warning(deed: str, instance: Instance, snapshot: Snapshot) -> str:
     """What to think of before doing it; empty where nobody is hit."""
     kind = snapshot.owner_of(instance)
-    if deed == "delete" and kind != "orphan" and instance.status == "stopped":
+    if deed == "delete" and not is_billed(instance):
         return ""
     return {
         "mine": "This program is at it already.",
-        "process": "A living process uses it: its work will break off.",
-        "held": "Whoever has its handle may be using it.",
-        ELSEWHERE: "Nobody on this machine is known to own it: it may be in use elsewhere.",
+        "process": "A living process uses it.",
+        "held": "Its holder may be using it.",
+        ELSEWHERE: "It may be in use elsewhere.",
     }.get(kind, "")
 
 
 def is_billed(instance: Instance) -> bool:
-    """Whether it costs anything now: from its start on until it is stopped."""
-    return instance.status != "stopped"
+    """Whether it costs anything now: from its start on until it is stopped, or has ended by itself."""
+    return not is_over(instance)
 
 
 def rate(instance: Instance, snapshot: Snapshot) -> float | None:
@@ -224,13 +245,13 @@ def cost_so_far(instance: Instance, snapshot: Snapshot, now: float) -> float | N
 def age_of(instance: Instance, snapshot: Snapshot, now: float) -> float | None:
     """Seconds from its start until now, or until it was stopped; None where that is not known."""
     status, owner = instance.instance_status, snapshot.owners.get(instance.instance_id)
-    if owner is not None:
-        # The service says when it was initialised; billing begins when it is asked for.
-        began = owner.started_at
-    elif status.started_at is not None:
-        began = status.started_at.timestamp()
-    else:
+    # The service says when it was initialised, and billing begins when it is asked for; but who only
+    # releases it has come later.
+    known = [owner.started_at] if owner is not None else []
+    known += [status.started_at.timestamp()] if status.started_at is not None else []
+    if not known:
         return None
+    began = min(known)
     ended = status.stopped_at.timestamp() if status.stopped_at is not None else now
     return None if status.stopped_at is None and not is_billed(instance) else max(ended - began, 0.0)
 
@@ -271,7 +292,18 @@ def _status(instance: Instance, width: int) -> str:
     # Once it runs, how it got there is of no interest.
     progress = (step(instance) or "") if instance.status == "pending" else ""
     text = f"{instance.status} {progress}".rstrip()
-    return text if len(text) <= width or width >= 18 else f"{instance.status} {progress.partition(' ')[0]}"
+    if len(text) <= width or width >= 18:
+        return text
+    short = f"{instance.status} {progress.partition(' ')[0]}"
+    return short if len(short) <= width else instance.status
+
+
+def _status_style(instance: Instance) -> str:
+    return _STATUS_STYLES.get(instance.status.lower(), "bold red" if is_over(instance) else "")
+
+
+def _taken(chosen: Sequence[Column]) -> int:
+    return sum(each.width + 2 for each in chosen)
 
 
 def _cell(value: object, column: Column, style: str) -> Text:

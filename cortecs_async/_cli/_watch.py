@@ -13,12 +13,12 @@ from rich.live import Live
 from rich.table import Table
 
 from .. import AsyncCortecs, CortecsError, Instance
-from ._common import FAILED, clean, make_table, output, reason, run, say, to_json
+from ._common import FAILED, clean, is_over, make_table, output, reason, run, say, to_json
 from ._instances import step
+from ._params import json_option
 
-# Beyond "stopped" the published reference names no status that is an end. The others are inferred.
-_ENDS = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
 _COLUMNS = ("id", "model", "status", "step", "elapsed", "base url")
+_OPTIONAL = ("base url", "model")
 
 
 @define(kw_only=True)
@@ -62,12 +62,13 @@ class _Screen(Protocol):
 @click.command()
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @click.option("--until-running", is_flag=True, help="End when all run; exit with 1 when one never will.")
-@click.option("--json", "as_json", is_flag=True, help="Every change as a JSON object on a line of its own.")
+@json_option("Every change as a JSON object on a line of its own.")
 def watch(ids: tuple[str, ...], until_running: bool, as_json: bool) -> None:
     """Watch instances until all are stopped or gone, or until Ctrl-C.
 
     A table that is kept up to date on a terminal, a line for every change elsewhere. Without ids: all that
-    exist now. Exits with 1 when one could not be watched.
+    exist now. Exits with 1 when one could not be watched; an outage of the service is waited out for ten
+    minutes, unless it is there from the start.
     """
     screen: _Screen = _Lines(as_json) if as_json or not sys.stdout.isatty() else _Board()
     if not run(_watch, ids, until_running, screen):
@@ -77,7 +78,9 @@ def watch(ids: tuple[str, ...], until_running: bool, as_json: bool) -> None:
 async def _watch(ids: tuple[str, ...], until_running: bool, screen: _Screen) -> bool:
     """Watches them; whether all went well."""
     async with AsyncCortecs(guard="off") as client:
-        chosen = ids or tuple(each.instance_id for each in await client.instances.list())
+        # Also where they are named: a service that cannot be reached at all is said at once.
+        listed = await client.instances.list()
+        chosen = ids or tuple(each.instance_id for each in listed)
         if not chosen:
             say("the account has no instance")
             return True
@@ -116,7 +119,7 @@ class _Watcher:
 
     async def _look(self, instance_id: str) -> None:
         async for instance in self._client.instances.watch(instance_id):
-            is_last = instance.status.lower() in _ENDS or (self._until_running and instance.is_usable)
+            is_last = is_over(instance) or (self._until_running and instance.is_usable)
             self._show(instance_id, instance, is_last=is_last)
             if is_last:
                 return
@@ -202,7 +205,7 @@ class _Board:
     def _draw(self) -> Table:
         changes = list(self._changes.values())
         # Room for the ^C that a terminal writes behind the last line, which would upset the drawing.
-        return make_table(self._console.width - 2, _COLUMNS, map(self._row, changes), optional=1)
+        return make_table(self._console.width - 2, _COLUMNS, map(self._row, changes), optional=_OPTIONAL)
 
     def _row(self, change: _Change) -> tuple[object, ...]:
         instance = change.instance

@@ -1,0 +1,119 @@
+"""What was acquired by a process that has died: it goes when its time is up, or has gone by then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+import anyio
+import pytest
+from conftest import emulated_wall_clock
+
+from cortecs_async import AsyncCortecs
+from cortecs_async._finishing import _LOOK, Debt, Finished, Finisher
+from cortecs_async._records import Book, Record
+from cortecs_async._rivals import claims_of_others
+from cortecs_async.emulator import Emulator, Fault
+
+World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+HARDWARE = "NVIDIA_H100_1"
+
+LIFETIME = 3600.0
+
+
+class Held:
+    """An instance that was acquired for an hour, and the reaper's work when its process has ended."""
+
+    def __init__(self, emu: Emulator, client: AsyncCortecs) -> None:
+        self.emu = emu
+        self.client = client
+        self.instance_id = emu.start_instance(MODEL, HARDWARE)
+        self.until = emulated_wall_clock() + LIFETIME
+        self.book = Book()
+        self.notes: list[str] = []
+        common = {"entry": "e1", "account": "a", "api": emu.api_base_url, "at": emulated_wall_clock()}
+        created = {"kind": "CREATED", **common, "args": {}, "instance_id": self.instance_id, "goal": "gone"}
+        for record in ({**created, "expires_at": self.until}, {"kind": "HELD", "entry": "e1"}):
+            assert self.book.apply(record)
+
+    def report(self, record: Record) -> None:
+        self.book.apply(record)
+
+    async def finish(self) -> Finished:
+        """Until nothing is owed any more."""
+        finisher = Finisher(
+            instances=self.client._assembly._releasing,
+            others=lambda: claims_of_others(self.emu.api_base_url, self.book, {"e1"}, []),
+            note=self.notes.append,
+            patience=300.0,
+            visible_until=0.0,
+        )
+        (debt,) = (Debt(self.book, entry, self.report) for entry in self.book.entries.values())
+        (finished,) = (await finisher.finish([debt])).values()
+        assert not self.book.entries
+        return finished
+
+    def routes(self) -> list[str]:
+        return [str(each.route) for each in self.emu.requests]
+
+
+async def test_when_its_time_is_up_it_goes_and_not_before(world: World, journals: Path) -> None:
+    async with world() as (emu, client):
+        held = Held(emu, client)
+        async with anyio.create_task_group() as tasks:
+
+            async def look() -> None:
+                await anyio.sleep(LIFETIME - 0.1)
+                assert emu.billing == (held.instance_id,)
+                assert held.notes == []
+                assert set(held.routes()) == {"token", "get"}
+                assert len(held.routes()) <= 1 + LIFETIME / _LOOK
+
+            tasks.start_soon(look)
+            assert (await held.finish()).state == "released"
+        assert held.until <= emulated_wall_clock() < held.until + 10
+        assert emu.existing == ()
+
+
+async def test_what_somebody_else_has_deleted_is_not_waited_for(world: World, journals: Path) -> None:
+    async with world() as (emu, client):
+        held = Held(emu, client)
+        began = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+
+            async def release() -> None:
+                await anyio.sleep(_LOOK * 1.5)
+                await client.release(held.instance_id)
+
+            tasks.start_soon(release)
+            assert (await held.finish()).state == "gone"
+        assert anyio.current_time() - began == pytest.approx(_LOOK * 3, abs=5)
+        assert held.routes().count("stop") == 1  # the release's own
+        assert held.notes == []
+
+
+@pytest.mark.parametrize("missing", ["once", "twice", "in the list only", "once, then unreachable"])
+async def test_what_only_seems_to_be_gone_is_kept(world: World, journals: Path, missing: str) -> None:
+    async with world() as (emu, client):
+        held = Held(emu, client)
+        emu.add_fault(Fault("garbage", route="list", body={"instances": []}, times=None))
+        if missing != "in the list only":
+            emu.add_fault(Fault("status", route="get", status=404))
+        if missing == "twice":  # but not in a row
+            emu.add_fault(Fault("status", route="get", status=404, skip=2))
+        if "unreachable" in missing:
+            emu.add_fault(Fault("status", route="get", status=503, times=None))
+
+        async def recover() -> None:
+            await anyio.sleep(LIFETIME)
+            assert emu.billing == (held.instance_id,)
+            emu.clear_faults()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(recover)
+            assert (await held.finish()).state == "released"
+        assert held.until <= emulated_wall_clock() < held.until + 60
+        assert emu.existing == ()
