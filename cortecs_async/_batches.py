@@ -65,12 +65,12 @@ class BatchMethods:
             start_timeout: Seconds until an instance must be usable.
             teardown_timeout: Seconds for its release.
             max_lifetime: Seconds that each instance may live.
-            max_cost: What all instances may cost together, in the account's currency.
+            max_cost: What all instances may cost together, in the currency of the account, in equal parts.
             instances: How many share the work. When one is lost the others do what it had.
             concurrency: Requests at once on each instance; `auto` finds out how many are best.
             request_timeout: Seconds for one attempt of a request.
-            max_retries: Attempts that may fail after the first before a request becomes an error line. Those
-                that the endpoint puts off (429, 503) or that never reach it do not count.
+            max_retries: Attempts that may fail after the first before a request becomes an error line. Only
+                those count while which the endpoint has answered another request: see docs/batch.md.
             ordered: Put the output into the order of the input when it is complete.
             retry_failed: Ask again what has an error line in the output.
             override_model: Ask for this model also where a request names another.
@@ -87,7 +87,7 @@ class BatchMethods:
             InvalidArgumentError: for other bad arguments, as early.
             ConfigurationError: when there is no key, or not the transport that was asked for, as early.
             BatchWriteError: when the output cannot be written any more.
-            EndpointError: when an endpoint refuses the key, or answers nothing for three minutes.
+            EndpointError: when the last endpoint refuses the key, or answers nothing for three minutes.
             LeaseExpiredError: when `max_lifetime` or `max_cost` is used up before the work is done.
             CortecsError: what `instance` raises, when it happens to the last instance.
         """

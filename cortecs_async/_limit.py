@@ -4,7 +4,7 @@ An LLM server works on many requests together: more of them at once means more a
 point that depends on the model, the hardware and the length of the texts, and that nobody knows beforehand.
 So it is found by trying: the number doubles while that pays, and is then kept, with a look now and then
 whether a little more or a little less would do better. What says that it is too much, a 429 or a 503, takes
-a third off.
+a third off, but not more often than answers can come.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Limit(Protocol):
         ...
 
     def refused(self, now: float, began: float) -> None:
-        """A request was refused because there are too many, or timed out."""
+        """A request was refused because there are too many."""
         ...
 
 

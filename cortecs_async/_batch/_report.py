@@ -73,7 +73,8 @@ class BatchReport:
         resumed: How many of both were there before this run.
         prompt_tokens: Read by the model in this run, as it counts them.
         completion_tokens: Written by it.
-        seconds: How long this run took, from the first instance asked for to the last one gone.
+        seconds: How long this run took, from the first instance asked for to the last one gone; without
+            reading the files, and putting the output into order.
         receipts: What each instance was used and costs.
         incidents: What ended an instance before the work was done, where others went on.
     """

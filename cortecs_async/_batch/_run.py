@@ -58,7 +58,7 @@ class BatchOptions:
         override_model: Ask for it whatever the lines say.
         instances: How many to share the work.
         concurrency: Requests at once on each.
-        max_retries: Attempts that may fail after the first.
+        max_retries: Attempts that may fail after the first, while others are answered.
         ordered: Put the output into the order of the input at the end.
         retry_failed: Ask again what has an error line.
         on_progress: Called now and then.
