@@ -1,0 +1,98 @@
+"""Batches with real threads and sockets, over both transports: cancelled at any moment, and badly answered."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cortecs_async import AsyncCortecs
+from cortecs_async.emulator import Emulator, Fault, serve_emulator
+
+pytestmark = [pytest.mark.sockets, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+REQUESTS = 120
+
+
+def write(folder: Path) -> None:
+    with (folder / "in.jsonl").open("w") as file:
+        for number in range(REQUESTS):
+            body = {"messages": [{"role": "user", "content": f"hello {number}"}], "max_tokens": 3}
+            request = {"custom_id": f"r{number}", "url": "/v1/chat/completions", "body": body}
+            file.write(json.dumps(request) + "\n")
+
+
+def found(folder: Path) -> Counter[str]:
+    path = folder / "out.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return Counter(json.loads(line)["custom_id"] for line in lines)
+
+
+def client_of(emulator: Emulator) -> AsyncCortecs:
+    return AsyncCortecs(emulator.client_id, emulator.client_secret, api_base_url=emulator.api_base_url)
+
+
+async def run(client: AsyncCortecs, emulator: Emulator, folder: Path, **options: Any) -> Any:
+    options = {"concurrency": 8, "api_key": emulator.api_key, **options}
+    return await client.run_batch(folder / "in.jsonl", folder / "out.jsonl", MODEL, **options)
+
+
+@pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
+@pytest.mark.parametrize("times", [1, 2, 3])
+async def test_cancelled_again_and_again(tmp_path: Path, transport: str, times: int) -> None:
+    write(tmp_path)
+    async with (
+        serve_emulator(step_seconds=0.01, answer_seconds=0.05) as emulator,
+        client_of(emulator) as client,
+    ):
+        some = asyncio.Event()
+
+        def note(progress: Any) -> None:
+            if progress.done >= 8:
+                some.set()
+
+        task = asyncio.ensure_future(
+            run(client, emulator, tmp_path, transport=transport, on_progress=note, ordered=True)
+        )
+        await some.wait()
+        for _ in range(times):
+            task.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert emulator.existing == ()
+        before = found(tmp_path)
+        assert set(before.values()) == {1}
+        assert 8 <= len(before) < REQUESTS
+        report = await run(client, emulator, tmp_path, transport=transport, ordered=True)
+        assert report.resumed == len(before)
+        assert emulator.existing == ()
+    text = (tmp_path / "out.jsonl").read_text()
+    assert [json.loads(line)["custom_id"] for line in text.splitlines()] == [f"r{n}" for n in range(REQUESTS)]
+
+
+@pytest.mark.parametrize("transport", ["aiohttp", "httpx"])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault("drop", route="chat", times=3),
+        Fault("drop", route="chat", when="after", times=3),
+        Fault("truncate", route="chat", times=3),
+        Fault("garbage", route="chat", times=3),
+        Fault("delay", route="chat", seconds=5.0, times=3),
+        Fault("status", route="chat", status=307, headers={"location": "https://example.org/"}, times=3),
+    ],
+    ids=lambda fault: f"{fault.kind}-{fault.when}",
+)
+async def test_bad_answers_are_no_exceptions(tmp_path: Path, transport: str, fault: Fault) -> None:
+    write(tmp_path)
+    async with serve_emulator(step_seconds=0.01) as emulator, client_of(emulator) as client:
+        emulator.add_fault(fault)
+        report = await run(client, emulator, tmp_path, transport=transport, request_timeout=0.5)
+    assert (report.succeeded, report.failed) == (REQUESTS, 0)
+    assert set(found(tmp_path).values()) == {1}
