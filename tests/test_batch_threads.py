@@ -1,4 +1,4 @@
-"""Batches with real threads and sockets, over both transports: cancelled at any moment, and badly answered."""
+"""Batches with real threads and sockets, on both transports: cancelled at any moment, and badly answered."""
 
 from __future__ import annotations
 
