@@ -30,7 +30,7 @@ def inference_key(api_key: str | None = None) -> str:
     key = api_key or os.environ.get("CORTECS_API_KEY") or os.environ.get("OPENAI_API_KEY")
     # Files and secrets of orchestrators often end a line.
     key = (key or "").strip()
-    if not (key.isascii() and key.isprintable()) or " " in key:
+    if not (key.isascii() and key.isprintable()):
         raise ConfigurationError("the key for inference has characters that no header may have")
     if not key:
         raise ConfigurationError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 import time
@@ -238,7 +237,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     with serving(answer_seconds=0.1) as emulator:
         options: dict[str, Any] = {
             "cwd": tmp_path,
-            "env": {**os.environ, **environment(emulator, tmp_path)},
+            # Not measured: what it would write of that is bounded as well.
+            "env": environment(emulator, tmp_path),
             "capture_output": True,
             "text": True,
         }

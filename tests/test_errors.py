@@ -68,8 +68,8 @@ def test_pickles_and_copies_keep_everything(cls: type[CortecsError]) -> None:
     for twin in duplicates(error):
         assert type(twin) is cls
         assert twin is not error
-        assert str(twin) == "what happened"
-        assert twin.args == ("what happened",)
+        assert "what happened" in str(twin) == str(error)
+        assert twin.args == error.args
         assert vars(twin) == vars(error)
 
 
