@@ -13,7 +13,7 @@ _CONCURRENCY = 256
 _ANSWER_SECONDS = 0.05
 _REQUESTS = {"AsyncOpenAI, gather": 2_000, "batch, httpx": 3_000}
 _MANY = 6_000
-_ROUNDS = 5
+_ROUNDS = 3
 
 _LENGTHS = (10_000, 50_000)
 
