@@ -196,7 +196,7 @@ class Crew:
         request.failures += 1
         if self._out_since is None and not is_there:
             self._out_since = now
-        is_over = is_there or now - (self._out_since or now) > PATIENCE
+        is_over = is_there or (self._out_since is not None and now - self._out_since > PATIENCE)
         if request.failures > self._max_retries and (is_over or failed.is_time_out):
             self._settle(request, failed.line)
         else:

@@ -267,13 +267,19 @@ class Batch:
         """
         try:
             with lane.scope:
-                await self._use_until_done(lane, work, sink)
+                try:
+                    await self._use_until_done(lane, work, sink)
+                except anyio.get_cancelled_exc_class() as cancelled:
+                    # The scope takes it, and what was noted on it with it.
+                    self._incidents += getattr(cancelled, "__notes__", [])
+                    raise
         except (LifecycleError, RequestError, AmbiguousStartError) as error:
             is_last = self._working == 1 and not work.is_over
             if is_last or isinstance(error, TeardownError):
                 raise
             logger.warning("one of %d instances is out: %s", len(self._lanes), error)
-            self._incidents.append(str(error))
+            # With what was noted on it: that its release failed, say.
+            self._incidents.append("; ".join([str(error), *getattr(error, "__notes__", [])]))
         finally:
             lane.crew = None
             self._working -= 1

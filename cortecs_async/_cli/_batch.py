@@ -188,7 +188,7 @@ def _show_report(report: BatchReport) -> None:
         *((f"instance {number}", str(each)) for number, each in enumerate(report.receipts, 1)),
         ("cost", "unknown" if report.cost is None else f"about {report.cost:.2f} {report.currency}".rstrip()),
         *(("incident", text) for text in report.incidents),
-        ("left running", "nothing"),
+        ("left running", "nothing" if not report.incidents else "nothing but what an incident names"),
     ]
     if not report.receipts:
         rows = [*rows[:4], ("nothing to do", "no instance was started")]
