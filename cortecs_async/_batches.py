@@ -76,8 +76,8 @@ class BatchMethods:
             override_model: Ask for this model also where a request names another.
             api_key: The key for inference. Default: the environment's CORTECS_API_KEY, else OPENAI_API_KEY.
             transport: What carries the requests. `auto` is aiohttp where it is installed (the extra of that
-                name), and httpx on trio, without it, or when the client was given an `http_client`, which is
-                then used for these requests too.
+                name), and httpx on trio, without it, through a proxy that is not plain http://, or when the
+                client was given an `http_client`, which is then used for these requests too.
             on_progress: Called with a `BatchProgress` some times a second; may be async. What it raises ends
                 the batch.
             on_provisioning: Called with a `Progress` at every change while an instance starts.

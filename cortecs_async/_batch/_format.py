@@ -6,6 +6,7 @@ The format is that of OpenAI's Batch API, which vLLM's `run_batch` shares: a req
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 from collections.abc import Mapping
@@ -29,6 +30,9 @@ def _refuse(constant: str) -> None:
 
 # Python's own would take NaN and infinities, which nobody else can read in the output.
 _DECODER = json.JSONDecoder(parse_constant=_refuse)
+
+# The same for every line: to make one takes as long as to use it. What was parsed has no circles.
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
 
 
 @define(eq=False)
@@ -77,7 +81,7 @@ class Answer:
     succeeded: bool
 
 
-@frozen
+@define
 class Usage:
     """Tokens, as the endpoint counted them."""
 
@@ -140,7 +144,7 @@ class RequestReader:
             )
         body["model"] = self._model
         try:
-            sent = json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
+            sent = _ENCODER.encode(body).encode()
         except RecursionError:
             raise _UnfitError("the body is too deep") from None
         except ValueError:
@@ -179,7 +183,7 @@ def answered(
     try:
         # The answer is kept as it came, not as Python would write it. Line breaks between the parts of a JSON
         # text mean nothing, and within one there are none.
-        text = body.decode("utf-8-sig").strip().replace("\r", " ").replace("\n", " ")
+        text = _decode(body).strip().replace("\r", " ").replace("\n", " ")
         data = _DECODER.decode(text)
     except (ValueError, RecursionError):
         text, data = "", None
@@ -189,7 +193,7 @@ def answered(
         shown = body.decode("utf-8", "replace")[:_EXCERPT]
         text = json.dumps({"error": {"message": shown or f"status {status}", "code": None}})
     usage = _read_usage(data) if status < 300 and isinstance(data, dict) else None
-    said = json.dumps(request_id or request.request_id)
+    said = _ENCODER.encode(request_id or request.request_id)
     response = f'{{"status_code":{status},"request_id":{said},"body":{text}}}'
     return _line(request, response, "null"), usage
 
@@ -200,7 +204,7 @@ def unanswered(request: Request, code: str, message: str) -> bytes:
 
 
 def _line(request: Request, response: str, error: str) -> bytes:
-    custom_id = json.dumps(request.custom_id)
+    custom_id = _ENCODER.encode(request.custom_id)
     return (
         f'{{"id":"{request.request_id}","custom_id":{custom_id},"response":{response},"error":{error}}}\n'
     ).encode()
@@ -222,9 +226,14 @@ class _UnfitError(ValueError):
     """What is wrong with a line."""
 
 
+def _decode(data: bytes) -> str:
+    # Python's codec for this is no C, and takes as long as the JSON.
+    return data.removeprefix(codecs.BOM_UTF8).decode()
+
+
 def _parse(line: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(line.decode("utf-8-sig"))
+        data = json.loads(_decode(line))
     except UnicodeDecodeError:
         raise _UnfitError("it is not UTF-8") from None
     except json.JSONDecodeError as error:

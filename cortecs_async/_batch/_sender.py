@@ -12,9 +12,11 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self, get_args
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import anyio
-from attrs import evolve, field, frozen
+from attrs import define, evolve, field, frozen
 
 from .._config import Secret, Settings
 from .._connections import Connections, HTTPClient, kind_of, tls_context, trusts_environment
@@ -29,11 +31,17 @@ BatchTransport = Literal["auto", "aiohttp", "httpx"]
 _CONNECT_TIMEOUT = 10.0
 _TIMEOUTS = {"connect": _CONNECT_TIMEOUT, "read": None, "write": None, "pool": None}
 
+_HEADERS = {
+    "Content-Type": "application/json",
+    "Accept": "application/json",
+    "User-Agent": f"cortecs-async/{__version__}",
+}
+
 # aiohttp warns of larger ones that are given as bytes.
 _LARGE = 1 << 20
 
 
-@frozen
+@define
 class Reply:
     """An answer, whatever its status."""
 
@@ -106,7 +114,11 @@ class Access:
     def sender(self, base_url: str) -> Sender:
         """A sender to an endpoint; to be entered."""
         there = evolve(self, settings=evolve(self.settings, api_base_url=base_url.rstrip("/")))
-        return _OverAiohttp(there) if self.transport == "aiohttp" else _OverHttpx(there)
+        proxy = _proxy_of(there.settings)
+        # aiohttp knows only the plain ones.
+        if self.transport == "httpx" or (proxy is not None and not proxy.startswith("http://")):
+            return _OverHttpx(there)
+        return _OverAiohttp(there, proxy)
 
 
 class _Base:
@@ -142,13 +154,8 @@ class _Base:
     def _kind_of(self, error: Exception) -> Kind | None:
         raise NotImplementedError
 
-    def _headers(self) -> dict[str, str]:
-        return {
-            "Authorization": f"Bearer {self._access.key.reveal()}",
-            "Content-Type": "application/json",
-            "Accept": "application/json",
-            "User-Agent": f"cortecs-async/{__version__}",
-        }
+    def _authorization(self) -> str:
+        return f"Bearer {self._access.key.reveal()}"
 
     def _sort(self, status: int, headers: Mapping[str, str], body: bytes) -> Reply:
         if status >= 300:
@@ -159,21 +166,39 @@ class _Base:
         return Reply(status, body, request_id, retry_after)
 
 
+def _proxy_of(settings: Settings) -> str | None:
+    """The proxy that the environment names for these."""
+    if not trusts_environment(settings):
+        return None
+    url = urlsplit(settings.api_base_url)
+    proxies = getproxies()
+    proxy = proxies.get(url.scheme) or proxies.get("all")
+    if not proxy or proxy_bypass(url.hostname or ""):
+        return None
+    return proxy if "://" in proxy else f"http://{proxy}"
+
+
 class _OverAiohttp(_Base):
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: Access, proxy: str | None) -> None:
         super().__init__(access)
+        self._proxy = proxy
+        if proxy is not None and (password := urlsplit(proxy).password):
+            self._redactor.remember(Secret(unquote(password)))
         self._aiohttp: Any = importlib.import_module("aiohttp")
         self._session: Any = None
+        # Not among the session's headers, which aiohttp shows to proxies as well.
+        self._key = {"Authorization": self._authorization()}
 
     async def __aenter__(self) -> Self:
         aiohttp = self._aiohttp
         self._session = aiohttp.ClientSession(
             # How many are under way is decided before.
             connector=aiohttp.TCPConnector(limit=0, ssl=tls_context(self._settings)),
-            headers=self._headers(),
+            headers=_HEADERS,
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=self._timeout, sock_connect=_CONNECT_TIMEOUT),
-            trust_env=trusts_environment(self._settings),
+            # For each request it would look for a proxy, and read ~/.netrc, where it may find another key.
+            trust_env=False,
         )
         return self
 
@@ -184,7 +209,9 @@ class _OverAiohttp(_Base):
 
     async def _post(self, url: str, body: bytes) -> Reply:
         data = body if len(body) < _LARGE else io.BytesIO(body)
-        async with self._session.post(url, data=data, allow_redirects=False) as response:
+        async with self._session.post(
+            url, data=data, headers=self._key, proxy=self._proxy, allow_redirects=False
+        ) as response:
             return self._sort(response.status, response.headers, await response.read())
 
     def _kind_of(self, error: Exception) -> Kind | None:
@@ -202,7 +229,7 @@ class _OverHttpx(_Base):
     def __init__(self, access: Access) -> None:
         super().__init__(access)
         self._connections = Connections(evolve(self._settings, transport="httpx"), access.given)
-        self._signed = self._headers()
+        self._headers = {**_HEADERS, "Authorization": self._authorization()}
 
     async def __aenter__(self) -> Self:
         return self
@@ -217,7 +244,7 @@ class _OverHttpx(_Base):
         pool.busy += 1
         try:
             request = pool.client.build_request(
-                "POST", url, content=body, headers=self._signed, extensions={"timeout": _TIMEOUTS}
+                "POST", url, content=body, headers=self._headers, extensions={"timeout": _TIMEOUTS}
             )
             with anyio.fail_after(self._timeout):
                 response = await pool.client.send(request, auth=None, follow_redirects=False)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 import anyio
-from attrs import frozen
+from attrs import define
 
 from . import _threads
 from ._format import Request, Usage
@@ -20,7 +20,7 @@ _MOST = 4096
 _MOST_BYTES = 32 << 20
 
 
-@frozen
+@define(eq=False)
 class Line:
     """An answer.
 

@@ -6,7 +6,7 @@ import enum
 import json
 import random
 
-from attrs import frozen
+from attrs import define, frozen
 
 from .._retry import Failure, Kind
 from ._format import Request, Usage, answered, unanswered
@@ -32,7 +32,7 @@ class Trouble(enum.Enum):
     OUTAGE = "an outage"  # or the request itself: what else is answered meanwhile tells
 
 
-@frozen
+@define
 class Settled:
     """A line for the output.
 
