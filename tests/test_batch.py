@@ -437,6 +437,30 @@ class TestInstances:
         assert report.succeeded == 5
         assert report.seconds < 110
 
+    async def test_that_the_release_of_one_that_still_starts_fails_is_told(
+        self, world: World, files: Files
+    ) -> None:
+        files.write(5)
+        async with world(step_seconds=10, answer_seconds=3.0) as (emulator, client):
+            emulator.add_fault(Fault("delay", route="start", seconds=100.0, when="after"))
+            emulator.add_fault(Fault("status", route="delete", status=500, times=None, skip=1))
+            emulator.add_fault(Fault("status", route="stop", status=500, times=None, skip=1))
+            report = await run(client, files, emulator, instances=2, teardown_timeout=30.0)
+            (left,) = emulator.existing
+        assert report.succeeded == 5
+        assert any(left in each for each in report.incidents), report.incidents
+
+    async def test_one_that_is_to_come_later_is_not_waited_for_when_all_is_done(
+        self, world: World, files: Files
+    ) -> None:
+        files.write(40)
+        async with world(answer_seconds=5.0) as (emulator, client):
+            emulator.add_fault(Fault("status", route="chat", status=429, headers={"Retry-After": "250"}))
+            report = await run(client, files, emulator, instances=2, concurrency=4)
+            assert emulator.existing == ()
+        assert report.succeeded == 40
+        assert report.seconds < 100
+
     async def test_the_money_is_shared(self, world: World, files: Files) -> None:
         files.write(2000)
         async with world(answer_seconds=5.0) as (emulator, client):

@@ -111,18 +111,21 @@ class Crew:
         try:
             while self._size <= self._allowed:
                 if self._resume_at > self._clock():
-                    await anyio.sleep_until(self._resume_at)
+                    # The others may answer meanwhile what there is.
+                    with anyio.move_on_at(self._resume_at):
+                        await self._work.wait_until_over()
                 if self._sink.is_full:
                     await self._sink.wait_for_room()
                 request = self._work.take_now()
                 if request is None:
+                    if self._work.is_over:
+                        return
                     self._idle += 1
                     try:
-                        request = await self._work.take()
+                        await self._work.wait_for_more()
                     finally:
                         self._idle -= 1
-                    if request is None:
-                        return
+                    continue
                 await self._attempt(request)
                 if self._size < self._allowed:
                     self._grow()
@@ -188,8 +191,8 @@ class Crew:
         if request.put_off > _MOST_PUT_OFF:
             self._settle(request, failed.line)
         else:
-            wait = max(failed.retry_after, backoff(request.put_off - 1, self._rng))
-            self._try_again(request, failed, wait)
+            # Not so long as it was asked for: that holds for this endpoint, and others may be free.
+            self._try_again(request, failed, backoff(request.put_off - 1, self._rng))
 
     def _count(self, request: Request, failed: Failed, now: float, *, is_there: bool) -> None:
         """It is to blame; or nobody is left who could show that it is not, for which it gets more time."""
@@ -221,7 +224,8 @@ class Crew:
             pause = max(failed.retry_after, min(backoff(self._pauses, self._rng), _LONGEST_PAUSE))
             self._pauses += 1
             self._paused_at, self._resume_at = now, max(self._resume_at, now + pause)
-        self._try_again(request, failed, self._resume_at - now)
+        logger.info("%s: %s, the endpoint is out", request.custom_id, failed.detail)
+        self._work.give_back(request)
 
     def _try_again(self, request: Request, failed: Failed, wait: float) -> None:
         logger.info("%s: %s, again in %.1f s", request.custom_id, failed.detail, wait)

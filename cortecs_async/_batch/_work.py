@@ -55,6 +55,7 @@ class Work:
         self._open = 0
         self._untried = 0  # of those that were read and not answered, those that have never failed
         self._news = anyio.Event()
+        self._end = anyio.Event()
         self._hunger = anyio.Event()
 
     @property
@@ -62,21 +63,16 @@ class Work:
         """Whether everything is answered."""
         return self._is_read and not (self._ahead or self._returned or self._later or self._open)
 
-    async def take(self) -> Request | None:
-        """The next request; None when all are answered.
+    async def wait_for_more(self) -> None:
+        """Waits until there may be another one, or everything is answered."""
+        # One that is under way can come back.
+        news = self._news
+        with anyio.move_on_at(self._later[0][0] if self._later else float("inf")):
+            await news.wait()
 
-        Raises:
-            BatchFileError: when the input has changed.
-        """
-        while True:
-            if (request := self.take_now()) is not None:
-                return request
-            if self.is_over:
-                return None
-            # There may be more: one that is under way can come back.
-            news = self._news
-            with anyio.move_on_at(self._later[0][0] if self._later else float("inf")):
-                await news.wait()
+    async def wait_until_over(self) -> None:
+        """Waits until everything is answered."""
+        await self._end.wait()
 
     def take_now(self) -> Request | None:
         """The next request, if there is one at hand."""
@@ -156,6 +152,8 @@ class Work:
     def _tell(self) -> None:
         self._news.set()
         self._news = anyio.Event()
+        if self.is_over:
+            self._end.set()
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         try:

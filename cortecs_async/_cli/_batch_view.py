@@ -132,7 +132,8 @@ class Bars(Silent):
             rows.add_row(Text(instance_id), bar, Text(_step(progress)))
         last = self.last
         if last is None:
-            return Group(rows)
+            # Ten million lines take minutes.
+            return Group(rows) if self._starting else Group(Text("looking through the files", style="dim"))
         style = "green" if last.done == last.total else "bar.complete"
         bar = ProgressBar(total=max(last.total, 1), completed=last.done, width=_BAR, complete_style=style)
         rows.add_row(Text("answers", style="bold"), bar, _counted(last))
