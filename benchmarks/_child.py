@@ -228,11 +228,10 @@ def answers(side: str, count: int, concurrency: int) -> dict[str, Any]:
     """Answers so many requests; CPU seconds for all of it, and the most memory in kB."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "in.jsonl")
-        prompts = [f"hello {number}" for number in range(count)]
+        prompts = map("hello {}".format, range(count))
         if side.startswith("batch"):
             with source.open("w") as file:
-                file.writelines(batch_line(number, prompt) for number, prompt in enumerate(prompts))
-            del prompts
+                file.writelines(itertools.starmap(batch_line, enumerate(prompts)))
         settle_memory()
         begun = Moment()
         match side:
@@ -241,9 +240,9 @@ def answers(side: str, count: int, concurrency: int) -> dict[str, Any]:
             case "batch, httpx":
                 asyncio.run(by_batch(source, count, concurrency, "httpx"))
             case "bare aiohttp":
-                asyncio.run(by_aiohttp(prompts, concurrency))
+                asyncio.run(by_aiohttp(list(prompts), concurrency))
             case _:
-                asyncio.run(by_openai(prompts, concurrency))
+                asyncio.run(by_openai(list(prompts), concurrency))
         return {"cpu": Moment().cpu - begun.cpu, "memory": memory_of(what="VmHWM")}
 
 
