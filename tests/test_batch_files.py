@@ -545,10 +545,14 @@ class TestSurvey:
 
 
 def test_file_descriptors_are_given_back(files: Files) -> None:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     write(files.source, line("a"), line("a"))
-    for _ in range(soft + 10):
-        output = Output(files.target)
-        with pytest.raises(BatchFileError):
-            look(files, output)
-        output.close()
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, limit[1]))
+    try:
+        for _ in range(256):
+            output = Output(files.target)
+            with pytest.raises(BatchFileError):
+                look(files, output)
+            output.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
