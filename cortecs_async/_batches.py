@@ -86,8 +86,10 @@ class BatchMethods:
             BatchFileError: for anything wrong with the files, with the line, before anything is started.
             InvalidArgumentError: for other bad arguments, as early.
             ConfigurationError: when there is no key, or not the transport that was asked for, as early.
-            BatchWriteError: when the output cannot be written any more.
-            EndpointError: when the last endpoint refuses the key, or answers nothing for three minutes.
+            BatchWriteError: when the output cannot be written any more, or no temporary file, which is
+                known early.
+            EndpointError: when the last endpoint refuses the key, answers nothing for three minutes, or
+                mostly not in time.
             LeaseExpiredError: when `max_lifetime` or `max_cost` is used up before the work is done.
             CortecsError: what `instance` raises, when it happens to the last instance.
         """

@@ -31,6 +31,7 @@ def inference_key(api_key: str | None = None) -> str:
     # Files and secrets of orchestrators often end a line.
     key = (key or "").strip()
     if not (key.isascii() and key.isprintable()):
+        del api_key, key  # a traceback that shows locals would show them
         raise ConfigurationError("the key for inference has characters that no header may have")
     if not key:
         raise ConfigurationError(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import tempfile
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -17,6 +20,7 @@ from cortecs_async import AsyncCortecs, ConfigurationError, InvalidArgumentError
 from cortecs_async._batch import _crew, _sink, _threads, _verdict, _work
 from cortecs_async._batch._output import Output
 from cortecs_async._batch._sender import Reply
+from cortecs_async._retry import Failure, Kind
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.errors import (
     BatchFileError,
@@ -163,6 +167,28 @@ async def test_a_run_goes_on_where_the_last_one_stopped(world: World, files: Fil
     assert files.ids()[: len(done)] == done
 
 
+@pytest.mark.parametrize("count", [7, 8, 15])
+@pytest.mark.parametrize("blank", ["\n", "\r\n", "\n \n" * 20])
+async def test_blank_lines_at_the_end(world: World, files: Files, count: int, blank: str) -> None:
+    files.write(count)
+    with files.source.open("a") as file:
+        file.write(blank)
+    async with world() as (emulator, client):
+        report = await run(client, files, emulator)
+    assert report.succeeded == count
+
+
+async def test_absurd_counts_of_tokens_are_none(
+    world: World, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write(3)
+    body = b'{"usage":{"prompt_tokens":1' + b"0" * 400 + b',"completion_tokens":-3}}'
+    monkeypatch.setattr(_crew, "judge", lambda _, request: _verdict.judge(Reply(200, body), request))
+    async with world() as (emulator, client):
+        report = await run(client, files, emulator, concurrency="auto")
+    assert (report.succeeded, report.prompt_tokens, report.completion_tokens) == (3, 0, 0)
+
+
 async def test_a_torn_end_is_asked_again(world: World, files: Files) -> None:
     files.write(10)
     async with world() as (emulator, client):
@@ -222,28 +248,56 @@ class TestFailures:
         files.check(20)
 
     @pytest.mark.parametrize(
-        ("fault", "code"),
+        ("outcome", "code"),
         [
-            (Fault("drop", route="chat", when="after", times=None), "lost"),
-            (Fault("garbage", route="chat", times=None), "unreadable"),
-            (Fault("delay", route="chat", seconds=100.0, times=None), "timed_out"),
+            (Failure(kind=Kind.LOST, detail="cut"), "lost"),
+            (Reply(200, b"<html>"), "unreadable"),
+            (Failure(kind=Kind.TIMED_OUT, detail="no answer"), "timed_out"),
         ],
-        ids=["drop", "garbage", "delay"],
+        ids=lambda each: each if isinstance(each, str) else "",
     )
-    async def test_retries_have_a_limit(self, world: World, files: Files, fault: Fault, code: str) -> None:
+    async def test_retries_have_a_limit(
+        self, world: World, files: Files, outcome: Any, code: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         files.write(3)
         async with world() as (emulator, client):
-            emulator.add_fault(fault)
-            report = await run(client, files, emulator, max_retries=2, request_timeout=5.0)
-            assert asked(emulator) >= 9
+            with monkeypatch.context() as patched:
+                # The small requests that ask whether the endpoint is there have no name.
+                patched.setattr(
+                    _crew,
+                    "judge",
+                    lambda seen, request: _verdict.judge(outcome if request.custom_id else seen, request),
+                )
+                report = await run(client, files, emulator, max_retries=2)
             assert report.failed == 3
-            # Nobody could tell whether it is the endpoint: it got its time. A time-out has had its own.
-            assert (report.seconds > 180) is (code != "timed_out")
+            assert report.seconds < 30
             assert {each["error"]["code"] for each in files.answers()} == {code}
-            emulator.clear_faults()
             assert (await run(client, files, emulator)).resumed == 3
             report = await run(client, files, emulator, retry_failed=True)
             assert (report.succeeded, report.resumed) == (3, 0)
+        files.check(3)
+
+    @pytest.mark.parametrize(
+        "fault",
+        [
+            Fault("drop", route="chat", when="after", times=None),
+            Fault("garbage", route="chat", times=None),
+            Fault("delay", route="chat", seconds=100.0, times=None),
+            Fault("status", route="chat", status=429, times=None),
+        ],
+        ids=["drop", "garbage", "delay", "status"],
+    )
+    async def test_few_requests_are_not_to_blame_for_an_endpoint_that_is_away(
+        self, world: World, files: Files, fault: Fault
+    ) -> None:
+        files.write(3)
+        async with world() as (emulator, client):
+            emulator.add_fault(fault)
+            with pytest.raises(EndpointError):
+                await run(client, files, emulator, request_timeout=5.0)
+            assert emulator.existing == ()
+            emulator.clear_faults()
+            assert (await run(client, files, emulator)).succeeded == 3
         files.check(3)
 
     async def test_retry_after_is_obeyed(self, world: World, files: Files) -> None:
@@ -261,7 +315,7 @@ class TestFailures:
                     files.source, files.target, MODEL, HARDWARE, api_key="sk-wrong", concurrency=4
                 )
             assert emulator.existing == ()
-            assert asked(emulator) <= 12
+            assert asked(emulator) <= 20
         assert "sk-wrong" not in repr(caught.value)
         assert not files.target.exists()
 
@@ -273,8 +327,8 @@ class TestFailures:
             fault = Fault("status", route="chat", status=status, skip=40, times=20)
             emulator.add_fault(fault)
             report = await run(client, files, emulator)
-            # One at a time is tried, and not the rest of the file.
-            assert asked(emulator) == 320
+            # Small ones are tried, and not the rest of the file.
+            assert 320 < asked(emulator) < 325
         assert (report.succeeded, report.failed) == (300, 0)
 
     @pytest.mark.parametrize("status", [404, 503])
@@ -320,7 +374,7 @@ class TestFailures:
     async def test_what_waits_for_another_attempt_is_bounded(
         self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_work, "_MOST_LATER", 20)
+        monkeypatch.setattr(_work, "_MOST_WAITING", 20)
         files.write(500)
         async with world() as (emulator, client):
             emulator.add_fault(Fault("status", route="chat", status=429, skip=1, times=None))
@@ -511,6 +565,45 @@ class TestBadInput:
         with files.source.open("a") as file:
             file.write(text)
         await self.refused(world, files, BatchFileError, said)
+
+    async def test_what_is_too_deep_is_named_as_early(self, world: World, files: Files) -> None:
+        deep = "[" * 250 + "]" * 250
+        line = f'{{"custom_id": "r0", "url": "/v1/embeddings", "body": {{"input": {deep}}}}}'
+        files.source.write_text(line)
+        await self.refused(world, files, BatchFileError, "line 1: the body is too deep")
+
+    async def test_an_output_with_too_long_a_name(self, world: World, files: Files) -> None:
+        files.write(1)
+        files.target = files.target.with_name("x" * 300)
+        async with world() as (emulator, client):
+            with pytest.raises(BatchFileError, match="File name too long"):
+                await run(client, files, emulator)
+            with pytest.raises(BatchFileError, match="File name too long"):
+                await client.plan_batch(files.source, files.target, MODEL, HARDWARE)
+            assert emulator.requests == ()
+
+    async def test_a_link_to_itself(self, world: World, files: Files) -> None:
+        files.write(1)
+        files.target.symlink_to(files.target)
+        async with world() as (emulator, client):
+            with pytest.raises(InvalidArgumentError, match="output"):
+                await run(client, files, emulator)
+            assert emulator.requests == ()
+
+    @pytest.mark.parametrize("where", ["made", "written"])
+    async def test_no_temporary_files(
+        self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch, where: str
+    ) -> None:
+        files.write(200)
+
+        def fail(*args: Any, **options: Any) -> Any:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        class Full(io.BytesIO):
+            write = fail
+
+        monkeypatch.setattr(tempfile, "TemporaryFile", fail if where == "made" else lambda **_: Full())
+        await self.refused(world, files, BatchWriteError, "no temporary file can be written: No space left")
 
     async def test_no_input(self, world: World, files: Files) -> None:
         await self.refused(world, files, BatchFileError, "cannot be read")

@@ -17,7 +17,7 @@ from attrs import evolve
 from click.testing import Result
 from rich.console import Console
 
-from cortecs_async._batch import _crew
+from cortecs_async._batch import _health
 from cortecs_async._cli._batch_view import Bars, Lines, duration, number
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import (
@@ -170,7 +170,7 @@ def test_without_a_key_nothing_is_started(
 
 def test_a_wrong_key_shows_nowhere(served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-and-secret")
-    monkeypatch.setattr(_crew, "KEY_PATIENCE", 0.5)
+    monkeypatch.setattr(_health, "KEY_PATIENCE", 0.5)
     done = call(before=["-vv"])
     assert done.exit_code == 1
     assert "refuses the key" in done.stderr

@@ -43,7 +43,12 @@ print(answer.choices[0].message.content)
 
 # Says which signals it gets; ends at SIGTERM, or at the end of its input.
 LISTENER = """
-import os, signal, sys
+import os, select, signal, sys
+
+# Not signal.pause() or input() alone: one that arrives just before these would wait for the next.
+wakes, waker = os.pipe()
+os.set_blocking(waker, False)
+signal.set_wakeup_fd(waker)
 
 def got(number, frame):
     os.write(1, b"got %d\\n" % number)  # print could be interrupted by itself
@@ -57,11 +62,10 @@ if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
     signal.signal(signal.SIGHUP, got)
 print("group", os.getpgrp() == os.getpgid(os.getppid()), flush=True)
 print("ready", flush=True)
-if sys.stdin.isatty():
-    print("read", input(), flush=True)
-else:
-    while True:
-        signal.pause()
+sources = [wakes, 0] if sys.stdin.isatty() else [wakes]
+while 0 not in (ready := select.select(sources, [], [])[0]):
+    os.read(wakes, 1)
+print("read", input(), flush=True)
 """
 
 LISTEN = [sys.executable, "-I", "-S", "-c", LISTENER]

@@ -11,24 +11,25 @@ from anyio.abc import TaskGroup
 from .._detached import clock
 from .._errors import EndpointError
 from .._limit import Limit
+from .._retry import Failure, Kind
 from ._format import Request, Usage
-from ._sender import Sender
+from ._health import Health, small_request
+from ._sender import Reply, Sender
 from ._sink import Line, Sink
 from ._verdict import Failed, Settled, Trouble, backoff, judge
 from ._work import Work
 
 logger = logging.getLogger("cortecs_async.batch")
 
-# Seconds in which an endpoint may fail every request before it is given up, with all that is paid for it; and
-# those for a key that it has never taken, which another try mostly does not change.
-PATIENCE = 180.0
-KEY_PATIENCE = 10.0
+# Attempts that may time out: each takes all the time that an attempt may, and a model that does not come to
+# an end mostly does not the next time either.
+_MOST_TIME_OUTS = 2
 
-# Seconds between two tries while an endpoint is out.
-_LONGEST_PAUSE = 10.0
+# With so many time-outs, and more than answers, they are no exceptions, and cost more than they bring.
+_WASTED = 64
 
-# How often a request may be put off although others are answered: only so that none goes on for ever.
-_MOST_PUT_OFF = 100
+# Seconds for the small request of our own.
+_SMALL_TIMEOUT = 60.0
 
 # Of the limit, so many must have work for the answers to tell something of it.
 _NEARLY_FULL = 0.9
@@ -37,13 +38,11 @@ _NEARLY_FULL = 0.9
 class Crew:
     """Works on an instance until everything is answered.
 
-    A failure can be the request's fault or the endpoint's, and from one alone that cannot be told: an
-    instance that dies, or whose server starts anew, answers 404, 502 or nothing. So a request is to blame
-    when the endpoint has answered another one meanwhile. Otherwise the endpoint is out: one request at a time
-    is tried, until one is answered or the patience is over.
+    While there is doubt whether the endpoint is there (see `Health`), only that is found out.
 
     Args:
         instance_id: The instance.
+        model: As the endpoint calls it.
         sender: To its endpoint.
         work: What is left, shared with others.
         sink: Takes the answers.
@@ -55,6 +54,7 @@ class Crew:
         self,
         *,
         instance_id: str,
+        model: str,
         sender: Sender,
         work: Work,
         sink: Sink,
@@ -62,6 +62,7 @@ class Crew:
         max_retries: int,
     ) -> None:
         self._instance_id = instance_id
+        self._model = model
         self._sender = sender
         self._work = work
         self._sink = sink
@@ -74,10 +75,9 @@ class Crew:
         self.busy: int = 0
         self._error: Exception | None = None
         self._clock = clock()
-        self._last_good = float("-inf")
-        self._out_since: float | None = None
-        self._pauses = 0
-        self._paused_at = self._resume_at = float("-inf")
+        self._health = Health(self._rng)
+        self._is_probing = False
+        self._answers = self._time_outs = 0
 
     async def run(self) -> None:
         """Works.
@@ -95,7 +95,7 @@ class Crew:
     @property
     def _allowed(self) -> int:
         """How many at once, now."""
-        return self._limit.value if self._out_since is None else 1
+        return self._limit.value if self._health.doubt_since is None else 0
 
     def _grow(self) -> None:
         while self._tasks is not None and self._size < self._allowed:
@@ -109,17 +109,14 @@ class Crew:
 
     async def _work_on(self) -> None:
         try:
-            while self._size <= self._allowed:
-                if self._resume_at > self._clock():
-                    # The others may answer meanwhile what there is.
-                    with anyio.move_on_at(self._resume_at):
-                        await self._work.wait_until_over()
+            while self._size <= self._allowed and not self._work.is_over:
+                if self._health.resume_at > self._clock():
+                    await self._wait_until(self._health.resume_at)
+                    continue
                 if self._sink.is_full:
                     await self._sink.wait_for_room()
                 request = self._work.take_now()
                 if request is None:
-                    if self._work.is_over:
-                        return
                     self._idle += 1
                     try:
                         await self._work.wait_for_more()
@@ -147,86 +144,125 @@ class Crew:
         now = self._clock()
         verdict = judge(outcome, request)
         if isinstance(verdict, Settled):
-            self._last_good = now
-            self._out_since = None
-            self._pauses = 0
+            self._settle(request, verdict.line, verdict.usage)
+            self._health.answered(now)
+            self._answers += 1
             usage = verdict.usage
             work = 1 if usage is None else usage.prompt_tokens + usage.completion_tokens or 1
             is_full = self._size - self._idle >= _NEARLY_FULL * self._limit.value
             self._limit.answered(now, began, work, is_full=is_full)
-            self._settle(request, verdict.line, usage)
-            return
-        try:
+        else:
             self._go_on(request, verdict, began, now)
-        except BaseException:
-            self._work.give_back(request)
-            raise
 
     def _settle(self, request: Request, line: bytes, usage: Usage | None = None) -> None:
         self._sink.put(Line(request, line, usage))
-        self._work.settle(request)
+        self._work.settle()
 
     def _go_on(self, request: Request, failed: Failed, began: float, now: float) -> None:
-        """After an attempt without an answer.
-
-        Raises:
-            EndpointError: when the patience is over.
-        """
-        is_there = self._last_good >= began
-        if failed.trouble is Trouble.TOO_MANY or (failed.trouble is Trouble.NOT_READY and is_there):
-            self._put_off(request, failed, began, now)
+        """After an attempt without an answer."""
+        health = self._health
+        health.put_off(failed, now)
+        # What was answered since it began may have been just before the endpoint went away. Only what is
+        # answered after a failure tells whose fault that was.
+        was_before = request.is_own_fault is not None
+        is_to_blame = request.is_own_fault is not None and request.is_own_fault()
+        if self.busy and self._is_of_too_many(failed, is_there=is_to_blame or health.last_good >= began):
+            self._limit.refused(now, began)
+            request.put_off += 1
+            self._postpone(request, failed, request.put_off)
             return
-        self._work.note_failure(request)
-        if is_there or (failed.trouble is not Trouble.KEY and self._work.has_only_failures):
-            self._count(request, failed, now, is_there=is_there)
+        request.is_own_fault = lambda: health.last_good >= now
+        request.tries += 1
+        request.time_outs += failed.is_time_out
+        if is_to_blame:
+            # At the first time so is the one before.
+            request.failures += 1 if request.failures else 2
+            if request.failures > self._max_retries or request.time_outs >= _MOST_TIME_OUTS:
+                self._settle(request, failed.line)
+                return
+        is_unclear = not self.busy or (was_before and not is_to_blame)
+        health.failed(now, at_once=self._limit.value, is_unclear=is_unclear)
+        self._find_out(request.path)
+        if failed.is_time_out:
+            self._time_outs += 1
+            if self._time_outs >= max(_WASTED, self._answers):
+                self._stop(self._error_of(f"has timed out {self._time_outs} times: {failed.detail}"))
+            logger.info("%s: %s, again at last", request.custom_id, failed.detail)
+            self._work.put_last(request)
         else:
-            self._wait_out(request, failed, began, now)
+            self._postpone(request, failed, request.tries)
 
-    def _put_off(self, request: Request, failed: Failed, began: float, now: float) -> None:
-        """There are too many at once, of which this one is not to blame."""
-        self._limit.refused(now, began)
-        if failed.retry_after:
-            self._resume_at = max(self._resume_at, now + failed.retry_after)
-        request.put_off += 1
-        if request.put_off > _MOST_PUT_OFF:
-            self._settle(request, failed.line)
-        else:
-            # Not so long as it was asked for: that holds for this endpoint, and others may be free.
-            self._try_again(request, failed, backoff(request.put_off - 1, self._rng))
+    def _is_of_too_many(self, failed: Failed, *, is_there: bool) -> bool:
+        return failed.trouble is Trouble.TOO_MANY or (failed.trouble is Trouble.NOT_READY and is_there)
 
-    def _count(self, request: Request, failed: Failed, now: float, *, is_there: bool) -> None:
-        """It is to blame; or nobody is left who could show that it is not, for which it gets more time."""
-        request.failures += 1
-        if self._out_since is None and not is_there:
-            self._out_since = now
-        is_over = is_there or (self._out_since is not None and now - self._out_since > PATIENCE)
-        if request.failures > self._max_retries and (is_over or failed.is_time_out):
-            self._settle(request, failed.line)
-        else:
-            self._try_again(request, failed, backoff(request.failures - 1, self._rng))
-
-    def _wait_out(self, request: Request, failed: Failed, began: float, now: float) -> None:
-        """The endpoint is out."""
-        if self._out_since is None:
-            self._out_since = now
-        is_new_key = failed.trouble is Trouble.KEY and self._last_good == float("-inf")
-        patience = KEY_PATIENCE if is_new_key else PATIENCE
-        # What is under way may yet be answered: there are answers that take longer than the patience.
-        if now - self._out_since > patience and not self.busy:
-            what = "refuses the key" if failed.trouble is Trouble.KEY else "answers nothing"
-            raise EndpointError(
-                f"the endpoint of instance {self._instance_id} {what}, for {now - self._out_since:.0f} s: "
-                f"{failed.detail}. Nothing that was answered is lost.",
-                instance_id=self._instance_id,
-            )
-        if began > self._paused_at:
-            # Of many that were under way and fail together, the first makes the pause.
-            pause = max(failed.retry_after, min(backoff(self._pauses, self._rng), _LONGEST_PAUSE))
-            self._pauses += 1
-            self._paused_at, self._resume_at = now, max(self._resume_at, now + pause)
-        logger.info("%s: %s, the endpoint is out", request.custom_id, failed.detail)
-        self._work.give_back(request)
-
-    def _try_again(self, request: Request, failed: Failed, wait: float) -> None:
+    def _postpone(self, request: Request, failed: Failed, count: int) -> None:
+        # Not so long as `Retry-After` asks: that holds for this endpoint, and others may be free.
+        wait = backoff(count - 1, self._rng)
         logger.info("%s: %s, again in %.1f s", request.custom_id, failed.detail, wait)
         self._work.postpone(request, wait)
+
+    def _find_out(self, path: str) -> None:
+        """Sees to it that doubts come to an end."""
+        if self._health.doubt_since is not None and not self._is_probing and self._tasks is not None:
+            self._is_probing = True
+            self._tasks.start_soon(self._probe, path)
+
+    async def _probe(self, path: str) -> None:
+        """Asks for something small until anything is answered, or the patience is over."""
+        health = self._health
+        request = small_request(path, self._model)
+        try:
+            while health.doubt_since is not None and not self._work.is_over:
+                if health.resume_at > self._clock():
+                    await self._wait_until(health.resume_at)
+                    continue
+                outcome = await self._ask(request)
+                if outcome is None:
+                    return
+                now, verdict = self._clock(), judge(outcome, request)
+                if isinstance(verdict, Settled):
+                    health.answered(now)
+                    return
+                logger.info("instance %s is in doubt: %s", self._instance_id, verdict.detail)
+                health.put_off(verdict, now)
+                # What is under way may yet be answered: there are answers that take longer than the patience.
+                if health.is_patience_over(verdict, now) and not self.busy:
+                    self._give_up(verdict, health.doubted_for(now))
+                    return
+                await self._wait_until(now + health.next_pause())
+        finally:
+            self._is_probing = False
+            self._grow()
+
+    async def _ask(self, request: Request) -> Reply | Failure | None:
+        """The outcome of a small request; None when there is nothing left to do meanwhile."""
+        outcome: Reply | Failure | None = None
+        async with anyio.create_task_group() as tasks:
+
+            async def stop() -> None:
+                await self._work.wait_until_over()
+                tasks.cancel_scope.cancel()
+
+            tasks.start_soon(stop)
+            with anyio.move_on_after(_SMALL_TIMEOUT) as scope:
+                outcome = await self._sender.post(request.path, request.body)
+            if scope.cancelled_caught:
+                outcome = Failure(kind=Kind.TIMED_OUT, detail=f"no answer within {_SMALL_TIMEOUT:g} s")
+            tasks.cancel_scope.cancel()
+        return outcome
+
+    async def _wait_until(self, moment: float) -> None:
+        # The others may answer meanwhile what there is.
+        with anyio.move_on_at(moment):
+            await self._work.wait_until_over()
+
+    def _give_up(self, failed: Failed, seconds: float) -> None:
+        what = {Trouble.KEY: "refuses the key", Trouble.TOO_MANY: "takes no requests"}
+        said = what.get(failed.trouble, "answers nothing")
+        self._stop(self._error_of(f"{said}, for {seconds:.0f} s: {failed.detail}"))
+
+    def _error_of(self, said: str) -> EndpointError:
+        return EndpointError(
+            f"the endpoint of instance {self._instance_id} {said}. Nothing that was answered is lost.",
+            instance_id=self._instance_id,
+        )

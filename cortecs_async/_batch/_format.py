@@ -9,7 +9,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from attrs import define, field, frozen
@@ -19,6 +19,12 @@ from .._errors import BatchFileError
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 _PREFIX = "batch_req_"
+
+# Lists and objects in each other: more than any API has, and less than Python can write from anywhere.
+_DEEPEST = 200
+
+# More tokens than that are none: they would not fit into what adds them up.
+_MOST_TOKENS = 1 << 53
 
 # Of a response that is no JSON as much as tells what it is.
 _EXCERPT = 2000
@@ -46,9 +52,11 @@ class Request:
         body: What is sent.
         request_id: Tells this request from every other by what it asks. It is the `id` of the answer, so that
             an output tells which input it belongs to.
-        failures: Attempts so far that count against the limit of retries.
+        tries: Attempts that failed so far, whoever was to blame.
+        failures: Those that count against the limit of retries.
+        time_outs: How many attempts timed out.
         put_off: Attempts so far that the endpoint put off, because there were too many.
-        has_failed: Whether an attempt failed, whoever was to blame.
+        is_own_fault: Whether the last of all these failures was, as is known by now; None before the first.
     """
 
     number: int
@@ -56,9 +64,11 @@ class Request:
     path: str
     body: bytes = field(repr=False)
     request_id: str
+    tries: int = 0
     failures: int = 0
+    time_outs: int = 0
     put_off: int = 0
-    has_failed: bool = False
+    is_own_fault: Callable[[], bool] | None = None
 
     @property
     def key(self) -> bytes:
@@ -125,6 +135,8 @@ class RequestReader:
 
     def _read(self, number: int, line: bytes) -> tuple[Request, dict[str, Any]]:
         data = _parse(line)
+        if line.count(b"{") + line.count(b"[") > _DEEPEST and _is_deep(data):
+            raise _UnfitError("the body is too deep")
         custom_id, url, body = data.get("custom_id"), data.get("url"), data.get("body")
         if not isinstance(custom_id, str) or not custom_id:
             raise _UnfitError("custom_id must be a string that is not empty")
@@ -145,8 +157,6 @@ class RequestReader:
         body["model"] = self._model
         try:
             sent = _ENCODER.encode(body).encode()
-        except RecursionError:
-            raise _UnfitError("the body is too deep") from None
         except ValueError:
             raise _UnfitError("the body has a number that JSON does not know (NaN or infinity)") from None
         return Request(number, custom_id, url.removeprefix("/v1"), sent, _identify(url, sent)), body
@@ -219,7 +229,19 @@ def _read_usage(data: Mapping[str, Any]) -> Usage:
     if not isinstance(usage, dict):
         return Usage()
     counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    return Usage(*(each if isinstance(each, int) else 0 for each in counts))
+    return Usage(*(each if isinstance(each, int) and 0 <= each < _MOST_TOKENS else 0 for each in counts))
+
+
+def _is_deep(data: object) -> bool:
+    level = [data]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, (dict, list))
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    return bool(level)
 
 
 class _UnfitError(ValueError):

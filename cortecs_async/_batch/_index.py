@@ -10,8 +10,11 @@ from __future__ import annotations
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from attrs import define, field
+
+from .._errors import BatchWriteError
 
 # Key, digest of the request, number of the line, and where the line begins.
 _ENTRY = struct.Struct("<16s16sQQ")
@@ -23,6 +26,18 @@ _MOST_PARTS = 1024
 # Bytes of a part that are kept in memory until they are written.
 _BUFFER = 170 * _ENTRY.size
 
+
+@contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BatchWriteError(
+            f"no temporary file can be written: {error.strerror} (TMPDIR says in which folder)",
+            path=tempfile.tempdir or "",
+        ) from None
+
+
 Entry = tuple[bytes, bytes, int, int]
 
 
@@ -31,14 +46,18 @@ class Parts:
 
     Args:
         count: How many parts.
+
+    Raises:
+        BatchWriteError: as its methods do, when a temporary file cannot be written.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._buffers = [bytearray() for _ in range(count)]
         self._chunks: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-        # Closed by close(), or when nobody knows it any more.
-        self._file = tempfile.TemporaryFile(prefix="cortecs-batch-")  # noqa: SIM115
+        with _told():
+            # Closed by close(), or when nobody knows it any more.
+            self._file = tempfile.TemporaryFile(prefix="cortecs-batch-")  # noqa: SIM115
         self._size = 0
 
     def add(self, key: bytes, request: bytes, line: int, offset: int) -> None:
@@ -47,14 +66,16 @@ class Parts:
         buffer = self._buffers[part]
         buffer += _ENTRY.pack(key, request, line, offset)
         if len(buffer) >= _BUFFER:
-            self._file.write(buffer)
+            with _told():
+                self._file.write(buffer)
             self._chunks[part].append((self._size, len(buffer)))
             self._size += len(buffer)
             buffer.clear()
 
     def read(self, part: int) -> Iterator[Entry]:
         """The entries of a part, in the order in which they were added."""
-        self._file.flush()
+        with _told():
+            self._file.flush()
         for offset, size in self._chunks[part]:
             self._file.seek(offset)
             yield from _ENTRY.iter_unpack(self._file.read(size))

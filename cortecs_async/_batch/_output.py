@@ -45,7 +45,7 @@ class Output:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_new = not path.exists()
+        self._is_new = not _exists(path)
         self._fd = _open(path)
         # A caller that was cancelled may close it while its thread still writes.
         self._busy = threading.Lock()
@@ -283,6 +283,13 @@ def check_plain(path: Path) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode):
         raise BatchFileError("it is not a plain file", path=str(path))
     return status
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError as error:
+        raise BatchFileError(f"cannot be written: {error.strerror}", path=str(path)) from None
 
 
 def _open(path: Path) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import define, evolve, frozen
 
-from .._errors import BatchFileError
+from .._errors import BatchFileError, CortecsError
 from ._format import RequestReader, read_answer
 from ._index import Clash, Index, Match
 from ._output import Output, WholeLines, check_plain, read_lines
@@ -110,12 +110,14 @@ def survey(
         BatchFileError: for whatever is wrong with either, with the line.
     """
     status = check_plain(files.source)
-    if files.target.exists() and os.path.samestat(status, files.target.stat()):
-        raise BatchFileError("the output is the input itself", path=str(files.target))
+    _check_other(files.target, status)
     index = Index(status.st_size)
     try:
         plan, done = _survey(files, reader, output, stopped, index)
         stopped.check()
+    except CortecsError:
+        index.close()
+        raise
     except OSError as error:
         index.close()
         said = f"cannot be read: {error.strerror}"
@@ -131,6 +133,15 @@ def survey(
     index.close()
     output.drop(lambda line: not read_answer(str(files.target), 0, line).succeeded, stopped.check)
     return survey(files, reader, output, stopped, retry_failed=False)
+
+
+def _check_other(target: Path, source: os.stat_result) -> None:
+    try:
+        is_same = target.exists() and os.path.samestat(source, target.stat())
+    except OSError as error:
+        raise BatchFileError(f"cannot be read: {error.strerror}", path=str(target)) from None
+    if is_same:
+        raise BatchFileError("the output is the input itself", path=str(target))
 
 
 def _survey(

@@ -6,7 +6,6 @@ import inspect
 import logging
 import math
 import resource
-import tempfile
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
@@ -17,7 +16,6 @@ from .._budget import Receipt
 from .._detached import run_to_end
 from .._errors import (
     AmbiguousStartError,
-    BatchWriteError,
     CortecsError,
     InvalidArgumentError,
     LifecycleError,
@@ -28,7 +26,6 @@ from .._lease import InstanceLease
 from .._limit import AdaptiveLimit, FixedLimit, Limit
 from ._crew import Crew
 from ._format import RequestReader
-from ._index import Index
 from ._output import Output
 from ._plan import BatchPlan, Files, Survey, survey
 from ._report import BatchProgress, BatchReport, Tally
@@ -96,17 +93,6 @@ class BatchOptions:
         if self.concurrency != "auto":
             return FixedLimit(self.concurrency)
         return AdaptiveLimit(highest=int(max(1, min(1024, _descriptors() // self.instances))))
-
-
-def _index(index: Index, lines: list[Line], begins: list[int]) -> None:
-    try:
-        for line, begin in zip(lines, begins, strict=True):
-            index.add_answer(line.request.key, line.request.request_id, 0, begin)
-    except OSError as error:
-        raise BatchWriteError(
-            f"the folder for temporary files cannot be written: {error.strerror} (TMPDIR says which it is)",
-            path=tempfile.gettempdir(),
-        ) from None
 
 
 def _descriptors() -> float:
@@ -218,7 +204,8 @@ class Batch:
         def note(lines: list[Line], begins: list[int]) -> None:
             tally.count(anyio.current_time(), lines)
             if self.options.ordered:
-                _index(found.index, lines, begins)
+                for line, begin in zip(lines, begins, strict=True):
+                    found.index.add_answer(line.request.key, line.request.request_id, 0, begin)
 
         reader = RequestReader(
             str(self.options.files.source), self.options.model, override_model=self.options.override_model
@@ -288,6 +275,7 @@ class Batch:
         async with lane.lease as inst, self.access.sender(inst.base_url) as sender:
             lane.crew = Crew(
                 instance_id=inst.instance_id,
+                model=self.options.model,
                 sender=sender,
                 work=work,
                 sink=sink,
@@ -349,13 +337,15 @@ class Batch:
 
 
 async def _without_group(work: Awaitable[None]) -> None:
-    """Takes a Ctrl-C out of the group that trio's nurseries put it into."""
+    """Takes the end of the program out of the groups that it comes in: a Ctrl-C, or a `sys.exit`."""
+    end: BaseException | None = None
     try:
         await work
     except BaseExceptionGroup as group:
-        if group.subgroup(KeyboardInterrupt) is None:
+        end = group.subgroup((KeyboardInterrupt, SystemExit))
+        if end is None:
             raise
-        interrupt = KeyboardInterrupt()
-    else:
-        return
-    raise interrupt
+        while isinstance(end, BaseExceptionGroup):
+            end = end.exceptions[0]
+    if end is not None:
+        raise end.with_traceback(None)

@@ -6,6 +6,7 @@ aiohttp by itself takes a third of the CPU of the same over httpx, and a batch i
 
 from __future__ import annotations
 
+import base64
 import importlib
 import io
 from collections.abc import Mapping
@@ -116,7 +117,7 @@ class Access:
         there = evolve(self, settings=evolve(self.settings, api_base_url=base_url.rstrip("/")))
         proxy = _proxy_of(there.settings)
         # aiohttp knows only the plain ones.
-        if self.transport == "httpx" or (proxy is not None and not proxy.startswith("http://")):
+        if self.transport == "httpx" or (proxy is not None and not proxy.reveal().startswith("http://")):
             return _OverHttpx(there)
         return _OverAiohttp(there, proxy)
 
@@ -166,24 +167,36 @@ class _Base:
         return Reply(status, body, request_id, retry_after)
 
 
-def _proxy_of(settings: Settings) -> str | None:
-    """The proxy that the environment names for these."""
+def _proxy_of(settings: Settings) -> Secret | None:
+    """The proxy that the environment names for these; its URL may have a password."""
     if not trusts_environment(settings):
         return None
     url = urlsplit(settings.api_base_url)
     proxies = getproxies()
-    proxy = proxies.get(url.scheme) or proxies.get("all")
-    if not proxy or proxy_bypass(url.hostname or ""):
+    proxy = Secret(proxies.get(url.scheme) or proxies.get("all") or "")
+    del proxies  # a traceback that shows locals would show it
+    # With the port and without: both may be what is excepted.
+    if not proxy.reveal() or proxy_bypass(url.netloc) or proxy_bypass(url.hostname or ""):
         return None
-    return proxy if "://" in proxy else f"http://{proxy}"
+    return proxy if "://" in proxy.reveal() else Secret(f"http://{proxy.reveal()}")
 
 
 class _OverAiohttp(_Base):
-    def __init__(self, access: Access, proxy: str | None) -> None:
+    def __init__(self, access: Access, proxy: Secret | None) -> None:
         super().__init__(access)
-        self._proxy = proxy
-        if proxy is not None and (password := urlsplit(proxy).password):
-            self._redactor.remember(Secret(unquote(password)))
+        self._proxy: str | None = None
+        self._login: dict[str, str] | None = None
+        if proxy is not None:
+            url = urlsplit(proxy.reveal())
+            login, _, host = url.netloc.rpartition("@")
+            # Without the login, which aiohttp would tell in its errors.
+            self._proxy = url._replace(netloc=host).geturl()
+            if login:
+                # Of the headers for a proxy, aiohttp makes Proxy-Authorization of this one.
+                encoded = base64.b64encode(unquote(login).encode()).decode()
+                self._login = {"Authorization": f"Basic {encoded}"}
+                del encoded
+            del url, login
         self._aiohttp: Any = importlib.import_module("aiohttp")
         self._session: Any = None
         # Not among the session's headers, which aiohttp shows to proxies as well.
@@ -210,7 +223,12 @@ class _OverAiohttp(_Base):
     async def _post(self, url: str, body: bytes) -> Reply:
         data = body if len(body) < _LARGE else io.BytesIO(body)
         async with self._session.post(
-            url, data=data, headers=self._key, proxy=self._proxy, allow_redirects=False
+            url,
+            data=data,
+            headers=self._key,
+            proxy=self._proxy,
+            proxy_headers=self._login,
+            allow_redirects=False,
         ) as response:
             return self._sort(response.status, response.headers, await response.read())
 

@@ -88,7 +88,8 @@ def judge(outcome: Reply | Failure, request: Request) -> Settled | Failed:
         429: Trouble.TOO_MANY,
         503: Trouble.NOT_READY,
     }.get(status, Trouble.OUTAGE)
-    retry_after = min(outcome.retry_after or 0.0, _LONGEST_RETRY_AFTER)
+    asks_to_wait = trouble in {Trouble.TOO_MANY, Trouble.NOT_READY}
+    retry_after = min(outcome.retry_after or 0.0, _LONGEST_RETRY_AFTER) if asks_to_wait else 0.0
     return Failed(trouble, f"status {status}", line, retry_after)
 
 

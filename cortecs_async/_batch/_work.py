@@ -23,8 +23,8 @@ _CHUNK = 1 << 20
 _MOST_LINES = 2048
 
 # Requests that wait for another attempt, and their bytes: with more of them, none is read that is new.
-_MOST_LATER = 512
-_MOST_LATER_BYTES = 16 << 20
+_MOST_WAITING = 512
+_MOST_WAITING_BYTES = 16 << 20
 
 
 class Work:
@@ -51,9 +51,9 @@ class Work:
         self._returned: deque[Request] = deque()
         self._later: list[tuple[float, int, Request]] = []
         self._order = itertools.count()
-        self._later_bytes = 0
+        self._at_last: deque[Request] = deque()
+        self._waiting_bytes = 0
         self._open = 0
-        self._untried = 0  # of those that were read and not answered, those that have never failed
         self._news = anyio.Event()
         self._end = anyio.Event()
         self._hunger = anyio.Event()
@@ -61,7 +61,8 @@ class Work:
     @property
     def is_over(self) -> bool:
         """Whether everything is answered."""
-        return self._is_read and not (self._ahead or self._returned or self._later or self._open)
+        waiting = self._ahead or self._returned or self._later or self._at_last
+        return self._is_read and not (waiting or self._open)
 
     async def wait_for_more(self) -> None:
         """Waits until there may be another one, or everything is answered."""
@@ -81,22 +82,9 @@ class Work:
             self._open += 1
         return request
 
-    @property
-    def has_only_failures(self) -> bool:
-        """Whether everything that is left has failed before."""
-        return self._is_read and not self._ahead and not self._untried
-
-    def note_failure(self, request: Request) -> None:
-        """One that was taken has failed, whoever is to blame."""
-        if not request.has_failed:
-            request.has_failed = True
-            self._untried -= 1
-
-    def settle(self, request: Request) -> None:
+    def settle(self) -> None:
         """One is answered."""
         self._open -= 1
-        if not request.has_failed:
-            self._untried -= 1
         if self.is_over:
             self._tell()
 
@@ -109,8 +97,15 @@ class Work:
     def postpone(self, request: Request, seconds: float) -> None:
         """One is to be tried again, not before so many seconds."""
         self._open -= 1
-        self._later_bytes += len(request.body)
+        self._waiting_bytes += len(request.body)
         heapq.heappush(self._later, (anyio.current_time() + seconds, next(self._order), request))
+        self._tell()
+
+    def put_last(self, request: Request) -> None:
+        """One is to be tried again when there is nothing else to do: it takes long, mostly for nothing."""
+        self._open -= 1
+        self._waiting_bytes += len(request.body)
+        self._at_last.append(request)
         self._tell()
 
     async def read(self) -> None:
@@ -132,12 +127,20 @@ class Work:
 
     def _next(self) -> Request | None:
         if self._later and self._later[0][0] <= anyio.current_time():
-            request = heapq.heappop(self._later)[2]
-            self._later_bytes -= len(request.body)
-            return request
+            return self._wait_no_more(heapq.heappop(self._later)[2])
         if self._returned:
             return self._returned.popleft()
-        if len(self._later) >= _MOST_LATER or self._later_bytes >= _MOST_LATER_BYTES:
+        if (request := self._next_new()) is not None or not self._at_last:
+            return request
+        return self._wait_no_more(self._at_last.popleft())
+
+    def _wait_no_more(self, request: Request) -> Request:
+        self._waiting_bytes -= len(request.body)
+        return request
+
+    def _next_new(self) -> Request | None:
+        waiting = len(self._later) + len(self._at_last)
+        if waiting >= _MOST_WAITING or self._waiting_bytes >= _MOST_WAITING_BYTES:
             return None
         while self._ahead:
             number, line = self._ahead.popleft()
@@ -145,7 +148,6 @@ class Work:
             if self._bytes <= _AHEAD // 2 and len(self._ahead) <= _MOST_LINES // 2:
                 self._hunger.set()
             if (found := self._reader.read(number, line)) is not None:
-                self._untried += 1
                 return found[0]
         return None
 
@@ -159,7 +161,8 @@ class Work:
         try:
             self._check_same()
             for number, _, line in read_lines(self._source):
-                if not is_done(self._done, number) and not line.isspace():
+                # The bits end with the last request, and blank lines may follow.
+                if not line.isspace() and not is_done(self._done, number):
                     yield number, line
             self._check_same()
         except OSError as error:

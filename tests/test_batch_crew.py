@@ -1,0 +1,318 @@
+"""Those who work on an instance, with endpoints that fail in many ways: whose fault is it?"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import anyio
+import anyio.lowlevel
+import pytest
+from attrs import define, field
+
+from cortecs_async._batch import _threads
+from cortecs_async._batch._crew import Crew
+from cortecs_async._batch._format import RequestReader
+from cortecs_async._batch._sender import Reply
+from cortecs_async._batch._sink import Line
+from cortecs_async._batch._work import Work
+from cortecs_async._limit import AdaptiveLimit, FixedLimit
+from cortecs_async._retry import Failure, Kind
+from cortecs_async.errors import EndpointError
+
+GOOD = Reply(200, b'{"object":"chat.completion","usage":{"prompt_tokens":1,"completion_tokens":2}}')
+TIMEOUT = 600.0
+
+Answers = Callable[[int], Reply | Failure | None]
+
+
+@pytest.fixture(autouse=True)
+def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def inline(work: Callable[[], Any], *, abandon: bool = False) -> Any:
+        await anyio.lowlevel.checkpoint()
+        return work()
+
+    monkeypatch.setattr(_threads, "in_thread", inline)
+
+
+def bad(style: str) -> Reply | Failure:
+    match style:
+        case "lost":
+            return Failure(kind=Kind.LOST, detail="cut")
+        case "busy":
+            return Reply(503, b"{}", retry_after=7.0)
+        case _:
+            return Reply(int(style), b"<html>")
+
+
+@define
+class Endpoint:
+    """Answers after a while, and not always.
+
+    Attributes:
+        seconds: How long answers take: the least and the most.
+        poison: What it says at once to these requests; to those with None, nothing.
+        outages: From when until when it says what, at once, to all.
+        together: More than so many at once get a 429.
+    """
+
+    rng: random.Random
+    seconds: tuple[float, float]
+    poison: dict[int, Reply | Failure | None] = field(factory=dict)
+    outages: list[tuple[float, float, Reply | Failure]] = field(factory=list)
+    together: int = 10**9
+    asked: Counter[int] = field(factory=Counter)
+    busy: int = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
+
+    async def post(self, path: str, body: bytes) -> Reply | Failure:
+        number = json.loads(body).get("number", -1)
+        self.asked[number] += 1
+        if self.busy >= self.together:
+            return Reply(429, b"{}")
+        self.busy += 1
+        try:
+            return await self._answer(number)
+        finally:
+            self.busy -= 1
+
+    async def _answer(self, number: int) -> Reply | Failure:
+        if (said := self._outage()) is not None:
+            await anyio.sleep(0.01)
+            return said
+        said = self.poison.get(number, GOOD)
+        if said is None:
+            await anyio.sleep(TIMEOUT)
+            return Failure(kind=Kind.TIMED_OUT, detail="no answer")
+        # What is small is answered soon.
+        await anyio.sleep(
+            0.01 if said is not GOOD else 0.3 if number < 0 else self.rng.uniform(*self.seconds)
+        )
+        return self._outage() or said
+
+    def _outage(self) -> Reply | Failure | None:
+        now = anyio.current_time()
+        return next((said for begin, end, said in self.outages if begin <= now < end), None)
+
+
+@define
+class Sink:
+    """Keeps what it is given."""
+
+    lines: list[Line] = field(factory=list)
+    is_full: bool = False
+
+    def put(self, line: Line) -> None:
+        self.lines.append(line)
+
+    @property
+    def succeeded(self) -> set[int]:
+        return {line.request.number - 1 for line in self.lines if line.usage is not None}
+
+    @property
+    def failed(self) -> set[int]:
+        return {line.request.number - 1 for line in self.lines if line.usage is None}
+
+
+@define
+class Outcome:
+    sink: Sink
+    errors: list[EndpointError]
+    seconds: float
+
+
+async def work_on(
+    folder: Path,
+    count: int,
+    *endpoints: Endpoint,
+    concurrency: int | Literal["auto"] = 8,
+    max_retries: int = 5,
+) -> Outcome:
+    source = folder / "in.jsonl"
+    with source.open("w") as file:
+        for number in range(count):
+            request = {"custom_id": f"r{number}", "url": "/v1/chat/completions", "body": {"number": number}}
+            file.write(json.dumps(request) + "\n")
+    reader = RequestReader("in.jsonl", "org/model", override_model=False)
+    work = Work(source, reader, bytearray(count // 8 + 1), source.stat())
+    sink: Any = Sink()
+    errors: list[EndpointError] = []
+
+    async def run(endpoint: Endpoint) -> None:
+        limit = AdaptiveLimit() if concurrency == "auto" else FixedLimit(concurrency)
+        crew = Crew(
+            instance_id="i",
+            model="org/model",
+            sender=endpoint,
+            work=work,
+            sink=sink,
+            limit=limit,
+            max_retries=max_retries,
+        )
+        try:
+            await crew.run()
+        except EndpointError as error:
+            errors.append(error)
+
+    began = anyio.current_time()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work.read)
+        async with anyio.create_task_group() as crews:
+            for endpoint in endpoints:
+                crews.start_soon(run, endpoint)
+        tasks.cancel_scope.cancel()
+    assert max(Counter(line.request.number for line in sink.lines).values(), default=1) == 1
+    if len(errors) < len(endpoints):
+        assert len(sink.lines) == count
+    return Outcome(sink, errors, anyio.current_time() - began)
+
+
+class TestPoison:
+    """Requests that are never answered, among others that are."""
+
+    @pytest.mark.parametrize("style", ["500", "lost"])
+    @pytest.mark.parametrize("seconds", [(0.05, 0.2), (10.0, 20.0)])
+    @pytest.mark.parametrize("concurrency", [1, 8, "auto"])
+    @pytest.mark.parametrize(
+        "which",
+        [{150}, set(range(8)), set(range(100, 140)), set(range(0, 300, 50)), {299}],
+        ids=["one", "head", "cluster", "some", "last"],
+    )
+    async def test_it_costs_little(
+        self, tmp_path: Path, style: str, seconds: tuple[float, float], concurrency: Any, which: set[int]
+    ) -> None:
+        endpoint = Endpoint(random.Random(1), seconds, dict.fromkeys(which, bad(style)))
+        done = await work_on(tmp_path, 300, endpoint, concurrency=concurrency)
+        assert done.errors == []
+        assert done.sink.failed == which
+        assert max(endpoint.asked[number] for number in which) <= 16
+        at_once = 64 if concurrency == "auto" else concurrency
+        ideal = (300 - len(which)) * sum(seconds) / 2 / at_once
+        # The growing waits of the last.
+        assert done.seconds < 1.3 * ideal + 60 + 4 * len(which) / at_once
+
+    @pytest.mark.parametrize("concurrency", [4, 32, "auto"])
+    @pytest.mark.parametrize("count", [1, 5, 40])
+    async def test_what_never_ends_gets_three_time_outs_at_the_most(
+        self, tmp_path: Path, count: int, concurrency: Any
+    ) -> None:
+        which = {7 * number for number in range(count)}
+        endpoint = Endpoint(random.Random(1), (3.0, 7.0), dict.fromkeys(which))
+        done = await work_on(tmp_path, 400, endpoint, concurrency=concurrency)
+        assert done.errors == []
+        assert done.sink.failed == which
+        assert {endpoint.asked[number] for number in which} <= {2, 3}
+        waves = max(1.0, 3 * count / (concurrency if isinstance(concurrency, int) else 32))
+        assert done.seconds < TIMEOUT * (waves + 3) + 600
+
+    @pytest.mark.parametrize("max_retries", [0, 1, 2])
+    async def test_it_is_asked_no_more_than_that(self, tmp_path: Path, max_retries: int) -> None:
+        endpoint = Endpoint(random.Random(1), (0.05, 0.1), {3: bad("500")})
+        done = await work_on(tmp_path, 1000, endpoint, concurrency=4, max_retries=max_retries)
+        assert done.sink.failed == {3}
+        # Once more than none: from one failure nobody can tell.
+        assert endpoint.asked[3] == max(max_retries + 1, 2)
+
+    @pytest.mark.parametrize("count", [1, 3, 700])
+    async def test_nothing_but_poison(self, tmp_path: Path, count: int) -> None:
+        endpoint = Endpoint(random.Random(1), (1.0, 1.0), dict.fromkeys(range(count), bad("500")))
+        done = await work_on(tmp_path, count, endpoint)
+        assert done.errors == []
+        assert done.sink.failed == set(range(count))
+        assert done.seconds < 60 + 7 * count / 8
+
+
+class TestOutages:
+    """An endpoint that is away for a while: nobody's fault."""
+
+    @pytest.mark.parametrize("style", ["502", "404", "401", "lost", "busy"])
+    @pytest.mark.parametrize("begin", [0.0, 6.0, 36.5])
+    @pytest.mark.parametrize("concurrency", [1, 8, "auto"])
+    async def test_all_are_answered_afterwards(
+        self, tmp_path: Path, style: str, begin: float, concurrency: Any
+    ) -> None:
+        length = 9.0 if style == "401" and begin == 0 else 120.0
+        endpoint = Endpoint(random.Random(1), (1.0, 2.0), outages=[(begin, begin + length, bad(style))])
+        count = 200 if concurrency == 8 else 25 if concurrency == 1 else 600
+        done = await work_on(tmp_path, count, endpoint, concurrency=concurrency)
+        assert done.errors == []
+        assert done.sink.failed == set()
+
+    @pytest.mark.parametrize("style", ["502", "401", "lost", "busy", "429"])
+    @pytest.mark.parametrize("concurrency", [1, 8, "auto"])
+    async def test_for_good_it_is_given_up(self, tmp_path: Path, style: str, concurrency: Any) -> None:
+        endpoint = Endpoint(random.Random(1), (1.0, 2.0), outages=[(5.0, 1e9, bad(style))])
+        done = await work_on(tmp_path, 5000, endpoint, concurrency=concurrency)
+        (error,) = done.errors
+        assert {"401": "refuses the key", "429": "takes no requests"}.get(style, "answers nothing") in str(
+            error
+        )
+        assert done.sink.failed == set()
+        # What it asks to wait does not count as its failure.
+        assert 184 < done.seconds < (620 if style == "busy" else 260)
+
+    async def test_one_that_hangs_is_given_up(self, tmp_path: Path) -> None:
+        hangs: dict[int, Reply | Failure | None] = dict.fromkeys(range(-1, 5000))
+        done = await work_on(tmp_path, 5000, Endpoint(random.Random(1), (1.0, 2.0), hangs))
+        (error,) = done.errors
+        assert "answers nothing" in str(error)
+        assert done.sink.lines == []
+        assert done.seconds < TIMEOUT + 180 + TIMEOUT
+
+    async def test_one_that_never_answers_in_time_is_given_up(self, tmp_path: Path) -> None:
+        hangs: dict[int, Reply | Failure | None] = dict.fromkeys(range(5000))
+        done = await work_on(tmp_path, 5000, Endpoint(random.Random(1), (1.0, 2.0), hangs))
+        (error,) = done.errors
+        assert "has timed out 64 times" in str(error)
+        assert done.seconds < 9 * TIMEOUT
+
+    async def test_the_others_go_on_without_it(self, tmp_path: Path) -> None:
+        dead = Endpoint(random.Random(1), (1.0, 2.0), outages=[(10.0, 1e9, bad("502"))])
+        alive = Endpoint(random.Random(2), (1.0, 2.0))
+        done = await work_on(tmp_path, 2000, dead, alive)
+        assert len(done.errors) == 1
+        assert done.sink.failed == set()
+
+    async def test_more_than_it_takes_is_put_off(self, tmp_path: Path) -> None:
+        endpoint = Endpoint(random.Random(1), (250.0, 300.0), together=4)
+        done = await work_on(tmp_path, 40, endpoint, concurrency=32)
+        assert done.errors == []
+        assert done.sink.failed == set()
+
+
+@pytest.mark.parametrize("seed", range(60))
+async def test_whatever_happens_each_gets_its_own(tmp_path: Path, seed: int) -> None:
+    """Endpoints that fail for less than the patience, and requests that nobody can answer."""
+    rng = random.Random(seed)
+    count = rng.choice([1, 3, 20, 100, 400])
+    seconds = rng.choice([(0.05, 0.2), (1.0, 3.0), (10.0, 20.0)])
+    share = rng.choice([0.0, 0.01, 0.1])
+    said = [bad("500"), bad("404"), bad("lost"), None]
+    poison = {number: rng.choice(said) for number in range(count) if rng.random() < share}
+    endpoints = []
+    for _ in range(rng.choice([1, 1, 2, 3])):
+        outages: list[tuple[float, float, Reply | Failure]] = []
+        at = 0.0
+        for _ in range(rng.choice([0, 0, 1, 2])):
+            at += rng.uniform(5.0, 100.0)
+            outages.append(
+                (at, at + rng.uniform(1.0, 100.0), bad(rng.choice(["502", "404", "lost", "busy"])))
+            )
+            at = outages[-1][1] + 60.0
+        endpoints.append(Endpoint(rng, seconds, poison, outages, rng.choice([10**9, 6])))
+    concurrency: Any = rng.choice([1, 2, 8, 32, "auto"])
+    done = await work_on(tmp_path, count, *endpoints, concurrency=concurrency)
+    assert done.sink.failed <= set(poison)
+    if len(endpoints) == 1:
+        assert done.errors == []
+    if len(done.errors) < len(endpoints):
+        assert done.sink.failed == set(poison)
