@@ -17,6 +17,8 @@ def main() -> None:
         sys.exit(_INTERRUPTED)
     except OSError as error:
         _fail(error)
+    finally:
+        _forget_lost_words()
 
 
 def _run() -> None:
@@ -39,6 +41,14 @@ def _open_missing() -> None:
             stream = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115  (for as long as we run)
             os.set_inheritable(stream.fileno(), True)  # noqa: FBT003  (it has no name)
             setattr(sys, name, stream)
+
+
+def _forget_lost_words() -> None:
+    """Drops what standard error could not be given: Python would fail on it, with a status of its own."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _fail(error: OSError) -> None:

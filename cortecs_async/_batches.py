@@ -66,7 +66,8 @@ class BatchMethods:
             teardown_timeout: Seconds for its release.
             max_lifetime: Seconds that each instance may live.
             max_cost: What all instances may cost together, in the currency of the account, in equal parts.
-            instances: How many share the work. When one is lost the others do what it had.
+            instances: How many share the work, not more than there are requests. When one is lost the others
+                do what it had.
             concurrency: Requests at once on each instance; `auto` finds out how many are best.
             request_timeout: Seconds for one attempt of a request.
             max_retries: Attempts that may fail after the first before a request becomes an error line. Only

@@ -88,7 +88,10 @@ class HTTP:
                 outcome = await self._attempt(call, token, attempts, min(self._settings.timeout, left))
             finally:
                 self._slots.leave(call.urgency)
-            spent += anyio.current_time() - began
+            seconds = anyio.current_time() - began
+            spent += seconds
+            said = outcome.status or (outcome.kind.value if isinstance(outcome, Failure) else "")
+            logger.debug("%s %s: %s, %.2f s", call.method, call.path, said, seconds)
             if isinstance(outcome, Reply):
                 return outcome
             unknown = unknown or (call.has_effect and may_have_worked(call.method, outcome))

@@ -25,7 +25,7 @@ from cortecs_async.emulator import Emulator, serve_emulator
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 HARDWARE = "NVIDIA_H100_1"
 
-PROGRAM = "from cortecs_async._cli import cli\ncli(prog_name='cortecs-async')"
+PROGRAM = "from cortecs_async.__main__ import main\nmain()"
 
 
 @contextmanager

@@ -484,6 +484,15 @@ class TestInstances:
             assert emulator.existing == ()
         assert not files.target.exists()
 
+    async def test_there_are_no_more_of_them_than_requests(self, world: World, files: Files) -> None:
+        files.write(2)
+        async with world() as (emulator, client):
+            plan = await client.plan_batch(files.source, files.target, MODEL, HARDWARE, instances=5)
+            assert plan.instances == 2
+            report = await run(client, files, emulator, instances=5)
+            assert len(emulator.ledger) == 2
+        assert report.succeeded == 2
+
     async def test_one_that_still_starts_when_all_is_done_is_not_waited_for(
         self, world: World, files: Files
     ) -> None:

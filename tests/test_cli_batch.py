@@ -185,6 +185,18 @@ def test_a_concurrency_that_is_none_is_a_usage_error(call: Call, value: str) -> 
     assert "neither auto nor a number" in done.output
 
 
+def test_a_window_that_is_closed_ends_it_as_a_hangup(tmp_path: Path) -> None:
+    write(tmp_path, 400)
+    arguments = ("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", MODEL)
+    with serving(answer_seconds=0.2) as emulator:
+        env = environment(emulator, tmp_path)
+        with Terminal(PROGRAM, *arguments, "--concurrency", "2", env=env) as terminal:
+            terminal.until(lambda text: "of 400" in text)
+            terminal.hang_up()
+            assert terminal.process.wait(timeout=30) == 129
+        assert emulator.existing == ()
+
+
 def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
     write(tmp_path, 400)
     arguments = ("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", MODEL)

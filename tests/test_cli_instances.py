@@ -333,6 +333,17 @@ class TestStopping:
                 assert running.process.wait(timeout=30) == 130
                 assert running.has_said(f"{instance_id} was told to stop, and is stopping")
 
+    def test_one_that_is_stopping_already_is_waited_for(
+        self, call: Call, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with serving(stop_seconds=0.5) as emu:
+            for name, value in emu.env().items():
+                monkeypatch.setenv(name, value)
+            instance_id = emu.start_instance(MODEL, HARDWARE)
+            assert call("stop", "--no-wait", instance_id).stdout == f"{instance_id}  stopping\n"
+            assert call("stop", "--no-wait", instance_id).stdout == f"{instance_id}  stopping\n"
+            assert call("stop", "--all", "--yes").stdout == f"{instance_id}  stopped\n"
+
     def test_one_that_is_deleted_meanwhile_is_gone(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         with serving(stop_seconds=600) as emu:
             for name, value in emu.env().items():
@@ -456,7 +467,7 @@ class TestWatch:
         assert (last["nobody"]["status"], last["nobody"]["instance"]) == ("error", None)
         assert "there is no instance 'nobody'" in last["nobody"]["error"]
         hint = call("watch", "nobody").stdout
-        assert re.search(r"^`cortecs-async ls` shows what there is ", hint, re.MULTILINE)
+        assert re.fullmatch(r"nobody  error  .*; `cortecs-async ls` shows what there is  [0-9.]+ s\n", hint)
 
     def test_a_service_that_cannot_be_reached_is_said_at_once(
         self, call: Call, monkeypatch: pytest.MonkeyPatch
@@ -551,6 +562,10 @@ class TestHarmless:
         shown = call("-vv", "ls")
         assert shown.exit_code == 1
         assert "very-secret-indeed" not in shown.output
+
+    def test_twice_verbose_is_every_request(self, emu: Emulator, call: Call) -> None:
+        assert re.search(r"^GET /instances/: 200, \d\.\d\d s$", call("-vv", "ls").stderr, re.MULTILINE)
+        assert "GET" not in call("-v", "ls").stderr
 
 
 def test_data_are_cleaned_whole() -> None:

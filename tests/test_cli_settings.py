@@ -64,6 +64,16 @@ class TestEnvFile:
             "OPENAI_API_KEY": "k",
         }
 
+    def test_a_line_that_is_none_is_told_with_the_file(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert self._load(monkeypatch, "what is 'this\nOPENAI_API_KEY=k\n", {}, Path("some.env")) == {
+            "OPENAI_API_KEY": "k"
+        }
+        assert [(each.name, each.getMessage()) for each in caplog.records if each.levelname == "WARNING"] == [
+            ("cortecs_async.cli", "some.env: python-dotenv could not parse statement starting at line 1")
+        ]
+
     @pytest.mark.parametrize(
         ("text", "env"),
         [

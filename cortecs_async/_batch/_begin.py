@@ -152,15 +152,16 @@ async def plan(
     hardware = types.get(hardware_type_id or "")
     price = hardware.price_per_minute if hardware is not None else None
     balance = await services.user.balance()
+    instances = min(how.instances, max(found.plan.left, 1))
     return evolve(
         found.plan,
         context_length=context_length,
         model=args.hf_name,
         hardware_type_id=hardware_type_id,
         is_available=hardware_type_id in free if hardware_type_id else None,
-        instances=how.instances,
+        instances=instances,
         num_workers=args.num_workers,
-        price_per_minute=None if price is None else price * args.num_workers * how.instances,
+        price_per_minute=None if price is None else price * args.num_workers * instances,
         currency=hardware.currency if hardware is not None else "",
         balance=balance.current_balance,
         balance_currency=balance.currency,

@@ -212,9 +212,9 @@ class Batch:
         )
         work = Work(self.options.files.source, reader, found.done, found.input_status)
         sink = Sink(output, note)
-        self._lanes = [
-            _Lane(self.new_lease(), self.options.new_limit()) for _ in range(self.options.instances)
-        ]
+        # One that has no request to answer would be billed all the same.
+        instances = min(self.options.instances, found.plan.left)
+        self._lanes = [_Lane(self.new_lease(), self.options.new_limit()) for _ in range(instances)]
         self._working = len(self._lanes)
         try:
             await _without_group(self._work(work, sink, found.plan, tally))

@@ -172,7 +172,7 @@ def _places(options: dict[str, Any]) -> tuple[Path, Path, str, str | None]:
 
 
 def _say_how_far(last: BatchProgress | None) -> None:
-    if last is not None and last.done < last.total:
+    if last is not None and 0 < last.done < last.total:
         done = f"{last.done:,} of {last.total:,}"
         say(f"{done} are answered and on the disk: the same command goes on from there")
 

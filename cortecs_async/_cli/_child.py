@@ -25,7 +25,10 @@ GRACE = 10.0
 # A terminal sends these to all of its foreground, the command among them. That it was the terminal is a
 # guess: Python does not tell a handler who has sent a signal.
 _FROM_TERMINAL = frozenset({signal.SIGINT, signal.SIGQUIT})
-_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+_FORWARDED = (
+    *(signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT),
+    *(signal.SIGUSR1, signal.SIGUSR2),  # with which schedulers announce the end of a job
+)
 
 
 class CannotRunError(Exception):

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
 from datetime import datetime
-from typing import Any, NoReturn, TypeVar, cast
+from typing import IO, Any, NoReturn, TextIO, TypeVar, cast
 
 import anyio
 import attrs
@@ -105,7 +105,30 @@ def output() -> Console:
 
 def errors() -> Console:
     """Standard error, for everything that is not the result."""
-    return Console(stderr=True, highlight=False, soft_wrap=not sys.stderr.isatty())
+    forgiving = cast("IO[str]", _Forgiving(sys.stderr))
+    return Console(file=forgiving, highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+class _Forgiving:
+    """Standard error that may go away: a window that is closed, a pipe that nobody reads any more.
+
+    That must not end what is shown on it, a lease for example.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def is_quiet() -> bool:

@@ -32,7 +32,7 @@ _REFUSED = (BadRequestError, ConflictError, NotFoundError)
 # On a narrow terminal some are left out; `show` has them.
 _COLUMNS = ("id", "model", "hardware", "workers", "status", "step", "started", "base url")
 
-_OPTIONAL = ("base url", "started")
+_OPTIONAL = ("base url", "started", "step", "workers", "hardware")
 
 _JSON = json_option("As JSON, with everything that the service says.")
 _YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
@@ -239,9 +239,10 @@ async def _stop(client: AsyncCortecs, instance_id: str, *, patience: float) -> s
             instance = await client.instances.get(instance_id)
         except _REFUSED:
             raise refusal from None
-        if not is_over(instance):
+        if is_over(instance):
+            return f"{instance.status} already"
+        if instance.status.lower() != "stopping":
             raise
-        return f"{instance.status} already"
     if is_over(instance) or not patience:
         return instance.status
     try:

@@ -111,14 +111,19 @@ async def _run(command: list[str], model: str, hardware: str | None, options: di
                         status = await _serve(command, lease)
             except anyio.get_cancelled_exc_class() as cancelled:
                 say_what_is_left(cancelled)
+                _say_receipt(lease, status)
                 raise
     except CortecsError as error:
         _fail(reason(error))
         status = LEASE_FAILED
+    _say_receipt(lease, status)
+    return status
+
+
+def _say_receipt(lease: InstanceLease | None, status: int) -> None:
     # The log has it otherwise, unless the release failed.
     if lease is not None and (status == LEASE_FAILED or not is_verbose()):
         say(f"{lease.instance_id}: {lease.receipt}")
-    return status
 
 
 async def _serve(command: list[str], lease: InstanceLease) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -34,7 +36,8 @@ def load_env_file(path: Path | None) -> None:
         # Plain files only: a pipe of that name would never end.
         if path is None and not _IMPLICIT.is_file():
             return
-        said = dotenv_values(path or _IMPLICIT, interpolate=False)
+        with _renamed(path or _IMPLICIT):
+            said = dotenv_values(path or _IMPLICIT, interpolate=False)
         values = {name: value for name, value in said.items() if value and _is_ours(name)}
         new = {name: value for name, value in values.items() if name not in os.environ}
         if path is None:
@@ -47,6 +50,22 @@ def load_env_file(path: Path | None) -> None:
         return
     if new:
         logger.info("from %s: %s", path or _IMPLICIT, ", ".join(sorted(new)))
+
+
+@contextmanager
+def _renamed(path: Path) -> Iterator[None]:
+    """Says what python-dotenv says of lines that it cannot read, with the name of the file."""
+    log = logging.getLogger("dotenv.main")
+
+    def refuse(record: logging.LogRecord) -> bool:
+        logger.warning("%s: %s", path, record.getMessage())
+        return False
+
+    log.addFilter(refuse)
+    try:
+        yield
+    finally:
+        log.removeFilter(refuse)
 
 
 def _is_ours(name: str) -> bool:

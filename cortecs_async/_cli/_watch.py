@@ -168,7 +168,7 @@ class _Lines:
             return
         details: list[str | None] = [change.instance_id, change.status]
         if change.error is not None:
-            details.append(reason(change.error))
+            details.append(reason(change.error).replace("\n", "; "))
         elif change.instance is not None:
             details += [step(change.instance), change.instance.base_url]
         click.echo(clean("  ".join([*filter(None, details), f"{change.elapsed:.1f} s"])))
