@@ -595,7 +595,7 @@ class TestBadInput:
         files.write(1)
         files.target.symlink_to(files.target)
         async with world() as (emulator, client):
-            with pytest.raises(InvalidArgumentError, match="output"):
+            with pytest.raises(BatchFileError, match="Too many levels of symbolic links"):
                 await run(client, files, emulator)
             assert emulator.requests == ()
 

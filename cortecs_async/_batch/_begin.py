@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -198,10 +197,9 @@ def _path(name: str, value: AnyPath) -> Path:
         return path.resolve() if path.is_symlink() else path
     except TypeError:
         raise InvalidArgumentError(f"{name} must be a path, not {type(value).__name__}") from None
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            return Path(value)  # what is wrong is told when it is opened
-        raise InvalidArgumentError(f"{name} is a link to itself: {value!r}") from None
-    except (ValueError, RuntimeError):
-        # A null character; before Python 3.13 also links in a circle.
+    except (OSError, RuntimeError):
+        # What is wrong is told when it is opened. The second is Python's for links in a circle, before 3.13.
+        return Path(value)
+    except ValueError:
+        # A null character.
         raise InvalidArgumentError(f"{name} must be a path of a file, not {value!r}") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -53,7 +53,7 @@ def load_env_file(path: Path | None) -> None:
 
 
 @contextmanager
-def _renamed(path: Path) -> Iterator[None]:
+def _renamed(path: Path) -> Generator[None]:
     """Says what python-dotenv says of lines that it cannot read, with the name of the file."""
     log = logging.getLogger("dotenv.main")
 
