@@ -70,7 +70,8 @@ class TestEnvFile:
         assert self._load(monkeypatch, "what is 'this\nOPENAI_API_KEY=k\n", {}, Path("some.env")) == {
             "OPENAI_API_KEY": "k"
         }
-        assert [(each.name, each.getMessage()) for each in caplog.records if each.levelname == "WARNING"] == [
+        said = [(each.name, each.getMessage()) for each in caplog.records if each.levelname == "WARNING"]
+        assert [(name, text.lower()) for name, text in said] == [
             ("cortecs_async.cli", "some.env: python-dotenv could not parse statement starting at line 1")
         ]
 

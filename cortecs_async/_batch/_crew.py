@@ -253,7 +253,7 @@ class Crew:
 
     async def _wait_until(self, moment: float) -> None:
         # The others may answer meanwhile what there is.
-        with anyio.move_on_at(moment):
+        with anyio.CancelScope(deadline=moment):
             await self._work.wait_until_over()
 
     def _give_up(self, failed: Failed, seconds: float) -> None:

@@ -68,7 +68,7 @@ class Work:
         """Waits until there may be another one, or everything is answered."""
         # One that is under way can come back.
         news = self._news
-        with anyio.move_on_at(self._later[0][0] if self._later else float("inf")):
+        with anyio.CancelScope(deadline=self._later[0][0] if self._later else float("inf")):
             await news.wait()
 
     async def wait_until_over(self) -> None:
