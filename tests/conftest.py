@@ -35,6 +35,7 @@ from cortecs_async import (
     _rivals,
     _sweep,
 )
+from cortecs_async._batch import _threads
 from cortecs_async.emulator import Emulator
 from cortecs_async.emulator._emulator import _EPOCH
 
@@ -124,6 +125,17 @@ def world() -> Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCo
             yield emulator, client
 
     return opened
+
+
+@pytest.fixture
+def batch_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file work of batches runs in the loop: virtual time does not wait for threads."""
+
+    async def inline(work: Callable[[], Any], *, abandon: bool = False) -> Any:
+        await anyio.lowlevel.checkpoint()
+        return work()
+
+    monkeypatch.setattr(_threads, "in_thread", inline)
 
 
 @pytest.fixture

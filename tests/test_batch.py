@@ -17,7 +17,7 @@ import anyio.lowlevel
 import pytest
 
 from cortecs_async import AsyncCortecs, ConfigurationError, InvalidArgumentError, Progress
-from cortecs_async._batch import _crew, _sink, _threads, _verdict, _work
+from cortecs_async._batch import _crew, _sink, _verdict, _work
 from cortecs_async._batch._output import Output
 from cortecs_async._batch._sender import Reply
 from cortecs_async._retry import Failure, Kind
@@ -35,18 +35,9 @@ from cortecs_async.types import BatchProgress, BatchReport
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 HARDWARE = "NVIDIA_H100_1"
 
+pytestmark = pytest.mark.usefixtures("batch_without_threads")
+
 World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-
-@pytest.fixture(autouse=True)
-def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Virtual time does not wait for threads."""
-
-    async def inline(work: Callable[[], Any], *, abandon: bool = False) -> Any:
-        await anyio.lowlevel.checkpoint()
-        return work()
-
-    monkeypatch.setattr(_threads, "in_thread", inline)
 
 
 class Files:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import anyio
-import anyio.lowlevel
 import pytest
 from attrs import define, field
 
-from cortecs_async._batch import _threads
 from cortecs_async._batch._crew import Crew
 from cortecs_async._batch._format import RequestReader
 from cortecs_async._batch._sender import Reply
@@ -27,16 +24,7 @@ from cortecs_async.errors import EndpointError
 GOOD = Reply(200, b'{"object":"chat.completion","usage":{"prompt_tokens":1,"completion_tokens":2}}')
 TIMEOUT = 600.0
 
-Answers = Callable[[int], Reply | Failure | None]
-
-
-@pytest.fixture(autouse=True)
-def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def inline(work: Callable[[], Any], *, abandon: bool = False) -> Any:
-        await anyio.lowlevel.checkpoint()
-        return work()
-
-    monkeypatch.setattr(_threads, "in_thread", inline)
+pytestmark = pytest.mark.usefixtures("batch_without_threads")
 
 
 def bad(style: str) -> Reply | Failure:
