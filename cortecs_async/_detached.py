@@ -17,6 +17,8 @@ from typing import Generic, TypeVar, cast
 import anyio
 from attrs import define
 
+from ._interrupts import Interrupts
+
 T = TypeVar("T")
 
 logger = logging.getLogger("cortecs_async.lease")
@@ -60,7 +62,12 @@ async def run_to_end(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended
     """
     if in_trio():
         return await _on_trio(work, resume=resume)
-    return await _on_asyncio(work, resume=resume)
+    interrupts = Interrupts.hold()
+    try:
+        return await _on_asyncio(work, resume=resume)
+    finally:
+        if interrupts is not None:
+            interrupts.let_go()
 
 
 def protect_from_interrupts(*functions: Callable[..., object]) -> None:

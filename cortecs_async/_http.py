@@ -16,6 +16,7 @@ from ._connections import HTTPClient
 from ._detached import run_to_end, this_loop
 from ._errors import ClientClosedError, ConfigurationError
 from ._failures import EXCHANGE_PATH, to_error
+from ._interrupts import Interrupts
 from ._messages import Call, Reply
 from ._redact import Redactor
 from ._retry import Failure, Kind, counts, may_have_worked, next_wait
@@ -46,7 +47,7 @@ class HTTP:
         self._transport = Transport(settings, self._redactor, http_client)
         self._slots = Slots(settings.max_connections)
         self._tokens = TokenSource(settings.credential_provider, self._exchange)
-        self._holders = 0
+        self._holders: list[Interrupts | None] = []
         self._loop: object = None
         self._closed = False
 
@@ -147,13 +148,18 @@ class HTTP:
             )
 
     def hold(self) -> None:
-        """A lease begins: the connection pool stays open until it has released, even past `aclose`."""
-        self._holders += 1
+        """A lease begins: until it has released, the pool stays open, past `aclose`, and Ctrl-C is ours."""
+        self._holders.append(Interrupts.hold())
 
     async def release(self) -> None:
         """A lease has ended."""
-        self._holders -= 1
+        self.abandon()
         await self._close_if_done()
+
+    def abandon(self) -> None:
+        """The same where nothing can be awaited."""
+        if interrupts := self._holders.pop():
+            interrupts.let_go()
 
     async def aclose(self) -> None:
         """Refuses further calls, and closes the connection pool as soon as no lease needs it."""

@@ -347,12 +347,10 @@ class InstanceLease(Endpoint):
             self._close_account(release, failure)
         await self._shop.http.release()
         if cause is None:
-            cause = interruption or failure
-            if cause is None:
-                return
-            if cause is not failure:
+            if cause := interruption or failure:
                 self._note(cause, failure)
-            raise cause
+                raise cause
+            return
         self._note(cause, failure)
         if interruption is not None and not isinstance(cause, type(interruption)):
             hand_on(interruption, cause)
@@ -384,6 +382,7 @@ class InstanceLease(Endpoint):
     def _give_up(self) -> None:
         """Leaves it to the reaper: the loop was closed under the block, and nothing can be awaited."""
         self._phase = _Phase.ENDED
+        self._shop.http.abandon()
         start = self._holding.start
         if start is not None and start.state in {State.SENT, State.UNKNOWN}:
             start.no_longer_unknown(State.GIVEN_UP)

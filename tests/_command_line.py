@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import pty
@@ -116,6 +117,15 @@ class Terminal:
     def press(self, text: str) -> None:
         """Presses keys."""
         os.write(self._master, text.encode())
+
+    def insist(self, text: str, expected: str) -> None:
+        """Presses keys again until something is written: Python forgets a Ctrl-C just before it reads."""
+        for _ in range(10):
+            self.press(text)
+            with contextlib.suppress(TimeoutError):
+                self.until(lambda written: expected in written, seconds=3.0)
+                return
+        raise TimeoutError(self.text)
 
     def hang_up(self) -> None:
         """Takes the terminal away, as closing its window does."""

@@ -404,7 +404,10 @@ class TestEnding:
         with Terminal(PROGRAM, "rm", "--all", "--force", env=environment(emu, tmp_path)) as terminal:
             terminal.until(lambda text: "of the whole account? [y/N]" in text)
             assert emu.billing == (instance_id,)
-            terminal.press(keys)
+            if keys == "\x03":
+                terminal.insist(keys, "interrupted")
+            else:
+                terminal.press(keys)
             assert terminal.wait() == status
             assert said in terminal.text
         assert (emu.existing == ()) is (status == 0)

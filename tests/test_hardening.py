@@ -376,7 +376,7 @@ async def test_leaving_twice_releases_once(world: World) -> None:
             pass
         await lease.__aexit__(None, None, None)
         assert routes(emu).count("stop") == 1
-        assert client._assembly.http._holders == 0
+        assert client._assembly.http._holders == []
 
 
 def test_the_bar_takes_the_services_words_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 ROWS: list[tuple[int, set[str]]] = [
     (0, {"_errors", "_version"}),
     (0, {"_domain", "_config"}),  # data and settings; they raise the errors above
+    (1, {"_interrupts"}),
     # Pure, or knowing nothing of the service.
     (
         1,

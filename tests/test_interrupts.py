@@ -1,0 +1,203 @@
+"""Ctrl-C under `asyncio.run`, at every turn of the loop, on virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import anyio
+import pytest
+from _virtual_time import VirtualTimeLoop
+
+from cortecs_async import AsyncCortecs, _interrupts
+from cortecs_async.emulator import Emulator
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+HARDWARE = "NVIDIA_H100_1"
+
+World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
+
+
+def interrupt() -> None:
+    signal.raise_signal(signal.SIGINT)
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    """As `asyncio.run` does."""
+
+    async def coroutine() -> None:
+        await main()
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(coroutine())
+
+
+class Turns:
+    """Does something before what the event loop does as its number `at`, and counts."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], None] = interrupt) -> None:
+        self.number = 0
+        self.counts = False
+        real = asyncio.Handle._run
+
+        def turn(handle: asyncio.Handle) -> Any:
+            if self.counts:
+                self.number += 1
+                # A task whose wake-up is lost is waited for without end.
+                assert self.number < 20_000, "the loop spins"
+                if self.number == at:
+                    act()
+            return real(handle)
+
+        monkeypatch.setattr(asyncio.Handle, "_run", turn)
+
+
+def test_the_second_at_every_turn_of_a_release(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    at, turns = 0, 1
+    while at < turns:
+        at += 1
+        with monkeypatch.context() as patch:
+            turn = Turns(patch, at)
+            left: list[tuple[str, ...]] = []
+
+            async def main(turn: Turns = turn, left: list[tuple[str, ...]] = left) -> None:
+                async with world(stop_seconds=3.0) as (emu, client):
+                    try:
+                        async with client.instance(MODEL, HARDWARE):
+                            turn.counts = True
+                            interrupt()
+                            await anyio.sleep(10_000)
+                    finally:
+                        turn.counts = False
+                        left.append(emu.existing)
+
+            with pytest.raises(KeyboardInterrupt):
+                run(main)
+            assert left == [()], at
+            turns = turn.number
+    # It is a release of several requests that was interrupted at each of these.
+    assert turns > 40
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_every_one_is_a_cancellation(world: World) -> None:
+    """So clean-up of the body that hangs can be left as its body could."""
+    left: list[str] = []
+
+    async def main() -> None:
+        async with world() as (emu, client):
+            try:
+                async with client.instance(MODEL, HARDWARE):
+                    for number in range(5):
+                        try:
+                            interrupt()
+                            await anyio.sleep(10_000)
+                        except asyncio.CancelledError:
+                            left.append(str(number))
+                            if number == 4:
+                                raise
+            finally:
+                assert emu.existing == ()
+                left.append("released")
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main)
+    assert left == [*"01234", "released"]
+
+
+def test_code_that_blocks_the_loop_is_still_reached(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[str] = []
+
+    async def main() -> None:
+        async with world() as (emu, client):
+            try:
+                async with client.instance(MODEL, HARDWARE):
+                    interrupt()
+                    interrupt()
+                    passed.append("two at once are one")
+                    monkeypatch.setattr(_interrupts, "BLOCKED", 0.0)
+                    interrupt()
+                    passed.append("never")
+            finally:
+                assert emu.existing == ()
+
+    with pytest.raises(KeyboardInterrupt):
+        run(main)
+    assert passed == ["two at once are one"]
+
+
+def test_it_is_taken_only_while_something_is_held(world: World) -> None:
+    handlers: list[Any] = []
+
+    async def main() -> None:
+        async with world() as (_, client):
+            handlers.append(signal.getsignal(signal.SIGINT))
+            async with client.instance(MODEL, HARDWARE):
+                handlers.append(signal.getsignal(signal.SIGINT))
+                async with client.instance(MODEL, HARDWARE):
+                    pass
+                handlers.append(signal.getsignal(signal.SIGINT))
+            handlers.append(signal.getsignal(signal.SIGINT))
+
+    run(main)
+    before, within, after_one, after = handlers
+    assert before is after
+    assert within == after_one != before
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_handler_of_the_programs_own_stays(world: World) -> None:
+    received: list[int] = []
+
+    async def main() -> None:
+        async with world() as (_, client):
+            mine = signal.signal(signal.SIGINT, lambda number, _: received.append(number))
+            async with client.instance(MODEL, HARDWARE):
+                interrupt()
+            # And one that is set in the block.
+            signal.signal(signal.SIGINT, mine)
+            async with client.instance(MODEL, HARDWARE):
+                signal.signal(signal.SIGINT, lambda number, _: received.append(-number))
+            interrupt()
+
+    try:
+        run(main)
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert received == [signal.SIGINT, -signal.SIGINT]
+
+
+def test_other_threads_keep_out_of_it(world: World) -> None:
+    seen: list[Any] = []
+
+    async def main() -> None:
+        async with world() as (_, client), client.instance(MODEL, HARDWARE):
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=run, args=(main,))
+    thread.start()
+    thread.join()
+    assert seen == [signal.default_int_handler]
+
+
+def test_a_loop_that_ended_under_a_block_leaves_ctrl_c_as_it_was(world: World) -> None:
+    kept: list[Any] = []
+
+    async def main() -> None:
+        opened = world()
+        kept.append(opened)
+        _, client = await opened.__aenter__()
+        lease = client.instance(MODEL, HARDWARE)
+        kept.append(lease)
+        await lease.__aenter__()
+
+    run(main)
+    assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    with pytest.raises(KeyboardInterrupt):
+        interrupt()
+    kept.pop().__del__()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
