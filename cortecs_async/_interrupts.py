@@ -63,6 +63,7 @@ class Interrupts:
         # The garbage collector calls this in any thread; signals are the main thread's.
         if self._holders or threading.current_thread() is not threading.main_thread():
             return
+        Interrupts._current = None
         if signal.getsignal(signal.SIGINT) == self.receive:
             # The runner takes its handler away when the main task has ended, but does not know this one.
             signal.signal(signal.SIGINT, signal.default_int_handler if self._main.done() else self._before)
