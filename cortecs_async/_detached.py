@@ -57,8 +57,8 @@ async def run_to_end(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended
 
     Args:
         work: What to do. It must bound its own time.
-        resume: Call `work` again when its task is cancelled, as asyncio does with every task after a second
-            Ctrl-C. Only for work that can be taken up where it stopped.
+        resume: Call `work` again when its task is cancelled, as `asyncio.run` does with every task when it
+            ends. Only for work that can be taken up where it stopped.
     """
     if in_trio():
         return await _on_trio(work, resume=resume)
@@ -158,8 +158,8 @@ async def _supervise(work: Callable[[], Awaitable[T]], *, resume: bool) -> T:
         try:
             return await work()
         except (asyncio.CancelledError, KeyboardInterrupt):
-            # asyncio raises a second Ctrl-C in whatever code runs just then, this task's perhaps. The first
-            # has cancelled the main task already, so that nothing is lost by going on.
+            # Where Ctrl-C is not ours (see _interrupts.py), it is raised in whatever code runs just then. The
+            # first has cancelled the main task already: nothing is lost by going on.
             if not resume:
                 raise
             logger.warning("interrupted while releasing an instance: going on until it is released")
