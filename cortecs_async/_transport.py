@@ -34,6 +34,10 @@ _EXCERPT = 300
 _MAX_REDIRECTS = 3
 _CONNECT_TIMEOUT = 10.0
 
+# Of the seconds that an attempt has, those to get a connection in: only when they are over before the attempt
+# is, is it known that nothing was sent.
+_TO_CONNECT = 0.9
+
 # Seconds to wait for a connection of the caller's own client, before what is urgent takes one of ours.
 _PATIENCE = 1.0
 
@@ -171,8 +175,7 @@ class Transport:
         *,
         url: httpx.URL | None = None,
     ) -> httpx.Request:
-        # Within what the attempt as a whole has: only when these are over is it known that nothing was sent.
-        soon = 0.9 * timeout
+        soon = _TO_CONNECT * timeout
         limits = httpx.Timeout(
             None,
             connect=min(_CONNECT_TIMEOUT, soon),

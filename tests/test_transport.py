@@ -233,13 +233,15 @@ class TestSharedClient:
             assert emu.existing == ()
             tasks.cancel_scope.cancel()
 
-    async def test_a_start_is_known_not_to_have_been_sent(self) -> None:
+    async def test_a_start_is_known_not_to_have_been_sent(self, monkeypatch: pytest.MonkeyPatch) -> None:
         async with (
-            self.shared(timeout=0.2, max_retries=0) as (emu, client, http),
+            self.shared(timeout=10.0, max_retries=0) as (emu, client, http),
             anyio.create_task_group() as tasks,
         ):
             await client.instances.list()
             await tasks.start(occupy, http, 2)
+            # Soon, and on a machine that is busy still long before the attempt is over.
+            monkeypatch.setattr(_transport, "_TO_CONNECT", 0.01)
             with pytest.raises(errors.TransportError, match="PoolTimeout") as caught:
                 await client.instances.start(MODEL, HARDWARE)
             assert not caught.value.outcome_unknown
