@@ -744,13 +744,13 @@ class TestOnATerminal:
     def test_what_is_being_deleted_goes(self, tmp_path: Path, how: str) -> None:
         with serving() as emu:
             instance_id = emu.start_instance(MODEL, HARDWARE)
-            emu.add_fault(Fault("delay", route="stop", seconds=1.0))
+            emu.add_fault(Fault("delay", route="stop", seconds=2.0))
             with Terminal(PROGRAM, "top", env=environment(emu, tmp_path)) as terminal:
                 terminal.until(lambda text: instance_id in text)
                 terminal.press("d")
                 terminal.until(lambda text: f"delete {instance_id}?" in text)
                 terminal.press("y")
-                terminal.until(lambda text: "deleting…" in text)
+                terminal.until(lambda _: any(each.route == "stop" for each in emu.requests))
                 if how == "window":
                     terminal.hang_up()
                     assert terminal.process.wait(timeout=30) == 129
