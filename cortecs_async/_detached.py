@@ -158,8 +158,8 @@ async def _supervise(work: Callable[[], Awaitable[T]], *, resume: bool) -> T:
         try:
             return await work()
         except (asyncio.CancelledError, KeyboardInterrupt):
-            # Where Ctrl-C is not ours (see _interrupts.py), it is raised in whatever code runs just then. The
-            # first has cancelled the main task already: nothing is lost by going on.
+            # A Ctrl-C that is raised (see _interrupts.py) hits whatever code runs just then. Under
+            # `asyncio.run` the first has cancelled the main task, so that nothing is lost by going on.
             if not resume:
                 raise
             logger.warning("interrupted while releasing an instance: going on until it is released")

@@ -14,21 +14,19 @@ import signal
 import threading
 import time
 from types import FrameType
-from typing import Any, ClassVar, TypeGuard
+from typing import Any, TypeGuard
 
-# Seconds for which a loop has not come round when it is taken to be blocked by somebody's code.
+# Seconds after which a loop that has taken no notice of a Ctrl-C is taken to be blocked by a task's code.
 BLOCKED = 1.0
 
 
 class Interrupts:
     """Counts what must be released in one run of an event loop, and takes its Ctrl-C meanwhile.
 
-    The first cancels the main task, as it would anyway, and so does every other. Code that blocks the loop is
-    out of reach of a cancellation: a Ctrl-C of which the loop takes no notice for a second makes the next one
-    a KeyboardInterrupt in that code.
+    The first cancels the main task, as it would anyway, and so does every other. A task whose code blocks the
+    loop is out of reach of a cancellation: a Ctrl-C of which the loop takes no notice for a second makes the
+    next one a KeyboardInterrupt in that code.
     """
-
-    _current: ClassVar[Interrupts | None] = None
 
     def __init__(self, loop: asyncio.AbstractEventLoop, before: functools.partial[Any]) -> None:
         self._loop = loop
@@ -48,12 +46,16 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             return None
         handler = signal.getsignal(signal.SIGINT)
-        current = cls._current
-        if current is None or handler != current.receive:
+        current = getattr(handler, "__self__", None)
+        if not isinstance(current, Interrupts):
             if not _is_runners(handler):
                 return None
-            current = cls._current = cls(asyncio.get_running_loop(), handler)
+            current = cls(asyncio.get_running_loop(), handler)
             signal.signal(signal.SIGINT, current.receive)
+        elif current._loop.is_closed():
+            # Of a lease that was never left. This run has no handler for that; the next one will.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            return None
         current._holders += 1
         return current
 
@@ -63,18 +65,20 @@ class Interrupts:
         # The garbage collector calls this in any thread; signals are the main thread's.
         if self._holders or threading.current_thread() is not threading.main_thread():
             return
-        Interrupts._current = None
         if signal.getsignal(signal.SIGINT) == self.receive:
             # The runner takes its handler away when the main task has ended, but does not know this one.
             signal.signal(signal.SIGINT, signal.default_int_handler if self._main.done() else self._before)
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Handles SIGINT."""
-        now = time.monotonic()
-        if self._untaken_since is not None and now - self._untaken_since >= BLOCKED:
-            raise KeyboardInterrupt
         if self._loop.is_closed():
+            signal.signal(number, signal.default_int_handler)
             signal.default_int_handler(number, frame)
+        now = time.monotonic()
+        is_blocked = self._untaken_since is not None and now - self._untaken_since >= BLOCKED
+        # Between two tasks it would be the loop that is only slow, and loses a wake-up.
+        if is_blocked and asyncio.current_task(self._loop) is not None:
+            raise KeyboardInterrupt
         first = self._runner._interrupt_count == 0  # noqa: SLF001  (the next would be raised)
         if first and not self._main.done():
             # It counts, to make a KeyboardInterrupt of the cancellation in the end.
@@ -96,7 +100,7 @@ class Interrupts:
 
 
 def _is_runners(handler: object) -> TypeGuard[functools.partial[Any]]:
-    """Whether `asyncio.Runner` handles Ctrl-C, in the way that all Pythons from 3.11 to 3.14 do."""
+    """Whether `asyncio.Runner` handles Ctrl-C, in the way that Python 3.11 to 3.13 do."""
     if not isinstance(handler, functools.partial) or "main_task" not in handler.keywords:
         return False
     runner = getattr(handler.func, "__self__", None)

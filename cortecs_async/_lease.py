@@ -162,10 +162,11 @@ class InstanceLease(Endpoint):
             )
         self._shop.http.check_open()
         protect_from_interrupts(InstanceLease.__aexit__, InstanceLease._end)
+        # First, because a lease that is dropped while it starts lets go of this.
+        self._shop.http.hold()
         self._phase = _Phase.STARTING
         self._clock = clock()
         self._began = self._clock()
-        self._shop.http.hold()
         try:
             options = self._options
             self._lifetime, self._limit = await self._shop.prices.limit(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import pty
@@ -13,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -122,7 +121,7 @@ class Terminal:
         """Presses keys again until something is written: Python forgets a Ctrl-C just before it reads."""
         for _ in range(10):
             self.press(text)
-            with contextlib.suppress(TimeoutError):
+            with suppress(TimeoutError):
                 self.until(lambda written: expected in written, seconds=3.0)
                 return
         raise TimeoutError(self.text)

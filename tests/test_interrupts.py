@@ -37,9 +37,9 @@ def run(main: Callable[[], Awaitable[None]]) -> None:
 
 
 class Turns:
-    """Does something before what the event loop does as its number `at`, and counts."""
+    """Presses Ctrl-C before what the event loop does as its number `at`, and counts."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, act: Callable[[], None] = interrupt) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, at: int, times: int) -> None:
         self.number = 0
         self.counts = False
         real = asyncio.Handle._run
@@ -50,18 +50,24 @@ class Turns:
                 # A task whose wake-up is lost is waited for without end.
                 assert self.number < 20_000, "the loop spins"
                 if self.number == at:
-                    act()
+                    for _ in range(times):
+                        interrupt()
             return real(handle)
 
         monkeypatch.setattr(asyncio.Handle, "_run", turn)
 
 
-def test_the_second_at_every_turn_of_a_release(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+# Without a second of patience, the loop is taken to be blocked when two come between two of its turns.
+@pytest.mark.parametrize(("blocked", "times"), [(_interrupts.BLOCKED, 1), (0.0, 2)])
+def test_more_of_them_at_every_turn_of_a_release(
+    world: World, monkeypatch: pytest.MonkeyPatch, blocked: float, times: int
+) -> None:
+    monkeypatch.setattr(_interrupts, "BLOCKED", blocked)
     at, turns = 0, 1
     while at < turns:
         at += 1
         with monkeypatch.context() as patch:
-            turn = Turns(patch, at)
+            turn = Turns(patch, at, times)
             left: list[tuple[str, ...]] = []
 
             async def main(turn: Turns = turn, left: list[tuple[str, ...]] = left) -> None:
@@ -184,20 +190,47 @@ def test_other_threads_keep_out_of_it(world: World) -> None:
     assert seen == [signal.default_int_handler]
 
 
-def test_a_loop_that_ended_under_a_block_leaves_ctrl_c_as_it_was(world: World) -> None:
-    kept: list[Any] = []
+class TestALoopThatEndedUnderABlock:
+    """The handler outlives it, as nobody lets go, and must harm nothing that comes later."""
 
-    async def main() -> None:
-        opened = world()
-        kept.append(opened)
-        _, client = await opened.__aenter__()
-        lease = client.instance(MODEL, HARDWARE)
-        kept.append(lease)
-        await lease.__aenter__()
+    def leave_open(self, world: World) -> list[Any]:
+        kept: list[Any] = []
 
-    run(main)
-    assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    with pytest.raises(KeyboardInterrupt):
-        interrupt()
-    kept.pop().__del__()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        async def main() -> None:
+            kept.append(world())
+            _, client = await kept[0].__aenter__()
+            kept.append(client.instance(MODEL, HARDWARE))
+            await kept[1].__aenter__()
+
+        run(main)
+        assert signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+        return kept
+
+    def test_the_end_of_its_lease_gives_ctrl_c_back(self, world: World) -> None:
+        kept = self.leave_open(world)
+        kept.pop().__del__()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+    def test_ctrl_c_is_raised(self, world: World) -> None:
+        kept = self.leave_open(world)
+        with pytest.raises(KeyboardInterrupt):
+            interrupt()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        kept.clear()
+
+    def test_the_run_after_the_next_is_as_any(self, world: World) -> None:
+        kept = self.leave_open(world)
+        handlers: list[Any] = []
+
+        async def main() -> None:
+            async with world() as (_, client), client.instance(MODEL, HARDWARE):
+                if handlers:
+                    kept.clear()  # the lease of old lets go only now
+                handlers.append(signal.getsignal(signal.SIGINT))
+
+        run(main)
+        run(main)
+        old, new = handlers
+        assert old is signal.default_int_handler
+        assert isinstance(new.__self__, _interrupts.Interrupts)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
