@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import ast
 import asyncio
-import inspect
 import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sybil import Document, Example
-from sybil.parsers.markdown import CodeBlockParser
+from _examples import run_examples
 
-from cortecs_async import AsyncCortecs
 from cortecs_async.emulator import Emulator, serve_emulator
 
 pytestmark = pytest.mark.sockets
@@ -24,28 +19,6 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SCALE = ROOT / "docs" / "scale.md"
 BATCH = ROOT / "docs" / "batch.md"
-
-
-class _Runner:
-    """Runs programs as they are, and fragments as the body of an async function that has a `client`."""
-
-    def __init__(self, emulator: Emulator) -> None:
-        self._emulator = emulator
-
-    def __call__(self, example: Example) -> None:
-        source = str(example.parsed)
-        if "asyncio.run(" in source:
-            exec(compile(source, str(README), "exec"), {"__name__": "__main__"})  # noqa: S102
-        else:
-            asyncio.run(self._run_fragment(source))
-
-    async def _run_fragment(self, source: str) -> None:
-        async with AsyncCortecs() as client:
-            names: dict[str, Any] = {"client": client, "AsyncCortecs": AsyncCortecs}
-            code = compile(source, str(README), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
-            result = eval(code, names)  # noqa: S307
-            if inspect.isawaitable(result):
-                await result
 
 
 @pytest.fixture
@@ -60,11 +33,7 @@ def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
 
 
 def test_every_example_runs(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
-    document = Document.parse(str(README), CodeBlockParser("python", _Runner(emulator)))
-    examples = list(document.examples())
-    assert len(examples) == README.read_text().count("```python")
-    for example in examples:
-        example.evaluate()
+    run_examples(README)
     assert emulator.billing == ()
     shown = capsys.readouterr().out
     assert "Why is the sky blue?" in shown
@@ -73,10 +42,7 @@ def test_every_example_runs(emulator: Emulator, capsys: pytest.CaptureFixture[st
 
 def test_every_example_of_scale_runs(emulator: Emulator) -> None:
     pytest.importorskip("httpx_aiohttp")
-    examples = list(Document.parse(str(SCALE), CodeBlockParser("python", _Runner(emulator))).examples())
-    assert len(examples) == SCALE.read_text().count("```python")
-    for example in examples:
-        example.evaluate()
+    run_examples(SCALE)
     assert emulator.existing == ()
     assert len(emulator.ledger) == 20
 
@@ -88,10 +54,7 @@ def test_every_example_of_batch_runs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    examples = list(Document.parse(str(BATCH), CodeBlockParser("python", _Runner(emulator))).examples())
-    assert len(examples) == BATCH.read_text().count("```python")
-    for example in examples:
-        example.evaluate()
+    run_examples(BATCH)
     assert emulator.existing == ()
     shown = capsys.readouterr().out
     assert "2 0 0.03 EUR" in shown

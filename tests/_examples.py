@@ -1,0 +1,42 @@
+"""Runs the Python blocks of a Markdown page, in order, as its reader would."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+from pathlib import Path
+from typing import Any
+
+from sybil import Document, Example
+from sybil.parsers.markdown import CodeBlockParser
+
+from cortecs_async import AsyncCortecs
+
+
+def run_examples(page: Path, **names: Any) -> None:
+    """Runs every block of `page`.
+
+    A block that calls `asyncio.run` is a program, run as it is. Any other is the body of an async function
+    that has a `client`, made from the environment, and `names`.
+    """
+
+    def run(example: Example) -> None:
+        source = str(example.parsed)
+        if "asyncio.run(" in source:
+            exec(compile(source, str(page), "exec"), {"__name__": "__main__"})  # noqa: S102
+        else:
+            asyncio.run(_run_fragment(page, source, names))
+
+    examples = list(Document.parse(str(page), CodeBlockParser("python", run)).examples())
+    assert len(examples) == page.read_text().count("```python")
+    for example in examples:
+        example.evaluate()
+
+
+async def _run_fragment(page: Path, source: str, names: dict[str, Any]) -> None:
+    async with AsyncCortecs() as client:
+        code = compile(source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        result = eval(code, {"client": client, "AsyncCortecs": AsyncCortecs, **names})  # noqa: S307
+        if inspect.isawaitable(result):
+            await result
