@@ -370,6 +370,9 @@ class AsyncCortecs(BatchMethods):
         shown = settings.api_base_url if settings else "(not set up)"
         return f"<AsyncCortecs {shown}{' closed' if self._closed else ''}>"
 
+    def __reduce__(self) -> str:
+        raise TypeError("a client stays in its process: make one in each, and send handles between them")
+
     def __del__(self) -> None:
         if not self._closed:
             warnings.warn(

@@ -93,6 +93,21 @@ class InstanceLease(Endpoint):
         return self.instance.instance_args.hf_name
 
     @property
+    def handle(self) -> InstanceHandle:
+        """The instance as data, for other processes: pickled, or as JSON. It stays this lease's to release.
+
+        Raises:
+            InvalidArgumentError: before the instance was started.
+        """
+        return InstanceHandle(
+            instance_id=self.instance_id,
+            base_url=self.base_url,
+            model=self.model,
+            account=self._shop.keeper.account,
+            expires_at=self._expiry(),
+        )
+
+    @property
     def _where(self) -> tuple[str, str]:
         return self.base_url, self.model
 
@@ -146,13 +161,7 @@ class InstanceLease(Endpoint):
             self._promise_again()
             await self._end(error, "delete")
             raise
-        return InstanceHandle(
-            instance_id=self.instance_id,
-            base_url=self.base_url,
-            model=self.model,
-            account=self._shop.keeper.account,
-            expires_at=self._expiry(),
-        )
+        return self.handle
 
     async def _enter(self) -> None:
         if self._phase is not _Phase.NEW:
@@ -394,6 +403,9 @@ class InstanceLease(Endpoint):
         # A traceback may show a lease whose constructor raised.
         if getattr(self, "_phase", _Phase.ENDED) in {_Phase.STARTING, _Phase.RUNNING}:
             self._give_up()
+
+    def __reduce__(self) -> str:
+        raise TypeError("a lease stays in its process: send `inst.handle` to others")
 
     def __repr__(self) -> str:
         shown = self._instance.instance_id if self._instance is not None else self._options.args.model_id

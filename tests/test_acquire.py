@@ -15,6 +15,7 @@ import pytest
 from cortecs_async import AsyncCortecs, InstanceHandle, errors
 from cortecs_async._journal import books
 from cortecs_async.emulator import Emulator, Fault
+from cortecs_async.emulator._emulator import _EPOCH
 
 World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
 
@@ -50,6 +51,33 @@ async def test_what_one_process_acquires_another_releases(world: World, journals
             assert emu.existing == ()
     assert list(books(journals)) == []
     await other._assembly.http._transport.connections.pools[0].client.aclose()
+
+
+async def test_a_lease_hands_out_its_handle_and_stays_its_owner(world: World, journals: Path) -> None:
+    async with world() as (emu, client):
+        began = _EPOCH + anyio.current_time()
+        lease = client.instance(MODEL, max_lifetime=3600)
+        with pytest.raises(errors.InvalidArgumentError, match="no instance yet"):
+            _ = lease.handle
+        async with lease as inst:
+            handle = pickle.loads(pickle.dumps(inst.handle))  # noqa: S301  (our own)
+            assert (handle.instance_id, handle.base_url, handle.model) == (
+                inst.instance_id,
+                inst.base_url,
+                inst.model,
+            )
+            assert handle.account == client._assembly.keeper.account != ""
+            assert handle.expires_at == pytest.approx(began + 3600)
+        assert emu.existing == ()
+        await client.release(handle)
+
+
+async def test_what_holds_connections_is_not_pickled(world: World) -> None:
+    async with world() as (_, client), client.instance(MODEL) as inst:
+        with pytest.raises(TypeError, match=r"send `inst\.handle`"):
+            pickle.dumps(inst)
+        with pytest.raises(TypeError, match="make one in each"):
+            pickle.dumps(client)
 
 
 def test_a_handle_travels_as_json_and_as_a_pickle() -> None:
