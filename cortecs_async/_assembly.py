@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import anyio
+from attrs import frozen
 
 from ._acquired import release_acquired
 from ._arguments import check_instance_id, check_seconds, check_start
@@ -21,10 +22,20 @@ from ._instances import Instances
 from ._keeper import Keeper, state_directory
 from ._lease import InstanceLease
 from ._owners import Owner, owners
-from ._resources import HardwareTypes, Models, User
+from ._resources import HardwareTypes, Models, Send, User
 from ._starts import Starter
 from ._sweep import Orphan, sweep
 from ._workshop import LeaseOptions, Workshop
+
+
+@frozen
+class Endpoints:
+    """The resources of a client, on one way of sending."""
+
+    instances: Instances
+    models: Models
+    hardware_types: HardwareTypes
+    user: User
 
 
 class Assembly:
@@ -50,13 +61,13 @@ class Assembly:
             on_credentials=self.keeper.know,
             on_close=self.keeper.leave,
         )
-        leased = Instances(self.http.request_held, settings.poll)
+        self._leased = leased = Instances(self.http.request_held, settings.poll)
         self._releasing = Instances(self.http.request_once, settings.poll, twin=leased)
-        send = self.http.request
-        self.instances: Instances = Instances(send, settings.poll, twin=leased)
-        self.models: Models = Models(send)
-        self.hardware_types: HardwareTypes = HardwareTypes(send)
-        self.user: User = User(send)
+        own = self.endpoints(self.http.request)
+        self.instances: Instances = own.instances
+        self.models: Models = own.models
+        self.hardware_types: HardwareTypes = own.hardware_types
+        self.user: User = own.user
         self._workshop = Workshop(
             http=self.http,
             instances=leased,
@@ -71,6 +82,15 @@ class Assembly:
                 max_connections=settings.max_connections,
             ),
             prices=Prices(HardwareTypes(self.http.request_held), Models(self.http.request_held)),
+        )
+
+    def endpoints(self, send: Send) -> Endpoints:
+        """The resources, for who sends with `send`; waits share the client's poller."""
+        return Endpoints(
+            Instances(send, self.settings.poll, twin=self._leased),
+            Models(send),
+            HardwareTypes(send),
+            User(send),
         )
 
     def lease(

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from ._batches import BatchMethods
+from ._calls import CallMethods
 from ._config import (
     MAX_CONNECTIONS,
     CredentialProvider,
@@ -22,6 +23,7 @@ from ._config import (
     resolve_settings,
 )
 from ._errors import ConfigurationError
+from ._log import set_up_log
 
 if TYPE_CHECKING:
     from ._connections import HTTPClient
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from ._workshop import OnLoss
 
 
-class AsyncCortecs(BatchMethods):
+class AsyncCortecs(BatchMethods, CallMethods):
     """A client of the cortecs.ai provisioning API, for asyncio and trio.
 
     Use it with `async with`, or call `aclose()`. One client serves any number of tasks of one event loop.
@@ -104,9 +106,10 @@ class AsyncCortecs(BatchMethods):
         transport: TransportName = "httpx",
     ) -> None:
         self._closed = True  # for __del__, should the next line raise
+        set_up_log(os.environ)
         secret = Secret(client_secret) if client_secret is not None else None
         del client_secret  # a traceback that shows locals would show it
-        self._settings = resolve_settings(
+        self._settings: Settings = resolve_settings(
             client_id=client_id,
             client_secret=secret,
             credential_provider=credential_provider,

@@ -237,9 +237,36 @@ def resolve_settings(
         timeout=timeout,
         retry=retry,
         poll=poll_policy or PollPolicy(),
-        headers=_check_headers(default_headers or {}),
+        headers=_check_headers("default_headers", default_headers or {}),
         max_connections=max_connections,
         transport=transport,
+    )
+
+
+def override(
+    settings: Settings,
+    *,
+    timeout: float | None,
+    max_retries: int | None,
+    retry_policy: RetryPolicy | None,
+    headers: Mapping[str, str] | None,
+) -> Settings:
+    """The settings with what is given instead of what was there, and with these headers besides.
+
+    Raises:
+        ConfigurationError: for what `resolve_settings` would not take either.
+    """
+    retry = retry_policy or settings.retry
+    if max_retries is not None:
+        retry = evolve(retry, max_retries=max_retries)
+    more = _check_headers("headers", headers or {})
+    replaced = {name.lower() for name in more}
+    kept = {name: value for name, value in settings.headers.items() if name.lower() not in replaced}
+    return evolve(
+        settings,
+        timeout=settings.timeout if timeout is None else timeout,
+        retry=retry,
+        headers={**kept, **more},
     )
 
 
@@ -299,16 +326,14 @@ def is_loopback_host(host: str) -> bool:
         return False
 
 
-def _check_headers(headers: Mapping[Any, Any]) -> Mapping[str, str]:
+def _check_headers(argument: str, headers: Mapping[Any, Any]) -> Mapping[str, str]:
     for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
-            raise ConfigurationError("default_headers must be a mapping from strings to strings")
+            raise ConfigurationError(f"{argument} must be a mapping from strings to strings")
         if not _HEADER_NAME.fullmatch(name):
-            raise ConfigurationError(f"default_headers: {name!r} is not the name of a header")
+            raise ConfigurationError(f"{argument}: {name!r} is not the name of a header")
         if name.lower() in _OWN_HEADERS:
-            raise ConfigurationError(f"default_headers must not set {name}: the client sets it itself")
+            raise ConfigurationError(f"{argument} must not set {name}: the client sets it itself")
         if not (value.isascii() and value.replace("\t", " ").isprintable()):
-            raise ConfigurationError(
-                f"default_headers: the value of {name!r} must be printable ASCII on one line"
-            )
+            raise ConfigurationError(f"{argument}: the value of {name!r} must be printable ASCII on one line")
     return dict(headers)

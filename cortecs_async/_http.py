@@ -67,6 +67,7 @@ class HTTP:
         if not self._holders:
             self.check_open()
         self._check_loop()
+        settings = call.settings or self._settings
         spent = 0.0  # seconds, without those in which others had their turn
         attempts = counted = 0
         unknown = False
@@ -79,14 +80,14 @@ class HTTP:
             await self._slots.enter(call.urgency)
             began = anyio.current_time()
             try:
-                left = self._settings.retry.total_timeout - spent
+                left = settings.retry.total_timeout - spent
                 if left <= 0:
                     # The token took all the time. Sent now, a `start` would be given up before its answer
                     # comes.
                     late = Failure(kind=Kind.TIMED_OUT, detail="the time was used up before it could be sent")
                     raise to_error(call.method, call.path, late, attempts=attempts, unknown=unknown)
                 attempts += 1
-                outcome = await self._attempt(call, token, attempts, min(self._settings.timeout, left))
+                outcome = await self._attempt(call, token, attempts, min(settings.timeout, left))
             finally:
                 self._slots.leave(call.urgency)
             seconds = anyio.current_time() - began
@@ -109,7 +110,7 @@ class HTTP:
                     attempt=attempts,
                     counted=counted,
                     elapsed=spent,
-                    policy=self._settings.retry,
+                    policy=settings.retry,
                     rng=self._rng,
                 )
                 if call.retried

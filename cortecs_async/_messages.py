@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from attrs import field, frozen
 
+from ._config import Settings
 from ._errors import DecodeError
 from ._failures import start_warning
 from ._retry import Failure
@@ -29,6 +30,8 @@ class Call:
     # False for the poller, whose next tick is its retry.
     retried: bool = True
     urgency: Urgency = Urgency.CALL
+    # Instead of the client's: its time, retries and headers.
+    settings: Settings | None = field(default=None, repr=False)
 
     # Given for what must not be lost to a cancellation: once sent, an attempt is seen to its end, and this is
     # told of it before the cancellation goes on. Between attempts it can be cancelled as usual.

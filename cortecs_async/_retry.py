@@ -1,8 +1,9 @@
 """What may be repeated, and when. Pure: no clock, no I/O, the randomness handed in.
 
 The service has no idempotency key. A `start` whose answer is lost may have started a billed instance, and a
-second one would start another: it is repeated only when it is certain that the first did nothing. Every other
-request can be repeated: a GET changes nothing, and a `stop`, `delete` or `restart` names its instance.
+second one would start another: it is repeated only when it is certain that the first did nothing. The other
+requests of the API can be repeated: a GET changes nothing, and a `stop`, `delete` or `restart` names its
+instance. Of a POST or PATCH that is not in the published API nobody knows: it is treated as a start.
 """
 
 from __future__ import annotations
@@ -89,11 +90,22 @@ def may_repeat(method: str, path: str, failure: Failure) -> bool:
     """True when sending the request again cannot do more than sending it once."""
     if not is_passing(failure):
         return False
-    return not (is_start(method, path) and may_have_worked(method, failure))
+    return is_idempotent(method, path) or not may_have_worked(method, failure)
+
+
+# The POSTs of the published API that may be sent twice.
+_IDEMPOTENT_POSTS = frozenset(
+    {"/oauth2/token", "/instances/restart", "/instances/stop", "/instances/stop-all"}
+)
+
+
+def is_idempotent(method: str, path: str) -> bool:
+    """True when to send it twice is to send it once: by its method (RFC 9110, 9.2.2), or known to be."""
+    return method not in {"POST", "PATCH"} or (method == "POST" and path in _IDEMPOTENT_POSTS)
 
 
 def is_start(method: str, path: str) -> bool:
-    """True for the one request that is not idempotent."""
+    """True for the request that begins to cost something."""
     return (method, path) == ("POST", "/instances/start")
 
 

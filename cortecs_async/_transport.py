@@ -44,9 +44,10 @@ _PATIENCE = 1.0
 
 @frozen
 class _Signed:
-    """The headers of a request: the same as long as the token is."""
+    """The headers of a request: the same as long as token and settings are."""
 
     token: Token | None
+    settings: Settings
     is_ours: bool  # or goes out on the caller's client, which adds its own
     headers: httpx.Headers = field(repr=False)
 
@@ -188,22 +189,27 @@ class Transport:
             url or self._settings.api_base_url + call.path,
             params=None if url else call.params,
             json=_reveal(call.json),
-            headers=self._headers(client, token),
+            headers=self._headers(client, token, call.settings or self._settings),
             extensions={"timeout": limits.as_dict()},
         )
 
-    def _headers(self, client: httpx.AsyncClient, token: Token | None) -> httpx.Headers:
+    def _headers(self, client: httpx.AsyncClient, token: Token | None, settings: Settings) -> httpx.Headers:
         is_ours = client is not self._given
         signed = self._signed
-        if signed is None or signed.token is not token or signed.is_ours is not is_ours:
+        if (
+            signed is None
+            or signed.token is not token
+            or signed.settings is not settings
+            or signed.is_ours is not is_ours
+        ):
             headers = client.headers.copy() if is_ours else httpx.Headers()
-            headers.update(self._settings.headers)
+            headers.update(settings.headers)
             headers["Accept"] = "application/json"
-            if "user-agent" not in {name.lower() for name in self._settings.headers}:
+            if "user-agent" not in {name.lower() for name in settings.headers}:
                 headers["User-Agent"] = USER_AGENT
             if token is not None:
                 headers["Authorization"] = f"Bearer {token.value.reveal()}"
-            signed = self._signed = _Signed(token, is_ours, headers)
+            signed = self._signed = _Signed(token, settings, is_ours, headers)
         return signed.headers
 
     def _sort(self, call: Call, response: httpx.Response, attempts: int) -> Reply | Failure:

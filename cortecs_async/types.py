@@ -3,6 +3,7 @@
 from ._batch._plan import BatchPlan
 from ._batch._report import BatchProgress, BatchReport
 from ._budget import Receipt
+from ._calls import Calls, Response
 from ._diagnosis import Finding
 from ._domain import (
     AffectedInstances,
@@ -29,6 +30,7 @@ __all__ = [
     "BatchPlan",
     "BatchProgress",
     "BatchReport",
+    "Calls",
     "Finding",
     "HardwareConfig",
     "HardwareType",
@@ -43,6 +45,7 @@ __all__ = [
     "Owner",
     "Progress",
     "Receipt",
+    "Response",
     "Results",
     "WorkerStatus",
 ]

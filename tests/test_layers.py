@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 ROWS: list[tuple[int, set[str]]] = [
     (0, {"_errors", "_version"}),
     (0, {"_domain", "_config"}),  # data and settings; they raise the errors above
-    (1, {"_interrupts"}),
+    (1, {"_interrupts", "_log"}),
     # Pure, or knowing nothing of the service.
     (
         1,
@@ -62,7 +62,7 @@ ROWS: list[tuple[int, set[str]]] = [
     (6, {"_lease", "_acquired"}),
     (6, {"_batch"}),  # loaded with the first batch
     (7, {"_assembly"}),  # loaded with the first client
-    (7, {"_batches"}),
+    (7, {"_batches", "_calls"}),
     (7, {"_client"}),
     (8, {"errors", "types", "signals"}),  # public facades of lower layers
     (8, {"__init__"}),

@@ -124,6 +124,13 @@ class TestTable:
         # Spelled out, because each of these in the wrong list is money: only two failures are repeated.
         assert may_repeat(*START, failed(outcome)) is (outcome in {Kind.NOT_SENT, 429})
 
+    @pytest.mark.parametrize("request_", [("POST", "/unheard-of"), ("PATCH", "/instances/instance-1")])
+    @pytest.mark.parametrize(("outcome", "passing", "worked"), OUTCOMES, ids=ids)
+    def test_what_nobody_knows_is_repeated_as_a_start_is(
+        self, *, request_: tuple[str, str], outcome: Kind | int, passing: bool, worked: bool
+    ) -> None:
+        assert may_repeat(*request_, failed(outcome)) is (passing and not worked)
+
     @pytest.mark.parametrize(("method", "path"), OTHERS)
     def test_only_start_is_start(self, method: str, path: str) -> None:
         assert is_start(*START)

@@ -10,7 +10,7 @@ import click
 from .. import __version__
 from ._account import balance, hardware, models
 from ._batch import batch
-from ._common import interrupted, set_up_logging
+from ._common import interrupted, leave_log_level_to_environment, set_up_logging
 from ._completion import completion
 from ._demo import demo
 from ._doctor import doctor
@@ -47,6 +47,8 @@ def cli(env_file: Path | None, quiet: bool, verbose: int) -> None:
     """Dedicated LLM instances on cortecs.ai that do not outlive the code that asked for them."""
     set_up_logging(-1 if quiet else verbose)
     load_env_file(env_file)
+    if not (quiet or verbose):
+        leave_log_level_to_environment()
 
 
 cli.add_command(demo)

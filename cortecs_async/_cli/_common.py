@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
@@ -58,6 +59,12 @@ def set_up_logging(verbosity: int) -> None:
     logger.propagate = False
     # Who wants quiet still wants to know that nobody is there to hand instances back.
     logging.getLogger("cortecs_async.guard").setLevel(logging.WARNING if verbosity < 0 else logging.NOTSET)
+
+
+def leave_log_level_to_environment() -> None:
+    """Where no option says how much is shown, CORTECS_LOG may: the first client reads it."""
+    if os.environ.get("CORTECS_LOG"):
+        logging.getLogger("cortecs_async").setLevel(logging.NOTSET)
 
 
 class _Log(logging.Handler):

@@ -1,0 +1,127 @@
+"""CORTECS_LOG, and what the command line makes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import anyio
+import pytest
+
+from cortecs_async import AsyncCortecs, errors
+from cortecs_async._log import set_up_log
+from cortecs_async.emulator import serve_emulator
+
+PROGRAM = """
+import asyncio, logging, sys
+from cortecs_async import AsyncCortecs
+from cortecs_async.emulator import serve_emulator
+
+async def main():
+    async with serve_emulator(step_seconds=0) as emu:
+        for _ in range(2):
+            client = AsyncCortecs(emu.client_id, emu.client_secret, api_base_url=emu.api_base_url)
+            async with client:
+                await client.user.balance()
+
+exec(sys.argv[1])
+asyncio.run(main())
+"""
+
+
+def logged(level: str | None, *, before: str = "") -> list[str]:
+    """The lines on standard error of a program that asks for its balance twice."""
+    environ = {name: value for name, value in os.environ.items() if name != "CORTECS_LOG"}
+    if level is not None:
+        environ["CORTECS_LOG"] = level
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM, before],
+        env=environ,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert "emulator-secret" not in ended.stderr
+    return ended.stderr.splitlines()
+
+
+@pytest.mark.sockets
+class TestPrograms:
+    def test_every_request_on_standard_error(self) -> None:
+        lines = logged("debug")
+        assert sum("DEBUG cortecs_async.http: GET /user/balance: 200" in line for line in lines) == 2
+
+    def test_less_at_a_higher_level_and_nothing_without(self) -> None:
+        assert logged("warning") == []
+        assert logged(None) == []
+
+    def test_an_application_that_logs_sees_each_line_once(self) -> None:
+        lines = logged("debug", before="logging.basicConfig(format='mine: %(message)s')")
+        assert sum("GET /user/balance: 200" in line for line in lines) == 2
+        assert all(line.startswith("mine: ") for line in lines)
+
+    def test_what_the_program_says_wins(self) -> None:
+        assert logged("debug", before="logging.getLogger('cortecs_async').setLevel('WARNING')") == []
+
+    @pytest.mark.parametrize(
+        ("options", "level", "shown"),
+        [
+            ([], None, False),
+            ([], "debug", True),
+            (["-q"], "debug", False),
+            (["-v"], "debug", False),  # what happens, not every request
+            (["-vv"], "warning", True),
+        ],
+    )
+    def test_the_command_line(self, options: list[str], level: str | None, *, shown: bool) -> None:
+        environ = {**os.environ, **({} if level is None else {"CORTECS_LOG": level})}
+
+        async def run() -> str:
+            async with serve_emulator(step_seconds=0) as emu:
+                command = [sys.executable, "-m", "cortecs_async", *options, "models"]
+                ended = await anyio.run_process(command, env={**environ, **emu.env()})
+                return ended.stderr.decode()
+
+        assert ("GET /models/: 200" in asyncio.run(run())) is shown
+
+
+@pytest.fixture
+def logger() -> Iterator[logging.Logger]:
+    """The package's logger, as it is in a fresh process; afterwards as it was."""
+    logger = logging.getLogger("cortecs_async")
+    level, handlers = logger.level, logger.handlers[:]
+    logger.setLevel(logging.NOTSET)
+    yield logger
+    logger.setLevel(level)
+    logger.handlers[:] = handlers
+
+
+@pytest.mark.parametrize("written", ["INFO", " info\n", "Info"])
+def test_however_it_is_written(logger: logging.Logger, written: str) -> None:
+    set_up_log({"CORTECS_LOG": written})
+    assert logger.level == logging.INFO
+    assert not logger.handlers  # pytest's are at the root
+
+
+def test_another_word_is_told_at_once(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORTECS_LOG", "verbose")
+    with pytest.raises(errors.ConfigurationError, match=r"debug, info, .*, not 'verbose'"):
+        AsyncCortecs()
+    assert logger.level == logging.NOTSET
+
+
+def test_a_handler_of_its_own(logger: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logger, "propagate", False)
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    for _ in range(3):
+        set_up_log({"CORTECS_LOG": "info"})
+    assert len(logger.handlers) == 1
+    logging.getLogger("cortecs_async.lease").info("hello")
+    assert shown.getvalue().endswith(" INFO cortecs_async.lease: hello\n")
