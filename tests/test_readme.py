@@ -1,13 +1,15 @@
-"""Every Python example of the README, docs/scale.md and docs/batch.md runs, in order, on an emulator."""
+"""Every Python example of the README and of the pages in docs/ runs, in order, on an emulator."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import certifi
 import pytest
 from _examples import run_examples
 
@@ -19,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 SCALE = ROOT / "docs" / "scale.md"
 BATCH = ROOT / "docs" / "batch.md"
+CLIENT = ROOT / "docs" / "client.md"
 
 
 @pytest.fixture
@@ -47,6 +50,21 @@ def test_every_example_of_scale_runs(emulator: Emulator) -> None:
     assert len(emulator.ledger) == 20
 
 
+def test_every_example_of_client_runs(
+    emulator: Emulator,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(certifi.where(), "company-ca.pem")
+    run_examples(CLIENT)
+    assert emulator.existing == ()
+    shown = capsys.readouterr().out
+    assert "200 emulator-request-" in shown
+    assert "dict_keys(['base_url', 'api_key'])" in shown
+
+
 def test_every_example_of_batch_runs(
     emulator: Emulator,
     capsys: pytest.CaptureFixture[str],
@@ -66,7 +84,18 @@ def test_every_example_of_batch_runs(
 )
 def test_every_link_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)]+)\)", document.read_text()):
-        assert target.startswith("https://") or (document.parent / target).exists(), target
+        if target.startswith("https://"):
+            continue
+        path, _, heading = target.partition("#")
+        page = document.parent / path if path else document
+        assert page.exists(), target
+        assert not heading or heading in headings(page), target
+
+
+def headings(page: Path) -> set[str]:
+    """The headings of a page, as links spell them."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
 def test_the_headline_is_that_of_the_last_benchmark() -> None:
