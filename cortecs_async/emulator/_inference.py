@@ -11,10 +11,10 @@ import attrs
 from cortecs_async.emulator import _requests as requests
 from cortecs_async.emulator._account import Account
 from cortecs_async.emulator._answers import Answer, Call, Refusal, json_answer, json_object
+from cortecs_async.emulator._chat import chat_choices, chat_deltas, message_of
 from cortecs_async.emulator._machine import Machine
 from cortecs_async.emulator._speech import (
     Choice,
-    chat_text,
     choose,
     completion_text,
     count_messages,
@@ -29,6 +29,8 @@ Params = Mapping[str, str]
 class _Frame:
     """What all parts of one answer share."""
 
+    number: int
+    """Counts the answers of the account."""
     answer_id: str
     created: int
     model: str
@@ -71,24 +73,17 @@ def chat(account: Account, call: Call, params: Params, now: float) -> Answer:
     frame = _frame(account, machine, ask.options, "chatcmpl", now)
     prompt_tokens = count_messages(ask.messages)
     limit = _room(machine, prompt_tokens, ask.options.max_tokens)
-    choices = [
-        choose(
-            chat_text(ask.options.model, ask.messages, number, as_json=ask.as_json),
-            limit=limit,
-            stop=ask.options.stop,
-        )
-        for number in range(ask.options.n)
-    ]
+    choices = chat_choices(ask, limit=limit, answer_number=frame.number)
     usage = _usage(prompt_tokens, choices)
     if ask.options.stream:
-        return _stream(frame, ask.options, "chat.completion.chunk", _chat_deltas(choices), usage)
+        return _stream(frame, ask.options, "chat.completion.chunk", chat_deltas(choices), usage)
     return _plain(
         frame,
         "chat.completion",
         [
             {
                 "index": index,
-                "message": {"role": "assistant", "content": choice.text, "refusal": None},
+                "message": message_of(choice),
                 "logprobs": None,
                 "finish_reason": choice.finish_reason,
             }
@@ -177,8 +172,10 @@ def _served_name(machine: Machine, model: str) -> str:
 
 def _frame(account: Account, machine: Machine, options: requests.Options, prefix: str, now: float) -> _Frame:
     name = _served_name(machine, options.model)
+    number = account.next_number()
     return _Frame(
-        f"{prefix}-{machine.instance_id}-{account.next_number()}",
+        number,
+        f"{prefix}-{machine.instance_id}-{number}",
         int(account.settings.epoch + now),
         name,
         machine.instance_id,
@@ -198,7 +195,7 @@ def _room(machine: Machine, prompt_tokens: int, max_tokens: int | None) -> int:
 
 
 def _usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, int]:
-    completion_tokens = sum(len(choice.pieces) for choice in choices)
+    completion_tokens = sum(choice.tokens for choice in choices)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
@@ -208,15 +205,6 @@ def _usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, int]:
 
 def _plain(frame: _Frame, kind: str, choices: list[dict[str, Any]], usage: dict[str, int]) -> Answer:
     return json_answer(200, frame.wrap(kind, choices=choices, usage=usage), instance_id=frame.instance_id)
-
-
-def _chat_deltas(choices: Sequence[Choice]) -> Iterator[dict[str, Any]]:
-    for index, choice in enumerate(choices):
-        deltas: list[dict[str, str]] = [{"role": "assistant", "content": ""}]
-        deltas += [{"content": piece} for piece in choice.pieces]
-        for delta in deltas:
-            yield {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-        yield {"index": index, "delta": {}, "logprobs": None, "finish_reason": choice.finish_reason}
 
 
 def _text_deltas(heads: Sequence[str], choices: Sequence[Choice]) -> Iterator[dict[str, Any]]:

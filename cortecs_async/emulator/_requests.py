@@ -12,7 +12,9 @@ from cortecs_async.emulator._answers import (
     required_string,
     string_field,
 )
-from cortecs_async.emulator._speech import Message, split
+from cortecs_async.emulator._schema import Document
+from cortecs_async.emulator._speech import Message, ToolCall, split
+from cortecs_async.emulator._tools import Toolbox, read_toolbox
 
 # The first is OpenAI's own, the second as long as any that is sold.
 _MOST_INPUTS: Final = 2048
@@ -37,7 +39,10 @@ class ChatRequest:
 
     options: Options
     messages: tuple[Message, ...]
+    toolbox: Toolbox
     as_json: bool
+    document: Document | None
+    """The JSON schema of which the answer is to be an instance."""
 
 
 @attrs.frozen
@@ -65,20 +70,31 @@ def read_chat(body: Mapping[str, Any]) -> ChatRequest:
     """Check the body of a chat request.
 
     Raises:
-        Refusal: 400 for a malformed body, or for a feature that needs a real model.
+        Refusal: 400 for a malformed body, or for a JSON schema that is not followed.
     """
     max_tokens = integer_field(body, "max_completion_tokens", least=1)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise Refusal(400, "messages must be a list that is not empty.")
-    choice = body.get("tool_choice")
-    if choice is not None and choice not in ("auto", "none"):
-        raise Refusal(400, "The emulator cannot be made to call a tool: tool_choice must be auto or none.")
+    wanted = body.get("response_format")
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if wanted is not None and kind not in ("text", "json_object", "json_schema"):
+        raise Refusal(400, "response_format must have the type text, json_object or json_schema.")
     return ChatRequest(
         options=_options(body, max_tokens),
         messages=tuple(_message(message) for message in messages),
-        as_json=_wants_json(body),
+        toolbox=read_toolbox(body),
+        as_json=kind == "json_object",
+        document=_document(wanted.get("json_schema")) if wanted and kind == "json_schema" else None,
     )
+
+
+def _document(wanted: Any) -> Document:
+    if not isinstance(wanted, dict):
+        raise Refusal(400, "response_format needs a json_schema, which is an object.")
+    required_string(wanted, "name")
+    boolean_field(wanted, "strict")
+    return Document(wanted.get("schema"))
 
 
 def read_completion(body: Mapping[str, Any]) -> CompletionRequest:
@@ -169,7 +185,24 @@ def _stop(value: Any) -> tuple[str, ...]:
 def _message(value: Any) -> Message:
     if not isinstance(value, dict):
         raise Refusal(400, "Every message must be an object.")
-    return Message(required_string(value, "role"), _content(value.get("content")))
+    calls = value.get("tool_calls")
+    if calls is not None and not isinstance(calls, list):
+        raise Refusal(400, "tool_calls must be a list.")
+    return Message(
+        required_string(value, "role"),
+        _content(value.get("content")),
+        tuple(_call(call) for call in calls or ()),
+        string_field(value, "tool_call_id"),
+        string_field(value, "name"),
+    )
+
+
+def _call(value: Any) -> ToolCall:
+    function = value.get("function") if isinstance(value, dict) else None
+    if not isinstance(function, dict):
+        raise Refusal(400, "Every tool call must be an object with a function.")
+    arguments = string_field(function, "arguments") or ""
+    return ToolCall(required_string(value, "id"), required_string(function, "name"), split(arguments))
 
 
 def _content(value: Any) -> str:
@@ -181,15 +214,3 @@ def _content(value: Any) -> str:
     if not all(isinstance(part, dict) and part.get("type") == "text" for part in value):
         raise Refusal(400, "Every part of a content must be an object of type text.")
     return "".join(required_string(part, "text") for part in value)
-
-
-def _wants_json(body: Mapping[str, Any]) -> bool:
-    wanted = body.get("response_format")
-    if wanted is None:
-        return False
-    kind = wanted.get("type") if isinstance(wanted, dict) else None
-    if kind not in ("text", "json_object"):
-        raise Refusal(
-            400, "The emulator's response_format has type text or json_object; it follows no schema."
-        )
-    return bool(kind == "json_object")

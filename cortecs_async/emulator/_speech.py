@@ -24,6 +24,25 @@ class Message:
 
     role: str
     content: str
+    calls: tuple["ToolCall", ...] = ()
+    """The tools that the assistant called with it."""
+    tool_call_id: str | None = None
+    """Whose answer it is, from a tool."""
+    name: str | None = None
+
+
+@attrs.frozen
+class ToolCall:
+    """One call of a tool, its arguments in the pieces in which they are counted and streamed."""
+
+    call_id: str
+    name: str
+    pieces: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """The arguments, as JSON."""
+        return "".join(self.pieces)
 
 
 @attrs.frozen
@@ -31,12 +50,18 @@ class Choice:
     """One answer, in the pieces in which it is counted and streamed."""
 
     pieces: tuple[str, ...]
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
+    calls: tuple[ToolCall, ...] = ()
 
     @property
     def text(self) -> str:
         """The whole of it."""
         return "".join(self.pieces)
+
+    @property
+    def tokens(self) -> int:
+        """How long it is."""
+        return len(self.pieces) + sum(len(call.pieces) for call in self.calls)
 
 
 def split(text: str) -> tuple[str, ...]:
@@ -46,7 +71,9 @@ def split(text: str) -> tuple[str, ...]:
 
 def count_messages(messages: Sequence[Message]) -> int:
     """The prompt tokens of a chat."""
-    return sum(len(split(message.content)) + _TOKENS_PER_MESSAGE for message in messages)
+    texts = [message.content for message in messages]
+    texts += [text for message in messages for call in message.calls for text in (call.name, call.text)]
+    return _TOKENS_PER_MESSAGE * len(messages) + sum(len(split(text)) for text in texts)
 
 
 def choose(text: str, *, limit: int, stop: Sequence[str]) -> Choice:
@@ -56,9 +83,18 @@ def choose(text: str, *, limit: int, stop: Sequence[str]) -> Choice:
     return Choice(pieces[:limit], "length" if len(pieces) > limit else "stop")
 
 
-def chat_text(model_name: str, messages: Sequence[Message], number: int, *, as_json: bool) -> str:
-    """What the emulator says to a chat; ``number`` counts the choices from 0."""
-    said = next((message.content for message in reversed(messages) if message.role == "user"), "")
+def chat_text(
+    model_name: str, said: str, results: Sequence[tuple[str, str]], number: int, *, as_json: bool
+) -> str:
+    """What the emulator says to a chat.
+
+    Args:
+        model_name: Whose place it takes.
+        said: What the user said last.
+        results: What tools have answered since, each with the tool's name.
+        number: Counts the choices from 0.
+        as_json: Whether to say it as a JSON object.
+    """
     if as_json:
         answer: dict[str, Any] = {
             "emulator": True,
@@ -66,10 +102,17 @@ def chat_text(model_name: str, messages: Sequence[Message], number: int, *, as_j
             "you_said": said,
             "choice": number + 1,
         }
+        if results:
+            answer["tools_said"] = [{"tool": name, "said": text} for name, text in results]
         return json.dumps(answer, ensure_ascii=False)
     heard = f'You said: "{said}"' if said else "You said nothing."
     variant = f" (choice {number + 1})" if number else ""
-    return f"This is the cortecs_async emulator in place of {model_name}, no model was run{variant}. {heard}"
+    parts = [
+        f"This is the cortecs_async emulator in place of {model_name}, no model was run{variant}.",
+        heard,
+        *(f'{name} said: "{text}"' for name, text in results),
+    ]
+    return " ".join(parts)
 
 
 def completion_text(model_name: str, prompt: str, number: int) -> str:
