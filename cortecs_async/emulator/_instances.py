@@ -1,5 +1,6 @@
 """Instances of a JSON schema, as the emulator's model writes them: deterministic, short, and checked."""
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,10 +10,11 @@ from typing import Any, Final
 from cortecs_async.emulator._answers import Refusal
 from cortecs_async.emulator._formats import FORMATS
 from cortecs_async.emulator._merging import Unmet, merge
+from cortecs_async.emulator._patterns import Unreadable, matching
 from cortecs_async.emulator._schema import Document, Schema, exact, fits_number, has_twins, patterns, refs_in
 
 # Beyond these a schema is a bomb, or at least no answer of a model.
-_MOST_STEPS: Final = 20_000
+_MOST_STEPS: Final = 5_000
 _LONGEST_STRING: Final = 100_000
 # How many values are tried where one must differ from others, or hit a multiple.
 _TRIES: Final = 200
@@ -216,7 +218,7 @@ class _Writer:
         if "format" in flat:
             return FORMATS[flat["format"]].make(self._number)
         if patterns(flat):
-            raise Unmet(f"'pattern': the emulator cannot write {patterns(flat)[0]!r} for {name!r}")
+            return self._patterned(flat, name)
         free = "minLength" not in flat and "maxLength" not in flat
         if free and self._said is not None and not self._number:
             text, self._said = self._said, None
@@ -231,6 +233,18 @@ class _Writer:
             text = text[: max(0, int(most) - len(end))] + end
             text = text[len(text) - int(most) :]
         return text
+
+    def _patterned(self, flat: Mapping[str, Any], name: str) -> str:
+        for pattern in patterns(flat):
+            with contextlib.suppress(Unreadable):
+                fitting = (
+                    text for text in matching(pattern, self._number) if self._document.fits(text, flat)
+                )
+                # An empty string says the least.
+                found = sorted(itertools.islice(fitting, 2), key="".__eq__)
+                if found:
+                    return found[0]
+        raise Unmet(f"'pattern': the emulator cannot write {patterns(flat)[0]!r} for {name!r}")
 
     def _numeric(self, flat: Mapping[str, Any], name: str, *, whole: bool) -> float:
         for value in itertools.islice(_numbers(flat, whole=whole), self._number, None):

@@ -4,6 +4,7 @@ It follows what structured output and tools are written in, and refuses a schema
 schema followed would be a wrong answer that looks right.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -117,14 +118,23 @@ class Document:
         self.root: Mapping[str, Any] = root
         self._targets: dict[str, Schema] = {}
         self._read(root, "#", 0)
-        within = {ref: set(refs_in(target)) for ref, target in self._targets.items()}
-        for _ in within:
-            for refs in within.values():
-                refs.update(*(within[ref] for ref in tuple(refs)))
-        self.recursive = frozenset(ref for ref, refs in within.items() if ref in refs)
+        unread = list(self._targets)
+        for ref in unread:
+            known = len(self._targets)
+            self._read(self._targets[ref], ref, 0)
+            unread += itertools.islice(self._targets, known, None)
+        for ref in self._targets:
+            if ref in self._reached_from(ref, _refs_beside):
+                # JSON Schema leaves open what it means.
+                raise Refusal(
+                    400, f"The JSON schema at {ref!r} refers to itself without a step into the value."
+                )
+        self.recursive = frozenset(ref for ref in self._targets if ref in self._reached_from(ref, refs_in))
         """The references that lead to themselves."""
         self._heights = dict.fromkeys(self._targets, float("inf"))
-        for _ in self._targets:
+        before = None
+        while before != self._heights:
+            before = self._heights
             self._heights = {ref: self.height(target) for ref, target in self._targets.items()}
 
     def target(self, ref: str) -> Schema:
@@ -167,7 +177,16 @@ class Document:
         ref = schema.get("$ref")
         if ref is not None and ref not in self._targets:
             self._targets[ref] = self._find(ref)
-            self._read(self._targets[ref], ref, depth + 1)
+
+    def _reached_from(self, ref: str, refs_of: Callable[[Schema], Iterator[str]]) -> set[str]:
+        reached = set[str]()
+        found = list(refs_of(self._targets[ref]))
+        while found:
+            each = found.pop()
+            if each not in reached:
+                reached.add(each)
+                found += refs_of(self._targets[each])
+        return reached
 
     def _find(self, ref: str) -> Schema:
         found: Any = self.root
@@ -181,25 +200,17 @@ class Document:
             raise Refusal(400, f"The JSON schema has nothing at {ref!r}.")
         return found
 
-    def fits(self, value: Any, schema: Schema, entered: frozenset[str] = frozenset()) -> bool:
-        """Whether a value is an instance.
-
-        Args:
-            value: The value.
-            schema: A schema of this document.
-            entered: The references that led here without a step down into the value.
-        """
+    def fits(self, value: Any, schema: Schema) -> bool:
+        """Whether a value is an instance of a schema of this document."""
         if isinstance(schema, bool):
             return schema
-        ref = schema.get("$ref")
-        if ref is not None and (ref in entered or not self.fits(value, self._targets[ref], entered | {ref})):
-            return False
         parts = {
-            word: [self.fits(value, part, entered) for part in schema.get(word, ())]
+            word: [self.fits(value, part) for part in schema.get(word, ())]
             for word in ("allOf", "anyOf", "oneOf")
         }
         return (
-            all(parts["allOf"])
+            ("$ref" not in schema or self.fits(value, self._targets[schema["$ref"]]))
+            and all(parts["allOf"])
             and ("anyOf" not in schema or any(parts["anyOf"]))
             and ("oneOf" not in schema or sum(parts["oneOf"]) == 1)
             and _has_type(value, schema)
@@ -254,6 +265,16 @@ def refs_in(schema: Schema) -> Iterator[str]:
             yield schema["$ref"]
         for _, child in children(schema):
             yield from refs_in(child)
+
+
+def _refs_beside(schema: Schema) -> Iterator[str]:
+    """The references in a schema that speak of the same value as it does."""
+    if not isinstance(schema, bool):
+        if "$ref" in schema:
+            yield schema["$ref"]
+        for word in ("anyOf", "oneOf", "allOf"):
+            for part in schema.get(word, ()):
+                yield from _refs_beside(part)
 
 
 def patterns(schema: Mapping[str, Any]) -> Sequence[str]:

@@ -73,7 +73,7 @@ async def run(
     ask: Any, *, results: Callable[[str], str] = lambda name: f"{name} done", **body: Any
 ) -> list[str]:
     """What an agent does: calls the tools that it is told to, until there is an answer. At most ten times."""
-    messages, seen = [user(body.pop("said", "Berlin"))], []
+    messages, seen = [user(body.pop("said", "Berlin"))], list[str]()
     for _ in range(10):
         message = (await ask(messages, **body))["message"]
         messages.append(message)
