@@ -1,0 +1,58 @@
+"""Every step of docs/tutorial.md, as its reader takes it, and what it shows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from _command_line import environment, serving
+from _console import follow, sections, typed
+
+pytestmark = pytest.mark.sockets
+
+TUTORIAL = Path(__file__).parent.parent / "docs" / "tutorial.md"
+SECTIONS = sections(TUTORIAL)
+# What cannot be taken as it is: what installs, what runs on in another terminal, and what needs an account.
+OTHERS = {"# Tutorial", "The emulator", "With an account"}
+
+
+@pytest.mark.parametrize("title", sorted(SECTIONS.keys() - OTHERS))
+def test_each_section_shows_what_it_says(title: str, tmp_path: Path) -> None:
+    pytest.importorskip("openai")
+    steps = SECTIONS[title]
+    # At the pace of the page where it is looked at; elsewhere without the wait.
+    with serving(step_seconds=1.0 if title == "Progress" else 0.01) as emulator:
+        env = environment(emulator, tmp_path)
+        assert follow(steps, tmp_path, env) == sum(step.kind == "text" for step in steps) > 0
+        assert emulator.existing == ()
+        assert len(emulator.ledger) >= 1
+
+
+def test_the_emulator_prints_the_lines_of_the_page(tmp_path: Path) -> None:
+    command, shown = SECTIONS["The emulator"]
+    assert command.text == "python -m cortecs_async emulator\n"
+    with subprocess.Popen(
+        [sys.executable, "-m", "cortecs_async", "emulator", "--port=0"],
+        env=environment(None, tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout is not None
+            lines = [process.stdout.readline() for _ in shown.text.splitlines()]
+        finally:
+            process.terminate()
+    port = lines[2].rpartition(":")[2].partition("/")[0]
+    assert "".join(lines).replace(port, "8808") == shown.text
+
+
+def test_doctor_finds_everything_in_its_place(tmp_path: Path) -> None:
+    (command,) = SECTIONS["With an account"]
+    with serving() as emulator:
+        shown = typed(command.text, tmp_path, environment(emulator, tmp_path))
+    findings = [line for line in shown.splitlines() if line and not line.startswith(" ")]
+    assert len(findings) == 6
+    assert all(line.startswith("✓") for line in findings)
