@@ -17,13 +17,13 @@ from cortecs_async import AsyncCortecs
 def run_examples(page: Path, **names: Any) -> None:
     """Runs every block of `page`.
 
-    A block that calls `asyncio.run` is a program, run as it is. Any other is the body of an async function
-    that has a `client`, made from the environment, and `names`.
+    A block that calls `asyncio.run` or `trio.run` is a program, run as it is. Any other is the body of an
+    async function that has a `client`, made from the environment, and `names`.
     """
 
     def run(example: Example) -> None:
         source = str(example.parsed)
-        if "asyncio.run(" in source:
+        if "asyncio.run(" in source or "trio.run(" in source:
             exec(compile(source, str(page), "exec"), {"__name__": "__main__"})  # noqa: S102
         else:
             asyncio.run(_run_fragment(page, source, names))

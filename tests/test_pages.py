@@ -1,0 +1,203 @@
+"""Every Python example of the README and of the pages in docs/ runs, in order, on an emulator."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+from _examples import run_examples
+
+from cortecs_async.emulator import Emulator, Fault, serve_emulator
+from cortecs_async.emulator._faults import FaultKind
+from cortecs_async.emulator._routing import ROUTE_NAMES
+
+pytestmark = pytest.mark.sockets
+
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+DOCS = ROOT / "docs"
+PAGES = [README, *sorted(DOCS.glob("*.md"))]
+
+
+@pytest.fixture
+def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    with asyncio.Runner() as runner:
+        served = serve_emulator(step_seconds=0.01)
+        emulator = runner.run(served.__aenter__())
+        for name, value in emulator.env().items():
+            monkeypatch.setenv(name, value)
+        yield emulator
+        runner.run(served.__aexit__(None, None, None))
+
+
+def test_every_example_runs(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+    run_examples(README)
+    assert emulator.billing == ()
+    shown = capsys.readouterr().out
+    assert "Why is the sky blue?" in shown
+    assert shown.count("running") >= 1
+
+
+def test_the_first_page_begins_as_the_readme_does() -> None:
+    first, other = (
+        re.search(r"```python\n(.*?)```", page.read_text(), re.DOTALL) for page in (README, DOCS / "index.md")
+    )
+    assert first is not None
+    assert other is not None
+    assert first[1] == other[1]
+
+
+def test_the_examples_of_index_run(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("openai")
+    run_examples(DOCS / "index.md")
+    assert emulator.existing == ()
+    assert "Why is the sky blue?" in capsys.readouterr().out
+
+
+def test_the_examples_of_scale_run(emulator: Emulator) -> None:
+    pytest.importorskip("httpx_aiohttp")
+    run_examples(DOCS / "scale.md")
+    assert emulator.existing == ()
+    assert len(emulator.ledger) == 20
+
+
+def test_the_examples_of_batch_run(
+    emulator: Emulator,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run_examples(DOCS / "batch.md")
+    assert emulator.existing == ()
+    shown = capsys.readouterr().out
+    assert "2 0 0.03 EUR" in shown
+    assert shown.count("Why is grass green?") == 2
+
+
+def test_the_examples_of_promise_run(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+    run_examples(DOCS / "promise.md")
+    shown = capsys.readouterr().out
+    assert "running all the same: instance-10001" in shown
+    assert "started: 1 left: 0" in shown
+
+
+def test_the_tests_that_promise_names_are_there() -> None:
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| (.*) \|$", (DOCS / "promise.md").read_text(), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`(test_\w+\.py)`", row)}
+    assert len(named) >= 12
+    assert {name for name in named if not (ROOT / "tests" / name).exists()} == set()
+
+
+def test_the_examples_of_emulator_run(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+    run_examples(DOCS / "emulator.md")
+    shown = capsys.readouterr().out
+    assert "[('stop', None, 'drop'), ('delete', 500, 'status')]" in shown
+    assert "lost: instance-10001" in shown
+    assert "an hour and 0 seconds, at once" in shown
+
+
+class TestTheTablesOfEmulator:
+    PAGE = (DOCS / "emulator.md").read_text()
+
+    def rows(self, title: str, heading: str) -> list[tuple[set[str], str]]:
+        """The names in the first cells of a table, and the second cells."""
+        section = self.PAGE.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+        table = section.partition(f"| {heading} |")[2].partition("\n\n")[0]
+        cells = [line.strip("|").split("|") for line in table.splitlines()[2:]]
+        return [(set(re.findall(r"`(\w+)`", first)), second.strip()) for first, second, *_ in cells]
+
+    def test_every_option(self) -> None:
+        parameters = inspect.signature(Emulator).parameters
+        rows = self.rows("Options", "option")
+        assert set().union(*(names for names, _ in rows)) == set(parameters)
+        for names, default in rows:
+            for name, shown in zip(sorted(names), sorted(default.split(", ")), strict=False):
+                if re.fullmatch(r"[\d.]+|True", shown):
+                    assert shown in {str(parameters[each].default) for each in names}, name
+
+    def test_every_kind_of_fault(self) -> None:
+        assert {name for names, _ in self.rows("Faults", "kind") for name in names} == set(
+            get_args(FaultKind)
+        )
+
+    def test_every_argument_of_a_fault(self) -> None:
+        rows = self.rows("Faults", "argument")
+        parameters = inspect.signature(Fault).parameters
+        assert {name for names, _ in rows for name in names} == set(parameters) - {"kind"}
+        for names, default in rows:
+            if len(names) == 1 and re.fullmatch(r"[\d.]+|`\"\w+\"`", default):
+                assert default.strip('`"') == str(parameters[names.pop()].default)
+
+    def test_every_route(self) -> None:
+        routes = self.PAGE.partition("\nThe routes are ")[2].partition(".\n")[0]
+        assert set(re.findall(r"`(\w+)`", routes)) == ROUTE_NAMES
+
+
+def test_the_examples_of_costs_run(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+    page = DOCS / "costs.md"
+    run_examples(page)
+    assert emulator.existing == ()
+    shown = capsys.readouterr().out
+    table = re.search(r"```text\n(.*?)```", page.read_text(), re.DOTALL)
+    assert table is not None
+    assert shown.startswith(table[1])
+    assert "1 minute begun, about 0.03 EUR" in shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_every_command_and_option_in_a_page_is_one(page: Path) -> None:
+    pytest.importorskip("click")
+    from cortecs_async._cli import cli  # noqa: PLC0415  (optional)
+
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+        for name, rest in re.findall(
+            r"(?:cortecs-async|-m cortecs_async) (?:-q )?(\w+)(.*)$", block, re.MULTILINE
+        ):
+            known = {each for param in cli.commands[name].params for each in param.opts} | {"--help"}
+            assert set(re.findall(r"--[a-z-]+", rest.partition(" -- ")[0])) <= known, (name, rest)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
+def test_a_page_with_examples_has_a_test(page: Path) -> None:
+    if "```python" in page.read_text():
+        tests = (ROOT / "tests").rglob("test_*.py")
+        assert any(f'"{page.name}"' in each.read_text() for each in tests)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [README, *sorted(DOCS.rglob("*.md")), *sorted(ROOT.glob(".github/*.md"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_every_link_leads_somewhere(document: Path) -> None:
+    for link in re.findall(r"\]\(([^)]+)\)", document.read_text()):
+        if link.startswith("https://"):
+            continue
+        name, _, title = link.partition("#")
+        target = document.parent / name if name else document
+        assert target.exists(), link
+        # Sphinx has only the pages in docs/.
+        assert not document.is_relative_to(DOCS) or target.resolve().is_relative_to(DOCS), link
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if title else []
+        assert not title or title in {
+            re.sub(r"[^\w-]", "", each.lower().replace(" ", "-")) for each in headings
+        }
+
+
+def test_the_headline_is_that_of_the_last_benchmark() -> None:
+    rows = json.loads((ROOT / "benchmarks" / "results.json").read_text())
+    measured = {
+        f"{row['name']}: {each['label']}": f"{each['value']['median']:.2f}"
+        for row in rows
+        for each in row["ratios"]
+    }
+    shown = re.findall(r"^\| ([a-z]+: [^|]+?) \| ([0-9.]+) \|", README.read_text(), re.MULTILINE)
+    assert len(shown) >= 8
+    assert {label: value for label, value in shown if measured.get(label) != value} == {}
