@@ -1,4 +1,4 @@
-"""The checks: `nox` runs tests, lint and typing, `nox -s tests-3.12` one of them, `nox -l` lists all.
+"""The checks: `nox` runs tests, lint, typing and docs, `nox -s tests-3.12` one of them, `nox -l` lists all.
 
 The package is installed as a user installs it, never editable: a file that the wheel lacks fails here.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from itertools import chain
@@ -21,7 +22,7 @@ nox.needs_version = ">=2025.2.9"
 nox.options.default_venv_backend = "uv|virtualenv"
 # An environment that is used again saves most of the time; CI starts from nothing.
 nox.options.reuse_venv = "no" if "CI" in os.environ else "yes"
-nox.options.sessions = ["tests", "lint", "typing"]
+nox.options.sessions = ["tests", "lint", "typing", "docs"]
 
 
 def working_interpreters() -> dict[str, Path]:
@@ -163,6 +164,24 @@ def typing(session: nox.Session) -> None:
     session.run("mypy", "--no-warn-unreachable", "--disable-error-code=comparison-overlap", "tests")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "cortecs_async", "--ignoreexternal")
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation, without a warning, into build/docs; and that nothing public is missing in it."""
+    install(session, "docs", "test-core")
+    site = ROOT / "build" / "docs"
+    shutil.rmtree(site, ignore_errors=True)  # a page that is no more would stay
+    session.run(
+        *("python", "-m", "sphinx", "--fail-on-warning", "--nitpicky", "--keep-going", "--fresh-env"),
+        *("--builder", "html", "docs", str(site)),
+        env=ENV,
+    )
+    session.run(
+        *("python", "-m", "pytest", "tests/ecosystem/test_site.py"),
+        env={**ENV, "CORTECS_DOCS_SITE": str(site)},
+    )
+    session.log(f"the documentation is at {(site / 'index.html').as_uri()}")
 
 
 @nox.session

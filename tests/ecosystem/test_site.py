@@ -1,0 +1,117 @@
+"""The built documentation holds everything that is public, and fetches nothing. For `nox -s docs`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+import re
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cortecs_async
+from cortecs_async import AsyncCortecs, InstanceHandle, InstanceLease
+from cortecs_async._instances import Instances
+from cortecs_async._resources import HardwareTypes, Models, User
+
+SITE = Path(os.environ["CORTECS_DOCS_SITE"])
+
+KINDS = {f"py:{kind}" for kind in ("attribute", "class", "exception", "function", "method", "property")}
+
+# Methods that other layers of the package call, beside those that are for everybody.
+INNER = {
+    "HardwareTypes": {"list_once"},
+    "InstanceLease": {"hand_out"},
+    "Instances": {"find_or_start", "list_now", "read_all", "read_one", "start_once"},
+}
+
+
+@pytest.fixture(scope="module")
+def documented() -> dict[str, Any]:
+    """The documented Python objects by their full names."""
+    # Four lines of text, then compressed ones: name, domain:kind, priority, address, title.
+    packed = (SITE / "objects.inv").read_bytes().split(b"\n", 4)[4]
+    lines = zlib.decompress(packed).decode().splitlines()
+    names = [name for name, kind, *_ in map(str.split, lines) if kind in KINDS]
+    return {name: found for name in names if (found := _find(name)) is not None}
+
+
+def _find(name: str) -> Any:
+    parts = name.split(".")
+    for length in range(len(parts) - 1, 0, -1):
+        try:
+            found: Any = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[length:]:
+            found = getattr(found, part, None)
+        return found
+    return None
+
+
+def _public_modules() -> Iterator[str]:
+    yield "cortecs_async"
+    for each in pkgutil.walk_packages(cortecs_async.__path__, "cortecs_async."):
+        if not any(part.startswith("_") for part in each.name.split(".")):
+            yield each.name
+
+
+@pytest.mark.parametrize("name", list(_public_modules()))
+def test_everything_public_is_documented(name: str, documented: dict[str, Any]) -> None:
+    module = importlib.import_module(name)
+    shown = {id(each) for each in documented.values()}
+    offered = getattr(module, "__all__", None) or [
+        each
+        for each, value in vars(module).items()
+        if not each.startswith("_") and getattr(value, "__module__", None) == name
+    ]
+    missing = {
+        each
+        for each in offered
+        if callable(value := getattr(module, each)) and id(value) not in shown and not each.startswith("__")
+    }
+    assert missing == set()
+
+
+@pytest.mark.parametrize(
+    "kind", [AsyncCortecs, InstanceHandle, InstanceLease, Instances, Models, HardwareTypes, User]
+)
+def test_every_method_is_documented(kind: type, documented: dict[str, Any]) -> None:
+    methods = {
+        name
+        for name, value in inspect.getmembers(kind)
+        if not name.startswith("_") and (inspect.isfunction(value) or isinstance(value, property))
+    }
+    owners = (name.rpartition(".") for name in documented)
+    shown = {name for owner, _, name in owners if owner.endswith(f".{kind.__name__}")}
+    inner = INNER.get(kind.__name__, set())
+    assert inner <= methods
+    assert methods - shown == inner
+
+
+def test_nothing_is_fetched_from_elsewhere() -> None:
+    pages = list(SITE.rglob("*.html"))
+    assert len(pages) >= 15
+    for page in pages:
+        loaded = re.findall(
+            r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=\"([^\"]+)\"", page.read_text()
+        )
+        assert [each for each in loaded if re.match(r"(https?:)?//", each)] == [], page
+    for sheet in SITE.rglob("*.css"):
+        assert re.findall(r"(?:url\(|@import)\s*[\"']?(?:https?:)?//[^)]*", sheet.read_text()) == [], sheet
+
+
+def test_every_picture_is_there() -> None:
+    pictures = [
+        (page, each)
+        for page in SITE.rglob("*.html")
+        for each in re.findall(r"<img\b[^>]*\bsrc=\"([^\"]+)\"", page.read_text())
+        if not each.startswith("data:")
+    ]
+    assert len(pictures) >= 4
+    assert [each for page, each in pictures if not (page.parent / each).exists()] == []
