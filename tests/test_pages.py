@@ -6,10 +6,12 @@ import asyncio
 import inspect
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+import certifi
 import pytest
 from _examples import run_examples
 
@@ -79,6 +81,21 @@ def test_the_examples_of_batch_run(
     shown = capsys.readouterr().out
     assert "2 0 0.03 EUR" in shown
     assert shown.count("Why is grass green?") == 2
+
+
+def test_the_examples_of_client_run(
+    emulator: Emulator,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(certifi.where(), "company-ca.pem")
+    run_examples(DOCS / "client.md")
+    assert emulator.existing == ()
+    shown = capsys.readouterr().out
+    assert "200 emulator-request-" in shown
+    assert "dict_keys(['base_url', 'api_key'])" in shown
 
 
 def test_the_examples_of_promise_run(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
