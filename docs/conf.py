@@ -6,8 +6,10 @@ import ast
 import importlib
 import inspect
 import pkgutil
+import re
 from typing import Any
 
+import attrs
 from docutils.nodes import Element
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
@@ -42,6 +44,7 @@ html_title = f"cortecs_async {release}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_copyright = False
 
 myst_heading_anchors = 3
 
@@ -62,6 +65,9 @@ nitpick_ignore_regex = [
     (r"py:class", r".*\.[A-Z]"),  # type variables
 ]
 
+# A constant, or how autodoc shows what the generated `__init__` of an attrs class has.
+_DEFAULT = re.compile(r" = (?:attr_dict\['(\w+)'\]\.default|([A-Z_]{3,}))\b")
+
 # What a name in a signature or after "Raises:" can be.
 _KINDS = {"class", "exception"}
 
@@ -77,15 +83,27 @@ _NOT_CONSTRUCTED = {
 }
 
 
-def no_inner_constructors(
-    _app: Sphinx, what: str, name: str, _obj: object, _options: object, _signature: object, returns: object
-) -> tuple[str, Any] | None:
-    """Leaves out the arguments of what its reader never makes."""
-    if what == "exception":
-        return None if _signature is None else ("", returns)
-    if what == "class" and name.rpartition(".")[2] in _NOT_CONSTRUCTED:
+def only_useful_signatures(
+    _app: Sphinx, what: str, name: str, made: Any, _options: object, signature: str | None, returns: object
+) -> tuple[str | None, Any] | None:
+    """Leaves out arguments of what its reader never makes; writes the defaults of attrs classes as values."""
+    if signature is None:
+        return None
+    owner, _, short = name.rpartition(".")
+    has_attributes = owner == "cortecs_async.types" and "Attributes:" in (made.__doc__ or "")
+    if what == "exception" or (what == "class" and (short in _NOT_CONSTRUCTED or has_attributes)):
         return "", returns
+    if what == "class":
+        return _DEFAULT.sub(lambda found: f" = {default_of(made, found)}", signature), returns
     return None
+
+
+def default_of(made: Any, found: re.Match[str]) -> str:
+    """A default that is written as a name, as a value; `...` for one that is made anew each time."""
+    attribute, constant = found.groups()
+    if attribute:
+        return repr(attrs.fields_dict(made)[attribute].default)
+    return repr(getattr(inspect.getmodule(made), constant, ...)).replace("Ellipsis", "...")
 
 
 def no_types_in_sentences(
@@ -94,6 +112,18 @@ def no_types_in_sentences(
     """Keeps napoleon from taking the words before a colon for the type of a property."""
     if what in {"attribute", "property"} and lines and ": " in lines[0]:
         lines[:0] = ["..", ""]
+
+
+def types_behind_names(
+    _app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]
+) -> None:
+    """Puts the type of an attribute behind its name, where napoleon has it as a field of its own below."""
+    for at in range(len(lines) - 1, -1, -1):
+        if not lines[at].strip().startswith(":type:"):
+            continue
+        above = next((i for i in range(at, -1, -1) if lines[i].startswith(".. attribute::")), None)
+        if above is not None:
+            lines.insert(above + 1, lines.pop(at))
 
 
 def find_by_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: Element) -> Element | None:
@@ -119,5 +149,6 @@ def find_by_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, content
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("missing-reference", find_by_name)
-    app.connect("autodoc-process-signature", no_inner_constructors)
+    app.connect("autodoc-process-signature", only_useful_signatures)
     app.connect("autodoc-process-docstring", no_types_in_sentences, priority=400)  # napoleon has 500
+    app.connect("autodoc-process-docstring", types_behind_names, priority=600)

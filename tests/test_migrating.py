@@ -23,8 +23,6 @@ langchain = pytest.importorskip("cortecs_py.integrations.langchain")
 
 PAGE = Path(__file__).parent.parent / "docs" / "migrating.md"
 TEXT = PAGE.read_text()
-# The first cells of all tables: what theirs is called.
-THEIRS = " ".join(re.findall(r"^\| (`.*?) \|", TEXT, re.MULTILINE))
 OURS = " ".join(re.findall(r"^\| `.*?` \| (.*?) \|", TEXT, re.MULTILINE))
 
 
@@ -33,9 +31,23 @@ def names_of(function: Any) -> list[str]:
     return [name for name in inspect.signature(function).parameters if name != "self"]
 
 
-def listed(call: str) -> list[str] | None:
-    """The arguments with which the tables name a call; None where they do not."""
-    found = re.search(rf"`{re.escape(call)}\(([^)]*)\)`", THEIRS)
+def theirs(title: str) -> str:
+    """The first cells of the table in a section: what theirs is called."""
+    section = TEXT.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+    return " ".join(re.findall(r"^\| (`.*?) \|", section, re.MULTILINE))
+
+
+CLIENT, LANGCHAIN, DATA = theirs("The client"), theirs("LangChain"), theirs("Data")
+KINDS = [(cortecs_py.Cortecs, CLIENT), (langchain.DedicatedLLM, LANGCHAIN)]
+MADE = [
+    (cortecs_py.Cortecs("id", "secret"), CLIENT),
+    (langchain.DedicatedLLM(None, "model", api_key="key"), LANGCHAIN),
+]
+
+
+def arguments(cells: str, call: str) -> list[str] | None:
+    """The arguments with which a table names a call; None where it does not."""
+    found = re.search(rf"`{re.escape(call)}\(([^)]*)\)`", cells)
     return None if found is None else [each.strip("* ") for each in found[1].split(",") if each.strip("* ")]
 
 
@@ -45,54 +57,37 @@ def own_classes(module: ModuleType) -> list[type]:
     ]
 
 
-@pytest.mark.parametrize("kind", [cortecs_py.Cortecs, langchain.DedicatedLLM], ids=lambda kind: kind.__name__)
-def test_every_method_of_theirs_with_every_argument(kind: Any) -> None:
-    assert listed(kind.__name__) == names_of(kind.__init__)
+@pytest.mark.parametrize(("kind", "cells"), KINDS, ids=["Cortecs", "DedicatedLLM"])
+def test_every_method_of_theirs_with_every_argument(kind: Any, cells: str) -> None:
+    assert arguments(cells, kind.__name__) == names_of(kind.__init__)
     for name, method in inspect.getmembers(kind, inspect.isfunction):
         if not name.startswith("_") or name in {"__enter__", "__exit__"}:
-            assert listed(f"{kind.__name__}.{name}") == names_of(method), name
+            assert arguments(cells, name) == names_of(method), name
 
 
-@pytest.mark.parametrize(
-    "made",
-    [
-        cortecs_py.Cortecs("id", "secret"),
-        langchain.DedicatedLLM(None, "model", api_key="key"),
-    ],
-    ids=lambda made: type(made).__name__,
-)
-def test_every_attribute_of_theirs(made: Any) -> None:
-    for name in vars(made):
-        if not name.startswith("_"):
-            assert f"`{type(made).__name__}.{name}`" in THEIRS
+@pytest.mark.parametrize(("made", "cells"), MADE, ids=["Cortecs", "DedicatedLLM"])
+def test_every_attribute_of_theirs_and_nothing_else(made: Any, cells: str) -> None:
+    assert {name for name in vars(made) if not name.startswith("_")} <= set(re.findall(r"`(\w+)`", cells))
+    named = set(re.findall(r"`(\w+)[`(]", cells)) - {type(made).__name__}
+    assert {name for name in named if not hasattr(made, name)} == set()
 
 
 @pytest.mark.parametrize("kind", own_classes(schemas), ids=lambda kind: kind.__name__)
 def test_every_data_class_with_every_field(kind: Any) -> None:
     fields = ", ".join(f"`{name}`" for name in kind.model_fields)
-    assert f"`{kind.__name__}`: {fields}" in THEIRS
+    assert f"`{kind.__name__}`: {fields}" in DATA
     for name, value in vars(kind).items():
         if name.startswith("_") or name in {"Config", "model_fields", "model_config"}:
             continue
         if isinstance(value, property):
-            assert f"`{kind.__name__}.{name}`" in THEIRS
+            assert f"`{kind.__name__}.{name}`" in DATA
         elif isinstance(value, classmethod):
-            assert listed(f"{kind.__name__}.{name}") == names_of(getattr(kind, name))
+            assert arguments(DATA, f"{kind.__name__}.{name}") == names_of(getattr(kind, name))
 
 
 def test_every_function_of_theirs() -> None:
     for name, function in inspect.getmembers(utils, inspect.isfunction):
-        assert listed(name) == names_of(function)
-
-
-def test_nothing_else_is_said_to_be_theirs() -> None:
-    for owner, name in re.findall(r"`(Cortecs|DedicatedLLM)\.(\w+)", THEIRS):
-        made: Any = (
-            cortecs_py.Cortecs("id", "secret")
-            if owner == "Cortecs"
-            else langchain.DedicatedLLM(None, "model", api_key="key")
-        )
-        assert hasattr(made, name)
+        assert arguments(DATA, name) == names_of(function)
 
 
 async def test_what_is_named_of_ours_is_there() -> None:

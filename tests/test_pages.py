@@ -15,6 +15,7 @@ import certifi
 import pytest
 from _examples import run_examples
 
+from cortecs_async import errors
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 from cortecs_async.emulator._faults import FaultKind
 from cortecs_async.emulator._routing import ROUTE_NAMES
@@ -206,6 +207,22 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         assert not title or title in {
             re.sub(r"[^\w-]", "", each.lower().replace(" ", "-")) for each in headings
         }
+
+
+def test_the_tree_of_errors_is_the_page_s() -> None:
+    every = [getattr(errors, name) for name in errors.__all__]
+
+    def tree(kind: type[Exception], indent: str = "") -> Iterator[str]:
+        yield indent + kind.__name__
+        for each in sorted(
+            (each for each in every if kind in each.__bases__), key=lambda each: each.__name__
+        ):
+            yield from tree(each, indent + "    ")
+
+    page = (DOCS / "reference" / "errors.md").read_text()
+    assert "```text\n" + "\n".join(tree(errors.CortecsError)) + "\n```" in page
+    for each in every:
+        assert issubclass(each, TimeoutError) == bool(re.search("Timeout|Expired", each.__name__))
 
 
 def test_the_headline_is_that_of_the_last_benchmark() -> None:
