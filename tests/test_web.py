@@ -1,0 +1,376 @@
+"""An instance beside an app, on virtual time; and one for several processes, which are real ones."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import anyio
+import httpx
+import pytest
+from _processes import PROC, Program, is_alive, kill, read, reapers_of, until
+
+from cortecs_async import AsyncCortecs, Credentials, errors
+from cortecs_async.emulator import Emulator, Fault, serve_emulator
+from cortecs_async.integrations import _sharing
+from cortecs_async.integrations.web import BackgroundInstance, NotReadyError, SharedInstance
+
+World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
+
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+HARDWARE = "NVIDIA_H100_1"
+
+
+def not_ready(instance: BackgroundInstance | SharedInstance) -> NotReadyError:
+    with pytest.raises(NotReadyError) as caught:
+        instance.handle()
+    return caught.value
+
+
+# --- beside an app ------------------------------------------------------------------------------------------
+
+
+async def test_it_is_entered_at_once_and_released_at_the_end(world: World) -> None:
+    async with world(step_seconds=60.0) as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            assert anyio.current_time() < 1
+            assert not_ready(instance).headers == {"Retry-After": "10"}
+            await anyio.sleep(90)
+            error = not_ready(instance)
+            assert error.status_code == 503
+            assert str(error).startswith("the instance is being started: ")
+            handle = await instance.wait()
+            assert anyio.current_time() >= 240
+            assert handle == instance.handle()
+            assert (handle.instance_id, handle.model) == (emu.existing[0], MODEL)
+            assert len(emu.billing) == 1
+        assert emu.existing == ()
+
+
+async def test_left_while_it_starts_nothing_is_left(world: World) -> None:
+    async with world(step_seconds=60.0) as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE):
+            await anyio.sleep(90)
+            assert len(emu.existing) == 1
+        assert emu.existing == ()
+        assert anyio.current_time() < 100
+
+
+@pytest.mark.parametrize("how", ["stop_instance", "delete_instance"])
+async def test_a_lost_one_is_replaced_at_once(world: World, how: str) -> None:
+    async with world() as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            first = await instance.wait()
+            getattr(emu, how)(first.instance_id)
+            lost_at = anyio.current_time()
+            with anyio.fail_after(60):
+                await instance.state_after(first)
+            assert not_ready(instance).headers
+            second = await instance.wait()
+            assert second.instance_id != first.instance_id
+            assert anyio.current_time() - lost_at < 10 + 10 + 5  # seen, replaced without a pause, started
+            assert emu.existing == (second.instance_id,)
+        assert emu.existing == ()
+
+
+async def test_what_is_refused_is_asked_for_again_after_a_pause(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("status", route="start", status=402, times=2))
+        async with BackgroundInstance(client, MODEL, HARDWARE, pause=300.0) as instance:
+            await anyio.sleep(100)
+            error = not_ready(instance)
+            assert "402" in str(error)
+            assert error.headers == {"Retry-After": "300"}
+            await anyio.sleep(300)
+            assert "402" in str(not_ready(instance))
+            assert emu.ledger == ()
+            await instance.wait()
+            assert 600 <= anyio.current_time() < 620
+        assert emu.existing == ()
+
+
+async def test_a_provider_that_fails_does_not_end_the_app(world: World) -> None:
+    problems = [OSError("no vault")]
+
+    async def provide() -> Credentials:
+        if problems:
+            raise problems.pop()
+        return Credentials(client_id="emulator-client", client_secret="emulator-secret")
+
+    async with (
+        world() as (emu, _),
+        httpx.AsyncClient(transport=emu.transport()) as http,
+        AsyncCortecs(
+            credential_provider=provide,
+            api_base_url=emu.api_base_url,
+            http_client=http,
+            guard="off",
+            journal="off",
+        ) as client,
+    ):
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            await anyio.sleep(1)
+            assert "no vault" in str(not_ready(instance))
+            assert (await instance.wait()).instance_id in emu.existing
+
+
+async def test_used_up_means_that_nothing_is_started_any_more(world: World) -> None:
+    async with world() as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE, max_lifetime=600.0) as instance:
+            await instance.wait()
+            await anyio.sleep(700)
+            error = not_ready(instance)
+            assert "max_lifetime" in str(error)
+            assert (error.retry_after, error.headers) == (None, {})
+            with pytest.raises(NotReadyError, match="max_lifetime"):
+                await instance.wait()
+            await anyio.sleep(10_000)
+            assert (emu.existing, len(emu.ledger)) == ((), 1)
+
+
+async def test_limits_are_for_all_instances_together(world: World) -> None:
+    async with world() as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE, max_lifetime=1000.0) as instance:
+            first = await instance.wait()
+            await anyio.sleep(600)
+            emu.delete_instance(first.instance_id)
+            await anyio.sleep(300)
+            assert instance.handle() != first
+            await anyio.sleep(200)
+            assert "max_lifetime" in str(not_ready(instance))
+            assert emu.existing == ()
+            assert anyio.current_time() < 1150
+
+
+async def test_money_is_for_all_instances_together(world: World) -> None:
+    async with world() as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE, max_cost=1.0) as instance:
+            first = await instance.wait()
+            await anyio.sleep(130)
+            emu.delete_instance(first.instance_id)
+            await instance.state_after(first)
+            assert await instance.wait() != first
+            await anyio.sleep(10_000)
+            assert "max_cost" in str(not_ready(instance))
+        assert len(emu.ledger) == 2
+        assert emu.total_cost <= 1.0
+        assert emu.existing == ()
+
+
+async def test_an_ambiguous_start_is_not_repeated(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="after"))
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            await anyio.sleep(0.1)
+            emu.start_instance(MODEL, HARDWARE)
+            await anyio.sleep(1000)
+            error = not_ready(instance)
+            assert error.retry_after is None
+            assert len(emu.ledger) == 2
+
+
+async def test_the_blocks_own_exception_comes_out_as_it_is(world: World) -> None:
+    problem = KeyError("mine")
+    async with world() as (emu, client):
+        with pytest.raises(KeyError) as caught:
+            async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+                await instance.wait()
+                raise problem
+        assert caught.value is problem
+        assert emu.existing == ()
+
+
+async def test_a_cancelled_block_is_released_too(world: World) -> None:
+    async with world(stop_seconds=5.0) as (emu, client):
+        with anyio.move_on_after(100) as scope:
+            async with BackgroundInstance(client, MODEL, HARDWARE):
+                await anyio.sleep(10_000)
+        assert scope.cancelled_caught
+        assert emu.existing == ()
+        await anyio.sleep(1)
+
+
+async def test_where_it_cannot_be_used(world: World) -> None:
+    async with world() as (emu, client):
+        instance = BackgroundInstance(client, MODEL, HARDWARE)
+        with pytest.raises(errors.InvalidArgumentError, match="lifespan"):
+            instance.handle()
+        with pytest.raises(errors.InvalidArgumentError, match="lifespan"):
+            await instance.wait()
+        async with instance:
+            with pytest.raises(errors.InvalidArgumentError, match="entered already"):
+                await instance.__aenter__()
+            await instance.wait()
+        with pytest.raises(errors.InvalidArgumentError, match="lifespan"):
+            instance.handle()
+        with pytest.raises(errors.InvalidArgumentError, match="num_workers"):
+            await BackgroundInstance(client, MODEL, HARDWARE, num_workers=9).__aenter__()
+        assert len(emu.ledger) == 1
+
+
+async def test_it_can_be_entered_again(world: World) -> None:
+    async with world() as (emu, client):
+        instance = BackgroundInstance(client, MODEL, HARDWARE, max_lifetime=600)
+        for _ in range(3):
+            async with instance:
+                await instance.wait()
+                await anyio.sleep(400)
+        assert (len(emu.ledger), emu.existing) == (3, ())
+
+
+# --- for several processes ----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def service(monkeypatch: pytest.MonkeyPatch, **options: float) -> AsyncIterator[Emulator]:
+    async with serve_emulator(**{"step_seconds": 0.02, **options}) as emu:
+        for name, value in emu.env().items():
+            monkeypatch.setenv(name, value)
+        yield emu
+
+
+def owners(state_dir: Path) -> list[int]:
+    """The owners that work with this state directory."""
+    found = []
+    for each in PROC.iterdir():
+        if each.name.isdigit() and b"integrations._owner" in read(int(each.name), "cmdline"):
+            environment = read(int(each.name), "environ").split(b"\0")
+            if f"CORTECS_STATE_DIR={state_dir}".encode() in environment and is_alive(int(each.name)):
+                found.append(int(each.name))
+    return found
+
+
+@pytest.mark.sockets
+async def test_one_for_all_until_the_last_has_left(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
+    async with service(monkeypatch, stop_seconds=0.5) as emu:
+        several = [SharedInstance(MODEL, HARDWARE) for _ in range(3)]
+        async with several[0]:
+            async with several[1], several[2]:
+                with anyio.fail_after(60):
+                    handles = {await each.wait() for each in several}
+                assert [each.instance_id for each in handles] == list(emu.existing)
+                (owner,) = owners(state_dir)
+                # It is for everybody on the machine to see.
+                assert b"emulator-secret" not in read(owner, "cmdline")
+                os.kill(owner, signal.SIGTERM)  # as a service manager does, to all of its processes
+            assert emu.billing
+            assert several[0].handle() in handles
+        # Waited for, though it took a while.
+        assert (len(emu.ledger), emu.existing) == (1, ())
+        await until(lambda: not owners(state_dir))
+
+
+@pytest.mark.sockets
+async def test_a_killed_owner_is_replaced(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
+    async with service(monkeypatch) as emu:
+        shared, other = SharedInstance(MODEL, HARDWARE), SharedInstance(MODEL, HARDWARE)
+        async with shared, other:
+            with anyio.fail_after(60):
+                first = await shared.wait()
+                await other.wait()
+            (owner,) = owners(state_dir)
+            reapers = reapers_of(owner)
+            kill(owner)
+            await until(lambda: isinstance(shared._state, _sharing.Down))
+            assert not_ready(shared).headers
+            with anyio.fail_after(60):
+                second = await shared.wait()
+                await until(lambda: other._state == second)
+            assert second.instance_id != first.instance_id
+            # What the dead owner held, its reaper releases.
+            await until(lambda: emu.existing == (second.instance_id,), 60)
+        assert (len(emu.ledger), emu.existing) == (2, ())
+        await until(lambda: not any(map(is_alive, reapers)))
+
+
+WORKER = """
+import os, signal, sys, anyio
+from cortecs_async.integrations.web import SharedInstance
+
+async def main():
+    async with SharedInstance(sys.argv[1], sys.argv[2]) as shared:
+        print("entered", flush=True)
+        await shared.wait()
+        if os.fork() == 0:
+            # Of a process pool, say: it outlives what it was forked from.
+            print("child", os.getpid(), flush=True)
+            signal.pause()
+        print("runs", flush=True)
+        await anyio.sleep(600)
+
+anyio.run(main)
+"""
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_killed_processes_have_left_whatever_they_have_forked(
+    monkeypatch: pytest.MonkeyPatch, state_dir: Path, tmp_path: Path
+) -> None:
+    async with service(monkeypatch) as emu:
+        env = {**emu.env(), "CORTECS_STATE_DIR": str(state_dir)}
+        with contextlib.ExitStack() as stack:
+            programs = [
+                stack.enter_context(Program(WORKER, MODEL, HARDWARE, env=env, log=tmp_path / f"{number}"))
+                for number in range(2)
+            ]
+            await until(lambda: all(each.has_said("runs") for each in programs), 60)
+            assert len(emu.ledger) == 1
+            children = [number for each in programs for number in each.numbers("child")]
+            try:
+                programs[0].send(signal.SIGKILL)
+                await until(lambda: programs[0].has_ended)
+                assert emu.billing
+                programs[1].send(signal.SIGKILL)
+                await until(lambda: emu.existing == (), 60)
+                assert all(map(is_alive, children))
+            finally:
+                for each in children:
+                    kill(each)
+        await until(lambda: not owners(state_dir))
+        assert len(emu.ledger) == 1
+
+
+@pytest.mark.sockets
+async def test_an_owner_that_does_not_start(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    shared = SharedInstance(MODEL, HARDWARE, pause=0.1)
+    async with shared:
+        await until(lambda: "no process" in str(not_ready(shared)))
+        monkeypatch.setattr(sys, "executable", "/nowhere/at/all")
+        await until(lambda: "/nowhere/at/all" in str(not_ready(shared)))
+    assert owners(state_dir) == []
+
+
+async def test_what_cannot_work_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state_dir: Path
+) -> None:
+    with pytest.raises(errors.InvalidArgumentError, match="num_workers"):
+        await SharedInstance(MODEL, HARDWARE, num_workers=9).__aenter__()
+    monkeypatch.setenv("CORTECS_STATE_DIR", str(tmp_path / ("x" * 100)))
+    with pytest.raises(errors.ConfigurationError, match="too long"):
+        await SharedInstance(MODEL, HARDWARE).__aenter__()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CORTECS_STATE_DIR", str(tmp_path / "file"))
+    with pytest.raises(errors.ConfigurationError, match="CORTECS_STATE_DIR"):
+        await SharedInstance(MODEL, HARDWARE).__aenter__()
+    monkeypatch.setattr(_sharing, "fcntl", None)
+    with pytest.raises(errors.ConfigurationError, match="file locks"):
+        await SharedInstance(MODEL, HARDWARE).__aenter__()
+
+
+def test_who_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    def place(*args: str, **options: float) -> Path:
+        return SharedInstance(MODEL, *args, **options)._path(".sock")  # type: ignore[arg-type]
+
+    same = place(HARDWARE, max_cost=5)
+    assert place(HARDWARE, max_cost=5) == same
+    apart = [place(HARDWARE), place(HARDWARE, max_cost=6), SharedInstance(MODEL, name="b")._path(".sock")]
+    monkeypatch.setenv("CORTECS_CLIENT_ID", "another")
+    apart.append(place(HARDWARE, max_cost=5))
+    assert len({same, *apart}) == 5
