@@ -148,6 +148,18 @@ def run_pytest(session: nox.Session, *arguments: str, **env: str) -> None:
 
 
 @nox.session
+def web(session: nox.Session) -> None:
+    """The programs of docs/web.md under real servers, a server at a time."""
+    install(session, "web")
+    packages = ["fastapi", "starlette", "litestar", "uvicorn", "gunicorn", "uvicorn-worker", "hypercorn"]
+    show = (
+        "import importlib.metadata as m, sys; print(*(f'{each} {m.version(each)}' for each in sys.argv[1:]))"
+    )
+    session.run("python", "-c", show, *packages)
+    session.run("python", "-m", "pytest", "tests/ecosystem/test_web.py", *session.posargs, env=ENV)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: rules and format."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))

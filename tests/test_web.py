@@ -15,7 +15,7 @@ import httpx
 import pytest
 from _processes import PROC, Program, is_alive, kill, read, reapers_of, until
 
-from cortecs_async import AsyncCortecs, Credentials, errors
+from cortecs_async import AsyncCortecs, Credentials, InstanceHandle, errors
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 from cortecs_async.integrations import _sharing
 from cortecs_async.integrations.web import BackgroundInstance, NotReadyError, SharedInstance
@@ -266,6 +266,36 @@ async def test_one_for_all_until_the_last_has_left(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.sockets
+async def test_it_lingers_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work(leave: anyio.Event, left: anyio.Event) -> None:
+        async with SharedInstance(MODEL, HARDWARE, linger=3.0) as shared:
+            seen.append(await shared.wait())
+            news.set()
+            await leave.wait()
+        left.set()
+
+    seen: list[InstanceHandle] = []
+    leave, left = [anyio.Event(), anyio.Event()], [anyio.Event(), anyio.Event()]
+    async with service(monkeypatch) as emu:
+        with anyio.fail_after(60):
+            async with anyio.create_task_group() as tasks:
+                for number in range(2):
+                    news = anyio.Event()
+                    tasks.start_soon(work, leave[number], left[number])
+                    await news.wait()
+                    leave[number].set()
+                    # Who is the last waits, until somebody else comes.
+                    await anyio.wait_all_tasks_blocked()
+                    assert [each.is_set() for each in left] == [number == 1, False]
+                assert len(emu.billing) == 1
+                began = anyio.current_time()
+                await left[1].wait()
+                assert anyio.current_time() - began > 2
+        assert seen[0] == seen[1]
+        assert (len(emu.ledger), emu.existing) == (1, ())
+
+
+@pytest.mark.sockets
 async def test_a_killed_owner_is_replaced(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
     async with service(monkeypatch) as emu:
         shared, other = SharedInstance(MODEL, HARDWARE), SharedInstance(MODEL, HARDWARE)
@@ -352,6 +382,10 @@ async def test_what_cannot_work_is_said_at_once(
 ) -> None:
     with pytest.raises(errors.InvalidArgumentError, match="num_workers"):
         await SharedInstance(MODEL, HARDWARE, num_workers=9).__aenter__()
+    with pytest.raises(errors.InvalidArgumentError, match="pause"):
+        SharedInstance(MODEL, HARDWARE, pause=0)
+    with pytest.raises(errors.InvalidArgumentError, match="linger"):
+        SharedInstance(MODEL, HARDWARE, linger=-1)
     monkeypatch.setenv("CORTECS_STATE_DIR", str(tmp_path / ("x" * 100)))
     with pytest.raises(errors.ConfigurationError, match="too long"):
         await SharedInstance(MODEL, HARDWARE).__aenter__()

@@ -34,6 +34,7 @@ class Wish(TypedDict):
     model_id: str
     hardware_type_id: str | None
     pause: float
+    linger: float
     options: StartOptions
 
 
@@ -56,10 +57,12 @@ class Owner:
 
     Attributes:
         instance: What it is about.
+        linger: Seconds after the last has left.
         users: How many are connected and have not begun to leave.
     """
 
     instance: Standing
+    linger: float
     users: int = 0
     _changed: anyio.Event = field(factory=anyio.Event)
 
@@ -68,12 +71,18 @@ class Owner:
         async with anyio.create_task_group() as tasks:
             async with self.instance:
                 tasks.start_soon(self._accept, listener, tasks)
-                with anyio.move_on_after(_FIRST):
-                    await self._until(any_users=True)
-                await self._until(any_users=False)
+                patience = _FIRST
+                while await self._used_within(patience):
+                    await self._until(any_users=False)
+                    patience = self.linger
                 # Whoever comes from here on is refused, or cut off soon, and starts another owner.
                 await listener.aclose()
             tasks.cancel_scope.cancel()
+
+    async def _used_within(self, seconds: float) -> bool:
+        with anyio.move_on_after(seconds):
+            await self._until(any_users=True)
+        return self.users > 0
 
     async def _until(self, *, any_users: bool) -> None:
         while bool(self.users) is not any_users:
@@ -115,7 +124,7 @@ async def _main(listener: socket.socket, wish: Wish) -> None:
         instance = BackgroundInstance(
             client, wish["model_id"], wish["hardware_type_id"], pause=wish["pause"], **wish["options"]
         )
-        await Owner(instance).own(await SocketListener.from_socket(listener))
+        await Owner(instance, wish["linger"]).own(await SocketListener.from_socket(listener))
 
 
 def main() -> None:

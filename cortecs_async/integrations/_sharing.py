@@ -18,9 +18,9 @@ import anyio
 import platformdirs
 from anyio.abc import SocketAttribute, SocketStream
 
-from .. import AsyncCortecs, ConfigurationError, __version__
+from .. import AsyncCortecs, ConfigurationError, InvalidArgumentError, __version__
 from . import _owner
-from ._standing import Down, Standing, StartOptions, logger
+from ._standing import Down, Standing, StartOptions, check_pause, logger
 
 try:
     import fcntl
@@ -59,7 +59,13 @@ class SharedInstance(Standing):
         hardware_type_id: As for `client.instance`.
         name: Give another one for an instance apart from those of other programs.
         pause: As for `BackgroundInstance`.
+        linger: Seconds for which the instance is kept when the last has left, and in which another may come:
+            for servers that replace all of their workers at about the same time. Who leaves last waits for
+            that as well, so that a shutdown takes that much longer.
         **options: As for `client.instance`; see `StartOptions`.
+
+    Raises:
+        InvalidArgumentError: for a pause or linger that is none.
     """
 
     def __init__(
@@ -69,11 +75,19 @@ class SharedInstance(Standing):
         *,
         name: str = "",
         pause: float = 30.0,
+        linger: float = 0.0,
         **options: Unpack[StartOptions],
     ) -> None:
         super().__init__()
+        check_pause(pause)
+        if not linger >= 0:
+            raise InvalidArgumentError(f"linger must be 0 seconds or more, not {linger!r}")
         self._wish = _owner.Wish(
-            model_id=model_id, hardware_type_id=hardware_type_id, pause=pause, options=options
+            model_id=model_id,
+            hardware_type_id=hardware_type_id,
+            pause=pause,
+            linger=linger,
+            options=options,
         )
         self._name = name
         self._stream: SocketStream | None = None
@@ -165,7 +179,7 @@ class SharedInstance(Standing):
         self._leaving = True
         if self._stream is None:
             return
-        limit = self._wish["options"].get("teardown_timeout", 120.0) + _MARGIN
+        limit = self._wish["linger"] + self._wish["options"].get("teardown_timeout", 120.0) + _MARGIN
         with anyio.move_on_after(limit, shield=True), contextlib.suppress(OSError, anyio.BrokenResourceError):
             await self._stream.send_eof()
             await self._left.wait()

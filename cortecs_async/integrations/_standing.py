@@ -194,6 +194,9 @@ class BackgroundInstance(Standing):
         hardware_type_id: As for `client.instance`.
         pause: Seconds between a start that failed and the next.
         **options: As for `client.instance`; see `StartOptions`.
+
+    Raises:
+        InvalidArgumentError: for a pause that is none.
     """
 
     def __init__(
@@ -206,6 +209,7 @@ class BackgroundInstance(Standing):
         **options: Unpack[StartOptions],
     ) -> None:
         super().__init__()
+        check_pause(pause)
         self._client = client
         self._wish = (model_id, hardware_type_id)
         self._pause = pause
@@ -270,6 +274,16 @@ class BackgroundInstance(Standing):
 
     def _progress(self, progress: Progress) -> None:
         self._set(Down(f"the instance is being started: {progress.description}"))
+
+
+def check_pause(pause: float) -> None:
+    """Refuses what would start one instance after the other, as fast as it can.
+
+    Raises:
+        InvalidArgumentError: for less than a tenth of a second.
+    """
+    if not pause >= 0.1:
+        raise InvalidArgumentError(f"pause must be at least 0.1 seconds, not {pause!r}")
 
 
 def _left(name: str, limit: float | None, used: float) -> float | None:

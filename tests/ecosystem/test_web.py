@@ -1,0 +1,366 @@
+"""The programs of docs/web.md under real servers: uvicorn, gunicorn and hypercorn, with one worker or more.
+
+Needs the dependency group `web`; `nox -s web` installs it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import httpx
+import pytest
+from _processes import PROC, is_alive, kill, read, reapers_of, until
+
+from cortecs_async.emulator import Emulator, serve_emulator
+
+pytestmark = pytest.mark.sockets
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "web.md"
+PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+
+# What only one of them has in it.
+MARKS = {
+    "fastapi": "StreamingResponse(",
+    "starlette": '[Route("/ready", ready), Route("/ask", ask)]',
+    "litestar": "from litestar import",
+    "background": "BackgroundInstance(",
+    "plain": "openai.AsyncOpenAI()",
+}
+
+# Seconds until a server with several workers is up, on a machine that is busy with other tests.
+PATIENCE = 90.0
+
+UVICORN = ["uvicorn", "app:app", "--port", "{port}"]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """That of the test; the servers bring their own."""
+    return "asyncio"
+
+
+class Clock:
+    """The machine's, until it is put forward: an instance runs when the test says so."""
+
+    ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+class World:
+    """A served emulator whose instances take an hour to start, and a served program of the page."""
+
+    def __init__(self, emu: Emulator, clock: Clock, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.emu = emu
+        self.clock = clock
+        self.process = process
+        self.log = log
+        self.http = httpx.AsyncClient(timeout=PATIENCE)
+
+    async def get(self, path: str) -> httpx.Response:
+        """An answer; on a connection of its own, so that it may be of any worker."""
+        return await self.http.get(path, headers={"Connection": "close"})
+
+    async def settled(self, path: str, *statuses: int) -> httpx.Response:
+        """The first answer with one of these statuses."""
+        with anyio.fail_after(PATIENCE):
+            while True:
+                try:
+                    answer = await self.get(path)
+                except httpx.TransportError:
+                    assert self.process.poll() is None, self.log.read_text()
+                else:
+                    if answer.status_code in statuses:
+                        return answer
+                await anyio.sleep(0.05)
+
+    async def runs(self) -> str:
+        """Lets the instance run, and returns its id."""
+        await until(lambda: self.emu.billing, PATIENCE)
+        self.clock.ahead += 6 * 3600
+        return str((await self.settled("/ready", 200)).json()["instance_id"])
+
+    async def ends(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Sends the server a signal, and returns its exit status."""
+        self.process.send_signal(number)
+        with anyio.fail_after(PATIENCE):
+            return await anyio.to_thread.run_sync(self.process.wait, abandon_on_cancel=True)
+
+
+def processes(state_dir: Path, word: bytes = b"") -> list[int]:
+    """Living processes that work with this state directory, those with `word` in their command line."""
+    wanted = f"CORTECS_STATE_DIR={state_dir}".encode()
+    pids = [int(each.name) for each in PROC.iterdir() if each.name.isdigit()]
+    return [
+        pid
+        for pid in pids
+        if wanted in read(pid, "environ").split(b"\0") and word in read(pid, "cmdline") and is_alive(pid)
+    ]
+
+
+def owner(state_dir: Path) -> int:
+    (found,) = processes(state_dir, b"integrations._owner")
+    return found
+
+
+def started(command: list[str], folder: Path, env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            env=env,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+
+
+@pytest.fixture
+def serve(tmp_path: Path, state_dir: Path) -> Callable[..., Any]:
+    """`async with serve("fastapi", [...]) as world`: a program of the page under a server."""
+
+    @asynccontextmanager
+    async def served(framework: str, command: list[str] = UVICORN, **options: Any) -> AsyncIterator[World]:
+        (program,) = [each for each in PROGRAMS if MARKS[framework] in each]
+        if "linger" in options:
+            program = program.replace("max_cost=50", "max_cost=50, linger=" + options.pop("linger"))
+        (tmp_path / "app.py").write_text(program)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        clock = Clock()
+        settings = {"step_seconds": 3600.0, "token_lifetime": 10_000_000.0, **options}
+        log = tmp_path / "log"
+        async with serve_emulator(Emulator(clock=clock, **settings)) as emu:
+            env = {
+                "PATH": os.environ["PATH"],
+                **emu.env(),
+                "CORTECS_STATE_DIR": str(state_dir),
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            }
+            process = started([each.format(port=port) for each in command], tmp_path, env, log)
+            world = World(emu, clock, process, log)
+            world.http.base_url = httpx.URL(f"http://127.0.0.1:{port}")
+            try:
+                async with world.http:
+                    yield world
+                assert emu.existing == ()
+            finally:
+                for pid in {process.pid, *processes(state_dir)}:
+                    kill(pid)
+                process.wait()
+
+    return served
+
+
+@pytest.mark.parametrize("framework", ["fastapi", "starlette", "litestar"])
+async def test_ready_at_once_and_released_at_sigterm(serve: Callable[..., Any], framework: str) -> None:
+    async with serve(framework) as world:
+        answer = await world.settled("/ready", 503)
+        assert answer.headers["retry-after"] == "10"
+        assert "is being started" in answer.json()["detail"]
+        assert (await world.get("/ask?text=hi")).status_code == 503
+
+        instance_id = await world.runs()
+        assert world.emu.existing == (instance_id,)
+        answer = await world.get("/ask?text=Why is the sky blue?")
+        assert answer.status_code == 200
+        assert "Why is the sky blue?" in answer.json()["answer"]
+
+        # uvicorn ends the lifespan, and then itself by the signal that it got.
+        assert await world.ends() == -signal.SIGTERM
+        assert (len(world.emu.ledger), world.emu.existing) == (1, ())
+
+
+async def test_sigterm_while_the_instance_starts(serve: Callable[..., Any]) -> None:
+    async with serve("fastapi") as world:
+        await world.settled("/ready", 503)
+        assert (await world.get("/health")).status_code == 200
+        await until(lambda: world.emu.billing, PATIENCE)
+        await world.ends()
+        assert (len(world.emu.ledger), world.emu.existing) == (1, ())
+
+
+async def test_no_capacity_is_said(serve: Callable[..., Any]) -> None:
+    async with serve("fastapi", capacity={"NVIDIA_H100_1": 0}) as world:
+        with anyio.fail_after(PATIENCE):
+            answer = await world.settled("/ready", 503)
+            while "capacity" not in answer.json()["detail"]:
+                answer = await world.settled("/ready", 503)
+        assert answer.headers["retry-after"] == "30"
+        await world.ends()
+        assert world.emu.ledger == ()
+
+
+THREE = [*UVICORN, "--workers", "3"]
+
+
+def workers(world: World) -> list[int]:
+    """The living worker processes of uvicorn that have begun their work."""
+    found = re.findall(r"Started server process \[(\d+)\]", world.log.read_text())
+    return [int(each) for each in found if is_alive(int(each))]
+
+
+async def up(world: World) -> str:
+    """Waits for three workers and their instance, and returns its id."""
+    await until(lambda: len(workers(world)) == 3, PATIENCE)
+    return await world.runs()
+
+
+async def test_workers_share_one_and_are_replaced(serve: Callable[..., Any], state_dir: Path) -> None:
+    async with serve("fastapi", THREE) as world:
+        instance_id = await up(world)
+        answers = [await world.get("/ready") for _ in range(20)]
+        assert {each.json()["instance_id"] for each in answers} == {instance_id}
+        # Also the one whose child the owner is.
+        for each in workers(world):
+            kill(each)
+            await until(lambda gone=each: gone not in workers(world))  # type: ignore[misc]
+            await until(lambda: len(workers(world)) == 3, PATIENCE)
+        assert (await world.settled("/ready", 200)).json()["instance_id"] == instance_id
+        assert await world.ends() == 0
+        assert (len(world.emu.ledger), world.emu.existing) == (1, ())
+        await until(lambda: not processes(state_dir))
+
+
+async def test_a_killed_owner_is_replaced(serve: Callable[..., Any], state_dir: Path) -> None:
+    async with serve("fastapi", THREE) as world:
+        first = await up(world)
+        kill(owner(state_dir))
+        assert (await world.settled("/ready", 503)).headers["retry-after"]
+        await until(lambda: len(world.emu.ledger) == 2, PATIENCE)
+        # By the reaper of the dead one.
+        await until(lambda: first not in world.emu.existing, PATIENCE)
+        assert await world.runs() != first
+        assert await world.ends() == 0
+        assert (len(world.emu.ledger), world.emu.existing) == (2, ())
+
+
+async def test_everything_is_killed(serve: Callable[..., Any], state_dir: Path) -> None:
+    async with serve("fastapi", THREE) as world:
+        await up(world)
+        (reaper,) = reapers_of(owner(state_dir))
+        for each in {world.process.pid, *processes(state_dir)} - {reaper}:
+            kill(each)
+        await until(lambda: world.emu.existing == (), PATIENCE)
+        await until(lambda: not is_alive(reaper))
+
+
+async def test_the_parent_is_killed(serve: Callable[..., Any], state_dir: Path) -> None:
+    async with serve("fastapi", THREE) as world:
+        instance_id = await up(world)
+        kill(world.process.pid)
+        # uvicorn's workers outlive it, and serve: so they keep what they need.
+        assert (await world.settled("/ready", 200)).json()["instance_id"] == instance_id
+        for each in workers(world):
+            os.kill(each, signal.SIGTERM)
+        await until(lambda: world.emu.existing == (), PATIENCE)
+        await until(lambda: not processes(state_dir, b"integrations._owner"))
+
+
+async def test_a_lost_instance_is_replaced(serve: Callable[..., Any]) -> None:
+    async with serve("fastapi") as world:
+        await world.settled("/ready", 503)
+        first = await world.runs()
+        world.emu.delete_instance(first)
+        assert (await world.settled("/ready", 503)).headers["retry-after"]
+        await until(lambda: len(world.emu.ledger) == 2, PATIENCE)
+        second = await world.runs()
+        assert second != first
+        assert (await world.get("/ask?text=again")).status_code == 200
+        await world.ends()
+
+
+async def test_workers_that_come_and_go_in_order(serve: Callable[..., Any]) -> None:
+    async with serve(
+        "starlette", [*UVICORN, "--workers", "2", "--limit-max-requests", "20"], linger="30"
+    ) as world:
+        await world.settled("/ready", 503)
+        instance_id = await world.runs()
+        started = "Started server process"
+        with anyio.fail_after(PATIENCE):
+            while world.log.read_text().count(started) < 5:
+                assert (await world.settled("/ready", 200)).json()["instance_id"] == instance_id
+        assert await world.ends() == 0
+        assert (len(world.emu.ledger), world.emu.existing) == (1, ())
+
+
+async def test_streams(serve: Callable[..., Any]) -> None:
+    async with serve("fastapi", token_seconds=0.2, parallel=1) as world:
+        await world.settled("/ready", 503)
+        instance_id = await world.runs()
+        text = "word " * 20
+        answer = await world.get(f"/stream?text={text}")
+        assert text.strip() in answer.text
+
+        # A client that hangs up ends its stream, and not the lease: the instance, which works on one request
+        # at a time, has room for the next.
+        async with world.http.stream("GET", f"/stream?text={text * 50}") as response:
+            await anext(response.aiter_bytes())
+        with anyio.fail_after(30):
+            assert (await world.get("/ask?text=next")).status_code == 200
+        assert world.emu.existing == (instance_id,)
+
+        # What is under way when the instance goes is cut.
+        with pytest.raises(httpx.RemoteProtocolError):
+            async with world.http.stream("GET", f"/stream?text={text * 50}") as response:
+                async for _ in response.aiter_bytes():
+                    if world.emu.existing:
+                        world.emu.delete_instance(instance_id)
+        await world.settled("/ready", 503)
+        await world.ends()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["gunicorn", "app:app", "-k", "uvicorn_worker.UvicornWorker", "-w", "3", "-b", "127.0.0.1:{port}"],
+        ["hypercorn", "app:app", "-w", "3", "-b", "127.0.0.1:{port}"],
+        ["hypercorn", "app:app", "-w", "3", "-b", "127.0.0.1:{port}", "-k", "trio"],
+    ],
+    ids=["gunicorn", "hypercorn", "hypercorn-trio"],
+)
+async def test_other_servers(serve: Callable[..., Any], command: list[str]) -> None:
+    async with serve("fastapi", command) as world:
+        await world.settled("/ready", 503)
+        instance_id = await world.runs()
+        answers = [await world.settled("/ready", 200) for _ in range(20)]
+        assert {each.json()["instance_id"] for each in answers} == {instance_id}
+        assert (await world.get("/ask?text=hi")).status_code == 200
+        assert await world.ends() == 0
+        assert (len(world.emu.ledger), world.emu.existing) == (1, ())
+
+
+async def test_beside_a_single_process(serve: Callable[..., Any]) -> None:
+    async with serve("background") as world:
+        assert (await world.settled("/ready", 503)).headers["retry-after"] == "10"
+        await world.runs()
+        assert await world.ends() == -signal.SIGTERM
+        assert (len(world.emu.ledger), world.emu.existing) == (1, ())
+
+
+async def test_run_around_the_server(serve: Callable[..., Any]) -> None:
+    model = ["meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1"]
+    command = ["cortecs_async", "run", *model, "--", sys.executable, "-m", *UVICORN, "--workers", "2"]
+    async with serve("plain", command, step_seconds=0.05) as world:
+        answer = await world.settled("/ask?text=hi", 200)
+        assert "hi" in answer.json()["answer"]
+        assert await world.ends() == 0
+        assert (len(world.emu.ledger), world.emu.existing) == (1, ())
+
+
+def test_every_program_of_the_page_is_run_here() -> None:
+    assert len(PROGRAMS) == PAGE.read_text().count("```python") == len(MARKS)
+    assert all(sum(mark in each for each in PROGRAMS) == 1 for mark in MARKS.values())
