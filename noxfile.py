@@ -111,6 +111,24 @@ def lowest(session: nox.Session) -> None:
     run_tests(session, coverage=False)
 
 
+# Other people's clusters, and the package whose version is theirs.
+CLUSTERS = {"ray": "ray", "dask": "distributed"}
+
+
+@nox.session
+@nox.parametrize("cluster", CLUSTERS, ids=CLUSTERS)
+def fleets(session: nox.Session, cluster: str) -> None:
+    """docs/fleets.md, and what it says, on a cluster of Ray's or Dask's on this machine."""
+    install(session, cluster, package=".[emulator,openai]")
+    versions = "import sys, importlib.metadata as m; [print(each, m.version(each)) for each in sys.argv[1:]]"
+    session.run("python", "-c", versions, CLUSTERS[cluster], "openai")
+    session.run(
+        *("python", "-m", "pytest", f"tests/ecosystem/test_{cluster}.py", *session.posargs),
+        # Ray keeps files of its user there.
+        env={**ENV, "HOME": session.create_tmp(), "RAY_USAGE_STATS_ENABLED": "0"},
+    )
+
+
 @nox.session
 def simulate(session: nox.Session) -> None:
     """The simulation with a hundred thousand programs, or as many as are asked for."""

@@ -77,15 +77,19 @@ class Program:
         arguments: For its `sys.argv`.
         env: All of its environment but the paths.
         log: The file that it writes its output to.
+        cwd: Its working directory; by default that of the tests.
     """
 
-    def __init__(self, source: str, *arguments: str, env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, source: str, *arguments: str, env: Mapping[str, str], log: Path, cwd: Path | None = None
+    ) -> None:
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 # Without the working directory, which may hold another version of what is tested.
                 [sys.executable, "-P", "-c", source, *arguments],
                 env={"PATH": os.defpath, **env, "PYTHONPATH": os.pathsep.join(sys.path)},
+                cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

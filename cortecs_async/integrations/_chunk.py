@@ -13,6 +13,8 @@ from .. import ConfigurationError, InstanceHandle
 Work = Callable[[InstanceHandle, list[Any]], Awaitable[Sequence[Any]]]
 """Gives for each item a value or an exception, in their order."""
 
+_WAKE_SECONDS = 1.0
+
 # Statuses that are about the endpoint, the key or the load, and not about what was asked.
 _TROUBLE = frozenset({401, 403, 404, 408, 409, 425, 429})
 
@@ -68,7 +70,17 @@ def run_chunk(work: Work, inst: InstanceHandle, items: list[Any]) -> list[Result
 
 
 async def _call(work: Work, inst: InstanceHandle, items: list[Any]) -> Sequence[Any]:
-    return await work(inst, items)
+    # Ray cancels a task by Ctrl-C without the signal, which a loop that waits for sockets does not notice.
+    waking = asyncio.create_task(_wake_up())
+    try:
+        return await work(inst, items)
+    finally:
+        waking.cancel()
+
+
+async def _wake_up() -> None:
+    while True:  # noqa: ASYNC110  (there is no event: that is why)
+        await asyncio.sleep(_WAKE_SECONDS)
 
 
 def _failure(error: Exception, secret: str) -> Failure:
