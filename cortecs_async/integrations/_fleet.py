@@ -291,11 +291,11 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
                     await self._use(lease.handle)
         except CortecsError as error:
             self._left -= 1
-            if self._work.is_over or isinstance(error, TeardownError):
+            if isinstance(error, TeardownError):
                 self._error = self._error or error
-            elif self._left:
-                logger.warning("%s: the other instances do the rest", error)
-            if not self._left and not self._work.is_over:
+            if self._left or self._work.is_over:
+                logger.warning("a fan-out goes on with %d instances: %s", self._left, error)
+            else:
                 self._stop(error)
         except Exception as error:  # noqa: BLE001  (as above)
             self._stop(error)
@@ -311,11 +311,12 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
     async def _feed(self, inst: InstanceHandle, pulse: _Pulse, instance: anyio.CancelScope) -> None:
         try:
             while not self._work.is_over:
-                chunk = [] if pulse.resume_at > anyio.current_time() else self._work.take(self._chunk_size)
-                if chunk:
+                if pulse.resume_at > anyio.current_time():
+                    with anyio.CancelScope(deadline=pulse.resume_at):
+                        await self._work.change()
+                elif chunk := self._work.take(self._chunk_size):
                     await self._do(chunk, inst, pulse)
-                    continue
-                with anyio.CancelScope(deadline=pulse.resume_at or float("inf")):
+                else:
                     await self._work.change()
         except EndpointError as error:
             pulse.error = error

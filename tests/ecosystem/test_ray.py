@@ -16,6 +16,7 @@ import pytest
 import ray
 from _processes import is_alive, reapers_of, until
 from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from cortecs_async import AsyncCortecs
 from cortecs_async.integrations.ray import fan_out
@@ -96,17 +97,14 @@ async def test_a_killed_driver_leaves_nothing_and_the_next_goes_on(cluster: Clus
 
 
 async def test_a_lost_machine_loses_and_doubles_nothing(cluster: Cluster, tmp_path: Path) -> None:
-    def add_machine() -> Any:
-        with machines_environment():
-            return cluster.add_node(num_cpus=2, resources={"doomed": 2})
-
-    def replace_machine(_: int) -> None:
-        cluster.remove_node(doomed, allow_graceful=False)
-        add_machine()
-
-    doomed = add_machine()
-    on_it = partial(fan_out, ray_options={"resources": {"doomed": 1}})
-    await _fleets.lose_a_worker(on_it, tmp_path, kill_it=replace_machine)
+    with machines_environment():
+        doomed = cluster.add_node(num_cpus=2)
+    on_it = NodeAffinitySchedulingStrategy(doomed.node_id, soft=True)
+    await _fleets.lose_a_worker(
+        partial(fan_out, ray_options={"scheduling_strategy": on_it}),
+        tmp_path,
+        kill_it=lambda _: cluster.remove_node(doomed, allow_graceful=False),
+    )
 
 
 class Holder:
