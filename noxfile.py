@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from itertools import chain
 from pathlib import Path
 
@@ -103,11 +104,13 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def lowest(session: nox.Session) -> None:
     """The test suite with the lowest versions of the runtime and optional dependencies."""
-    project = PYPROJECT["project"]
-    bounds = [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+    extras = {**PYPROJECT["project"]["optional-dependencies"]}
+    # It needs a newer openai than ours: `frameworks` has the lowest of both.
+    del extras["pydantic-ai"]
+    bounds = [*PYPROJECT["project"]["dependencies"], *chain(*extras.values())]
     install(session, "test-core")
     # pytest 9.2 refuses the plugin of an anyio that old.
-    session.install("pytest<9.2", *(bound.replace(">=", "==") for bound in bounds if ">=" in bound))
+    session.install("pytest<9.2", *at_lowest(bounds))
     run_tests(session, coverage=False)
 
 
@@ -127,6 +130,36 @@ def fleets(session: nox.Session, cluster: str) -> None:
         # Ray keeps files of its user there.
         env={**ENV, "HOME": session.create_tmp(), "RAY_USAGE_STATS_ENABLED": "0"},
     )
+def at_lowest(bounds: Iterable[str]) -> list[str]:
+    """Requirements at their lower bounds, without those that have none."""
+    return [bound.replace(">=", "==") for bound in bounds if ">=" in bound]
+
+
+# Sets of packages that exclude each other, and the tests of tests/ecosystem for each.
+FRAMEWORKS = {
+    "openai3": ["openai3", "helpers"],
+    "openai2": ["openai2"],
+    "instructor": ["instructor"],
+    "lowest": ["helpers"],  # of our own extras
+}
+
+
+VERSIONS = "import sys, importlib.metadata as m; [print(each, m.version(each)) for each in sys.argv[1:]]"
+
+
+@nox.session
+@nox.parametrize("packages", FRAMEWORKS, ids=FRAMEWORKS)
+def frameworks(session: nox.Session, packages: str) -> None:
+    """docs/frameworks.md, in each of the sets of packages that its frameworks need."""
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    lowest = at_lowest([*extras["langchain"], *extras["pydantic-ai"]])
+    chosen = lowest if packages == "lowest" else PYPROJECT["dependency-groups"][f"frameworks-{packages}"]
+    install(session, "test-core")
+    session.install(*chosen)
+    names = {"openai", *(re.split(r"[^\w.-]", each)[0] for each in chosen)}
+    session.run("python", "-c", VERSIONS, *sorted(names))
+    files = [f"tests/ecosystem/test_frameworks_{name}.py" for name in FRAMEWORKS[packages]]
+    session.run("python", "-m", "pytest", *files, *session.posargs, env=ENV)
 
 
 @nox.session

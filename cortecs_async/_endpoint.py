@@ -10,6 +10,8 @@ from ._errors import ConfigurationError, InvalidArgumentError
 
 if TYPE_CHECKING:
     import openai
+    from langchain_openai import ChatOpenAI
+    from pydantic_ai.models.openai import OpenAIChatModel
 
     from ._mapping import Results
 
@@ -138,8 +140,71 @@ class Endpoint:
         try:
             from openai import AsyncOpenAI  # noqa: PLC0415  (optional, and slow to import)
         except ImportError:
-            raise ConfigurationError(
-                "inst.openai() needs the openai package: pip install 'cortecs-async[openai]'"
-            ) from None
+            raise _missing("openai") from None
         arguments: dict[str, Any] = {**self.openai_kwargs(api_key=api_key), **options}
         return AsyncOpenAI(**arguments)
+
+    def langchain(self, *, api_key: str | None = None, **options: Any) -> ChatOpenAI:
+        """A `langchain_openai.ChatOpenAI` for this instance.
+
+        It has connections of its own. Made by hand, all of one URL share theirs, so that the second
+        `asyncio.run` to use a URL fails, and closing one closes all. `await llm.root_async_client.close()`
+        closes them, as does the garbage collector.
+
+        Args:
+            api_key: As for `openai_kwargs`.
+            **options: Passed on to `ChatOpenAI`.
+
+        Raises:
+            ConfigurationError: when there is no key, or the `langchain-openai` package is not installed.
+        """
+        try:
+            import openai  # noqa: PLC0415  (as above)
+            from langchain_openai import ChatOpenAI  # noqa: PLC0415
+            from pydantic import SecretStr  # noqa: PLC0415
+        except ImportError:
+            raise _missing("langchain") from None
+        timeout = options.pop("request_timeout", options.pop("timeout", None))
+        if timeout is None:
+            timeout = openai.DEFAULT_TIMEOUT
+        elif isinstance(timeout, int | float | tuple):
+            timeout = openai.Timeout(timeout)
+        base_url, model = self._where
+        arguments: dict[str, Any] = {
+            "model": model,
+            "base_url": base_url,
+            # A plain one would show in the message when it refuses an option.
+            "api_key": SecretStr(inference_key(api_key)),
+            **options,
+            # LangChain caches connections by what can be hashed. A Timeout cannot, which a number can.
+            "timeout": timeout,
+        }
+        return ChatOpenAI(**arguments)
+
+    def pydantic_ai(self, *, api_key: str | None = None, **options: Any) -> OpenAIChatModel:
+        """A Pydantic AI model for this instance: `Agent(inst.pydantic_ai())`.
+
+        `async with model:` closes its connections.
+
+        Args:
+            api_key: As for `openai_kwargs`.
+            **options: Passed on to `OpenAIChatModel`.
+
+        Raises:
+            ConfigurationError: when there is no key, or the `pydantic-ai` package is not installed.
+        """
+        try:
+            from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415  (as above)
+            from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
+        except ImportError:
+            raise _missing("pydantic-ai") from None
+        provider = OpenAIProvider(base_url=self._where[0], api_key=inference_key(api_key))
+        return OpenAIChatModel(self._where[1], provider=provider, **options)
+
+
+def _missing(extra: Literal["openai", "langchain", "pydantic-ai"]) -> ConfigurationError:
+    method = extra.replace("-", "_")
+    package = {"langchain": "langchain-openai"}.get(extra, extra)
+    return ConfigurationError(
+        f"inst.{method}() needs the {package} package: pip install 'cortecs-async[{extra}]'"
+    )

@@ -42,27 +42,33 @@ async def test_plain_and_streamed() -> None:
         assert emu.existing == ()
 
 
-def test_without_the_package_it_says_what_to_install() -> None:
+@pytest.mark.parametrize(
+    ("method", "module", "extra"),
+    [
+        ("openai", "openai", "openai"),
+        ("langchain", "langchain_openai", "langchain"),
+        ("pydantic_ai", "pydantic_ai", "pydantic-ai"),
+    ],
+)
+def test_without_the_package_it_says_what_to_install(method: str, module: str, extra: str) -> None:
     program = """
 import sys
-sys.modules["openai"] = None
-import anyio
-from cortecs_async import AsyncCortecs, errors
-from cortecs_async.emulator import serve_emulator
-
-async def main():
-    async with serve_emulator(step_seconds=0) as emu:
-        async with AsyncCortecs(emu.client_id, emu.client_secret, api_base_url=emu.api_base_url) as client:
-            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
-                try:
-                    inst.openai(api_key="key")
-                except errors.ConfigurationError as error:
-                    print(error)
-
-anyio.run(main)
+method, module = sys.argv[1:]
+sys.modules[module] = None
+from cortecs_async import InstanceHandle, errors
+handle = InstanceHandle(instance_id="i-1", base_url="http://localhost/v1", model="org/model", account="a")
+try:
+    getattr(handle, method)(api_key="key")
+except errors.ConfigurationError as error:
+    print(error)
 """
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program, method, module],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
-    assert "pip install 'cortecs-async[openai]'" in done.stdout, done.stderr
+    assert f"inst.{method}()" in done.stdout, done.stderr
+    assert f"pip install 'cortecs-async[{extra}]'" in done.stdout
     assert issubclass(errors.ConfigurationError, ValueError)

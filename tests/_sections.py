@@ -1,0 +1,111 @@
+"""Runs the Python blocks of one section of a page in a process of its own, and tells what came of it.
+
+A process, because the sections set variables of the environment and defaults of their frameworks, and what a
+framework sends home it may send when the interpreter ends.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from cortecs_async import AsyncCortecs
+from cortecs_async.emulator import serve_emulator
+
+DOCS = Path(__file__).parent.parent / "docs"
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+# Some take long to import on a busy machine.
+SECONDS = 200.0
+
+
+def run_section(page: str, heading: str, *, show: str) -> Any:
+    """Runs the blocks under `heading` of a page on an emulator, and gives the value of `show` after them.
+
+    Args:
+        page: The page in docs/.
+        heading: The section. Its blocks share their names, and have `client` and `inst`.
+        show: An expression; its value is what JSON makes of it.
+
+    Raises:
+        AssertionError: when the section fails, complains of what it left open, leaves an instance, or looks
+            up another host.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        hosts, result = Path(scratch, "hosts"), Path(scratch, "result")
+        done = subprocess.run(
+            [sys.executable, "-W", "default::ResourceWarning", __file__, page, heading, show, hosts, result],
+            # Some write to the home directory.
+            env={**os.environ, "HOME": scratch, "CORTECS_STATE_DIR": f"{scratch}/state"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        # Also from a thread, and from what the garbage collector finds.
+        assert re.search("Traceback|unclosed", done.stderr) is None, done.stderr
+        assert set(hosts.read_text().split()) == {"127.0.0.1"}, hosts.read_text()
+        return json.loads(result.read_text())
+
+
+def blocks(page: str, heading: str) -> list[str]:
+    """The Python blocks under `heading`, each on the lines that it has in the page."""
+    text = Path(DOCS, page).read_text()
+    section = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section is not None, f"{page} has no section {heading}"
+    found = list(re.finditer(r"^```python\n(.*?)^```$", section[1], re.MULTILINE | re.DOTALL))
+    assert found, f"section {heading} of {page} has no Python"
+    return ["\n" * text.count("\n", 0, section.start(1) + block.start(1)) + block[1] for block in found]
+
+
+def main(page: str, heading: str, show: str, hosts: str, result: str) -> None:
+    """What the process does."""
+    note_hosts(hosts)
+    with asyncio.Runner() as runner:
+        served = serve_emulator(step_seconds=0.01)
+        emulator = runner.run(served.__aenter__())
+        os.environ.update(emulator.env())
+        shown = asyncio.run(run_blocks(page, heading, show))
+        assert {each.status for each in emulator.requests if each.route == "chat"} == {200}
+        assert emulator.existing == ()
+        runner.run(served.__aexit__(None, None, None))
+    Path(result).write_text(json.dumps(shown))
+
+
+async def run_blocks(page: str, heading: str, show: str) -> Any:
+    """Runs the blocks and gives what is to be shown."""
+    async with AsyncCortecs() as client, client.instance(MODEL) as inst:
+        names: dict[str, Any] = {"client": client, "inst": inst}
+        for source in blocks(page, heading):
+            code = compile(source, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            pending = eval(code, names)  # noqa: S307
+            if inspect.isawaitable(pending):
+                await pending
+        return eval(show, names)  # noqa: S307
+
+
+def note_hosts(path: str) -> None:
+    """Writes down every host that is looked up or connected to, until the very end of the process."""
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+
+    def hook(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "socket.getaddrinfo" and arguments[0] is not None:
+            os.write(file, f"{arguments[0]}\n".encode())
+        elif event == "socket.connect" and isinstance(arguments[1], tuple):
+            os.write(file, f"{arguments[1][0]}\n".encode())
+
+    sys.addaudithook(hook)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
