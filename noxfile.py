@@ -130,6 +130,8 @@ def fleets(session: nox.Session, cluster: str) -> None:
         # Ray keeps files of its user there.
         env={**ENV, "HOME": session.create_tmp(), "RAY_USAGE_STATS_ENABLED": "0"},
     )
+
+
 def at_lowest(bounds: Iterable[str]) -> list[str]:
     """Requirements at their lower bounds, without those that have none."""
     return [bound.replace(">=", "==") for bound in bounds if ">=" in bound]
