@@ -185,8 +185,8 @@ def test_every_command_and_option_in_a_page_is_one(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
 def test_a_page_with_examples_has_a_test(page: Path) -> None:
     if "```python" in page.read_text():
-        tests = (ROOT / "tests").rglob("test_*.py")
-        assert any(f'"{page.name}"' in each.read_text() for each in tests)
+        tests = (ROOT / "tests").rglob("*.py")
+        assert any(page.name in each.read_text() for each in tests)
 
 
 @pytest.mark.parametrize(

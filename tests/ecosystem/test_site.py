@@ -70,12 +70,8 @@ def test_everything_public_is_documented(name: str, documented: dict[str, Any]) 
         for each, value in vars(module).items()
         if not each.startswith("_") and getattr(value, "__module__", None) == name
     ]
-    missing = {
-        each
-        for each in offered
-        if callable(value := getattr(module, each)) and id(value) not in shown and not each.startswith("__")
-    }
-    assert missing == set()
+    objects = {each: getattr(module, each) for each in offered if not each.startswith("__")}
+    assert {each for each, found in objects.items() if callable(found) and id(found) not in shown} == set()
 
 
 @pytest.mark.parametrize(
