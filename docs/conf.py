@@ -27,8 +27,19 @@ def import_for_signatures() -> None:
         module = importlib.import_module(each.name)
         for node in ast.parse(inspect.getsource(module)).body:
             if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-                block = ast.Module(node.body, type_ignores=[])
-                exec(compile(block, module.__file__ or "", "exec"), vars(module))  # noqa: S102  (our own)
+                for statement in node.body:
+                    _import(statement, vars(module))
+
+
+def _import(statement: ast.stmt, names: dict[str, Any]) -> None:
+    try:
+        exec(compile(ast.Module([statement], type_ignores=[]), __file__, "exec"), names)  # noqa: S102  (our own)
+    except ModuleNotFoundError:
+        # Of a package that is not installed for the build, a signature shows no more than the name.
+        if isinstance(statement, ast.ImportFrom):
+            for each in statement.names:
+                stand_in = type(each.name, (), {"__module__": statement.module})
+                names.setdefault(each.asname or each.name, stand_in)
 
 
 import_for_signatures()
@@ -61,7 +72,7 @@ napoleon_attr_annotations = True
 
 # A build asks nothing of the network, so it has no inventory of other people's packages.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(attr|collections|datetime|httpx|openai|os|rich|signal|starlette)\..*"),
+    (r"py:.*", r"(?!cortecs_async\.)\w+\..*"),
     (r"py:class", r".*\.[A-Z]"),  # type variables
 ]
 
@@ -69,16 +80,18 @@ nitpick_ignore_regex = [
 _DEFAULT = re.compile(r" = (?:attr_dict\['(\w+)'\]\.default|([A-Z_]{3,}))\b")
 
 # What a name in a signature or after "Raises:" can be.
-_KINDS = {"class", "exception"}
+_KINDS = {"class", "exception", "function"}
 
 # Made by the client, never by its user.
 _NOT_CONSTRUCTED = {
+    "FanOut",
     "HardwareTypes",
     "InstanceLease",
     "InstanceWatch",
     "Instances",
     "Models",
     "Results",
+    "ServedEmulator",
     "User",
 }
 
