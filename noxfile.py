@@ -150,7 +150,7 @@ VERSIONS = "import sys, importlib.metadata as m; [print(each, m.version(each)) f
 
 
 @nox.session
-@nox.parametrize("packages", FRAMEWORKS, ids=FRAMEWORKS)
+@nox.parametrize("packages", [*FRAMEWORKS], ids=[*FRAMEWORKS])
 def frameworks(session: nox.Session, packages: str) -> None:
     """docs/frameworks.md, in each of the sets of packages that its frameworks need."""
     extras = PYPROJECT["project"]["optional-dependencies"]
