@@ -161,7 +161,10 @@ def frameworks(session: nox.Session, packages: str) -> None:
     names = {"openai", *(re.split(r"[^\w.-]", each)[0] for each in chosen)}
     session.run("python", "-c", VERSIONS, *sorted(names))
     files = [f"tests/ecosystem/test_frameworks_{name}.py" for name in FRAMEWORKS[packages]]
-    session.run("python", "-m", "pytest", *files, *session.posargs, env=ENV)
+    # They have a time-out of their own, which is longer.
+    session.run(
+        *("python", "-m", "pytest", "-o", "faulthandler_timeout=0", *files, *session.posargs), env=ENV
+    )
 
 
 @nox.session

@@ -24,7 +24,7 @@ from cortecs_async.emulator import serve_emulator
 DOCS = Path(__file__).parent.parent / "docs"
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 # Some take long to import on a busy machine.
-SECONDS = 200.0
+SECONDS = 600.0
 
 
 def run_section(page: str, heading: str, *, show: str) -> Any:
