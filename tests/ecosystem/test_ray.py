@@ -93,7 +93,9 @@ async def test_a_time_out_leaves_nothing(tmp_path: Path) -> None:
 
 async def test_a_killed_driver_leaves_nothing_and_the_next_goes_on(cluster: Cluster, tmp_path: Path) -> None:
     program = _fleets.block_of("import ray")
-    await _fleets.kill_the_driver(program, tmp_path, RAY_ADDRESS=cluster.address, HOME=str(tmp_path))
+    settings = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
+    env = {**settings, "HOME": os.environ["HOME"], "RAY_ADDRESS": cluster.address}
+    await _fleets.kill_the_driver(program, tmp_path, **env)
 
 
 async def test_a_lost_machine_loses_and_doubles_nothing(cluster: Cluster, tmp_path: Path) -> None:
@@ -149,3 +151,9 @@ async def test_a_forced_kill_of_an_actor_takes_its_reaper_along_and_sweep_finish
     (released,) = await client.sweep()
     assert released.state == "released"
     assert emulator.existing == ()
+
+
+def test_the_key_is_in_none_of_rays_logs(cluster: Cluster) -> None:
+    logs = Path(cluster.head_node.get_session_dir_path()) / "logs"
+    found = [path.name for path in logs.rglob("*") if path.is_file() and b"emulator-key" in path.read_bytes()]
+    assert found == []
