@@ -191,6 +191,18 @@ async def run_out_of_time(fan_out: FanOutTo, folder: Path) -> None:
         assert emulator.existing == ()
 
 
+async def run_tasks_of_ones_own(program: str, folder: Path, **env: str) -> None:
+    """The program of the page without `fan_out`."""
+    async with service() as (emulator, _):
+        env = {**emulator.env(), "CORTECS_STATE_DIR": str(folder / "state"), **env}
+        with Program(program, env=env, log=folder / "output", cwd=folder) as driver:
+            await until(lambda: driver.has_ended, PATIENCE)
+            assert driver.process.returncode == 0, driver.output
+            assert "Why is grass green?" in driver.output
+        assert emulator.existing == ()
+        assert len(emulator.ledger) == 1
+
+
 async def kill_the_driver(program: str, folder: Path, **env: str) -> None:
     """The program of the page: killed, ended, and run to its end. Nothing is left, asked twice or lost."""
     count = 400

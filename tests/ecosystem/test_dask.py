@@ -40,6 +40,21 @@ async def workers() -> AsyncIterator[tuple[LocalCluster, Client]]:
 
 
 @pytest.mark.usefixtures("_machines")
+async def test_tasks_of_ones_own() -> None:
+    names = {"__name__": "__main__"}
+    # The function, without what makes it a task of Ray's.
+    function = _fleets.block_of("@ray.remote").partition("@ray.remote")[2].partition("async def")[0]
+    exec(f"from openai import OpenAI\n{function}", names)  # noqa: S102
+    ask, questions = names["ask"], ["Why is the sky blue?", "Why is grass green?"]
+    async with workers() as (_, cluster), _fleets.service() as (emulator, client):
+        async with client.instance(_fleets.MODEL) as inst:
+            first, second = await cluster.gather(cluster.map(ask, [inst.handle] * len(questions), questions))
+        assert emulator.existing == ()
+    assert questions[0] in first
+    assert questions[1] in second
+
+
+@pytest.mark.usefixtures("_machines")
 async def test_a_fleet(tmp_path: Path) -> None:
     async with workers() as (_, client):
         spread = partial(fan_out, dask=client)
@@ -61,7 +76,7 @@ async def test_a_cancelled_driver_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("_machines")
 async def test_a_killed_driver_leaves_nothing_and_the_next_goes_on(tmp_path: Path) -> None:
     async with workers() as (cluster, _):
-        program = _fleets.block_of("from distributed")
+        program = _fleets.block_of("integrations.dask")
         await _fleets.kill_the_driver(
             program, tmp_path, DASK_SCHEDULER_ADDRESS=cluster.scheduler_address, HOME=str(tmp_path)
         )

@@ -92,10 +92,18 @@ async def test_a_time_out_leaves_nothing(tmp_path: Path) -> None:
 
 
 async def test_a_killed_driver_leaves_nothing_and_the_next_goes_on(cluster: Cluster, tmp_path: Path) -> None:
-    program = _fleets.block_of("import ray")
+    program = _fleets.block_of("integrations.ray")
+    await _fleets.kill_the_driver(program, tmp_path, **drivers_environment(cluster))
+
+
+async def test_tasks_of_ones_own(cluster: Cluster, tmp_path: Path) -> None:
+    program = _fleets.block_of("@ray.remote")
+    await _fleets.run_tasks_of_ones_own(program, tmp_path, **drivers_environment(cluster))
+
+
+def drivers_environment(cluster: Cluster) -> dict[str, str]:
     settings = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    env = {**settings, "HOME": os.environ["HOME"], "RAY_ADDRESS": cluster.address}
-    await _fleets.kill_the_driver(program, tmp_path, **env)
+    return {**settings, "HOME": os.environ["HOME"], "RAY_ADDRESS": cluster.address}
 
 
 async def test_a_lost_machine_loses_and_doubles_nothing(cluster: Cluster, tmp_path: Path) -> None:
