@@ -6,11 +6,12 @@ import anyio
 from attrs import define
 
 from ._arguments import check_named_id
-from ._detached import run_to_end
+from ._detached import clock, run_to_end
 from ._errors import InvalidArgumentError
 from ._handle import InstanceHandle
 from ._instances import Origin
 from ._release import Holding, Release
+from ._telemetry import LeaseInfo, Report
 from ._workshop import Workshop
 
 
@@ -24,10 +25,15 @@ async def release_acquired(shop: Workshop, handle: InstanceHandle | str, timeout
     """
     account = handle.account if isinstance(handle, InstanceHandle) else None
     instance_id = check_named_id(handle.instance_id if isinstance(handle, InstanceHandle) else handle)
-    returning = _Return(shop, instance_id, account, anyio.current_time() + timeout)
+    info = LeaseInfo(operation="release", instance_id=instance_id)
+    report = Report(shop.observer, lambda: info, clock())
+    returning = _Return(shop, instance_id, account, anyio.current_time() + timeout, report)
     shop.http.hold()
     try:
-        (await run_to_end(returning.run, resume=True)).unwrap()
+        ended = await run_to_end(returning.run, resume=True)
+        report.leave(ended.error)
+        ended.interruption = ended.interruption or report.interruption
+        ended.unwrap()
     finally:
         await shop.http.release()
 
@@ -40,6 +46,7 @@ class _Return:
     instance_id: str
     account: str | None
     deadline: float
+    report: Report
     release: Release | None = None
 
     async def run(self) -> None:
@@ -67,6 +74,7 @@ class _Return:
                 holding=Holding(instance_id=self.instance_id, origin=Origin.STARTED, key=key),
                 on_exit="delete",
                 deadline=self.deadline,
+                on_work=self.report.tear_down,
             )
         await shop.keeper.settle_anyhow()
         await self.release.run()

@@ -25,6 +25,7 @@ from ._owners import Owner, owners
 from ._resources import HardwareTypes, Models, Send, User
 from ._starts import Starter
 from ._sweep import Orphan, sweep
+from ._telemetry import Observer, Telemetry
 from ._workshop import LeaseOptions, Workshop
 
 
@@ -49,17 +50,20 @@ class Assembly:
         guard: Mode,
         journal: Mode,
         state_dir: str | os.PathLike[str] | None,
+        telemetry: Telemetry | None,
     ) -> None:
         self.settings: Settings = settings
         self.http_client: HTTPClient | None = http_client
         self.keeper: Keeper = Keeper(
             settings, journal=journal, guard=guard, directory=state_directory(state_dir)
         )
+        self._observer = Observer(telemetry)
         self.http: HTTP = HTTP(
             settings,
             http_client=http_client,
             on_credentials=self.keeper.know,
-            on_close=self.keeper.leave,
+            on_close=self._leave,
+            observer=self._observer,
         )
         self._leased = leased = Instances(self.http.request_held, settings.poll)
         self._releasing = Instances(self.http.request_once, settings.poll, twin=leased)
@@ -80,8 +84,10 @@ class Assembly:
                 settings.retry,
                 settings.poll,
                 max_connections=settings.max_connections,
+                observer=self._observer,
             ),
             prices=Prices(HardwareTypes(self.http.request_held), Models(self.http.request_held)),
+            observer=self._observer,
         )
 
     def endpoints(self, send: Send) -> Endpoints:
@@ -92,6 +98,10 @@ class Assembly:
             HardwareTypes(send),
             User(send),
         )
+
+    async def _leave(self) -> None:
+        self._observer.catch_up()
+        await self.keeper.leave()
 
     def lease(
         self, model_id: str, hardware_type_id: str | None, start: dict[str, Any], **options: Any

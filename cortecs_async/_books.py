@@ -7,7 +7,6 @@ and to the reaper, with one answer.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -17,11 +16,10 @@ from collections.abc import Container
 from pathlib import Path
 
 from ._errors import GuardError
+from ._events import Event, log
 from ._guard import Guard
 from ._journal import JournalFile, books, left_behind
 from ._records import FORMAT, Book, Entry, Record, wall_clock
-
-logger = logging.getLogger("cortecs_async.guard")
 
 # Bytes that the journal grows beyond four times what is owed before it is written anew.
 _SLACK = 1 << 18
@@ -216,11 +214,13 @@ class Books:
         except OSError as error:
             self._is_behind = True
             if self.journal_problem is None:
-                logger.warning(
+                log(
+                    Event.GUARD_NO_JOURNAL,
                     "the journal in %s cannot be written (%s): should this machine die, `sweep` will not "
                     "know of what is started now",
                     self.directory,
                     error,
+                    directory=str(self.directory),
                 )
             self.journal_problem = str(error)
         else:
@@ -239,7 +239,7 @@ class Books:
         try:
             self._guard.tell(messages)
         except GuardError as error:
-            logger.warning("%s: starting another", error)
+            log(Event.GUARD_REAPER_REPLACED, "%s: starting another", error)
             self._raise_up()
 
     def _raise_up(self) -> None:
@@ -251,7 +251,8 @@ class Books:
             self._guard.tell([*self._where(), *self._armed.values(), *self.book.snapshot()])
         except GuardError as error:
             if self.guard_problem is None:
-                logger.warning(
+                log(
+                    Event.GUARD_NO_REAPER,
                     "no reaper (%s): should this process be killed, its instances run on until `sweep`",
                     error,
                 )
@@ -275,9 +276,9 @@ class Books:
             self._deaths = [each for each in self._deaths if now - each < _HASTE] + [now]
             if len(self._deaths) > _MANY:
                 self.guard_problem = "it dies again and again"
-                logger.critical("the reaper dies again and again: going on without one")
+                log(Event.GUARD_REAPER_GIVEN_UP, "the reaper dies again and again: going on without one")
                 return
-            logger.warning("the reaper died: starting another")
+            log(Event.GUARD_REAPER_REPLACED, "the reaper died: starting another")
             self._raise_up()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 import anyio
@@ -10,9 +9,8 @@ from attrs import frozen
 
 from ._domain import HardwareType, InstanceArgs
 from ._errors import InvalidArgumentError, PriceUnknownError
+from ._events import Event, log
 from ._resources import HardwareTypes, Models
-
-logger = logging.getLogger("cortecs_async.lease")
 
 _SECONDS = {"per_minute": 60.0, "per_hour": 3600.0}
 
@@ -151,7 +149,7 @@ class Prices:
                 self._take(await self._hardware_types.list_once())
                 self._known.setdefault(hardware_type_id or "", None)
         except Exception as error:  # noqa: BLE001  (nothing about a price may end a start)
-            logger.info("no price list: %s", error)
+            log(Event.LEASE_NO_PRICES, "no price list: %s", error, error_type=type(error).__name__)
         finally:
             self._asking = None
             asking.set()

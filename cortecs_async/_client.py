@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from ._release import OnExit
     from ._resources import HardwareTypes, Models, User
     from ._sweep import Orphan
+    from ._telemetry import Telemetry
     from ._waiting import ProgressCallback
     from ._workshop import OnLoss
 
@@ -73,6 +74,8 @@ class AsyncCortecs(BatchMethods, CallMethods):
             fifth is kept for releases, and the looks of the waits, few at a time, come on top.
         transport: What carries requests: `httpx`; or `aiohttp`, which takes about two thirds of the CPU, on
             asyncio only, and needs the extra of that name.
+        telemetry: Is told about leases. `cortecs_async.integrations.opentelemetry.OpenTelemetry()` makes
+            spans and metrics of it.
 
     Attributes:
         instances: The instances of the account.
@@ -104,6 +107,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
         state_dir: str | os.PathLike[str] | None = None,
         max_connections: int = MAX_CONNECTIONS,
         transport: TransportName = "httpx",
+        telemetry: Telemetry | None = None,
     ) -> None:
         self._closed = True  # for __del__, should the next line raise
         set_up_log(os.environ)
@@ -133,7 +137,12 @@ class AsyncCortecs(BatchMethods, CallMethods):
         from ._assembly import Assembly  # noqa: PLC0415
 
         self._assembly = Assembly(
-            self._settings, http_client=http_client, guard=guard, journal=journal, state_dir=state_dir
+            self._settings,
+            http_client=http_client,
+            guard=guard,
+            journal=journal,
+            state_dir=state_dir,
+            telemetry=telemetry,
         )
         self.instances: Instances = self._assembly.instances
         self.models: Models = self._assembly.models

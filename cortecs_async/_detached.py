@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import logging
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar, cast
@@ -17,11 +16,10 @@ from typing import Generic, TypeVar, cast
 import anyio
 from attrs import define
 
+from ._events import Event, log
 from ._interrupts import Interrupts
 
 T = TypeVar("T")
-
-logger = logging.getLogger("cortecs_async.lease")
 
 
 @define
@@ -149,8 +147,8 @@ class Background:
         with self._scope or contextlib.nullcontext():
             try:
                 await self._work()
-            except Exception:
-                logger.exception("watching over an instance failed")
+            except Exception:  # noqa: BLE001  (a callback's own)
+                log(Event.LEASE_UNWATCHED, "watching over an instance failed", exc_info=True)
 
 
 async def _supervise(work: Callable[[], Awaitable[T]], *, resume: bool) -> T:
@@ -162,7 +160,10 @@ async def _supervise(work: Callable[[], Awaitable[T]], *, resume: bool) -> T:
             # `asyncio.run` the first has cancelled the main task, so that nothing is lost by going on.
             if not resume:
                 raise
-            logger.warning("interrupted while releasing an instance: going on until it is released")
+            log(
+                Event.LEASE_INTERRUPTED,
+                "interrupted while releasing an instance: going on until it is released",
+            )
 
 
 async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T]:
@@ -220,8 +221,9 @@ async def _on_trio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T
                 # the caller: to release what it brings about.
                 if ended.interruption is not None and resume:
                     raise
-                logger.warning(
-                    "interrupted: first finishing what must not be left half done; again to leave at once"
+                log(
+                    Event.LEASE_INTERRUPTED,
+                    "interrupted: first finishing what must not be left half done; again to leave at once",
                 )
                 ended.interruption = interrupt
     return ended

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -17,8 +16,6 @@ from ._instances import Instances
 from ._records import Book, Entry, Record, wall_clock
 from ._rivals import Others, unknown_of
 from ._teardown import Goal, Teardown
-
-logger = logging.getLogger("cortecs_async.guard")
 
 # Seconds after a start's request in which its instance can have been initialised, and before which it cannot,
 # by the service's clock.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import os
 import select
 import subprocess
@@ -18,8 +17,6 @@ from ._config import Secret
 from ._errors import GuardError
 from ._reaper import BOOTSTRAP
 from ._records import Record, encode
-
-logger = logging.getLogger("cortecs_async.guard")
 
 # Seconds until a reaper that does not answer is given up. It starts in a tenth of that on a loaded machine.
 _PATIENCE = 15.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -15,16 +14,16 @@ from ._config import Credentials, Secret, Settings, credentials_problem
 from ._connections import HTTPClient
 from ._detached import run_to_end, this_loop
 from ._errors import ClientClosedError, ConfigurationError
+from ._events import Event, log
 from ._failures import EXCHANGE_PATH, to_error
 from ._interrupts import Interrupts
 from ._messages import Call, Reply
 from ._redact import Redactor
 from ._retry import Failure, Kind, counts, may_have_worked, next_wait
 from ._slots import Slots, Urgency
+from ._telemetry import Observer
 from ._transport import Transport
 from ._wire import ShapeError
-
-logger = logging.getLogger("cortecs_async.http")
 
 
 class HTTP:
@@ -38,9 +37,11 @@ class HTTP:
         rng: random.Random | None = None,
         on_credentials: Callable[[Credentials], None] | None = None,
         on_close: Callable[[], Awaitable[None]] | None = None,
+        observer: Observer | None = None,
     ) -> None:
         self._settings = settings
         self._on_close = on_close
+        self._observer = observer or Observer()
         self._on_credentials = on_credentials
         self._rng = rng or random.Random()  # noqa: S311  (jitter)
         self._redactor = Redactor()
@@ -93,7 +94,20 @@ class HTTP:
             seconds = anyio.current_time() - began
             spent += seconds
             said = outcome.status or (outcome.kind.value if isinstance(outcome, Failure) else "")
-            logger.debug("%s %s: %s, %.2f s", call.method, call.path, said, seconds)
+            log(
+                Event.HTTP_REQUEST,
+                "%s %s: %s, %.2f s",
+                call.method,
+                call.path,
+                said,
+                seconds,
+                method=call.method,
+                path=call.path,
+                status=outcome.status,
+                seconds=seconds,
+                attempt=attempts,
+                request_id=outcome.request_id,
+            )
             if isinstance(outcome, Reply):
                 return outcome
             unknown = unknown or (call.has_effect and may_have_worked(call.method, outcome))
@@ -119,7 +133,19 @@ class HTTP:
             error = to_error(call.method, call.path, outcome, attempts=attempts, unknown=unknown)
             if wait is None:
                 raise error
-            logger.info("again in %.1f s: %s", wait, error)
+            log(
+                Event.HTTP_RETRY,
+                "again in %.1f s: %s",
+                wait,
+                error,
+                method=call.method,
+                path=call.path,
+                status=outcome.status,
+                wait=wait,
+                attempt=attempts,
+                request_id=outcome.request_id,
+            )
+            self._observer.retry(call.method, call.path, outcome, attempt=attempts, wait=wait)
             await anyio.sleep(wait)
             spent += wait
 

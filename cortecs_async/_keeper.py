@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -25,12 +24,11 @@ from ._config import Credentials, Mode, Secret, Settings
 from ._detached import in_trio
 from ._domain import InstanceArgs
 from ._errors import GuardError, JournalError
+from ._events import Event, log
 from ._records import Record, wall_clock
 from ._rivals import Others, claims_of_others, unknown_of
 
 T = TypeVar("T")
-
-logger = logging.getLogger("cortecs_async.guard")
 
 # Few: what they do is serialised anyway. Threads of our own, because the user's may all be busy; and not
 # anyio's on asyncio, which keep the task that first used them, and with it a lease that nobody leaves, alive.
@@ -270,11 +268,13 @@ class Keeper:
         # Another service's, or another account's, this client's `sweep` could not release.
         count = await self._off_loop(lambda: self._books.orphans(self.api, self._account))
         if count:
-            logger.warning(
+            log(
+                Event.GUARD_ORPHANS,
                 "processes that died have left %s behind: "
                 "`python -m cortecs_async sweep` (or client.sweep()) releases %s",
                 "an instance or start" if count == 1 else f"{count} instances or starts",
                 "it" if count == 1 else "them",
+                count=count,
             )
 
     def key_of(self, instance_id: str) -> str | None:

@@ -16,6 +16,8 @@ class Redactor:
     def __init__(self) -> None:
         # Bounded, because tokens come and go; an answer cannot echo one that is long out of use.
         self._secrets: deque[Secret] = deque(maxlen=16)
+        # Worked out once: every answer has a request id to look through.
+        self._spelled: tuple[Secret, ...] = ()
 
     def remember(self, secret: Secret) -> None:
         """From now on, this must not show."""
@@ -23,13 +25,14 @@ class Redactor:
         if secret in self._secrets:
             self._secrets.remove(secret)
         self._secrets.append(secret)
+        spellings = {each for known in self._secrets for each in _spellings(known.reveal())}
+        # The longest first: one secret may begin with another.
+        self._spelled = tuple(Secret(each) for each in sorted(spellings, key=len, reverse=True))
 
     def redact(self, text: str) -> str:
         """The text with `***` for every secret in it, however it is spelled there."""
-        spellings = {each for secret in self._secrets for each in _spellings(secret.reveal())}
-        # The longest first: one secret may begin with another.
-        for spelling in sorted(spellings, key=len, reverse=True):
-            text = text.replace(spelling, "***")
+        for spelling in self._spelled:
+            text = text.replace(spelling.reveal(), "***")
         return text
 
 

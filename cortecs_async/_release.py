@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import enum
-import logging
 import math
+from collections.abc import Callable
 from typing import Literal
 
 import anyio
@@ -13,12 +13,11 @@ from attrs import define
 from ._errors import AmbiguousStartError, ClientClosedError, CortecsError, TeardownError
 from ._instances import Instances, Origin
 from ._keeper import Keeper
-from ._starts import Start, Starter, State
+from ._start import Start, State
+from ._starts import Starter
 from ._teardown import Goal, Teardown
 
 OnExit = Literal["delete", "stop", "keep"]
-
-logger = logging.getLogger("cortecs_async.lease")
 
 
 def goal_of(on_exit: OnExit, origin: Origin) -> Goal | None:
@@ -79,6 +78,10 @@ class Holding:
         return self.start is not None and self.start.state in {State.SENT, State.UNKNOWN}
 
 
+def _nothing() -> None:
+    """Nobody wants to know."""
+
+
 @define(eq=False)
 class Release:
     """One release; can be taken up again after an interruption, with the same deadline.
@@ -91,6 +94,7 @@ class Release:
         on_exit: What becomes of it.
         deadline: In seconds of `anyio.current_time`.
         settle: Seconds after its start in which an instance that is missing may just not be readable yet.
+        on_work: Called before something is found or torn down, again after an interruption. Must not raise.
     """
 
     instances: Instances
@@ -100,6 +104,7 @@ class Release:
     on_exit: OnExit
     deadline: float
     settle: float = 0.0
+    on_work: Callable[[], None] = _nothing
     failure: CortecsError | None = None
     _teardown: Teardown | None = None
     _step: _Step = _Step.FIND
@@ -116,6 +121,8 @@ class Release:
 
     async def run(self) -> None:
         """Works until it is done or its time is up; what could not be done is in `failure`."""
+        if self.goal is not None or self.holding.instance_id is None:
+            self.on_work()
         if self._step is _Step.FIND:
             await self._find()
             self._step = _Step.TEAR_DOWN

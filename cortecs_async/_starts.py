@@ -7,119 +7,32 @@ did nothing: its instance is looked for among those that were not there before.
 from __future__ import annotations
 
 import copy
-import enum
-import logging
 import random
 from collections.abc import Callable
 
 import anyio
 from attrs import define, field, frozen
 
-from ._adoption import Ambiguous, Claims, Unknown, judge
+from ._adoption import Ambiguous, Unknown, judge
 from ._config import PollPolicy, RetryPolicy
 from ._domain import Instance, InstanceArgs
-from ._errors import AmbiguousStartError, ClientClosedError, CortecsError, DecodeError, RequestError
+from ._errors import AmbiguousStartError, ClientClosedError, CortecsError, RequestError
+from ._events import Event, log
 from ._instances import Instances
 from ._keeper import Keeper
-from ._messages import Reply
 from ._pace import poll_interval
-from ._retry import Failure, Kind, counts, is_passing, may_have_worked, next_wait
+from ._retry import Failure, counts, is_passing, next_wait
 from ._rivals import Others
 from ._slots import Slots, Urgency
+from ._start import Start, State
+from ._telemetry import Observer
 from ._watch import is_passing_trouble
-from ._wire import decode_instance
-
-logger = logging.getLogger("cortecs_async.lease")
 
 # Seconds for which a list tells what exists before a start, so that starts that come in a stream share it.
 _FRESH = 1.0
 
 # Seconds more to wait while an instance may be that of a start of another process.
 _RIVALRY = 60.0
-
-
-class State(enum.Enum):
-    """How far a start is."""
-
-    NOTHING = "nothing was started"
-    SENT = "sent, and no answer yet"
-    UNKNOWN = "nobody knows whether it worked"
-    STARTED = "its instance is known"
-    AMBIGUOUS = "its instance cannot be told from others"
-    GIVEN_UP = "nobody here looks for it any more"
-
-
-@define(eq=False)
-class Start:
-    """One lease's start, and the witness of its requests.
-
-    Attributes:
-        args: What to start.
-        policy: For the time in which a lost start may still show itself.
-        claims: What else its client has started.
-        on_started: Called with the instance as soon as it is known, cancelled or not.
-        key: Its entry in the books, while it is open.
-        sent_at: When the last attempt was sent, from which billing counts, in seconds of
-            `anyio.current_time`.
-    """
-
-    args: InstanceArgs
-    policy: RetryPolicy
-    claims: Claims
-    on_started: Callable[[Instance], None]
-    state: State = State.NOTHING
-    key: str | None = None
-    sent_at: float = 0.0
-    unknown: Unknown | None = None
-    failure: Failure | None = None
-    visible_until: float = 0.0
-    candidates: tuple[str, ...] = ()
-
-    def sending(self) -> None:
-        """See `Witness`."""
-        self.state = State.SENT
-        self.sent_at = anyio.current_time()
-        self.claims.takes_off(self.args.model_id)
-
-    def settled(self, outcome: Reply | Failure) -> None:
-        """See `Witness`."""
-        self.claims.lands(self.args.model_id)
-        if isinstance(outcome, Reply):
-            try:
-                self.started(outcome.decode(decode_instance))
-            except DecodeError:
-                self._lose(Failure(kind=Kind.UNREADABLE, status=outcome.status))
-        elif may_have_worked("POST", outcome):
-            self._lose(outcome)
-        else:
-            self.state = State.NOTHING
-            self.failure = outcome
-
-    def started(self, instance: Instance) -> None:
-        """Its instance is known."""
-        self.no_longer_unknown(State.STARTED)
-        self.claims.ids.add(instance.instance_id)
-        self.on_started(instance)
-
-    def no_longer_unknown(self, state: State) -> None:
-        """It is known what it made, or nobody looks for it any more."""
-        self.state = state
-        if self.unknown is not None:
-            self.claims.finds(self.args.model_id, self.unknown)
-
-    def broken_off(self) -> None:
-        """No outcome will be told any more: the loop was broken off in the middle of the request."""
-        if self.state is State.SENT:
-            self.settled(Failure(kind=Kind.TIMED_OUT))
-
-    def _lose(self, failure: Failure) -> None:
-        self.state = State.UNKNOWN
-        self.failure = failure
-        if self.unknown is not None:
-            self.claims.loses(self.args.model_id, self.unknown)
-        window = self.policy.adoption_window
-        # A service that has hung up or answered is done; one that is slow may come to it yet.
-        self.visible_until = anyio.current_time() + (window if failure.kind is Kind.TIMED_OUT else window / 6)
 
 
 @define(eq=False)
@@ -154,12 +67,14 @@ class Starter:
         poll: PollPolicy,
         *,
         max_connections: int,
+        observer: Observer,
     ) -> None:
         self._instances = instances
         self._keeper = keeper
         self._retry = retry
         self._poll = poll
         self._claims = instances.claims
+        self._observer = observer
         self._flight: _Flight | None = None
         self._recent: _Listing | None = None
         self._rng = random.Random()  # noqa: S311  (jitter)
@@ -193,11 +108,31 @@ class Starter:
                     wait = self._pause(start.failure, attempt=attempt, counted=counted, spent=spent)
                     if wait is None:
                         raise
-                    logger.info("again in %.1f s: %s", wait, error)
+                    log(
+                        Event.LEASE_START_RETRY,
+                        "again in %.1f s: %s",
+                        wait,
+                        error,
+                        model=start.args.hf_name,
+                        attempt=attempt,
+                        wait=wait,
+                        status=start.failure.status,
+                        request_id=start.failure.request_id,
+                    )
+                    self._observer.retry(
+                        "POST", "/instances/start", start.failure, attempt=attempt, wait=wait
+                    )
                     await anyio.sleep(wait)
                     spent += wait
                     continue
-                logger.warning("%s", error)
+                log(
+                    Event.LEASE_START_UNANSWERED,
+                    "%s",
+                    error,
+                    model=start.args.hf_name,
+                    status=start.failure.status,
+                    request_id=start.failure.request_id,
+                )
                 found = await self.resolve(start, eager=False)
                 if found is not None:
                     return found
@@ -205,7 +140,11 @@ class Starter:
                     error.outcome_unknown = False
                     error.add_note("cortecs_async: its instance was looked for, and none has appeared")
                     raise
-                logger.warning("no instance has appeared: starting again")
+                log(
+                    Event.LEASE_START_REPEATED,
+                    "no instance has appeared: starting again",
+                    model=start.args.hf_name,
+                )
             finally:
                 if start.state is State.NOTHING:
                     self._close(start)
@@ -280,7 +219,14 @@ class Starter:
                 # What another process of this machine has just started may be no candidate in a moment.
                 is_over = listing.began >= start.visible_until + (0.0 if verdict.is_final else _RIVALRY)
                 if isinstance(verdict.outcome, Instance) and verdict.is_final and (eager or is_over):
-                    logger.info("instance %s is that of the lost start", verdict.outcome.instance_id)
+                    log(
+                        Event.LEASE_ADOPTED,
+                        "instance %s is that of the lost start",
+                        verdict.outcome.instance_id,
+                        instance_id=verdict.outcome.instance_id,
+                        model=start.args.hf_name,
+                    )
+                    start.adopted = True
                     start.started(verdict.outcome)
                     return verdict.outcome
                 if is_over and verdict.outcome is None:
@@ -314,7 +260,13 @@ class Starter:
             # Among them a credential provider's or a transport's own: a release outlasts those.
             if not eager and not (isinstance(error, CortecsError) and is_passing_trouble(error)):
                 raise
-            logger.warning("looking for the instance of a lost start: %s", error)
+            log(
+                Event.LEASE_LOOK_FAILED,
+                "looking for the instance of a lost start: %s",
+                error,
+                model=start.args.hf_name,
+                error_type=type(error).__name__,
+            )
             return None
         return listing if self._claims.sky(model_id) == sky else None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
@@ -11,14 +10,13 @@ from attrs import frozen
 
 from ._adoption import judge
 from ._domain import Instance, to_hf_name
+from ._events import Event, log
 from ._finishing import Debt, Finisher, is_proven
 from ._instances import Instances
 from ._journal import JournalFile, left_behind
 from ._keeper import Keeper, off_loop
 from ._records import Book, Record, wall_clock
 from ._rivals import Others, claims_of_others
-
-logger = logging.getLogger("cortecs_async.guard")
 
 # Seconds in which a start's instance may still show itself.
 _WINDOW = 60.0
@@ -119,7 +117,13 @@ def _writer(book: Book, journal: JournalFile) -> Callable[[Record], None]:
             journal.append([record], durable=False)
         except OSError as error:
             # The next sweep finds it gone.
-            logger.warning("%s cannot be written: %s", journal.path, error)
+            log(
+                Event.GUARD_SWEEP_UNWRITTEN,
+                "%s cannot be written: %s",
+                journal.path,
+                error,
+                journal=str(journal.path),
+            )
 
     return write
 
@@ -145,7 +149,7 @@ async def _finish(
     finisher = Finisher(
         instances=instances,
         others=others,
-        note=lambda text: logger.info("%s", text),
+        note=lambda text: log(Event.GUARD_SWEEP, "%s", text),
         patience=timeout,
         visible_until=anyio.current_time() + max(_WINDOW - age, 0.0),
     )

@@ -8,7 +8,6 @@ may hide success, and what a `stop` of a pending or a stopped instance answers i
 from __future__ import annotations
 
 import enum
-import logging
 import math
 
 import anyio
@@ -23,10 +22,9 @@ from ._errors import (
     NotFoundError,
     TeardownError,
 )
+from ._events import Event, log
 from ._instances import Instances
 from ._waiting import TERMINAL_STATUSES, wait_until
-
-logger = logging.getLogger("cortecs_async.lease")
 
 # Seconds after which a stop or delete that was accepted, but shows no effect, is asked for again.
 _PATIENCE = 10.0
@@ -184,7 +182,6 @@ class Teardown:
     async def _recover(self, deed: Deed, error: Exception) -> None:
         self.seen = Seen.UNSURE
         self.last_trouble = error
-        logger.info("instance %s: %s: %s", self.instance_id, deed.name.lower(), error)
         # The first refusal is the ordinary "already stopped": it costs no pause.
         pause = min(0.25 * 2.0 ** min(self.troubles, 10), _MAX_PAUSE) if self.troubles else 0.0
         self.troubles += 1
@@ -192,6 +189,18 @@ class Teardown:
         if asked is not None:
             # Honoured, but not to the end: an instance that is billed is asked about more than once.
             pause = max(pause, min(asked, (self.deadline - anyio.current_time()) / 3))
+        log(
+            Event.LEASE_TEARDOWN_RETRY,
+            "instance %s: %s: %s",
+            self.instance_id,
+            deed.name.lower(),
+            error,
+            instance_id=self.instance_id,
+            step=deed.name.lower(),
+            wait=pause,
+            error_type=type(error).__name__,
+            request_id=getattr(error, "request_id", None),
+        )
         await anyio.sleep(pause)
 
 

@@ -213,7 +213,8 @@ class Transport:
         return signed.headers
 
     def _sort(self, call: Call, response: httpx.Response, attempts: int) -> Reply | Failure:
-        request_id: str | None = response.headers.get("x-request-id")
+        # Of a success too: it stands in logs and spans, and an answer may echo what was sent.
+        request_id = self._redactor.redact(response.headers.get("x-request-id", ""))[:_EXCERPT] or None
         if response.is_redirect:
             return Failure(kind=Kind.REDIRECTED, status=response.status_code, detail=self._where(response))
         if not response.is_success:
@@ -222,7 +223,7 @@ class Transport:
                 status=response.status_code,
                 retry_after=parse_retry_after(response.headers, now=datetime.now(UTC)),
                 body=self._excerpt(response),
-                request_id=self._redactor.redact(request_id or "")[:_EXCERPT] or None,
+                request_id=request_id,
             )
         try:
             data = json.loads(response.content) if response.content.strip() else None
@@ -232,6 +233,7 @@ class Transport:
                 status=response.status_code,
                 # Half a token is a secret that nobody knows yet, so nobody could blank it out.
                 body=self._excerpt(response) if call.authenticated else "",
+                request_id=request_id,
             )
         return Reply(
             call=call,

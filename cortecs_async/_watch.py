@@ -10,7 +10,6 @@ when nobody waits.
 from __future__ import annotations
 
 import copy
-import logging
 import math
 from collections.abc import Iterable
 from typing import Protocol
@@ -31,10 +30,9 @@ from ._errors import (
     RequestTimeoutError,
     TransportError,
 )
+from ._events import Event, log
 from ._pace import Steps, poll_interval
 from ._retry import is_passing_status
-
-logger = logging.getLogger("cortecs_async.watch")
 
 # Seconds. An answer that asks for more must not blind every wait of the client, its teardowns among them.
 _MAX_RETRY_AFTER = 60.0
@@ -237,7 +235,12 @@ class Poller:
             self._failed(error)
             return
         if self._failures:
-            logger.info("reading instances works again after %d failures", self._failures)
+            log(
+                Event.WATCH_RECOVERED,
+                "reading instances works again after %d failures",
+                self._failures,
+                failures=self._failures,
+            )
         self._failures = 0
         for each in missing:
             # Those that were not looked up come to their turn later.
@@ -328,7 +331,16 @@ class Poller:
             min(asked or 0.0, _MAX_RETRY_AFTER),
             min(self._policy.min_interval * 2.0 ** min(self._failures, 16), self._policy.max_interval),
         )
-        logger.warning("reading instances failed, again in %.1f s: %s", pause, error)
+        log(
+            Event.WATCH_FAILED,
+            "reading instances failed, again in %.1f s: %s",
+            pause,
+            error,
+            wait=pause,
+            failures=self._failures,
+            error_type=type(error).__name__,
+            request_id=getattr(error, "request_id", None),
+        )
         self._not_before = now + pause
 
 

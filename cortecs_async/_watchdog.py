@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 
 import anyio
@@ -12,11 +11,10 @@ from ._config import PollPolicy
 from ._detached import Background
 from ._domain import Instance
 from ._errors import InstanceLostError, LeaseExpiredError, LifecycleError
+from ._events import Event, log
 from ._interruptible import Interruptible
 from ._waiting import TERMINAL_STATUSES
 from ._watch import Poller
-
-logger = logging.getLogger("cortecs_async.lease")
 
 
 @define(eq=False)
@@ -75,7 +73,12 @@ class Watchdog:
                 f"instance {instance_id} has used up {self.limit}", instance_id=instance_id
             )
         if self.verdict is not None:
-            logger.warning("%s", self.verdict)
+            log(
+                Event.LEASE_EXPIRED if time.cancelled_caught else Event.LEASE_LOST,
+                "%s",
+                self.verdict,
+                instance_id=instance_id,
+            )
             self._block.interrupt()
 
     async def _until_lost(self) -> str:
@@ -93,7 +96,14 @@ class Watchdog:
                 if _is_lost(found):
                     return "vanished" if found is None else f"became {found.status!r}"
             except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
-                logger.info("instance %s cannot be read: %s", self.instance.instance_id, error)
+                log(
+                    Event.LEASE_UNREADABLE,
+                    "instance %s cannot be read: %s",
+                    self.instance.instance_id,
+                    error,
+                    instance_id=self.instance.instance_id,
+                    error_type=type(error).__name__,
+                )
                 await anyio.sleep(self.policy.lost_interval)
 
     async def _next(self, *, known: Instance | None) -> Instance | None:

@@ -16,6 +16,7 @@ from ._instances import Instances
 from ._keeper import Keeper
 from ._release import OnExit
 from ._starts import Starter
+from ._telemetry import Observer
 from ._waiting import ProgressCallback
 
 OnLoss = Literal["cancel", "ignore"]
@@ -64,3 +65,4 @@ class Workshop:
     keeper: Keeper
     starter: Starter
     prices: Prices
+    observer: Observer

@@ -23,6 +23,7 @@ from ._handle import InstanceHandle
 from ._mapping import Results
 from ._owners import Owner
 from ._sweep import Orphan
+from ._telemetry import LeaseInfo, PhaseEnd, RequestRetry, Telemetry
 
 __all__ = [
     "AffectedInstances",
@@ -39,13 +40,17 @@ __all__ = [
     "InstanceArgs",
     "InstanceHandle",
     "InstanceStatus",
+    "LeaseInfo",
     "Model",
     "ModelPreview",
     "Orphan",
     "Owner",
+    "PhaseEnd",
     "Progress",
     "Receipt",
+    "RequestRetry",
     "Response",
     "Results",
+    "Telemetry",
     "WorkerStatus",
 ]

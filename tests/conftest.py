@@ -29,11 +29,11 @@ from cortecs_async import (
     _books,
     _finishing,
     _keeper,
-    _lease,
     _owners,
     _records,
     _rivals,
     _sweep,
+    _tenure,
 )
 from cortecs_async._batch import _threads
 from cortecs_async.emulator import Emulator
@@ -153,7 +153,7 @@ def journals(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> Path:
     monkeypatch.setattr(_sweep, "off_loop", inline)
     monkeypatch.setattr(_owners, "off_loop", inline)
     monkeypatch.setattr(_records, "wall_clock", None)  # whoever still calls it by this name fails
-    for module in (_keeper, _books, _rivals, _finishing, _sweep, _owners, _lease):
+    for module in (_keeper, _books, _rivals, _finishing, _sweep, _owners, _tenure):
         monkeypatch.setattr(module, "wall_clock", emulated_wall_clock)
     return state_dir / "journal"
 

@@ -80,7 +80,7 @@ Body = Callable[[Scene], Coroutine[Any, Any, None]]
 
 async def lease(scene: Scene) -> None:
     async with scene.client.instance(MODEL, HARDWARE, max_lifetime=scene.max_lifetime) as inst:
-        scene.billed_from = inst._billed_from
+        scene.billed_from = inst._tenure.billed_from
         # Long enough for a look of the watchdog's.
         await anyio.sleep(11.0)
         # With a time limit that ends now, the block is cancelled in one of these.

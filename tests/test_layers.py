@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # From the lowest to the highest. Modules of one row do not import each other. A folder counts as one module:
 # within it imports are free. The number is the layer; a layer with an order of its own takes several rows.
 ROWS: list[tuple[int, set[str]]] = [
-    (0, {"_errors", "_version"}),
+    (0, {"_errors", "_version", "_events"}),
     (0, {"_domain", "_config"}),  # data and settings; they raise the errors above
     (1, {"_interrupts", "_log"}),
     # Pure, or knowing nothing of the service.
@@ -38,7 +38,7 @@ ROWS: list[tuple[int, set[str]]] = [
             "_aiohttp",
         },
     ),
-    (1, {"_journal", "_interruptible", "_adoption", "_mapping"}),
+    (1, {"_journal", "_interruptible", "_adoption", "_mapping", "_telemetry"}),
     (1, {"_rivals"}),
     (2, {"_auth", "_failures"}),
     (2, {"_messages"}),  # a request and its answer
@@ -56,9 +56,12 @@ ROWS: list[tuple[int, set[str]]] = [
     (5, {"_guard"}),  # the parent's side of it
     (5, {"_books"}),  # memory, journal and reaper, of a process
     (5, {"_keeper"}),  # of a client
+    (6, {"_start"}),
     (6, {"_starts"}),
     (6, {"_release", "_sweep", "_owners", "_diagnosis", "_endpoint"}),
     (6, {"_workshop", "_handle"}),
+    (6, {"_tenure"}),  # what a lease has, and for how long
+    (6, {"_opening"}),  # how it comes to that
     (6, {"_lease", "_acquired"}),
     (6, {"_batch"}),  # loaded with the first batch
     (7, {"_assembly"}),  # loaded with the first client

@@ -484,7 +484,7 @@ async def test_no_log_record_of_any_logger_shows_a_secret(caplog: pytest.LogCapt
     assert f"Bearer {TOKEN}".encode() in wire.sent
     assert {"httpx", "httpcore.http11"} <= {record.name for record in caplog.records}
     for record in caplog.records:
-        text = f"{record.getMessage()} {record.args!r} {record.msg!r}"
+        text = f"{record.getMessage()} {record.args!r} {record.msg!r} {vars(record)!r}"
         assert not any(secret in text for secret in HUSH), record
 
 

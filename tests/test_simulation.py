@@ -21,7 +21,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from cortecs_async import AsyncCortecs, _lease, _starts
 from cortecs_async._detached import Ended
 from cortecs_async._domain import Instance
-from cortecs_async._starts import Start, Starter, State
+from cortecs_async._start import Start, State
+from cortecs_async._starts import Starter
 from cortecs_async._teardown import Teardown
 from cortecs_async.emulator import Emulator, Fault
 

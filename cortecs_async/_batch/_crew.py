@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 
 import anyio
@@ -10,6 +9,7 @@ from anyio.abc import TaskGroup
 
 from .._detached import clock
 from .._errors import EndpointError
+from .._events import Event, log
 from .._limit import Limit
 from .._retry import Failure, Kind
 from ._format import Request, Usage
@@ -18,8 +18,6 @@ from ._sender import Reply, Sender
 from ._sink import Line, Sink
 from ._verdict import Failed, Settled, Trouble, backoff, judge
 from ._work import Work
-
-logger = logging.getLogger("cortecs_async.batch")
 
 # Attempts that may time out: each takes all the time that an attempt may, and a model that does not come to
 # an end mostly does not the next time either.
@@ -187,7 +185,13 @@ class Crew:
             self._time_outs += 1
             if self._time_outs >= max(_WASTED, self._answers):
                 self._stop(self._error_of(f"has timed out {self._time_outs} times: {failed.detail}"))
-            logger.info("%s: %s, again at last", request.custom_id, failed.detail)
+            log(
+                Event.BATCH_RETRY_LAST,
+                "%s: %s, again at last",
+                request.custom_id,
+                failed.detail,
+                custom_id=request.custom_id,
+            )
             self._work.put_last(request)
         else:
             self._postpone(request, failed, request.tries)
@@ -198,7 +202,15 @@ class Crew:
     def _postpone(self, request: Request, failed: Failed, count: int) -> None:
         # Not so long as `Retry-After` asks: that holds for this endpoint, and others may be free.
         wait = backoff(count - 1, self._rng)
-        logger.info("%s: %s, again in %.1f s", request.custom_id, failed.detail, wait)
+        log(
+            Event.BATCH_RETRY,
+            "%s: %s, again in %.1f s",
+            request.custom_id,
+            failed.detail,
+            wait,
+            custom_id=request.custom_id,
+            wait=wait,
+        )
         self._work.postpone(request, wait)
 
     def _find_out(self, path: str) -> None:
@@ -223,7 +235,13 @@ class Crew:
                 if isinstance(verdict, Settled):
                     health.answered(now)
                     return
-                logger.info("instance %s is in doubt: %s", self._instance_id, verdict.detail)
+                log(
+                    Event.BATCH_DOUBT,
+                    "instance %s is in doubt: %s",
+                    self._instance_id,
+                    verdict.detail,
+                    instance_id=self._instance_id,
+                )
                 health.put_off(verdict, now)
                 # What is under way may yet be answered: there are answers that take longer than the patience.
                 if health.is_patience_over(verdict, now) and not self.busy:

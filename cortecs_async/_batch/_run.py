@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import math
 import resource
 from collections.abc import Awaitable, Callable
@@ -22,6 +21,7 @@ from .._errors import (
     RequestError,
     TeardownError,
 )
+from .._events import Event, log
 from .._lease import InstanceLease
 from .._limit import AdaptiveLimit, FixedLimit, Limit
 from ._crew import Crew
@@ -33,8 +33,6 @@ from ._sender import Access
 from ._sink import Line, Sink
 from ._threads import run_stoppable
 from ._work import Work
-
-logger = logging.getLogger("cortecs_async.batch")
 
 BatchProgressCallback = Callable[[BatchProgress], Awaitable[None] | None]
 
@@ -264,7 +262,13 @@ class Batch:
             is_last = self._working == 1 and not work.is_over
             if is_last or isinstance(error, TeardownError):
                 raise
-            logger.warning("one of %d instances is out: %s", len(self._lanes), error)
+            log(
+                Event.BATCH_INSTANCE_OUT,
+                "one of %d instances is out: %s",
+                len(self._lanes),
+                error,
+                error_type=type(error).__name__,
+            )
             # With what was noted on it: that its release failed, say.
             self._incidents.append("; ".join([str(error), *getattr(error, "__notes__", [])]))
         finally:
@@ -295,7 +299,7 @@ class Batch:
         if self._error is None:
             self._error = error
         elif error is not self._error:
-            logger.error("and then: %s", error)
+            log(Event.BATCH_ERROR, "and then: %s", error, error_type=type(error).__name__)
 
     async def _flush(self, sink: Sink) -> None:
         """What was answered is paid for: it is written, whatever ended the run, and however often."""

@@ -1,0 +1,138 @@
+"""What a lease holds, for how long, and what that costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import anyio
+from attrs import define, evolve, field
+
+from ._budget import Receipt, receipt
+from ._detached import clock
+from ._domain import Instance
+from ._errors import InvalidArgumentError
+from ._instances import Origin
+from ._records import wall_clock
+from ._release import Holding
+from ._telemetry import LeaseInfo, Operation, Source
+from ._workshop import LeaseOptions, Workshop
+
+
+@define(eq=False)
+class Tenure:
+    """One lease's. It does not know the lease, which must be able to go when everybody drops it.
+
+    Attributes:
+        shop: What the client lends.
+        options: What was asked for.
+        operation: The method of the client that it comes from.
+        holding: What is held.
+        newest: The newest snapshot of the instance.
+        began: When the lease was entered, in seconds of `now`.
+        lifetime: Seconds that the instance may live from the start's request.
+        limit: What says so, for people.
+        final: The receipt, when the lease has ended.
+    """
+
+    shop: Workshop
+    options: LeaseOptions
+    operation: Operation = "instance"
+    holding: Holding = field(factory=Holding)
+    newest: Instance | None = None
+    began: float = 0.0
+    lifetime: float = math.inf
+    limit: str = ""
+    final: Receipt | None = None
+    _clock: Callable[[], float] = anyio.current_time
+
+    @property
+    def instance(self) -> Instance:
+        """The newest snapshot.
+
+        Raises:
+            InvalidArgumentError: before the instance was started.
+        """
+        if self.newest is None:
+            raise InvalidArgumentError(
+                "this lease has no instance yet: use it inside `async with client.instance(...) as inst:`"
+            )
+        return self.newest
+
+    def enter(self, operation: Operation) -> None:
+        """The lease begins, in this event loop."""
+        self.operation = operation
+        self._clock = clock()
+        self.began = self._clock()
+
+    def now(self) -> float:
+        """Seconds of the event loop that it was entered in, also from another thread."""
+        return self._clock()
+
+    @property
+    def age(self) -> float:
+        """Seconds since its billing began, as far as that can be known here: the request that started it."""
+        return self.now() - self.billed_from
+
+    @property
+    def billed_from(self) -> float:
+        """When that was."""
+        return self.began if self.holding.billed_from is None else self.holding.billed_from
+
+    @property
+    def expires_at(self) -> float:
+        """When its time is up; infinity for never."""
+        return self.billed_from + self.lifetime
+
+    def expiry(self) -> float | None:
+        """Unix time for the reaper, which does not know this loop's clock."""
+        return None if math.isinf(self.lifetime) else wall_clock() + self.lifetime - self.age
+
+    @property
+    def receipt(self) -> Receipt:
+        """Time and cost until now; after the end, those of the whole lease."""
+        return self.final or self._count(self.now())
+
+    def close(self, stopped_at: float | None) -> None:
+        """The lease has ended; the instance was told to stop then, or goes on."""
+        if self.newest is not None:
+            self.final = self._count(self.now() if stopped_at is None else stopped_at)
+
+    def _count(self, until: float) -> Receipt:
+        args = self.instance.instance_args
+        # What was asked for, where the service leaves the number of workers out of its answers.
+        args = evolve(args, num_workers=max(args.num_workers, self.options.args.num_workers))
+        hardware = args.hardware_type_id or self.options.args.hardware_type_id
+        price = self.shop.prices.of(hardware)
+        seconds = max(until - self.billed_from, 0.0)
+        return receipt(self.instance.instance_id, seconds, args, price)
+
+    def look(self) -> LeaseInfo:
+        """The lease as telemetry sees it."""
+        holding, final = self.holding, self.final
+        args = self.options.args if self.newest is None else self.newest.instance_args
+        # Somebody else pays for what was there before.
+        is_billed = final is not None and holding.origin is not Origin.FOUND
+        return LeaseInfo(
+            operation=self.operation,
+            model=args.hf_name,
+            hardware_type_id=args.hardware_type_id or self.options.args.hardware_type_id,
+            num_workers=max(args.num_workers, self.options.args.num_workers) if args.model_id else None,
+            instance_id=holding.instance_id,
+            source=_source(holding),
+            request_id=holding.start.request_id if holding.start is not None else None,
+            cost=final.cost if final is not None and is_billed else None,
+            currency=final.currency if final is not None and is_billed else "",
+        )
+
+
+def _source(holding: Holding) -> Source | None:
+    if holding.instance_id is None:
+        return None
+    match holding.origin:
+        case Origin.FOUND:
+            return "found"
+        case Origin.RESTARTED:
+            return "restarted"
+        case Origin.STARTED:
+            return "adopted" if holding.start is not None and holding.start.adopted else "started"
