@@ -26,6 +26,7 @@ UNWANTED = [
     "rich",
     "click",
     "openai",
+    "opentelemetry",
     "pydantic",
     "requests",
     "aiohttp",
@@ -97,6 +98,11 @@ def test_what_a_client_is_made_of_is_loaded_with_the_first_client() -> None:
     assert heavy.isdisjoint(imported)
     made, _ = run("from cortecs_async import AsyncCortecs; client = AsyncCortecs(); del client", [])
     assert heavy <= made
+
+
+def test_nor_does_a_client() -> None:
+    _, asked = run("from cortecs_async import AsyncCortecs; client = AsyncCortecs(); del client", UNWANTED)
+    assert [line for line in asked if line.startswith(("cortecs_async", "needs"))] == []
 
 
 @pytest.mark.parametrize("module", ["cortecs_async.types", "cortecs_async._cli"])
