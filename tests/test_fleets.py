@@ -109,9 +109,11 @@ async def test_an_async_source_and_a_slow_reader_keep_memory_small(world: World)
     assert most <= 3 * 8 + 4
 
 
-async def test_a_lost_instance_loses_no_item(world: World) -> None:
+# With a minute a chunk, its loss is noticed while chunks are under way.
+@pytest.mark.parametrize("seconds", [1.0, 60.0])
+async def test_a_lost_instance_loses_no_item(world: World, seconds: float) -> None:
     async with world() as (emu, client):
-        workers = Workers(emu)
+        workers = Workers(emu, seconds=seconds)
         found: list[Outcome[int]] = []
         async with fan_out(workers, range(400), [client.instance(MODEL) for _ in range(2)]) as outcomes:
             async for outcome in outcomes:
