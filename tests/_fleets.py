@@ -55,8 +55,8 @@ def request(number: int, **body: Any) -> dict[str, Any]:
 
 
 async def tell_where(inst: InstanceHandle, requests: list[dict[str, Any]]) -> list[Any]:
-    """Answers, and says which process it was and against which instance."""
-    where = {"pid": os.getpid(), "instance_id": inst.instance_id}
+    """Answers, and says which process it was, a child of which, and against which instance."""
+    where = {"pid": os.getpid(), "parent": os.getppid(), "instance_id": inst.instance_id}
     return [
         each if isinstance(each, Exception) else {**where, "answer": each}
         for each in await answer(inst, requests)
@@ -88,8 +88,8 @@ async def fail(inst: InstanceHandle, requests: list[dict[str, Any]]) -> list[Any
 # The scenarios.
 
 
-async def answer_all(fan_out: FanOutTo, count: int = 200) -> Counter[int]:
-    """All answered, on all instances, one with an error; how much each worker did."""
+async def answer_all(fan_out: FanOutTo, count: int = 200) -> set[tuple[int, int]]:
+    """All answered, on all instances, one with an error; the processes that did it, with their parents."""
     async with service(answer_seconds=0.02) as (emulator, client):
         requests = [request(each, **({"max_tokens": 10**9} if each == 7 else {})) for each in range(count)]
         leases = [client.instance(MODEL) for _ in range(2)]
@@ -101,7 +101,7 @@ async def answer_all(fan_out: FanOutTo, count: int = 200) -> Counter[int]:
         assert (failed.error.code, failed.error.status) == ("BadRequestError", 400)
         done = [each.value for each in found if each.error is None]
         assert {each["instance_id"] for each in done} == {entry.instance_id for entry in emulator.ledger}
-        return Counter(each["pid"] for each in done)
+        return {(each["pid"], each["parent"]) for each in done}
 
 
 async def do_work_of_ones_own(fan_out: FanOutTo) -> None:
@@ -182,7 +182,7 @@ async def cancel(fan_out: FanOutTo, folder: Path) -> None:
 
 
 async def run_out_of_time(fan_out: FanOutTo, folder: Path) -> None:
-    """The driver has a time-out, or the instances have."""
+    """The driver has a time-out."""
     async with service() as (emulator, client):
         work = partial(wait_for_ever, folder)
         with pytest.raises(TimeoutError):

@@ -136,6 +136,17 @@ async def test_the_loss_of_the_last_instance_ends_it(world: World) -> None:
         assert emu.existing == ()
 
 
+async def test_the_end_of_their_time_ends_it(world: World) -> None:
+    async with world() as (emu, client):
+        with pytest.raises(errors.LeaseExpiredError):
+            async with fan_out(
+                Workers(emu), range(4000), [client.instance(MODEL, max_lifetime=60)]
+            ) as outcomes:
+                async for _ in outcomes:
+                    pass
+        assert emu.existing == ()
+
+
 async def test_one_that_does_not_start_leaves_the_work_to_the_others(world: World) -> None:
     async with world(capacity={"NVIDIA_H100_1": 1}) as (emu, client):
         leases = [client.instance(MODEL, "NVIDIA_H100_1", start_timeout=60) for _ in range(2)]
