@@ -9,6 +9,7 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import httpx
@@ -18,6 +19,7 @@ from _processes import PROC, Program, is_alive, kill, read, reapers_of, until
 from cortecs_async import AsyncCortecs, Credentials, InstanceHandle, errors
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 from cortecs_async.integrations import _sharing
+from cortecs_async.integrations._standing import Down
 from cortecs_async.integrations.web import BackgroundInstance, NotReadyError, SharedInstance
 
 World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
@@ -227,7 +229,7 @@ async def test_it_can_be_entered_again(world: World) -> None:
 
 
 @asynccontextmanager
-async def service(monkeypatch: pytest.MonkeyPatch, **options: float) -> AsyncIterator[Emulator]:
+async def service(monkeypatch: pytest.MonkeyPatch, **options: Any) -> AsyncIterator[Emulator]:
     async with serve_emulator(**{"step_seconds": 0.02, **options}) as emu:
         for name, value in emu.env().items():
             monkeypatch.setenv(name, value)
@@ -306,7 +308,7 @@ async def test_a_killed_owner_is_replaced(monkeypatch: pytest.MonkeyPatch, state
             (owner,) = owners(state_dir)
             reapers = reapers_of(owner)
             kill(owner)
-            await until(lambda: isinstance(shared._state, _sharing.Down))
+            await until(lambda: isinstance(shared._state, Down))
             assert not_ready(shared).headers
             with anyio.fail_after(60):
                 second = await shared.wait()

@@ -55,6 +55,8 @@ def decode(line: bytes) -> InstanceHandle | Down:
 class Owner:
     """Tells everybody who is connected what becomes of an instance, and knows when all have left.
 
+    An error that nobody has thought of ends it, and so releases the instance: nothing is held by mistake.
+
     Attributes:
         instance: What it is about.
         linger: Seconds after the last has left.
@@ -99,17 +101,16 @@ class Owner:
 
     async def _serve(self, stream: SocketStream) -> None:
         self._count(+1)
-        try:
-            async with stream, anyio.create_task_group() as both:
-                both.start_soon(self._tell, stream)
-                with contextlib.suppress(anyio.BrokenResourceError):
-                    async for _ in stream:
-                        pass
-                self._count(-1)
-                await self._until(any_users=True)
-                both.cancel_scope.cancel()
-        except (OSError, anyio.BrokenResourceError):
-            pass
+        async with stream, anyio.create_task_group() as both:
+            both.start_soon(self._tell, stream)
+            # A connection breaks when a process is killed.
+            with contextlib.suppress(anyio.BrokenResourceError):
+                async for _ in stream:
+                    pass
+            self._count(-1)
+            # It is the last while there are no others, and waits for what becomes of that.
+            await self._until(any_users=True)
+            both.cancel_scope.cancel()
 
     async def _tell(self, stream: SocketStream) -> None:
         state: InstanceHandle | Down | None = None

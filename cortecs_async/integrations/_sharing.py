@@ -116,7 +116,7 @@ class SharedInstance(Standing):
     async def _run(self) -> None:
         pause = _AGAIN
         while True:
-            heard, problem = False, "it has ended"
+            heard, problem = False, "the last one has ended"
             try:
                 async with await self._connect() as self._stream:
                     heard = await self._listen(self._stream)
@@ -180,8 +180,10 @@ class SharedInstance(Standing):
         if self._stream is None:
             return
         limit = self._wish["linger"] + self._wish["options"].get("teardown_timeout", 120.0) + _MARGIN
-        with anyio.move_on_after(limit, shield=True), contextlib.suppress(OSError, anyio.BrokenResourceError):
-            await self._stream.send_eof()
+        with anyio.move_on_after(limit, shield=True):
+            # Where the connection has ended just before, there is nothing to be said any more.
+            with contextlib.suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+                await self._stream.send_eof()
             await self._left.wait()
 
     def _open_lock(self) -> int:
