@@ -48,7 +48,7 @@ def run(emulator: Emulator, tmp_path: Path) -> Callable[..., str]:
             env={**os.environ, **emulator.env()},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=120,  # the first to import openai compiles it
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, "")

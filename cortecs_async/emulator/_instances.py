@@ -269,8 +269,11 @@ def _numbers(flat: Mapping[str, Any], *, whole: bool) -> Iterator[float]:
         tried += [low, high, *(low + (high - low) * number / (number + 1) for number in range(1, _TRIES))]
     for value in tried:
         try:
-            number = int(value) if value.denominator == 1 else float(value)
+            number = float(value)
         except OverflowError:
             continue
+        # Many readers of JSON hold every number as a float: what is none would be another number there.
+        if value.denominator == 1 and number != value:
+            continue
         if fits_number(exact(number), flat):
-            yield number
+            yield int(value) if value.denominator == 1 else number

@@ -8,6 +8,7 @@ import pytest
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 
 openai = pytest.importorskip("openai")
+from pydantic import BaseModel  # noqa: E402  (comes with it)
 
 pytestmark = [
     pytest.mark.sockets,
@@ -58,6 +59,34 @@ async def test_a_streamed_chat_with_usage(options: dict[str, Any]) -> None:
         "".join(chunk.choices[0].delta.content or "" for chunk in chunks[:-1]) == "This is the cortecs_async"
     )
     assert chunks[-2].choices[0].finish_reason == "length"
+
+
+class Weather(BaseModel):
+    """The weather of a city."""
+
+    city: str
+    days: int = 1
+
+
+async def test_structured_output(options: dict[str, Any]) -> None:
+    async with openai.AsyncOpenAI(**options) as client:
+        answer = await client.chat.completions.parse(model=MODEL, messages=HELLO, response_format=Weather)
+    assert answer.choices[0].message.parsed == Weather(city="Hello there", days=1)
+
+
+async def test_a_streamed_tool_call(options: dict[str, Any]) -> None:
+    tool = openai.pydantic_function_tool(Weather, name="get_weather")
+    async with (
+        openai.AsyncOpenAI(**options) as client,
+        client.chat.completions.stream(model=MODEL, messages=HELLO, tools=[tool]) as stream,
+    ):
+        pieces = [event.arguments_delta async for event in stream if event.type.endswith("arguments.delta")]
+        (choice,) = (await stream.get_final_completion()).choices
+    (call,) = choice.message.tool_calls
+    assert (choice.finish_reason, call.function.name) == ("tool_calls", "get_weather")
+    assert call.function.parsed_arguments == Weather(city="Hello there", days=1)
+    assert "".join(pieces) == call.function.arguments
+    assert len(pieces) > 3
 
 
 async def test_completions(options: dict[str, Any]) -> None:
