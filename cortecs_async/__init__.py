@@ -5,21 +5,21 @@ The rest of the errors is in `cortecs_async.errors`, the rest of the data classe
 
 from typing import TYPE_CHECKING, Any
 
-from ._client import AsyncCortecs
-from ._config import Credentials, PollPolicy, RetryPolicy, Secret
-from ._errors import (
-    APIStatusError,
-    ConfigurationError,
-    CortecsError,
-    InvalidArgumentError,
-    LifecycleError,
-    RequestError,
-    TeardownError,
-)
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from ._client import AsyncCortecs
+    from ._config import Credentials, PollPolicy, RetryPolicy, Secret
     from ._domain import Instance, Progress
+    from ._errors import (
+        APIStatusError,
+        ConfigurationError,
+        CortecsError,
+        InvalidArgumentError,
+        LifecycleError,
+        RequestError,
+        TeardownError,
+    )
     from ._handle import InstanceHandle
     from ._lease import InstanceLease
 
@@ -43,12 +43,25 @@ __all__ = [
     "__version__",
 ]
 
-# Loaded when they are asked for: they bring along what a client is made of.
+# Loaded when they are asked for: some bring along what a client is made of, and who asks for none, as the
+# plugin does that pytest loads in every run, need not pay for any.
 _LATER = {
+    "APIStatusError": "_errors",
+    "AsyncCortecs": "_client",
+    "ConfigurationError": "_errors",
+    "CortecsError": "_errors",
+    "Credentials": "_config",
     "Instance": "_domain",
     "InstanceHandle": "_handle",
     "InstanceLease": "_lease",
+    "InvalidArgumentError": "_errors",
+    "LifecycleError": "_errors",
+    "PollPolicy": "_config",
     "Progress": "_domain",
+    "RequestError": "_errors",
+    "RetryPolicy": "_config",
+    "Secret": "_config",
+    "TeardownError": "_errors",
 }
 
 

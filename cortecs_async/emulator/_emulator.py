@@ -154,6 +154,10 @@ class Emulator:
         """
         return EmulatorTransport(self)
 
+    def http_client(self) -> httpx.AsyncClient:
+        """An HTTP client on such a transport, for ``AsyncCortecs(http_client=...)``."""
+        return httpx.AsyncClient(transport=self.transport())
+
     @property
     def root_url(self) -> str:
         """Where callers reach the emulator."""
@@ -202,6 +206,12 @@ class Emulator:
         """Let nothing go wrong any more; what is under way keeps its fault."""
         with self._lock:
             self._faults.clear()
+
+    @property
+    def unmet_faults(self) -> tuple[Fault, ...]:
+        """The faults that have met no request so far, without those that were cleared."""
+        with self._lock:
+            return self._faults.unmet()
 
     @property
     def ledger(self) -> tuple[LedgerEntry, ...]:

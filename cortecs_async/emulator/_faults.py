@@ -108,6 +108,10 @@ class FaultPlan:
         """Forget all faults."""
         self.pending.clear()
 
+    def unmet(self) -> tuple[Fault, ...]:
+        """Those that have met no request yet, in order."""
+        return tuple(pending.fault for pending in self.pending if pending.seen <= pending.fault.skip)
+
     def take(self, route: str | None) -> Fault | None:
         """The fault that meets a request of this route now.
 

@@ -151,6 +151,7 @@ def ledger_entry(machine: Machine, now: float, settings: Settings) -> LedgerEntr
         status=status,
         seconds=sum(run.lived(now) for run in machine.runs),
         cost=cost_of(machine, now),
+        price_per_hour=round(60 * arguments.hardware.price_per_minute * arguments.num_workers, 6),
     )
 
 

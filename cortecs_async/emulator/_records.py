@@ -26,6 +26,8 @@ class LedgerEntry:
     """How long it has been billed so far, over all its runs, before rounding up to the interval."""
     cost: float
     """What that costs so far: begun intervals x price x workers, each run on its own."""
+    price_per_hour: float
+    """What an hour of it costs, all workers together."""
 
 
 @attrs.frozen

@@ -5,9 +5,10 @@ import ipaddress
 import signal
 import socket
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from types import TracebackType
 from typing import Any, Final, final
 
 import uvicorn
@@ -229,21 +230,20 @@ def run_emulator(
         asyncio.run(_Server(emulator.app, lambda: on_ready(emulator)).serve(sockets=[sock]))
 
 
-@asynccontextmanager
-async def serve_emulator(
+def serve_emulator(
     emulator: Emulator | None = None,
     *,
     host: str = "127.0.0.1",
     port: int = 0,
     allow_remote: bool = False,
     **emulator_kwargs: Any,
-) -> AsyncGenerator[Emulator]:
-    """Serve an emulator on a real socket while the body runs.
+) -> "ServedEmulator":
+    """Serve an emulator on a real socket while the body of a ``with`` or ``async with`` runs.
 
     It runs on an event loop of its own in another thread, so that it answers whatever the caller's loop is
     and does. Entering and leaving block the caller for some milliseconds instead of awaiting: so neither
-    can be cancelled halfway, and both work under any event loop and any clock. On the way out open
-    connections are cut.
+    can be cancelled halfway, and both work under any event loop and any clock, and without one. On the way
+    out open connections are cut.
 
     Args:
         emulator: The emulator to serve, its ``clock`` and ``sleep`` fit for another thread; None makes one.
@@ -252,19 +252,49 @@ async def serve_emulator(
         allow_remote: Whether an address beyond loopback is meant.
         **emulator_kwargs: For the emulator that is made.
 
-    Yields:
-        The emulator, reachable, its ``root_url`` set.
+    Returns:
+        A context manager, of both kinds, whose body gets the emulator, reachable, its ``root_url`` set.
+        Entering it raises ValueError for an address beyond loopback without ``allow_remote``, and OSError
+        when the address cannot be bound.
 
     Raises:
-        ValueError: For an address beyond loopback without ``allow_remote``.
         TypeError: For ``emulator_kwargs`` beside an emulator.
-        OSError: When the address cannot be bound.
+        ValueError: For what the emulator cannot be made with.
     """
     if emulator is None:
         emulator = Emulator(**emulator_kwargs)
     elif emulator_kwargs:
         msg = "emulator_kwargs are for an emulator that is made here, not for one that is given"
         raise TypeError(msg)
+    return ServedEmulator(_served(emulator, host, port, allow_remote=allow_remote))
+
+
+@final
+class ServedEmulator(AbstractContextManager[Emulator], AbstractAsyncContextManager[Emulator]):
+    """What :func:`serve_emulator` gives, to be entered once, with ``with`` or with ``async with``."""
+
+    def __init__(self, served: AbstractContextManager[Emulator]) -> None:
+        self._served = served
+
+    def __enter__(self) -> Emulator:
+        return self._served.__enter__()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._served.__exit__(exc_type, exc, traceback)
+
+    async def __aenter__(self) -> Emulator:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.__exit__(exc_type, exc, traceback)
+
+
+@contextmanager
+def _served(emulator: Emulator, host: str, port: int, *, allow_remote: bool) -> Generator[Emulator]:
     sock = _bind(host, port, allow_remote=allow_remote)
     emulator.root_url = _url(sock)
     ready: Future[None] = Future()

@@ -62,6 +62,7 @@ def test_a_stop_ends_the_bill_when_it_is_complete(clock: Any) -> None:
             status="stopped",
             seconds=80.0,
             cost=0.06,
+            price_per_hour=1.8,
         ),
     )
 

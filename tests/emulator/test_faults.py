@@ -26,6 +26,21 @@ async def test_a_drop_loses_the_answer_and_before_it_the_deed(when: Any, emulate
     assert (await http.start()).status_code == 202
 
 
+async def test_the_faults_that_met_nothing_are_told() -> None:
+    emulator = Emulator()
+    late, other = Fault("drop", "models", skip=1), Fault("drop", "start", times=None)
+    emulator.add_fault(late)
+    emulator.add_fault(other)
+    async with emulator.http_client() as http:
+        await http.get(f"{emulator.api_base_url}/models/")
+        assert emulator.unmet_faults == (late, other)
+        with pytest.raises(httpx.RemoteProtocolError, match=DROPPED):
+            await http.get(f"{emulator.api_base_url}/models/")
+    assert emulator.unmet_faults == (other,)
+    emulator.clear_faults()
+    assert emulator.unmet_faults == ()
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_a_status_replaces_the_answer(when: Any, emulate: Callable[..., Any]) -> None:
     http = emulate()

@@ -44,6 +44,20 @@ async def until(condition: Callable[[], bool]) -> None:
             await anyio.lowlevel.checkpoint()
 
 
+def test_it_is_served_without_an_event_loop() -> None:
+    with serve_emulator() as emulator, httpx.Client() as client:
+        assert client.get(f"{emulator.api_base_url}/models/").status_code == 200
+    with httpx.Client() as client, pytest.raises(httpx.ConnectError):
+        client.get(f"{emulator.api_base_url}/models/")
+
+
+def test_an_exception_passes_and_ends_it() -> None:
+    with pytest.raises(KeyError, match="mine"), serve_emulator() as emulator:
+        raise KeyError("mine")
+    with httpx.Client() as client, pytest.raises(httpx.ConnectError):
+        client.get(f"{emulator.api_base_url}/models/")
+
+
 async def test_a_whole_life_over_sockets() -> None:
     async with (
         serve_emulator(step_seconds=0.0, client_id="somebody") as emulator,
