@@ -81,11 +81,12 @@ os.environ["PATH"] = os.pathsep.join(
 )
 
 
-def install(session: nox.Session, *groups: str, package: str = ".[demo]") -> None:
-    """Installs the package and the named dependency groups in one resolution."""
+def install(session: nox.Session, *groups: str, package: str = ".[demo]", also: str = "") -> None:
+    """Installs the package, the named dependency groups, and another requirement, in one resolution."""
     # uv would take a wheel of ours from its cache, although the source has changed.
     again = ["--reinstall-package=cortecs-async"] if session.venv_backend == "uv" else []
-    session.install(*again, package, *nox.project.dependency_groups(PYPROJECT, *groups))
+    wanted = [package, *([also] if also else []), *nox.project.dependency_groups(PYPROJECT, *groups)]
+    session.install(*again, *wanted)
 
 
 @nox.session(python=PYTHONS)
@@ -108,6 +109,8 @@ def lowest(session: nox.Session) -> None:
     # It needs a newer openai than ours: `frameworks` has the lowest of both.
     del extras["pydantic-ai"]
     bounds = [*PYPROJECT["project"]["dependencies"], *chain(*extras.values())]
+    # The suite itself needs a newer pytest than the plugin does, which the session `plugins` sees to.
+    bounds = [bound for bound in bounds if not bound.startswith("pytest>=")]
     install(session, "test-core")
     # pytest 9.2 refuses the plugin of an anyio that old, and OpenTelemetry's SDK wants an API of its version.
     session.install("pytest<9.2", "opentelemetry-sdk", *at_lowest(bounds))
@@ -164,6 +167,26 @@ def frameworks(session: nox.Session, packages: str) -> None:
     # They have a time-out of their own, which is longer.
     session.run(
         *("python", "-m", "pytest", "-o", "faulthandler_timeout=0", *files, *session.posargs), env=ENV
+    )
+
+
+@nox.session
+@nox.parametrize("pytest", ["newest", "lowest"])
+def plugins(session: nox.Session, pytest: str) -> None:
+    """The pytest plugin beside those for async tests, with the newest pytest and the lowest of the extra."""
+    extra: list[str] = PYPROJECT["project"]["optional-dependencies"]["testing"]
+    (bound,) = (each for each in extra if each.startswith("pytest>="))
+    lowest = bound.replace(">=", "==") if pytest == "lowest" else ""
+    install(session, "plugins", package=".[testing,openai]", also=lowest)
+    names = ("pytest", "pytest-asyncio", "pytest-trio", "pytest-xdist", "anyio", "trio")
+    session.run(
+        *("python", "-c", "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))", *names)
+    )
+    session.run(
+        *("python", "-m", "pytest", "-p", "no:asyncio", "-p", "no:trio", "--import-mode=importlib"),
+        *(session.posargs or ["tests/test_pytest_plugin.py", "tests/ecosystem/test_pytest_plugins.py"]),
+        # The settings in pyproject.toml are read from pytest 9 on; before, the helpers must be found without.
+        env={**ENV, "PYTHONPATH": str(ROOT / "tests")},
     )
 
 

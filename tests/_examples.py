@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import asyncio
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,13 @@ def run_examples(page: Path, **names: Any) -> None:
     assert len(examples) == page.read_text().count("```python")
     for example in examples:
         example.evaluate()
+
+
+def files_of(page: Path) -> dict[str, str]:
+    """The Python blocks of `page` by the names of files that stand in their first lines."""
+    blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(blocks) == page.read_text().count("```python")
+    return dict(blocks)
 
 
 async def _run_fragment(page: Path, source: str, names: dict[str, Any]) -> None:

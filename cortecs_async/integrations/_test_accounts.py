@@ -18,12 +18,9 @@ import pytest
 
 from .. import AsyncCortecs, ConfigurationError, PollPolicy, RetryPolicy
 from ..emulator import Emulator, Fault, LedgerEntry, serve_emulator
+from .pytest_plugin import CLIENT, EMULATOR, FAULT
 
 T = TypeVar("T")
-
-EMULATOR: Final = "cortecs_emulator"
-CLIENT: Final = "cortecs_client"
-FAULT: Final = "cortecs_fault"
 
 _BILLED: Final = frozenset({"pending", "running", "stopping"})
 
@@ -96,7 +93,7 @@ class Account:
 
     def _leaks_for_good(self) -> list[LedgerEntry]:
         leaks = self._leaks()
-        # Where there is no journal, no process of the test's had a reaper that could be at work now.
+        # Whoever has a reaper, which could be at work now, has a journal too, unless told otherwise.
         if leaks and any(self.state_dir.iterdir()):
             # Counted, because the test may have stopped the clock.
             for _ in range(math.ceil(self.rules.leak_grace / _LOOK)):

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from cortecs_async import AsyncCortecs
     from cortecs_async.emulator import Emulator
 
-_EMULATOR = "cortecs_emulator"
-_CLIENT = "cortecs_client"
-_FAULT = "cortecs_fault"
+EMULATOR = "cortecs_emulator"
+CLIENT = "cortecs_client"
+FAULT = "cortecs_fault"
 
 _MARKERS = {
-    f"{_EMULATOR}(**options)": (
+    f"{EMULATOR}(**options)": (
         "the test gets an emulated account, as the fixture of that name gives it; options are those of "
         "cortecs_async.emulator.Emulator, and allow_leaks (False, 'stopped' or True), leak_grace (seconds), "
         "allow_unmet_faults."
     ),
-    f"{_CLIENT}(**options)": "options of the AsyncCortecs that the fixture of that name gives.",
-    f"{_FAULT}(kind, **options)": (
+    f"{CLIENT}(**options)": "options of the AsyncCortecs that the fixture of that name gives.",
+    f"{FAULT}(kind, **options)": (
         "something that goes wrong in the emulated account of the test, with the arguments of "
         "cortecs_async.emulator.Fault; several are taken from the top down."
     ),
@@ -53,17 +53,17 @@ def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str
         return
     own: Any = getattr(obj, "pytestmark", [])
     names = {mark.name for mark in (own if isinstance(own, list) else [own])}
-    if names & {_EMULATOR, _FAULT} or _is_marked(collector):
-        pytest.mark.usefixtures(_EMULATOR)(obj)
+    if names & {EMULATOR, FAULT} or _is_marked(collector):
+        pytest.mark.usefixtures(EMULATOR)(obj)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """No marked test runs without the emulator, however the marker came to it."""
-    if _is_marked(item) and _EMULATOR not in getattr(item, "fixturenames", ()):
+    if _is_marked(item) and EMULATOR not in getattr(item, "fixturenames", ()):
         pytest.fail(
-            f"this test is marked {_EMULATOR} or {_FAULT} and does not use the fixture {_EMULATOR}: give the "
-            f"test function an argument of that name, or @pytest.mark.usefixtures({_EMULATOR!r})",
+            f"this test is marked {EMULATOR} or {FAULT} and does not use the fixture {EMULATOR}: give the "
+            f"test function an argument of that name, or @pytest.mark.usefixtures({EMULATOR!r})",
             pytrace=False,
         )
 
@@ -113,7 +113,7 @@ def cortecs_client(request: pytest.FixtureRequest, cortecs_emulator: Emulator) -
 
 
 def _is_marked(node: pytest.Collector | pytest.Item) -> bool:
-    return any(node.get_closest_marker(name) for name in (_EMULATOR, _FAULT))
+    return any(node.get_closest_marker(name) for name in (EMULATOR, FAULT))
 
 
 @contextmanager
