@@ -57,7 +57,8 @@ def _find(name: str) -> Any:
 def _public_modules() -> Iterator[str]:
     yield "cortecs_async"
     for each in pkgutil.walk_packages(cortecs_async.__path__, "cortecs_async."):
-        if not any(part.startswith("_") for part in each.name.split(".")):
+        # The plugin has hooks and fixtures, which are in docs/testing.md.
+        if "._" not in each.name and not each.name.endswith(".pytest_plugin"):
             yield each.name
 
 
