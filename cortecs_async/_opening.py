@@ -14,7 +14,7 @@ from ._tenure import Tenure
 from ._waiting import wait_until_running
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Opening:
     """The opening of one lease."""
 

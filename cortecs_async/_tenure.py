@@ -19,7 +19,7 @@ from ._telemetry import LeaseInfo, Operation, Source
 from ._workshop import LeaseOptions, Workshop
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Tenure:
     """One lease's. It does not know the lease, which must be able to go when everybody drops it.
 
