@@ -43,7 +43,7 @@ from cortecs_async import AsyncCortecs, InstanceLease, _books, errors
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._answers import Answer, Call
 from cortecs_async.emulator._routing import Match
-from cortecs_async.types import Orphan
+from cortecs_async.types import LeaseInfo, Orphan, PhaseEnd, RequestRetry, Telemetry
 
 T = TypeVar("T")
 
@@ -481,6 +481,26 @@ def _instance_id(body: bytes) -> str | None:
 # --- the run ------------------------------------------------------------------------------------------------
 
 
+class Unreliable(Telemetry):
+    """Raises half of the time: nothing that is judged may depend on it."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(seed)
+
+    def begin(self, phase: str, lease: LeaseInfo, parent: Any) -> Any:
+        self._perhaps()
+
+    def end(self, phase: str, lease: LeaseInfo, begun: Any, end: PhaseEnd) -> None:
+        self._perhaps()
+
+    def retry(self, retry: RequestRetry) -> None:
+        self._perhaps()
+
+    def _perhaps(self) -> None:
+        if self._rng.random() < 0.5:
+            raise ZeroDivisionError("telemetry is broken")
+
+
 @define(eq=False)
 class _Node:
     number: int
@@ -596,6 +616,7 @@ class Simulation:
             timeout=REQUEST_TIMEOUT,
             guard="off",
             state_dir=self.state,
+            telemetry=Unreliable(self.program.seed),
         )
         client._assembly.http._rng = random.Random(self.program.seed)
         client._assembly._workshop.starter._rng = random.Random(self.program.seed)
