@@ -11,11 +11,12 @@ from cortecs_async.emulator._answers import Refusal
 from cortecs_async.emulator._formats import FORMATS
 from cortecs_async.emulator._merging import Unmet, merge
 from cortecs_async.emulator._patterns import Unreadable, matching
-from cortecs_async.emulator._schema import Document, Schema, exact, fits_number, has_twins, patterns, refs_in
+from cortecs_async.emulator._schema import Document, Schema, exact, fits_number, patterns, refs_in, same
 
 # Beyond these a schema is a bomb, or at least no answer of a model.
 _MOST_STEPS: Final = 5_000
 _LONGEST_STRING: Final = 100_000
+_MOST_DIFFERENT: Final = 500
 # How many values are tried where one must differ from others, or hit a multiple.
 _TRIES: Final = 200
 
@@ -201,11 +202,13 @@ class _Writer:
     def _another(
         self, found: Sequence[Any], schema: Schema, name: str, refs: frozenset[str], *, unique: bool
     ) -> Any:
+        if unique and len(found) == _MOST_DIFFERENT:
+            raise Unmet(f"'uniqueItems': the emulator writes no more than {_MOST_DIFFERENT} for {name!r}")
         before = self._number
         try:
             for self._number in range(before + len(found), before + len(found) + _TRIES):
                 value = self.write(schema, name, refs)
-                if not (unique and has_twins([*found, value])):
+                if not (unique and any(same(value, each) for each in found)):
                     return value
         finally:
             self._number = before
@@ -227,7 +230,7 @@ class _Writer:
         end = f" {self._number + 1}" if self._number else ""
         text += end
         if len(text) < least:
-            text = (f"{text} " * least)[:least]
+            text = (f"{text} " * (least // len(text) + 1))[:least]
         if len(text) > most:
             # What tells it from its neighbours stays.
             text = text[: max(0, int(most) - len(end))] + end
@@ -262,11 +265,17 @@ def _numbers(flat: Mapping[str, Any], *, whole: bool) -> Iterator[float]:
         step = Fraction(step.numerator)
     start = max([1, *(math.ceil(low / step) for low in lowest)])
     start = min([start, *(math.floor(high / step) for high in highest)])
-    tried = [step * (start + number) for number in range(_TRIES)]
-    tried += [step * (start - number) for number in range(1, _TRIES)]
-    if "multipleOf" not in flat and not whole and lowest and highest:
-        low, high = max(lowest), min(highest)
-        tried += [low, high, *(low + (high - low) * number / (number + 1) for number in range(1, _TRIES))]
+    tried = itertools.chain(
+        itertools.takewhile(
+            lambda value: all(value <= high for high in highest),
+            (step * (start + number) for number in range(_TRIES)),
+        ),
+        itertools.takewhile(
+            lambda value: all(value >= low for low in lowest),
+            (step * (start - number) for number in range(1, _TRIES)),
+        ),
+        _between(lowest, highest) if "multipleOf" not in flat and not whole else (),
+    )
     for value in tried:
         try:
             number = float(value)
@@ -277,3 +286,10 @@ def _numbers(flat: Mapping[str, Any], *, whole: bool) -> Iterator[float]:
             continue
         if fits_number(exact(number), flat):
             yield int(value) if value.denominator == 1 else number
+
+
+def _between(lowest: Sequence[Fraction], highest: Sequence[Fraction]) -> Iterator[Fraction]:
+    if lowest and highest:
+        low, high = max(lowest), min(highest)
+        yield from (low, high)
+        yield from (low + (high - low) * number / (number + 1) for number in range(1, _TRIES))

@@ -68,7 +68,10 @@ def _formats(one: str, other: str) -> str:
 def _multiples(one: float, other: float) -> float:
     first, second = exact(one), exact(other)
     common = math.lcm(first.numerator * second.denominator, second.numerator * first.denominator)
-    return float(common / (first.denominator * second.denominator))
+    try:
+        return common / (first.denominator * second.denominator)
+    except OverflowError as error:
+        raise Unmet("'multipleOf': the emulator writes nothing that large") from error
 
 
 def _prefixes(one: list[Schema], other: list[Schema]) -> list[Schema]:

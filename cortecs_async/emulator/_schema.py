@@ -231,7 +231,7 @@ class Document:
             first, others = schema.get("prefixItems", []), schema.get("items", True)
             return (
                 _within(len(value), schema, "Items")
-                and not (schema.get("uniqueItems") and has_twins(value))
+                and not (schema.get("uniqueItems") and _has_twins(value))
                 and all(
                     self.fits(each, first[place] if place < len(first) else others)
                     for place, each in enumerate(value)
@@ -292,7 +292,7 @@ def same(one: Any, other: Any) -> bool:
     return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
-def has_twins(values: Sequence[Any]) -> bool:
+def _has_twins(values: Sequence[Any]) -> bool:
     """Whether one of the values is there twice."""
     return any(same(one, other) for place, one in enumerate(values) for other in values[:place])
 

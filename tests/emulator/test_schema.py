@@ -324,6 +324,11 @@ def test_a_default_is_taken_when_it_fits(default: str) -> None:
             {"type": "array", "items": {"type": "boolean"}, "minItems": 3, "uniqueItems": True},
             "'uniqueItems'",
         ),
+        (
+            {"type": "array", "items": {"type": "string"}, "minItems": 600, "uniqueItems": True},
+            "no more than 500",
+        ),
+        ({"allOf": [{"multipleOf": 9e307}, {"multipleOf": 7e307}], "type": "number"}, "nothing is found"),
         ({"type": "string", "pattern": "^(a)\\1$"}, "'pattern'"),
         ({"type": "string", "pattern": "^(?i:a)$"}, "'pattern'"),
         ({"type": "string", "pattern": "\\D{3}\\Z(?!x)y"}, "'pattern'"),
