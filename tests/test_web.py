@@ -268,30 +268,49 @@ async def test_one_for_all_until_the_last_has_left(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.sockets
+async def test_a_cancelled_block_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with service(monkeypatch, stop_seconds=0.5) as emu:
+        began = 0.0
+        with anyio.CancelScope() as scope:
+            async with SharedInstance(MODEL, HARDWARE) as shared:
+                with anyio.fail_after(60):
+                    await shared.wait()
+                began = anyio.current_time()
+                scope.cancel()
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+        assert 0.5 < anyio.current_time() - began < 60
+        assert (len(emu.ledger), emu.existing) == (1, ())
+
+
+@pytest.mark.sockets
 async def test_it_lingers_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def work(leave: anyio.Event, left: anyio.Event) -> None:
+    async def work(running: anyio.Event, leave: anyio.Event, left: anyio.Event) -> None:
         async with SharedInstance(MODEL, HARDWARE, linger=3.0) as shared:
             seen.append(await shared.wait())
-            news.set()
+            running.set()
             await leave.wait()
         left.set()
 
     seen: list[InstanceHandle] = []
-    leave, left = [anyio.Event(), anyio.Event()], [anyio.Event(), anyio.Event()]
+    first = [anyio.Event() for _ in range(3)]
+    second = [anyio.Event() for _ in range(3)]
     async with service(monkeypatch) as emu:
         with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
-                for number in range(2):
-                    news = anyio.Event()
-                    tasks.start_soon(work, leave[number], left[number])
-                    await news.wait()
-                    leave[number].set()
-                    # Who is the last waits, until somebody else comes.
-                    await anyio.wait_all_tasks_blocked()
-                    assert [each.is_set() for each in left] == [number == 1, False]
+                tasks.start_soon(work, *first)
+                await first[0].wait()
+                # It is the last, and waits until another comes.
+                first[1].set()
+                await anyio.wait_all_tasks_blocked()
+                assert not first[2].is_set()
+                tasks.start_soon(work, *second)
+                await second[0].wait()
+                await first[2].wait()
                 assert len(emu.billing) == 1
                 began = anyio.current_time()
-                await left[1].wait()
+                second[1].set()
+                await second[2].wait()
                 assert anyio.current_time() - began > 2
         assert seen[0] == seen[1]
         assert (len(emu.ledger), emu.existing) == (1, ())

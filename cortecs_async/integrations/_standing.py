@@ -80,6 +80,7 @@ class Standing(abc.ABC):
     def __init__(self) -> None:
         self._state: InstanceHandle | Down = Down("not entered")
         self._tasks: TaskGroup | None = None
+        self._running: anyio.CancelScope
         # An instance may be made at import, outside every event loop; an event may not.
         self._changed: anyio.Event
 
@@ -132,10 +133,12 @@ class Standing(abc.ABC):
         await self._check()
         self._changed = anyio.Event()
         self._state = Down("the instance is being started")
+        # Whoever cancels the block must not cancel this with it: it is needed until the block has been left.
+        self._running = anyio.CancelScope(shield=True)
         tasks = anyio.create_task_group()
         await tasks.__aenter__()
         self._tasks = tasks
-        tasks.start_soon(self._run)
+        tasks.start_soon(self._run_shielded)
         return self
 
     async def __aexit__(
@@ -148,13 +151,17 @@ class Standing(abc.ABC):
         try:
             await self._leave()
         finally:
-            tasks.cancel_scope.cancel()
+            self._running.cancel()
             try:
                 # Without the block's exception, which would come out in an ExceptionGroup.
                 await tasks.__aexit__(None, None, None)
             finally:
                 self._tasks = None
                 self._set(Down("left"))
+
+    async def _run_shielded(self) -> None:
+        with self._running:
+            await self._run()
 
     @abc.abstractmethod
     async def _check(self) -> None:
