@@ -89,6 +89,12 @@ def install(session: nox.Session, *groups: str, package: str = ".[demo]", also: 
     session.install(*again, *wanted)
 
 
+def show_versions(session: nox.Session, *packages: str) -> None:
+    """Says of which packages what follows is true."""
+    program = "import sys, importlib.metadata as m; print(*(f'{p} {m.version(p)}' for p in sys.argv[1:]))"
+    session.run("python", "-c", program, *packages)
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The test suite against the installed package; arguments go to pytest."""
@@ -126,8 +132,7 @@ CLUSTERS = {"ray": "ray", "dask": "distributed"}
 def fleets(session: nox.Session, cluster: str) -> None:
     """docs/fleets.md, and what it says, on a cluster of Ray's or Dask's on this machine."""
     install(session, cluster, package=".[emulator,openai]")
-    versions = "import sys, importlib.metadata as m; [print(each, m.version(each)) for each in sys.argv[1:]]"
-    session.run("python", "-c", versions, CLUSTERS[cluster], "openai")
+    show_versions(session, CLUSTERS[cluster], "openai")
     session.run(
         *("python", "-m", "pytest", f"tests/ecosystem/test_{cluster}.py", *session.posargs),
         # Or Ray would leave a token in HOME, and call home.
@@ -149,9 +154,6 @@ FRAMEWORKS = {
 }
 
 
-VERSIONS = "import sys, importlib.metadata as m; [print(each, m.version(each)) for each in sys.argv[1:]]"
-
-
 @nox.session
 @nox.parametrize("packages", [*FRAMEWORKS], ids=[*FRAMEWORKS])
 def frameworks(session: nox.Session, packages: str) -> None:
@@ -162,7 +164,7 @@ def frameworks(session: nox.Session, packages: str) -> None:
     install(session, "test-core")
     session.install(*chosen)
     names = {"openai", *(re.split(r"[^\w.-]", each)[0] for each in chosen)}
-    session.run("python", "-c", VERSIONS, *sorted(names))
+    show_versions(session, *sorted(names))
     files = [f"tests/ecosystem/test_frameworks_{name}.py" for name in FRAMEWORKS[packages]]
     # They have a time-out of their own, which is longer.
     session.run(
@@ -178,10 +180,7 @@ def plugins(session: nox.Session, pytest: str) -> None:
     (bound,) = (each for each in extra if each.startswith("pytest>="))
     lowest = bound.replace(">=", "==") if pytest == "lowest" else ""
     install(session, "plugins", package=".[testing,openai]", also=lowest)
-    names = ("pytest", "pytest-asyncio", "pytest-trio", "pytest-xdist", "anyio", "trio")
-    session.run(
-        *("python", "-c", "import sys, importlib.metadata as m; print(*map(m.version, sys.argv[1:]))", *names)
-    )
+    show_versions(session, "pytest", "pytest-asyncio", "pytest-trio", "pytest-xdist", "anyio", "trio")
     session.run(
         *("python", "-m", "pytest", "-p", "no:asyncio", "-p", "no:trio", "--import-mode=importlib"),
         *(session.posargs or ["tests/test_pytest_plugin.py", "tests/ecosystem/test_pytest_plugins.py"]),
@@ -230,11 +229,9 @@ def run_pytest(session: nox.Session, *arguments: str, **env: str) -> None:
 def web(session: nox.Session) -> None:
     """The programs of docs/web.md under real servers, a server at a time."""
     install(session, "web")
-    packages = ["fastapi", "starlette", "litestar", "uvicorn", "gunicorn", "uvicorn-worker", "hypercorn"]
-    show = (
-        "import importlib.metadata as m, sys; print(*(f'{each} {m.version(each)}' for each in sys.argv[1:]))"
+    show_versions(
+        *(session, "fastapi", "starlette", "litestar", "uvicorn", "gunicorn", "uvicorn-worker", "hypercorn")
     )
-    session.run("python", "-c", show, *packages)
     session.run("python", "-m", "pytest", "tests/ecosystem/test_web.py", *session.posargs, env=ENV)
 
 
@@ -287,3 +284,10 @@ def bench(session: nox.Session) -> None:
     """The benchmarks; arguments go to them."""
     install(session, "bench")
     session.run("python", "benchmarks/run.py", *session.posargs)
+
+
+@nox.session
+def bare(session: nox.Session) -> None:
+    """The package alone: what works without any extra, and what each missing one says."""
+    install(session, package=".")
+    session.run("python", "tests/ecosystem/bare.py", env=ENV)
