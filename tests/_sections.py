@@ -87,7 +87,8 @@ async def run_blocks(page: str, heading: str, show: str) -> Any:
     async with AsyncCortecs() as client, client.instance(MODEL) as inst:
         names: dict[str, Any] = {"client": client, "inst": inst}
         for source in blocks(page, heading):
-            code = compile(source, page, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            # The whole path: some frameworks read the source of a function.
+            code = compile(source, str(DOCS / page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             pending = eval(code, names)  # noqa: S307
             if inspect.isawaitable(pending):
                 await pending
