@@ -236,6 +236,17 @@ def web(session: nox.Session) -> None:
 
 
 @nox.session
+@nox.parametrize("name", ["airflow", "celery", "dagster", "prefect", "taskiq", "temporal"])
+def orchestrators(session: nox.Session, name: str) -> None:
+    """The programs of docs/orchestrators/, each with the orchestrator itself."""
+    install(session, "test-core", name)
+    packages = [re.split("[>=]", each)[0] for each in nox.project.dependency_groups(PYPROJECT, name)]
+    show_versions(session, *packages)
+    # One after the other: each test has several processes anyway.
+    session.run("python", "-m", "pytest", f"tests/ecosystem/test_{name}.py", *session.posargs, env=ENV)
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Ruff: rules and format."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))

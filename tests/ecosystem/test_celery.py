@@ -1,0 +1,117 @@
+"""docs/orchestrators/celery.md: its tasks in a real worker with a prefork pool, ended in every way."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import celery
+import pytest
+from _jobs import BIN, Run, Stage, stage
+from celery.exceptions import SoftTimeLimitExceeded, TaskRevokedError, TimeLimitExceeded, WorkerLostError
+from celery.result import AsyncResult
+
+pytestmark = pytest.mark.sockets
+
+WORKER = (BIN / "celery", "-A", "tasks", "worker", "--concurrency=2", "--without-gossip", "--without-mingle")
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    folder = tmp_path_factory.mktemp("celery")
+    with stage("celery", folder) as scene:
+        # What is sent lies where the worker looks.
+        (folder / "data_in").mkdir()
+        (folder / "data_out").symlink_to("data_in")
+        (folder / "results").mkdir()
+        scene.env |= {
+            "CELERY_BROKER_URL": "filesystem://",
+            "CELERY_RESULT_BACKEND": f"file://{folder}/results",
+        }
+        yield scene
+
+
+@pytest.fixture(scope="module")
+def app(scene: Stage) -> celery.Celery:
+    folders = {name: str(scene.folder / "data_in") for name in ("data_folder_in", "data_folder_out")}
+    app = celery.Celery("tests", broker="filesystem://", backend=scene.env["CELERY_RESULT_BACKEND"])
+    app.conf.broker_transport_options = {**folders, "control_folder": str(scene.folder / "control")}
+    return app
+
+
+@pytest.fixture(scope="module")
+def worker(scene: Stage) -> Iterator[Run]:
+    with scene.run(*WORKER) as worker:
+        yield worker
+
+
+@pytest.fixture
+def case(scene: Stage) -> Stage:
+    scene.begin()
+    return scene
+
+
+def ask(app: celery.Celery, **options: Any) -> AsyncResult[Any]:
+    return app.send_task("tasks.ask", args=["Why is the sky blue?"], **options)
+
+
+def test_success(case: Stage, app: celery.Celery, worker: Run) -> None:
+    assert ask(app).get(timeout=60)
+    case.assert_nothing_is_left(by="block")
+
+
+def test_failure(case: Stage, app: celery.Celery, worker: Run) -> None:
+    case.refused_answers()
+    # A base class of the exception, the nearest that Celery can store.
+    with pytest.raises(Exception, match="Emulated fault: status 400"):
+        ask(app).get(timeout=60)
+    case.assert_nothing_is_left(by="block")
+
+
+def test_revoked(case: Stage, app: celery.Celery, worker: Run) -> None:
+    case.slow_answers()
+    result = ask(app)
+    case.wait_for_the_block()
+    result.revoke(terminate=True)
+    with pytest.raises(TaskRevokedError):
+        result.get(timeout=60)
+    case.assert_nothing_is_left(by="block")
+
+
+def test_soft_time_limit(case: Stage, app: celery.Celery, worker: Run) -> None:
+    case.slow_answers()
+    result = ask(app, soft_time_limit=8)
+    with pytest.raises(SoftTimeLimitExceeded):
+        result.get(timeout=60)
+    case.assert_nothing_is_left(by="block")
+
+
+def test_hard_time_limit(case: Stage, app: celery.Celery, worker: Run) -> None:
+    case.slow_answers()
+    result = ask(app, time_limit=8)
+    with pytest.raises(TimeLimitExceeded):
+        result.get(timeout=60)
+    case.assert_nothing_is_left(by="reaper")
+
+
+def test_killed(case: Stage, app: celery.Celery, worker: Run) -> None:
+    case.slow_answers()
+    result = ask(app)
+    case.wait_for_the_block()
+    os.kill(worker.holder(), signal.SIGKILL)
+    with pytest.raises(WorkerLostError):
+        result.get(timeout=60)
+    case.assert_nothing_is_left(by="reaper")
+
+
+def test_cold_shutdown(case: Stage, app: celery.Celery, worker: Run) -> None:
+    """The last, for it ends the worker."""
+    case.slow_answers()
+    ask(app)
+    case.wait_for_the_block()
+    worker.send(signal.SIGQUIT)
+    # The pool gets SIGTERM, and how long the worker then stays is its own affair.
+    case.assert_nothing_is_left(by="either")
+    worker.wait()
