@@ -113,8 +113,8 @@ class Stage:
         assert self.count("start") == 1
         assert self.count("token") in {"block": {1}, "either": {1, 2}}.get(by, {2})
         if by == "release":
-            # It asks for the list once more than a reaper: whether the instance exists. The last one comes when
-            # it is gone. In the books of the process that acquired it, it stays until its time is up.
+            # It asks for the list once more than a reaper: whether the instance exists. The last one comes
+            # when it is gone. In the books of the process that acquired it, it stays until its time is up.
             until(lambda: self.count("list") >= 3, seconds)
         else:
             until(lambda: self._journals() <= self._before, seconds)
