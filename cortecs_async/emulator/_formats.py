@@ -52,4 +52,6 @@ FORMATS: Final[Mapping[str, Format]] = {
         r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
         lambda number: f"00000000-0000-4000-8000-{number:012x}",
     ),
+    # Any string will do for these.
+    **dict.fromkeys(("binary", "password", "path"), Format(r"(?s:.*)", lambda number: f"emulated-{number}")),
 }
