@@ -293,8 +293,8 @@ async def test_it_lingers_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
         left.set()
 
     seen: list[InstanceHandle] = []
-    first = [anyio.Event() for _ in range(3)]
-    second = [anyio.Event() for _ in range(3)]
+    first = anyio.Event(), anyio.Event(), anyio.Event()
+    second = anyio.Event(), anyio.Event(), anyio.Event()
     async with service(monkeypatch) as emu:
         with anyio.fail_after(60):
             async with anyio.create_task_group() as tasks:
