@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _examples import files_of
@@ -87,7 +88,7 @@ ONE_LOOP = {
     "on_trio": False,
 }
 BARE = {"mark": "", "fixture": "@pytest.fixture"}
-RUNS = {
+RUNS: dict[str, tuple[list[str], dict[str, Any], int]] = {
     "pytest-asyncio, strict": ([*ASYNCIO], STRICT, 1),
     **({"pytest-asyncio, one loop for all": ([*ASYNCIO], ONE_LOOP, 1)} if HAS_LOOP_SCOPES else {}),
     "pytest-asyncio, auto": ([*ASYNCIO, "-oasyncio_mode=auto"], {**BARE, "on_trio": False}, 1),
