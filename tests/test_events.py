@@ -26,8 +26,9 @@ HARDWARE = "NVIDIA_H100_1"
 PACKAGE = Path(cortecs_async.__file__).parent
 PAGE = Path(__file__).parent.parent / "docs" / "observability.md"
 
-# The emulator is a program of its own, and the command line speaks to people.
-APART = {"emulator", "_cli", "__main__.py"}
+# The emulator is a program of its own, integrations have only what is public, the command line speaks to people,
+# and the last two have nothing to tell.
+APART = {"emulator", "integrations", "_cli", "_log.py", "__main__.py"}
 
 
 def modules() -> Iterator[tuple[str, ast.Module]]:
