@@ -213,12 +213,19 @@ def test_the_reaper_has_time_to_release_what_a_killed_program_left(run: Run) -> 
     )
     run(
         f"""
+emulators = []
+
 @pytest.mark.cortecs_emulator(leak_grace=60)
 def test_it(cortecs_emulator):
     assert subprocess.run([sys.executable, "-c", "{program}"]).returncode == 3
     assert len(cortecs_emulator.billing) == 1
+    emulators.append(cortecs_emulator)
+
+def test_the_reaper_has_seen_to_the_end_that_it_is_gone():
+    routes = [request.route for request in emulators[0].requests if request.status < 300]
+    assert routes[-2:] == ["delete", "list"]
 """,
-        passed=1,
+        passed=2,
     )
 
 

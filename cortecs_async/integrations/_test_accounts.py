@@ -24,8 +24,9 @@ T = TypeVar("T")
 
 _BILLED: Final = frozenset({"pending", "running", "stopping"})
 
-# Seconds between two looks at what is left.
+# Seconds between two looks at what is left, and how many without a request show that nobody is at work.
 _LOOK: Final = 0.05
+_CALM: Final = 20
 
 # A client without a child process and files, which are most of what a lease takes; and quick, because the
 # emulator need not be spared, and its next reading shows what it has done.
@@ -95,11 +96,15 @@ class Account:
         leaks = self._leaks()
         # Whoever has a reaper, which could be at work now, has a journal too, unless told otherwise.
         if leaks and any(self.state_dir.iterdir()):
+            calm, asked = 0, -1
             # Counted, because the test may have stopped the clock.
             for _ in range(math.ceil(self.rules.leak_grace / _LOOK)):
                 time.sleep(_LOOK)
                 leaks = self._leaks()
-                if not leaks:
+                before, asked = asked, len(self.emulator.requests)
+                # A reaper reads once more that it is gone, and would try for hours without the server.
+                calm = calm + 1 if not leaks and asked == before else 0
+                if calm == _CALM:
                     break
         return leaks
 
