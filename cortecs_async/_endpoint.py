@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
 
 from ._errors import ConfigurationError, InvalidArgumentError
 
@@ -43,6 +43,13 @@ def inference_key(api_key: str | None = None) -> str:
     return key
 
 
+class OpenAIKwargs(TypedDict):
+    """What OpenAI-compatible clients and frameworks take as keyword arguments."""
+
+    base_url: str
+    api_key: str
+
+
 class Endpoint:
     """An OpenAI-compatible endpoint. Subclasses say where it is."""
 
@@ -53,7 +60,7 @@ class Endpoint:
         """Base URL and model."""
         raise NotImplementedError
 
-    def openai_kwargs(self, *, api_key: str | None = None) -> dict[str, str]:
+    def openai_kwargs(self, *, api_key: str | None = None) -> OpenAIKwargs:
         """`base_url` and `api_key`, as OpenAI-compatible clients and frameworks take them.
 
         Args:

@@ -19,6 +19,7 @@ from ._domain import (
     Progress,
     WorkerStatus,
 )
+from ._endpoint import OpenAIKwargs
 from ._handle import InstanceHandle
 from ._mapping import Results
 from ._owners import Owner
@@ -43,6 +44,7 @@ __all__ = [
     "LeaseInfo",
     "Model",
     "ModelPreview",
+    "OpenAIKwargs",
     "Orphan",
     "Owner",
     "PhaseEnd",

@@ -26,8 +26,8 @@ HARDWARE = "NVIDIA_H100_1"
 PACKAGE = Path(cortecs_async.__file__).parent
 PAGE = Path(__file__).parent.parent / "docs" / "observability.md"
 
-# The emulator is a program of its own, integrations have only what is public, the command line speaks to people,
-# and the last two have nothing to tell.
+# The emulator is a program of its own, integrations have only what is public, the command line speaks to
+# people, and the last two have nothing to tell.
 APART = {"emulator", "integrations", "_cli", "_log.py", "__main__.py"}
 
 

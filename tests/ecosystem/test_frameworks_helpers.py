@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -38,20 +39,18 @@ def handle(emulator: Emulator) -> Iterator[InstanceHandle]:
         async with AsyncCortecs() as client:
             return await client.acquire("meta-llama/Llama-3.1-8B-Instruct")
 
-    async def release() -> None:
+    async def release(acquired: InstanceHandle) -> None:
         async with AsyncCortecs() as client:
-            await client.release(handle)
+            await client.release(acquired)
 
-    handle = asyncio.run(acquire())
-    yield handle
-    asyncio.run(release())
+    acquired = asyncio.run(acquire())
+    yield acquired
+    asyncio.run(release(acquired))
     assert emulator.existing == ()
 
 
 @pytest.mark.parametrize("options", [{}, {"timeout": 30}, {"request_timeout": (5.0, 30.0)}], ids=str)
-def test_langchain_on_one_event_loop_after_the_other(
-    handle: InstanceHandle, options: dict[str, object]
-) -> None:
+def test_langchain_on_one_event_loop_after_the_other(handle: InstanceHandle, options: dict[str, Any]) -> None:
     async def ask() -> list[str]:
         llm = handle.langchain(**options)
         answers = await asyncio.gather(*(llm.ainvoke(QUESTION) for _ in range(3)))
@@ -64,7 +63,8 @@ def test_langchain_on_one_event_loop_after_the_other(
 
 def test_langchain_by_hand_still_needs_the_helper(handle: InstanceHandle) -> None:
     async def ask() -> None:
-        llm = ChatOpenAI(model=handle.model, **handle.openai_kwargs(), max_retries=0)
+        kwargs: dict[str, Any] = {**handle.openai_kwargs()}  # LangChain's types know no plain key
+        llm = ChatOpenAI(model=handle.model, max_retries=0, **kwargs)
         await asyncio.gather(*(llm.ainvoke(QUESTION) for _ in range(3)))
 
     asyncio.run(ask())
