@@ -65,7 +65,8 @@ class Watchdog:
         with anyio.CancelScope(deadline=self.expires_at) as time:
             state = await self._until_lost()
             self.verdict = InstanceLostError(
-                f"instance {instance_id} {state} while the block was running; on_loss='ignore' lets it go on",
+                f"instance {instance_id} {state} while the block was running; "
+                "on_loss='ignore' would let it go on",
                 instance_id=instance_id,
             )
         if time.cancelled_caught:

@@ -8,10 +8,11 @@ one backend only, skip on `anyio_backend_name`, or override `anyio_backend` in t
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -74,7 +75,7 @@ def _states(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def state_dir(_states: Path) -> Path:
     """Where the journals of this test lie; made when the first is written."""
-    return _states / uuid.uuid4().hex
+    return _states / uuid.uuid4().hex[:8]  # short, because the address of a socket must be
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +85,18 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None
         if name.upper().startswith(_AMBIENT_PREFIXES) or name.upper() in _AMBIENT_NAMES:
             monkeypatch.delenv(name)
     monkeypatch.setenv("CORTECS_STATE_DIR", str(state_dir))
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was() -> Iterator[None]:
+    """The command line, run in process, takes the log for itself."""
+    loggers = [logging.getLogger(name) for name in ("cortecs_async", "cortecs_async.guard")]
+    before = [(each.level, each.handlers[:], each.propagate) for each in loggers]
+    yield
+    for logger, (level, handlers, propagate) in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+        logger.handlers[:] = handlers
+        logger.propagate = propagate
 
 
 @pytest.fixture(params=["asyncio", "trio"])

@@ -8,7 +8,6 @@ import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import anyio
 import pytest
@@ -92,14 +91,11 @@ class TestPrograms:
 
 
 @pytest.fixture
-def logger() -> Iterator[logging.Logger]:
-    """The package's logger, as it is in a fresh process; afterwards as it was."""
+def logger() -> logging.Logger:
+    """The package's logger, which nobody has set up."""
     logger = logging.getLogger("cortecs_async")
-    level, handlers = logger.level, logger.handlers[:]
-    logger.setLevel(logging.NOTSET)
-    yield logger
-    logger.setLevel(level)
-    logger.handlers[:] = handlers
+    assert (logger.level, logger.handlers) == (logging.NOTSET, [])
+    return logger
 
 
 @pytest.mark.parametrize("written", ["INFO", " info\n", "Info"])

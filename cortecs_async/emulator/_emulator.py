@@ -19,21 +19,12 @@ from cortecs_async.emulator._inference import serving
 from cortecs_async.emulator._places import Place
 from cortecs_async.emulator._playback import Playback, Reply
 from cortecs_async.emulator._records import LedgerEntry, RequestRecord
-from cortecs_async.emulator._routing import API, INFERENCE, Match, decide, find_route
+from cortecs_async.emulator._routing import API, INFERENCE, Late, Match, decide, find_route
 from cortecs_async.emulator._settings import Settings
 from cortecs_async.emulator._transport import EmulatorTransport
 
 # The time zero of a clock that is not the machine's own: 2025-01-01T00:00:00Z.
 _EPOCH: Final = 1_735_689_600.0
-
-
-@attrs.frozen
-class _Late:
-    """A deed whose caller hung up while it was delayed: it is done all the same, at its time."""
-
-    due: float
-    call: Call
-    match: Match
 
 
 @attrs.frozen
@@ -134,7 +125,7 @@ class Emulator:
         self._account = Account(self._settings, root_url.rstrip("/"))
         self._faults = FaultPlan()
         self._requests: list[RequestRecord] = []
-        self._late: list[_Late] = []
+        self._late: list[Late] = []
         self._app = starlette_app(self)
 
     def __repr__(self) -> str:
@@ -372,7 +363,7 @@ class Emulator:
         except BaseException:
             # The caller has hung up. A service does not notice that: it does the deed when it comes to it.
             with self._lock:
-                self._late.append(_Late(due, call, match))
+                self._late.append(Late(due, call, match))
             raise
         with self._lock:
             return self._begin(call, match, self._now())

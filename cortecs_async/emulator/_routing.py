@@ -99,6 +99,15 @@ class Match:
         return None if self.route is None else self.route.name
 
 
+@attrs.frozen
+class Late:
+    """A deed whose caller hung up while it was delayed: it is done all the same, at its time."""
+
+    due: float
+    call: Call
+    match: Match
+
+
 # Under load the same few paths come again and again; the bound is for those that somebody makes up.
 @functools.lru_cache(maxsize=4096)
 def find_route(method: str, path: str) -> Match:
