@@ -173,7 +173,7 @@ def frameworks(session: nox.Session, packages: str) -> None:
 
 
 @nox.session
-@nox.parametrize("pytest", ["newest", "lowest"])
+@nox.parametrize("pytest", ["newest", "lowest"], ids=["newest", "lowest"])
 def plugins(session: nox.Session, pytest: str) -> None:
     """The pytest plugin beside those for async tests, with the newest pytest and the lowest of the extra."""
     extra: list[str] = PYPROJECT["project"]["optional-dependencies"]["testing"]
@@ -235,8 +235,11 @@ def web(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "tests/ecosystem/test_web.py", *session.posargs, env=ENV)
 
 
+ORCHESTRATORS = ["airflow", "celery", "dagster", "prefect", "taskiq", "temporal"]
+
+
 @nox.session
-@nox.parametrize("name", ["airflow", "celery", "dagster", "prefect", "taskiq", "temporal"])
+@nox.parametrize("name", ORCHESTRATORS, ids=ORCHESTRATORS)
 def orchestrators(session: nox.Session, name: str) -> None:
     """The programs of docs/orchestrators/, each with the orchestrator itself."""
     install(session, "test-core", name)
