@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import re
@@ -30,13 +29,10 @@ PAGES = [README, *sorted(DOCS.glob("*.md"))]
 
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    with asyncio.Runner() as runner:
-        served = serve_emulator(step_seconds=0.01)
-        emulator = runner.run(served.__aenter__())
+    with serve_emulator(step_seconds=0.01) as emulator:
         for name, value in emulator.env().items():
             monkeypatch.setenv(name, value)
         yield emulator
-        runner.run(served.__aexit__(None, None, None))
 
 
 def test_every_example_runs(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,13 +24,10 @@ QUESTION = "Why is the sky blue?"
 
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    with asyncio.Runner() as runner:
-        served = serve_emulator(step_seconds=0.01)
-        emulator = runner.run(served.__aenter__())
+    with serve_emulator(step_seconds=0.01) as emulator:
         for name, value in emulator.env().items():
             monkeypatch.setenv(name, value)
         yield emulator
-        runner.run(served.__aexit__(None, None, None))
 
 
 @pytest.fixture
