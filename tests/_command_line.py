@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
 import pty
 import re
@@ -31,28 +29,14 @@ PROGRAM = "from cortecs_async.__main__ import main\nmain()"
 @contextmanager
 def serving(**options: Any) -> Iterator[Emulator]:
     """An emulator on a port of its own."""
-    with asyncio.Runner() as runner:
-        served = serve_emulator(**{"step_seconds": 0.01, **options})
-        yield runner.run(served.__aenter__())
-        runner.run(served.__aexit__(None, None, None))
+    with serve_emulator(**{"step_seconds": 0.01, **options}) as emulator:
+        yield emulator
 
 
-@contextmanager
-def commands() -> Iterator[Callable[..., Result]]:
-    """Calls commands in this process; they set up the log, which other tests look at."""
-    logger = logging.getLogger("cortecs_async")
-    before = logger.handlers[:], logger.level, logger.propagate
-    guard = logging.getLogger("cortecs_async.guard")
-    level = guard.level
-
-    def call(*arguments: str, **options: Any) -> Result:
-        # Without catching: what a command does not handle is a traceback for its user.
-        return CliRunner().invoke(cli, arguments, catch_exceptions=False, **options)
-
-    yield call
-    logger.handlers[:], logger.propagate = before[0], before[2]
-    logger.setLevel(before[1])
-    guard.setLevel(level)
+def call_command(*arguments: str, **options: Any) -> Result:
+    """Calls a command in this process."""
+    # Without catching: what a command does not handle is a traceback for its user.
+    return CliRunner().invoke(cli, arguments, catch_exceptions=False, **options)
 
 
 def environment(emulator: Emulator | None, state: Path) -> dict[str, str]:

@@ -71,14 +71,11 @@ def blocks(page: str, heading: str) -> list[str]:
 def main(page: str, heading: str, show: str, hosts: str, result: str) -> None:
     """What the process does."""
     note_hosts(hosts)
-    with asyncio.Runner() as runner:
-        served = serve_emulator(step_seconds=0.01)
-        emulator = runner.run(served.__aenter__())
+    with serve_emulator(step_seconds=0.01) as emulator:
         os.environ.update(emulator.env())
         shown = asyncio.run(run_blocks(page, heading, show))
         assert {each.status for each in emulator.requests if each.route == "chat"} == {200}
         assert emulator.existing == ()
-        runner.run(served.__aexit__(None, None, None))
     Path(result).write_text(json.dumps(shown))
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _command_line import HARDWARE, MODEL, PROGRAM, Terminal, commands, environment, serving
+from _command_line import HARDWARE, MODEL, PROGRAM, Terminal, call_command, environment, serving
 from attrs import evolve
 from click.testing import Result
 from rich.console import Console
@@ -36,14 +36,13 @@ Call = Callable[..., Result]
 
 
 @pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Call]:
+def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
     """`batch` in a folder that has an input of ten requests."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path, 10)
-    with commands() as command:
-        yield lambda *options, **more: command(
-            *more.get("before", ()), "batch", "in.jsonl", "-o", "out.jsonl", "--model", MODEL, *options
-        )
+    return lambda *options, **more: call_command(
+        *more.get("before", ()), "batch", "in.jsonl", "-o", "out.jsonl", "--model", MODEL, *options
+    )
 
 
 @pytest.fixture

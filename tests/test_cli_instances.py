@@ -15,7 +15,7 @@ from pathlib import Path
 import anyio
 import click
 import pytest
-from _command_line import HARDWARE, MODEL, PROGRAM, Terminal, commands, environment, serving
+from _command_line import HARDWARE, MODEL, PROGRAM, Terminal, call_command, environment, serving
 from _processes import Program, until
 from click.testing import Result
 
@@ -47,9 +47,8 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def call() -> Iterator[Call]:
-    with commands() as calling:
-        yield calling
+def call() -> Call:
+    return call_command
 
 
 @pytest.mark.sockets

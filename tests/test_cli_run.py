@@ -16,7 +16,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from _command_line import HARDWARE, MODEL, PROGRAM, Terminal, commands, environment, serving
+from _command_line import HARDWARE, MODEL, PROGRAM, Terminal, call_command, environment, serving
 from _processes import Program, is_alive, until
 from click.testing import Result
 
@@ -89,8 +89,7 @@ def slow() -> Iterator[Emulator]:
 @pytest.fixture
 def call() -> Iterator[Call]:
     before = {each: signal.getsignal(each) for each in _child._FORWARDED}
-    with commands() as calling:
-        yield calling
+    yield call_command
     assert {each: signal.getsignal(each) for each in _child._FORWARDED} == before
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from _command_line import HARDWARE, MODEL, commands, environment, serving
+from _command_line import HARDWARE, MODEL, call_command, environment, serving
 from click.testing import Result
 
 from cortecs_async._cli import _common
@@ -26,9 +26,8 @@ ACCOUNT = "CORTECS_CLIENT_ID=file\nCORTECS_CLIENT_SECRET=file\n"
 
 
 @pytest.fixture
-def call() -> Iterator[Call]:
-    with commands() as calling:
-        yield calling
+def call() -> Call:
+    return call_command
 
 
 @pytest.fixture

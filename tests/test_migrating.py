@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import re
 from collections.abc import Iterator
@@ -105,14 +104,11 @@ async def test_what_is_named_of_ours_is_there() -> None:
 
 @pytest.fixture
 def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    with asyncio.Runner() as runner:
-        # Theirs looks at once, and then every five seconds.
-        served = serve_emulator(step_seconds=0.0)
-        emulator = runner.run(served.__aenter__())
+    # Theirs looks at once, and then every five seconds.
+    with serve_emulator(step_seconds=0.0) as emulator:
         for name, value in emulator.env().items():
             monkeypatch.setenv(name, value)
         yield emulator
-        runner.run(served.__aexit__(None, None, None))
 
 
 @pytest.mark.sockets
