@@ -29,6 +29,9 @@ if not any(point.value == PLUGIN for point in entry_points(group="pytest11")):
 ASYNCIO = [*COMMON, "-pno:trio"]
 if HAS_LOOP_SCOPES:
     ASYNCIO += ["-oasyncio_default_fixture_loop_scope=function"]
+else:
+    # It leaves a loop of its own unclosed when a test calls asyncio.run, also without our plugin.
+    ASYNCIO += ["-Wdefault::pytest.PytestUnraisableExceptionWarning"]
 TRIO = [*COMMON, "-pno:asyncio"]
 ANYIO = [*COMMON, "-pno:asyncio", "-pno:trio"]
 
