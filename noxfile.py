@@ -71,8 +71,19 @@ def started(candidate: Path, version: str) -> Path | None:
 # What proves the promise by the thousand, and takes as long as everything else.
 PROOFS = ["tests/test_crash.py", "tests/test_every_await.py", "tests/test_simulation.py"]
 
-# What is printed in the pages is true on every interpreter or on none.
-PAGES = ["tests/test_migrating.py", "tests/test_pages.py", "tests/test_tutorial.py"]
+# What an interpreter changes least: pages, the command line, the emulator by itself (it serves all other
+# tests as well), the plugin of pytest, and arithmetic on virtual time.
+ONCE = [
+    *(
+        "tests/emulator",
+        "tests/test_cli*.py",
+        "tests/test_top.py",
+        "tests/test_log.py",
+        "tests/test_batch_crash.py",
+    ),
+    *("tests/test_migrating.py", "tests/test_pages.py", "tests/test_tutorial.py", "tests/test_examples.py"),
+    *("tests/test_limit.py", "tests/test_pytest_plugin.py"),
+]
 
 # The interpreter that runs nox is tested, whatever else there is.
 MAIN = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -102,13 +113,13 @@ def show_versions(session: nox.Session, *packages: str) -> None:
 def tests(session: nox.Session) -> None:
     """The test suite against the installed package; arguments go to pytest."""
     # One interpreter does what tells little new on the others and would double their time: coverage, the
-    # proofs, the pages, and the oracles, which are most of the packages and judge the emulator alone.
+    # proofs, and the oracles, which are most of the packages to install and judge the emulator alone.
     thorough = session.python == MAIN
     install(session, "test" if thorough else "test-core")
     if thorough and not session.posargs:
         # Apart, because measuring would make them half as fast again, and they are only a matter of passing.
         run_pytest(session, *PROOFS)
-    run_tests(session, *([] if thorough else PAGES), coverage=thorough and not session.posargs)
+    run_tests(session, *([] if thorough else ONCE), coverage=thorough and not session.posargs)
 
 
 @nox.session
@@ -211,7 +222,7 @@ ENV = {"PYTHONSAFEPATH": "1"}
 
 def run_tests(session: nox.Session, *others: str, coverage: bool) -> None:
     """Runs all but the proofs and `others`, or what is asked for; perhaps under coverage with its bound."""
-    arguments = session.posargs or [f"--ignore={path}" for path in (*PROOFS, *others)]
+    arguments = session.posargs or [f"--ignore-glob={path}" for path in (*PROOFS, *others)]
     if not coverage:
         run_pytest(session, *arguments)
         return
