@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
-# No percent sign and no query: what is escaped could be read as another path further on.
-_PATH = re.compile(r"(/[A-Za-z0-9._~:-]+)+/?")
+# No percent sign, no query and no segment of dots: further on they could be read as another path, and httpx
+# itself sends `/instances/./start` as `/instances/start`.
+_PATH = re.compile(r"(/(?!\.+(/|$))[A-Za-z0-9._~:-]+)+/?")
 
 
 @frozen(kw_only=True)
@@ -169,7 +170,7 @@ def _checked(method: Any, path: Any, body: Any, params: Mapping[Any, Any] | None
 
     if method not in get_args(Method):
         raise InvalidArgumentError(f"method must be one of {', '.join(get_args(Method))}, not {method!r}")
-    if not isinstance(path, str) or not _PATH.fullmatch(path) or ".." in path:
+    if not isinstance(path, str) or not _PATH.fullmatch(path):
         raise InvalidArgumentError(
             f"path must be below the API base URL, such as '/instances/', not {path!r} (a query is params=)"
         )
