@@ -1,8 +1,8 @@
 """What every test gets: an event loop on virtual time, on both backends, and a clean environment.
 
 Async tests need no mark (`anyio_mode = "auto"`). Each runs twice, on asyncio and on trio, with a fresh clock
-that jumps whenever every task waits. A test marked `sockets` gets the same two loops on real time. To run on
-one backend only, skip on `anyio_backend_name`, or override `anyio_backend` in the test's module.
+that jumps whenever every task waits. A test marked `sockets` or `smoke` gets the same two loops on real time. To
+run on one backend only, skip on `anyio_backend_name`, or override `anyio_backend` in the test's module.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 import trio.testing
+from _tiers import TierCheck, is_real
 from _virtual_time import VirtualTimeLoop
 from hypothesis import HealthCheck, settings
 
@@ -55,6 +56,17 @@ settings.load_profile("cortecs_async")
 # Variables that change what the client, the OpenAI client or the HTTP stack does.
 _AMBIENT_PREFIXES = ("CORTECS_", "OPENAI_", "SSL_CERT_")
 _AMBIENT_NAMES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSLKEYLOGFILE"})
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--check-tiers", action="store_true", help="fail tests of the default tier that belong to another"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--check-tiers"):
+        config.pluginmanager.register(TierCheck())
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -101,8 +113,8 @@ def _log_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """The backend of an async test and its options: virtual time unless the test is marked `sockets`."""
-    if request.node.get_closest_marker("sockets"):
+    """The backend of an async test and its options: virtual time unless it needs the world outside."""
+    if is_real(request.node):
         return request.param, {}
     if request.param == "trio":
         return request.param, {"clock": trio.testing.MockClock(autojump_threshold=0)}

@@ -309,6 +309,7 @@ class TestOutput:
         assert (tmp_path / "out.jsonl").read_bytes() == b"one\ntwo\n"
         output.close()
 
+    @pytest.mark.sockets
     def test_a_limit_of_the_system_is_an_error_too(self, tmp_path: Path) -> None:
         program = f"""
 import resource, signal

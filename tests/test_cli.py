@@ -125,6 +125,7 @@ def test_the_emulator_refuses_to_be_reached_from_elsewhere() -> None:
     assert "reachable from other machines" in result.output
 
 
+@pytest.mark.sockets
 def test_a_taken_port_is_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = CliRunner().invoke(cli, ["emulator", "--port", str(taken.getsockname()[1])])
@@ -140,6 +141,7 @@ def test_a_bad_capacity_is_a_usage_error(capacity: str) -> None:
     assert "NVIDIA_H100_1=4" in result.output
 
 
+@pytest.mark.sockets
 def test_version_and_help() -> None:
     assert run("--version").stdout == f"cortecs-async, version {__version__}\n"
     shown = run("--help").stdout
@@ -147,6 +149,7 @@ def test_version_and_help() -> None:
     assert "emulator" in shown
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize(
     ("missing", "args", "extra"),
     [
@@ -172,6 +175,7 @@ def test_a_missing_extra_is_named(missing: str, args: list[str], extra: str) -> 
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.sockets
 def test_the_bar_without_rich_says_what_to_install() -> None:
     program = "import sys; sys.modules['rich'] = None; import cortecs_async.integrations.rich"
     done = subprocess.run(

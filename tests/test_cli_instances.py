@@ -653,6 +653,7 @@ def test_what_is_no_amount(text: str) -> None:
     assert MONEY.convert("2.50", None, None) == 2.5
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_a_completion_script_names_the_command(call: Call, shell: str) -> None:
     shown = call("completion", shell)
@@ -660,6 +661,7 @@ def test_a_completion_script_names_the_command(call: Call, shell: str) -> None:
     assert "cortecs-async" in shown.stdout
 
 
+@pytest.mark.sockets
 def test_completion_asks_nobody(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-c", PROGRAM],

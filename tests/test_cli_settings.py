@@ -104,6 +104,7 @@ class TestEnvFile:
         after = self._load(monkeypatch, f"{ACCOUNT}{URL}=http://127.0.0.1:8808/v1\n", {"OPENAI_API_KEY": ""})
         assert after[URL] == "http://127.0.0.1:8808/v1"
 
+    @pytest.mark.sockets
     def test_verbose_says_what_came_from_where(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(".env").write_text(ACCOUNT)
         monkeypatch.setattr(os, "environ", dict(os.environ))
@@ -112,6 +113,7 @@ class TestEnvFile:
         monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if v != "file"})
         assert call("completion", "bash").stderr == ""
 
+    @pytest.mark.sockets
     @pytest.mark.parametrize("content", [b"\xff\xfe", b"CORTECS_API_KEY='a\0b'\n"])
     def test_a_broken_one_ends_only_what_asks_for_it(self, call: Call, content: bytes) -> None:
         Path(".env").write_bytes(content)
@@ -123,12 +125,14 @@ class TestEnvFile:
         assert (shown.exit_code, shown.stdout) == (1, "")
         assert shown.stderr.startswith("Error: .env cannot be read: ")
 
+    @pytest.mark.sockets
     def test_a_pipe_of_that_name_holds_nothing_up(self, tmp_path: Path) -> None:
         os.mkfifo(".env")
         done = program(tmp_path, None, "completion", "bash")
         assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.sockets
 def test_quiet_does_not_hide_that_nobody_hands_instances_back(
     call: Call, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,6 +230,7 @@ main()
 """
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize(("source", "said"), [(IN_AN_IMPORT, ""), (IN_A_COMMAND, "interrupted\n")])
 def test_ctrl_c_at_any_time_is_130(tmp_path: Path, source: str, said: str) -> None:
     done = program(tmp_path, None, "completion", "bash", source=source)

@@ -40,6 +40,7 @@ from cortecs_async.emulator import Emulator, Fault, LedgerEntry, RequestRecord, 
 from cortecs_async.emulator._emulator import _EPOCH
 
 pytestmark = [
+    pytest.mark.proofs,
     pytest.mark.sockets,
     pytest.mark.skipif(not (PROC / "self" / "stat").exists(), reason="processes are looked up in /proc"),
 ]

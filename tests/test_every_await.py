@@ -34,6 +34,8 @@ from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy, errors
 from cortecs_async._detached import Ended, clock
 from cortecs_async.emulator import Emulator, Fault
 
+pytestmark = pytest.mark.proofs
+
 T = TypeVar("T")
 
 Backend = Literal["asyncio", "trio"]

@@ -20,6 +20,8 @@ schemas = pytest.importorskip("cortecs_py.schemas")
 utils = pytest.importorskip("cortecs_py.utils")
 langchain = pytest.importorskip("cortecs_py.integrations.langchain")
 
+pytestmark = pytest.mark.oracle
+
 PAGE = Path(__file__).parent.parent / "docs" / "migrating.md"
 TEXT = PAGE.read_text()
 OURS = " ".join(re.findall(r"^\| `.*?` \| (.*?) \|", TEXT, re.MULTILINE))

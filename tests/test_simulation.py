@@ -26,6 +26,8 @@ from cortecs_async._starts import Starter
 from cortecs_async._teardown import Teardown
 from cortecs_async.emulator import Emulator, Fault
 
+pytestmark = pytest.mark.proofs
+
 World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"

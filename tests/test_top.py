@@ -680,6 +680,7 @@ def test_without_a_terminal_it_says_so() -> None:
     assert "needs a terminal" in result.output
 
 
+@pytest.mark.sockets
 def test_a_missing_textual_is_named() -> None:
     program = (
         "import sys, runpy; sys.modules['textual'] = None; sys.argv = ['cortecs-async', 'top']; "

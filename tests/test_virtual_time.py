@@ -118,6 +118,7 @@ async def test_hypothesis_works_with_async_tests(delay: float) -> None:
     assert anyio.current_time() - start == pytest.approx(delay, abs=1e-6)
 
 
+@pytest.mark.sockets
 async def test_real_sockets_work() -> None:
     async def echo(stream: SocketStream) -> None:
         async with stream:

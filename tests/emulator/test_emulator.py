@@ -132,6 +132,7 @@ def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.sockets
 @pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
 def test_without_its_extra_it_says_what_to_install(missing: str) -> None:
     done = run(f"import sys; sys.modules['{missing}'] = None; import cortecs_async.emulator")
@@ -142,6 +143,7 @@ def test_without_its_extra_it_says_what_to_install(missing: str) -> None:
     )
 
 
+@pytest.mark.sockets
 def test_another_missing_module_is_not_blamed_on_the_extra() -> None:
     done = run(
         "import sys; sys.modules['cortecs_async.emulator._speech'] = None; import cortecs_async.emulator"
@@ -150,6 +152,7 @@ def test_another_missing_module_is_not_blamed_on_the_extra() -> None:
     assert "cortecs-async[emulator]" not in done.stderr
 
 
+@pytest.mark.sockets
 def test_the_client_does_not_import_it() -> None:
     done = run("import cortecs_async, sys; print([name for name in sys.modules if 'emulator' in name])")
     assert done.stdout.strip() == "[]"

@@ -16,6 +16,8 @@ from cortecs_async.emulator._routing import ROUTES
 
 schemathesis = pytest.importorskip("schemathesis")
 
+pytestmark = pytest.mark.oracle
+
 # A check that a body which fits the schema is accepted must let 400 pass on these, for two reasons that
 # OpenAPI cannot say: which hardware runs which model for how long a context, and in which state an
 # instance must be. All other checks, and this one on all other operations, are schemathesis' own.

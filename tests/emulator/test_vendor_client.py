@@ -13,7 +13,7 @@ from cortecs_async.emulator import Emulator, serve_emulator
 cortecs_py = pytest.importorskip("cortecs_py")
 requests = pytest.importorskip("requests")
 
-pytestmark = pytest.mark.sockets
+pytestmark = [pytest.mark.oracle, pytest.mark.sockets]
 
 LLAMA = "meta-llama/Meta-Llama-3.1-8B-Instruct"
 # Pending long enough to be seen pending, and short enough not to be waited for.

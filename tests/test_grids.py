@@ -1,0 +1,42 @@
+"""The part of a grid that the default tier runs."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from _grids import covering, first, grid
+
+
+@pytest.mark.parametrize("sizes", [(3, 3, 3), (2, 7, 4, 3), (5,), (1, 1, 6)])
+@pytest.mark.parametrize("strength", [1, 2])
+def test_every_combination_is_in_a_row_that_is_chosen(sizes: tuple[int, ...], strength: int) -> None:
+    rows = list(itertools.product(*map(range, sizes)))
+    strength = min(strength, len(sizes))
+
+    chosen = covering(rows, strength)
+
+    for places in itertools.combinations(range(len(sizes)), strength):
+        seen = {tuple(row[place] for place in places) for row in chosen}
+        assert seen == set(itertools.product(*(range(sizes[place]) for place in places)))
+
+
+def test_they_are_few() -> None:
+    rows = list(itertools.product(range(4), range(4), range(4), range(4)))
+    assert len(covering(rows, 2)) <= 24
+    assert len(covering(rows, 1)) == 4
+
+
+def test_the_rest_is_there_and_marked() -> None:
+    mark = grid(strength=1, letter="ab", number=(1, 2, 3)).mark
+    names, params = mark.args
+    assert names == ("letter", "number")
+    assert [each.values for each in params] == list(itertools.product("ab", (1, 2, 3)))
+    assert sum(not each.marks for each in params) == 3
+
+
+def test_of_values_too() -> None:
+    one, two, three = first(2, "abc")
+    assert (one, two) == ("a", "b")
+    assert three.values == ("c",)
+    assert [mark.name for mark in three.marks] == ["nightly"]
