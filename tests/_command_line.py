@@ -20,9 +20,6 @@ from click.testing import CliRunner, Result
 from cortecs_async._cli import cli
 from cortecs_async.emulator import Emulator, serve_emulator
 
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
-
 PROGRAM = "from cortecs_async.__main__ import main\nmain()"
 
 

@@ -18,12 +18,12 @@ import anyio
 import anyio.to_thread
 import pytest
 from _processes import Program, kill, until
+from _world import MODEL
 
 from cortecs_async import AsyncCortecs, InstanceHandle
 from cortecs_async.emulator import Emulator, serve_emulator
 from cortecs_async.integrations.jsonl import answer
 
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 PAGE = Path(__file__).parent.parent / "docs" / "fleets.md"
 
 FanOutTo = Callable[..., Any]

@@ -1,8 +1,8 @@
-"""Grids of parameters of which the default tier runs a part that tells almost as much, and `nightly` the rest.
+"""Grids of parameters: the default tier runs a part that finds almost as much, `nightly` runs the rest.
 
-Most defects show with one value, or with two together (Kuhn, Wallace and Gallo, "Software fault interactions and
-implications for software testing", 2004). So of a grid with many axes, enough rows are chosen that every pair of
-values is in one of them.
+Most defects show with one value, or with two together (Kuhn, Wallace and Gallo, "Software fault interactions
+and implications for software testing", 2004). So few rows run by default, and every pair of values is in one of
+them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def first(number: int, values: Iterable[Any]) -> list[Any]:
 
 
 def covering(rows: Sequence[tuple[int, ...]], strength: int) -> set[tuple[int, ...]]:
-    """Few of the rows that together have every combination of so many values: greedily the most useful next."""
+    """Few of the rows that together have every combination of `strength` values, chosen greedily."""
 
     def combinations(row: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
         return set(itertools.combinations(enumerate(row), strength))

@@ -18,11 +18,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from _world import MODEL
+
 from cortecs_async import AsyncCortecs
 from cortecs_async.emulator import serve_emulator
 
 DOCS = Path(__file__).parent.parent / "docs"
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 # Some take long to import on a busy machine.
 SECONDS = 600.0
 

@@ -1,8 +1,7 @@
 """Holds the default tier to what it promises: `pytest --check-tiers`, which `nox -s nightly` runs.
 
-A test of that tier opens no socket, starts no process, does not sleep, and takes at most two seconds. One that
-is marked `smoke` may do the first three. The rules are checked by this plugin instead of by each test, so that
-a busy machine fails nobody's work.
+A test of that tier opens no socket, starts no process, does not sleep, and takes at most two seconds. A test
+marked `smoke` may do the first three. A plugin checks this, not the tests, so that a busy machine fails none.
 """
 
 from __future__ import annotations
@@ -22,8 +21,7 @@ TIERS = ("sockets", "proofs", "oracle", "nightly")
 
 MOST_SECONDS = 2.0
 
-# Audit events, which CPython raises for what reaches out of the process. A socket pair, which every event loop
-# has, is not among them.
+# The audit events of what reaches out of the process. The socket pair of an event loop raises none of them.
 OUTSIDE = frozenset({
     "os.fork",
     "os.forkpty",

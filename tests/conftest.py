@@ -1,8 +1,8 @@
 """What every test gets: an event loop on virtual time, on both backends, and a clean environment.
 
 Async tests need no mark (`anyio_mode = "auto"`). Each runs twice, on asyncio and on trio, with a fresh clock
-that jumps whenever every task waits. A test marked `sockets` or `smoke` gets the same two loops on real time. To
-run on one backend only, skip on `anyio_backend_name`, or override `anyio_backend` in the test's module.
+that jumps whenever every task waits. A test marked `sockets` or `smoke` gets the same two loops on real time.
+To run on one backend only, skip on `anyio_backend_name`, or override `anyio_backend` in the test's module.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from cortecs_async import (
     _tenure,
 )
 from cortecs_async._batch import _threads
-from cortecs_async.emulator import Emulator
+from cortecs_async.emulator import Emulator, serve_emulator
 from cortecs_async.emulator._emulator import _EPOCH
 
 # `anyio_backend` has a test's scope, so that no test sees another's clock, and async hypothesis tests depend
@@ -150,6 +150,15 @@ def world() -> Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCo
             yield emulator, client
 
     return opened
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    """An emulator on a port of its own, with its address and credentials in the environment."""
+    with serve_emulator(step_seconds=0.01) as emulator:
+        for name, value in emulator.env().items():
+            monkeypatch.setenv(name, value)
+        yield emulator
 
 
 @pytest.fixture

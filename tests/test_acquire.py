@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
+from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, InstanceHandle, errors
 from cortecs_async._journal import books
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._emulator import _EPOCH
-
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 
 
 def another_client(emu: Emulator, **more: Any) -> AsyncCortecs:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
+from _world import HARDWARE, MODEL, World
 from conftest import emulated_wall_clock
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,10 +24,6 @@ from cortecs_async._journal import JournalFile
 from cortecs_async._matching import fits
 from cortecs_async.emulator import Emulator, Fault
 
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 OTHER_HARDWARE = "NVIDIA_L40S_1"
 
 

@@ -7,14 +7,13 @@ import io
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.lowlevel
 import pytest
+from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, ConfigurationError, InvalidArgumentError, Progress
 from cortecs_async._batch import _crew, _sink, _verdict, _work
@@ -32,12 +31,7 @@ from cortecs_async.errors import (
 )
 from cortecs_async.types import BatchProgress, BatchReport
 
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
-
 pytestmark = pytest.mark.usefixtures("batch_without_threads")
-
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
 
 
 class Files:

@@ -13,8 +13,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from _command_line import MODEL, environment
+from _command_line import environment
 from _processes import until
+from _world import MODEL
 
 from cortecs_async.emulator import Emulator, serve_emulator
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from _world import MODEL
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,8 +33,6 @@ from cortecs_async._batch._output import Output, WholeLines
 from cortecs_async._batch._plan import Files, Survey, survey
 from cortecs_async._batch._threads import Stopped
 from cortecs_async.errors import BatchFileError, BatchWriteError
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 
 
 def line(custom_id: Any = "one", **changes: Any) -> dict[str, Any]:

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _world import MODEL, client_of
 
 from cortecs_async import AsyncCortecs
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 
 pytestmark = [pytest.mark.sockets, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 REQUESTS = 120
 
 
@@ -31,10 +31,6 @@ def found(folder: Path) -> Counter[str]:
     path = folder / "out.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return Counter(json.loads(line)["custom_id"] for line in lines)
-
-
-def client_of(emulator: Emulator) -> AsyncCortecs:
-    return AsyncCortecs(emulator.client_id, emulator.client_secret, api_base_url=emulator.api_base_url)
 
 
 async def run(client: AsyncCortecs, emulator: Emulator, folder: Path, **options: Any) -> Any:

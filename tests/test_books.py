@@ -9,13 +9,14 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
+from _world import HARDWARE, MODEL, World, client_of
 from conftest import emulated_wall_clock
 
 from cortecs_async import AsyncCortecs, Credentials, errors
@@ -25,11 +26,6 @@ from cortecs_async._reaper import GRACE, Reaper
 from cortecs_async._reaping import reap
 from cortecs_async._records import Book, Entry, Record
 from cortecs_async.emulator import Emulator, serve_emulator
-
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 
 COMMON = {"account": "a1", "api": "https://api.test", "at": 1000.0, "args": {}}
 
@@ -437,7 +433,7 @@ async def test_the_reapers_work(reapers: None, state_dir: Path) -> None:
 async def test_new_credentials_reach_the_reaper_at_once(reapers: None) -> None:
     async with serve_emulator(step_seconds=0.0) as emu:
         async with (
-            AsyncCortecs(emu.client_id, emu.client_secret, api_base_url=emu.api_base_url) as client,
+            client_of(emu) as client,
             client.instance(MODEL, HARDWARE),
         ):
             keeper = client._assembly.keeper
@@ -464,9 +460,7 @@ async def test_a_directory_that_was_cleared_is_written_anew(world: World, journa
 @pytest.mark.sockets
 async def test_one_reaper_serves_all_clients_of_a_process(reapers: None) -> None:
     async with serve_emulator(step_seconds=0.0) as emu:
-        one, other = (
-            AsyncCortecs(emu.client_id, emu.client_secret, api_base_url=emu.api_base_url) for _ in range(2)
-        )
+        one, other = (client_of(emu) for _ in range(2))
         async with one, other, one.instance(MODEL, HARDWARE), other.instance(MODEL, HARDWARE):
             assert one._assembly.keeper.books is other._assembly.keeper.books
             guard = one._assembly.keeper.books._guard

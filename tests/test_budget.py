@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
 import anyio.to_thread
 import pytest
+from _world import HARDWARE, MODEL, World
 
-from cortecs_async import AsyncCortecs, errors
+from cortecs_async import errors
 from cortecs_async._budget import Price, cost_of, intervals_begun, read_price, receipt, seconds_for
 from cortecs_async._domain import HardwareType, InstanceArgs
-from cortecs_async.emulator import Emulator, Fault
-
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
+from cortecs_async.emulator import Fault
 
 PER_MINUTE = InstanceArgs(model_id="m", billing_interval="per_minute", num_workers=2)
 PER_HOUR = InstanceArgs(model_id="m", billing_interval="per_hour")

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 from _scripted import Answer, Service, ok
+from _world import MODEL, World
 
-from cortecs_async import AsyncCortecs, RetryPolicy, errors
-from cortecs_async.emulator import Emulator, Fault
+from cortecs_async import RetryPolicy, errors
+from cortecs_async.emulator import Fault
 
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 ONE = "/instances/instance-1"
 
 

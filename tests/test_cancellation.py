@@ -8,23 +8,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
 import pytest
 from _virtual_time import VirtualTimeLoop
+from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, Instance
 from cortecs_async._instances import Instances
 from cortecs_async.emulator import Emulator, Fault
 
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
 Body = Callable[[], Coroutine[Any, Any, None]]
 Way = Callable[[Body, float], Awaitable[None]]
 
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 
 # token 0-1, start 1-2, polls and 0.4 s of provisioning until about 4, body until about 7, stop, two looks,
 # delete and list until about 14.

@@ -7,12 +7,13 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from _command_line import HARDWARE, MODEL, PROGRAM, Terminal, call_command, environment, serving
+from _command_line import PROGRAM, Terminal, call_command, environment, serving
+from _world import HARDWARE, MODEL
 from attrs import evolve
 from click.testing import Result
 from rich.console import Console
@@ -43,14 +44,6 @@ def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
     return lambda *options, **more: call_command(
         *more.get("before", ()), "batch", "in.jsonl", "-o", "out.jsonl", "--model", MODEL, *options
     )
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    with serving() as emulator:
-        for name, value in emulator.env().items():
-            monkeypatch.setenv(name, value)
-        yield emulator
 
 
 def write(folder: Path, count: int, **body: Any) -> None:

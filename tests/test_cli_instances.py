@@ -15,8 +15,9 @@ from pathlib import Path
 import anyio
 import click
 import pytest
-from _command_line import HARDWARE, MODEL, PROGRAM, Terminal, call_command, environment, serving
+from _command_line import PROGRAM, Terminal, call_command, environment, serving
 from _processes import Program, until
+from _world import HARDWARE, MODEL
 from click.testing import Result
 
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy
@@ -27,14 +28,6 @@ from cortecs_async._domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async.emulator import Emulator, Fault
 
 Call = Callable[..., Result]
-
-
-@pytest.fixture
-def emu(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    with serving() as emulator:
-        for name, value in emulator.env().items():
-            monkeypatch.setenv(name, value)
-        yield emulator
 
 
 @pytest.fixture
@@ -54,7 +47,7 @@ def call() -> Call:
 @pytest.mark.sockets
 class TestReading:
     def test_an_empty_account_is_said_on_stderr_and_is_a_list_for_programs(
-        self, emu: Emulator, call: Call
+        self, served: Emulator, call: Call
     ) -> None:
         shown = call("ls")
         assert (shown.exit_code, shown.stdout, shown.stderr) == (0, "", "the account has no instance\n")
@@ -100,14 +93,14 @@ class TestReading:
         assert "base url" not in shown
         assert json.loads(call("show", instance_id, "--json").stdout)["instance_id"] == instance_id
 
-    def test_an_error_is_one_line_without_a_traceback(self, emu: Emulator, call: Call) -> None:
+    def test_an_error_is_one_line_without_a_traceback(self, served: Emulator, call: Call) -> None:
         shown = call("show", "nobody")
         assert shown.exit_code == 1
         assert shown.stdout == ""
         assert len(shown.stderr.splitlines()) == 1
         assert "nobody does not exist" in shown.stderr
 
-    def test_what_there_is_to_rent(self, emu: Emulator, call: Call) -> None:
+    def test_what_there_is_to_rent(self, served: Emulator, call: Call) -> None:
         assert re.search(rf"^{MODEL} .*{HARDWARE}", call("models").stdout, re.MULTILINE)
         assert {each["hf_name"] for each in json.loads(call("models", "--json").stdout)} >= {MODEL}
         line = next(each for each in call("hardware").stdout.splitlines() if each.startswith(HARDWARE))
@@ -116,15 +109,15 @@ class TestReading:
         assert json.loads(call("balance", "--json").stdout) == {"current_balance": 1000.0, "currency": "EUR"}
 
     def test_only_what_is_free(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-        with serving(capacity={HARDWARE: 0}) as emu:
-            for name, value in emu.env().items():
+        with serving(capacity={HARDWARE: 0}) as served:
+            for name, value in served.env().items():
                 monkeypatch.setenv(name, value)
             assert HARDWARE in call("hardware").stdout
             assert HARDWARE not in call("hardware", "--available").stdout
 
-    def test_prices_that_cannot_be_read_are_shown_as_they_come(self, emu: Emulator, call: Call) -> None:
+    def test_prices_that_cannot_be_read_are_shown_as_they_come(self, served: Emulator, call: Call) -> None:
         body = {"hardware_types": [{"hardware_type_id": "X", "price_info": {"tier": "gold", "usd": 2}}]}
-        emu.add_fault(Fault("status", route="hardware_types", status=200, body=body))
+        served.add_fault(Fault("status", route="hardware_types", status=200, body=body))
         line = call("hardware").stdout.splitlines()[-1]
         assert re.split(r"\s{2,}", line.strip()) == ["X", "-", "tier: gold, usd: 2"]
 
@@ -142,11 +135,11 @@ class TestStart:
         assert (entry.num_workers, entry.billing_interval) == (2, "per_hour")
         assert call("-q", "start", MODEL).stderr == ""
 
-    def test_waiting_shows_the_steps_and_ends_when_it_runs(self, emu: Emulator, call: Call) -> None:
+    def test_waiting_shows_the_steps_and_ends_when_it_runs(self, served: Emulator, call: Call) -> None:
         shown = call("start", MODEL, HARDWARE, "--wait", "--json")
         assert json.loads(shown.stdout)["instance_status"]["status"] == "running"
         assert "5/5 Running" in shown.stderr
-        assert f"{emu.billing[0]} runs at http://" in shown.stderr
+        assert f"{served.billing[0]} runs at http://" in shown.stderr
 
     def test_a_wait_in_vain_says_what_is_left(self, slow: Emulator, call: Call) -> None:
         shown = call("start", MODEL, "--wait", "--timeout", "0.1")
@@ -157,8 +150,10 @@ class TestStart:
             f"{slow.billing[0]} is left as it is: cortecs-async rm --stop {slow.billing[0]}\n"
         )
 
-    def test_a_start_without_an_answer_says_that_it_may_have_worked(self, emu: Emulator, call: Call) -> None:
-        emu.add_fault(Fault("drop", route="start", when="after", times=None))
+    def test_a_start_without_an_answer_says_that_it_may_have_worked(
+        self, served: Emulator, call: Call
+    ) -> None:
+        served.add_fault(Fault("drop", route="start", when="after", times=None))
         shown = call("start", MODEL)
         assert shown.exit_code == 1
         assert "whether an instance was started is not known: `cortecs-async ls`" in shown.stderr
@@ -245,21 +240,21 @@ class TestStart:
             assert f"which hardware, {HARDWARE} or OTHER?" in shown.stderr
         assert len(slow.ledger) == 2
 
-    def test_a_limit_is_kept_by_a_process_that_stays_behind(self, emu: Emulator, tmp_path: Path) -> None:
+    def test_a_limit_is_kept_by_a_process_that_stays_behind(self, served: Emulator, tmp_path: Path) -> None:
         arguments = ("start", MODEL, HARDWARE, "--max-lifetime", "2s", "--json")
         done = subprocess.run(
             [sys.executable, "-P", "-c", PROGRAM, *arguments],
-            env=environment(emu, tmp_path),
+            env=environment(served, tmp_path),
             capture_output=True,
             text=True,
             timeout=30,
             check=True,
         )
         handle = InstanceHandle.from_json(done.stdout)
-        assert emu.billing == (handle.instance_id,)
+        assert served.billing == (handle.instance_id,)
         assert re.search(r"stays behind on this machine deletes it: \d{4}-\d\d-\d\d ", done.stderr)
-        anyio.run(until, lambda: not emu.existing)
-        (entry,) = emu.ledger
+        anyio.run(until, lambda: not served.existing)
+        (entry,) = served.ledger
         assert 1.0 < entry.seconds < 10.0
 
     def test_a_limited_start_that_is_interrupted_leaves_nothing(self, slow: Emulator, tmp_path: Path) -> None:
@@ -280,14 +275,14 @@ class TestStart:
         assert shown.exit_code == 2
         assert "--start-timeout is how long to --wait" in shown.stderr
 
-    def test_restart(self, emu: Emulator, call: Call) -> None:
+    def test_restart(self, served: Emulator, call: Call) -> None:
         instance_id = call("-q", "start", MODEL, "--wait").stdout.strip()
         assert call("restart", instance_id).exit_code == 1
-        emu.stop_instance(instance_id)
+        served.stop_instance(instance_id)
         shown = call("restart", instance_id, "--wait")
         assert shown.stdout == f"{instance_id}\n"
         assert f"cortecs-async stop {instance_id}" in shown.stderr
-        assert emu.billing == (instance_id,)
+        assert served.billing == (instance_id,)
 
 
 @pytest.mark.sockets
@@ -312,22 +307,22 @@ class TestStopping:
     def test_one_that_is_not_stopped_in_time_is_no_success(
         self, call: Call, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with serving(stop_seconds=600) as emu:
-            for name, value in emu.env().items():
+        with serving(stop_seconds=600) as served:
+            for name, value in served.env().items():
                 monkeypatch.setenv(name, value)
-            instance_id = emu.start_instance(MODEL, HARDWARE)
+            instance_id = served.start_instance(MODEL, HARDWARE)
             shown = call("stop", instance_id, "--timeout", "0.2s")
             assert (shown.exit_code, shown.stdout) == (1, "")
             assert "is stopping after 0.2 s, and may be billed until it is stopped" in shown.stderr
 
     def test_ctrl_c_says_how_far_it_is(self, tmp_path: Path) -> None:
-        with serving(stop_seconds=600) as emu:
-            instance_id = emu.start_instance(MODEL, HARDWARE)
+        with serving(stop_seconds=600) as served:
+            instance_id = served.start_instance(MODEL, HARDWARE)
             log = tmp_path / "log"
             with Program(
-                PROGRAM, "-q", "stop", instance_id, env=environment(emu, tmp_path), log=log
+                PROGRAM, "-q", "stop", instance_id, env=environment(served, tmp_path), log=log
             ) as running:
-                anyio.run(until, lambda: any(each.route in {"list", "get"} for each in emu.requests))
+                anyio.run(until, lambda: any(each.route in {"list", "get"} for each in served.requests))
                 running.send(signal.SIGINT)
                 assert running.process.wait(timeout=30) == 130
                 assert running.has_said(f"{instance_id} was told to stop, and is stopping")
@@ -335,104 +330,104 @@ class TestStopping:
     def test_one_that_is_stopping_already_is_waited_for(
         self, call: Call, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with serving(stop_seconds=0.5) as emu:
-            for name, value in emu.env().items():
+        with serving(stop_seconds=0.5) as served:
+            for name, value in served.env().items():
                 monkeypatch.setenv(name, value)
-            instance_id = emu.start_instance(MODEL, HARDWARE)
+            instance_id = served.start_instance(MODEL, HARDWARE)
             assert call("stop", "--no-wait", instance_id).stdout == f"{instance_id}  stopping\n"
             assert call("stop", "--no-wait", instance_id).stdout == f"{instance_id}  stopping\n"
             assert call("stop", "--all", "--yes").stdout == f"{instance_id}  stopped\n"
 
     def test_one_that_is_deleted_meanwhile_is_gone(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-        with serving(stop_seconds=600) as emu:
-            for name, value in emu.env().items():
+        with serving(stop_seconds=600) as served:
+            for name, value in served.env().items():
                 monkeypatch.setenv(name, value)
-            instance_id = emu.start_instance(MODEL, HARDWARE)
-            emu.add_fault(Fault("status", route="list", status=200, body={"instances": []}, times=None))
-            emu.add_fault(Fault("status", route="get", status=404, times=None))
+            instance_id = served.start_instance(MODEL, HARDWARE)
+            served.add_fault(Fault("status", route="list", status=200, body={"instances": []}, times=None))
+            served.add_fault(Fault("status", route="get", status=404, times=None))
             assert call("stop", instance_id).stdout == f"{instance_id}  gone\n"
 
 
 @pytest.mark.sockets
 class TestEnding:
-    def test_all_are_tried_and_each_failure_is_told(self, emu: Emulator, call: Call) -> None:
-        one, two, three = (emu.start_instance(MODEL, HARDWARE) for _ in range(3))
-        emu.stop_instance(two)
+    def test_all_are_tried_and_each_failure_is_told(self, served: Emulator, call: Call) -> None:
+        one, two, three = (served.start_instance(MODEL, HARDWARE) for _ in range(3))
+        served.stop_instance(two)
         shown = call("stop", one, "nobody", two, one)
         assert shown.exit_code == 1
         assert shown.stdout == f"{one}  stopped\n{two}  stopped already\n"
         assert re.fullmatch(r"nobody  .* does not exist.*\n", shown.stderr)
-        assert emu.billing == (three,)
+        assert served.billing == (three,)
 
-    def test_what_runs_is_not_deleted_by_accident(self, emu: Emulator, call: Call) -> None:
-        one, two = (emu.start_instance(MODEL, HARDWARE) for _ in range(2))
-        emu.stop_instance(two)
+    def test_what_runs_is_not_deleted_by_accident(self, served: Emulator, call: Call) -> None:
+        one, two = (served.start_instance(MODEL, HARDWARE) for _ in range(2))
+        served.stop_instance(two)
         shown = call("rm", one, two, "nobody")
         assert shown.exit_code == 1
         assert shown.stdout == f"{two}  deleted\n"
         assert re.search(rf"^{one}  is \w+: --stop stops it first$", shown.stderr, re.MULTILINE)
         assert "nobody  there is no such instance" in shown.stderr
-        assert emu.billing == (one,)
+        assert served.billing == (one,)
         assert call("rm", "--stop", one).stdout == f"{one}  deleted\n"
-        assert emu.existing == ()
+        assert served.existing == ()
 
     @pytest.mark.parametrize("command", ["stop", "rm"])
     def test_the_whole_account_needs_somebody_who_agrees(
-        self, emu: Emulator, call: Call, command: str
+        self, served: Emulator, call: Call, command: str
     ) -> None:
-        instance_id = emu.start_instance(MODEL, HARDWARE)
+        instance_id = served.start_instance(MODEL, HARDWARE)
         if command == "rm":
-            emu.stop_instance(instance_id)
+            served.stop_instance(instance_id)
         shown = call(command, "--all", input="y\n")
         assert shown.exit_code == 1
         assert f"{instance_id}  " in shown.stderr
         assert "say --yes" in shown.stderr
-        assert emu.existing == (instance_id,)
-        assert (instance_id in emu.billing) is (command == "stop")
+        assert served.existing == (instance_id,)
+        assert (instance_id in served.billing) is (command == "stop")
         assert call(command, "--all", "--yes").exit_code == 0
-        assert emu.billing == ()
+        assert served.billing == ()
         assert call(command, "--all").exit_code == 0
 
     @pytest.mark.parametrize(
         ("keys", "status", "said"), [("y\n", 0, "deleted"), ("\n", 1, "nothing was done"), ("\x03", 130, "")]
     )
     def test_on_a_terminal_it_asks(
-        self, emu: Emulator, tmp_path: Path, keys: str, status: int, said: str
+        self, served: Emulator, tmp_path: Path, keys: str, status: int, said: str
     ) -> None:
-        instance_id = emu.start_instance(MODEL, HARDWARE)
-        with Terminal(PROGRAM, "rm", "--all", "--force", env=environment(emu, tmp_path)) as terminal:
+        instance_id = served.start_instance(MODEL, HARDWARE)
+        with Terminal(PROGRAM, "rm", "--all", "--force", env=environment(served, tmp_path)) as terminal:
             terminal.until(lambda text: "of the whole account? [y/N]" in text)
-            assert emu.billing == (instance_id,)
+            assert served.billing == (instance_id,)
             if keys == "\x03":
                 terminal.insist(keys, "interrupted")
             else:
                 terminal.press(keys)
             assert terminal.wait() == status
             assert said in terminal.text
-        assert (emu.existing == ()) is (status == 0)
+        assert (served.existing == ()) is (status == 0)
 
     def test_what_was_started_since_it_was_shown_is_not_hit(
-        self, emu: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
+        self, served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shown = emu.start_instance(MODEL, HARDWARE)
+        shown = served.start_instance(MODEL, HARDWARE)
         later: list[str] = []
 
         def confirm(*_: object, **__: object) -> bool:
-            later.append(emu.start_instance(MODEL, HARDWARE))
+            later.append(served.start_instance(MODEL, HARDWARE))
             return True
 
         monkeypatch.setattr(click, "confirm", confirm)
         monkeypatch.setattr("cortecs_async._cli._instances._is_attended", lambda: True)
         assert call("stop", "--all").stdout == f"{shown}  stopped\n"
-        assert emu.billing == tuple(later)
+        assert served.billing == tuple(later)
 
-    def test_all_without_force_leaves_what_runs(self, emu: Emulator, call: Call) -> None:
-        one, two = (emu.start_instance(MODEL, HARDWARE) for _ in range(2))
-        emu.stop_instance(two)
+    def test_all_without_force_leaves_what_runs(self, served: Emulator, call: Call) -> None:
+        one, two = (served.start_instance(MODEL, HARDWARE) for _ in range(2))
+        served.stop_instance(two)
         shown = call("rm", "--all", "--yes")
         assert shown.stdout == f"{two}  deleted\n"
         assert "1 not stopped: left as they are" in shown.stderr
-        assert emu.billing == (one,)
+        assert served.billing == (one,)
 
     @pytest.mark.parametrize("arguments", [["stop"], ["rm"], ["stop", "i", "--all"], ["rm", "i", "--all"]])
     def test_either_ids_or_all(self, call: Call, arguments: list[str]) -> None:
@@ -441,17 +436,17 @@ class TestEnding:
 
 @pytest.mark.sockets
 class TestWatch:
-    def test_a_line_for_every_change_until_all_run(self, emu: Emulator, call: Call) -> None:
+    def test_a_line_for_every_change_until_all_run(self, served: Emulator, call: Call) -> None:
         one = call("-q", "start", MODEL).stdout.strip()
         shown = call("watch", one, "--until-running")
         assert shown.exit_code == 0
         last = shown.stdout.splitlines()[-1]
         assert re.fullmatch(rf"{one}  running  5/5 Running  http://\S+/v1  [0-9.]+ s", last)
 
-    def test_the_end_of_each_ends_it(self, emu: Emulator, call: Call) -> None:
-        one, two = (emu.start_instance(MODEL, HARDWARE) for _ in range(2))
-        emu.stop_instance(one)
-        emu.stop_instance(two)
+    def test_the_end_of_each_ends_it(self, served: Emulator, call: Call) -> None:
+        one, two = (served.start_instance(MODEL, HARDWARE) for _ in range(2))
+        served.stop_instance(one)
+        served.stop_instance(two)
         lines = [json.loads(line) for line in call("watch", "--json").stdout.splitlines()]
         assert {(each["instance_id"], each["status"]) for each in lines} == {
             (one, "stopped"),
@@ -460,8 +455,8 @@ class TestWatch:
         assert all(each["instance"]["instance_id"] == each["instance_id"] for each in lines)
         assert call("watch", one, "--until-running").exit_code == 1
 
-    def test_one_that_is_not_there_does_not_end_the_others(self, emu: Emulator, call: Call) -> None:
-        one = emu.start_instance(MODEL, HARDWARE)
+    def test_one_that_is_not_there_does_not_end_the_others(self, served: Emulator, call: Call) -> None:
+        one = served.start_instance(MODEL, HARDWARE)
         shown = call("watch", "nobody", one, "--until-running", "--json")
         assert shown.exit_code == 1
         last = {each["instance_id"]: each for each in map(json.loads, shown.stdout.splitlines())}
@@ -490,7 +485,7 @@ class TestWatch:
         assert (shown.exit_code, shown.stdout) == (1, "")
         assert shown.stderr.startswith("Error: ")
 
-    def test_nothing_to_watch(self, emu: Emulator, call: Call) -> None:
+    def test_nothing_to_watch(self, served: Emulator, call: Call) -> None:
         shown = call("watch")
         assert (shown.exit_code, shown.stderr) == (0, "the account has no instance\n")
 
@@ -531,7 +526,7 @@ class TestWatch:
 class TestHarmless:
     EVIL = "\x1b]0;owned\x07[red]x[/]\u202e\x9b2J"
 
-    def test_what_the_service_says_reaches_no_terminal_raw(self, emu: Emulator, call: Call) -> None:
+    def test_what_the_service_says_reaches_no_terminal_raw(self, served: Emulator, call: Call) -> None:
         listed = [
             {
                 "instance_id": self.EVIL,
@@ -543,14 +538,16 @@ class TestHarmless:
             }
         ]
         for command in (["ls"], ["ls", "--json"], ["stop", "--all", "--yes"], ["rm", "--all"]):
-            emu.clear_faults()
-            emu.add_fault(Fault("status", route="list", status=200, body={"instances": listed}, times=None))
+            served.clear_faults()
+            served.add_fault(
+                Fault("status", route="list", status=200, body={"instances": listed}, times=None)
+            )
             shown = call(*command)
             text = shown.stdout + shown.stderr
             assert "[red]x[/]" in text or command == ["rm", "--all"]
             assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", text)
-        emu.clear_faults()
-        emu.add_fault(Fault("status", route="balance", status=418, body=self.EVIL, times=None))
+        served.clear_faults()
+        served.add_fault(Fault("status", route="balance", status=418, body=self.EVIL, times=None))
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", call("balance").stderr)
 
     def test_json_says_what_the_service_said(self) -> None:
@@ -559,13 +556,13 @@ class TestHarmless:
             assert json.loads(shown) == {"text": text}
             assert shown.isprintable()
 
-    def test_no_secret_is_shown(self, emu: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_secret_is_shown(self, served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CORTECS_CLIENT_SECRET", "very-secret-indeed")
         shown = call("-vv", "ls")
         assert shown.exit_code == 1
         assert "very-secret-indeed" not in shown.output
 
-    def test_twice_verbose_is_every_request(self, emu: Emulator, call: Call) -> None:
+    def test_twice_verbose_is_every_request(self, served: Emulator, call: Call) -> None:
         assert re.search(r"^GET /instances/: 200, \d\.\d\d s$", call("-vv", "ls").stderr, re.MULTILINE)
         assert "GET" not in call("-v", "ls").stderr
 

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import anyio
 import pytest
-from _command_line import HARDWARE, MODEL, PROGRAM, Terminal, call_command, environment, serving
+from _command_line import PROGRAM, Terminal, call_command, environment, serving
 from _processes import Program, is_alive, until
+from _world import HARDWARE, MODEL
 from click.testing import Result
 
 from cortecs_async import AsyncCortecs, PollPolicy

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from _command_line import HARDWARE, MODEL, call_command, environment, serving
+from _command_line import call_command, environment, serving
+from _world import HARDWARE, MODEL
 from click.testing import Result
 
 from cortecs_async._cli import _common

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
 import httpx
 import pytest
+from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, PollPolicy, Progress, errors
 from cortecs_async._domain import HardwareConfig, Instance, InstanceArgs, InstanceStatus, Model
 from cortecs_async._matching import choose
 from cortecs_async.emulator import Emulator, Fault
 
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 MODEL_ID = "meta-llama--Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 
 
 def routes(emu: Emulator) -> list[str | None]:

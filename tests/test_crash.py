@@ -32,6 +32,7 @@ import httpx
 import pytest
 from _processes import PROC, Program, is_alive, kill, read, state_of, until
 from _virtual_time import VirtualTimeLoop
+from _world import HARDWARE, MODEL
 
 from cortecs_async import AsyncCortecs, _reaper, _records
 from cortecs_async._reaper import Reaper
@@ -45,7 +46,6 @@ pytestmark = [
     pytest.mark.skipif(not (PROC / "self" / "stat").exists(), reason="processes are looked up in /proc"),
 ]
 
-MODEL, HARDWARE = "meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1"
 
 # Seconds from the kill in which everything must be gone.
 LIMIT = 10.0

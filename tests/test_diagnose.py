@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -14,15 +13,14 @@ import httpx
 import pytest
 from _processes import reapers_of
 from _scripted import API, SECRET, TOKEN, Answer, Service, token
+from _world import World
 
 from cortecs_async import AsyncCortecs, Credentials, _diagnosis, errors
 from cortecs_async._errors import GuardError
 from cortecs_async._guard import Guard
 from cortecs_async._journal import JournalFile
-from cortecs_async.emulator import Emulator, Fault
+from cortecs_async.emulator import Fault
 from cortecs_async.types import Finding
-
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
 
 NAMES = ["credentials", "service", "token", "clock", "journal", "reaper"]
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)

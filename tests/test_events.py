@@ -5,23 +5,18 @@ from __future__ import annotations
 import ast
 import logging
 import re
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from _scripted import SECRET, TOKEN, Answer, Service, instance
+from _world import HARDWARE, MODEL, World
 
 import cortecs_async
-from cortecs_async import AsyncCortecs, CortecsError
+from cortecs_async import CortecsError
 from cortecs_async._events import Event, log
-from cortecs_async.emulator import Emulator, Fault
-
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
+from cortecs_async.emulator import Fault
 
 PACKAGE = Path(cortecs_async.__file__).parent
 PAGE = Path(__file__).parent.parent / "docs" / "observability.md"

@@ -27,6 +27,7 @@ import httpx
 import pytest
 import trio.testing
 from _virtual_time import VirtualTimeLoop
+from _world import HARDWARE, MODEL
 from attrs import Factory, define, frozen
 from trio._core._run import _r as trio_dice
 
@@ -41,8 +42,6 @@ T = TypeVar("T")
 Backend = Literal["asyncio", "trio"]
 Act = Callable[[Any], object]
 
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 
 # Read before conftest.py takes it from the tests.
 REPORT = os.environ.get("CORTECS_AWAIT_REPORT")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import anyio
 import pytest
+from _world import HARDWARE, MODEL, World
 from conftest import emulated_wall_clock
 
 from cortecs_async import AsyncCortecs
@@ -15,11 +14,6 @@ from cortecs_async._finishing import _LOOK, Debt, Finished, Finisher
 from cortecs_async._records import Book, Record
 from cortecs_async._rivals import claims_of_others
 from cortecs_async.emulator import Emulator, Fault
-
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 
 LIFETIME = 3600.0
 

@@ -19,6 +19,7 @@ import anyio
 import attrs
 import pytest
 from _virtual_time import VirtualTimeLoop
+from _world import MODEL
 
 from cortecs_async import ConfigurationError, InstanceHandle, InvalidArgumentError, TeardownError, errors
 from cortecs_async.emulator import Emulator, Fault
@@ -27,7 +28,6 @@ from cortecs_async.integrations._chunk import Failure, Result, run_chunk
 from cortecs_async.integrations._fleet import FanOut, Outcome
 from cortecs_async.integrations.jsonl import AnswerFile
 
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 HANDLE = InstanceHandle(instance_id="i", base_url="http://localhost/v1", model="m", account="a")
 World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, Any]]]
 

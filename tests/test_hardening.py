@@ -6,8 +6,6 @@ import asyncio
 import gc
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 from _virtual_time import VirtualTimeLoop
+from _world import HARDWARE, MODEL, World
 from rich.console import Console
 
 from cortecs_async import AsyncCortecs, Credentials, PollPolicy, Progress, TeardownError, errors
@@ -25,11 +24,6 @@ from cortecs_async._instances import Instances
 from cortecs_async._teardown import Goal, Seen, Teardown, interpret
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 from cortecs_async.integrations.rich import ProvisioningBar
-
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 
 
 def routes(emu: Emulator) -> list[str | None]:

@@ -6,20 +6,14 @@ import asyncio
 import signal
 import threading
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
 import pytest
 from _virtual_time import VirtualTimeLoop
+from _world import HARDWARE, MODEL, World
 
-from cortecs_async import AsyncCortecs, _interrupts
-from cortecs_async.emulator import Emulator
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
-
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
+from cortecs_async import _interrupts
 
 
 def interrupt() -> None:

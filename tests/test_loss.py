@@ -4,20 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
 import pytest
 from _virtual_time import VirtualTimeLoop
+from _world import HARDWARE, MODEL, World
 
-from cortecs_async import AsyncCortecs, PollPolicy, errors
+from cortecs_async import PollPolicy, errors
 from cortecs_async.emulator import Emulator, Fault
-
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 
 
 def routes(emu: Emulator) -> list[str | None]:

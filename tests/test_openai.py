@@ -6,13 +6,12 @@ import subprocess
 import sys
 
 import pytest
+from _world import MODEL, client_of
 
-from cortecs_async import AsyncCortecs, errors
+from cortecs_async import errors
 from cortecs_async.emulator import serve_emulator
 
 pytestmark = pytest.mark.sockets
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 
 
 # openai leaves the generators of a stream to the garbage collector; trio says so.
@@ -22,7 +21,7 @@ async def test_plain_and_streamed() -> None:
     openai = pytest.importorskip("openai")
     async with (
         serve_emulator(step_seconds=0.01) as emu,
-        AsyncCortecs(emu.client_id, emu.client_secret, api_base_url=emu.api_base_url) as client,
+        client_of(emu) as client,
     ):
         async with client.instance(MODEL) as inst:
             async with openai.AsyncOpenAI(**inst.openai_kwargs(api_key=emu.api_key)) as llm:

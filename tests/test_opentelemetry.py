@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import httpx
 import pytest
 from _examples import run_examples
 from _scripted import SECRET, TOKEN, Answer, Service
+from _world import HARDWARE, MODEL, World
 from opentelemetry import context, trace
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader
@@ -26,16 +25,12 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
-from cortecs_async import AsyncCortecs, CortecsError, TeardownError, errors
+from cortecs_async import CortecsError, TeardownError, errors
 from cortecs_async._events import Event
-from cortecs_async.emulator import Emulator, Fault, serve_emulator
+from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.integrations.opentelemetry import OpenTelemetry
 
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 LINKED = "meta-llama--Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 PAGE = Path(__file__).parent.parent / "docs" / "observability.md"
 
 
@@ -664,17 +659,6 @@ async def test_the_page_lists_what_there_is(world: World, seen: Seen) -> None:
     names = set(re.findall(r"^\| `([a-z_.]+)` \|", text, re.MULTILINE))
     names -= {event.value for event in Event}
     assert names == {span.name for span in seen.spans} | attributes | metrics.keys()
-
-
-@pytest.fixture
-def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    with asyncio.Runner() as runner:
-        server = serve_emulator(step_seconds=0.01)
-        emulator = runner.run(server.__aenter__())
-        for name, value in emulator.env().items():
-            monkeypatch.setenv(name, value)
-        yield emulator
-        runner.run(server.__aexit__(None, None, None))
 
 
 @pytest.mark.sockets

@@ -7,25 +7,21 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from _world import HARDWARE, MODEL, World
 
-from cortecs_async import AsyncCortecs, _journal, errors
+from cortecs_async import _journal, errors
 from cortecs_async._journal import JournalFile, books, is_owned, left_behind, take
 from cortecs_async._keeper import fingerprint
 from cortecs_async._records import Record
 from cortecs_async.emulator import Emulator
 from cortecs_async.types import Owner
 
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 EPOCH = 1_735_689_600.0
 ME = f"{socket.gethostname()}, process {os.getpid()}"
 

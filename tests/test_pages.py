@@ -15,7 +15,7 @@ import pytest
 from _examples import run_examples
 
 from cortecs_async import errors
-from cortecs_async.emulator import Emulator, Fault, serve_emulator
+from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._faults import FaultKind
 from cortecs_async.emulator._routing import ROUTE_NAMES
 
@@ -27,17 +27,9 @@ DOCS = ROOT / "docs"
 PAGES = [README, *sorted(DOCS.glob("*.md"))]
 
 
-@pytest.fixture
-def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    with serve_emulator(step_seconds=0.01) as emulator:
-        for name, value in emulator.env().items():
-            monkeypatch.setenv(name, value)
-        yield emulator
-
-
-def test_every_example_runs(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_example_runs(served: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
     run_examples(README)
-    assert emulator.billing == ()
+    assert served.billing == ()
     shown = capsys.readouterr().out
     assert "Why is the sky blue?" in shown
     assert shown.count("running") >= 1
@@ -52,36 +44,36 @@ def test_the_first_page_begins_as_the_readme_does() -> None:
     assert first[1] == other[1]
 
 
-def test_the_examples_of_index_run(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_index_run(served: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("openai")
     run_examples(DOCS / "index.md")
-    assert emulator.existing == ()
+    assert served.existing == ()
     assert "Why is the sky blue?" in capsys.readouterr().out
 
 
-def test_the_examples_of_scale_run(emulator: Emulator) -> None:
+def test_the_examples_of_scale_run(served: Emulator) -> None:
     pytest.importorskip("httpx_aiohttp")
     run_examples(DOCS / "scale.md")
-    assert emulator.existing == ()
-    assert len(emulator.ledger) == 20
+    assert served.existing == ()
+    assert len(served.ledger) == 20
 
 
 def test_the_examples_of_batch_run(
-    emulator: Emulator,
+    served: Emulator,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     run_examples(DOCS / "batch.md")
-    assert emulator.existing == ()
+    assert served.existing == ()
     shown = capsys.readouterr().out
     assert "2 0 0.03 EUR" in shown
     assert shown.count("Why is grass green?") == 2
 
 
 def test_the_examples_of_client_run(
-    emulator: Emulator,
+    served: Emulator,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -89,13 +81,13 @@ def test_the_examples_of_client_run(
     monkeypatch.chdir(tmp_path)
     shutil.copy(certifi.where(), "company-ca.pem")
     run_examples(DOCS / "client.md")
-    assert emulator.existing == ()
+    assert served.existing == ()
     shown = capsys.readouterr().out
     assert "200 emulator-request-" in shown
     assert "dict_keys(['base_url', 'api_key'])" in shown
 
 
-def test_the_examples_of_promise_run(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_promise_run(served: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
     run_examples(DOCS / "promise.md")
     shown = capsys.readouterr().out
     assert "running all the same: instance-10001" in shown
@@ -109,7 +101,7 @@ def test_the_tests_that_promise_names_are_there() -> None:
     assert {name for name in named if not (ROOT / "tests" / name).exists()} == set()
 
 
-def test_the_examples_of_emulator_run(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_emulator_run(served: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
     run_examples(DOCS / "emulator.md")
     shown = capsys.readouterr().out
     assert "[('stop', None, 'drop'), ('delete', 500, 'status')]" in shown
@@ -154,10 +146,10 @@ class TestTheTablesOfEmulator:
         assert set(re.findall(r"`(\w+)`", routes)) == ROUTE_NAMES
 
 
-def test_the_examples_of_costs_run(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_examples_of_costs_run(served: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
     page = DOCS / "costs.md"
     run_examples(page)
-    assert emulator.existing == ()
+    assert served.existing == ()
     shown = capsys.readouterr().out
     table = re.search(r"```text\n(.*?)```", page.read_text(), re.DOTALL)
     assert table is not None

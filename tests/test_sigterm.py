@@ -9,23 +9,20 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+from _world import HARDWARE, MODEL, World, client_of
 
-from cortecs_async import AsyncCortecs, errors
+from cortecs_async import errors
 from cortecs_async.emulator import Emulator, serve_emulator
 from cortecs_async.signals import cancel_on_sigterm
 
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 PAGE = Path(__file__).parent.parent / "docs" / "running.md"
 
 
@@ -183,7 +180,7 @@ async def test_the_cell_of_a_notebook(capsys: pytest.CaptureFixture[str]) -> Non
     exec(f"async def cell(client):\n    {indented}", names)  # noqa: S102  (the page's own)
     async with (
         serve_emulator(step_seconds=0.01) as emu,
-        AsyncCortecs(emu.client_id, emu.client_secret, api_base_url=emu.api_base_url) as client,
+        client_of(emu) as client,
     ):
         cell = names["cell"]
         assert callable(cell)

@@ -10,28 +10,24 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import anyio
 import pytest
 from _simulation import Backend, Program, programs, simulate, virtual_world
+from _world import HARDWARE, MODEL, World
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from cortecs_async import AsyncCortecs, _lease, _starts
+from cortecs_async import _lease, _starts
 from cortecs_async._detached import Ended
 from cortecs_async._domain import Instance
 from cortecs_async._start import Start, State
 from cortecs_async._starts import Starter
 from cortecs_async._teardown import Teardown
-from cortecs_async.emulator import Emulator, Fault
+from cortecs_async.emulator import Fault
 
 pytestmark = pytest.mark.proofs
 
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 
 SIMULATIONS = int(os.environ.get("CORTECS_SIMULATIONS", "1000"))
 SEED = int(os.environ.get("CORTECS_SIMULATION_SEED", "0"))

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
+from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, errors
 from cortecs_async._journal import JournalFile, books
@@ -17,10 +18,6 @@ from cortecs_async._keeper import fingerprint
 from cortecs_async._records import Record
 from cortecs_async.emulator import Emulator, Fault
 
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 EPOCH = 1_735_689_600.0
 
 

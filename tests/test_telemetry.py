@@ -5,22 +5,17 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, ConfigurationError, RetryPolicy
 from cortecs_async._telemetry import _route
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import LeaseInfo, PhaseEnd, RequestRetry, Telemetry
-
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 
 
 class Recorder(Telemetry):

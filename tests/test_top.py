@@ -6,8 +6,8 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from rich.text import Text
 
 pytest.importorskip("textual")
 
+from _world import HARDWARE, MODEL, World
 from click.testing import CliRunner
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
@@ -49,10 +50,6 @@ from cortecs_async._journal import JournalFile
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import Balance, HardwareType, Owner
 
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 EPOCH = 1_735_689_600.0
 
 

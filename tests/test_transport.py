@@ -5,8 +5,8 @@ from __future__ import annotations
 import socket
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import anyio
@@ -15,16 +15,12 @@ import httpx
 import pytest
 import respx
 from _scripted import API, CLIENT_ID, SECRET, TOKEN
+from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, ConfigurationError, RetryPolicy, _connections, _transport, errors
 from cortecs_async._retry import Kind
 from cortecs_async._transport import Transport
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
-
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 
 
 def transport_of(client: AsyncCortecs) -> Transport:

@@ -6,8 +6,8 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +15,13 @@ import anyio
 import httpx
 import pytest
 from _processes import PROC, Program, is_alive, kill, read, reapers_of, until
+from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, Credentials, InstanceHandle, errors
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 from cortecs_async.integrations import _sharing
 from cortecs_async.integrations._standing import Down
 from cortecs_async.integrations.web import BackgroundInstance, NotReadyError, SharedInstance
-
-World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-HARDWARE = "NVIDIA_H100_1"
 
 
 def not_ready(instance: BackgroundInstance | SharedInstance) -> NotReadyError:
