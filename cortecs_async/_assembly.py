@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 from attrs import frozen
@@ -25,6 +25,7 @@ from ._owners import Owner, owners
 from ._resources import HardwareTypes, Models, Send, User
 from ._starts import Starter
 from ._sweep import Orphan, sweep
+from ._system import System
 from ._telemetry import Observer, Telemetry
 from ._workshop import LeaseOptions, Workshop
 
@@ -40,7 +41,13 @@ class Endpoints:
 
 
 class Assembly:
-    """What one client is made of."""
+    """What one client is made of.
+
+    Attributes:
+        system: The machine that new clients run on; a test puts its own here.
+    """
+
+    system: ClassVar[System] = System()
 
     def __init__(
         self,
@@ -55,7 +62,7 @@ class Assembly:
         self.settings: Settings = settings
         self.http_client: HTTPClient | None = http_client
         self.keeper: Keeper = Keeper(
-            settings, journal=journal, guard=guard, directory=state_directory(state_dir)
+            settings, journal=journal, guard=guard, directory=state_directory(state_dir), system=self.system
         )
         self._observer = Observer(telemetry)
         self.http: HTTP = HTTP(

@@ -12,14 +12,14 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Container
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from ._errors import GuardError
 from ._events import Event, log
 from ._guard import Guard
 from ._journal import JournalFile, books, left_behind
-from ._records import FORMAT, Book, Entry, Record, wall_clock
+from ._records import FORMAT, Book, Entry, Record
 
 # Bytes that the journal grows beyond four times what is owed before it is written anew.
 _SLACK = 1 << 18
@@ -37,6 +37,7 @@ class Books:
         directory: Where journals lie.
         journal: Whether to write one.
         guard: Whether to have a reaper.
+        wall_clock: Unix time in seconds.
 
     Attributes:
         book: What is owed, as far as was committed.
@@ -47,10 +48,13 @@ class Books:
         generation: How often this process was forked off another: its clients have to join anew.
     """
 
-    def __init__(self, directory: Path, *, journal: bool, guard: bool) -> None:
+    def __init__(
+        self, directory: Path, *, journal: bool, guard: bool, wall_clock: Callable[[], float] = time.time
+    ) -> None:
         self.directory: Path = directory
         self._journals = journal
         self._guards = guard
+        self._wall_clock = wall_clock
         self.generation: int = 0
         self._reset()
 
@@ -165,7 +169,7 @@ class Books:
             api: Only those of this service,
             account: and this account; empty for all.
         """
-        count, now = 0, wall_clock()
+        count, now = 0, self._wall_clock()
         for journal in left_behind(self.directory):
             book = journal.read()
             if book.entries:
@@ -200,7 +204,7 @@ class Books:
                     "id": uuid.uuid4().hex,  # two containers may have one host name and process id
                     "host": socket.gethostname(),
                     "pid": os.getpid(),
-                    "at": wall_clock(),
+                    "at": self._wall_clock(),
                 }
                 self._journal = JournalFile.create(self.directory, self.book.snapshot())
             elif self._is_behind or self._journal.size > _SLACK + 4 * self._worth:
@@ -301,16 +305,18 @@ def all_books() -> list[Books]:
         return list(_all.values())
 
 
-_all: dict[tuple[Path, bool, bool], Books] = {}
+_all: dict[tuple[Path, bool, bool, Callable[[], float]], Books] = {}
 _all_lock = threading.Lock()
 
 
-def books_of(directory: Path, *, journal: bool, guard: bool) -> Books:
+def books_of(
+    directory: Path, *, journal: bool, guard: bool, wall_clock: Callable[[], float] = time.time
+) -> Books:
     """The books of this process for a state directory."""
-    key = (directory, journal, guard)
+    key = (directory, journal, guard, wall_clock)
     with _all_lock:
         if key not in _all:
-            _all[key] = Books(directory / "journal", journal=journal, guard=guard)
+            _all[key] = Books(directory / "journal", journal=journal, guard=guard, wall_clock=wall_clock)
         return _all[key]
 
 

@@ -22,9 +22,8 @@ from ._errors import (
     RequestError,
 )
 from ._journal import JournalFile, books, is_owned, take
-from ._keeper import Keeper, off_loop
+from ._keeper import Keeper
 from ._messages import Call, Reply
-from ._records import wall_clock
 
 if TYPE_CHECKING:
     from ._http import HTTP  # which would bring httpx along, to whoever imports a Finding
@@ -153,13 +152,13 @@ class _Doctor:
     async def journal(self) -> Finding:
         if not self.keeper.reads_journals:
             return Finding(name="journal", ok=True, detail='switched off: journal="off"')
-        return await off_loop(self._journal)
+        return await self.keeper.system.off_loop(self._journal)
 
     async def reaper(self) -> Finding:
         if not self.keeper.has_guard:
             return Finding(name="reaper", ok=True, detail='switched off: guard="off"')
         try:
-            await off_loop(try_guard)
+            await self.keeper.system.off_loop(try_guard)
         except GuardError as error:
             return Finding(
                 name="reaper",
@@ -204,7 +203,7 @@ class _Doctor:
             )
         except (RequestError, ConfigurationError) as error:
             return error
-        self.replies.append((wall_clock(), reply))
+        self.replies.append((self.keeper.system.wall_clock(), reply))
         return None
 
 

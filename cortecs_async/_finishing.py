@@ -13,7 +13,7 @@ from ._adoption import Ambiguous, Unknown, judge
 from ._domain import Instance
 from ._errors import ClientClosedError, TeardownError
 from ._instances import Instances
-from ._records import Book, Entry, Record, wall_clock
+from ._records import Book, Entry, Record
 from ._rivals import Others, unknown_of
 from ._teardown import Goal, Teardown
 
@@ -72,6 +72,7 @@ class Finisher:
         note: Told what is done, for people.
         patience: Seconds until one is given up.
         visible_until: Until when an instance of a start without an answer may still appear, on that clock.
+        wall_clock: Unix time in seconds.
     """
 
     instances: Instances
@@ -79,6 +80,7 @@ class Finisher:
     note: Callable[[str], None]
     patience: float
     visible_until: float
+    wall_clock: Callable[[], float]
     finished: dict[Debt, Finished] = field(factory=dict)
 
     async def finish(self, debts: Iterable[Debt]) -> dict[Debt, Finished]:
@@ -129,9 +131,9 @@ class Finisher:
     async def _goes_before(self, instance_id: str, expires_at: float) -> bool:
         """Waits until its time is up, or until somebody else has deleted it; whether that came first."""
         absent = 0
-        while (left := expires_at - wall_clock()) > 0:
+        while (left := expires_at - self.wall_clock()) > 0:
             await anyio.sleep(min(left, _LOOK))
-            absent = absent + 1 if await self._is_gone(instance_id, expires_at - wall_clock()) else 0
+            absent = absent + 1 if await self._is_gone(instance_id, expires_at - self.wall_clock()) else 0
             if absent >= _READINGS:
                 return True
         return False
@@ -179,7 +181,9 @@ class Finisher:
         starts = sorted([*others.doomed, *lost.values()], key=lambda each: each.order)
         for debt, unknown in list(lost.items()):
             outcome = judge(unknown, starts, free)
-            if isinstance(outcome, Instance) and not is_proven(outcome, debt.entry, others):
+            if isinstance(outcome, Instance) and not is_proven(
+                outcome, debt.entry, others, self.wall_clock()
+            ):
                 outcome = Ambiguous((outcome.instance_id,))
             key = debt.entry.key
             if isinstance(outcome, Instance):
@@ -206,11 +210,11 @@ class Finisher:
             return None
 
 
-def is_proven(instance: Instance, entry: Entry, others: Others) -> bool:
-    """Whether an instance that fits a start cannot well be somebody else's."""
+def is_proven(instance: Instance, entry: Entry, others: Others, now: float) -> bool:
+    """Whether an instance that fits a start cannot well be somebody else's, at this Unix time in seconds."""
     if any(start.fits(instance) for start in others.starting + others.unanswered):
         return False
     initialised = instance.instance_status.started_at
     if initialised is None:
-        return wall_clock() <= entry.at + _LATEST
+        return now <= entry.at + _LATEST
     return entry.at - _EARLIEST <= initialised.timestamp() <= entry.at + _LATEST

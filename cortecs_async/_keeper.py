@@ -2,66 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import json
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
-import anyio.lowlevel
-import anyio.to_thread
 import attrs
 
 from ._adoption import Unknown
 from ._books import Books, books_of
 from ._config import Credentials, Mode, Secret, Settings
-from ._detached import in_trio
 from ._domain import InstanceArgs
 from ._errors import GuardError, JournalError
 from ._events import Event, log
-from ._records import Record, wall_clock
+from ._records import Record
 from ._rivals import Others, claims_of_others, unknown_of
+from ._system import System
 
 T = TypeVar("T")
-
-# Few: what they do is serialised anyway. Threads of our own, because the user's may all be busy; and not
-# anyio's on asyncio, which keep the task that first used them, and with it a lease that nobody leaves, alive.
-_executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cortecs-books")
-_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("cortecs_async_books")
-
-
-async def off_loop(work: Callable[[], T]) -> T:
-    """Runs what blocks in a thread; where there are no threads any more, as at the very end, here."""
-    if not in_trio():
-        try:
-            future = asyncio.get_running_loop().run_in_executor(_executor, work)
-        except RuntimeError:
-            return work()
-        return await future
-    try:
-        limiter = _limiter.get()
-    except LookupError:
-        limiter = anyio.CapacityLimiter(4)
-        _limiter.set(limiter)
-    try:
-        return await anyio.to_thread.run_sync(work, limiter=limiter)
-    except RuntimeError:
-        return work()
-
-
-def _after_fork() -> None:
-    global _executor  # noqa: PLW0603  (its threads are not in the child)
-    _executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cortecs-books")
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def fingerprint(api_base_url: str, client_id: str) -> str:
@@ -87,13 +50,22 @@ class Keeper:
         journal: Whether there must be a journal.
         guard: Whether there must be a reaper.
         directory: The state directory.
+        system: The machine that it runs on.
+
+    Attributes:
+        system: The same.
     """
 
-    def __init__(self, settings: Settings, *, journal: Mode, guard: Mode, directory: Path) -> None:
+    def __init__(
+        self, settings: Settings, *, journal: Mode, guard: Mode, directory: Path, system: System
+    ) -> None:
         self._settings = settings
+        self.system: System = system
         self._journal: Mode = journal
         self._guard: Mode = guard
-        self._books = books_of(directory, journal=journal != "off", guard=guard != "off")
+        self._books = books_of(
+            directory, journal=journal != "off", guard=guard != "off", wall_clock=system.wall_clock
+        )
         self._account = ""
         self._credentials: Credentials | None = None
         self._turn: anyio.Lock | None = None
@@ -259,7 +231,7 @@ class Keeper:
         # What this client has closed must not count as somebody else's.
         await self.settle_anyhow()
         others = await self._off_loop(self._books.others)
-        return claims_of_others(self.api, self._books.book, self._own, others)
+        return claims_of_others(self.api, self._books.book, self._own, others, self.system.wall_clock())
 
     async def tell_of_orphans(self) -> None:
         """Says in one line of the log that there is something to sweep."""
@@ -299,7 +271,7 @@ class Keeper:
     async def _off_loop(self, work: Callable[[], T]) -> T:
         # In memory alone, nothing blocks.
         is_in_memory = self._journal == "off" and self._guard == "off"
-        return work() if is_in_memory else await off_loop(work)
+        return work() if is_in_memory else await self.system.off_loop(work)
 
     def _join(self) -> None:
         # Again in a forked child, whose books are empty and whose reaper knows no credentials.
@@ -325,7 +297,7 @@ class Keeper:
             "entry": key,
             "account": self._account,
             "api": self._settings.api_base_url,
-            "at": wall_clock(),
+            "at": self.system.wall_clock(),
         }
 
 

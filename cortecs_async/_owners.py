@@ -11,8 +11,8 @@ from attrs import frozen
 
 from ._books import all_books
 from ._journal import books, is_owned
-from ._keeper import Keeper, off_loop
-from ._records import Book, Entry, wall_clock
+from ._keeper import Keeper
+from ._records import Book, Entry
 
 OwnerKind = Literal["mine", "process", "orphan", "held"]
 
@@ -48,7 +48,7 @@ async def owners(keeper: Keeper) -> Mapping[str, Owner]:
     """
     if not keeper.reads_journals:
         return _sorted(_own(keeper))
-    return await off_loop(lambda: _sorted([*_own(keeper), *_others(keeper)]))
+    return await keeper.system.off_loop(lambda: _sorted([*_own(keeper), *_others(keeper)]))
 
 
 def _own(keeper: Keeper) -> Iterator[tuple[str, Owner]]:
@@ -78,15 +78,19 @@ def _others(keeper: Keeper) -> Iterator[tuple[str, Owner]]:
         # Asked for last, and only where it matters: it costs a system call or two.
         is_living = is_owned(path) if named else None
         if is_living is not None:
+            now = keeper.system.wall_clock()
             owner = f"{book.owner.get('host', '?')}, process {book.owner.get('pid', '?')}"
             for entry in named:
-                yield str(entry.instance_id), _owner(entry, _kind(book, entry, is_living=is_living), owner)
+                yield (
+                    str(entry.instance_id),
+                    _owner(entry, _kind(book, entry, now, is_living=is_living), owner),
+                )
 
 
-def _kind(book: Book, entry: Entry, *, is_living: bool) -> OwnerKind:
+def _kind(book: Book, entry: Entry, now: float, *, is_living: bool) -> OwnerKind:
     # Once the owner is dead, its reaper has the lock.
     is_living = is_living and not book.is_orphaned
-    if entry.held and not entry.is_due(wall_clock(), owner_lives=is_living):
+    if entry.held and not entry.is_due(now, owner_lives=is_living):
         return "held"
     return "process" if is_living and not entry.abandoned else "orphan"
 

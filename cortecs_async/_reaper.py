@@ -73,15 +73,22 @@ class Reaper:
     Args:
         answer: Sends a message to the parent.
         work: Keeps promises; the real one needs the HTTP stack.
+        wall_clock: Unix time in seconds.
     """
 
-    def __init__(self, answer: Callable[[Record], None], work: Work = _work) -> None:
+    def __init__(
+        self,
+        answer: Callable[[Record], None],
+        work: Work = _work,
+        wall_clock: Callable[[], float] = time.time,
+    ) -> None:
         self.book = Book()
         self.accounts: dict[str, Record] = {}
         self.journal: Path | None = None
         self.dismissed = False
         self._answer = answer
         self._work = work
+        self._wall_clock = wall_clock
         self._begun: set[str] = set()
         self._threads: list[threading.Thread] = []
 
@@ -115,7 +122,7 @@ class Reaper:
 
     def keep_what_is_due(self) -> None:
         """Keeps, in a thread, what a living parent does not: its loop is blocked, or it has given up."""
-        now = time.time()
+        now = self._wall_clock()
         due = [
             entry
             for entry in list(self.book.entries.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ._finishing import Debt, Finisher
 from ._http import HTTP
 from ._instances import Instances
 from ._journal import books
-from ._records import Book, Entry, Record, wall_clock
+from ._records import Book, Entry, Record
 from ._rivals import claims_of_others
 
 # Seconds until the reaper gives up; what is left stays in the journal.
@@ -60,7 +61,7 @@ async def _reap_in_any_case(
     try:
         await _reap_account(book, entries, arms, report, journal)
     except Exception as error:  # noqa: BLE001  (one account's trouble must not end the others' work)
-        report({"kind": "NOTE", "text": f"giving up: {error!r}", "at": wall_clock()})
+        report({"kind": "NOTE", "text": f"giving up: {error!r}", "at": time.time()})
 
 
 async def _reap_account(
@@ -88,10 +89,11 @@ async def _reap_account(
         keys = {each.key for each in entries}
         finisher = Finisher(
             instances=Instances(http.request_once, settings.poll),
-            others=lambda: claims_of_others(settings.api_base_url, book, keys, _others(journal)),
-            note=lambda text: report({"kind": "NOTE", "text": text, "at": wall_clock()}),
+            others=lambda: claims_of_others(settings.api_base_url, book, keys, _others(journal), time.time()),
+            note=lambda text: report({"kind": "NOTE", "text": text, "at": time.time()}),
             patience=_LOCAL_LIMIT if settings.is_loopback else _LIMIT,
             visible_until=anyio.current_time() + _WINDOW,
+            wall_clock=time.time,
         )
         await finisher.finish([Debt(book, entry, report) for entry in entries])
     finally:

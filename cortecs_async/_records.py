@@ -7,7 +7,6 @@ Only the standard library, and of that little: the reaper starts with this.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,11 +16,6 @@ FORMAT = 1
 
 # Baselines that are kept though no intent names them.
 _SPARE = 16
-
-
-def wall_clock() -> float:
-    """Unix time in seconds: what promises are dated by, so that the next process can read them."""
-    return time.time()
 
 
 class Entry:

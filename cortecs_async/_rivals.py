@@ -9,7 +9,7 @@ from attrs import field, frozen
 
 from ._adoption import Unknown
 from ._domain import InstanceArgs
-from ._records import Book, Entry, wall_clock
+from ._records import Book, Entry
 
 # Seconds in which another process's start can still be under way.
 _FLIGHT = 600.0
@@ -32,7 +32,9 @@ class Others:
     doomed: list[Unknown] = field(factory=list)
 
 
-def claims_of_others(api: str, own: Book, own_keys: Container[str], known: Iterable[Book]) -> Others:
+def claims_of_others(
+    api: str, own: Book, own_keys: Container[str], known: Iterable[Book], now: float
+) -> Others:
     """What other promises lay claim to, of this account or of one that may be the same under another name.
 
     Args:
@@ -41,6 +43,7 @@ def claims_of_others(api: str, own: Book, own_keys: Container[str], known: Itera
         own_keys: Which of them are ours. Keys tell nothing in other books: processes of two containers can
             have the same.
         known: The other books.
+        now: Unix time in seconds.
     """
     others = Others()
     for book in (own, *known):
@@ -53,7 +56,7 @@ def claims_of_others(api: str, own: Book, own_keys: Container[str], known: Itera
                 others.ids.update(entry.candidates)
             elif book.is_orphaned:
                 others.doomed.append(unknown_of(book, entry))
-            elif wall_clock() - entry.at < _FLIGHT:
+            elif now - entry.at < _FLIGHT:
                 kind = others.unanswered if entry.unanswered else others.starting
                 kind.append(unknown_of(book, entry))
     return others

@@ -14,9 +14,10 @@ from ._events import Event, log
 from ._finishing import Debt, Finisher, is_proven
 from ._instances import Instances
 from ._journal import JournalFile, left_behind
-from ._keeper import Keeper, off_loop
-from ._records import Book, Record, wall_clock
+from ._keeper import Keeper
+from ._records import Book, Record
 from ._rivals import Others, claims_of_others
+from ._system import WallClock
 
 # Seconds in which a start's instance may still show itself.
 _WINDOW = 60.0
@@ -62,7 +63,8 @@ async def sweep(instances: Instances, keeper: Keeper, *, dry_run: bool, timeout:
         timeout: Seconds for all of it.
     """
     listed = await instances.list()  # and with it the token that tells the account
-    journals = await off_loop(lambda: _journals(keeper))
+    wall_clock = keeper.system.wall_clock
+    journals = await keeper.system.off_loop(lambda: _journals(keeper))
     results: list[Orphan] = []
     try:
         debts: list[Debt] = []
@@ -80,12 +82,13 @@ async def sweep(instances: Instances, keeper: Keeper, *, dry_run: bool, timeout:
         keys = {debt.entry.key for debt in debts if debt.book is own}
 
         def others() -> Others:
-            return claims_of_others(keeper.api, own, keys, keeper.books.others(without=paths))
+            others = keeper.books.others(without=paths)
+            return claims_of_others(keeper.api, own, keys, others, wall_clock())
 
         if dry_run:
-            results += _preview(debts, listed, others())
+            results += _preview(debts, listed, others(), now)
         else:
-            results += await _finish(instances, debts, listed, others, timeout)
+            results += await _finish(instances, debts, listed, others, timeout, wall_clock=wall_clock)
     finally:
         for journal, book in journals:
             if book.entries:
@@ -134,6 +137,8 @@ async def _finish(
     listed: Iterable[Instance],
     others: Callable[[], Others],
     timeout: float,
+    *,
+    wall_clock: WallClock,
 ) -> list[Orphan]:
     existing = {each.instance_id for each in listed}
     results: list[Orphan] = []
@@ -152,6 +157,7 @@ async def _finish(
         note=lambda text: log(Event.GUARD_SWEEP, "%s", text),
         patience=timeout,
         visible_until=anyio.current_time() + max(_WINDOW - age, 0.0),
+        wall_clock=wall_clock,
     )
     finished = await finisher.finish(due)
     return results + [
@@ -159,7 +165,9 @@ async def _finish(
     ]
 
 
-def _preview(debts: Sequence[Debt], listed: Sequence[Instance], others: Others) -> Iterable[Orphan]:
+def _preview(
+    debts: Sequence[Debt], listed: Sequence[Instance], others: Others, now: float
+) -> Iterable[Orphan]:
     existing = {each.instance_id for each in listed}
     known = {debt.entry.instance_id for debt in debts} | others.ids
     free = [each for each in listed if each.instance_id not in known]
@@ -177,11 +185,11 @@ def _preview(debts: Sequence[Debt], listed: Sequence[Instance], others: Others) 
         else:
             outcome = judge(lost[debt], starts, free)
             if outcome is None:
-                is_young = wall_clock() - entry.at < _WINDOW
+                is_young = now - entry.at < _WINDOW
                 yield _orphan(debt, "unsettled" if is_young else "gone")
             elif not isinstance(outcome, Instance):
                 yield _orphan(debt, "ambiguous", None, outcome.candidates)
-            elif is_proven(outcome, entry, others):
+            elif is_proven(outcome, entry, others, now):
                 yield _orphan(debt, "found", outcome.instance_id)
             else:
                 yield _orphan(debt, "ambiguous", None, (outcome.instance_id,))

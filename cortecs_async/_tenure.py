@@ -13,7 +13,6 @@ from ._detached import clock
 from ._domain import Instance
 from ._errors import InvalidArgumentError
 from ._instances import Origin
-from ._records import wall_clock
 from ._release import Holding
 from ._telemetry import LeaseInfo, Operation, Source
 from ._workshop import LeaseOptions, Workshop
@@ -86,7 +85,9 @@ class Tenure:
 
     def expiry(self) -> float | None:
         """Unix time for the reaper, which does not know this loop's clock."""
-        return None if math.isinf(self.lifetime) else wall_clock() + self.lifetime - self.age
+        if math.isinf(self.lifetime):
+            return None
+        return self.shop.keeper.system.wall_clock() + self.lifetime - self.age
 
     @property
     def receipt(self) -> Receipt:

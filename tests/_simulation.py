@@ -27,7 +27,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal, TypeVar
 
 import anyio
@@ -40,6 +39,8 @@ from attrs import define, field, frozen
 from hypothesis import strategies as st
 
 from cortecs_async import AsyncCortecs, InstanceLease, _books, errors
+from cortecs_async._assembly import Assembly
+from cortecs_async._system import System
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._answers import Answer, Call
 from cortecs_async.emulator._routing import Match
@@ -1200,7 +1201,7 @@ class _WithoutSync:
         return getattr(os, name)
 
 
-async def _inline(work: Callable[[], T]) -> T:
+async def _inline(work: Callable[[], T], /) -> T:
     """What blocks, in the loop: a thread would not stop its clock. As a thread, it cannot be cancelled."""
     await anyio.lowlevel.checkpoint()
     try:
@@ -1216,11 +1217,8 @@ def virtual_world() -> Iterator[None]:
     """Files without threads and sync, dates by the emulator's clock, and a trio without dice."""
     logger = logging.getLogger("cortecs_async")
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("_keeper", "_sweep"):
-            patch.setattr(f"cortecs_async.{module}.off_loop", _inline)
+        patch.setattr(Assembly, "system", System(lambda: EPOCH + anyio.current_time(), _inline))
         patch.setattr("cortecs_async._journal.os", _WithoutSync())
-        dates = SimpleNamespace(time=lambda: EPOCH + anyio.current_time())
-        patch.setattr("cortecs_async._records.time", dates)
         patch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
         patch.setattr(logger, "level", logging.ERROR)
         patch.setattr(logger, "propagate", False)

@@ -24,22 +24,14 @@ import pytest
 import trio.testing
 from _tiers import TierCheck, is_real
 from _virtual_time import VirtualTimeLoop
+from _world import emulated_wall_clock, in_the_loop
 from hypothesis import HealthCheck, settings
 
-from cortecs_async import (
-    AsyncCortecs,
-    _books,
-    _finishing,
-    _keeper,
-    _owners,
-    _records,
-    _rivals,
-    _sweep,
-    _tenure,
-)
+from cortecs_async import AsyncCortecs
+from cortecs_async._assembly import Assembly
 from cortecs_async._batch import _threads
+from cortecs_async._system import System
 from cortecs_async.emulator import Emulator, serve_emulator
-from cortecs_async.emulator._emulator import _EPOCH
 
 # `anyio_backend` has a test's scope, so that no test sees another's clock, and async hypothesis tests depend
 # on it: the health check would refuse them all. The price: whatever fixture such a test takes is shared by
@@ -174,24 +166,6 @@ def batch_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def journals(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> Path:
-    """The directory of the journals, whose file work runs in the loop: a thread would not stop its clock.
-
-    Journals are dated by the emulator's clock.
-    """
-
-    async def inline(work: Callable[[], Any]) -> Any:
-        await anyio.lowlevel.checkpoint()
-        return work()
-
-    monkeypatch.setattr(_keeper, "off_loop", inline)
-    monkeypatch.setattr(_sweep, "off_loop", inline)
-    monkeypatch.setattr(_owners, "off_loop", inline)
-    monkeypatch.setattr(_records, "wall_clock", None)  # whoever still calls it by this name fails
-    for module in (_keeper, _books, _rivals, _finishing, _sweep, _owners, _tenure):
-        monkeypatch.setattr(module, "wall_clock", emulated_wall_clock)
+    """The directory of the journals, for clients whose machine has the emulator's clock and no threads."""
+    monkeypatch.setattr(Assembly, "system", System(emulated_wall_clock, off_loop=in_the_loop))
     return state_dir / "journal"
-
-
-def emulated_wall_clock() -> float:
-    """Unix time as an emulator on virtual time has it."""
-    return _EPOCH + anyio.current_time()

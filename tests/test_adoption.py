@@ -11,8 +11,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from _world import HARDWARE, MODEL, World
-from conftest import emulated_wall_clock
+from _world import HARDWARE, MODEL, World, emulated_wall_clock
 from hypothesis import given
 from hypothesis import strategies as st
 

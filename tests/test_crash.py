@@ -23,7 +23,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -34,9 +33,11 @@ from _processes import PROC, Program, is_alive, kill, read, state_of, until
 from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL
 
-from cortecs_async import AsyncCortecs, _reaper, _records
+from cortecs_async import AsyncCortecs, _reaper
+from cortecs_async._assembly import Assembly
 from cortecs_async._reaper import Reaper
 from cortecs_async._records import Record, encode
+from cortecs_async._system import System
 from cortecs_async.emulator import Emulator, Fault, LedgerEntry, RequestRecord, serve_emulator
 from cortecs_async.emulator._emulator import _EPOCH
 
@@ -656,7 +657,7 @@ class Aftermath:
         await anyio.Path(folder).mkdir(parents=True)
         await anyio.Path(folder / "dead.jsonl").write_bytes(data)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(_records, "time", SimpleNamespace(time=wall))
+            patch.setattr(Assembly, "system", System(wall))
             async with (
                 httpx.AsyncClient(transport=emu.transport()) as http,
                 client_of(emu, state, http_client=http) as client,
@@ -765,16 +766,15 @@ def created(**more: Any) -> list[Record]:
     ]
 
 
-def test_the_reaper_gives_a_living_parent_its_grace_and_acts_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reaper_gives_a_living_parent_its_grace_and_acts_once() -> None:
     now = 1000.0
-    monkeypatch.setattr(_reaper, "time", SimpleNamespace(time=lambda: now))
     worked: list[str] = []
     answers: list[Record] = []
 
     def work(book: Any, entries: Iterable[Any], accounts: Any, report: Any, journal: Any) -> None:
         worked.extend(str(entry.instance_id) for entry in entries)
 
-    reaper = Reaper(answers.append, work)
+    reaper = Reaper(answers.append, work, lambda: now)
     for number, message in enumerate(created(expires_at=1000.0)):
         reaper.take({**message, "number": number})
     assert answers == [{"ack": 0}, {"ack": 1}, {"ack": 2}]
@@ -795,9 +795,8 @@ def test_the_reaper_gives_a_living_parent_its_grace_and_acts_once(monkeypatch: p
     assert keep() == ["i"]
 
 
-def test_the_reaper_leaves_to_a_living_parent_what_has_no_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_reaper, "time", SimpleNamespace(time=lambda: 1e12))
-    reaper = Reaper(lambda _: None, lambda *_: pytest.fail("it must not work"))
+def test_the_reaper_leaves_to_a_living_parent_what_has_no_limit() -> None:
+    reaper = Reaper(lambda _: None, lambda *_: pytest.fail("it must not work"), lambda: 1e12)
     for number, message in enumerate(created(expires_at=None)):
         reaper.take({**message, "number": number})
         assert reaper.next_due() is None

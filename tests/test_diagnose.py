@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -13,12 +12,14 @@ import httpx
 import pytest
 from _processes import reapers_of
 from _scripted import API, SECRET, TOKEN, Answer, Service, token
-from _world import World
+from _world import World, in_the_loop
 
 from cortecs_async import AsyncCortecs, Credentials, _diagnosis, errors
+from cortecs_async._assembly import Assembly
 from cortecs_async._errors import GuardError
 from cortecs_async._guard import Guard
 from cortecs_async._journal import JournalFile
+from cortecs_async._system import System
 from cortecs_async.emulator import Fault
 from cortecs_async.types import Finding
 
@@ -27,13 +28,8 @@ NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
-def _files_in_the_loop(journals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def inline(work: Callable[[], Finding]) -> Finding:
-        await anyio.lowlevel.checkpoint()
-        return work()
-
-    monkeypatch.setattr(_diagnosis, "off_loop", inline)
-    monkeypatch.setattr(_diagnosis, "wall_clock", NOW.timestamp)
+def _at_noon(journals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Assembly, "system", System(NOW.timestamp, off_loop=in_the_loop))
 
 
 async def found(client: AsyncCortecs) -> dict[str, Finding]:

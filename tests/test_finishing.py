@@ -6,8 +6,7 @@ from pathlib import Path
 
 import anyio
 import pytest
-from _world import HARDWARE, MODEL, World
-from conftest import emulated_wall_clock
+from _world import HARDWARE, MODEL, World, emulated_wall_clock
 
 from cortecs_async import AsyncCortecs
 from cortecs_async._finishing import _LOOK, Debt, Finished, Finisher
@@ -40,10 +39,13 @@ class Held:
         """Until nothing is owed any more."""
         finisher = Finisher(
             instances=self.client._assembly._releasing,
-            others=lambda: claims_of_others(self.emu.api_base_url, self.book, {"e1"}, []),
+            others=lambda: claims_of_others(
+                self.emu.api_base_url, self.book, {"e1"}, [], emulated_wall_clock()
+            ),
             note=self.notes.append,
             patience=300.0,
             visible_until=0.0,
+            wall_clock=emulated_wall_clock,
         )
         (debt,) = (Debt(self.book, entry, self.report) for entry in self.book.entries.values())
         (finished,) = (await finisher.finish([debt])).values()

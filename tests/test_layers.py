@@ -38,7 +38,7 @@ ROWS: list[tuple[int, set[str]]] = [
             "_aiohttp",
         },
     ),
-    (1, {"_journal", "_interruptible", "_adoption", "_mapping", "_telemetry"}),
+    (1, {"_journal", "_interruptible", "_adoption", "_mapping", "_telemetry", "_system"}),
     (1, {"_rivals"}),
     (2, {"_auth", "_failures"}),
     (2, {"_messages"}),  # a request and its answer
