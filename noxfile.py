@@ -1,4 +1,4 @@
-"""The checks: `nox` runs tests, lint, typing and docs, `nox -s tests-3.12` one of them, `nox -l` lists all.
+"""The checks: `nox` runs tests, lint, typing and docs, `nox -s sockets` another one, and `nox -l` lists them all.
 
 The package is installed as a user installs it, never editable: a file that the wheel lacks fails here.
 """
@@ -68,23 +68,6 @@ def started(candidate: Path, version: str) -> Path | None:
     return Path(answer[1]) if len(answer) == 2 and answer[0] == version else None
 
 
-# What proves the promise by the thousand, and takes as long as everything else.
-PROOFS = ["tests/test_crash.py", "tests/test_every_await.py", "tests/test_simulation.py"]
-
-# What an interpreter changes least: pages, the command line, the emulator by itself (it serves all other
-# tests as well), the plugin of pytest, and arithmetic on virtual time.
-ONCE = [
-    *(
-        "tests/emulator",
-        "tests/test_cli*.py",
-        "tests/test_top.py",
-        "tests/test_log.py",
-        "tests/test_batch_crash.py",
-    ),
-    *("tests/test_migrating.py", "tests/test_pages.py", "tests/test_tutorial.py", "tests/test_examples.py"),
-    *("tests/test_limit.py", "tests/test_pytest_plugin.py"),
-]
-
 # The interpreter that runs nox is tested, whatever else there is.
 MAIN = f"{sys.version_info.major}.{sys.version_info.minor}"
 INTERPRETERS = {**working_interpreters(), MAIN: Path(sys.executable)}
@@ -109,17 +92,83 @@ def show_versions(session: nox.Session, *packages: str) -> None:
     session.run("python", "-c", program, *packages)
 
 
-@nox.session(python=PYTHONS)
+# Keeps the tree, the working directory, from being imported instead of what is installed.
+ENV = {"PYTHONSAFEPATH": "1"}
+
+
+# All tests of the files that are named, whatever their tier.
+PYTEST = ("python", "-m", "pytest", "-m", "")
+
+# Tests on real sockets mostly wait.
+WAITING = 3 * (os.cpu_count() or 2)
+
+
+@nox.session
 def tests(session: nox.Session) -> None:
-    """The test suite against the installed package; arguments go to pytest."""
-    # One interpreter does what tells little new on the others and would double their time: coverage, the
-    # proofs, and the oracles, which are most of the packages to install and judge the emulator alone.
-    thorough = session.python == MAIN
-    install(session, "test" if thorough else "test-core")
-    if thorough and not session.posargs:
-        # Apart, because measuring would make them half as fast again, and they are only a matter of passing.
-        run_pytest(session, *PROOFS)
-    run_tests(session, *([] if thorough else ONCE), coverage=thorough and not session.posargs)
+    """The default tier: virtual time and a smoke test of each real thing, on the Python that runs nox."""
+    install(session, "test-core")
+    run_pytest(session)
+
+
+@nox.session
+def sockets(session: nox.Session) -> None:
+    """The tests on real sockets, processes and signals."""
+    install(session, "test-core")
+    run_pytest(session, "-m", "sockets and not (proofs or oracle or nightly)", processes=WAITING)
+
+
+@nox.session
+def proofs(session: nox.Session) -> None:
+    """Programs killed at every step, cancelled at every await, and simulated by the thousand."""
+    install(session, "test-core")
+    run_pytest(session, "-m", "proofs and not nightly")
+
+
+@nox.session
+def oracle(session: nox.Session) -> None:
+    """The emulator as the vendor's client and schemathesis see it."""
+    install(session, "test")
+    run_pytest(session, "-m", "oracle and not nightly")
+
+
+@nox.session(python=[version for version in PYTHONS if version != MAIN])
+def matrix(session: nox.Session) -> None:
+    """The default tier on the other interpreters of this machine."""
+    install(session, "test-core")
+    run_pytest(session)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Branch coverage of all tiers, with its bound."""
+    install(session, "test")
+    env = {**ENV, "COVERAGE_FILE": str(session.cache_dir.resolve() / "coverage")}
+    session.run("coverage", "erase", env=env)
+    # coverage chooses sys.monitoring by itself where that can measure branches, from Python 3.14 on.
+    pytest = ("coverage", "run", "-m", "pytest", f"--numprocesses={WAITING}", "-m", "not nightly")
+    session.run(*pytest, *session.posargs, env=env)
+    session.run("coverage", "combine", "--quiet", env=env)
+    session.run("coverage", "report", env=env)
+
+
+@nox.session
+def nightly(session: nox.Session) -> None:
+    """What takes too long for every change: whole grids, the rules of the tiers, and all other sessions."""
+    install(session, "test")
+    run_pytest(session, "-m", "nightly", processes=WAITING)
+    # One after the other: what a test costs is measured.
+    run_pytest(session, "--check-tiers", processes=0)
+    for name in ("coverage", "lowest", "mutants", "simulate", "bare", "web"):
+        session.notify(name)
+    grids = {
+        "fleets": CLUSTERS,
+        "frameworks": FRAMEWORKS,
+        "orchestrators": ORCHESTRATORS,
+        "plugins": ("newest", "lowest"),
+    }
+    for name, values in grids.items():
+        for value in values:
+            session.notify(f"{name}({value})")
 
 
 @nox.session
@@ -134,7 +183,7 @@ def lowest(session: nox.Session) -> None:
     install(session, "test-core")
     # pytest 9.2 refuses the plugin of an anyio that old, and OpenTelemetry's SDK wants an API of its version.
     session.install("pytest<9.2", "opentelemetry-sdk", *at_lowest(bounds))
-    run_tests(session, coverage=False)
+    run_pytest(session, "-m", "not (oracle or nightly)", processes=WAITING)
 
 
 # Other people's clusters, and the package whose version is theirs.
@@ -148,7 +197,7 @@ def fleets(session: nox.Session, cluster: str) -> None:
     install(session, cluster, package=".[emulator,openai]")
     show_versions(session, CLUSTERS[cluster], "openai")
     session.run(
-        *("python", "-m", "pytest", f"tests/ecosystem/test_{cluster}.py", *session.posargs),
+        *(*PYTEST, f"tests/ecosystem/test_{cluster}.py", *session.posargs),
         # Or Ray would leave a token in HOME, and call home.
         env={**ENV, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
     )
@@ -181,9 +230,7 @@ def frameworks(session: nox.Session, packages: str) -> None:
     show_versions(session, *sorted(names))
     files = [f"tests/ecosystem/test_frameworks_{name}.py" for name in FRAMEWORKS[packages]]
     # They have a time-out of their own, which is longer.
-    session.run(
-        *("python", "-m", "pytest", "-o", "faulthandler_timeout=0", *files, *session.posargs), env=ENV
-    )
+    session.run(*PYTEST, "-o", "faulthandler_timeout=0", *files, *session.posargs, env=ENV)
 
 
 @nox.session
@@ -196,7 +243,7 @@ def plugins(session: nox.Session, pytest: str) -> None:
     install(session, "plugins", package=".[testing,openai]", also=lowest)
     show_versions(session, "pytest", "pytest-asyncio", "pytest-trio", "pytest-xdist", "anyio", "trio")
     session.run(
-        *("python", "-m", "pytest", "-p", "no:asyncio", "-p", "no:trio", "--import-mode=importlib"),
+        *(*PYTEST, "-p", "no:asyncio", "-p", "no:trio", "--import-mode=importlib"),
         *(session.posargs or ["tests/test_pytest_plugin.py", "tests/ecosystem/test_pytest_plugins.py"]),
         # The settings in pyproject.toml are read from pytest 9 on; before, the helpers must be found without.
         env={**ENV, "PYTHONPATH": str(ROOT / "tests")},
@@ -209,34 +256,24 @@ def simulate(session: nox.Session) -> None:
     install(session, "test-core")
     programs = session.posargs[0] if session.posargs else "100000"
     session.run(
-        *("python", "-m", "pytest", "--numprocesses=auto", "tests/test_simulation.py"),
+        *("python", "-m", "pytest", "--numprocesses=auto", "-m", "proofs", "tests/test_simulation.py"),
         # What it is to take that long for.
         *("-o", "faulthandler_timeout=0"),
         env={**ENV, "CORTECS_SIMULATIONS": programs},
     )
 
 
-# Keeps the tree, the working directory, from being imported instead of what is installed.
-ENV = {"PYTHONSAFEPATH": "1"}
+def run_pytest(session: nox.Session, *arguments: str, processes: int | str = "auto") -> None:
+    """Runs pytest with these arguments and those of the command line.
 
-
-def run_tests(session: nox.Session, *others: str, coverage: bool) -> None:
-    """Runs all but the proofs and `others`, or what is asked for; perhaps under coverage with its bound."""
-    arguments = session.posargs or [f"--ignore-glob={path}" for path in (*PROOFS, *others)]
-    if not coverage:
-        run_pytest(session, *arguments)
-        return
-    env = {**ENV, "COVERAGE_FILE": str(session.cache_dir.resolve() / "coverage")}
-    session.run("coverage", "erase", env=env)
-    session.run("coverage", "run", "-m", "pytest", "--numprocesses=auto", *arguments, env=env)
-    session.run("coverage", "combine", "--quiet", env=env)
-    session.run("coverage", "report", env=env)
-
-
-def run_pytest(session: nox.Session, *arguments: str, **env: str) -> None:
-    """Runs pytest, a process a processor unless the caller says what to run."""
-    parallel = [] if session.posargs else ["--numprocesses=auto"]
-    session.run("python", "-m", "pytest", *parallel, *arguments, env={**ENV, **env})
+    Args:
+        session: Where.
+        *arguments: For pytest.
+        processes: How many test processes; one a core unless said otherwise. A path or an option on the
+            command line has pytest run in one process, where a debugger works.
+    """
+    parallel = [] if session.posargs else [f"--numprocesses={processes}"]
+    session.run("python", "-m", "pytest", *parallel, *arguments, *session.posargs, env=ENV)
 
 
 @nox.session
@@ -246,7 +283,7 @@ def web(session: nox.Session) -> None:
     show_versions(
         *(session, "fastapi", "starlette", "litestar", "uvicorn", "gunicorn", "uvicorn-worker", "hypercorn")
     )
-    session.run("python", "-m", "pytest", "tests/ecosystem/test_web.py", *session.posargs, env=ENV)
+    session.run(*PYTEST, "tests/ecosystem/test_web.py", *session.posargs, env=ENV)
 
 
 ORCHESTRATORS = ["airflow", "celery", "dagster", "prefect", "taskiq", "temporal"]
@@ -260,7 +297,7 @@ def orchestrators(session: nox.Session, name: str) -> None:
     packages = [re.split("[>=]", each)[0] for each in nox.project.dependency_groups(PYPROJECT, name)]
     show_versions(session, *packages)
     # One after the other: each test has several processes anyway.
-    session.run("python", "-m", "pytest", f"tests/ecosystem/test_{name}.py", *session.posargs, env=ENV)
+    session.run(*PYTEST, f"tests/ecosystem/test_{name}.py", *session.posargs, env=ENV)
 
 
 @nox.session
@@ -294,7 +331,7 @@ def docs(session: nox.Session) -> None:
         env=ENV,
     )
     session.run(
-        *("python", "-m", "pytest", "tests/ecosystem/test_site.py"),
+        *(*PYTEST, "tests/ecosystem/test_site.py"),
         env={**ENV, "CORTECS_DOCS_SITE": str(site)},
     )
     session.log(f"the documentation is at {(site / 'index.html').as_uri()}")

@@ -63,7 +63,7 @@ async def test_every_step_of_a_lease_is_in_the_journal_before_it_counts(world: W
     assert list(books(journals)) == []
 
 
-async def test_hundreds_of_promises_at_once_are_not_hundreds_of_writes(
+async def test_a_hundred_promises_at_once_are_not_a_hundred_writes(
     world: World, journals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     syncs: list[int] = []
@@ -74,7 +74,7 @@ async def test_hundreds_of_promises_at_once_are_not_hundreds_of_writes(
         fsync(fd)
 
     monkeypatch.setattr(os, "fsync", count)
-    async with world(journal="required", step_seconds=0.0, capacity={HARDWARE: 300}) as (emu, client):
+    async with world(journal="required", step_seconds=0.0, capacity={HARDWARE: 100}) as (emu, client):
         done = anyio.Event()
 
         async def lease() -> None:
@@ -82,13 +82,13 @@ async def test_hundreds_of_promises_at_once_are_not_hundreds_of_writes(
                 await done.wait()
 
         async with anyio.create_task_group() as tasks:
-            for _ in range(300):
+            for _ in range(100):
                 tasks.start_soon(lease)
             await anyio.sleep(30)
-            assert len(emu.billing) == 300
+            assert len(emu.billing) == 100
             done.set()
         assert emu.existing == ()
-    assert len(syncs) < 50
+    assert len(syncs) < 10
     assert list(books(journals)) == []
 
 
@@ -156,7 +156,7 @@ def test_it_does_not_grow_without_bound(tmp_path: Path) -> None:
     book.join()
     book.put(created("stays"))
     largest = 0
-    for number in range(8_000):
+    for number in range(3_000):
         book.put(created(f"e{number}"))
         book.put({"kind": "GONE", "entry": f"e{number}"})
         if number % 100 == 0:
@@ -300,6 +300,7 @@ class TestReaper:
         self.join(told)
         assert told.worked == ["e1"]
         assert told.said[-1] == {"deed": {"kind": "GONE", "entry": "e1"}}
+        assert told.reaper.next_due() is None
 
     def test_it_takes_over_what_its_parent_has_given_up_once(self, told: Told) -> None:
         told.reaper.take({**created("e1"), "number": 1})

@@ -35,7 +35,6 @@ from _world import HARDWARE, MODEL
 
 from cortecs_async import AsyncCortecs, _reaper
 from cortecs_async._assembly import Assembly
-from cortecs_async._reaper import Reaper
 from cortecs_async._records import Record, encode
 from cortecs_async._system import System
 from cortecs_async.emulator import Emulator, Fault, LedgerEntry, RequestRecord, serve_emulator
@@ -347,23 +346,46 @@ async def exits_in_the_body(folder: Path, backend: str) -> Row:
         return it.row(f"{backend}: os._exit in the body", killed, await it.until_over())
 
 
-def moments(folder: Path, backend: str, kill_names: Iterable[str]) -> Iterator[Case]:
-    places = (folder / str(number) for number in itertools.count())
-    for kill_name in kill_names:
-        for step in STEPS:
-            for when in ("before", "after"):
-                yield partial(killed_at, next(places), backend, kill_name, step, when)
-        yield partial(killed_in_the_body, next(places), backend, kill_name)
-    yield partial(killed_in_the_body, next(places), backend, "SIGHUP")
-    yield partial(exits_in_the_body, next(places), backend)
+WHENS = ("before", "after")
+
+Moment = tuple[str, str, str]
 
 
-async def test_killed_at_any_step_on_asyncio_nothing_is_left(tmp_path: Path) -> None:
-    await all_at_once("killed at any step, asyncio", moments(tmp_path, "asyncio", KILLS))
+def moments(kill_names: Sequence[str]) -> Iterator[tuple[Moment, bool]]:
+    """Every kill at every step, before and after the service has done it; and whether it is for `nightly`.
+
+    SIGKILL comes at all of these moments, each other kill once at every step.
+    """
+    for row in itertools.product(kill_names, STEPS, WHENS):
+        kill_name, step, when = row
+        turn = kill_names.index(kill_name) + [*STEPS].index(step) + WHENS.index(when)
+        yield row, kill_name != "SIGKILL" and turn % 2 == 1
 
 
-async def test_killed_at_any_step_on_trio_nothing_is_left(tmp_path: Path) -> None:
-    await all_at_once("killed at any step, trio", moments(tmp_path, "trio", ["SIGKILL", "SIGINT"]))
+def in_the_body(kill_names: Iterable[str]) -> Iterator[Callable[[Path, str], Awaitable[Row]]]:
+    for kill_name in (*kill_names, "SIGHUP"):
+        yield partial(killed_in_the_body, kill_name=kill_name)
+    yield exits_in_the_body
+
+
+@pytest.mark.parametrize("rest", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["most", "rest"])
+@pytest.mark.parametrize(
+    ("backend", "kill_names"),
+    [("asyncio", tuple(KILLS)), ("trio", ("SIGKILL", "SIGINT"))],
+    ids=["asyncio", "trio"],
+)
+async def test_killed_at_any_step_nothing_is_left(
+    tmp_path: Path, backend: str, kill_names: tuple[str, ...], *, rest: bool
+) -> None:
+    places = (tmp_path / str(number) for number in itertools.count())
+    cases: list[Case] = [
+        partial(killed_at, next(places), backend, *moment)
+        for moment, is_rest in moments(kill_names)
+        if is_rest is rest
+    ]
+    if not rest:
+        cases += [partial(case, next(places), backend) for case in in_the_body(kill_names)]
+    await all_at_once(f"killed at any step, {backend}", cases)
 
 
 async def interrupted_group(folder: Path, backend: str) -> Row:
@@ -764,43 +786,6 @@ def created(**more: Any) -> list[Record]:
         {"kind": "INTENT", **common, "args": args, "baseline": "before"},
         {"kind": "CREATED", **common, "args": args, "instance_id": "i", "goal": "gone", **more},
     ]
-
-
-def test_the_reaper_gives_a_living_parent_its_grace_and_acts_once() -> None:
-    now = 1000.0
-    worked: list[str] = []
-    answers: list[Record] = []
-
-    def work(book: Any, entries: Iterable[Any], accounts: Any, report: Any, journal: Any) -> None:
-        worked.extend(str(entry.instance_id) for entry in entries)
-
-    reaper = Reaper(answers.append, work, lambda: now)
-    for number, message in enumerate(created(expires_at=1000.0)):
-        reaper.take({**message, "number": number})
-    assert answers == [{"ack": 0}, {"ack": 1}, {"ack": 2}]
-    assert reaper.next_due() == 1000.0 + _reaper.GRACE
-
-    def keep() -> list[str]:
-        reaper.keep_what_is_due()
-        for thread in reaper._threads:
-            thread.join()
-        return worked
-
-    now = 1000.0 + _reaper.GRACE - 0.01
-    assert keep() == []
-    now = 1000.0 + _reaper.GRACE
-    assert keep() == ["i"]
-    assert reaper.next_due() is None
-    now += 1000.0
-    assert keep() == ["i"]
-
-
-def test_the_reaper_leaves_to_a_living_parent_what_has_no_limit() -> None:
-    reaper = Reaper(lambda _: None, lambda *_: pytest.fail("it must not work"), lambda: 1e12)
-    for number, message in enumerate(created(expires_at=None)):
-        reaper.take({**message, "number": number})
-        assert reaper.next_due() is None
-        reaper.keep_what_is_due()
 
 
 def test_the_reaper_wakes_by_itself_when_the_time_of_a_silent_parent_is_up(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import itertools
 import json
 import os
 import time
@@ -34,8 +35,6 @@ from trio._core._run import _r as trio_dice
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy, errors
 from cortecs_async._detached import Ended, clock
 from cortecs_async.emulator import Emulator, Fault
-
-pytestmark = pytest.mark.proofs
 
 T = TypeVar("T")
 
@@ -641,12 +640,22 @@ def report(path: Path, row: dict[str, Any]) -> None:
         json.dump({"ways": ways, "rows": rows}, file, indent=1)
 
 
-@pytest.mark.parametrize("scenario", SCENARIOS)
-@pytest.mark.parametrize("way", WAYS)
+# What the default tier runs of them.
+QUICK = [("asyncio: task.cancel()", "lease, journal"), ("trio: scope", "lease, lost start")]
+
+
+@pytest.mark.parametrize(
+    ("way", "scenario"),
+    [
+        pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.proofs])
+        for case in itertools.product(WAYS, SCENARIOS)
+    ],
+)
 def test_cancelled_at_every_await_nothing_is_left(state_dir: Path, way: str, scenario: str) -> None:
     judge(way, scenario, trials(WAYS[way], SCENARIOS[scenario], state_dir))
 
 
+@pytest.mark.proofs
 @pytest.mark.parametrize(
     "scenario",
     ["lease", "lease, slow service", "lease, journal", "lease, lost start", "restart", "release"],
@@ -663,6 +672,7 @@ def test_when_asyncio_run_ends_at_any_turn_of_the_loop_nothing_is_left(
     judge("asyncio: the end of asyncio.run", scenario, ends())
 
 
+@pytest.mark.proofs
 def test_the_awaits_cover_the_whole_life(state_dir: Path) -> None:
     def phases(way: str, scenario: str) -> set[str | None]:
         found = trials(WAYS[way], SCENARIOS[scenario], state_dir / way / scenario)
@@ -688,6 +698,7 @@ async def shielded(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T
     return Ended(value=value)
 
 
+@pytest.mark.proofs
 @pytest.mark.parametrize(
     ("sabotage", "way"),
     [
