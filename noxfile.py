@@ -1,4 +1,4 @@
-"""The checks: `nox` runs tests, lint, typing and docs, `nox -s sockets` another one, and `nox -l` lists them all.
+"""The checks: `nox` runs tests, lint, typing and docs, `nox -s sockets` another one, and `nox -l` lists all.
 
 The package is installed as a user installs it, never editable: a file that the wheel lacks fails here.
 """
