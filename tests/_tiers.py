@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Collection, Generator
 
 import pytest
 
@@ -39,32 +38,42 @@ def is_real(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in REAL)
 
 
+def complaint(marks: Collection[str], events: Collection[str], seconds: float) -> str | None:
+    """Why a test belongs to another tier; None when it does not.
+
+    Args:
+        marks: The names of its marks.
+        events: The names of the audit events during the test and its fixtures.
+        seconds: The processor time of the test itself.
+    """
+    if not {*TIERS}.isdisjoint(marks):
+        return None
+    if seconds > MOST_SECONDS:
+        return f"it takes {seconds:.1f} s of processor time: mark it `proofs`, or make it cheaper"
+    outside = sorted(OUTSIDE.intersection(events))
+    if outside and {*REAL}.isdisjoint(marks):
+        return f"mark it `sockets`: {', '.join(outside)}"
+    return None
+
+
 class TierCheck:
     """Fails tests of the default tier that belong to another one."""
 
     def __init__(self) -> None:
-        self._events: list[str] = []
-        sys.addaudithook(self._note)
-
-    def _note(self, event: str, _: tuple[Any, ...]) -> None:
-        if event in OUTSIDE:
-            self._events.append(event)
+        self._events: set[str] = set()
+        sys.addaudithook(lambda event, _: self._events.add(event))
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Iterator[None]:
-        """Runs a test, with what its fixtures did before it counted as well."""
-        began = time.process_time()
-        yield
-        seconds = time.process_time() - began
-        if any(item.get_closest_marker(tier) for tier in TIERS):
-            return
-        if seconds > MOST_SECONDS:
-            pytest.fail(f"it takes {seconds:.1f} s of processor time: mark it `proofs`", pytrace=False)
-        if self._events and not is_real(item):
-            pytest.fail(f"mark it `sockets`: {', '.join(sorted(set(self._events)))}", pytrace=False)
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_setup(self) -> Iterator[None]:
+    def pytest_runtest_setup(self) -> Generator[None]:
         """Forgets what the tests before it have done."""
         self._events.clear()
         yield
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
+        """Runs a test, and judges it."""
+        began = time.process_time()
+        yield
+        seconds = time.process_time() - began
+        if found := complaint({mark.name for mark in item.iter_markers()}, self._events, seconds):
+            pytest.fail(found, pytrace=False)

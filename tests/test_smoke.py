@@ -93,9 +93,10 @@ async def test_the_openai_client_chats_with_a_leased_instance() -> None:
     pytest.importorskip("openai")
     async with serve_emulator(step_seconds=0.01) as emulator, client_of(emulator) as client:
         async with client.instance(MODEL) as inst, inst.openai(api_key=emulator.api_key) as llm:
-            question = {"role": "user", "content": "Are you there?"}
-            answer = await llm.chat.completions.create(model=inst.model, messages=[question])
-            assert "Are you there?" in answer.choices[0].message.content
+            answer = await llm.chat.completions.create(
+                model=inst.model, messages=[{"role": "user", "content": "Are you there?"}]
+            )
+            assert "Are you there?" in (answer.choices[0].message.content or "")
         assert emulator.existing == ()
 
 

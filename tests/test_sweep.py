@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from _world import HARDWARE, MODEL, World
+from _world import HARDWARE, MODEL, World, client_of
 
 from cortecs_async import AsyncCortecs, errors
 from cortecs_async._journal import JournalFile, books
@@ -236,10 +236,12 @@ async def test_without_journals_there_is_nothing_to_sweep(world: World, journals
         assert len(emu.billing) == 1
 
 
-async def test_a_power_loss_at_every_byte_of_the_journal(
-    world: World, journals: Path, tmp_path: Path
-) -> None:
-    """The start is sent once its intent is on disk: from there on, whatever is left of the file will do."""
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_a_power_loss_anywhere_in_the_journal(world: World, journals: Path, tmp_path: Path) -> None:
+    """The start is sent once its intent is on disk: from there on, whatever is left of the file will do.
+
+    `test_crash.py` cuts the journal of a real program at every byte.
+    """
     async with world() as (emu, _client):
         http = httpx.AsyncClient(transport=emu.transport())
         foreign = emu.start_instance(MODEL, HARDWARE)
@@ -248,22 +250,17 @@ async def test_a_power_loss_at_every_byte_of_the_journal(
         data = journal.path.read_bytes()
         journal.remove()
         promised = data.index(b"\n", data.index(b'"INTENT"')) + 1
+        ends = [length for length in range(len(data) + 1) if b"\n" in data[max(length - 2, 0) : length + 1]]
+        assert {promised - 1, promised, promised + 1} < {*ends}
         async with http:
-            for length in range(len(data) + 1):
+            for length in sorted({*ends, *range(0, len(data), 23)}):
                 if mine not in emu.existing:
                     mine = emu.start_instance(MODEL, HARDWARE)
                 directory = tmp_path / str(length)
                 (directory / "journal").mkdir(parents=True)
                 text = data[:length].replace(b"instance-10002", mine.encode())
                 (directory / "journal" / "left.jsonl").write_bytes(text)
-                async with AsyncCortecs(
-                    emu.client_id,
-                    emu.client_secret,
-                    api_base_url=emu.api_base_url,
-                    http_client=http,
-                    guard="off",
-                    state_dir=directory,
-                ) as client:
+                async with client_of(emu, http_client=http, guard="off", state_dir=directory) as client:
                     await client.sweep()
                 assert emu.existing == ((foreign,) if length >= promised else (foreign, mine)), length
                 assert list(books(directory / "journal")) == []

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import _fleets
 import pytest
+from _world import MODEL
 from distributed import Client, LocalCluster
 
 from cortecs_async.integrations.dask import fan_out
@@ -47,7 +48,7 @@ async def test_tasks_of_ones_own() -> None:
     exec(f"from openai import OpenAI\n{function}", names)  # noqa: S102
     ask, questions = names["ask"], ["Why is the sky blue?", "Why is grass green?"]
     async with workers() as (_, cluster), _fleets.service() as (emulator, client):
-        async with client.instance(_fleets.MODEL) as inst:
+        async with client.instance(MODEL) as inst:
             first, second = await cluster.gather(cluster.map(ask, [inst.handle] * len(questions), questions))
         assert emulator.existing == ()
     assert questions[0] in first

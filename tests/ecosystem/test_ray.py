@@ -15,6 +15,7 @@ import _fleets
 import pytest
 import ray
 from _processes import is_alive, reapers_of, until
+from _world import MODEL
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -128,7 +129,7 @@ class Holder:
         return os.getpid()
 
     async def hold(self) -> None:
-        async with AsyncCortecs() as client, client.instance(_fleets.MODEL):
+        async with AsyncCortecs() as client, client.instance(MODEL):
             await asyncio.sleep(_fleets.PATIENCE)
 
 
