@@ -25,10 +25,10 @@ PAGE = Path(__file__).parent.parent / "docs" / "testing.md"
 HEAD = """
 import asyncio, os, subprocess, sys, unittest
 import anyio, pytest
-from _world import MODEL
 from cortecs_async import AsyncCortecs, errors
 from cortecs_async.emulator import Emulator, Fault
 
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 """
 
 Run = Callable[..., pytest.RunResult]

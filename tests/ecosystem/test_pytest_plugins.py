@@ -39,10 +39,10 @@ TESTS = """
 import asyncio
 import pytest, pytest_asyncio
 import trio.lowlevel
-from _world import MODEL
 from cortecs_async import AsyncCortecs
 from cortecs_async.emulator import Emulator
 
+MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 
 {mark}
 async def test_a_lease(cortecs_client: AsyncCortecs, cortecs_emulator: Emulator) -> None:
