@@ -1,8 +1,8 @@
 """Grids of parameters: the default tier runs a part that finds almost as much, `nightly` runs the rest.
 
 Most defects show with one value, or with two together (Kuhn, Wallace and Gallo, "Software fault interactions
-and implications for software testing", 2004). So few rows run by default, and every pair of values is in one of
-them.
+and implications for software testing", 2004). So few rows run by default, and every pair of values is in one
+of them.
 """
 
 from __future__ import annotations
