@@ -88,6 +88,7 @@ def spellings(secret: str) -> set[str]:
         escaped.replace("/", "\\/"),
         urllib.parse.quote(secret, safe=""),
         html.escape(secret),
+        secret[: len(secret) // 2],  # what is left of it where a text was cut too early
     }
 
 
