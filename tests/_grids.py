@@ -8,7 +8,8 @@ one of them.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import pytest
@@ -40,6 +41,32 @@ def grid(*, strength: int = 2, **axes: Iterable[Any]) -> pytest.MarkDecorator:
     )
 
 
+def alternating(
+    names: str, rows: Iterable[Any], *, ids: Callable[[Any], object] = lambda value: None
+) -> pytest.MarkDecorator:
+    """Parametrizes an async test whose backend does not matter: each row runs on one, in turn.
+
+    Args:
+        names: The parameters, separated by commas.
+        rows: The value of each row, or a tuple of them when there is more than one name.
+        ids: What stands for a value in the name of the test, as pytest has it.
+    """
+    several = "," in names
+    return pytest.mark.parametrize(
+        f"{names},anyio_backend",
+        [
+            (*(row if several else (row,)), backend)
+            for row, backend in zip(rows, itertools.cycle(BACKENDS), strict=False)
+        ],
+        ids=lambda value: value if value in BACKENDS else ids(value),
+        indirect=["anyio_backend"],
+    )
+
+
+on_one_backend = pytest.mark.parametrize("anyio_backend", BACKENDS[:1], indirect=True)
+"""For an async test whose backend does not matter."""
+
+
 def first(number: int, values: Iterable[Any]) -> list[Any]:
     """The values for a parameter, of which those behind the first few are marked `nightly`."""
     every = list(values)
@@ -47,15 +74,24 @@ def first(number: int, values: Iterable[Any]) -> list[Any]:
 
 
 def covering(rows: Sequence[tuple[int, ...]], strength: int) -> set[tuple[int, ...]]:
-    """Few of the rows that together have every combination of `strength` values, chosen greedily."""
+    """Few of the rows that together have every combination of `strength` values, chosen greedily.
 
-    def combinations(row: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
-        return set(itertools.combinations(enumerate(row), strength))
+    Of rows that bring as much, the one is taken whose values were seen least, alone and in pairs. So a short
+    axis, such as the backend, takes turns.
+    """
+
+    def combinations(row: tuple[int, ...], size: int = strength) -> set[tuple[tuple[int, int], ...]]:
+        return set(itertools.combinations(enumerate(row), size))
+
+    def seen_before(row: tuple[int, ...]) -> int:
+        return sum(seen[each] for size in (1, 2) for each in combinations(row, size))
 
     missing = set[tuple[tuple[int, int], ...]]().union(*map(combinations, rows))
     chosen: set[tuple[int, ...]] = set()
+    seen = Counter[tuple[tuple[int, int], ...]]()
     while missing:
-        best = max(rows, key=lambda row: len(combinations(row) & missing))
+        best = max(rows, key=lambda row: (len(combinations(row) & missing), -seen_before(row)))
         chosen.add(best)
+        seen.update(combinations(best, 1) | combinations(best, 2))
         missing -= combinations(best)
     return chosen

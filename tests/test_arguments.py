@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -101,13 +102,13 @@ class TestInstanceId:
         with pytest.raises(InvalidArgumentError, match="instance_id"):
             check_instance_id(instance_id)
 
-    @pytest.mark.parametrize("instance_id", FRIENDLY_IDS)
-    def test_an_id_is_kept_as_it_is(self, instance_id: str) -> None:
-        assert check_instance_id(instance_id) == instance_id
+    def test_an_id_is_kept_as_it_is(self) -> None:
+        for instance_id in FRIENDLY_IDS:
+            assert check_instance_id(instance_id) == instance_id
 
-    @pytest.mark.parametrize("instance_id", NO_STRINGS, ids=lambda value: type(value).__name__)
-    def test_what_is_no_string(self, instance_id: Any) -> None:
-        for check in (check_instance_id, check_named_id):
+    @pytest.mark.parametrize("check", [check_instance_id, check_named_id])
+    def test_what_is_no_string(self, check: Callable[[Any], str]) -> None:
+        for instance_id in NO_STRINGS:
             with pytest.raises(InvalidArgumentError, match="instance_id must be a string"):
                 check(instance_id)
 
@@ -193,10 +194,10 @@ class TestModelId:
         with pytest.raises(InvalidArgumentError, match="model_id"):
             check_model_id(model_id)
 
-    @pytest.mark.parametrize("model_id", NO_STRINGS, ids=lambda value: type(value).__name__)
-    def test_what_is_no_string(self, model_id: Any) -> None:
-        with pytest.raises(InvalidArgumentError, match="model_id must be a string"):
-            check_model_id(model_id)
+    def test_what_is_no_string(self) -> None:
+        for model_id in NO_STRINGS:
+            with pytest.raises(InvalidArgumentError, match="model_id must be a string"):
+                check_model_id(model_id)
 
     @given(st.from_regex(r"[A-Za-z0-9._]{1,12}/[A-Za-z0-9._]{1,12}", fullmatch=True))
     @settings(max_examples=100, derandomize=True)
@@ -266,10 +267,10 @@ class TestSeconds:
         check_seconds("timeout", value)
 
     @pytest.mark.parametrize("value", [0, -1, float("nan"), float("-inf"), True, "5", [5]])
-    @pytest.mark.parametrize("optional", [False, True])
-    def test_bad(self, *, value: Any, optional: bool) -> None:
-        with pytest.raises(InvalidArgumentError, match="start_timeout"):
-            check_seconds("start_timeout", value, optional=optional)
+    def test_bad(self, value: Any) -> None:
+        for optional in (False, True):
+            with pytest.raises(InvalidArgumentError, match="start_timeout"):
+                check_seconds("start_timeout", value, optional=optional)
 
     def test_none_only_where_it_means_something(self) -> None:
         check_seconds("timeout", None, optional=True)

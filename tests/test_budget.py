@@ -8,6 +8,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from _grids import alternating
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import errors
@@ -99,7 +100,7 @@ async def test_the_block_ends_when_its_lifetime_is_up(world: World) -> None:
         assert emu.existing == ()
 
 
-@pytest.mark.parametrize("on_loss", ["cancel", "ignore"])
+@alternating("on_loss", ["cancel", "ignore"])
 async def test_the_block_ends_before_it_costs_more(world: World, on_loss: Any) -> None:
     async with world(step_seconds=1.0) as (emu, client):
         price = emu.start_instance(MODEL, HARDWARE)
@@ -131,7 +132,7 @@ async def test_a_lifetime_that_ends_while_it_starts(world: World) -> None:
         assert emu.existing == ()
 
 
-@pytest.mark.parametrize("on_exit", ["keep", "stop", "delete"])
+@alternating("on_exit", ["keep", "stop", "delete"])
 async def test_an_expired_instance_is_not_billed_whatever_on_exit_says(world: World, on_exit: Any) -> None:
     async with world() as (emu, client):
         with pytest.raises(errors.LeaseExpiredError):
@@ -172,7 +173,7 @@ async def test_too_small_a_budget_is_told_before_anything_is_started(world: Worl
         assert emu.ledger == ()
 
 
-@pytest.mark.parametrize(
+@alternating(
     "arguments",
     [
         {"max_lifetime": 0},
@@ -193,7 +194,7 @@ async def test_bad_budgets_are_refused_at_once(world: World, arguments: dict[str
         assert emu.requests == ()
 
 
-@pytest.mark.parametrize("in_args", [True, False])
+@alternating("in_args", [True, False])
 async def test_the_receipt_agrees_with_the_bill(
     world: World,
     *,

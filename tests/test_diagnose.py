@@ -10,6 +10,7 @@ from pathlib import Path
 import anyio
 import httpx
 import pytest
+from _grids import alternating
 from _processes import reapers_of
 from _scripted import API, SECRET, TOKEN, Answer, Service, token
 from _world import World, in_the_loop
@@ -102,8 +103,8 @@ async def test_a_service_that_cannot_be_reached_is_asked_once() -> None:
     assert len(service.requests) == 1
 
 
-@pytest.mark.parametrize(
-    ("answer", "reached"),
+@alternating(
+    "answer,reached",
     [
         (Answer(status=401), True),
         (Answer(status=429), True),
@@ -128,8 +129,8 @@ async def test_every_check_is_bounded(world: World) -> None:
         assert wrong(findings) == {"token"}
 
 
-@pytest.mark.parametrize(
-    ("apart", "age", "said"),
+@alternating(
+    "apart,age,said",
     [
         (timedelta(seconds=59), 0, None),
         (timedelta(seconds=-59), 0, None),
@@ -145,7 +146,7 @@ async def test_clocks_that_are_apart(apart: timedelta, age: int, said: str | Non
     assert (said or "agrees") in findings["clock"].detail
 
 
-@pytest.mark.parametrize("date", ["yesterday", "", "Mon, 99 May 2026 12:00:00 GMT", "0"])
+@alternating("date", ["yesterday", "", "Mon, 99 May 2026 12:00:00 GMT", "0"])
 async def test_a_date_that_is_none_is_not_compared(date: str) -> None:
     findings = await found_with({"Date": date})
     assert findings["clock"] == Finding(

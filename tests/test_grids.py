@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 
 import pytest
-from _grids import covering, first, grid
+import trio
+from _grids import alternating, covering, first, grid, on_one_backend
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3), (2, 7, 4, 3), (5,), (1, 1, 6)])
@@ -27,6 +29,11 @@ def test_they_are_few() -> None:
     assert len(covering(rows, 1)) == 4
 
 
+def test_a_short_axis_takes_turns() -> None:
+    chosen = covering(list(itertools.product(range(20), range(2), range(2))), 1)
+    assert Counter(row[1:] for row in chosen) == dict.fromkeys(itertools.product(range(2), range(2)), 5)
+
+
 def test_the_rest_is_there_and_marked() -> None:
     mark = grid(strength=1, letter="ab", number=(1, 2, 3)).mark
     names, params = mark.args
@@ -40,3 +47,18 @@ def test_of_values_too() -> None:
     assert (one, two) == ("a", "b")
     assert three.values == ("c",)
     assert [mark.name for mark in three.marks] == ["nightly"]
+
+
+def test_rows_run_on_one_backend_in_turn() -> None:
+    assert alternating("letter", "abc").args[1] == [("a", "asyncio"), ("b", "trio"), ("c", "asyncio")]
+    assert alternating("letter,number", [("a", 1)]).args[1] == [("a", 1, "asyncio")]
+
+
+@alternating("wanted", ["asyncio", "trio"])
+async def test_it_is_the_backend_that_the_row_says(wanted: str) -> None:
+    assert trio.lowlevel.in_trio_run() is (wanted == "trio")
+
+
+@on_one_backend
+async def test_once_is_enough(request: pytest.FixtureRequest) -> None:
+    assert request.node.name == "test_once_is_enough[asyncio]"

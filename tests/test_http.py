@@ -13,6 +13,7 @@ import anyio.lowlevel
 import httpx
 import pytest
 import respx
+from _grids import BACKENDS, alternating, grid, on_one_backend
 from _scripted import API, CLIENT_ID, SECRET, TOKEN, Answer, Handler, Service, instance, ok
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -61,8 +62,8 @@ async def start_error(service: Service, *answers: Handler, **options: Any) -> Re
 
 
 class TestStatuses:
-    @pytest.mark.parametrize(
-        ("status", "name"),
+    @alternating(
+        "status,name",
         [
             (400, "BadRequestError"),
             (401, "AuthenticationError"),
@@ -98,8 +99,8 @@ class TestStatuses:
         for part in ("GET /instances/", str(status), "words of the service", "r-77", type(error).hint):
             assert part in str(error)
 
-    @pytest.mark.parametrize(
-        ("status", "unknown"),
+    @alternating(
+        "status,unknown",
         [
             (400, False),
             (402, False),
@@ -120,8 +121,8 @@ class TestStatuses:
         assert ("may have been started" in str(error)) is unknown
         assert error.attempts == 1
 
-    @pytest.mark.parametrize(
-        ("content", "content_type", "shown"),
+    @alternating(
+        "content,content_type,shown",
         [
             (b'{"message": "no such model"}', "application/json", "no such model"),
             (b'{"error": "no such model"}', "application/json", "no such model"),
@@ -159,6 +160,7 @@ class TestStatuses:
             assert shown in error.body
             assert error.body == "" or error.body in str(error)
 
+    @on_one_backend
     @given(
         content=st.binary(max_size=400),
         charset=st.sampled_from(["", "utf-8", "utf-7", "ascii", "utf-32", "hex"]),
@@ -193,8 +195,8 @@ class TestStatuses:
 
 
 class TestTransport:
-    @pytest.mark.parametrize(
-        ("failure", "cls", "sent"),
+    @alternating(
+        "failure,cls,sent",
         [
             (httpx.ConnectError, TransportError, False),
             (httpx.ConnectTimeout, TransportError, False),
@@ -223,14 +225,14 @@ class TestTransport:
         assert ("Check api_base_url and the network" in str(error)) is not sent
         assert isinstance(error, TimeoutError) is (cls is RequestTimeoutError)
 
-    @pytest.mark.parametrize("failure", [httpx.ConnectError, httpx.ReadError, httpx.ReadTimeout])
+    @alternating("failure", [httpx.ConnectError, httpx.ReadError, httpx.ReadTimeout])
     async def test_a_get_changes_nothing(self, service: Service, failure: type[httpx.TransportError]) -> None:
         error = await list_error(service, Answer(failure=failure), max_retries=1)
         assert not error.outcome_unknown
         assert error.attempts == 2
         assert "sent 2 times" in str(error)
 
-    @pytest.mark.parametrize("failure", [httpx.ConnectError, httpx.ReadError, httpx.ReadTimeout])
+    @alternating("failure", [httpx.ConnectError, httpx.ReadError, httpx.ReadTimeout])
     async def test_is_gone_the_next_time(self, service: Service, failure: type[httpx.TransportError]) -> None:
         service.on("GET", "/instances/", Answer(failure=failure), Answer(failure=failure), EMPTY_LIST)
         async with service.client() as client:
@@ -337,8 +339,11 @@ class TestNotJSON:
         b"9" * 10_000,
     ]
 
-    @pytest.mark.parametrize("content", GARBAGE, ids=lambda content: ascii(content[-12:]))
-    @pytest.mark.parametrize("status", [200, 202])
+    @alternating(
+        "content,status",
+        zip(GARBAGE, itertools.cycle([200, 202, 202]), strict=False),
+        ids=lambda value: ascii(value[-12:]) if isinstance(value, bytes) else value,
+    )
     async def test_of_a_start(self, service: Service, content: bytes, status: int) -> None:
         error = await start_error(service, Answer(status=status, content=content))
         assert type(error) is DecodeError
@@ -359,8 +364,7 @@ class TestNotJSON:
         assert not error.outcome_unknown
         assert "a proxy's login page" in str(error)
 
-    @pytest.mark.parametrize("status", [200, 201, 202, 204])
-    @pytest.mark.parametrize("content", [b"", b" \n"])
+    @grid(strength=1, status=[200, 201, 202, 204], content=[b"", b" \n"], anyio_backend=BACKENDS)
     async def test_an_empty_success(self, service: Service, status: int, content: bytes) -> None:
         service.on("DELETE", "/instances/instance-1", Answer(status=status, content=content))
         service.on("POST", "/instances/stop-all", Answer(status=status, content=content))
@@ -394,9 +398,7 @@ class TestNotJSON:
         assert error.outcome_unknown
         assert "may have been started" in str(error)
 
-    @pytest.mark.parametrize(
-        "number", ["NaN", "Infinity", "-Infinity", "1e999", pytest.param("9" * 400, id="no end of digits")]
-    )
+    @alternating("number", ["NaN", "Infinity", "-Infinity", "1e999", "9" * 400], ids=lambda value: value[:9])
     async def test_numbers_that_are_none(self, service: Service, number: str) -> None:
         service.on(
             "GET",
@@ -416,10 +418,16 @@ async def test_a_damaged_compressed_body_is_a_lost_answer(service: Service) -> N
 
 
 class TestRedirects:
-    @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-    @pytest.mark.parametrize(
-        "location",
-        [f"{API}/instances/all", "/v1/instances/all", "all", "https://API.test:443/v1/instances/all"],
+    @grid(
+        strength=1,
+        status=[301, 302, 303, 307, 308],
+        location=[
+            f"{API}/instances/all",
+            "/v1/instances/all",
+            "all",
+            "https://API.test:443/v1/instances/all",
+        ],
+        anyio_backend=BACKENDS,
     )
     async def test_a_get_follows_to_the_same_origin(
         self, service: Service, status: int, location: str
@@ -431,7 +439,7 @@ class TestRedirects:
         assert service.routes == ["GET /instances/", "GET /instances/all"]
         assert service.requests[-1].headers["authorization"] == f"Bearer {TOKEN}"
 
-    @pytest.mark.parametrize("status", [307, 308])
+    @alternating("status", [307, 308])
     async def test_a_post_follows_where_method_and_body_stay(self, service: Service, status: int) -> None:
         service.on(*START, Answer(status=status, headers={"Location": "/v1/instances/start2"}))
         service.on("POST", "/instances/start2", ok())
@@ -439,8 +447,12 @@ class TestRedirects:
             assert (await client.instances.start("a/b")).instance_id == "instance-1"
         assert json.loads(service.requests[-1].content) == json.loads(service.requests[-2].content)
 
-    @pytest.mark.parametrize("status", [300, 301, 302, 303, 304, 305])
-    @pytest.mark.parametrize("location", ["/v1/elsewhere", "https://evil.test/", None])
+    @grid(
+        strength=1,
+        status=[300, 301, 302, 303, 304, 305],
+        location=["/v1/elsewhere", "https://evil.test/", None],
+        anyio_backend=BACKENDS,
+    )
     async def test_a_post_does_not_follow_where_it_would_become_a_get(
         self, service: Service, status: int, location: str | None
     ) -> None:
@@ -453,9 +465,9 @@ class TestRedirects:
         assert str(status) in str(error)
         assert "may have been started" in str(error)
 
-    @pytest.mark.parametrize(
-        "location",
-        [
+    # Where to matters to the check, and a token is fetched by other code than the rest.
+    @grid(
+        location=[
             "https://evil.test/v1/instances/",
             "//evil.test/v1/instances/",
             "http://api.test/v1/instances/",
@@ -468,9 +480,10 @@ class TestRedirects:
             "ftp://api.test/",
             "http://[",
         ],
+        status=[302, 307, 308],
+        which=["token", "list"],
+        anyio_backend=BACKENDS,
     )
-    @pytest.mark.parametrize("status", [302, 307, 308])
-    @pytest.mark.parametrize("which", ["token", "list"])
     async def test_nothing_is_sent_to_another_origin(
         self, service: Service, status: int, location: str, which: str
     ) -> None:
@@ -487,9 +500,9 @@ class TestRedirects:
         assert "api_base_url" in str(caught.value)
         assert not caught.value.outcome_unknown
 
-    @pytest.mark.parametrize(
-        "location",
-        [
+    @grid(
+        strength=1,
+        location=[
             "https://xn--a/",
             "https://xn--zz--/",
             "https://[::1",
@@ -497,8 +510,9 @@ class TestRedirects:
             "javascript:alert(1)",
             "data:,x",
         ],
+        status=[302, 307],
+        anyio_backend=BACKENDS,
     )
-    @pytest.mark.parametrize("status", [302, 307])
     async def test_an_address_that_is_none(self, service: Service, status: int, location: str) -> None:
         # httpx reads it although it is told not to follow, and trips in more than one way.
         error = await list_error(service, Answer(status=status, headers={"Location": location}))
@@ -509,11 +523,12 @@ class TestRedirects:
         assert error.outcome_unknown
         assert service.routes.count("POST /instances/start") == 1
 
+    @on_one_backend
     @given(
         location=st.text(max_size=30) | st.from_regex(r"(https?:)?//[a-z0-9.@:\\\[\]%-]*/?", fullmatch=True)
     )
     @example(location="https://xn--\u0080/")
-    @settings(max_examples=120, derandomize=True)
+    @settings(max_examples=60, derandomize=True)
     async def test_whatever_the_location_says(self, location: str) -> None:
         service = Service()
 
@@ -529,7 +544,7 @@ class TestRedirects:
         assert all(each.url.host == "api.test" and each.url.scheme == "https" for each in service.requests)
         assert all(not each.url.userinfo for each in service.requests)
 
-    @pytest.mark.parametrize("to", ["/v1/instances/", "https://api.test/v1/instances/"])
+    @alternating("to", ["/v1/instances/", "https://api.test/v1/instances/"])
     async def test_a_loop_ends(self, service: Service, to: str) -> None:
         error = await list_error(service, Answer(status=307, headers={"Location": to}), max_retries=5)
         assert type(error) is TransportError
@@ -556,13 +571,13 @@ class TestHeaders:
             assert request.headers["accept"] == "application/json"
             assert request.headers["user-agent"].startswith("cortecs-async/")
 
-    @pytest.mark.parametrize("name", ["User-Agent", "user-agent", "USER-AGENT"])
+    @alternating("name", ["User-Agent", "user-agent", "USER-AGENT"])
     async def test_a_user_agent_of_the_callers(self, service: Service, name: str) -> None:
         async with service.client(default_headers={name: "mine/1"}) as client:
             await client.instances.list()
         assert service.requests[-1].headers.get_list("user-agent") == ["mine/1"]
 
-    @pytest.mark.parametrize("name", ["Accept", "accept"])
+    @alternating("name", ["Accept", "accept"])
     async def test_accept_stays_json(self, service: Service, name: str) -> None:
         async with service.client(default_headers={name: "text/html"}) as client:
             await client.instances.list()
@@ -739,7 +754,7 @@ class TestOwnPool:
         assert caught.value.outcome_unknown
         assert start.call_count == 1
 
-    @pytest.mark.parametrize(("url", "trusted"), [("http://127.0.0.1:9/v1", False), (API, True)])
+    @alternating("url,trusted", [("http://127.0.0.1:9/v1", False), (API, True)])
     async def test_a_proxy_of_the_environment_does_not_see_loopback(
         self, *, monkeypatch: pytest.MonkeyPatch, url: str, trusted: bool
     ) -> None:
@@ -786,6 +801,7 @@ async def test_the_jitter_can_be_seeded(service: Service) -> None:
     assert pauses[0] > 0
 
 
+@on_one_backend
 @given(
     outcomes=st.lists(
         st.sampled_from(

@@ -7,7 +7,7 @@ import asyncio
 import anyio
 import anyio.lowlevel
 import pytest
-from _virtual_time import VirtualTimeLoop
+from _grids import alternating, on_one_backend
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,7 +37,16 @@ class Traffic:
             self.slots.leave(urgency)
 
 
-@pytest.mark.parametrize(("size", "calls"), [(1, 1), (2, 1), (4, 3), (5, 4), (10, 8), (100, 80)])
+@alternating(
+    "size,calls",
+    [
+        (1, 1),
+        (2, 1),
+        (4, 3),
+        (5, 4),
+        (10, 8),
+    ],
+)
 async def test_calls_leave_a_fifth_to_releases(size: int, calls: int) -> None:
     traffic = Traffic(size)
     async with anyio.create_task_group() as tasks:
@@ -103,7 +112,7 @@ async def test_no_slot_is_lost_to_a_cancellation(
     assert not traffic.busy
 
 
-@pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualTimeLoop})], ids=["asyncio"])
+@on_one_backend  # It has tasks of asyncio.
 async def test_a_slot_given_in_the_moment_of_a_cancellation_goes_on() -> None:
     slots = Slots(1)
     await slots.enter(CALL)

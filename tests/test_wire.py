@@ -415,11 +415,11 @@ class TestTimes:
         ],
         ids=ascii,
     )
-    @pytest.mark.parametrize("name", ["started_at", "stopped_at"])
-    def test_an_odd_one_does_not_make_its_instance_unreadable(self, name: str, odd: Any) -> None:
-        instance = decode_instance(changed(f"instance_status.{name}", odd))
-        assert getattr(instance.instance_status, name) is None
-        assert instance.instance_id == "instance-12345"
+    def test_an_odd_one_does_not_make_its_instance_unreadable(self, odd: Any) -> None:
+        for name in ("started_at", "stopped_at"):
+            instance = decode_instance(changed(f"instance_status.{name}", odd))
+            assert getattr(instance.instance_status, name) is None
+            assert instance.instance_id == "instance-12345"
 
     @given(
         st.datetimes(
@@ -428,7 +428,7 @@ class TestTimes:
             timezones=st.integers(-86_399, 86_399).map(lambda seconds: timezone(timedelta(seconds=seconds))),
         )
     )
-    @settings(max_examples=200, derandomize=True)
+    @settings(max_examples=100, derandomize=True)
     def test_a_moment_survives_the_wire(self, moment: datetime) -> None:
         status = encode(InstanceStatus(status="x", started_at=moment))
         data = changed("instance_status", status)
@@ -513,7 +513,6 @@ class TestOtherShapes:
             decode_instance(data)
 
     # Each of these reads as "there are no instances" to whoever only iterates.
-    @pytest.mark.parametrize("value", [None, {}, "", 0, False, {"instance-1": {}}, "abc", ()], ids=repr)
     @pytest.mark.parametrize(
         ("decode", "name"),
         [
@@ -523,9 +522,11 @@ class TestOtherShapes:
         ],
         ids=lambda value: value if isinstance(value, str) else "",
     )
-    def test_a_list_that_is_none(self, decode: Callable[[Any], Any], name: str, value: Any) -> None:
-        with pytest.raises(ShapeError):
-            decode({name: value})
+    def test_a_list_that_is_none(self, decode: Callable[[Any], Any], name: str) -> None:
+        odd: list[Any] = [None, {}, "", 0, False, {"instance-1": {}}, "abc", ()]
+        for value in odd:
+            with pytest.raises(ShapeError):
+                decode({name: value})
         assert decode({name: []}) == ()
 
     @pytest.mark.parametrize("value", ["instance-1", {"instance-1": 1}, 5, [None], [1], [["a"]]], ids=repr)
@@ -689,7 +690,7 @@ def test_no_json_raises_anything_but_a_shape_error(decode: Callable[[Any], Any],
     ),
     value=NEARLY,
 )
-@settings(max_examples=150, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 def test_what_decodes_has_the_types_it_says(path: str, value: Any) -> None:
     data = changed(path, value) if not path.endswith("statuses.0") else changed("worker_statuses", [value])
     try:

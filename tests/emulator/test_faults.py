@@ -6,6 +6,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from _grids import alternating
 
 from cortecs_async.emulator import Emulator, Fault
 
@@ -14,7 +15,7 @@ DROPPED = "Server disconnected without sending a response."
 CUT = "peer closed connection without sending complete message body"
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@alternating("when", ["before", "after"])
 async def test_a_drop_loses_the_answer_and_before_it_the_deed(when: Any, emulate: Callable[..., Any]) -> None:
     http = emulate()
     http.emulator.add_fault(Fault("drop", "start", when))
@@ -41,7 +42,7 @@ async def test_the_faults_that_met_nothing_are_told() -> None:
     assert emulator.unmet_faults == ()
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@alternating("when", ["before", "after"])
 async def test_a_status_replaces_the_answer(when: Any, emulate: Callable[..., Any]) -> None:
     http = emulate()
     http.emulator.add_fault(Fault("status", "start", when, status=429, headers={"Retry-After": "7"}))
@@ -52,8 +53,8 @@ async def test_a_status_replaces_the_answer(when: Any, emulate: Callable[..., An
     assert (http.emulator.requests[-1].status, http.emulator.requests[-1].fault) == (429, "status")
 
 
-@pytest.mark.parametrize(
-    ("body", "content", "content_type"),
+@alternating(
+    "body,content,content_type",
     [
         ("Bad gateway", b"Bad gateway", "text/plain; charset=utf-8"),
         (b"\xff\x00", b"\xff\x00", "text/plain; charset=utf-8"),
@@ -62,18 +63,19 @@ async def test_a_status_replaces_the_answer(when: Any, emulate: Callable[..., An
         ("", b"", "text/plain; charset=utf-8"),
     ],
 )
-@pytest.mark.parametrize(("kind", "status"), [("status", 502), ("garbage", 200)])
 async def test_the_body_of_a_fault(
-    kind: Any, status: int, body: Any, content: bytes, content_type: str, emulate: Callable[..., Any]
+    body: Any, content: bytes, content_type: str, emulate: Callable[..., Any]
 ) -> None:
     http = emulate()
-    http.emulator.add_fault(Fault(kind, "list", status=502, body=body))
-    answer = await http.api("GET", "/instances/")
-    assert (answer.status_code, answer.content, answer.headers["content-type"]) == (
-        status,
-        content,
-        content_type,
-    )
+    kinds: list[tuple[Any, int]] = [("status", 502), ("garbage", 200)]
+    for kind, status in kinds:
+        http.emulator.add_fault(Fault(kind, "list", status=502, body=body))
+        answer = await http.api("GET", "/instances/")
+        assert (answer.status_code, answer.content, answer.headers["content-type"]) == (
+            status,
+            content,
+            content_type,
+        )
 
 
 async def test_headers_of_a_fault_go_over_its_own(emulate: Callable[..., Any]) -> None:
@@ -124,7 +126,7 @@ async def test_half_of_a_truncated_answer_can_be_read(emulate: Callable[..., Any
     assert len(received) == length // 2
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@alternating("when", ["before", "after"])
 async def test_a_delay_makes_the_answer_late(when: Any) -> None:
     emulator = Emulator(clock=anyio.current_time)
     emulator.add_fault(Fault("delay", "token", when, seconds=30.0))
@@ -224,9 +226,7 @@ async def test_a_caller_cancelled_before_never_sends(emulate: Callable[..., Any]
     assert len(http.emulator.requests) == before
 
 
-@pytest.mark.parametrize(
-    "route", ["token", "list", "get", "stop", "delete", "stop_all", "delete_all", "models"]
-)
+@alternating("route", ["token", "list", "get", "stop", "delete", "stop_all", "delete_all", "models"])
 async def test_a_fault_meets_its_own_route_only(route: str, emulate: Callable[..., Any]) -> None:
     http = emulate()
     first, second = http.emulator.start_instance(LLAMA), http.emulator.start_instance(LLAMA)

@@ -7,6 +7,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from _grids import BACKENDS, alternating, grid
 
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._speech import choose, split
@@ -88,7 +89,7 @@ async def test_it_echoes_the_last_user_message(http: Any) -> None:
     assert silent["choices"][0]["message"]["content"].endswith("You said nothing.")
 
 
-@pytest.mark.parametrize("field", ["max_tokens", "max_completion_tokens"])
+@alternating("field", ["max_tokens", "max_completion_tokens"])
 async def test_an_answer_can_be_too_long(field: str, http: Any) -> None:
     answer = (await http.infer(ID, "/chat/completions", chat(**{field: 5}))).json()
     (choice,) = answer["choices"]
@@ -105,8 +106,8 @@ async def test_an_answer_that_just_fits_is_complete(http: Any) -> None:
     assert answer["choices"][0]["message"]["content"] == SAID
 
 
-@pytest.mark.parametrize(
-    ("stop", "text"),
+@alternating(
+    "stop,text",
     [
         ("emulator", "This is the cortecs_async "),
         (["nowhere", "emul", " the"], "This is"),
@@ -138,8 +139,7 @@ async def test_json_can_be_had(http: Any) -> None:
     }
 
 
-@pytest.mark.parametrize("include_usage", [False, True])
-@pytest.mark.parametrize("more", [{}, {"n": 2}, {"max_tokens": 3}])
+@grid(include_usage=[False, True], more=[{}, {"n": 2}, {"max_tokens": 3}], anyio_backend=BACKENDS)
 async def test_a_streamed_chat_says_the_same(*, include_usage: bool, more: dict[str, Any], http: Any) -> None:
     plain = (await http.infer(ID, "/chat/completions", chat(**more))).json()
     options = {"stream": True, "stream_options": {"include_usage": include_usage}}
@@ -230,7 +230,7 @@ async def test_completions(http: Any) -> None:
     }
 
 
-@pytest.mark.parametrize("stream", [False, True])
+@alternating("stream", [False, True])
 async def test_completions_of_several_prompts_with_echo(*, stream: bool, http: Any) -> None:
     body = {"model": MODEL, "prompt": ["One", "Two"], "n": 2, "echo": True, "max_tokens": 2, "stream": stream}
     answer = await http.infer(ID, "/completions", body)
@@ -241,7 +241,7 @@ async def test_completions_of_several_prompts_with_echo(*, stream: bool, http: A
     assert list(texts.values()) == ["One [the", "One [the", "Two [the", "Two [the"]
 
 
-@pytest.mark.parametrize("path", ["/chat/completions", "/completions"])
+@alternating("path", ["/chat/completions", "/completions"])
 async def test_the_context_is_limited(path: str, http: Any) -> None:
     body = chat(prompt="Hello there", max_tokens=999)
     answer = await http.infer(ID, path, body)
@@ -260,21 +260,21 @@ def test_the_pieces_of_a_text_are_the_text(text: str) -> None:
     assert "".join(split(text)) == text
 
 
-@pytest.mark.parametrize("key", [None, "wrong", "emulator-token-1"])
-@pytest.mark.parametrize("path", ["/models", "/chat/completions", "/completions", "/embeddings"])
-async def test_the_api_key_is_needed_and_no_token_will_do(key: str | None, path: str, http: Any) -> None:
-    await http.token()
-    headers = {} if key is None else {"Authorization": f"Bearer {key}"}
-    answer = await http.infer(ID, path, None if path == "/models" else chat(prompt="x"), headers=headers)
-    assert answer.status_code == 401
-    assert answer.json() == {
-        "error": {
-            "message": "Incorrect API key provided.",
-            "type": "authentication_error",
-            "param": None,
-            "code": "invalid_api_key",
+@alternating("path", ["/models", "/chat/completions", "/completions", "/embeddings"])
+async def test_the_api_key_is_needed_and_no_token_will_do(path: str, http: Any) -> None:
+    token = await http.token()
+    for key in (None, "wrong", token):
+        headers = {} if key is None else {"Authorization": f"Bearer {key}"}
+        answer = await http.infer(ID, path, None if path == "/models" else chat(prompt="x"), headers=headers)
+        assert answer.status_code == 401
+        assert answer.json() == {
+            "error": {
+                "message": "Incorrect API key provided.",
+                "type": "authentication_error",
+                "param": None,
+                "code": "invalid_api_key",
+            }
         }
-    }
 
 
 async def test_an_instance_serves_while_it_runs(clock: Any, emulate: Callable[..., Any]) -> None:
@@ -297,16 +297,16 @@ async def test_an_instance_serves_while_it_runs(clock: Any, emulate: Callable[..
     assert await status() == (404, "Instance instance-10001 does not exist.")
 
 
-@pytest.mark.parametrize("path", ["/chat/completions", "/completions"])
-@pytest.mark.parametrize("name", ["gpt-4", "microsoft--phi-4", ""])
-async def test_another_model_is_not_served(path: str, name: str, http: Any) -> None:
-    answer = await http.infer(ID, path, chat(prompt="x", model=name))
-    assert answer.status_code == 404
-    assert answer.json()["error"]["code"] == "model_not_found"
-    assert MODEL in answer.json()["error"]["message"]
+@alternating("path", ["/chat/completions", "/completions"])
+async def test_another_model_is_not_served(path: str, http: Any) -> None:
+    for name in ("gpt-4", "microsoft--phi-4", ""):
+        answer = await http.infer(ID, path, chat(prompt="x", model=name))
+        assert answer.status_code == 404
+        assert answer.json()["error"]["code"] == "model_not_found"
+        assert MODEL in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize(
+@alternating(
     "more",
     [
         {"model": None},
@@ -341,7 +341,7 @@ async def test_a_malformed_chat_is_refused(more: dict[str, Any], http: Any) -> N
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
-@pytest.mark.parametrize("prompt", [None, [], [1, 2], [[1, 2]], {"text": "x"}])
+@alternating("prompt", [None, [], [1, 2], [[1, 2]], {"text": "x"}])
 async def test_a_malformed_prompt_is_refused(prompt: Any, http: Any) -> None:
     answer = await http.infer(ID, "/completions", {"model": MODEL, "prompt": prompt})
     assert answer.status_code == 400

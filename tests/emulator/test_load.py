@@ -8,6 +8,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+from _grids import alternating
 from click.testing import CliRunner
 
 from cortecs_async._cli import cli
@@ -55,7 +56,7 @@ async def loaded(**options: Any) -> AsyncIterator[Load]:
         yield load
 
 
-@pytest.mark.parametrize("path", BODIES)
+@alternating("path", BODIES)
 async def test_every_answer_takes_its_time_and_they_do_not_wait_for_each_other(path: str) -> None:
     async with loaded(answer_seconds=3.0) as load:
         async with anyio.create_task_group() as tasks:

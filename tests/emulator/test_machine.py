@@ -10,6 +10,12 @@ from cortecs_async.emulator import Emulator
 LLAMA = "meta-llama--Llama-3.1-8B-Instruct"
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """Either will do: nothing waits here, because the clock is moved by hand."""
+    return "asyncio"
+
+
 def steps(instance: dict[str, Any]) -> list[int | None]:
     return [
         None if worker["init_progress"] is None else worker["init_progress"]["current_step"]

@@ -10,16 +10,17 @@ from cortecs_async.emulator import Emulator, Fault, serve_emulator
 openai = pytest.importorskip("openai")
 from pydantic import BaseModel  # noqa: E402  (comes with it)
 
-pytestmark = [
-    pytest.mark.sockets,
-    # OpenAI's stream leaves its generators suspended at the end, and trio reports that they were forgotten.
-    pytest.mark.filterwarnings("ignore:Exception ignored in. <async_generator object"),
-    pytest.mark.filterwarnings("ignore:Async generator 'openai:ResourceWarning"),
-]
+pytestmark = pytest.mark.sockets
 
 MODEL = "microsoft/phi-4"
 HELLO: Any = [{"role": "user", "content": "Hello there"}]
 SAID = f'This is the cortecs_async emulator in place of {MODEL}, no model was run. You said: "Hello there"'
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """Either will do: the emulator has a loop of its own."""
+    return "asyncio"
 
 
 @pytest.fixture

@@ -431,7 +431,7 @@ def composed(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
 SCHEMAS = st.recursive(LEAVES, composed, max_leaves=8)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(root=SCHEMAS.filter(lambda each: isinstance(each, dict)), one=SCHEMAS, two=SCHEMAS)
 def test_what_is_written_is_always_an_instance(root: Any, one: Any, two: Any) -> None:
     schema = {**root, "$defs": dict(zip(DEFS, (one, two), strict=True))}

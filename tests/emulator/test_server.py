@@ -16,6 +16,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 import pytest
+from _grids import alternating, on_one_backend
 
 from cortecs_async.emulator import Emulator, Fault, run_emulator, serve_emulator
 
@@ -81,6 +82,7 @@ async def test_a_whole_life_over_sockets() -> None:
         assert emulator.existing == ()
 
 
+@on_one_backend
 async def test_dates_are_true_on_the_clock_of_the_machine() -> None:
     async with serve_emulator(step_seconds=0.0) as emulator, httpx.AsyncClient() as client:
         await authorise(client, emulator)
@@ -91,7 +93,7 @@ async def test_dates_are_true_on_the_clock_of_the_machine() -> None:
     assert started_at in recent
 
 
-@pytest.mark.parametrize("when", ["before", "after"])
+@alternating("when", ["before", "after"])
 async def test_a_drop_cuts_the_connection_without_an_answer(
     when: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -106,6 +108,7 @@ async def test_a_drop_cuts_the_connection_without_an_answer(
     assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
+@on_one_backend
 async def test_a_dropped_socket_reads_nothing_at_all() -> None:
     async with serve_emulator() as emulator:
         emulator.add_fault(Fault("drop", "token", times=None))
@@ -119,9 +122,7 @@ async def test_a_dropped_socket_reads_nothing_at_all() -> None:
                 await stream.receive()
 
 
-@pytest.mark.parametrize(
-    ("path", "route"), [("/api/v1/hardware-types/", "hardware_types"), ("/api/v1/models/", "models")]
-)
+@alternating("path,route", [("/api/v1/hardware-types/", "hardware_types"), ("/api/v1/models/", "models")])
 async def test_a_truncated_answer_has_its_full_length_and_half_its_body(path: str, route: str) -> None:
     async with serve_emulator() as emulator, httpx.AsyncClient(base_url=emulator.root_url) as client:
         whole = await client.get(path)
@@ -136,6 +137,7 @@ async def test_a_truncated_answer_has_its_full_length_and_half_its_body(path: st
         assert (await client.get(path)).content == whole.content
 
 
+@on_one_backend
 async def test_the_other_faults() -> None:
     async with serve_emulator() as emulator, httpx.AsyncClient(base_url=emulator.root_url) as client:
         emulator.add_fault(Fault("status", "models", status=429, headers={"Retry-After": "2"}))
@@ -151,6 +153,7 @@ async def test_the_other_faults() -> None:
         assert [record.fault for record in emulator.requests] == ["status", "garbage", "delay"]
 
 
+@on_one_backend
 async def test_a_delay_holds_up_nobody_else() -> None:
     async with serve_emulator() as emulator, httpx.AsyncClient(base_url=emulator.root_url) as client:
         emulator.add_fault(Fault("delay", "models", seconds=60.0))
@@ -162,6 +165,7 @@ async def test_a_delay_holds_up_nobody_else() -> None:
             group.cancel_scope.cancel()
 
 
+@on_one_backend
 async def test_the_deed_of_a_caller_who_gave_up_is_done() -> None:
     async with serve_emulator() as emulator, httpx.AsyncClient() as client:
         await authorise(client, emulator)
@@ -182,6 +186,7 @@ STREAMED = {
 }
 
 
+@on_one_backend
 async def test_a_stream_arrives_piece_by_piece() -> None:
     async with (
         serve_emulator(step_seconds=0.0, token_seconds=0.02) as emulator,
@@ -201,6 +206,7 @@ async def test_a_stream_arrives_piece_by_piece() -> None:
     assert took >= 0.1
 
 
+@on_one_backend
 async def test_the_first_piece_of_a_stream_does_not_wait_for_the_others() -> None:
     async with serve_emulator(step_seconds=0.0, token_seconds=3600.0) as emulator:
         path = f"/inference/{emulator.start_instance(LLAMA)}/v1/chat/completions"
@@ -280,7 +286,7 @@ async def test_an_emulator_can_be_served_again_elsewhere() -> None:
     assert emulator.existing == (instance_id,)
 
 
-@pytest.mark.parametrize("host", [EVERYWHERE, "::", "", "192.0.2.1", "example.com"])
+@alternating("host", [EVERYWHERE, "::", "", "192.0.2.1", "example.com"])
 async def test_beyond_loopback_is_refused(host: str) -> None:
     with pytest.raises(ValueError, match="allow_remote"):
         async with serve_emulator(host=host):
@@ -295,7 +301,7 @@ async def test_beyond_loopback_can_be_meant() -> None:
         assert (await client.get(f"http://127.0.0.1:{port}/api/v1/models/")).status_code == 200
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "::1"])
+@alternating("host", ["localhost", "127.0.0.1", "::1"])
 async def test_loopback_addresses(host: str) -> None:
     if host == "::1" and not socket.has_ipv6:
         pytest.skip("no IPv6")
@@ -330,7 +336,8 @@ async def test_a_server_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatc
                 pytest.fail("served")
 
 
-async def test_a_thousand_instances_are_no_burden(emulate: Callable[..., Any]) -> None:
+@on_one_backend
+async def test_a_thousand_instances_are_no_burden() -> None:
     async with serve_emulator(num_steps=1) as emulator, httpx.AsyncClient() as client:
         await authorise(client, emulator)
         for _ in range(1000):
