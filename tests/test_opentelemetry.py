@@ -394,6 +394,10 @@ async def test_a_stack_of_leases(world: World, seen: Seen) -> None:
     assert seen.tree[4] == "    cortecs.lease: ok"
 
 
+# trio lets nobody leave a block elsewhere than it was entered.
+on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+
+
 @pytest.fixture
 def no_complaint(caplog: pytest.LogCaptureFixture) -> Callable[[], None]:
     caplog.set_level(logging.DEBUG, logger="opentelemetry")
@@ -404,11 +408,10 @@ def no_complaint(caplog: pytest.LogCaptureFixture) -> Callable[[], None]:
     return check
 
 
+@on_asyncio
 async def test_a_block_that_is_left_in_another_task(
-    world: World, seen: Seen, anyio_backend_name: str, no_complaint: Callable[[], None]
+    world: World, seen: Seen, no_complaint: Callable[[], None]
 ) -> None:
-    if anyio_backend_name == "trio":
-        pytest.skip("trio lets nobody do that")
     async with world(telemetry=seen.telemetry) as (emu, client):
         lease = client.instance(MODEL, HARDWARE)
 
@@ -427,11 +430,10 @@ async def test_a_block_that_is_left_in_another_task(
     no_complaint()
 
 
+@on_asyncio
 async def test_a_block_that_is_left_in_a_task_of_its_body(
-    world: World, seen: Seen, anyio_backend_name: str, no_complaint: Callable[[], None]
+    world: World, seen: Seen, no_complaint: Callable[[], None]
 ) -> None:
-    if anyio_backend_name == "trio":
-        pytest.skip("trio lets nobody do that")
     async with world(telemetry=seen.telemetry) as (_emu, client):
         lease = client.instance(MODEL, HARDWARE)
         await lease.__aenter__()
@@ -446,15 +448,13 @@ async def test_a_block_that_is_left_in_a_task_of_its_body(
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (0, 2, 1), (1, 0, 2), (2, 0, 1), (1, 2, 0), (2, 1, 0)])
+@on_asyncio
 async def test_blocks_that_are_left_in_any_order(
     world: World,
     seen: Seen,
     order: tuple[int, ...],
-    anyio_backend_name: str,
     no_complaint: Callable[[], None],
 ) -> None:
-    if anyio_backend_name == "trio":
-        pytest.skip("trio lets nobody do that")
     async with world(telemetry=seen.telemetry) as (_emu, client):
         with seen.tracer.start_as_current_span("job"):
             leases = [client.instance(MODEL, HARDWARE) for _ in range(3)]
