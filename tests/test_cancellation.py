@@ -12,7 +12,6 @@ from typing import Any
 
 import anyio
 import pytest
-from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, Instance
@@ -129,12 +128,9 @@ async def test_a_cancellation_during_the_release_still_reaches_the_caller(world:
         assert not went_on
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 class TestByTheMeansOfAsyncio:
     """`task.cancel()`, which trio does not have, goes through shields."""
-
-    @pytest.fixture
-    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
-        return "asyncio", {"loop_factory": VirtualTimeLoop}
 
     @pytest.mark.parametrize(("name", "after"), staggered(ASYNCIO))
     async def test_at_every_moment(self, world: World, name: str, after: float) -> None:

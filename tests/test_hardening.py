@@ -12,13 +12,11 @@ from typing import Any
 import anyio
 import pytest
 import trio
-import trio.testing
 from _grids import BACKENDS, grid
-from _virtual_time import VirtualTimeLoop
-from _world import HARDWARE, MODEL, World
+from _world import HARDWARE, MODEL, World, client_of
 from rich.console import Console
 
-from cortecs_async import AsyncCortecs, Credentials, PollPolicy, Progress, TeardownError, errors
+from cortecs_async import AsyncCortecs, Credentials, PollPolicy, Progress, RetryPolicy, TeardownError, errors
 from cortecs_async._domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async._http import HTTP
 from cortecs_async._instances import Instances
@@ -31,11 +29,8 @@ def routes(emu: Emulator) -> list[str | None]:
     return [record.route for record in emu.requests]
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 class TestOnAsyncio:
-    @pytest.fixture
-    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
-        return "asyncio", {"loop_factory": VirtualTimeLoop}
-
     @pytest.mark.parametrize("after", [round(0.05 + 1.2 * number, 2) for number in range(10)])
     async def test_cancelling_every_task_of_the_loop_leaves_nothing(self, world: World, after: float) -> None:
         """What `asyncio.run` does when it ends, while a background task leases."""
@@ -79,11 +74,8 @@ class TestOnAsyncio:
             assert not went_on
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
 class TestOnTrio:
-    @pytest.fixture
-    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
-        return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
-
     async def test_ctrl_c_is_kept_out_of_the_frames_of_the_release_but_not_of_the_body(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -147,11 +139,9 @@ async def burst(emu: Emulator, client: AsyncCortecs, seconds: float) -> None:
     assert routes(emu) == ["models"] * 12
 
 
-BURST: dict[str, Any] = {"max_connections": 5, "max_retries": 0}
-
-
 async def test_a_burst_does_not_wait_for_its_turn_on_its_own_time(world: World) -> None:
-    async with world(**BURST, timeout=5.7) as (emu, client):
+    patience = {"timeout": 5.7, "retry_policy": RetryPolicy(max_retries=0, total_timeout=5.7)}
+    async with world(max_connections=5, **patience) as (emu, client):
         await burst(emu, client, 3.0)
         assert anyio.current_time() == pytest.approx(9.0)
 
@@ -159,7 +149,7 @@ async def test_a_burst_does_not_wait_for_its_turn_on_its_own_time(world: World) 
 @pytest.mark.sockets
 async def test_a_burst_does_not_wait_for_connections_on_its_own_time() -> None:
     async with serve_emulator() as emu:
-        async with AsyncCortecs(api_base_url=emu.api_base_url, **BURST, timeout=0.9) as client:
+        async with client_of(emu, max_connections=5, max_retries=0, timeout=0.9) as client:
             await burst(emu, client, 0.4)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import anyio
 import pytest
 from _grids import BACKENDS, grid
-from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import PollPolicy, errors
@@ -152,11 +151,8 @@ async def test_when_the_inner_is_lost_the_outer_goes_on(world: World) -> None:
         assert emu.existing == ()
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 class TestOnAsyncio:
-    @pytest.fixture
-    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
-        return "asyncio", {"loop_factory": VirtualTimeLoop}
-
     async def test_a_block_may_be_left_in_another_task_than_it_was_entered_in(self, world: World) -> None:
         """As fixtures and some servers do."""
         async with world() as (emu, client):
