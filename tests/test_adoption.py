@@ -11,6 +11,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from _grids import BACKENDS, grid
 from _world import HARDWARE, MODEL, World, emulated_wall_clock
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,40 +153,34 @@ class TestJudging:
 
 # --- starting -----------------------------------------------------------------------------------------------
 
-LOST_AFTER = [
-    {"kind": "drop", "when": "after"},
-    {"kind": "truncate"},
-    {"kind": "garbage"},
-    {"kind": "garbage", "body": {"instance": {"instance_id": 7}}},
-    {"kind": "garbage", "body": {"message": "started"}},
-    {"kind": "status", "when": "after", "status": 500},
-    {"kind": "status", "when": "after", "status": 502},
-    {"kind": "status", "when": "after", "status": 503},
-    {"kind": "status", "when": "after", "status": 504},
-    {"kind": "status", "when": "after", "status": 408},
-    {"kind": "delay", "when": "after", "seconds": 40.0},
-    {"kind": "delay", "when": "before", "seconds": 40.0},
-    {"kind": "delay", "when": "before", "seconds": 80.0},
-]
+LOST_AFTER: dict[str, dict[str, Any]] = {
+    "answer": {"kind": "drop", "when": "after"},
+    "end of the answer": {"kind": "truncate"},
+    "sense": {"kind": "garbage"},
+    "id": {"kind": "garbage", "body": {"instance": {"instance_id": 7}}},
+    "instance": {"kind": "garbage", "body": {"message": "started"}},
+    **{
+        str(status): {"kind": "status", "when": "after", "status": status}
+        for status in (500, 502, 503, 504, 408)
+    },
+    "answer in time": {"kind": "delay", "when": "after", "seconds": 40.0},
+    "request in time": {"kind": "delay", "when": "before", "seconds": 40.0},
+    "request for long": {"kind": "delay", "when": "before", "seconds": 80.0},
+}
 
-LOST_BEFORE = [
-    {"kind": "drop", "when": "before"},
-    {"kind": "status", "when": "before", "status": 500},
-    {"kind": "status", "when": "before", "status": 502},
-]
-
-
-def named(fault: dict[str, Any]) -> str:
-    return "-".join(str(value) for value in fault.values())
+LOST_BEFORE: dict[str, dict[str, Any]] = {
+    "request": {"kind": "drop", "when": "before"},
+    "500": {"kind": "status", "when": "before", "status": 500},
+    "502": {"kind": "status", "when": "before", "status": 502},
+}
 
 
-@pytest.mark.parametrize("fault", LOST_AFTER, ids=named)
-@pytest.mark.parametrize("hardware", [HARDWARE, None])
+@grid(anyio_backend=BACKENDS, hardware=[HARDWARE, None], lost=LOST_AFTER)
 async def test_the_block_runs_as_if_nothing_had_happened(
-    world: World, journals: Path, fault: dict[str, Any], hardware: str | None
+    world: World, journals: Path, lost: str, hardware: str | None
 ) -> None:
     async with world(journal="required") as (emu, client):
-        emu.add_fault(Fault(route="start", **fault))
+        emu.add_fault(Fault(route="start", **LOST_AFTER[lost]))
         foreign = emu.start_instance(MODEL, HARDWARE)
         async with client.instance(MODEL, hardware, num_workers=2) as inst:
             assert inst.instance.is_usable
@@ -196,10 +191,10 @@ async def test_the_block_runs_as_if_nothing_had_happened(
     assert left_in(journals) == []
 
 
-@pytest.mark.parametrize("fault", LOST_BEFORE, ids=named)
-async def test_what_did_nothing_is_sent_again_once_that_is_known(world: World, fault: dict[str, Any]) -> None:
+@pytest.mark.parametrize("lost", LOST_BEFORE)
+async def test_what_did_nothing_is_sent_again_once_that_is_known(world: World, lost: str) -> None:
     async with world() as (emu, client):
-        emu.add_fault(Fault(route="start", times=2, **fault))
+        emu.add_fault(Fault(route="start", times=2, **LOST_BEFORE[lost]))
         async with client.instance(MODEL, HARDWARE):
             assert len(emu.ledger) == 1
         assert emu.existing == ()
@@ -446,13 +441,12 @@ async def test_a_plain_start_of_the_same_client_is_not_taken_for_a_lost_one(worl
 # --- releasing ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [0.1, 1.0, 5.0, 9.0])
-@pytest.mark.parametrize("fault", [LOST_AFTER[0], LOST_AFTER[5]], ids=named)
+@grid(anyio_backend=BACKENDS, lost=["answer", "500"], after=[0.1, 1.0, 5.0, 9.0])
 async def test_cancelled_while_it_is_looked_for_it_is_found_and_released(
-    world: World, fault: dict[str, Any], after: float
+    world: World, lost: str, after: float
 ) -> None:
     async with world() as (emu, client):
-        emu.add_fault(Fault(route="start", **fault))
+        emu.add_fault(Fault(route="start", **LOST_AFTER[lost]))
         with anyio.move_on_after(after) as scope:
             async with client.instance(MODEL, HARDWARE):
                 pytest.fail("entered")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import functools
 import logging
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,23 @@ PAGE = Path(__file__).parent.parent / "docs" / "observability.md"
 APART = {"emulator", "integrations", "_cli", "_log.py", "__main__.py"}
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
+@functools.cache
+def scan() -> tuple[list[str], list[tuple[str, ast.Call]]]:
+    """The modules that import `logging`, and every call of `log` with its place."""
+    imports, calls = [], []
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE)
-        if name.parts[0] not in APART:
-            yield str(name), ast.parse(path.read_text(encoding="utf-8"))
-
-
-def calls() -> Iterator[tuple[str, ast.Call]]:
-    """Every call of `log`."""
-    for name, tree in modules():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "log":
-                yield f"{name}:{node.lineno}", node
+        if name.parts[0] in APART:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Import(names=names) if any(each.name == "logging" for each in names):
+                    imports.append(str(name))
+                case ast.ImportFrom(module="logging"):
+                    imports.append(str(name))
+                case ast.Call(func=ast.Name(id="log")):
+                    calls.append((f"{name}:{node.lineno}", node))
+    return imports, calls
 
 
 def events_of(call: ast.Call) -> list[Event]:
@@ -51,20 +55,14 @@ def events_of(call: ast.Call) -> list[Event]:
 
 
 def test_only_one_module_knows_of_logging() -> None:
-    found = [
-        name
-        for name, tree in modules()
-        for node in ast.walk(tree)
-        if (isinstance(node, ast.Import) and any(each.name == "logging" for each in node.names))
-        or (isinstance(node, ast.ImportFrom) and node.module == "logging")
-    ]
-    assert found == ["_events.py"]
+    imports, _ = scan()
+    assert imports == ["_events.py"]
 
 
 def test_every_call_has_the_fields_of_its_event() -> None:
-    found = list(calls())
-    assert len(found) > 30
-    for where, call in found:
+    _, calls = scan()
+    assert len(calls) > 30
+    for where, call in calls:
         events = events_of(call)
         assert events, where
         given = {keyword.arg for keyword in call.keywords} - {"exc_info"}
@@ -73,14 +71,16 @@ def test_every_call_has_the_fields_of_its_event() -> None:
 
 def test_every_call_has_as_many_arguments_as_its_message_takes() -> None:
     # `log` swallows what a handler raises, and so would a message that cannot be made.
-    for where, call in calls():
+    _, calls = scan()
+    for where, call in calls:
         message, *arguments = call.args[1:]
         assert isinstance(message, ast.Constant), where
         assert len(re.findall(r"%(?:\.\d)?[a-z]", str(message.value))) == len(arguments), where
 
 
 def test_every_event_is_used() -> None:
-    assert {event for _, call in calls() for event in events_of(call)} == set(Event)
+    _, calls = scan()
+    assert {event for _, call in calls for event in events_of(call)} == set(Event)
 
 
 def test_the_page_lists_the_events() -> None:

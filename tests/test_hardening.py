@@ -12,12 +12,11 @@ from typing import Any
 import anyio
 import pytest
 import trio
-import trio.testing
-from _virtual_time import VirtualTimeLoop
-from _world import HARDWARE, MODEL, World
+from _grids import BACKENDS, grid
+from _world import HARDWARE, MODEL, World, client_of
 from rich.console import Console
 
-from cortecs_async import AsyncCortecs, Credentials, PollPolicy, Progress, TeardownError, errors
+from cortecs_async import AsyncCortecs, Credentials, PollPolicy, Progress, RetryPolicy, TeardownError, errors
 from cortecs_async._domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async._http import HTTP
 from cortecs_async._instances import Instances
@@ -30,12 +29,9 @@ def routes(emu: Emulator) -> list[str | None]:
     return [record.route for record in emu.requests]
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 class TestOnAsyncio:
-    @pytest.fixture
-    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
-        return "asyncio", {"loop_factory": VirtualTimeLoop}
-
-    @pytest.mark.parametrize("after", [round(0.05 + 0.4 * number, 2) for number in range(30)])
+    @pytest.mark.parametrize("after", [round(0.05 + 1.2 * number, 2) for number in range(10)])
     async def test_cancelling_every_task_of_the_loop_leaves_nothing(self, world: World, after: float) -> None:
         """What `asyncio.run` does when it ends, while a background task leases."""
         async with world(step_seconds=0.5, stop_seconds=1.0) as (emu, client):
@@ -78,11 +74,8 @@ class TestOnAsyncio:
             assert not went_on
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
 class TestOnTrio:
-    @pytest.fixture
-    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
-        return "trio", {"clock": trio.testing.MockClock(autojump_threshold=0)}
-
     async def test_ctrl_c_is_kept_out_of_the_frames_of_the_release_but_not_of_the_body(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -137,15 +130,27 @@ async def test_a_release_whose_connections_are_gone_fails_at_once(world: World) 
         assert emu.billing
 
 
+async def burst(emu: Emulator, client: AsyncCortecs, seconds: float) -> None:
+    """Twelve requests, of which four are under way at a time, and each takes so long."""
+    emu.add_fault(Fault("delay", route="models", seconds=seconds, times=None))
+    async with anyio.create_task_group() as tasks:
+        for _ in range(12):
+            tasks.start_soon(client.models.list)
+    assert routes(emu) == ["models"] * 12
+
+
+async def test_a_burst_does_not_wait_for_its_turn_on_its_own_time(world: World) -> None:
+    patience = {"timeout": 5.7, "retry_policy": RetryPolicy(max_retries=0, total_timeout=5.7)}
+    async with world(max_connections=5, **patience) as (emu, client):
+        await burst(emu, client, 3.0)
+        assert anyio.current_time() == pytest.approx(9.0)
+
+
 @pytest.mark.sockets
 async def test_a_burst_does_not_wait_for_connections_on_its_own_time() -> None:
     async with serve_emulator() as emu:
-        emu.add_fault(Fault("delay", route="models", seconds=3.0, times=None))
-        async with AsyncCortecs(api_base_url=emu.api_base_url, timeout=5.7, max_retries=0) as client:
-            async with anyio.create_task_group() as tasks:
-                for _ in range(150):
-                    tasks.start_soon(client.models.list)
-        assert routes(emu) == ["models"] * 150
+        async with client_of(emu, max_connections=5, max_retries=0, timeout=0.9) as client:
+            await burst(emu, client, 0.4)
 
 
 async def test_reuse_starts_anew_when_what_it_found_vanishes(
@@ -275,8 +280,7 @@ async def test_elapsed_counts_from_entering(world: World) -> None:
             assert seen[-1].elapsed == pytest.approx(anyio.current_time() - start)
 
 
-@pytest.mark.parametrize("retry_after", [60, 119, 121])
-@pytest.mark.parametrize("route", ["stop", "delete", "list"])
+@grid(anyio_backend=BACKENDS, route=["stop", "delete", "list"], retry_after=[60, 119, 121])
 async def test_a_long_retry_after_does_not_use_up_the_release(
     world: World, route: str, retry_after: int
 ) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from _grids import grid
 from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, World
 
@@ -52,14 +53,15 @@ class Turns:
 
 
 # Without a second of patience, the loop is taken to be blocked when two come between two of its turns.
-@pytest.mark.parametrize(("blocked", "times"), [(_interrupts.BLOCKED, 1), (0.0, 2)])
+# Each test has every third turn, from a first one.
+@grid(strength=1, more=[(_interrupts.BLOCKED, 1), (0.0, 2)], at=[1, 2, 3])
 def test_more_of_them_at_every_turn_of_a_release(
-    world: World, monkeypatch: pytest.MonkeyPatch, blocked: float, times: int
+    world: World, monkeypatch: pytest.MonkeyPatch, more: tuple[float, int], at: int
 ) -> None:
+    blocked, times = more
     monkeypatch.setattr(_interrupts, "BLOCKED", blocked)
-    at, turns = 0, 1
-    while at < turns:
-        at += 1
+    turns = at
+    while at <= turns:
         with monkeypatch.context() as patch:
             turn = Turns(patch, at, times)
             left: list[tuple[str, ...]] = []
@@ -79,6 +81,7 @@ def test_more_of_them_at_every_turn_of_a_release(
                 run(main)
             assert left == [()], at
             turns = turn.number
+        at += 3
     # It is a release of several requests that was interrupted at each of these.
     assert turns > 40
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -8,7 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
-from _virtual_time import VirtualTimeLoop
+from _grids import BACKENDS, grid
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import PollPolicy, errors
@@ -75,25 +75,23 @@ async def test_a_block_that_ends_just_then_has_ended_well(world: World) -> None:
         await anyio.sleep(1)
 
 
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"kind": "status", "status": 503},
-        {"kind": "status", "status": 401},
-        {"kind": "status", "status": 404},
-        {"kind": "drop"},
-        {"kind": "garbage"},
-        {"kind": "delay", "seconds": 100.0},
-    ],
-    ids=lambda fault: f"{fault['kind']}-{fault.get('status', '')}",
-)
-@pytest.mark.parametrize("route", ["get", "list", None])
+OUTAGES: dict[str, dict[str, Any]] = {
+    "503": {"kind": "status", "status": 503},
+    "401": {"kind": "status", "status": 401},
+    "404": {"kind": "status", "status": 404},
+    "lost": {"kind": "drop"},
+    "garbage": {"kind": "garbage"},
+    "slow": {"kind": "delay", "seconds": 100.0},
+}
+
+
+@grid(anyio_backend=BACKENDS, route=["get", "list", None], outage=OUTAGES)
 async def test_a_service_that_cannot_be_asked_is_no_loss(
-    world: World, fault: dict[str, Any], route: str | None
+    world: World, outage: str, route: str | None
 ) -> None:
     async with world(poll_policy=PollPolicy(max_outage=30)) as (emu, client):
         async with client.instance(MODEL, HARDWARE):
-            emu.add_fault(Fault(route=route, times=None, **fault))
+            emu.add_fault(Fault(route=route, times=None, **OUTAGES[outage]))
             await anyio.sleep(300)
             emu.clear_faults()
             await anyio.sleep(300)
@@ -153,11 +151,8 @@ async def test_when_the_inner_is_lost_the_outer_goes_on(world: World) -> None:
         assert emu.existing == ()
 
 
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 class TestOnAsyncio:
-    @pytest.fixture
-    def anyio_backend(self) -> tuple[str, dict[str, Any]]:
-        return "asyncio", {"loop_factory": VirtualTimeLoop}
-
     async def test_a_block_may_be_left_in_another_task_than_it_was_entered_in(self, world: World) -> None:
         """As fixtures and some servers do."""
         async with world() as (emu, client):

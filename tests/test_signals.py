@@ -8,8 +8,8 @@ import sys
 import threading
 
 import anyio
-import anyio.lowlevel
 import pytest
+from _processes import until
 
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 
@@ -51,9 +51,7 @@ def run(emu: Emulator, backend: str) -> subprocess.Popen[str]:
 
 
 async def asked_for(emu: Emulator, route: str) -> None:
-    with anyio.fail_after(20):
-        while not any(record.route == route for record in emu.requests):
-            await anyio.lowlevel.checkpoint()
+    await until(lambda: any(record.route == route for record in emu.requests))
 
 
 async def ended(process: subprocess.Popen[str]) -> str:
@@ -97,7 +95,7 @@ def settle() -> None:
 
 
 async def test_a_second_ctrl_c_during_the_release_does_not_break_it(backend: str) -> None:
-    async with serve_emulator(step_seconds=0.02, stop_seconds=1.0) as emu:
+    async with serve_emulator(step_seconds=0.02, stop_seconds=0.5) as emu:
         process = run(emu, backend)
         assert process.stdout is not None
         assert await anyio.to_thread.run_sync(process.stdout.readline) == "body\n"

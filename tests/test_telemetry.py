@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 import pytest
+from _grids import BACKENDS, grid
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, ConfigurationError, RetryPolicy
@@ -267,8 +268,7 @@ async def run(
         return [raised, sent, round(anyio.current_time(), 3)]
 
 
-@pytest.mark.parametrize("life", LIVES)
-@pytest.mark.parametrize("error", [ZeroDivisionError, asyncio.CancelledError, GeneratorExit])
+@grid(anyio_backend=BACKENDS, life=LIVES, error=[ZeroDivisionError, asyncio.CancelledError, GeneratorExit])
 async def test_telemetry_that_always_raises_changes_nothing(
     world: World, life: Any, error: type[BaseException], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -289,8 +289,7 @@ async def test_telemetry_that_always_raises_changes_nothing(
     assert failures[0].exc_info[0] is error
 
 
-@pytest.mark.parametrize("phase", PHASES)
-@pytest.mark.parametrize("call", ["begin", "end"])
+@grid(anyio_backend=BACKENDS, call=["begin", "end"], phase=PHASES)
 async def test_nor_does_one_that_raises_in_one_place(world: World, call: str, phase: str) -> None:
     expected = (await run(world, succeed, None))[:1]
     broken = Broken(ZeroDivisionError, call, phase)
@@ -302,18 +301,20 @@ async def hand_on(emu: Emulator, client: AsyncCortecs) -> None:
     await client.release(await client.acquire(MODEL, HARDWARE))
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-@pytest.mark.parametrize("call", ["begin", "end"])
-@pytest.mark.parametrize(
-    ("life", "phase"),
-    [
-        *[(succeed, phase) for phase in PHASES],
-        *[(hand_on, phase) for phase in PHASES if phase != "body"],
-    ],
-)
+PLACES = [
+    (life, call, phase)
+    for life in (succeed, hand_on)
+    for call in ("begin", "end")
+    for phase in PHASES
+    if not (life is hand_on and phase == "body")
+]
+
+
+@grid(anyio_backend=BACKENDS, place=PLACES, error=[KeyboardInterrupt, SystemExit])
 async def test_a_signal_that_hits_telemetry_ends_the_program_after_the_release(
-    world: World, life: Any, call: str, phase: str, error: type[BaseException]
+    world: World, place: tuple[Any, str, str], error: type[BaseException]
 ) -> None:
+    life, call, phase = place
     async with world(step_seconds=1.0, telemetry=Broken(error, call, phase)) as (emu, client):
         with pytest.raises(error, match="telemetry is broken"):
             await life(emu, client)

@@ -348,25 +348,28 @@ async def test_stop_asks_and_stops(world: World) -> None:
         assert len(seen.app.screen_stack) == 1  # nothing to ask: it is stopped already
 
 
-@pytest.mark.parametrize("key", ["n", "escape", "q", "enter"])
-async def test_anything_but_yes_changes_nothing(world: World, key: str) -> None:
+async def test_anything_but_yes_changes_nothing(world: World) -> None:
     async with top(world, MODEL) as seen:
-        await seen.press("d", key)
-        assert len(seen.app.screen_stack) == 1
-        assert seen.app.is_running
+        for key in ("n", "escape", "q", "enter"):
+            await seen.press("d")
+            assert isinstance(seen.app.screen, Question)
+            await seen.press(key)
+            assert len(seen.app.screen_stack) == 1, key
+            assert seen.app.is_running, key
         assert seen.emu.billing == tuple(seen.ids)
         assert set(seen.routes()) == {"token", "list", "hardware_types", "balance"}
 
 
-@pytest.mark.parametrize("answer", [["y"], ["tab", "enter"], ["right", "enter"]])
-async def test_delete_stops_first_and_waits_until_it_is_gone(world: World, answer: list[str]) -> None:
-    async with top(world, MODEL, MODEL) as seen:
-        first, second = seen.ids
-        await seen.press("d", *answer)
-        assert seen.emu.existing == (second,)
-        assert seen.ids == [second]
-        assert first not in seen.ids
-        assert seen.routes().index("stop") < seen.routes().index("delete")
+async def test_delete_stops_first_and_waits_until_it_is_gone(world: World) -> None:
+    async with top(world, *[MODEL] * 4) as seen:
+        for answer in (["y"], ["tab", "enter"], ["right", "enter"]):
+            _, *others = seen.ids
+            asked = len(seen.routes())
+            await seen.press("d", *answer)
+            assert seen.emu.existing == tuple(others), answer
+            assert seen.ids == others
+            asked_since = seen.routes()[asked:]
+            assert asked_since.index("stop") < asked_since.index("delete")
 
 
 async def test_the_question_warns_of_a_living_process(world: World, journals: Path) -> None:
@@ -504,22 +507,25 @@ def question(seen: Seen) -> str:
     return "\n".join(str(each.content) for each in seen.app.screen.query(Static))
 
 
-@pytest.mark.parametrize("size", [(40, 12), (40, 8), (60, 19), (60, 20), (80, 24)])
-async def test_who_is_asked_sees_of_what_and_the_answers(world: World, size: tuple[int, int]) -> None:
-    async with top(world, MODEL, size=size) as seen:
-        await seen.press("d")
-        screen = seen.app.screen
-        for name in ("#question", "#no", "#yes"):
-            widget = screen.query_one(name)
-            assert widget.region.height > 0
-            assert screen.region.contains_region(widget.region)
-        reading = screen.query_one("#reading")
-        for _ in range(20):
-            await seen.pilot.press("down")
-        assert reading.scroll_y == reading.max_scroll_y
-        assert screen.region.contains_region(screen.query_one("#question").region)
-        await seen.press("enter")
-        assert len(seen.emu.billing) == 1
+async def test_who_is_asked_sees_of_what_and_the_answers(world: World) -> None:
+    async with top(world, MODEL) as seen:
+        for size in ((40, 12), (40, 8), (60, 19), (60, 20), (80, 24)):
+            await seen.resize(*size)
+            await seen.press("d")
+            screen = seen.app.screen
+            assert screen.size == size
+            for name in ("#question", "#no", "#yes"):
+                widget = screen.query_one(name)
+                assert widget.region.height > 0
+                assert screen.region.contains_region(widget.region)
+            reading = screen.query_one("#reading")
+            for _ in range(20):
+                await seen.pilot.press("down")
+            assert reading.scroll_y == reading.max_scroll_y
+            assert screen.region.contains_region(screen.query_one("#question").region)
+            await seen.press("enter")
+            assert len(seen.app.screen_stack) == 1
+            assert len(seen.emu.billing) == 1
 
 
 # --- the words of it ----------------------------------------------------------------------------------------
@@ -742,7 +748,7 @@ class TestOnATerminal:
     def test_what_is_being_deleted_goes(self, tmp_path: Path, how: str) -> None:
         with serving() as emu:
             instance_id = emu.start_instance(MODEL, HARDWARE)
-            emu.add_fault(Fault("delay", route="stop", seconds=2.0))
+            emu.add_fault(Fault("delay", route="stop", seconds=1.0))
             with Terminal(PROGRAM, "top", env=environment(emu, tmp_path)) as terminal:
                 terminal.until(lambda text: instance_id in text)
                 terminal.press("d")

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from _grids import BACKENDS, grid
 from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
@@ -168,8 +169,7 @@ def test_the_pace_keeps_its_stated_bound(elapsed: float, more: float) -> None:
     assert poll_interval(elapsed + more, policy) >= pause
 
 
-@pytest.mark.parametrize("after", [0.3, 4.0, 29.9, 61.0, 599.0])
-@pytest.mark.parametrize("latency", [0.0, 0.2])
+@grid(anyio_backend=BACKENDS, after=[0.3, 4.0, 29.9, 61.0, 599.0], latency=[0.0, 0.2])
 async def test_a_change_is_seen_within_the_bound(after: float, latency: float) -> None:
     source = Script(latency=latency)
     start = anyio.current_time()
