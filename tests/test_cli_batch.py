@@ -234,8 +234,10 @@ def test_the_bars_fit_on_a_terminal(width: int) -> None:
 
 def test_a_full_disk_is_one_line_and_the_instance_goes(tmp_path: Path) -> None:
     write(tmp_path, 200)
+    # Compiled modules are files too: Python would keep them cut off, and the next run could not import them.
     limited = """
-import resource, signal
+import resource, signal, sys
+sys.dont_write_bytecode = True
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 """
