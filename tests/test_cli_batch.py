@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _command_line import PROGRAM, Terminal, call_command, environment, serving
+from _command_line import PROGRAM, Terminal, call_command, environment, poll_often, serving
 from _world import HARDWARE, MODEL
 from attrs import evolve
 from click.testing import Result
@@ -39,6 +40,7 @@ Call = Callable[..., Result]
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
     """`batch` in a folder that has an input of ten requests."""
+    poll_often(monkeypatch)
     monkeypatch.chdir(tmp_path)
     write(tmp_path, 10)
     return lambda *options, **more: call_command(
@@ -190,9 +192,9 @@ def test_a_window_that_is_closed_ends_it_as_a_hangup(tmp_path: Path) -> None:
 
 
 def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
-    write(tmp_path, 400)
+    write(tmp_path, 160)
     arguments = ("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", MODEL)
-    with serving(step_seconds=0.2, answer_seconds=0.05) as emulator:
+    with serving(step_seconds=0.1, answer_seconds=0.05) as emulator:
         with Terminal(
             PROGRAM, *arguments, "--concurrency", "16", env=environment(emulator, tmp_path), columns=80
         ) as terminal:
@@ -200,11 +202,11 @@ def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
             shown = terminal.text
         assert emulator.existing == ()
     assert "━" in shown
-    assert "3/5" in shown
+    assert re.search("[1-4]/5", shown)
     assert "answers/s" in shown
     assert "16 at once on 1 instance" in shown
     assert "EUR so far" in shown
-    assert "400 of 400 · 100 %" in shown
+    assert "160 of 160 · 100 %" in shown
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -233,7 +235,7 @@ def test_the_bars_fit_on_a_terminal(width: int) -> None:
 
 
 def test_a_full_disk_is_one_line_and_the_instance_goes(tmp_path: Path) -> None:
-    write(tmp_path, 200)
+    write(tmp_path, 80)
     # Compiled modules are files too: Python would keep them cut off, and the next run could not import them.
     limited = """
 import resource, signal, sys
@@ -242,7 +244,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 """
     arguments = ("batch", "in.jsonl", "-o", "out.jsonl", "--model", MODEL, "--concurrency", "8")
-    with serving(answer_seconds=0.1) as emulator:
+    with serving(answer_seconds=0.05) as emulator:
         options: dict[str, Any] = {
             "cwd": tmp_path,
             # Not measured: what it would write of that is bounded as well.
@@ -256,10 +258,10 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         assert "Traceback" not in done.stderr
         assert emulator.existing == ()
         left = len(ids(tmp_path))
-        assert 0 < left < 200
+        assert 0 < left < 80
         done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], check=False, **options)
         assert done.returncode == 0, done.stderr
-    assert sorted(ids(tmp_path)) == sorted(f"r{each}" for each in range(200))
+    assert sorted(ids(tmp_path)) == sorted(f"r{each}" for each in range(80))
 
 
 @pytest.mark.parametrize(
