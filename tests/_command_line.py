@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import pty
 import re
@@ -16,10 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import pytest
 from click.testing import CliRunner, Result
 
-from cortecs_async import PollPolicy, _config
 from cortecs_async._cli import cli
 from cortecs_async.emulator import Emulator, serve_emulator
 
@@ -37,12 +34,6 @@ def call_command(*arguments: str, **options: Any) -> Result:
     """Calls a command in this process."""
     # Without catching: what a command does not handle is a traceback for its user.
     return CliRunner().invoke(cli, arguments, catch_exceptions=False, **options)
-
-
-def poll_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Clients in this process, which are told nothing else, look every 20 ms instead of twice a second."""
-    often = functools.partial(PollPolicy, min_interval=0.02, lost_interval=0.05, settle=0)
-    monkeypatch.setattr(_config, "PollPolicy", often)
 
 
 def environment(emulator: Emulator | None, state: Path) -> dict[str, str]:

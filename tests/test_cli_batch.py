@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _command_line import PROGRAM, Terminal, call_command, environment, poll_often, serving
+from _command_line import PROGRAM, Terminal, call_command, environment, serving
+from _polls import poll_often
 from _world import HARDWARE, MODEL
 from attrs import evolve
 from click.testing import Result

@@ -15,7 +15,8 @@ from pathlib import Path
 import anyio
 import click
 import pytest
-from _command_line import PROGRAM, Terminal, call_command, environment, poll_often, serving
+from _command_line import PROGRAM, Terminal, call_command, environment, serving
+from _polls import poll_often
 from _processes import Program, until
 from _world import HARDWARE, MODEL
 from click.testing import Result

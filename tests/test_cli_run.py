@@ -16,7 +16,8 @@ from pathlib import Path
 
 import anyio
 import pytest
-from _command_line import PROGRAM, Terminal, call_command, environment, poll_often, serving
+from _command_line import PROGRAM, Terminal, call_command, environment, serving
+from _polls import poll_often
 from _processes import Program, is_alive, until
 from _world import HARDWARE, MODEL
 from click.testing import Result
@@ -408,7 +409,10 @@ class TestLoss:
         assert done.exit_code == 125
         assert time.monotonic() - began < _child.GRACE
 
-    def test_when_the_instance_is_lost(self, emu: Emulator, call: Call, tmp_path: Path) -> None:
+    def test_when_the_instance_is_lost(
+        self, emu: Emulator, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        poll_often(monkeypatch, lost_interval=0.05)
         pipe = tmp_path / "pipe"
         os.mkfifo(pipe)
 
