@@ -33,8 +33,6 @@ from cortecs_async.types import (
     WorkerStatus,
 )
 
-pytestmark = pytest.mark.sockets
-
 Call = Callable[..., Result]
 
 
@@ -61,6 +59,7 @@ def ids(folder: Path) -> list[str]:
     return [json.loads(line)["custom_id"] for line in (folder / "out.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.sockets
 def test_the_whole_job_and_its_receipt(served: Emulator, call: Call, tmp_path: Path) -> None:
     done = call("--hardware", HARDWARE, "--ordered")
     assert done.exit_code == 0
@@ -82,11 +81,13 @@ def test_the_whole_job_and_its_receipt(served: Emulator, call: Call, tmp_path: P
     assert len(served.ledger) == 1
 
 
+@pytest.mark.sockets
 def test_quiet_says_nothing(served: Emulator, call: Call) -> None:
     done = call(before=["-q"])
     assert (done.exit_code, done.output) == (0, "")
 
 
+@pytest.mark.sockets
 def test_the_receipt_as_json(served: Emulator, call: Call) -> None:
     report = json.loads(call("--json", "--instances", "2").stdout)
     assert (report["total"], report["succeeded"], report["failed"]) == (10, 10, 0)
@@ -95,6 +96,7 @@ def test_the_receipt_as_json(served: Emulator, call: Call) -> None:
     assert report["currency"] == "EUR"
 
 
+@pytest.mark.sockets
 def test_error_lines_have_a_status_of_their_own(served: Emulator, call: Call) -> None:
     served.add_fault(Fault("status", route="chat", status=400))
     done = call()
@@ -106,6 +108,7 @@ def test_error_lines_have_a_status_of_their_own(served: Emulator, call: Call) ->
     assert (done.exit_code, served.existing) == (0, ())
 
 
+@pytest.mark.sockets
 def test_a_dry_run_starts_nothing(served: Emulator, call: Call, tmp_path: Path) -> None:
     done = call("--dry-run", "--instances", "2", "--workers", "2")
     assert done.exit_code == 0
@@ -125,6 +128,7 @@ def test_a_dry_run_starts_nothing(served: Emulator, call: Call, tmp_path: Path) 
     assert plan["left"] == 10
 
 
+@pytest.mark.sockets
 def test_a_dry_run_says_what_will_not_fit(served: Emulator, call: Call, tmp_path: Path) -> None:
     write(tmp_path, 2, max_tokens=5000)
     assert "MORE THAN the context of 1,000" in call("--dry-run", "--context-length", "1000").stdout
@@ -139,6 +143,7 @@ def test_a_dry_run_says_what_will_not_fit(served: Emulator, call: Call, tmp_path
         (["-o", "in.jsonl"], "\n", "in.jsonl: the output is the input itself"),
     ],
 )
+@pytest.mark.sockets
 def test_what_is_wrong_is_one_line(
     served: Emulator, call: Call, tmp_path: Path, options: list[str], text: str | None, said: str
 ) -> None:
@@ -153,6 +158,7 @@ def test_what_is_wrong_is_one_line(
     assert served.requests == ()
 
 
+@pytest.mark.sockets
 def test_without_a_key_nothing_is_started(
     served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,6 +169,7 @@ def test_without_a_key_nothing_is_started(
     assert served.requests == ()
 
 
+@pytest.mark.sockets
 def test_a_wrong_key_shows_nowhere(served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-and-secret")
     monkeypatch.setattr(_health, "KEY_PATIENCE", 0.5)
@@ -180,6 +187,7 @@ def test_a_concurrency_that_is_none_is_a_usage_error(call: Call, value: str) -> 
     assert "neither auto nor a number" in done.output
 
 
+@pytest.mark.sockets
 def test_a_window_that_is_closed_ends_it_as_a_hangup(tmp_path: Path) -> None:
     write(tmp_path, 400)
     arguments = ("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", MODEL)
@@ -192,6 +200,7 @@ def test_a_window_that_is_closed_ends_it_as_a_hangup(tmp_path: Path) -> None:
         assert emulator.existing == ()
 
 
+@pytest.mark.sockets
 def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
     write(tmp_path, 160)
     arguments = ("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", MODEL)
@@ -235,6 +244,7 @@ def test_the_bars_fit_on_a_terminal(width: int) -> None:
     assert "12,444 of 1,000,000 · 1 % · 99 failed" in lines[2]
 
 
+@pytest.mark.sockets
 def test_a_full_disk_is_one_line_and_the_instance_goes(tmp_path: Path) -> None:
     write(tmp_path, 80)
     # Compiled modules are files too: Python would keep them cut off, and the next run could not import them.
