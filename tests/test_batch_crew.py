@@ -250,6 +250,18 @@ class TestOutages:
         # What it asks to wait does not count as its failure.
         assert 184 < done.seconds < (620 if style == "busy" else 260)
 
+    async def test_what_it_asks_to_wait_makes_the_patience_longer(self, tmp_path: Path) -> None:
+        endpoint = Endpoint(random.Random(1), (1.0, 2.0), outages=[(5.0, 280.0, bad("busy"))])
+        done = await work_on(tmp_path, 100, endpoint)
+        assert done.errors == []
+        assert done.sink.failed == set()
+
+    async def test_it_is_not_given_up_while_something_is_under_way(self, tmp_path: Path) -> None:
+        endpoint = Endpoint(random.Random(1), (3.0, 300.0), outages=[(5.0, 240.0, bad("502"))])
+        done = await work_on(tmp_path, 20, endpoint)
+        assert done.errors == []
+        assert done.sink.failed == set()
+
     async def test_one_that_hangs_is_given_up(self, tmp_path: Path) -> None:
         hangs: dict[int, Reply | Failure | None] = dict.fromkeys(range(-1, 5000))
         done = await work_on(tmp_path, 5000, Endpoint(random.Random(1), (1.0, 2.0), hangs))
