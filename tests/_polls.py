@@ -14,5 +14,7 @@ def poll_often(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
         monkeypatch: Takes it back.
         **seconds: Other defaults of `PollPolicy`.
     """
+    defaults = PollPolicy.__init__.__kwdefaults__
+    assert defaults is not None
     for name, value in {"min_interval": 0.02, "settle": 0.0, **seconds}.items():
-        monkeypatch.setitem(PollPolicy.__init__.__kwdefaults__, name, value)
+        monkeypatch.setitem(defaults, name, value)
