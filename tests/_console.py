@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from attrs import frozen
@@ -44,19 +44,23 @@ def _steps(part: str) -> Iterator[Step]:
         yield Step(fence[1], fence[2], names[-1] if names else "")
 
 
-def follow(steps: list[Step], directory: Path, env: Mapping[str, str]) -> int:
+def follow(steps: list[Step], directory: Path, env: Mapping[str, str], sleep: Callable[[float], None]) -> int:
     """Takes the steps of a section; the number of shown texts that were compared.
 
     A program's file is the last that is named before it. `# press Ctrl-C` behind a command does that once the
-    command has shown a line. What goes to standard error is not compared, but for commands that show nothing
-    else.
+    command has shown a line. `sleep` does what the command of that name does. What goes to standard error is
+    not compared, but for commands that show nothing else.
     """
     compared, shown = 0, ""
     for step in steps:
         if step.kind == "python":
             (directory / step.file).write_text(step.text, encoding="utf-8")
         elif step.kind == "sh":
-            shown = typed(step.text, directory, env)
+            first, *rest = re.split(r"^sleep (\d+)\n", step.text, flags=re.MULTILINE)
+            shown = typed(first, directory, env)
+            for seconds, commands in zip(rest[::2], rest[1::2], strict=True):
+                sleep(float(seconds))
+                shown += typed(commands, directory, env)
         else:
             assert _OWN.sub("N", shown).splitlines() == _OWN.sub("N", step.text).splitlines(), shown
             compared += 1

@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from _grids import BACKENDS, grid
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, ConfigurationError, InvalidArgumentError, Progress
@@ -152,8 +153,7 @@ async def test_a_run_goes_on_where_the_last_one_stopped(world: World, files: Fil
     assert files.ids()[: len(done)] == done
 
 
-@pytest.mark.parametrize("count", [7, 8, 15])
-@pytest.mark.parametrize("blank", ["\n", "\r\n", "\n \n" * 20])
+@grid(count=[7, 8, 15], blank=["\n", "\r\n", "\n \n" * 20], anyio_backend=BACKENDS)
 async def test_blank_lines_at_the_end(world: World, files: Files, count: int, blank: str) -> None:
     files.write(count)
     with files.source.open("a") as file:
@@ -210,9 +210,9 @@ class TestFailures:
         assert bad["response"]["status_code"] == 400
         assert bad["response"]["body"]["error"]["message"]
 
-    @pytest.mark.parametrize(
-        "fault",
-        [
+    @grid(
+        strength=1,
+        fault=[
             Fault("status", route="chat", status=500, times=4),
             Fault("status", route="chat", status=429, times=40),
             Fault("status", route="chat", status=503, times=12),
@@ -222,7 +222,7 @@ class TestFailures:
             Fault("garbage", route="chat", times=4),
             Fault("delay", route="chat", seconds=700.0, times=4),
         ],
-        ids=lambda fault: f"{fault.kind}-{fault.status}-{fault.when}",
+        anyio_backend=BACKENDS,
     )
     async def test_what_passes_is_tried_again(self, world: World, files: Files, fault: Fault) -> None:
         files.write(20)
@@ -262,15 +262,15 @@ class TestFailures:
             assert (report.succeeded, report.resumed) == (3, 0)
         files.check(3)
 
-    @pytest.mark.parametrize(
-        "fault",
-        [
+    @grid(
+        strength=1,
+        fault=[
             Fault("drop", route="chat", when="after", times=None),
             Fault("garbage", route="chat", times=None),
             Fault("delay", route="chat", seconds=100.0, times=None),
             Fault("status", route="chat", status=429, times=None),
         ],
-        ids=["drop", "garbage", "delay", "status"],
+        anyio_backend=BACKENDS,
     )
     async def test_few_requests_are_not_to_blame_for_an_endpoint_that_is_away(
         self, world: World, files: Files, fault: Fault
@@ -304,19 +304,19 @@ class TestFailures:
         assert "sk-wrong" not in repr(caught.value)
         assert not files.target.exists()
 
-    @pytest.mark.parametrize("status", [302, 401, 403, 404, 405, 502])
+    @grid(strength=1, status=[302, 401, 403, 404, 405, 502], anyio_backend=BACKENDS)
     async def test_an_outage_is_nobodys_fault(self, world: World, files: Files, status: int) -> None:
         """A server that starts anew, or a proxy that has lost it, says anything to everybody for a while."""
-        files.write(300)
+        files.write(100)
         async with world(answer_seconds=0.1) as (emulator, client):
             fault = Fault("status", route="chat", status=status, skip=40, times=20)
             emulator.add_fault(fault)
             report = await run(client, files, emulator)
             # Small ones are tried, and not the rest of the file.
-            assert 320 < asked(emulator) < 325
-        assert (report.succeeded, report.failed) == (300, 0)
+            assert 120 < asked(emulator) < 125
+        assert (report.succeeded, report.failed) == (100, 0)
 
-    @pytest.mark.parametrize("status", [404, 503])
+    @grid(strength=1, status=[404, 503], anyio_backend=BACKENDS)
     async def test_an_endpoint_that_is_not_there_yet_is_waited_for(
         self, world: World, files: Files, status: int
     ) -> None:
@@ -351,10 +351,10 @@ class TestFailures:
         assert bad["r7"]["body"]["error"]["message"] == "<html>"
 
     async def test_slow_answers_are_no_outage(self, world: World, files: Files) -> None:
-        files.write(16)
+        files.write(8)
         async with world(answer_seconds=250.0, parallel=4, queue=0) as (emulator, client):
             report = await run(client, files, emulator, concurrency=8)
-        assert (report.succeeded, report.failed) == (16, 0)
+        assert (report.succeeded, report.failed) == (8, 0)
 
     async def test_what_waits_for_another_attempt_is_bounded(
         self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
@@ -410,7 +410,7 @@ class TestInstances:
         assert len(report.receipts) == 3
         files.check(60)
 
-    @pytest.mark.parametrize("how", ["stop_instance", "delete_instance"])
+    @grid(strength=1, how=["stop_instance", "delete_instance"], anyio_backend=BACKENDS)
     async def test_one_that_is_lost_loses_no_work(
         self, world: World, files: Files, how: str, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -432,7 +432,7 @@ class TestInstances:
         assert "instance-" in report.incidents[0]
         files.check(80)
 
-    @pytest.mark.parametrize("how", ["stop_instance", "delete_instance"])
+    @grid(strength=1, how=["stop_instance", "delete_instance"], anyio_backend=BACKENDS)
     async def test_the_last_one_that_is_lost_ends_the_run_without_error_lines(
         self, world: World, files: Files, how: str
     ) -> None:
@@ -614,9 +614,9 @@ class TestBadInput:
                 await client.run_batch(files.source, files.target, MODEL)
             assert emulator.requests == ()
 
-    @pytest.mark.parametrize(
-        "options",
-        [
+    @grid(
+        strength=1,
+        options=[
             {"instances": 0},
             {"instances": True},
             {"concurrency": 0},
@@ -631,7 +631,7 @@ class TestBadInput:
             {"transport": "carrier pigeon"},
             {"start_timeout": -1},
         ],
-        ids=str,
+        anyio_backend=BACKENDS,
     )
     async def test_bad_options(self, world: World, files: Files, options: dict[str, Any]) -> None:
         files.write(1)
@@ -729,7 +729,7 @@ def emulator_price(seen: list[BatchProgress]) -> float:
 
 
 class TestCancellation:
-    @pytest.mark.parametrize("after", [0.0, 0.5, 2.0, 4.2, 5.0, 7.7, 9.0])
+    @grid(strength=1, after=[0.0, 0.5, 2.0, 4.2, 5.0, 7.7, 9.0], anyio_backend=BACKENDS)
     async def test_whatever_the_moment(self, world: World, files: Files, after: float) -> None:
         files.write(40)
         async with world(answer_seconds=1.0, stop_seconds=0.5) as (emulator, client):

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 import anyio
 import pytest
+from _grids import BACKENDS, grid
 from attrs import define, field
 
 from cortecs_async._batch._crew import Crew
@@ -167,13 +168,13 @@ async def work_on(
 class TestPoison:
     """Requests that are never answered, among others that are."""
 
-    @pytest.mark.parametrize("style", ["500", "lost"])
-    @pytest.mark.parametrize("seconds", [(0.05, 0.2), (10.0, 20.0)])
-    @pytest.mark.parametrize("concurrency", [1, 8, "auto"])
-    @pytest.mark.parametrize(
-        "which",
-        [{150}, set(range(8)), set(range(100, 140)), set(range(0, 300, 50)), {299}],
-        ids=["one", "head", "cluster", "some", "last"],
+    @grid(
+        style=["500", "lost"],
+        seconds=[(0.05, 0.2), (10.0, 20.0)],
+        concurrency=[1, 8, "auto"],
+        # One, the first, many together, some, the last.
+        which=[{150}, set(range(8)), set(range(100, 140)), set(range(0, 300, 50)), {299}],
+        anyio_backend=BACKENDS,
     )
     async def test_it_costs_little(
         self, tmp_path: Path, style: str, seconds: tuple[float, float], concurrency: Any, which: set[int]
@@ -188,8 +189,7 @@ class TestPoison:
         # The growing waits of the last.
         assert done.seconds < 1.3 * ideal + 60 + 4 * len(which) / at_once
 
-    @pytest.mark.parametrize("concurrency", [4, 32, "auto"])
-    @pytest.mark.parametrize("count", [1, 5, 40])
+    @grid(concurrency=[4, 32, "auto"], count=[1, 5, 40], anyio_backend=BACKENDS)
     async def test_what_never_ends_gets_three_time_outs_at_the_most(
         self, tmp_path: Path, count: int, concurrency: Any
     ) -> None:
@@ -202,7 +202,7 @@ class TestPoison:
         waves = max(1.0, 3 * count / (concurrency if isinstance(concurrency, int) else 32))
         assert done.seconds < TIMEOUT * (waves + 3) + 600
 
-    @pytest.mark.parametrize("max_retries", [0, 1, 2])
+    @grid(strength=1, max_retries=[0, 1, 2], anyio_backend=BACKENDS)
     async def test_it_is_asked_no_more_than_that(self, tmp_path: Path, max_retries: int) -> None:
         endpoint = Endpoint(random.Random(1), (0.05, 0.1), {3: bad("500")})
         done = await work_on(tmp_path, 1000, endpoint, concurrency=4, max_retries=max_retries)
@@ -210,7 +210,7 @@ class TestPoison:
         # Once more than none: from one failure nobody can tell.
         assert endpoint.asked[3] == max(max_retries + 1, 2)
 
-    @pytest.mark.parametrize("count", [1, 3, 700])
+    @grid(strength=1, count=[1, 3, 700], anyio_backend=BACKENDS)
     async def test_nothing_but_poison(self, tmp_path: Path, count: int) -> None:
         endpoint = Endpoint(random.Random(1), (1.0, 1.0), dict.fromkeys(range(count), bad("500")))
         done = await work_on(tmp_path, count, endpoint)
@@ -222,9 +222,12 @@ class TestPoison:
 class TestOutages:
     """An endpoint that is away for a while: nobody's fault."""
 
-    @pytest.mark.parametrize("style", ["502", "404", "401", "lost", "busy"])
-    @pytest.mark.parametrize("begin", [0.0, 6.0, 36.5])
-    @pytest.mark.parametrize("concurrency", [1, 8, "auto"])
+    @grid(
+        style=["502", "404", "401", "lost", "busy"],
+        begin=[0.0, 6.0, 36.5],
+        concurrency=[1, 8, "auto"],
+        anyio_backend=BACKENDS,
+    )
     async def test_all_are_answered_afterwards(
         self, tmp_path: Path, style: str, begin: float, concurrency: Any
     ) -> None:
@@ -235,11 +238,10 @@ class TestOutages:
         assert done.errors == []
         assert done.sink.failed == set()
 
-    @pytest.mark.parametrize("style", ["502", "401", "lost", "busy", "429"])
-    @pytest.mark.parametrize("concurrency", [1, 8, "auto"])
+    @grid(style=["502", "401", "lost", "busy", "429"], concurrency=[1, 8, "auto"], anyio_backend=BACKENDS)
     async def test_for_good_it_is_given_up(self, tmp_path: Path, style: str, concurrency: Any) -> None:
         endpoint = Endpoint(random.Random(1), (1.0, 2.0), outages=[(5.0, 1e9, bad(style))])
-        done = await work_on(tmp_path, 5000, endpoint, concurrency=concurrency)
+        done = await work_on(tmp_path, 1000, endpoint, concurrency=concurrency)
         (error,) = done.errors
         assert {"401": "refuses the key", "429": "takes no requests"}.get(style, "answers nothing") in str(
             error
@@ -247,6 +249,18 @@ class TestOutages:
         assert done.sink.failed == set()
         # What it asks to wait does not count as its failure.
         assert 184 < done.seconds < (620 if style == "busy" else 260)
+
+    async def test_what_it_asks_to_wait_makes_the_patience_longer(self, tmp_path: Path) -> None:
+        endpoint = Endpoint(random.Random(1), (1.0, 2.0), outages=[(5.0, 280.0, bad("busy"))])
+        done = await work_on(tmp_path, 100, endpoint)
+        assert done.errors == []
+        assert done.sink.failed == set()
+
+    async def test_it_is_not_given_up_while_something_is_under_way(self, tmp_path: Path) -> None:
+        endpoint = Endpoint(random.Random(1), (3.0, 300.0), outages=[(5.0, 240.0, bad("502"))])
+        done = await work_on(tmp_path, 20, endpoint)
+        assert done.errors == []
+        assert done.sink.failed == set()
 
     async def test_one_that_hangs_is_given_up(self, tmp_path: Path) -> None:
         hangs: dict[int, Reply | Failure | None] = dict.fromkeys(range(-1, 5000))
@@ -272,12 +286,23 @@ class TestOutages:
 
     async def test_more_than_it_takes_is_put_off(self, tmp_path: Path) -> None:
         endpoint = Endpoint(random.Random(1), (250.0, 300.0), together=4)
-        done = await work_on(tmp_path, 40, endpoint, concurrency=32)
+        done = await work_on(tmp_path, 12, endpoint, concurrency=12)
         assert done.errors == []
         assert done.sink.failed == set()
 
 
-@pytest.mark.parametrize("seed", range(60))
+# These are quick, and every choice that the test makes is in one of them. The backend is one more of those.
+SEEDS = {1, 2, 9, 12, 16, 19, 23, 37, 38, 40, 48, 49}
+
+
+@pytest.mark.parametrize(
+    ("seed", "anyio_backend"),
+    [
+        pytest.param(seed, BACKENDS[seed % 2], marks=[] if seed in SEEDS else [pytest.mark.nightly])
+        for seed in range(60)
+    ],
+    indirect=["anyio_backend"],
+)
 async def test_whatever_happens_each_gets_its_own(tmp_path: Path, seed: int) -> None:
     """Endpoints that fail for less than the patience, and requests that nobody can answer."""
     rng = random.Random(seed)

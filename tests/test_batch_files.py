@@ -312,11 +312,12 @@ class TestOutput:
     def test_a_limit_of_the_system_is_an_error_too(self, tmp_path: Path) -> None:
         program = f"""
 import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
 from pathlib import Path
 from cortecs_async._batch._output import Output
 from cortecs_async.errors import BatchWriteError
+# Only now: Python would keep compiled modules that were cut off, and the next program could not import them.
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
 output = Output(Path({str(tmp_path / "out.jsonl")!r}))
 output.append([b"12345\\n"])
 try:

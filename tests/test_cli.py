@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import pty
@@ -11,11 +10,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _command_line import call_command
 from _processes import reapers_of
 from click.testing import CliRunner
 from rich.console import Console
@@ -23,7 +22,7 @@ from rich.console import Console
 from cortecs_async import AsyncCortecs, Progress, __version__
 from cortecs_async._cli import cli
 from cortecs_async._domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
-from cortecs_async.emulator import Emulator, serve_emulator
+from cortecs_async.emulator import Emulator
 from cortecs_async.integrations.rich import ProvisioningBar
 
 COMMAND = [sys.executable, "-m", "cortecs_async"]
@@ -51,7 +50,7 @@ def test_the_demo_shows_the_main_job_and_its_receipt() -> None:
 def test_the_demo_draws_a_bar_on_a_terminal() -> None:
     master, slave = pty.openpty()
     process = subprocess.Popen(
-        [*COMMAND, "demo", "--step-seconds", "0.3"],
+        [*COMMAND, "demo", "--step-seconds", "0.1"],
         stdout=slave,
         stderr=slave,
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"},
@@ -141,12 +140,15 @@ def test_a_bad_capacity_is_a_usage_error(capacity: str) -> None:
     assert "NVIDIA_H100_1=4" in result.output
 
 
-@pytest.mark.sockets
-def test_version_and_help() -> None:
-    assert run("--version").stdout == f"cortecs-async, version {__version__}\n"
-    shown = run("--help").stdout
+def test_the_help_names_the_commands() -> None:
+    shown = call_command("--help").stdout
     assert "demo" in shown
     assert "emulator" in shown
+
+
+@pytest.mark.sockets
+def test_the_version() -> None:
+    assert run("--version").stdout == f"cortecs-async, version {__version__}\n"
 
 
 @pytest.mark.sockets
@@ -234,11 +236,7 @@ async def main():
 asyncio.run(main())
 """
 
-    def test_what_a_killed_program_left_is_listed_and_swept(
-        self, served: Emulator, state_dir: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        for name, value in served.env().items():
-            monkeypatch.setenv(name, value)
+    def test_what_a_killed_program_left_is_listed_and_swept(self, served: Emulator, state_dir: Path) -> None:
         foreign = served.start_instance("meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1")
         with subprocess.Popen(
             [sys.executable, "-c", self.PROGRAM], stdout=subprocess.PIPE, text=True
@@ -246,33 +244,25 @@ asyncio.run(main())
             assert left.stdout is not None
             assert left.stdout.readline() == "body\n"
             mine = next(each for each in served.billing if each != foreign)
-            assert run("orphans").stderr == "nothing was left behind\n"
+            assert call_command("orphans").stderr == "nothing was left behind\n"
             left.kill()
         for command in (["orphans"], ["sweep", "--dry-run"]):
-            done = run(*command)
-            assert done.returncode == 1, done.stderr
+            done = call_command(*command)
+            assert done.exit_code == 1, done.stderr
             assert re.search(rf"found\s+{mine}.*process {left.pid}", done.stdout)
             assert served.billing == (foreign, mine)
-        (listed,) = json.loads(run("orphans", "--json").stdout)
+        (listed,) = json.loads(call_command("orphans", "--json").stdout)
         assert (listed["state"], listed["instance_id"]) == ("found", mine)
-        done = run("sweep")
-        assert done.returncode == 0, done.stderr
+        done = call_command("sweep")
+        assert done.exit_code == 0, done.stderr
         assert re.search(rf"released\s+{mine}", done.stdout)
         assert served.existing == (foreign,)
-        assert run("sweep").stderr == "nothing was left behind\n"
-        assert json.loads(run("sweep", "--json").stdout) == []
+        assert call_command("sweep").stderr == "nothing was left behind\n"
+        assert json.loads(call_command("sweep", "--json").stdout) == []
         assert list((state_dir / "journal").iterdir()) == []
 
-    def test_without_credentials_it_says_what_is_missing(self) -> None:
-        done = run("sweep", env={**os.environ, "CORTECS_API_BASE_URL": "http://127.0.0.1:9/v1"})
-        assert done.returncode == 1
+    def test_without_credentials_it_says_what_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("CORTECS_API_BASE_URL", "http://127.0.0.1:9/v1")
+        done = call_command("sweep")
+        assert done.exit_code == 1
         assert "CORTECS_CLIENT_ID" in done.stderr
-        assert "Traceback" not in done.stderr
-
-
-@pytest.fixture
-def served() -> Iterator[Emulator]:
-    with asyncio.Runner() as runner:
-        serving = serve_emulator(step_seconds=0.01)
-        yield runner.run(serving.__aenter__())
-        runner.run(serving.__aexit__(None, None, None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 from _command_line import PROGRAM, Terminal, call_command, environment, serving
+from _polls import poll_often
 from _world import HARDWARE, MODEL
 from attrs import evolve
 from click.testing import Result
@@ -31,14 +33,13 @@ from cortecs_async.types import (
     WorkerStatus,
 )
 
-pytestmark = pytest.mark.sockets
-
 Call = Callable[..., Result]
 
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
     """`batch` in a folder that has an input of ten requests."""
+    poll_often(monkeypatch)
     monkeypatch.chdir(tmp_path)
     write(tmp_path, 10)
     return lambda *options, **more: call_command(
@@ -58,6 +59,7 @@ def ids(folder: Path) -> list[str]:
     return [json.loads(line)["custom_id"] for line in (folder / "out.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.sockets
 def test_the_whole_job_and_its_receipt(served: Emulator, call: Call, tmp_path: Path) -> None:
     done = call("--hardware", HARDWARE, "--ordered")
     assert done.exit_code == 0
@@ -79,11 +81,13 @@ def test_the_whole_job_and_its_receipt(served: Emulator, call: Call, tmp_path: P
     assert len(served.ledger) == 1
 
 
+@pytest.mark.sockets
 def test_quiet_says_nothing(served: Emulator, call: Call) -> None:
     done = call(before=["-q"])
     assert (done.exit_code, done.output) == (0, "")
 
 
+@pytest.mark.sockets
 def test_the_receipt_as_json(served: Emulator, call: Call) -> None:
     report = json.loads(call("--json", "--instances", "2").stdout)
     assert (report["total"], report["succeeded"], report["failed"]) == (10, 10, 0)
@@ -92,6 +96,7 @@ def test_the_receipt_as_json(served: Emulator, call: Call) -> None:
     assert report["currency"] == "EUR"
 
 
+@pytest.mark.sockets
 def test_error_lines_have_a_status_of_their_own(served: Emulator, call: Call) -> None:
     served.add_fault(Fault("status", route="chat", status=400))
     done = call()
@@ -103,6 +108,7 @@ def test_error_lines_have_a_status_of_their_own(served: Emulator, call: Call) ->
     assert (done.exit_code, served.existing) == (0, ())
 
 
+@pytest.mark.sockets
 def test_a_dry_run_starts_nothing(served: Emulator, call: Call, tmp_path: Path) -> None:
     done = call("--dry-run", "--instances", "2", "--workers", "2")
     assert done.exit_code == 0
@@ -122,6 +128,7 @@ def test_a_dry_run_starts_nothing(served: Emulator, call: Call, tmp_path: Path) 
     assert plan["left"] == 10
 
 
+@pytest.mark.sockets
 def test_a_dry_run_says_what_will_not_fit(served: Emulator, call: Call, tmp_path: Path) -> None:
     write(tmp_path, 2, max_tokens=5000)
     assert "MORE THAN the context of 1,000" in call("--dry-run", "--context-length", "1000").stdout
@@ -136,6 +143,7 @@ def test_a_dry_run_says_what_will_not_fit(served: Emulator, call: Call, tmp_path
         (["-o", "in.jsonl"], "\n", "in.jsonl: the output is the input itself"),
     ],
 )
+@pytest.mark.sockets
 def test_what_is_wrong_is_one_line(
     served: Emulator, call: Call, tmp_path: Path, options: list[str], text: str | None, said: str
 ) -> None:
@@ -150,6 +158,7 @@ def test_what_is_wrong_is_one_line(
     assert served.requests == ()
 
 
+@pytest.mark.sockets
 def test_without_a_key_nothing_is_started(
     served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,6 +169,7 @@ def test_without_a_key_nothing_is_started(
     assert served.requests == ()
 
 
+@pytest.mark.sockets
 def test_a_wrong_key_shows_nowhere(served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-and-secret")
     monkeypatch.setattr(_health, "KEY_PATIENCE", 0.5)
@@ -177,6 +187,7 @@ def test_a_concurrency_that_is_none_is_a_usage_error(call: Call, value: str) -> 
     assert "neither auto nor a number" in done.output
 
 
+@pytest.mark.sockets
 def test_a_window_that_is_closed_ends_it_as_a_hangup(tmp_path: Path) -> None:
     write(tmp_path, 400)
     arguments = ("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", MODEL)
@@ -189,10 +200,11 @@ def test_a_window_that_is_closed_ends_it_as_a_hangup(tmp_path: Path) -> None:
         assert emulator.existing == ()
 
 
+@pytest.mark.sockets
 def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
-    write(tmp_path, 400)
+    write(tmp_path, 160)
     arguments = ("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", MODEL)
-    with serving(step_seconds=0.2, answer_seconds=0.05) as emulator:
+    with serving(step_seconds=0.1, answer_seconds=0.05) as emulator:
         with Terminal(
             PROGRAM, *arguments, "--concurrency", "16", env=environment(emulator, tmp_path), columns=80
         ) as terminal:
@@ -200,11 +212,11 @@ def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
             shown = terminal.text
         assert emulator.existing == ()
     assert "━" in shown
-    assert "3/5" in shown
+    assert re.search("[1-4]/5", shown)
     assert "answers/s" in shown
     assert "16 at once on 1 instance" in shown
     assert "EUR so far" in shown
-    assert "400 of 400 · 100 %" in shown
+    assert "160 of 160 · 100 %" in shown
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -232,15 +244,18 @@ def test_the_bars_fit_on_a_terminal(width: int) -> None:
     assert "12,444 of 1,000,000 · 1 % · 99 failed" in lines[2]
 
 
+@pytest.mark.sockets
 def test_a_full_disk_is_one_line_and_the_instance_goes(tmp_path: Path) -> None:
-    write(tmp_path, 200)
+    write(tmp_path, 80)
+    # Compiled modules are files too: Python would keep them cut off, and the next run could not import them.
     limited = """
-import resource, signal
+import resource, signal, sys
+sys.dont_write_bytecode = True
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
 """
     arguments = ("batch", "in.jsonl", "-o", "out.jsonl", "--model", MODEL, "--concurrency", "8")
-    with serving(answer_seconds=0.1) as emulator:
+    with serving(answer_seconds=0.05) as emulator:
         options: dict[str, Any] = {
             "cwd": tmp_path,
             # Not measured: what it would write of that is bounded as well.
@@ -254,10 +269,10 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
         assert "Traceback" not in done.stderr
         assert emulator.existing == ()
         left = len(ids(tmp_path))
-        assert 0 < left < 200
+        assert 0 < left < 80
         done = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], check=False, **options)
         assert done.returncode == 0, done.stderr
-    assert sorted(ids(tmp_path)) == sorted(f"r{each}" for each in range(200))
+    assert sorted(ids(tmp_path)) == sorted(f"r{each}" for each in range(80))
 
 
 @pytest.mark.parametrize(

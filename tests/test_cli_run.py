@@ -17,12 +17,12 @@ from pathlib import Path
 import anyio
 import pytest
 from _command_line import PROGRAM, Terminal, call_command, environment, serving
+from _polls import poll_often
 from _processes import Program, is_alive, until
 from _world import HARDWARE, MODEL
 from click.testing import Result
 
-from cortecs_async import AsyncCortecs, PollPolicy
-from cortecs_async._cli import _child, _run
+from cortecs_async._cli import _child
 from cortecs_async._cli._child import CannotRunError, Child
 from cortecs_async.emulator import Emulator, Fault
 
@@ -88,7 +88,8 @@ def slow() -> Iterator[Emulator]:
 
 
 @pytest.fixture
-def call() -> Iterator[Call]:
+def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
+    poll_often(monkeypatch)
     before = {each: signal.getsignal(each) for each in _child._FORWARDED}
     yield call_command
     assert {each: signal.getsignal(each) for each in _child._FORWARDED} == before
@@ -411,10 +412,7 @@ class TestLoss:
     def test_when_the_instance_is_lost(
         self, emu: Emulator, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        quick = functools.partial(
-            AsyncCortecs, poll_policy=PollPolicy(lost_interval=0.05, min_interval=0.05, settle=0)
-        )
-        monkeypatch.setattr(_run, "AsyncCortecs", quick)
+        poll_often(monkeypatch, lost_interval=0.05)
         pipe = tmp_path / "pipe"
         os.mkfifo(pipe)
 

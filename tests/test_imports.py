@@ -14,8 +14,6 @@ import pytest
 
 import cortecs_async
 
-pytestmark = pytest.mark.sockets  # subprocesses
-
 AT_MOST_NAMES = 22
 
 # Optional, slow to load, or only there for the tests.
@@ -86,12 +84,14 @@ def run(statement: str, absent: list[str]) -> tuple[set[str], list[str]]:
 @pytest.mark.parametrize(
     "module", ["cortecs_async", "cortecs_async.errors", "cortecs_async.types", "cortecs_async.signals"]
 )
+@pytest.mark.sockets
 def test_the_import_needs_nothing_optional(module: str) -> None:
     loaded, asked = run(f"import {module}", UNWANTED)
     assert module in loaded
     assert [line for line in asked if line.startswith(("cortecs_async", "needs"))] == []
 
 
+@pytest.mark.sockets
 def test_what_a_client_is_made_of_is_loaded_with_the_first_client() -> None:
     heavy = {"httpx", "cattrs", "asyncio", "anyio", "cortecs_async._lease"}
     imported, _ = run("from cortecs_async import AsyncCortecs, RetryPolicy, CortecsError", [])
@@ -100,12 +100,14 @@ def test_what_a_client_is_made_of_is_loaded_with_the_first_client() -> None:
     assert heavy <= made
 
 
+@pytest.mark.sockets
 def test_nor_does_a_client() -> None:
     _, asked = run("from cortecs_async import AsyncCortecs; client = AsyncCortecs(); del client", UNWANTED)
     assert [line for line in asked if line.startswith(("cortecs_async", "needs"))] == []
 
 
 @pytest.mark.parametrize("module", ["cortecs_async.types", "cortecs_async._cli"])
+@pytest.mark.sockets
 def test_what_needs_no_client_loads_no_http(module: str) -> None:
     """So that `--help` and the completion of a shell are quick."""
     loaded, _ = run(f"import {module}", [])
@@ -113,6 +115,7 @@ def test_what_needs_no_client_loads_no_http(module: str) -> None:
     assert {"httpx", "aiohttp", "openai", "textual", "cortecs_async._lease"}.isdisjoint(loaded)
 
 
+@pytest.mark.sockets
 def test_a_name_that_is_loaded_later_is_there_all_the_same() -> None:
     loaded, _ = run("import cortecs_async; cortecs_async.InstanceLease; cortecs_async.Instance", [])
     assert "cortecs_async._lease" in loaded
@@ -123,12 +126,14 @@ def test_a_name_that_is_loaded_later_is_there_all_the_same() -> None:
         cortecs_async.nonsense  # noqa: B018
 
 
+@pytest.mark.sockets
 def test_who_asks_is_seen() -> None:
     _, asked = run("import trio", UNWANTED)
     assert asked == ["__main__ imports trio", "needs trio"]
 
 
 @pytest.mark.parametrize("module", PUBLIC_MODULES)
+@pytest.mark.sockets
 def test_every_public_module_imports_alone(module: str) -> None:
     loaded, asked = run(f"import cortecs_async.{module}", [])
     assert f"cortecs_async.{module}" in loaded

@@ -2,31 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import io
 import logging
 import os
 import subprocess
 import sys
 
-import anyio
 import pytest
+from _command_line import call_command
 
 from cortecs_async import AsyncCortecs, errors
 from cortecs_async._log import set_up_log
-from cortecs_async.emulator import serve_emulator
 
 PROGRAM = """
 import asyncio, logging, sys
 from cortecs_async import AsyncCortecs
-from cortecs_async.emulator import serve_emulator
 
 async def main():
-    async with serve_emulator(step_seconds=0) as emu:
-        for _ in range(2):
-            client = AsyncCortecs(emu.client_id, emu.client_secret, api_base_url=emu.api_base_url)
-            async with client:
-                await client.user.balance()
+    for _ in range(2):
+        async with AsyncCortecs() as client:
+            await client.user.balance()
 
 exec(sys.argv[1])
 asyncio.run(main())
@@ -51,6 +46,7 @@ def logged(level: str | None, *, before: str = "") -> list[str]:
 
 
 @pytest.mark.sockets
+@pytest.mark.usefixtures("served")
 class TestPrograms:
     def test_every_request_on_standard_error(self) -> None:
         lines = logged("debug")
@@ -78,16 +74,12 @@ class TestPrograms:
             (["-vv"], "warning", True),
         ],
     )
-    def test_the_command_line(self, options: list[str], level: str | None, *, shown: bool) -> None:
-        environ = {**os.environ, **({} if level is None else {"CORTECS_LOG": level})}
-
-        async def run() -> str:
-            async with serve_emulator(step_seconds=0) as emu:
-                command = [sys.executable, "-m", "cortecs_async", *options, "models"]
-                ended = await anyio.run_process(command, env={**environ, **emu.env()})
-                return ended.stderr.decode()
-
-        assert ("GET /models/: 200" in asyncio.run(run())) is shown
+    def test_the_command_line(
+        self, monkeypatch: pytest.MonkeyPatch, options: list[str], level: str | None, *, shown: bool
+    ) -> None:
+        if level is not None:
+            monkeypatch.setenv("CORTECS_LOG", level)
+        assert ("GET /models/: 200" in call_command(*options, "models").stderr) is shown
 
 
 @pytest.fixture

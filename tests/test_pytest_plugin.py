@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from _examples import files_of
+from _world import MODEL
 
 pytestmark = pytest.mark.sockets
 pytest_plugins = ["pytester"]
@@ -22,13 +23,13 @@ OPTIONS = [*([] if LOADED else ["-p", PLUGIN]), "-pno:asyncio", "-pno:trio", "-W
 
 PAGE = Path(__file__).parent.parent / "docs" / "testing.md"
 
-HEAD = """
+HEAD = f"""
 import asyncio, os, subprocess, sys, unittest
 import anyio, pytest
 from cortecs_async import AsyncCortecs, errors
 from cortecs_async.emulator import Emulator, Fault
 
-MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+MODEL = {MODEL!r}
 """
 
 Run = Callable[..., pytest.RunResult]
@@ -73,7 +74,7 @@ def test_another_process(cortecs_emulator):
 def test_marked():
     asyncio.run(program())
 
-@pytest.mark.cortecs_fault("drop", route="start", when="after")
+@pytest.mark.cortecs_fault("drop", route="token")
 def test_marked_with_a_fault():
     asyncio.run(program())
 
