@@ -27,6 +27,7 @@ LOGIN = "Basic " + base64.b64encode("someone:p@ss!wörd".encode()).decode()
 class Proxy:
     """Answers everything itself, and keeps what it was asked."""
 
+    answer: bytes = b"200 OK"
     port: int = 0
     requests: list[tuple[str, dict[str, str]]] = field(factory=list)
 
@@ -38,15 +39,15 @@ class Proxy:
         }
         await reader.readexactly(int(headers.get("content-length", "0")))
         self.requests.append((head[0], headers))
-        status = b"407 No" if head[0].startswith("CONNECT") else b"200 OK"
+        status = b"407 No" if head[0].startswith("CONNECT") else self.answer
         writer.write(b"HTTP/1.1 %s\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}" % status)
         await writer.drain()
         writer.close()
 
 
 @asynccontextmanager
-async def a_proxy() -> AsyncIterator[Proxy]:
-    proxy = Proxy()
+async def a_proxy(answer: bytes = b"200 OK") -> AsyncIterator[Proxy]:
+    proxy = Proxy(answer)
     async with await asyncio.start_server(proxy.serve, "127.0.0.1", 0) as server:
         proxy.port = server.sockets[0].getsockname()[1]
         yield proxy
@@ -87,6 +88,16 @@ async def test_the_proxy_of_the_environment_is_used(
     assert line == "POST http://endpoint.test/v1/chat/completions HTTP/1.1"
     assert headers["authorization"] == "Bearer the-key"
     assert headers["proxy-authorization"] == LOGIN
+
+
+@TRANSPORTS
+async def test_a_redirect_is_not_followed(transport: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inference key must not reach another host."""
+    async with a_proxy(b"307 Elsewhere\r\nlocation: http://elsewhere.test/v1/chat/completions") as proxy:
+        monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
+        await post(transport)
+    [(line, _)] = proxy.requests
+    assert line == "POST http://endpoint.test/v1/chat/completions HTTP/1.1"
 
 
 @TRANSPORTS
