@@ -1,0 +1,412 @@
+"""What no other test of the default tier sees, as tests/mutants.py has shown: each kills a mutant or two."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from _scripted import instance
+from _world import HARDWARE, MODEL, World
+
+from cortecs_async import errors
+from cortecs_async._books import Books
+from cortecs_async._config import Credentials
+from cortecs_async._errors import GuardError
+from cortecs_async._guard import Guard
+from cortecs_async._journal import JournalFile, books
+from cortecs_async._keeper import fingerprint
+from cortecs_async._reaper import Reaper
+from cortecs_async._records import Book, Entry, Record, encode, fold
+from cortecs_async._rivals import claims_of_others
+from cortecs_async.emulator import Fault
+
+ACCOUNT = {"account": "a1", "api": "https://api.test", "at": 1000.0}
+ARGS = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}
+OWNER = {"kind": "OWNER", "format": 1, "host": "host", "pid": 7, "at": 0.0}
+BASELINE = {"kind": "BASELINE", "baseline": "b1", "ids": ["i-1", "i-2"]}
+INTENT = {"kind": "INTENT", "entry": "e1", **ACCOUNT, "args": ARGS, "baseline": "b1"}
+
+
+def created(key: str = "e1", **more: Any) -> Record:
+    record = {"kind": "CREATED", "entry": key, **ACCOUNT, "args": {}, "instance_id": f"i-of-{key}"}
+    return {**record, "goal": "gone", "expires_at": None, **more}
+
+
+def book_of(*records: Record) -> Book:
+    book = Book()
+    for record in records:
+        assert book.apply(record), record
+    return book
+
+
+# --- the journal --------------------------------------------------------------------------------------------
+
+
+def test_a_new_journal_is_on_the_disk_before_it_has_its_name_and_then_so_is_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    rename = Path.rename
+
+    def sync(fd: int) -> None:
+        status = os.fstat(fd)
+        steps.append("folder" if stat.S_ISDIR(status.st_mode) else f"{status.st_size} bytes")
+
+    def note(self: Path, target: Path) -> Path:
+        steps.append("name")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "rename", note)
+    journal = JournalFile.create(tmp_path, [created()])
+    assert steps == [f"{journal.size} bytes", "name", "folder"]
+    journal.remove()
+
+
+def test_what_must_survive_a_loss_of_power_is_on_the_disk_when_it_is_appended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = JournalFile.create(tmp_path, [created()])
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+    journal.append([created("e2")], durable=True)
+    assert synced == [journal.size]
+    journal.append([created("e3")], durable=False)
+    assert len(synced) == 1
+    journal.remove()
+
+
+@pytest.mark.parametrize(
+    ("record", "durable"),
+    [
+        (INTENT, True),
+        (created("e1"), True),
+        ({"kind": "HELD", "entry": "e0"}, True),
+        ({"kind": "ABANDONED", "entry": "e0"}, True),
+        ({"kind": "UNANSWERED", "entry": "e0"}, False),
+        ({"kind": "GONE", "entry": "e0"}, False),
+    ],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else "",
+)
+def test_a_promise_waits_for_the_disk_and_the_end_of_one_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: Record, *, durable: bool
+) -> None:
+    book = Books(tmp_path, journal=True, guard=False)
+    book.join()
+    book.put(created("e0", expires_at=2000.0))
+    book.put(created("stays"))
+    book.commit()
+    asked: list[bool] = []
+    monkeypatch.setattr(JournalFile, "append", lambda _, __, *, durable: asked.append(durable))
+    book.put(record)
+    book.commit()
+    assert asked == [durable]
+    assert book._journal is not None
+    book._journal.remove()
+
+
+# --- its records --------------------------------------------------------------------------------------------
+
+
+def test_a_baseline_is_kept_as_long_as_a_start_needs_it() -> None:
+    book = book_of(BASELINE, INTENT)
+    for number in range(100):
+        book.apply({"kind": "BASELINE", "baseline": f"other {number}", "ids": []})
+    assert book.known_before(book.entries["e1"]) == {"i-1", "i-2"}
+
+
+def test_a_snapshot_tells_that_a_start_got_no_answer() -> None:
+    book = book_of(BASELINE, INTENT, {"kind": "UNANSWERED", "entry": "e1"})
+    assert fold(encode(book.snapshot())).entries["e1"].unanswered
+
+
+def test_an_account_is_named_by_what_tells_nothing_of_it() -> None:
+    names = {fingerprint(api, who) for api in ("https://a.test", "https://b.test") for who in ("one", "two")}
+    assert len(names) == 4
+    assert all(set(name) <= set("0123456789abcdef") and len(name) == 16 for name in names)
+
+
+# --- whose instance it is -----------------------------------------------------------------------------------
+
+
+def test_what_another_process_could_not_tell_apart_is_not_ours() -> None:
+    theirs = book_of(BASELINE, INTENT, {"kind": "AMBIGUOUS", "entry": "e1", "candidates": ["i-7", "i-8"]})
+    assert claims_of_others("https://api.test", Book(), (), [theirs]).ids == {"i-7", "i-8"}
+
+
+async def test_what_the_reaper_of_a_dead_process_looks_for_is_not_taken(world: World, journals: Path) -> None:
+    async with world(journal="auto") as (emu, client):
+        theirs = {**INTENT, "api": emu.api_base_url}
+        # Locked, as its reaper has it.
+        dead = JournalFile.create(journals, [OWNER, BASELINE, theirs, {"kind": "ORPHANED"}])
+        emu.add_fault(Fault("drop", route="start", when="before"))
+
+        async def late() -> None:
+            await anyio.sleep(3.0)
+            emu.start_instance(MODEL, HARDWARE)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(late)
+            with pytest.raises(errors.AmbiguousStartError) as caught:
+                async with client.instance(MODEL, HARDWARE):
+                    pytest.fail("entered")
+        assert caught.value.candidates == emu.billing
+        dead.remove()
+
+
+# --- the reaper ---------------------------------------------------------------------------------------------
+
+
+class ToldGuard:
+    """A reaper that keeps what it is told, in place of a process."""
+
+    def __init__(self, on_death: Callable[[], None], _: Callable[[Record], None]) -> None:
+        self.on_death = on_death
+        self.told: list[Record] = []
+        self.is_up = False
+        self.problem = ""
+
+    @property
+    def kinds(self) -> list[str]:
+        return [each["kind"] for each in self.told]
+
+    def start(self) -> None:
+        if self.problem:
+            raise GuardError(self.problem)
+        self.is_up = True
+        self.told = []
+
+    def greet(self) -> None:
+        """It is there."""
+
+    def tell(self, messages: Iterable[Record]) -> None:
+        self.told += messages
+
+    def leave_behind(self) -> None:
+        self.is_up = False
+
+    dismiss = discard = forget = leave_behind
+
+
+@pytest.fixture
+def guards(monkeypatch: pytest.MonkeyPatch) -> list[ToldGuard]:
+    """The reapers of the books that are made from here on."""
+    made: list[ToldGuard] = []
+
+    def make(*arguments: Any) -> ToldGuard:
+        made.append(ToldGuard(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("cortecs_async._books.Guard", make)
+    return made
+
+
+async def test_the_reaper_knows_of_a_start_before_it_is_sent_and_of_its_instance_after_it(
+    world: World, journals: Path, guards: list[ToldGuard]
+) -> None:
+    async with world(journal="auto", guard="required") as (emu, client):
+        before: list[str] = []
+        exchange = emu.exchange
+
+        async def note(call: Any) -> Any:
+            if call.path.endswith("/instances/start"):
+                before.extend(guards[-1].kinds)
+            return await exchange(call)
+
+        emu.exchange = note  # type: ignore[method-assign]
+        async with client.instance(MODEL, HARDWARE) as inst:
+            assert set(before) == {"JOURNAL", "ARM", "OWNER", "BASELINE", "INTENT"}
+            assert (guards[-1].told[-1]["kind"], guards[-1].told[-1]["instance_id"]) == (
+                "CREATED",
+                inst.instance_id,
+            )
+        assert guards[-1].kinds[-1] == "GONE"
+
+
+async def test_a_reaper_that_takes_the_place_of_a_dead_one_is_told_everything_again(
+    world: World, journals: Path, guards: list[ToldGuard]
+) -> None:
+    async with world(journal="auto", guard="auto") as (emu, client):
+        async with client.instance(MODEL, HARDWARE) as inst:
+            (guard,) = guards
+            guard.is_up = False
+            guard.on_death()
+            assert guard.is_up
+            assert sorted(guard.kinds) == ["ARM", "BASELINE", "CREATED", "INTENT", "JOURNAL", "OWNER"]
+            assert inst.instance_id in str(guard.told)
+            assert emu.client_secret not in repr(guard.told)
+
+
+async def test_the_reaper_is_told_new_credentials_at_once_and_nothing_shows_them(
+    world: World, journals: Path, guards: list[ToldGuard]
+) -> None:
+    async with world(journal="auto", guard="auto") as (emu, client):
+        async with client.instance(MODEL, HARDWARE):
+            keeper = client._assembly.keeper
+            keeper.know(Credentials(client_id=emu.client_id, client_secret="another"))
+            for thread in threading.enumerate():
+                if thread.name == "cortecs-books":
+                    thread.join(10)
+            newest = guards[-1].told[-1]
+            assert newest["kind"] == "ARM"
+            assert "another" in newest["sealed"].reveal()
+            assert "another" not in repr(newest)
+
+
+async def test_where_a_reaper_is_required_nothing_is_started_without_one(
+    world: World, journals: Path, guards: list[ToldGuard]
+) -> None:
+    async with world(journal="auto", guard="required") as (emu, client):
+        guards[-1].problem = "no processes here"
+        with pytest.raises(errors.GuardError, match=r"no processes here\. Nothing was started"):
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        assert emu.ledger == ()
+
+
+async def test_the_reaper_of_a_forked_child_is_told_its_credentials(
+    world: World, journals: Path, guards: list[ToldGuard]
+) -> None:
+    async with world(journal="auto", guard="auto") as (_emu, client):
+        async with client.instance(MODEL, HARDWARE):
+            pass
+        client._assembly.keeper.books.after_fork()
+        async with client.instance(MODEL, HARDWARE):
+            assert len(guards) == 2
+            assert "ARM" in guards[-1].kinds
+
+
+class Mute:
+    """A process that takes everything and answers nothing."""
+
+    pid = 0
+
+    def __init__(self, _: list[str], **options: Any) -> None:
+        self.options = options
+        self.returncode: int | None = None
+        source, target = os.pipe()
+        self._taken = os.fdopen(source, "rb")
+        self.stdin = os.fdopen(target, "wb", buffering=0)
+        source, self._says = os.pipe()
+        self.stdout: io.BufferedReader = os.fdopen(source, "rb")
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        self.returncode = -9
+        self._taken.close()
+        os.close(self._says)
+
+    def wait(self) -> int | None:
+        return self.returncode
+
+
+@pytest.fixture
+def mutes(monkeypatch: pytest.MonkeyPatch) -> list[Mute]:
+    """What is started instead of processes."""
+    started: list[Mute] = []
+
+    def start(*arguments: Any, **options: Any) -> Mute:
+        started.append(Mute(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr("cortecs_async._guard.subprocess.Popen", start)
+    return started
+
+
+def test_a_reaper_that_does_not_answer_is_ended_and_not_relied_on(
+    mutes: list[Mute], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortecs_async._guard._PATIENCE", 0.05)
+    guard = Guard(lambda: None, lambda _: None)
+    guard.start()
+    with pytest.raises(GuardError, match="did not answer"):
+        guard.greet()
+    assert not guard.is_up
+    assert [each.returncode for each in mutes] == [-9]
+
+
+def test_a_reaper_has_a_session_of_its_own_and_no_secret_of_the_environment(
+    mutes: list[Mute], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CORTECS_CLIENT_SECRET", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "hidden")
+    guard = Guard(lambda: None, lambda _: None)
+    guard.start()
+    (process,) = mutes
+    assert process.options["start_new_session"] is True
+    assert "PATH" in process.options["env"]
+    assert "hidden" not in process.options["env"].values()
+    guard.discard()
+
+
+def test_a_reaper_says_in_the_journal_that_it_has_taken_over_and_what_it_has_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortecs_async._reaper.time.sleep", lambda _: None)
+    journal = JournalFile.create(tmp_path, [created("e1"), created("e2")])
+    seen: list[bool] = []
+
+    def work(_: Book, entries: Iterable[Entry], __: Any, report: Any, ___: Any) -> None:
+        seen.extend(book.is_orphaned for _, book in books(tmp_path))
+        report({"kind": "GONE", "entry": next(iter(entries)).key})
+
+    reaper = Reaper(lambda _: None, work)
+    reaper.take({"kind": "JOURNAL", "journal": str(journal.path), "number": 1})
+    for number, key in enumerate(("e1", "e2"), 2):
+        reaper.take({**created(key), "number": number})
+    journal.close()
+    reaper.outlive()
+    assert seen == [True]
+    assert [book.entries.keys() for _, book in books(tmp_path)] == [{"e2"}]
+
+
+# --- release ------------------------------------------------------------------------------------------------
+
+
+async def test_a_stop_that_was_accepted_and_shows_no_effect_is_asked_for_again(world: World) -> None:
+    async with world() as (emu, client):
+        async with client.instance(MODEL, HARDWARE) as inst:
+            accepted = {"message": "Stopping.", "instance": instance(inst.instance_id, "running")}
+            emu.add_fault(Fault("status", route="stop", status=200, body=accepted))
+        assert [record.route for record in emu.requests].count("stop") == 2
+        assert emu.existing == ()
+
+
+async def test_a_release_that_fails_in_time_is_left_to_the_reaper(world: World, journals: Path) -> None:
+    async with world(journal="auto") as (emu, client):
+        with pytest.raises(errors.TeardownError):
+            async with client.instance(MODEL, HARDWARE, teardown_timeout=30):
+                emu.add_fault(Fault("status", route="stop", status=500, times=None))
+        (entry,) = client._assembly.keeper.books.abandoned()
+        assert (entry.instance_id,) == emu.billing
+    ((_, book),) = books(journals)
+    assert [each.abandoned for each in book.entries.values()] == [True]
+
+
+async def test_the_release_of_what_was_acquired_is_promised_before_it_begins(
+    world: World, journals: Path
+) -> None:
+    async with world(journal="required") as (emu, client):
+        handle = await client.acquire(MODEL, HARDWARE)
+        assert next(iter(books(journals)))[1].entries == {}
+        promised: list[str | None] = []
+        exchange = emu.exchange
+
+        async def note(call: Any) -> Any:
+            if call.path.endswith("/instances/stop"):
+                for _, book in books(journals):
+                    promised.extend(each.instance_id for each in book.entries.values())
+            return await exchange(call)
+
+        emu.exchange = note  # type: ignore[method-assign]
+        await client.release(handle)
+        assert promised == [handle.instance_id]
