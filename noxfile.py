@@ -216,6 +216,13 @@ def simulate(session: nox.Session) -> None:
     )
 
 
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Clients with one mistake each, of which a test that is named must find each; or those asked for."""
+    install(session, "test-core")
+    session.run("python", "tests/mutants.py", *session.posargs)
+
+
 # Keeps the tree, the working directory, from being imported instead of what is installed.
 ENV = {"PYTHONSAFEPATH": "1"}
 

@@ -15,7 +15,7 @@ import pytest
 from _scripted import instance
 from _world import HARDWARE, MODEL, World
 
-from cortecs_async import errors
+from cortecs_async import RetryPolicy, errors
 from cortecs_async._books import Books
 from cortecs_async._config import Credentials
 from cortecs_async._errors import GuardError
@@ -26,6 +26,7 @@ from cortecs_async._reaper import Reaper
 from cortecs_async._records import Book, Entry, Record, encode, fold
 from cortecs_async._rivals import claims_of_others
 from cortecs_async.emulator import Fault
+from cortecs_async.emulator._emulator import _EPOCH
 
 ACCOUNT = {"account": "a1", "api": "https://api.test", "at": 1000.0}
 ARGS = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}
@@ -159,6 +160,67 @@ async def test_what_the_reaper_of_a_dead_process_looks_for_is_not_taken(world: W
                     pytest.fail("entered")
         assert caught.value.candidates == emu.billing
         dead.remove()
+
+
+async def test_what_another_process_is_starting_is_not_taken_while_its_answer_is_on_its_way(
+    world: World, journals: Path
+) -> None:
+    async with world(journal="auto") as (emu, client):
+        theirs = {**INTENT, "api": emu.api_base_url, "at": _EPOCH + anyio.current_time()}
+        living = JournalFile.create(journals, [OWNER, BASELINE, theirs])
+        emu.add_fault(Fault("drop", route="start", when="before"))
+        foreign: list[str] = []
+
+        async def start() -> None:
+            await anyio.sleep(3.0)
+            foreign.append(emu.start_instance(MODEL, HARDWARE))
+            await anyio.sleep(20.0)
+            living.append(
+                [{**created(), **theirs, "kind": "CREATED", "instance_id": foreign[0]}], durable=True
+            )
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(start)
+            async with client.instance(MODEL, HARDWARE):
+                assert len(emu.billing) == 2
+        assert list(emu.billing) == foreign
+        living.remove()
+
+
+async def test_what_a_plain_start_has_made_is_not_taken_while_its_answer_is_on_its_way(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="before"))
+        emu.add_fault(Fault("delay", route="start", when="after", seconds=25.0))
+        plain: list[str] = []
+
+        async def start() -> None:
+            await anyio.sleep(3.0)
+            plain.append((await client.instances.start(MODEL, HARDWARE)).instance_id)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(start)
+            async with client.instance(MODEL, HARDWARE):
+                assert len(emu.billing) == 2
+        assert list(emu.billing) == plain
+
+
+async def test_no_lease_starts_while_the_instance_of_an_equal_start_is_looked_for(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="before"))
+
+        async def lease(after: float) -> None:
+            await anyio.sleep(after)
+            async with client.instance(MODEL, HARDWARE):
+                pass
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lease, 0.0)
+            tasks.start_soon(lease, 3.0)
+        first, *others = [record.at for record in emu.requests if record.route == "start"]
+        assert len(others) == 2
+        # It is looked for as long as that when its connection breaks.
+        assert min(others) - first >= RetryPolicy().adoption_window / 6
+        assert emu.existing == ()
 
 
 # --- the reaper ---------------------------------------------------------------------------------------------
@@ -346,6 +408,26 @@ def test_a_reaper_has_a_session_of_its_own_and_no_secret_of_the_environment(
     assert "PATH" in process.options["env"]
     assert "hidden" not in process.options["env"].values()
     guard.discard()
+
+
+def test_a_reaper_that_is_at_work_on_an_instance_does_not_begin_with_it_again() -> None:
+    worked: list[str] = []
+    end = threading.Event()
+
+    def work(_: Book, entries: Iterable[Entry], *__: Any) -> None:
+        worked.extend(entry.key for entry in entries)
+        end.wait(10)
+
+    reaper = Reaper(lambda _: None, work)
+    reaper.take({**created("e1"), "number": 1})
+    reaper.take({"kind": "ABANDONED", "entry": "e1", "number": 2})
+    reaper.keep_what_is_due()
+    reaper.keep_what_is_due()
+    end.set()
+    for thread in reaper._threads:
+        thread.join()
+    assert worked == ["e1"]
+    assert reaper.next_due() is None
 
 
 def test_a_reaper_says_in_the_journal_that_it_has_taken_over_and_what_it_has_done(
