@@ -23,6 +23,7 @@ from cortecs_async._guard import Guard
 from cortecs_async._journal import JournalFile, books
 from cortecs_async._keeper import fingerprint
 from cortecs_async._reaper import Reaper
+from cortecs_async._reaping import reap
 from cortecs_async._records import Book, Entry, Record, encode, fold
 from cortecs_async._rivals import claims_of_others
 from cortecs_async.emulator import Fault
@@ -449,6 +450,42 @@ def test_a_reaper_says_in_the_journal_that_it_has_taken_over_and_what_it_has_don
     reaper.outlive()
     assert seen == [True]
     assert [book.entries.keys() for _, book in books(tmp_path)] == [{"e2"}]
+
+
+def test_a_living_parent_has_some_seconds_after_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    worked: list[str] = []
+    reaper = Reaper(lambda _: None, lambda _, entries, *__: worked.extend(each.key for each in entries))
+    reaper.take({**created("e1", expires_at=2000.0), "number": 1})
+    for moment, expected in ((2002.0, []), (2010.0, ["e1"])):
+        monkeypatch.setattr("cortecs_async._reaper.time.time", lambda moment=moment: moment)
+        reaper.keep_what_is_due()
+        for thread in reaper._threads:
+            thread.join()
+        assert worked == expected
+
+
+def test_the_reaper_looks_for_a_minute_for_what_a_start_under_way_may_make(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    windows: list[float] = []
+
+    class Looks:
+        """Instead of `Finisher`."""
+
+        def __init__(self, *, visible_until: float, **_: Any) -> None:
+            windows.append(visible_until - anyio.current_time())
+
+        async def finish(self, _: Any) -> None:
+            """Finishes nothing."""
+
+    monkeypatch.setattr("cortecs_async._reaping.Finisher", Looks)
+    sealed = {"api_base_url": "http://127.0.0.1/v1", "client_id": "id", "client_secret": "secret"}
+    book = book_of(BASELINE, INTENT)
+    notes: list[Record] = []
+    accounts: dict[str, Record] = {"a1": {**sealed, "headers": {}, "timeout": 30.0}}
+    reap(book, list(book.entries.values()), accounts, notes.append, None)
+    assert notes == []
+    assert [round(each) for each in windows] == [60]
 
 
 # --- release ------------------------------------------------------------------------------------------------
