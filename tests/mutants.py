@@ -414,7 +414,7 @@ MUTANTS = [
         "_reaper.py",
         "GRACE = 5.0",
         "GRACE = 0.0",
-        "test_crash.py::test_the_reaper_gives_a_living_parent_its_grace_and_acts_once",
+        "test_survivors.py::test_a_living_parent_has_some_seconds_after_the_time_is_up",
     ),
     Mutant(
         "has a reaper that leaves expired instances to a blocked program",
@@ -470,7 +470,7 @@ MUTANTS = [
         "_reaping.py",
         "visible_until=anyio.current_time() + _WINDOW",
         "visible_until=anyio.current_time()",
-        "test_crash.py::test_killed_at_any_step_on_asyncio_nothing_is_left",
+        "test_survivors.py::test_the_reaper_looks_for_a_minute_for_what_a_start_under_way_may_make",
     ),
     Mutant(
         "hands its credentials to the reaper in the environment",
@@ -548,7 +548,7 @@ MUTANTS = [
         "_teardown.py",
         "return Seen.DELETED",
         "return Seen.GONE",
-        "test_lease.py::test_the_main_job",
+        "test_lease.py::test_the_clean_path_sends_no_more_than_it_must",
     ),
     Mutant(
         "deletes without a stop",
@@ -635,18 +635,25 @@ MUTANTS = [
         "test_cancellation.py::TestByTheMeansOfAsyncio::test_a_task_cancelled_during_the_release_counts_as_cancelled",
     ),
     Mutant(
-        "lets the end of asyncio.run cut its release short",
+        "lets a Ctrl-C that hits its release end it",
         "_detached.py",
         "            if not resume:\n                raise\n            log(",
         "            if True:\n                raise\n            log(",
-        "test_cancellation.py::TestByTheMeansOfAsyncio::test_even_the_task_of_the_release_can_be_cancelled",
+        "test_cancellation.py::TestByTheMeansOfAsyncio::test_a_ctrl_c_that_hits_the_task_of_the_release_is_survived",
+    ),
+    Mutant(
+        "lets a release end that is cancelled before its first step",
+        "_detached.py",
+        "        if not task.cancelled():\n            break\n",
+        "        break\n",
+        "test_every_await.py::test_when_asyncio_run_ends_at_any_turn_of_the_loop_nothing_is_left",
     ),
     Mutant(
         "swallows a cancellation that came during its release",
         "_lease.py",
         "failure, interruption = ended.error or release.failure, ended.interruption",
         "failure, interruption = ended.error or release.failure, None",
-        "test_cancellation.py::test_a_cancellation_during_the_release_still_reaches_the_caller",
+        "test_cancellation.py::TestByTheMeansOfAsyncio::test_a_task_cancelled_during_the_release_counts_as_cancelled",
     ),
     Mutant(
         "replaces the exception of a block by that of its release",
@@ -933,7 +940,7 @@ MUTANTS = [
         "_transport.py",
         "            cancelled.__traceback__ = None\n",
         "",
-        "test_secrets.py::test_the_clients_own_timeout",
+        "test_secrets.py::test_the_callers_cancellation",
     ),
     Mutant(
         "names the account by its client id",
@@ -1046,25 +1053,32 @@ MUTANTS = [
         "test_watch.py::test_cancelling_leader_and_successor_at_once_strands_nobody",
     ),
     Mutant(
-        "asks a service that is busy without a pause",
+        "asks a service that is busy before the time that it asks for",
         "_watch.py",
-        "        self._not_before = now + pause\n",
-        "",
+        "min(asked or 0.0, _MAX_RETRY_AFTER),",
+        "0.0,",
         "test_watch.py::test_retry_after_is_honoured_also_by_newcomers",
     ),
     Mutant(
-        "waits for ever for a service that is away",
+        "waits longer than it may for a service that is away",
         "_watch.py",
-        "if not is_passing_trouble(error) or now - self.failing_since > patience:",
-        "if not is_passing_trouble(error):",
+        "now - self.failing_since > patience:",
+        "now - self.failing_since > 2 * patience:",
         "test_watch.py::test_an_outage_without_end_ends_the_wait",
+    ),
+    Mutant(
+        "believes old news when things should have settled",
+        "_waiting.py",
+        "            has_reading = subscription.has_reading = False\n",
+        "            pass\n",
+        "test_survivors.py::test_what_was_just_started_may_not_be_shown_yet",
     ),
     Mutant(
         "believes bad news of what it has just started",
         "_waiting.py",
         "    if not settled:\n        return Verdict.WAIT\n",
         "",
-        "test_hardening.py::test_old_news_is_not_believed_after_settling",
+        "test_survivors.py::test_what_was_just_started_may_not_be_shown_yet",
     ),
     # Sweep and owners
     Mutant(
@@ -1131,7 +1145,7 @@ MUTANTS = [
         "_finishing.py",
         "                claimed.add(instance_id)\n",
         "",
-        "test_sweep.py::test_many_that_died_at_once_each_get_their_own",
+        "test_survivors.py::test_what_is_released_for_one_start_of_the_dead_is_not_taken_for_that_of_another",
     ),
     Mutant(
         "closes a start of the dead before its instance can appear",

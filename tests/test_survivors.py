@@ -224,6 +224,26 @@ async def test_no_lease_starts_while_the_instance_of_an_equal_start_is_looked_fo
         assert emu.existing == ()
 
 
+async def test_what_is_released_for_one_start_of_the_dead_is_not_taken_for_that_of_another(
+    world: World, journals: Path
+) -> None:
+    async with world(journal="auto", stop_seconds=10.0) as (emu, client):
+        account = fingerprint(emu.api_base_url, emu.client_id)
+        common = {"account": account, "api": emu.api_base_url, "at": _EPOCH + anyio.current_time()}
+        starts = [{**INTENT, **common, "entry": key} for key in ("e1", "e2")]
+        JournalFile.create(journals, [OWNER, BASELINE, *starts]).close()
+        emu.start_instance(MODEL, HARDWARE)
+
+        async def late() -> None:
+            await anyio.sleep(20.0)
+            emu.start_instance(MODEL, HARDWARE)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(late)
+            assert [each.state for each in await client.sweep()] == ["released", "released"]
+        assert emu.existing == ()
+
+
 # --- the reaper ---------------------------------------------------------------------------------------------
 
 
@@ -486,6 +506,30 @@ def test_the_reaper_looks_for_a_minute_for_what_a_start_under_way_may_make(
     reap(book, list(book.entries.values()), accounts, notes.append, None)
     assert notes == []
     assert [round(each) for each in windows] == [60]
+
+
+# --- waiting ------------------------------------------------------------------------------------------------
+
+
+EMPTY = Fault("status", route="list", status=200, body={"instances": []}, skip=1, times=4)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        (Fault("status", route="get", status=404, times=4), EMPTY),
+        # And then it is out of reach until well after bad news would be believed.
+        (Fault("status", route="get", status=404), EMPTY, Fault("status", route="get", status=503, times=9)),
+    ],
+    ids=["for a while", "at first"],
+)
+async def test_what_was_just_started_may_not_be_shown_yet(world: World, faults: tuple[Fault, ...]) -> None:
+    async with world(step_seconds=4.0) as (emu, client):
+        for fault in faults:
+            emu.add_fault(fault)
+        async with client.instance(MODEL, HARDWARE) as inst:
+            assert inst.instance.is_usable
+        assert len(emu.ledger) == 1
 
 
 # --- release ------------------------------------------------------------------------------------------------
