@@ -635,13 +635,6 @@ MUTANTS = [
         "test_cancellation.py::TestByTheMeansOfAsyncio::test_a_task_cancelled_during_the_release_counts_as_cancelled",
     ),
     Mutant(
-        "lets a Ctrl-C that hits its release end it",
-        "_detached.py",
-        "            if not resume:\n                raise\n            log(",
-        "            if True:\n                raise\n            log(",
-        "test_cancellation.py::TestByTheMeansOfAsyncio::test_a_ctrl_c_that_hits_the_task_of_the_release_is_survived",
-    ),
-    Mutant(
         "lets a release end that is cancelled before its first step",
         "_detached.py",
         "        if not task.cancelled():\n            break\n",
@@ -1067,11 +1060,11 @@ MUTANTS = [
         "test_watch.py::test_an_outage_without_end_ends_the_wait",
     ),
     Mutant(
-        "believes old news when things should have settled",
+        "waits until its time is up for what was gone from the first",
         "_waiting.py",
         "            has_reading = subscription.has_reading = False\n",
         "            pass\n",
-        "test_survivors.py::test_what_was_just_started_may_not_be_shown_yet",
+        "test_survivors.py::test_what_has_vanished_just_after_its_start_is_given_up_when_things_have_settled",
     ),
     Mutant(
         "believes bad news of what it has just started",
@@ -1205,11 +1198,18 @@ MUTANTS = [
         "test_limit.py::test_a_server_that_refuses_is_asked_for_less",
     ),
     Mutant(
-        "never doubts an endpoint",
+        "gives up an endpoint that is away ten times too late",
         "_batch/_health.py",
-        "            self.doubt_since = now\n",
-        "            pass\n",
-        "test_batch.py::TestFailures::test_an_endpoint_that_answers_nothing_ends_the_run",
+        "\nPATIENCE = 180.0",
+        "\nPATIENCE = 1800.0",
+        "test_batch_crew.py::TestOutages::test_for_good_it_is_given_up",
+    ),
+    Mutant(
+        "asks an endpoint that is away for everything that is left",
+        "_batch/_crew.py",
+        "return self._limit.value if self._health.doubt_since is None else 0",
+        "return self._limit.value",
+        "test_batch.py::TestFailures::test_an_outage_is_nobodys_fault",
     ),
     Mutant(
         "goes on with the output of another input",
@@ -1251,14 +1251,14 @@ MUTANTS = [
         "_batch/_crew.py",
         "            self._work.give_back(request)\n            raise",
         "            raise",
-        "test_batch.py::TestInstances::test_one_that_is_lost_loses_no_work",
+        "test_survivors.py::test_what_is_under_way_when_an_instance_is_lost_is_asked_of_another",
     ),
     Mutant(
         "blames requests for an endpoint that is away",
         "_batch/_crew.py",
         "is_to_blame = request.is_own_fault is not None and request.is_own_fault()",
         "is_to_blame = True",
-        "test_batch.py::TestFailures::test_an_outage_is_nobodys_fault",
+        "test_batch.py::TestFailures::test_few_requests_are_not_to_blame_for_an_endpoint_that_is_away",
     ),
     # What others may break
     Mutant(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import stat
 import threading
@@ -15,13 +16,19 @@ import pytest
 from _scripted import instance
 from _world import HARDWARE, MODEL, World
 
-from cortecs_async import RetryPolicy, errors
+from cortecs_async import PollPolicy, RetryPolicy, errors
+from cortecs_async._batch._crew import Crew
+from cortecs_async._batch._format import RequestReader
+from cortecs_async._batch._sender import Reply
+from cortecs_async._batch._sink import Line
+from cortecs_async._batch._work import Work
 from cortecs_async._books import Books
 from cortecs_async._config import Credentials
 from cortecs_async._errors import GuardError
 from cortecs_async._guard import Guard
 from cortecs_async._journal import JournalFile, books
 from cortecs_async._keeper import fingerprint
+from cortecs_async._limit import FixedLimit
 from cortecs_async._reaper import Reaper
 from cortecs_async._reaping import reap
 from cortecs_async._records import Book, Entry, Record, encode, fold
@@ -532,6 +539,24 @@ async def test_what_was_just_started_may_not_be_shown_yet(world: World, faults: 
         assert len(emu.ledger) == 1
 
 
+async def test_what_has_vanished_just_after_its_start_is_given_up_when_things_have_settled(
+    world: World,
+) -> None:
+    async with world(step_seconds=10.0) as (emu, client):
+
+        async def meddle() -> None:
+            await anyio.sleep(1.0)
+            emu.delete_instance(emu.existing[0])
+
+        began = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(meddle)
+            with pytest.raises(errors.InstanceGoneError):
+                async with client.instance(MODEL, HARDWARE):
+                    pytest.fail("entered")
+        assert PollPolicy().settle <= anyio.current_time() - began < 20
+
+
 # --- release ------------------------------------------------------------------------------------------------
 
 
@@ -573,3 +598,57 @@ async def test_the_release_of_what_was_acquired_is_promised_before_it_begins(
         emu.exchange = note  # type: ignore[method-assign]
         await client.release(handle)
         assert promised == [handle.instance_id]
+
+
+# --- batches ------------------------------------------------------------------------------------------------
+
+
+class Endpoint:
+    """Answers, or does not.
+
+    Args:
+        answers: Whether it does.
+    """
+
+    def __init__(self, *, answers: bool) -> None:
+        self._answers = answers
+
+    async def post(self, path: str, body: bytes) -> Reply:
+        await anyio.sleep(1.0 if self._answers else math.inf)
+        return Reply(200, b"{}")
+
+
+class Lines:
+    """Keeps the answers of a batch."""
+
+    is_full = False
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def put(self, line: Line) -> None:
+        self.ids.append(line.request.custom_id)
+
+
+async def test_what_is_under_way_when_an_instance_is_lost_is_asked_of_another(
+    tmp_path: Path, batch_without_threads: None
+) -> None:
+    source = tmp_path / "in.jsonl"
+    line = '{{"custom_id":"r{}","url":"/v1/chat/completions","body":{{}}}}\n'
+    source.write_text("".join(line.format(number) for number in range(7)))
+    reader = RequestReader("in.jsonl", MODEL, override_model=False)
+    work, lines = Work(source, reader, bytearray(1), source.stat()), Lines()
+
+    async def use(endpoint: Any) -> None:
+        sink: Any = lines
+        limit = FixedLimit(4)
+        await Crew(
+            instance_id="i", model=MODEL, sender=endpoint, work=work, sink=sink, limit=limit, max_retries=5
+        ).run()
+
+    await work.read()
+    with anyio.move_on_after(10):
+        await use(Endpoint(answers=False))
+    with anyio.fail_after(60):
+        await use(Endpoint(answers=True))
+    assert sorted(lines.ids) == [f"r{number}" for number in range(7)]
