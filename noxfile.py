@@ -263,6 +263,13 @@ def simulate(session: nox.Session) -> None:
     )
 
 
+@nox.session
+def mutants(session: nox.Session) -> None:
+    """Breaks the package in each of the ways that tests/mutants.py lists; the test named there must fail."""
+    install(session, "test-core")
+    session.run("python", "tests/mutants.py", *session.posargs)
+
+
 def run_pytest(session: nox.Session, *arguments: str, processes: int | str = "auto") -> None:
     """Runs pytest with these arguments and those of the command line.
 

@@ -1,0 +1,654 @@
+"""What no other test of the default tier sees, as tests/mutants.py has shown: each kills a mutant or two."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import stat
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from _scripted import instance
+from _world import HARDWARE, MODEL, World
+
+from cortecs_async import PollPolicy, RetryPolicy, errors
+from cortecs_async._batch._crew import Crew
+from cortecs_async._batch._format import RequestReader
+from cortecs_async._batch._sender import Reply
+from cortecs_async._batch._sink import Line
+from cortecs_async._batch._work import Work
+from cortecs_async._books import Books
+from cortecs_async._config import Credentials
+from cortecs_async._errors import GuardError
+from cortecs_async._guard import Guard
+from cortecs_async._journal import JournalFile, books
+from cortecs_async._keeper import fingerprint
+from cortecs_async._limit import FixedLimit
+from cortecs_async._reaper import Reaper
+from cortecs_async._reaping import reap
+from cortecs_async._records import Book, Entry, Record, encode, fold
+from cortecs_async._rivals import claims_of_others
+from cortecs_async.emulator import Fault
+from cortecs_async.emulator._emulator import _EPOCH
+
+ACCOUNT = {"account": "a1", "api": "https://api.test", "at": 1000.0}
+ARGS = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}
+OWNER = {"kind": "OWNER", "format": 1, "host": "host", "pid": 7, "at": 0.0}
+BASELINE = {"kind": "BASELINE", "baseline": "b1", "ids": ["i-1", "i-2"]}
+INTENT = {"kind": "INTENT", "entry": "e1", **ACCOUNT, "args": ARGS, "baseline": "b1"}
+
+
+def created(key: str = "e1", **more: Any) -> Record:
+    record = {"kind": "CREATED", "entry": key, **ACCOUNT, "args": {}, "instance_id": f"i-of-{key}"}
+    return {**record, "goal": "gone", "expires_at": None, **more}
+
+
+def book_of(*records: Record) -> Book:
+    book = Book()
+    for record in records:
+        assert book.apply(record), record
+    return book
+
+
+# --- the journal --------------------------------------------------------------------------------------------
+
+
+def test_a_new_journal_is_on_the_disk_before_it_has_its_name_and_then_so_is_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    rename = Path.rename
+
+    def sync(fd: int) -> None:
+        status = os.fstat(fd)
+        steps.append("folder" if stat.S_ISDIR(status.st_mode) else f"{status.st_size} bytes")
+
+    def note(self: Path, target: Path) -> Path:
+        steps.append("name")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(Path, "rename", note)
+    journal = JournalFile.create(tmp_path, [created()])
+    assert steps == [f"{journal.size} bytes", "name", "folder"]
+    journal.remove()
+
+
+def test_what_must_survive_a_loss_of_power_is_on_the_disk_when_it_is_appended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = JournalFile.create(tmp_path, [created()])
+    synced: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size))
+    journal.append([created("e2")], durable=True)
+    assert synced == [journal.size]
+    journal.append([created("e3")], durable=False)
+    assert len(synced) == 1
+    journal.remove()
+
+
+@pytest.mark.parametrize(
+    ("record", "durable"),
+    [
+        (INTENT, True),
+        (created("e1"), True),
+        ({"kind": "HELD", "entry": "e0"}, True),
+        ({"kind": "ABANDONED", "entry": "e0"}, True),
+        ({"kind": "UNANSWERED", "entry": "e0"}, False),
+        ({"kind": "GONE", "entry": "e0"}, False),
+    ],
+    ids=lambda value: value["kind"] if isinstance(value, dict) else "",
+)
+def test_a_promise_waits_for_the_disk_and_the_end_of_one_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: Record, *, durable: bool
+) -> None:
+    book = Books(tmp_path, journal=True, guard=False)
+    book.join()
+    book.put(created("e0", expires_at=2000.0))
+    book.put(created("stays"))
+    book.commit()
+    asked: list[bool] = []
+    monkeypatch.setattr(JournalFile, "append", lambda _, __, *, durable: asked.append(durable))
+    book.put(record)
+    book.commit()
+    assert asked == [durable]
+    assert book._journal is not None
+    book._journal.remove()
+
+
+# --- its records --------------------------------------------------------------------------------------------
+
+
+def test_a_baseline_is_kept_as_long_as_a_start_needs_it() -> None:
+    book = book_of(BASELINE, INTENT)
+    for number in range(100):
+        book.apply({"kind": "BASELINE", "baseline": f"other {number}", "ids": []})
+    assert book.known_before(book.entries["e1"]) == {"i-1", "i-2"}
+
+
+def test_a_snapshot_tells_that_a_start_got_no_answer() -> None:
+    book = book_of(BASELINE, INTENT, {"kind": "UNANSWERED", "entry": "e1"})
+    assert fold(encode(book.snapshot())).entries["e1"].unanswered
+
+
+def test_an_account_is_named_by_what_tells_nothing_of_it() -> None:
+    names = {fingerprint(api, who) for api in ("https://a.test", "https://b.test") for who in ("one", "two")}
+    assert len(names) == 4
+    assert all(set(name) <= set("0123456789abcdef") and len(name) == 16 for name in names)
+
+
+# --- whose instance it is -----------------------------------------------------------------------------------
+
+
+def test_what_another_process_could_not_tell_apart_is_not_ours() -> None:
+    theirs = book_of(BASELINE, INTENT, {"kind": "AMBIGUOUS", "entry": "e1", "candidates": ["i-7", "i-8"]})
+    assert claims_of_others("https://api.test", Book(), (), [theirs]).ids == {"i-7", "i-8"}
+
+
+async def test_what_the_reaper_of_a_dead_process_looks_for_is_not_taken(world: World, journals: Path) -> None:
+    async with world(journal="auto") as (emu, client):
+        theirs = {**INTENT, "api": emu.api_base_url}
+        # Locked, as its reaper has it.
+        dead = JournalFile.create(journals, [OWNER, BASELINE, theirs, {"kind": "ORPHANED"}])
+        emu.add_fault(Fault("drop", route="start", when="before"))
+
+        async def late() -> None:
+            await anyio.sleep(3.0)
+            emu.start_instance(MODEL, HARDWARE)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(late)
+            with pytest.raises(errors.AmbiguousStartError) as caught:
+                async with client.instance(MODEL, HARDWARE):
+                    pytest.fail("entered")
+        assert caught.value.candidates == emu.billing
+        dead.remove()
+
+
+async def test_what_another_process_is_starting_is_not_taken_while_its_answer_is_on_its_way(
+    world: World, journals: Path
+) -> None:
+    async with world(journal="auto") as (emu, client):
+        theirs = {**INTENT, "api": emu.api_base_url, "at": _EPOCH + anyio.current_time()}
+        living = JournalFile.create(journals, [OWNER, BASELINE, theirs])
+        emu.add_fault(Fault("drop", route="start", when="before"))
+        foreign: list[str] = []
+
+        async def start() -> None:
+            await anyio.sleep(3.0)
+            foreign.append(emu.start_instance(MODEL, HARDWARE))
+            await anyio.sleep(20.0)
+            living.append(
+                [{**created(), **theirs, "kind": "CREATED", "instance_id": foreign[0]}], durable=True
+            )
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(start)
+            async with client.instance(MODEL, HARDWARE):
+                assert len(emu.billing) == 2
+        assert list(emu.billing) == foreign
+        living.remove()
+
+
+async def test_what_a_plain_start_has_made_is_not_taken_while_its_answer_is_on_its_way(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="before"))
+        emu.add_fault(Fault("delay", route="start", when="after", seconds=25.0))
+        plain: list[str] = []
+
+        async def start() -> None:
+            await anyio.sleep(3.0)
+            plain.append((await client.instances.start(MODEL, HARDWARE)).instance_id)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(start)
+            async with client.instance(MODEL, HARDWARE):
+                assert len(emu.billing) == 2
+        assert list(emu.billing) == plain
+
+
+async def test_no_lease_starts_while_the_instance_of_an_equal_start_is_looked_for(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="before"))
+
+        async def lease(after: float) -> None:
+            await anyio.sleep(after)
+            async with client.instance(MODEL, HARDWARE):
+                pass
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lease, 0.0)
+            tasks.start_soon(lease, 3.0)
+        first, *others = [record.at for record in emu.requests if record.route == "start"]
+        assert len(others) == 2
+        # It is looked for as long as that when its connection breaks.
+        assert min(others) - first >= RetryPolicy().adoption_window / 6
+        assert emu.existing == ()
+
+
+async def test_what_is_released_for_one_start_of_the_dead_is_not_taken_for_that_of_another(
+    world: World, journals: Path
+) -> None:
+    async with world(journal="auto", stop_seconds=10.0) as (emu, client):
+        account = fingerprint(emu.api_base_url, emu.client_id)
+        common = {"account": account, "api": emu.api_base_url, "at": _EPOCH + anyio.current_time()}
+        starts = [{**INTENT, **common, "entry": key} for key in ("e1", "e2")]
+        JournalFile.create(journals, [OWNER, BASELINE, *starts]).close()
+        emu.start_instance(MODEL, HARDWARE)
+
+        async def late() -> None:
+            await anyio.sleep(20.0)
+            emu.start_instance(MODEL, HARDWARE)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(late)
+            assert [each.state for each in await client.sweep()] == ["released", "released"]
+        assert emu.existing == ()
+
+
+# --- the reaper ---------------------------------------------------------------------------------------------
+
+
+class ToldGuard:
+    """A reaper that keeps what it is told, in place of a process."""
+
+    def __init__(self, on_death: Callable[[], None], _: Callable[[Record], None]) -> None:
+        self.on_death = on_death
+        self.told: list[Record] = []
+        self.is_up = False
+        self.problem = ""
+
+    @property
+    def kinds(self) -> list[str]:
+        return [each["kind"] for each in self.told]
+
+    def start(self) -> None:
+        if self.problem:
+            raise GuardError(self.problem)
+        self.is_up = True
+        self.told = []
+
+    def greet(self) -> None:
+        """It is there."""
+
+    def tell(self, messages: Iterable[Record]) -> None:
+        self.told += messages
+
+    def leave_behind(self) -> None:
+        self.is_up = False
+
+    dismiss = discard = forget = leave_behind
+
+
+@pytest.fixture
+def guards(monkeypatch: pytest.MonkeyPatch) -> list[ToldGuard]:
+    """The reapers of the books that are made from here on."""
+    made: list[ToldGuard] = []
+
+    def make(*arguments: Any) -> ToldGuard:
+        made.append(ToldGuard(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("cortecs_async._books.Guard", make)
+    return made
+
+
+async def test_the_reaper_knows_of_a_start_before_it_is_sent_and_of_its_instance_after_it(
+    world: World, journals: Path, guards: list[ToldGuard]
+) -> None:
+    async with world(journal="auto", guard="required") as (emu, client):
+        before: list[str] = []
+        exchange = emu.exchange
+
+        async def note(call: Any) -> Any:
+            if call.path.endswith("/instances/start"):
+                before.extend(guards[-1].kinds)
+            return await exchange(call)
+
+        emu.exchange = note  # type: ignore[method-assign]
+        async with client.instance(MODEL, HARDWARE) as inst:
+            assert set(before) == {"JOURNAL", "ARM", "OWNER", "BASELINE", "INTENT"}
+            assert (guards[-1].told[-1]["kind"], guards[-1].told[-1]["instance_id"]) == (
+                "CREATED",
+                inst.instance_id,
+            )
+        assert guards[-1].kinds[-1] == "GONE"
+
+
+async def test_a_reaper_that_takes_the_place_of_a_dead_one_is_told_everything_again(
+    world: World, journals: Path, guards: list[ToldGuard]
+) -> None:
+    async with world(journal="auto", guard="auto") as (emu, client):
+        async with client.instance(MODEL, HARDWARE) as inst:
+            (guard,) = guards
+            guard.is_up = False
+            guard.on_death()
+            assert guard.is_up
+            assert sorted(guard.kinds) == ["ARM", "BASELINE", "CREATED", "INTENT", "JOURNAL", "OWNER"]
+            assert inst.instance_id in str(guard.told)
+            assert emu.client_secret not in repr(guard.told)
+
+
+async def test_the_reaper_is_told_new_credentials_at_once_and_nothing_shows_them(
+    world: World, journals: Path, guards: list[ToldGuard]
+) -> None:
+    async with world(journal="auto", guard="auto") as (emu, client):
+        async with client.instance(MODEL, HARDWARE):
+            keeper = client._assembly.keeper
+            keeper.know(Credentials(client_id=emu.client_id, client_secret="another"))
+            for thread in threading.enumerate():
+                if thread.name == "cortecs-books":
+                    thread.join(10)
+            newest = guards[-1].told[-1]
+            assert newest["kind"] == "ARM"
+            assert "another" in newest["sealed"].reveal()
+            assert "another" not in repr(newest)
+
+
+async def test_where_a_reaper_is_required_nothing_is_started_without_one(
+    world: World, journals: Path, guards: list[ToldGuard]
+) -> None:
+    async with world(journal="auto", guard="required") as (emu, client):
+        guards[-1].problem = "no processes here"
+        with pytest.raises(errors.GuardError, match=r"no processes here\. Nothing was started"):
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        assert emu.ledger == ()
+
+
+async def test_the_reaper_of_a_forked_child_is_told_its_credentials(
+    world: World, journals: Path, guards: list[ToldGuard]
+) -> None:
+    async with world(journal="auto", guard="auto") as (_emu, client):
+        async with client.instance(MODEL, HARDWARE):
+            pass
+        client._assembly.keeper.books.after_fork()
+        async with client.instance(MODEL, HARDWARE):
+            assert len(guards) == 2
+            assert "ARM" in guards[-1].kinds
+
+
+class Mute:
+    """A process that takes everything and answers nothing."""
+
+    pid = 0
+
+    def __init__(self, _: list[str], **options: Any) -> None:
+        self.options = options
+        self.returncode: int | None = None
+        source, target = os.pipe()
+        self._taken = os.fdopen(source, "rb")
+        self.stdin = os.fdopen(target, "wb", buffering=0)
+        source, self._says = os.pipe()
+        self.stdout: io.BufferedReader = os.fdopen(source, "rb")
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        self.returncode = -9
+        self._taken.close()
+        os.close(self._says)
+
+    def wait(self) -> int | None:
+        return self.returncode
+
+
+@pytest.fixture
+def mutes(monkeypatch: pytest.MonkeyPatch) -> list[Mute]:
+    """What is started instead of processes."""
+    started: list[Mute] = []
+
+    def start(*arguments: Any, **options: Any) -> Mute:
+        started.append(Mute(*arguments, **options))
+        return started[-1]
+
+    monkeypatch.setattr("cortecs_async._guard.subprocess.Popen", start)
+    return started
+
+
+def test_a_reaper_that_does_not_answer_is_ended_and_not_relied_on(
+    mutes: list[Mute], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortecs_async._guard._PATIENCE", 0.05)
+    guard = Guard(lambda: None, lambda _: None)
+    guard.start()
+    with pytest.raises(GuardError, match="did not answer"):
+        guard.greet()
+    assert not guard.is_up
+    assert [each.returncode for each in mutes] == [-9]
+
+
+def test_a_reaper_has_a_session_of_its_own_and_no_secret_of_the_environment(
+    mutes: list[Mute], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("CORTECS_CLIENT_SECRET", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY"):
+        monkeypatch.setenv(name, "hidden")
+    guard = Guard(lambda: None, lambda _: None)
+    guard.start()
+    (process,) = mutes
+    assert process.options["start_new_session"] is True
+    assert "PATH" in process.options["env"]
+    assert "hidden" not in process.options["env"].values()
+    guard.discard()
+
+
+def test_a_reaper_that_is_at_work_on_an_instance_does_not_begin_with_it_again() -> None:
+    worked: list[str] = []
+    end = threading.Event()
+
+    def work(_: Book, entries: Iterable[Entry], *__: Any) -> None:
+        worked.extend(entry.key for entry in entries)
+        end.wait(10)
+
+    reaper = Reaper(lambda _: None, work)
+    reaper.take({**created("e1"), "number": 1})
+    reaper.take({"kind": "ABANDONED", "entry": "e1", "number": 2})
+    reaper.keep_what_is_due()
+    reaper.keep_what_is_due()
+    end.set()
+    for thread in reaper._threads:
+        thread.join()
+    assert worked == ["e1"]
+    assert reaper.next_due() is None
+
+
+def test_a_reaper_says_in_the_journal_that_it_has_taken_over_and_what_it_has_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cortecs_async._reaper.time.sleep", lambda _: None)
+    journal = JournalFile.create(tmp_path, [created("e1"), created("e2")])
+    seen: list[bool] = []
+
+    def work(_: Book, entries: Iterable[Entry], __: Any, report: Any, ___: Any) -> None:
+        seen.extend(book.is_orphaned for _, book in books(tmp_path))
+        report({"kind": "GONE", "entry": next(iter(entries)).key})
+
+    reaper = Reaper(lambda _: None, work)
+    reaper.take({"kind": "JOURNAL", "journal": str(journal.path), "number": 1})
+    for number, key in enumerate(("e1", "e2"), 2):
+        reaper.take({**created(key), "number": number})
+    journal.close()
+    reaper.outlive()
+    assert seen == [True]
+    assert [book.entries.keys() for _, book in books(tmp_path)] == [{"e2"}]
+
+
+def test_a_living_parent_has_some_seconds_after_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    worked: list[str] = []
+    reaper = Reaper(lambda _: None, lambda _, entries, *__: worked.extend(each.key for each in entries))
+    reaper.take({**created("e1", expires_at=2000.0), "number": 1})
+    for moment, expected in ((2002.0, []), (2010.0, ["e1"])):
+        monkeypatch.setattr("cortecs_async._reaper.time.time", lambda moment=moment: moment)
+        reaper.keep_what_is_due()
+        for thread in reaper._threads:
+            thread.join()
+        assert worked == expected
+
+
+def test_the_reaper_looks_for_a_minute_for_what_a_start_under_way_may_make(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    windows: list[float] = []
+
+    class Looks:
+        """Instead of `Finisher`."""
+
+        def __init__(self, *, visible_until: float, **_: Any) -> None:
+            windows.append(visible_until - anyio.current_time())
+
+        async def finish(self, _: Any) -> None:
+            """Finishes nothing."""
+
+    monkeypatch.setattr("cortecs_async._reaping.Finisher", Looks)
+    sealed = {"api_base_url": "http://127.0.0.1/v1", "client_id": "id", "client_secret": "secret"}
+    book = book_of(BASELINE, INTENT)
+    notes: list[Record] = []
+    accounts: dict[str, Record] = {"a1": {**sealed, "headers": {}, "timeout": 30.0}}
+    reap(book, list(book.entries.values()), accounts, notes.append, None)
+    assert notes == []
+    assert [round(each) for each in windows] == [60]
+
+
+# --- waiting ------------------------------------------------------------------------------------------------
+
+
+EMPTY = Fault("status", route="list", status=200, body={"instances": []}, skip=1, times=4)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        (Fault("status", route="get", status=404, times=4), EMPTY),
+        # And then it is out of reach until well after bad news would be believed.
+        (Fault("status", route="get", status=404), EMPTY, Fault("status", route="get", status=503, times=9)),
+    ],
+    ids=["for a while", "at first"],
+)
+async def test_what_was_just_started_may_not_be_shown_yet(world: World, faults: tuple[Fault, ...]) -> None:
+    async with world(step_seconds=4.0) as (emu, client):
+        for fault in faults:
+            emu.add_fault(fault)
+        async with client.instance(MODEL, HARDWARE) as inst:
+            assert inst.instance.is_usable
+        assert len(emu.ledger) == 1
+
+
+async def test_what_has_vanished_just_after_its_start_is_given_up_when_things_have_settled(
+    world: World,
+) -> None:
+    async with world(step_seconds=10.0) as (emu, client):
+
+        async def meddle() -> None:
+            await anyio.sleep(1.0)
+            emu.delete_instance(emu.existing[0])
+
+        began = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(meddle)
+            with pytest.raises(errors.InstanceGoneError):
+                async with client.instance(MODEL, HARDWARE):
+                    pytest.fail("entered")
+        assert PollPolicy().settle <= anyio.current_time() - began < 20
+
+
+# --- release ------------------------------------------------------------------------------------------------
+
+
+async def test_a_stop_that_was_accepted_and_shows_no_effect_is_asked_for_again(world: World) -> None:
+    async with world() as (emu, client):
+        async with client.instance(MODEL, HARDWARE) as inst:
+            accepted = {"message": "Stopping.", "instance": instance(inst.instance_id, "running")}
+            emu.add_fault(Fault("status", route="stop", status=200, body=accepted))
+        assert [record.route for record in emu.requests].count("stop") == 2
+        assert emu.existing == ()
+
+
+async def test_a_release_that_fails_in_time_is_left_to_the_reaper(world: World, journals: Path) -> None:
+    async with world(journal="auto") as (emu, client):
+        with pytest.raises(errors.TeardownError):
+            async with client.instance(MODEL, HARDWARE, teardown_timeout=30):
+                emu.add_fault(Fault("status", route="stop", status=500, times=None))
+        (entry,) = client._assembly.keeper.books.abandoned()
+        assert (entry.instance_id,) == emu.billing
+    ((_, book),) = books(journals)
+    assert [each.abandoned for each in book.entries.values()] == [True]
+
+
+async def test_the_release_of_what_was_acquired_is_promised_before_it_begins(
+    world: World, journals: Path
+) -> None:
+    async with world(journal="required") as (emu, client):
+        handle = await client.acquire(MODEL, HARDWARE)
+        assert next(iter(books(journals)))[1].entries == {}
+        promised: list[str | None] = []
+        exchange = emu.exchange
+
+        async def note(call: Any) -> Any:
+            if call.path.endswith("/instances/stop"):
+                for _, book in books(journals):
+                    promised.extend(each.instance_id for each in book.entries.values())
+            return await exchange(call)
+
+        emu.exchange = note  # type: ignore[method-assign]
+        await client.release(handle)
+        assert promised == [handle.instance_id]
+
+
+# --- batches ------------------------------------------------------------------------------------------------
+
+
+class Endpoint:
+    """Answers, or does not.
+
+    Args:
+        answers: Whether it does.
+    """
+
+    def __init__(self, *, answers: bool) -> None:
+        self._answers = answers
+
+    async def post(self, path: str, body: bytes) -> Reply:
+        await anyio.sleep(1.0 if self._answers else math.inf)
+        return Reply(200, b"{}")
+
+
+class Lines:
+    """Keeps the answers of a batch."""
+
+    is_full = False
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def put(self, line: Line) -> None:
+        self.ids.append(line.request.custom_id)
+
+
+async def test_what_is_under_way_when_an_instance_is_lost_is_asked_of_another(
+    tmp_path: Path, batch_without_threads: None
+) -> None:
+    source = tmp_path / "in.jsonl"
+    line = '{{"custom_id":"r{}","url":"/v1/chat/completions","body":{{}}}}\n'
+    source.write_text("".join(line.format(number) for number in range(7)))
+    reader = RequestReader("in.jsonl", MODEL, override_model=False)
+    work, lines = Work(source, reader, bytearray(1), source.stat()), Lines()
+
+    async def use(endpoint: Any) -> None:
+        sink: Any = lines
+        limit = FixedLimit(4)
+        await Crew(
+            instance_id="i", model=MODEL, sender=endpoint, work=work, sink=sink, limit=limit, max_retries=5
+        ).run()
+
+    await work.read()
+    with anyio.move_on_after(10):
+        await use(Endpoint(answers=False))
+    with anyio.fail_after(60):
+        await use(Endpoint(answers=True))
+    assert sorted(lines.ids) == [f"r{number}" for number in range(7)]
