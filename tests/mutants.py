@@ -74,14 +74,14 @@ MUTANTS = [
         "_journal.py",
         "            if durable:\n",
         "            if False:\n",
-        "test_survivors.py::test_what_must_survive_a_loss_of_power_is_on_the_disk_when_it_is_appended",
+        "test_recovery.py::test_what_must_survive_a_loss_of_power_is_on_the_disk_when_it_is_appended",
     ),
     Mutant(
         "waits for the disk with everything but a promise to start",
         "_books.py",
         '_LOST_BY_POWER = frozenset({"INTENT", ',
         "_LOST_BY_POWER = frozenset({",
-        "test_survivors.py::test_a_promise_waits_for_the_disk_and_the_end_of_one_does_not",
+        "test_recovery.py::test_a_promise_waits_for_the_disk_and_the_end_of_one_does_not",
     ),
     Mutant(
         "leaves half a line in its journal when the disk is full",
@@ -109,14 +109,14 @@ MUTANTS = [
         "_journal.py",
         "            os.fsync(fd)\n            draft.rename(path)",
         "            draft.rename(path)",
-        "test_survivors.py::test_a_new_journal_is_on_the_disk_before_it_has_its_name_and_then_so_is_the_name",
+        "test_recovery.py::test_a_new_journal_is_on_the_disk_before_it_has_its_name_and_then_so_is_the_name",
     ),
     Mutant(
         "does not sync the folder of its journal",
         "_journal.py",
         "os.fsync(directory)",
         "os.fstat(directory)",
-        "test_survivors.py::test_a_new_journal_is_on_the_disk_before_it_has_its_name_and_then_so_is_the_name",
+        "test_recovery.py::test_a_new_journal_is_on_the_disk_before_it_has_its_name_and_then_so_is_the_name",
     ),
     Mutant(
         "takes a journal that was replaced while it was opened",
@@ -190,7 +190,7 @@ MUTANTS = [
         "_keeper.py",
         'if self._guard == "required" and problem:',
         "if False:",
-        "test_survivors.py::test_where_a_reaper_is_required_nothing_is_started_without_one",
+        "test_recovery.py::test_where_a_reaper_is_required_nothing_is_started_without_one",
     ),
     # Its records
     Mutant(
@@ -233,14 +233,14 @@ MUTANTS = [
         "_records.py",
         "unused = [name for name in book.baselines if name not in used]",
         "unused = list(book.baselines)",
-        "test_survivors.py::test_a_baseline_is_kept_as_long_as_a_start_needs_it",
+        "test_recovery.py::test_a_baseline_is_kept_as_long_as_a_start_needs_it",
     ),
     Mutant(
         "forgets that a start got no answer when it rewrites its journal",
         "_records.py",
         "    if entry.unanswered:\n",
         "    if False:\n",
-        "test_survivors.py::test_a_snapshot_tells_that_a_start_got_no_answer",
+        "test_recovery.py::test_a_snapshot_tells_that_a_start_got_no_answer",
     ),
     # Whose instance it is
     Mutant(
@@ -304,7 +304,7 @@ MUTANTS = [
         "_adoption.py",
         "return None if model_id in self._flying else self._landed",
         "return self._landed",
-        "test_survivors.py::test_what_a_plain_start_has_made_is_not_taken_while_its_answer_is_on_its_way",
+        "test_recovery.py::test_what_a_plain_start_has_made_is_not_taken_while_its_answer_is_on_its_way",
     ),
     Mutant(
         "starts while it looks for the instance of an equal start",
@@ -315,7 +315,7 @@ MUTANTS = [
             "        await self._turns.enter(Urgency.CALL)\n"
             "        return\n"
         ),
-        "test_survivors.py::test_no_lease_starts_while_the_instance_of_an_equal_start_is_looked_for",
+        "test_recovery.py::test_no_lease_starts_while_the_instance_of_an_equal_start_is_looked_for",
     ),
     Mutant(
         "does not look for what a lost answer hid",
@@ -336,14 +336,14 @@ MUTANTS = [
         "_starts.py",
         "is_final=outcome is None or not is_rivalled",
         "is_final=True",
-        "test_survivors.py::test_what_another_process_is_starting_is_not_taken_while_its_answer_is_on_its_way",
+        "test_recovery.py::test_what_another_process_is_starting_is_not_taken_while_its_answer_is_on_its_way",
     ),
     Mutant(
         "takes an instance that the reaper of a dead process looks for",
         "_starts.py",
         "rivals = [*others.starting, *others.doomed]",
         "rivals = [*others.starting]",
-        "test_survivors.py::test_what_the_reaper_of_a_dead_process_looks_for_is_not_taken",
+        "test_recovery.py::test_what_the_reaper_of_a_dead_process_looks_for_is_not_taken",
     ),
     Mutant(
         "forgets at once that another process may be starting",
@@ -364,7 +364,7 @@ MUTANTS = [
         "_rivals.py",
         "others.ids.update(entry.candidates)",
         "pass",
-        "test_survivors.py::test_what_another_process_could_not_tell_apart_is_not_ours",
+        "test_recovery.py::test_what_another_process_could_not_tell_apart_is_not_ours",
     ),
     Mutant(
         "does not say that an instance cannot be told",
@@ -407,14 +407,14 @@ MUTANTS = [
         "_guard.py",
         "start_new_session=True,",
         "start_new_session=False,",
-        "test_survivors.py::test_a_reaper_has_a_session_of_its_own_and_no_secret_of_the_environment",
+        "test_recovery.py::test_a_reaper_has_a_session_of_its_own_and_no_secret_of_the_environment",
     ),
     Mutant(
         "has a reaper that ends an instance before its owner could",
         "_reaper.py",
         "GRACE = 5.0",
         "GRACE = 0.0",
-        "test_survivors.py::test_a_living_parent_has_some_seconds_after_the_time_is_up",
+        "test_recovery.py::test_a_living_parent_has_some_seconds_after_the_time_is_up",
     ),
     Mutant(
         "has a reaper that leaves expired instances to a blocked program",
@@ -428,7 +428,7 @@ MUTANTS = [
         "_reaper.py",
         "        self._begun.update(entry.key for entry in due)\n",
         "",
-        "test_survivors.py::test_a_reaper_that_is_at_work_on_an_instance_does_not_begin_with_it_again",
+        "test_recovery.py::test_a_reaper_that_is_at_work_on_an_instance_does_not_begin_with_it_again",
     ),
     Mutant(
         "has a reaper that does nothing when its parent dies",
@@ -449,7 +449,7 @@ MUTANTS = [
         "_reaper.py",
         '            self._report({"kind": "ORPHANED"})\n',
         "",
-        "test_survivors.py::test_a_reaper_says_in_the_journal_that_it_has_taken_over_and_what_it_has_done",
+        "test_recovery.py::test_a_reaper_says_in_the_journal_that_it_has_taken_over_and_what_it_has_done",
     ),
     Mutant(
         "has a reaper that answers what it did not understand",
@@ -463,28 +463,28 @@ MUTANTS = [
         "_reaper.py",
         "os.write(fd, encode([record]))",
         "pass",
-        "test_survivors.py::test_a_reaper_says_in_the_journal_that_it_has_taken_over_and_what_it_has_done",
+        "test_recovery.py::test_a_reaper_says_in_the_journal_that_it_has_taken_over_and_what_it_has_done",
     ),
     Mutant(
         "has a reaper that does not wait for a start under way",
         "_reaping.py",
         "visible_until=anyio.current_time() + _WINDOW",
         "visible_until=anyio.current_time()",
-        "test_survivors.py::test_the_reaper_looks_for_a_minute_for_what_a_start_under_way_may_make",
+        "test_recovery.py::test_the_reaper_looks_for_a_minute_for_what_a_start_under_way_may_make",
     ),
     Mutant(
         "hands its credentials to the reaper in the environment",
         "_guard.py",
         " if name in _ENVIRONMENT}",
         "}",
-        "test_survivors.py::test_a_reaper_has_a_session_of_its_own_and_no_secret_of_the_environment",
+        "test_recovery.py::test_a_reaper_has_a_session_of_its_own_and_no_secret_of_the_environment",
     ),
     Mutant(
         "goes on with a reaper that does not answer",
         "_guard.py",
         '        self.discard()\n        raise GuardError("the reaper did not answer")',
         "",
-        "test_survivors.py::test_a_reaper_that_does_not_answer_is_ended_and_not_relied_on",
+        "test_recovery.py::test_a_reaper_that_does_not_answer_is_ended_and_not_relied_on",
     ),
     Mutant(
         "keeps the pipe to the reaper open in a forked child",
@@ -505,42 +505,42 @@ MUTANTS = [
         "_keeper.py",
         "        if self._joined != self._books.generation:",
         "        if self._joined is None:",
-        "test_survivors.py::test_the_reaper_of_a_forked_child_is_told_its_credentials",
+        "test_recovery.py::test_the_reaper_of_a_forked_child_is_told_its_credentials",
     ),
     Mutant(
         "does not replace a reaper that died",
         "_books.py",
         "if self._users <= 0 or self._guard.is_up or not self.book.entries:",
         "if True:",
-        "test_survivors.py::test_a_reaper_that_takes_the_place_of_a_dead_one_is_told_everything_again",
+        "test_recovery.py::test_a_reaper_that_takes_the_place_of_a_dead_one_is_told_everything_again",
     ),
     Mutant(
         "does not tell a new reaper the credentials",
         "_books.py",
         "*self._where(), *self._armed.values(), *self.book.snapshot()",
         "*self._where(), *self.book.snapshot()",
-        "test_survivors.py::test_a_reaper_that_takes_the_place_of_a_dead_one_is_told_everything_again",
+        "test_recovery.py::test_a_reaper_that_takes_the_place_of_a_dead_one_is_told_everything_again",
     ),
     Mutant(
         "does not tell the reaper new credentials",
         "_keeper.py",
         "            self._arm()\n            # The old ones",
         "            # The old ones",
-        "test_survivors.py::test_the_reaper_is_told_new_credentials_at_once_and_nothing_shows_them",
+        "test_recovery.py::test_the_reaper_is_told_new_credentials_at_once_and_nothing_shows_them",
     ),
     Mutant(
         "does not tell the reaper what it promises",
         "_books.py",
         "messages = [*self._where(), *arms, *records]",
         "messages = [*self._where(), *arms]",
-        "test_survivors.py::test_the_reaper_knows_of_a_start_before_it_is_sent_and_of_its_instance_after_it",
+        "test_recovery.py::test_the_reaper_knows_of_a_start_before_it_is_sent_and_of_its_instance_after_it",
     ),
     Mutant(
         "shows the credentials that wait for the reaper",
         "_keeper.py",
         '"sealed": Secret(sealed)}',
         '"sealed": sealed}',
-        "test_survivors.py::test_a_reaper_that_takes_the_place_of_a_dead_one_is_told_everything_again",
+        "test_recovery.py::test_a_reaper_that_takes_the_place_of_a_dead_one_is_told_everything_again",
     ),
     # Release
     Mutant(
@@ -597,7 +597,7 @@ MUTANTS = [
         "_teardown.py",
         "                self.stop_refused = False\n                return Seen.LIVE",
         "                return Seen.STOPPING",
-        "test_survivors.py::test_a_stop_that_was_accepted_and_shows_no_effect_is_asked_for_again",
+        "test_lease.py::test_a_stop_that_was_accepted_and_shows_no_effect_is_asked_for_again",
     ),
     Mutant(
         "does not say that a release has failed",
@@ -685,7 +685,7 @@ MUTANTS = [
         "_release.py",
         "            self.keeper.abandoned(key)\n",
         "            pass\n",
-        "test_survivors.py::test_a_release_that_fails_in_time_is_left_to_the_reaper",
+        "test_lease.py::test_a_release_that_fails_in_time_is_left_to_the_reaper",
     ),
     Mutant(
         "never closes what it has promised",
@@ -755,7 +755,7 @@ MUTANTS = [
         "_acquired.py",
         "await shop.keeper.settle_anyhow()",
         "pass",
-        "test_survivors.py::test_the_release_of_what_was_acquired_is_promised_before_it_begins",
+        "test_acquire.py::test_the_release_of_what_was_acquired_is_promised_before_it_begins",
     ),
     # Ctrl-C
     Mutant(
@@ -799,21 +799,21 @@ MUTANTS = [
         "_retry.py",
         "return is_idempotent(method, path) or not may_have_worked(method, failure)",
         "return True",
-        "test_retry.py::TestTable::test_start_is_repeated_only_when_it_did_nothing",
+        "test_retry.py::TestTable::test_what_is_repeated",
     ),
     Mutant(
         "takes a start for a request that can be repeated",
         "_retry.py",
         '{"/oauth2/token", "/instances/restart",',
         '{"/oauth2/token", "/instances/start", "/instances/restart",',
-        "test_retry.py::TestTable::test_start_is_repeated_only_when_it_did_nothing",
+        "test_retry.py::TestTable::test_what_is_repeated",
     ),
     Mutant(
         "takes the time-out of a proxy for a refusal",
         "_retry.py",
         " or failure.status == 408\n",
         "\n",
-        "test_retry.py::TestTable::test_whether_it_may_have_worked",
+        "test_retry.py::TestTable::test_what_an_outcome_means",
     ),
     Mutant(
         "does not wait as long as it is asked to",
@@ -940,7 +940,7 @@ MUTANTS = [
         "_keeper.py",
         'return hashlib.sha256(f"{api_base_url}\\n{client_id}".encode()).hexdigest()[:16]',
         "return client_id",
-        "test_survivors.py::test_an_account_is_named_by_what_tells_nothing_of_it",
+        "test_recovery.py::test_an_account_is_named_by_what_tells_nothing_of_it",
     ),
     Mutant(
         "sends credentials over plain http",
@@ -1064,14 +1064,14 @@ MUTANTS = [
         "_waiting.py",
         "            has_reading = subscription.has_reading = False\n",
         "            pass\n",
-        "test_survivors.py::test_what_has_vanished_just_after_its_start_is_given_up_when_things_have_settled",
+        "test_lease.py::test_what_has_vanished_just_after_its_start_is_given_up_when_things_have_settled",
     ),
     Mutant(
         "believes bad news of what it has just started",
         "_waiting.py",
         "    if not settled:\n        return Verdict.WAIT\n",
         "",
-        "test_survivors.py::test_what_was_just_started_may_not_be_shown_yet",
+        "test_lease.py::test_what_was_just_started_may_not_be_shown_yet",
     ),
     # Sweep and owners
     Mutant(
@@ -1138,7 +1138,7 @@ MUTANTS = [
         "_finishing.py",
         "                claimed.add(instance_id)\n",
         "",
-        "test_survivors.py::test_what_is_released_for_one_start_of_the_dead_is_not_taken_for_that_of_another",
+        "test_recovery.py::test_what_is_released_for_one_start_of_the_dead_is_not_taken_for_that_of_another",
     ),
     Mutant(
         "closes a start of the dead before its instance can appear",
@@ -1251,7 +1251,7 @@ MUTANTS = [
         "_batch/_crew.py",
         "            self._work.give_back(request)\n            raise",
         "            raise",
-        "test_survivors.py::test_what_is_under_way_when_an_instance_is_lost_is_asked_of_another",
+        "test_batch_crew.py::test_what_is_under_way_when_an_instance_is_lost_is_asked_of_another",
     ),
     Mutant(
         "blames requests for an endpoint that is away",

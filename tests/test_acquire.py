@@ -218,3 +218,23 @@ async def test_attach_to_what_does_not_run_is_an_error(world: World) -> None:
         assert emu.existing == (stopped,)
         with pytest.raises(errors.InvalidArgumentError):
             client.attach("delete-all")
+
+
+async def test_the_release_of_what_was_acquired_is_promised_before_it_begins(
+    world: World, journals: Path
+) -> None:
+    async with world(journal="required") as (emu, client):
+        handle = await client.acquire(MODEL, HARDWARE)
+        assert next(iter(books(journals)))[1].entries == {}
+        promised: list[str | None] = []
+        exchange = emu.exchange
+
+        async def note(call: Any) -> Any:
+            if call.path.endswith("/instances/stop"):
+                for _, book in books(journals):
+                    promised.extend(each.instance_id for each in book.entries.values())
+            return await exchange(call)
+
+        emu.exchange = note  # type: ignore[method-assign]
+        await client.release(handle)
+        assert promised == [handle.instance_id]

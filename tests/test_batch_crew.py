@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter
 from pathlib import Path
@@ -329,3 +330,60 @@ async def test_whatever_happens_each_gets_its_own(tmp_path: Path, seed: int) -> 
         assert done.errors == []
     if len(done.errors) < len(endpoints):
         assert done.sink.failed == set(poison)
+
+
+class Still:
+    """An endpoint that answers, or does not.
+
+    Args:
+        answers: Whether it does.
+    """
+
+    def __init__(self, *, answers: bool) -> None:
+        self._answers = answers
+
+    async def post(self, path: str, body: bytes) -> Reply:
+        await anyio.sleep(1.0 if self._answers else math.inf)
+        return Reply(200, b"{}")
+
+
+class Lines:
+    """Keeps the answers of a batch."""
+
+    is_full = False
+
+    def __init__(self) -> None:
+        self.ids: list[str] = []
+
+    def put(self, line: Line) -> None:
+        self.ids.append(line.request.custom_id)
+
+
+async def test_what_is_under_way_when_an_instance_is_lost_is_asked_of_another(
+    tmp_path: Path, batch_without_threads: None
+) -> None:
+    source = tmp_path / "in.jsonl"
+    line = '{{"custom_id":"r{}","url":"/v1/chat/completions","body":{{}}}}\n'
+    source.write_text("".join(line.format(number) for number in range(7)))
+    reader = RequestReader("in.jsonl", "org/model", override_model=False)
+    work, lines = Work(source, reader, bytearray(1), source.stat()), Lines()
+
+    async def use(endpoint: Any) -> None:
+        sink: Any = lines
+        limit = FixedLimit(4)
+        await Crew(
+            instance_id="i",
+            model="org/model",
+            sender=endpoint,
+            work=work,
+            sink=sink,
+            limit=limit,
+            max_retries=5,
+        ).run()
+
+    await work.read()
+    with anyio.move_on_after(10):
+        await use(Still(answers=False))
+    with anyio.fail_after(60):
+        await use(Still(answers=True))
+    assert sorted(lines.ids) == [f"r{number}" for number in range(7)]

@@ -302,14 +302,6 @@ class TestReaper:
         assert told.said[-1] == {"deed": {"kind": "GONE", "entry": "e1"}}
         assert told.reaper.next_due() is None
 
-    def test_it_takes_over_what_its_parent_has_given_up_once(self, told: Told) -> None:
-        told.reaper.take({**created("e1"), "number": 1})
-        told.reaper.take({"kind": "ABANDONED", "entry": "e1", "number": 2})
-        told.reaper.keep_what_is_due()
-        told.reaper.keep_what_is_due()
-        self.join(told)
-        assert told.worked == ["e1"]
-
     def test_after_its_parents_death_it_keeps_everything_and_removes_the_journal(
         self, told: Told, tmp_path: Path
     ) -> None:

@@ -356,16 +356,6 @@ async def test_one_watch_in_two_tasks_is_refused_in_words(world: World) -> None:
             tasks.cancel_scope.cancel()
 
 
-async def test_old_news_is_not_believed_after_settling(world: World) -> None:
-    async with world(step_seconds=4.0) as (emu, client):
-        # The first looks find nothing, as a list that lags behind would; then the service is down for long.
-        emu.add_fault(Fault("status", route="get", status=400, times=1))
-        emu.add_fault(Fault("status", route="list", body={"instances": []}, status=200, times=1))
-        emu.add_fault(Fault("status", route="get", status=503, times=9))
-        async with client.instance(MODEL, HARDWARE) as inst:
-            assert inst.instance.is_usable
-
-
 async def test_leaving_twice_releases_once(world: World) -> None:
     async with world() as (emu, client):
         lease = client.instance(MODEL, HARDWARE)

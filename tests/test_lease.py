@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 from _grids import BACKENDS, grid
+from _scripted import instance
 from _world import HARDWARE, MODEL, World
 
-from cortecs_async import AsyncCortecs, Progress, RetryPolicy, TeardownError, errors
+from cortecs_async import AsyncCortecs, PollPolicy, Progress, RetryPolicy, TeardownError, errors
+from cortecs_async._journal import books
 from cortecs_async.emulator import Emulator, Fault
 
 
@@ -432,3 +435,62 @@ async def test_openai_kwargs(world: World, monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setenv("CORTECS_API_KEY", "from cortecs")
         assert inst.openai_kwargs()["api_key"] == "from cortecs"
         assert inst.openai_kwargs(api_key="given")["api_key"] == "given"
+
+
+EMPTY = Fault("status", route="list", status=200, body={"instances": []}, skip=1, times=4)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        (Fault("status", route="get", status=404, times=4), EMPTY),
+        # And then it is out of reach until well after bad news would be believed.
+        (Fault("status", route="get", status=404), EMPTY, Fault("status", route="get", status=503, times=9)),
+    ],
+    ids=["for a while", "at first"],
+)
+async def test_what_was_just_started_may_not_be_shown_yet(world: World, faults: tuple[Fault, ...]) -> None:
+    async with world(step_seconds=4.0) as (emu, client):
+        for fault in faults:
+            emu.add_fault(fault)
+        async with client.instance(MODEL, HARDWARE) as inst:
+            assert inst.instance.is_usable
+        assert len(emu.ledger) == 1
+
+
+async def test_what_has_vanished_just_after_its_start_is_given_up_when_things_have_settled(
+    world: World,
+) -> None:
+    async with world(step_seconds=10.0) as (emu, client):
+
+        async def meddle() -> None:
+            await anyio.sleep(1.0)
+            emu.delete_instance(emu.existing[0])
+
+        began = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(meddle)
+            with pytest.raises(errors.InstanceGoneError):
+                async with client.instance(MODEL, HARDWARE):
+                    pytest.fail("entered")
+        assert PollPolicy().settle <= anyio.current_time() - began < 20
+
+
+async def test_a_stop_that_was_accepted_and_shows_no_effect_is_asked_for_again(world: World) -> None:
+    async with world() as (emu, client):
+        async with client.instance(MODEL, HARDWARE) as inst:
+            accepted = {"message": "Stopping.", "instance": instance(inst.instance_id, "running")}
+            emu.add_fault(Fault("status", route="stop", status=200, body=accepted))
+        assert [record.route for record in emu.requests].count("stop") == 2
+        assert emu.existing == ()
+
+
+async def test_a_release_that_fails_in_time_is_left_to_the_reaper(world: World, journals: Path) -> None:
+    async with world(journal="auto") as (emu, client):
+        with pytest.raises(errors.TeardownError):
+            async with client.instance(MODEL, HARDWARE, teardown_timeout=30):
+                emu.add_fault(Fault("status", route="stop", status=500, times=None))
+        (entry,) = client._assembly.keeper.books.abandoned()
+        assert (entry.instance_id,) == emu.billing
+    ((_, book),) = books(journals)
+    assert [each.abandoned for each in book.entries.values()] == [True]

@@ -1,9 +1,8 @@
-"""What no other test of the default tier sees, as tests/mutants.py has shown: each kills a mutant or two."""
+"""Journal, reaper and claims in detail: each test is the one that notices a mutant of `mutants.py`."""
 
 from __future__ import annotations
 
 import io
-import math
 import os
 import stat
 import threading
@@ -13,28 +12,20 @@ from typing import Any
 
 import anyio
 import pytest
-from _scripted import instance
-from _world import HARDWARE, MODEL, World
+from _world import HARDWARE, MODEL, World, emulated_wall_clock
 
-from cortecs_async import PollPolicy, RetryPolicy, errors
-from cortecs_async._batch._crew import Crew
-from cortecs_async._batch._format import RequestReader
-from cortecs_async._batch._sender import Reply
-from cortecs_async._batch._sink import Line
-from cortecs_async._batch._work import Work
+from cortecs_async import RetryPolicy, errors
 from cortecs_async._books import Books
 from cortecs_async._config import Credentials
 from cortecs_async._errors import GuardError
 from cortecs_async._guard import Guard
 from cortecs_async._journal import JournalFile, books
 from cortecs_async._keeper import fingerprint
-from cortecs_async._limit import FixedLimit
 from cortecs_async._reaper import Reaper
 from cortecs_async._reaping import reap
 from cortecs_async._records import Book, Entry, Record, encode, fold
 from cortecs_async._rivals import claims_of_others
 from cortecs_async.emulator import Fault
-from cortecs_async.emulator._emulator import _EPOCH
 
 ACCOUNT = {"account": "a1", "api": "https://api.test", "at": 1000.0}
 ARGS = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}
@@ -147,7 +138,7 @@ def test_an_account_is_named_by_what_tells_nothing_of_it() -> None:
 
 def test_what_another_process_could_not_tell_apart_is_not_ours() -> None:
     theirs = book_of(BASELINE, INTENT, {"kind": "AMBIGUOUS", "entry": "e1", "candidates": ["i-7", "i-8"]})
-    assert claims_of_others("https://api.test", Book(), (), [theirs]).ids == {"i-7", "i-8"}
+    assert claims_of_others("https://api.test", Book(), (), [theirs], 1000.0).ids == {"i-7", "i-8"}
 
 
 async def test_what_the_reaper_of_a_dead_process_looks_for_is_not_taken(world: World, journals: Path) -> None:
@@ -174,7 +165,7 @@ async def test_what_another_process_is_starting_is_not_taken_while_its_answer_is
     world: World, journals: Path
 ) -> None:
     async with world(journal="auto") as (emu, client):
-        theirs = {**INTENT, "api": emu.api_base_url, "at": _EPOCH + anyio.current_time()}
+        theirs = {**INTENT, "api": emu.api_base_url, "at": emulated_wall_clock()}
         living = JournalFile.create(journals, [OWNER, BASELINE, theirs])
         emu.add_fault(Fault("drop", route="start", when="before"))
         foreign: list[str] = []
@@ -236,7 +227,7 @@ async def test_what_is_released_for_one_start_of_the_dead_is_not_taken_for_that_
 ) -> None:
     async with world(journal="auto", stop_seconds=10.0) as (emu, client):
         account = fingerprint(emu.api_base_url, emu.client_id)
-        common = {"account": account, "api": emu.api_base_url, "at": _EPOCH + anyio.current_time()}
+        common = {"account": account, "api": emu.api_base_url, "at": emulated_wall_clock()}
         starts = [{**INTENT, **common, "entry": key} for key in ("e1", "e2")]
         JournalFile.create(journals, [OWNER, BASELINE, *starts]).close()
         emu.start_instance(MODEL, HARDWARE)
@@ -479,12 +470,16 @@ def test_a_reaper_says_in_the_journal_that_it_has_taken_over_and_what_it_has_don
     assert [book.entries.keys() for _, book in books(tmp_path)] == [{"e2"}]
 
 
-def test_a_living_parent_has_some_seconds_after_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_living_parent_has_some_seconds_after_the_time_is_up() -> None:
     worked: list[str] = []
-    reaper = Reaper(lambda _: None, lambda _, entries, *__: worked.extend(each.key for each in entries))
+    now = 0.0
+
+    def work(_: Book, entries: Iterable[Entry], *__: Any) -> None:
+        worked.extend(entry.key for entry in entries)
+
+    reaper = Reaper(lambda _: None, work, lambda: now)
     reaper.take({**created("e1", expires_at=2000.0), "number": 1})
-    for moment, expected in ((2002.0, []), (2010.0, ["e1"])):
-        monkeypatch.setattr("cortecs_async._reaper.time.time", lambda moment=moment: moment)
+    for now, expected in ((2002.0, []), (2010.0, ["e1"])):  # noqa: B007  (the clock above)
         reaper.keep_what_is_due()
         for thread in reaper._threads:
             thread.join()
@@ -513,142 +508,3 @@ def test_the_reaper_looks_for_a_minute_for_what_a_start_under_way_may_make(
     reap(book, list(book.entries.values()), accounts, notes.append, None)
     assert notes == []
     assert [round(each) for each in windows] == [60]
-
-
-# --- waiting ------------------------------------------------------------------------------------------------
-
-
-EMPTY = Fault("status", route="list", status=200, body={"instances": []}, skip=1, times=4)
-
-
-@pytest.mark.parametrize(
-    "faults",
-    [
-        (Fault("status", route="get", status=404, times=4), EMPTY),
-        # And then it is out of reach until well after bad news would be believed.
-        (Fault("status", route="get", status=404), EMPTY, Fault("status", route="get", status=503, times=9)),
-    ],
-    ids=["for a while", "at first"],
-)
-async def test_what_was_just_started_may_not_be_shown_yet(world: World, faults: tuple[Fault, ...]) -> None:
-    async with world(step_seconds=4.0) as (emu, client):
-        for fault in faults:
-            emu.add_fault(fault)
-        async with client.instance(MODEL, HARDWARE) as inst:
-            assert inst.instance.is_usable
-        assert len(emu.ledger) == 1
-
-
-async def test_what_has_vanished_just_after_its_start_is_given_up_when_things_have_settled(
-    world: World,
-) -> None:
-    async with world(step_seconds=10.0) as (emu, client):
-
-        async def meddle() -> None:
-            await anyio.sleep(1.0)
-            emu.delete_instance(emu.existing[0])
-
-        began = anyio.current_time()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(meddle)
-            with pytest.raises(errors.InstanceGoneError):
-                async with client.instance(MODEL, HARDWARE):
-                    pytest.fail("entered")
-        assert PollPolicy().settle <= anyio.current_time() - began < 20
-
-
-# --- release ------------------------------------------------------------------------------------------------
-
-
-async def test_a_stop_that_was_accepted_and_shows_no_effect_is_asked_for_again(world: World) -> None:
-    async with world() as (emu, client):
-        async with client.instance(MODEL, HARDWARE) as inst:
-            accepted = {"message": "Stopping.", "instance": instance(inst.instance_id, "running")}
-            emu.add_fault(Fault("status", route="stop", status=200, body=accepted))
-        assert [record.route for record in emu.requests].count("stop") == 2
-        assert emu.existing == ()
-
-
-async def test_a_release_that_fails_in_time_is_left_to_the_reaper(world: World, journals: Path) -> None:
-    async with world(journal="auto") as (emu, client):
-        with pytest.raises(errors.TeardownError):
-            async with client.instance(MODEL, HARDWARE, teardown_timeout=30):
-                emu.add_fault(Fault("status", route="stop", status=500, times=None))
-        (entry,) = client._assembly.keeper.books.abandoned()
-        assert (entry.instance_id,) == emu.billing
-    ((_, book),) = books(journals)
-    assert [each.abandoned for each in book.entries.values()] == [True]
-
-
-async def test_the_release_of_what_was_acquired_is_promised_before_it_begins(
-    world: World, journals: Path
-) -> None:
-    async with world(journal="required") as (emu, client):
-        handle = await client.acquire(MODEL, HARDWARE)
-        assert next(iter(books(journals)))[1].entries == {}
-        promised: list[str | None] = []
-        exchange = emu.exchange
-
-        async def note(call: Any) -> Any:
-            if call.path.endswith("/instances/stop"):
-                for _, book in books(journals):
-                    promised.extend(each.instance_id for each in book.entries.values())
-            return await exchange(call)
-
-        emu.exchange = note  # type: ignore[method-assign]
-        await client.release(handle)
-        assert promised == [handle.instance_id]
-
-
-# --- batches ------------------------------------------------------------------------------------------------
-
-
-class Endpoint:
-    """Answers, or does not.
-
-    Args:
-        answers: Whether it does.
-    """
-
-    def __init__(self, *, answers: bool) -> None:
-        self._answers = answers
-
-    async def post(self, path: str, body: bytes) -> Reply:
-        await anyio.sleep(1.0 if self._answers else math.inf)
-        return Reply(200, b"{}")
-
-
-class Lines:
-    """Keeps the answers of a batch."""
-
-    is_full = False
-
-    def __init__(self) -> None:
-        self.ids: list[str] = []
-
-    def put(self, line: Line) -> None:
-        self.ids.append(line.request.custom_id)
-
-
-async def test_what_is_under_way_when_an_instance_is_lost_is_asked_of_another(
-    tmp_path: Path, batch_without_threads: None
-) -> None:
-    source = tmp_path / "in.jsonl"
-    line = '{{"custom_id":"r{}","url":"/v1/chat/completions","body":{{}}}}\n'
-    source.write_text("".join(line.format(number) for number in range(7)))
-    reader = RequestReader("in.jsonl", MODEL, override_model=False)
-    work, lines = Work(source, reader, bytearray(1), source.stat()), Lines()
-
-    async def use(endpoint: Any) -> None:
-        sink: Any = lines
-        limit = FixedLimit(4)
-        await Crew(
-            instance_id="i", model=MODEL, sender=endpoint, work=work, sink=sink, limit=limit, max_retries=5
-        ).run()
-
-    await work.read()
-    with anyio.move_on_after(10):
-        await use(Endpoint(answers=False))
-    with anyio.fail_after(60):
-        await use(Endpoint(answers=True))
-    assert sorted(lines.ids) == [f"r{number}" for number in range(7)]
