@@ -128,6 +128,8 @@ def proofs(session: nox.Session) -> None:
 def oracle(session: nox.Session) -> None:
     """The emulator as the vendor's client and schemathesis see it."""
     install(session, "test")
+    # Fails without them: the tests alone would be skipped.
+    show_versions(session, "cortecs-py", "schemathesis")
     run_pytest(session, "-m", "oracle and not nightly")
 
 
@@ -160,7 +162,7 @@ def nightly(session: nox.Session) -> None:
     run_pytest(session, "--check-tiers", processes=0)
     for name in ("coverage", "lowest", "mutants", "simulate", "bare", "web"):
         session.notify(name)
-    grids = {
+    grids: dict[str, Iterable[str]] = {
         "fleets": CLUSTERS,
         "frameworks": FRAMEWORKS,
         "orchestrators": ORCHESTRATORS,
