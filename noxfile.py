@@ -72,6 +72,7 @@ def started(candidate: Path, version: str) -> Path | None:
 MAIN = f"{sys.version_info.major}.{sys.version_info.minor}"
 INTERPRETERS = {**working_interpreters(), MAIN: Path(sys.executable)}
 PYTHONS = sorted(INTERPRETERS, key=numbers)
+OTHERS = [version for version in PYTHONS if version != MAIN]
 # nox looks interpreters up by name. At the end of PATH they take nothing else's place.
 os.environ["PATH"] = os.pathsep.join(
     [os.environ.get("PATH", ""), *(str(INTERPRETERS[v].parent) for v in PYTHONS)]
@@ -133,9 +134,11 @@ def oracle(session: nox.Session) -> None:
     run_pytest(session, "-m", "oracle and not nightly")
 
 
-@nox.session(python=[version for version in PYTHONS if version != MAIN])
+@nox.session(python=OTHERS or False)
 def matrix(session: nox.Session) -> None:
     """The default tier on the other interpreters of this machine."""
+    if not OTHERS:
+        session.skip("there is no other interpreter")
     install(session, "test-core")
     run_pytest(session)
 
