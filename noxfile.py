@@ -1,4 +1,4 @@
-"""The checks: `nox` runs tests, lint, typing and docs, `nox -s sockets` another one, and `nox -l` lists all.
+"""The checks: `nox` runs tests, lint, typing and docs, `nox -s sockets` runs another, and `nox -l` lists all.
 
 The package is installed as a user installs it, never editable: a file that the wheel lacks fails here.
 """
@@ -93,63 +93,63 @@ def show_versions(session: nox.Session, *packages: str) -> None:
     session.run("python", "-c", program, *packages)
 
 
-# Keeps the tree, the working directory, from being imported instead of what is installed.
+# Tests must import the installed package, not the working directory.
 ENV = {"PYTHONSAFEPATH": "1"}
 
 
-# All tests of the files that are named, whatever their tier.
+# Runs every test in the files that follow, whatever its tier.
 PYTEST = ("python", "-m", "pytest", "-m", "")
 
-# Tests on real sockets mostly wait.
+# More processes than cores, because tests on real sockets mostly wait.
 WAITING = 3 * (os.cpu_count() or 2)
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """The default tier: virtual time and a smoke test of each real thing, on the Python that runs nox."""
+    """Run the default tier: tests on virtual time, and smoke tests. Uses the Python that runs nox."""
     install(session, "test-core")
     run_pytest(session)
 
 
 @nox.session
 def sockets(session: nox.Session) -> None:
-    """The tests on real sockets, processes and signals."""
+    """Run the tests on real sockets, processes and signals."""
     install(session, "test-core")
     run_pytest(session, "-m", "sockets and not (proofs or oracle or nightly)", processes=WAITING)
 
 
 @nox.session
 def proofs(session: nox.Session) -> None:
-    """Programs killed at every step, cancelled at every await, and simulated by the thousand."""
+    """Kill programs at every step, cancel them at every await, and simulate a thousand random ones."""
     install(session, "test-core")
     run_pytest(session, "-m", "proofs and not nightly")
 
 
 @nox.session
 def oracle(session: nox.Session) -> None:
-    """The emulator as the vendor's client and schemathesis see it."""
+    """Test the emulator with the vendor's client and schemathesis."""
     install(session, "test")
-    # Fails without them: the tests alone would be skipped.
+    # Fail if one is missing. pytest would leave out these tests without an error.
     show_versions(session, "cortecs-py", "schemathesis")
     run_pytest(session, "-m", "oracle and not nightly")
 
 
 @nox.session(python=OTHERS or False)
 def matrix(session: nox.Session) -> None:
-    """The default tier on the other interpreters of this machine."""
+    """Run the default tier on the other supported Python versions of this machine."""
     if not OTHERS:
-        session.skip("there is no other interpreter")
+        session.skip("this machine has no other supported Python version")
     install(session, "test-core")
     run_pytest(session)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
-    """Branch coverage of all tiers, with its bound."""
+    """Measure the coverage of all tiers, and fail below the threshold."""
     install(session, "test")
     env = {**ENV, "COVERAGE_FILE": str(session.cache_dir.resolve() / "coverage")}
     session.run("coverage", "erase", env=env)
-    # coverage chooses sys.monitoring by itself where that can measure branches, from Python 3.14 on.
+    # From Python 3.14 on, where sys.monitoring can measure branches, coverage uses it by default.
     pytest = ("coverage", "run", "-m", "pytest", f"--numprocesses={WAITING}", "-m", "not nightly")
     session.run(*pytest, *session.posargs, env=env)
     session.run("coverage", "combine", "--quiet", env=env)
@@ -158,10 +158,10 @@ def coverage(session: nox.Session) -> None:
 
 @nox.session
 def nightly(session: nox.Session) -> None:
-    """What takes too long for every change: whole grids, the rules of the tiers, and all other sessions."""
+    """Run the rest of the grids, check the tiers, and run sessions that are too slow for every change."""
     install(session, "test")
     run_pytest(session, "-m", "nightly", processes=WAITING)
-    # One after the other: what a test costs is measured.
+    # One process, so that tests do not slow each other down: the check measures their processor time.
     run_pytest(session, "--check-tiers", processes=0)
     for name in ("coverage", "lowest", "mutants", "simulate", "bare", "web"):
         session.notify(name)
@@ -270,21 +270,21 @@ def simulate(session: nox.Session) -> None:
 
 @nox.session
 def mutants(session: nox.Session) -> None:
-    """Breaks the package in each of the ways that tests/mutants.py lists; the test named there must fail."""
+    """Apply each mutant in tests/mutants.py to the package, and check that its test fails."""
     install(session, "test-core")
     session.run("python", "tests/mutants.py", *session.posargs)
 
 
 def run_pytest(session: nox.Session, *arguments: str, processes: int | str = "auto") -> None:
-    """Runs pytest with these arguments and those of the command line.
+    """Run pytest with these arguments and those of the command line.
 
     Args:
-        session: Where.
-        *arguments: For pytest.
-        processes: How many test processes; one a core unless said otherwise. A path or an option on the
-            command line has pytest run in one process, where a debugger works.
+        session: The nox session.
+        *arguments: Passed to pytest.
+        processes: The number of test processes, by default one per core. If you pass arguments on the command
+            line, pytest runs in one process, so that a debugger works.
     """
-    # Tests last from a millisecond to half a minute: a process that has none left takes some of another's.
+    # The duration of tests varies widely. With `worksteal`, an idle process takes tests from a busy one.
     parallel = [] if session.posargs else [f"--numprocesses={processes}", "--dist=worksteal"]
     session.run("python", "-m", "pytest", *parallel, *arguments, *session.posargs, env=ENV)
 

@@ -41,10 +41,10 @@ class Endpoints:
 
 
 class Assembly:
-    """What one client is made of.
+    """The parts of one client.
 
     Attributes:
-        system: The machine that new clients run on; a test puts its own here.
+        system: The clock and the threads that new clients use. Tests replace it.
     """
 
     system: ClassVar[System] = System()

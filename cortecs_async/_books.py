@@ -37,7 +37,7 @@ class Books:
         directory: Where journals lie.
         journal: Whether to write one.
         guard: Whether to have a reaper.
-        wall_clock: Unix time in seconds.
+        wall_clock: Returns Unix time in seconds.
 
     Attributes:
         book: What is owed, as far as was committed.

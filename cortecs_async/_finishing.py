@@ -72,7 +72,7 @@ class Finisher:
         note: Told what is done, for people.
         patience: Seconds until one is given up.
         visible_until: Until when an instance of a start without an answer may still appear, on that clock.
-        wall_clock: Unix time in seconds.
+        wall_clock: Returns Unix time in seconds.
     """
 
     instances: Instances
@@ -211,7 +211,14 @@ class Finisher:
 
 
 def is_proven(instance: Instance, entry: Entry, others: Others, now: float) -> bool:
-    """Whether an instance that fits a start cannot well be somebody else's, at this Unix time in seconds."""
+    """Whether an instance that matches a start is almost certainly its own.
+
+    Args:
+        instance: The instance.
+        entry: The promise of the start.
+        others: What other promises claim.
+        now: The current Unix time in seconds.
+    """
     if any(start.fits(instance) for start in others.starting + others.unanswered):
         return False
     initialised = instance.instance_status.started_at

@@ -50,10 +50,10 @@ class Keeper:
         journal: Whether there must be a journal.
         guard: Whether there must be a reaper.
         directory: The state directory.
-        system: The machine that it runs on.
+        system: The clock and the threads to use.
 
     Attributes:
-        system: The same.
+        system: The clock and the threads in use.
     """
 
     def __init__(

@@ -73,7 +73,7 @@ class Reaper:
     Args:
         answer: Sends a message to the parent.
         work: Keeps promises; the real one needs the HTTP stack.
-        wall_clock: Unix time in seconds.
+        wall_clock: Returns Unix time in seconds.
     """
 
     def __init__(

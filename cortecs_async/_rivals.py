@@ -43,7 +43,7 @@ def claims_of_others(
         own_keys: Which of them are ours. Keys tell nothing in other books: processes of two containers can
             have the same.
         known: The other books.
-        now: Unix time in seconds.
+        now: The current Unix time in seconds.
     """
     others = Others()
     for book in (own, *known):

@@ -1,4 +1,4 @@
-"""What a client takes from its machine: the time of day, and threads for what blocks. Tests replace it."""
+"""The wall clock, and threads for blocking work. Tests replace both."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from ._detached import in_trio
 T = TypeVar("T")
 
 WallClock = Callable[[], float]
-"""Returns Unix time in seconds: what promises are dated by, so that the next process can read them."""
+"""Returns Unix time in seconds. Journals use it, because another process can compare it with its clock."""
 
-# Few: what they do is serialised anyway. Threads of our own, because the user's may all be busy; and not
-# anyio's on asyncio, which keep the task that first used them, and with it a lease that nobody leaves, alive.
+# A few threads are enough, because the journal serializes their work. The default executor will not do: the
+# user's work may keep all of its threads busy. Neither will anyio's threads on asyncio: they keep the task
+# that first used them alive, and with it a lease that is never exited.
 _executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cortecs-books")
 _limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("cortecs_async_books")
 
 
 class OffLoop(Protocol):
-    """Runs what blocks without blocking the event loop, and returns what it returns."""
+    """Run blocking work without blocking the event loop, and return its result."""
 
     async def __call__(self, work: Callable[[], T], /) -> T: ...
 
 
 async def off_loop(work: Callable[[], T], /) -> T:
-    """Runs what blocks in a thread; where there are no threads any more, as at the very end, here."""
+    """Run blocking work in a thread, or in this one if no thread can start, as at interpreter shutdown."""
     if not in_trio():
         try:
             future = asyncio.get_running_loop().run_in_executor(_executor, work)
@@ -54,11 +55,11 @@ async def off_loop(work: Callable[[], T], /) -> T:
 
 @frozen
 class System:
-    """The machine, as the journal's side of a client sees it.
+    """The clock and the threads that a client uses for its journal.
 
     Attributes:
-        wall_clock: Unix time in seconds.
-        off_loop: Runs what blocks.
+        wall_clock: Returns Unix time in seconds.
+        off_loop: Runs blocking work.
     """
 
     wall_clock: WallClock = time.time
@@ -66,7 +67,7 @@ class System:
 
 
 def _after_fork() -> None:
-    global _executor  # noqa: PLW0603  (its threads are not in the child)
+    global _executor  # noqa: PLW0603  (the child does not have its threads)
     _executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cortecs-books")
 
 

@@ -48,8 +48,8 @@ def follow(steps: list[Step], directory: Path, env: Mapping[str, str], sleep: Ca
     """Takes the steps of a section; the number of shown texts that were compared.
 
     A program's file is the last that is named before it. `# press Ctrl-C` behind a command does that once the
-    command has shown a line. `sleep` does what the command of that name does. What goes to standard error is
-    not compared, but for commands that show nothing else.
+    command has shown a line. `sleep` replaces the command of that name. Standard error is not compared,
+    except for commands that show nothing else.
     """
     compared, shown = 0, ""
     for step in steps:

@@ -1,8 +1,8 @@
-"""Grids of parameters: the default tier runs a part that finds almost as much, `nightly` runs the rest.
+"""Grids of parameters: the default tier runs a few rows, and `nightly` runs the rest.
 
-Most defects show with one value, or with two together (Kuhn, Wallace and Gallo, "Software fault interactions
-and implications for software testing", 2004). So the default tier has few rows, and each pair of values is in
-one of them.
+One value, or a pair of values, triggers most defects (Kuhn, Wallace and Gallo, "Software fault interactions
+and implications for software testing", 2004). The default tier therefore runs few rows, but enough to include
+each pair of values.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ BACKENDS = ("asyncio", "trio")
 
 
 def grid(*, strength: int = 2, **axes: Iterable[Any]) -> pytest.MarkDecorator:
-    """Parametrizes a test with a grid, and marks `nightly` what the rest of it covers.
+    """Parametrize a test with every combination of values, and mark those that add little `nightly`.
 
     Args:
-        strength: How many values are seen together: with 1 each value is in some row, with 2 each pair.
+        strength: With 1, each value is in a row that is not marked. With 2, each pair of values is.
         **axes: The values of each parameter. `anyio_backend=BACKENDS` makes the backend one of them, so that
-            the other values need not be tried on both.
+            the test does not run every row on both backends.
     """
     values = [list(axis) for axis in axes.values()]
     rows = list(itertools.product(*(range(len(axis)) for axis in values)))
@@ -44,12 +44,12 @@ def grid(*, strength: int = 2, **axes: Iterable[Any]) -> pytest.MarkDecorator:
 def alternating(
     names: str, rows: Iterable[Any], *, ids: Callable[[Any], object] = lambda value: None
 ) -> pytest.MarkDecorator:
-    """Parametrizes an async test whose backend does not matter: each row runs on one, in turn.
+    """Parametrize an async test whose backend does not matter: run each row on one backend, in turn.
 
     Args:
         names: The parameters, separated by commas.
-        rows: The value of each row, or a tuple of them when there is more than one name.
-        ids: What stands for a value in the name of the test, as pytest has it.
+        rows: The value of each row, or a tuple of values if there is more than one name.
+        ids: Returns the id of a value, as in `pytest.mark.parametrize`.
     """
     several = "," in names
     return pytest.mark.parametrize(
@@ -64,20 +64,20 @@ def alternating(
 
 
 on_one_backend = pytest.mark.parametrize("anyio_backend", BACKENDS[:1], indirect=True)
-"""For an async test whose backend does not matter."""
+"""Runs an async test whose backend does not matter on asyncio only."""
 
 
 def first(number: int, values: Iterable[Any]) -> list[Any]:
-    """The values for a parameter, of which those behind the first few are marked `nightly`."""
+    """Return the values, and mark all after the first `number` of them `nightly`."""
     every = list(values)
     return [*every[:number], *(pytest.param(value, marks=pytest.mark.nightly) for value in every[number:])]
 
 
 def covering(rows: Sequence[tuple[int, ...]], strength: int) -> set[tuple[int, ...]]:
-    """Few of the rows that together have every combination of `strength` values, chosen greedily.
+    """Choose few rows, greedily, that together contain every combination of `strength` values.
 
-    Of rows that bring as much, the one is taken whose values were seen least, alone and in pairs. So a short
-    axis, such as the backend, takes turns.
+    Among rows that add equally many combinations, choose the one whose values, and pairs of values, occur
+    least so far. This makes a short axis, such as the backend, alternate.
     """
 
     def combinations(row: tuple[int, ...], size: int = strength) -> set[tuple[tuple[int, int], ...]]:

@@ -1,4 +1,4 @@
-"""The pace of polls where time is real."""
+"""Short poll intervals for tests on real time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from cortecs_async import PollPolicy
 
 
 def poll_often(monkeypatch: pytest.MonkeyPatch, **seconds: float) -> None:
-    """Clients in this process that are told nothing else look every 20 ms instead of twice a second.
+    """Make clients in this process poll every 20 ms by default, instead of every 500 ms.
 
     Args:
-        monkeypatch: Takes it back.
-        **seconds: Other defaults of `PollPolicy`.
+        monkeypatch: Restores the defaults.
+        **seconds: More defaults of `PollPolicy` to replace.
     """
     defaults = PollPolicy.__init__.__kwdefaults__
     assert defaults is not None

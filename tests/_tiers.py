@@ -1,7 +1,8 @@
-"""Holds the default tier to what it promises: `pytest --check-tiers`, which `nox -s nightly` runs.
+"""Check the rules of the default tier: `pytest --check-tiers`, which `nox -s nightly` runs.
 
-A test of that tier opens no socket, starts no process, does not sleep, and takes at most two seconds. A test
-marked `smoke` may do the first three. A plugin checks this, not the tests, so that a busy machine fails none.
+A test of the default tier opens no socket, starts no process, does not sleep, and takes at most two seconds
+of processor time. A test marked `smoke` may do the first three. The check is off by default, so that a busy
+machine does not fail a test.
 """
 
 from __future__ import annotations
@@ -13,14 +14,15 @@ from collections.abc import Collection, Generator
 import pytest
 
 REAL = ("sockets", "smoke")
-"""Tests with one of these marks run on real time."""
+"""Tests with one of these marks may leave the process, and run on real time."""
 
 TIERS = ("sockets", "proofs", "oracle", "nightly")
-"""Marks of the other tiers."""
+"""A test with one of these marks is not in the default tier."""
 
 MOST_SECONDS = 2.0
 
-# The audit events of what reaches out of the process. The socket pair of an event loop raises none of them.
+# Audit events that a test of the default tier must not raise. The socket pair of an event loop raises none of
+# them.
 OUTSIDE = frozenset({
     "os.fork",
     "os.forkpty",
@@ -34,17 +36,17 @@ OUTSIDE = frozenset({
 
 
 def is_real(item: pytest.Item) -> bool:
-    """Whether a test needs the world outside its process."""
+    """Whether a test uses real sockets, processes or signals."""
     return any(item.get_closest_marker(name) for name in REAL)
 
 
 def complaint(marks: Collection[str], events: Collection[str], seconds: float) -> str | None:
-    """Why a test belongs to another tier; None when it does not.
+    """Explain why a test belongs to another tier; None if it does not.
 
     Args:
-        marks: The names of its marks.
-        events: The names of the audit events during the test and its fixtures.
-        seconds: The processor time of the test itself.
+        marks: The names of the test's marks.
+        events: The names of the audit events that the test and its fixtures raised.
+        seconds: The processor time of the test without its fixtures.
     """
     if not {*TIERS}.isdisjoint(marks):
         return None
@@ -57,7 +59,7 @@ def complaint(marks: Collection[str], events: Collection[str], seconds: float) -
 
 
 class TierCheck:
-    """Fails tests of the default tier that belong to another one."""
+    """A pytest plugin that fails a test of the default tier if it belongs to another tier."""
 
     def __init__(self) -> None:
         self._events: set[str] = set()
@@ -65,13 +67,13 @@ class TierCheck:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self) -> Generator[None]:
-        """Forgets what the tests before it have done."""
+        """Forget the events of earlier tests."""
         self._events.clear()
         yield
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
-        """Runs a test, and judges it."""
+        """Run the test, and fail it if it belongs to another tier."""
         began = time.process_time()
         yield
         seconds = time.process_time() - began

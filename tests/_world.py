@@ -1,4 +1,4 @@
-"""What most tests speak of: a model and its hardware, and a client of an emulator."""
+"""Names that most tests share: a model, its hardware, and a client of an emulator."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 HARDWARE = "NVIDIA_H100_1"
 
 World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]
-"""The fixture `world` of conftest.py."""
+"""The type of the `world` fixture in conftest.py."""
 
 
 def client_of(emulator: Emulator, **options: Any) -> AsyncCortecs:
-    """A client with an emulator's address and credentials."""
+    """Make a client with the address and credentials of an emulator."""
     return AsyncCortecs(
         **{
             "client_id": emulator.client_id,
@@ -33,11 +33,11 @@ def client_of(emulator: Emulator, **options: Any) -> AsyncCortecs:
 
 
 async def in_the_loop(work: Callable[[], Any], /) -> Any:
-    """File work on virtual time, whose clock a thread would not stop."""
+    """Run file work in the event loop, because virtual time does not wait for threads."""
     await anyio.lowlevel.checkpoint()
     return work()
 
 
 def emulated_wall_clock() -> float:
-    """Unix time as an emulator on virtual time has it."""
+    """Return the Unix time of an emulator on virtual time."""
     return _EPOCH + anyio.current_time()

@@ -53,7 +53,9 @@ _AMBIENT_NAMES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--check-tiers", action="store_true", help="fail tests of the default tier that belong to another"
+        "--check-tiers",
+        action="store_true",
+        help="fail tests of the default tier that belong to another tier",
     )
 
 
@@ -106,7 +108,7 @@ def _log_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """The backend of an async test and its options: virtual time unless it needs the world outside."""
+    """The backend of an async test and its options: virtual time unless marked `sockets` or `smoke`."""
     if is_real(request.node):
         return request.param, {}
     if request.param == "trio":
@@ -114,7 +116,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return request.param, {"loop_factory": VirtualTimeLoop}
 
 
-# They need other people's packages, which `nox -s oracle` installs.
+# These tests need third-party packages, which `nox -s oracle` installs.
 ORACLES = ["emulator/test_openapi.py", "emulator/test_vendor_client.py", "test_migrating.py"]
 collect_ignore = [] if find_spec("cortecs_py") and find_spec("schemathesis") else ORACLES
 
@@ -151,7 +153,7 @@ def world() -> Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCo
 
 @pytest.fixture
 def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """An emulator on a port of its own, with its address and credentials in the environment."""
+    """Serve an emulator on its own port, and put its address and credentials into the environment."""
     with serve_emulator(step_seconds=0.01) as emulator:
         for name, value in emulator.env().items():
             monkeypatch.setenv(name, value)
@@ -171,6 +173,6 @@ def batch_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def journals(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> Path:
-    """The directory of the journals, for clients whose machine has the emulator's clock and no threads."""
+    """The directory of the journals. Clients use the emulator's clock, and write journals without threads."""
     monkeypatch.setattr(Assembly, "system", System(emulated_wall_clock, off_loop=in_the_loop))
     return state_dir / "journal"

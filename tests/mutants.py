@@ -1,9 +1,10 @@
-"""Mutants: clients that do one thing wrong each, and for each the test that finds it out.
+"""Mutants: each makes one change to the package, and names a test that must fail with it.
 
-`python tests/mutants.py` applies them one by one, `python tests/mutants.py LEASE JOURNAL` those with such a
-word in the name. Each is a change of one file in a copy of the package, and the test that is named must fail
-with it. All of them are in the default tier or among the proofs: whoever thins out those two sees here
-whether they still hold what they held.
+`python tests/mutants.py` applies each mutant to a copy of the package and runs its test.
+`python tests/mutants.py LEASE JOURNAL` does so for the mutants with one of these words in their names.
+
+All of the tests are in `tests` or `proofs`. If you remove tests from these tiers, the mutants show whether
+the tiers still detect the same mistakes.
 """
 
 from __future__ import annotations
@@ -27,11 +28,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).parent.parent
 PACKAGE = "cortecs_async"
 
-# What may kill a mutant: the default tier and the proofs, those with sockets too.
+# The tiers whose tests may detect a mutant: the default tier and the proofs, including proofs that use
+# sockets.
 TIERS = "(proofs or not (sockets or oracle)) and not nightly"
 
-# Seconds for one test with a mutant, and for all of them without.
-PATIENCE, LONG_PATIENCE = 120.0, 900.0
+# Timeouts in seconds: for one test with a mutant, and for a worker's share of the tests without mutants.
+TIMEOUT, LONG_TIMEOUT = 120.0, 900.0
 
 # Exit codes of pytest: https://docs.pytest.org/en/stable/reference/exit-codes.html
 PASSED, FAILED = 0, 1
@@ -41,12 +43,12 @@ class Mutant(NamedTuple):
     """A client that does one thing wrong.
 
     Attributes:
-        name: What it does.
-        file: The file that is changed, below the package.
-        old: What stands there, once.
-        new: What stands there instead.
-        test: The test that fails then, below `tests`.
-        hangs: Whether the test may also come to no end.
+        name: Completes the sentence "a client that ...".
+        file: The file to change, relative to the package.
+        old: The text to replace, which occurs once.
+        new: The replacement.
+        test: The test that then fails, relative to `tests`.
+        hangs: Whether the test may time out instead.
     """
 
     name: str
@@ -57,10 +59,10 @@ class Mutant(NamedTuple):
     hangs: bool = False
 
     def applied(self, source: str) -> str:
-        """The text of the file with the mistake in it.
+        """Return the source with the text replaced.
 
         Raises:
-            ValueError: when the place is not there, or there more than once.
+            ValueError: if the text does not occur exactly once.
         """
         if source.count(self.old) != 1:
             raise ValueError(f"{self.file} has {self.old!r} {source.count(self.old)} times, not once")
@@ -70,28 +72,28 @@ class Mutant(NamedTuple):
 MUTANTS = [
     # The journal
     Mutant(
-        "does not wait until a promise is on the disk",
+        "does not sync its promises to disk",
         "_journal.py",
         "            if durable:\n",
         "            if False:\n",
-        "test_recovery.py::test_what_must_survive_a_loss_of_power_is_on_the_disk_when_it_is_appended",
+        "test_recovery.py::test_a_durable_record_is_synced_when_it_is_appended",
     ),
     Mutant(
-        "waits for the disk with everything but a promise to start",
+        "does not sync the promise of a start to disk",
         "_books.py",
         '_LOST_BY_POWER = frozenset({"INTENT", ',
         "_LOST_BY_POWER = frozenset({",
-        "test_recovery.py::test_a_promise_waits_for_the_disk_and_the_end_of_one_does_not",
+        "test_recovery.py::test_a_promise_is_durable_and_its_end_is_not",
     ),
     Mutant(
-        "leaves half a line in its journal when the disk is full",
+        "leaves a partial line in its journal when the disk is full",
         "_journal.py",
         "os.ftruncate(self._fd, size)",
         "os.fstat(self._fd)",
         "test_journal.py::TestFile::test_a_full_disk_leaves_no_half_line",
     ),
     Mutant(
-        "shares the lock of its journal with everybody",
+        "takes only a shared lock on its journal",
         "_journal.py",
         "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)",
@@ -105,49 +107,49 @@ MUTANTS = [
         "test_journal.py::TestFile::test_as_long_as_its_owner_lives_nobody_takes_it",
     ),
     Mutant(
-        "gives its journal the name before the content is on the disk",
+        "renames a new journal into place before it is synced",
         "_journal.py",
         "            os.fsync(fd)\n            draft.rename(path)",
         "            draft.rename(path)",
-        "test_recovery.py::test_a_new_journal_is_on_the_disk_before_it_has_its_name_and_then_so_is_the_name",
+        "test_recovery.py::test_a_new_journal_is_synced_before_it_is_renamed_and_its_directory_after",
     ),
     Mutant(
-        "does not sync the folder of its journal",
+        "does not sync the directory of its journal",
         "_journal.py",
         "os.fsync(directory)",
         "os.fstat(directory)",
-        "test_recovery.py::test_a_new_journal_is_on_the_disk_before_it_has_its_name_and_then_so_is_the_name",
+        "test_recovery.py::test_a_new_journal_is_synced_before_it_is_renamed_and_its_directory_after",
     ),
     Mutant(
-        "takes a journal that was replaced while it was opened",
+        "takes over a journal that was replaced while it was opened",
         "_journal.py",
         "    if _is_at(fd, path):\n        return JournalFile",
         "    if True:\n        return JournalFile",
         "test_journal.py::TestFile::test_what_was_replaced_while_it_was_opened_is_not_taken",
     ),
     Mutant(
-        "goes on with a journal that was deleted",
+        "keeps writing to a deleted journal",
         "_journal.py",
         "return os.fstat(self._fd).st_nlink > 0",
         "return True",
         "test_books.py::test_a_directory_that_was_cleared_is_written_anew",
     ),
     Mutant(
-        "lets everybody read its journal",
+        "makes its journal readable by other users",
         "_journal.py",
         "os.O_CREAT | os.O_TRUNC, 0o600)",
         "os.O_CREAT | os.O_TRUNC, 0o644)",
         "test_journal.py::TestFile::test_it_is_only_for_its_owner",
     ),
     Mutant(
-        "takes somebody who looks at a journal for its owner",
+        "mistakes a reader of a journal for its owner",
         "_journal.py",
         "for _ in range(_LOOKS):",
         "for _ in range(0):",
         "test_owners.py::TestLooks::test_who_takes_a_journal_waits_for_those_who_only_look",
     ),
     Mutant(
-        "starts before its promise is in the journal",
+        "sends a start before its promise is in the journal",
         "_keeper.py",
         "            await self.settle()\n        except BaseException:\n",
         (
@@ -158,91 +160,91 @@ MUTANTS = [
         "test_books.py::test_every_step_of_a_lease_is_in_the_journal_before_it_counts",
     ),
     Mutant(
-        "lets its journal grow without bound",
+        "does not compact its journal",
         "_books.py",
         "elif self._is_behind or self._journal.size > _SLACK + 4 * self._worth:",
         "elif self._is_behind:",
         "test_books.py::test_it_does_not_grow_without_bound",
     ),
     Mutant(
-        "leaves out of its journal what a full disk did not take",
+        "loses the records that did not fit on a full disk",
         "_books.py",
         "self._is_behind = True",
         "self._is_behind = False",
         "test_books.py::test_a_disk_that_was_full_for_a_while_is_caught_up_with",
     ),
     Mutant(
-        "removes its journal although something is owed",
+        "removes its journal while it still has promises",
         "_books.py",
         "            if self.book.entries:\n                if self._journal is not None:",
         "            if False:\n                if self._journal is not None:",
         "test_acquire.py::test_what_was_acquired_for_a_time_is_swept_after_it",
     ),
     Mutant(
-        "starts without the journal that is required",
+        "starts without a required journal",
         "_keeper.py",
         'if self._journal == "required" and problem:',
         "if False:",
         "test_books.py::test_without_a_disk_an_error_where_one_is_required",
     ),
     Mutant(
-        "starts without the reaper that is required",
+        "starts without a required reaper",
         "_keeper.py",
         'if self._guard == "required" and problem:',
         "if False:",
-        "test_recovery.py::test_where_a_reaper_is_required_nothing_is_started_without_one",
+        "test_recovery.py::test_nothing_starts_without_a_required_reaper",
     ),
-    # Its records
+    # Journal records
     Mutant(
-        "takes a torn line of a journal for a promise",
+        "reads a torn line of a journal as a record",
         "_records.py",
         'data.split(b"\\n")[:-1]',
         'data.split(b"\\n")',
         "test_journal.py::TestLines::test_a_torn_last_line_is_left_out_at_every_length",
     ),
     Mutant(
-        "reads no further than the first line that it cannot read",
+        "stops reading a journal at the first invalid line",
         "_records.py",
         "            continue\n        if isinstance(record, dict):",
         "            break\n        if isinstance(record, dict):",
         "test_journal.py::TestLines::test_lines_that_cannot_be_read_hide_no_others",
     ),
     Mutant(
-        "owes nothing for a start until it is answered",
+        "records no promise for a start until it is answered",
         "_records.py",
         '    entry.baseline = str(record["baseline"])\n    book.entries[entry.key] = entry',
         '    entry.baseline = str(record["baseline"])',
         "test_journal.py::TestBook::test_an_intent_is_owed_until_it_is_gone",
     ),
     Mutant(
-        "releases what was acquired before its time is up",
+        "releases an acquired instance before its deadline",
         "_records.py",
         "return expired if self.held else True",
         "return True",
         "test_journal.py::TestBook::test_what_is_handed_over_with_one_is_owed_from_then_on",
     ),
     Mutant(
-        "releases what cannot be told apart",
+        "releases the candidates of an ambiguous start",
         "_records.py",
         "        if self.candidates:\n            return False",
         "        if False:\n            return False",
         "test_journal.py::TestBook::test_nobody_touches_what_cannot_be_told_apart",
     ),
     Mutant(
-        "forgets the baselines of starts that are under way",
+        "forgets the baselines of pending starts",
         "_records.py",
         "unused = [name for name in book.baselines if name not in used]",
         "unused = list(book.baselines)",
         "test_recovery.py::test_a_baseline_is_kept_as_long_as_a_start_needs_it",
     ),
     Mutant(
-        "forgets that a start got no answer when it rewrites its journal",
+        "loses the mark of an unanswered start when it rewrites its journal",
         "_records.py",
         "    if entry.unanswered:\n",
         "    if False:\n",
-        "test_recovery.py::test_a_snapshot_tells_that_a_start_got_no_answer",
+        "test_recovery.py::test_a_snapshot_marks_an_unanswered_start",
     ),
-    # Whose instance it is
+    # Owners of instances
     Mutant(
         "starts without a baseline",
         "_starts.py",
@@ -251,63 +253,63 @@ MUTANTS = [
         "test_adoption.py::test_the_block_runs_as_if_nothing_had_happened",
     ),
     Mutant(
-        "starts with a baseline of long ago",
+        "starts with a stale baseline",
         "_starts.py",
         "_FRESH = 1.0",
         "_FRESH = 1000.0",
         "test_adoption.py::test_every_attempt_of_a_start_knows_what_exists_just_before_it",
     ),
     Mutant(
-        "takes an instance that was there before its start",
+        "adopts an instance that existed before its start",
         "_adoption.py",
         "return instance.instance_id not in self.baseline and fits(",
         "return fits(",
         "test_adoption.py::test_the_block_runs_as_if_nothing_had_happened",
     ),
     Mutant(
-        "takes one of several instances that may be its own",
+        "adopts one of several matching instances",
         "_adoption.py",
         "    return given if all(give(instance, set()) for instance in instances) else None",
         "    for instance in instances:\n        give(instance, set())\n    return given",
         "test_adoption.py::TestJudging::test_two_for_one_cannot_be_told_apart",
     ),
     Mutant(
-        "gives the first start that comes what another needs",
+        "matches instances to starts first come, first served",
         "_adoption.py",
         "if start not in given or give(given[start], tried):",
         "if start not in given:",
         "test_adoption.py::TestJudging::test_who_could_have_two_takes_the_one_that_the_other_cannot",
     ),
     Mutant(
-        "takes what another process has started",
+        "adopts an instance that another process has started",
         "_adoption.py",
         "            and each.instance_id not in others\n",
         "",
         "test_adoption.py::test_a_lost_start_does_not_take_what_another_process_starts_meanwhile",
     ),
     Mutant(
-        "takes what another lease of its own has started",
+        "adopts an instance that another of its leases has started",
         "_adoption.py",
         "if each.instance_id not in self.ids\n            and",
         "if",
         "test_adoption.py::test_some_lost_before_and_some_after",
     ),
     Mutant(
-        "takes an instance with other hardware for its own",
+        "adopts an instance with other hardware",
         "_matching.py",
         "        and _same(actual.hardware_type_id, sent.hardware_type_id)\n",
         "",
         "test_adoption.py::TestJudging::test_what_was_left_out_fits_anything",
     ),
     Mutant(
-        "judges while another start of its own is under way",
+        "adopts an instance while another of its starts is pending",
         "_adoption.py",
         "return None if model_id in self._flying else self._landed",
         "return self._landed",
-        "test_recovery.py::test_what_a_plain_start_has_made_is_not_taken_while_its_answer_is_on_its_way",
+        "test_recovery.py::test_the_instance_of_a_pending_plain_start_is_not_adopted",
     ),
     Mutant(
-        "starts while it looks for the instance of an equal start",
+        "starts while an equal start is unresolved",
         "_starts.py",
         "    async def _enter(self, model_id: str) -> None:\n",
         (
@@ -315,80 +317,80 @@ MUTANTS = [
             "        await self._turns.enter(Urgency.CALL)\n"
             "        return\n"
         ),
-        "test_recovery.py::test_no_lease_starts_while_the_instance_of_an_equal_start_is_looked_for",
+        "test_recovery.py::test_no_lease_starts_while_an_equal_start_is_unresolved",
     ),
     Mutant(
-        "does not look for what a lost answer hid",
+        "does not look for the instance of an unanswered start",
         "_starts.py",
         "if start.state is not State.UNKNOWN:",
         "if True:",
         "test_adoption.py::test_the_block_runs_as_if_nothing_had_happened",
     ),
     Mutant(
-        "takes a lost start at once for one that did nothing",
+        "assumes at once that an unanswered start had no effect",
         "_starts.py",
         "is_over = listing.began >= start.visible_until + (0.0 if verdict.is_final else _RIVALRY)",
         "is_over = True",
         "test_adoption.py::test_the_block_runs_as_if_nothing_had_happened",
     ),
     Mutant(
-        "takes an instance that another process may just be starting",
+        "adopts an instance that another process may be starting",
         "_starts.py",
         "is_final=outcome is None or not is_rivalled",
         "is_final=True",
-        "test_recovery.py::test_what_another_process_is_starting_is_not_taken_while_its_answer_is_on_its_way",
+        "test_recovery.py::test_an_instance_that_another_process_is_starting_is_not_adopted",
     ),
     Mutant(
-        "takes an instance that the reaper of a dead process looks for",
+        "adopts an instance that a reaper is looking for",
         "_starts.py",
         "rivals = [*others.starting, *others.doomed]",
         "rivals = [*others.starting]",
-        "test_recovery.py::test_what_the_reaper_of_a_dead_process_looks_for_is_not_taken",
+        "test_recovery.py::test_an_instance_that_a_reaper_looks_for_is_not_adopted",
     ),
     Mutant(
-        "forgets at once that another process may be starting",
+        "ignores the pending starts of other processes",
         "_rivals.py",
         "_FLIGHT = 600.0",
         "_FLIGHT = 0.0",
         "test_adoption.py::test_two_processes_that_lose_equal_starts_at_once_share_what_they_find",
     ),
     Mutant(
-        "does not see the instances of other processes",
+        "ignores the instances of other processes",
         "_rivals.py",
         "others.ids.add(entry.instance_id)",
         "pass",
         "test_adoption.py::test_another_client_id_of_the_same_account_counts_as_well",
     ),
     Mutant(
-        "takes what another process could not tell apart",
+        "adopts an ambiguous candidate of another process",
         "_rivals.py",
         "others.ids.update(entry.candidates)",
         "pass",
-        "test_recovery.py::test_what_another_process_could_not_tell_apart_is_not_ours",
+        "test_recovery.py::test_ambiguous_candidates_of_another_process_count_as_claimed",
     ),
     Mutant(
-        "does not say that an instance cannot be told",
+        "does not raise AmbiguousStartError",
         "_starts.py",
         '        raise AmbiguousStartError(\n            f"a start of',
         '        AmbiguousStartError(\n            f"a start of',
         "test_adoption.py::test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_touched",
     ),
     Mutant(
-        "releases a lease without looking for the instance of its start",
+        "releases a lease without resolving its start",
         "_release.py",
         "await self.starter.resolve(start, eager=True)",
         "pass",
         "test_adoption.py::test_cancelled_while_it_is_looked_for_it_is_found_and_released",
     ),
     Mutant(
-        "takes what it releases up again",
+        "reuses an instance that it is releasing",
         "_instances.py",
         " and each.instance_id not in self.releasing",
         "",
         "test_hardening.py::test_reuse_does_not_take_what_is_being_released",
     ),
     Mutant(
-        "starts two instances where two want the same one",
+        "starts an instance for each of two concurrent ensure calls",
         "_instances.py",
         "        async with self.ensuring:\n",
         "        if True:\n",
@@ -396,39 +398,39 @@ MUTANTS = [
     ),
     # The reaper
     Mutant(
-        "has a reaper that Ctrl-C and the end of the terminal end",
+        "has a reaper that dies on Ctrl-C or when the terminal closes",
         "_reaper.py",
         "signal.signal(number, signal.SIG_IGN)",
         "signal.signal(number, signal.SIG_DFL)",
         "test_crash.py::test_the_reaper_survives_ctrl_c_and_the_end_of_the_terminal",
     ),
     Mutant(
-        "has a reaper in the session of its program",
+        "runs the reaper in the session of the program",
         "_guard.py",
         "start_new_session=True,",
         "start_new_session=False,",
-        "test_recovery.py::test_a_reaper_has_a_session_of_its_own_and_no_secret_of_the_environment",
+        "test_recovery.py::test_a_reaper_has_its_own_session_and_no_secrets_in_its_environment",
     ),
     Mutant(
-        "has a reaper that ends an instance before its owner could",
+        "has a reaper without a grace period",
         "_reaper.py",
         "GRACE = 5.0",
         "GRACE = 0.0",
-        "test_recovery.py::test_a_living_parent_has_some_seconds_after_the_time_is_up",
+        "test_recovery.py::test_a_living_parent_has_a_grace_period_after_the_deadline",
     ),
     Mutant(
-        "has a reaper that leaves expired instances to a blocked program",
+        "has a reaper that does not release the expired instances of a blocked program",
         "_reaper.py",
         "        if not due:\n            return\n",
         "        if True:\n            return\n",
         "test_books.py::TestReaper::test_it_ends_what_is_past_its_time_though_its_parent_lives",
     ),
     Mutant(
-        "has a reaper that ends the same instance twice",
+        "has a reaper that releases the same instance twice",
         "_reaper.py",
         "        self._begun.update(entry.key for entry in due)\n",
         "",
-        "test_recovery.py::test_a_reaper_that_is_at_work_on_an_instance_does_not_begin_with_it_again",
+        "test_recovery.py::test_a_reaper_does_not_begin_twice_with_the_same_instance",
     ),
     Mutant(
         "has a reaper that does nothing when its parent dies",
@@ -438,53 +440,53 @@ MUTANTS = [
         "test_books.py::TestReaper::test_after_its_parents_death_it_keeps_everything_and_removes_the_journal",
     ),
     Mutant(
-        "has a reaper that removes the journal although something is owed",
+        "has a reaper that removes a journal with promises in it",
         "_reaper.py",
         "            if self.book.entries:\n                taken.close()",
         "            if False:\n                taken.close()",
         "test_books.py::TestReaper::test_what_it_cannot_keep_stays_in_the_journal",
     ),
     Mutant(
-        "has a reaper that does not say that the owner is dead",
+        "has a reaper that does not record the death of its parent",
         "_reaper.py",
         '            self._report({"kind": "ORPHANED"})\n',
         "",
-        "test_recovery.py::test_a_reaper_says_in_the_journal_that_it_has_taken_over_and_what_it_has_done",
+        "test_recovery.py::test_a_reaper_records_its_takeover_and_its_releases_in_the_journal",
     ),
     Mutant(
-        "has a reaper that answers what it did not understand",
+        "has a reaper that acknowledges messages it did not understand",
         "_reaper.py",
         "                if not self.book.apply(message):\n                    return",
         "                self.book.apply(message)",
         "test_books.py::TestReaper::test_it_answers_only_what_it_understood",
     ),
     Mutant(
-        "has a reaper that writes nothing of what it did",
+        "has a reaper that does not record its releases",
         "_reaper.py",
         "os.write(fd, encode([record]))",
         "pass",
-        "test_recovery.py::test_a_reaper_says_in_the_journal_that_it_has_taken_over_and_what_it_has_done",
+        "test_recovery.py::test_a_reaper_records_its_takeover_and_its_releases_in_the_journal",
     ),
     Mutant(
-        "has a reaper that does not wait for a start under way",
+        "has a reaper that does not wait for the instance of a pending start",
         "_reaping.py",
         "visible_until=anyio.current_time() + _WINDOW",
         "visible_until=anyio.current_time()",
-        "test_recovery.py::test_the_reaper_looks_for_a_minute_for_what_a_start_under_way_may_make",
+        "test_recovery.py::test_the_reaper_looks_for_the_instance_of_an_unresolved_start_for_a_minute",
     ),
     Mutant(
-        "hands its credentials to the reaper in the environment",
+        "passes its whole environment to the reaper",
         "_guard.py",
         " if name in _ENVIRONMENT}",
         "}",
-        "test_recovery.py::test_a_reaper_has_a_session_of_its_own_and_no_secret_of_the_environment",
+        "test_recovery.py::test_a_reaper_has_its_own_session_and_no_secrets_in_its_environment",
     ),
     Mutant(
-        "goes on with a reaper that does not answer",
+        "relies on a reaper that does not answer",
         "_guard.py",
         '        self.discard()\n        raise GuardError("the reaper did not answer")',
         "",
-        "test_recovery.py::test_a_reaper_that_does_not_answer_is_ended_and_not_relied_on",
+        "test_recovery.py::test_a_reaper_that_does_not_answer_is_killed",
     ),
     Mutant(
         "keeps the pipe to the reaper open in a forked child",
@@ -494,169 +496,169 @@ MUTANTS = [
         "test_crash.py::test_children_that_live_on_do_not_hide_the_death_of_their_parent",
     ),
     Mutant(
-        "lets a forked child owe what its parent owes",
+        "lets a forked child inherit the promises of its parent",
         "_books.py",
         'if hasattr(os, "register_at_fork"):\n    os.register_at_fork(',
         'if hasattr(os, "register_at_fork"):\n    dict(',
         "test_crash.py::test_children_that_live_on_do_not_hide_the_death_of_their_parent",
     ),
     Mutant(
-        "does not join the books again in a forked child",
+        "does not send its credentials again in a forked child",
         "_keeper.py",
         "        if self._joined != self._books.generation:",
         "        if self._joined is None:",
         "test_recovery.py::test_the_reaper_of_a_forked_child_is_told_its_credentials",
     ),
     Mutant(
-        "does not replace a reaper that died",
+        "does not replace a dead reaper",
         "_books.py",
         "if self._users <= 0 or self._guard.is_up or not self.book.entries:",
         "if True:",
-        "test_recovery.py::test_a_reaper_that_takes_the_place_of_a_dead_one_is_told_everything_again",
+        "test_recovery.py::test_a_replacement_reaper_is_told_everything_again",
     ),
     Mutant(
-        "does not tell a new reaper the credentials",
+        "does not send the credentials to a replacement reaper",
         "_books.py",
         "*self._where(), *self._armed.values(), *self.book.snapshot()",
         "*self._where(), *self.book.snapshot()",
-        "test_recovery.py::test_a_reaper_that_takes_the_place_of_a_dead_one_is_told_everything_again",
+        "test_recovery.py::test_a_replacement_reaper_is_told_everything_again",
     ),
     Mutant(
-        "does not tell the reaper new credentials",
+        "does not send new credentials to the reaper",
         "_keeper.py",
         "            self._arm()\n            # The old ones",
         "            # The old ones",
-        "test_recovery.py::test_the_reaper_is_told_new_credentials_at_once_and_nothing_shows_them",
+        "test_recovery.py::test_the_reaper_is_told_new_credentials_at_once_and_no_repr_shows_them",
     ),
     Mutant(
-        "does not tell the reaper what it promises",
+        "does not send its promises to the reaper",
         "_books.py",
         "messages = [*self._where(), *arms, *records]",
         "messages = [*self._where(), *arms]",
-        "test_recovery.py::test_the_reaper_knows_of_a_start_before_it_is_sent_and_of_its_instance_after_it",
+        "test_recovery.py::test_the_reaper_is_told_of_a_start_before_it_is_sent_and_of_its_instance_after",
     ),
     Mutant(
-        "shows the credentials that wait for the reaper",
+        "shows credentials in the repr of messages to the reaper",
         "_keeper.py",
         '"sealed": Secret(sealed)}',
         '"sealed": sealed}',
-        "test_recovery.py::test_a_reaper_that_takes_the_place_of_a_dead_one_is_told_everything_again",
+        "test_recovery.py::test_a_replacement_reaper_is_told_everything_again",
     ),
     # Release
     Mutant(
-        "does not verify that an instance is gone after its delete",
+        "does not confirm that an instance is deleted",
         "_teardown.py",
         "return Seen.DELETED",
         "return Seen.GONE",
         "test_lease.py::test_the_clean_path_sends_no_more_than_it_must",
     ),
     Mutant(
-        "deletes without a stop",
+        "deletes an instance without stopping it",
         "_teardown.py",
         "            return Deed.STOP\n",
         "            return Deed.DELETE\n",
         "test_lease.py::test_the_main_job",
     ),
     Mutant(
-        "believes the answer to a stop",
+        "trusts the answer to a stop without a status check",
         "_teardown.py",
         "settled = self.goal is Goal.GONE and _is_at_rest(answer)",
         "settled = _is_at_rest(answer)",
         "test_hardening.py::test_a_stop_on_exit_is_read_back",
     ),
     Mutant(
-        "takes a refused stop for a release",
+        "treats a refused stop as a release",
         "_teardown.py",
         "                    self.stop_refused = deed is Deed.STOP\n",
         "                    return\n                    self.stop_refused = deed is Deed.STOP\n",
         "test_lease.py::test_teardown_gets_through_faults",
     ),
     Mutant(
-        "gives a release up at the first trouble",
+        "gives up a release at the first error",
         "_teardown.py",
         "                    await self._recover(deed, error)\n",
         "                    raise\n",
         "test_lease.py::test_teardown_gets_through_a_slow_service",
     ),
     Mutant(
-        "takes an instance that cannot be read yet for gone",
+        "treats a new instance that is not readable yet as deleted",
         "_teardown.py",
         "if unseen and anyio.current_time() < self.settled_at:",
         "if False:",
         "test_hardening.py::test_an_instance_that_cannot_be_read_yet_is_released_all_the_same",
     ),
     Mutant(
-        "waits for a Retry-After until the time of its release is up",
+        "spends the whole release timeout on one Retry-After",
         "_teardown.py",
         "(self.deadline - anyio.current_time()) / 3)",
         "self.deadline - anyio.current_time())",
         "test_hardening.py::test_a_long_retry_after_does_not_use_up_the_release",
     ),
     Mutant(
-        "asks only once for a stop that shows no effect",
+        "does not repeat a stop that has no effect",
         "_teardown.py",
         "                self.stop_refused = False\n                return Seen.LIVE",
         "                return Seen.STOPPING",
-        "test_lease.py::test_a_stop_that_was_accepted_and_shows_no_effect_is_asked_for_again",
+        "test_lease.py::test_an_accepted_stop_without_effect_is_sent_again",
     ),
     Mutant(
-        "does not say that a release has failed",
+        "does not raise TeardownError",
         "_teardown.py",
         "        raise TeardownError(\n",
         "        TeardownError(\n",
         "test_lease.py::test_a_teardown_that_cannot_succeed_says_what_may_still_be_billed",
     ),
     Mutant(
-        "takes an instance that the service calls deleted for alive",
+        "treats an instance with the status deleted as existing",
         "_teardown.py",
         'if instance is None or instance.status.lower() == "deleted":',
         "if instance is None:",
         "test_hardening.py::test_deleted_is_as_good_as_gone",
     ),
     Mutant(
-        "lets its release be cancelled on asyncio",
+        "lets a cancellation interrupt its release on asyncio",
         "_detached.py",
         "return await _on_asyncio(work, resume=resume)",
         "return Ended(value=await work())",
         "test_cancellation.py::test_a_cancellation_during_the_release_still_reaches_the_caller",
     ),
     Mutant(
-        "lets its release be cancelled on trio",
+        "lets a cancellation interrupt its release on trio",
         "_detached.py",
         "return await _on_trio(work, resume=resume)",
         "return Ended(value=await work())",
         "test_cancellation.py::test_a_cancellation_during_the_release_still_reaches_the_caller",
     ),
     Mutant(
-        "waits for its release only until the next cancellation",
+        "stops waiting for its release when it is cancelled",
         "_detached.py",
         "                    interruption = cancelled\n",
         "                    raise\n",
         "test_cancellation.py::TestByTheMeansOfAsyncio::test_a_task_cancelled_during_the_release_counts_as_cancelled",
     ),
     Mutant(
-        "lets a release end that is cancelled before its first step",
+        "drops a release that is cancelled before its first step",
         "_detached.py",
         "        if not task.cancelled():\n            break\n",
         "        break\n",
         "test_every_await.py::test_when_asyncio_run_ends_at_any_turn_of_the_loop_nothing_is_left",
     ),
     Mutant(
-        "swallows a cancellation that came during its release",
+        "swallows a cancellation during its release",
         "_lease.py",
         "failure, interruption = ended.error or release.failure, ended.interruption",
         "failure, interruption = ended.error or release.failure, None",
         "test_cancellation.py::TestByTheMeansOfAsyncio::test_a_task_cancelled_during_the_release_counts_as_cancelled",
     ),
     Mutant(
-        "replaces the exception of a block by that of its release",
+        "replaces the exception of a block with that of its release",
         "_lease.py",
         "        if cause is None:\n            if cause := interruption or failure:",
         "        if cause is None or failure:\n            if cause := interruption or failure:",
         "test_lease.py::test_a_failed_teardown_does_not_hide_the_bodys_exception",
     ),
     Mutant(
-        "keeps what failed before its block began",
+        "applies on_exit to a lease that fails before its block begins",
         "_lease.py",
         (
             "            # Nobody has seen it, so nobody could stop what `on_exit` would spare.\n"
@@ -667,14 +669,14 @@ MUTANTS = [
         "test_hardening.py::test_what_fails_before_the_block_is_deleted_whatever_on_exit_says",
     ),
     Mutant(
-        "keeps an instance past its time limit",
+        "keeps an expired instance if on_exit is keep",
         "_lease.py",
         'if on_exit == "keep" and isinstance(outcome, LeaseExpiredError):',
         "if False:",
         "test_budget.py::test_an_expired_instance_is_not_billed_whatever_on_exit_says",
     ),
     Mutant(
-        "forgets a lease that nobody left",
+        "forgets a lease that is never exited",
         "_lease.py",
         "in {_Phase.STARTING, _Phase.RUNNING}:",
         "in set():",
@@ -685,59 +687,59 @@ MUTANTS = [
         "_release.py",
         "            self.keeper.abandoned(key)\n",
         "            pass\n",
-        "test_lease.py::test_a_release_that_fails_in_time_is_left_to_the_reaper",
+        "test_lease.py::test_a_release_that_times_out_is_left_to_the_reaper",
     ),
     Mutant(
-        "never closes what it has promised",
+        "never records a promise as kept",
         "_release.py",
         "                self.keeper.done(key)\n",
         "                pass\n",
         "test_books.py::test_every_step_of_a_lease_is_in_the_journal_before_it_counts",
     ),
     Mutant(
-        "closes its connections before its leases have released",
+        "closes its connections before its leases are released",
         "_http.py",
         "if self._closed and not self._holders:",
         "if self._closed:",
         "test_lease.py::test_a_client_closed_too_early_still_lets_leases_release",
     ),
     Mutant(
-        "releases an instance that it only found",
+        "releases a running instance that it reuses",
         "_release.py",
         "        case Origin.FOUND:\n            return None",
         "        case Origin.FOUND:\n            return Goal.GONE",
         "test_lease.py::test_reuse_leaves_a_running_instance_running",
     ),
     Mutant(
-        "deletes an instance that it has restarted",
+        "deletes an instance that it restarted",
         "_release.py",
         'return None if on_exit == "keep" else Goal.STOPPED',
         'return None if on_exit == "keep" else Goal.GONE',
         "test_lease.py::test_reuse_stops_again_what_it_restarted",
     ),
     Mutant(
-        "lets an instance outlive its max_lifetime",
+        "does not enforce max_lifetime",
         "_watchdog.py",
         "with anyio.CancelScope(deadline=self.expires_at) as time:",
         "with anyio.CancelScope() as time:",
         "test_budget.py::test_the_block_ends_when_its_lifetime_is_up",
     ),
     Mutant(
-        "spends the reserve of a budget",
+        "leaves no reserve in a budget",
         "_budget.py",
         "return affordable * interval - _RESERVE",
         "return affordable * interval",
         "test_budget.py::TestArithmetic::test_a_budget_lasts_as_long_as_its_intervals_but_for_a_reserve",
     ),
     Mutant(
-        "forgets that each worker is billed",
+        "computes costs without the number of workers",
         "_budget.py",
         "each = interval / 60.0 * price.per_minute * args.num_workers",
         "each = interval / 60.0 * price.per_minute",
         "test_budget.py::TestArithmetic::test_a_budget_lasts_as_long_as_its_intervals_but_for_a_reserve",
     ),
     Mutant(
-        "takes one odd answer for the loss of its instance",
+        "reports a lost instance after one unexpected answer",
         "_watchdog.py",
         "                found = await self._next(known=None)\n",
         "",
@@ -751,11 +753,11 @@ MUTANTS = [
         "test_loss.py::test_the_block_is_cancelled_with_a_typed_error",
     ),
     Mutant(
-        "does not promise the release of what it has acquired",
+        "does not promise the release of an acquired instance",
         "_acquired.py",
         "await shop.keeper.settle_anyhow()",
         "pass",
-        "test_acquire.py::test_the_release_of_what_was_acquired_is_promised_before_it_begins",
+        "test_acquire.py::test_the_release_of_an_acquired_instance_is_promised_before_it_begins",
     ),
     # Ctrl-C
     Mutant(
@@ -766,28 +768,28 @@ MUTANTS = [
         "test_interrupts.py::test_every_one_is_a_cancellation",
     ),
     Mutant(
-        "keeps Ctrl-C after its last release",
+        "keeps its Ctrl-C handler after its last release",
         "_interrupts.py",
         "if signal.getsignal(signal.SIGINT) == self.receive:",
         "if False:",
         "test_interrupts.py::test_it_is_taken_only_while_something_is_held",
     ),
     Mutant(
-        "lets a blocked loop hold Ctrl-C off",
+        "ignores Ctrl-C while the event loop is blocked",
         "_interrupts.py",
         "            raise KeyboardInterrupt\n",
         "            pass\n",
         "test_interrupts.py::test_code_that_blocks_the_loop_is_still_reached",
     ),
     Mutant(
-        "makes of two Ctrl-C a cancellation of somebody else",
+        "makes asyncio mistake a second Ctrl-C for another cancellation",
         "_interrupts.py",
         "            self._main.uncancel()\n",
         "            pass\n",
         "test_interrupts.py::test_every_one_is_a_cancellation",
     ),
     Mutant(
-        "lets Ctrl-C into the frames of a release on trio",
+        "lets Ctrl-C interrupt a release on trio",
         "_detached.py",
         "trio.lowlevel.enable_ki_protection(function)",
         "pass",
@@ -795,63 +797,63 @@ MUTANTS = [
     ),
     # Retries
     Mutant(
-        "repeats a start whatever has become of it",
+        "repeats a start that may have worked",
         "_retry.py",
         "return is_idempotent(method, path) or not may_have_worked(method, failure)",
         "return True",
-        "test_retry.py::TestTable::test_what_is_repeated",
+        "test_retry.py::TestTable::test_which_requests_are_repeated",
     ),
     Mutant(
-        "takes a start for a request that can be repeated",
+        "treats a start as idempotent",
         "_retry.py",
         '{"/oauth2/token", "/instances/restart",',
         '{"/oauth2/token", "/instances/start", "/instances/restart",',
-        "test_retry.py::TestTable::test_what_is_repeated",
+        "test_retry.py::TestTable::test_which_requests_are_repeated",
     ),
     Mutant(
-        "takes the time-out of a proxy for a refusal",
+        "treats a 408 as proof that a request had no effect",
         "_retry.py",
         " or failure.status == 408\n",
         "\n",
-        "test_retry.py::TestTable::test_what_an_outcome_means",
+        "test_retry.py::TestTable::test_how_each_outcome_is_classified",
     ),
     Mutant(
-        "does not wait as long as it is asked to",
+        "ignores Retry-After",
         "_retry.py",
         "asked = failure.retry_after or 0.0",
         "asked = 0.0",
         "test_http.py::TestTime::test_retry_after_is_waited_for",
     ),
     Mutant(
-        "repeats at once",
+        "retries without a backoff",
         "_retry.py",
         "return rng.uniform(0.0, bound)",
         "return 0.0",
         "test_retry.py::TestBackoff::test_the_jitter_is_full",
     ),
     Mutant(
-        "waits however long it is asked to",
+        "ignores max_retry_after",
         "_retry.py",
         "if asked > policy.max_retry_after:",
         "if False:",
         "test_retry.py::TestNextWait::test_a_long_retry_after_is_refused",
     ),
     Mutant(
-        "repeats past the time of a call",
+        "retries past the total timeout of a call",
         "_retry.py",
         "return wait if elapsed + wait < policy.total_timeout else None",
         "return wait",
         "test_retry.py::TestNextWait::test_the_deadline_counts_the_wait",
     ),
     Mutant(
-        "repeats for ever",
+        "ignores max_retries",
         "_retry.py",
         "policy.max_retries == 0 or counted > policy.max_retries or not",
         "policy.max_retries == 0 or not",
         "test_retry.py::TestNextWait::test_as_often_as_the_policy_says",
     ),
     Mutant(
-        "follows a redirection to another host with its token",
+        "sends its token to another host on a redirect",
         "_transport.py",
         "return target if same and not target.userinfo else None",
         "return target",
@@ -865,7 +867,7 @@ MUTANTS = [
         "test_slots.py::test_calls_leave_a_fifth_to_releases",
     ),
     Mutant(
-        "loses a turn to a cancellation",
+        "loses a slot to a cancellation",
         "_slots.py",
         "                self.leave(urgency)\n            else:",
         "                pass\n            else:",
@@ -873,7 +875,7 @@ MUTANTS = [
     ),
     # Credentials
     Mutant(
-        "does not renew a token that is refused",
+        "does not renew a refused token",
         "_http.py",
         "if outcome.status == 401 and token is not None and not renewed:",
         "if False:",
@@ -887,7 +889,7 @@ MUTANTS = [
         "test_auth.py::test_one_fetch_serves_a_hundred_callers",
     ),
     Mutant(
-        "drops the new token when it hears late of the old one",
+        "drops a new token when a late answer refuses the old one",
         "_auth.py",
         "        if self._token is token:\n",
         "        if True:\n",
@@ -922,7 +924,7 @@ MUTANTS = [
         "test_secrets.py::test_no_error_shows_a_secret",
     ),
     Mutant(
-        "shows a secret that is spelled as in a URL",
+        "shows a URL-encoded secret",
         "_redact.py",
         '        urllib.parse.quote(secret, safe=""),\n',
         "",
@@ -936,11 +938,11 @@ MUTANTS = [
         "test_secrets.py::test_the_callers_cancellation",
     ),
     Mutant(
-        "names the account by its client id",
+        "uses the client id as the name of the account",
         "_keeper.py",
         'return hashlib.sha256(f"{api_base_url}\\n{client_id}".encode()).hexdigest()[:16]',
         "return client_id",
-        "test_recovery.py::test_an_account_is_named_by_what_tells_nothing_of_it",
+        "test_recovery.py::test_the_fingerprint_of_an_account_does_not_reveal_it",
     ),
     Mutant(
         "sends credentials over plain http",
@@ -950,14 +952,14 @@ MUTANTS = [
         "test_config.py::TestBaseURL::test_plain_http_beyond_this_machine_takes_insisting",
     ),
     Mutant(
-        "takes a base URL with a password in it",
+        "accepts a base URL with a password",
         "_config.py",
         '    if "@" in url:\n',
         "    if False:\n",
         "test_config.py::TestBaseURL::test_what_may_hold_a_secret_is_refused_and_not_shown",
     ),
     Mutant(
-        "sends what is for this machine through a proxy",
+        "sends loopback requests through a proxy",
         "_connections.py",
         "return not settings.is_loopback",
         "return True",
@@ -965,42 +967,42 @@ MUTANTS = [
     ),
     # Arguments
     Mutant(
-        "deletes all instances for an id that is a route",
+        "accepts a route name as an instance id",
         "_arguments.py",
         "if instance_id.casefold() in _ROUTES:",
         "if False:",
         "test_arguments.py::TestInstanceId::test_what_could_mean_something_else_is_refused",
     ),
     Mutant(
-        "takes dots for an id",
+        "accepts dots as an instance id",
         "_arguments.py",
         ' or set(value) == {"."} or ".." in value:',
         ":",
         "test_arguments.py::TestInstanceId::test_what_could_mean_something_else_is_refused",
     ),
     Mutant(
-        "takes an id with a slash in it",
+        "accepts an instance id with a slash",
         "_arguments.py",
         '_SEGMENT = re.compile(r"[A-Za-z0-9._~:-]+")',
         '_SEGMENT = re.compile(r"[A-Za-z0-9._~:/-]+")',
         "test_arguments.py::TestInstanceId::test_what_could_mean_something_else_is_refused",
     ),
     Mutant(
-        "looks only at the beginning of an id",
+        "checks only the beginning of an instance id",
         "_arguments.py",
         "_SEGMENT.fullmatch(value)",
         "_SEGMENT.match(value)",
         "test_arguments.py::TestInstanceId::test_what_could_mean_something_else_is_refused",
     ),
     Mutant(
-        "starts with client.request, where no lease knows of it",
+        "lets client.request start an instance",
         "_calls.py",
         'if path.strip("/").casefold() == "instances/start":',
         "if False:",
         "test_calls.py::TestRequest::test_bad_arguments",
     ),
     Mutant(
-        "sends a path with a segment of dots",
+        "accepts a path with a segment of dots",
         "_calls.py",
         "(/(?!\\.+(/|$))[A-Za-z0-9._~:-]+)+/?",
         "(/[A-Za-z0-9._~:-]+)+/?",
@@ -1008,35 +1010,35 @@ MUTANTS = [
     ),
     # Waiting
     Mutant(
-        "asks once for each wait",
+        "polls separately for each wait",
         "_watch.py",
         "                if self._has_leader:\n                    await",
         "                if False:\n                    await",
         "test_watch.py::test_one_request_a_tick_serves_any_number_of_waits",
     ),
     Mutant(
-        "looks as seldom as it may",
+        "always polls at max_interval",
         "_pace.py",
         "return min(max(policy.min_interval, policy.growth * reach), policy.max_interval)",
         "return policy.max_interval",
         "test_watch.py::test_the_pace_keeps_its_stated_bound",
     ),
     Mutant(
-        "takes one answer for the end of an instance",
+        "treats an instance as deleted without checking the list",
         "_watch.py",
         "return {instance_id: (await self._read_listed()).get(instance_id)}",
         "return {instance_id: None}",
         "test_watch.py::test_gone_needs_both_the_instance_and_the_list",
     ),
     Mutant(
-        "takes the absence from one list for the end of an instance",
+        "treats an unlisted instance as deleted without checking its id",
         "_watch.py",
         "known = listed.keys() | trusting",
         "known = wanted",
         "test_watch.py::test_a_list_that_lacks_it_is_checked_by_id",
     ),
     Mutant(
-        "strands the waits of a task that is cancelled",
+        "leaves other waits without a poller after a cancellation",
         "_watch.py",
         (
             "            # This waiter may have been cancelled just when leadership was handed to it.\n"
@@ -1046,78 +1048,78 @@ MUTANTS = [
         "test_watch.py::test_cancelling_leader_and_successor_at_once_strands_nobody",
     ),
     Mutant(
-        "asks a service that is busy before the time that it asks for",
+        "polls before Retry-After has elapsed",
         "_watch.py",
         "min(asked or 0.0, _MAX_RETRY_AFTER),",
         "0.0,",
         "test_watch.py::test_retry_after_is_honoured_also_by_newcomers",
     ),
     Mutant(
-        "waits longer than it may for a service that is away",
+        "waits twice as long as allowed during an outage",
         "_watch.py",
         "now - self.failing_since > patience:",
         "now - self.failing_since > 2 * patience:",
         "test_watch.py::test_an_outage_without_end_ends_the_wait",
     ),
     Mutant(
-        "waits until its time is up for what was gone from the first",
+        "waits until the timeout for an instance that vanished right after its start",
         "_waiting.py",
         "            has_reading = subscription.has_reading = False\n",
         "            pass\n",
-        "test_lease.py::test_what_has_vanished_just_after_its_start_is_given_up_when_things_have_settled",
+        "test_lease.py::test_an_instance_that_vanishes_after_its_start_is_given_up_after_settle",
     ),
     Mutant(
-        "believes bad news of what it has just started",
+        "treats a new instance that is not visible yet as deleted",
         "_waiting.py",
         "    if not settled:\n        return Verdict.WAIT\n",
         "",
-        "test_lease.py::test_what_was_just_started_may_not_be_shown_yet",
+        "test_lease.py::test_a_new_instance_may_not_be_visible_yet",
     ),
     # Sweep and owners
     Mutant(
-        "sweeps what a living process answers for",
+        "sweeps the instances of a living process",
         "_journal.py",
         "        journal = take(path)\n",
         "        journal = JournalFile(path, os.open(path, _FLAGS))\n",
         "test_sweep.py::test_what_a_living_process_answers_for_is_not_touched",
     ),
     Mutant(
-        "sweeps what belongs to other credentials",
+        "sweeps the instances of other credentials",
         "_sweep.py",
         "            if entry.account != keeper.account:\n",
         "            if False:\n",
         "test_sweep.py::test_other_credentials_leave_it_alone",
     ),
     Mutant(
-        "sweeps what was acquired before its time is up",
+        "sweeps an acquired instance before its deadline",
         "_sweep.py",
         "            elif entry.is_left(now):\n",
         "            elif True:\n",
         "test_acquire.py::test_what_was_acquired_for_a_time_is_swept_after_it",
     ),
     Mutant(
-        "sweeps when it was only to say what there is",
+        "releases instances in a dry run of sweep",
         "_sweep.py",
         "        if dry_run:\n",
         "        if False:\n",
         "test_sweep.py::test_a_created_instance_is_released_and_the_journal_removed",
     ),
     Mutant(
-        "removes a journal that it could not settle",
+        "removes a journal in sweep while it still has promises",
         "_sweep.py",
         "            if book.entries:\n                journal.close()",
         "            if False:\n                journal.close()",
         "test_sweep.py::test_a_service_that_is_down_leaves_it_for_the_next_time",
     ),
     Mutant(
-        "deletes what was only to be stopped",
+        "deletes an instance that it should only stop",
         "_finishing.py",
         "goal=Goal.STOPPED if entry.goal == Goal.STOPPED.value else Goal.GONE,",
         "goal=Goal.GONE,",
         "test_sweep.py::test_what_only_was_to_be_stopped_is_only_stopped",
     ),
     Mutant(
-        "sweeps what a living process may just be starting",
+        "sweeps an instance that a living process may be starting",
         "_finishing.py",
         (
             "    if any(start.fits(instance) for start in others.starting + others.unanswered):\n"
@@ -1127,42 +1129,42 @@ MUTANTS = [
         "test_sweep.py::test_an_instance_that_a_living_process_may_just_be_starting_is_left",
     ),
     Mutant(
-        "sweeps what was started long after a crash",
+        "sweeps an instance that was started long after a crash",
         "_finishing.py",
         "_LATEST, _EARLIEST = 3600.0, 300.0",
         "_LATEST, _EARLIEST = 1e12, 1e12",
         "test_sweep.py::test_what_was_started_long_after_the_crash_is_somebody_elses",
     ),
     Mutant(
-        "gives one instance to two of the dead",
+        "matches one instance to two starts of dead processes",
         "_finishing.py",
         "                claimed.add(instance_id)\n",
         "",
-        "test_recovery.py::test_what_is_released_for_one_start_of_the_dead_is_not_taken_for_that_of_another",
+        "test_recovery.py::test_sweep_matches_an_instance_to_only_one_start",
     ),
     Mutant(
-        "closes a start of the dead before its instance can appear",
+        "closes the start of a dead process before its instance can appear",
         "_finishing.py",
         "            elif not is_over:\n                continue\n",
         "",
         "test_sweep.py::test_an_intent_without_an_instance_is_waited_for_before_it_is_closed",
     ),
     Mutant(
-        "takes one reading for the end of what was acquired",
+        "treats an acquired instance as deleted after one status check",
         "_finishing.py",
         "= 300.0, 30.0, 2",
         "= 300.0, 30.0, 1",
         "test_finishing.py::test_what_only_seems_to_be_gone_is_kept",
     ),
     Mutant(
-        "takes the reaper of a dead owner for the owner",
+        "reports a dead owner as alive while its reaper runs",
         "_owners.py",
         "    is_living = is_living and not book.is_orphaned\n",
         "",
         "test_owners.py::test_the_living_and_the_dead",
     ),
     Mutant(
-        "takes the dead for the living",
+        "reports every owner as alive",
         "_owners.py",
         "is_living = is_owned(path) if named else None",
         "is_living = True if named else None",
@@ -1170,56 +1172,56 @@ MUTANTS = [
     ),
     # Batches
     Mutant(
-        "answers under another custom_id",
+        "writes answers under another custom_id",
         "_batch/_format.py",
         "return Request(number, custom_id, ",
         "return Request(number, str(number), ",
         "test_batch_files.py::TestRequests::test_a_request_is_read",
     ),
     Mutant(
-        "counts answers that are not on the disk",
+        "counts answers before they are synced to disk",
         "_batch/_output.py",
         "                os.fsync(self._fd)\n                if self._is_new",
         "                if self._is_new",
         "test_batch_files.py::TestOutput::test_every_line_is_on_the_disk_when_it_is_counted",
     ),
     Mutant(
-        "asks again what is answered",
+        "sends requests that are already answered",
         "_batch/_work.py",
         "if not line.isspace() and not is_done(self._done, number):",
         "if not line.isspace():",
         "test_batch.py::test_a_run_goes_on_where_the_last_one_stopped",
     ),
     Mutant(
-        "asks for as much after a refusal as before",
+        "does not lower its concurrency after a refusal",
         "_limit.py",
         "            self._upward = False\n            self._hold(now, int(self._value * _LESS))",
         "            self._upward = False",
         "test_limit.py::test_a_server_that_refuses_is_asked_for_less",
     ),
     Mutant(
-        "gives up an endpoint that is away ten times too late",
+        "gives up an unavailable endpoint ten times too late",
         "_batch/_health.py",
         "\nPATIENCE = 180.0",
         "\nPATIENCE = 1800.0",
         "test_batch_crew.py::TestOutages::test_for_good_it_is_given_up",
     ),
     Mutant(
-        "asks an endpoint that is away for everything that is left",
+        "sends requests at full concurrency during an outage",
         "_batch/_crew.py",
         "return self._limit.value if self._health.doubt_since is None else 0",
         "return self._limit.value",
         "test_batch.py::TestFailures::test_an_outage_is_nobodys_fault",
     ),
     Mutant(
-        "goes on with the output of another input",
+        "continues the output of another input",
         "_batch/_index.py",
         "if found is None or found[0] != request:",
         "if found is None:",
         "test_batch_files.py::TestSurvey::test_the_output_of_the_same_ids_that_asked_otherwise",
     ),
     Mutant(
-        "writes an output that another process writes",
+        "writes to an output that another process is writing",
         "_batch/_output.py",
         "fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)",
         "fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)",
@@ -1233,7 +1235,7 @@ MUTANTS = [
         "test_batch_files.py::TestSurvey::test_a_torn_tail_is_cut_off",
     ),
     Mutant(
-        "leaves half a line in an output when the disk is full",
+        "leaves a partial line in an output when the disk is full",
         "_batch/_output.py",
         "os.ftruncate(self._fd, begin)",
         "os.fstat(self._fd)",
@@ -1247,50 +1249,50 @@ MUTANTS = [
         "test_batch.py::TestCancellation::test_what_was_answered_is_written_first",
     ),
     Mutant(
-        "loses a request with the instance that it was sent to",
+        "loses the requests under way on a lost instance",
         "_batch/_crew.py",
         "            self._work.give_back(request)\n            raise",
         "            raise",
-        "test_batch_crew.py::test_what_is_under_way_when_an_instance_is_lost_is_asked_of_another",
+        "test_batch_crew.py::test_requests_under_way_on_a_lost_instance_are_sent_to_another",
     ),
     Mutant(
-        "blames requests for an endpoint that is away",
+        "counts an outage of the endpoint against its requests",
         "_batch/_crew.py",
         "is_to_blame = request.is_own_fault is not None and request.is_own_fault()",
         "is_to_blame = True",
         "test_batch.py::TestFailures::test_few_requests_are_not_to_blame_for_an_endpoint_that_is_away",
     ),
-    # What others may break
+    # Telemetry and layers
     Mutant(
-        "lets telemetry that raises end a lease",
+        "lets an exception in telemetry end a lease",
         "_telemetry.py",
         "            self._observer.failed(call)\n",
         "            raise error\n",
         "test_telemetry.py::test_telemetry_that_always_raises_changes_nothing",
     ),
     Mutant(
-        "lets telemetry that raises end a request",
+        "lets an exception in telemetry end a request",
         "_telemetry.py",
         '            self.failed("retry")\n',
         "            raise\n",
         "test_telemetry.py::test_telemetry_that_always_raises_changes_nothing",
     ),
     Mutant(
-        "swallows a signal that hits telemetry",
+        "swallows a signal that interrupts telemetry",
         "_telemetry.py",
         "            self.interruption = error\n        else:",
         "            pass\n        else:",
         "test_telemetry.py::test_a_signal_that_hits_telemetry_ends_the_program_after_the_release",
     ),
     Mutant(
-        "has an emulator that shares code with the client",
+        "shares code with the emulator",
         "emulator/_machine.py",
         "import math\n",
         "import math\n\nfrom cortecs_async import _matching as _matching\n",
         "test_layers.py::test_the_package_keeps_its_layers",
     ),
     Mutant(
-        "binds itself to an HTTP library in another module",
+        "imports httpx in a module that must not depend on it",
         "_slots.py",
         "import anyio\n",
         "import anyio\nimport httpx as httpx\n",
@@ -1300,12 +1302,12 @@ MUTANTS = [
 
 
 class Outcome(NamedTuple):
-    """What a test says.
+    """The result of a pytest run.
 
     Attributes:
-        code: pytest's exit code; None when it had to be ended.
-        seconds: How long that took.
-        output: What it has written.
+        code: pytest's exit code; None if the run timed out.
+        seconds: The elapsed time.
+        output: The output of pytest.
     """
 
     code: int | None
@@ -1314,32 +1316,32 @@ class Outcome(NamedTuple):
 
 
 class Copy:
-    """A copy of the package and its tests, which takes the place of what is installed.
+    """A copy of the package and its tests, which Python imports instead of the installed package.
 
     Args:
-        folder: An empty one.
+        folder: An empty directory.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        # With nothing of the environment's that could lead elsewhere.
+        # Replace PYTHONPATH, so that nothing else comes before the copy.
         self._env = {**os.environ, "PYTHONPATH": str(folder)}
         for name in (PACKAGE, "tests"):
             shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", folder)
-        # By its date and size alone, Python could take a file for the one before the change.
+        # Hashes, because two versions of a file may have the same date and size.
         mode = PycInvalidationMode.CHECKED_HASH
         compileall.compile_dir(folder / PACKAGE, quiet=1, invalidation_mode=mode)
-        # In the way in which tests start programs.
+        # Check with the same options that tests use to start programs.
         program = f"import {PACKAGE}; print({PACKAGE}.__file__)"
         found = subprocess.run(
             [sys.executable, "-P", "-c", program], env=self._env, capture_output=True, text=True, check=True
         ).stdout.strip()
         if not Path(found).is_relative_to(folder):
-            raise RuntimeError(f"not the copy is imported, but {found}")
+            raise RuntimeError(f"Python imports {found} instead of the copy in {folder}")
 
-    def run(self, tests: Sequence[str], patience: float, *options: str) -> Outcome:
-        """Runs tests."""
+    def run(self, tests: Sequence[str], timeout: float, *options: str) -> Outcome:
+        """Run tests, and kill them after `timeout` seconds."""
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", TIERS, *options]
         began = time.monotonic()
         with tempfile.TemporaryFile() as output:
@@ -1354,7 +1356,7 @@ class Copy:
             )
             code: int | None = None
             try:
-                code = process.wait(patience)
+                code = process.wait(timeout)
             except subprocess.TimeoutExpired:
                 pass
             finally:
@@ -1366,28 +1368,28 @@ class Copy:
             return Outcome(code, time.monotonic() - began, output.read().decode(errors="replace"))
 
     def run_mutated(self, mutant: Mutant) -> Outcome:
-        """Runs the test of a mutant with it."""
+        """Apply the mutant, run its test, and restore the file."""
         path = self._folder / PACKAGE / mutant.file
         source = path.read_text(encoding="utf-8")
         path.write_text(mutant.applied(source), encoding="utf-8")
         try:
-            return self.run([mutant.test], PATIENCE, "-x")
+            return self.run([mutant.test], TIMEOUT, "-x")
         finally:
             path.write_text(source, encoding="utf-8")
 
 
 def verdict(mutant: Mutant, outcome: Outcome) -> str:
-    """What is wrong; empty when the mutant is found out."""
+    """Describe the problem; empty if the test detects the mutant."""
     if outcome.code == FAILED or (outcome.code is None and mutant.hangs):
         return ""
     if outcome.code == PASSED:
         return "SURVIVES"
-    said = "comes to no end" if outcome.code is None else f"ends with {outcome.code}"
+    said = "timed out" if outcome.code is None else f"ended with exit code {outcome.code}"
     return f"ERROR: the test {said}\n{outcome.output}"
 
 
 def main(words: Sequence[str]) -> int:
-    """Runs the mutants with one of these words in the name; 0 when all are found out."""
+    """Run the mutants with one of these words in their names; return 0 if all are detected."""
     chosen = [
         each for each in MUTANTS if not words or any(word.lower() in each.name.lower() for word in words)
     ]
@@ -1409,13 +1411,13 @@ def main(words: Sequence[str]) -> int:
                 copies.put(copy)
 
         tests = sorted({each.test for each in chosen})
-        # None is empty: without the name of a test, pytest would run them all.
+        # No share may be empty: without arguments, pytest would run every test.
         shares = [tests[number::workers] for number in range(min(workers, len(tests)))]
-        before = pool.map(lambda share: with_copy(lambda copy: copy.run(share, LONG_PATIENCE)), shares)
+        before = pool.map(lambda share: with_copy(lambda copy: copy.run(share, LONG_TIMEOUT)), shares)
         bad = [outcome for outcome in before if outcome.code != PASSED]
         if bad:
             print(*(outcome.output for outcome in bad), sep="\n")
-            print("without any mutant there are tests that do not pass")
+            print("some tests fail without a mutant")
             return 1
         print(f"{len(tests)} tests pass without a mutant; {len(chosen)} mutants:", flush=True)
         outcomes = pool.map(lambda each: with_copy(lambda copy: copy.run_mutated(each)), chosen)
@@ -1424,9 +1426,9 @@ def main(words: Sequence[str]) -> int:
             problem = verdict(mutant, outcome)
             print(f"{mutant.name} | {mutant.test} | {outcome.seconds:.1f}", problem, flush=True)
             wrong += [mutant.name] if problem else []
-    print(f"{len(chosen) - len(wrong)} of {len(chosen)} mutants are found out")
+    print(f"{len(chosen) - len(wrong)} of {len(chosen)} mutants are detected")
     for name in wrong:
-        print(f"not found out: a client that {name}")
+        print(f"not detected: a client that {name}")
     return 1 if wrong else 0
 
 

@@ -220,7 +220,7 @@ async def test_attach_to_what_does_not_run_is_an_error(world: World) -> None:
             client.attach("delete-all")
 
 
-async def test_the_release_of_what_was_acquired_is_promised_before_it_begins(
+async def test_the_release_of_an_acquired_instance_is_promised_before_it_begins(
     world: World, journals: Path
 ) -> None:
     async with world(journal="required") as (emu, client):

@@ -154,22 +154,22 @@ class TestJudging:
 # --- starting -----------------------------------------------------------------------------------------------
 
 LOST_AFTER: dict[str, dict[str, Any]] = {
-    "answer": {"kind": "drop", "when": "after"},
-    "end of the answer": {"kind": "truncate"},
-    "sense": {"kind": "garbage"},
-    "id": {"kind": "garbage", "body": {"instance": {"instance_id": 7}}},
-    "instance": {"kind": "garbage", "body": {"message": "started"}},
+    "no answer": {"kind": "drop", "when": "after"},
+    "truncated answer": {"kind": "truncate"},
+    "garbage": {"kind": "garbage"},
+    "no valid id": {"kind": "garbage", "body": {"instance": {"instance_id": 7}}},
+    "no instance": {"kind": "garbage", "body": {"message": "started"}},
     **{
         str(status): {"kind": "status", "when": "after", "status": status}
         for status in (500, 502, 503, 504, 408)
     },
-    "answer in time": {"kind": "delay", "when": "after", "seconds": 40.0},
-    "request in time": {"kind": "delay", "when": "before", "seconds": 40.0},
-    "request for long": {"kind": "delay", "when": "before", "seconds": 80.0},
+    "late answer": {"kind": "delay", "when": "after", "seconds": 40.0},
+    "late request": {"kind": "delay", "when": "before", "seconds": 40.0},
+    "very late request": {"kind": "delay", "when": "before", "seconds": 80.0},
 }
 
 LOST_BEFORE: dict[str, dict[str, Any]] = {
-    "request": {"kind": "drop", "when": "before"},
+    "no request": {"kind": "drop", "when": "before"},
     "500": {"kind": "status", "when": "before", "status": 500},
     "502": {"kind": "status", "when": "before", "status": 502},
 }
@@ -441,7 +441,7 @@ async def test_a_plain_start_of_the_same_client_is_not_taken_for_a_lost_one(worl
 # --- releasing ----------------------------------------------------------------------------------------------
 
 
-@grid(anyio_backend=BACKENDS, lost=["answer", "500"], after=[0.1, 1.0, 5.0, 9.0])
+@grid(anyio_backend=BACKENDS, lost=["no answer", "500"], after=[0.1, 1.0, 5.0, 9.0])
 async def test_cancelled_while_it_is_looked_for_it_is_found_and_released(
     world: World, lost: str, after: float
 ) -> None:

@@ -73,7 +73,7 @@ async def test_a_service_that_takes_two_seconds_for_every_answer(world: World) -
         asked = routes(emu)
         taken = anyio.current_time() - began
     assert [asked[route] for route in ("start", "stop", "delete")] == [50, 50, 50]
-    # 50 starts at four a time, and 100 requests of releases at five: all of that is two seconds each.
+    # 50 starts, four in parallel, and 100 requests for releases, five in parallel. Each takes two seconds.
     assert taken < 1.3 * (50 / 4 + 100 / 5) * 2.0
 
 
@@ -142,7 +142,7 @@ async def test_a_service_that_answers_429_to_half_of_all(world: World) -> None:
         await lease_many(client, 30)
         assert emu.existing == ()
         assert len(emu.ledger) == 30
-    # Every start, stop and delete was refused once, and read operations besides.
+    # One refusal for each start, stop and delete, and more for reads.
     assert transport.refused > 3 * 30
 
 

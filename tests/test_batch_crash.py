@@ -66,7 +66,7 @@ def lines(folder: Path) -> int:
 @pytest.mark.parametrize(
     "numbers", [(signal.SIGKILL, signal.SIGKILL), (signal.SIGTERM, signal.SIGINT, signal.SIGTERM)]
 )
-async def test_killed_and_killed_again_and_run_to_its_end(
+async def test_a_batch_that_is_killed_repeatedly_completes(
     tmp_path: Path, numbers: tuple[signal.Signals, ...]
 ) -> None:
     write(tmp_path / "in.jsonl")

@@ -173,7 +173,7 @@ class TestPoison:
         style=["500", "lost"],
         seconds=[(0.05, 0.2), (10.0, 20.0)],
         concurrency=[1, 8, "auto"],
-        # One, the first, many together, some, the last.
+        # One line, the first lines, a cluster, every fiftieth line, the last line.
         which=[{150}, set(range(8)), set(range(100, 140)), set(range(0, 300, 50)), {299}],
         anyio_backend=BACKENDS,
     )
@@ -251,13 +251,13 @@ class TestOutages:
         # What it asks to wait does not count as its failure.
         assert 184 < done.seconds < (620 if style == "busy" else 260)
 
-    async def test_what_it_asks_to_wait_makes_the_patience_longer(self, tmp_path: Path) -> None:
+    async def test_retry_after_extends_the_time_before_an_endpoint_is_given_up(self, tmp_path: Path) -> None:
         endpoint = Endpoint(random.Random(1), (1.0, 2.0), outages=[(5.0, 280.0, bad("busy"))])
         done = await work_on(tmp_path, 100, endpoint)
         assert done.errors == []
         assert done.sink.failed == set()
 
-    async def test_it_is_not_given_up_while_something_is_under_way(self, tmp_path: Path) -> None:
+    async def test_an_endpoint_is_not_given_up_while_a_request_is_under_way(self, tmp_path: Path) -> None:
         endpoint = Endpoint(random.Random(1), (3.0, 300.0), outages=[(5.0, 240.0, bad("502"))])
         done = await work_on(tmp_path, 20, endpoint)
         assert done.errors == []
@@ -292,7 +292,7 @@ class TestOutages:
         assert done.sink.failed == set()
 
 
-# These are quick, and every choice that the test makes is in one of them. The backend is one more of those.
+# Together, these seeds cover every value that the test chooses from, and both backends.
 SEEDS = {1, 2, 9, 12, 16, 19, 23, 37, 38, 40, 48, 49}
 
 
@@ -332,11 +332,11 @@ async def test_whatever_happens_each_gets_its_own(tmp_path: Path, seed: int) -> 
         assert done.sink.failed == set(poison)
 
 
-class Still:
-    """An endpoint that answers, or does not.
+class StubEndpoint:
+    """An endpoint that answers every request, or none.
 
     Args:
-        answers: Whether it does.
+        answers: Whether it answers.
     """
 
     def __init__(self, *, answers: bool) -> None:
@@ -347,8 +347,8 @@ class Still:
         return Reply(200, b"{}")
 
 
-class Lines:
-    """Keeps the answers of a batch."""
+class StubSink:
+    """Keeps the ids of the answers of a batch."""
 
     is_full = False
 
@@ -359,14 +359,14 @@ class Lines:
         self.ids.append(line.request.custom_id)
 
 
-async def test_what_is_under_way_when_an_instance_is_lost_is_asked_of_another(
+async def test_requests_under_way_on_a_lost_instance_are_sent_to_another(
     tmp_path: Path, batch_without_threads: None
 ) -> None:
     source = tmp_path / "in.jsonl"
     line = '{{"custom_id":"r{}","url":"/v1/chat/completions","body":{{}}}}\n'
     source.write_text("".join(line.format(number) for number in range(7)))
     reader = RequestReader("in.jsonl", "org/model", override_model=False)
-    work, lines = Work(source, reader, bytearray(1), source.stat()), Lines()
+    work, lines = Work(source, reader, bytearray(1), source.stat()), StubSink()
 
     async def use(endpoint: Any) -> None:
         sink: Any = lines
@@ -383,7 +383,7 @@ async def test_what_is_under_way_when_an_instance_is_lost_is_asked_of_another(
 
     await work.read()
     with anyio.move_on_after(10):
-        await use(Still(answers=False))
+        await use(StubEndpoint(answers=False))
     with anyio.fail_after(60):
-        await use(Still(answers=True))
+        await use(StubEndpoint(answers=True))
     assert sorted(lines.ids) == [f"r{number}" for number in range(7)]

@@ -315,7 +315,8 @@ import resource, signal
 from pathlib import Path
 from cortecs_async._batch._output import Output
 from cortecs_async.errors import BatchWriteError
-# Only now: Python would keep compiled modules that were cut off, and the next program could not import them.
+# Limit the file size only after the imports. Python would otherwise cache truncated bytecode, and later
+# imports fail.
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
 output = Output(Path({str(tmp_path / "out.jsonl")!r}))

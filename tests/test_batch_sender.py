@@ -92,7 +92,7 @@ async def test_the_proxy_of_the_environment_is_used(
 
 @TRANSPORTS
 async def test_a_redirect_is_not_followed(transport: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The inference key must not reach another host."""
+    """A redirect must not send the inference key to another host."""
     async with a_proxy(b"307 Elsewhere\r\nlocation: http://elsewhere.test/v1/chat/completions") as proxy:
         monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{proxy.port}")
         await post(transport)

@@ -63,7 +63,7 @@ async def test_every_step_of_a_lease_is_in_the_journal_before_it_counts(world: W
     assert list(books(journals)) == []
 
 
-async def test_a_hundred_promises_at_once_are_not_a_hundred_writes(
+async def test_a_hundred_promises_at_once_share_their_syncs(
     world: World, journals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     syncs: list[int] = []

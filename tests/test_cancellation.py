@@ -1,7 +1,8 @@
 """Cancelled at every moment of its life, in every way, a lease leaves nothing behind. On virtual time.
 
-The moments are a grid over a lease whose requests all take time: the token, the start, the polls, the body,
-stop, the wait, delete and verification. `test_every_await.py` cancels at each await instead.
+The moments are a grid over the life of a lease whose requests all take time: the token, the start, the polls,
+the body, the stop, the wait, the delete and its confirmation. `test_every_await.py` cancels at each await
+instead.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ ASYNCIO: dict[str, Way] = {
 
 
 def staggered(names: Iterable[str]) -> list[tuple[str, float]]:
-    """Each way at ten moments of the whole life, and each moment with some way."""
+    """Pair each way with ten moments, spread over the whole life. Five ways together cover all moments."""
     return [(name, after) for number, name in enumerate(names) for after in MOMENTS[number % 5 :: 5]]
 
 
@@ -98,7 +99,7 @@ async def cancelled_lease(world: World, way: Way, after: float) -> tuple[Emulato
 
 
 @pytest.mark.parametrize(("name", "after"), staggered(WAYS))
-async def test_at_every_moment(world: World, name: str, after: float) -> None:
+async def test_by_the_means_of_anyio(world: World, name: str, after: float) -> None:
     emu, _ = await cancelled_lease(world, WAYS[name], after)
     assert emu.existing == ()
     assert len(emu.ledger) <= 1

@@ -247,7 +247,8 @@ def test_the_bars_fit_on_a_terminal(width: int) -> None:
 @pytest.mark.sockets
 def test_a_full_disk_is_one_line_and_the_instance_goes(tmp_path: Path) -> None:
     write(tmp_path, 80)
-    # Compiled modules are files too: Python would keep them cut off, and the next run could not import them.
+    # The limit also applies to bytecode. Python would cache it truncated, and the next run could not import
+    # it.
     limited = """
 import resource, signal, sys
 sys.dont_write_bytecode = True

@@ -352,9 +352,9 @@ Moment = tuple[str, str, str]
 
 
 def moments(kill_names: Sequence[str]) -> Iterator[tuple[Moment, bool]]:
-    """Every kill at every step, before and after the service has done it; and whether it is for `nightly`.
+    """Yield each kill before and after each step, and whether only `nightly` runs it.
 
-    SIGKILL comes at all of these moments, each other kill once at every step.
+    The other tiers run SIGKILL at all of these moments, and each other kill once per step.
     """
     for row in itertools.product(kill_names, STEPS, WHENS):
         kill_name, step, when = row

@@ -28,7 +28,7 @@ APART = {"emulator", "integrations", "_cli", "_log.py", "__main__.py"}
 
 @functools.cache
 def scan() -> tuple[list[str], list[tuple[str, ast.Call]]]:
-    """The modules that import `logging`, and every call of `log` with its place."""
+    """Return the modules that import `logging`, and every call of `log` with its location."""
     imports, calls = [], []
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE)

@@ -640,7 +640,7 @@ def report(path: Path, row: dict[str, Any]) -> None:
         json.dump({"ways": ways, "rows": rows}, file, indent=1)
 
 
-# What the default tier runs of them.
+# The cases that the default tier runs.
 QUICK = [("asyncio: task.cancel()", "lease, journal"), ("trio: scope", "lease, lost start")]
 
 

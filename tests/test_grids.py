@@ -1,4 +1,4 @@
-"""The part of a grid that the default tier runs."""
+"""Test which rows of a grid the default tier runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from _grids import alternating, covering, first, grid, on_one_backend
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3), (2, 7, 4, 3), (5,), (1, 1, 6)])
 @pytest.mark.parametrize("strength", [1, 2])
-def test_every_combination_is_in_a_row_that_is_chosen(sizes: tuple[int, ...], strength: int) -> None:
+def test_every_combination_is_in_a_chosen_row(sizes: tuple[int, ...], strength: int) -> None:
     rows = list(itertools.product(*map(range, sizes)))
     strength = min(strength, len(sizes))
 
@@ -23,7 +23,7 @@ def test_every_combination_is_in_a_row_that_is_chosen(sizes: tuple[int, ...], st
         assert seen == set(itertools.product(*(range(sizes[place]) for place in places)))
 
 
-def test_they_are_few() -> None:
+def test_covering_rows_are_few() -> None:
     rows = list(itertools.product(range(4), range(4), range(4), range(4)))
     assert len(covering(rows, 2)) <= 24
     assert len(covering(rows, 1)) == 4
@@ -34,7 +34,7 @@ def test_a_short_axis_takes_turns() -> None:
     assert Counter(row[1:] for row in chosen) == dict.fromkeys(itertools.product(range(2), range(2)), 5)
 
 
-def test_the_rest_is_there_and_marked() -> None:
+def test_the_other_rows_are_marked_nightly() -> None:
     mark = grid(strength=1, letter="ab", number=(1, 2, 3)).mark
     names, params = mark.args
     assert names == ("letter", "number")
@@ -42,7 +42,7 @@ def test_the_rest_is_there_and_marked() -> None:
     assert sum(not each.marks for each in params) == 3
 
 
-def test_of_values_too() -> None:
+def test_first_marks_the_other_values_nightly() -> None:
     one, two, three = first(2, "abc")
     assert (one, two) == ("a", "b")
     assert three.values == ("c",)
@@ -55,10 +55,10 @@ def test_rows_run_on_one_backend_in_turn() -> None:
 
 
 @alternating("wanted", ["asyncio", "trio"])
-async def test_it_is_the_backend_that_the_row_says(wanted: str) -> None:
+async def test_a_row_runs_on_its_own_backend(wanted: str) -> None:
     assert trio.lowlevel.in_trio_run() is (wanted == "trio")
 
 
 @on_one_backend
-async def test_once_is_enough(request: pytest.FixtureRequest) -> None:
-    assert request.node.name == "test_once_is_enough[asyncio]"
+async def test_on_one_backend_runs_once(request: pytest.FixtureRequest) -> None:
+    assert request.node.name == "test_on_one_backend_runs_once[asyncio]"

@@ -131,7 +131,7 @@ async def test_a_release_whose_connections_are_gone_fails_at_once(world: World) 
 
 
 async def burst(emu: Emulator, client: AsyncCortecs, seconds: float) -> None:
-    """Twelve requests, of which four are under way at a time, and each takes so long."""
+    """Send twelve requests of so many seconds each. The client may run four in parallel."""
     emu.add_fault(Fault("delay", route="models", seconds=seconds, times=None))
     async with anyio.create_task_group() as tasks:
         for _ in range(12):
@@ -139,9 +139,9 @@ async def burst(emu: Emulator, client: AsyncCortecs, seconds: float) -> None:
     assert routes(emu) == ["models"] * 12
 
 
-async def test_a_burst_does_not_wait_for_its_turn_on_its_own_time(world: World) -> None:
-    patience = {"timeout": 5.7, "retry_policy": RetryPolicy(max_retries=0, total_timeout=5.7)}
-    async with world(max_connections=5, **patience) as (emu, client):
+async def test_the_wait_for_a_slot_does_not_count_toward_the_timeout(world: World) -> None:
+    limits = {"timeout": 5.7, "retry_policy": RetryPolicy(max_retries=0, total_timeout=5.7)}
+    async with world(max_connections=5, **limits) as (emu, client):
         await burst(emu, client, 3.0)
         assert anyio.current_time() == pytest.approx(9.0)
 

@@ -465,7 +465,7 @@ class TestRedirects:
         assert str(status) in str(error)
         assert "may have been started" in str(error)
 
-    # Where to matters to the check, and a token is fetched by other code than the rest.
+    # The check depends on the location, and other code fetches the token.
     @grid(
         location=[
             "https://evil.test/v1/instances/",

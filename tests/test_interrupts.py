@@ -53,7 +53,7 @@ class Turns:
 
 
 # Without a second of patience, the loop is taken to be blocked when two come between two of its turns.
-# Each test has every third turn, from a first one.
+# Each row interrupts every third turn, beginning with turn `at`.
 @grid(strength=1, more=[(_interrupts.BLOCKED, 1), (0.0, 2)], at=[1, 2, 3])
 def test_more_of_them_at_every_turn_of_a_release(
     world: World, monkeypatch: pytest.MonkeyPatch, more: tuple[float, int], at: int

@@ -444,12 +444,12 @@ EMPTY = Fault("status", route="list", status=200, body={"instances": []}, skip=1
     "faults",
     [
         (Fault("status", route="get", status=404, times=4), EMPTY),
-        # And then it is out of reach until well after bad news would be believed.
+        # Then status checks fail until well after the settle time, when a 404 would count.
         (Fault("status", route="get", status=404), EMPTY, Fault("status", route="get", status=503, times=9)),
     ],
     ids=["for a while", "at first"],
 )
-async def test_what_was_just_started_may_not_be_shown_yet(world: World, faults: tuple[Fault, ...]) -> None:
+async def test_a_new_instance_may_not_be_visible_yet(world: World, faults: tuple[Fault, ...]) -> None:
     async with world(step_seconds=4.0) as (emu, client):
         for fault in faults:
             emu.add_fault(fault)
@@ -458,7 +458,7 @@ async def test_what_was_just_started_may_not_be_shown_yet(world: World, faults: 
         assert len(emu.ledger) == 1
 
 
-async def test_what_has_vanished_just_after_its_start_is_given_up_when_things_have_settled(
+async def test_an_instance_that_vanishes_after_its_start_is_given_up_after_settle(
     world: World,
 ) -> None:
     async with world(step_seconds=10.0) as (emu, client):
@@ -476,7 +476,7 @@ async def test_what_has_vanished_just_after_its_start_is_given_up_when_things_ha
         assert PollPolicy().settle <= anyio.current_time() - began < 20
 
 
-async def test_a_stop_that_was_accepted_and_shows_no_effect_is_asked_for_again(world: World) -> None:
+async def test_an_accepted_stop_without_effect_is_sent_again(world: World) -> None:
     async with world() as (emu, client):
         async with client.instance(MODEL, HARDWARE) as inst:
             accepted = {"message": "Stopping.", "instance": instance(inst.instance_id, "running")}
@@ -485,7 +485,7 @@ async def test_a_stop_that_was_accepted_and_shows_no_effect_is_asked_for_again(w
         assert emu.existing == ()
 
 
-async def test_a_release_that_fails_in_time_is_left_to_the_reaper(world: World, journals: Path) -> None:
+async def test_a_release_that_times_out_is_left_to_the_reaper(world: World, journals: Path) -> None:
     async with world(journal="auto") as (emu, client):
         with pytest.raises(errors.TeardownError):
             async with client.instance(MODEL, HARDWARE, teardown_timeout=30):

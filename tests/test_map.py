@@ -307,7 +307,9 @@ async def test_a_function_that_is_not_async_is_an_error_of_its_first_item(inst: 
             pass
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)  # trio has none
+@pytest.mark.parametrize(
+    "anyio_backend", ["asyncio"], indirect=True
+)  # a function cannot raise trio.Cancelled
 async def test_a_cancellation_from_within_does_not_hang(inst: InstanceHandle) -> None:
     async def fail(_: int) -> None:
         future = asyncio.get_running_loop().create_future()
@@ -552,7 +554,7 @@ def test_the_end_of_the_loop_ends_it(inst: InstanceHandle) -> None:
     kept.clear()
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)  # nobody can reach a task of trio's
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)  # trio does not expose its tasks
 async def test_a_task_that_is_cancelled_before_its_first_step_is_over(inst: InstanceHandle) -> None:
     results = inst.map(Calls(), range(3))
     results._start()

@@ -395,7 +395,7 @@ async def test_a_stack_of_leases(world: World, seen: Seen) -> None:
     assert seen.tree[4] == "    cortecs.lease: ok"
 
 
-# trio lets nobody leave a block elsewhere than it was entered.
+# On trio, the task that enters a block must also leave it.
 on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 
 

@@ -28,7 +28,7 @@ PAGES = [README, *sorted(DOCS.glob("*.md"))]
 
 @pytest.fixture
 def served(served: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """The same, and the examples need not wait for the pace of polls."""
+    """Serve an emulator, and poll often so that the examples finish quickly."""
     poll_often(monkeypatch)
     return served
 

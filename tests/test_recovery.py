@@ -1,4 +1,4 @@
-"""Journal, reaper and claims in detail: each test is the one that notices a mutant of `mutants.py`."""
+"""Test details of the journal, the reaper and claims. Each test detects a mutant in `mutants.py`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def book_of(*records: Record) -> Book:
 # --- the journal --------------------------------------------------------------------------------------------
 
 
-def test_a_new_journal_is_on_the_disk_before_it_has_its_name_and_then_so_is_the_name(
+def test_a_new_journal_is_synced_before_it_is_renamed_and_its_directory_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
@@ -70,7 +70,7 @@ def test_a_new_journal_is_on_the_disk_before_it_has_its_name_and_then_so_is_the_
     journal.remove()
 
 
-def test_what_must_survive_a_loss_of_power_is_on_the_disk_when_it_is_appended(
+def test_a_durable_record_is_synced_when_it_is_appended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = JournalFile.create(tmp_path, [created()])
@@ -95,7 +95,7 @@ def test_what_must_survive_a_loss_of_power_is_on_the_disk_when_it_is_appended(
     ],
     ids=lambda value: value["kind"] if isinstance(value, dict) else "",
 )
-def test_a_promise_waits_for_the_disk_and_the_end_of_one_does_not(
+def test_a_promise_is_durable_and_its_end_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: Record, *, durable: bool
 ) -> None:
     book = Books(tmp_path, journal=True, guard=False)
@@ -112,7 +112,7 @@ def test_a_promise_waits_for_the_disk_and_the_end_of_one_does_not(
     book._journal.remove()
 
 
-# --- its records --------------------------------------------------------------------------------------------
+# --- journal records ----------------------------------------------------------------------------------------
 
 
 def test_a_baseline_is_kept_as_long_as_a_start_needs_it() -> None:
@@ -122,29 +122,29 @@ def test_a_baseline_is_kept_as_long_as_a_start_needs_it() -> None:
     assert book.known_before(book.entries["e1"]) == {"i-1", "i-2"}
 
 
-def test_a_snapshot_tells_that_a_start_got_no_answer() -> None:
+def test_a_snapshot_marks_an_unanswered_start() -> None:
     book = book_of(BASELINE, INTENT, {"kind": "UNANSWERED", "entry": "e1"})
     assert fold(encode(book.snapshot())).entries["e1"].unanswered
 
 
-def test_an_account_is_named_by_what_tells_nothing_of_it() -> None:
+def test_the_fingerprint_of_an_account_does_not_reveal_it() -> None:
     names = {fingerprint(api, who) for api in ("https://a.test", "https://b.test") for who in ("one", "two")}
     assert len(names) == 4
     assert all(set(name) <= set("0123456789abcdef") and len(name) == 16 for name in names)
 
 
-# --- whose instance it is -----------------------------------------------------------------------------------
+# --- owners of instances ------------------------------------------------------------------------------------
 
 
-def test_what_another_process_could_not_tell_apart_is_not_ours() -> None:
+def test_ambiguous_candidates_of_another_process_count_as_claimed() -> None:
     theirs = book_of(BASELINE, INTENT, {"kind": "AMBIGUOUS", "entry": "e1", "candidates": ["i-7", "i-8"]})
     assert claims_of_others("https://api.test", Book(), (), [theirs], 1000.0).ids == {"i-7", "i-8"}
 
 
-async def test_what_the_reaper_of_a_dead_process_looks_for_is_not_taken(world: World, journals: Path) -> None:
+async def test_an_instance_that_a_reaper_looks_for_is_not_adopted(world: World, journals: Path) -> None:
     async with world(journal="auto") as (emu, client):
         theirs = {**INTENT, "api": emu.api_base_url}
-        # Locked, as its reaper has it.
+        # Locked, because its reaper holds the lock.
         dead = JournalFile.create(journals, [OWNER, BASELINE, theirs, {"kind": "ORPHANED"}])
         emu.add_fault(Fault("drop", route="start", when="before"))
 
@@ -161,7 +161,7 @@ async def test_what_the_reaper_of_a_dead_process_looks_for_is_not_taken(world: W
         dead.remove()
 
 
-async def test_what_another_process_is_starting_is_not_taken_while_its_answer_is_on_its_way(
+async def test_an_instance_that_another_process_is_starting_is_not_adopted(
     world: World, journals: Path
 ) -> None:
     async with world(journal="auto") as (emu, client):
@@ -186,7 +186,7 @@ async def test_what_another_process_is_starting_is_not_taken_while_its_answer_is
         living.remove()
 
 
-async def test_what_a_plain_start_has_made_is_not_taken_while_its_answer_is_on_its_way(world: World) -> None:
+async def test_the_instance_of_a_pending_plain_start_is_not_adopted(world: World) -> None:
     async with world() as (emu, client):
         emu.add_fault(Fault("drop", route="start", when="before"))
         emu.add_fault(Fault("delay", route="start", when="after", seconds=25.0))
@@ -203,7 +203,7 @@ async def test_what_a_plain_start_has_made_is_not_taken_while_its_answer_is_on_i
         assert list(emu.billing) == plain
 
 
-async def test_no_lease_starts_while_the_instance_of_an_equal_start_is_looked_for(world: World) -> None:
+async def test_no_lease_starts_while_an_equal_start_is_unresolved(world: World) -> None:
     async with world() as (emu, client):
         emu.add_fault(Fault("drop", route="start", when="before"))
 
@@ -217,14 +217,12 @@ async def test_no_lease_starts_while_the_instance_of_an_equal_start_is_looked_fo
             tasks.start_soon(lease, 3.0)
         first, *others = [record.at for record in emu.requests if record.route == "start"]
         assert len(others) == 2
-        # It is looked for as long as that when its connection breaks.
+        # After a broken connection, the client looks for the instance for that long.
         assert min(others) - first >= RetryPolicy().adoption_window / 6
         assert emu.existing == ()
 
 
-async def test_what_is_released_for_one_start_of_the_dead_is_not_taken_for_that_of_another(
-    world: World, journals: Path
-) -> None:
+async def test_sweep_matches_an_instance_to_only_one_start(world: World, journals: Path) -> None:
     async with world(journal="auto", stop_seconds=10.0) as (emu, client):
         account = fingerprint(emu.api_base_url, emu.client_id)
         common = {"account": account, "api": emu.api_base_url, "at": emulated_wall_clock()}
@@ -245,8 +243,8 @@ async def test_what_is_released_for_one_start_of_the_dead_is_not_taken_for_that_
 # --- the reaper ---------------------------------------------------------------------------------------------
 
 
-class ToldGuard:
-    """A reaper that keeps what it is told, in place of a process."""
+class StubGuard:
+    """Replaces the reaper process, and keeps the messages to it."""
 
     def __init__(self, on_death: Callable[[], None], _: Callable[[Record], None]) -> None:
         self.on_death = on_death
@@ -265,7 +263,7 @@ class ToldGuard:
         self.told = []
 
     def greet(self) -> None:
-        """It is there."""
+        """Do nothing: the reaper is always there."""
 
     def tell(self, messages: Iterable[Record]) -> None:
         self.told += messages
@@ -277,20 +275,20 @@ class ToldGuard:
 
 
 @pytest.fixture
-def guards(monkeypatch: pytest.MonkeyPatch) -> list[ToldGuard]:
-    """The reapers of the books that are made from here on."""
-    made: list[ToldGuard] = []
+def guards(monkeypatch: pytest.MonkeyPatch) -> list[StubGuard]:
+    """Replace each new reaper, and collect the replacements."""
+    made: list[StubGuard] = []
 
-    def make(*arguments: Any) -> ToldGuard:
-        made.append(ToldGuard(*arguments))
+    def make(*arguments: Any) -> StubGuard:
+        made.append(StubGuard(*arguments))
         return made[-1]
 
     monkeypatch.setattr("cortecs_async._books.Guard", make)
     return made
 
 
-async def test_the_reaper_knows_of_a_start_before_it_is_sent_and_of_its_instance_after_it(
-    world: World, journals: Path, guards: list[ToldGuard]
+async def test_the_reaper_is_told_of_a_start_before_it_is_sent_and_of_its_instance_after(
+    world: World, journals: Path, guards: list[StubGuard]
 ) -> None:
     async with world(journal="auto", guard="required") as (emu, client):
         before: list[str] = []
@@ -311,8 +309,8 @@ async def test_the_reaper_knows_of_a_start_before_it_is_sent_and_of_its_instance
         assert guards[-1].kinds[-1] == "GONE"
 
 
-async def test_a_reaper_that_takes_the_place_of_a_dead_one_is_told_everything_again(
-    world: World, journals: Path, guards: list[ToldGuard]
+async def test_a_replacement_reaper_is_told_everything_again(
+    world: World, journals: Path, guards: list[StubGuard]
 ) -> None:
     async with world(journal="auto", guard="auto") as (emu, client):
         async with client.instance(MODEL, HARDWARE) as inst:
@@ -325,8 +323,8 @@ async def test_a_reaper_that_takes_the_place_of_a_dead_one_is_told_everything_ag
             assert emu.client_secret not in repr(guard.told)
 
 
-async def test_the_reaper_is_told_new_credentials_at_once_and_nothing_shows_them(
-    world: World, journals: Path, guards: list[ToldGuard]
+async def test_the_reaper_is_told_new_credentials_at_once_and_no_repr_shows_them(
+    world: World, journals: Path, guards: list[StubGuard]
 ) -> None:
     async with world(journal="auto", guard="auto") as (emu, client):
         async with client.instance(MODEL, HARDWARE):
@@ -341,8 +339,8 @@ async def test_the_reaper_is_told_new_credentials_at_once_and_nothing_shows_them
             assert "another" not in repr(newest)
 
 
-async def test_where_a_reaper_is_required_nothing_is_started_without_one(
-    world: World, journals: Path, guards: list[ToldGuard]
+async def test_nothing_starts_without_a_required_reaper(
+    world: World, journals: Path, guards: list[StubGuard]
 ) -> None:
     async with world(journal="auto", guard="required") as (emu, client):
         guards[-1].problem = "no processes here"
@@ -353,7 +351,7 @@ async def test_where_a_reaper_is_required_nothing_is_started_without_one(
 
 
 async def test_the_reaper_of_a_forked_child_is_told_its_credentials(
-    world: World, journals: Path, guards: list[ToldGuard]
+    world: World, journals: Path, guards: list[StubGuard]
 ) -> None:
     async with world(journal="auto", guard="auto") as (_emu, client):
         async with client.instance(MODEL, HARDWARE):
@@ -364,8 +362,8 @@ async def test_the_reaper_of_a_forked_child_is_told_its_credentials(
             assert "ARM" in guards[-1].kinds
 
 
-class Mute:
-    """A process that takes everything and answers nothing."""
+class SilentProcess:
+    """A process that reads everything and answers nothing."""
 
     pid = 0
 
@@ -391,20 +389,20 @@ class Mute:
 
 
 @pytest.fixture
-def mutes(monkeypatch: pytest.MonkeyPatch) -> list[Mute]:
-    """What is started instead of processes."""
-    started: list[Mute] = []
+def processes(monkeypatch: pytest.MonkeyPatch) -> list[SilentProcess]:
+    """Replace each new process, and collect the replacements."""
+    started: list[SilentProcess] = []
 
-    def start(*arguments: Any, **options: Any) -> Mute:
-        started.append(Mute(*arguments, **options))
+    def start(*arguments: Any, **options: Any) -> SilentProcess:
+        started.append(SilentProcess(*arguments, **options))
         return started[-1]
 
     monkeypatch.setattr("cortecs_async._guard.subprocess.Popen", start)
     return started
 
 
-def test_a_reaper_that_does_not_answer_is_ended_and_not_relied_on(
-    mutes: list[Mute], monkeypatch: pytest.MonkeyPatch
+def test_a_reaper_that_does_not_answer_is_killed(
+    processes: list[SilentProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cortecs_async._guard._PATIENCE", 0.05)
     guard = Guard(lambda: None, lambda _: None)
@@ -412,24 +410,24 @@ def test_a_reaper_that_does_not_answer_is_ended_and_not_relied_on(
     with pytest.raises(GuardError, match="did not answer"):
         guard.greet()
     assert not guard.is_up
-    assert [each.returncode for each in mutes] == [-9]
+    assert [each.returncode for each in processes] == [-9]
 
 
-def test_a_reaper_has_a_session_of_its_own_and_no_secret_of_the_environment(
-    mutes: list[Mute], monkeypatch: pytest.MonkeyPatch
+def test_a_reaper_has_its_own_session_and_no_secrets_in_its_environment(
+    processes: list[SilentProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("CORTECS_CLIENT_SECRET", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "hidden")
     guard = Guard(lambda: None, lambda _: None)
     guard.start()
-    (process,) = mutes
+    (process,) = processes
     assert process.options["start_new_session"] is True
     assert "PATH" in process.options["env"]
     assert "hidden" not in process.options["env"].values()
     guard.discard()
 
 
-def test_a_reaper_that_is_at_work_on_an_instance_does_not_begin_with_it_again() -> None:
+def test_a_reaper_does_not_begin_twice_with_the_same_instance() -> None:
     worked: list[str] = []
     end = threading.Event()
 
@@ -449,7 +447,7 @@ def test_a_reaper_that_is_at_work_on_an_instance_does_not_begin_with_it_again() 
     assert reaper.next_due() is None
 
 
-def test_a_reaper_says_in_the_journal_that_it_has_taken_over_and_what_it_has_done(
+def test_a_reaper_records_its_takeover_and_its_releases_in_the_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cortecs_async._reaper.time.sleep", lambda _: None)
@@ -470,7 +468,7 @@ def test_a_reaper_says_in_the_journal_that_it_has_taken_over_and_what_it_has_don
     assert [book.entries.keys() for _, book in books(tmp_path)] == [{"e2"}]
 
 
-def test_a_living_parent_has_some_seconds_after_the_time_is_up() -> None:
+def test_a_living_parent_has_a_grace_period_after_the_deadline() -> None:
     worked: list[str] = []
     now = 0.0
 
@@ -486,21 +484,21 @@ def test_a_living_parent_has_some_seconds_after_the_time_is_up() -> None:
         assert worked == expected
 
 
-def test_the_reaper_looks_for_a_minute_for_what_a_start_under_way_may_make(
+def test_the_reaper_looks_for_the_instance_of_an_unresolved_start_for_a_minute(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     windows: list[float] = []
 
-    class Looks:
-        """Instead of `Finisher`."""
+    class StubFinisher:
+        """Replaces `Finisher`."""
 
         def __init__(self, *, visible_until: float, **_: Any) -> None:
             windows.append(visible_until - anyio.current_time())
 
         async def finish(self, _: Any) -> None:
-            """Finishes nothing."""
+            """Do nothing."""
 
-    monkeypatch.setattr("cortecs_async._reaping.Finisher", Looks)
+    monkeypatch.setattr("cortecs_async._reaping.Finisher", StubFinisher)
     sealed = {"api_base_url": "http://127.0.0.1/v1", "client_id": "id", "client_secret": "secret"}
     book = book_of(BASELINE, INTENT)
     notes: list[Record] = []

@@ -98,7 +98,9 @@ OUTCOMES: list[tuple[Kind | int, bool, bool]] = [
 
 class TestTable:
     @pytest.mark.parametrize(("outcome", "passing", "worked"), OUTCOMES, ids=ids)
-    def test_what_an_outcome_means(self, *, outcome: Kind | int, passing: bool, worked: bool) -> None:
+    def test_how_each_outcome_is_classified(
+        self, *, outcome: Kind | int, passing: bool, worked: bool
+    ) -> None:
         assert is_passing(failed(outcome)) is passing
         if isinstance(outcome, int):
             assert is_passing_status(outcome) is passing
@@ -107,10 +109,10 @@ class TestTable:
         assert may_have_worked("GET", failed(outcome)) is False
 
     @pytest.mark.parametrize(("outcome", "passing", "worked"), OUTCOMES, ids=ids)
-    def test_what_is_repeated(self, *, outcome: Kind | int, passing: bool, worked: bool) -> None:
+    def test_which_requests_are_repeated(self, *, outcome: Kind | int, passing: bool, worked: bool) -> None:
         for request in OTHERS:
             assert may_repeat(*request, failed(outcome)) is passing, request
-        # A start only when it did nothing, and what nobody knows as a start is.
+        # A start is repeated only if it did nothing. An unknown request is treated the same way.
         for request in (START, ("POST", "/unheard-of"), ("PATCH", "/instances/instance-1")):
             assert may_repeat(*request, failed(outcome)) is (passing and not worked), request
         # Spelled out, because each of these in the wrong list is money: only two failures are repeated.
@@ -177,7 +179,7 @@ class TestNextWait:
     @pytest.mark.parametrize("request_", [START, *OTHERS], ids=" ".join)
     def test_no_retries_means_none(self, request_: tuple[str, str]) -> None:
         for outcome, _, _ in OUTCOMES:
-            # A 429 does not count, and is not repeated either.
+            # A 429 does not count as a retry. With `max_retries=0`, it is not repeated either.
             counted = int(counts(failed(outcome)))
             assert ask(failed(outcome), request=request_, counted=counted, max_retries=0) is None, outcome
 

@@ -88,7 +88,7 @@ def spellings(secret: str) -> set[str]:
         escaped.replace("/", "\\/"),
         urllib.parse.quote(secret, safe=""),
         html.escape(secret),
-        secret[: len(secret) // 2],  # what is left of it where a text was cut too early
+        secret[: len(secret) // 2],  # the part that remains if a text is cut before it is redacted
     }
 
 
@@ -261,7 +261,7 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("secret", ODD_SECRETS)
-def test_any_spelling_is_blanked(secret: str) -> None:
+def test_every_spelling_is_redacted(secret: str) -> None:
     redactor = Redactor()
     redactor.remember(Secret(secret))
     for name, spell in SPELLINGS.items():

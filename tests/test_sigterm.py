@@ -161,7 +161,7 @@ async def test_the_server(state_dir: Path) -> None:
                 try:
                     answer = await http.get(f"http://127.0.0.1:{port}/")
                 except httpx.ConnectError:
-                    await anyio.sleep(0.02)  # nobody tells when it listens
+                    await anyio.sleep(0.02)  # the server does not say when it listens
             assert answer.json()["base_url"].endswith("/v1")
             assert len(emu.billing) == 1
             process.send_signal(signal.SIGTERM)

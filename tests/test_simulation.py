@@ -1,6 +1,6 @@
 """A thousand random lives under random faults, on both backends: nothing is left, and only ours is touched.
 
-The default tier runs the first eighty, `proofs` the thousand, and `nox -s simulate` a hundred thousand.
+The default tier runs eighty programs, `proofs` a thousand, and `nox -s simulate` a hundred thousand.
 CORTECS_SIMULATIONS is how many programs there are, and CORTECS_SIMULATION_SEED makes them others. A failure
 prints the shrunk program: `simulate("asyncio", Program(...))` inside `virtual_world()` runs it again.
 """
@@ -74,7 +74,7 @@ def run_many(backend: Backend, number: int, *, of: int, phases: tuple[Phase, ...
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_of_a_few_nothing_is_left(backend: Backend) -> None:
+def test_a_few_programs_leave_nothing(backend: Backend) -> None:
     tally = run_many(backend, BACKENDS.index(backend), of=40, phases=(Phase.generate, Phase.shrink))
     assert [name for name in NEEDED if not tally[name]] == []
 

@@ -112,7 +112,7 @@ async def test_no_slot_is_lost_to_a_cancellation(
     assert not traffic.busy
 
 
-@on_one_backend  # It has tasks of asyncio.
+@on_one_backend  # it uses asyncio tasks
 async def test_a_slot_given_in_the_moment_of_a_cancellation_goes_on() -> None:
     slots = Slots(1)
     await slots.enter(CALL)

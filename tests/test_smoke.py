@@ -1,4 +1,4 @@
-"""One of each real thing: sockets, processes, signals. Other tiers try them in every way, this one once."""
+"""Smoke tests with real sockets, processes and signals. The other tiers test these in detail."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_kill_and_ctrl_c_leave_nothing(tmp_path: Path, number: signal.Sign
     assert list((tmp_path / "state" / "journal").iterdir()) == []
 
 
-async def test_the_command_line_runs_a_command_beside_an_instance(tmp_path: Path) -> None:
+async def test_the_command_line_runs_a_command_with_an_instance(tmp_path: Path) -> None:
     async with serve_emulator(step_seconds=0.01) as emulator:
         arguments = ("run", MODEL, HARDWARE, "--", "sh", "-c", 'echo "at $OPENAI_BASE_URL"')
         with program(PROGRAM, *arguments, emulator=emulator, folder=tmp_path) as run:
@@ -63,7 +63,7 @@ async def test_the_command_line_runs_a_command_beside_an_instance(tmp_path: Path
         assert (entry.status, emulator.existing) == ("deleted", ())
 
 
-async def test_a_batch_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> None:
+async def test_a_killed_batch_resumes(tmp_path: Path) -> None:
     ids = [f"r{number}" for number in range(60)]
     body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 3}
     lines = [{"custom_id": each, "url": "/v1/chat/completions", "body": body} for each in ids]
@@ -84,7 +84,7 @@ async def test_a_batch_that_is_killed_goes_on_where_it_was(tmp_path: Path) -> No
             await until(lambda: second.has_ended)
             assert second.process.returncode == 0, second.output
         assert emulator.existing == ()
-        # Only what was under way at the kill is asked again.
+        # The second run repeats only the requests that were under way at the kill.
         assert sum(each.route == "chat" for each in emulator.requests) <= len(ids) + 2 * 4
     assert sorted(answered()) == sorted(ids)
 

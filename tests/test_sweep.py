@@ -238,7 +238,7 @@ async def test_without_journals_there_is_nothing_to_sweep(world: World, journals
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_a_power_loss_anywhere_in_the_journal(world: World, journals: Path, tmp_path: Path) -> None:
-    """The start is sent once its intent is on disk: from there on, whatever is left of the file will do.
+    """The intent of a start is on disk before the start is sent. A prefix that contains it is enough.
 
     `test_crash.py` cuts the journal of a real program at every byte.
     """

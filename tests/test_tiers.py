@@ -1,4 +1,4 @@
-"""The check of the tiers finds what it is there to find."""
+"""Test the check of the tiers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SLOW = MOST_SECONDS + 0.1
         (["nightly"], [], SLOW, None),
     ],
 )
-def test_what_belongs_to_another_tier(
+def test_complaints(
     marks: Collection[str], events: Collection[str], seconds: float, expected: str | None
 ) -> None:
     found = complaint(marks, events, seconds)
@@ -70,7 +70,7 @@ def test_with_a_socket_and_the_mark(server):
 
 
 @pytest.mark.sockets
-def test_pytest_fails_it(tmp_path: Path) -> None:
+def test_pytest_fails_a_test_of_the_wrong_tier(tmp_path: Path) -> None:
     (tmp_path / "conftest.py").write_text(CONFTEST)
     (tmp_path / "test_it.py").write_text(TESTS)
     done = subprocess.run(

@@ -25,14 +25,14 @@ OTHERS = {"# Tutorial", "The emulator", "With an account"}
 @pytest.mark.parametrize("title", sorted(SECTIONS.keys() - OTHERS))
 def test_each_section_shows_what_it_says(title: str, tmp_path: Path) -> None:
     pytest.importorskip("openai")
-    # Two seconds show the same as the six of the page.
+    # The page uses six seconds. Two show the same output.
     steps = [evolve(step, text=re.sub("(?<=max_lifetime=)6", "2", step.text)) for step in SECTIONS[title]]
     # At the pace of the page where it is looked at; elsewhere without the wait.
     with serving(step_seconds=1.0 if title == "Progress" else 0.01) as emulator:
         env = environment(emulator, tmp_path)
 
         def sleep(seconds: float) -> None:
-            """The page lets the reaper work for so long; here no longer than it needs."""
+            """Wait until the reaper is done, and fail after the time that the page allows."""
             anyio.run(until, lambda: not emulator.existing, seconds)
 
         assert follow(steps, tmp_path, env, sleep) == sum(step.kind == "text" for step in steps) > 0

@@ -279,7 +279,7 @@ async def test_a_cancelled_block_is_waited_for_too(monkeypatch: pytest.MonkeyPat
         assert (len(emu.ledger), emu.existing) == (1, ())
 
 
-# What is tested is in the process of the owner, which is the same for both.
+# One backend is enough: the code under test runs in the owner process, which is the same for both.
 @pytest.mark.sockets
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_it_lingers_for_others(monkeypatch: pytest.MonkeyPatch) -> None:

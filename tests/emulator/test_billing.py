@@ -13,7 +13,7 @@ L40S = 0.03  # euro a minute and worker in the emulator's catalogue
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Either will do: nothing waits here, because the clock is moved by hand."""
+    """Run on one backend: the tests set the clock, so nothing waits."""
     return "asyncio"
 
 

@@ -12,7 +12,7 @@ LLAMA = "meta-llama--Llama-3.1-8B-Instruct"
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Either will do: nothing waits here, because the clock is moved by hand."""
+    """Run on one backend: the tests set the clock, so nothing waits."""
     return "asyncio"
 
 

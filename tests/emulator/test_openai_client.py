@@ -19,7 +19,7 @@ SAID = f'This is the cortecs_async emulator in place of {MODEL}, no model was ru
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Either will do: the emulator has a loop of its own."""
+    """Run on one backend: the emulator has its own event loop."""
     return "asyncio"
 
 

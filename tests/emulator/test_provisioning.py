@@ -25,7 +25,7 @@ PROTECTED = [
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Either will do: nothing waits here, because the clock is moved by hand."""
+    """Run on one backend: the tests set the clock, so nothing waits."""
     return "asyncio"
 
 

@@ -16,7 +16,7 @@ CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required"
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """Either will do: nothing waits here, because the clock is moved by hand."""
+    """Run on one backend: the tests set the clock, so nothing waits."""
     return "asyncio"
 
 
