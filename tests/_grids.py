@@ -67,12 +67,6 @@ on_one_backend = pytest.mark.parametrize("anyio_backend", BACKENDS[:1], indirect
 """Runs an async test whose backend does not matter on asyncio only."""
 
 
-def first(number: int, values: Iterable[Any]) -> list[Any]:
-    """Return the values, and mark all after the first `number` of them `nightly`."""
-    every = list(values)
-    return [*every[:number], *(pytest.param(value, marks=pytest.mark.nightly) for value in every[number:])]
-
-
 def covering(rows: Sequence[tuple[int, ...]], strength: int) -> set[tuple[int, ...]]:
     """Choose few rows, greedily, that together contain every combination of `strength` values.
 

@@ -30,6 +30,9 @@ OUTSIDE = frozenset({
     "os.system",
     "socket.bind",
     "socket.connect",
+    "socket.getaddrinfo",
+    "socket.sendmsg",
+    "socket.sendto",
     "subprocess.Popen",
     "time.sleep",
 })  # fmt: skip
@@ -40,21 +43,25 @@ def is_real(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in REAL)
 
 
-def complaint(marks: Collection[str], events: Collection[str], seconds: float) -> str | None:
+def complaint(marks: Collection[str], events: Collection[str], busy: float, waited: float) -> str | None:
     """Explain why a test belongs to another tier; None if it does not.
 
     Args:
         marks: The names of the test's marks.
         events: The names of the audit events that the test and its fixtures raised.
-        seconds: The processor time of the test without its fixtures.
+        busy: Their processor time in seconds.
+        waited: The rest of their time in seconds.
     """
     if not {*TIERS}.isdisjoint(marks):
         return None
-    if seconds > MOST_SECONDS:
-        return f"it takes {seconds:.1f} s of processor time: mark it `proofs`, or make it cheaper"
-    outside = sorted(OUTSIDE.intersection(events))
-    if outside and {*REAL}.isdisjoint(marks):
-        return f"mark it `sockets`: {', '.join(outside)}"
+    if busy > MOST_SECONDS:
+        return f"it takes {busy:.1f} s of processor time: make it cheaper, or mark it `proofs`"
+    if not {*REAL}.isdisjoint(marks):
+        return None
+    if outside := sorted(OUTSIDE.intersection(events)):
+        return f"it uses {', '.join(outside)}: run it in process (see `world`), or mark it `sockets`"
+    if waited > MOST_SECONDS:
+        return f"it waits for {waited:.1f} s: use virtual time, or mark it `sockets`"
     return None
 
 
@@ -63,19 +70,21 @@ class TierCheck:
 
     def __init__(self) -> None:
         self._events: set[str] = set()
+        self._began = self._busy_before = 0.0
         sys.addaudithook(lambda event, _: self._events.add(event))
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self) -> Generator[None]:
-        """Forget the events of earlier tests."""
+        """Forget the earlier tests."""
         self._events.clear()
+        self._began, self._busy_before = time.monotonic(), time.process_time()
         yield
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
-        """Run the test, and fail it if it belongs to another tier."""
-        began = time.process_time()
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None]:
+        """Fail the test if it belongs to another tier: at its end, so that its fixtures count."""
         yield
-        seconds = time.process_time() - began
-        if found := complaint({mark.name for mark in item.iter_markers()}, self._events, seconds):
+        busy = time.process_time() - self._busy_before
+        waited = time.monotonic() - self._began - busy
+        if found := complaint({mark.name for mark in item.iter_markers()}, self._events, busy, waited):
             pytest.fail(found, pytrace=False)

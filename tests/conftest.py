@@ -28,6 +28,7 @@ from _virtual_time import VirtualTimeLoop
 from _world import emulated_wall_clock, in_the_loop
 from hypothesis import HealthCheck, settings
 
+import cortecs_async
 from cortecs_async import AsyncCortecs
 from cortecs_async._assembly import Assembly
 from cortecs_async._batch import _threads
@@ -62,6 +63,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--check-tiers"):
         config.pluginmanager.register(TierCheck())
+    # A test that you name runs, whatever its tier: deselecting it would only be confusing.
+    is_default = config.option.markexpr == config.getini("addopts")[-1]
+    if is_default and config.args and all("::" in each for each in config.args):
+        config.option.markexpr = ""
+
+
+def pytest_report_header() -> list[str]:
+    # `pytest` tests what is installed, `python -m pytest` the tree.
+    found = [f"cortecs_async: {Path(cortecs_async.__file__).parent}"]
+    if collect_ignore:
+        found.append("oracle tests are left out: `nox -s oracle` installs what they need")
+    return found
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import anyio
 import click
+import httpx
 import pytest
 from _command_line import PROGRAM, Terminal, call_command, environment, serving
 from _polls import poll_often
@@ -22,7 +23,7 @@ from _world import HARDWARE, MODEL
 from click.testing import Result
 
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy
-from cortecs_async._cli import _watch, cli
+from cortecs_async._cli import _common, _instances, _watch, cli
 from cortecs_async._cli._common import clean, cleaned, is_over, make_table, to_json
 from cortecs_async._cli._params import DURATION, MONEY
 from cortecs_async._domain import Instance, InstanceArgs, InstanceStatus
@@ -38,6 +39,22 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
         for name, value in emulator.env().items():
             monkeypatch.setenv(name, value)
         yield emulator
+
+
+@pytest.fixture
+def account(monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """An emulator in this process. The commands reach it without a socket."""
+    emulator = Emulator(step_seconds=0.01)
+    for name, value in emulator.env().items():
+        monkeypatch.setenv(name, value)
+
+    def client(**_: object) -> AsyncCortecs:
+        http = httpx.AsyncClient(transport=emulator.transport())
+        return AsyncCortecs(http_client=http, guard="off", journal="off")
+
+    for module in (_common, _instances):
+        monkeypatch.setattr(module, "AsyncCortecs", client)
+    return emulator
 
 
 @pytest.fixture
@@ -350,46 +367,46 @@ class TestStopping:
             assert call("stop", instance_id).stdout == f"{instance_id}  gone\n"
 
 
-@pytest.mark.sockets
 class TestEnding:
-    def test_all_are_tried_and_each_failure_is_told(self, served: Emulator, call: Call) -> None:
-        one, two, three = (served.start_instance(MODEL, HARDWARE) for _ in range(3))
-        served.stop_instance(two)
+    def test_all_are_tried_and_each_failure_is_told(self, account: Emulator, call: Call) -> None:
+        one, two, three = (account.start_instance(MODEL, HARDWARE) for _ in range(3))
+        account.stop_instance(two)
         shown = call("stop", one, "nobody", two, one)
         assert shown.exit_code == 1
         assert shown.stdout == f"{one}  stopped\n{two}  stopped already\n"
         assert re.fullmatch(r"nobody  .* does not exist.*\n", shown.stderr)
-        assert served.billing == (three,)
+        assert account.billing == (three,)
 
-    def test_what_runs_is_not_deleted_by_accident(self, served: Emulator, call: Call) -> None:
-        one, two = (served.start_instance(MODEL, HARDWARE) for _ in range(2))
-        served.stop_instance(two)
+    def test_what_runs_is_not_deleted_by_accident(self, account: Emulator, call: Call) -> None:
+        one, two = (account.start_instance(MODEL, HARDWARE) for _ in range(2))
+        account.stop_instance(two)
         shown = call("rm", one, two, "nobody")
         assert shown.exit_code == 1
         assert shown.stdout == f"{two}  deleted\n"
         assert re.search(rf"^{one}  is \w+: --stop stops it first$", shown.stderr, re.MULTILINE)
         assert "nobody  there is no such instance" in shown.stderr
-        assert served.billing == (one,)
+        assert account.billing == (one,)
         assert call("rm", "--stop", one).stdout == f"{one}  deleted\n"
-        assert served.existing == ()
+        assert account.existing == ()
 
     @pytest.mark.parametrize("command", ["stop", "rm"])
     def test_the_whole_account_needs_somebody_who_agrees(
-        self, served: Emulator, call: Call, command: str
+        self, account: Emulator, call: Call, command: str
     ) -> None:
-        instance_id = served.start_instance(MODEL, HARDWARE)
+        instance_id = account.start_instance(MODEL, HARDWARE)
         if command == "rm":
-            served.stop_instance(instance_id)
+            account.stop_instance(instance_id)
         shown = call(command, "--all", input="y\n")
         assert shown.exit_code == 1
         assert f"{instance_id}  " in shown.stderr
         assert "say --yes" in shown.stderr
-        assert served.existing == (instance_id,)
-        assert (instance_id in served.billing) is (command == "stop")
+        assert account.existing == (instance_id,)
+        assert (instance_id in account.billing) is (command == "stop")
         assert call(command, "--all", "--yes").exit_code == 0
-        assert served.billing == ()
+        assert account.billing == ()
         assert call(command, "--all").exit_code == 0
 
+    @pytest.mark.sockets
     @pytest.mark.parametrize(
         ("keys", "status", "said"), [("y\n", 0, "deleted"), ("\n", 1, "nothing was done"), ("\x03", 130, "")]
     )
@@ -409,27 +426,27 @@ class TestEnding:
         assert (served.existing == ()) is (status == 0)
 
     def test_what_was_started_since_it_was_shown_is_not_hit(
-        self, served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
+        self, account: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        shown = served.start_instance(MODEL, HARDWARE)
+        shown = account.start_instance(MODEL, HARDWARE)
         later: list[str] = []
 
         def confirm(*_: object, **__: object) -> bool:
-            later.append(served.start_instance(MODEL, HARDWARE))
+            later.append(account.start_instance(MODEL, HARDWARE))
             return True
 
         monkeypatch.setattr(click, "confirm", confirm)
         monkeypatch.setattr("cortecs_async._cli._instances._is_attended", lambda: True)
         assert call("stop", "--all").stdout == f"{shown}  stopped\n"
-        assert served.billing == tuple(later)
+        assert account.billing == tuple(later)
 
-    def test_all_without_force_leaves_what_runs(self, served: Emulator, call: Call) -> None:
-        one, two = (served.start_instance(MODEL, HARDWARE) for _ in range(2))
-        served.stop_instance(two)
+    def test_all_without_force_leaves_what_runs(self, account: Emulator, call: Call) -> None:
+        one, two = (account.start_instance(MODEL, HARDWARE) for _ in range(2))
+        account.stop_instance(two)
         shown = call("rm", "--all", "--yes")
         assert shown.stdout == f"{two}  deleted\n"
         assert "1 not stopped: left as they are" in shown.stderr
-        assert served.billing == (one,)
+        assert account.billing == (one,)
 
     @pytest.mark.parametrize("arguments", [["stop"], ["rm"], ["stop", "i", "--all"], ["rm", "i", "--all"]])
     def test_either_ids_or_all(self, call: Call, arguments: list[str]) -> None:

@@ -454,13 +454,15 @@ class Trial:
             scene.own_client._closed = True  # or it warns in a test that has nothing to do with it
 
 
-def options(backend: Backend) -> dict[str, Any]:
+def run_on(backend: Backend, main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     if backend == "asyncio":
-        return {"loop_factory": TickingLoop}
+        anyio.run(main, backend_options={"loop_factory": TickingLoop})
+        return
     # Which of two tasks goes first, trio leaves to chance. The awaits are the same ones every time only when
     # the dice are.
     trio_dice.seed(0)
-    return {"clock": trio.testing.MockClock(autojump_threshold=0)}
+    # Not anyio's `run`, whose version 4.13 passes no options on to trio.
+    trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
 def emulator(scenario: Scenario, now: Callable[[], float]) -> Emulator:
@@ -532,7 +534,7 @@ def attempt(
                 trial.look(scene, scenario, "after its release")
 
     try:
-        anyio.run(main, backend=way.backend, backend_options=options(way.backend))
+        run_on(way.backend, main)
     except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  (whatever it is)
         trial.troubles.append(f"it was not kept in: {error!r}")
     trial.troubles += [f"{path.name} is left" for path in journal.glob("*")]

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 import trio
-from _grids import alternating, covering, first, grid, on_one_backend
+from _grids import alternating, covering, grid, on_one_backend
 
 
 @pytest.mark.parametrize("sizes", [(3, 3, 3), (2, 7, 4, 3), (5,), (1, 1, 6)])
@@ -40,13 +40,6 @@ def test_the_other_rows_are_marked_nightly() -> None:
     assert names == ("letter", "number")
     assert [each.values for each in params] == list(itertools.product("ab", (1, 2, 3)))
     assert sum(not each.marks for each in params) == 3
-
-
-def test_first_marks_the_other_values_nightly() -> None:
-    one, two, three = first(2, "abc")
-    assert (one, two) == ("a", "b")
-    assert three.values == ("c",)
-    assert [mark.name for mark in three.marks] == ["nightly"]
 
 
 def test_rows_run_on_one_backend_in_turn() -> None:

@@ -438,6 +438,7 @@ def test_a_reaper_does_not_begin_twice_with_the_same_instance() -> None:
     reaper = Reaper(lambda _: None, work)
     reaper.take({**created("e1"), "number": 1})
     reaper.take({"kind": "ABANDONED", "entry": "e1", "number": 2})
+    assert reaper.next_due() == 0.0
     reaper.keep_what_is_due()
     reaper.keep_what_is_due()
     end.set()

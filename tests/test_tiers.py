@@ -14,30 +14,26 @@ SLOW = MOST_SECONDS + 0.1
 
 
 @pytest.mark.parametrize(
-    ("marks", "events", "seconds", "expected"),
+    ("marks", "events", "busy", "waited", "expected"),
     [
-        ([], [], 0.1, None),
-        ([], ["open", "import", "socket.__new__"], 0.1, None),
-        ([], ["open", "socket.connect"], 0.1, "mark it `sockets`: socket.connect"),
-        (
-            ["parametrize"],
-            ["subprocess.Popen", "os.fork"],
-            0.1,
-            "mark it `sockets`: os.fork, subprocess.Popen",
-        ),
-        ([], ["time.sleep"], 0.1, "mark it `sockets`: time.sleep"),
-        (["smoke"], ["socket.connect"], 0.1, None),
-        (["smoke"], ["socket.connect"], SLOW, "it takes 2.1 s"),
-        ([], [], SLOW, "it takes 2.1 s"),
-        (["sockets"], ["socket.connect"], SLOW, None),
-        (["nightly"], [], SLOW, None),
+        ([], [], 0.1, 0.1, None),
+        ([], ["open", "import", "socket.__new__"], 0.1, 0.1, None),
+        ([], ["open", "socket.connect"], 0.1, 0.1, "it uses socket.connect"),
+        (["parametrize"], ["subprocess.Popen", "os.fork"], 0.1, 0.1, "it uses os.fork, subprocess.Popen"),
+        ([], ["time.sleep"], 0.1, 0.1, "it uses time.sleep"),
+        ([], [], SLOW, 0.1, "it takes 2.1 s"),
+        ([], [], 0.1, SLOW, "it waits for 2.1 s"),
+        (["smoke"], ["socket.connect"], 0.1, SLOW, None),
+        (["smoke"], ["socket.connect"], SLOW, 0.1, "it takes 2.1 s"),
+        (["sockets"], ["socket.connect"], SLOW, SLOW, None),
+        (["nightly"], [], SLOW, SLOW, None),
     ],
 )
 def test_complaints(
-    marks: Collection[str], events: Collection[str], seconds: float, expected: str | None
+    marks: Collection[str], events: Collection[str], busy: float, waited: float, expected: str | None
 ) -> None:
-    found = complaint(marks, events, seconds)
-    assert found == expected or (found is not None and expected is not None and found.startswith(expected))
+    found = complaint(marks, events, busy, waited)
+    assert found == expected if expected is None else (found or "").startswith(expected)
 
 
 CONFTEST = """
@@ -57,8 +53,16 @@ def server():
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield server
 
+@pytest.fixture
+def closed_late():
+    yield
+    socket.create_server(("127.0.0.1", 0)).close()
+
 def test_pure():
     socket.socketpair()
+
+def test_with_a_socket_at_its_end(closed_late):
+    pass
 
 def test_with_a_socket(server):
     pass
@@ -82,5 +86,6 @@ def test_pytest_fails_a_test_of_the_wrong_tier(tmp_path: Path) -> None:
         timeout=60,
         check=False,
     )
-    assert "1 failed, 2 passed" in done.stdout, done.stdout
-    assert "test_it.py::test_with_a_socket - Failed: mark it `sockets`: socket.bind" in done.stdout
+    assert "4 passed, 2 errors" in done.stdout, done.stdout
+    for name in ("test_with_a_socket", "test_with_a_socket_at_its_end"):
+        assert f"test_it.py::{name} - Failed: it uses socket.bind" in done.stdout

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import respx
 from _scripted import API, CLIENT_ID, SECRET, TOKEN
-from _world import HARDWARE, MODEL, World
+from _world import HARDWARE, MODEL, World, client_of
 
 from cortecs_async import AsyncCortecs, ConfigurationError, RetryPolicy, _connections, _transport, errors
 from cortecs_async._retry import Kind
@@ -190,6 +190,37 @@ async def occupy(
             tasks.start_soon(listener.serve, serve)
             for _ in range(connections):
                 tasks.start_soon(http.get, f"http://127.0.0.1:{port}/")
+
+
+async def test_only_the_callers_own_requests_wait_for_a_free_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`TestSharedClient` shows the same on real connections."""
+    emulator = Emulator(clock=anyio.current_time, token_lifetime=60.0)
+    is_full = False
+
+    class Shared(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            if is_full:
+                raise httpx.PoolTimeout("no connection is free", request=request)
+            return await emulator.transport().handle_async_request(request)
+
+    def spare(_: object) -> httpx.AsyncClient:
+        return httpx.AsyncClient(transport=emulator.transport())
+
+    monkeypatch.setattr(_connections.Connections, "new_client", spare)
+    options = {"guard": "off", "journal": "off", "max_retries": 0}
+    async with (
+        httpx.AsyncClient(transport=Shared()) as http,
+        client_of(emulator, http_client=http, **options) as client,
+    ):
+        async with client.instance(MODEL, HARDWARE) as inst:
+            is_full = True
+            with pytest.raises(errors.TransportError, match="PoolTimeout"):
+                await client.instances.list()
+            assert (await client.instances.wait_until_running(inst.instance_id, timeout=5.0)).is_usable
+            await anyio.sleep(120.0)  # past the token's lifetime: the release fetches another one
+        assert emulator.existing == ()
 
 
 @pytest.mark.sockets
