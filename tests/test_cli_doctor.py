@@ -30,6 +30,7 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
             return findings
 
         monkeypatch.setattr(AsyncCortecs, "diagnose", diagnose)
+        monkeypatch.setattr(platform, "platform", lambda: "this machine")  # or it asks `uname`
         return CliRunner().invoke(cli, ["doctor", *args], **options)
 
     return run
