@@ -16,6 +16,7 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from _promises import created
 from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock
 
 from cortecs_async import AsyncCortecs, Credentials, errors
@@ -25,14 +26,6 @@ from cortecs_async._reaper import GRACE, Reaper
 from cortecs_async._reaping import reap
 from cortecs_async._records import Book, Entry, Record
 from cortecs_async.emulator import Emulator, serve_emulator
-
-COMMON = {"account": "a1", "api": "https://api.test", "at": 1000.0, "args": {}}
-
-
-def created(key: str, **more: Any) -> Record:
-    base = {"kind": "CREATED", "entry": key, **COMMON, "instance_id": f"i-of-{key}", "goal": "gone"}
-    return {**base, "expires_at": None, **more}
-
 
 # --- the journal --------------------------------------------------------------------------------------------
 

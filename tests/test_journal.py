@@ -8,31 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from _promises import ARGS, BASELINE, book_of, created, intent
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cortecs_async._journal import JournalFile, books, left_behind, take
-from cortecs_async._records import Book, Record, decode, encode, fold
-
-ACCOUNT = {"account": "a1", "api": "https://api.test", "at": 1000.0}
-ARGS = {"model_id": "org--model", "num_workers": 2}
-BASELINE: Record = {"kind": "BASELINE", "baseline": "b1", "ids": ["i-1", "i-2"]}
-
-
-def intent(key: str = "e1") -> Record:
-    return {"kind": "INTENT", "entry": key, **ACCOUNT, "args": ARGS, "baseline": "b1"}
-
-
-def created(key: str = "e1", **more: Any) -> Record:
-    record = {"kind": "CREATED", "entry": key, **ACCOUNT, "args": {}, "instance_id": f"i-of-{key}"}
-    return {**record, "goal": "gone", "expires_at": None, **more}
-
-
-def book_of(*records: Record) -> Book:
-    book = Book()
-    for record in records:
-        assert book.apply(record), record
-    return book
+from cortecs_async._records import Record, decode, encode, fold
 
 
 class TestBook:

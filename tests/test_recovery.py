@@ -12,6 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
+from _promises import BASELINE, OWNER, book_of, created, intent
 from _world import HARDWARE, MODEL, World, emulated_wall_clock
 
 from cortecs_async import RetryPolicy, errors
@@ -26,25 +27,6 @@ from cortecs_async._reaping import reap
 from cortecs_async._records import Book, Entry, Record, encode, fold
 from cortecs_async._rivals import claims_of_others
 from cortecs_async.emulator import Fault
-
-ACCOUNT = {"account": "a1", "api": "https://api.test", "at": 1000.0}
-ARGS = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}
-OWNER = {"kind": "OWNER", "format": 1, "host": "host", "pid": 7, "at": 0.0}
-BASELINE = {"kind": "BASELINE", "baseline": "b1", "ids": ["i-1", "i-2"]}
-INTENT = {"kind": "INTENT", "entry": "e1", **ACCOUNT, "args": ARGS, "baseline": "b1"}
-
-
-def created(key: str = "e1", **more: Any) -> Record:
-    record = {"kind": "CREATED", "entry": key, **ACCOUNT, "args": {}, "instance_id": f"i-of-{key}"}
-    return {**record, "goal": "gone", "expires_at": None, **more}
-
-
-def book_of(*records: Record) -> Book:
-    book = Book()
-    for record in records:
-        assert book.apply(record), record
-    return book
-
 
 # --- the journal --------------------------------------------------------------------------------------------
 
@@ -86,7 +68,7 @@ def test_a_durable_record_is_synced_when_it_is_appended(
 @pytest.mark.parametrize(
     ("record", "durable"),
     [
-        (INTENT, True),
+        (intent(), True),
         (created("e1"), True),
         ({"kind": "HELD", "entry": "e0"}, True),
         ({"kind": "ABANDONED", "entry": "e0"}, True),
@@ -116,14 +98,14 @@ def test_a_promise_is_durable_and_its_end_is_not(
 
 
 def test_a_baseline_is_kept_as_long_as_a_start_needs_it() -> None:
-    book = book_of(BASELINE, INTENT)
+    book = book_of(BASELINE, intent())
     for number in range(100):
         book.apply({"kind": "BASELINE", "baseline": f"other {number}", "ids": []})
     assert book.known_before(book.entries["e1"]) == {"i-1", "i-2"}
 
 
 def test_a_snapshot_marks_an_unanswered_start() -> None:
-    book = book_of(BASELINE, INTENT, {"kind": "UNANSWERED", "entry": "e1"})
+    book = book_of(BASELINE, intent(), {"kind": "UNANSWERED", "entry": "e1"})
     assert fold(encode(book.snapshot())).entries["e1"].unanswered
 
 
@@ -137,13 +119,13 @@ def test_the_fingerprint_of_an_account_does_not_reveal_it() -> None:
 
 
 def test_ambiguous_candidates_of_another_process_count_as_claimed() -> None:
-    theirs = book_of(BASELINE, INTENT, {"kind": "AMBIGUOUS", "entry": "e1", "candidates": ["i-7", "i-8"]})
+    theirs = book_of(BASELINE, intent(), {"kind": "AMBIGUOUS", "entry": "e1", "candidates": ["i-7", "i-8"]})
     assert claims_of_others("https://api.test", Book(), (), [theirs], 1000.0).ids == {"i-7", "i-8"}
 
 
 async def test_an_instance_that_a_reaper_looks_for_is_not_adopted(world: World, journals: Path) -> None:
     async with world(journal="auto") as (emu, client):
-        theirs = {**INTENT, "api": emu.api_base_url}
+        theirs = intent(api=emu.api_base_url)
         # Locked, because its reaper holds the lock.
         dead = JournalFile.create(journals, [OWNER, BASELINE, theirs, {"kind": "ORPHANED"}])
         emu.add_fault(Fault("drop", route="start", when="before"))
@@ -165,7 +147,7 @@ async def test_an_instance_that_another_process_is_starting_is_not_adopted(
     world: World, journals: Path
 ) -> None:
     async with world(journal="auto") as (emu, client):
-        theirs = {**INTENT, "api": emu.api_base_url, "at": emulated_wall_clock()}
+        theirs = intent(api=emu.api_base_url, at=emulated_wall_clock())
         living = JournalFile.create(journals, [OWNER, BASELINE, theirs])
         emu.add_fault(Fault("drop", route="start", when="before"))
         foreign: list[str] = []
@@ -226,7 +208,7 @@ async def test_sweep_matches_an_instance_to_only_one_start(world: World, journal
     async with world(journal="auto", stop_seconds=10.0) as (emu, client):
         account = fingerprint(emu.api_base_url, emu.client_id)
         common = {"account": account, "api": emu.api_base_url, "at": emulated_wall_clock()}
-        starts = [{**INTENT, **common, "entry": key} for key in ("e1", "e2")]
+        starts = [intent(key, **common) for key in ("e1", "e2")]
         JournalFile.create(journals, [OWNER, BASELINE, *starts]).close()
         emu.start_instance(MODEL, HARDWARE)
 
@@ -501,7 +483,7 @@ def test_the_reaper_looks_for_the_instance_of_an_unresolved_start_for_a_minute(
 
     monkeypatch.setattr("cortecs_async._reaping.Finisher", StubFinisher)
     sealed = {"api_base_url": "http://127.0.0.1/v1", "client_id": "id", "client_secret": "secret"}
-    book = book_of(BASELINE, INTENT)
+    book = book_of(BASELINE, intent())
     notes: list[Record] = []
     accounts: dict[str, Record] = {"a1": {**sealed, "headers": {}, "timeout": 30.0}}
     reap(book, list(book.entries.values()), accounts, notes.append, None)

@@ -1,0 +1,33 @@
+"""Records of a journal, for an account and a service that do not exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from _world import HARDWARE, MODEL
+
+from cortecs_async._records import Book, Record
+
+ACCOUNT = {"account": "a1", "api": "https://api.test", "at": 1000.0}
+ARGS = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}
+OWNER: Record = {"kind": "OWNER", "format": 1, "host": "host", "pid": 7, "at": 0.0}
+BASELINE: Record = {"kind": "BASELINE", "baseline": "b1", "ids": ["i-1", "i-2"]}
+
+
+def intent(key: str = "e1", **more: Any) -> Record:
+    """Return the record of a start, whose baseline is `BASELINE`."""
+    return {"kind": "INTENT", "entry": key, **ACCOUNT, "args": ARGS, "baseline": "b1", **more}
+
+
+def created(key: str = "e1", **more: Any) -> Record:
+    """Return the record of an instance, `i-of-` the key."""
+    record = {"kind": "CREATED", "entry": key, **ACCOUNT, "args": {}, "instance_id": f"i-of-{key}"}
+    return {**record, "goal": "gone", "expires_at": None, **more}
+
+
+def book_of(*records: Record) -> Book:
+    """Fold records, each of which must be understood."""
+    book = Book()
+    for record in records:
+        assert book.apply(record), record
+    return book
