@@ -926,7 +926,7 @@ MUTANTS = [
         "_redact.py",
         '        urllib.parse.quote(secret, safe=""),\n',
         "",
-        "test_secrets.py::test_an_echo_in_any_spelling",
+        "test_secrets.py::test_every_spelling_is_redacted",
     ),
     Mutant(
         "leaves the token in the traceback of a cancellation",
