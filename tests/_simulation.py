@@ -1117,7 +1117,7 @@ def simulate(backend: Backend, program: Program) -> Outcome:
         if backend == "trio":
             trio._core._run._r.seed(program.seed)
             clock = trio.testing.MockClock(autojump_threshold=0)
-            # Not anyio's `run`, whose version 4.13 passes no options on to trio.
+            # Not anyio's `run`, which passed no options on to trio before 4.14.
             trio.run(run.run, clock=clock, instruments=[_BrakeOfTrio(clock, run.brake)])
         else:
             anyio.run(run.run, backend_options={"loop_factory": lambda: _BrakedLoop(run.brake)})

@@ -461,7 +461,7 @@ def run_on(backend: Backend, main: Callable[[], Coroutine[Any, Any, None]]) -> N
     # Which of two tasks goes first, trio leaves to chance. The awaits are the same ones every time only when
     # the dice are.
     trio_dice.seed(0)
-    # Not anyio's `run`, whose version 4.13 passes no options on to trio.
+    # Not anyio's `run`, which passed no options on to trio before 4.14.
     trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
 
 
