@@ -40,7 +40,17 @@ async def run(client: AsyncCortecs, emulator: Emulator, folder: Path, **options:
     return await client.run_batch(folder / "in.jsonl", folder / "out.jsonl", MODEL, **options)
 
 
-@pytest.mark.parametrize(("transport", "times"), [("aiohttp", 1), ("aiohttp", 3), ("httpx", 1), ("httpx", 2)])
+@pytest.mark.parametrize(
+    ("transport", "times"),
+    [
+        ("aiohttp", 1),
+        pytest.param("aiohttp", 2, marks=pytest.mark.nightly),
+        ("aiohttp", 3),
+        ("httpx", 1),
+        ("httpx", 2),
+        pytest.param("httpx", 3, marks=pytest.mark.nightly),
+    ],
+)
 async def test_cancelled_again_and_again(tmp_path: Path, transport: str, times: int) -> None:
     write(tmp_path)
     async with (

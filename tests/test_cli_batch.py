@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import subprocess
 import sys
 import time
@@ -204,7 +203,7 @@ def test_a_window_that_is_closed_ends_it_as_a_hangup(tmp_path: Path) -> None:
 def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
     write(tmp_path, 160)
     arguments = ("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", MODEL)
-    with serving(step_seconds=0.1, answer_seconds=0.05) as emulator:
+    with serving(step_seconds=0.2, answer_seconds=0.05) as emulator:
         with Terminal(
             PROGRAM, *arguments, "--concurrency", "16", env=environment(emulator, tmp_path), columns=80
         ) as terminal:
@@ -212,7 +211,7 @@ def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
             shown = terminal.text
         assert emulator.existing == ()
     assert "━" in shown
-    assert re.search("[1-4]/5", shown)
+    assert "3/5" in shown
     assert "answers/s" in shown
     assert "16 at once on 1 instance" in shown
     assert "EUR so far" in shown
