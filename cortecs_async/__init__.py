@@ -9,7 +9,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from ._client import AsyncCortecs
-    from ._config import Credentials, PollPolicy, RetryPolicy, Secret
+    from ._config import PollPolicy, RetryPolicy
     from ._domain import Instance, Progress
     from ._errors import (
         APIStatusError,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from ._handle import InstanceHandle
     from ._lease import InstanceLease
+    from ._secrets import Credentials, Secret
 
 __all__ = [
     "APIStatusError",

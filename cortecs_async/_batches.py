@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
-from ._config import Secret
+from ._secrets import Secret
 
 if TYPE_CHECKING:
     from ._assembly import Assembly

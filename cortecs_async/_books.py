@@ -16,9 +16,9 @@ from collections.abc import Callable, Container
 from pathlib import Path
 
 from ._errors import GuardError
-from ._events import Event, log
 from ._guard import Guard
 from ._journal import JournalFile, books, left_behind
+from ._logging import Event, log
 from ._records import FORMAT, Book, Entry, Record
 
 # Bytes that the journal grows beyond four times what is owed before it is written anew.

@@ -9,7 +9,7 @@ from attrs import frozen
 
 from ._domain import HardwareType, InstanceArgs
 from ._errors import InvalidArgumentError, PriceUnknownError
-from ._events import Event, log
+from ._logging import Event, log
 from ._resources import HardwareTypes, Models
 
 _SECONDS = {"per_minute": 60.0, "per_hour": 3600.0}

@@ -12,18 +12,17 @@ from ._batches import BatchMethods
 from ._calls import CallMethods
 from ._config import (
     MAX_CONNECTIONS,
-    CredentialProvider,
     Mode,
     PollPolicy,
     RetryPolicy,
-    Secret,
     Settings,
     TransportName,
     check_mode,
     resolve_settings,
 )
 from ._errors import ConfigurationError
-from ._log import set_up_log
+from ._logging import set_up_log
+from ._secrets import CredentialProvider, Secret
 
 if TYPE_CHECKING:
     from ._connections import HTTPClient

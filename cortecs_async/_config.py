@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
@@ -13,6 +13,7 @@ import attrs
 from attrs import evolve, field, frozen
 
 from ._errors import ConfigurationError
+from ._secrets import CredentialProvider, Credentials, Secret
 
 _OWN_HEADERS = frozenset({"authorization", "content-length", "content-type", "host", "transfer-encoding"})
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
@@ -22,71 +23,6 @@ TransportName = Literal["httpx", "aiohttp"]
 
 MAX_CONNECTIONS = 100
 DEFAULT_API_BASE_URL = "https://cortecs.ai/api/v1"
-
-
-class Secret:
-    """A string that never shows itself: not in repr, str, logs, pickles or the locals of a traceback."""
-
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        """The string itself, for the moment in which it goes onto the wire."""
-        return self._value
-
-    def __bool__(self) -> bool:
-        return bool(self._value)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
-
-    def __repr__(self) -> str:
-        return "Secret('***')"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("a Secret is not pickled")
-
-
-def _to_secret(value: str | Secret) -> Secret:
-    return value if isinstance(value, Secret) else Secret(value)
-
-
-@frozen(kw_only=True)
-class Credentials:
-    """Client credentials of the provisioning API, from the account's page on cortecs.ai.
-
-    Attributes:
-        client_id: The id.
-        client_secret: The secret; a plain string is wrapped at once.
-    """
-
-    client_id: str
-    client_secret: Secret = field(converter=_to_secret)
-
-
-def credentials_problem(credentials: Any) -> str | None:
-    """What is wrong with what a credential provider returned, in words that show none of it."""
-    if not isinstance(credentials, Credentials):
-        return f"credential_provider must return Credentials, not a {type(credentials).__name__}"
-    values: dict[str, Any] = {
-        "client_id": credentials.client_id,
-        "client_secret": credentials.client_secret.reveal(),
-    }
-    for name, value in values.items():
-        if not isinstance(value, str) or not value:
-            return f"{name} must be a string that is not empty"
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            return f"{name} is not valid Unicode text: was it read from bytes that are not UTF-8?"
-    return None
-
-
-CredentialProvider = Callable[[], Awaitable[Credentials]]
-"""An async function that is asked for credentials whenever a new access token is needed."""
 
 
 def _at_least(minimum: float) -> Callable[[Any, attrs.Attribute[Any], Any], None]:

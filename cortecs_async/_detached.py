@@ -16,8 +16,8 @@ from typing import Generic, TypeVar, cast
 import anyio
 from attrs import define
 
-from ._events import Event, log
 from ._interrupts import Interrupts
+from ._logging import Event, log
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import anyio
 from attrs import define, field, frozen
 
 from ._books import try_guard
-from ._config import Settings, credentials_problem
+from ._config import Settings
 from ._errors import (
     APIStatusError,
     AuthenticationError,
@@ -24,6 +24,7 @@ from ._errors import (
 from ._journal import JournalFile, books, is_owned, take
 from ._keeper import Keeper
 from ._messages import Call, Reply
+from ._secrets import credentials_problem
 
 if TYPE_CHECKING:
     from ._http import HTTP  # which would bring httpx along, to whoever imports a Finding

@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ._config import Secret
 from ._errors import GuardError
 from ._reaper import BOOTSTRAP
 from ._records import Record, encode
+from ._secrets import Secret
 
 # Seconds until a reaper that does not answer is given up. It starts in a tenth of that on a loaded machine.
 _PATIENCE = 15.0

@@ -10,16 +10,16 @@ import anyio
 from attrs import evolve
 
 from ._auth import Token, TokenSource, renewal_time
-from ._config import Credentials, Secret, Settings, credentials_problem
+from ._config import Settings
 from ._connections import HTTPClient
 from ._detached import run_to_end, this_loop
 from ._errors import ClientClosedError, ConfigurationError
-from ._events import Event, log
 from ._failures import EXCHANGE_PATH, to_error
 from ._interrupts import Interrupts
+from ._logging import Event, log
 from ._messages import Call, Reply
-from ._redact import Redactor
 from ._retry import Failure, Kind, counts, may_have_worked, next_wait
+from ._secrets import Credentials, Redactor, Secret, credentials_problem
 from ._slots import Slots, Urgency
 from ._telemetry import Observer
 from ._transport import Transport

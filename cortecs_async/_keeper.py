@@ -16,12 +16,13 @@ import attrs
 
 from ._adoption import Unknown
 from ._books import Books, books_of
-from ._config import Credentials, Mode, Secret, Settings
+from ._config import Mode, Settings
 from ._domain import InstanceArgs
 from ._errors import GuardError, JournalError
-from ._events import Event, log
+from ._logging import Event, log
 from ._records import Record
 from ._rivals import Others, claims_of_others, unknown_of
+from ._secrets import Credentials, Secret
 from ._system import System
 
 T = TypeVar("T")

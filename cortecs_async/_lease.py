@@ -13,8 +13,8 @@ from ._detached import hand_on, protect_from_interrupts, run_to_end
 from ._domain import Instance
 from ._endpoint import Endpoint
 from ._errors import AmbiguousStartError, CortecsError, InvalidArgumentError, LeaseExpiredError
-from ._events import Event, log
 from ._handle import InstanceHandle
+from ._logging import Event, log
 from ._mapping import maps_of
 from ._opening import Opening
 from ._release import OnExit, Release

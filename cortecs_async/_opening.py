@@ -7,8 +7,8 @@ from attrs import define
 
 from ._domain import Instance
 from ._errors import LeaseExpiredError, RequestTimeoutError, StartTimeoutError
-from ._events import Event, log
 from ._instances import Origin
+from ._logging import Event, log
 from ._start import State
 from ._tenure import Tenure
 from ._waiting import wait_until_running

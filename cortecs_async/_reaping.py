@@ -8,13 +8,14 @@ from pathlib import Path
 
 import anyio
 
-from ._config import Credentials, PollPolicy, RetryPolicy, Secret, Settings
+from ._config import PollPolicy, RetryPolicy, Settings
 from ._finishing import Debt, Finisher
 from ._http import HTTP
 from ._instances import Instances
 from ._journal import books
 from ._records import Book, Entry, Record
 from ._rivals import claims_of_others
+from ._secrets import Credentials, Secret
 
 # Seconds until the reaper gives up; what is left stays in the journal.
 _LIMIT = 24 * 3600.0

@@ -17,9 +17,9 @@ from ._adoption import Ambiguous, Unknown, judge
 from ._config import PollPolicy, RetryPolicy
 from ._domain import Instance, InstanceArgs
 from ._errors import AmbiguousStartError, ClientClosedError, CortecsError, RequestError
-from ._events import Event, log
 from ._instances import Instances
 from ._keeper import Keeper
+from ._logging import Event, log
 from ._pace import poll_interval
 from ._retry import Failure, counts, is_passing, next_wait
 from ._rivals import Others

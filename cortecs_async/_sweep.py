@@ -10,11 +10,11 @@ from attrs import frozen
 
 from ._adoption import judge
 from ._domain import Instance, to_hf_name
-from ._events import Event, log
 from ._finishing import Debt, Finisher, is_proven
 from ._instances import Instances
 from ._journal import JournalFile, left_behind
 from ._keeper import Keeper
+from ._logging import Event, log
 from ._records import Book, Record
 from ._rivals import Others, claims_of_others
 from ._system import WallClock

@@ -22,8 +22,8 @@ from ._errors import (
     NotFoundError,
     TeardownError,
 )
-from ._events import Event, log
 from ._instances import Instances
+from ._logging import Event, log
 from ._waiting import TERMINAL_STATUSES, wait_until
 
 # Seconds after which a stop or delete that was accepted, but shows no effect, is asked for again.

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from attrs import frozen
 
 from ._errors import ConfigurationError
-from ._events import Event, log
+from ._logging import Event, log
 from ._retry import Failure, Kind
 
 Phase = Literal["lease", "start", "wait", "body", "teardown"]

@@ -18,13 +18,13 @@ from attrs import field, frozen
 
 from ._aiohttp import found_none_free
 from ._auth import Token
-from ._config import Secret, Settings
+from ._config import Settings
 from ._connections import Connections, HTTPClient, Pool, kind_of
 from ._detached import in_trio
 from ._errors import ClientClosedError, ConfigurationError
 from ._messages import Call, Reply
-from ._redact import Redactor
 from ._retry import Failure, Kind, parse_retry_after
+from ._secrets import Redactor, Secret
 from ._slots import Urgency
 from ._version import __version__
 

@@ -30,7 +30,7 @@ from ._errors import (
     RequestTimeoutError,
     TransportError,
 )
-from ._events import Event, log
+from ._logging import Event, log
 from ._pace import Steps, poll_interval
 from ._retry import is_passing_status
 

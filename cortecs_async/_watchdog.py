@@ -11,8 +11,8 @@ from ._config import PollPolicy
 from ._detached import Background
 from ._domain import Instance
 from ._errors import InstanceLostError, LeaseExpiredError, LifecycleError
-from ._events import Event, log
 from ._interruptible import Interruptible
+from ._logging import Event, log
 from ._waiting import TERMINAL_STATUSES
 from ._watch import Poller
 

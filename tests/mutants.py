@@ -902,7 +902,7 @@ MUTANTS = [
     ),
     Mutant(
         "shows a secret in its repr",
-        "_config.py",
+        "_secrets.py",
         "return \"Secret('***')\"",
         'return f"Secret({self._value!r})"',
         "test_config.py::TestSecret::test_never_shows_itself",
@@ -923,7 +923,7 @@ MUTANTS = [
     ),
     Mutant(
         "shows a URL-encoded secret",
-        "_redact.py",
+        "_secrets.py",
         '        urllib.parse.quote(secret, safe=""),\n',
         "",
         "test_secrets.py::test_every_spelling_is_redacted",
@@ -1305,7 +1305,7 @@ MUTANTS = [
     ),
     Mutant(
         "forgets the client secret after some dozens of tokens",
-        "_redact.py",
+        "_secrets.py",
         "            self._secrets.remove(secret)\n",
         "            return\n",
         "test_secrets.py::test_the_secret_is_remembered_however_many_tokens_there_were",

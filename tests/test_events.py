@@ -15,7 +15,7 @@ from _world import HARDWARE, MODEL, World
 
 import cortecs_async
 from cortecs_async import CortecsError
-from cortecs_async._events import Event, log
+from cortecs_async._logging import Event, log
 from cortecs_async.emulator import Fault
 
 PACKAGE = Path(cortecs_async.__file__).parent

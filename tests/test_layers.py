@@ -18,9 +18,10 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # From the lowest to the highest. Modules of one row do not import each other. A folder counts as one module:
 # within it imports are free. The number is the layer; a layer with an order of its own takes several rows.
 ROWS: list[tuple[int, set[str]]] = [
-    (0, {"_errors", "_version", "_events"}),
+    (0, {"_errors", "_version"}),
+    (0, {"_logging", "_secrets"}),
     (0, {"_domain", "_config"}),  # data and settings; they raise the errors above
-    (1, {"_interrupts", "_log"}),
+    (1, {"_interrupts"}),
     # Pure, or knowing nothing of the service.
     (
         1,
@@ -30,7 +31,6 @@ ROWS: list[tuple[int, set[str]]] = [
             "_records",
             "_arguments",
             "_detached",
-            "_redact",
             "_matching",
             "_pace",
             "_slots",

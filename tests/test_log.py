@@ -12,7 +12,7 @@ import pytest
 from _command_line import call_command
 
 from cortecs_async import AsyncCortecs, errors
-from cortecs_async._log import set_up_log
+from cortecs_async._logging import set_up_log
 
 PROGRAM = """
 import asyncio, logging, sys

@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from cortecs_async import CortecsError, TeardownError, errors
-from cortecs_async._events import Event
+from cortecs_async._logging import Event
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.integrations.opentelemetry import OpenTelemetry
 

@@ -17,7 +17,6 @@ from _world import HARDWARE, MODEL, World, emulated_wall_clock
 
 from cortecs_async import RetryPolicy, errors
 from cortecs_async._books import Books
-from cortecs_async._config import Credentials
 from cortecs_async._errors import GuardError
 from cortecs_async._guard import Guard
 from cortecs_async._journal import JournalFile, books
@@ -26,6 +25,7 @@ from cortecs_async._reaper import Reaper
 from cortecs_async._reaping import reap
 from cortecs_async._records import Book, Entry, Record, encode, fold
 from cortecs_async._rivals import claims_of_others
+from cortecs_async._secrets import Credentials
 from cortecs_async.emulator import Fault
 
 # --- the journal --------------------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ from _grids import BACKENDS, alternating, grid, on_one_backend
 from _scripted import API, CLIENT_ID, SECRET, TOKEN, Answer, Service, ok, token
 
 from cortecs_async import AsyncCortecs, ConfigurationError, CortecsError, Credentials, Secret
-from cortecs_async._redact import Redactor
+from cortecs_async._secrets import Redactor
 
 HERE = Path(__file__).parent
 HUSH = (SECRET, TOKEN)

@@ -10,13 +10,14 @@ from typing import Any, Protocol
 from attrs import evolve, frozen
 
 from .._arguments import check_amount, check_seconds, check_start
-from .._config import Secret, Settings
+from .._config import Settings
 from .._connections import HTTPClient
 from .._domain import InstanceArgs, Model
 from .._endpoint import inference_key
 from .._errors import InvalidArgumentError
 from .._lease import InstanceLease
 from .._resources import HardwareTypes, Models, User
+from .._secrets import Secret
 from ._plan import BatchPlan, Files
 from ._run import Batch, BatchOptions, look_through
 from ._sender import Access, BatchTransport, choose_transport

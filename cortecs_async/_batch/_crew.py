@@ -9,8 +9,8 @@ from anyio.abc import TaskGroup
 
 from .._detached import clock
 from .._errors import EndpointError
-from .._events import Event, log
 from .._limit import Limit
+from .._logging import Event, log
 from .._retry import Failure, Kind
 from ._format import Request, Usage
 from ._health import Health, small_request

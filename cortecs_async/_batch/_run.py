@@ -21,9 +21,9 @@ from .._errors import (
     RequestError,
     TeardownError,
 )
-from .._events import Event, log
 from .._lease import InstanceLease
 from .._limit import AdaptiveLimit, FixedLimit, Limit
+from .._logging import Event, log
 from ._crew import Crew
 from ._format import RequestReader
 from ._output import Output

@@ -8,7 +8,6 @@ from typing import Any
 
 import attrs
 
-from cortecs_async.emulator import _requests as requests
 from cortecs_async.emulator._account import Account
 from cortecs_async.emulator._answers import Answer, Call, Refusal, json_answer, json_object
 from cortecs_async.emulator._chat import chat_choices, chat_deltas, message_of
@@ -21,6 +20,8 @@ from cortecs_async.emulator._speech import (
     split,
     vector,
 )
+
+from . import _requests as requests
 
 Params = Mapping[str, str]
 

@@ -8,10 +8,11 @@ from urllib.parse import urlencode
 
 import attrs
 
-from cortecs_async.emulator import _inference as inference
-from cortecs_async.emulator import _provisioning as provisioning
 from cortecs_async.emulator._account import Account
 from cortecs_async.emulator._answers import JSON_TYPE, Answer, Call, Refusal
+
+from . import _inference as inference
+from . import _provisioning as provisioning
 
 API: Final = "/api/v1"
 INFERENCE: Final = "/inference"

@@ -1,0 +1,116 @@
+"""Credentials, and how secrets are kept out of everything that is shown."""
+
+from __future__ import annotations
+
+import html
+import json
+import urllib.parse
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from attrs import field, frozen
+
+
+class Secret:
+    """A string that never shows itself: not in repr, str, logs, pickles or the locals of a traceback."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        """The string itself, for the moment in which it goes onto the wire."""
+        return self._value
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __repr__(self) -> str:
+        return "Secret('***')"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError("a Secret is not pickled")
+
+
+def _to_secret(value: str | Secret) -> Secret:
+    return value if isinstance(value, Secret) else Secret(value)
+
+
+@frozen(kw_only=True)
+class Credentials:
+    """Client credentials of the provisioning API, from the account's page on cortecs.ai.
+
+    Attributes:
+        client_id: The id.
+        client_secret: The secret; a plain string is wrapped at once.
+    """
+
+    client_id: str
+    client_secret: Secret = field(converter=_to_secret)
+
+
+def credentials_problem(credentials: Any) -> str | None:
+    """What is wrong with what a credential provider returned, in words that show none of it."""
+    if not isinstance(credentials, Credentials):
+        return f"credential_provider must return Credentials, not a {type(credentials).__name__}"
+    values: dict[str, Any] = {
+        "client_id": credentials.client_id,
+        "client_secret": credentials.client_secret.reveal(),
+    }
+    for name, value in values.items():
+        if not isinstance(value, str) or not value:
+            return f"{name} must be a string that is not empty"
+        if any("\ud800" <= character <= "\udfff" for character in value):
+            return f"{name} is not valid Unicode text: was it read from bytes that are not UTF-8?"
+    return None
+
+
+CredentialProvider = Callable[[], Awaitable[Credentials]]
+"""An async function that is asked for credentials whenever a new access token is needed."""
+
+
+class Redactor:
+    """Knows the secrets that a client has used lately."""
+
+    def __init__(self) -> None:
+        # Bounded, because tokens come and go; an answer cannot echo one that is long out of use.
+        self._secrets: deque[Secret] = deque(maxlen=16)
+        # Worked out once: every answer has a request id to look through.
+        self._spelled: tuple[Secret, ...] = ()
+
+    def remember(self, secret: Secret) -> None:
+        """From now on, this must not show."""
+        # The newest last, so that what is in use is what is kept.
+        if secret in self._secrets:
+            self._secrets.remove(secret)
+        self._secrets.append(secret)
+        spellings = {each for known in self._secrets for each in _spellings(known.reveal())}
+        # The longest first: one secret may begin with another.
+        self._spelled = tuple(Secret(each) for each in sorted(spellings, key=len, reverse=True))
+
+    def redact(self, text: str) -> str:
+        """The text with `***` for every secret in it, however it is spelled there."""
+        for spelling in self._spelled:
+            text = text.replace(spelling.reveal(), "***")
+        return text
+
+
+def _spellings(secret: str) -> set[str]:
+    # As it is, and as JSON (PHP's too), URLs and HTML write it.
+    quoted = json.dumps(secret)[1:-1]
+    return {
+        secret,
+        quoted,
+        quoted.replace("/", r"\/"),
+        urllib.parse.quote(secret, safe=""),
+        urllib.parse.quote_plus(secret),
+        html.escape(secret),
+    }
