@@ -5,8 +5,9 @@ from __future__ import annotations
 import anyio
 from attrs import define
 
+from ._aio.clock import clock
+from ._aio.tasks import run_to_end
 from ._arguments import check_named_id
-from ._detached import clock, run_to_end
 from ._errors import InvalidArgumentError
 from ._handle import InstanceHandle
 from ._instances import Origin

@@ -10,6 +10,7 @@ import anyio
 from attrs import frozen
 
 from ._acquired import release_acquired
+from ._aio.threads import System
 from ._arguments import check_instance_id, check_seconds, check_start
 from ._budget import Prices
 from ._config import Mode, Settings
@@ -25,7 +26,6 @@ from ._owners import Owner, owners
 from ._resources import HardwareTypes, Models, Send, User
 from ._starts import Starter
 from ._sweep import Orphan, sweep
-from ._system import System
 from ._telemetry import Observer, Telemetry
 from ._workshop import LeaseOptions, Workshop
 

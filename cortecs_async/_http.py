@@ -9,13 +9,14 @@ from typing import Any
 import anyio
 from attrs import evolve
 
+from ._aio.eventloop import this_loop
+from ._aio.sigint import Interrupts
+from ._aio.tasks import run_to_end
 from ._auth import Token, TokenSource, renewal_time
 from ._config import Settings
 from ._connections import HTTPClient
-from ._detached import run_to_end, this_loop
 from ._errors import ClientClosedError, ConfigurationError
 from ._failures import EXCHANGE_PATH, to_error
-from ._interrupts import Interrupts
 from ._logging import Event, log
 from ._messages import Call, Reply
 from ._retry import Failure, Kind, counts, may_have_worked, next_wait

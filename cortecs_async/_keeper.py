@@ -15,6 +15,7 @@ import anyio
 import attrs
 
 from ._adoption import Unknown
+from ._aio.threads import System
 from ._books import Books, books_of
 from ._config import Mode, Settings
 from ._domain import InstanceArgs
@@ -23,7 +24,6 @@ from ._logging import Event, log
 from ._records import Record
 from ._rivals import Others, claims_of_others, unknown_of
 from ._secrets import Credentials, Secret
-from ._system import System
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ from typing import Self
 
 import anyio
 
+from ._aio.tasks import hand_on, protect_from_interrupts, run_to_end
 from ._budget import Receipt
-from ._detached import hand_on, protect_from_interrupts, run_to_end
 from ._domain import Instance
 from ._endpoint import Endpoint
 from ._errors import AmbiguousStartError, CortecsError, InvalidArgumentError, LeaseExpiredError

@@ -18,7 +18,7 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._detached import in_trio
+from ._aio.eventloop import in_trio
 from ._errors import InvalidArgumentError
 
 T = TypeVar("T")

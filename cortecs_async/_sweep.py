@@ -9,6 +9,7 @@ import anyio
 from attrs import frozen
 
 from ._adoption import judge
+from ._aio.clock import WallClock
 from ._domain import Instance, to_hf_name
 from ._finishing import Debt, Finisher, is_proven
 from ._instances import Instances
@@ -17,7 +18,6 @@ from ._keeper import Keeper
 from ._logging import Event, log
 from ._records import Book, Record
 from ._rivals import Others, claims_of_others
-from ._system import WallClock
 
 # Seconds in which a start's instance may still show itself.
 _WINDOW = 60.0

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import anyio
 from attrs import define, evolve, field
 
+from ._aio.clock import clock
 from ._budget import Receipt, receipt
-from ._detached import clock
 from ._domain import Instance
 from ._errors import InvalidArgumentError
 from ._instances import Origin

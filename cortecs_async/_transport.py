@@ -16,11 +16,11 @@ import anyio
 import httpx
 from attrs import field, frozen
 
+from ._aio.eventloop import in_trio
 from ._aiohttp import found_none_free
 from ._auth import Token
 from ._config import Settings
 from ._connections import Connections, HTTPClient, Pool, kind_of
-from ._detached import in_trio
 from ._errors import ClientClosedError, ConfigurationError
 from ._messages import Call, Reply
 from ._retry import Failure, Kind, parse_retry_after

@@ -7,11 +7,11 @@ import math
 import anyio
 from attrs import define, field
 
+from ._aio.scopes import Interruptible
+from ._aio.tasks import Background
 from ._config import PollPolicy
-from ._detached import Background
 from ._domain import Instance
 from ._errors import InstanceLostError, LeaseExpiredError, LifecycleError
-from ._interruptible import Interruptible
 from ._logging import Event, log
 from ._waiting import TERMINAL_STATUSES
 from ._watch import Poller

@@ -9,9 +9,9 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from ._detached import in_trio
+from ._aio.eventloop import in_trio
+from ._aio.scopes import Interruptible
 from ._errors import ConfigurationError
-from ._interruptible import Interruptible
 
 
 class cancel_on_sigterm:  # noqa: N801  (used as a function is)

@@ -39,8 +39,8 @@ from attrs import define, field, frozen
 from hypothesis import strategies as st
 
 from cortecs_async import AsyncCortecs, InstanceLease, _books, errors
+from cortecs_async._aio.threads import System
 from cortecs_async._assembly import Assembly
-from cortecs_async._system import System
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._answers import Answer, Call
 from cortecs_async.emulator._routing import Match

@@ -30,9 +30,9 @@ from hypothesis import HealthCheck, settings
 
 import cortecs_async
 from cortecs_async import AsyncCortecs
+from cortecs_async._aio import threads as _threads
+from cortecs_async._aio.threads import System
 from cortecs_async._assembly import Assembly
-from cortecs_async._batch import _threads
-from cortecs_async._system import System
 from cortecs_async.emulator import Emulator, serve_emulator
 
 # `anyio_backend` has a test's scope, so that no test sees another's clock, and async hypothesis tests depend

@@ -18,6 +18,7 @@ from _world import MODEL
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cortecs_async._aio.threads import Stopped
 from cortecs_async._batch import _index
 from cortecs_async._batch._format import (
     Request,
@@ -31,7 +32,6 @@ from cortecs_async._batch._format import (
 from cortecs_async._batch._index import Index, Parts, is_done
 from cortecs_async._batch._output import Output, WholeLines
 from cortecs_async._batch._plan import Files, Survey, survey
-from cortecs_async._batch._threads import Stopped
 from cortecs_async.errors import BatchFileError, BatchWriteError
 
 

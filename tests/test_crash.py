@@ -34,9 +34,9 @@ from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL
 
 from cortecs_async import AsyncCortecs, _reaper
+from cortecs_async._aio.threads import System
 from cortecs_async._assembly import Assembly
 from cortecs_async._records import Record, encode
-from cortecs_async._system import System
 from cortecs_async.emulator import Emulator, Fault, LedgerEntry, RequestRecord, serve_emulator
 from cortecs_async.emulator._emulator import _EPOCH
 

@@ -16,11 +16,11 @@ from _scripted import API, SECRET, TOKEN, Answer, Service, token
 from _world import World, in_the_loop
 
 from cortecs_async import AsyncCortecs, Credentials, _diagnosis, errors
+from cortecs_async._aio.threads import System
 from cortecs_async._assembly import Assembly
 from cortecs_async._errors import GuardError
 from cortecs_async._guard import Guard
 from cortecs_async._journal import JournalFile
-from cortecs_async._system import System
 from cortecs_async.emulator import Fault
 from cortecs_async.types import Finding
 

@@ -33,7 +33,8 @@ from attrs import Factory, define, frozen
 from trio._core._run import _r as trio_dice
 
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy, errors
-from cortecs_async._detached import Ended, clock
+from cortecs_async._aio.clock import clock
+from cortecs_async._aio.tasks import Ended
 from cortecs_async.emulator import Emulator, Fault
 
 T = TypeVar("T")

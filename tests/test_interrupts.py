@@ -14,7 +14,7 @@ from _grids import grid
 from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, World
 
-from cortecs_async import _interrupts
+from cortecs_async._aio import sigint as _interrupts
 
 
 def interrupt() -> None:

@@ -21,7 +21,7 @@ ROWS: list[tuple[int, set[str]]] = [
     (0, {"_errors", "_version"}),
     (0, {"_logging", "_secrets"}),
     (0, {"_domain", "_config"}),  # data and settings; they raise the errors above
-    (1, {"_interrupts"}),
+    (1, {"_aio"}),
     # Pure, or knowing nothing of the service.
     (
         1,
@@ -30,7 +30,6 @@ ROWS: list[tuple[int, set[str]]] = [
             "_retry",
             "_records",
             "_arguments",
-            "_detached",
             "_matching",
             "_pace",
             "_slots",
@@ -38,7 +37,7 @@ ROWS: list[tuple[int, set[str]]] = [
             "_aiohttp",
         },
     ),
-    (1, {"_journal", "_interruptible", "_adoption", "_mapping", "_telemetry", "_system"}),
+    (1, {"_journal", "_adoption", "_mapping", "_telemetry"}),
     (1, {"_rivals"}),
     (2, {"_auth", "_failures"}),
     (2, {"_messages"}),  # a request and its answer

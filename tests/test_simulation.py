@@ -21,7 +21,7 @@ from _world import HARDWARE, MODEL, World
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from cortecs_async import _lease, _starts
-from cortecs_async._detached import Ended
+from cortecs_async._aio.tasks import Ended
 from cortecs_async._domain import Instance
 from cortecs_async._start import Start, State
 from cortecs_async._starts import Starter

@@ -7,7 +7,7 @@ import random
 import anyio
 from anyio.abc import TaskGroup
 
-from .._detached import clock
+from .._aio.clock import clock
 from .._errors import EndpointError
 from .._limit import Limit
 from .._logging import Event, log

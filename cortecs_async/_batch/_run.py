@@ -11,8 +11,9 @@ from typing import Any, Literal
 import anyio
 from attrs import define, field, frozen
 
+from .._aio.tasks import run_to_end
+from .._aio.threads import run_stoppable
 from .._budget import Receipt
-from .._detached import run_to_end
 from .._errors import (
     AmbiguousStartError,
     CortecsError,
@@ -31,7 +32,6 @@ from ._plan import BatchPlan, Files, Survey, survey
 from ._report import BatchProgress, BatchReport, Tally
 from ._sender import Access
 from ._sink import Line, Sink
-from ._threads import run_stoppable
 from ._work import Work
 
 BatchProgressCallback = Callable[[BatchProgress], Awaitable[None] | None]

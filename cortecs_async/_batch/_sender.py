@@ -19,9 +19,9 @@ from urllib.request import getproxies, proxy_bypass
 import anyio
 from attrs import define, evolve, field, frozen
 
+from .._aio.eventloop import in_trio
 from .._config import Settings
 from .._connections import Connections, HTTPClient, kind_of, tls_context, trusts_environment
-from .._detached import in_trio
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._retry import Failure, Kind, parse_retry_after
 from .._secrets import Redactor, Secret

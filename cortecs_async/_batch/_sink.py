@@ -8,7 +8,7 @@ from collections.abc import Callable
 import anyio
 from attrs import define
 
-from . import _threads
+from .._aio import threads
 from ._format import Request, Usage
 from ._output import Output
 
@@ -110,7 +110,7 @@ class Sink:
         begin = 0
         try:
             with anyio.CancelScope(shield=True):
-                begin = await _threads.in_thread(write)
+                begin = await threads.in_thread(write)
         except BaseException:
             # A second cancellation of asyncio comes through. Either the thread has begun, and writes them to
             # the end; or it never will, and they are for the next group.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import anyio
 
+from .._aio import threads
 from .._errors import BatchFileError
-from . import _threads
 from ._format import Request, RequestReader
 from ._index import is_done
 from ._output import read_lines
@@ -115,7 +115,7 @@ class Work:
             BatchFileError: when the input has changed, or cannot be read.
         """
         lines = self._lines()
-        while chunk := await _threads.in_thread(lambda: _chunk(lines)):
+        while chunk := await threads.in_thread(lambda: _chunk(lines)):
             self._ahead.extend(chunk)
             self._bytes += sum(len(line) for _, line in chunk)
             self._tell()

@@ -16,8 +16,9 @@ from typing import Generic, TypeVar, cast
 import anyio
 from attrs import define
 
-from ._interrupts import Interrupts
-from ._logging import Event, log
+from .._logging import Event, log
+from .eventloop import in_trio
+from .sigint import Interrupts
 
 T = TypeVar("T")
 
@@ -75,30 +76,6 @@ def protect_from_interrupts(*functions: Callable[..., object]) -> None:
 
         for function in (*functions, _on_trio):
             trio.lowlevel.enable_ki_protection(function)
-
-
-def in_trio() -> bool:
-    """Whether this runs on trio, without importing it."""
-    trio = sys.modules.get("trio")
-    return trio is not None and bool(trio.lowlevel.in_trio_task())
-
-
-def this_loop() -> object:
-    """The running event loop, as something to be compared."""
-    if in_trio():
-        import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
-
-        return trio.lowlevel.current_trio_token()
-    return asyncio.get_running_loop()
-
-
-def clock() -> Callable[[], float]:
-    """The clock of the running event loop, which other threads may read too."""
-    if in_trio():
-        import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
-
-        return trio.lowlevel.current_clock().current_time
-    return asyncio.get_running_loop().time
 
 
 def hand_on(interruption: BaseException, cause: BaseException) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,20 +13,19 @@ from typing import Protocol, TypeVar
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-from attrs import frozen
+from attrs import define, field, frozen
 
-from ._detached import in_trio
+from .clock import WallClock
+from .eventloop import in_trio
 
 T = TypeVar("T")
-
-WallClock = Callable[[], float]
-"""Returns Unix time in seconds. Journals use it, because another process can compare it with its clock."""
 
 # A few threads are enough, because the journal serializes their work. The default executor will not do: the
 # user's work may keep all of its threads busy. Neither will anyio's threads on asyncio: they keep the task
 # that first used them alive, and with it a lease that is never exited.
-_executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cortecs-books")
-_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("cortecs_async_books")
+_executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cortecs-journal")
+_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("cortecs_async_journal")
+_batch_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("cortecs_async_batch")
 
 
 class OffLoop(Protocol):
@@ -68,8 +68,49 @@ class System:
 
 def _after_fork() -> None:
     global _executor  # noqa: PLW0603  (the child does not have its threads)
-    _executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cortecs-books")
+    _executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cortecs-journal")
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+@define(eq=False)
+class Stopped:
+    """Tells a thread that nobody waits for it any more."""
+
+    event: threading.Event = field(factory=threading.Event)
+
+    def check(self) -> None:
+        """Ends the work of the thread.
+
+        Raises:
+            RuntimeError: which nobody sees.
+        """
+        if self.event.is_set():
+            raise RuntimeError("nobody waits for this any more")
+
+
+async def in_thread(work: Callable[[], T], *, abandon: bool = False) -> T:
+    """Runs what blocks.
+
+    Args:
+        work: What to do.
+        abandon: Do not wait for it when the caller is cancelled.
+    """
+    try:
+        limiter = _batch_limiter.get()
+    except LookupError:
+        # Not that of everybody, whose threads may all be busy while an instance is billed.
+        limiter = anyio.CapacityLimiter(8)
+        _batch_limiter.set(limiter)
+    return await anyio.to_thread.run_sync(work, abandon_on_cancel=abandon, limiter=limiter)
+
+
+async def run_stoppable(work: Callable[[Stopped], T]) -> T:
+    """Runs long work, which ends soon after its caller is cancelled."""
+    stopped = Stopped()
+    try:
+        return await in_thread(lambda: work(stopped), abandon=True)
+    finally:
+        stopped.event.set()

@@ -13,7 +13,7 @@ from typing import Any
 
 import anyio
 
-from ._detached import in_trio
+from .eventloop import in_trio
 
 
 class Interruptible:

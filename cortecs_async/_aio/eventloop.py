@@ -1,0 +1,21 @@
+"""Which event loop is running."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+
+def in_trio() -> bool:
+    """Whether this runs on trio, without importing it."""
+    trio = sys.modules.get("trio")
+    return trio is not None and bool(trio.lowlevel.in_trio_task())
+
+
+def this_loop() -> object:
+    """The running event loop, as something to be compared."""
+    if in_trio():
+        import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+
+        return trio.lowlevel.current_trio_token()
+    return asyncio.get_running_loop()
