@@ -14,11 +14,11 @@ from ._aio.threads import System
 from ._arguments import check_instance_id, check_seconds, check_start
 from ._budget import Prices
 from ._config import Mode, Settings
-from ._connections import HTTPClient
 from ._diagnosis import Finding, diagnose
 from ._domain import InstanceArgs
 from ._handle import InstanceHandle
-from ._http import HTTP
+from ._http.client import HTTP
+from ._http.connections import HTTPClient
 from ._instances import Instances
 from ._keeper import Keeper, state_directory
 from ._lease import InstanceLease
@@ -70,7 +70,7 @@ class Assembly:
             http_client=http_client,
             on_credentials=self.keeper.know,
             on_close=self._leave,
-            observer=self._observer,
+            on_retry=self._observer.retry,
         )
         self._leased = leased = Instances(self.http.request_held, settings.poll)
         self._releasing = Instances(self.http.request_once, settings.poll, twin=leased)

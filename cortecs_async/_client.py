@@ -25,9 +25,9 @@ from ._logging import set_up_log
 from ._secrets import CredentialProvider, Secret
 
 if TYPE_CHECKING:
-    from ._connections import HTTPClient
     from ._diagnosis import Finding
     from ._handle import InstanceHandle
+    from ._http.connections import HTTPClient
     from ._instances import Instances
     from ._lease import InstanceLease
     from ._owners import Owner

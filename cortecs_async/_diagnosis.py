@@ -21,13 +21,13 @@ from ._errors import (
     PermissionDeniedError,
     RequestError,
 )
+from ._http.messages import Call, Reply
 from ._journal import JournalFile, books, is_owned, take
 from ._keeper import Keeper
-from ._messages import Call, Reply
 from ._secrets import credentials_problem
 
 if TYPE_CHECKING:
-    from ._http import HTTP  # which would bring httpx along, to whoever imports a Finding
+    from ._http.client import HTTP  # which would bring httpx along, to whoever imports a Finding
 
 # Seconds for each of the checks.
 _PATIENCE = 20.0

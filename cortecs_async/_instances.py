@@ -13,11 +13,10 @@ from ._arguments import check_instance_id, check_named_id, check_seconds, check_
 from ._config import PollPolicy
 from ._domain import AffectedInstances, Instance, InstanceArgs
 from ._errors import BadRequestError, ConflictError, DecodeError, InvalidArgumentError, NotFoundError
+from ._http.limiter import Urgency
+from ._http.messages import Call, Failure, Reply, Witness
 from ._matching import choose
-from ._messages import Call, Reply, Witness
 from ._resources import Models, Send
-from ._retry import Failure
-from ._slots import Urgency
 from ._waiting import ProgressCallback, wait_until_running
 from ._watch import InstanceWatch, Poller
 from ._wire import decode_affected, decode_instance, decode_instances, encode_start

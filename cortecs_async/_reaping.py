@@ -10,7 +10,7 @@ import anyio
 
 from ._config import PollPolicy, RetryPolicy, Settings
 from ._finishing import Debt, Finisher
-from ._http import HTTP
+from ._http.client import HTTP
 from ._instances import Instances
 from ._journal import books
 from ._records import Book, Entry, Record

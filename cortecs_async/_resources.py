@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 from ._arguments import check_model_id
 from ._domain import Balance, HardwareType, Model, ModelPreview
-from ._messages import Call, Reply
+from ._http.messages import Call, Reply
 from ._wire import decode_balance, decode_hardware_types, decode_model, decode_models
 
 Send = Callable[[Call], Awaitable[Reply]]

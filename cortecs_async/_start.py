@@ -12,8 +12,8 @@ from ._adoption import Claims, Unknown
 from ._config import RetryPolicy
 from ._domain import Instance, InstanceArgs
 from ._errors import DecodeError
-from ._messages import Reply
-from ._retry import Failure, Kind, may_have_worked
+from ._http.messages import Failure, Kind, Reply
+from ._http.retry import may_have_worked
 from ._wire import decode_instance
 
 

@@ -17,13 +17,14 @@ from ._adoption import Ambiguous, Unknown, judge
 from ._config import PollPolicy, RetryPolicy
 from ._domain import Instance, InstanceArgs
 from ._errors import AmbiguousStartError, ClientClosedError, CortecsError, RequestError
+from ._http.limiter import Slots, Urgency
+from ._http.messages import Failure
+from ._http.retry import counts, is_passing, next_wait
 from ._instances import Instances
 from ._keeper import Keeper
 from ._logging import Event, log
 from ._pace import poll_interval
-from ._retry import Failure, counts, is_passing, next_wait
 from ._rivals import Others
-from ._slots import Slots, Urgency
 from ._start import Start, State
 from ._telemetry import Observer
 from ._watch import is_passing_trouble

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from attrs import frozen
 
 from ._errors import ConfigurationError
+from ._http.messages import Failure, Kind
 from ._logging import Event, log
-from ._retry import Failure, Kind
 
 Phase = Literal["lease", "start", "wait", "body", "teardown"]
 Outcome = Literal["ok", "error", "cancelled", "abandoned"]

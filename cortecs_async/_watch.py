@@ -30,9 +30,9 @@ from ._errors import (
     RequestTimeoutError,
     TransportError,
 )
+from ._http.retry import is_passing_status
 from ._logging import Event, log
 from ._pace import Steps, poll_interval
-from ._retry import is_passing_status
 
 # Seconds. An answer that asks for more must not blind every wait of the client, its teardowns among them.
 _MAX_RETRY_AFTER = 60.0

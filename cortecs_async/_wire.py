@@ -29,6 +29,7 @@ from ._domain import (
     ModelPreview,
     WorkerStatus,
 )
+from ._http.messages import ShapeError
 
 T = TypeVar("T")
 
@@ -51,10 +52,6 @@ _OWN: frozenset[type] = frozenset({
 
 # What structuring raises for data of another shape; OverflowError for an infinite number.
 _UNFIT = (TypeError, ValueError, KeyError, AttributeError, OverflowError)
-
-
-class ShapeError(ValueError):
-    """JSON that is not of the documented shape; the HTTP layer makes a DecodeError of it."""
 
 
 def decode_instance(data: Any) -> Instance:

@@ -11,7 +11,7 @@ from ._budget import Prices
 from ._config import PollPolicy
 from ._domain import InstanceArgs
 from ._errors import InvalidArgumentError
-from ._http import HTTP
+from ._http.client import HTTP
 from ._instances import Instances
 from ._keeper import Keeper
 from ._release import OnExit

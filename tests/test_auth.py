@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortecs_async import AsyncCortecs, ConfigurationError, Credentials, RetryPolicy, Secret
-from cortecs_async._auth import Token, TokenSource, renewal_time
 from cortecs_async._errors import AuthenticationError, BadRequestError, DecodeError, RequestError, ServerError
+from cortecs_async._http.auth import Token, TokenSource, renewal_time
 
 EMPTY_LIST = Answer(json={"instances": []})
 

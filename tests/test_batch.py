@@ -20,7 +20,7 @@ from cortecs_async import AsyncCortecs, ConfigurationError, InvalidArgumentError
 from cortecs_async._batch import _crew, _sink, _verdict, _work
 from cortecs_async._batch._output import Output
 from cortecs_async._batch._sender import Reply
-from cortecs_async._retry import Failure, Kind
+from cortecs_async._http.messages import Failure, Kind
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.errors import (
     BatchFileError,

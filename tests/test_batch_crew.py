@@ -19,8 +19,8 @@ from cortecs_async._batch._format import RequestReader
 from cortecs_async._batch._sender import Reply
 from cortecs_async._batch._sink import Line
 from cortecs_async._batch._work import Work
+from cortecs_async._http.messages import Failure, Kind
 from cortecs_async._limit import AdaptiveLimit, FixedLimit
-from cortecs_async._retry import Failure, Kind
 from cortecs_async.errors import EndpointError
 
 GOOD = Reply(200, b'{"object":"chat.completion","usage":{"prompt_tokens":1,"completion_tokens":2}}')

@@ -14,7 +14,7 @@ from attrs import define, field
 
 from cortecs_async._batch._sender import Access, Reply
 from cortecs_async._config import resolve_settings
-from cortecs_async._retry import Failure, Kind
+from cortecs_async._http.messages import Failure, Kind
 from cortecs_async._secrets import Secret
 
 pytestmark = [pytest.mark.sockets, pytest.mark.parametrize("anyio_backend", ["asyncio"])]

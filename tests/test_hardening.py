@@ -18,7 +18,7 @@ from rich.console import Console
 
 from cortecs_async import AsyncCortecs, Credentials, PollPolicy, Progress, RetryPolicy, TeardownError, errors
 from cortecs_async._domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
-from cortecs_async._http import HTTP
+from cortecs_async._http.client import HTTP
 from cortecs_async._instances import Instances
 from cortecs_async._teardown import Goal, Seen, Teardown, interpret
 from cortecs_async.emulator import Emulator, Fault, serve_emulator

@@ -30,9 +30,8 @@ from cortecs_async._errors import (
     ServerError,
     TransportError,
 )
-from cortecs_async._http import HTTP
-from cortecs_async._messages import Call, Reply
-from cortecs_async._retry import Failure
+from cortecs_async._http.client import HTTP
+from cortecs_async._http.messages import Call, Failure, Reply
 
 EMPTY_LIST = Answer(json={"instances": []})
 START = ("POST", "/instances/start")

@@ -11,14 +11,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cortecs_async import RetryPolicy
-from cortecs_async._retry import (
-    Failure,
-    Kind,
+from cortecs_async._http.messages import Failure, Kind, is_start
+from cortecs_async._http.retry import (
     backoff,
     counts,
     is_passing,
     is_passing_status,
-    is_start,
     may_have_worked,
     may_repeat,
     next_wait,

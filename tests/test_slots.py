@@ -11,7 +11,7 @@ from _grids import alternating, on_one_backend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortecs_async._slots import Slots, Urgency
+from cortecs_async._http.limiter import Slots, Urgency
 
 LOOK, RELEASE, CALL = Urgency.LOOK, Urgency.RELEASE, Urgency.CALL
 

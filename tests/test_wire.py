@@ -25,8 +25,8 @@ from cortecs_async._domain import (
     Progress,
     WorkerStatus,
 )
+from cortecs_async._http.messages import ShapeError
 from cortecs_async._wire import (
-    ShapeError,
     decode_affected,
     decode_balance,
     decode_hardware_types,

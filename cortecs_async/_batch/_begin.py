@@ -11,10 +11,10 @@ from attrs import evolve, frozen
 
 from .._arguments import check_amount, check_seconds, check_start
 from .._config import Settings
-from .._connections import HTTPClient
 from .._domain import InstanceArgs, Model
 from .._endpoint import inference_key
 from .._errors import InvalidArgumentError
+from .._http.connections import HTTPClient
 from .._lease import InstanceLease
 from .._resources import HardwareTypes, Models, User
 from .._secrets import Secret

@@ -9,9 +9,9 @@ from anyio.abc import TaskGroup
 
 from .._aio.clock import clock
 from .._errors import EndpointError
+from .._http.messages import Failure, Kind
 from .._limit import Limit
 from .._logging import Event, log
-from .._retry import Failure, Kind
 from ._format import Request, Usage
 from ._health import Health, small_request
 from ._sender import Reply, Sender

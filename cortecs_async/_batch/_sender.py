@@ -21,9 +21,10 @@ from attrs import define, evolve, field, frozen
 
 from .._aio.eventloop import in_trio
 from .._config import Settings
-from .._connections import Connections, HTTPClient, kind_of, tls_context, trusts_environment
 from .._errors import ConfigurationError, InvalidArgumentError
-from .._retry import Failure, Kind, parse_retry_after
+from .._http.connections import Connections, HTTPClient, kind_of, tls_context, trusts_environment
+from .._http.messages import Failure, Kind
+from .._http.retry import parse_retry_after
 from .._secrets import Redactor, Secret
 from .._version import __version__
 

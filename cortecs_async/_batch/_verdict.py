@@ -8,7 +8,7 @@ import random
 
 from attrs import define, frozen
 
-from .._retry import Failure, Kind
+from .._http.messages import Failure, Kind
 from ._format import Request, Usage, answered, unanswered
 from ._sender import Reply
 

@@ -8,47 +8,13 @@ instance. Of a POST or PATCH that is not in the published API nobody knows: it i
 
 from __future__ import annotations
 
-import enum
 import random
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from attrs import frozen
-
-from ._config import RetryPolicy
-
-
-class Kind(enum.Enum):
-    """How an attempt failed."""
-
-    NOT_SENT = "not sent"  # no connection: the service never saw it
-    LOST = "lost"  # sent, and then no whole answer
-    TIMED_OUT = "timed out"  # sent, and no whole answer in time
-    UNREADABLE = "unreadable"  # a success status whose body is not JSON
-    REDIRECTED = "redirected"  # to where the request must not follow
-    STATUS = "status"  # an error status
-
-
-@frozen(kw_only=True)
-class Failure:
-    """An attempt that gave no usable answer.
-
-    Attributes:
-        kind: How it failed.
-        detail: For people; holds no secrets.
-        status: The HTTP status, where one was read.
-        retry_after: Seconds that the service asked to wait.
-        body: Redacted excerpt of the answer.
-        request_id: The answer's request id.
-    """
-
-    kind: Kind
-    detail: str = ""
-    status: int | None = None
-    retry_after: float | None = None
-    body: str = ""
-    request_id: str | None = None
+from .._config import RetryPolicy
+from .messages import Failure, Kind
 
 
 def counts(failure: Failure) -> bool:
@@ -102,11 +68,6 @@ _IDEMPOTENT_POSTS = frozenset(
 def is_idempotent(method: str, path: str) -> bool:
     """True when to send it twice is to send it once: by its method (RFC 9110, 9.2.2), or known to be."""
     return method not in {"POST", "PATCH"} or (method == "POST" and path in _IDEMPOTENT_POSTS)
-
-
-def is_start(method: str, path: str) -> bool:
-    """True for the request that begins to cost something."""
-    return (method, path) == ("POST", "/instances/start")
 
 
 def next_wait(

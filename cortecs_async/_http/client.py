@@ -9,22 +9,19 @@ from typing import Any
 import anyio
 from attrs import evolve
 
-from ._aio.eventloop import this_loop
-from ._aio.sigint import Interrupts
-from ._aio.tasks import run_to_end
-from ._auth import Token, TokenSource, renewal_time
-from ._config import Settings
-from ._connections import HTTPClient
-from ._errors import ClientClosedError, ConfigurationError
-from ._failures import EXCHANGE_PATH, to_error
-from ._logging import Event, log
-from ._messages import Call, Reply
-from ._retry import Failure, Kind, counts, may_have_worked, next_wait
-from ._secrets import Credentials, Redactor, Secret, credentials_problem
-from ._slots import Slots, Urgency
-from ._telemetry import Observer
-from ._transport import Transport
-from ._wire import ShapeError
+from .._aio.eventloop import this_loop
+from .._aio.sigint import Interrupts
+from .._aio.tasks import run_to_end
+from .._config import Settings
+from .._errors import ClientClosedError, ConfigurationError
+from .._logging import Event, log
+from .._secrets import Credentials, Redactor, Secret, credentials_problem
+from .auth import Token, TokenSource, renewal_time
+from .connections import HTTPClient
+from .limiter import Slots, Urgency
+from .messages import EXCHANGE_PATH, Call, Failure, Kind, OnRetry, Reply, ShapeError, to_error
+from .retry import counts, may_have_worked, next_wait
+from .transport import Transport
 
 
 class HTTP:
@@ -38,11 +35,11 @@ class HTTP:
         rng: random.Random | None = None,
         on_credentials: Callable[[Credentials], None] | None = None,
         on_close: Callable[[], Awaitable[None]] | None = None,
-        observer: Observer | None = None,
+        on_retry: OnRetry | None = None,
     ) -> None:
         self._settings = settings
         self._on_close = on_close
-        self._observer = observer or Observer()
+        self._on_retry = on_retry
         self._on_credentials = on_credentials
         self._rng = rng or random.Random()  # noqa: S311  (jitter)
         self._redactor = Redactor()
@@ -146,7 +143,8 @@ class HTTP:
                 attempt=attempts,
                 request_id=outcome.request_id,
             )
-            self._observer.retry(call.method, call.path, outcome, attempt=attempts, wait=wait)
+            if self._on_retry is not None:
+                self._on_retry(call.method, call.path, outcome, attempt=attempts, wait=wait)
             await anyio.sleep(wait)
             spent += wait
 

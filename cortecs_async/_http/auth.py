@@ -8,8 +8,8 @@ from collections.abc import Awaitable, Callable
 import anyio
 from attrs import define, field, frozen
 
-from ._errors import CortecsError
-from ._secrets import CredentialProvider, Credentials, Secret
+from .._errors import CortecsError
+from .._secrets import CredentialProvider, Credentials, Secret
 
 
 @frozen(kw_only=True)

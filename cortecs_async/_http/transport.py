@@ -16,17 +16,16 @@ import anyio
 import httpx
 from attrs import field, frozen
 
-from ._aio.eventloop import in_trio
-from ._aiohttp import found_none_free
-from ._auth import Token
-from ._config import Settings
-from ._connections import Connections, HTTPClient, Pool, kind_of
-from ._errors import ClientClosedError, ConfigurationError
-from ._messages import Call, Reply
-from ._retry import Failure, Kind, parse_retry_after
-from ._secrets import Redactor, Secret
-from ._slots import Urgency
-from ._version import __version__
+from .._aio.eventloop import in_trio
+from .._config import Settings
+from .._errors import ClientClosedError, ConfigurationError
+from .._secrets import Redactor, Secret
+from .._version import __version__
+from .auth import Token
+from .connections import Connections, HTTPClient, Pool, found_none_free, kind_of
+from .limiter import Urgency
+from .messages import Call, Failure, Kind, Reply
+from .retry import parse_retry_after
 
 USER_AGENT = f"cortecs-async/{__version__} python/{platform.python_version()} httpx/{httpx.__version__}"
 
