@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from ._version import __version__
 
 if TYPE_CHECKING:
+    from ._api.domain import Instance, Progress
     from ._client import AsyncCortecs
     from ._config import PollPolicy, RetryPolicy
-    from ._domain import Instance, Progress
     from ._errors import (
         APIStatusError,
         ConfigurationError,
@@ -51,17 +51,17 @@ _LATER = {
     "AsyncCortecs": "_client",
     "ConfigurationError": "_errors",
     "CortecsError": "_errors",
-    "Credentials": "_config",
-    "Instance": "_domain",
+    "Credentials": "_secrets",
+    "Instance": "_api.domain",
     "InstanceHandle": "_handle",
     "InstanceLease": "_lease",
     "InvalidArgumentError": "_errors",
     "LifecycleError": "_errors",
     "PollPolicy": "_config",
-    "Progress": "_domain",
+    "Progress": "_api.domain",
     "RequestError": "_errors",
     "RetryPolicy": "_config",
-    "Secret": "_config",
+    "Secret": "_secrets",
     "TeardownError": "_errors",
 }
 

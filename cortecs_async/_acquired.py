@@ -7,10 +7,10 @@ from attrs import define
 
 from ._aio.clock import clock
 from ._aio.tasks import run_to_end
-from ._arguments import check_named_id
+from ._api.instances import Origin
+from ._api.validation import check_named_id
 from ._errors import InvalidArgumentError
 from ._handle import InstanceHandle
-from ._instances import Origin
 from ._release import Holding, Release
 from ._telemetry import LeaseInfo, Report
 from ._workshop import Workshop

@@ -11,19 +11,19 @@ from attrs import frozen
 
 from ._acquired import release_acquired
 from ._aio.threads import System
-from ._arguments import check_instance_id, check_seconds, check_start
+from ._api.domain import InstanceArgs
+from ._api.instances import Instances
+from ._api.resources import HardwareTypes, Models, Send, User
+from ._api.validation import check_instance_id, check_seconds, check_start
 from ._budget import Prices
 from ._config import Mode, Settings
 from ._diagnosis import Finding, diagnose
-from ._domain import InstanceArgs
 from ._handle import InstanceHandle
 from ._http.client import HTTP
 from ._http.connections import HTTPClient
-from ._instances import Instances
 from ._keeper import Keeper, state_directory
 from ._lease import InstanceLease
 from ._owners import Owner, owners
-from ._resources import HardwareTypes, Models, Send, User
 from ._starts import Starter
 from ._sweep import Orphan, sweep
 from ._telemetry import Observer, Telemetry

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 from ._secrets import Secret
 
 if TYPE_CHECKING:
+    from ._api.waiting import ProgressCallback
     from ._assembly import Assembly
     from ._batch._plan import BatchPlan
     from ._batch._report import BatchReport
     from ._batch._run import BatchProgressCallback
     from ._batch._sender import BatchTransport
-    from ._waiting import ProgressCallback
 
 
 class BatchMethods:

@@ -13,10 +13,10 @@ from ._config import RetryPolicy, Settings, override
 from ._errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from ._api.instances import Instances
+    from ._api.resources import HardwareTypes, Models, User
     from ._assembly import Assembly
     from ._http.messages import Call, Reply
-    from ._instances import Instances
-    from ._resources import HardwareTypes, Models, User
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 

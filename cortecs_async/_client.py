@@ -25,17 +25,17 @@ from ._logging import set_up_log
 from ._secrets import CredentialProvider, Secret
 
 if TYPE_CHECKING:
+    from ._api.instances import Instances
+    from ._api.resources import HardwareTypes, Models, User
+    from ._api.waiting import ProgressCallback
     from ._diagnosis import Finding
     from ._handle import InstanceHandle
     from ._http.connections import HTTPClient
-    from ._instances import Instances
     from ._lease import InstanceLease
     from ._owners import Owner
     from ._release import OnExit
-    from ._resources import HardwareTypes, Models, User
     from ._sweep import Orphan
     from ._telemetry import Telemetry
-    from ._waiting import ProgressCallback
     from ._workshop import OnLoss
 
 

@@ -9,13 +9,13 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field, frozen
 
-from ._adoption import Ambiguous, Unknown, judge
-from ._domain import Instance
+from ._api.domain import Instance
+from ._api.instances import Instances
+from ._api.matching import Ambiguous, Unknown, judge
+from ._api.teardown import Goal, Teardown
 from ._errors import ClientClosedError, TeardownError
-from ._instances import Instances
 from ._records import Book, Entry, Record
 from ._rivals import Others, unknown_of
-from ._teardown import Goal, Teardown
 
 # Seconds after a start's request in which its instance can have been initialised, and before which it cannot,
 # by the service's clock.

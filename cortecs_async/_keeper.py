@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import anyio
 import attrs
 
-from ._adoption import Unknown
 from ._aio.threads import System
+from ._api.domain import InstanceArgs
+from ._api.matching import Unknown
 from ._books import Books, books_of
 from ._config import Mode, Settings
-from ._domain import InstanceArgs
 from ._errors import GuardError, JournalError
 from ._logging import Event, log
 from ._records import Record

@@ -9,8 +9,8 @@ from typing import Self
 import anyio
 
 from ._aio.tasks import hand_on, protect_from_interrupts, run_to_end
+from ._api.domain import Instance
 from ._budget import Receipt
-from ._domain import Instance
 from ._endpoint import Endpoint
 from ._errors import AmbiguousStartError, CortecsError, InvalidArgumentError, LeaseExpiredError
 from ._handle import InstanceHandle

@@ -5,13 +5,13 @@ from __future__ import annotations
 import anyio
 from attrs import define
 
-from ._domain import Instance
+from ._api.domain import Instance
+from ._api.instances import Origin
+from ._api.waiting import wait_until_running
 from ._errors import LeaseExpiredError, RequestTimeoutError, StartTimeoutError
-from ._instances import Origin
 from ._logging import Event, log
 from ._start import State
 from ._tenure import Tenure
-from ._waiting import wait_until_running
 
 
 @define(eq=False, repr=False)

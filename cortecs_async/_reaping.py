@@ -8,10 +8,10 @@ from pathlib import Path
 
 import anyio
 
+from ._api.instances import Instances
 from ._config import PollPolicy, RetryPolicy, Settings
 from ._finishing import Debt, Finisher
 from ._http.client import HTTP
-from ._instances import Instances
 from ._journal import books
 from ._records import Book, Entry, Record
 from ._rivals import claims_of_others

@@ -10,12 +10,12 @@ from typing import Literal
 import anyio
 from attrs import define
 
+from ._api.instances import Instances, Origin
+from ._api.teardown import Goal, Teardown
 from ._errors import AmbiguousStartError, ClientClosedError, CortecsError, TeardownError
-from ._instances import Instances, Origin
 from ._keeper import Keeper
 from ._start import Start, State
 from ._starts import Starter
-from ._teardown import Goal, Teardown
 
 OnExit = Literal["delete", "stop", "keep"]
 

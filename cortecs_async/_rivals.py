@@ -7,8 +7,8 @@ from collections.abc import Container, Iterable
 import attrs
 from attrs import field, frozen
 
-from ._adoption import Unknown
-from ._domain import InstanceArgs
+from ._api.domain import InstanceArgs
+from ._api.matching import Unknown
 from ._records import Book, Entry
 
 # Seconds in which another process's start can still be under way.

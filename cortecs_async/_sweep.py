@@ -8,11 +8,11 @@ from typing import Literal
 import anyio
 from attrs import frozen
 
-from ._adoption import judge
 from ._aio.clock import WallClock
-from ._domain import Instance, to_hf_name
+from ._api.domain import Instance, to_hf_name
+from ._api.instances import Instances
+from ._api.matching import judge
 from ._finishing import Debt, Finisher, is_proven
-from ._instances import Instances
 from ._journal import JournalFile, left_behind
 from ._keeper import Keeper
 from ._logging import Event, log

@@ -9,10 +9,10 @@ import anyio
 from attrs import define, evolve, field
 
 from ._aio.clock import clock
+from ._api.domain import Instance
+from ._api.instances import Origin
 from ._budget import Receipt, receipt
-from ._domain import Instance
 from ._errors import InvalidArgumentError
-from ._instances import Origin
 from ._release import Holding
 from ._telemetry import LeaseInfo, Operation, Source
 from ._workshop import LeaseOptions, Workshop

@@ -6,18 +6,18 @@ from typing import Literal, get_args
 
 from attrs import frozen
 
-from ._arguments import check_amount, check_seconds
+from ._api.domain import InstanceArgs
+from ._api.instances import Instances
+from ._api.validation import check_amount, check_seconds
+from ._api.waiting import ProgressCallback
 from ._budget import Prices
 from ._config import PollPolicy
-from ._domain import InstanceArgs
 from ._errors import InvalidArgumentError
 from ._http.client import HTTP
-from ._instances import Instances
 from ._keeper import Keeper
 from ._release import OnExit
 from ._starts import Starter
 from ._telemetry import Observer
-from ._waiting import ProgressCallback
 
 OnLoss = Literal["cancel", "ignore"]
 

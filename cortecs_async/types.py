@@ -1,11 +1,6 @@
 """The data that the client gives back, for annotations: `from cortecs_async.types import Model`."""
 
-from ._batch._plan import BatchPlan
-from ._batch._report import BatchProgress, BatchReport
-from ._budget import Receipt
-from ._calls import Calls, Response
-from ._diagnosis import Finding
-from ._domain import (
+from ._api.domain import (
     AffectedInstances,
     Balance,
     HardwareConfig,
@@ -19,6 +14,11 @@ from ._domain import (
     Progress,
     WorkerStatus,
 )
+from ._batch._plan import BatchPlan
+from ._batch._report import BatchProgress, BatchReport
+from ._budget import Receipt
+from ._calls import Calls, Response
+from ._diagnosis import Finding
 from ._endpoint import OpenAIKwargs
 from ._handle import InstanceHandle
 from ._mapping import Results

@@ -17,11 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortecs_async import AsyncCortecs, RetryPolicy, errors
-from cortecs_async._adoption import Ambiguous, Unknown, judge
+from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
+from cortecs_async._api.matching import Ambiguous, Unknown, fits, judge
 from cortecs_async._books import Books
-from cortecs_async._domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._journal import JournalFile
-from cortecs_async._matching import fits
 from cortecs_async.emulator import Emulator, Fault
 
 OTHER_HARDWARE = "NVIDIA_L40S_1"

@@ -11,14 +11,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cortecs_async import InvalidArgumentError
-from cortecs_async._arguments import (
+from cortecs_async._api.domain import InstanceArgs, to_hf_name, to_model_id
+from cortecs_async._api.validation import (
     check_instance_id,
     check_model_id,
     check_named_id,
     check_seconds,
     check_start,
 )
-from cortecs_async._domain import InstanceArgs, to_hf_name, to_model_id
 
 # Surrogates too, which `st.text()` leaves out.
 ANY_TEXT = st.text(st.characters(), max_size=30)

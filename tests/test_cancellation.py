@@ -16,7 +16,7 @@ import pytest
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, Instance
-from cortecs_async._instances import Instances
+from cortecs_async._api.instances import Instances
 from cortecs_async.emulator import Emulator, Fault
 
 Body = Callable[[], Coroutine[Any, Any, None]]

@@ -20,8 +20,8 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from cortecs_async import AsyncCortecs, Progress, __version__
+from cortecs_async._api.domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async._cli import cli
-from cortecs_async._domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async.emulator import Emulator
 from cortecs_async.integrations.rich import ProvisioningBar
 

@@ -23,10 +23,10 @@ from _world import HARDWARE, MODEL
 from click.testing import Result
 
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy
+from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._cli import _common, _instances, _watch, cli
 from cortecs_async._cli._common import clean, cleaned, is_over, make_table, to_json
 from cortecs_async._cli._params import DURATION, MONEY
-from cortecs_async._domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async.emulator import Emulator, Fault
 
 Call = Callable[..., Result]

@@ -12,8 +12,8 @@ from _grids import alternating, on_one_backend
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, PollPolicy, Progress, errors
-from cortecs_async._domain import HardwareConfig, Instance, InstanceArgs, InstanceStatus, Model
-from cortecs_async._matching import choose
+from cortecs_async._api.domain import HardwareConfig, Instance, InstanceArgs, InstanceStatus, Model
+from cortecs_async._api.matching import choose
 from cortecs_async.emulator import Emulator, Fault
 
 MODEL_ID = "meta-llama--Llama-3.1-8B-Instruct"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_arguments import ANY_TEXT, HOSTILE_IDS
 
 from cortecs_async import AsyncCortecs, InvalidArgumentError
-from cortecs_async._domain import (
+from cortecs_async._api.domain import (
     AffectedInstances,
     Balance,
     HardwareConfig,
@@ -24,6 +24,8 @@ from cortecs_async._domain import (
     InstanceArgs,
     Model,
 )
+from cortecs_async._api.matching import choose, with_defaults
+from cortecs_async._api.wire import decode_instance
 from cortecs_async._errors import (
     APIStatusError,
     BadRequestError,
@@ -33,8 +35,6 @@ from cortecs_async._errors import (
     RequestError,
     TransportError,
 )
-from cortecs_async._matching import choose, with_defaults
-from cortecs_async._wire import decode_instance
 
 LOST = Answer(failure=httpx.ReadError)
 REFUSALS = [400, 404, 409]

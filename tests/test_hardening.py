@@ -17,10 +17,10 @@ from _world import HARDWARE, MODEL, World, client_of
 from rich.console import Console
 
 from cortecs_async import AsyncCortecs, Credentials, PollPolicy, Progress, RetryPolicy, TeardownError, errors
-from cortecs_async._domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
+from cortecs_async._api.domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
+from cortecs_async._api.instances import Instances
+from cortecs_async._api.teardown import Goal, Seen, Teardown, interpret
 from cortecs_async._http.client import HTTP
-from cortecs_async._instances import Instances
-from cortecs_async._teardown import Goal, Seen, Teardown, interpret
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 from cortecs_async.integrations.rich import ProvisioningBar
 

@@ -20,28 +20,21 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 ROWS: list[tuple[int, set[str]]] = [
     (0, {"_errors", "_version"}),
     (0, {"_logging", "_secrets"}),
-    (0, {"_domain", "_config"}),  # data and settings; they raise the errors above
+    (0, {"_config"}),  # data and settings; they raise the errors above
     (1, {"_aio"}),
     (1, {"_http"}),
+    (1, {"_api", "_telemetry"}),
     # Pure, or knowing nothing of the service.
     (
         1,
         {
-            "_wire",
             "_records",
-            "_arguments",
-            "_matching",
-            "_pace",
             "_limit",
         },
     ),
-    (1, {"_journal", "_adoption", "_mapping", "_telemetry"}),
+    (1, {"_journal", "_mapping"}),
     (1, {"_rivals"}),
-    (4, {"_resources"}),
-    (5, {"_watch", "_budget"}),  # the one poller; prices and receipts
-    (5, {"_waiting"}),  # what its readings mean to one who waits
-    (5, {"_instances", "_watchdog"}),  # client.instances: endpoints, and the waits on them; the block's watch
-    (5, {"_teardown"}),
+    (5, {"_watchdog", "_budget"}),
     (5, {"_finishing"}),  # what is left by the dead
     (5, {"_reaping"}),  # the reaper's work
     (5, {"_reaper"}),  # the child, which tears down as the lease does
@@ -171,13 +164,17 @@ def is_module(name: str) -> bool:
         ("_http/client.py", "from ..emulator import Emulator", "only layer 9 may"),
         ("_http/transport.py", "from .auth import Token\nimport httpx", None),
         ("_aio/tasks.py", "from .._http.retry import next_wait", "_aio imports _http"),
-        ("_wire.py", "import httpx", "imports httpx"),
-        ("_wire.py", "from httpx import Response", "imports httpx"),
+        ("_api/wire.py", "import httpx", "imports httpx"),
+        ("_api/wire.py", "from httpx import Response", "imports httpx"),
         ("_config.py", "from ._errors import ConfigurationError", None),
         ("_errors.py", "from ._config import Secret", "_errors imports _config"),
         ("emulator/_server.py", "import httpx\nfrom . import _faults\nfrom ._faults import Fault", None),
-        ("emulator/_server.py", "from .._domain import Instance", "must know nothing of the client"),
-        ("emulator/deep/_server.py", "from ..._domain import Instance", "must know nothing of the client"),
+        ("emulator/_server.py", "from .._api.domain import Instance", "must know nothing of the client"),
+        (
+            "emulator/deep/_server.py",
+            "from ..._api.domain import Instance",
+            "must know nothing of the client",
+        ),
         ("emulator/_server.py", "from cortecs_async import AsyncCortecs", "must know nothing of the client"),
         ("_cli/_demo.py", "from .. import AsyncCortecs, errors\nfrom ..types import Model", None),
         ("_cli/_demo.py", "from ..emulator import Emulator\nfrom ._need import need", None),

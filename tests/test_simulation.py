@@ -22,10 +22,10 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from cortecs_async import _lease, _starts
 from cortecs_async._aio.tasks import Ended
-from cortecs_async._domain import Instance
+from cortecs_async._api.domain import Instance
+from cortecs_async._api.teardown import Teardown
 from cortecs_async._start import Start, State
 from cortecs_async._starts import Starter
-from cortecs_async._teardown import Teardown
 from cortecs_async.emulator import Fault
 
 SIMULATIONS = int(os.environ.get("CORTECS_SIMULATIONS", "1000"))

@@ -28,6 +28,7 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
 from cortecs_async import AsyncCortecs, Instance, errors
+from cortecs_async._api.domain import InitProgress, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async._cli import cli
 from cortecs_async._cli._top_app import TopApp
 from cortecs_async._cli._top_screens import Help, Question
@@ -45,7 +46,6 @@ from cortecs_async._cli._top_view import (
     warning,
     who,
 )
-from cortecs_async._domain import InitProgress, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async._journal import JournalFile
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import Balance, HardwareType, Owner

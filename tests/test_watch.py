@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortecs_async import PollPolicy, errors
-from cortecs_async._domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
+from cortecs_async._api.domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
+from cortecs_async._api.polling import Poller, Steps, poll_interval
+from cortecs_async._api.waiting import InstanceWatch
 from cortecs_async._errors import error_class_for
-from cortecs_async._pace import Steps, poll_interval
-from cortecs_async._watch import InstanceWatch, Poller
 
 
 def snapshot(instance_id: str, status: str = "pending") -> Instance:

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cortecs_async._domain import (
+from cortecs_async._api.domain import (
     AffectedInstances,
     Balance,
     HardwareConfig,
@@ -25,8 +25,7 @@ from cortecs_async._domain import (
     Progress,
     WorkerStatus,
 )
-from cortecs_async._http.messages import ShapeError
-from cortecs_async._wire import (
+from cortecs_async._api.wire import (
     decode_affected,
     decode_balance,
     decode_hardware_types,
@@ -37,6 +36,7 @@ from cortecs_async._wire import (
     encode,
     encode_start,
 )
+from cortecs_async._http.messages import ShapeError
 
 # The payloads of the published reference (docs.cortecs.ai, API, Instances), letter by letter.
 LISTED = """

@@ -9,7 +9,7 @@ from _measure import quotients, settle_memory, spread
 from _report import Row, Table, ratio
 from cortecs_py.schemas import Instance
 
-from cortecs_async._wire import decode_instances
+from cortecs_async._api.wire import decode_instances
 
 _COUNT = 10_000
 _ROUNDS = 11

@@ -16,8 +16,8 @@ import pytest
 
 import cortecs_async
 from cortecs_async import AsyncCortecs, InstanceHandle, InstanceLease
-from cortecs_async._instances import Instances
-from cortecs_async._resources import HardwareTypes, Models, User
+from cortecs_async._api.instances import Instances
+from cortecs_async._api.resources import HardwareTypes, Models, User
 
 SITE = Path(os.environ["CORTECS_DOCS_SITE"])
 

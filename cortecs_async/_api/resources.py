@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 
-from ._arguments import check_model_id
-from ._domain import Balance, HardwareType, Model, ModelPreview
-from ._http.messages import Call, Reply
-from ._wire import decode_balance, decode_hardware_types, decode_model, decode_models
+from .._http.messages import Call, Reply
+from .domain import Balance, HardwareType, Model, ModelPreview
+from .validation import check_model_id
+from .wire import decode_balance, decode_hardware_types, decode_model, decode_models
 
 Send = Callable[[Call], Awaitable[Reply]]
 

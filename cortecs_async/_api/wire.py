@@ -16,7 +16,8 @@ import attrs
 import cattrs
 from cattrs.gen import make_dict_structure_fn, make_dict_unstructure_fn, override
 
-from ._domain import (
+from .._http.messages import ShapeError
+from .domain import (
     AffectedInstances,
     Balance,
     HardwareConfig,
@@ -29,7 +30,6 @@ from ._domain import (
     ModelPreview,
     WorkerStatus,
 )
-from ._http.messages import ShapeError
 
 T = TypeVar("T")
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 import re
 
-from ._domain import InstanceArgs, to_model_id
-from ._errors import InvalidArgumentError
+from .._errors import InvalidArgumentError
+from .domain import InstanceArgs, to_model_id
 
 MAX_WORKERS = 8
 BILLING_INTERVALS = ("per_minute", "per_hour")

@@ -9,10 +9,15 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from ._config import PollPolicy
-from ._domain import Instance, Progress
-from ._errors import InstanceGoneError, LifecycleError, StartFailedError, StartTimeoutError
-from ._watch import Poller
+from .._config import PollPolicy
+from .._errors import (
+    InstanceGoneError,
+    LifecycleError,
+    StartFailedError,
+    StartTimeoutError,
+)
+from .domain import Instance, Progress
+from .polling import Poller, Subscription
 
 ProgressCallback = Callable[[Progress], Awaitable[None] | None]
 """Called with every change while an instance starts; may be async. What it raises ends the start."""
@@ -156,3 +161,44 @@ def _too_late(
         f"{unchanged:.0f} s. Allow more time (start_timeout), or another hardware type may start sooner.",
         instance_id=instance_id,
     )
+
+
+class InstanceWatch:
+    """What `instances.watch` gives: an async iterator with one item a change.
+
+    It ends when the instance is gone, and raises `InstanceGoneError` when it was never there. Changes that
+    come while the consumer is busy are folded into the newest. There is nothing to close.
+    """
+
+    def __init__(self, poller: Poller, instance_id: str) -> None:
+        self._poller = poller
+        self._instance_id = instance_id
+        self._subscription: Subscription | None = None
+        self._seen = False
+        self._ended = False
+
+    def __aiter__(self) -> InstanceWatch:
+        return self
+
+    async def __anext__(self) -> Instance:
+        """The next changed snapshot.
+
+        Raises:
+            InstanceGoneError: when there never was such an instance.
+            CortecsError: when the service cannot be asked.
+        """
+        if self._ended:
+            raise StopAsyncIteration
+        if self._subscription is None:
+            self._subscription = self._poller.subscribe(self._instance_id)
+        instance = await self._poller.next(self._subscription)
+        if instance is not None:
+            self._seen = True
+            return instance
+        self._ended = True
+        if self._seen:
+            raise StopAsyncIteration
+        raise InstanceGoneError(
+            f"there is no instance {self._instance_id!r}: client.instances.list() shows what there is",
+            instance_id=self._instance_id,
+        )

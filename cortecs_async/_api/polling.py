@@ -17,28 +17,81 @@ from typing import Protocol
 import anyio
 from attrs import define, field
 
-from ._config import PollPolicy
-from ._domain import Instance
-from ._errors import (
+from .._config import PollPolicy
+from .._errors import (
     APIStatusError,
     BadRequestError,
     CortecsError,
     DecodeError,
-    InstanceGoneError,
     InvalidArgumentError,
     NotFoundError,
     RequestTimeoutError,
     TransportError,
 )
-from ._http.retry import is_passing_status
-from ._logging import Event, log
-from ._pace import Steps, poll_interval
+from .._http.retry import is_passing_status
+from .._logging import Event, log
+from .domain import Instance, Progress
 
 # Seconds. An answer that asks for more must not blind every wait of the client, its teardowns among them.
 _MAX_RETRY_AFTER = 60.0
 
 # Instances that the list lacks, looked up at one tick. What is left comes to its turn at the next.
 _MAX_LOOKUPS = 20
+
+
+# Numbers beyond are none of steps.
+_MOST_STEPS = 10_000
+
+
+def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None = None) -> float:
+    """Seconds until the next look.
+
+    Args:
+        elapsed: Seconds waited so far.
+        policy: The limits.
+        distance: Seconds between now and the time at which the end is expected, before or after it: the
+            nearer, the sooner; None when nothing is expected. Never later than without it.
+    """
+    reach = elapsed if distance is None else min(elapsed, distance)
+    return min(max(policy.min_interval, policy.growth * reach), policy.max_interval)
+
+
+@define
+class Steps:
+    """When the steps of a start were seen, and when they let its end be expected.
+
+    What a step is, and that they take equally long, is not documented: so nothing but the pace of looking
+    depends on it, and that within its limits.
+    """
+
+    _first: tuple[int, float] | None = None  # a step, and when it was seen first
+    _last: tuple[int, float] | None = None
+    _count: int = 0
+
+    def note(self, instance: Instance | None, now: float) -> None:
+        """Takes a reading made at `now`."""
+        if instance is None or instance.is_usable:
+            self._first = self._last = None
+            return
+        leading = Progress(instance=instance, elapsed=0.0).leading
+        if not 0 <= leading.current_step <= leading.num_steps <= _MOST_STEPS:
+            self._first = self._last = None
+            return
+        self._count = leading.num_steps
+        if self._last is None or leading.current_step < self._last[0]:
+            self._first = self._last = (leading.current_step, now)
+        elif leading.current_step > self._last[0]:
+            self._last = (leading.current_step, now)
+
+    def distance(self, now: float) -> float | None:
+        """Seconds between now and the expected end; None before two steps were seen."""
+        if self._first is None or self._last is None or self._first[0] == self._last[0]:
+            return None
+        done, seen = self._last
+        each = (seen - self._first[1]) / (done - self._first[0])
+        # It runs with the last step, or with its end.
+        left = max(self._count - done, 1 if done == self._count else 0)
+        return abs(seen + each * left - now)
 
 
 Readings = dict[str, Instance | CortecsError | None]
@@ -347,44 +400,3 @@ class Poller:
 def _too_slow(instance_id: str, limit: float) -> CortecsError:
     path = f"/instances/{instance_id}"
     return RequestTimeoutError(f"GET {path} took longer than {limit:g} s", method="GET", path=path)
-
-
-class InstanceWatch:
-    """What `instances.watch` gives: an async iterator with one item a change.
-
-    It ends when the instance is gone, and raises `InstanceGoneError` when it was never there. Changes that
-    come while the consumer is busy are folded into the newest. There is nothing to close.
-    """
-
-    def __init__(self, poller: Poller, instance_id: str) -> None:
-        self._poller = poller
-        self._instance_id = instance_id
-        self._subscription: Subscription | None = None
-        self._seen = False
-        self._ended = False
-
-    def __aiter__(self) -> InstanceWatch:
-        return self
-
-    async def __anext__(self) -> Instance:
-        """The next changed snapshot.
-
-        Raises:
-            InstanceGoneError: when there never was such an instance.
-            CortecsError: when the service cannot be asked.
-        """
-        if self._ended:
-            raise StopAsyncIteration
-        if self._subscription is None:
-            self._subscription = self._poller.subscribe(self._instance_id)
-        instance = await self._poller.next(self._subscription)
-        if instance is not None:
-            self._seen = True
-            return instance
-        self._ended = True
-        if self._seen:
-            raise StopAsyncIteration
-        raise InstanceGoneError(
-            f"there is no instance {self._instance_id!r}: client.instances.list() shows what there is",
-            instance_id=self._instance_id,
-        )

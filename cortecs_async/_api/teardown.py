@@ -13,8 +13,7 @@ import math
 import anyio
 from attrs import define
 
-from ._domain import Instance
-from ._errors import (
+from .._errors import (
     APIStatusError,
     BadRequestError,
     ClientClosedError,
@@ -22,9 +21,10 @@ from ._errors import (
     NotFoundError,
     TeardownError,
 )
-from ._instances import Instances
-from ._logging import Event, log
-from ._waiting import TERMINAL_STATUSES, wait_until
+from .._logging import Event, log
+from .domain import Instance
+from .instances import Instances
+from .waiting import TERMINAL_STATUSES, wait_until
 
 # Seconds after which a stop or delete that was accepted, but shows no effect, is asked for again.
 _PATIENCE = 10.0

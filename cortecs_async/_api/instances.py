@@ -8,18 +8,17 @@ from collections.abc import Awaitable, Callable
 
 import anyio
 
-from ._adoption import Claims
-from ._arguments import check_instance_id, check_named_id, check_seconds, check_start
-from ._config import PollPolicy
-from ._domain import AffectedInstances, Instance, InstanceArgs
-from ._errors import BadRequestError, ConflictError, DecodeError, InvalidArgumentError, NotFoundError
-from ._http.limiter import Urgency
-from ._http.messages import Call, Failure, Reply, Witness
-from ._matching import choose
-from ._resources import Models, Send
-from ._waiting import ProgressCallback, wait_until_running
-from ._watch import InstanceWatch, Poller
-from ._wire import decode_affected, decode_instance, decode_instances, encode_start
+from .._config import PollPolicy
+from .._errors import BadRequestError, ConflictError, DecodeError, InvalidArgumentError, NotFoundError
+from .._http.limiter import Urgency
+from .._http.messages import Call, Failure, Reply, Witness
+from .domain import AffectedInstances, Instance, InstanceArgs
+from .matching import Claims, choose
+from .polling import Poller
+from .resources import Models, Send
+from .validation import check_instance_id, check_named_id, check_seconds, check_start
+from .waiting import InstanceWatch, ProgressCallback, wait_until_running
+from .wire import decode_affected, decode_instance, decode_instances, encode_start
 
 _Refused = (BadRequestError, NotFoundError, ConflictError)
 
