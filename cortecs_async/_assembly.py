@@ -21,11 +21,11 @@ from ._diagnosis import Finding, diagnose
 from ._handle import InstanceHandle
 from ._http.client import HTTP
 from ._http.connections import HTTPClient
-from ._keeper import Keeper, state_directory
 from ._lease import InstanceLease
-from ._owners import Owner, owners
+from ._recovery.owners import Owner, owners
+from ._recovery.promises import Keeper, state_directory
+from ._recovery.sweep import Orphan, sweep
 from ._starts import Starter
-from ._sweep import Orphan, sweep
 from ._telemetry import Observer, Telemetry
 from ._workshop import LeaseOptions, Workshop
 

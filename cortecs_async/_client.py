@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from ._handle import InstanceHandle
     from ._http.connections import HTTPClient
     from ._lease import InstanceLease
-    from ._owners import Owner
+    from ._recovery.owners import Owner
+    from ._recovery.sweep import Orphan
     from ._release import OnExit
-    from ._sweep import Orphan
     from ._telemetry import Telemetry
     from ._workshop import OnLoss
 

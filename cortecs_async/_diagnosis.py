@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import anyio
 from attrs import define, field, frozen
 
-from ._books import try_guard
 from ._config import Settings
 from ._errors import (
     APIStatusError,
@@ -22,8 +21,9 @@ from ._errors import (
     RequestError,
 )
 from ._http.messages import Call, Reply
-from ._journal import JournalFile, books, is_owned, take
-from ._keeper import Keeper
+from ._recovery.journal import JournalFile, books, is_owned, take
+from ._recovery.promises import Keeper
+from ._recovery.store import try_guard
 from ._secrets import credentials_problem
 
 if TYPE_CHECKING:

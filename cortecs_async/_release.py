@@ -13,7 +13,7 @@ from attrs import define
 from ._api.instances import Instances, Origin
 from ._api.teardown import Goal, Teardown
 from ._errors import AmbiguousStartError, ClientClosedError, CortecsError, TeardownError
-from ._keeper import Keeper
+from ._recovery.promises import Keeper
 from ._start import Start, State
 from ._starts import Starter
 

@@ -22,9 +22,9 @@ from ._errors import AmbiguousStartError, ClientClosedError, CortecsError, Reque
 from ._http.limiter import Slots, Urgency
 from ._http.messages import Failure
 from ._http.retry import counts, is_passing, next_wait
-from ._keeper import Keeper
 from ._logging import Event, log
-from ._rivals import Others
+from ._recovery.claims import Others
+from ._recovery.promises import Keeper
 from ._start import Start, State
 from ._telemetry import Observer
 

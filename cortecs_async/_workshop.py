@@ -14,7 +14,7 @@ from ._budget import Prices
 from ._config import PollPolicy
 from ._errors import InvalidArgumentError
 from ._http.client import HTTP
-from ._keeper import Keeper
+from ._recovery.promises import Keeper
 from ._release import OnExit
 from ._starts import Starter
 from ._telemetry import Observer

@@ -22,8 +22,8 @@ from ._diagnosis import Finding
 from ._endpoint import OpenAIKwargs
 from ._handle import InstanceHandle
 from ._mapping import Results
-from ._owners import Owner
-from ._sweep import Orphan
+from ._recovery.owners import Owner
+from ._recovery.sweep import Orphan
 from ._telemetry import LeaseInfo, PhaseEnd, RequestRetry, Telemetry
 
 __all__ = [

@@ -15,7 +15,7 @@ import anyio
 
 PROC = Path("/proc")
 
-REAPER = b"from cortecs_async._reaper import main"
+REAPER = b"from cortecs_async._recovery.reaper import main"
 """What the command line of a reaper, and of nothing else, contains."""
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from _world import HARDWARE, MODEL
 
-from cortecs_async._records import Book, Record
+from cortecs_async._recovery.records import Book, Record
 
 ACCOUNT = {"account": "a1", "api": "https://api.test", "at": 1000.0}
 ARGS = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}

@@ -38,9 +38,10 @@ from _virtual_time import VirtualTimeLoop
 from attrs import define, field, frozen
 from hypothesis import strategies as st
 
-from cortecs_async import AsyncCortecs, InstanceLease, _books, errors
+from cortecs_async import AsyncCortecs, InstanceLease, errors
 from cortecs_async._aio.threads import System
 from cortecs_async._assembly import Assembly
+from cortecs_async._recovery import store as _books
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._answers import Answer, Call
 from cortecs_async.emulator._routing import Match
@@ -1218,7 +1219,7 @@ def virtual_world() -> Iterator[None]:
     logger = logging.getLogger("cortecs_async")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Assembly, "system", System(lambda: EPOCH + anyio.current_time(), _inline))
-        patch.setattr("cortecs_async._journal.os", _WithoutSync())
+        patch.setattr("cortecs_async._recovery.journal.os", _WithoutSync())
         patch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
         patch.setattr(logger, "level", logging.ERROR)
         patch.setattr(logger, "propagate", False)

@@ -12,7 +12,7 @@ import pytest
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, InstanceHandle, errors
-from cortecs_async._journal import books
+from cortecs_async._recovery.journal import books
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._emulator import _EPOCH
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from cortecs_async import AsyncCortecs, RetryPolicy, errors
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._api.matching import Ambiguous, Unknown, fits, judge
-from cortecs_async._books import Books
-from cortecs_async._journal import JournalFile
+from cortecs_async._recovery.journal import JournalFile
+from cortecs_async._recovery.store import Books
 from cortecs_async.emulator import Emulator, Fault
 
 OTHER_HARDWARE = "NVIDIA_L40S_1"

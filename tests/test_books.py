@@ -20,11 +20,11 @@ from _promises import created
 from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock
 
 from cortecs_async import AsyncCortecs, Credentials, errors
-from cortecs_async._books import Books, books_of
-from cortecs_async._journal import JournalFile, books
-from cortecs_async._reaper import GRACE, Reaper
-from cortecs_async._reaping import reap
-from cortecs_async._records import Book, Entry, Record
+from cortecs_async._recovery.journal import JournalFile, books
+from cortecs_async._recovery.reaper import GRACE, Reaper
+from cortecs_async._recovery.records import Book, Entry, Record
+from cortecs_async._recovery.recover import reap
+from cortecs_async._recovery.store import Books, books_of
 from cortecs_async.emulator import Emulator, serve_emulator
 
 # --- the journal --------------------------------------------------------------------------------------------
@@ -92,11 +92,11 @@ def break_disk(monkeypatch: pytest.MonkeyPatch, how: str, state_dir: Path) -> No
     if how == "no directory":
         state_dir.write_text("a file stands here")
     elif how == "full":
-        monkeypatch.setattr("cortecs_async._journal._write", refuse)
+        monkeypatch.setattr("cortecs_async._recovery.journal._write", refuse)
     elif how == "no locks":
-        monkeypatch.setattr("cortecs_async._journal.fcntl", None)
+        monkeypatch.setattr("cortecs_async._recovery.journal.fcntl", None)
     else:
-        monkeypatch.setattr("cortecs_async._journal._write_whole", refuse)
+        monkeypatch.setattr("cortecs_async._recovery.journal._write_whole", refuse)
 
 
 @pytest.mark.parametrize("how", ["full", "read-only", "no directory", "no locks"])
@@ -261,7 +261,7 @@ class Told:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
-    monkeypatch.setattr("cortecs_async._reaper._SETTLE", 0.0)
+    monkeypatch.setattr("cortecs_async._recovery.reaper._SETTLE", 0.0)
     return Told()
 
 
@@ -355,9 +355,9 @@ async def test_without_a_reaper_a_warning_or_an_error(
     if cause == "it is frozen":
         monkeypatch.setattr("sys.frozen", True, raising=False)
     elif cause == "it dies at once":
-        monkeypatch.setattr("cortecs_async._guard.BOOTSTRAP", "raise SystemExit")
+        monkeypatch.setattr("cortecs_async._recovery.reaper_process.BOOTSTRAP", "raise SystemExit")
     else:
-        monkeypatch.setattr("cortecs_async._guard.sys.executable", "/nowhere/python")
+        monkeypatch.setattr("cortecs_async._recovery.reaper_process.sys.executable", "/nowhere/python")
     async with serve_emulator(step_seconds=0.0) as emu:
         options: dict[str, Any] = {"api_base_url": emu.api_base_url}
         async with AsyncCortecs(emu.client_id, emu.client_secret, **options) as client:

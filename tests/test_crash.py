@@ -33,10 +33,11 @@ from _processes import PROC, Program, is_alive, kill, read, state_of, until
 from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL
 
-from cortecs_async import AsyncCortecs, _reaper
+from cortecs_async import AsyncCortecs
 from cortecs_async._aio.threads import System
 from cortecs_async._assembly import Assembly
-from cortecs_async._records import Record, encode
+from cortecs_async._recovery import reaper as _reaper
+from cortecs_async._recovery.records import Record, encode
 from cortecs_async.emulator import Emulator, Fault, LedgerEntry, RequestRecord, serve_emulator
 from cortecs_async.emulator._emulator import _EPOCH
 
@@ -480,12 +481,12 @@ async def test_children_that_live_on_do_not_hide_the_death_of_their_parent(tmp_p
 
 # Says which reaper there is, once that has been told everything: until then its owner holds the lock.
 WATCH = """
-from cortecs_async import _books
+from cortecs_async._recovery import store
 
 def watch():
     seen = None
     while True:
-        for books in list(_books._all.values()):
+        for books in list(store._all.values()):
             with books._turn:
                 pid = books._guard.pid
             if pid not in (None, seen):
@@ -745,9 +746,9 @@ while not os.path.exists(os.environ["CORTECS_STATE_DIR"] + "/go"):
 
 # The reaper gives a parent that lives a quarter of a minute, in the test less.
 HASTE = """
-from cortecs_async import _guard
-_guard.BOOTSTRAP = _guard.BOOTSTRAP.replace(
-    "\\nmain()", "\\nimport cortecs_async._reaper\\ncortecs_async._reaper.GRACE = 0.2\\nmain()"
+from cortecs_async._recovery import reaper_process
+reaper_process.BOOTSTRAP = reaper_process.BOOTSTRAP.replace(
+    "\\nmain()", "\\nfrom cortecs_async._recovery import reaper\\nreaper.GRACE = 0.2\\nmain()"
 )
 """
 

@@ -19,8 +19,8 @@ from cortecs_async import AsyncCortecs, Credentials, _diagnosis, errors
 from cortecs_async._aio.threads import System
 from cortecs_async._assembly import Assembly
 from cortecs_async._errors import GuardError
-from cortecs_async._guard import Guard
-from cortecs_async._journal import JournalFile
+from cortecs_async._recovery.journal import JournalFile
+from cortecs_async._recovery.reaper_process import Guard
 from cortecs_async.emulator import Fault
 from cortecs_async.types import Finding
 
@@ -174,7 +174,7 @@ async def test_a_directory_that_cannot_be_written(world: World, tmp_path: Path) 
 
 
 async def test_a_disk_without_locks(world: World, journals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cortecs_async._journal._lock", lambda _: None)
+    monkeypatch.setattr("cortecs_async._recovery.journal._lock", lambda _: None)
     async with world(journal="auto") as (_, client):
         findings = await found(client)
     assert wrong(findings) == {"journal"}

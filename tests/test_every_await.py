@@ -605,7 +605,7 @@ def run_out(scenario: Scenario, points: Collection[int], journal: Path) -> Trial
 
 @pytest.fixture(autouse=True)
 def _files_are_written_in_no_time(journals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cortecs_async._journal.os.fsync", lambda _: None)
+    monkeypatch.setattr("cortecs_async._recovery.journal.os.fsync", lambda _: None)
 
 
 def judge(way: str, scenario: str, shown: Iterator[tuple[str, Trial]]) -> None:

@@ -9,9 +9,9 @@ import pytest
 from _world import HARDWARE, MODEL, World, emulated_wall_clock
 
 from cortecs_async import AsyncCortecs
-from cortecs_async._finishing import _LOOK, Debt, Finished, Finisher
-from cortecs_async._records import Book, Record
-from cortecs_async._rivals import claims_of_others
+from cortecs_async._recovery.claims import claims_of_others
+from cortecs_async._recovery.records import Book, Record
+from cortecs_async._recovery.recover import _LOOK, Debt, Finished, Finisher
 from cortecs_async.emulator import Emulator, Fault
 
 LIFETIME = 3600.0

@@ -12,8 +12,8 @@ from _promises import ARGS, BASELINE, book_of, created, intent
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortecs_async._journal import JournalFile, books, left_behind, take
-from cortecs_async._records import Record, decode, encode, fold
+from cortecs_async._recovery.journal import JournalFile, books, left_behind, take
+from cortecs_async._recovery.records import Record, decode, encode, fold
 
 
 class TestBook:

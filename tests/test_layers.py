@@ -24,26 +24,19 @@ ROWS: list[tuple[int, set[str]]] = [
     (1, {"_aio"}),
     (1, {"_http"}),
     (1, {"_api", "_telemetry"}),
+    (1, {"_recovery"}),
     # Pure, or knowing nothing of the service.
     (
         1,
         {
-            "_records",
             "_limit",
         },
     ),
-    (1, {"_journal", "_mapping"}),
-    (1, {"_rivals"}),
+    (1, {"_mapping"}),
     (5, {"_watchdog", "_budget"}),
-    (5, {"_finishing"}),  # what is left by the dead
-    (5, {"_reaping"}),  # the reaper's work
-    (5, {"_reaper"}),  # the child, which tears down as the lease does
-    (5, {"_guard"}),  # the parent's side of it
-    (5, {"_books"}),  # memory, journal and reaper, of a process
-    (5, {"_keeper"}),  # of a client
     (6, {"_start"}),
     (6, {"_starts"}),
-    (6, {"_release", "_sweep", "_owners", "_diagnosis", "_endpoint"}),
+    (6, {"_release", "_diagnosis", "_endpoint"}),
     (6, {"_workshop", "_handle"}),
     (6, {"_tenure"}),  # what a lease has, and for how long
     (6, {"_opening"}),  # how it comes to that

@@ -14,7 +14,7 @@ from _scripted import instance
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, PollPolicy, Progress, RetryPolicy, TeardownError, errors
-from cortecs_async._journal import books
+from cortecs_async._recovery.journal import books
 from cortecs_async.emulator import Emulator, Fault
 
 

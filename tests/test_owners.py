@@ -15,10 +15,11 @@ import anyio
 import pytest
 from _world import HARDWARE, MODEL, World
 
-from cortecs_async import _journal, errors
-from cortecs_async._journal import JournalFile, books, is_owned, left_behind, take
-from cortecs_async._keeper import fingerprint
-from cortecs_async._records import Record
+from cortecs_async import errors
+from cortecs_async._recovery import journal as _journal
+from cortecs_async._recovery.journal import JournalFile, books, is_owned, left_behind, take
+from cortecs_async._recovery.promises import fingerprint
+from cortecs_async._recovery.records import Record
 from cortecs_async.emulator import Emulator
 from cortecs_async.types import Owner
 
@@ -269,7 +270,7 @@ async def test_a_real_process_lives_and_dies(world: World, state_dir: Path) -> N
     program = """
 import sys
 from pathlib import Path
-from cortecs_async._journal import JournalFile
+from cortecs_async._recovery.journal import JournalFile
 records = [
     {"kind": "OWNER", "format": 1, "id": "x", "host": "there", "pid": 99, "at": 0.0},
     {"kind": "CREATED", "entry": "1", "account": "a", "api": sys.argv[2], "at": 5.0, "args": {},

@@ -16,15 +16,15 @@ from _promises import BASELINE, OWNER, book_of, created, intent
 from _world import HARDWARE, MODEL, World, emulated_wall_clock
 
 from cortecs_async import RetryPolicy, errors
-from cortecs_async._books import Books
 from cortecs_async._errors import GuardError
-from cortecs_async._guard import Guard
-from cortecs_async._journal import JournalFile, books
-from cortecs_async._keeper import fingerprint
-from cortecs_async._reaper import Reaper
-from cortecs_async._reaping import reap
-from cortecs_async._records import Book, Entry, Record, encode, fold
-from cortecs_async._rivals import claims_of_others
+from cortecs_async._recovery.claims import claims_of_others
+from cortecs_async._recovery.journal import JournalFile, books
+from cortecs_async._recovery.promises import fingerprint
+from cortecs_async._recovery.reaper import Reaper
+from cortecs_async._recovery.reaper_process import Guard
+from cortecs_async._recovery.records import Book, Entry, Record, encode, fold
+from cortecs_async._recovery.recover import reap
+from cortecs_async._recovery.store import Books
 from cortecs_async._secrets import Credentials
 from cortecs_async.emulator import Fault
 
@@ -265,7 +265,7 @@ def guards(monkeypatch: pytest.MonkeyPatch) -> list[StubGuard]:
         made.append(StubGuard(*arguments))
         return made[-1]
 
-    monkeypatch.setattr("cortecs_async._books.Guard", make)
+    monkeypatch.setattr("cortecs_async._recovery.store.Guard", make)
     return made
 
 
@@ -379,14 +379,14 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[SilentProcess]:
         started.append(SilentProcess(*arguments, **options))
         return started[-1]
 
-    monkeypatch.setattr("cortecs_async._guard.subprocess.Popen", start)
+    monkeypatch.setattr("cortecs_async._recovery.reaper_process.subprocess.Popen", start)
     return started
 
 
 def test_a_reaper_that_does_not_answer_is_killed(
     processes: list[SilentProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cortecs_async._guard._PATIENCE", 0.05)
+    monkeypatch.setattr("cortecs_async._recovery.reaper_process._PATIENCE", 0.05)
     guard = Guard(lambda: None, lambda _: None)
     guard.start()
     with pytest.raises(GuardError, match="did not answer"):
@@ -433,7 +433,7 @@ def test_a_reaper_does_not_begin_twice_with_the_same_instance() -> None:
 def test_a_reaper_records_its_takeover_and_its_releases_in_the_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cortecs_async._reaper.time.sleep", lambda _: None)
+    monkeypatch.setattr("cortecs_async._recovery.reaper.time.sleep", lambda _: None)
     journal = JournalFile.create(tmp_path, [created("e1"), created("e2")])
     seen: list[bool] = []
 
@@ -481,7 +481,7 @@ def test_the_reaper_looks_for_the_instance_of_an_unresolved_start_for_a_minute(
         async def finish(self, _: Any) -> None:
             """Do nothing."""
 
-    monkeypatch.setattr("cortecs_async._reaping.Finisher", StubFinisher)
+    monkeypatch.setattr("cortecs_async._recovery.recover.Finisher", StubFinisher)
     sealed = {"api_base_url": "http://127.0.0.1/v1", "client_id": "id", "client_secret": "secret"}
     book = book_of(BASELINE, intent())
     notes: list[Record] = []

@@ -13,9 +13,9 @@ import pytest
 from _world import HARDWARE, MODEL, World, client_of
 
 from cortecs_async import AsyncCortecs, errors
-from cortecs_async._journal import JournalFile, books
-from cortecs_async._keeper import fingerprint
-from cortecs_async._records import Record
+from cortecs_async._recovery.journal import JournalFile, books
+from cortecs_async._recovery.promises import fingerprint
+from cortecs_async._recovery.records import Record
 from cortecs_async.emulator import Emulator, Fault
 
 EPOCH = 1_735_689_600.0

@@ -46,7 +46,7 @@ from cortecs_async._cli._top_view import (
     warning,
     who,
 )
-from cortecs_async._journal import JournalFile
+from cortecs_async._recovery.journal import JournalFile
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import Balance, HardwareType, Owner
 

@@ -12,8 +12,8 @@ from _measure import memory_of, spread
 from _report import Row, Table, ratio
 
 import cortecs_async
-from cortecs_async._reaper import BOOTSTRAP
-from cortecs_async._records import encode
+from cortecs_async._recovery.reaper import BOOTSTRAP
+from cortecs_async._recovery.records import encode
 
 _ROUNDS = 15
 _EMPTY = "import sys; print(); sys.stdout.flush(); sys.stdin.read()"

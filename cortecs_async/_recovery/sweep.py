@@ -8,16 +8,16 @@ from typing import Literal
 import anyio
 from attrs import frozen
 
-from ._aio.clock import WallClock
-from ._api.domain import Instance, to_hf_name
-from ._api.instances import Instances
-from ._api.matching import judge
-from ._finishing import Debt, Finisher, is_proven
-from ._journal import JournalFile, left_behind
-from ._keeper import Keeper
-from ._logging import Event, log
-from ._records import Book, Record
-from ._rivals import Others, claims_of_others
+from .._aio.clock import WallClock
+from .._api.domain import Instance, to_hf_name
+from .._api.instances import Instances
+from .._api.matching import judge
+from .._logging import Event, log
+from .claims import Others, claims_of_others
+from .journal import JournalFile, left_behind
+from .promises import Keeper
+from .records import Book, Record
+from .recover import Debt, Finisher, is_proven
 
 # Seconds in which a start's instance may still show itself.
 _WINDOW = 60.0

@@ -15,11 +15,11 @@ import uuid
 from collections.abc import Callable, Container
 from pathlib import Path
 
-from ._errors import GuardError
-from ._guard import Guard
-from ._journal import JournalFile, books, left_behind
-from ._logging import Event, log
-from ._records import FORMAT, Book, Entry, Record
+from .._errors import GuardError
+from .._logging import Event, log
+from .journal import JournalFile, books, left_behind
+from .reaper_process import Guard
+from .records import FORMAT, Book, Entry, Record
 
 # Bytes that the journal grows beyond four times what is owed before it is written anew.
 _SLACK = 1 << 18

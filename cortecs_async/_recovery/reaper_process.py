@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from ._errors import GuardError
-from ._reaper import BOOTSTRAP
-from ._records import Record, encode
-from ._secrets import Secret
+from .._errors import GuardError
+from .._secrets import Secret
+from .reaper import BOOTSTRAP
+from .records import Record, encode
 
 # Seconds until a reaper that does not answer is given up. It starts in a tenth of that on a loaded machine.
 _PATIENCE = 15.0
@@ -70,7 +70,7 @@ class Guard:
             raise GuardError("no Python interpreter can be started here for the reaper")
         try:
             process = subprocess.Popen(  # noqa: S603  (this very interpreter)
-                [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(Path(__file__).parent)],
+                [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(Path(__file__).parent.parent)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from ._records import Book, Record, encode, fold
+from .records import Book, Record, encode, fold
 
 try:
     import fcntl

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ._records import Book, Entry, Record, encode
+from .records import Book, Entry, Record, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ import sys, types
 package = types.ModuleType("cortecs_async")
 package.__path__ = [sys.argv[1]]
 sys.modules["cortecs_async"] = package
-from cortecs_async._reaper import main
+from cortecs_async._recovery.reaper import main
 main()
 """
 
@@ -62,7 +62,7 @@ def _work(
     report: Callable[[Record], None],
     journal: Path | None,
 ) -> None:
-    from ._reaping import reap  # noqa: PLC0415  (the HTTP stack)
+    from .recover import reap  # noqa: PLC0415  (the HTTP stack)
 
     reap(book, entries, accounts, report, journal)
 
@@ -141,7 +141,7 @@ class Reaper:
 
     def outlive(self) -> None:
         """The parent is dead: keeps everything that is left, and then removes the journal."""
-        from ._journal import take  # noqa: PLC0415  (only now)
+        from .journal import take  # noqa: PLC0415  (only now)
 
         # Nobody listens; a forked child of the parent's may hold the pipe open, which would fill.
         self._answer = _nowhere

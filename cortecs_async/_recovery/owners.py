@@ -9,10 +9,10 @@ from typing import Literal
 
 from attrs import frozen
 
-from ._books import all_books
-from ._journal import books, is_owned
-from ._keeper import Keeper
-from ._records import Book, Entry
+from .journal import books, is_owned
+from .promises import Keeper
+from .records import Book, Entry
+from .store import all_books
 
 OwnerKind = Literal["mine", "process", "orphan", "held"]
 

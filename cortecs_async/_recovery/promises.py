@@ -14,16 +14,16 @@ from typing import Any, TypeVar
 import anyio
 import attrs
 
-from ._aio.threads import System
-from ._api.domain import InstanceArgs
-from ._api.matching import Unknown
-from ._books import Books, books_of
-from ._config import Mode, Settings
-from ._errors import GuardError, JournalError
-from ._logging import Event, log
-from ._records import Record
-from ._rivals import Others, claims_of_others, unknown_of
-from ._secrets import Credentials, Secret
+from .._aio.threads import System
+from .._api.domain import InstanceArgs
+from .._api.matching import Unknown
+from .._config import Mode, Settings
+from .._errors import GuardError, JournalError
+from .._logging import Event, log
+from .._secrets import Credentials, Secret
+from .claims import Others, claims_of_others, unknown_of
+from .records import Record
+from .store import Books, books_of
 
 T = TypeVar("T")
 

@@ -7,9 +7,9 @@ from collections.abc import Container, Iterable
 import attrs
 from attrs import field, frozen
 
-from ._api.domain import InstanceArgs
-from ._api.matching import Unknown
-from ._records import Book, Entry
+from .._api.domain import InstanceArgs
+from .._api.matching import Unknown
+from .records import Book, Entry
 
 # Seconds in which another process's start can still be under way.
 _FLIGHT = 600.0

@@ -1,0 +1,1 @@
+"""What outlives the process: promises in a journal, the reaper, and sweep."""
