@@ -20,8 +20,8 @@ if TYPE_CHECKING:
         RequestError,
         TeardownError,
     )
-    from ._handle import InstanceHandle
-    from ._lease import InstanceLease
+    from ._lease.endpoint import InstanceHandle
+    from ._lease.lease import InstanceLease
     from ._secrets import Credentials, Secret
 
 __all__ = [
@@ -53,8 +53,8 @@ _LATER = {
     "CortecsError": "_errors",
     "Credentials": "_secrets",
     "Instance": "_api.domain",
-    "InstanceHandle": "_handle",
-    "InstanceLease": "_lease",
+    "InstanceHandle": "_lease.endpoint",
+    "InstanceLease": "_lease.lease",
     "InvalidArgumentError": "_errors",
     "LifecycleError": "_errors",
     "PollPolicy": "_config",

@@ -29,14 +29,13 @@ if TYPE_CHECKING:
     from ._api.resources import HardwareTypes, Models, User
     from ._api.waiting import ProgressCallback
     from ._diagnosis import Finding
-    from ._handle import InstanceHandle
     from ._http.connections import HTTPClient
-    from ._lease import InstanceLease
+    from ._lease.endpoint import InstanceHandle
+    from ._lease.lease import InstanceLease
+    from ._lease.state import OnExit, OnLoss
     from ._recovery.owners import Owner
     from ._recovery.sweep import Orphan
-    from ._release import OnExit
     from ._telemetry import Telemetry
-    from ._workshop import OnLoss
 
 
 class AsyncCortecs(BatchMethods, CallMethods):

@@ -16,12 +16,11 @@ from ._api.domain import (
 )
 from ._batch._plan import BatchPlan
 from ._batch._report import BatchProgress, BatchReport
-from ._budget import Receipt
 from ._calls import Calls, Response
 from ._diagnosis import Finding
-from ._endpoint import OpenAIKwargs
-from ._handle import InstanceHandle
-from ._mapping import Results
+from ._lease.endpoint import InstanceHandle, OpenAIKwargs
+from ._lease.mapping import Results
+from ._lease.pricing import Receipt
 from ._recovery.owners import Owner
 from ._recovery.sweep import Orphan
 from ._telemetry import LeaseInfo, PhaseEnd, RequestRetry, Telemetry

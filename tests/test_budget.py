@@ -13,7 +13,7 @@ from _world import HARDWARE, MODEL, World
 
 from cortecs_async import errors
 from cortecs_async._api.domain import HardwareType, InstanceArgs
-from cortecs_async._budget import Price, cost_of, intervals_begun, read_price, receipt, seconds_for
+from cortecs_async._lease.pricing import Price, cost_of, intervals_begun, read_price, receipt, seconds_for
 from cortecs_async.emulator import Fault
 
 PER_MINUTE = InstanceArgs(model_id="m", billing_interval="per_minute", num_workers=2)

@@ -93,7 +93,7 @@ def test_the_import_needs_nothing_optional(module: str) -> None:
 
 @pytest.mark.sockets
 def test_what_a_client_is_made_of_is_loaded_with_the_first_client() -> None:
-    heavy = {"httpx", "cattrs", "asyncio", "anyio", "cortecs_async._lease"}
+    heavy = {"httpx", "cattrs", "asyncio", "anyio", "cortecs_async._lease.lease"}
     imported, _ = run("from cortecs_async import AsyncCortecs, RetryPolicy, CortecsError", [])
     assert heavy.isdisjoint(imported)
     made, _ = run("from cortecs_async import AsyncCortecs; client = AsyncCortecs(); del client", [])
@@ -112,15 +112,15 @@ def test_what_needs_no_client_loads_no_http(module: str) -> None:
     """So that `--help` and the completion of a shell are quick."""
     loaded, _ = run(f"import {module}", [])
     assert module in loaded
-    assert {"httpx", "aiohttp", "openai", "textual", "cortecs_async._lease"}.isdisjoint(loaded)
+    assert {"httpx", "aiohttp", "openai", "textual", "cortecs_async._lease.lease"}.isdisjoint(loaded)
 
 
 @pytest.mark.sockets
 def test_a_name_that_is_loaded_later_is_there_all_the_same() -> None:
     loaded, _ = run("import cortecs_async; cortecs_async.InstanceLease; cortecs_async.Instance", [])
-    assert "cortecs_async._lease" in loaded
+    assert "cortecs_async._lease.lease" in loaded
     everything, _ = run("from cortecs_async import *; InstanceHandle, Progress", [])
-    assert "cortecs_async._handle" in everything
+    assert "cortecs_async._lease.endpoint" in everything
     assert set(cortecs_async.__all__) <= set(dir(cortecs_async))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         cortecs_async.nonsense  # noqa: B018

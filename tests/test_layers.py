@@ -32,15 +32,8 @@ ROWS: list[tuple[int, set[str]]] = [
             "_limit",
         },
     ),
-    (1, {"_mapping"}),
-    (5, {"_watchdog", "_budget"}),
-    (6, {"_start"}),
-    (6, {"_starts"}),
-    (6, {"_release", "_diagnosis", "_endpoint"}),
-    (6, {"_workshop", "_handle"}),
-    (6, {"_tenure"}),  # what a lease has, and for how long
-    (6, {"_opening"}),  # how it comes to that
-    (6, {"_lease", "_acquired"}),
+    (6, {"_lease"}),
+    (6, {"_diagnosis"}),
     (6, {"_batch"}),  # loaded with the first batch
     (7, {"_assembly"}),  # loaded with the first client
     (7, {"_batches", "_calls"}),

@@ -16,7 +16,7 @@ import pytest
 from _grids import BACKENDS, grid
 
 from cortecs_async import InstanceHandle, errors
-from cortecs_async import _mapping as mapping
+from cortecs_async._lease import mapping
 
 MODEL = "microsoft/phi-4"
 VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", default="unset")

@@ -20,12 +20,13 @@ from _simulation import Backend, Program, programs, simulate, virtual_world
 from _world import HARDWARE, MODEL, World
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from cortecs_async import _lease, _starts
 from cortecs_async._aio.tasks import Ended
 from cortecs_async._api.domain import Instance
 from cortecs_async._api.teardown import Teardown
-from cortecs_async._start import Start, State
-from cortecs_async._starts import Starter
+from cortecs_async._lease import lease as _lease
+from cortecs_async._lease import starter as _starts
+from cortecs_async._lease.start_state import Start, State
+from cortecs_async._lease.starter import Starter
 from cortecs_async.emulator import Fault
 
 SIMULATIONS = int(os.environ.get("CORTECS_SIMULATIONS", "1000"))

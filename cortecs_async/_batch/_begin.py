@@ -13,10 +13,10 @@ from .._api.domain import InstanceArgs, Model
 from .._api.resources import HardwareTypes, Models, User
 from .._api.validation import check_amount, check_seconds, check_start
 from .._config import Settings
-from .._endpoint import inference_key
 from .._errors import InvalidArgumentError
 from .._http.connections import HTTPClient
-from .._lease import InstanceLease
+from .._lease.endpoint import inference_key
+from .._lease.lease import InstanceLease
 from .._secrets import Secret
 from ._plan import BatchPlan, Files
 from ._run import Batch, BatchOptions, look_through

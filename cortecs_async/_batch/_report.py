@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from attrs import frozen
 
-from .._budget import Receipt
+from .._lease.pricing import Receipt
 from ._sink import Line
 
 # Seconds over which a rate is taken.

@@ -13,7 +13,6 @@ from attrs import define, field, frozen
 
 from .._aio.tasks import run_to_end
 from .._aio.threads import run_stoppable
-from .._budget import Receipt
 from .._errors import (
     AmbiguousStartError,
     CortecsError,
@@ -22,7 +21,8 @@ from .._errors import (
     RequestError,
     TeardownError,
 )
-from .._lease import InstanceLease
+from .._lease.lease import InstanceLease
+from .._lease.pricing import Receipt
 from .._limit import AdaptiveLimit, FixedLimit, Limit
 from .._logging import Event, log
 from ._crew import Crew

@@ -7,14 +7,14 @@ import math
 import anyio
 from attrs import define, field
 
-from ._aio.scopes import Interruptible
-from ._aio.tasks import Background
-from ._api.domain import Instance
-from ._api.polling import Poller
-from ._api.waiting import TERMINAL_STATUSES
-from ._config import PollPolicy
-from ._errors import InstanceLostError, LeaseExpiredError, LifecycleError
-from ._logging import Event, log
+from .._aio.scopes import Interruptible
+from .._aio.tasks import Background
+from .._api.domain import Instance
+from .._api.polling import Poller
+from .._api.waiting import TERMINAL_STATUSES
+from .._config import PollPolicy
+from .._errors import InstanceLostError, LeaseExpiredError, LifecycleError
+from .._logging import Event, log
 
 
 @define(eq=False)

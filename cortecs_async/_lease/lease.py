@@ -8,21 +8,19 @@ from typing import Self
 
 import anyio
 
-from ._aio.tasks import hand_on, protect_from_interrupts, run_to_end
-from ._api.domain import Instance
-from ._budget import Receipt
-from ._endpoint import Endpoint
-from ._errors import AmbiguousStartError, CortecsError, InvalidArgumentError, LeaseExpiredError
-from ._handle import InstanceHandle
-from ._logging import Event, log
-from ._mapping import maps_of
-from ._opening import Opening
-from ._release import OnExit, Release
-from ._start import State
-from ._telemetry import Operation, Report
-from ._tenure import Tenure
-from ._watchdog import Watchdog
-from ._workshop import LeaseOptions, Workshop
+from .._aio.tasks import hand_on, protect_from_interrupts, run_to_end
+from .._api.domain import Instance
+from .._errors import AmbiguousStartError, CortecsError, InvalidArgumentError, LeaseExpiredError
+from .._logging import Event, log
+from .._telemetry import Operation, Report
+from .endpoint import Endpoint, InstanceHandle
+from .mapping import maps_of
+from .pricing import Receipt
+from .provisioning import Opening
+from .release import Release
+from .start_state import State
+from .state import LeaseOptions, OnExit, Tenure, Workshop
+from .watchdog import Watchdog
 
 
 class _Phase(enum.Enum):

@@ -5,19 +5,28 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable
-from typing import Literal
 
 import anyio
 from attrs import define
 
-from ._api.instances import Instances, Origin
-from ._api.teardown import Goal, Teardown
-from ._errors import AmbiguousStartError, ClientClosedError, CortecsError, TeardownError
-from ._recovery.promises import Keeper
-from ._start import Start, State
-from ._starts import Starter
-
-OnExit = Literal["delete", "stop", "keep"]
+from .._aio.clock import clock
+from .._aio.tasks import run_to_end
+from .._api.instances import Instances, Origin
+from .._api.teardown import Goal, Teardown
+from .._api.validation import check_named_id
+from .._errors import (
+    AmbiguousStartError,
+    ClientClosedError,
+    CortecsError,
+    InvalidArgumentError,
+    TeardownError,
+)
+from .._recovery.promises import Keeper
+from .._telemetry import LeaseInfo, Report
+from .endpoint import InstanceHandle
+from .start_state import State
+from .starter import Starter
+from .state import Holding, OnExit, Workshop
 
 
 def goal_of(on_exit: OnExit, origin: Origin) -> Goal | None:
@@ -36,46 +45,6 @@ class _Step(enum.Enum):
     TEAR_DOWN = enum.auto()
     CLOSE = enum.auto()
     DONE = enum.auto()
-
-
-@define(eq=False)
-class Holding:
-    """What a lease holds, and so owes.
-
-    Attributes:
-        instance_id: None as long as no instance is known.
-        origin: Where it came from.
-        key: Its entry in the books; None when nothing is owed.
-        start: The start that made it, or may have.
-    """
-
-    instance_id: str | None = None
-    origin: Origin = Origin.STARTED
-    key: str | None = None
-    start: Start | None = None
-
-    @property
-    def name(self) -> str:
-        """What it is, for people."""
-        if self.instance_id is not None:
-            return f"instance {self.instance_id}"
-        return f"a start of {self.start.args.hf_name}" if self.start is not None else "nothing"
-
-    @property
-    def billed_from(self) -> float | None:
-        """When its start was sent, in seconds of `anyio.current_time`; None for what was there before."""
-        return self.start.sent_at if self.origin is Origin.STARTED and self.start is not None else None
-
-    @property
-    def open_key(self) -> str | None:
-        """The entry that stands for all this."""
-        return self.key or (self.start.key if self.start is not None else None)
-
-    def may_hold_something(self) -> bool:
-        """Whether there is an instance, or may be."""
-        if self.instance_id is not None:
-            return True
-        return self.start is not None and self.start.state in {State.SENT, State.UNKNOWN}
 
 
 def _nothing() -> None:
@@ -185,3 +154,70 @@ class Release:
                 self.keeper.done(key)
         elif not isinstance(self.failure, AmbiguousStartError):
             self.keeper.abandoned(key)
+
+
+async def release_acquired(shop: Workshop, handle: InstanceHandle | str, timeout: float) -> None:
+    """Stops and deletes an instance, and returns when it is read to be gone, whatever becomes of the caller.
+
+    Raises:
+        InvalidArgumentError: for what is no handle and no id, or a handle of another account.
+        TeardownError: when it could not be done in `timeout` seconds.
+        RequestError: when the service refuses to list instances.
+    """
+    account = handle.account if isinstance(handle, InstanceHandle) else None
+    instance_id = check_named_id(handle.instance_id if isinstance(handle, InstanceHandle) else handle)
+    info = LeaseInfo(operation="release", instance_id=instance_id)
+    report = Report(shop.observer, lambda: info, clock())
+    returning = _Return(shop, instance_id, account, anyio.current_time() + timeout, report)
+    shop.http.hold()
+    try:
+        ended = await run_to_end(returning.run, resume=True)
+        report.leave(ended.error)
+        ended.interruption = ended.interruption or report.interruption
+        ended.unwrap()
+    finally:
+        await shop.http.release()
+
+
+@define(eq=False)
+class _Return:
+    """One release; can be taken up again after an interruption."""
+
+    shop: Workshop
+    instance_id: str
+    account: str | None
+    deadline: float
+    report: Report
+    release: Release | None = None
+
+    async def run(self) -> None:
+        """Works until it is done."""
+        shop = self.shop
+        if self.release is None:
+            # And with the list the token, which tells the account.
+            listed = {each.instance_id for each in await shop.instances.list_now()}
+            key = shop.keeper.key_of(self.instance_id)
+            if self.instance_id not in listed:
+                if self.account not in {None, shop.keeper.account}:
+                    raise InvalidArgumentError(
+                        f"instance {self.instance_id} was acquired with other credentials, "
+                        "and these do not show it"
+                    )
+                if key is not None:
+                    shop.keeper.done(key)
+                return
+            # Promised, so that it happens even when this process is killed meanwhile.
+            key = shop.keeper.created(key, self.instance_id, goal="gone")
+            self.release = Release(
+                instances=shop.releasing,
+                starter=shop.starter,
+                keeper=shop.keeper,
+                holding=Holding(instance_id=self.instance_id, origin=Origin.STARTED, key=key),
+                on_exit="delete",
+                deadline=self.deadline,
+                on_work=self.report.tear_down,
+            )
+        await shop.keeper.settle_anyhow()
+        await self.release.run()
+        if self.release.failure is not None:
+            raise self.release.failure

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import anyio
 from attrs import define
 
-from ._api.domain import Instance, InstanceArgs
-from ._api.matching import Claims, Unknown
-from ._api.wire import decode_instance
-from ._config import RetryPolicy
-from ._errors import DecodeError
-from ._http.messages import Failure, Kind, Reply
-from ._http.retry import may_have_worked
+from .._api.domain import Instance, InstanceArgs
+from .._api.matching import Claims, Unknown
+from .._api.wire import decode_instance
+from .._config import RetryPolicy
+from .._errors import DecodeError
+from .._http.messages import Failure, Kind, Reply
+from .._http.retry import may_have_worked
 
 
 class State(enum.Enum):

@@ -18,8 +18,8 @@ import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
 
-from ._aio.eventloop import in_trio
-from ._errors import InvalidArgumentError
+from .._aio.eventloop import in_trio
+from .._errors import InvalidArgumentError
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -7,10 +7,10 @@ import math
 import anyio
 from attrs import frozen
 
-from ._api.domain import HardwareType, InstanceArgs
-from ._api.resources import HardwareTypes, Models
-from ._errors import InvalidArgumentError, PriceUnknownError
-from ._logging import Event, log
+from .._api.domain import HardwareType, InstanceArgs
+from .._api.resources import HardwareTypes, Models
+from .._errors import InvalidArgumentError, PriceUnknownError
+from .._logging import Event, log
 
 _SECONDS = {"per_minute": 60.0, "per_hour": 3600.0}
 

@@ -13,20 +13,20 @@ from collections.abc import Callable
 import anyio
 from attrs import define, field, frozen
 
-from ._api.domain import Instance, InstanceArgs
-from ._api.instances import Instances
-from ._api.matching import Ambiguous, Unknown, judge
-from ._api.polling import is_passing_trouble, poll_interval
-from ._config import PollPolicy, RetryPolicy
-from ._errors import AmbiguousStartError, ClientClosedError, CortecsError, RequestError
-from ._http.limiter import Slots, Urgency
-from ._http.messages import Failure
-from ._http.retry import counts, is_passing, next_wait
-from ._logging import Event, log
-from ._recovery.claims import Others
-from ._recovery.promises import Keeper
-from ._start import Start, State
-from ._telemetry import Observer
+from .._api.domain import Instance, InstanceArgs
+from .._api.instances import Instances
+from .._api.matching import Ambiguous, Unknown, judge
+from .._api.polling import is_passing_trouble, poll_interval
+from .._config import PollPolicy, RetryPolicy
+from .._errors import AmbiguousStartError, ClientClosedError, CortecsError, RequestError
+from .._http.limiter import Slots, Urgency
+from .._http.messages import Failure
+from .._http.retry import counts, is_passing, next_wait
+from .._logging import Event, log
+from .._recovery.claims import Others
+from .._recovery.promises import Keeper
+from .._telemetry import Observer
+from .start_state import Start, State
 
 # Seconds for which a list tells what exists before a start, so that starts that come in a stream share it.
 _FRESH = 1.0

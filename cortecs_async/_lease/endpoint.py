@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
 
-from ._errors import ConfigurationError, InvalidArgumentError
+from attrs import asdict, field, fields, frozen
+
+from .._errors import ConfigurationError, InvalidArgumentError
 
 if TYPE_CHECKING:
     import openai
     from langchain_openai import ChatOpenAI
     from pydantic_ai.models.openai import OpenAIChatModel
 
-    from ._mapping import Results
+    from .mapping import Results
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -123,7 +126,7 @@ class Endpoint:
         """
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise InvalidArgumentError(f"concurrency must be a whole number from 1, not {concurrency!r}")
-        from ._mapping import maps_of, start_map  # noqa: PLC0415  (brings anyio, which a handle does without)
+        from .mapping import maps_of, start_map  # noqa: PLC0415  (brings anyio, which a handle does without)
 
         return start_map(
             fn,
@@ -215,3 +218,43 @@ def _missing(extra: Literal["openai", "langchain", "pydantic-ai"]) -> Configurat
     return ConfigurationError(
         f"inst.{method}() needs the {package} package: pip install 'cortecs-async[{extra}]'"
     )
+
+
+@frozen(kw_only=True)
+class InstanceHandle(Endpoint):
+    """An acquired instance. Holds no secret: it can be pickled, or written as JSON, and sent anywhere.
+
+    Attributes:
+        instance_id: Its id.
+        base_url: Its OpenAI-compatible endpoint; ends in `/v1`.
+        model: The name to give as `model` to the endpoint.
+        account: Fingerprint of the account that it belongs to.
+        expires_at: Unix time in seconds at which it is released by itself; None for never.
+    """
+
+    instance_id: str
+    base_url: str
+    model: str
+    account: str = field(repr=False)
+    expires_at: float | None = None
+
+    def to_json(self) -> str:
+        """As JSON text."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> InstanceHandle:
+        """From the text that `to_json` gave.
+
+        Raises:
+            InvalidArgumentError: for any other text.
+        """
+        try:
+            data = json.loads(text)
+            return cls(**{each.name: data[each.name] for each in fields(cls)})
+        except (ValueError, TypeError, KeyError):
+            raise InvalidArgumentError("this is not the JSON of an InstanceHandle") from None
+
+    @property
+    def _where(self) -> tuple[str, str]:
+        return self.base_url, self.model

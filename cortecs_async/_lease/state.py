@@ -4,18 +4,117 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal, get_args
 
 import anyio
-from attrs import define, evolve, field
+from attrs import define, evolve, field, frozen
 
-from ._aio.clock import clock
-from ._api.domain import Instance
-from ._api.instances import Origin
-from ._budget import Receipt, receipt
-from ._errors import InvalidArgumentError
-from ._release import Holding
-from ._telemetry import LeaseInfo, Operation, Source
-from ._workshop import LeaseOptions, Workshop
+from .._aio.clock import clock
+from .._api.domain import Instance, InstanceArgs
+from .._api.instances import Instances, Origin
+from .._api.validation import check_amount, check_seconds
+from .._api.waiting import ProgressCallback
+from .._config import PollPolicy
+from .._errors import (
+    InvalidArgumentError,
+)
+from .._http.client import HTTP
+from .._recovery.promises import Keeper
+from .._telemetry import LeaseInfo, Observer, Operation, Source
+from .pricing import Prices, Receipt, receipt
+from .start_state import Start, State
+from .starter import Starter
+
+OnExit = Literal["delete", "stop", "keep"]
+
+
+OnLoss = Literal["cancel", "ignore"]
+
+
+@define(eq=False)
+class Holding:
+    """What a lease holds, and so owes.
+
+    Attributes:
+        instance_id: None as long as no instance is known.
+        origin: Where it came from.
+        key: Its entry in the books; None when nothing is owed.
+        start: The start that made it, or may have.
+    """
+
+    instance_id: str | None = None
+    origin: Origin = Origin.STARTED
+    key: str | None = None
+    start: Start | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        if self.instance_id is not None:
+            return f"instance {self.instance_id}"
+        return f"a start of {self.start.args.hf_name}" if self.start is not None else "nothing"
+
+    @property
+    def billed_from(self) -> float | None:
+        """When its start was sent, in seconds of `anyio.current_time`; None for what was there before."""
+        return self.start.sent_at if self.origin is Origin.STARTED and self.start is not None else None
+
+    @property
+    def open_key(self) -> str | None:
+        """The entry that stands for all this."""
+        return self.key or (self.start.key if self.start is not None else None)
+
+    def may_hold_something(self) -> bool:
+        """Whether there is an instance, or may be."""
+        if self.instance_id is not None:
+            return True
+        return self.start is not None and self.start.state in {State.SENT, State.UNKNOWN}
+
+
+@frozen(kw_only=True)
+class LeaseOptions:
+    """How a lease behaves; times in seconds.
+
+    Raises:
+        InvalidArgumentError: for what makes no sense.
+    """
+
+    args: InstanceArgs
+    start_timeout: float = 900.0
+    teardown_timeout: float = 120.0
+    on_exit: OnExit = "delete"
+    reuse: bool = False
+    borrowed: str | None = None
+    max_lifetime: float | None = None
+    max_cost: float | None = None
+    on_loss: OnLoss = "cancel"
+    on_progress: ProgressCallback | None = None
+
+    def __attrs_post_init__(self) -> None:
+        check_seconds("start_timeout", self.start_timeout)
+        check_seconds("teardown_timeout", self.teardown_timeout)
+        check_seconds("max_lifetime", self.max_lifetime, optional=True)
+        check_amount("max_cost", self.max_cost)
+        if self.on_exit not in get_args(OnExit):
+            raise InvalidArgumentError(f"on_exit must be 'delete', 'stop' or 'keep', not {self.on_exit!r}")
+        if self.on_loss not in get_args(OnLoss):
+            raise InvalidArgumentError(f"on_loss must be 'cancel' or 'ignore', not {self.on_loss!r}")
+        if self.on_progress is not None and not callable(self.on_progress):
+            raise InvalidArgumentError("on_progress must be callable")
+
+
+@frozen(kw_only=True)
+class Workshop:
+    """What a client lends to its leases."""
+
+    http: HTTP
+    instances: Instances
+    releasing: Instances
+    poll: PollPolicy
+    keeper: Keeper
+    starter: Starter
+    prices: Prices
+    observer: Observer
 
 
 @define(eq=False, repr=False)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import anyio
 from attrs import define
 
-from ._api.domain import Instance
-from ._api.instances import Origin
-from ._api.waiting import wait_until_running
-from ._errors import LeaseExpiredError, RequestTimeoutError, StartTimeoutError
-from ._logging import Event, log
-from ._start import State
-from ._tenure import Tenure
+from .._api.domain import Instance
+from .._api.instances import Origin
+from .._api.waiting import wait_until_running
+from .._errors import LeaseExpiredError, RequestTimeoutError, StartTimeoutError
+from .._logging import Event, log
+from .start_state import State
+from .state import Tenure
 
 
 @define(eq=False, repr=False)

@@ -1,0 +1,1 @@
+"""`async with client.instance(...)`: start, watch, use and release one instance."""
