@@ -14,8 +14,8 @@ from ._api.domain import (
     Progress,
     WorkerStatus,
 )
-from ._batch._plan import BatchPlan
-from ._batch._report import BatchProgress, BatchReport
+from ._batch.plan import BatchPlan
+from ._batch.report import BatchProgress, BatchReport
 from ._calls import Calls, Response
 from ._diagnosis import Finding
 from ._lease.endpoint import InstanceHandle, OpenAIKwargs

@@ -17,9 +17,12 @@ from _grids import BACKENDS, grid
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, ConfigurationError, InvalidArgumentError, Progress
-from cortecs_async._batch import _crew, _sink, _verdict, _work
-from cortecs_async._batch._output import Output
-from cortecs_async._batch._sender import Reply
+from cortecs_async._batch import outcome as _verdict
+from cortecs_async._batch import request_queue as _work
+from cortecs_async._batch import workers as _crew
+from cortecs_async._batch import writer as _sink
+from cortecs_async._batch.output import Output
+from cortecs_async._batch.sender import Reply
 from cortecs_async._http.messages import Failure, Kind
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.errors import (

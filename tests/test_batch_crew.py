@@ -14,13 +14,13 @@ import pytest
 from _grids import BACKENDS, grid
 from attrs import define, field
 
-from cortecs_async._batch._crew import Crew
-from cortecs_async._batch._format import RequestReader
-from cortecs_async._batch._sender import Reply
-from cortecs_async._batch._sink import Line
-from cortecs_async._batch._work import Work
+from cortecs_async._batch.concurrency import AdaptiveLimit, FixedLimit
+from cortecs_async._batch.format import RequestReader
+from cortecs_async._batch.request_queue import Work
+from cortecs_async._batch.sender import Reply
+from cortecs_async._batch.workers import Crew
+from cortecs_async._batch.writer import Line
 from cortecs_async._http.messages import Failure, Kind
-from cortecs_async._limit import AdaptiveLimit, FixedLimit
 from cortecs_async.errors import EndpointError
 
 GOOD = Reply(200, b'{"object":"chat.completion","usage":{"prompt_tokens":1,"completion_tokens":2}}')

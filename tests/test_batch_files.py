@@ -19,8 +19,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cortecs_async._aio.threads import Stopped
-from cortecs_async._batch import _index
-from cortecs_async._batch._format import (
+from cortecs_async._batch import index as _index
+from cortecs_async._batch.format import (
     Request,
     RequestReader,
     Usage,
@@ -29,9 +29,9 @@ from cortecs_async._batch._format import (
     read_answer,
     unanswered,
 )
-from cortecs_async._batch._index import Index, Parts, is_done
-from cortecs_async._batch._output import Output, WholeLines
-from cortecs_async._batch._plan import Files, Survey, survey
+from cortecs_async._batch.index import Index, Parts, is_done
+from cortecs_async._batch.output import Output, WholeLines
+from cortecs_async._batch.plan import Files, Survey, survey
 from cortecs_async.errors import BatchFileError, BatchWriteError
 
 
@@ -313,7 +313,7 @@ class TestOutput:
         program = f"""
 import resource, signal
 from pathlib import Path
-from cortecs_async._batch._output import Output
+from cortecs_async._batch.output import Output
 from cortecs_async.errors import BatchWriteError
 # Limit the file size only after the imports. Python would otherwise cache truncated bytecode, and later
 # imports fail.

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 from attrs import define, field
 
-from cortecs_async._batch._sender import Access, Reply
+from cortecs_async._batch.sender import Access, Reply
 from cortecs_async._config import resolve_settings
 from cortecs_async._http.messages import Failure, Kind
 from cortecs_async._secrets import Secret

@@ -25,16 +25,8 @@ ROWS: list[tuple[int, set[str]]] = [
     (1, {"_http"}),
     (1, {"_api", "_telemetry"}),
     (1, {"_recovery"}),
-    # Pure, or knowing nothing of the service.
-    (
-        1,
-        {
-            "_limit",
-        },
-    ),
     (6, {"_lease"}),
-    (6, {"_diagnosis"}),
-    (6, {"_batch"}),  # loaded with the first batch
+    (6, {"_batch", "_diagnosis"}),  # loaded with the first batch
     (7, {"_assembly"}),  # loaded with the first client
     (7, {"_batches", "_calls"}),
     (7, {"_client"}),

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from _grids import grid
 
-from cortecs_async._limit import AdaptiveLimit, FixedLimit, Limit
+from cortecs_async._batch.concurrency import AdaptiveLimit, FixedLimit, Limit
 
 
 class Server:

@@ -14,8 +14,8 @@ from typing import Any
 
 from attrs import define
 
-from ._format import Request
-from ._verdict import Failed, Trouble, backoff
+from .format import Request
+from .outcome import Failed, Trouble, backoff
 
 # Seconds of doubt until an endpoint is given up, with all that is paid for it; and those for a key that it
 # has never taken, which another try mostly does not change.

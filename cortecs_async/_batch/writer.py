@@ -9,8 +9,8 @@ import anyio
 from attrs import define
 
 from .._aio import threads
-from ._format import Request, Usage
-from ._output import Output
+from .format import Request, Usage
+from .output import Output
 
 # Seconds in which a group gathers: to wake a thread for each answer would take as long as the answer itself.
 _GATHER = 0.05

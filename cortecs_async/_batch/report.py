@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from attrs import frozen
 
 from .._lease.pricing import Receipt
-from ._sink import Line
+from .writer import Line
 
 # Seconds over which a rate is taken.
 _SPAN = 10.0

@@ -13,9 +13,9 @@ import anyio
 
 from .._aio import threads
 from .._errors import BatchFileError
-from ._format import Request, RequestReader
-from ._index import is_done
-from ._output import read_lines
+from .format import Request, RequestReader
+from .index import is_done
+from .output import read_lines
 
 # What is read ahead, in bytes, and how many lines at a time.
 _AHEAD = 8 << 20

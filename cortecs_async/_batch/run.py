@@ -23,16 +23,16 @@ from .._errors import (
 )
 from .._lease.lease import InstanceLease
 from .._lease.pricing import Receipt
-from .._limit import AdaptiveLimit, FixedLimit, Limit
 from .._logging import Event, log
-from ._crew import Crew
-from ._format import RequestReader
-from ._output import Output
-from ._plan import BatchPlan, Files, Survey, survey
-from ._report import BatchProgress, BatchReport, Tally
-from ._sender import Access
-from ._sink import Line, Sink
-from ._work import Work
+from .concurrency import AdaptiveLimit, FixedLimit, Limit
+from .format import RequestReader
+from .output import Output
+from .plan import BatchPlan, Files, Survey, survey
+from .report import BatchProgress, BatchReport, Tally
+from .request_queue import Work
+from .sender import Access
+from .workers import Crew
+from .writer import Line, Sink
 
 BatchProgressCallback = Callable[[BatchProgress], Awaitable[None] | None]
 

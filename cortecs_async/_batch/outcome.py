@@ -9,8 +9,8 @@ import random
 from attrs import define, frozen
 
 from .._http.messages import Failure, Kind
-from ._format import Request, Usage, answered, unanswered
-from ._sender import Reply
+from .format import Request, Usage, answered, unanswered
+from .sender import Reply
 
 # Seconds to wait after the first failure, twice as many after each more, and the most.
 _FIRST_WAIT = 0.5

@@ -10,14 +10,14 @@ from anyio.abc import TaskGroup
 from .._aio.clock import clock
 from .._errors import EndpointError
 from .._http.messages import Failure, Kind
-from .._limit import Limit
 from .._logging import Event, log
-from ._format import Request, Usage
-from ._health import Health, small_request
-from ._sender import Reply, Sender
-from ._sink import Line, Sink
-from ._verdict import Failed, Settled, Trouble, backoff, judge
-from ._work import Work
+from .concurrency import Limit
+from .format import Request, Usage
+from .health import Health, small_request
+from .outcome import Failed, Settled, Trouble, backoff, judge
+from .request_queue import Work
+from .sender import Reply, Sender
+from .writer import Line, Sink
 
 # Attempts that may time out: each takes all the time that an attempt may, and a model that does not come to
 # an end mostly does not the next time either.

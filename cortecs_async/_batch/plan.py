@@ -11,9 +11,9 @@ from attrs import define, evolve, frozen
 
 from .._aio.threads import Stopped
 from .._errors import BatchFileError, CortecsError
-from ._format import RequestReader, read_answer
-from ._index import Clash, Index, Match
-from ._output import Output, WholeLines, check_plain, read_lines
+from .format import RequestReader, read_answer
+from .index import Clash, Index, Match
+from .output import Output, WholeLines, check_plain, read_lines
 
 # Characters of text to a token, about; there is no tokenizer here.
 _CHARACTERS_A_TOKEN = 4

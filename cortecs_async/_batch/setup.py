@@ -18,9 +18,9 @@ from .._http.connections import HTTPClient
 from .._lease.endpoint import inference_key
 from .._lease.lease import InstanceLease
 from .._secrets import Secret
-from ._plan import BatchPlan, Files
-from ._run import Batch, BatchOptions, look_through
-from ._sender import Access, BatchTransport, choose_transport
+from .plan import BatchPlan, Files
+from .run import Batch, BatchOptions, look_through
+from .sender import Access, BatchTransport, choose_transport
 
 # Tokens, where neither the caller nor the model says less (the vendor's client does so).
 _DEFAULT_CONTEXT = 32_000
