@@ -9,7 +9,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from ._api.domain import Instance, Progress
-    from ._client import AsyncCortecs
+    from ._client.client import AsyncCortecs
     from ._config import PollPolicy, RetryPolicy
     from ._errors import (
         APIStatusError,
@@ -48,7 +48,7 @@ __all__ = [
 # plugin does that pytest loads in every run, need not pay for any.
 _LATER = {
     "APIStatusError": "_errors",
-    "AsyncCortecs": "_client",
+    "AsyncCortecs": "_client.client",
     "ConfigurationError": "_errors",
     "CortecsError": "_errors",
     "Credentials": "_secrets",

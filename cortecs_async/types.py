@@ -16,8 +16,8 @@ from ._api.domain import (
 )
 from ._batch.plan import BatchPlan
 from ._batch.report import BatchProgress, BatchReport
-from ._calls import Calls, Response
-from ._diagnosis import Finding
+from ._client.diagnosis import Finding
+from ._client.with_options import Calls, Response
 from ._lease.endpoint import InstanceHandle, OpenAIKwargs
 from ._lease.mapping import Results
 from ._lease.pricing import Receipt

@@ -40,7 +40,7 @@ from hypothesis import strategies as st
 
 from cortecs_async import AsyncCortecs, InstanceLease, errors
 from cortecs_async._aio.threads import System
-from cortecs_async._assembly import Assembly
+from cortecs_async._client.wiring import Assembly
 from cortecs_async._recovery import store as _books
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._answers import Answer, Call

@@ -32,7 +32,7 @@ import cortecs_async
 from cortecs_async import AsyncCortecs
 from cortecs_async._aio import threads as _threads
 from cortecs_async._aio.threads import System
-from cortecs_async._assembly import Assembly
+from cortecs_async._client.wiring import Assembly
 from cortecs_async.emulator import Emulator, serve_emulator
 
 # `anyio_backend` has a test's scope, so that no test sees another's clock, and async hypothesis tests depend

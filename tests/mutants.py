@@ -994,14 +994,14 @@ MUTANTS = [
     ),
     Mutant(
         "lets client.request start an instance",
-        "_calls.py",
+        "_client/with_options.py",
         'if path.strip("/").casefold() == "instances/start":',
         "if False:",
         "test_calls.py::TestRequest::test_bad_arguments",
     ),
     Mutant(
         "accepts a path with a segment of dots",
-        "_calls.py",
+        "_client/with_options.py",
         "(/(?!\\.+(/|$))[A-Za-z0-9._~:-]+)+/?",
         "(/[A-Za-z0-9._~:-]+)+/?",
         "test_calls.py::TestRequest::test_bad_arguments",

@@ -35,7 +35,7 @@ from _world import HARDWARE, MODEL
 
 from cortecs_async import AsyncCortecs
 from cortecs_async._aio.threads import System
-from cortecs_async._assembly import Assembly
+from cortecs_async._client.wiring import Assembly
 from cortecs_async._recovery import reaper as _reaper
 from cortecs_async._recovery.records import Record, encode
 from cortecs_async.emulator import Emulator, Fault, LedgerEntry, RequestRecord, serve_emulator

@@ -15,9 +15,10 @@ from _processes import reapers_of
 from _scripted import API, SECRET, TOKEN, Answer, Service, token
 from _world import World, in_the_loop
 
-from cortecs_async import AsyncCortecs, Credentials, _diagnosis, errors
+from cortecs_async import AsyncCortecs, Credentials, errors
 from cortecs_async._aio.threads import System
-from cortecs_async._assembly import Assembly
+from cortecs_async._client.client import diagnosis as _diagnosis
+from cortecs_async._client.wiring import Assembly
 from cortecs_async._errors import GuardError
 from cortecs_async._recovery.journal import JournalFile
 from cortecs_async._recovery.reaper_process import Guard

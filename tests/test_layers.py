@@ -1,12 +1,12 @@
-"""Holds the order of the modules: each imports only from the rows below its own.
+"""Hold the order of packages: each imports only from those below it, and no modules import each other in a circle.
 
-A cycle, or a lower module that knows a higher one, is cheap to write and dear to undo. The table names every
-module, so a new one has to say where it belongs.
+A circle, or a lower package that knows a higher one, is easy to write and hard to undo.
 """
 
 from __future__ import annotations
 
 import ast
+import graphlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,37 +15,34 @@ import pytest
 PACKAGE = "cortecs_async"
 ROOT = Path(__file__).parent.parent / PACKAGE
 
-# From the lowest to the highest. Modules of one row do not import each other. A folder counts as one module:
-# within it imports are free. The number is the layer; a layer with an order of its own takes several rows.
-ROWS: list[tuple[int, set[str]]] = [
-    (0, {"_errors", "_version"}),
-    (0, {"_logging", "_secrets"}),
-    (0, {"_config"}),  # data and settings; they raise the errors above
-    (1, {"_aio"}),
-    (1, {"_http"}),
-    (1, {"_api", "_telemetry"}),
-    (1, {"_recovery"}),
-    (6, {"_lease"}),
-    (6, {"_batch", "_diagnosis"}),  # loaded with the first batch
-    (7, {"_assembly"}),  # loaded with the first client
-    (7, {"_batches", "_calls"}),
-    (7, {"_client"}),
-    (8, {"errors", "types", "signals"}),  # public facades of lower layers
-    (8, {"__init__"}),
-    (9, {"integrations"}),
-    (9, {"_cli"}),
-    (9, {"__main__"}),
+# From the lowest to the highest. Each imports only from the rows above it in this list. Units in one row do not
+# import each other. A folder is one unit: its modules may import each other, but not in a circle.
+ROWS: list[set[str]] = [
+    {"_errors", "_version"},
+    {"_logging", "_secrets"},
+    {"_config"},
+    {"_aio"},
+    {"_http"},
+    {"_api", "_telemetry"},
+    {"_recovery"},
+    {"_lease"},
+    {"_batch"},
+    {"_client"},
+    {"errors", "types", "signals"},  # the public names of the packages above
+    {"__init__"},
+    {"integrations"},
+    {"_cli"},
+    {"__main__"},
 ]
-TOP = 9
-# Beside the layers: it writes literal wire JSON and knows nothing of the client, so that one mistake cannot
-# cancel itself out. Layer 9 may start it.
-EMULATOR = "emulator"
+# These use only what is public, and may start the emulator.
+ON_TOP = {"integrations", "_cli", "__main__"}
 PUBLIC = {"__init__", "errors", "types", "signals", "integrations"}
+# The emulator writes literal wire JSON and imports nothing of the client, so that one mistake cannot hide itself.
+EMULATOR = "emulator"
 # A change of the HTTP library stays a change of two files.
-MAY_IMPORT_HTTPX = {"_http", EMULATOR}
+MAY_IMPORT_HTTPX = {"_http/connections.py", "_http/transport.py"}
 
-RANK = {unit: rank for rank, (_, units) in enumerate(ROWS) for unit in units}
-LAYER = {unit: layer for layer, units in ROWS for unit in units}
+RANK = {unit: rank for rank, units in enumerate(ROWS) for unit in units}
 
 
 def test_the_package_keeps_its_layers() -> None:
@@ -53,31 +50,44 @@ def test_the_package_keeps_its_layers() -> None:
     assert not found, "\n" + "\n".join(found)
 
 
+def test_no_unit_stands_in_two_rows() -> None:
+    assert len(RANK) == sum(len(units) for units in ROWS)
+
+
 def violations(root: Path) -> list[str]:
-    """A sentence for each import of the package at `root` that breaks the order."""
+    """Return a sentence for each import in the package at `root` that breaks the order."""
     found: list[str] = []
+    within: dict[str, set[str]] = {}  # for each module, the modules of its own folder that it imports
     for path in sorted(root.rglob("*.py")):
-        where = f"{root.name}/{path.relative_to(root).as_posix()}"
+        file = path.relative_to(root).as_posix()
         importer = unit_of(path, root)
         if importer not in RANK and importer != EMULATOR:
             found.append(
-                f"{where}: {importer!r} has no layer; add it to ROWS in tests/test_layers.py, above "
+                f"{root.name}/{file}: {importer!r} has no row; add it to ROWS in tests/test_layers.py, above "
                 f"everything that it imports and below everything that imports it"
             )
             continue
         for line, target in imports(path, root):
-            if complaint := judge(importer, target):
-                found.append(f"{where}:{line}: {complaint}")
+            if complaint := judge(file, importer, target):
+                found.append(f"{root.name}/{file}:{line}: {complaint}")
+            if (module := module_of(target, root)) and unit_of(module, root) == importer and module != path:
+                within.setdefault(file, set()).add(module.relative_to(root).as_posix())
+    try:
+        graphlib.TopologicalSorter(within).prepare()
+    except graphlib.CycleError as error:
+        # The sorter names the circle from the imported module to the importer.
+        circle = " imports ".join(reversed(error.args[1]))
+        found.append(f"{root.name}/{error.args[1][-1]}: a circle: {circle}")
     return found
 
 
 def unit_of(path: Path, root: Path) -> str:
-    """The name by which the table knows a file: its folder's, or its own."""
+    """Return the name by which ROWS knows a file: its folder's, or its own."""
     return path.relative_to(root).with_suffix("").parts[0]
 
 
 def imports(path: Path, root: Path) -> Iterator[tuple[int, str]]:
-    """Line and dotted name of each import; those in functions and under TYPE_CHECKING count too."""
+    """Yield line and dotted name of each import, including those in functions and under TYPE_CHECKING."""
     package = (root.name, *path.relative_to(root).parent.parts)
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
@@ -90,62 +100,72 @@ def imports(path: Path, root: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, f"{module}.{alias.name}"
 
 
-def judge(importer: str, target: str) -> str | None:
-    """Why `importer` may not import `target`; None if it may."""
+def module_of(target: str, root: Path) -> Path | None:
+    """Return the file that a dotted name of the package is in, or None for another package or an `__init__`."""
     top, *rest = target.split(".")
-    if top == "httpx" and importer not in MAY_IMPORT_HTTPX:
+    for length in range(len(rest), 0, -1):
+        path = root.joinpath(*rest[:length]).with_suffix(".py")
+        if top == PACKAGE and path.is_file():
+            return path
+    return None
+
+
+def judge(file: str, importer: str, target: str) -> str | None:
+    """Return why `importer` may not import `target`, or None if it may."""
+    top, *rest = target.split(".")
+    if top == "httpx" and importer != EMULATOR and file not in MAY_IMPORT_HTTPX:
         return f"imports httpx, which only {', '.join(sorted(MAY_IMPORT_HTTPX))} may"
     if top != PACKAGE:
         return None
     # `from cortecs_async import AsyncCortecs` names the package's __init__, `from . import _http` a module.
-    imported = rest[0] if rest and is_module(rest[0]) else "__init__"
+    imported = rest[0] if rest and is_unit(rest[0]) else "__init__"
     return None if imported == importer else judge_own(importer, imported)
 
 
 def judge_own(importer: str, imported: str) -> str | None:
-    """The same among the package's own modules."""
+    """Return the same for an import within the package."""
     if importer == EMULATOR:
         return f"the emulator imports {imported} and must know nothing of the client"
     if imported == EMULATOR:
-        return None if LAYER[importer] == TOP else f"imports the emulator, which only layer {TOP} may"
+        return (
+            None
+            if importer in ON_TOP
+            else f"imports the emulator, which only {', '.join(sorted(ON_TOP))} may"
+        )
     if imported not in RANK:
-        return None  # its own file is the complaint
-    if LAYER[importer] == TOP and LAYER[imported] < TOP and imported not in PUBLIC:
-        return f"imports {imported}, where layer {TOP} uses only what is public"
+        return None  # the file itself is reported
+    if importer in ON_TOP and imported not in PUBLIC | ON_TOP:
+        return f"{importer} imports {imported}, but may use only what is public"
     if RANK[imported] >= RANK[importer]:
-        layers = f"layers {LAYER[importer]} and {LAYER[imported]}"
-        return f"{importer} imports {imported}, which is not in a lower row ({layers})"
+        return f"{importer} imports {imported}, which is not below it"
     return None
 
 
-def is_module(name: str) -> bool:
-    """Whether the package has such a module, so that it is not a name in its __init__."""
+def is_unit(name: str) -> bool:
+    """Return whether the package has such a module or folder, so that it is not a name in its __init__."""
     return name in RANK or name == EMULATOR or (ROOT / f"{name}.py").exists() or (ROOT / name).is_dir()
 
 
 @pytest.mark.parametrize(
     ("file", "code", "complaint"),
     [
-        ("_http/client.py", "from .._lease import InstanceLease", "_http imports _lease"),
-        ("_http/client.py", "from cortecs_async._lease import InstanceLease", "_http imports _lease"),
-        ("_http/client.py", "import cortecs_async._lease", "_http imports _lease"),
-        ("_http/client.py", "from .. import _lease", "_http imports _lease"),
+        ("_http/client.py", "from .._lease.lease import InstanceLease", "_http imports _lease"),
+        ("_http/client.py", "from cortecs_async._lease.lease import InstanceLease", "_http imports _lease"),
+        ("_http/client.py", "import cortecs_async._lease.lease", "_http imports _lease"),
+        ("_http/client.py", "from .._lease import lease", "_http imports _lease"),
         ("_http/client.py", "from cortecs_async import _lease", "_http imports _lease"),
         ("_http/client.py", "from .. import AsyncCortecs", "_http imports __init__"),
         ("_http/client.py", "import cortecs_async", "_http imports __init__"),
         ("_http/client.py", "def f():\n    from .. import _client", "_http imports _client"),
-        (
-            "_http/client.py",
-            "if TYPE_CHECKING:\n    from .._client import AsyncCortecs",
-            "_http imports _client",
-        ),
-        ("_http/client.py", "from ..emulator import Emulator", "only layer 9 may"),
+        ("_http/client.py", "if TYPE_CHECKING:\n    from .._client.client import X", "_http imports _client"),
+        ("_http/client.py", "from ..emulator import Emulator", "only __main__, _cli, integrations may"),
+        ("_http/client.py", "import httpx", "imports httpx"),
         ("_http/transport.py", "from .auth import Token\nimport httpx", None),
         ("_aio/tasks.py", "from .._http.retry import next_wait", "_aio imports _http"),
-        ("_api/wire.py", "import httpx", "imports httpx"),
+        ("_telemetry.py", "from ._api.domain import Instance", "_telemetry imports _api"),
         ("_api/wire.py", "from httpx import Response", "imports httpx"),
         ("_config.py", "from ._errors import ConfigurationError", None),
-        ("_errors.py", "from ._config import Secret", "_errors imports _config"),
+        ("_errors.py", "from ._config import Settings", "_errors imports _config"),
         ("emulator/_server.py", "import httpx\nfrom . import _faults\nfrom ._faults import Fault", None),
         ("emulator/_server.py", "from .._api.domain import Instance", "must know nothing of the client"),
         (
@@ -156,7 +176,7 @@ def is_module(name: str) -> bool:
         ("emulator/_server.py", "from cortecs_async import AsyncCortecs", "must know nothing of the client"),
         ("_cli/_demo.py", "from .. import AsyncCortecs, errors\nfrom ..types import Model", None),
         ("_cli/_demo.py", "from ..emulator import Emulator\nfrom ._need import need", None),
-        ("_cli/_demo.py", "from .._client import AsyncCortecs", "only what is public"),
+        ("_cli/_demo.py", "from .._client.client import AsyncCortecs", "only what is public"),
         ("_cli/_demo.py", "from ..integrations.rich import progress", None),
         ("__main__.py", "from ._cli import main", None),
         ("integrations/rich.py", "from .._cli import main", "integrations imports _cli"),
@@ -165,7 +185,7 @@ def is_module(name: str) -> bool:
         ("unheard_of/__init__.py", "", "add it to ROWS in tests/test_layers.py"),
     ],
 )
-def test_what_is_caught(tmp_path: Path, file: str, code: str, complaint: str | None) -> None:
+def test_a_wrong_import_is_found(tmp_path: Path, file: str, code: str, complaint: str | None) -> None:
     path = tmp_path / PACKAGE / file
     path.parent.mkdir(parents=True)
     path.write_text(code, encoding="utf-8")
@@ -180,6 +200,14 @@ def test_what_is_caught(tmp_path: Path, file: str, code: str, complaint: str | N
         assert found[0].startswith(f"{PACKAGE}/{file}:")
 
 
-def test_no_module_stands_in_two_rows() -> None:
-    assert len(RANK) == sum(len(units) for _, units in ROWS)
-    assert [layer for layer, _ in ROWS] == sorted(layer for layer, _ in ROWS)
+def test_a_circle_within_a_folder_is_found(tmp_path: Path) -> None:
+    folder = tmp_path / PACKAGE / "_aio"
+    folder.mkdir(parents=True)
+    (folder / "tasks.py").write_text("from .scopes import Scope", encoding="utf-8")
+    (folder / "scopes.py").write_text("def f():\n    from . import threads", encoding="utf-8")
+    (folder / "threads.py").write_text("from cortecs_async._aio.tasks import run", encoding="utf-8")
+
+    (found,) = violations(tmp_path / PACKAGE)
+
+    assert "a circle:" in found
+    assert "_aio/tasks.py imports _aio/scopes.py" in found

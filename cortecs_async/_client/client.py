@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from ._batches import BatchMethods
-from ._calls import CallMethods
-from ._config import (
+from .._config import (
     MAX_CONNECTIONS,
     Mode,
     PollPolicy,
@@ -20,22 +18,24 @@ from ._config import (
     check_mode,
     resolve_settings,
 )
-from ._errors import ConfigurationError
-from ._logging import set_up_log
-from ._secrets import CredentialProvider, Secret
+from .._errors import ConfigurationError
+from .._logging import set_up_log
+from .._secrets import CredentialProvider, Secret
+from .batches import BatchMethods
+from .with_options import CallMethods
 
 if TYPE_CHECKING:
-    from ._api.instances import Instances
-    from ._api.resources import HardwareTypes, Models, User
-    from ._api.waiting import ProgressCallback
-    from ._diagnosis import Finding
-    from ._http.connections import HTTPClient
-    from ._lease.endpoint import InstanceHandle
-    from ._lease.lease import InstanceLease
-    from ._lease.state import OnExit, OnLoss
-    from ._recovery.owners import Owner
-    from ._recovery.sweep import Orphan
-    from ._telemetry import Telemetry
+    from .._api.instances import Instances
+    from .._api.resources import HardwareTypes, Models, User
+    from .._api.waiting import ProgressCallback
+    from .._http.connections import HTTPClient
+    from .._lease.endpoint import InstanceHandle
+    from .._lease.lease import InstanceLease
+    from .._lease.state import OnExit, OnLoss
+    from .._recovery.owners import Owner
+    from .._recovery.sweep import Orphan
+    from .._telemetry import Telemetry
+    from .diagnosis import Finding
 
 
 class AsyncCortecs(BatchMethods, CallMethods):
@@ -132,7 +132,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
             raise ConfigurationError("give either http_client or transport, not both")
         # Here, because it brings httpx and everything else along: a program that imports the package and
         # makes no client, such as one that prints its --help, need not wait for that.
-        from ._assembly import Assembly  # noqa: PLC0415
+        from .wiring import Assembly  # noqa: PLC0415
 
         self._assembly = Assembly(
             self._settings,

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from attrs import evolve, field, frozen
 
-from ._config import RetryPolicy, Settings, override
-from ._errors import InvalidArgumentError
+from .._config import RetryPolicy, Settings, override
+from .._errors import InvalidArgumentError
 
 if TYPE_CHECKING:
-    from ._api.instances import Instances
-    from ._api.resources import HardwareTypes, Models, User
-    from ._assembly import Assembly
-    from ._http.messages import Call, Reply
+    from .._api.instances import Instances
+    from .._api.resources import HardwareTypes, Models, User
+    from .._http.messages import Call, Reply
+    from .wiring import Assembly
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -166,7 +166,7 @@ def _to_response(reply: Reply) -> Response:
 
 
 def _checked(method: Any, path: Any, body: Any, params: Mapping[Any, Any] | None) -> Call:
-    from ._http.messages import Call  # noqa: PLC0415  (brings more along than a client that calls nothing needs)
+    from .._http.messages import Call  # noqa: PLC0415  (brings more along than a client that calls nothing needs)
 
     if method not in get_args(Method):
         raise InvalidArgumentError(f"method must be one of {', '.join(get_args(Method))}, not {method!r}")

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
-from ._secrets import Secret
+from .._secrets import Secret
 
 if TYPE_CHECKING:
-    from ._api.waiting import ProgressCallback
-    from ._assembly import Assembly
-    from ._batch.plan import BatchPlan
-    from ._batch.report import BatchReport
-    from ._batch.run import BatchProgressCallback
-    from ._batch.sender import BatchTransport
+    from .._api.waiting import ProgressCallback
+    from .._batch.plan import BatchPlan
+    from .._batch.report import BatchReport
+    from .._batch.run import BatchProgressCallback
+    from .._batch.sender import BatchTransport
+    from .wiring import Assembly
 
 
 class BatchMethods:
@@ -95,7 +95,7 @@ class BatchMethods:
             CortecsError: what `instance` raises, when it happens to the last instance.
         """
         # Here, because most programs run no batch.
-        from ._batch.setup import Start, begin  # noqa: PLC0415
+        from .._batch.setup import Start, begin  # noqa: PLC0415
 
         key = Secret(api_key) if api_key is not None else None
         del api_key  # a traceback that shows locals would show it
@@ -158,7 +158,7 @@ class BatchMethods:
             InvalidArgumentError: for hardware that the model does not run on, or a context that is too long.
             RequestError: when the service cannot be asked, or does not know the model.
         """
-        from ._batch.setup import Start, plan  # noqa: PLC0415
+        from .._batch.setup import Start, plan  # noqa: PLC0415
 
         start = Start(model_id, hardware_type_id, context_length, num_workers)
         options = {

@@ -9,25 +9,25 @@ from typing import Any, ClassVar
 import anyio
 from attrs import frozen
 
-from ._aio.threads import System
-from ._api.domain import InstanceArgs
-from ._api.instances import Instances
-from ._api.resources import HardwareTypes, Models, Send, User
-from ._api.validation import check_instance_id, check_seconds, check_start
-from ._config import Mode, Settings
-from ._diagnosis import Finding, diagnose
-from ._http.client import HTTP
-from ._http.connections import HTTPClient
-from ._lease.endpoint import InstanceHandle
-from ._lease.lease import InstanceLease
-from ._lease.pricing import Prices
-from ._lease.release import release_acquired
-from ._lease.starter import Starter
-from ._lease.state import LeaseOptions, Workshop
-from ._recovery.owners import Owner, owners
-from ._recovery.promises import Keeper, state_directory
-from ._recovery.sweep import Orphan, sweep
-from ._telemetry import Observer, Telemetry
+from .._aio.threads import System
+from .._api.domain import InstanceArgs
+from .._api.instances import Instances
+from .._api.resources import HardwareTypes, Models, Send, User
+from .._api.validation import check_instance_id, check_seconds, check_start
+from .._config import Mode, Settings
+from .._http.client import HTTP
+from .._http.connections import HTTPClient
+from .._lease.endpoint import InstanceHandle
+from .._lease.lease import InstanceLease
+from .._lease.pricing import Prices
+from .._lease.release import release_acquired
+from .._lease.starter import Starter
+from .._lease.state import LeaseOptions, Workshop
+from .._recovery.owners import Owner, owners
+from .._recovery.promises import Keeper, state_directory
+from .._recovery.sweep import Orphan, sweep
+from .._telemetry import Observer, Telemetry
+from .diagnosis import Finding, diagnose
 
 
 @frozen

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import anyio
 from attrs import define, field, frozen
 
-from ._config import Settings
-from ._errors import (
+from .._config import Settings
+from .._errors import (
     APIStatusError,
     AuthenticationError,
     ConfigurationError,
@@ -20,14 +20,14 @@ from ._errors import (
     PermissionDeniedError,
     RequestError,
 )
-from ._http.messages import Call, Reply
-from ._recovery.journal import JournalFile, books, is_owned, take
-from ._recovery.promises import Keeper
-from ._recovery.store import try_guard
-from ._secrets import credentials_problem
+from .._http.messages import Call, Reply
+from .._recovery.journal import JournalFile, books, is_owned, take
+from .._recovery.promises import Keeper
+from .._recovery.store import try_guard
+from .._secrets import credentials_problem
 
 if TYPE_CHECKING:
-    from ._http.client import HTTP  # which would bring httpx along, to whoever imports a Finding
+    from .._http.client import HTTP  # which would bring httpx along, to whoever imports a Finding
 
 # Seconds for each of the checks.
 _PATIENCE = 20.0

@@ -1,0 +1,1 @@
+"""`AsyncCortecs`, and how it is wired."""
