@@ -238,6 +238,9 @@ def frameworks(session: nox.Session, packages: str) -> None:
     session.run(*PYTEST, "-o", "faulthandler_timeout=0", *files, *session.posargs, env=ENV)
 
 
+PLUGIN_TESTS = ["tests/integrations/test_pytest_plugin.py", "tests/ecosystem/test_pytest_plugins.py"]
+
+
 @nox.session
 @nox.parametrize("pytest", ["newest", "lowest"], ids=["newest", "lowest"])
 def plugins(session: nox.Session, pytest: str) -> None:
@@ -249,7 +252,7 @@ def plugins(session: nox.Session, pytest: str) -> None:
     show_versions(session, "pytest", "pytest-asyncio", "pytest-trio", "pytest-xdist", "anyio", "trio")
     session.run(
         *(*PYTEST, "-p", "no:asyncio", "-p", "no:trio", "--import-mode=importlib"),
-        *(session.posargs or ["tests/test_pytest_plugin.py", "tests/ecosystem/test_pytest_plugins.py"]),
+        *(session.posargs or PLUGIN_TESTS),
         # The settings in pyproject.toml are read from pytest 9 on; before, the helpers must be found without.
         env={**ENV, "PYTHONPATH": str(ROOT / "tests")},
     )

@@ -1,4 +1,4 @@
-"""Hold the order of packages: each imports only from those below it, and no modules import each other in a circle.
+"""Test the order of packages: each imports only from those below it, and no folder has an import circle.
 
 A circle, or a lower package that knows a higher one, is easy to write and hard to undo.
 """
@@ -15,8 +15,8 @@ import pytest
 PACKAGE = "cortecs_async"
 ROOT = Path(__file__).parent.parent / PACKAGE
 
-# From the lowest to the highest. Each imports only from the rows above it in this list. Units in one row do not
-# import each other. A folder is one unit: its modules may import each other, but not in a circle.
+# From the lowest to the highest. Each imports only from lower ones. Units in one row do not import each other.
+# A folder is one unit: its modules may import each other, but not in a circle.
 ROWS: list[set[str]] = [
     {"_errors", "_version"},
     {"_logging", "_secrets"},
@@ -37,7 +37,7 @@ ROWS: list[set[str]] = [
 # These use only what is public, and may start the emulator.
 ON_TOP = {"integrations", "_cli", "__main__"}
 PUBLIC = {"__init__", "errors", "types", "signals", "integrations"}
-# The emulator writes literal wire JSON and imports nothing of the client, so that one mistake cannot hide itself.
+# The emulator writes literal wire JSON and imports nothing of the client: one mistake cannot cancel itself out.
 EMULATOR = "emulator"
 # A change of the HTTP library stays a change of two files.
 MAY_IMPORT_HTTPX = {"_http/connections.py", "_http/transport.py"}
@@ -101,7 +101,7 @@ def imports(path: Path, root: Path) -> Iterator[tuple[int, str]]:
 
 
 def module_of(target: str, root: Path) -> Path | None:
-    """Return the file that a dotted name of the package is in, or None for another package or an `__init__`."""
+    """Return the file of the package that a dotted name is in, if it is not an `__init__`."""
     top, *rest = target.split(".")
     for length in range(len(rest), 0, -1):
         path = root.joinpath(*rest[:length]).with_suffix(".py")

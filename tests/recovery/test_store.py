@@ -374,7 +374,7 @@ async def test_without_a_reaper_a_warning_or_an_error(
 
 @pytest.mark.sockets
 async def test_the_reapers_work(reapers: None, state_dir: Path) -> None:
-    """In this process, where it can be looked at; tests/test_crash.py has it in its own."""
+    """In this process, where it can be looked at; tests/recovery/test_crash.py has it in its own."""
     async with serve_emulator(step_seconds=0.0) as emu:
         foreign, mine, lost = (emu.start_instance(MODEL, HARDWARE) for _ in range(3))
         sealed = {

@@ -56,7 +56,7 @@ def events_of(call: ast.Call) -> list[Event]:
 
 def test_only_one_module_knows_of_logging() -> None:
     imports, _ = scan()
-    assert imports == ["_events.py"]
+    assert imports == ["_logging.py"]
 
 
 def test_every_call_has_the_fields_of_its_event() -> None:

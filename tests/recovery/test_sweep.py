@@ -240,7 +240,7 @@ async def test_without_journals_there_is_nothing_to_sweep(world: World, journals
 async def test_a_power_loss_anywhere_in_the_journal(world: World, journals: Path, tmp_path: Path) -> None:
     """The intent of a start is on disk before the start is sent. A prefix that contains it is enough.
 
-    `test_crash.py` cuts the journal of a real program at every byte.
+    `recovery/test_crash.py` cuts the journal of a real program at every byte.
     """
     async with world() as (emu, _client):
         http = httpx.AsyncClient(transport=emu.transport())

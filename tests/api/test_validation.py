@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from _ids import ANY_TEXT, HOSTILE_IDS
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -20,66 +21,6 @@ from cortecs_async._api.validation import (
     check_start,
 )
 
-# Surrogates too, which `st.text()` leaves out.
-ANY_TEXT = st.text(st.characters(), max_size=30)
-
-# What could reach another route, end the path, or be undone by something on the way.
-HOSTILE_IDS = [
-    "",
-    " ",
-    "\t",
-    "\n",
-    ".",
-    "..",
-    "...",
-    "delete-all",
-    "DELETE-ALL",
-    "Delete-All",
-    "stop-all",
-    "start",
-    "stop",
-    "restart",
-    "STOP",
-    "../stop-all",
-    "..%2fstop-all",
-    "%2e%2e/stop-all",
-    "%64elete-all",
-    "delete%2Dall",
-    "delete-all/",
-    "/delete-all",
-    "./delete-all",
-    "x/../delete-all",
-    "delete-all?force_deletion=true",
-    "delete-all#",
-    "delete-all;",
-    "delete-all ",
-    " delete-all",
-    "delete-all\n",
-    "delete-all\r\n",
-    "delete-all\0",
-    "\0delete-all",
-    "delete-all\u200b",
-    "delete\u2010all",
-    "\uff44elete-all",
-    "\u017ftop-all",
-    "\u017ftart",
-    "a/b",
-    "a\\b",
-    "a?b",
-    "a#b",
-    "a%b",
-    "a%2Fb",
-    "a b",
-    "a\nb",
-    "a\0b",
-    "a..b",
-    "ä",
-    "İnstance",
-    "\ud800",
-    "http://evil.test/",
-    "//evil.test",
-    "@evil.test",
-]
 FRIENDLY_IDS = [
     "instance-12345",
     "a",

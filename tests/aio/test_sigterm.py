@@ -22,7 +22,7 @@ from cortecs_async import errors
 from cortecs_async.emulator import Emulator, serve_emulator
 from cortecs_async.signals import cancel_on_sigterm
 
-PAGE = Path(__file__).parent.parent / "docs" / "running.md"
+PAGE = Path(__file__).parents[2] / "docs" / "running.md"
 
 
 def raised(number: signal.Signals) -> None:

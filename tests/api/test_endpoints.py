@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 from _grids import BACKENDS, alternating, grid, on_one_backend
+from _ids import ANY_TEXT, HOSTILE_IDS
 from _scripted import CLIENT_ID, TOKEN, Answer, Service, instance, ok
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from test_arguments import ANY_TEXT, HOSTILE_IDS
 
 from cortecs_async import AsyncCortecs, InvalidArgumentError
 from cortecs_async._api.domain import (
@@ -209,7 +209,7 @@ IN_BODY: dict[str, Callable[[AsyncCortecs, Any], Awaitable[Any]]] = {
 }
 
 
-# `test_arguments.py` tests everything that the checks refuse. A few values of each kind show that an endpoint
+# `test_validation.py` tests everything that the checks refuse. A few values of each kind show that an endpoint
 # runs the check, and that it runs the stricter one if the id is part of its path.
 NO_SEGMENTS = ["delete-all", "Stop-All", "../stop-all", "a%2Fb", "a?b", "a/b", "."]
 NO_TEXTS: list[Any] = ["", "  ", "\ud800", None, 5, b"instance-1"]

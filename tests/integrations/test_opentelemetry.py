@@ -32,7 +32,7 @@ from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.integrations.opentelemetry import OpenTelemetry
 
 LINKED = "meta-llama--Llama-3.1-8B-Instruct"
-PAGE = Path(__file__).parent.parent / "docs" / "observability.md"
+PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
 
 
 class Seen:

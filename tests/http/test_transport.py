@@ -18,8 +18,8 @@ from _scripted import API, CLIENT_ID, SECRET, TOKEN
 from _world import HARDWARE, MODEL, World, client_of
 
 from cortecs_async import AsyncCortecs, ConfigurationError, RetryPolicy, errors
-from cortecs_async._http.client import connections as _connections
-from cortecs_async._http.client import transport as _transport
+from cortecs_async._http import connections as _connections
+from cortecs_async._http import transport as _transport
 from cortecs_async._http.messages import Kind
 from cortecs_async._http.transport import Transport
 from cortecs_async.emulator import Emulator, Fault, serve_emulator

@@ -17,7 +17,7 @@ from _world import World, in_the_loop
 
 from cortecs_async import AsyncCortecs, Credentials, errors
 from cortecs_async._aio.threads import System
-from cortecs_async._client.client import diagnosis as _diagnosis
+from cortecs_async._client import diagnosis as _diagnosis
 from cortecs_async._client.wiring import Assembly
 from cortecs_async._errors import GuardError
 from cortecs_async._recovery.journal import JournalFile

@@ -696,7 +696,7 @@ def test_completion_asks_nobody(tmp_path: Path) -> None:
     assert done.stderr == ""
 
 
-PAGE = Path(__file__).parent.parent / "docs" / "cli.md"
+PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
 def test_the_page_has_every_command_and_no_option_that_is_none() -> None:

@@ -21,7 +21,7 @@ LOADED = any(point.value == PLUGIN for point in entry_points(group="pytest11"))
 # The session `plugins` of nox has other plugins for async tests; they have a file of tests of their own.
 OPTIONS = [*([] if LOADED else ["-p", PLUGIN]), "-pno:asyncio", "-pno:trio", "-Werror", "-oanyio_mode=auto"]
 
-PAGE = Path(__file__).parent.parent / "docs" / "testing.md"
+PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
 
 HEAD = f"""
 import asyncio, os, subprocess, sys, unittest
@@ -437,5 +437,5 @@ def test_every_block_of_the_page_runs_as_it_stands(pytester: pytest.Pytester) ->
 
 
 def test_the_package_says_that_it_is_a_plugin() -> None:
-    pyproject = Path(__file__).parent.parent / "pyproject.toml"
+    pyproject = Path(__file__).parents[2] / "pyproject.toml"
     assert f'\n[project.entry-points.pytest11]\ncortecs = "{PLUGIN}"\n' in pyproject.read_text()
