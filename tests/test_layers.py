@@ -15,8 +15,8 @@ import pytest
 PACKAGE = "cortecs_async"
 ROOT = Path(__file__).parent.parent / PACKAGE
 
-# From the lowest to the highest. Each imports only from lower ones. Units in one row do not import each other.
-# A folder is one unit: its modules may import each other, but not in a circle.
+# From the lowest to the highest. Each imports only from lower ones, not from others in its row. A folder is
+# one unit: its modules may import each other, but not in a circle.
 ROWS: list[set[str]] = [
     {"_errors", "_version"},
     {"_logging", "_secrets"},
@@ -37,7 +37,7 @@ ROWS: list[set[str]] = [
 # These use only what is public, and may start the emulator.
 ON_TOP = {"integrations", "_cli", "__main__"}
 PUBLIC = {"__init__", "errors", "types", "signals", "integrations"}
-# The emulator writes literal wire JSON and imports nothing of the client: one mistake cannot cancel itself out.
+# The emulator writes literal wire JSON and imports nothing of the client: a mistake cannot cancel itself out.
 EMULATOR = "emulator"
 # A change of the HTTP library stays a change of two files.
 MAY_IMPORT_HTTPX = {"_http/connections.py", "_http/transport.py"}

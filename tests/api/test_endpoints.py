@@ -209,8 +209,8 @@ IN_BODY: dict[str, Callable[[AsyncCortecs, Any], Awaitable[Any]]] = {
 }
 
 
-# `test_validation.py` tests everything that the checks refuse. A few values of each kind show that an endpoint
-# runs the check, and that it runs the stricter one if the id is part of its path.
+# `test_validation.py` tests everything that the checks refuse. A few values of each kind show that an
+# endpoint runs the check, and that it runs the stricter one if the id is part of its path.
 NO_SEGMENTS = ["delete-all", "Stop-All", "../stop-all", "a%2Fb", "a?b", "a/b", "."]
 NO_TEXTS: list[Any] = ["", "  ", "\ud800", None, 5, b"instance-1"]
 
