@@ -14,7 +14,7 @@ from typing import Any, Literal
 from attrs import frozen
 
 from ._errors import ConfigurationError
-from ._http.messages import Failure, Kind
+from ._http.messages import Failure, FailureKind
 from ._logging import Event, log
 
 Phase = Literal["lease", "start", "wait", "body", "teardown"]
@@ -165,7 +165,7 @@ class Observer:
             method=method,
             route=_route(method, path),
             status=failure.status,
-            reason=str(failure.status) if failure.kind is Kind.STATUS else failure.kind.value,
+            reason=str(failure.status) if failure.kind is FailureKind.STATUS else failure.kind.value,
             attempt=attempt,
             wait=wait,
             request_id=failure.request_id,

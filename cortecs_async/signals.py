@@ -10,7 +10,7 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 from ._aio.eventloop import in_trio
-from ._aio.scopes import Interruptible
+from ._aio.scopes import CancellableBlock
 from ._errors import ConfigurationError
 
 
@@ -31,7 +31,7 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
 
     def __init__(self, *signals: signal.Signals) -> None:
         self._signals = signals or (signal.SIGTERM,)
-        self._block = Interruptible()
+        self._block = CancellableBlock()
         self._received: int | None = None
         self._before: dict[signal.Signals, Any] = {}
         self._soon: Callable[[Callable[[], object]], object] = _nowhere
@@ -74,7 +74,7 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
         if self._received is None:
             self._received = number
             # The handler runs between two instructions of whatever runs just then: the loop must do it.
-            self._soon(self._block.interrupt)
+            self._soon(self._block.cancel)
 
 
 def _nowhere(work: Callable[[], object]) -> None:

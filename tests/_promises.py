@@ -6,7 +6,7 @@ from typing import Any
 
 from _world import HARDWARE, MODEL
 
-from cortecs_async._recovery.records import Book, Record
+from cortecs_async._recovery.records import JournalState, Record
 
 ACCOUNT = {"account": "a1", "api": "https://api.test", "at": 1000.0}
 ARGS = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}
@@ -25,9 +25,9 @@ def created(key: str = "e1", **more: Any) -> Record:
     return {**record, "goal": "gone", "expires_at": None, **more}
 
 
-def book_of(*records: Record) -> Book:
+def book_of(*records: Record) -> JournalState:
     """Fold records, each of which must be understood."""
-    book = Book()
+    book = JournalState()
     for record in records:
         assert book.apply(record), record
     return book

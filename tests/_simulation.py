@@ -40,7 +40,7 @@ from hypothesis import strategies as st
 
 from cortecs_async import AsyncCortecs, InstanceLease, errors
 from cortecs_async._aio.threads import System
-from cortecs_async._client.wiring import Assembly
+from cortecs_async._client.wiring import Wiring
 from cortecs_async._recovery import store as _books
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._answers import Answer, Call
@@ -620,8 +620,8 @@ class Simulation:
             state_dir=self.state,
             telemetry=Unreliable(self.program.seed),
         )
-        client._assembly.http._rng = random.Random(self.program.seed)
-        client._assembly._workshop.starter._rng = random.Random(self.program.seed)
+        client._wiring.http._rng = random.Random(self.program.seed)
+        client._wiring._services.starter._rng = random.Random(self.program.seed)
         return client
 
     async def _sweep(self, http: httpx.AsyncClient) -> None:
@@ -1218,7 +1218,7 @@ def virtual_world() -> Iterator[None]:
     """Files without threads and sync, dates by the emulator's clock, and a trio without dice."""
     logger = logging.getLogger("cortecs_async")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Assembly, "system", System(lambda: EPOCH + anyio.current_time(), _inline))
+        patch.setattr(Wiring, "system", System(lambda: EPOCH + anyio.current_time(), _inline))
         patch.setattr("cortecs_async._recovery.journal.os", _WithoutSync())
         patch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
         patch.setattr(logger, "level", logging.ERROR)

@@ -32,7 +32,7 @@ import cortecs_async
 from cortecs_async import AsyncCortecs
 from cortecs_async._aio import threads as _threads
 from cortecs_async._aio.threads import System
-from cortecs_async._client.wiring import Assembly
+from cortecs_async._client.wiring import Wiring
 from cortecs_async.emulator import Emulator, serve_emulator
 
 # `anyio_backend` has a test's scope, so that no test sees another's clock, and async hypothesis tests depend
@@ -182,11 +182,11 @@ def batch_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         await anyio.lowlevel.checkpoint()
         return work()
 
-    monkeypatch.setattr(_threads, "in_thread", inline)
+    monkeypatch.setattr(_threads, "run_in_thread", inline)
 
 
 @pytest.fixture
 def journals(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> Path:
     """The directory of the journals. Clients use the emulator's clock, and write journals without threads."""
-    monkeypatch.setattr(Assembly, "system", System(emulated_wall_clock, off_loop=in_the_loop))
+    monkeypatch.setattr(Wiring, "system", System(emulated_wall_clock, off_loop=in_the_loop))
     return state_dir / "journal"

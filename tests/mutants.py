@@ -174,7 +174,7 @@ MUTANTS = [
     Mutant(
         "removes its journal while it still has promises",
         "_recovery/store.py",
-        "            if self.book.entries:\n                if self._journal is not None:",
+        "            if self.book.promises:\n                if self._journal is not None:",
         "            if False:\n                if self._journal is not None:",
         "lease/test_acquire.py::test_what_was_acquired_for_a_time_is_swept_after_it",
     ),
@@ -210,7 +210,7 @@ MUTANTS = [
     Mutant(
         "records no promise for a start until it is answered",
         "_recovery/records.py",
-        '    entry.baseline = str(record["baseline"])\n    book.entries[entry.key] = entry',
+        '    entry.baseline = str(record["baseline"])\n    book.promises[entry.key] = entry',
         '    entry.baseline = str(record["baseline"])',
         "recovery/test_journal.py::TestBook::test_an_intent_is_owed_until_it_is_gone",
     ),
@@ -320,7 +320,7 @@ MUTANTS = [
     Mutant(
         "does not look for the instance of an unanswered start",
         "_lease/starter.py",
-        "if start.state is not State.UNKNOWN:",
+        "if start.state is not StartState.UNKNOWN:",
         "if True:",
         "lease/test_starter.py::test_the_block_runs_as_if_nothing_had_happened",
     ),
@@ -341,7 +341,7 @@ MUTANTS = [
     Mutant(
         "adopts an instance that a reaper is looking for",
         "_lease/starter.py",
-        "rivals = [*others.starting, *others.doomed]",
+        "rivals = [*others.starting, *others.orphaned_starts]",
         "rivals = [*others.starting]",
         "recovery/test_mutations.py::test_an_instance_that_a_reaper_looks_for_is_not_adopted",
     ),
@@ -440,7 +440,7 @@ MUTANTS = [
     Mutant(
         "has a reaper that removes a journal with promises in it",
         "_recovery/reaper.py",
-        "            if self.book.entries:\n                taken.close()",
+        "            if self.state.promises:\n                taken.close()",
         "            if False:\n                taken.close()",
         "recovery/test_store.py::TestReaper::test_what_it_cannot_keep_stays_in_the_journal",
     ),
@@ -454,8 +454,8 @@ MUTANTS = [
     Mutant(
         "has a reaper that acknowledges messages it did not understand",
         "_recovery/reaper.py",
-        "                if not self.book.apply(message):\n                    return",
-        "                self.book.apply(message)",
+        "                if not self.state.apply(message):\n                    return",
+        "                self.state.apply(message)",
         "recovery/test_store.py::TestReaper::test_it_answers_only_what_it_understood",
     ),
     Mutant(
@@ -482,7 +482,7 @@ MUTANTS = [
     Mutant(
         "relies on a reaper that does not answer",
         "_recovery/reaper_process.py",
-        '        self.discard()\n        raise GuardError("the reaper did not answer")',
+        '        self.kill()\n        raise GuardError("the reaper did not answer")',
         "",
         "recovery/test_mutations.py::test_a_reaper_that_does_not_answer_is_killed",
     ),
@@ -510,7 +510,7 @@ MUTANTS = [
     Mutant(
         "does not replace a dead reaper",
         "_recovery/store.py",
-        "if self._users <= 0 or self._guard.is_up or not self.book.entries:",
+        "if self._users <= 0 or self._guard.is_running or not self.book.promises:",
         "if True:",
         "recovery/test_mutations.py::test_a_replacement_reaper_is_told_everything_again",
     ),
@@ -546,15 +546,15 @@ MUTANTS = [
     Mutant(
         "does not confirm that an instance is deleted",
         "_api/teardown.py",
-        "return Seen.DELETED",
-        "return Seen.GONE",
+        "return ObservedState.DELETED",
+        "return ObservedState.GONE",
         "lease/test_lease.py::test_the_clean_path_sends_no_more_than_it_must",
     ),
     Mutant(
         "deletes an instance without stopping it",
         "_api/teardown.py",
-        "            return Deed.STOP\n",
-        "            return Deed.DELETE\n",
+        "            return Action.STOP\n",
+        "            return Action.DELETE\n",
         "lease/test_lease.py::test_the_main_job",
     ),
     Mutant(
@@ -567,8 +567,8 @@ MUTANTS = [
     Mutant(
         "treats a refused stop as a release",
         "_api/teardown.py",
-        "                    self.stop_refused = deed is Deed.STOP\n",
-        "                    return\n                    self.stop_refused = deed is Deed.STOP\n",
+        "                    self.stop_refused = deed is Action.STOP\n",
+        "                    return\n                    self.stop_refused = deed is Action.STOP\n",
         "lease/test_lease.py::test_teardown_gets_through_faults",
     ),
     Mutant(
@@ -595,8 +595,8 @@ MUTANTS = [
     Mutant(
         "does not repeat a stop that has no effect",
         "_api/teardown.py",
-        "                self.stop_refused = False\n                return Seen.LIVE",
-        "                return Seen.STOPPING",
+        "                self.stop_refused = False\n                return ObservedState.LIVE",
+        "                return ObservedState.STOPPING",
         "lease/test_lease.py::test_an_accepted_stop_without_effect_is_sent_again",
     ),
     Mutant(
@@ -660,7 +660,7 @@ MUTANTS = [
         "_lease/lease.py",
         (
             "            # Nobody has seen it, so nobody could stop what `on_exit` would spare.\n"
-            "            self._opening.promise_again()\n"
+            "            self._provisioning.promise_again()\n"
             '            await self._end(error, "delete")'
         ),
         "            await self._end(error, self._options.on_exit)",
@@ -683,14 +683,14 @@ MUTANTS = [
     Mutant(
         "does not leave a failed release to the reaper",
         "_lease/release.py",
-        "            self.keeper.abandoned(key)\n",
+        "            self.promises.record_abandoned(key)\n",
         "            pass\n",
         "lease/test_lease.py::test_a_release_that_times_out_is_left_to_the_reaper",
     ),
     Mutant(
         "never records a promise as kept",
         "_lease/release.py",
-        "                self.keeper.done(key)\n",
+        "                self.promises.record_gone(key)\n",
         "                pass\n",
         "recovery/test_store.py::test_every_step_of_a_lease_is_in_the_journal_before_it_counts",
     ),
@@ -753,7 +753,7 @@ MUTANTS = [
     Mutant(
         "does not promise the release of an acquired instance",
         "_lease/release.py",
-        "await shop.keeper.settle_anyhow()",
+        "await shop.promises.settle_anyhow()",
         "pass",
         "lease/test_acquire.py::test_the_release_of_an_acquired_instance_is_promised_before_it_begins",
     ),
@@ -761,14 +761,14 @@ MUTANTS = [
     Mutant(
         "leaves Ctrl-C to asyncio during a release",
         "_aio/sigint.py",
-        "signal.signal(signal.SIGINT, current.receive)",
+        "signal.signal(signal.SIGINT, current.handle)",
         "pass",
         "aio/test_sigint.py::test_every_one_is_a_cancellation",
     ),
     Mutant(
         "keeps its Ctrl-C handler after its last release",
         "_aio/sigint.py",
-        "if signal.getsignal(signal.SIGINT) == self.receive:",
+        "if signal.getsignal(signal.SIGINT) == self.handle:",
         "if False:",
         "aio/test_sigint.py::test_it_is_taken_only_while_something_is_held",
     ),
@@ -797,7 +797,7 @@ MUTANTS = [
     Mutant(
         "repeats a start that may have worked",
         "_http/retry.py",
-        "return is_idempotent(method, path) or not may_have_worked(method, failure)",
+        "return is_idempotent(method, path) or not may_have_taken_effect(method, failure)",
         "return True",
         "http/test_retry.py::TestTable::test_which_requests_are_repeated",
     ),
@@ -867,7 +867,7 @@ MUTANTS = [
     Mutant(
         "loses a slot to a cancellation",
         "_http/limiter.py",
-        "                self.leave(urgency)\n            else:",
+        "                self.release(priority)\n            else:",
         "                pass\n            else:",
         "http/test_limiter.py::test_a_slot_given_in_the_moment_of_a_cancellation_goes_on",
     ),
@@ -1055,8 +1055,8 @@ MUTANTS = [
     Mutant(
         "waits twice as long as allowed during an outage",
         "_api/polling.py",
-        "now - self.failing_since > patience:",
-        "now - self.failing_since > 2 * patience:",
+        "now - self.failing_since > max_outage:",
+        "now - self.failing_since > 2 * max_outage:",
         "api/test_polling.py::test_an_outage_without_end_ends_the_wait",
     ),
     Mutant(
@@ -1069,7 +1069,7 @@ MUTANTS = [
     Mutant(
         "treats a new instance that is not visible yet as deleted",
         "_api/waiting.py",
-        "    if not settled:\n        return Verdict.WAIT\n",
+        "    if not settled:\n        return Readiness.WAIT\n",
         "",
         "lease/test_lease.py::test_a_new_instance_may_not_be_visible_yet",
     ),
@@ -1105,7 +1105,7 @@ MUTANTS = [
     Mutant(
         "removes a journal in sweep while it still has promises",
         "_recovery/sweep.py",
-        "            if book.entries:\n                journal.close()",
+        "            if book.promises:\n                journal.close()",
         "            if False:\n                journal.close()",
         "recovery/test_sweep.py::test_a_service_that_is_down_leaves_it_for_the_next_time",
     ),
@@ -1120,7 +1120,7 @@ MUTANTS = [
         "sweeps an instance that a living process may be starting",
         "_recovery/recover.py",
         (
-            "    if any(start.fits(instance) for start in others.starting + others.unanswered):\n"
+            "    if any(start.fits(instance) for start in foreign_claims.starting + foreign_claims.unanswered):\n"
             "        return False\n"
         ),
         "",
@@ -1249,7 +1249,7 @@ MUTANTS = [
     Mutant(
         "loses the requests under way on a lost instance",
         "_batch/workers.py",
-        "            self._work.give_back(request)\n            raise",
+        "            self._work.put_back(request)\n            raise",
         "            raise",
         "batch/test_workers.py::test_requests_under_way_on_a_lost_instance_are_sent_to_another",
     ),
@@ -1299,8 +1299,8 @@ MUTANTS = [
     Mutant(
         "lets only releases use a spare connection when yours are all in use",
         "_http/transport.py",
-        "call.urgency is not Urgency.CALL",
-        "call.urgency is Urgency.RELEASE",
+        "call.priority is not Priority.CALL",
+        "call.priority is Priority.RELEASE",
         "http/test_transport.py::test_only_the_callers_own_requests_wait_for_a_free_connection",
     ),
     Mutant(

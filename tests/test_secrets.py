@@ -384,10 +384,10 @@ async def test_reprs_of_everything_the_client_is_made_of() -> None:
             str(client),
             repr(client._settings),
             repr(vars(client)),
-            repr(vars(client._assembly.http)),
-            repr(vars(client._assembly.http._transport)),
+            repr(vars(client._wiring.http)),
+            repr(vars(client._wiring.http._transport)),
         ]
-        reprs += [repr(vars(client._assembly.http._tokens)), repr(client._assembly.http._tokens._token)]
+        reprs += [repr(vars(client._wiring.http._tokens)), repr(client._wiring.http._tokens._token)]
         reprs += [repr(vars(each)) for each in (client.instances, client.models, client.user)]
         reprs += [repr(client.instance("a/b"))]
     for text in reprs:

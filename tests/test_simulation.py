@@ -20,12 +20,12 @@ from _simulation import Backend, Program, programs, simulate, virtual_world
 from _world import HARDWARE, MODEL, World
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from cortecs_async._aio.tasks import Ended
+from cortecs_async._aio.tasks import TaskResult
 from cortecs_async._api.domain import Instance
 from cortecs_async._api.teardown import Teardown
 from cortecs_async._lease import lease as _lease
 from cortecs_async._lease import starter as _starts
-from cortecs_async._lease.start_state import Start, State
+from cortecs_async._lease.start_state import StartAttempt, StartState
 from cortecs_async._lease.starter import Starter
 from cortecs_async.emulator import Fault
 
@@ -118,10 +118,10 @@ async def test_a_strangers_equal_instance_is_taken_for_that_of_a_start_lost_befo
 # --- the simulation notices a client that ... ---------------------------------------------------------------
 
 
-async def never_looks(self: Starter, start: Start, *, eager: bool) -> Instance | None:
+async def never_looks(self: Starter, start: StartAttempt, *, eager: bool) -> Instance | None:
     """Instead of `Starter.resolve`."""
-    start.broken_off()
-    start.state = State.NOTHING
+    start.interrupted()
+    start.state = StartState.NOT_STARTED
     self._close(start)
     return None
 
@@ -135,9 +135,9 @@ async def believes(self: Teardown) -> None:
     """Instead of `Teardown.run`."""
 
 
-async def can_be_cancelled(work: Callable[[], Any], *, resume: bool) -> Ended[Any]:
+async def can_be_cancelled(work: Callable[[], Any], *, resume: bool) -> TaskResult[Any]:
     """Instead of `run_to_end`, for a release."""
-    return Ended(value=await work())
+    return TaskResult(value=await work())
 
 
 SABOTAGE = {

@@ -11,7 +11,7 @@ WallClock = Callable[[], float]
 """Returns Unix time in seconds. Journals use it, because another process can compare it with its clock."""
 
 
-def clock() -> Callable[[], float]:
+def loop_clock() -> Callable[[], float]:
     """The clock of the running event loop, which other threads may read too."""
     if in_trio():
         import trio  # noqa: PLC0415  (optional: it is there, or this would not run)

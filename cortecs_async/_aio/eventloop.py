@@ -12,7 +12,7 @@ def in_trio() -> bool:
     return trio is not None and bool(trio.lowlevel.in_trio_task())
 
 
-def this_loop() -> object:
+def current_loop() -> object:
     """The running event loop, as something to be compared."""
     if in_trio():
         import trio  # noqa: PLC0415  (optional: it is there, or this would not run)

@@ -16,11 +16,11 @@ import anyio
 from .eventloop import in_trio
 
 
-class Interruptible:
+class CancellableBlock:
     """One block."""
 
     def __init__(self) -> None:
-        self.is_interrupted = False
+        self.is_cancelled = False
         self._is_inside = False
         self._scope: anyio.CancelScope | None = None
         self._task: asyncio.Task[Any] | None = None
@@ -36,11 +36,11 @@ class Interruptible:
             self._task = asyncio.current_task()
             self._cancelling = self._task.cancelling() if self._task is not None else 0
 
-    def interrupt(self) -> None:
+    def cancel(self) -> None:
         """Cancels the code in the block; does nothing once it has ended."""
-        if not self._is_inside or self.is_interrupted:
+        if not self._is_inside or self.is_cancelled:
             return
-        self.is_interrupted = True
+        self.is_cancelled = True
         if self._scope is not None:
             self._scope.cancel()
         elif self._task is not None:
@@ -56,7 +56,7 @@ class Interruptible:
         if self._scope is not None:
             return self._leave_scope(self._scope, raised)
         task = self._task
-        if not self.is_interrupted or task is None or task is not asyncio.current_task():
+        if not self.is_cancelled or task is None or task is not asyncio.current_task():
             return raised, False
         others = task.uncancel() > self._cancelling
         if isinstance(raised, asyncio.CancelledError):

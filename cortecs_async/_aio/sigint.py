@@ -20,7 +20,7 @@ from typing import Any, TypeGuard
 BLOCKED = 1.0
 
 
-class Interrupts:
+class SigintGuard:
     """Counts what must be released in one run of an event loop, and takes its Ctrl-C meanwhile.
 
     The first cancels the main task, as it would anyway, and so does every other. A task whose code blocks the
@@ -37,7 +37,7 @@ class Interrupts:
         self._untaken_since: float | None = None
 
     @classmethod
-    def hold(cls) -> Interrupts | None:
+    def acquire(cls) -> SigintGuard | None:
         """Something is to be released.
 
         Returns:
@@ -47,11 +47,11 @@ class Interrupts:
             return None
         handler = signal.getsignal(signal.SIGINT)
         current = getattr(handler, "__self__", None)
-        if not isinstance(current, Interrupts):
+        if not isinstance(current, SigintGuard):
             if not _is_runners(handler):
                 return None
             current = cls(asyncio.get_running_loop(), handler)
-            signal.signal(signal.SIGINT, current.receive)
+            signal.signal(signal.SIGINT, current.handle)
         elif current._loop.is_closed():
             # Of a lease that was never left. This run has no handler for that; the next one will.
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -59,17 +59,17 @@ class Interrupts:
         current._holders += 1
         return current
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """It is released, or left to the reaper."""
         self._holders -= 1
         # The garbage collector calls this in any thread; signals are the main thread's.
         if self._holders or threading.current_thread() is not threading.main_thread():
             return
-        if signal.getsignal(signal.SIGINT) == self.receive:
+        if signal.getsignal(signal.SIGINT) == self.handle:
             # The runner takes its handler away when the main task has ended, but does not know this one.
             signal.signal(signal.SIGINT, signal.default_int_handler if self._main.done() else self._before)
 
-    def receive(self, number: int, frame: FrameType | None) -> None:
+    def handle(self, number: int, frame: FrameType | None) -> None:
         """Handles SIGINT."""
         if self._loop.is_closed():
             signal.signal(number, signal.default_int_handler)

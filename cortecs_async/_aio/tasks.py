@@ -18,13 +18,13 @@ from attrs import define
 
 from .._logging import Event, log
 from .eventloop import in_trio
-from .sigint import Interrupts
+from .sigint import SigintGuard
 
 T = TypeVar("T")
 
 
 @define
-class Ended(Generic[T]):
+class TaskResult(Generic[T]):
     """How the work ended, and what reached the caller meanwhile.
 
     Attributes:
@@ -51,7 +51,7 @@ class Ended(Generic[T]):
         return cast("T", self.value)
 
 
-async def run_to_end(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T]:
+async def run_uncancellable(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
     """Runs `work` in a task of its own and returns only when that has ended.
 
     Args:
@@ -61,15 +61,15 @@ async def run_to_end(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended
     """
     if in_trio():
         return await _on_trio(work, resume=resume)
-    interrupts = Interrupts.hold()
+    interrupts = SigintGuard.acquire()
     try:
         return await _on_asyncio(work, resume=resume)
     finally:
         if interrupts is not None:
-            interrupts.let_go()
+            interrupts.release()
 
 
-def protect_from_interrupts(*functions: Callable[..., object]) -> None:
+def enable_ki_protection(*functions: Callable[..., object]) -> None:
     """On trio, keeps Ctrl-C out of the frames of these functions; where they wait, it is still raised."""
     if in_trio():
         import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
@@ -78,7 +78,7 @@ def protect_from_interrupts(*functions: Callable[..., object]) -> None:
             trio.lowlevel.enable_ki_protection(function)
 
 
-def hand_on(interruption: BaseException, cause: BaseException) -> None:
+def redeliver_cancellation(interruption: BaseException, cause: BaseException) -> None:
     """Keeps an interruption from being lost when `cause` goes out instead of it.
 
     From Python 3.13, asyncio delivers it again at the next await, as its own task groups do. Before, a
@@ -94,7 +94,7 @@ def hand_on(interruption: BaseException, cause: BaseException) -> None:
     cause.add_note(f"cortecs_async: while the instance was released came {interruption!r}")
 
 
-class Background:
+class BackgroundTask:
     """Work beside the caller, with no task group around it. `stop` it; what it raises is logged.
 
     Args:
@@ -143,7 +143,7 @@ async def _supervise(work: Callable[[], Awaitable[T]], *, resume: bool) -> T:
             )
 
 
-async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T]:
+async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
     interruption: BaseException | None = None
     while True:
         task = asyncio.get_running_loop().create_task(_supervise(work, resume=resume))
@@ -161,17 +161,17 @@ async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ende
         if not task.cancelled():
             break
         if not resume:
-            return Ended(error=asyncio.CancelledError(), interruption=interruption)
+            return TaskResult(error=asyncio.CancelledError(), interruption=interruption)
         # Cancelled before its first step, it never came to its own `except`.
     if error := task.exception():
-        return Ended(error=error, interruption=interruption)
-    return Ended(value=task.result(), interruption=interruption)
+        return TaskResult(error=error, interruption=interruption)
+    return TaskResult(value=task.result(), interruption=interruption)
 
 
-async def _on_trio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T]:
+async def _on_trio(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
     import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
 
-    ended: Ended[T] = Ended()
+    ended: TaskResult[T] = TaskResult()
     done = trio.Event()
 
     async def supervise() -> None:

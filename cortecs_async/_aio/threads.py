@@ -76,7 +76,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @define(eq=False)
-class Stopped:
+class StopFlag:
     """Tells a thread that nobody waits for it any more."""
 
     event: threading.Event = field(factory=threading.Event)
@@ -91,7 +91,7 @@ class Stopped:
             raise RuntimeError("nobody waits for this any more")
 
 
-async def in_thread(work: Callable[[], T], *, abandon: bool = False) -> T:
+async def run_in_thread(work: Callable[[], T], *, abandon: bool = False) -> T:
     """Runs what blocks.
 
     Args:
@@ -107,10 +107,10 @@ async def in_thread(work: Callable[[], T], *, abandon: bool = False) -> T:
     return await anyio.to_thread.run_sync(work, abandon_on_cancel=abandon, limiter=limiter)
 
 
-async def run_stoppable(work: Callable[[Stopped], T]) -> T:
+async def run_stoppable(work: Callable[[StopFlag], T]) -> T:
     """Runs long work, which ends soon after its caller is cancelled."""
-    stopped = Stopped()
+    stopped = StopFlag()
     try:
-        return await in_thread(lambda: work(stopped), abandon=True)
+        return await run_in_thread(lambda: work(stopped), abandon=True)
     finally:
         stopped.event.set()

@@ -10,7 +10,7 @@ import anyio
 
 from .._config import PollPolicy
 from .._errors import BadRequestError, ConflictError, DecodeError, InvalidArgumentError, NotFoundError
-from .._http.limiter import Urgency
+from .._http.limiter import Priority
 from .._http.messages import Call, Failure, Reply, Witness
 from .domain import AffectedInstances, Instance, InstanceArgs
 from .matching import Claims, choose
@@ -31,7 +31,7 @@ class Origin(enum.Enum):
     STARTED = "started"
 
 
-class Flight:
+class StartWitness:
     """Witness of a plain start: counts it, and claims its instance."""
 
     def __init__(self, claims: Claims, model_id: str) -> None:
@@ -40,17 +40,17 @@ class Flight:
 
     def sending(self) -> None:
         """See `Witness`."""
-        self._claims.takes_off(self._model_id)
+        self._claims.begin_request(self._model_id)
 
     def settled(self, outcome: Reply | Failure) -> None:
         """See `Witness`."""
-        self._claims.lands(self._model_id)
+        self._claims.end_request(self._model_id)
         if isinstance(outcome, Reply):
             with contextlib.suppress(DecodeError):
                 self._claims.ids.add(outcome.decode(decode_instance).instance_id)
 
 
-class _Onlooker:
+class UncancellableWitness:
     """Has a restart seen to its end: a stop must not overtake it."""
 
     def sending(self) -> None:
@@ -89,7 +89,7 @@ class Instances:
 
     async def list_now(self) -> tuple[Instance, ...]:
         """`list` ahead of everything else, for what a lease or a release waits for."""
-        call = Call(method="GET", path="/instances/", urgency=Urgency.LOOK)
+        call = Call(method="GET", path="/instances/", priority=Priority.POLL)
         return (await self._send(call)).decode(decode_instances)
 
     async def get(self, instance_id: str) -> Instance:
@@ -141,7 +141,7 @@ class Instances:
 
     async def _start_counted(self, args: InstanceArgs) -> Instance:
         # Where leases of this client look for lost starts of their own, this one must not be taken for one.
-        return await self.start_once(args, Flight(self.claims, args.model_id), retried=True)
+        return await self.start_once(args, StartWitness(self.claims, args.model_id), retried=True)
 
     async def start_once(self, args: InstanceArgs, witness: Witness, *, retried: bool = False) -> Instance:
         """`start` with arguments that were checked before, and without retries."""
@@ -366,7 +366,9 @@ class Instances:
             if origin is Origin.FOUND:
                 return match
             try:
-                return await self._restart(match.instance_id, witness=None if found is None else _Onlooker())
+                return await self._restart(
+                    match.instance_id, witness=None if found is None else UncancellableWitness()
+                )
             except _Refused as refusal:
                 other = await self._listed(match.instance_id)
                 if other is not None and found is not None and not refusal.outcome_unknown:
@@ -393,4 +395,4 @@ class Instances:
 
 
 def _look(path: str) -> Call:
-    return Call(method="GET", path=path, retried=False, urgency=Urgency.LOOK)
+    return Call(method="GET", path=path, retried=False, priority=Priority.POLL)

@@ -16,7 +16,7 @@ from .domain import Instance, InstanceArgs, Model
 
 
 @frozen(kw_only=True, eq=False)
-class Unknown:
+class UnresolvedStart:
     """A start that may have made an instance.
 
     Attributes:
@@ -41,8 +41,8 @@ class Ambiguous:
     candidates: tuple[str, ...]
 
 
-def judge(
-    mine: Unknown, starts: Sequence[Unknown], instances: Iterable[Instance]
+def match_start(
+    start: UnresolvedStart, starts: Sequence[UnresolvedStart], instances: Iterable[Instance]
 ) -> Instance | Ambiguous | None:
     """What one unknown start has made: an instance, nothing that can be seen, or it cannot be told.
 
@@ -53,16 +53,16 @@ def judge(
         starts: All starts whose outcome is unknown, with `mine`.
         instances: What exists, without what is known to belong to somebody.
     """
-    group, contested = _involved(mine, starts, instances)
-    given = _give(contested, group)
+    group, contested = _involved(start, starts, instances)
+    given = _assign(contested, group)
     if given is None:
-        return Ambiguous(tuple(each.instance_id for each in contested if mine.fits(each)))
-    return given.get(mine)
+        return Ambiguous(tuple(each.instance_id for each in contested if start.fits(each)))
+    return given.get(start)
 
 
 def _involved(
-    mine: Unknown, starts: Sequence[Unknown], instances: Iterable[Instance]
-) -> tuple[list[Unknown], list[Instance]]:
+    mine: UnresolvedStart, starts: Sequence[UnresolvedStart], instances: Iterable[Instance]
+) -> tuple[list[UnresolvedStart], list[Instance]]:
     """The starts and instances that `mine` cannot be judged without: each fits another of them."""
     left = sorted(instances, key=lambda each: each.instance_id)
     group, contested = {mine}, list[Instance]()
@@ -76,11 +76,13 @@ def _involved(
     return [start for start in starts if start in group], contested
 
 
-def _give(instances: Sequence[Instance], starts: Sequence[Unknown]) -> dict[Unknown, Instance] | None:
+def _assign(
+    instances: Sequence[Instance], starts: Sequence[UnresolvedStart]
+) -> dict[UnresolvedStart, Instance] | None:
     """Every instance to a start of its own (a bipartite matching); None when there are not enough."""
-    given: dict[Unknown, Instance] = {}
+    given: dict[UnresolvedStart, Instance] = {}
 
-    def give(instance: Instance, tried: set[Unknown]) -> bool:
+    def give(instance: Instance, tried: set[UnresolvedStart]) -> bool:
         fitting = [start for start in starts if start not in tried and start.fits(instance)]
         # A free one first: without that, many starts alike would hand theirs down a long row.
         for start in sorted(fitting, key=lambda each: each in given):
@@ -105,34 +107,34 @@ class Claims:
     """
 
     ids: set[str] = field(factory=set)
-    unknown: dict[str, list[Unknown]] = field(factory=dict)
+    unresolved: dict[str, list[UnresolvedStart]] = field(factory=dict)
     _flying: dict[str, int] = field(factory=dict)
     _landed: int = 0
 
-    def takes_off(self, model_id: str) -> None:
+    def begin_request(self, model_id: str) -> None:
         """A start is sent."""
         self._flying[model_id] = self._flying.get(model_id, 0) + 1
 
-    def lands(self, model_id: str) -> None:
+    def end_request(self, model_id: str) -> None:
         """Its outcome, known or unknown, is settled."""
         self._landed += 1
         self._flying[model_id] -= 1
         if not self._flying[model_id]:
             del self._flying[model_id]
 
-    def loses(self, model_id: str, start: Unknown) -> None:
+    def add_unresolved(self, model_id: str, start: UnresolvedStart) -> None:
         """A start has got no answer."""
-        self.unknown.setdefault(model_id, []).append(start)
+        self.unresolved.setdefault(model_id, []).append(start)
 
-    def finds(self, model_id: str, start: Unknown) -> None:
+    def resolve(self, model_id: str, start: UnresolvedStart) -> None:
         """It is known what it made, or it is given up."""
-        starts = self.unknown.get(model_id, [])
+        starts = self.unresolved.get(model_id, [])
         if start in starts:
             starts.remove(start)
         if not starts:
-            self.unknown.pop(model_id, None)
+            self.unresolved.pop(model_id, None)
 
-    def sky(self, model_id: str) -> int | None:
+    def idle_generation(self, model_id: str) -> int | None:
         """A number that stays the same as long as no start of the model is under way; None while one is."""
         return None if model_id in self._flying else self._landed
 

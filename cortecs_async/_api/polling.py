@@ -28,7 +28,7 @@ from .._errors import (
     RequestTimeoutError,
     TransportError,
 )
-from .._http.retry import is_passing_status
+from .._http.retry import is_transient_status
 from .._logging import Event, log
 from .domain import Instance, Progress
 
@@ -109,10 +109,10 @@ class Source(Protocol):
         ...
 
 
-def is_passing_trouble(error: CortecsError) -> bool:
+def is_transient_error(error: CortecsError) -> bool:
     """True when asking again later may help."""
     if isinstance(error, APIStatusError):
-        return is_passing_status(error.status_code)
+        return is_transient_status(error.status_code)
     return isinstance(error, (TransportError, DecodeError))
 
 
@@ -145,7 +145,7 @@ class Subscription:
     failing_since: float | None = None
     wake: anyio.Event = field(factory=anyio.Event)
 
-    def deliver(self, reading: Instance | None, *, now: float) -> None:
+    def publish(self, reading: Instance | None, *, now: float) -> None:
         """Keeps the newest reading; an unchanged one is no news."""
         self.failing_since = None
         if not self.has_reading or reading != self.reading:
@@ -158,11 +158,11 @@ class Subscription:
         self.error = copy.copy(error)
         self.wake.set()
 
-    def suffer(self, error: CortecsError, *, now: float, patience: float) -> None:
+    def record_failure(self, error: CortecsError, *, now: float, max_outage: float) -> None:
         """Ends the wait only when waiting longer does not help, or did not for `patience` seconds."""
         if self.failing_since is None:
             self.failing_since = now
-        if not is_passing_trouble(error) or now - self.failing_since > patience:
+        if not is_transient_error(error) or now - self.failing_since > max_outage:
             self.fail(error)
 
 
@@ -279,11 +279,11 @@ class Poller:
         waiting = list(self._waiters)
         try:
             readings = await self._read(waiting)
-            self._hand_out(readings, began)
+            self._publish(readings, began)
             # Last, because an answer that does not come must not hold up the news of the others.
             missing = [each for each in waiting if each.instance_id not in readings]
             if missing:
-                self._hand_out(await self._look_up(missing), began)
+                self._publish(await self._look_up(missing), began)
         except CortecsError as error:
             self._failed(error)
             return
@@ -299,7 +299,7 @@ class Poller:
             # Those that were not looked up come to their turn later.
             each.due = anyio.current_time() + self._pause(each, anyio.current_time())
 
-    def _hand_out(self, readings: Readings, began: float) -> None:
+    def _publish(self, readings: Readings, began: float) -> None:
         now = anyio.current_time()
         for subscription in self._waiters:
             # Whoever came while the answer was under way may know better than an answer from before.
@@ -307,9 +307,9 @@ class Poller:
                 continue
             reading = readings[subscription.instance_id]
             if isinstance(reading, CortecsError):
-                subscription.suffer(reading, now=now, patience=self._policy.max_outage)
+                subscription.record_failure(reading, now=now, max_outage=self._policy.max_outage)
             else:
-                subscription.deliver(reading, now=now)
+                subscription.publish(reading, now=now)
             subscription.due = now + self._pause(subscription, now)
 
     def _pause(self, subscription: Subscription, now: float) -> float:
@@ -376,8 +376,8 @@ class Poller:
         now = anyio.current_time()
         self._failures += 1
         for subscription in self._waiters:
-            subscription.suffer(error, now=now, patience=self._policy.max_outage)
-        if not is_passing_trouble(error):
+            subscription.record_failure(error, now=now, max_outage=self._policy.max_outage)
+        if not is_transient_error(error):
             return
         asked = error.retry_after if isinstance(error, APIStatusError) else None
         pause = max(

@@ -41,7 +41,7 @@ class Goal(enum.Enum):
     GONE = "gone"
 
 
-class Seen(enum.Enum):
+class ObservedState(enum.Enum):
     """What is known of the instance."""
 
     LIVE = enum.auto()
@@ -52,7 +52,7 @@ class Seen(enum.Enum):
     UNSURE = enum.auto()
 
 
-class Deed(enum.Enum):
+class Action(enum.Enum):
     """What to do next."""
 
     STOP = enum.auto()
@@ -63,32 +63,32 @@ class Deed(enum.Enum):
     NOTHING = enum.auto()
 
 
-def next_deed(goal: Goal, seen: Seen) -> Deed:
+def next_action(goal: Goal, seen: ObservedState) -> Action:
     """The next step from what is known towards the goal."""
     match seen:
-        case Seen.LIVE:
-            return Deed.STOP
-        case Seen.STOPPING:
-            return Deed.AWAIT_STOP
-        case Seen.STOPPED:
-            return Deed.NOTHING if goal is Goal.STOPPED else Deed.DELETE
-        case Seen.DELETED:
-            return Deed.VERIFY
-        case Seen.GONE:
-            return Deed.NOTHING
-        case Seen.UNSURE:
-            return Deed.READ
+        case ObservedState.LIVE:
+            return Action.STOP
+        case ObservedState.STOPPING:
+            return Action.AWAIT_STOP
+        case ObservedState.STOPPED:
+            return Action.NOTHING if goal is Goal.STOPPED else Action.DELETE
+        case ObservedState.DELETED:
+            return Action.VERIFY
+        case ObservedState.GONE:
+            return Action.NOTHING
+        case ObservedState.UNSURE:
+            return Action.READ
 
 
-def interpret(instance: Instance | None, *, stop_refused: bool) -> Seen:
+def interpret(instance: Instance | None, *, stop_refused: bool) -> ObservedState:
     """What a reading means. After a refused stop, a status that is not "stopped" may still be as good."""
     if instance is None or instance.status.lower() == "deleted":
-        return Seen.GONE
+        return ObservedState.GONE
     if instance.status == "stopped":
-        return Seen.STOPPED
+        return ObservedState.STOPPED
     if not stop_refused:
-        return Seen.LIVE
-    return Seen.STOPPED if instance.status.lower() in TERMINAL_STATUSES else Seen.STOPPING
+        return ObservedState.LIVE
+    return ObservedState.STOPPED if instance.status.lower() in TERMINAL_STATUSES else ObservedState.STOPPING
 
 
 @define
@@ -110,13 +110,13 @@ class Teardown:
     instance_id: str
     goal: Goal
     deadline: float
-    seen: Seen = Seen.LIVE
+    seen: ObservedState = ObservedState.LIVE
     settled_at: float = -math.inf
-    did_something: bool = False
+    has_acted: bool = False
     stopped_at: float | None = None
     stop_refused: bool = False
-    troubles: int = 0
-    last_trouble: Exception | None = None
+    failures: int = 0
+    last_error: Exception | None = None
 
     async def run(self) -> None:
         """Works until the goal is verified.
@@ -125,15 +125,15 @@ class Teardown:
             TeardownError: when it is not by the deadline.
         """
         with anyio.CancelScope(deadline=self.deadline):
-            while (deed := next_deed(self.goal, self.seen)) is not Deed.NOTHING:
+            while (deed := next_action(self.goal, self.seen)) is not Action.NOTHING:
                 try:
                     self.seen = await self._perform(deed)
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
                     # Already stopped, already gone, or not yet: the state decides, not the refusal.
-                    self.stop_refused = deed is Deed.STOP
+                    self.stop_refused = deed is Action.STOP
                     await self._recover(deed, refusal)
                 except ClientClosedError as error:
-                    self.last_trouble = error  # the caller's http_client: nothing can be asked any more
+                    self.last_error = error  # the caller's http_client: nothing can be asked any more
                     break
                 except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
                     await self._recover(deed, error)
@@ -141,50 +141,50 @@ class Teardown:
                 return
         raise TeardownError(
             f"instance {self.instance_id} could not be {'deleted' if self.goal is Goal.GONE else 'stopped'} "
-            f"in time (last seen: {self.seen.name.lower()}; last trouble: {self.last_trouble or 'none'}). "
+            f"in time (last seen: {self.seen.name.lower()}; last trouble: {self.last_error or 'none'}). "
             "IT MAY STILL BE BILLED: stop it with client.instances.stop() or on cortecs.ai.",
             instance_id=self.instance_id,
         )
 
-    async def _perform(self, deed: Deed) -> Seen:  # noqa: PLR0911  (each deed has its outcomes)
+    async def _perform(self, action: Action) -> ObservedState:  # noqa: PLR0911  (each deed has its outcomes)
         instance_id, poller = self.instance_id, self.instances.poller
-        match deed:
-            case Deed.STOP:
+        match action:
+            case Action.STOP:
                 answer = await self.instances.stop(instance_id)
                 self.stopped_at = anyio.current_time()
-                self.did_something = True
+                self.has_acted = True
                 # A delete proves that it was stopped; where there will be none, it has to be read.
                 settled = self.goal is Goal.GONE and _is_at_rest(answer)
-                return Seen.STOPPED if settled else Seen.STOPPING
-            case Deed.AWAIT_STOP:
+                return ObservedState.STOPPED if settled else ObservedState.STOPPING
+            case Action.AWAIT_STOP:
                 with anyio.move_on_after(_PATIENCE):
                     found = await wait_until(poller, instance_id, _is_at_rest)
                     return interpret(found, stop_refused=True)
                 self.stop_refused = False
-                return Seen.LIVE
-            case Deed.DELETE:
+                return ObservedState.LIVE
+            case Action.DELETE:
                 await self.instances.delete(instance_id)
-                self.did_something = True
-                return Seen.DELETED
-            case Deed.VERIFY:
+                self.has_acted = True
+                return ObservedState.DELETED
+            case Action.VERIFY:
                 with anyio.move_on_after(_PATIENCE):
                     await wait_until(poller, instance_id, _is_gone, trust_list=True)
-                    return Seen.GONE
-                return Seen.UNSURE
-            case Deed.READ | Deed.NOTHING:
+                    return ObservedState.GONE
+                return ObservedState.UNSURE
+            case Action.READ | Action.NOTHING:
                 reading = await poller.next(poller.subscribe(instance_id))
                 unseen = reading is None and self.stopped_at is None
                 if unseen and anyio.current_time() < self.settled_at:
                     await anyio.sleep(_LAG)
-                    return Seen.LIVE
+                    return ObservedState.LIVE
                 return interpret(reading, stop_refused=self.stop_refused)
 
-    async def _recover(self, deed: Deed, error: Exception) -> None:
-        self.seen = Seen.UNSURE
-        self.last_trouble = error
+    async def _recover(self, action: Action, error: Exception) -> None:
+        self.seen = ObservedState.UNSURE
+        self.last_error = error
         # The first refusal is the ordinary "already stopped": it costs no pause.
-        pause = min(0.25 * 2.0 ** min(self.troubles, 10), _MAX_PAUSE) if self.troubles else 0.0
-        self.troubles += 1
+        pause = min(0.25 * 2.0 ** min(self.failures, 10), _MAX_PAUSE) if self.failures else 0.0
+        self.failures += 1
         asked = error.retry_after if isinstance(error, APIStatusError) else None
         if asked is not None:
             # Honoured, but not to the end: an instance that is billed is asked about more than once.
@@ -193,10 +193,10 @@ class Teardown:
             Event.LEASE_TEARDOWN_RETRY,
             "instance %s: %s: %s",
             self.instance_id,
-            deed.name.lower(),
+            action.name.lower(),
             error,
             instance_id=self.instance_id,
-            step=deed.name.lower(),
+            step=action.name.lower(),
             wait=pause,
             error_type=type(error).__name__,
             request_id=getattr(error, "request_id", None),
@@ -209,4 +209,4 @@ def _is_at_rest(instance: Instance | None) -> bool:
 
 
 def _is_gone(instance: Instance | None) -> bool:
-    return interpret(instance, stop_refused=False) is Seen.GONE
+    return interpret(instance, stop_refused=False) is ObservedState.GONE

@@ -27,7 +27,7 @@ ProgressCallback = Callable[[Progress], Awaitable[None] | None]
 TERMINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
 
 
-class Verdict(enum.Enum):
+class Readiness(enum.Enum):
     """What a reading means to somebody who waits for the instance to run."""
 
     USABLE = enum.auto()
@@ -36,15 +36,15 @@ class Verdict(enum.Enum):
     GONE = enum.auto()
 
 
-def judge(instance: Instance | None, *, settled: bool) -> Verdict:
+def assess_reading(instance: Instance | None, *, settled: bool) -> Readiness:
     """What a reading means; bad news is not believed before things have `settled`."""
     if instance is not None and instance.is_usable:
-        return Verdict.USABLE
+        return Readiness.USABLE
     if not settled:
-        return Verdict.WAIT
+        return Readiness.WAIT
     if instance is None:
-        return Verdict.GONE
-    return Verdict.FAILED if instance.status.lower() in TERMINAL_STATUSES else Verdict.WAIT
+        return Readiness.GONE
+    return Readiness.FAILED if instance.status.lower() in TERMINAL_STATUSES else Readiness.WAIT
 
 
 async def wait_until_running(
@@ -92,12 +92,12 @@ async def wait_until_running(
                 await call_back(on_progress, Progress(instance=latest, elapsed=now - began))
             now = anyio.current_time()
         if has_reading:
-            verdict = judge(latest, settled=is_settled)
-            if verdict is Verdict.USABLE and latest is not None:
+            verdict = assess_reading(latest, settled=is_settled)
+            if verdict is Readiness.USABLE and latest is not None:
                 return latest
-            if verdict is Verdict.GONE:
+            if verdict is Readiness.GONE:
                 raise _gone(instance_id)
-            if verdict is Verdict.FAILED and latest is not None:
+            if verdict is Readiness.FAILED and latest is not None:
                 raise StartFailedError(
                     f"instance {instance_id} became {latest.status!r} instead of running",
                     instance_id=instance_id,

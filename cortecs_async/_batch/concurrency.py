@@ -38,7 +38,7 @@ _FEW = 8
 _FEWEST = 16
 
 
-class Limit(Protocol):
+class ConcurrencyLimit(Protocol):
     """How many at once, now."""
 
     @property

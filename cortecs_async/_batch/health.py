@@ -15,12 +15,12 @@ from typing import Any
 from attrs import define
 
 from .format import Request
-from .outcome import Failed, Trouble, backoff
+from .outcome import Failed, FailureReason, backoff
 
 # Seconds of doubt until an endpoint is given up, with all that is paid for it; and those for a key that it
 # has never taken, which another try mostly does not change.
-PATIENCE = 180.0
-KEY_PATIENCE = 10.0
+OUTAGE_TIMEOUT = 180.0
+KEY_TIMEOUT = 10.0
 
 # Seconds of pauses that an endpoint asks for, by which the patience is longer at the most.
 _MOST_ASKED = 300.0
@@ -97,9 +97,9 @@ class Health:
         """Seconds of doubt."""
         return 0.0 if self.doubt_since is None else now - self.doubt_since
 
-    def is_patience_over(self, failed: Failed, now: float) -> bool:
+    def is_grace_over(self, failed: Failed, now: float) -> bool:
         """Whether there was doubt for too long, after another failure."""
-        is_new_key = failed.trouble is Trouble.KEY and self.last_good == float("-inf")
+        is_new_key = failed.reason is FailureReason.KEY and self.last_good == float("-inf")
         # What it has asked to wait does not count, or not for ever.
         asked = min(self._asked, _MOST_ASKED)
-        return self.doubted_for(now) > (KEY_PATIENCE if is_new_key else PATIENCE) + asked
+        return self.doubted_for(now) > (KEY_TIMEOUT if is_new_key else OUTAGE_TIMEOUT) + asked

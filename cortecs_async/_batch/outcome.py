@@ -8,7 +8,7 @@ import random
 
 from attrs import define, frozen
 
-from .._http.messages import Failure, Kind
+from .._http.messages import Failure, FailureKind
 from .format import Request, Usage, answered, unanswered
 from .sender import Reply
 
@@ -23,7 +23,7 @@ _LONGEST_RETRY_AFTER = 300.0
 _ABOUT_THE_REQUEST = frozenset({400, 413, 422})
 
 
-class Trouble(enum.Enum):
+class FailureReason(enum.Enum):
     """What a failed attempt is about, unless something else tells who is to blame."""
 
     TOO_MANY = "too many requests"  # the endpoint is there
@@ -57,38 +57,38 @@ class Failed:
         is_time_out: Whether it took all the time that an attempt may.
     """
 
-    trouble: Trouble
+    reason: FailureReason
     detail: str
     line: bytes
     retry_after: float = 0.0
     is_time_out: bool = False
 
 
-def judge(outcome: Reply | Failure, request: Request) -> Settled | Failed:
+def classify(outcome: Reply | Failure, request: Request) -> Settled | Failed:
     """What follows from an attempt."""
     if isinstance(outcome, Failure):
         code = outcome.kind.value.replace(" ", "_")
         line = unanswered(request, code, outcome.detail)
-        is_time_out = outcome.kind is Kind.TIMED_OUT
-        return Failed(Trouble.OUTAGE, outcome.detail, line, is_time_out=is_time_out)
+        is_time_out = outcome.kind is FailureKind.TIMED_OUT
+        return Failed(FailureReason.OUTAGE, outcome.detail, line, is_time_out=is_time_out)
     status = outcome.status
     if status < 300:
         try:
             line, usage = answered(request, status, outcome.request_id, outcome.body)
         except ValueError:
             detail = f"status {status} with a body that is no JSON"
-            return judge(Failure(kind=Kind.UNREADABLE, detail=detail), request)
+            return classify(Failure(kind=FailureKind.UNREADABLE, detail=detail), request)
         return Settled(line, usage or Usage())
     line, _ = answered(request, status, outcome.request_id, outcome.body)
     if status in _ABOUT_THE_REQUEST and _is_of_a_model_server(outcome.body):
         return Settled(line)
     trouble = {
-        401: Trouble.KEY,
-        403: Trouble.KEY,
-        429: Trouble.TOO_MANY,
-        503: Trouble.NOT_READY,
-    }.get(status, Trouble.OUTAGE)
-    asks_to_wait = trouble in {Trouble.TOO_MANY, Trouble.NOT_READY}
+        401: FailureReason.KEY,
+        403: FailureReason.KEY,
+        429: FailureReason.TOO_MANY,
+        503: FailureReason.NOT_READY,
+    }.get(status, FailureReason.OUTAGE)
+    asks_to_wait = trouble in {FailureReason.TOO_MANY, FailureReason.NOT_READY}
     retry_after = min(outcome.retry_after or 0.0, _LONGEST_RETRY_AFTER) if asks_to_wait else 0.0
     return Failed(trouble, f"status {status}", line, retry_after)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import define, evolve, frozen
 
-from .._aio.threads import Stopped
+from .._aio.threads import StopFlag
 from .._errors import BatchFileError, CortecsError
 from .format import RequestReader, read_answer
 from .index import Clash, Index, Match
@@ -95,7 +95,7 @@ class Survey:
 
 
 def survey(
-    files: Files, reader: RequestReader, output: Output | None, stopped: Stopped, *, retry_failed: bool
+    files: Files, reader: RequestReader, output: Output | None, stopped: StopFlag, *, retry_failed: bool
 ) -> Survey:
     """Reads both files.
 
@@ -145,7 +145,7 @@ def _check_other(target: Path, source: os.stat_result) -> None:
 
 
 def _survey(
-    files: Files, reader: RequestReader, output: Output | None, stopped: Stopped, index: Index
+    files: Files, reader: RequestReader, output: Output | None, stopped: StopFlag, index: Index
 ) -> tuple[BatchPlan, bytearray]:
     succeeded = failed = 0
     answers = WholeLines(files.target)

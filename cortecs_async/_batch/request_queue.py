@@ -27,7 +27,7 @@ _MOST_WAITING = 512
 _MOST_WAITING_BYTES = 16 << 20
 
 
-class Work:
+class RequestQueue:
     """The requests that are left.
 
     Whoever is free takes the next one. What comes back, from an instance that was lost or after a failure, is
@@ -59,7 +59,7 @@ class Work:
         self._hunger = anyio.Event()
 
     @property
-    def is_over(self) -> bool:
+    def is_finished(self) -> bool:
         """Whether everything is answered."""
         waiting = self._ahead or self._returned or self._later or self._at_last
         return self._is_read and not (waiting or self._open)
@@ -75,20 +75,20 @@ class Work:
         """Waits until everything is answered."""
         await self._end.wait()
 
-    def take_now(self) -> Request | None:
+    def get_nowait(self) -> Request | None:
         """The next request, if there is one at hand."""
         request = self._next()
         if request is not None:
             self._open += 1
         return request
 
-    def settle(self) -> None:
+    def task_done(self) -> None:
         """One is answered."""
         self._open -= 1
-        if self.is_over:
+        if self.is_finished:
             self._tell()
 
-    def give_back(self, request: Request) -> None:
+    def put_back(self, request: Request) -> None:
         """One was not answered, and it is not to blame."""
         self._open -= 1
         self._returned.append(request)
@@ -115,7 +115,7 @@ class Work:
             BatchFileError: when the input has changed, or cannot be read.
         """
         lines = self._lines()
-        while chunk := await threads.in_thread(lambda: _chunk(lines)):
+        while chunk := await threads.run_in_thread(lambda: _chunk(lines)):
             self._ahead.extend(chunk)
             self._bytes += sum(len(line) for _, line in chunk)
             self._tell()
@@ -154,7 +154,7 @@ class Work:
     def _tell(self) -> None:
         self._news.set()
         self._news = anyio.Event()
-        if self.is_over:
+        if self.is_finished:
             self._end.set()
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import anyio
 from attrs import define, field, frozen
 
-from .._aio.tasks import run_to_end
+from .._aio.tasks import run_uncancellable
 from .._aio.threads import run_stoppable
 from .._errors import (
     AmbiguousStartError,
@@ -24,15 +24,15 @@ from .._errors import (
 from .._lease.lease import InstanceLease
 from .._lease.pricing import Receipt
 from .._logging import Event, log
-from .concurrency import AdaptiveLimit, FixedLimit, Limit
+from .concurrency import AdaptiveLimit, ConcurrencyLimit, FixedLimit
 from .format import RequestReader
 from .output import Output
 from .plan import BatchPlan, Files, Survey, survey
 from .report import BatchProgress, BatchReport, Tally
-from .request_queue import Work
+from .request_queue import RequestQueue
 from .sender import Access
-from .workers import Crew
-from .writer import Line, Sink
+from .workers import WorkerPool
+from .writer import AnswerWriter, Line
 
 BatchProgressCallback = Callable[[BatchProgress], Awaitable[None] | None]
 
@@ -86,7 +86,7 @@ class BatchOptions:
         if self.on_progress is not None and not callable(self.on_progress):
             raise InvalidArgumentError("on_progress must be callable")
 
-    def new_limit(self) -> Limit:
+    def new_limit(self) -> ConcurrencyLimit:
         """The limit of one instance."""
         if self.concurrency != "auto":
             return FixedLimit(self.concurrency)
@@ -122,8 +122,8 @@ class _Lane:
     """One instance of a batch."""
 
     lease: InstanceLease
-    limit: Limit
-    crew: Crew | None = None
+    limit: ConcurrencyLimit
+    pool: WorkerPool | None = None
 
     is_starting: bool = True
     scope: anyio.CancelScope = field(factory=anyio.CancelScope)
@@ -208,8 +208,8 @@ class Batch:
         reader = RequestReader(
             str(self.options.files.source), self.options.model, override_model=self.options.override_model
         )
-        work = Work(self.options.files.source, reader, found.done, found.input_status)
-        sink = Sink(output, note)
+        work = RequestQueue(self.options.files.source, reader, found.done, found.input_status)
+        sink = AnswerWriter(output, note)
         # One that has no request to answer would be billed all the same.
         instances = min(self.options.instances, found.plan.left)
         self._lanes = [_Lane(self.new_lease(), self.options.new_limit()) for _ in range(instances)]
@@ -222,7 +222,7 @@ class Batch:
             raise self._error
         await self._tell(found.plan, tally)
 
-    async def _work(self, work: Work, sink: Sink, plan: BatchPlan, tally: Tally) -> None:
+    async def _work(self, work: RequestQueue, sink: AnswerWriter, plan: BatchPlan, tally: Tally) -> None:
         async with anyio.create_task_group() as tasks:
 
             async def run(job: Callable[[], Awaitable[None]]) -> None:
@@ -244,7 +244,7 @@ class Batch:
                     lanes.start_soon(run, lambda lane=lane: self._use(lane, work, sink))
             tasks.cancel_scope.cancel()
 
-    async def _use(self, lane: _Lane, work: Work, sink: Sink) -> None:
+    async def _use(self, lane: _Lane, work: RequestQueue, sink: AnswerWriter) -> None:
         """Works on one instance.
 
         Raises:
@@ -259,7 +259,7 @@ class Batch:
                     self._incidents += getattr(cancelled, "__notes__", [])
                     raise
         except (LifecycleError, RequestError, AmbiguousStartError) as error:
-            is_last = self._working == 1 and not work.is_over
+            is_last = self._working == 1 and not work.is_finished
             if is_last or isinstance(error, TeardownError):
                 raise
             log(
@@ -272,12 +272,12 @@ class Batch:
             # With what was noted on it: that its release failed, say.
             self._incidents.append("; ".join([str(error), *getattr(error, "__notes__", [])]))
         finally:
-            lane.crew = None
+            lane.pool = None
             self._working -= 1
 
-    async def _use_until_done(self, lane: _Lane, work: Work, sink: Sink) -> None:
+    async def _use_until_done(self, lane: _Lane, work: RequestQueue, sink: AnswerWriter) -> None:
         async with lane.lease as inst, self.access.sender(inst.base_url) as sender:
-            lane.crew = Crew(
+            lane.pool = WorkerPool(
                 instance_id=inst.instance_id,
                 model=self.options.model,
                 sender=sender,
@@ -289,7 +289,7 @@ class Batch:
             lane.is_starting = False
             if self._answering_since is None:
                 self._answering_since = anyio.current_time()
-            await lane.crew.run()
+            await lane.pool.run()
             for other in self._lanes:
                 if other.is_starting:
                     # There is nothing left for it to do.
@@ -301,9 +301,9 @@ class Batch:
         elif error is not self._error:
             log(Event.BATCH_ERROR, "and then: %s", error, error_type=type(error).__name__)
 
-    async def _flush(self, sink: Sink) -> None:
+    async def _flush(self, sink: AnswerWriter) -> None:
         """What was answered is paid for: it is written, whatever ended the run, and however often."""
-        ended = await run_to_end(sink.flush, resume=True)
+        ended = await run_uncancellable(sink.flush, resume=True)
         if isinstance(ended.error, CortecsError):
             self._fail(ended.error)
         elif ended.error is not None:
@@ -315,7 +315,7 @@ class Batch:
         if self.options.on_progress is None:
             return
         now = anyio.current_time()
-        crews = [lane.crew for lane in self._lanes if lane.crew is not None]
+        crews = [lane.pool for lane in self._lanes if lane.pool is not None]
         receipts = [each for lane in self._lanes if (each := lane.receipt) is not None]
         costs = [each.cost for each in receipts if each.cost is not None]
         rate, tokens_per_second = tally.rates(now, self._answering_since or now)
@@ -326,7 +326,7 @@ class Batch:
             resumed=tally.resumed,
             instances=len(crews),
             running=sum(crew.busy for crew in crews),
-            concurrency=sum(lane.limit.value for lane in self._lanes if lane.crew is not None),
+            concurrency=sum(lane.limit.value for lane in self._lanes if lane.pool is not None),
             prompt_tokens=tally.prompt_tokens,
             completion_tokens=tally.completion_tokens,
             elapsed=now - self._began,

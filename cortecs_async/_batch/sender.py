@@ -23,7 +23,7 @@ from .._aio.eventloop import in_trio
 from .._config import Settings
 from .._errors import ConfigurationError, InvalidArgumentError
 from .._http.connections import Connections, HTTPClient, kind_of, tls_context, trusts_environment
-from .._http.messages import Failure, Kind
+from .._http.messages import Failure, FailureKind
 from .._http.retry import parse_retry_after
 from .._secrets import Redactor, Secret
 from .._version import __version__
@@ -144,8 +144,8 @@ class _Base:
         except Exception as error:  # noqa: BLE001  (see below)
             # What is no failure of HTTP, such as a host that is none, is a failure all the same: an exception
             # would take along the frames that hold the key.
-            kind = self._kind_of(error) or Kind.NOT_SENT
-            if kind is Kind.TIMED_OUT:
+            kind = self._kind_of(error) or FailureKind.NOT_SENT
+            if kind is FailureKind.TIMED_OUT:
                 return Failure(kind=kind, detail=f"no answer within {self._timeout:g} s")
             said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             return Failure(kind=kind, detail=self._redactor.redact(said))
@@ -153,7 +153,7 @@ class _Base:
     async def _post(self, url: str, body: bytes) -> Reply:
         raise NotImplementedError
 
-    def _kind_of(self, error: Exception) -> Kind | None:
+    def _kind_of(self, error: Exception) -> FailureKind | None:
         raise NotImplementedError
 
     def _authorization(self) -> str:
@@ -233,14 +233,14 @@ class _OverAiohttp(_Base):
         ) as response:
             return self._sort(response.status, response.headers, await response.read())
 
-    def _kind_of(self, error: Exception) -> Kind | None:
+    def _kind_of(self, error: Exception) -> FailureKind | None:
         aiohttp = self._aiohttp
         if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)):
-            return Kind.NOT_SENT
+            return FailureKind.NOT_SENT
         if isinstance(error, TimeoutError):
-            return Kind.TIMED_OUT
+            return FailureKind.TIMED_OUT
         if isinstance(error, (aiohttp.ClientError, OSError)):
-            return Kind.LOST
+            return FailureKind.LOST
         return None
 
 
@@ -259,7 +259,7 @@ class _OverHttpx(_Base):
         await self._connections.aclose()
 
     async def _post(self, url: str, body: bytes) -> Reply:
-        pool = self._connections.take()
+        pool = self._connections.checkout()
         pool.busy += 1
         try:
             request = pool.client.build_request(
@@ -271,5 +271,5 @@ class _OverHttpx(_Base):
             pool.busy -= 1
         return self._sort(response.status_code, response.headers, response.content)
 
-    def _kind_of(self, error: Exception) -> Kind | None:
-        return Kind.TIMED_OUT if isinstance(error, TimeoutError) else kind_of(error)
+    def _kind_of(self, error: Exception) -> FailureKind | None:
+        return FailureKind.TIMED_OUT if isinstance(error, TimeoutError) else kind_of(error)

@@ -28,7 +28,7 @@ _DEFAULT_CONTEXT = 32_000
 AnyPath = str | os.PathLike[str]
 
 
-class Services(Protocol):
+class BatchServices(Protocol):
     """What a client is made of, as far as a batch needs it."""
 
     settings: Settings
@@ -73,7 +73,7 @@ class Start:
 
 
 def begin(
-    services: Services,
+    services: BatchServices,
     start: Start,
     source: AnyPath,
     target: AnyPath,
@@ -130,7 +130,7 @@ def begin(
 
 
 async def plan(
-    services: Services, start: Start, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
+    services: BatchServices, start: Start, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
 ) -> BatchPlan:
     """What a batch would do.
 

@@ -7,17 +7,17 @@ import random
 import anyio
 from anyio.abc import TaskGroup
 
-from .._aio.clock import clock
+from .._aio.clock import loop_clock
 from .._errors import EndpointError
-from .._http.messages import Failure, Kind
+from .._http.messages import Failure, FailureKind
 from .._logging import Event, log
-from .concurrency import Limit
+from .concurrency import ConcurrencyLimit
 from .format import Request, Usage
 from .health import Health, small_request
-from .outcome import Failed, Settled, Trouble, backoff, judge
-from .request_queue import Work
+from .outcome import Failed, FailureReason, Settled, backoff, classify
+from .request_queue import RequestQueue
 from .sender import Reply, Sender
-from .writer import Line, Sink
+from .writer import AnswerWriter, Line
 
 # Attempts that may time out: each takes all the time that an attempt may, and a model that does not come to
 # an end mostly does not the next time either.
@@ -33,7 +33,7 @@ _SMALL_TIMEOUT = 60.0
 _NEARLY_FULL = 0.9
 
 
-class Crew:
+class WorkerPool:
     """Works on an instance until everything is answered.
 
     While there is doubt whether the endpoint is there (see `Health`), only that is found out.
@@ -54,9 +54,9 @@ class Crew:
         instance_id: str,
         model: str,
         sender: Sender,
-        work: Work,
-        sink: Sink,
-        limit: Limit,
+        work: RequestQueue,
+        sink: AnswerWriter,
+        limit: ConcurrencyLimit,
         max_retries: int,
     ) -> None:
         self._instance_id = instance_id
@@ -72,7 +72,7 @@ class Crew:
         self._idle = 0
         self.busy: int = 0
         self._error: Exception | None = None
-        self._clock = clock()
+        self._clock = loop_clock()
         self._health = Health(self._rng)
         self._is_probing = False
         self._answers = self._time_outs = 0
@@ -107,13 +107,13 @@ class Crew:
 
     async def _work_on(self) -> None:
         try:
-            while self._size <= self._allowed and not self._work.is_over:
+            while self._size <= self._allowed and not self._work.is_finished:
                 if self._health.resume_at > self._clock():
                     await self._wait_until(self._health.resume_at)
                     continue
                 if self._sink.is_full:
                     await self._sink.wait_for_room()
-                request = self._work.take_now()
+                request = self._work.get_nowait()
                 if request is None:
                     self._idle += 1
                     try:
@@ -135,12 +135,12 @@ class Crew:
         try:
             outcome = await self._sender.post(request.path, request.body)
         except BaseException:
-            self._work.give_back(request)
+            self._work.put_back(request)
             raise
         finally:
             self.busy -= 1
         now = self._clock()
-        verdict = judge(outcome, request)
+        verdict = classify(outcome, request)
         if isinstance(verdict, Settled):
             self._settle(request, verdict.line, verdict.usage)
             self._health.answered(now)
@@ -154,7 +154,7 @@ class Crew:
 
     def _settle(self, request: Request, line: bytes, usage: Usage | None = None) -> None:
         self._sink.put(Line(request, line, usage))
-        self._work.settle()
+        self._work.task_done()
 
     def _go_on(self, request: Request, failed: Failed, began: float, now: float) -> None:
         """After an attempt without an answer."""
@@ -197,7 +197,9 @@ class Crew:
             self._postpone(request, failed, request.tries)
 
     def _is_of_too_many(self, failed: Failed, *, is_there: bool) -> bool:
-        return failed.trouble is Trouble.TOO_MANY or (failed.trouble is Trouble.NOT_READY and is_there)
+        return failed.reason is FailureReason.TOO_MANY or (
+            failed.reason is FailureReason.NOT_READY and is_there
+        )
 
     def _postpone(self, request: Request, failed: Failed, count: int) -> None:
         # Not so long as `Retry-After` asks: that holds for this endpoint, and others may be free.
@@ -224,14 +226,14 @@ class Crew:
         health = self._health
         request = small_request(path, self._model)
         try:
-            while health.doubt_since is not None and not self._work.is_over:
+            while health.doubt_since is not None and not self._work.is_finished:
                 if health.resume_at > self._clock():
                     await self._wait_until(health.resume_at)
                     continue
                 outcome = await self._ask(request)
                 if outcome is None:
                     return
-                now, verdict = self._clock(), judge(outcome, request)
+                now, verdict = self._clock(), classify(outcome, request)
                 if isinstance(verdict, Settled):
                     health.answered(now)
                     return
@@ -244,7 +246,7 @@ class Crew:
                 )
                 health.put_off(verdict, now)
                 # What is under way may yet be answered: there are answers that take longer than the patience.
-                if health.is_patience_over(verdict, now) and not self.busy:
+                if health.is_grace_over(verdict, now) and not self.busy:
                     self._give_up(verdict, health.doubted_for(now))
                     return
                 await self._wait_until(now + health.next_pause())
@@ -265,7 +267,7 @@ class Crew:
             with anyio.move_on_after(_SMALL_TIMEOUT) as scope:
                 outcome = await self._sender.post(request.path, request.body)
             if scope.cancelled_caught:
-                outcome = Failure(kind=Kind.TIMED_OUT, detail=f"no answer within {_SMALL_TIMEOUT:g} s")
+                outcome = Failure(kind=FailureKind.TIMED_OUT, detail=f"no answer within {_SMALL_TIMEOUT:g} s")
             tasks.cancel_scope.cancel()
         return outcome
 
@@ -275,8 +277,8 @@ class Crew:
             await self._work.wait_until_over()
 
     def _give_up(self, failed: Failed, seconds: float) -> None:
-        what = {Trouble.KEY: "refuses the key", Trouble.TOO_MANY: "takes no requests"}
-        said = what.get(failed.trouble, "answers nothing")
+        what = {FailureReason.KEY: "refuses the key", FailureReason.TOO_MANY: "takes no requests"}
+        said = what.get(failed.reason, "answers nothing")
         self._stop(self._error_of(f"{said}, for {seconds:.0f} s: {failed.detail}"))
 
     def _error_of(self, said: str) -> EndpointError:

@@ -35,7 +35,7 @@ class Line:
     usage: Usage | None
 
 
-class Sink:
+class AnswerWriter:
     """Writes answers, in groups.
 
     Args:
@@ -110,7 +110,7 @@ class Sink:
         begin = 0
         try:
             with anyio.CancelScope(shield=True):
-                begin = await threads.in_thread(write)
+                begin = await threads.run_in_thread(write)
         except BaseException:
             # A second cancellation of asyncio comes through. Either the thread has begun, and writes them to
             # the end; or it never will, and they are for the next group.

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from .._batch.report import BatchReport
     from .._batch.run import BatchProgressCallback
     from .._batch.sender import BatchTransport
-    from .wiring import Assembly
+    from .wiring import Wiring
 
 
 class BatchMethods:
     """The methods of a client that are about batches."""
 
-    _assembly: Assembly
+    _wiring: Wiring
 
     async def run_batch(
         self,
@@ -101,7 +101,7 @@ class BatchMethods:
         del api_key  # a traceback that shows locals would show it
         start = Start(model_id, hardware_type_id, context_length, num_workers, billing_interval)
         batch = begin(
-            self._assembly,
+            self._wiring,
             start,
             input,
             output,
@@ -166,4 +166,4 @@ class BatchMethods:
             "retry_failed": retry_failed,
             "override_model": override_model,
         }
-        return await plan(self._assembly, start, input, output, options)
+        return await plan(self._wiring, start, input, output, options)

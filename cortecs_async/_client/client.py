@@ -132,9 +132,9 @@ class AsyncCortecs(BatchMethods, CallMethods):
             raise ConfigurationError("give either http_client or transport, not both")
         # Here, because it brings httpx and everything else along: a program that imports the package and
         # makes no client, such as one that prints its --help, need not wait for that.
-        from .wiring import Assembly  # noqa: PLC0415
+        from .wiring import Wiring  # noqa: PLC0415
 
-        self._assembly = Assembly(
+        self._wiring = Wiring(
             self._settings,
             http_client=http_client,
             guard=guard,
@@ -142,10 +142,10 @@ class AsyncCortecs(BatchMethods, CallMethods):
             state_dir=state_dir,
             telemetry=telemetry,
         )
-        self.instances: Instances = self._assembly.instances
-        self.models: Models = self._assembly.models
-        self.hardware_types: HardwareTypes = self._assembly.hardware_types
-        self.user: User = self._assembly.user
+        self.instances: Instances = self._wiring.instances
+        self.models: Models = self._wiring.models
+        self.hardware_types: HardwareTypes = self._wiring.hardware_types
+        self.user: User = self._wiring.user
         self._closed = False
 
     def instance(
@@ -197,7 +197,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
         Raises:
             InvalidArgumentError: for bad arguments, at once and before any request.
         """
-        return self._assembly.lease(
+        return self._wiring.lease(
             model_id,
             hardware_type_id,
             {
@@ -237,7 +237,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
             InvalidArgumentError: for what is no id, at once. Entering raises `BadRequestError` or
                 `NotFoundError` for an unknown one, and `StartFailedError` for one that is stopped.
         """
-        return self._assembly.loan(
+        return self._wiring.borrow(
             instance_id, start_timeout=start_timeout, on_loss=on_loss, on_progress=on_progress
         )
 
@@ -277,7 +277,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
             InvalidArgumentError: for bad arguments, before any request.
             CortecsError: as entering `instance(...)`; there is no instance then.
         """
-        lease = self._assembly.lease(
+        lease = self._wiring.lease(
             model_id,
             hardware_type_id,
             {
@@ -293,7 +293,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
             on_loss="ignore",
             on_progress=on_progress,
         )
-        return await lease.hand_out()
+        return await lease.into_handle()
 
     async def release(self, handle: InstanceHandle | str, *, teardown_timeout: float = 120.0) -> None:
         """Stops and deletes an acquired instance, and returns when it is read to be gone.
@@ -310,7 +310,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
             TeardownError: when it could not be done in time; the reaper goes on.
             RequestError: when the service refuses to list instances.
         """
-        await self._assembly.release(handle, teardown_timeout)
+        await self._wiring.release(handle, teardown_timeout)
 
     async def sweep(self, *, dry_run: bool = False, timeout: float = 300.0) -> tuple[Orphan, ...]:
         """Releases what processes that died have left behind, as far as their journals prove it.
@@ -328,7 +328,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
             InvalidArgumentError: for a bad timeout.
             RequestError: when the service cannot be asked.
         """
-        return await self._assembly.sweep(dry_run=dry_run, timeout=timeout)
+        return await self._wiring.sweep(dry_run=dry_run, timeout=timeout)
 
     async def orphans(self) -> tuple[Orphan, ...]:
         """What `sweep` would find.
@@ -344,14 +344,14 @@ class AsyncCortecs(BatchMethods, CallMethods):
         Nobody there does for one that is not among them: it was started by hand, on another machine, or with
         `acquire` without a limit. Reads files only; asks the service nothing.
         """
-        return await self._assembly.owners()
+        return await self._wiring.owners()
 
     async def diagnose(self) -> tuple[Finding, ...]:
         """Checks credentials, service, token, clock, journal and reaper, one by one, in bounded time.
 
         Starts nothing that is billed, and raises for nothing that it finds.
         """
-        return await self._assembly.diagnose()
+        return await self._wiring.diagnose()
 
     async def aclose(self) -> None:
         """Closes the client; calling it again does nothing.
@@ -359,11 +359,11 @@ class AsyncCortecs(BatchMethods, CallMethods):
         Leases that are still open can release what they hold: the connections close with the last of them.
         """
         self._closed = True
-        await self._assembly.http.aclose()
+        await self._wiring.http.aclose()
 
     async def __aenter__(self) -> Self:
         try:
-            await self._assembly.open()
+            await self._wiring.open()
         except BaseException:
             self._closed = True
             raise

@@ -21,16 +21,16 @@ from .._errors import (
     RequestError,
 )
 from .._http.messages import Call, Reply
-from .._recovery.journal import JournalFile, books, is_owned, take
-from .._recovery.promises import Keeper
-from .._recovery.store import try_guard
+from .._recovery.journal import JournalFile, is_owned, read_journals, take
+from .._recovery.promises import Promises
+from .._recovery.store import check_reaper
 from .._secrets import credentials_problem
 
 if TYPE_CHECKING:
     from .._http.client import HTTP  # which would bring httpx along, to whoever imports a Finding
 
 # Seconds for each of the checks.
-_PATIENCE = 20.0
+_CHECK_TIMEOUT = 20.0
 
 # Seconds that clocks may be apart.
 _APART = 60.0
@@ -53,7 +53,7 @@ class Finding:
     hint: str = ""
 
 
-async def diagnose(settings: Settings, http: HTTP, keeper: Keeper) -> tuple[Finding, ...]:
+async def diagnose(settings: Settings, http: HTTP, promises: Promises) -> tuple[Finding, ...]:
     """Checks one after the other, each in bounded time. Starts nothing that is billed.
 
     Args:
@@ -61,7 +61,7 @@ async def diagnose(settings: Settings, http: HTTP, keeper: Keeper) -> tuple[Find
         http: Where requests go.
         keeper: For the journal and the reaper.
     """
-    doctor = _Doctor(settings=settings, http=http, keeper=keeper)
+    doctor = _Doctor(settings=settings, http=http, promises=promises)
     checks: dict[str, Callable[[], Awaitable[Finding]]] = {
         "credentials": doctor.credentials,
         "service": doctor.service,
@@ -72,10 +72,12 @@ async def diagnose(settings: Settings, http: HTTP, keeper: Keeper) -> tuple[Find
     }
     findings: list[Finding] = []
     for name, check in checks.items():
-        with anyio.move_on_after(_PATIENCE) as scope:
+        with anyio.move_on_after(_CHECK_TIMEOUT) as scope:
             findings.append(await check())
         if scope.cancelled_caught:
-            findings.append(Finding(name=name, ok=False, detail=f"nothing came of it within {_PATIENCE:g} s"))
+            findings.append(
+                Finding(name=name, ok=False, detail=f"nothing came of it within {_CHECK_TIMEOUT:g} s")
+            )
     return tuple(findings)
 
 
@@ -83,7 +85,7 @@ async def diagnose(settings: Settings, http: HTTP, keeper: Keeper) -> tuple[Find
 class _Doctor:
     settings: Settings
     http: HTTP
-    keeper: Keeper
+    promises: Promises
     has_credentials: bool = False
     is_reached: bool = False
     replies: list[tuple[float, Reply]] = field(factory=list)
@@ -151,15 +153,15 @@ class _Doctor:
         )
 
     async def journal(self) -> Finding:
-        if not self.keeper.reads_journals:
+        if not self.promises.reads_journals:
             return Finding(name="journal", ok=True, detail='switched off: journal="off"')
-        return await self.keeper.system.off_loop(self._journal)
+        return await self.promises.system.off_loop(self._journal)
 
     async def reaper(self) -> Finding:
-        if not self.keeper.has_guard:
+        if not self.promises.has_guard:
             return Finding(name="reaper", ok=True, detail='switched off: guard="off"')
         try:
-            await self.keeper.system.off_loop(try_guard)
+            await self.promises.system.off_loop(check_reaper)
         except GuardError as error:
             return Finding(
                 name="reaper",
@@ -170,7 +172,7 @@ class _Doctor:
         return Finding(name="reaper", ok=True, detail="starts and answers")
 
     def _journal(self) -> Finding:
-        directory = self.keeper.directory
+        directory = self.promises.directory
         hint = "state_dir= or CORTECS_STATE_DIR puts it elsewhere: on a disk that is writable and has flock."
         try:
             # Locked and without a promise: nobody who reads it has anything to do with it.
@@ -186,7 +188,7 @@ class _Doctor:
             second.close()
             detail = f"{directory} has no working file locks: a second one was granted"
             return Finding(name="journal", ok=False, detail=detail, hint=hint)
-        dead = sum(1 for path, book in books(directory) if book.entries and is_owned(path) is False)
+        dead = sum(1 for path, book in read_journals(directory) if book.promises and is_owned(path) is False)
         if not dead:
             return Finding(name="journal", ok=True, detail=f"{directory} can be written and locked")
         return Finding(
@@ -204,7 +206,7 @@ class _Doctor:
             )
         except (RequestError, ConfigurationError) as error:
             return error
-        self.replies.append((self.keeper.system.wall_clock(), reply))
+        self.replies.append((self.promises.system.wall_clock(), reply))
         return None
 
 

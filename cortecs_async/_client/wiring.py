@@ -22,9 +22,9 @@ from .._lease.lease import InstanceLease
 from .._lease.pricing import Prices
 from .._lease.release import release_acquired
 from .._lease.starter import Starter
-from .._lease.state import LeaseOptions, Workshop
+from .._lease.state import LeaseOptions, LeaseServices
 from .._recovery.owners import Owner, owners
-from .._recovery.promises import Keeper, state_directory
+from .._recovery.promises import Promises, state_directory
 from .._recovery.sweep import Orphan, sweep
 from .._telemetry import Observer, Telemetry
 from .diagnosis import Finding, diagnose
@@ -40,7 +40,7 @@ class Endpoints:
     user: User
 
 
-class Assembly:
+class Wiring:
     """The parts of one client.
 
     Attributes:
@@ -61,39 +61,39 @@ class Assembly:
     ) -> None:
         self.settings: Settings = settings
         self.http_client: HTTPClient | None = http_client
-        self.keeper: Keeper = Keeper(
+        self.promises: Promises = Promises(
             settings, journal=journal, guard=guard, directory=state_directory(state_dir), system=self.system
         )
         self._observer = Observer(telemetry)
         self.http: HTTP = HTTP(
             settings,
             http_client=http_client,
-            on_credentials=self.keeper.know,
+            on_credentials=self.promises.remember_credentials,
             on_close=self._leave,
             on_retry=self._observer.retry,
         )
-        self._leased = leased = Instances(self.http.request_held, settings.poll)
+        self._leased = leased = Instances(self.http.request_for_lease, settings.poll)
         self._releasing = Instances(self.http.request_once, settings.poll, twin=leased)
         own = self.endpoints(self.http.request)
         self.instances: Instances = own.instances
         self.models: Models = own.models
         self.hardware_types: HardwareTypes = own.hardware_types
         self.user: User = own.user
-        self._workshop = Workshop(
+        self._services = LeaseServices(
             http=self.http,
             instances=leased,
             releasing=self._releasing,
             poll=settings.poll,
-            keeper=self.keeper,
+            promises=self.promises,
             starter=Starter(
                 leased,
-                self.keeper,
+                self.promises,
                 settings.retry,
                 settings.poll,
                 max_connections=settings.max_connections,
                 observer=self._observer,
             ),
-            prices=Prices(HardwareTypes(self.http.request_held), Models(self.http.request_held)),
+            prices=Prices(HardwareTypes(self.http.request_for_lease), Models(self.http.request_for_lease)),
             observer=self._observer,
         )
 
@@ -108,7 +108,7 @@ class Assembly:
 
     async def _leave(self) -> None:
         self._observer.catch_up()
-        await self.keeper.leave()
+        await self.promises.aclose()
 
     def lease(
         self, model_id: str, hardware_type_id: str | None, start: dict[str, Any], **options: Any
@@ -125,9 +125,9 @@ class Assembly:
             InvalidArgumentError: for bad arguments.
         """
         args = check_start(model_id, hardware_type_id, **start)
-        return InstanceLease(self._workshop, LeaseOptions(args=args, **options))
+        return InstanceLease(self._services, LeaseOptions(args=args, **options))
 
-    def loan(self, instance_id: str, **options: Any) -> InstanceLease:
+    def borrow(self, instance_id: str, **options: Any) -> InstanceLease:
         """A lease of somebody else's instance, which is only used.
 
         Raises:
@@ -135,13 +135,13 @@ class Assembly:
         """
         borrowed = check_instance_id(instance_id)
         options = {"args": InstanceArgs(model_id=""), "on_exit": "keep", "borrowed": borrowed, **options}
-        return InstanceLease(self._workshop, LeaseOptions(**options))
+        return InstanceLease(self._services, LeaseOptions(**options))
 
     async def release(self, handle: InstanceHandle | str, timeout: float) -> None:
         """See `AsyncCortecs.release`."""
         check_seconds("teardown_timeout", timeout)
         self.http.check_open()
-        await release_acquired(self._workshop, handle, timeout)
+        await release_acquired(self._services, handle, timeout)
 
     async def sweep(self, *, dry_run: bool, timeout: float) -> tuple[Orphan, ...]:
         """See `AsyncCortecs.sweep`."""
@@ -149,19 +149,19 @@ class Assembly:
         self.http.check_open()
         self.http.hold()
         try:
-            return await sweep(self._releasing, self.keeper, dry_run=dry_run, timeout=timeout)
+            return await sweep(self._releasing, self.promises, dry_run=dry_run, timeout=timeout)
         finally:
             await self.http.release()
 
     async def owners(self) -> Mapping[str, Owner]:
         """See `AsyncCortecs.owners`."""
         self.http.check_open()
-        return await owners(self.keeper)
+        return await owners(self.promises)
 
     async def diagnose(self) -> tuple[Finding, ...]:
         """See `AsyncCortecs.diagnose`."""
         self.http.check_open()
-        return await diagnose(self.settings, self.http, self.keeper)
+        return await diagnose(self.settings, self.http, self.promises)
 
     async def open(self) -> None:
         """The client is entered.
@@ -171,7 +171,7 @@ class Assembly:
         """
         self.http.check_open()
         try:
-            await self.keeper.tell_of_orphans()
+            await self.promises.report_orphans()
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await self.http.aclose()

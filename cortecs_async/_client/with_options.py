@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .._api.instances import Instances
     from .._api.resources import HardwareTypes, Models, User
     from .._http.messages import Call, Reply
-    from .wiring import Assembly
+    from .wiring import Wiring
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
@@ -58,11 +58,11 @@ class Calls:
         user: As `client.user`.
     """
 
-    def __init__(self, assembly: Assembly, settings: Settings) -> None:
-        self._assembly = assembly
+    def __init__(self, wiring: Wiring, settings: Settings) -> None:
+        self._wiring = wiring
         self._settings = settings
         self._last: Reply | None = None
-        made = assembly.endpoints(self._send)
+        made = wiring.endpoints(self._send)
         self.instances: Instances = made.instances
         self.models: Models = made.models
         self.hardware_types: HardwareTypes = made.hardware_types
@@ -88,14 +88,14 @@ class Calls:
         return _to_response(await self._send(_checked(method, path, json, params)))
 
     async def _send(self, call: Call) -> Reply:
-        self._last = await self._assembly.http.request(evolve(call, settings=self._settings))
+        self._last = await self._wiring.http.request(evolve(call, settings=self._settings))
         return self._last
 
 
 class CallMethods:
     """The methods of a client that are about single requests."""
 
-    _assembly: Assembly
+    _wiring: Wiring
     _settings: Settings
 
     def with_options(
@@ -126,7 +126,7 @@ class CallMethods:
             retry_policy=retry_policy,
             headers=headers,
         )
-        return Calls(self._assembly, settings)
+        return Calls(self._wiring, settings)
 
     async def request(
         self,
@@ -152,7 +152,7 @@ class CallMethods:
                 `instances.start`, so that no lease takes its instance for its own.
             RequestError: when the service refuses, or there is no answer that is JSON.
         """
-        return _to_response(await self._assembly.http.request(_checked(method, path, json, params)))
+        return _to_response(await self._wiring.http.request(_checked(method, path, json, params)))
 
 
 def _to_response(reply: Reply) -> Response:

@@ -70,7 +70,7 @@ class TokenSource:
                 return flight.token
             # The caller that was fetching was cancelled: the next one fetches.
 
-    def refuse(self, token: Token) -> None:
+    def invalidate(self, token: Token) -> None:
         """The service answered 401 to this token: the next `get` fetches another, once for all callers."""
         if self._token is token:
             self._token = None

@@ -9,18 +9,18 @@ from typing import Any
 import anyio
 from attrs import evolve
 
-from .._aio.eventloop import this_loop
-from .._aio.sigint import Interrupts
-from .._aio.tasks import run_to_end
+from .._aio.eventloop import current_loop
+from .._aio.sigint import SigintGuard
+from .._aio.tasks import run_uncancellable
 from .._config import Settings
 from .._errors import ClientClosedError, ConfigurationError
 from .._logging import Event, log
 from .._secrets import Credentials, Redactor, Secret, credentials_problem
 from .auth import Token, TokenSource, renewal_time
 from .connections import HTTPClient
-from .limiter import Slots, Urgency
-from .messages import EXCHANGE_PATH, Call, Failure, Kind, OnRetry, Reply, ShapeError, to_error
-from .retry import counts, may_have_worked, next_wait
+from .limiter import Priority, PriorityLimiter
+from .messages import EXCHANGE_PATH, Call, Failure, FailureKind, OnRetry, Reply, ShapeError, to_error
+from .retry import counts_as_retry, may_have_taken_effect, next_wait
 from .transport import Transport
 
 
@@ -44,9 +44,9 @@ class HTTP:
         self._rng = rng or random.Random()  # noqa: S311  (jitter)
         self._redactor = Redactor()
         self._transport = Transport(settings, self._redactor, http_client)
-        self._slots = Slots(settings.max_connections)
+        self._slots = PriorityLimiter(settings.max_connections)
         self._tokens = TokenSource(settings.credential_provider, self._exchange)
-        self._holders: list[Interrupts | None] = []
+        self._holders: list[SigintGuard | None] = []
         self._loop: object = None
         self._closed = False
 
@@ -59,9 +59,9 @@ class HTTP:
             ConfigurationError: when there are no credentials.
         """
         self.check_open()
-        return await self.request_held(call)
+        return await self.request_for_lease(call)
 
-    async def request_held(self, call: Call) -> Reply:
+    async def request_for_lease(self, call: Call) -> Reply:
         """The same for a lease, whose teardown must still go out after the client was closed."""
         if not self._holders:
             self.check_open()
@@ -76,19 +76,21 @@ class HTTP:
             # Before its turn, because all who wait for a token wait for the same one.
             token = await self._tokens.get() if call.authenticated else None
             spent += anyio.current_time() - began
-            await self._slots.enter(call.urgency)
+            await self._slots.acquire(call.priority)
             began = anyio.current_time()
             try:
                 left = settings.retry.total_timeout - spent
                 if left <= 0:
                     # The token took all the time. Sent now, a `start` would be given up before its answer
                     # comes.
-                    late = Failure(kind=Kind.TIMED_OUT, detail="the time was used up before it could be sent")
+                    late = Failure(
+                        kind=FailureKind.TIMED_OUT, detail="the time was used up before it could be sent"
+                    )
                     raise to_error(call.method, call.path, late, attempts=attempts, unknown=unknown)
                 attempts += 1
                 outcome = await self._attempt(call, token, attempts, min(settings.timeout, left))
             finally:
-                self._slots.leave(call.urgency)
+                self._slots.release(call.priority)
             seconds = anyio.current_time() - began
             spent += seconds
             said = outcome.status or (outcome.kind.value if isinstance(outcome, Failure) else "")
@@ -108,12 +110,12 @@ class HTTP:
             )
             if isinstance(outcome, Reply):
                 return outcome
-            unknown = unknown or (call.has_effect and may_have_worked(call.method, outcome))
+            unknown = unknown or (call.has_effect and may_have_taken_effect(call.method, outcome))
             if outcome.status == 401 and token is not None and not renewed:
                 renewed = True
-                self._tokens.refuse(token)
+                self._tokens.invalidate(token)
                 continue
-            counted += counts(outcome)
+            counted += counts_as_retry(outcome)
             wait = (
                 next_wait(
                     call.method,
@@ -150,7 +152,7 @@ class HTTP:
 
     async def request_once(self, call: Call) -> Reply:
         """`request_held` without retries, for a teardown, which paces itself."""
-        return await self.request_held(evolve(call, retried=False, urgency=Urgency.RELEASE))
+        return await self.request_for_lease(evolve(call, retried=False, priority=Priority.RELEASE))
 
     def check_open(self) -> None:
         """Lets an open client pass.
@@ -164,7 +166,7 @@ class HTTP:
             )
 
     def _check_loop(self) -> None:
-        loop = this_loop()
+        loop = current_loop()
         if self._loop is None:
             self._loop = loop
         elif self._loop is not loop:
@@ -175,7 +177,7 @@ class HTTP:
 
     def hold(self) -> None:
         """A lease begins: until it has released, the pool stays open, past `aclose`, and Ctrl-C is ours."""
-        self._holders.append(Interrupts.hold())
+        self._holders.append(SigintGuard.acquire())
 
     async def release(self) -> None:
         """A lease has ended."""
@@ -185,7 +187,7 @@ class HTTP:
     def abandon(self) -> None:
         """The same where nothing can be awaited."""
         if interrupts := self._holders.pop():
-            interrupts.let_go()
+            interrupts.release()
 
     async def aclose(self) -> None:
         """Refuses further calls, and closes the connection pool as soon as no lease needs it."""
@@ -194,7 +196,7 @@ class HTTP:
 
     async def _close_if_done(self) -> None:
         if self._closed and not self._holders:
-            (await run_to_end(self._close, resume=True)).unwrap()
+            (await run_uncancellable(self._close, resume=True)).unwrap()
 
     async def _close(self) -> None:
         if self._on_close is not None:
@@ -215,7 +217,7 @@ class HTTP:
             return outcome
 
         witness.sending()
-        return (await run_to_end(send_and_tell, resume=False)).unwrap()
+        return (await run_uncancellable(send_and_tell, resume=False)).unwrap()
 
     async def _exchange(self, credentials: Credentials) -> Token:
         problem = credentials_problem(credentials)
@@ -226,7 +228,7 @@ class HTTP:
         if self._on_credentials is not None:
             self._on_credentials(credentials)
         asked_at = anyio.current_time()
-        reply = await self.request_held(
+        reply = await self.request_for_lease(
             Call(
                 method="POST",
                 path=EXCHANGE_PATH,
@@ -236,7 +238,7 @@ class HTTP:
                     "client_secret": credentials.client_secret,
                 },
                 authenticated=False,
-                urgency=Urgency.LOOK,
+                priority=Priority.POLL,
             )
         )
         value, lifetime = reply.decode(_read_token)

@@ -22,7 +22,7 @@ from attrs import define
 
 from .._config import Settings
 from .._errors import ConfigurationError
-from .messages import Kind
+from .messages import FailureKind
 
 HTTPClient = httpx.AsyncClient
 """What a caller may bring along as `http_client`."""
@@ -74,7 +74,7 @@ class Connections:
         # The first at once: what is wrong with certificates or proxies must show before anything is sent.
         self.pools: list[Pool] = [Pool(given, math.inf) if given is not None else self._new_pool()]
 
-    def take(self) -> Pool:
+    def checkout(self) -> Pool:
         """A pool with room for one more."""
         # The first with room, so that few requests keep few connections warm.
         for pool in self.pools:
@@ -167,21 +167,21 @@ def _problem(error: Exception) -> str:
     )
 
 
-def kind_of(error: Exception) -> Kind | None:
+def kind_of(error: Exception) -> FailureKind | None:
     """How an attempt failed that raised this; None for what is no failure of HTTP."""
     match error:
         case httpx.PoolTimeout():
-            return Kind.NOT_SENT
+            return FailureKind.NOT_SENT
         case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError():
-            return Kind.NOT_SENT if was_not_sent(error) else Kind.LOST
+            return FailureKind.NOT_SENT if was_not_sent(error) else FailureKind.LOST
         case httpx.TimeoutException():
-            return Kind.TIMED_OUT
+            return FailureKind.TIMED_OUT
         case httpx.HTTPError() | httpx.InvalidURL() | UnicodeError():
             # The last two: httpx reads a Location even when it is not to follow it, and idna's errors are
             # UnicodeErrors.
-            return Kind.LOST
+            return FailureKind.LOST
         case _:
-            return Kind.LOST if is_of_aiohttp(error) else None
+            return FailureKind.LOST if is_of_aiohttp(error) else None
 
 
 def client_class() -> Any:

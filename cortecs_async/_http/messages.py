@@ -11,7 +11,7 @@ from attrs import field, frozen
 
 from .._config import Settings
 from .._errors import DecodeError, RequestError, RequestTimeoutError, TransportError, error_class_for
-from .limiter import Urgency
+from .limiter import Priority
 
 T = TypeVar("T")
 
@@ -28,7 +28,7 @@ class Call:
     authenticated: bool = True
     # False for the poller, whose next tick is its retry.
     retried: bool = True
-    urgency: Urgency = Urgency.CALL
+    priority: Priority = Priority.CALL
     # Instead of the client's: its time, retries and headers.
     settings: Settings | None = field(default=None, repr=False)
 
@@ -134,7 +134,7 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
     }
     warning = start_warning(method, path, unknown=unknown)
     match failure.kind:
-        case Kind.STATUS:
+        case FailureKind.STATUS:
             status = failure.status or 0
             error_class = error_class_for(status)
             phrase = http.client.responses.get(status, "(no standard status)")
@@ -151,27 +151,27 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
                 retry_after=failure.retry_after,
                 **common,
             )
-        case Kind.UNREADABLE:
+        case FailureKind.UNREADABLE:
             return DecodeError(
                 f"{what} answered {failure.status} with a body that is not JSON: {failure.body!r}{tries}."
                 f" Something between here and the service may have answered in its place.{warning}",
                 **common,
             )
-        case Kind.REDIRECTED:
+        case FailureKind.REDIRECTED:
             return TransportError(
                 f"{what} was redirected ({failure.status}) to {failure.detail!r}, and not followed: "
                 f"credentials go only to the host of api_base_url. If the service has moved, change that."
                 f"{warning}",
                 **common,
             )
-        case Kind.TIMED_OUT:
+        case FailureKind.TIMED_OUT:
             return RequestTimeoutError(f"{what} timed out{tries}: {failure.detail}.{warning}", **common)
-        case Kind.NOT_SENT:
+        case FailureKind.NOT_SENT:
             return TransportError(
                 f"{what} could not be sent{tries}: {failure.detail}. Check api_base_url and the network.",
                 **common,
             )
-        case Kind.LOST:
+        case FailureKind.LOST:
             return TransportError(f"{what} lost its connection{tries}: {failure.detail}.{warning}", **common)
 
 
@@ -179,7 +179,7 @@ class ShapeError(ValueError):
     """JSON that is not of the documented shape; the HTTP layer makes a DecodeError of it."""
 
 
-class Kind(enum.Enum):
+class FailureKind(enum.Enum):
     """How an attempt failed."""
 
     NOT_SENT = "not sent"  # no connection: the service never saw it
@@ -203,7 +203,7 @@ class Failure:
         request_id: The answer's request id.
     """
 
-    kind: Kind
+    kind: FailureKind
     detail: str = ""
     status: int | None = None
     retry_after: float | None = None

@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 from .._config import RetryPolicy
-from .messages import Failure, Kind
+from .messages import Failure, FailureKind
 
 
-def counts(failure: Failure) -> bool:
+def counts_as_retry(failure: Failure) -> bool:
     """Whether an attempt that failed so is one of those that `max_retries` allows."""
     return failure.status != 429
 
@@ -26,37 +26,37 @@ def counts(failure: Failure) -> bool:
 _NEVER = frozenset({501, 505})
 
 
-def is_passing_status(status: int) -> bool:
+def is_transient_status(status: int) -> bool:
     """True for error statuses that may be gone the next time."""
     return status in {408, 429} or (status >= 500 and status not in _NEVER)
 
 
-def is_passing(failure: Failure) -> bool:
+def is_transient(failure: Failure) -> bool:
     """True for failures that may be gone the next time."""
     match failure.kind:
-        case Kind.STATUS:
-            return is_passing_status(failure.status or 0)
-        case Kind.REDIRECTED:
+        case FailureKind.STATUS:
+            return is_transient_status(failure.status or 0)
+        case FailureKind.REDIRECTED:
             return False
         case _:
             return True
 
 
-def may_have_worked(method: str, failure: Failure) -> bool:
+def may_have_taken_effect(method: str, failure: Failure) -> bool:
     """True when the service may have done what was asked: nothing that was read says that it did not."""
-    if method == "GET" or failure.kind is Kind.NOT_SENT:
+    if method == "GET" or failure.kind is FailureKind.NOT_SENT:
         return False
-    if failure.kind is Kind.STATUS:
+    if failure.kind is FailureKind.STATUS:
         # A 4xx is a refusal. Not 408, which a proxy gives for a request that it has passed on.
         return failure.status is None or failure.status >= 500 or failure.status == 408
     return True
 
 
-def may_repeat(method: str, path: str, failure: Failure) -> bool:
+def can_repeat(method: str, path: str, failure: Failure) -> bool:
     """True when sending the request again cannot do more than sending it once."""
-    if not is_passing(failure):
+    if not is_transient(failure):
         return False
-    return is_idempotent(method, path) or not may_have_worked(method, failure)
+    return is_idempotent(method, path) or not may_have_taken_effect(method, failure)
 
 
 # The POSTs of the published API that may be sent twice.
@@ -94,7 +94,7 @@ def next_wait(
         policy: The limits.
         rng: Source of the jitter.
     """
-    if policy.max_retries == 0 or counted > policy.max_retries or not may_repeat(method, path, failure):
+    if policy.max_retries == 0 or counted > policy.max_retries or not can_repeat(method, path, failure):
         return None
     asked = failure.retry_after or 0.0
     if asked > policy.max_retry_after:

@@ -23,8 +23,8 @@ from .._secrets import Redactor, Secret
 from .._version import __version__
 from .auth import Token
 from .connections import Connections, HTTPClient, Pool, found_none_free, kind_of
-from .limiter import Urgency
-from .messages import Call, Failure, Kind, Reply
+from .limiter import Priority
+from .messages import Call, Failure, FailureKind, Reply
 from .retry import parse_retry_after
 
 USER_AGENT = f"cortecs-async/{__version__} python/{platform.python_version()} httpx/{httpx.__version__}"
@@ -89,19 +89,21 @@ class Transport:
         """
         with anyio.move_on_after(timeout):
             await self.connections.prune()
-            pool = self.connections.take()
+            pool = self.connections.checkout()
             outcome = await self._send_on(pool, call, token, attempts, timeout)
             if outcome is not None:
                 return outcome
             if self._is_closed:
-                return Failure(kind=Kind.NOT_SENT, detail="no connection was free, and the client is closed")
+                return Failure(
+                    kind=FailureKind.NOT_SENT, detail="no connection was free, and the client is closed"
+                )
             try:
                 self._spare = self._spare or Pool(self.connections.new_client(), math.inf)
             except ConfigurationError as error:
-                return Failure(kind=Kind.NOT_SENT, detail=f"no connection was free, and {error}")
+                return Failure(kind=FailureKind.NOT_SENT, detail=f"no connection was free, and {error}")
             outcome = await self._send_on(self._spare, call, token, attempts, timeout)
-            return outcome or Failure(kind=Kind.NOT_SENT, detail="no connection was free")
-        return Failure(kind=Kind.TIMED_OUT, detail=f"no answer within {timeout:g} s")
+            return outcome or Failure(kind=FailureKind.NOT_SENT, detail="no connection was free")
+        return Failure(kind=FailureKind.TIMED_OUT, detail=f"no answer within {timeout:g} s")
 
     def check_ready(self) -> None:
         """Must come before `send`: once that has begun, a request counts as sent.
@@ -164,7 +166,7 @@ class Transport:
         return response
 
     def _is_impatient(self, client: httpx.AsyncClient, call: Call) -> bool:
-        return client is self._given and call.urgency is not Urgency.CALL
+        return client is self._given and call.priority is not Priority.CALL
 
     def _build(
         self,
@@ -215,10 +217,12 @@ class Transport:
         # Of a success too: it stands in logs and spans, and an answer may echo what was sent.
         request_id = self._redactor.redact(response.headers.get("x-request-id", ""))[:_EXCERPT] or None
         if response.is_redirect:
-            return Failure(kind=Kind.REDIRECTED, status=response.status_code, detail=self._where(response))
+            return Failure(
+                kind=FailureKind.REDIRECTED, status=response.status_code, detail=self._where(response)
+            )
         if not response.is_success:
             return Failure(
-                kind=Kind.STATUS,
+                kind=FailureKind.STATUS,
                 status=response.status_code,
                 retry_after=parse_retry_after(response.headers, now=datetime.now(UTC)),
                 body=self._excerpt(response),
@@ -228,7 +232,7 @@ class Transport:
             data = json.loads(response.content) if response.content.strip() else None
         except (ValueError, RecursionError):
             return Failure(
-                kind=Kind.UNREADABLE,
+                kind=FailureKind.UNREADABLE,
                 status=response.status_code,
                 # Half a token is a secret that nobody knows yet, so nobody could blank it out.
                 body=self._excerpt(response) if call.authenticated else "",

@@ -8,7 +8,7 @@ from typing import Self
 
 import anyio
 
-from .._aio.tasks import hand_on, protect_from_interrupts, run_to_end
+from .._aio.tasks import enable_ki_protection, redeliver_cancellation, run_uncancellable
 from .._api.domain import Instance
 from .._errors import AmbiguousStartError, CortecsError, InvalidArgumentError, LeaseExpiredError
 from .._logging import Event, log
@@ -16,10 +16,10 @@ from .._telemetry import Operation, Report
 from .endpoint import Endpoint, InstanceHandle
 from .mapping import maps_of
 from .pricing import Receipt
-from .provisioning import Opening
+from .provisioning import Provisioning
 from .release import Release
-from .start_state import State
-from .state import LeaseOptions, OnExit, Tenure, Workshop
+from .start_state import StartState
+from .state import LeaseOptions, LeaseServices, LeaseState, OnExit
 from .watchdog import Watchdog
 
 
@@ -36,13 +36,13 @@ class InstanceLease(Endpoint):
     Attributes are available inside the block.
     """
 
-    def __init__(self, workshop: Workshop, options: LeaseOptions) -> None:
-        self._shop = workshop
+    def __init__(self, services: LeaseServices, options: LeaseOptions) -> None:
+        self._services = services
         self._options = options
         self._phase = _Phase.NEW
-        self._tenure = Tenure(shop=workshop, options=options)
-        self._opening = Opening(self._tenure)
-        self._report = Report(workshop.observer, self._tenure.look, self._tenure.now)
+        self._state = LeaseState(services=services, options=options)
+        self._provisioning = Provisioning(self._state)
+        self._report = Report(services.observer, self._state.info, self._state.now)
         self._watchdog: Watchdog | None = None
 
     @property
@@ -52,7 +52,7 @@ class InstanceLease(Endpoint):
         Raises:
             InvalidArgumentError: before the instance was started.
         """
-        return self._tenure.instance
+        return self._state.instance
 
     @property
     def instance_id(self) -> str:
@@ -81,8 +81,8 @@ class InstanceLease(Endpoint):
             instance_id=self.instance_id,
             base_url=self.base_url,
             model=self.model,
-            account=self._shop.keeper.account,
-            expires_at=self._tenure.expiry(),
+            account=self._services.promises.account,
+            expires_at=self._state.expiry(),
         )
 
     @property
@@ -101,7 +101,7 @@ class InstanceLease(Endpoint):
     @property
     def receipt(self) -> Receipt:
         """Time and cost until now; after the block, those of the whole lease."""
-        return self._tenure.receipt
+        return self._state.receipt
 
     async def __aenter__(self) -> Self:
         """Starts the instance and waits until it is usable.
@@ -118,27 +118,27 @@ class InstanceLease(Endpoint):
         """
         await self._enter("instance" if self._options.borrowed is None else "attach")
         self._watchdog = Watchdog(
-            poller=self._shop.instances.poller,
-            policy=self._shop.poll,
+            poller=self._services.instances.poller,
+            policy=self._services.poll,
             instance=self.instance,
-            expires_at=self._tenure.expires_at,
-            limit=self._tenure.limit,
-            minds_loss=self._options.on_loss == "cancel",
+            expires_at=self._state.expires_at,
+            limit=self._state.limit,
+            ends_on_loss=self._options.on_loss == "cancel",
         )
         self._watchdog.enter()
         return self
 
-    async def hand_out(self) -> InstanceHandle:
+    async def into_handle(self) -> InstanceHandle:
         """Enters, with `on_exit="keep"`, and gives what it has away: `client.acquire`."""
         await self._enter("acquire")
         self._phase = _Phase.ENDED
         try:
-            await self._shop.http.release()
+            await self._services.http.release()
             self._report.end(None)
             self._report.let_through()
         except BaseException as error:
-            self._shop.http.hold()
-            self._opening.promise_again()
+            self._services.http.hold()
+            self._provisioning.promise_again()
             await self._end(error, "delete")
             raise
         return self.handle
@@ -149,31 +149,31 @@ class InstanceLease(Endpoint):
                 f"a lease serves one `async with`, and this one is {self._phase.value}: "
                 "call client.instance(...) again"
             )
-        self._shop.http.check_open()
-        protect_from_interrupts(InstanceLease.__aexit__, InstanceLease._end)
+        self._services.http.check_open()
+        enable_ki_protection(InstanceLease.__aexit__, InstanceLease._end)
         # First, because a lease that is dropped while it starts lets go of this.
-        self._shop.http.hold()
+        self._services.http.hold()
         self._phase = _Phase.STARTING
-        self._tenure.enter(operation)
-        opening, report = self._opening, self._report
+        self._state.enter(operation)
+        provisioning, report = self._provisioning, self._report
         try:
             report.begin()
             report.turn("start")
-            await opening.limit()
-            await opening.start()
+            await provisioning.limit()
+            await provisioning.start()
             report.turn("wait")
-            await opening.wait()
-            await opening.hand_over()
+            await provisioning.wait()
+            await provisioning.hand_over()
             if operation == "acquire":
                 report.leave(None)
             else:
                 report.turn("body")
         except GeneratorExit:
-            self._give_up()
+            self._abandon()
             raise
         except BaseException as error:
             # Nobody has seen it, so nobody could stop what `on_exit` would spare.
-            self._opening.promise_again()
+            self._provisioning.promise_again()
             await self._end(error, "delete")
             raise
         self._phase = _Phase.RUNNING
@@ -186,7 +186,7 @@ class InstanceLease(Endpoint):
             instance_id=self.instance_id,
             model=self.model,
             base_url=self.base_url,
-            seconds=self._tenure.now() - self._tenure.began,
+            seconds=self._state.now() - self._state.began,
         )
 
     async def __aexit__(
@@ -203,10 +203,10 @@ class InstanceLease(Endpoint):
             return
         maps_of(self).stop()
         if isinstance(exc, GeneratorExit):
-            self._give_up()
+            self._abandon()
             return
         outcome = await self._watchdog.leave(exc)
-        self._tenure.newest = self._watchdog.instance
+        self._state.newest = self._watchdog.instance
         on_exit = self._options.on_exit
         if on_exit == "keep" and isinstance(outcome, LeaseExpiredError):
             on_exit = "delete"
@@ -220,29 +220,29 @@ class InstanceLease(Endpoint):
     async def _end(self, cause: BaseException | None, on_exit: OnExit) -> None:
         """Tears down. Raises only when there is no `cause`, which the caller raises (again)."""
         self._phase = _Phase.ENDED
-        report, holding = self._report, self._tenure.holding
+        report, held = self._report, self._state.held
         report.leave(cause)
         failure: BaseException | None = None
         interruption: BaseException | None = None
-        if holding.may_hold_something():
+        if held.may_hold_something():
             release = Release(
-                instances=self._shop.releasing,
-                starter=self._shop.starter,
-                keeper=self._shop.keeper,
-                holding=holding,
+                instances=self._services.releasing,
+                starter=self._services.starter,
+                promises=self._services.promises,
+                held=held,
                 on_exit=on_exit,
                 deadline=anyio.current_time() + self._options.teardown_timeout,
-                settle=self._shop.poll.settle,
+                settle=self._services.poll.settle,
                 on_work=report.tear_down,
             )
-            ended = await run_to_end(release.run, resume=True)
+            ended = await run_uncancellable(release.run, resume=True)
             failure, interruption = ended.error or release.failure, ended.interruption
             report.leave(failure)
             if ended.error is not None:
-                self._shop.keeper.give_up(holding.open_key)
+                self._services.promises.abandon(held.open_key)
             self._close_account(release, failure)
         try:
-            await self._shop.http.release()
+            await self._services.http.release()
         finally:
             # What may still be billed outranks the cancellation that the block ended with.
             if failure is not None and not isinstance(cause, Exception):
@@ -257,34 +257,34 @@ class InstanceLease(Endpoint):
             return
         self._note(cause, failure)
         if interruption is not None and not isinstance(cause, type(interruption)):
-            hand_on(interruption, cause)
+            redeliver_cancellation(interruption, cause)
 
     def _close_account(self, release: Release, failure: BaseException | None) -> None:
-        tenure = self._tenure
-        holding = tenure.holding
-        tenure.close(release.stopped_at)
-        model = tenure.look().model
+        state = self._state
+        held = state.held
+        state.close(release.stopped_at)
+        model = state.info().model
         if failure is not None:
             # Anything but an error of ours, a KeyboardInterrupt say, does not name the instance.
             if not isinstance(failure, CortecsError):
-                failure.add_note(f"cortecs_async: {holding.name} MAY STILL BE BILLED")
+                failure.add_note(f"cortecs_async: {held.name} MAY STILL BE BILLED")
             log(
                 Event.LEASE_NOT_RELEASED,
                 "%s: %r",
-                holding.name,
+                held.name,
                 failure,
-                instance_id=holding.instance_id,
+                instance_id=held.instance_id,
                 model=model,
                 error_type=type(failure).__name__,
             )
-        elif release.goal is not None and (final := tenure.final) is not None:
+        elif release.goal is not None and (final := state.final) is not None:
             log(
                 Event.LEASE_ENDED,
                 "%s is %s: %s",
-                holding.name,
+                held.name,
                 release.goal.value,
                 final,
-                instance_id=holding.instance_id,
+                instance_id=held.instance_id,
                 model=model,
                 goal=release.goal.value,
                 seconds=final.seconds,
@@ -294,35 +294,35 @@ class InstanceLease(Endpoint):
 
     def _note(self, cause: BaseException, failure: BaseException | None) -> None:
         if failure is not None and failure is not cause and not isinstance(cause, AmbiguousStartError):
-            cause.add_note(f"cortecs_async: {self._tenure.holding.name}: {failure}")
+            cause.add_note(f"cortecs_async: {self._state.held.name}: {failure}")
 
-    def _give_up(self) -> None:
+    def _abandon(self) -> None:
         """Leaves it to the reaper: the loop was closed under the block, and nothing can be awaited."""
         self._phase = _Phase.ENDED
-        self._shop.http.abandon()
-        holding = self._tenure.holding
-        start = holding.start
-        if start is not None and start.state in {State.SENT, State.UNKNOWN}:
-            start.no_longer_unknown(State.GIVEN_UP)
-        if self._shop.keeper.give_up(holding.open_key):
+        self._services.http.abandon()
+        held = self._state.held
+        start = held.attempt
+        if start is not None and start.state in {StartState.SENT, StartState.UNKNOWN}:
+            start.resolved(StartState.GIVEN_UP)
+        if self._services.promises.abandon(held.open_key):
             log(
                 Event.LEASE_ABANDONED,
                 "%s was never released: that is left to the reaper",
-                holding.name,
-                instance_id=holding.instance_id,
-                model=self._tenure.look().model,
+                held.name,
+                instance_id=held.instance_id,
+                model=self._state.info().model,
             )
         self._report.abandon()
 
     def __del__(self) -> None:
         # A traceback may show a lease whose constructor raised.
         if getattr(self, "_phase", _Phase.ENDED) in {_Phase.STARTING, _Phase.RUNNING}:
-            self._give_up()
+            self._abandon()
 
     def __reduce__(self) -> str:
         raise TypeError("a lease stays in its process: send `inst.handle` to others")
 
     def __repr__(self) -> str:
-        newest = self._tenure.newest
+        newest = self._state.newest
         shown = newest.instance_id if newest is not None else self._options.args.model_id
         return f"<InstanceLease {shown} {self._phase.value}>"

@@ -18,7 +18,7 @@ _SECONDS = {"per_minute": 60.0, "per_hour": 3600.0}
 _RESERVE = 5.0
 
 # Seconds for a price that would be nice to have.
-_PATIENCE = 10.0
+_PRICES_TIMEOUT = 10.0
 
 
 @frozen(kw_only=True)
@@ -134,18 +134,18 @@ class Prices:
         """A price, if it is known already."""
         return self._known.get(hardware_type_id or "")
 
-    async def hope_for(self, hardware_type_id: str | None) -> None:
+    async def prefetch(self, hardware_type_id: str | None) -> None:
         """Looks a price up, if that can be done quickly."""
         if hardware_type_id in self._known:
             return
         if self._asking is not None:
             # One asks for all that start together; they do without if it does not get an answer.
-            with anyio.move_on_after(_PATIENCE):
+            with anyio.move_on_after(_PRICES_TIMEOUT):
                 await self._asking.wait()
             return
         asking = self._asking = anyio.Event()
         try:
-            with anyio.move_on_after(_PATIENCE):
+            with anyio.move_on_after(_PRICES_TIMEOUT):
                 self._take(await self._hardware_types.list_once())
                 self._known.setdefault(hardware_type_id or "", None)
         except Exception as error:  # noqa: BLE001  (nothing about a price may end a start)

@@ -10,15 +10,15 @@ from .._api.instances import Origin
 from .._api.waiting import wait_until_running
 from .._errors import LeaseExpiredError, RequestTimeoutError, StartTimeoutError
 from .._logging import Event, log
-from .start_state import State
-from .state import Tenure
+from .start_state import StartState
+from .state import LeaseState
 
 
 @define(eq=False, repr=False)
-class Opening:
+class Provisioning:
     """The opening of one lease."""
 
-    tenure: Tenure
+    state: LeaseState
 
     async def limit(self) -> None:
         """Finds out how long it may live.
@@ -28,9 +28,9 @@ class Opening:
             PriceUnknownError: when it needs a price and there is none.
             RequestError: when the service cannot be asked.
         """
-        tenure = self.tenure
-        options = tenure.options
-        tenure.lifetime, tenure.limit = await tenure.shop.prices.limit(
+        state = self.state
+        options = state.options
+        state.lifetime, state.limit = await state.services.prices.limit(
             options.args, max_lifetime=options.max_lifetime, max_cost=options.max_cost
         )
 
@@ -41,24 +41,24 @@ class Opening:
             RequestTimeoutError: when none could be had by the deadline.
             CortecsError: as `Starter.start` and `Instances.find_or_start`.
         """
-        tenure = self.tenure
-        shop, options, holding = tenure.shop, tenure.options, tenure.holding
-        start = holding.start = shop.starter.prepare(options.args, self._started)
-        with anyio.CancelScope(deadline=tenure.began + options.start_timeout):
+        state = self.state
+        services, options, held = state.services, state.options, state.held
+        start = held.attempt = services.starter.prepare(options.args, self._started)
+        with anyio.CancelScope(deadline=state.began + options.start_timeout):
             if options.borrowed is not None:
-                await self._found(await shop.instances.get(options.borrowed), Origin.FOUND)
+                await self._found(await services.instances.get(options.borrowed), Origin.FOUND)
             elif options.reuse:
                 # Newer than what was found, after a restart.
-                tenure.newest = await shop.instances.find_or_start(
-                    options.args, start=lambda: shop.starter.start(start), found=self._found
+                state.newest = await services.instances.find_or_start(
+                    options.args, start=lambda: services.starter.start(start), found=self._found
                 )
             else:
-                await shop.starter.start(start)
+                await services.starter.start(start)
             # The intent covers it until this is written.
-            await shop.keeper.settle_anyhow()
-        if tenure.newest is None:
+            await services.promises.flush()
+        if state.newest is None:
             # The deadline fell between two attempts, or while the instance of a lost one was looked for.
-            unknown = start.state is State.UNKNOWN
+            unknown = start.state is StartState.UNKNOWN
             raise RequestTimeoutError(
                 f"nothing could be started within start_timeout={options.start_timeout:g} s: the service was "
                 "busy or out of reach again and again. "
@@ -68,22 +68,22 @@ class Opening:
                 path="/instances/start",
                 outcome_unknown=unknown,
             )
-        if holding.origin is Origin.STARTED:
-            await shop.prices.hope_for(tenure.newest.instance_args.hardware_type_id)
+        if held.origin is Origin.STARTED:
+            await services.prices.prefetch(state.newest.instance_args.hardware_type_id)
 
     def _started(self, instance: Instance) -> None:
         # The answer holds the only copy of the id: from here on the release knows it, whatever comes between.
-        tenure = self.tenure
-        holding, keeper = tenure.holding, tenure.shop.keeper
-        if holding.key is not None:
-            keeper.done(holding.key)  # of a restart that came to nothing
-        tenure.newest = instance
-        holding.instance_id, holding.origin = instance.instance_id, Origin.STARTED
-        holding.key = keeper.created(
-            holding.start.key if holding.start else None,
+        state = self.state
+        held, promises = state.held, state.services.promises
+        if held.key is not None:
+            promises.record_gone(held.key)  # of a restart that came to nothing
+        state.newest = instance
+        held.instance_id, held.origin = instance.instance_id, Origin.STARTED
+        held.key = promises.record_created(
+            held.attempt.key if held.attempt else None,
             instance.instance_id,
             goal="gone",
-            expires_at=tenure.expiry(),
+            expires_at=state.expiry(),
         )
         log(
             Event.LEASE_STARTED,
@@ -91,17 +91,17 @@ class Opening:
             instance.instance_id,
             instance_id=instance.instance_id,
             model=instance.instance_args.hf_name,
-            request_id=holding.start.request_id if holding.start else None,
+            request_id=held.attempt.request_id if held.attempt else None,
         )
 
     async def _found(self, instance: Instance, origin: Origin) -> None:
-        tenure = self.tenure
-        holding, keeper = tenure.holding, tenure.shop.keeper
-        tenure.newest = instance
-        holding.instance_id, holding.origin = instance.instance_id, origin
-        if holding.key is not None:
-            keeper.done(holding.key)  # of a restart that somebody else was faster with
-            holding.key = None
+        state = self.state
+        held, promises = state.held, state.services.promises
+        state.newest = instance
+        held.instance_id, held.origin = instance.instance_id, origin
+        if held.key is not None:
+            promises.record_gone(held.key)  # of a restart that somebody else was faster with
+            held.key = None
         log(
             Event.LEASE_RESTARTED if origin is Origin.RESTARTED else Event.LEASE_FOUND,
             "instance %s %s",
@@ -111,10 +111,10 @@ class Opening:
             model=instance.instance_args.hf_name,
         )
         if origin is Origin.RESTARTED:
-            holding.key = keeper.created(
-                None, instance.instance_id, goal="stopped", expires_at=tenure.expiry()
+            held.key = promises.record_created(
+                None, instance.instance_id, goal="stopped", expires_at=state.expiry()
             )
-            await keeper.settle()
+            await promises.flush(strict=True)
 
     async def wait(self) -> None:
         """Waits until it is usable.
@@ -123,46 +123,48 @@ class Opening:
             LeaseExpiredError: when its time was up before that.
             CortecsError: as `wait_until_running`.
         """
-        tenure = self.tenure
-        options, poll = tenure.options, tenure.shop.poll
-        instance_id = tenure.instance.instance_id
+        state = self.state
+        options, poll = state.options, state.services.poll
+        instance_id = state.instance.instance_id
         try:
-            tenure.newest = await wait_until_running(
-                tenure.shop.instances.poller,
+            state.newest = await wait_until_running(
+                state.services.instances.poller,
                 instance_id,
                 poll,
-                timeout=min(options.start_timeout, tenure.expires_at - tenure.began),
-                began=tenure.began,
+                timeout=min(options.start_timeout, state.expires_at - state.began),
+                began=state.began,
                 settle=0.0 if options.borrowed else poll.settle,
-                known=tenure.newest,
+                known=state.newest,
                 on_progress=options.on_progress,
             )
         except StartTimeoutError as error:
-            if tenure.age < tenure.lifetime:
+            if state.age < state.lifetime:
                 raise
             raise LeaseExpiredError(
-                f"instance {instance_id} has used up {tenure.limit} before it ran ({error})",
+                f"instance {instance_id} has used up {state.limit} before it ran ({error})",
                 instance_id=instance_id,
             ) from None
 
     async def hand_over(self) -> None:
         """From here on `on_exit` says what is owed, also should this process be killed."""
-        tenure = self.tenure
-        holding, options, keeper = tenure.holding, tenure.options, tenure.shop.keeper
-        if holding.key is None or options.on_exit == "delete":
+        state = self.state
+        held, options, promises = state.held, state.options, state.services.promises
+        if held.key is None or options.on_exit == "delete":
             return
         if options.on_exit == "keep":
-            keeper.held(holding.key)
+            promises.record_handed_over(held.key)
         else:
-            instance_id = tenure.instance.instance_id
-            keeper.created(holding.key, instance_id, goal="stopped", expires_at=tenure.expiry())
-        await keeper.settle_anyhow()
+            instance_id = state.instance.instance_id
+            promises.record_created(held.key, instance_id, goal="stopped", expires_at=state.expiry())
+        await promises.flush()
 
     def promise_again(self) -> None:
         """It may have been handed over just before."""
-        tenure = self.tenure
-        holding = tenure.holding
-        is_ours = holding.key is not None and holding.origin is Origin.STARTED
-        if is_ours and tenure.options.on_exit != "delete":
-            instance_id = tenure.instance.instance_id
-            tenure.shop.keeper.created(holding.key, instance_id, goal="gone", expires_at=tenure.expiry())
+        state = self.state
+        held = state.held
+        is_ours = held.key is not None and held.origin is Origin.STARTED
+        if is_ours and state.options.on_exit != "delete":
+            instance_id = state.instance.instance_id
+            state.services.promises.record_created(
+                held.key, instance_id, goal="gone", expires_at=state.expiry()
+            )

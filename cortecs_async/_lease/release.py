@@ -9,8 +9,8 @@ from collections.abc import Callable
 import anyio
 from attrs import define
 
-from .._aio.clock import clock
-from .._aio.tasks import run_to_end
+from .._aio.clock import loop_clock
+from .._aio.tasks import run_uncancellable
 from .._api.instances import Instances, Origin
 from .._api.teardown import Goal, Teardown
 from .._api.validation import check_named_id
@@ -21,12 +21,12 @@ from .._errors import (
     InvalidArgumentError,
     TeardownError,
 )
-from .._recovery.promises import Keeper
+from .._recovery.promises import Promises
 from .._telemetry import LeaseInfo, Report
 from .endpoint import InstanceHandle
-from .start_state import State
+from .start_state import StartState
 from .starter import Starter
-from .state import Holding, OnExit, Workshop
+from .state import HeldInstance, LeaseServices, OnExit
 
 
 def goal_of(on_exit: OnExit, origin: Origin) -> Goal | None:
@@ -68,8 +68,8 @@ class Release:
 
     instances: Instances
     starter: Starter
-    keeper: Keeper
-    holding: Holding
+    promises: Promises
+    held: HeldInstance
     on_exit: OnExit
     deadline: float
     settle: float = 0.0
@@ -81,7 +81,7 @@ class Release:
     @property
     def goal(self) -> Goal | None:
         """Where it ends; None when nothing is owed."""
-        return None if self.holding.instance_id is None else goal_of(self.on_exit, self.holding.origin)
+        return None if self.held.instance_id is None else goal_of(self.on_exit, self.held.origin)
 
     @property
     def stopped_at(self) -> float | None:
@@ -90,7 +90,7 @@ class Release:
 
     async def run(self) -> None:
         """Works until it is done or its time is up; what could not be done is in `failure`."""
-        if self.goal is not None or self.holding.instance_id is None:
+        if self.goal is not None or self.held.instance_id is None:
             self.on_work()
         if self._step is _Step.FIND:
             await self._find()
@@ -102,11 +102,11 @@ class Release:
             self._close()
             self._step = _Step.DONE
         # A journal that is a little behind does no harm: what is gone is looked up in vain.
-        await self.keeper.settle_anyhow()
+        await self.promises.flush()
 
     async def _find(self) -> None:
-        start = self.holding.start
-        if start is None or start.state not in {State.SENT, State.UNKNOWN}:
+        start = self.held.attempt
+        if start is None or start.state not in {StartState.SENT, StartState.UNKNOWN}:
             return
         with anyio.CancelScope(deadline=self.deadline) as time:
             try:
@@ -119,13 +119,13 @@ class Release:
                 "BE BILLED: the reaper goes on looking, and `python -m cortecs_async sweep` does."
             )
         if self.failure is not None:
-            start.no_longer_unknown(State.GIVEN_UP)
+            start.resolved(StartState.GIVEN_UP)
 
     async def _tear_down(self) -> None:
-        goal, instance_id = self.goal, self.holding.instance_id
+        goal, instance_id = self.goal, self.held.instance_id
         if goal is None or instance_id is None:
             return
-        began = self.holding.billed_from
+        began = self.held.billed_from
         if self._teardown is None:
             self._teardown = Teardown(
                 instances=self.instances,
@@ -143,20 +143,20 @@ class Release:
             self.instances.releasing.discard(instance_id)
 
     def _close(self) -> None:
-        key = self.holding.open_key
+        key = self.held.open_key
         if key is None:
             return
         if self.failure is None:
-            if self.goal is Goal.GONE and self.holding.instance_id is not None:
-                self.instances.claims.ids.discard(self.holding.instance_id)
+            if self.goal is Goal.GONE and self.held.instance_id is not None:
+                self.instances.claims.ids.discard(self.held.instance_id)
             # An instance that stays on purpose was handed over when the block began.
-            if self.goal is not None or self.holding.instance_id is None:
-                self.keeper.done(key)
+            if self.goal is not None or self.held.instance_id is None:
+                self.promises.record_gone(key)
         elif not isinstance(self.failure, AmbiguousStartError):
-            self.keeper.abandoned(key)
+            self.promises.record_abandoned(key)
 
 
-async def release_acquired(shop: Workshop, handle: InstanceHandle | str, timeout: float) -> None:
+async def release_acquired(services: LeaseServices, handle: InstanceHandle | str, timeout: float) -> None:
     """Stops and deletes an instance, and returns when it is read to be gone, whatever becomes of the caller.
 
     Raises:
@@ -167,23 +167,23 @@ async def release_acquired(shop: Workshop, handle: InstanceHandle | str, timeout
     account = handle.account if isinstance(handle, InstanceHandle) else None
     instance_id = check_named_id(handle.instance_id if isinstance(handle, InstanceHandle) else handle)
     info = LeaseInfo(operation="release", instance_id=instance_id)
-    report = Report(shop.observer, lambda: info, clock())
-    returning = _Return(shop, instance_id, account, anyio.current_time() + timeout, report)
-    shop.http.hold()
+    report = Report(services.observer, lambda: info, loop_clock())
+    returning = _AcquiredRelease(services, instance_id, account, anyio.current_time() + timeout, report)
+    services.http.hold()
     try:
-        ended = await run_to_end(returning.run, resume=True)
+        ended = await run_uncancellable(returning.run, resume=True)
         report.leave(ended.error)
         ended.interruption = ended.interruption or report.interruption
         ended.unwrap()
     finally:
-        await shop.http.release()
+        await services.http.release()
 
 
 @define(eq=False)
-class _Return:
+class _AcquiredRelease:
     """One release; can be taken up again after an interruption."""
 
-    shop: Workshop
+    services: LeaseServices
     instance_id: str
     account: str | None
     deadline: float
@@ -192,32 +192,32 @@ class _Return:
 
     async def run(self) -> None:
         """Works until it is done."""
-        shop = self.shop
+        services = self.services
         if self.release is None:
             # And with the list the token, which tells the account.
-            listed = {each.instance_id for each in await shop.instances.list_now()}
-            key = shop.keeper.key_of(self.instance_id)
+            listed = {each.instance_id for each in await services.instances.list_now()}
+            key = services.promises.key_of(self.instance_id)
             if self.instance_id not in listed:
-                if self.account not in {None, shop.keeper.account}:
+                if self.account not in {None, services.promises.account}:
                     raise InvalidArgumentError(
                         f"instance {self.instance_id} was acquired with other credentials, "
                         "and these do not show it"
                     )
                 if key is not None:
-                    shop.keeper.done(key)
+                    services.promises.record_gone(key)
                 return
             # Promised, so that it happens even when this process is killed meanwhile.
-            key = shop.keeper.created(key, self.instance_id, goal="gone")
+            key = services.promises.record_created(key, self.instance_id, goal="gone")
             self.release = Release(
-                instances=shop.releasing,
-                starter=shop.starter,
-                keeper=shop.keeper,
-                holding=Holding(instance_id=self.instance_id, origin=Origin.STARTED, key=key),
+                instances=services.releasing,
+                starter=services.starter,
+                promises=services.promises,
+                held=HeldInstance(instance_id=self.instance_id, origin=Origin.STARTED, key=key),
                 on_exit="delete",
                 deadline=self.deadline,
                 on_work=self.report.tear_down,
             )
-        await shop.keeper.settle_anyhow()
+        await services.promises.flush()
         await self.release.run()
         if self.release.failure is not None:
             raise self.release.failure

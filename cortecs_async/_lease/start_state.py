@@ -9,18 +9,18 @@ import anyio
 from attrs import define
 
 from .._api.domain import Instance, InstanceArgs
-from .._api.matching import Claims, Unknown
+from .._api.matching import Claims, UnresolvedStart
 from .._api.wire import decode_instance
 from .._config import RetryPolicy
 from .._errors import DecodeError
-from .._http.messages import Failure, Kind, Reply
-from .._http.retry import may_have_worked
+from .._http.messages import Failure, FailureKind, Reply
+from .._http.retry import may_have_taken_effect
 
 
-class State(enum.Enum):
+class StartState(enum.Enum):
     """How far a start is."""
 
-    NOTHING = "nothing was started"
+    NOT_STARTED = "nothing was started"
     SENT = "sent, and no answer yet"
     UNKNOWN = "nobody knows whether it worked"
     STARTED = "its instance is known"
@@ -29,7 +29,7 @@ class State(enum.Enum):
 
 
 @define(eq=False)
-class Start:
+class StartAttempt:
     """One lease's start, and the witness of its requests.
 
     Attributes:
@@ -48,59 +48,61 @@ class Start:
     policy: RetryPolicy
     claims: Claims
     on_started: Callable[[Instance], None]
-    state: State = State.NOTHING
+    state: StartState = StartState.NOT_STARTED
     key: str | None = None
     adopted: bool = False
     request_id: str | None = None
     sent_at: float = 0.0
-    unknown: Unknown | None = None
+    unresolved: UnresolvedStart | None = None
     failure: Failure | None = None
     visible_until: float = 0.0
     candidates: tuple[str, ...] = ()
 
     def sending(self) -> None:
         """See `Witness`."""
-        self.state = State.SENT
+        self.state = StartState.SENT
         self.sent_at = anyio.current_time()
-        self.claims.takes_off(self.args.model_id)
+        self.claims.begin_request(self.args.model_id)
 
     def settled(self, outcome: Reply | Failure) -> None:
         """See `Witness`."""
-        self.claims.lands(self.args.model_id)
+        self.claims.end_request(self.args.model_id)
         self.request_id = outcome.request_id
         if isinstance(outcome, Reply):
             try:
                 self.started(outcome.decode(decode_instance))
             except DecodeError:
-                self._lose(Failure(kind=Kind.UNREADABLE, status=outcome.status))
-        elif may_have_worked("POST", outcome):
+                self._lose(Failure(kind=FailureKind.UNREADABLE, status=outcome.status))
+        elif may_have_taken_effect("POST", outcome):
             self._lose(outcome)
         else:
-            self.state = State.NOTHING
+            self.state = StartState.NOT_STARTED
             self.failure = outcome
 
     def started(self, instance: Instance) -> None:
         """Its instance is known."""
-        self.no_longer_unknown(State.STARTED)
+        self.resolved(StartState.STARTED)
         self.claims.ids.add(instance.instance_id)
         self.on_started(instance)
 
-    def no_longer_unknown(self, state: State) -> None:
+    def resolved(self, state: StartState) -> None:
         """It is known what it made, or nobody looks for it any more."""
         self.state = state
-        if self.unknown is not None:
-            self.claims.finds(self.args.model_id, self.unknown)
+        if self.unresolved is not None:
+            self.claims.resolve(self.args.model_id, self.unresolved)
 
-    def broken_off(self) -> None:
+    def interrupted(self) -> None:
         """No outcome will be told any more: the loop was broken off in the middle of the request."""
-        if self.state is State.SENT:
-            self.settled(Failure(kind=Kind.TIMED_OUT))
+        if self.state is StartState.SENT:
+            self.settled(Failure(kind=FailureKind.TIMED_OUT))
 
     def _lose(self, failure: Failure) -> None:
-        self.state = State.UNKNOWN
+        self.state = StartState.UNKNOWN
         self.failure = failure
-        if self.unknown is not None:
-            self.claims.loses(self.args.model_id, self.unknown)
+        if self.unresolved is not None:
+            self.claims.add_unresolved(self.args.model_id, self.unresolved)
         window = self.policy.adoption_window
         # A service that has hung up or answered is done; one that is slow may come to it yet.
-        self.visible_until = anyio.current_time() + (window if failure.kind is Kind.TIMED_OUT else window / 6)
+        self.visible_until = anyio.current_time() + (
+            window if failure.kind is FailureKind.TIMED_OUT else window / 6
+        )

@@ -15,18 +15,18 @@ from attrs import define, field, frozen
 
 from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances
-from .._api.matching import Ambiguous, Unknown, judge
-from .._api.polling import is_passing_trouble, poll_interval
+from .._api.matching import Ambiguous, UnresolvedStart, match_start
+from .._api.polling import is_transient_error, poll_interval
 from .._config import PollPolicy, RetryPolicy
 from .._errors import AmbiguousStartError, ClientClosedError, CortecsError, RequestError
-from .._http.limiter import Slots, Urgency
+from .._http.limiter import Priority, PriorityLimiter
 from .._http.messages import Failure
-from .._http.retry import counts, is_passing, next_wait
+from .._http.retry import counts_as_retry, is_transient, next_wait
 from .._logging import Event, log
-from .._recovery.claims import Others
-from .._recovery.promises import Keeper
+from .._recovery.claims import ForeignClaims
+from .._recovery.promises import Promises
 from .._telemetry import Observer
-from .start_state import Start, State
+from .start_state import StartAttempt, StartState
 
 # Seconds for which a list tells what exists before a start, so that starts that come in a stream share it.
 _FRESH = 1.0
@@ -62,7 +62,7 @@ class Starter:
     def __init__(
         self,
         instances: Instances,
-        keeper: Keeper,
+        promises: Promises,
         retry: RetryPolicy,
         poll: PollPolicy,
         *,
@@ -70,7 +70,7 @@ class Starter:
         observer: Observer,
     ) -> None:
         self._instances = instances
-        self._keeper = keeper
+        self._promises = promises
         self._retry = retry
         self._poll = poll
         self._claims = instances.claims
@@ -79,13 +79,13 @@ class Starter:
         self._recent: _Listing | None = None
         self._rng = random.Random()  # noqa: S311  (jitter)
         # Twice as many as can be sent at once: so the next have noted what exists when the first are done.
-        self._turns = Slots(2 * max_connections)
+        self._turns = PriorityLimiter(2 * max_connections)
 
-    def prepare(self, args: InstanceArgs, on_started: Callable[[Instance], None]) -> Start:
+    def prepare(self, args: InstanceArgs, on_started: Callable[[Instance], None]) -> StartAttempt:
         """A start that has not begun."""
-        return Start(args=args, policy=self._retry, claims=self._claims, on_started=on_started)
+        return StartAttempt(args=args, policy=self._retry, claims=self._claims, on_started=on_started)
 
-    async def start(self, start: Start) -> Instance:
+    async def start(self, start: StartAttempt) -> Instance:
         """Starts, and finds what a lost answer hid.
 
         Raises:
@@ -102,8 +102,8 @@ class Starter:
             except RequestError as error:
                 if start.failure is None:
                     raise  # of the list before it
-                counted += counts(start.failure)
-                if start.state is not State.UNKNOWN:
+                counted += counts_as_retry(start.failure)
+                if start.state is not StartState.UNKNOWN:
                     spent += anyio.current_time() - start.sent_at
                     wait = self._pause(start.failure, attempt=attempt, counted=counted, spent=spent)
                     if wait is None:
@@ -146,7 +146,7 @@ class Starter:
                     model=start.args.hf_name,
                 )
             finally:
-                if start.state is State.NOTHING:
+                if start.state is StartState.NOT_STARTED:
                     self._close(start)
 
     def _pause(self, failure: Failure, *, attempt: int, counted: int, spent: float) -> float | None:
@@ -165,7 +165,7 @@ class Starter:
             rng=self._rng,
         )
 
-    async def _attempt(self, start: Start) -> Instance:
+    async def _attempt(self, start: StartAttempt) -> Instance:
         """Notes what exists, promises, and sends.
 
         In a turn: else what it has noted could be long out of date when a connection is free, and what others
@@ -176,25 +176,25 @@ class Starter:
         try:
             listing = await self._baseline()
             # Of an earlier start, it may have been dropped since, and to an empty one everything is new.
-            if listing.name is None or not self._keeper.has_baseline(listing.name):
-                listing.name = self._keeper.baseline(each.instance_id for each in listing.instances)
-            start.key = await self._keeper.intend(start.args, listing.name)
-            start.unknown = self._keeper.unknown(start.key)
+            if listing.name is None or not self._promises.has_baseline(listing.name):
+                listing.name = self._promises.baseline(each.instance_id for each in listing.instances)
+            start.key = await self._promises.record_intent(start.args, listing.name)
+            start.unresolved = self._promises.unknown(start.key)
             return await self._instances.start_once(start.args, start)
         finally:
-            self._turns.leave(Urgency.CALL)
+            self._turns.release(Priority.CALL)
 
     async def _enter(self, model_id: str) -> None:
         while True:
-            while self._claims.unknown.get(model_id):  # noqa: ASYNC110  (rare, and bounded)
+            while self._claims.unresolved.get(model_id):  # noqa: ASYNC110  (rare, and bounded)
                 # A new one would be taken for that of a start that is being looked for.
                 await anyio.sleep(self._poll.min_interval)
-            await self._turns.enter(Urgency.CALL)
-            if not self._claims.unknown.get(model_id):
+            await self._turns.acquire(Priority.CALL)
+            if not self._claims.unresolved.get(model_id):
                 return
-            self._turns.leave(Urgency.CALL)
+            self._turns.release(Priority.CALL)
 
-    async def resolve(self, start: Start, *, eager: bool) -> Instance | None:
+    async def resolve(self, start: StartAttempt, *, eager: bool) -> Instance | None:
         """What a start without an answer has made; None when nothing.
 
         Args:
@@ -206,16 +206,16 @@ class Starter:
             AmbiguousStartError: when it cannot be told.
             RequestError: when the service refuses to say, unless `eager`, which asks until it is cancelled.
         """
-        start.broken_off()
-        assert start.unknown is not None  # noqa: S101  (set before it was sent)
+        start.interrupted()
+        assert start.unresolved is not None  # noqa: S101  (set before it was sent)
         if start.key is not None:
-            self._keeper.unanswered(start.key)
+            self._promises.record_unanswered(start.key)
         began = anyio.current_time()
         while True:
             listing = await self._look(start, eager=eager)
             if listing is not None:
-                others = await self._keeper.others()
-                verdict = self._judge(start.unknown, listing, others)
+                others = await self._promises.foreign_claims()
+                verdict = self._judge(start.unresolved, listing, others)
                 # What another process of this machine has just started may be no candidate in a moment.
                 is_over = listing.began >= start.visible_until + (0.0 if verdict.is_final else _RIVALRY)
                 if isinstance(verdict.outcome, Instance) and verdict.is_final and (eager or is_over):
@@ -230,26 +230,26 @@ class Starter:
                     start.started(verdict.outcome)
                     return verdict.outcome
                 if is_over and verdict.outcome is None:
-                    start.no_longer_unknown(State.NOTHING)
+                    start.resolved(StartState.NOT_STARTED)
                     self._close(start)
                     return None
                 if is_over:
                     self._give_up(start, verdict.outcome)
             await anyio.sleep(poll_interval(anyio.current_time() - began, self._poll))
 
-    def _judge(self, mine: Unknown, listing: _Listing, others: Others) -> _Verdict:
+    def _judge(self, mine: UnresolvedStart, listing: _Listing, others: ForeignClaims) -> _Verdict:
         free = self._claims.without_claimed(listing.instances, others.ids)
-        peers = self._claims.unknown.get(mine.args.model_id, [])
+        peers = self._claims.unresolved.get(mine.args.model_id, [])
         starts = sorted([*peers, *others.unanswered], key=lambda each: each.order)
-        outcome = judge(mine, starts, free)
-        rivals = [*others.starting, *others.doomed]
+        outcome = match_start(mine, starts, free)
+        rivals = [*others.starting, *others.orphaned_starts]
         is_rivalled = any(start.fits(instance) for start in rivals for instance in free)
         return _Verdict(outcome, is_final=outcome is None or not is_rivalled)
 
-    async def _look(self, start: Start, *, eager: bool) -> _Listing | None:
+    async def _look(self, start: StartAttempt, *, eager: bool) -> _Listing | None:
         """A list in which everything new belongs to somebody known or to an unknown start."""
         model_id = start.args.model_id
-        sky = self._claims.sky(model_id)
+        sky = self._claims.idle_generation(model_id)
         if sky is None:
             return None
         try:
@@ -258,7 +258,7 @@ class Starter:
             raise
         except Exception as error:
             # Among them a credential provider's or a transport's own: a release outlasts those.
-            if not eager and not (isinstance(error, CortecsError) and is_passing_trouble(error)):
+            if not eager and not (isinstance(error, CortecsError) and is_transient_error(error)):
                 raise
             log(
                 Event.LEASE_LOOK_FAILED,
@@ -268,16 +268,16 @@ class Starter:
                 error_type=type(error).__name__,
             )
             return None
-        return listing if self._claims.sky(model_id) == sky else None
+        return listing if self._claims.idle_generation(model_id) == sky else None
 
-    def _give_up(self, start: Start, outcome: Ambiguous | Instance | None) -> None:
+    def _give_up(self, start: StartAttempt, outcome: Ambiguous | Instance | None) -> None:
         candidates = outcome.candidates if isinstance(outcome, Ambiguous) else ()
         if isinstance(outcome, Instance):
             candidates = (outcome.instance_id,)
-        start.no_longer_unknown(State.AMBIGUOUS)
+        start.resolved(StartState.AMBIGUOUS)
         start.candidates = candidates
         if start.key is not None:
-            self._keeper.ambiguous(start.key, candidates)
+            self._promises.record_ambiguous(start.key, candidates)
         raise AmbiguousStartError(
             f"a start of {start.args.hf_name} got no answer, and it cannot be told which instance it made: "
             f"{', '.join(candidates)} appeared since. None was touched. ONE OF THEM MAY BE YOURS, AND IS "
@@ -285,9 +285,9 @@ class Starter:
             candidates=candidates,
         )
 
-    def _close(self, start: Start) -> None:
+    def _close(self, start: StartAttempt) -> None:
         if start.key is not None:
-            self._keeper.done(start.key)
+            self._promises.record_gone(start.key)
             start.key = None
 
     async def _baseline(self) -> _Listing:
@@ -332,4 +332,4 @@ class Starter:
 
 def _may_try_again(failure: Failure | None) -> bool:
     # 503 says "no capacity" as often as "down": the caller decides.
-    return failure is not None and is_passing(failure) and failure.status != 503
+    return failure is not None and is_transient(failure) and failure.status != 503

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import anyio
 from attrs import define, evolve, field, frozen
 
-from .._aio.clock import clock
+from .._aio.clock import loop_clock
 from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances, Origin
 from .._api.validation import check_amount, check_seconds
@@ -19,10 +19,10 @@ from .._errors import (
     InvalidArgumentError,
 )
 from .._http.client import HTTP
-from .._recovery.promises import Keeper
+from .._recovery.promises import Promises
 from .._telemetry import LeaseInfo, Observer, Operation, Source
 from .pricing import Prices, Receipt, receipt
-from .start_state import Start, State
+from .start_state import StartAttempt, StartState
 from .starter import Starter
 
 OnExit = Literal["delete", "stop", "keep"]
@@ -32,7 +32,7 @@ OnLoss = Literal["cancel", "ignore"]
 
 
 @define(eq=False)
-class Holding:
+class HeldInstance:
     """What a lease holds, and so owes.
 
     Attributes:
@@ -45,30 +45,30 @@ class Holding:
     instance_id: str | None = None
     origin: Origin = Origin.STARTED
     key: str | None = None
-    start: Start | None = None
+    attempt: StartAttempt | None = None
 
     @property
     def name(self) -> str:
         """What it is, for people."""
         if self.instance_id is not None:
             return f"instance {self.instance_id}"
-        return f"a start of {self.start.args.hf_name}" if self.start is not None else "nothing"
+        return f"a start of {self.attempt.args.hf_name}" if self.attempt is not None else "nothing"
 
     @property
     def billed_from(self) -> float | None:
         """When its start was sent, in seconds of `anyio.current_time`; None for what was there before."""
-        return self.start.sent_at if self.origin is Origin.STARTED and self.start is not None else None
+        return self.attempt.sent_at if self.origin is Origin.STARTED and self.attempt is not None else None
 
     @property
     def open_key(self) -> str | None:
         """The entry that stands for all this."""
-        return self.key or (self.start.key if self.start is not None else None)
+        return self.key or (self.attempt.key if self.attempt is not None else None)
 
     def may_hold_something(self) -> bool:
         """Whether there is an instance, or may be."""
         if self.instance_id is not None:
             return True
-        return self.start is not None and self.start.state in {State.SENT, State.UNKNOWN}
+        return self.attempt is not None and self.attempt.state in {StartState.SENT, StartState.UNKNOWN}
 
 
 @frozen(kw_only=True)
@@ -104,21 +104,21 @@ class LeaseOptions:
 
 
 @frozen(kw_only=True)
-class Workshop:
+class LeaseServices:
     """What a client lends to its leases."""
 
     http: HTTP
     instances: Instances
     releasing: Instances
     poll: PollPolicy
-    keeper: Keeper
+    promises: Promises
     starter: Starter
     prices: Prices
     observer: Observer
 
 
 @define(eq=False, repr=False)
-class Tenure:
+class LeaseState:
     """One lease's. It does not know the lease, which must be able to go when everybody drops it.
 
     Attributes:
@@ -133,10 +133,10 @@ class Tenure:
         final: The receipt, when the lease has ended.
     """
 
-    shop: Workshop
+    services: LeaseServices
     options: LeaseOptions
     operation: Operation = "instance"
-    holding: Holding = field(factory=Holding)
+    held: HeldInstance = field(factory=HeldInstance)
     newest: Instance | None = None
     began: float = 0.0
     lifetime: float = math.inf
@@ -160,7 +160,7 @@ class Tenure:
     def enter(self, operation: Operation) -> None:
         """The lease begins, in this event loop."""
         self.operation = operation
-        self._clock = clock()
+        self._clock = loop_clock()
         self.began = self._clock()
 
     def now(self) -> float:
@@ -175,7 +175,7 @@ class Tenure:
     @property
     def billed_from(self) -> float:
         """When that was."""
-        return self.began if self.holding.billed_from is None else self.holding.billed_from
+        return self.began if self.held.billed_from is None else self.held.billed_from
 
     @property
     def expires_at(self) -> float:
@@ -186,7 +186,7 @@ class Tenure:
         """Unix time for the reaper, which does not know this loop's clock."""
         if math.isinf(self.lifetime):
             return None
-        return self.shop.keeper.system.wall_clock() + self.lifetime - self.age
+        return self.services.promises.system.wall_clock() + self.lifetime - self.age
 
     @property
     def receipt(self) -> Receipt:
@@ -203,36 +203,36 @@ class Tenure:
         # What was asked for, where the service leaves the number of workers out of its answers.
         args = evolve(args, num_workers=max(args.num_workers, self.options.args.num_workers))
         hardware = args.hardware_type_id or self.options.args.hardware_type_id
-        price = self.shop.prices.of(hardware)
+        price = self.services.prices.of(hardware)
         seconds = max(until - self.billed_from, 0.0)
         return receipt(self.instance.instance_id, seconds, args, price)
 
-    def look(self) -> LeaseInfo:
+    def info(self) -> LeaseInfo:
         """The lease as telemetry sees it."""
-        holding, final = self.holding, self.final
+        held, final = self.held, self.final
         args = self.options.args if self.newest is None else self.newest.instance_args
         # Somebody else pays for what was there before.
-        is_billed = final is not None and holding.origin is not Origin.FOUND
+        is_billed = final is not None and held.origin is not Origin.FOUND
         return LeaseInfo(
             operation=self.operation,
             model=args.hf_name,
             hardware_type_id=args.hardware_type_id or self.options.args.hardware_type_id,
             num_workers=max(args.num_workers, self.options.args.num_workers) if args.model_id else None,
-            instance_id=holding.instance_id,
-            source=_source(holding),
-            request_id=holding.start.request_id if holding.start is not None else None,
+            instance_id=held.instance_id,
+            source=_source(held),
+            request_id=held.attempt.request_id if held.attempt is not None else None,
             cost=final.cost if final is not None and is_billed else None,
             currency=final.currency if final is not None and is_billed else "",
         )
 
 
-def _source(holding: Holding) -> Source | None:
-    if holding.instance_id is None:
+def _source(held: HeldInstance) -> Source | None:
+    if held.instance_id is None:
         return None
-    match holding.origin:
+    match held.origin:
         case Origin.FOUND:
             return "found"
         case Origin.RESTARTED:
             return "restarted"
         case Origin.STARTED:
-            return "adopted" if holding.start is not None and holding.start.adopted else "started"
+            return "adopted" if held.attempt is not None and held.attempt.adopted else "started"

@@ -7,8 +7,8 @@ import math
 import anyio
 from attrs import define, field
 
-from .._aio.scopes import Interruptible
-from .._aio.tasks import Background
+from .._aio.scopes import CancellableBlock
+from .._aio.tasks import BackgroundTask
 from .._api.domain import Instance
 from .._api.polling import Poller
 from .._api.waiting import TERMINAL_STATUSES
@@ -35,16 +35,16 @@ class Watchdog:
     instance: Instance
     expires_at: float
     limit: str
-    minds_loss: bool
+    ends_on_loss: bool
     verdict: LifecycleError | None = None
-    _block: Interruptible = field(factory=Interruptible)
-    _background: Background | None = None
+    _block: CancellableBlock = field(factory=CancellableBlock)
+    _background: BackgroundTask | None = None
 
     def enter(self) -> None:
         """The block begins."""
         self._block.enter()
-        if self.minds_loss or math.isfinite(self.expires_at):
-            self._background = Background(self._watch)
+        if self.ends_on_loss or math.isfinite(self.expires_at):
+            self._background = BackgroundTask(self._watch)
 
     async def leave(self, raised: BaseException | None) -> BaseException | None:
         """The block has ended; returns what goes out of it."""
@@ -80,10 +80,10 @@ class Watchdog:
                 self.verdict,
                 instance_id=instance_id,
             )
-            self._block.interrupt()
+            self._block.cancel()
 
     async def _until_lost(self) -> str:
-        if not self.minds_loss:
+        if not self.ends_on_loss:
             await anyio.sleep_forever()
         while True:
             try:

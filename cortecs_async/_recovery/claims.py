@@ -8,15 +8,15 @@ import attrs
 from attrs import field, frozen
 
 from .._api.domain import InstanceArgs
-from .._api.matching import Unknown
-from .records import Book, Entry
+from .._api.matching import UnresolvedStart
+from .records import JournalState, Promise
 
 # Seconds in which another process's start can still be under way.
 _FLIGHT = 600.0
 
 
 @frozen
-class Others:
+class ForeignClaims:
     """What others lay claim to.
 
     Attributes:
@@ -27,14 +27,14 @@ class Others:
     """
 
     ids: set[str] = field(factory=set)
-    starting: list[Unknown] = field(factory=list)
-    unanswered: list[Unknown] = field(factory=list)
-    doomed: list[Unknown] = field(factory=list)
+    starting: list[UnresolvedStart] = field(factory=list)
+    unanswered: list[UnresolvedStart] = field(factory=list)
+    orphaned_starts: list[UnresolvedStart] = field(factory=list)
 
 
 def claims_of_others(
-    api: str, own: Book, own_keys: Container[str], known: Iterable[Book], now: float
-) -> Others:
+    api: str, own: JournalState, own_keys: Container[str], known: Iterable[JournalState], now: float
+) -> ForeignClaims:
     """What other promises lay claim to, of this account or of one that may be the same under another name.
 
     Args:
@@ -45,9 +45,9 @@ def claims_of_others(
         known: The other books.
         now: The current Unix time in seconds.
     """
-    others = Others()
+    others = ForeignClaims()
     for book in (own, *known):
-        for entry in list(book.entries.values()):
+        for entry in list(book.promises.values()):
             if entry.api != api or (book is own and entry.key in own_keys):
                 continue
             if entry.instance_id is not None:
@@ -55,23 +55,23 @@ def claims_of_others(
             elif entry.candidates:
                 others.ids.update(entry.candidates)
             elif book.is_orphaned:
-                others.doomed.append(unknown_of(book, entry))
+                others.orphaned_starts.append(unresolved_start_of(book, entry))
             elif now - entry.at < _FLIGHT:
                 kind = others.unanswered if entry.unanswered else others.starting
-                kind.append(unknown_of(book, entry))
+                kind.append(unresolved_start_of(book, entry))
     return others
 
 
-def unknown_of(book: Book, entry: Entry) -> Unknown:
+def unresolved_start_of(state: JournalState, promise: Promise) -> UnresolvedStart:
     """The start of which an intent tells."""
-    return Unknown(
-        args=read_args(entry),
-        baseline=book.known_before(entry),
-        order=(entry.at, f"{book.owner.get('id')}{entry.key}"),
+    return UnresolvedStart(
+        args=read_args(promise),
+        baseline=state.known_before(promise),
+        order=(promise.at, f"{state.owner.get('id')}{promise.key}"),
     )
 
 
-def read_args(entry: Entry) -> InstanceArgs:
+def read_args(promise: Promise) -> InstanceArgs:
     """The arguments of an intent."""
     known = {each.name for each in attrs.fields(InstanceArgs)}
-    return InstanceArgs(**{name: value for name, value in entry.args.items() if name in known})
+    return InstanceArgs(**{name: value for name, value in promise.args.items() if name in known})

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from .records import Book, Record, encode, fold
+from .records import JournalState, Record, encode, fold
 
 try:
     import fcntl
@@ -73,7 +73,7 @@ class JournalFile:
         """Bytes."""
         return os.fstat(self._fd).st_size
 
-    def is_there(self) -> bool:
+    def exists(self) -> bool:
         """Whether it still has its name: somebody may have cleared the directory."""
         return os.fstat(self._fd).st_nlink > 0
 
@@ -87,7 +87,7 @@ class JournalFile:
         os.close(self._fd)
         self._fd = fd
 
-    def read(self) -> Book:
+    def read(self) -> JournalState:
         """What it holds."""
         return fold(_read(self._fd))
 
@@ -155,7 +155,7 @@ def _open_to_look(path: Path) -> int | None:
     return None
 
 
-def left_behind(directory: Path) -> Iterator[JournalFile]:
+def orphaned_journals(directory: Path) -> Iterator[JournalFile]:
     """The journals of dead owners, each locked; whoever takes one closes or removes it."""
     for draft in directory.glob("*.new"):
         # Of a process that died between two steps; a younger one may just be on its way.
@@ -168,7 +168,7 @@ def left_behind(directory: Path) -> Iterator[JournalFile]:
             yield journal
 
 
-def books(directory: Path) -> Iterator[tuple[Path, Book]]:
+def read_journals(directory: Path) -> Iterator[tuple[Path, JournalState]]:
     """What every process has promised, the living ones too."""
     for path in _paths(directory):
         with contextlib.suppress(OSError):

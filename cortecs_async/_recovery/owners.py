@@ -9,10 +9,10 @@ from typing import Literal
 
 from attrs import frozen
 
-from .journal import books, is_owned
-from .promises import Keeper
-from .records import Book, Entry
-from .store import all_books
+from .journal import is_owned, read_journals
+from .promises import Promises
+from .records import JournalState, Promise
+from .store import all_stores
 
 OwnerKind = Literal["mine", "process", "orphan", "held"]
 
@@ -40,45 +40,45 @@ class Owner:
     expires_at: float | None = None
 
 
-async def owners(keeper: Keeper) -> Mapping[str, Owner]:
+async def owners(promises: Promises) -> Mapping[str, Owner]:
     """The owners of all instances that a journal names, by their ids.
 
     Args:
         keeper: For the service and the directory.
     """
-    if not keeper.reads_journals:
-        return _sorted(_own(keeper))
-    return await keeper.system.off_loop(lambda: _sorted([*_own(keeper), *_others(keeper)]))
+    if not promises.reads_journals:
+        return _sorted(_own(promises))
+    return await promises.system.off_loop(lambda: _sorted([*_own(promises), *_others(promises)]))
 
 
-def _own(keeper: Keeper) -> Iterator[tuple[str, Owner]]:
+def _own(promises: Promises) -> Iterator[tuple[str, Owner]]:
     me = f"{socket.gethostname()}, process {os.getpid()}"
     # Of all clients of this process with this directory, also of those without a journal.
-    for each in all_books():
-        if each.directory != keeper.directory:
+    for each in all_stores():
+        if each.directory != promises.directory:
             continue
-        for entry in list(each.book.entries.values()):
-            if entry.instance_id is not None and entry.api == keeper.api:
+        for entry in list(each.book.promises.values()):
+            if entry.instance_id is not None and entry.api == promises.api:
                 yield entry.instance_id, _owner(entry, _own_kind(entry), me)
 
 
-def _own_kind(entry: Entry) -> OwnerKind:
+def _own_kind(entry: Promise) -> OwnerKind:
     # Of a lease that nobody left, on a loop that is gone perhaps, there is nobody here any more.
     if entry.abandoned:
         return "orphan"
     return "held" if entry.held else "mine"
 
 
-def _others(keeper: Keeper) -> Iterator[tuple[str, Owner]]:
-    own = {each.book.owner.get("id") for each in all_books()}
-    for path, book in books(keeper.directory):
+def _others(promises: Promises) -> Iterator[tuple[str, Owner]]:
+    own = {each.book.owner.get("id") for each in all_stores()}
+    for path, book in read_journals(promises.directory):
         if book.owner.get("id") in own - {None}:
             continue
-        named = [each for each in book.entries.values() if each.instance_id and each.api == keeper.api]
+        named = [each for each in book.promises.values() if each.instance_id and each.api == promises.api]
         # Asked for last, and only where it matters: it costs a system call or two.
         is_living = is_owned(path) if named else None
         if is_living is not None:
-            now = keeper.system.wall_clock()
+            now = promises.system.wall_clock()
             owner = f"{book.owner.get('host', '?')}, process {book.owner.get('pid', '?')}"
             for entry in named:
                 yield (
@@ -87,7 +87,7 @@ def _others(keeper: Keeper) -> Iterator[tuple[str, Owner]]:
                 )
 
 
-def _kind(book: Book, entry: Entry, now: float, *, is_living: bool) -> OwnerKind:
+def _kind(book: JournalState, entry: Promise, now: float, *, is_living: bool) -> OwnerKind:
     # Once the owner is dead, its reaper has the lock.
     is_living = is_living and not book.is_orphaned
     if entry.held and not entry.is_due(now, owner_lives=is_living):
@@ -95,7 +95,7 @@ def _kind(book: Book, entry: Entry, now: float, *, is_living: bool) -> OwnerKind
     return "process" if is_living and not entry.abandoned else "orphan"
 
 
-def _owner(entry: Entry, kind: OwnerKind, owner: str) -> Owner:
+def _owner(entry: Promise, kind: OwnerKind, owner: str) -> Owner:
     return Owner(kind=kind, owner=owner, started_at=entry.at, expires_at=entry.expires_at)
 
 

@@ -16,14 +16,14 @@ import attrs
 
 from .._aio.threads import System
 from .._api.domain import InstanceArgs
-from .._api.matching import Unknown
+from .._api.matching import UnresolvedStart
 from .._config import Mode, Settings
 from .._errors import GuardError, JournalError
 from .._logging import Event, log
 from .._secrets import Credentials, Secret
-from .claims import Others, claims_of_others, unknown_of
+from .claims import ForeignClaims, claims_of_others, unresolved_start_of
 from .records import Record
-from .store import Books, books_of
+from .store import PromiseStore, store_for
 
 T = TypeVar("T")
 
@@ -43,7 +43,7 @@ def state_directory(given: str | os.PathLike[str] | None) -> Path:
     return Path(platformdirs.user_state_path("cortecs_async"))
 
 
-class Keeper:
+class Promises:
     """Makes the promises of one client.
 
     Args:
@@ -64,7 +64,7 @@ class Keeper:
         self.system: System = system
         self._journal: Mode = journal
         self._guard: Mode = guard
-        self._books = books_of(
+        self._store = store_for(
             directory, journal=journal != "off", guard=guard != "off", wall_clock=system.wall_clock
         )
         self._account = ""
@@ -86,7 +86,7 @@ class Keeper:
     @property
     def directory(self) -> Path:
         """Where the journals lie."""
-        return self._books.directory
+        return self._store.directory
 
     @property
     def reads_journals(self) -> bool:
@@ -98,7 +98,7 @@ class Keeper:
         """Whether this client has a reaper, when it needs one."""
         return self._guard != "off"
 
-    def know(self, credentials: Credentials) -> None:
+    def remember_credentials(self, credentials: Credentials) -> None:
         """Takes the credentials that a token is fetched with: the reaper must have the newest."""
         if credentials == self._credentials:
             return
@@ -112,15 +112,15 @@ class Keeper:
     def baseline(self, ids: Iterable[str]) -> str:
         """Notes which ids exist; the name stands for them."""
         self._join()
-        name = self._books.new_name()
-        self._books.put({"kind": "BASELINE", "baseline": name, "ids": sorted(ids)})
+        name = self._store.new_name()
+        self._store.put({"kind": "BASELINE", "baseline": name, "ids": sorted(ids)})
         return name
 
     def has_baseline(self, name: str) -> bool:
         """Whether a name that `baseline` gave still stands for something."""
-        return self._books.has_baseline(name)
+        return self._store.has_baseline(name)
 
-    async def intend(self, args: InstanceArgs, baseline: str) -> str:
+    async def record_intent(self, args: InstanceArgs, baseline: str) -> str:
         """Promises to find what the coming start makes. When this returns, journal and reaper know.
 
         Raises:
@@ -128,29 +128,29 @@ class Keeper:
             GuardError: when there must be a reaper and is none.
         """
         self._join()
-        key = self._books.new_name()
+        key = self._store.new_name()
         self._own.add(key)
-        self._books.put({
+        self._store.put({
             "kind": "INTENT",
             **self._common(key),
             "args": _written(args),
             "baseline": baseline,
         })  # fmt: skip
         try:
-            await self.settle()
+            await self.flush(strict=True)
         except BaseException:
-            self.done(key)
+            self.record_gone(key)
             raise
         return key
 
-    def created(
+    def record_created(
         self, key: str | None, instance_id: str, *, goal: str, expires_at: float | None = None
     ) -> str:
         """Promises that an instance goes; `key` is that of its intent, where there was one."""
         self._join()
-        key = key or self._books.new_name()
+        key = key or self._store.new_name()
         self._own.add(key)
-        self._books.put({
+        self._store.put({
             "kind": "CREATED",
             **self._common(key),
             "args": {},
@@ -160,86 +160,87 @@ class Keeper:
         })  # fmt: skip
         return key
 
-    def held(self, key: str) -> None:
+    def record_handed_over(self, key: str) -> None:
         """Somebody else answers for it from now on, except for its time limit."""
-        self._books.put({"kind": "HELD", "entry": key})
+        self._store.put({"kind": "HELD", "entry": key})
 
-    def done(self, key: str) -> None:
+    def record_gone(self, key: str) -> None:
         """The promise is kept, or there was nothing to keep."""
         self._own.discard(key)
-        self._books.put({"kind": "GONE", "entry": key})
+        self._store.put({"kind": "GONE", "entry": key})
 
-    def unknown(self, key: str) -> Unknown:
+    def unknown(self, key: str) -> UnresolvedStart:
         """A start of which an intent tells, as everybody who looks for its instance sees it."""
-        return unknown_of(self._books.book, self._books.book.entries[key])
+        return unresolved_start_of(self._store.book, self._store.book.promises[key])
 
-    def unanswered(self, key: str) -> None:
+    def record_unanswered(self, key: str) -> None:
         """A start has got no answer, and its instance is looked for."""
-        self._books.put({"kind": "UNANSWERED", "entry": key})
+        self._store.put({"kind": "UNANSWERED", "entry": key})
 
-    def abandoned(self, key: str) -> None:
+    def record_abandoned(self, key: str) -> None:
         """This process has given up: the reaper's, or `sweep`'s."""
-        self._books.put({"kind": "ABANDONED", "entry": key})
+        self._store.put({"kind": "ABANDONED", "entry": key})
 
-    def give_up(self, key: str | None) -> bool:
+    def abandon(self, key: str | None) -> bool:
         """`abandoned` where nothing can be awaited; False when there is nothing to give up."""
-        if key is None or not self._books.is_open(key):
+        if key is None or not self._store.is_open(key):
             return False
-        self.abandoned(key)
+        self.record_abandoned(key)
         self._commit_soon()
         return True
 
     def _commit_soon(self) -> None:
         if self._journal == "off" and self._guard == "off":
-            self._books.commit()
+            self._store.commit()
             return
         with contextlib.suppress(RuntimeError):  # at the interpreter's end: the end of the pipe will do
-            threading.Thread(target=self._books.commit, name="cortecs-books", daemon=True).start()
+            threading.Thread(target=self._store.commit, name="cortecs-books", daemon=True).start()
 
-    def ambiguous(self, key: str, candidates: Iterable[str]) -> None:
+    def record_ambiguous(self, key: str, candidates: Iterable[str]) -> None:
         """Which instance is meant cannot be told."""
-        self._books.put({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
+        self._store.put({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
 
-    async def settle(self) -> None:
-        """Waits until what was promised so far is in the journal and with the reaper.
+    async def flush(self, *, strict: bool = False) -> None:
+        """Wait until every promise so far is in the journal and known to the reaper.
+
+        Args:
+            strict: Raise if a required journal or reaper is not available.
 
         Raises:
-            JournalError: when there must be a journal and is none.
-            GuardError: when there must be a reaper and is none.
+            JournalError: if a journal is required and cannot be written.
+            GuardError: if a reaper is required and none is running.
         """
-        await self.settle_anyhow()
-        problem = self._books.journal_problem
-        if self._journal == "required" and problem:
-            raise JournalError(
-                f"the journal in {self._books.directory} cannot be written: {problem}. Nothing was started. "
-                "state_dir= or CORTECS_STATE_DIR puts it elsewhere."
-            )
-        problem = self._books.guard_problem
-        if self._guard == "required" and problem:
-            raise GuardError(f"there is no reaper: {problem}. Nothing was started.")
-
-    async def settle_anyhow(self) -> None:
-        """The same, where nothing could be done about a problem."""
-        reach = self._books.queued
+        reach = self._store.queued
         if self._turn is None:
             self._turn = anyio.Lock()
         async with self._turn:
-            if self._books.done < reach:
-                await self._off_loop(self._books.commit)
+            if self._store.done < reach:
+                await self._off_loop(self._store.commit)
+        if not strict:
+            return
+        problem = self._store.journal_problem
+        if self._journal == "required" and problem:
+            raise JournalError(
+                f"the journal in {self._store.directory} cannot be written: {problem}. Nothing was started. "
+                "state_dir= or CORTECS_STATE_DIR puts it elsewhere."
+            )
+        problem = self._store.guard_problem
+        if self._guard == "required" and problem:
+            raise GuardError(f"there is no reaper: {problem}. Nothing was started.")
 
-    async def others(self) -> Others:
+    async def foreign_claims(self) -> ForeignClaims:
         """What other clients and processes have promised on this account."""
         # What this client has closed must not count as somebody else's.
-        await self.settle_anyhow()
-        others = await self._off_loop(self._books.others)
-        return claims_of_others(self.api, self._books.book, self._own, others, self.system.wall_clock())
+        await self.flush()
+        others = await self._off_loop(self._store.others)
+        return claims_of_others(self.api, self._store.book, self._own, others, self.system.wall_clock())
 
-    async def tell_of_orphans(self) -> None:
+    async def report_orphans(self) -> None:
         """Says in one line of the log that there is something to sweep."""
         if not self.reads_journals:
             return
         # Another service's, or another account's, this client's `sweep` could not release.
-        count = await self._off_loop(lambda: self._books.orphans(self.api, self._account))
+        count = await self._off_loop(lambda: self._store.orphans(self.api, self._account))
         if count:
             log(
                 Event.GUARD_ORPHANS,
@@ -252,22 +253,22 @@ class Keeper:
 
     def key_of(self, instance_id: str) -> str | None:
         """The entry of an instance that this process has promised."""
-        return self._books.key_of(instance_id)
+        return self._store.key_of(instance_id)
 
     @property
-    def books(self) -> Books:
+    def journal_states(self) -> PromiseStore:
         """The books of the process."""
-        return self._books
+        return self._store
 
-    async def leave(self) -> None:
+    async def aclose(self) -> None:
         """The client is closed and has no lease any more."""
         if self._joined is not None:
-            await self._off_loop(self._leave)
+            await self._off_loop(self._close)
 
-    def _leave(self) -> None:
+    def _close(self) -> None:
         joined, self._joined = self._joined, None
-        if joined == self._books.generation:
-            self._books.leave()
+        if joined == self._store.generation:
+            self._store.release()
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
         # In memory alone, nothing blocks.
@@ -276,8 +277,8 @@ class Keeper:
 
     def _join(self) -> None:
         # Again in a forked child, whose books are empty and whose reaper knows no credentials.
-        if self._joined != self._books.generation:
-            self._joined = self._books.join()
+        if self._joined != self._store.generation:
+            self._joined = self._store.join()
             self._arm()
 
     def _arm(self) -> None:
@@ -291,7 +292,7 @@ class Keeper:
             "timeout": self._settings.timeout,
         })  # fmt: skip
         # Sealed until it goes into the pipe: a traceback may show what stands in the queue.
-        self._books.put({"kind": "ARM", "account": self._account, "sealed": Secret(sealed)})
+        self._store.put({"kind": "ARM", "account": self._account, "sealed": Secret(sealed)})
 
     def _common(self, key: str) -> Record:
         return {

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from .records import Book, Entry, Record, encode
+from .records import JournalState, Promise, Record, encode
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -50,14 +50,14 @@ GRACE = 5.0
 _SETTLE = 0.5
 
 Work = Callable[
-    [Book, Sequence[Entry], dict[str, Record], Callable[[Record], None], Path | None],
+    [JournalState, Sequence[Promise], dict[str, Record], Callable[[Record], None], Path | None],
     None,
 ]
 
 
 def _work(
-    book: Book,
-    entries: Sequence[Entry],
+    book: JournalState,
+    entries: Sequence[Promise],
     accounts: dict[str, Record],
     report: Callable[[Record], None],
     journal: Path | None,
@@ -82,17 +82,17 @@ class Reaper:
         work: Work = _work,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
-        self.book = Book()
+        self.state = JournalState()
         self.accounts: dict[str, Record] = {}
         self.journal: Path | None = None
-        self.dismissed = False
+        self.has_bye = False
         self._answer = answer
         self._work = work
         self._wall_clock = wall_clock
         self._begun: set[str] = set()
         self._threads: list[threading.Thread] = []
 
-    def take(self, message: Record) -> None:
+    def receive(self, message: Record) -> None:
         """Takes one message, and answers it if it was understood."""
         match message.get("kind"):
             case "HELLO":
@@ -103,9 +103,9 @@ class Reaper:
             case "ARM":
                 self.accounts[str(message["account"])] = json.loads(message["sealed"])
             case "BYE":
-                self.dismissed = True
+                self.has_bye = True
             case _:
-                if not self.book.apply(message):
+                if not self.state.apply(message):
                     return
         self._answer({"ack": message["number"]})
 
@@ -113,19 +113,19 @@ class Reaper:
         """Unix time of the next promise to keep while the parent lives."""
         moments = [
             0.0 if entry.abandoned else (entry.expires_at or 0.0) + GRACE
-            for entry in self.book.entries.values()
+            for entry in self.state.promises.values()
             if entry.key not in self._begun
             and not entry.candidates
             and (entry.abandoned or (entry.expires_at is not None and entry.instance_id is not None))
         ]
         return min(moments, default=None)
 
-    def keep_what_is_due(self) -> None:
+    def start_due_work(self) -> None:
         """Keeps, in a thread, what a living parent does not: its loop is blocked, or it has given up."""
         now = self._wall_clock()
         due = [
             entry
-            for entry in list(self.book.entries.values())
+            for entry in list(self.state.promises.values())
             if entry.key not in self._begun and entry.is_due(now, owner_lives=True, grace=GRACE)
         ]
         if not due:
@@ -134,12 +134,12 @@ class Reaper:
 
         self._begun.update(entry.key for entry in due)
         thread = threading.Thread(
-            target=self._work, args=(self.book, due, self.accounts, self._report, self.journal)
+            target=self._work, args=(self.state, due, self.accounts, self._report, self.journal)
         )
         thread.start()
         self._threads.append(thread)
 
-    def outlive(self) -> None:
+    def finish_after_parent(self) -> None:
         """The parent is dead: keeps everything that is left, and then removes the journal."""
         from .journal import take  # noqa: PLC0415  (only now)
 
@@ -152,23 +152,23 @@ class Reaper:
                 break
             time.sleep(0.05)  # the dying parent may hold it a moment longer than the pipe
             taken = take(self.journal)
-        left = [entry for entry in self.book.entries.values() if entry.key not in self._begun]
+        left = [entry for entry in self.state.promises.values() if entry.key not in self._begun]
         if left:
             # So that others, who die at the same time perhaps, know that these starts are nobody's any more.
             self._report({"kind": "ORPHANED"})
             time.sleep(_SETTLE)
-            self._work(self.book, left, self.accounts, self._report, self.journal)
+            self._work(self.state, left, self.accounts, self._report, self.journal)
         for thread in self._threads:
             thread.join()
         if taken is not None:
-            if self.book.entries:
+            if self.state.promises:
                 taken.close()
             else:
                 taken.remove()
 
     def _report(self, record: Record) -> None:
         """Notes a deed: in the book, in the journal, and to the parent if it lives."""
-        self.book.apply(record)
+        self.state.apply(record)
         if self.journal is not None:
             # A full disk, or no journal any more, is no reason to stop.
             with contextlib.suppress(OSError):
@@ -191,19 +191,19 @@ def serve(work: Work = _work) -> None:
     """Reads messages until the parent says goodbye or dies."""
     reaper = Reaper(_answer, work)
     buffer = b""
-    while not reaper.dismissed:
+    while not reaper.has_bye:
         due = reaper.next_due()
         # Not for ever, because the clock of this machine may be set or have slept.
         pause = None if due is None else min(max(due - time.time(), 0.0), 10.0)
         if select.select([_IN], [], [], pause)[0]:
             chunk = os.read(_IN, 1 << 16)
             if not chunk:
-                reaper.outlive()
+                reaper.finish_after_parent()
                 return
             *lines, buffer = (buffer + chunk).split(b"\n")
             for line in lines:
-                reaper.take(json.loads(line))
-        reaper.keep_what_is_due()
+                reaper.receive(json.loads(line))
+        reaper.start_due_work()
 
 
 def _answer(message: Record) -> None:

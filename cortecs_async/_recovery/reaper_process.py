@@ -19,7 +19,7 @@ from .reaper import BOOTSTRAP
 from .records import Record, encode
 
 # Seconds until a reaper that does not answer is given up. It starts in a tenth of that on a loaded machine.
-_PATIENCE = 15.0
+_REAPER_ACK_TIMEOUT = 15.0
 
 # What a reaper does that changes what is owed.
 _NEWS = frozenset({"CREATED", "AMBIGUOUS", "GONE"})
@@ -32,7 +32,7 @@ _ENVIRONMENT = frozenset({
 })  # fmt: skip
 
 
-class Guard:
+class ReaperProcess:
     """One reaper at a time. Used under the lock of its owner, except for `discard`.
 
     Args:
@@ -40,9 +40,9 @@ class Guard:
         on_deed: Called in a thread with a record of what the reaper did.
     """
 
-    def __init__(self, on_death: Callable[[], None], on_deed: Callable[[Record], None]) -> None:
+    def __init__(self, on_death: Callable[[], None], on_action: Callable[[Record], None]) -> None:
         self._on_death = on_death
-        self._on_deed = on_deed
+        self._on_deed = on_action
         self._process: subprocess.Popen[bytes] | None = None
         self._silent: subprocess.Popen[bytes] | None = None
         self._sent = 0
@@ -50,7 +50,7 @@ class Guard:
         self._news = threading.Condition()
 
     @property
-    def is_up(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it runs."""
         return self._process is not None and self._process.poll() is None
 
@@ -65,7 +65,7 @@ class Guard:
         Raises:
             GuardError: when there is none to be had here.
         """
-        self.discard()
+        self.kill()
         if os.name != "posix" or getattr(sys, "frozen", False) or not sys.executable:
             raise GuardError("no Python interpreter can be started here for the reaper")
         try:
@@ -87,18 +87,18 @@ class Guard:
         try:
             threading.Thread(target=self._listen, args=(process,), name="cortecs-guard", daemon=True).start()
         except RuntimeError as error:
-            self.discard()
+            self.kill()
             raise GuardError(f"no thread to listen to the reaper: {error}") from None
 
-    def greet(self) -> None:
+    def handshake(self) -> None:
         """Says where the HTTP stack is found, should it be needed; returns when it answers.
 
         Raises:
             GuardError: when it does not.
         """
-        self.tell([{"kind": "HELLO", "path": [each or str(Path.cwd()) for each in sys.path]}])
+        self.send([{"kind": "HELLO", "path": [each or str(Path.cwd()) for each in sys.path]}])
 
-    def tell(self, messages: Iterable[Record]) -> None:
+    def send(self, messages: Iterable[Record]) -> None:
         """Sends messages, and returns when it has said that it understood them all.
 
         Raises:
@@ -111,10 +111,10 @@ class Guard:
         for message in messages:
             self._sent += 1
             numbered.append({**message, "number": self._sent})
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + _REAPER_ACK_TIMEOUT
         problem = _send(process.stdin.fileno(), numbered, deadline)
         if problem:
-            self.discard()
+            self.kill()
             raise GuardError(f"the reaper is gone: {problem}")
         with self._news:
             self._news.wait_for(
@@ -123,10 +123,10 @@ class Guard:
             )
             if self._acknowledged >= self._sent:
                 return
-        self.discard()
+        self.kill()
         raise GuardError("the reaper did not answer")
 
-    def dismiss(self) -> None:
+    def shutdown(self) -> None:
         """Lets it go: nothing is owed."""
         process, self._process = self._process, None
         if process is None:
@@ -140,13 +140,13 @@ class Guard:
             process.kill()
             process.wait()
 
-    def leave_behind(self) -> None:
+    def detach(self) -> None:
         """Lets it outlive this client: it goes on with what is owed."""
         process, self._process = self._process, None
         if process is not None:
             self._let_go(process)
 
-    def discard(self) -> None:
+    def kill(self) -> None:
         """Ends one that does not work."""
         process, self._process = self._process, None
         if process is not None:
@@ -154,7 +154,7 @@ class Guard:
             process.wait()
             self._let_go(process)
 
-    def forget(self) -> None:
+    def close_in_child(self) -> None:
         """In a forked child: the pipe must not stay open here, or its end would never come."""
         process = self._process
         if process is not None and process.stdin is not None:

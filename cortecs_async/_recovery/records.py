@@ -18,7 +18,7 @@ FORMAT = 1
 _SPARE = 16
 
 
-class Entry:
+class Promise:
     """One promise: an instance that must go, or a start that may have made one.
 
     Attributes:
@@ -88,7 +88,7 @@ class Entry:
         return bool(self.candidates) or self.abandoned or self.is_due(now, owner_lives=False)
 
 
-class Book:
+class JournalState:
     """What is owed, folded from records.
 
     Attributes:
@@ -99,7 +99,7 @@ class Book:
     """
 
     def __init__(self) -> None:
-        self.entries: dict[str, Entry] = {}
+        self.promises: dict[str, Promise] = {}
         self.baselines: dict[str, frozenset[str]] = {}
         self.owner: Record = {}
         self.is_orphaned: bool = False
@@ -115,10 +115,10 @@ class Book:
             return False
         return True
 
-    def known_before(self, entry: Entry) -> frozenset[str]:
+    def known_before(self, promise: Promise) -> frozenset[str]:
         """The ids that existed before the start of an entry."""
         # The same set for all starts that share it: each may hold it for as long as it waits.
-        return self.baselines.get(entry.baseline or "", frozenset())
+        return self.baselines.get(promise.baseline or "", frozenset())
 
     def snapshot(self) -> list[Record]:
         """The records that fold to this book, and no more."""
@@ -126,12 +126,12 @@ class Book:
         records += [
             {"kind": "BASELINE", "baseline": name, "ids": sorted(ids)} for name, ids in self.baselines.items()
         ]
-        for entry in self.entries.values():
+        for entry in self.promises.values():
             records += _records_of(entry)
         return records
 
 
-def _records_of(entry: Entry) -> Iterable[Record]:
+def _records_of(entry: Promise) -> Iterable[Record]:
     common = {"entry": entry.key, "account": entry.account, "api": entry.api, "at": entry.at}
     if entry.baseline is not None:
         yield {"kind": "INTENT", **common, "args": entry.args, "baseline": entry.baseline}
@@ -154,22 +154,22 @@ def _records_of(entry: Entry) -> Iterable[Record]:
         yield {"kind": "AMBIGUOUS", "entry": entry.key, "candidates": list(entry.candidates)}
 
 
-def _owner(book: Book, record: Record) -> None:
+def _owner(book: JournalState, record: Record) -> None:
     book.owner = record
 
 
-def _baseline(book: Book, record: Record) -> None:
+def _baseline(book: JournalState, record: Record) -> None:
     book.baselines[str(record["baseline"])] = frozenset(str(each) for each in record["ids"])
     if len(book.baselines) > _SPARE:
         # The newest may be those of intents to come.
-        used = {entry.baseline for entry in book.entries.values()}
+        used = {entry.baseline for entry in book.promises.values()}
         unused = [name for name in book.baselines if name not in used]
         for name in unused[:-_SPARE]:
             del book.baselines[name]
 
 
-def _new(record: Record) -> Entry:
-    return Entry(
+def _new(record: Record) -> Promise:
+    return Promise(
         str(record["entry"]),
         str(record["account"]),
         str(record["api"]),
@@ -178,56 +178,56 @@ def _new(record: Record) -> Entry:
     )
 
 
-def _intent(book: Book, record: Record) -> None:
+def _intent(book: JournalState, record: Record) -> None:
     entry = _new(record)
     entry.baseline = str(record["baseline"])
-    book.entries[entry.key] = entry
+    book.promises[entry.key] = entry
 
 
-def _created(book: Book, record: Record) -> None:
-    entry = book.entries.get(str(record["entry"])) or _new(record)
+def _created(book: JournalState, record: Record) -> None:
+    entry = book.promises.get(str(record["entry"])) or _new(record)
     expires_at = record.get("expires_at")
     entry.expires_at = None if expires_at is None else float(expires_at)
     entry.goal = str(record["goal"])
     entry.instance_id = str(record["instance_id"])
     entry.held = False  # whoever held it has handed it back
-    book.entries[entry.key] = entry
+    book.promises[entry.key] = entry
 
 
-def _held(book: Book, record: Record) -> None:
-    entry = book.entries.get(str(record["entry"]))
+def _held(book: JournalState, record: Record) -> None:
+    entry = book.promises.get(str(record["entry"]))
     if entry is not None:
         entry.held = True
         if entry.expires_at is None:
             # Nothing but its holder will ever end it.
-            del book.entries[entry.key]
+            del book.promises[entry.key]
 
 
-def _unanswered(book: Book, record: Record) -> None:
-    if (entry := book.entries.get(str(record["entry"]))) is not None:
+def _unanswered(book: JournalState, record: Record) -> None:
+    if (entry := book.promises.get(str(record["entry"]))) is not None:
         entry.unanswered = True
 
 
-def _abandoned(book: Book, record: Record) -> None:
-    if (entry := book.entries.get(str(record["entry"]))) is not None:
+def _abandoned(book: JournalState, record: Record) -> None:
+    if (entry := book.promises.get(str(record["entry"]))) is not None:
         entry.abandoned = True
 
 
-def _ambiguous(book: Book, record: Record) -> None:
+def _ambiguous(book: JournalState, record: Record) -> None:
     candidates = tuple(str(each) for each in record["candidates"])
-    if (entry := book.entries.get(str(record["entry"]))) is not None:
+    if (entry := book.promises.get(str(record["entry"]))) is not None:
         entry.candidates = candidates
 
 
-def _gone(book: Book, record: Record) -> None:
-    book.entries.pop(str(record["entry"]), None)
+def _gone(book: JournalState, record: Record) -> None:
+    book.promises.pop(str(record["entry"]), None)
 
 
-def _orphaned(book: Book, _: Record) -> None:
+def _orphaned(book: JournalState, _: Record) -> None:
     book.is_orphaned = True
 
 
-def _note(_: Book, __: Record) -> None:
+def _note(_: JournalState, __: Record) -> None:
     """A deed of the reaper's, for people."""
 
 
@@ -267,9 +267,9 @@ def decode(data: bytes) -> list[Record]:
     return records
 
 
-def fold(data: bytes) -> Book:
+def fold(data: bytes) -> JournalState:
     """The book that a journal's bytes make."""
-    book = Book()
+    book = JournalState()
     for record in decode(data):
         book.apply(record)
     return book

@@ -13,15 +13,15 @@ from attrs import define, field, frozen
 
 from .._api.domain import Instance
 from .._api.instances import Instances
-from .._api.matching import Ambiguous, Unknown, judge
+from .._api.matching import Ambiguous, UnresolvedStart, match_start
 from .._api.teardown import Goal, Teardown
 from .._config import PollPolicy, RetryPolicy, Settings
 from .._errors import ClientClosedError, TeardownError
 from .._http.client import HTTP
 from .._secrets import Credentials, Secret
-from .claims import Others, claims_of_others, unknown_of
-from .journal import books
-from .records import Book, Entry, Record
+from .claims import ForeignClaims, claims_of_others, unresolved_start_of
+from .journal import read_journals
+from .records import JournalState, Promise, Record
 
 # Seconds after a start's request in which its instance can have been initialised, and before which it cannot,
 # by the service's clock.
@@ -36,11 +36,11 @@ _ROUND = 600.0
 # long one may take, and how often in a row it must be read to be gone: once may be the service's mistake.
 _LOOK, _LOOK_TAKES, _READINGS = 300.0, 30.0, 2
 
-State = Literal["released", "gone", "ambiguous", "left"]
+RecoveryState = Literal["released", "gone", "ambiguous", "left"]
 
 
 @frozen(kw_only=True)
-class Finished:
+class RecoveryResult:
     """What became of one promise.
 
     Attributes:
@@ -50,26 +50,26 @@ class Finished:
         candidates: Instances that it might be, when ambiguous.
     """
 
-    state: State
+    state: RecoveryState
     instance_id: str | None = None
     candidates: tuple[str, ...] = ()
 
 
 @frozen(eq=False)
-class Debt:
+class PendingPromise:
     """A promise with the book that it stands in, and how changes to it are written down."""
 
-    book: Book
-    entry: Entry
+    state: JournalState
+    promise: Promise
     report: Callable[[Record], None]
 
-    def unknown(self) -> Unknown:
+    def unresolved_start(self) -> UnresolvedStart:
         """The start, when nothing is known but that."""
-        return unknown_of(self.book, self.entry)
+        return unresolved_start_of(self.state, self.promise)
 
 
 @define(eq=False)
-class Finisher:
+class Recovery:
     """Finishes what one account owes.
 
     Attributes:
@@ -82,36 +82,36 @@ class Finisher:
     """
 
     instances: Instances
-    others: Callable[[], Others]
+    foreign_claims: Callable[[], ForeignClaims]
     note: Callable[[str], None]
-    patience: float
+    timeout: float
     visible_until: float
     wall_clock: Callable[[], float]
-    finished: dict[Debt, Finished] = field(factory=dict)
+    results: dict[PendingPromise, RecoveryResult] = field(factory=dict)
 
-    async def finish(self, debts: Iterable[Debt]) -> dict[Debt, Finished]:
+    async def run(self, pending: Iterable[PendingPromise]) -> dict[PendingPromise, RecoveryResult]:
         """Finishes these."""
-        lost: list[Debt] = []
+        lost: list[PendingPromise] = []
         async with anyio.create_task_group() as tasks:
-            for debt in debts:
-                if debt.entry.candidates:
-                    self.finished[debt] = Finished(state="ambiguous", candidates=debt.entry.candidates)
-                elif debt.entry.instance_id is not None:
-                    tasks.start_soon(self._end, debt, debt.entry.instance_id)
+            for debt in pending:
+                if debt.promise.candidates:
+                    self.results[debt] = RecoveryResult(state="ambiguous", candidates=debt.promise.candidates)
+                elif debt.promise.instance_id is not None:
+                    tasks.start_soon(self._end, debt, debt.promise.instance_id)
                 else:
                     lost.append(debt)
             if lost:
                 tasks.start_soon(self._find, lost, tasks)
-        return self.finished
+        return self.results
 
-    async def _end(self, debt: Debt, instance_id: str) -> None:
-        entry = debt.entry
+    async def _end(self, debt: PendingPromise, instance_id: str) -> None:
+        entry = debt.promise
         until = entry.expires_at if entry.held else None
         if until is not None and await self._goes_before(instance_id, until):
             debt.report({"kind": "GONE", "entry": entry.key})
-            self.finished[debt] = Finished(state="gone", instance_id=instance_id)
+            self.results[debt] = RecoveryResult(state="gone", instance_id=instance_id)
             return
-        deadline = anyio.current_time() + self.patience
+        deadline = anyio.current_time() + self.timeout
         self.note(f"releasing instance {instance_id}")
         while True:
             teardown = Teardown(
@@ -124,14 +124,14 @@ class Finisher:
                 await teardown.run()
             except TeardownError as error:
                 self.note(str(error))
-                is_hopeless = isinstance(teardown.last_trouble, ClientClosedError)
+                is_hopeless = isinstance(teardown.last_error, ClientClosedError)
                 if is_hopeless or anyio.current_time() >= deadline:
-                    self.finished[debt] = Finished(state="left", instance_id=instance_id)
+                    self.results[debt] = RecoveryResult(state="left", instance_id=instance_id)
                     return
             else:
                 debt.report({"kind": "GONE", "entry": entry.key})
-                state: State = "released" if teardown.did_something else "gone"
-                self.finished[debt] = Finished(state=state, instance_id=instance_id)
+                state: RecoveryState = "released" if teardown.has_acted else "gone"
+                self.results[debt] = RecoveryResult(state=state, instance_id=instance_id)
                 return
 
     async def _goes_before(self, instance_id: str, expires_at: float) -> bool:
@@ -153,12 +153,12 @@ class Finisher:
                 return False
         return False
 
-    async def _find(self, debts: Sequence[Debt], tasks: TaskGroup) -> None:
+    async def _find(self, debts: Sequence[PendingPromise], tasks: TaskGroup) -> None:
         """Looks for what starts without an answer have made, and ends it as soon as it is proven."""
-        lost = {debt: debt.unknown() for debt in debts}
+        lost = {debt: debt.unresolved_start() for debt in debts}
         claimed: set[str] = set()
         pause = _PAUSE
-        deadline = anyio.current_time() + self.patience
+        deadline = anyio.current_time() + self.timeout
         while lost:
             began = anyio.current_time()
             listed = await self._list()
@@ -166,7 +166,7 @@ class Finisher:
                 pause = _PAUSE
                 self._sort_out(lost, listed, claimed, tasks, is_over=began >= self.visible_until)
             elif anyio.current_time() >= deadline:
-                self.finished.update({debt: Finished(state="left") for debt in lost})
+                self.results.update({debt: RecoveryResult(state="left") for debt in lost})
                 return
             else:
                 pause = min(pause * 2, _MAX_PAUSE)
@@ -175,23 +175,23 @@ class Finisher:
 
     def _sort_out(
         self,
-        lost: dict[Debt, Unknown],
+        lost: dict[PendingPromise, UnresolvedStart],
         listed: Iterable[Instance],
         claimed: set[str],
         tasks: TaskGroup,
         *,
         is_over: bool,
     ) -> None:
-        others = self.others()
+        others = self.foreign_claims()
         free = [each for each in listed if each.instance_id not in claimed | others.ids]
-        starts = sorted([*others.doomed, *lost.values()], key=lambda each: each.order)
+        starts = sorted([*others.orphaned_starts, *lost.values()], key=lambda each: each.order)
         for debt, unknown in list(lost.items()):
-            outcome = judge(unknown, starts, free)
+            outcome = match_start(unknown, starts, free)
             if isinstance(outcome, Instance) and not is_proven(
-                outcome, debt.entry, others, self.wall_clock()
+                outcome, debt.promise, others, self.wall_clock()
             ):
                 outcome = Ambiguous((outcome.instance_id,))
-            key = debt.entry.key
+            key = debt.promise.key
             if isinstance(outcome, Instance):
                 instance_id = outcome.instance_id
                 claimed.add(instance_id)
@@ -201,11 +201,11 @@ class Finisher:
                 continue
             elif outcome is None:
                 debt.report({"kind": "GONE", "entry": key})
-                self.finished[debt] = Finished(state="gone")
+                self.results[debt] = RecoveryResult(state="gone")
             else:
                 candidates = outcome.candidates
                 debt.report({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
-                self.finished[debt] = Finished(state="ambiguous", candidates=candidates)
+                self.results[debt] = RecoveryResult(state="ambiguous", candidates=candidates)
             del lost[debt]
 
     async def _list(self) -> tuple[Instance, ...] | None:
@@ -216,7 +216,7 @@ class Finisher:
             return None
 
 
-def is_proven(instance: Instance, entry: Entry, others: Others, now: float) -> bool:
+def is_proven(instance: Instance, promise: Promise, foreign_claims: ForeignClaims, now: float) -> bool:
     """Whether an instance that matches a start is almost certainly its own.
 
     Args:
@@ -225,12 +225,12 @@ def is_proven(instance: Instance, entry: Entry, others: Others, now: float) -> b
         others: What other promises claim.
         now: The current Unix time in seconds.
     """
-    if any(start.fits(instance) for start in others.starting + others.unanswered):
+    if any(start.fits(instance) for start in foreign_claims.starting + foreign_claims.unanswered):
         return False
     initialised = instance.instance_status.started_at
     if initialised is None:
-        return now <= entry.at + _LATEST
-    return entry.at - _EARLIEST <= initialised.timestamp() <= entry.at + _LATEST
+        return now <= promise.at + _LATEST
+    return promise.at - _EARLIEST <= initialised.timestamp() <= promise.at + _LATEST
 
 
 # Seconds until the reaper gives up; what is left stays in the journal.
@@ -244,8 +244,8 @@ _WINDOW = 60.0
 
 
 def reap(
-    book: Book,
-    entries: Sequence[Entry],
+    book: JournalState,
+    entries: Sequence[Promise],
     accounts: dict[str, Record],
     report: Callable[[Record], None],
     journal: Path | None,
@@ -255,8 +255,8 @@ def reap(
 
 
 async def _reap(
-    book: Book,
-    entries: Sequence[Entry],
+    book: JournalState,
+    entries: Sequence[Promise],
     accounts: dict[str, Record],
     report: Callable[[Record], None],
     journal: Path | None,
@@ -269,8 +269,8 @@ async def _reap(
 
 
 async def _reap_in_any_case(
-    book: Book,
-    entries: Sequence[Entry],
+    book: JournalState,
+    entries: Sequence[Promise],
     arms: Record,
     report: Callable[[Record], None],
     journal: Path | None,
@@ -282,8 +282,8 @@ async def _reap_in_any_case(
 
 
 async def _reap_account(
-    book: Book,
-    entries: Sequence[Entry],
+    book: JournalState,
+    entries: Sequence[Promise],
     arms: Record,
     report: Callable[[Record], None],
     journal: Path | None,
@@ -304,18 +304,24 @@ async def _reap_account(
     http = HTTP(settings)
     try:
         keys = {each.key for each in entries}
-        finisher = Finisher(
+        finisher = Recovery(
             instances=Instances(http.request_once, settings.poll),
-            others=lambda: claims_of_others(settings.api_base_url, book, keys, _others(journal), time.time()),
+            foreign_claims=lambda: claims_of_others(
+                settings.api_base_url, book, keys, _others(journal), time.time()
+            ),
             note=lambda text: report({"kind": "NOTE", "text": text, "at": time.time()}),
-            patience=_LOCAL_LIMIT if settings.is_loopback else _LIMIT,
+            timeout=_LOCAL_LIMIT if settings.is_loopback else _LIMIT,
             visible_until=anyio.current_time() + _WINDOW,
             wall_clock=time.time,
         )
-        await finisher.finish([Debt(book, entry, report) for entry in entries])
+        await finisher.run([PendingPromise(book, entry, report) for entry in entries])
     finally:
         await http.aclose()
 
 
-def _others(journal: Path | None) -> Iterable[Book]:
-    return [book for path, book in books(journal.parent) if path != journal] if journal is not None else []
+def _others(journal: Path | None) -> Iterable[JournalState]:
+    return (
+        [book for path, book in read_journals(journal.parent) if path != journal]
+        if journal is not None
+        else []
+    )

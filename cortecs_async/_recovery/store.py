@@ -17,9 +17,9 @@ from pathlib import Path
 
 from .._errors import GuardError
 from .._logging import Event, log
-from .journal import JournalFile, books, left_behind
-from .reaper_process import Guard
-from .records import FORMAT, Book, Entry, Record
+from .journal import JournalFile, orphaned_journals, read_journals
+from .reaper_process import ReaperProcess
+from .records import FORMAT, JournalState, Promise, Record
 
 # Bytes that the journal grows beyond four times what is owed before it is written anew.
 _SLACK = 1 << 18
@@ -30,7 +30,7 @@ _HASTE, _MANY = 60.0, 5
 _LOST_BY_POWER = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED"})
 
 
-class Books:
+class PromiseStore:
     """The books of a process. `join` them before use and `leave` them after.
 
     Args:
@@ -62,11 +62,11 @@ class Books:
         self._turn = threading.Lock()  # whoever writes
         self._gate = threading.Lock()  # whoever queues
         self._queue: list[Record] = []
-        self.book: Book = Book()
+        self.book: JournalState = JournalState()
         self._journal: JournalFile | None = None
         self._is_behind = False
         self._worth = 0  # bytes of the journal when it held nothing but what was owed
-        self._guard = Guard(self._replace, self.put)
+        self._guard = ReaperProcess(self._replace, self.put)
         self._armed: dict[str, Record] = {}
         self._shown: Path | None = None
         self._deaths: list[float] = []
@@ -97,14 +97,14 @@ class Books:
 
     def key_of(self, instance_id: str) -> str | None:
         """The open entry of an instance, as far as was committed."""
-        entries = list(self.book.entries.values())
+        entries = list(self.book.promises.values())
         return next((entry.key for entry in entries if entry.instance_id == instance_id), None)
 
     def is_open(self, key: str) -> bool:
         """Whether an entry is open, also if it is only queued."""
         with self._gate:
             queued = [record["kind"] for record in self._queue if record.get("entry") == key]
-        return "GONE" not in queued and (bool(queued) or key in self.book.entries)
+        return "GONE" not in queued and (bool(queued) or key in self.book.promises)
 
     def has_baseline(self, name: str) -> bool:
         """Whether a baseline is there, also if it is only queued: unused ones are dropped in time."""
@@ -112,16 +112,16 @@ class Books:
             queued = any(record.get("baseline") == name and "ids" in record for record in self._queue)
         return queued or name in self.book.baselines
 
-    def abandoned(self) -> list[Entry]:
+    def abandoned(self) -> list[Promise]:
         """What this process has given up on."""
-        return [entry for entry in list(self.book.entries.values()) if entry.abandoned]
+        return [entry for entry in list(self.book.promises.values()) if entry.abandoned]
 
-    def others(self, *, without: Container[Path] = ()) -> list[Book]:
+    def others(self, *, without: Container[Path] = ()) -> list[JournalState]:
         """What other processes say in their journals, except in those."""
         if not self._journals:
             return []
         own = self._journal.path if self._journal else None
-        return [book for path, book in books(self.directory) if path != own and path not in without]
+        return [book for path, book in read_journals(self.directory) if path != own and path not in without]
 
     def commit(self) -> None:
         """Brings what is queued to the journal and to the reaper. Blocks; raises nothing.
@@ -144,7 +144,7 @@ class Books:
                 self._tell(arms, records)
             self.done = max(self.done, reached)
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """One client less; the last one lets the reaper go, and removes the journal if nothing is owed."""
         self.commit()
         with self._turn:
@@ -152,15 +152,15 @@ class Books:
                 self._users -= 1
                 if self._users > 0:
                     return
-            if self.book.entries:
+            if self.book.promises:
                 if self._journal is not None:
                     self._journal.close()
-                self._guard.leave_behind()
+                self._guard.detach()
             else:
-                self._guard.dismiss()
+                self._guard.shutdown()
                 if self._journal is not None:
                     self._journal.remove()
-            self._journal, self._shown, self.book, self._armed = None, None, Book(), {}
+            self._journal, self._shown, self.book, self._armed = None, None, JournalState(), {}
 
     def orphans(self, api: str, account: str) -> int:
         """How many promises dead owners have left; files of those that left none are removed.
@@ -170,12 +170,12 @@ class Books:
             account: and this account; empty for all.
         """
         count, now = 0, self._wall_clock()
-        for journal in left_behind(self.directory):
+        for journal in orphaned_journals(self.directory):
             book = journal.read()
-            if book.entries:
+            if book.promises:
                 count += sum(
                     entry.api == api and (not account or entry.account == account) and entry.is_left(now)
-                    for entry in book.entries.values()
+                    for entry in book.promises.values()
                 )
                 journal.close()
             else:
@@ -184,7 +184,7 @@ class Books:
 
     def after_fork(self) -> None:
         """In a forked child: what its parent owes is not the child's."""
-        self._guard.forget()
+        self._guard.close_in_child()
         if self._journal is not None:
             self._journal.close()
         self.generation += 1
@@ -192,11 +192,11 @@ class Books:
 
     def _write(self, records: list[Record]) -> None:
         try:
-            if self._journal is not None and not self._journal.is_there():
+            if self._journal is not None and not self._journal.exists():
                 self._journal.close()
                 self._journal = None
             if self._journal is None:
-                if not self.book.entries:
+                if not self.book.promises:
                     return
                 self.book.owner = {
                     "kind": "OWNER",
@@ -233,15 +233,15 @@ class Books:
             self.journal_problem = None
 
     def _tell(self, arms: list[Record], records: list[Record]) -> None:
-        if not self._guard.is_up:
-            if self.book.entries:
+        if not self._guard.is_running:
+            if self.book.promises:
                 self._raise_up()
             return
         messages = [*self._where(), *arms, *records]
         if not messages:
             return
         try:
-            self._guard.tell(messages)
+            self._guard.send(messages)
         except GuardError as error:
             log(Event.GUARD_REAPER_REPLACED, "%s: starting another", error)
             self._raise_up()
@@ -250,9 +250,9 @@ class Books:
         try:
             with _fork_gate:
                 self._guard.start()
-            self._guard.greet()
+            self._guard.handshake()
             self._shown = None
-            self._guard.tell([*self._where(), *self._armed.values(), *self.book.snapshot()])
+            self._guard.send([*self._where(), *self._armed.values(), *self.book.snapshot()])
         except GuardError as error:
             if self.guard_problem is None:
                 log(
@@ -274,7 +274,7 @@ class Books:
     def _replace(self) -> None:
         """A reaper died unasked."""
         with self._turn:
-            if self._users <= 0 or self._guard.is_up or not self.book.entries:
+            if self._users <= 0 or self._guard.is_running or not self.book.promises:
                 return
             now = time.monotonic()
             self._deaths = [each for each in self._deaths if now - each < _HASTE] + [now]
@@ -286,37 +286,39 @@ class Books:
             self._raise_up()
 
 
-def try_guard() -> None:
+def check_reaper() -> None:
     """Starts a reaper that is told nothing, waits until it answers, and lets it go. Blocks.
 
     Raises:
         GuardError: when there is none to be had here.
     """
-    guard = Guard(lambda: None, lambda _: None)
+    guard = ReaperProcess(lambda: None, lambda _: None)
     with _fork_gate:
         guard.start()
-    guard.greet()
-    guard.dismiss()
+    guard.handshake()
+    guard.shutdown()
 
 
-def all_books() -> list[Books]:
+def all_stores() -> list[PromiseStore]:
     """The books of this process: one a state directory and kind."""
     with _all_lock:
         return list(_all.values())
 
 
-_all: dict[tuple[Path, bool, bool, Callable[[], float]], Books] = {}
+_all: dict[tuple[Path, bool, bool, Callable[[], float]], PromiseStore] = {}
 _all_lock = threading.Lock()
 
 
-def books_of(
+def store_for(
     directory: Path, *, journal: bool, guard: bool, wall_clock: Callable[[], float] = time.time
-) -> Books:
+) -> PromiseStore:
     """The books of this process for a state directory."""
     key = (directory, journal, guard, wall_clock)
     with _all_lock:
         if key not in _all:
-            _all[key] = Books(directory / "journal", journal=journal, guard=guard, wall_clock=wall_clock)
+            _all[key] = PromiseStore(
+                directory / "journal", journal=journal, guard=guard, wall_clock=wall_clock
+            )
         return _all[key]
 
 

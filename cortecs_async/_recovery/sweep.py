@@ -11,13 +11,13 @@ from attrs import frozen
 from .._aio.clock import WallClock
 from .._api.domain import Instance, to_hf_name
 from .._api.instances import Instances
-from .._api.matching import judge
+from .._api.matching import match_start
 from .._logging import Event, log
-from .claims import Others, claims_of_others
-from .journal import JournalFile, left_behind
-from .promises import Keeper
-from .records import Book, Record
-from .recover import Debt, Finisher, is_proven
+from .claims import ForeignClaims, claims_of_others
+from .journal import JournalFile, orphaned_journals
+from .promises import Promises
+from .records import JournalState, Record
+from .recover import PendingPromise, Recovery, is_proven
 
 # Seconds in which a start's instance may still show itself.
 _WINDOW = 60.0
@@ -53,7 +53,9 @@ class Orphan:
     api_base_url: str
 
 
-async def sweep(instances: Instances, keeper: Keeper, *, dry_run: bool, timeout: float) -> tuple[Orphan, ...]:
+async def sweep(
+    instances: Instances, promises: Promises, *, dry_run: bool, timeout: float
+) -> tuple[Orphan, ...]:
     """Releases what is proven to be left behind, or with `dry_run` only says what is.
 
     Args:
@@ -63,27 +65,27 @@ async def sweep(instances: Instances, keeper: Keeper, *, dry_run: bool, timeout:
         timeout: Seconds for all of it.
     """
     listed = await instances.list()  # and with it the token that tells the account
-    wall_clock = keeper.system.wall_clock
-    journals = await keeper.system.off_loop(lambda: _journals(keeper))
+    wall_clock = promises.system.wall_clock
+    journals = await promises.system.off_loop(lambda: _journals(promises))
     results: list[Orphan] = []
     try:
-        debts: list[Debt] = []
+        debts: list[PendingPromise] = []
         now = wall_clock()
-        for debt in _debts(keeper, journals):
-            entry = debt.entry
-            if entry.account != keeper.account:
+        for debt in _debts(promises, journals):
+            entry = debt.promise
+            if entry.account != promises.account:
                 results.append(_orphan(debt, "foreign"))
             elif entry.is_left(now):
                 debts.append(debt)
             else:
                 results.append(_orphan(debt, "held"))
         paths = {journal.path for journal, _ in journals}
-        own = keeper.books.book
-        keys = {debt.entry.key for debt in debts if debt.book is own}
+        own = promises.journal_states.book
+        keys = {debt.promise.key for debt in debts if debt.state is own}
 
-        def others() -> Others:
-            others = keeper.books.others(without=paths)
-            return claims_of_others(keeper.api, own, keys, others, wall_clock())
+        def others() -> ForeignClaims:
+            others = promises.journal_states.others(without=paths)
+            return claims_of_others(promises.api, own, keys, others, wall_clock())
 
         if dry_run:
             results += _preview(debts, listed, others(), now)
@@ -91,29 +93,31 @@ async def sweep(instances: Instances, keeper: Keeper, *, dry_run: bool, timeout:
             results += await _finish(instances, debts, listed, others, timeout, wall_clock=wall_clock)
     finally:
         for journal, book in journals:
-            if book.entries:
+            if book.promises:
                 journal.close()
             else:
                 journal.remove()
     return tuple(sorted(results, key=lambda each: each.started_at))
 
 
-def _journals(keeper: Keeper) -> list[tuple[JournalFile, Book]]:
-    if not keeper.reads_journals:
+def _journals(promises: Promises) -> list[tuple[JournalFile, JournalState]]:
+    if not promises.reads_journals:
         return []
-    return [(journal, journal.read()) for journal in left_behind(keeper.directory)]
+    return [(journal, journal.read()) for journal in orphaned_journals(promises.directory)]
 
 
-def _debts(keeper: Keeper, journals: Iterable[tuple[JournalFile, Book]]) -> Iterable[Debt]:
-    own = keeper.books
+def _debts(
+    promises: Promises, journals: Iterable[tuple[JournalFile, JournalState]]
+) -> Iterable[PendingPromise]:
+    own = promises.journal_states
     for entry in own.abandoned():
-        yield Debt(own.book, entry, own.put)
+        yield PendingPromise(own.book, entry, own.put)
     for journal, book in journals:
-        for entry in list(book.entries.values()):
-            yield Debt(book, entry, _writer(book, journal))
+        for entry in list(book.promises.values()):
+            yield PendingPromise(book, entry, _writer(book, journal))
 
 
-def _writer(book: Book, journal: JournalFile) -> Callable[[Record], None]:
+def _writer(book: JournalState, journal: JournalFile) -> Callable[[Record], None]:
     def write(record: Record) -> None:
         book.apply(record)
         try:
@@ -133,57 +137,59 @@ def _writer(book: Book, journal: JournalFile) -> Callable[[Record], None]:
 
 async def _finish(
     instances: Instances,
-    debts: Sequence[Debt],
+    debts: Sequence[PendingPromise],
     listed: Iterable[Instance],
-    others: Callable[[], Others],
+    others: Callable[[], ForeignClaims],
     timeout: float,
     *,
     wall_clock: WallClock,
 ) -> list[Orphan]:
     existing = {each.instance_id for each in listed}
     results: list[Orphan] = []
-    due: list[Debt] = []
+    due: list[PendingPromise] = []
     for debt in debts:
-        if debt.entry.candidates and not existing.intersection(debt.entry.candidates):
+        if debt.promise.candidates and not existing.intersection(debt.promise.candidates):
             # Somebody has decided: of what could not be told apart, nothing is left.
-            debt.report({"kind": "GONE", "entry": debt.entry.key})
+            debt.report({"kind": "GONE", "entry": debt.promise.key})
             results.append(_orphan(debt, "gone"))
         else:
             due.append(debt)
-    age = wall_clock() - max((debt.entry.at for debt in due), default=0.0)
-    finisher = Finisher(
+    age = wall_clock() - max((debt.promise.at for debt in due), default=0.0)
+    finisher = Recovery(
         instances=instances,
-        others=others,
+        foreign_claims=others,
         note=lambda text: log(Event.GUARD_SWEEP, "%s", text),
-        patience=timeout,
+        timeout=timeout,
         visible_until=anyio.current_time() + max(_WINDOW - age, 0.0),
         wall_clock=wall_clock,
     )
-    finished = await finisher.finish(due)
+    finished = await finisher.run(due)
     return results + [
         _orphan(debt, each.state, each.instance_id, each.candidates) for debt, each in finished.items()
     ]
 
 
 def _preview(
-    debts: Sequence[Debt], listed: Sequence[Instance], others: Others, now: float
+    debts: Sequence[PendingPromise], listed: Sequence[Instance], others: ForeignClaims, now: float
 ) -> Iterable[Orphan]:
     existing = {each.instance_id for each in listed}
-    known = {debt.entry.instance_id for debt in debts} | others.ids
+    known = {debt.promise.instance_id for debt in debts} | others.ids
     free = [each for each in listed if each.instance_id not in known]
     lost = {
-        debt: debt.unknown() for debt in debts if debt.entry.instance_id is None and not debt.entry.candidates
+        debt: debt.unresolved_start()
+        for debt in debts
+        if debt.promise.instance_id is None and not debt.promise.candidates
     }
-    starts = sorted([*others.doomed, *lost.values()], key=lambda each: each.order)
+    starts = sorted([*others.orphaned_starts, *lost.values()], key=lambda each: each.order)
     for debt in debts:
-        entry = debt.entry
+        entry = debt.promise
         if entry.candidates:
             still = existing.intersection(entry.candidates)
             yield _orphan(debt, "ambiguous" if still else "gone", None, entry.candidates)
         elif entry.instance_id is not None:
             yield _orphan(debt, "found" if entry.instance_id in existing else "gone")
         else:
-            outcome = judge(lost[debt], starts, free)
+            outcome = match_start(lost[debt], starts, free)
             if outcome is None:
                 is_young = now - entry.at < _WINDOW
                 yield _orphan(debt, "unsettled" if is_young else "gone")
@@ -196,9 +202,9 @@ def _preview(
 
 
 def _orphan(
-    debt: Debt, state: OrphanState, instance_id: str | None = None, candidates: tuple[str, ...] = ()
+    debt: PendingPromise, state: OrphanState, instance_id: str | None = None, candidates: tuple[str, ...] = ()
 ) -> Orphan:
-    owner, entry = debt.book.owner, debt.entry
+    owner, entry = debt.state.owner, debt.promise
     return Orphan(
         state=state,
         instance_id=instance_id or entry.instance_id,

@@ -229,5 +229,5 @@ class TestALoopThatEndedUnderABlock:
         run(main)
         old, new = handlers
         assert old is signal.default_int_handler
-        assert isinstance(new.__self__, _interrupts.Interrupts)
+        assert isinstance(new.__self__, _interrupts.SigintGuard)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

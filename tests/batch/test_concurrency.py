@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from _grids import grid
 
-from cortecs_async._batch.concurrency import AdaptiveLimit, FixedLimit, Limit
+from cortecs_async._batch.concurrency import AdaptiveLimit, ConcurrencyLimit, FixedLimit
 
 
 class Server:
@@ -32,7 +32,7 @@ class Server:
 
     def use(
         self,
-        limit: Limit,
+        limit: ConcurrencyLimit,
         *,
         until: float,
         began: float = 0.0,

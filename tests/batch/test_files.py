@@ -18,7 +18,7 @@ from _world import MODEL
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortecs_async._aio.threads import Stopped
+from cortecs_async._aio.threads import StopFlag
 from cortecs_async._batch import index as _index
 from cortecs_async._batch.format import (
     Request,
@@ -411,7 +411,7 @@ def look(files: Files, output: Output | None = None, *, retry_failed: bool = Fal
         files,
         RequestReader(str(files.source), MODEL, override_model=False),
         output,
-        Stopped(),
+        StopFlag(),
         retry_failed=retry_failed,
     )
     found.index.close()
@@ -531,7 +531,7 @@ class TestSurvey:
 
     def test_nobody_waits_any_more(self, files: Files) -> None:
         write(files.source, line("a"))
-        stopped = Stopped()
+        stopped = StopFlag()
         stopped.event.set()
         with pytest.raises(RuntimeError, match="nobody waits"):
             survey(files, reader(), None, stopped, retry_failed=False)

@@ -23,7 +23,7 @@ from cortecs_async._batch import workers as _crew
 from cortecs_async._batch import writer as _sink
 from cortecs_async._batch.output import Output
 from cortecs_async._batch.sender import Reply
-from cortecs_async._http.messages import Failure, Kind
+from cortecs_async._http.messages import Failure, FailureKind
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.errors import (
     BatchFileError,
@@ -171,7 +171,7 @@ async def test_absurd_counts_of_tokens_are_none(
 ) -> None:
     files.write(3)
     body = b'{"usage":{"prompt_tokens":1' + b"0" * 400 + b',"completion_tokens":-3}}'
-    monkeypatch.setattr(_crew, "judge", lambda _, request: _verdict.judge(Reply(200, body), request))
+    monkeypatch.setattr(_crew, "classify", lambda _, request: _verdict.classify(Reply(200, body), request))
     async with world() as (emulator, client):
         report = await run(client, files, emulator, concurrency="auto")
     assert (report.succeeded, report.prompt_tokens, report.completion_tokens) == (3, 0, 0)
@@ -238,9 +238,9 @@ class TestFailures:
     @pytest.mark.parametrize(
         ("outcome", "code"),
         [
-            (Failure(kind=Kind.LOST, detail="cut"), "lost"),
+            (Failure(kind=FailureKind.LOST, detail="cut"), "lost"),
             (Reply(200, b"<html>"), "unreadable"),
-            (Failure(kind=Kind.TIMED_OUT, detail="no answer"), "timed_out"),
+            (Failure(kind=FailureKind.TIMED_OUT, detail="no answer"), "timed_out"),
         ],
         ids=lambda each: each if isinstance(each, str) else "",
     )
@@ -253,8 +253,8 @@ class TestFailures:
                 # The small requests that ask whether the endpoint is there have no name.
                 patched.setattr(
                     _crew,
-                    "judge",
-                    lambda seen, request: _verdict.judge(outcome if request.custom_id else seen, request),
+                    "classify",
+                    lambda seen, request: _verdict.classify(outcome if request.custom_id else seen, request),
                 )
                 report = await run(client, files, emulator, max_retries=2)
             assert report.failed == 3
@@ -335,12 +335,12 @@ class TestFailures:
     ) -> None:
         files.write(100)
 
-        def judge(outcome: Any, request: Any) -> Any:
+        def classify(outcome: Any, request: Any) -> Any:
             if request.custom_id in {"r7", "r50"}:
                 outcome = Reply(502, b"<html>")
-            return _verdict.judge(outcome, request)
+            return _verdict.classify(outcome, request)
 
-        monkeypatch.setattr(_crew, "judge", judge)
+        monkeypatch.setattr(_crew, "classify", classify)
         async with world(answer_seconds=1.0) as (emulator, client):
             report = await run(client, files, emulator, max_retries=1)
             assert (report.succeeded, report.failed) == (98, 2)
@@ -747,16 +747,16 @@ class TestCancellation:
         self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         files.write(20)
-        real = _sink.Sink.run
+        real = _sink.AnswerWriter.run
 
-        async def never(sink: _sink.Sink) -> None:
+        async def never(sink: _sink.AnswerWriter) -> None:
             await anyio.sleep_forever()
 
-        monkeypatch.setattr(_sink.Sink, "run", never)
+        monkeypatch.setattr(_sink.AnswerWriter, "run", never)
         async with world(answer_seconds=1.0) as (emulator, client):
             with anyio.move_on_after(6.5):
                 await run(client, files, emulator, concurrency=4)
-            monkeypatch.setattr(_sink.Sink, "run", real)
+            monkeypatch.setattr(_sink.AnswerWriter, "run", real)
             answered = len(files.ids())
             assert answered >= 4
             assert (await run(client, files, emulator)).resumed == answered

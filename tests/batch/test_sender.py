@@ -14,7 +14,7 @@ from attrs import define, field
 
 from cortecs_async._batch.sender import Access, Reply
 from cortecs_async._config import resolve_settings
-from cortecs_async._http.messages import Failure, Kind
+from cortecs_async._http.messages import Failure, FailureKind
 from cortecs_async._secrets import Secret
 
 pytestmark = [pytest.mark.sockets, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
@@ -118,7 +118,7 @@ async def test_not_where_it_is_not_for(
         monkeypatch.setenv("NO_PROXY", exceptions)
         outcome = await post(transport, base_url)
     assert isinstance(outcome, Failure)
-    assert outcome.kind is Kind.NOT_SENT
+    assert outcome.kind is FailureKind.NOT_SENT
     assert proxy.requests == []
 
 
@@ -158,7 +158,7 @@ async def test_the_password_of_a_proxy_does_not_show(transport: Any, monkeypatch
     monkeypatch.setenv("HTTP_PROXY", "http://someone:passw0rd@127.0.0.1:9")
     outcome = await post(transport)
     assert isinstance(outcome, Failure)
-    assert outcome.kind is Kind.NOT_SENT
+    assert outcome.kind is FailureKind.NOT_SENT
     assert "passw0rd" not in repr(outcome)
 
 

@@ -16,11 +16,11 @@ from attrs import define, field
 
 from cortecs_async._batch.concurrency import AdaptiveLimit, FixedLimit
 from cortecs_async._batch.format import RequestReader
-from cortecs_async._batch.request_queue import Work
+from cortecs_async._batch.request_queue import RequestQueue
 from cortecs_async._batch.sender import Reply
-from cortecs_async._batch.workers import Crew
+from cortecs_async._batch.workers import WorkerPool
 from cortecs_async._batch.writer import Line
-from cortecs_async._http.messages import Failure, Kind
+from cortecs_async._http.messages import Failure, FailureKind
 from cortecs_async.errors import EndpointError
 
 GOOD = Reply(200, b'{"object":"chat.completion","usage":{"prompt_tokens":1,"completion_tokens":2}}')
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.usefixtures("batch_without_threads")
 def bad(style: str) -> Reply | Failure:
     match style:
         case "lost":
-            return Failure(kind=Kind.LOST, detail="cut")
+            return Failure(kind=FailureKind.LOST, detail="cut")
         case "busy":
             return Reply(503, b"{}", retry_after=7.0)
         case _:
@@ -82,7 +82,7 @@ class Endpoint:
         said = self.poison.get(number, GOOD)
         if said is None:
             await anyio.sleep(TIMEOUT)
-            return Failure(kind=Kind.TIMED_OUT, detail="no answer")
+            return Failure(kind=FailureKind.TIMED_OUT, detail="no answer")
         # What is small is answered soon.
         await anyio.sleep(
             0.01 if said is not GOOD else 0.3 if number < 0 else self.rng.uniform(*self.seconds)
@@ -133,13 +133,13 @@ async def work_on(
             request = {"custom_id": f"r{number}", "url": "/v1/chat/completions", "body": {"number": number}}
             file.write(json.dumps(request) + "\n")
     reader = RequestReader("in.jsonl", "org/model", override_model=False)
-    work = Work(source, reader, bytearray(count // 8 + 1), source.stat())
+    work = RequestQueue(source, reader, bytearray(count // 8 + 1), source.stat())
     sink: Any = Sink()
     errors: list[EndpointError] = []
 
     async def run(endpoint: Endpoint) -> None:
         limit = AdaptiveLimit() if concurrency == "auto" else FixedLimit(concurrency)
-        crew = Crew(
+        crew = WorkerPool(
             instance_id="i",
             model="org/model",
             sender=endpoint,
@@ -366,12 +366,12 @@ async def test_requests_under_way_on_a_lost_instance_are_sent_to_another(
     line = '{{"custom_id":"r{}","url":"/v1/chat/completions","body":{{}}}}\n'
     source.write_text("".join(line.format(number) for number in range(7)))
     reader = RequestReader("in.jsonl", "org/model", override_model=False)
-    work, lines = Work(source, reader, bytearray(1), source.stat()), StubSink()
+    work, lines = RequestQueue(source, reader, bytearray(1), source.stat()), StubSink()
 
     async def use(endpoint: Any) -> None:
         sink: Any = lines
         limit = FixedLimit(4)
-        await Crew(
+        await WorkerPool(
             instance_id="i",
             model="org/model",
             sender=endpoint,

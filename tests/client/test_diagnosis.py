@@ -18,10 +18,10 @@ from _world import World, in_the_loop
 from cortecs_async import AsyncCortecs, Credentials, errors
 from cortecs_async._aio.threads import System
 from cortecs_async._client import diagnosis as _diagnosis
-from cortecs_async._client.wiring import Assembly
+from cortecs_async._client.wiring import Wiring
 from cortecs_async._errors import GuardError
 from cortecs_async._recovery.journal import JournalFile
-from cortecs_async._recovery.reaper_process import Guard
+from cortecs_async._recovery.reaper_process import ReaperProcess
 from cortecs_async.emulator import Fault
 from cortecs_async.types import Finding
 
@@ -31,7 +31,7 @@ NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 
 @pytest.fixture(autouse=True)
 def _at_noon(journals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Assembly, "system", System(NOW.timestamp, off_loop=in_the_loop))
+    monkeypatch.setattr(Wiring, "system", System(NOW.timestamp, off_loop=in_the_loop))
 
 
 async def found(client: AsyncCortecs) -> dict[str, Finding]:
@@ -210,7 +210,7 @@ async def test_no_reaper_to_be_had(world: World, monkeypatch: pytest.MonkeyPatch
     def none() -> None:
         raise GuardError("no Python here")
 
-    monkeypatch.setattr(_diagnosis, "try_guard", none)
+    monkeypatch.setattr(_diagnosis, "check_reaper", none)
     async with world(guard="auto") as (_, client):
         findings = await found(client)
     assert wrong(findings) == {"reaper"}
@@ -221,13 +221,13 @@ async def test_no_reaper_to_be_had(world: World, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.sockets
 async def test_a_reaper_is_started_and_goes_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    greet = Guard.greet
+    greet = ReaperProcess.handshake
 
-    def greeted(guard: Guard) -> None:
+    def greeted(guard: ReaperProcess) -> None:
         greet(guard)
         seen.extend(reapers_of(os.getpid()))
 
-    monkeypatch.setattr(Guard, "greet", greeted)
+    monkeypatch.setattr(ReaperProcess, "greet", greeted)
     async with world(guard="auto") as (_, client):
         findings = await found(client)
     assert findings["reaper"] == Finding(name="reaper", ok=True, detail="starts and answers")

@@ -500,10 +500,10 @@ async def test_a_token_source_on_its_own() -> None:
     source = TokenSource(provide, exchange)
     first = await source.get()
     assert await source.get() is first
-    source.refuse(first)
+    source.invalidate(first)
     second = await source.get()
     assert second is not first
-    source.refuse(first)  # old news
+    source.invalidate(first)  # old news
     assert await source.get() is second
     await anyio.sleep(10.0)
     assert await source.get() is made[2]

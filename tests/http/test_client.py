@@ -670,18 +670,18 @@ class TestHeld:
     async def test_the_pool_stays_open_for_who_holds_it(self, respx_mock: respx.MockRouter) -> None:
         respx_mock.get("/models/").respond(json={"models": []})
         client = AsyncCortecs(api_base_url=API)
-        http, call = client._assembly.http, Call(method="GET", path="/models/", authenticated=False)
+        http, call = client._wiring.http, Call(method="GET", path="/models/", authenticated=False)
         http.hold()
         http.hold()
         await client.aclose()
         for _ in range(2):
             with pytest.raises(ClientClosedError):
                 await client.models.list()
-            assert (await http.request_held(call)).data == {"models": []}
+            assert (await http.request_for_lease(call)).data == {"models": []}
             await http.release()
         assert [pool.client.is_closed for pool in http._transport.connections.pools] == [True]
         with pytest.raises(ClientClosedError):
-            await http.request_held(call)
+            await http.request_for_lease(call)
 
     async def test_an_answer_is_told_although_its_caller_was_cancelled(self, service: Service) -> None:
         service.on(*START, Answer(json={"any": "thing"}, delay=5.0))
@@ -689,7 +689,7 @@ class TestHeld:
         async with service.client() as client:
             call = Call(method=START[0], path=START[1], witness=witness)
             with anyio.move_on_after(1.0) as scope:
-                await client._assembly.http.request(call)
+                await client._wiring.http.request(call)
                 await anyio.lowlevel.checkpoint()
                 raise AssertionError("not cancelled")
         assert scope.cancelled_caught
@@ -709,7 +709,7 @@ class TestHeld:
         witness = Witness()
         async with service.client() as client:
             with pytest.raises(errors.BadRequestError):
-                await client._assembly.http.request(Call(method=START[0], path=START[1], witness=witness))
+                await client._wiring.http.request(Call(method=START[0], path=START[1], witness=witness))
         assert [getattr(each, "status", each) for each in witness.told] == ["sending", 429, "sending", 400]
 
 
@@ -760,7 +760,7 @@ class TestOwnPool:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, "http://proxy.test:3128")
         async with AsyncCortecs(CLIENT_ID, SECRET, api_base_url=url) as client:
-            async with client._assembly.http._transport.connections.new_client() as http:
+            async with client._wiring.http._transport.connections.new_client() as http:
                 assert http._trust_env is trusted
                 assert bool(http._mounts) is trusted
 
@@ -791,7 +791,7 @@ async def test_the_jitter_can_be_seeded(service: Service) -> None:
         async with service.client() as client:
             http = HTTP(
                 client._settings,
-                http_client=client._assembly.http._transport.connections.pools[0].client,
+                http_client=client._wiring.http._transport.connections.pools[0].client,
                 rng=random.Random(4),
             )
             await http.request(Call(method="GET", path="/models/", authenticated=False))

@@ -11,30 +11,30 @@ from _grids import alternating, on_one_backend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortecs_async._http.limiter import Slots, Urgency
+from cortecs_async._http.limiter import Priority, PriorityLimiter
 
-LOOK, RELEASE, CALL = Urgency.LOOK, Urgency.RELEASE, Urgency.CALL
+LOOK, RELEASE, CALL = Priority.POLL, Priority.RELEASE, Priority.CALL
 
 
 class Traffic:
     """Requests of a second each, and who was under way with whom."""
 
     def __init__(self, size: int) -> None:
-        self.slots = Slots(size)
-        self.busy: list[Urgency] = []
-        self.most: dict[Urgency, int] = dict.fromkeys(Urgency, 0)
+        self.slots = PriorityLimiter(size)
+        self.busy: list[Priority] = []
+        self.most: dict[Priority, int] = dict.fromkeys(Priority, 0)
         self.began: list[str] = []
 
-    async def send(self, urgency: Urgency, name: str = "") -> None:
-        await self.slots.enter(urgency)
-        self.busy.append(urgency)
+    async def send(self, priority: Priority, name: str = "") -> None:
+        await self.slots.acquire(priority)
+        self.busy.append(priority)
         self.began.append(name)
-        self.most[urgency] = max(self.most[urgency], len([each for each in self.busy if each is not LOOK]))
+        self.most[priority] = max(self.most[priority], len([each for each in self.busy if each is not LOOK]))
         try:
             await anyio.sleep(1.0)
         finally:
-            self.busy.remove(urgency)
-            self.slots.leave(urgency)
+            self.busy.remove(priority)
+            self.slots.release(priority)
 
 
 @alternating(
@@ -64,13 +64,13 @@ async def test_releases_go_first_and_all_in_order() -> None:
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(traffic.send, CALL, "first")
         await anyio.sleep(0.1)
-        for name, urgency in (
+        for name, priority in (
             ("call 1", CALL),
             ("call 2", CALL),
             ("release 1", RELEASE),
             ("release 2", RELEASE),
         ):
-            tasks.start_soon(traffic.send, urgency, name)
+            tasks.start_soon(traffic.send, priority, name)
             await anyio.lowlevel.checkpoint()
     assert traffic.began == ["first", "release 1", "release 2", "call 1", "call 2"]
 
@@ -87,19 +87,20 @@ async def test_looks_never_wait() -> None:
 
 @given(
     steps=st.lists(
-        st.tuples(st.sampled_from(Urgency), st.floats(0.0, 3.0), st.none() | st.floats(0.0, 3.0)), max_size=30
+        st.tuples(st.sampled_from(Priority), st.floats(0.0, 3.0), st.none() | st.floats(0.0, 3.0)),
+        max_size=30,
     ),
     size=st.integers(1, 6),
 )
 async def test_no_slot_is_lost_to_a_cancellation(
-    steps: list[tuple[Urgency, float, float | None]], size: int
+    steps: list[tuple[Priority, float, float | None]], size: int
 ) -> None:
     traffic = Traffic(size)
 
-    async def send(urgency: Urgency, after: float, limit: float | None) -> None:
+    async def send(priority: Priority, after: float, limit: float | None) -> None:
         await anyio.sleep(after)
         with anyio.move_on_after(1000.0 if limit is None else limit):
-            await traffic.send(urgency)
+            await traffic.send(priority)
 
     async with anyio.create_task_group() as tasks:
         for step in steps:
@@ -114,13 +115,13 @@ async def test_no_slot_is_lost_to_a_cancellation(
 
 @on_one_backend  # it uses asyncio tasks
 async def test_a_slot_given_in_the_moment_of_a_cancellation_goes_on() -> None:
-    slots = Slots(1)
-    await slots.enter(CALL)
-    task = asyncio.create_task(slots.enter(CALL))
+    slots = PriorityLimiter(1)
+    await slots.acquire(CALL)
+    task = asyncio.create_task(slots.acquire(CALL))
     await anyio.wait_all_tasks_blocked()
-    slots.leave(CALL)
+    slots.release(CALL)
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
     with anyio.fail_after(1.0):
-        await slots.enter(CALL)
+        await slots.acquire(CALL)

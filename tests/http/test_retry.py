@@ -11,14 +11,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cortecs_async import RetryPolicy
-from cortecs_async._http.messages import Failure, Kind, is_start
+from cortecs_async._http.messages import Failure, FailureKind, is_start
 from cortecs_async._http.retry import (
     backoff,
-    counts,
-    is_passing,
-    is_passing_status,
-    may_have_worked,
-    may_repeat,
+    can_repeat,
+    counts_as_retry,
+    is_transient,
+    is_transient_status,
+    may_have_taken_effect,
     next_wait,
     parse_retry_after,
 )
@@ -38,11 +38,11 @@ OTHERS = [
 REQUESTS = st.sampled_from([START, *OTHERS])
 FAILURES = st.builds(
     Failure,
-    kind=st.sampled_from([kind for kind in Kind if kind is not Kind.STATUS]),
+    kind=st.sampled_from([kind for kind in FailureKind if kind is not FailureKind.STATUS]),
     status=st.none() | st.integers(200, 399),
 ) | st.builds(
     Failure,
-    kind=st.just(Kind.STATUS),
+    kind=st.just(FailureKind.STATUS),
     status=st.none() | st.integers(100, 699),
     retry_after=st.none() | st.floats(0, 1e6),
 )
@@ -56,23 +56,23 @@ POLICIES = st.builds(
 )
 
 
-def failed(kind: Kind | int, **fields: Any) -> Failure:
+def failed(kind: FailureKind | int, **fields: Any) -> Failure:
     if isinstance(kind, int):
-        return Failure(kind=Kind.STATUS, status=kind, **fields)
+        return Failure(kind=FailureKind.STATUS, status=kind, **fields)
     return Failure(kind=kind, **fields)
 
 
 def ids(value: object) -> str | None:
-    return value.name if isinstance(value, Kind) else None
+    return value.name if isinstance(value, FailureKind) else None
 
 
 #            outcome           passing  may have worked (of what changes something)
-OUTCOMES: list[tuple[Kind | int, bool, bool]] = [
-    (Kind.NOT_SENT, True, False),
-    (Kind.LOST, True, True),
-    (Kind.TIMED_OUT, True, True),
-    (Kind.UNREADABLE, True, True),
-    (Kind.REDIRECTED, False, True),
+OUTCOMES: list[tuple[FailureKind | int, bool, bool]] = [
+    (FailureKind.NOT_SENT, True, False),
+    (FailureKind.LOST, True, True),
+    (FailureKind.TIMED_OUT, True, True),
+    (FailureKind.UNREADABLE, True, True),
+    (FailureKind.REDIRECTED, False, True),
     (400, False, False),
     (401, False, False),
     (402, False, False),
@@ -97,24 +97,26 @@ OUTCOMES: list[tuple[Kind | int, bool, bool]] = [
 class TestTable:
     @pytest.mark.parametrize(("outcome", "passing", "worked"), OUTCOMES, ids=ids)
     def test_how_each_outcome_is_classified(
-        self, *, outcome: Kind | int, passing: bool, worked: bool
+        self, *, outcome: FailureKind | int, passing: bool, worked: bool
     ) -> None:
-        assert is_passing(failed(outcome)) is passing
+        assert is_transient(failed(outcome)) is passing
         if isinstance(outcome, int):
-            assert is_passing_status(outcome) is passing
-        assert may_have_worked("POST", failed(outcome)) is worked
-        assert may_have_worked("DELETE", failed(outcome)) is worked
-        assert may_have_worked("GET", failed(outcome)) is False
+            assert is_transient_status(outcome) is passing
+        assert may_have_taken_effect("POST", failed(outcome)) is worked
+        assert may_have_taken_effect("DELETE", failed(outcome)) is worked
+        assert may_have_taken_effect("GET", failed(outcome)) is False
 
     @pytest.mark.parametrize(("outcome", "passing", "worked"), OUTCOMES, ids=ids)
-    def test_which_requests_are_repeated(self, *, outcome: Kind | int, passing: bool, worked: bool) -> None:
+    def test_which_requests_are_repeated(
+        self, *, outcome: FailureKind | int, passing: bool, worked: bool
+    ) -> None:
         for request in OTHERS:
-            assert may_repeat(*request, failed(outcome)) is passing, request
+            assert can_repeat(*request, failed(outcome)) is passing, request
         # A start is repeated only if it did nothing. An unknown request is treated the same way.
         for request in (START, ("POST", "/unheard-of"), ("PATCH", "/instances/instance-1")):
-            assert may_repeat(*request, failed(outcome)) is (passing and not worked), request
+            assert can_repeat(*request, failed(outcome)) is (passing and not worked), request
         # Spelled out, because each of these in the wrong list is money: only two failures are repeated.
-        assert may_repeat(*START, failed(outcome)) is (outcome in {Kind.NOT_SENT, 429})
+        assert can_repeat(*START, failed(outcome)) is (outcome in {FailureKind.NOT_SENT, 429})
 
     def test_only_start_is_start(self) -> None:
         assert is_start(*START)
@@ -166,7 +168,7 @@ class TestNextWait:
         )
         if wait is None:
             return
-        assert not (request == START and may_have_worked(request[0], failure))
+        assert not (request == START and may_have_taken_effect(request[0], failure))
         assert attempt <= policy.max_retries
         assert elapsed + wait < policy.total_timeout
         asked = failure.retry_after or 0.0
@@ -178,7 +180,7 @@ class TestNextWait:
     def test_no_retries_means_none(self, request_: tuple[str, str]) -> None:
         for outcome, _, _ in OUTCOMES:
             # A 429 does not count as a retry. With `max_retries=0`, it is not repeated either.
-            counted = int(counts(failed(outcome)))
+            counted = int(counts_as_retry(failed(outcome)))
             assert ask(failed(outcome), request=request_, counted=counted, max_retries=0) is None, outcome
 
     @pytest.mark.parametrize(("attempt", "goes_on"), [(1, True), (2, True), (3, False), (4, False)])
@@ -186,8 +188,8 @@ class TestNextWait:
         assert (ask(failed(500), attempt=attempt, max_retries=2) is not None) is goes_on
 
     def test_too_many_requests_is_repeated_until_the_time_is_up(self) -> None:
-        assert not counts(failed(429))
-        assert counts(failed(503))
+        assert not counts_as_retry(failed(429))
+        assert counts_as_retry(failed(503))
         assert ask(failed(429), attempt=100, counted=2, max_retries=2, elapsed=170.0) is not None
         assert ask(failed(429), attempt=100, counted=2, max_retries=2, elapsed=180.0) is None
         assert ask(failed(502), attempt=100, counted=2, max_retries=2) is not None

@@ -20,13 +20,13 @@ from _world import HARDWARE, MODEL, World, client_of
 from cortecs_async import AsyncCortecs, ConfigurationError, RetryPolicy, errors
 from cortecs_async._http import connections as _connections
 from cortecs_async._http import transport as _transport
-from cortecs_async._http.messages import Kind
+from cortecs_async._http.messages import FailureKind
 from cortecs_async._http.transport import Transport
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 
 
 def transport_of(client: AsyncCortecs) -> Transport:
-    return client._assembly.http._transport
+    return client._wiring.http._transport
 
 
 @asynccontextmanager
@@ -301,9 +301,9 @@ async def test_a_shared_client_on_aiohttp_holds_up_no_release(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("module", "kind"), [("httpx_aiohttp.transport", Kind.LOST), ("httpcore", Kind.NOT_SENT)]
+    ("module", "kind"), [("httpx_aiohttp.transport", FailureKind.LOST), ("httpcore", FailureKind.NOT_SENT)]
 )
-def test_a_connect_error_of_aiohttp_is_believed_only_for_its_cause(module: str, kind: Kind) -> None:
+def test_a_connect_error_of_aiohttp_is_believed_only_for_its_cause(module: str, kind: FailureKind) -> None:
     pytest.importorskip("httpx_aiohttp")
     namespace: dict[str, Any] = {"__name__": module, "httpx": httpx}
     exec("def fails(): raise httpx.ConnectTimeout('no cause')", namespace)  # noqa: S102

@@ -369,7 +369,7 @@ async def test_requests_are_beneath_the_phase_that_sends_them(
         sent.append((request.url.path.removeprefix("/api/v1"), current()))
 
     async with world(step_seconds=1.0, telemetry=seen.telemetry) as (_emu, client):
-        client._assembly.http_client.event_hooks = {"request": [note]}  # type: ignore[union-attr]
+        client._wiring.http_client.event_hooks = {"request": [note]}  # type: ignore[union-attr]
         try:
             async with client.instance(MODEL, HARDWARE, start_timeout=start_timeout) as inst:
                 await client.instances.list()

@@ -12,7 +12,7 @@ import pytest
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, InstanceHandle, errors
-from cortecs_async._recovery.journal import books
+from cortecs_async._recovery.journal import read_journals
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._emulator import _EPOCH
 
@@ -43,8 +43,8 @@ async def test_what_one_process_acquires_another_releases(world: World, journals
         for _ in range(3):
             await other.release(handle)
             assert emu.existing == ()
-    assert list(books(journals)) == []
-    await other._assembly.http._transport.connections.pools[0].client.aclose()
+    assert list(read_journals(journals)) == []
+    await other._wiring.http._transport.connections.pools[0].client.aclose()
 
 
 async def test_a_lease_hands_out_its_handle_and_stays_its_owner(world: World, journals: Path) -> None:
@@ -60,7 +60,7 @@ async def test_a_lease_hands_out_its_handle_and_stays_its_owner(world: World, jo
                 inst.base_url,
                 inst.model,
             )
-            assert handle.account == client._assembly.keeper.account != ""
+            assert handle.account == client._wiring.promises.account != ""
             assert handle.expires_at == pytest.approx(began + 3600)
         assert emu.existing == ()
         await client.release(handle)
@@ -150,8 +150,8 @@ async def test_what_was_acquired_for_a_time_is_swept_after_it(world: World, jour
         assert emu.billing == (handle.instance_id,)
         assert [each.state for each in await other.sweep()] == ["released"]
         assert emu.existing == ()
-    assert list(books(journals)) == []
-    await other._assembly.http._transport.connections.pools[0].client.aclose()
+    assert list(read_journals(journals)) == []
+    await other._wiring.http._transport.connections.pools[0].client.aclose()
 
 
 async def test_released_by_who_acquired_it_nothing_is_left_to_sweep(world: World, journals: Path) -> None:
@@ -159,7 +159,7 @@ async def test_released_by_who_acquired_it_nothing_is_left_to_sweep(world: World
         handle = await client.acquire(MODEL, HARDWARE, max_lifetime=600)
         await client.release(handle)
         assert emu.existing == ()
-    assert list(books(journals)) == []
+    assert list(read_journals(journals)) == []
 
 
 async def test_a_kept_instance_with_a_time_limit_is_swept_after_it(world: World, journals: Path) -> None:
@@ -171,8 +171,8 @@ async def test_a_kept_instance_with_a_time_limit_is_swept_after_it(world: World,
     async with another_client(emu, journal="auto") as other:
         assert [each.state for each in await other.sweep()] == ["released"]
     assert emu.existing == ()
-    assert list(books(journals)) == []
-    await other._assembly.http._transport.connections.pools[0].client.aclose()
+    assert list(read_journals(journals)) == []
+    await other._wiring.http._transport.connections.pools[0].client.aclose()
 
 
 # --- attach -------------------------------------------------------------------------------------------------
@@ -225,14 +225,14 @@ async def test_the_release_of_an_acquired_instance_is_promised_before_it_begins(
 ) -> None:
     async with world(journal="required") as (emu, client):
         handle = await client.acquire(MODEL, HARDWARE)
-        assert next(iter(books(journals)))[1].entries == {}
+        assert next(iter(read_journals(journals)))[1].promises == {}
         promised: list[str | None] = []
         exchange = emu.exchange
 
         async def note(call: Any) -> Any:
             if call.path.endswith("/instances/stop"):
-                for _, book in books(journals):
-                    promised.extend(each.instance_id for each in book.entries.values())
+                for _, book in read_journals(journals):
+                    promised.extend(each.instance_id for each in book.promises.values())
             return await exchange(call)
 
         emu.exchange = note  # type: ignore[method-assign]

@@ -138,7 +138,7 @@ class EverySecondRefused(httpx.AsyncBaseTransport):
 async def test_a_service_that_answers_429_to_half_of_all(world: World) -> None:
     async with world(step_seconds=1.0) as (emu, client):
         transport = EverySecondRefused(emu.transport())
-        client._assembly.http._transport.connections.pools[0].client._transport = transport
+        client._wiring.http._transport.connections.pools[0].client._transport = transport
         await lease_many(client, 30)
         assert emu.existing == ()
         assert len(emu.ledger) == 30

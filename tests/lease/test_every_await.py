@@ -33,8 +33,8 @@ from attrs import Factory, define, frozen
 from trio._core._run import _r as trio_dice
 
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy, errors
-from cortecs_async._aio.clock import clock
-from cortecs_async._aio.tasks import Ended
+from cortecs_async._aio.clock import loop_clock
+from cortecs_async._aio.tasks import TaskResult
 from cortecs_async.emulator import Emulator, Fault
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ Body = Callable[[Scene], Coroutine[Any, Any, None]]
 
 async def lease(scene: Scene) -> None:
     async with scene.client.instance(MODEL, HARDWARE, max_lifetime=scene.max_lifetime) as inst:
-        scene.billed_from = inst._tenure.billed_from
+        scene.billed_from = inst._state.billed_from
         # Long enough for a look of the watchdog's.
         await anyio.sleep(11.0)
         # With a time limit that ends now, the block is cancelled in one of these.
@@ -100,8 +100,8 @@ async def restart(scene: Scene) -> None:
 async def whole_client(scene: Scene) -> None:
     """A client of its own, whose end is cancelled too."""
     http, journal = (
-        scene.client._assembly.http._transport.connections.pools[0].client,
-        scene.client._assembly.keeper.directory,
+        scene.client._wiring.http._transport.connections.pools[0].client,
+        scene.client._wiring.promises.directory,
     )
     scene.own_client = client_of(scene.emu, http, journal=journal)
     async with scene.own_client as client, client.instance(MODEL, HARDWARE):
@@ -235,7 +235,7 @@ class Probe:
     body: Coroutine[Any, Any, None]
     points: Collection[int]
     emu: Emulator
-    now: Callable[[], float] = Factory(clock)
+    now: Callable[[], float] = Factory(loop_clock)
     moments: list[float] = Factory(list)
     hit_at: float | None = None
     phase: str | None = None
@@ -689,16 +689,16 @@ def test_the_awaits_cover_the_whole_life(state_dir: Path) -> None:
     assert phases("asyncio: every task", "lease") >= start | {"stop", "delete"}
 
 
-async def awaited(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T]:
+async def awaited(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
     """A release as a plain `finally` has it."""
-    return Ended(value=await work())
+    return TaskResult(value=await work())
 
 
-async def shielded(work: Callable[[], Awaitable[T]], *, resume: bool) -> Ended[T]:
+async def shielded(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
     """A release as anyio's documentation has it."""
     with anyio.CancelScope(shield=True):
         value = await work()
-    return Ended(value=value)
+    return TaskResult(value=value)
 
 
 @pytest.mark.proofs

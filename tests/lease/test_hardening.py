@@ -19,7 +19,7 @@ from rich.console import Console
 from cortecs_async import AsyncCortecs, Credentials, PollPolicy, Progress, RetryPolicy, TeardownError, errors
 from cortecs_async._api.domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async._api.instances import Instances
-from cortecs_async._api.teardown import Goal, Seen, Teardown, interpret
+from cortecs_async._api.teardown import Goal, ObservedState, Teardown, interpret
 from cortecs_async._http.client import HTTP
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 from cortecs_async.integrations.rich import ProvisioningBar
@@ -104,7 +104,7 @@ async def test_a_release_outlasts_a_credential_provider_that_fails(world: World)
 
         start = anyio.current_time()
         async with world() as (_other, client):
-            http = client._assembly.http._transport.connections.pools[0].client
+            http = client._wiring.http._transport.connections.pools[0].client
             http._transport = emu.transport()
             async with AsyncCortecs(
                 credential_provider=provide,
@@ -125,7 +125,7 @@ async def test_a_release_whose_connections_are_gone_fails_at_once(world: World) 
         with pytest.raises(TeardownError, match="instance-10001"):
             async with client.instance(MODEL, HARDWARE):
                 start = anyio.current_time()
-                await client._assembly.http._transport.connections.pools[0].client.aclose()
+                await client._wiring.http._transport.connections.pools[0].client.aclose()
         assert anyio.current_time() == start
         assert emu.billing
 
@@ -331,8 +331,8 @@ async def test_an_instance_that_ends_as_failed_is_deleted(
 
 
 def test_deleted_is_as_good_as_gone() -> None:
-    assert interpret(snapshot("Deleted"), stop_refused=False) is Seen.GONE
-    assert interpret(snapshot("running"), stop_refused=False) is Seen.LIVE
+    assert interpret(snapshot("Deleted"), stop_refused=False) is ObservedState.GONE
+    assert interpret(snapshot("running"), stop_refused=False) is ObservedState.LIVE
 
 
 async def test_a_watch_that_has_ended_stays_ended(world: World) -> None:
@@ -364,7 +364,7 @@ async def test_leaving_twice_releases_once(world: World) -> None:
             pass
         await lease.__aexit__(None, None, None)
         assert routes(emu).count("stop") == 1
-        assert client._assembly.http._holders == []
+        assert client._wiring.http._holders == []
 
 
 def test_the_bar_takes_the_services_words_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -405,7 +405,7 @@ async def test_who_is_slower_with_a_restart_shares_what_runs_and_does_not_stop_i
 async def test_a_provider_that_fails_while_a_lost_start_is_looked_for_ends_no_release(world: World) -> None:
     async with world(token_lifetime=20.0) as (emu, client):
         emu.add_fault(Fault("delay", route="start", when="after", seconds=100.0))
-        provide = client._assembly.http._tokens._provider
+        provide = client._wiring.http._tokens._provider
         trouble = [OSError("vault is down")] * 3
 
         async def unreliable() -> Credentials:
@@ -413,7 +413,7 @@ async def test_a_provider_that_fails_while_a_lost_start_is_looked_for_ends_no_re
                 raise trouble.pop()
             return await provide()
 
-        client._assembly.http._tokens._provider = unreliable
+        client._wiring.http._tokens._provider = unreliable
         with pytest.raises(OSError, match="vault"):
             async with client.instance(MODEL, HARDWARE):
                 pytest.fail("entered")
@@ -438,7 +438,7 @@ async def test_a_lease_that_nobody_leaves_is_left_to_the_reaper(
         for thread in threading.enumerate():
             if thread.name == "cortecs-books":
                 thread.join(10)
-        (entry,) = client._assembly.keeper.books.abandoned()
+        (entry,) = client._wiring.promises.journal_states.abandoned()
         assert entry.instance_id == emu.existing[0]
         assert [each.state for each in await client.sweep()] == ["released"]
         assert emu.existing == ()
@@ -480,7 +480,7 @@ async def test_an_instance_that_cannot_be_read_yet_is_released_all_the_same(worl
 async def test_a_client_in_a_second_event_loop_is_told_so(world: World) -> None:
     async with world() as (_emu, client):
         await client.models.list()
-        client._assembly.http._loop = object()
+        client._wiring.http._loop = object()
         with pytest.raises(errors.ConfigurationError, match="another event loop"):
             await client.models.list()
-        client._assembly.http._loop = None
+        client._wiring.http._loop = None

@@ -14,7 +14,7 @@ from _scripted import instance
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, PollPolicy, Progress, RetryPolicy, TeardownError, errors
-from cortecs_async._recovery.journal import books
+from cortecs_async._recovery.journal import read_journals
 from cortecs_async.emulator import Emulator, Fault
 
 
@@ -490,7 +490,7 @@ async def test_a_release_that_times_out_is_left_to_the_reaper(world: World, jour
         with pytest.raises(errors.TeardownError):
             async with client.instance(MODEL, HARDWARE, teardown_timeout=30):
                 emu.add_fault(Fault("status", route="stop", status=500, times=None))
-        (entry,) = client._assembly.keeper.books.abandoned()
+        (entry,) = client._wiring.promises.journal_states.abandoned()
         assert (entry.instance_id,) == emu.billing
-    ((_, book),) = books(journals)
-    assert [each.abandoned for each in book.entries.values()] == [True]
+    ((_, book),) = read_journals(journals)
+    assert [each.abandoned for each in book.promises.values()] == [True]

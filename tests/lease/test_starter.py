@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 
 from cortecs_async import AsyncCortecs, RetryPolicy, errors
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
-from cortecs_async._api.matching import Ambiguous, Unknown, fits, judge
+from cortecs_async._api.matching import Ambiguous, UnresolvedStart, fits, match_start
 from cortecs_async._recovery.journal import JournalFile
-from cortecs_async._recovery.store import Books
+from cortecs_async._recovery.store import PromiseStore
 from cortecs_async.emulator import Emulator, Fault
 
 OTHER_HARDWARE = "NVIDIA_L40S_1"
@@ -46,54 +46,54 @@ def instance(number: int, hardware: str | None = HARDWARE, **more: Any) -> Insta
     )
 
 
-def unknown(hardware: str | None = HARDWARE, baseline: set[str] | None = None) -> Unknown:
+def unknown(hardware: str | None = HARDWARE, baseline: set[str] | None = None) -> UnresolvedStart:
     args = InstanceArgs(model_id="m", hardware_type_id=hardware, billing_interval="per_minute")
-    return Unknown(args=args, baseline=frozenset(baseline or ()))
+    return UnresolvedStart(args=args, baseline=frozenset(baseline or ()))
 
 
 class TestJudging:
     def test_the_one_new_instance_is_its_own(self) -> None:
         mine = unknown(baseline={"i-1"})
-        assert judge(mine, [mine], [instance(1), instance(2)]) == instance(2)
+        assert match_start(mine, [mine], [instance(1), instance(2)]) == instance(2)
 
     def test_nothing_new_is_nothing(self) -> None:
         mine = unknown(baseline={"i-1"})
-        assert judge(mine, [mine], [instance(1), instance(2, OTHER_HARDWARE)]) is None
+        assert match_start(mine, [mine], [instance(1), instance(2, OTHER_HARDWARE)]) is None
 
     def test_two_for_one_cannot_be_told_apart(self) -> None:
         mine = unknown()
-        assert judge(mine, [mine], [instance(1), instance(2)]) == Ambiguous(("i-1", "i-2"))
+        assert match_start(mine, [mine], [instance(1), instance(2)]) == Ambiguous(("i-1", "i-2"))
 
     def test_as_many_as_starts_are_all_given_each_to_one(self) -> None:
         starts = [unknown() for _ in range(5)]
         instances = [instance(number) for number in range(5)]
-        given_ = [judge(start, starts, instances) for start in starts]
+        given_ = [match_start(start, starts, instances) for start in starts]
         assert sorted(each.instance_id for each in given_ if isinstance(each, Instance)) == [
             f"i-{number}" for number in range(5)
         ]
 
     def test_fewer_than_starts_leave_some_with_nothing_yet(self) -> None:
         starts = [unknown(), unknown()]
-        assert [judge(start, starts, [instance(1)]) for start in starts] == [instance(1), None]
+        assert [match_start(start, starts, [instance(1)]) for start in starts] == [instance(1), None]
 
     def test_who_could_have_two_takes_the_one_that_the_other_cannot(self) -> None:
         anything, exact = unknown(None), unknown(HARDWARE)
         instances = [instance(1, HARDWARE), instance(2, OTHER_HARDWARE)]
         for starts in itertools.permutations([anything, exact]):
-            assert judge(anything, starts, instances) == instance(2, OTHER_HARDWARE)
-            assert judge(exact, starts, instances) == instance(1, HARDWARE)
+            assert match_start(anything, starts, instances) == instance(2, OTHER_HARDWARE)
+            assert match_start(exact, starts, instances) == instance(1, HARDWARE)
 
     def test_one_too_many_spoils_it_for_all_that_are_involved(self) -> None:
         anything, exact = unknown(None), unknown(HARDWARE)
         instances = [instance(1, HARDWARE), instance(2, HARDWARE), instance(3, OTHER_HARDWARE)]
         for mine in (anything, exact):
-            assert isinstance(judge(mine, [anything, exact], instances), Ambiguous)
+            assert isinstance(match_start(mine, [anything, exact], instances), Ambiguous)
 
     def test_but_not_for_the_others(self) -> None:
         one, other = unknown(HARDWARE), unknown(OTHER_HARDWARE)
         instances = [instance(1), instance(2), instance(3, OTHER_HARDWARE)]
-        assert isinstance(judge(one, [one, other], instances), Ambiguous)
-        assert judge(other, [one, other], instances) == instance(3, OTHER_HARDWARE)
+        assert isinstance(match_start(one, [one, other], instances), Ambiguous)
+        assert match_start(other, [one, other], instances) == instance(3, OTHER_HARDWARE)
 
     @given(
         st.lists(
@@ -108,10 +108,10 @@ class TestJudging:
         st.lists(st.sampled_from([None, HARDWARE, OTHER_HARDWARE]), max_size=4),
     )
     def test_nothing_is_given_twice_or_to_whom_it_does_not_fit(
-        self, starts: list[Unknown], hardware: list[str | None]
+        self, starts: list[UnresolvedStart], hardware: list[str | None]
     ) -> None:
         instances = [instance(number, each) for number, each in enumerate(hardware)]
-        verdicts = [judge(start, starts, instances) for start in starts]
+        verdicts = [match_start(start, starts, instances) for start in starts]
         taken = [each.instance_id for each in verdicts if isinstance(each, Instance)]
         assert len(taken) == len(set(taken))
         for start, verdict in zip(starts, verdicts, strict=True):
@@ -294,7 +294,7 @@ async def test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_
         emu.client_id,
         emu.client_secret,
         api_base_url=emu.api_base_url,
-        http_client=client._assembly.http._transport.connections.pools[0].client.__class__(
+        http_client=client._wiring.http._transport.connections.pools[0].client.__class__(
             transport=emu.transport()
         ),
         guard="off",
@@ -309,7 +309,7 @@ async def test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_
         emu.delete_instance(foreign)
         assert [each.state for each in await later.sweep()] == ["gone"]
     assert left_in(journals) == []
-    await later._assembly.http._transport.connections.pools[0].client.aclose()
+    await later._wiring.http._transport.connections.pools[0].client.aclose()
 
 
 @asynccontextmanager
@@ -327,7 +327,7 @@ async def another_process(
             guard="off",
         ) as other,
     ):
-        other._assembly.keeper._books = Books(journals, journal=True, guard=False)
+        other._wiring.promises._books = PromiseStore(journals, journal=True, guard=False)
         yield other
 
 
@@ -512,12 +512,12 @@ async def test_a_baseline_that_the_books_have_dropped_is_noted_again(world: Worl
         with pytest.raises(errors.InsufficientBalanceError):
             async with client.instance(MODEL, HARDWARE):
                 pass
-        keeper = client._assembly.keeper
+        keeper = client._wiring.promises
         for _ in range(20):  # of other clients of this process
             keeper.baseline(())
         await keeper.settle()
         async with client.instance(MODEL, HARDWARE):
             asked = [record.route for record in emu.requests]
             assert asked.count("list") == 1  # the same, of a moment ago
-            book = keeper.books.book
-            assert [book.known_before(entry) for entry in book.entries.values()] == [frozenset({foreign})]
+            book = keeper.journal_states.book
+            assert [book.known_before(entry) for entry in book.promises.values()] == [frozenset({foreign})]

@@ -35,7 +35,7 @@ from _world import HARDWARE, MODEL
 
 from cortecs_async import AsyncCortecs
 from cortecs_async._aio.threads import System
-from cortecs_async._client.wiring import Assembly
+from cortecs_async._client.wiring import Wiring
 from cortecs_async._recovery import reaper as _reaper
 from cortecs_async._recovery.records import Record, encode
 from cortecs_async.emulator import Emulator, Fault, LedgerEntry, RequestRecord, serve_emulator
@@ -680,7 +680,7 @@ class Aftermath:
         await anyio.Path(folder).mkdir(parents=True)
         await anyio.Path(folder / "dead.jsonl").write_bytes(data)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Assembly, "system", System(wall))
+            patch.setattr(Wiring, "system", System(wall))
             async with (
                 httpx.AsyncClient(transport=emu.transport()) as http,
                 client_of(emu, state, http_client=http) as client,

@@ -12,39 +12,39 @@ from _promises import ARGS, BASELINE, book_of, created, intent
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortecs_async._recovery.journal import JournalFile, books, left_behind, take
+from cortecs_async._recovery.journal import JournalFile, orphaned_journals, read_journals, take
 from cortecs_async._recovery.records import Record, decode, encode, fold
 
 
 class TestBook:
     def test_an_intent_is_owed_until_it_is_gone(self) -> None:
         book = book_of(BASELINE, intent())
-        entry = book.entries["e1"]
+        entry = book.promises["e1"]
         assert entry.instance_id is None
         assert entry.args == ARGS
         assert book.known_before(entry) == {"i-1", "i-2"}
         book.apply({"kind": "GONE", "entry": "e1"})
-        assert book.entries == {}
+        assert book.promises == {}
 
     def test_a_created_instance_keeps_the_arguments_of_its_intent(self) -> None:
-        entry = book_of(BASELINE, intent(), created()).entries["e1"]
+        entry = book_of(BASELINE, intent(), created()).promises["e1"]
         assert entry.instance_id == "i-of-e1"
         assert entry.args == ARGS
 
     def test_a_restart_has_no_intent(self) -> None:
-        entry = book_of(created("e9", goal="stopped")).entries["e9"]
+        entry = book_of(created("e9", goal="stopped")).promises["e9"]
         assert (entry.goal, entry.baseline, entry.args) == ("stopped", None, {})
 
     def test_what_is_handed_over_without_a_time_limit_is_owed_by_nobody_here(self) -> None:
-        assert book_of(created(), {"kind": "HELD", "entry": "e1"}).entries == {}
+        assert book_of(created(), {"kind": "HELD", "entry": "e1"}).promises == {}
 
     def test_what_is_handed_over_with_one_is_owed_from_then_on(self) -> None:
-        entry = book_of(created(expires_at=2000.0), {"kind": "HELD", "entry": "e1"}).entries["e1"]
+        entry = book_of(created(expires_at=2000.0), {"kind": "HELD", "entry": "e1"}).promises["e1"]
         assert not entry.is_due(1999.0, owner_lives=False)
         assert entry.is_due(2000.0, owner_lives=False)
 
     def test_the_living_answer_for_their_own_but_for_what_they_gave_up_or_overran(self) -> None:
-        entry = book_of(created(expires_at=2000.0)).entries["e1"]
+        entry = book_of(created(expires_at=2000.0)).promises["e1"]
         assert entry.is_due(0.0, owner_lives=False)
         assert not entry.is_due(2014.0, owner_lives=True, grace=15.0)
         assert entry.is_due(2015.0, owner_lives=True, grace=15.0)
@@ -53,7 +53,7 @@ class TestBook:
 
     def test_nobody_touches_what_cannot_be_told_apart(self) -> None:
         ambiguous = {"kind": "AMBIGUOUS", "entry": "e1", "candidates": ["i-7", "i-8"]}
-        entry = book_of(BASELINE, intent(), ambiguous).entries["e1"]
+        entry = book_of(BASELINE, intent(), ambiguous).promises["e1"]
         assert entry.candidates == ("i-7", "i-8")
         assert not entry.is_due(1e12, owner_lives=False)
 
@@ -97,13 +97,13 @@ class TestBook:
         other = {"kind": "BASELINE", "baseline": "b2", "ids": ["i-9"]}
         book = book_of(BASELINE, other, intent("e1"), {**intent("e2"), "baseline": "b2"})
         for each in (book, fold(encode(book.snapshot()))):
-            assert each.known_before(each.entries["e1"]) == {"i-1", "i-2"}
-            assert each.known_before(each.entries["e2"]) == {"i-9"}
+            assert each.known_before(each.promises["e1"]) == {"i-1", "i-2"}
+            assert each.known_before(each.promises["e2"]) == {"i-9"}
 
     def test_what_its_holder_hands_back_is_owed_at_once(self) -> None:
         book = book_of(created(expires_at=2000.0), {"kind": "HELD", "entry": "e1"}, created())
-        assert book.entries["e1"].is_due(0.0, owner_lives=False)
-        assert fold(encode(book.snapshot())).entries.keys() == {"e1"}
+        assert book.promises["e1"].is_due(0.0, owner_lives=False)
+        assert fold(encode(book.snapshot())).promises.keys() == {"e1"}
 
     def test_a_snapshot_folds_to_the_same_book(self) -> None:
         book = book_of(
@@ -121,9 +121,9 @@ class TestBook:
         again = fold(encode(book.snapshot()))
         assert again.snapshot() == book.snapshot()
         assert again.owner == book.owner
-        for key, entry in book.entries.items():
+        for key, entry in book.promises.items():
             for name in entry.__slots__:
-                assert getattr(again.entries[key], name) == getattr(entry, name), (key, name)
+                assert getattr(again.promises[key], name) == getattr(entry, name), (key, name)
 
 
 class TestLines:
@@ -152,12 +152,12 @@ class TestFile:
 
     def test_as_long_as_its_owner_lives_nobody_takes_it(self, tmp_path: Path) -> None:
         journal = JournalFile.create(tmp_path, [BASELINE, intent()])
-        assert list(left_behind(tmp_path)) == []
-        assert [book.entries.keys() for _, book in books(tmp_path)] == [{"e1"}]
+        assert list(orphaned_journals(tmp_path)) == []
+        assert [book.promises.keys() for _, book in read_journals(tmp_path)] == [{"e1"}]
         journal.close()
-        (taken,) = left_behind(tmp_path)
-        assert taken.read().entries.keys() == {"e1"}
-        assert list(left_behind(tmp_path)) == []
+        (taken,) = orphaned_journals(tmp_path)
+        assert taken.read().promises.keys() == {"e1"}
+        assert list(orphaned_journals(tmp_path)) == []
         taken.remove()
         assert list(tmp_path.iterdir()) == []
 
@@ -168,8 +168,8 @@ class TestFile:
         journal.rewrite(fold(journal.path.read_bytes()).snapshot())
         assert journal.size < before
         journal.append([{"kind": "GONE", "entry": "e1"}], durable=False)
-        assert journal.read().entries == {}
-        assert list(left_behind(tmp_path)) == []
+        assert journal.read().promises == {}
+        assert list(orphaned_journals(tmp_path)) == []
         assert [path.name for path in tmp_path.iterdir()] == [journal.path.name]
         journal.remove()
 
@@ -178,7 +178,7 @@ class TestFile:
         for path in (old, young):
             path.write_bytes(b"")
         os.utime(old, (0, 0))
-        assert list(left_behind(tmp_path)) == []
+        assert list(orphaned_journals(tmp_path)) == []
         assert list(tmp_path.iterdir()) == [young]
 
     def test_what_was_replaced_while_it_was_opened_is_not_taken(
@@ -220,7 +220,7 @@ class TestFile:
 
         monkeypatch.setattr(os, "fsync", refuse_to_sync_directories)
         journal = JournalFile.create(tmp_path, [BASELINE])
-        assert list(left_behind(tmp_path)) == []
+        assert list(orphaned_journals(tmp_path)) == []
         journal.remove()
 
     def test_a_full_disk_leaves_no_half_line(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,11 +237,11 @@ class TestFile:
             with pytest.raises(OSError, match="no space"):
                 journal.append([intent()], durable=True)
         journal.append([intent("e2")], durable=True)
-        assert journal.read().entries.keys() == {"e2"}
+        assert journal.read().promises.keys() == {"e2"}
         journal.remove()
 
     def test_a_directory_that_is_none_is_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(OSError):  # noqa: PT011  (its text is the system's)
             JournalFile.create(tmp_path / "file", [BASELINE])
-        assert list(left_behind(tmp_path / "nowhere")) == []
+        assert list(orphaned_journals(tmp_path / "nowhere")) == []

@@ -18,13 +18,13 @@ from _world import HARDWARE, MODEL, World, emulated_wall_clock
 from cortecs_async import RetryPolicy, errors
 from cortecs_async._errors import GuardError
 from cortecs_async._recovery.claims import claims_of_others
-from cortecs_async._recovery.journal import JournalFile, books
+from cortecs_async._recovery.journal import JournalFile, read_journals
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.reaper import Reaper
-from cortecs_async._recovery.reaper_process import Guard
-from cortecs_async._recovery.records import Book, Entry, Record, encode, fold
+from cortecs_async._recovery.reaper_process import ReaperProcess
+from cortecs_async._recovery.records import JournalState, Promise, Record, encode, fold
 from cortecs_async._recovery.recover import reap
-from cortecs_async._recovery.store import Books
+from cortecs_async._recovery.store import PromiseStore
 from cortecs_async._secrets import Credentials
 from cortecs_async.emulator import Fault
 
@@ -80,7 +80,7 @@ def test_a_durable_record_is_synced_when_it_is_appended(
 def test_a_promise_is_durable_and_its_end_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: Record, *, durable: bool
 ) -> None:
-    book = Books(tmp_path, journal=True, guard=False)
+    book = PromiseStore(tmp_path, journal=True, guard=False)
     book.join()
     book.put(created("e0", expires_at=2000.0))
     book.put(created("stays"))
@@ -101,12 +101,12 @@ def test_a_baseline_is_kept_as_long_as_a_start_needs_it() -> None:
     book = book_of(BASELINE, intent())
     for number in range(100):
         book.apply({"kind": "BASELINE", "baseline": f"other {number}", "ids": []})
-    assert book.known_before(book.entries["e1"]) == {"i-1", "i-2"}
+    assert book.known_before(book.promises["e1"]) == {"i-1", "i-2"}
 
 
 def test_a_snapshot_marks_an_unanswered_start() -> None:
     book = book_of(BASELINE, intent(), {"kind": "UNANSWERED", "entry": "e1"})
-    assert fold(encode(book.snapshot())).entries["e1"].unanswered
+    assert fold(encode(book.snapshot())).promises["e1"].unanswered
 
 
 def test_the_fingerprint_of_an_account_does_not_reveal_it() -> None:
@@ -120,7 +120,7 @@ def test_the_fingerprint_of_an_account_does_not_reveal_it() -> None:
 
 def test_ambiguous_candidates_of_another_process_count_as_claimed() -> None:
     theirs = book_of(BASELINE, intent(), {"kind": "AMBIGUOUS", "entry": "e1", "candidates": ["i-7", "i-8"]})
-    assert claims_of_others("https://api.test", Book(), (), [theirs], 1000.0).ids == {"i-7", "i-8"}
+    assert claims_of_others("https://api.test", JournalState(), (), [theirs], 1000.0).ids == {"i-7", "i-8"}
 
 
 async def test_an_instance_that_a_reaper_looks_for_is_not_adopted(world: World, journals: Path) -> None:
@@ -225,13 +225,13 @@ async def test_sweep_matches_an_instance_to_only_one_start(world: World, journal
 # --- the reaper ---------------------------------------------------------------------------------------------
 
 
-class StubGuard:
+class StubReaper:
     """Replaces the reaper process, and keeps the messages to it."""
 
     def __init__(self, on_death: Callable[[], None], _: Callable[[Record], None]) -> None:
         self.on_death = on_death
         self.told: list[Record] = []
-        self.is_up = False
+        self.is_running = False
         self.problem = ""
 
     @property
@@ -241,36 +241,36 @@ class StubGuard:
     def start(self) -> None:
         if self.problem:
             raise GuardError(self.problem)
-        self.is_up = True
+        self.is_running = True
         self.told = []
 
-    def greet(self) -> None:
+    def handshake(self) -> None:
         """Do nothing: the reaper is always there."""
 
-    def tell(self, messages: Iterable[Record]) -> None:
+    def send(self, messages: Iterable[Record]) -> None:
         self.told += messages
 
-    def leave_behind(self) -> None:
-        self.is_up = False
+    def detach(self) -> None:
+        self.is_running = False
 
-    dismiss = discard = forget = leave_behind
+    shutdown = kill = close_in_child = detach
 
 
 @pytest.fixture
-def guards(monkeypatch: pytest.MonkeyPatch) -> list[StubGuard]:
+def reapers(monkeypatch: pytest.MonkeyPatch) -> list[StubReaper]:
     """Replace each new reaper, and collect the replacements."""
-    made: list[StubGuard] = []
+    made: list[StubReaper] = []
 
-    def make(*arguments: Any) -> StubGuard:
-        made.append(StubGuard(*arguments))
+    def make(*arguments: Any) -> StubReaper:
+        made.append(StubReaper(*arguments))
         return made[-1]
 
-    monkeypatch.setattr("cortecs_async._recovery.store.Guard", make)
+    monkeypatch.setattr("cortecs_async._recovery.store.ReaperProcess", make)
     return made
 
 
 async def test_the_reaper_is_told_of_a_start_before_it_is_sent_and_of_its_instance_after(
-    world: World, journals: Path, guards: list[StubGuard]
+    world: World, journals: Path, reapers: list[StubReaper]
 ) -> None:
     async with world(journal="auto", guard="required") as (emu, client):
         before: list[str] = []
@@ -278,54 +278,54 @@ async def test_the_reaper_is_told_of_a_start_before_it_is_sent_and_of_its_instan
 
         async def note(call: Any) -> Any:
             if call.path.endswith("/instances/start"):
-                before.extend(guards[-1].kinds)
+                before.extend(reapers[-1].kinds)
             return await exchange(call)
 
         emu.exchange = note  # type: ignore[method-assign]
         async with client.instance(MODEL, HARDWARE) as inst:
             assert set(before) == {"JOURNAL", "ARM", "OWNER", "BASELINE", "INTENT"}
-            assert (guards[-1].told[-1]["kind"], guards[-1].told[-1]["instance_id"]) == (
+            assert (reapers[-1].told[-1]["kind"], reapers[-1].told[-1]["instance_id"]) == (
                 "CREATED",
                 inst.instance_id,
             )
-        assert guards[-1].kinds[-1] == "GONE"
+        assert reapers[-1].kinds[-1] == "GONE"
 
 
 async def test_a_replacement_reaper_is_told_everything_again(
-    world: World, journals: Path, guards: list[StubGuard]
+    world: World, journals: Path, reapers: list[StubReaper]
 ) -> None:
     async with world(journal="auto", guard="auto") as (emu, client):
         async with client.instance(MODEL, HARDWARE) as inst:
-            (guard,) = guards
-            guard.is_up = False
+            (guard,) = reapers
+            guard.is_running = False
             guard.on_death()
-            assert guard.is_up
+            assert guard.is_running
             assert sorted(guard.kinds) == ["ARM", "BASELINE", "CREATED", "INTENT", "JOURNAL", "OWNER"]
             assert inst.instance_id in str(guard.told)
             assert emu.client_secret not in repr(guard.told)
 
 
 async def test_the_reaper_is_told_new_credentials_at_once_and_no_repr_shows_them(
-    world: World, journals: Path, guards: list[StubGuard]
+    world: World, journals: Path, reapers: list[StubReaper]
 ) -> None:
     async with world(journal="auto", guard="auto") as (emu, client):
         async with client.instance(MODEL, HARDWARE):
-            keeper = client._assembly.keeper
-            keeper.know(Credentials(client_id=emu.client_id, client_secret="another"))
+            promises = client._wiring.promises
+            promises.remember_credentials(Credentials(client_id=emu.client_id, client_secret="another"))
             for thread in threading.enumerate():
                 if thread.name == "cortecs-books":
                     thread.join(10)
-            newest = guards[-1].told[-1]
+            newest = reapers[-1].told[-1]
             assert newest["kind"] == "ARM"
             assert "another" in newest["sealed"].reveal()
             assert "another" not in repr(newest)
 
 
 async def test_nothing_starts_without_a_required_reaper(
-    world: World, journals: Path, guards: list[StubGuard]
+    world: World, journals: Path, reapers: list[StubReaper]
 ) -> None:
     async with world(journal="auto", guard="required") as (emu, client):
-        guards[-1].problem = "no processes here"
+        reapers[-1].problem = "no processes here"
         with pytest.raises(errors.GuardError, match=r"no processes here\. Nothing was started"):
             async with client.instance(MODEL, HARDWARE):
                 pytest.fail("entered")
@@ -333,15 +333,15 @@ async def test_nothing_starts_without_a_required_reaper(
 
 
 async def test_the_reaper_of_a_forked_child_is_told_its_credentials(
-    world: World, journals: Path, guards: list[StubGuard]
+    world: World, journals: Path, reapers: list[StubReaper]
 ) -> None:
     async with world(journal="auto", guard="auto") as (_emu, client):
         async with client.instance(MODEL, HARDWARE):
             pass
-        client._assembly.keeper.books.after_fork()
+        client._wiring.promises.journal_states.after_fork()
         async with client.instance(MODEL, HARDWARE):
-            assert len(guards) == 2
-            assert "ARM" in guards[-1].kinds
+            assert len(reapers) == 2
+            assert "ARM" in reapers[-1].kinds
 
 
 class SilentProcess:
@@ -386,12 +386,12 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[SilentProcess]:
 def test_a_reaper_that_does_not_answer_is_killed(
     processes: list[SilentProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cortecs_async._recovery.reaper_process._PATIENCE", 0.05)
-    guard = Guard(lambda: None, lambda _: None)
+    monkeypatch.setattr("cortecs_async._recovery.reaper_process._REAPER_ACK_TIMEOUT", 0.05)
+    guard = ReaperProcess(lambda: None, lambda _: None)
     guard.start()
     with pytest.raises(GuardError, match="did not answer"):
-        guard.greet()
-    assert not guard.is_up
+        guard.handshake()
+    assert not guard.is_running
     assert [each.returncode for each in processes] == [-9]
 
 
@@ -400,29 +400,29 @@ def test_a_reaper_has_its_own_session_and_no_secrets_in_its_environment(
 ) -> None:
     for name in ("CORTECS_CLIENT_SECRET", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "hidden")
-    guard = Guard(lambda: None, lambda _: None)
+    guard = ReaperProcess(lambda: None, lambda _: None)
     guard.start()
     (process,) = processes
     assert process.options["start_new_session"] is True
     assert "PATH" in process.options["env"]
     assert "hidden" not in process.options["env"].values()
-    guard.discard()
+    guard.kill()
 
 
 def test_a_reaper_does_not_begin_twice_with_the_same_instance() -> None:
     worked: list[str] = []
     end = threading.Event()
 
-    def work(_: Book, entries: Iterable[Entry], *__: Any) -> None:
+    def work(_: JournalState, entries: Iterable[Promise], *__: Any) -> None:
         worked.extend(entry.key for entry in entries)
         end.wait(10)
 
     reaper = Reaper(lambda _: None, work)
-    reaper.take({**created("e1"), "number": 1})
-    reaper.take({"kind": "ABANDONED", "entry": "e1", "number": 2})
+    reaper.receive({**created("e1"), "number": 1})
+    reaper.receive({"kind": "ABANDONED", "entry": "e1", "number": 2})
     assert reaper.next_due() == 0.0
-    reaper.keep_what_is_due()
-    reaper.keep_what_is_due()
+    reaper.start_due_work()
+    reaper.start_due_work()
     end.set()
     for thread in reaper._threads:
         thread.join()
@@ -437,31 +437,31 @@ def test_a_reaper_records_its_takeover_and_its_releases_in_the_journal(
     journal = JournalFile.create(tmp_path, [created("e1"), created("e2")])
     seen: list[bool] = []
 
-    def work(_: Book, entries: Iterable[Entry], __: Any, report: Any, ___: Any) -> None:
-        seen.extend(book.is_orphaned for _, book in books(tmp_path))
+    def work(_: JournalState, entries: Iterable[Promise], __: Any, report: Any, ___: Any) -> None:
+        seen.extend(book.is_orphaned for _, book in read_journals(tmp_path))
         report({"kind": "GONE", "entry": next(iter(entries)).key})
 
     reaper = Reaper(lambda _: None, work)
-    reaper.take({"kind": "JOURNAL", "journal": str(journal.path), "number": 1})
+    reaper.receive({"kind": "JOURNAL", "journal": str(journal.path), "number": 1})
     for number, key in enumerate(("e1", "e2"), 2):
-        reaper.take({**created(key), "number": number})
+        reaper.receive({**created(key), "number": number})
     journal.close()
-    reaper.outlive()
+    reaper.finish_after_parent()
     assert seen == [True]
-    assert [book.entries.keys() for _, book in books(tmp_path)] == [{"e2"}]
+    assert [book.promises.keys() for _, book in read_journals(tmp_path)] == [{"e2"}]
 
 
 def test_a_living_parent_has_a_grace_period_after_the_deadline() -> None:
     worked: list[str] = []
     now = 0.0
 
-    def work(_: Book, entries: Iterable[Entry], *__: Any) -> None:
+    def work(_: JournalState, entries: Iterable[Promise], *__: Any) -> None:
         worked.extend(entry.key for entry in entries)
 
     reaper = Reaper(lambda _: None, work, lambda: now)
-    reaper.take({**created("e1", expires_at=2000.0), "number": 1})
+    reaper.receive({**created("e1", expires_at=2000.0), "number": 1})
     for now, expected in ((2002.0, []), (2010.0, ["e1"])):  # noqa: B007  (the clock above)
-        reaper.keep_what_is_due()
+        reaper.start_due_work()
         for thread in reaper._threads:
             thread.join()
         assert worked == expected
@@ -472,20 +472,20 @@ def test_the_reaper_looks_for_the_instance_of_an_unresolved_start_for_a_minute(
 ) -> None:
     windows: list[float] = []
 
-    class StubFinisher:
-        """Replaces `Finisher`."""
+    class StubRecovery:
+        """Replaces `Recovery`."""
 
         def __init__(self, *, visible_until: float, **_: Any) -> None:
             windows.append(visible_until - anyio.current_time())
 
-        async def finish(self, _: Any) -> None:
+        async def run(self, _: Any) -> None:
             """Do nothing."""
 
-    monkeypatch.setattr("cortecs_async._recovery.recover.Finisher", StubFinisher)
+    monkeypatch.setattr("cortecs_async._recovery.recover.Recovery", StubRecovery)
     sealed = {"api_base_url": "http://127.0.0.1/v1", "client_id": "id", "client_secret": "secret"}
     book = book_of(BASELINE, intent())
     notes: list[Record] = []
     accounts: dict[str, Record] = {"a1": {**sealed, "headers": {}, "timeout": 30.0}}
-    reap(book, list(book.entries.values()), accounts, notes.append, None)
+    reap(book, list(book.promises.values()), accounts, notes.append, None)
     assert notes == []
     assert [round(each) for each in windows] == [60]

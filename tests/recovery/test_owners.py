@@ -17,7 +17,7 @@ from _world import HARDWARE, MODEL, World
 
 from cortecs_async import errors
 from cortecs_async._recovery import journal as _journal
-from cortecs_async._recovery.journal import JournalFile, books, is_owned, left_behind, take
+from cortecs_async._recovery.journal import JournalFile, is_owned, orphaned_journals, read_journals, take
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.records import Record
 from cortecs_async.emulator import Emulator
@@ -153,15 +153,15 @@ async def test_what_this_process_has_given_up_is_an_orphan(
 ) -> None:
     async with world(journal=journal) as (emu, client):
         await client.instances.list()  # and with it the account
-        keeper = client._assembly.keeper
-        key = keeper.created(None, emu.start_instance(MODEL, HARDWARE), goal="gone")
-        await keeper.settle()
+        promises = client._wiring.promises
+        key = promises.record_created(None, emu.start_instance(MODEL, HARDWARE), goal="gone")
+        await promises.flush(strict=True)
         assert [each.kind for each in (await client.owners()).values()] == ["mine"]
-        keeper.abandoned(key)
-        await keeper.settle()
+        promises.record_abandoned(key)
+        await promises.flush(strict=True)
         assert [each.kind for each in (await client.owners()).values()] == ["orphan"]
         assert [each.state for each in await client.sweep()] == ["released"]
-        await keeper.settle()
+        await promises.flush(strict=True)
         assert await client.owners() == {}
 
 
@@ -191,7 +191,7 @@ class TestLooks:
         with path.open("rb") as looking:
             fcntl.flock(looking, fcntl.LOCK_SH)
             monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
-            (taken,) = left_behind(tmp_path)
+            (taken,) = orphaned_journals(tmp_path)
         taken.close()
 
     def test_who_looks_for_ever_is_not_waited_for(self, tmp_path: Path) -> None:
@@ -293,4 +293,4 @@ sys.stdin.read()
             }
             process.kill()
         assert (await client.owners())["i"].kind == "orphan"
-    assert len(list(books(state_dir / "journal"))) == 1
+    assert len(list(read_journals(state_dir / "journal"))) == 1

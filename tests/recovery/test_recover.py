@@ -10,8 +10,8 @@ from _world import HARDWARE, MODEL, World, emulated_wall_clock
 
 from cortecs_async import AsyncCortecs
 from cortecs_async._recovery.claims import claims_of_others
-from cortecs_async._recovery.records import Book, Record
-from cortecs_async._recovery.recover import _LOOK, Debt, Finished, Finisher
+from cortecs_async._recovery.records import JournalState, Record
+from cortecs_async._recovery.recover import _LOOK, PendingPromise, Recovery, RecoveryResult
 from cortecs_async.emulator import Emulator, Fault
 
 LIFETIME = 3600.0
@@ -25,7 +25,7 @@ class Held:
         self.client = client
         self.instance_id = emu.start_instance(MODEL, HARDWARE)
         self.until = emulated_wall_clock() + LIFETIME
-        self.book = Book()
+        self.book = JournalState()
         self.notes: list[str] = []
         common = {"entry": "e1", "account": "a", "api": emu.api_base_url, "at": emulated_wall_clock()}
         created = {"kind": "CREATED", **common, "args": {}, "instance_id": self.instance_id, "goal": "gone"}
@@ -35,21 +35,21 @@ class Held:
     def report(self, record: Record) -> None:
         self.book.apply(record)
 
-    async def finish(self) -> Finished:
+    async def finish(self) -> RecoveryResult:
         """Until nothing is owed any more."""
-        finisher = Finisher(
-            instances=self.client._assembly._releasing,
-            others=lambda: claims_of_others(
+        finisher = Recovery(
+            instances=self.client._wiring._releasing,
+            foreign_claims=lambda: claims_of_others(
                 self.emu.api_base_url, self.book, {"e1"}, [], emulated_wall_clock()
             ),
             note=self.notes.append,
-            patience=300.0,
+            timeout=300.0,
             visible_until=0.0,
             wall_clock=emulated_wall_clock,
         )
-        (debt,) = (Debt(self.book, entry, self.report) for entry in self.book.entries.values())
-        (finished,) = (await finisher.finish([debt])).values()
-        assert not self.book.entries
+        (debt,) = (PendingPromise(self.book, entry, self.report) for entry in self.book.promises.values())
+        (finished,) = (await finisher.run([debt])).values()
+        assert not self.book.promises
         return finished
 
     def routes(self) -> list[str]:

@@ -20,11 +20,11 @@ from _promises import created
 from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock
 
 from cortecs_async import AsyncCortecs, Credentials, errors
-from cortecs_async._recovery.journal import JournalFile, books
+from cortecs_async._recovery.journal import JournalFile, read_journals
 from cortecs_async._recovery.reaper import GRACE, Reaper
-from cortecs_async._recovery.records import Book, Entry, Record
+from cortecs_async._recovery.records import JournalState, Promise, Record
 from cortecs_async._recovery.recover import reap
-from cortecs_async._recovery.store import Books, books_of
+from cortecs_async._recovery.store import PromiseStore, store_for
 from cortecs_async.emulator import Emulator, serve_emulator
 
 # --- the journal --------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ async def test_every_step_of_a_lease_is_in_the_journal_before_it_counts(world: W
 
         def look() -> bool | None:
             """None: nothing is owed. Else whether the id is known."""
-            entries = [entry for _, book in books(journals) for entry in book.entries.values()]
+            entries = [entry for _, book in read_journals(journals) for entry in book.promises.values()]
             return entries[0].instance_id is not None if entries else None
 
         exchange = emu.exchange
@@ -53,7 +53,7 @@ async def test_every_step_of_a_lease_is_in_the_journal_before_it_counts(world: W
         assert told["start"] is False
         assert told["stop"] is True
         assert seen[-1] == ("", True)  # the list that verifies
-    assert list(books(journals)) == []
+    assert list(read_journals(journals)) == []
 
 
 async def test_a_hundred_promises_at_once_share_their_syncs(
@@ -82,7 +82,7 @@ async def test_a_hundred_promises_at_once_share_their_syncs(
             done.set()
         assert emu.existing == ()
     assert len(syncs) < 10
-    assert list(books(journals)) == []
+    assert list(read_journals(journals)) == []
 
 
 def break_disk(monkeypatch: pytest.MonkeyPatch, how: str, state_dir: Path) -> None:
@@ -139,13 +139,13 @@ async def test_a_disk_that_was_full_for_a_while_is_caught_up_with(
             break_disk(patch, "full", Path())
             second = await leases.enter_async_context(client.instance(MODEL, HARDWARE))
         third = await leases.enter_async_context(client.instance(MODEL, HARDWARE))
-        ((_, book),) = books(journals)
-        known = {entry.instance_id for entry in book.entries.values()}
+        ((_, book),) = read_journals(journals)
+        known = {entry.instance_id for entry in book.promises.values()}
         assert known == {first.instance_id, second.instance_id, third.instance_id}
 
 
 def test_it_does_not_grow_without_bound(tmp_path: Path) -> None:
-    book = Books(tmp_path, journal=True, guard=False)
+    book = PromiseStore(tmp_path, journal=True, guard=False)
     book.join()
     book.put(created("stays"))
     largest = 0
@@ -154,23 +154,23 @@ def test_it_does_not_grow_without_bound(tmp_path: Path) -> None:
         book.put({"kind": "GONE", "entry": f"e{number}"})
         if number % 100 == 0:
             book.commit()
-            ((path, _),) = books(tmp_path)
+            ((path, _),) = read_journals(tmp_path)
             largest = max(largest, path.stat().st_size)
     assert largest < 400_000
     book.put({"kind": "GONE", "entry": "stays"})
-    book.leave()
+    book.release()
     assert list(tmp_path.iterdir()) == []
 
 
 def test_books_are_one_a_directory_and_not_shared_beyond(tmp_path: Path) -> None:
-    one = books_of(tmp_path, journal=True, guard=False)
-    assert books_of(tmp_path, journal=True, guard=False) is one
-    assert books_of(tmp_path, journal=False, guard=False) is not one
-    assert books_of(tmp_path / "other", journal=True, guard=False) is not one
+    one = store_for(tmp_path, journal=True, guard=False)
+    assert store_for(tmp_path, journal=True, guard=False) is one
+    assert store_for(tmp_path, journal=False, guard=False) is not one
+    assert store_for(tmp_path / "other", journal=True, guard=False) is not one
 
 
 def test_a_forked_child_owes_nothing_of_its_parents(tmp_path: Path) -> None:
-    book = Books(tmp_path, journal=True, guard=False)
+    book = PromiseStore(tmp_path, journal=True, guard=False)
     book.join()
     book.put(created("e1"))
     book.commit()
@@ -180,8 +180,8 @@ def test_a_forked_child_owes_nothing_of_its_parents(tmp_path: Path) -> None:
     copy = JournalFile(journal.path, os.dup(journal._fd))
     book._journal = copy
     book.after_fork()
-    assert book.book.entries == {}
-    assert [b.entries.keys() for _, b in books(tmp_path)] == [{"e1"}]
+    assert book.book.promises == {}
+    assert [b.promises.keys() for _, b in read_journals(tmp_path)] == [{"e1"}]
     journal.remove()
 
 
@@ -197,7 +197,7 @@ async def test_a_client_says_at_start_that_there_is_something_to_sweep(
     (record,) = caplog.records
     assert "2 instances or starts behind" in record.message
     assert "sweep` (or client.sweep()) releases them" in record.message
-    assert len(list(books(journals))) == 1  # what owed nothing was removed
+    assert len(list(read_journals(journals))) == 1  # what owed nothing was removed
     caplog.clear()
     async with world(journal="off"):
         pass
@@ -217,14 +217,14 @@ async def test_what_its_sweep_could_not_release_is_no_reason_to_warn(
         async with world(journal="auto"):
             assert not caplog.records
         await client.instances.list()
-        account = client._assembly.keeper.account
+        account = client._wiring.promises.account
         await anyio.sleep(61)
         async with world(journal="auto"):
             (record,) = caplog.records
         assert "left an instance or start behind" in record.message
-        book = client._assembly.keeper.books
+        book = client._wiring.promises.journal_states
         assert (book.orphans(emu.api_base_url, ""), book.orphans(emu.api_base_url, account)) == (1, 0)
-    assert len(list(books(journals))) == 2
+    assert len(list(read_journals(journals))) == 2
 
 
 async def test_bad_modes_are_refused(world: World) -> None:
@@ -248,7 +248,7 @@ class Told:
 
     def work(
         self,
-        book: Book,
+        book: JournalState,
         entries: Any,
         accounts: dict[str, Record],
         report: Callable[[Record], None],
@@ -267,29 +267,29 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
 
 class TestReaper:
     def test_it_answers_only_what_it_understood(self, told: Told) -> None:
-        told.reaper.take({**created("e1"), "number": 1})
-        told.reaper.take({"kind": "SONG", "number": 2})
-        told.reaper.take({"kind": "CREATED", "entry": "e2", "number": 3})
-        told.reaper.take({"kind": "BYE", "number": 4})
+        told.reaper.receive({**created("e1"), "number": 1})
+        told.reaper.receive({"kind": "SONG", "number": 2})
+        told.reaper.receive({"kind": "CREATED", "entry": "e2", "number": 3})
+        told.reaper.receive({"kind": "BYE", "number": 4})
         assert told.said == [{"ack": 1}, {"ack": 4}]
-        assert told.reaper.dismissed
+        assert told.reaper.has_bye
 
     def test_as_long_as_its_parent_lives_it_waits(self, told: Told) -> None:
-        told.reaper.take({**created("e1"), "number": 1})
+        told.reaper.receive({**created("e1"), "number": 1})
         assert told.reaper.next_due() is None
-        told.reaper.keep_what_is_due()
+        told.reaper.start_due_work()
         assert told.worked == []
 
     def test_it_ends_what_is_past_its_time_though_its_parent_lives(self, told: Told) -> None:
         """The event loop is blocked."""
-        told.reaper.take({**created("e1", expires_at=2000.0), "number": 1})
-        told.reaper.take({**created("e2"), "number": 2})
+        told.reaper.receive({**created("e1", expires_at=2000.0), "number": 1})
+        told.reaper.receive({**created("e2"), "number": 2})
         assert told.reaper.next_due() == 2000.0 + GRACE
         told.now = 2000.0 + GRACE - 1
-        told.reaper.keep_what_is_due()
+        told.reaper.start_due_work()
         assert told.worked == []
         told.now = 2000.0 + GRACE
-        told.reaper.keep_what_is_due()
+        told.reaper.start_due_work()
         self.join(told)
         assert told.worked == ["e1"]
         assert told.said[-1] == {"deed": {"kind": "GONE", "entry": "e1"}}
@@ -299,27 +299,27 @@ class TestReaper:
         self, told: Told, tmp_path: Path
     ) -> None:
         journal = JournalFile.create(tmp_path, [created("e1"), created("e2")])
-        told.reaper.take({"kind": "JOURNAL", "journal": str(journal.path), "number": 1})
-        told.reaper.take({**created("e1"), "number": 2})
-        told.reaper.take({**created("e2"), "number": 3})
+        told.reaper.receive({"kind": "JOURNAL", "journal": str(journal.path), "number": 1})
+        told.reaper.receive({**created("e1"), "number": 2})
+        told.reaper.receive({**created("e2"), "number": 3})
         journal.close()
-        told.reaper.outlive()
+        told.reaper.finish_after_parent()
         assert told.worked == ["e1", "e2"]
         assert list(tmp_path.iterdir()) == []
 
     def test_what_it_cannot_keep_stays_in_the_journal(self, tmp_path: Path, told: Told) -> None:
         journal = JournalFile.create(tmp_path, [created("e1")])
         reaper = Reaper(told.said.append, lambda *_: None)
-        reaper.take({"kind": "JOURNAL", "journal": str(journal.path), "number": 1})
-        reaper.take({**created("e1"), "number": 2})
+        reaper.receive({"kind": "JOURNAL", "journal": str(journal.path), "number": 1})
+        reaper.receive({**created("e1"), "number": 2})
         journal.close()
-        reaper.outlive()
-        assert [book.entries.keys() for _, book in books(tmp_path)] == [{"e1"}]
+        reaper.finish_after_parent()
+        assert [book.promises.keys() for _, book in read_journals(tmp_path)] == [{"e1"}]
 
     def test_without_a_journal_it_works_from_memory(self, told: Told) -> None:
-        told.reaper.take({"kind": "JOURNAL", "journal": None, "number": 1})
-        told.reaper.take({**created("e1"), "number": 2})
-        told.reaper.outlive()
+        told.reaper.receive({"kind": "JOURNAL", "journal": None, "number": 1})
+        told.reaper.receive({**created("e1"), "number": 2})
+        told.reaper.finish_after_parent()
         assert told.worked == ["e1"]
 
     @staticmethod
@@ -329,7 +329,7 @@ class TestReaper:
 
 
 def test_an_entry_of_a_book_has_what_a_reaper_needs() -> None:
-    assert set(Entry.__slots__) >= {"instance_id", "goal", "expires_at", "baseline", "args", "account"}
+    assert set(Promise.__slots__) >= {"instance_id", "goal", "expires_at", "baseline", "args", "account"}
 
 
 # --- the guard ----------------------------------------------------------------------------------------------
@@ -384,7 +384,7 @@ async def test_the_reapers_work(reapers: None, state_dir: Path) -> None:
             "headers": {"X-Team": "night"},
             "timeout": 30.0,
         }
-        book = Book()
+        book = JournalState()
         args = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}
         known = {"account": "a1", "api": emu.api_base_url, "at": time.time(), "args": args}
         for record in (
@@ -402,14 +402,14 @@ async def test_the_reapers_work(reapers: None, state_dir: Path) -> None:
             book.apply(record)
 
         accounts: dict[str, Any] = {"a1": sealed, "a3": {**sealed, "timeout": "nonsense"}}
-        entries = list(book.entries.values())
+        entries = list(book.promises.values())
         await anyio.to_thread.run_sync(
             reap, book, entries, accounts, report, state_dir / "journal" / "own.jsonl"
         )
         assert emu.existing == (foreign,)
         assert lost in str(deeds)
         # Of one account it has no credentials, and of one no good ones: that is nobody else's trouble.
-        assert book.entries.keys() == {"e3", "e4"}
+        assert book.promises.keys() == {"e3", "e4"}
         assert any("giving up" in str(each) for each in deeds)
 
 
@@ -420,12 +420,12 @@ async def test_new_credentials_reach_the_reaper_at_once(reapers: None) -> None:
             client_of(emu) as client,
             client.instance(MODEL, HARDWARE),
         ):
-            keeper = client._assembly.keeper
-            keeper.know(Credentials(client_id=emu.client_id, client_secret="another"))
+            promises = client._wiring.promises
+            promises.remember_credentials(Credentials(client_id=emu.client_id, client_secret="another"))
             with anyio.fail_after(10):
-                while keeper.books.done < keeper.books.queued:  # noqa: ASYNC110  (it has no event)
+                while promises.journal_states.done < promises.journal_states.queued:  # noqa: ASYNC110  (it has no event)
                     await anyio.sleep(0.01)
-            (armed,) = keeper.books._armed.values()
+            (armed,) = promises.journal_states._armed.values()
             assert "another" in armed["sealed"].reveal()
             assert "another" not in repr(armed)
 
@@ -435,10 +435,10 @@ async def test_a_directory_that_was_cleared_is_written_anew(world: World, journa
         async with client.instance(MODEL, HARDWARE) as first:
             shutil.rmtree(journals)
             async with client.instance(MODEL, HARDWARE) as second:
-                ((_, book),) = books(journals)
-                ids = {entry.instance_id for entry in book.entries.values()}
+                ((_, book),) = read_journals(journals)
+                ids = {entry.instance_id for entry in book.promises.values()}
                 assert ids == {first.instance_id, second.instance_id}
-    assert list(books(journals)) == []
+    assert list(read_journals(journals)) == []
 
 
 @pytest.mark.sockets
@@ -446,9 +446,9 @@ async def test_one_reaper_serves_all_clients_of_a_process(reapers: None) -> None
     async with serve_emulator(step_seconds=0.0) as emu:
         one, other = (client_of(emu) for _ in range(2))
         async with one, other, one.instance(MODEL, HARDWARE), other.instance(MODEL, HARDWARE):
-            assert one._assembly.keeper.books is other._assembly.keeper.books
-            guard = one._assembly.keeper.books._guard
-            assert guard.is_up
+            assert one._wiring.promises.journal_states is other._wiring.promises.journal_states
+            guard = one._wiring.promises.journal_states._guard
+            assert guard.is_running
             assert guard.pid is not None
-        assert not guard.is_up
+        assert not guard.is_running
         assert emu.existing == ()

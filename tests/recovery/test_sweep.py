@@ -13,7 +13,7 @@ import pytest
 from _world import HARDWARE, MODEL, World, client_of
 
 from cortecs_async import AsyncCortecs, errors
-from cortecs_async._recovery.journal import JournalFile, books
+from cortecs_async._recovery.journal import JournalFile, read_journals
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.records import Record
 from cortecs_async.emulator import Emulator, Fault
@@ -64,7 +64,7 @@ async def test_a_created_instance_is_released_and_the_journal_removed(world: Wor
         assert (orphan.state, orphan.instance_id) == ("released", mine)
         assert emu.existing == (foreign,)
         assert await client.sweep() == ()
-    assert list(books(journals)) == []
+    assert list(read_journals(journals)) == []
 
 
 async def test_what_a_living_process_answers_for_is_not_touched(world: World, journals: Path) -> None:
@@ -97,7 +97,7 @@ async def test_what_is_gone_is_gone(world: World, journals: Path) -> None:
         assert [each.state for each in await client.orphans()] == ["gone"]
         assert [each.state for each in await client.sweep()] == ["gone"]
         assert emu.ledger == ()
-    assert list(books(journals)) == []
+    assert list(read_journals(journals)) == []
 
 
 async def test_what_was_stopped_already_is_released_when_it_is_deleted(world: World, journals: Path) -> None:
@@ -119,7 +119,7 @@ async def test_an_intent_finds_its_instance(world: World, journals: Path) -> Non
         assert (orphan.state, orphan.instance_id, orphan.model) == ("found", mine, MODEL)
         assert [each.state for each in await client.sweep()] == ["released"]
         assert emu.existing == (before, other)
-    assert list(books(journals)) == []
+    assert list(read_journals(journals)) == []
 
 
 async def test_an_intent_without_an_instance_is_waited_for_before_it_is_closed(
@@ -141,7 +141,7 @@ async def test_an_intent_without_an_instance_is_waited_for_before_it_is_closed(
         start = anyio.current_time()
         assert [each.state for each in await client.sweep()] == ["gone"]
         assert 60 <= anyio.current_time() - start < 65
-    assert list(books(journals)) == []
+    assert list(read_journals(journals)) == []
 
 
 async def test_one_candidate_too_many_is_ambiguous_and_not_touched(world: World, journals: Path) -> None:
@@ -180,7 +180,7 @@ async def test_many_that_died_at_once_each_get_their_own(world: World, journals:
         assert [each.state for each in found] == ["released"] * 5
         assert len({each.instance_id for each in found}) == 5
         assert emu.existing == ()
-    assert list(books(journals)) == []
+    assert list(read_journals(journals)) == []
 
 
 async def test_an_instance_that_a_living_process_may_just_be_starting_is_left(
@@ -202,7 +202,7 @@ async def test_other_credentials_leave_it_alone(world: World, journals: Path) ->
         assert [each.state for each in await client.orphans()] == ["foreign"]
         assert [each.state for each in await client.sweep()] == ["foreign"]
         assert emu.billing == (mine,)
-        assert len(list(books(journals))) == 1
+        assert len(list(read_journals(journals))) == 1
 
 
 async def test_a_service_that_is_down_leaves_it_for_the_next_time(world: World, journals: Path) -> None:
@@ -263,4 +263,4 @@ async def test_a_power_loss_anywhere_in_the_journal(world: World, journals: Path
                 async with client_of(emu, http_client=http, guard="off", state_dir=directory) as client:
                     await client.sweep()
                 assert emu.existing == ((foreign,) if length >= promised else (foreign, mine)), length
-                assert list(books(directory / "journal")) == []
+                assert list(read_journals(directory / "journal")) == []
