@@ -1,0 +1,118 @@
+"""What tasks share: one call for many callers, a signal to all that wait, and pauses that grow."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Awaitable, Callable
+from typing import Generic, TypeVar
+
+import anyio
+from attrs import define, field
+
+from .._errors import CortecsError
+
+T = TypeVar("T")
+
+
+@define(eq=False)
+class _Flight(Generic[T]):
+    """A call in progress, and how it ended: with a result, with an error, or cancelled with neither."""
+
+    began: float
+    done: anyio.Event = field(factory=anyio.Event)
+    results: list[T] = field(factory=list)
+    error: Exception | None = None
+
+
+class SingleFlight(Generic[T]):
+    """Makes one call for all tasks that want its result at the same time.
+
+    The first task makes the call, and the others wait for it. If the first task is cancelled, the next one
+    makes the call again.
+
+    Args:
+        call: The call to share.
+    """
+
+    def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
+        self._call = call
+        self._flight: _Flight[T] | None = None
+
+    async def get(self, *, since: float | None = None) -> T:
+        """Return the result of a call that is in progress, or of a new one.
+
+        Args:
+            since: Do not accept a call that began before this time, in seconds of `anyio.current_time`.
+
+        Raises:
+            Exception: what the call raised; a `CortecsError` is copied for each task.
+        """
+        while (flight := self._flight) is not None:
+            await flight.done.wait()
+            if since is not None and flight.began < since:
+                continue
+            if flight.error is not None:
+                raise copy.copy(flight.error) if isinstance(flight.error, CortecsError) else flight.error
+            if flight.results:
+                return flight.results[0]
+        return await self._fly()
+
+    async def _fly(self) -> T:
+        flight = self._flight = _Flight[T](anyio.current_time())
+        try:
+            result = await self._call()
+        except Exception as error:
+            flight.error = error
+            raise
+        else:
+            flight.results.append(result)
+            return result
+        finally:
+            self._flight = None
+            flight.done.set()
+
+
+class Broadcast:
+    """Wakes all tasks that wait at this moment. Unlike `anyio.Event`, it can be used again."""
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+
+    def notify(self) -> None:
+        """Wake the tasks that wait now. Tasks that wait later wait for the next call."""
+        event, self._event = self._event, anyio.Event()
+        event.set()
+
+    async def wait(self) -> None:
+        """Wait for the next `notify`."""
+        await self._event.wait()
+
+
+@define(eq=False)
+class Backoff:
+    """Pauses that double with every failure, and start again after a success.
+
+    Attributes:
+        first: The pause after the first failure, in seconds.
+        limit: The longest pause, in seconds.
+        failures: Failures in a row.
+    """
+
+    first: float
+    limit: float
+    failures: int = 0
+
+    def next(self) -> float:
+        """Count a failure, and return the seconds to wait after it."""
+        self.failures += 1
+        return exponential(self.failures - 1, first=self.first, limit=self.limit)
+
+    def reset(self) -> None:
+        """Start again after a success."""
+        self.failures = 0
+
+
+def exponential(failures: int, *, first: float, limit: float) -> float:
+    """Return `first` seconds, doubled for each earlier failure, but at most `limit`."""
+    # The exponent is capped because 2.0 ** 1025 overflows.
+    return min(limit, first * 2.0 ** min(failures, 64))
