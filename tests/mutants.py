@@ -149,7 +149,7 @@ MUTANTS = [
     Mutant(
         "sends a start before its promise is in the journal",
         "_recovery/promises.py",
-        "            await self.settle()\n        except BaseException:\n",
+        "            await self.flush(strict=True)\n        except BaseException:\n",
         (
             "            for record in self._books._queue:\n"
             "                self._books.book.apply(record)\n"
@@ -256,6 +256,13 @@ MUTANTS = [
         "_FRESH = 1.0",
         "_FRESH = 1000.0",
         "lease/test_starter.py::test_every_attempt_of_a_start_knows_what_exists_just_before_it",
+    ),
+    Mutant(
+        "matches the same instances in another order for each start",
+        "_api/matching.py",
+        "sorted(contested, key=lambda each: each.instance_id)",
+        "contested",
+        "lease/test_starter.py::TestJudging::test_nothing_is_given_twice_or_to_whom_it_does_not_fit",
     ),
     Mutant(
         "adopts an instance that existed before its start",
@@ -503,7 +510,7 @@ MUTANTS = [
     Mutant(
         "does not send its credentials again in a forked child",
         "_recovery/promises.py",
-        "        if self._joined != self._books.generation:",
+        "        if self._joined != self._store.generation:",
         "        if self._joined is None:",
         "recovery/test_mutations.py::test_the_reaper_of_a_forked_child_is_told_its_credentials",
     ),
@@ -753,7 +760,7 @@ MUTANTS = [
     Mutant(
         "does not promise the release of an acquired instance",
         "_lease/release.py",
-        "await shop.promises.settle_anyhow()",
+        "await services.promises.flush()",
         "pass",
         "lease/test_acquire.py::test_the_release_of_an_acquired_instance_is_promised_before_it_begins",
     ),
@@ -1084,7 +1091,7 @@ MUTANTS = [
     Mutant(
         "sweeps the instances of other credentials",
         "_recovery/sweep.py",
-        "            if entry.account != keeper.account:\n",
+        "            if entry.account != promises.account:\n",
         "            if False:\n",
         "recovery/test_sweep.py::test_other_credentials_leave_it_alone",
     ),
@@ -1200,8 +1207,8 @@ MUTANTS = [
     Mutant(
         "gives up an unavailable endpoint ten times too late",
         "_batch/health.py",
-        "\nPATIENCE = 180.0",
-        "\nPATIENCE = 1800.0",
+        "\nOUTAGE_TIMEOUT = 180.0",
+        "\nOUTAGE_TIMEOUT = 1800.0",
         "batch/test_workers.py::TestOutages::test_for_good_it_is_given_up",
     ),
     Mutant(

@@ -73,7 +73,8 @@ def _involved(
         contested += found
         news = [start for start in starts if start not in group and any(start.fits(each) for each in found)]
         group.update(news)
-    return [start for start in starts if start in group], contested
+    # Sorted, so that the assignment does not depend on the start in question.
+    return [start for start in starts if start in group], sorted(contested, key=lambda each: each.instance_id)
 
 
 def _assign(

@@ -13,7 +13,7 @@ import httpx
 import pytest
 from _grids import BACKENDS, grid
 from _world import HARDWARE, MODEL, World, emulated_wall_clock
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cortecs_async import AsyncCortecs, RetryPolicy, errors
@@ -106,6 +106,10 @@ class TestJudging:
             max_size=4,
         ),
         st.lists(st.sampled_from([None, HARDWARE, OTHER_HARDWARE]), max_size=4),
+    )
+    @settings(max_examples=300)
+    @example(
+        [unknown(HARDWARE, {"i-0"}), unknown(None, {"i-1"}), unknown(None, {"i-2"})], [None, None, HARDWARE]
     )
     def test_nothing_is_given_twice_or_to_whom_it_does_not_fit(
         self, starts: list[UnresolvedStart], hardware: list[str | None]
@@ -327,7 +331,7 @@ async def another_process(
             guard="off",
         ) as other,
     ):
-        other._wiring.promises._books = PromiseStore(journals, journal=True, guard=False)
+        other._wiring.promises._store = PromiseStore(journals, journal=True, guard=False)
         yield other
 
 
@@ -512,12 +516,12 @@ async def test_a_baseline_that_the_books_have_dropped_is_noted_again(world: Worl
         with pytest.raises(errors.InsufficientBalanceError):
             async with client.instance(MODEL, HARDWARE):
                 pass
-        keeper = client._wiring.promises
+        promises = client._wiring.promises
         for _ in range(20):  # of other clients of this process
-            keeper.baseline(())
-        await keeper.settle()
+            promises.baseline(())
+        await promises.flush(strict=True)
         async with client.instance(MODEL, HARDWARE):
             asked = [record.route for record in emu.requests]
             assert asked.count("list") == 1  # the same, of a moment ago
-            book = keeper.journal_states.book
+            book = promises.journal_states.book
             assert [book.known_before(entry) for entry in book.promises.values()] == [frozenset({foreign})]
