@@ -12,6 +12,8 @@ from typing import get_args
 
 import certifi
 import pytest
+from _command_line import environment
+from _console import typed
 from _examples import run_examples
 from _polls import poll_often
 
@@ -38,6 +40,18 @@ def test_every_example_runs(served: Emulator, capsys: pytest.CaptureFixture[str]
     run_examples(README)
     assert served.existing == ()
     assert "Why is the sky blue?" in capsys.readouterr().out
+
+
+@pytest.mark.sockets
+def test_the_batch_of_the_readme_runs(served: Emulator, tmp_path: Path) -> None:
+    page = README.read_text()
+    (request,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (command,) = re.findall(r"^python -m cortecs_async batch .*\n", page, re.MULTILINE)
+    (tmp_path / "prompts.jsonl").write_text(request)
+    typed(command, tmp_path, environment(served, tmp_path))
+    answer = json.loads((tmp_path / "answers.jsonl").read_text())
+    assert (answer["custom_id"], answer["response"]["status_code"]) == ("sky", 200)
+    assert served.existing == ()
 
 
 @pytest.mark.sockets
