@@ -18,7 +18,7 @@ from _measure import Spread, spread
 FOLDER = Path(__file__).parent
 RESULTS_JSON = FOLDER / "results.json"
 RESULTS_MD = FOLDER / "results.md"
-README = FOLDER.parent / "README.md"
+HEADLINE = FOLDER.parent / "docs" / "benchmarks.md"
 
 # What two runs on the same machine may differ by.
 AGREEMENT = 0.15
@@ -194,15 +194,15 @@ def save(rows: Sequence[Row], where: dict[str, str]) -> None:
 
 
 def update_headline(rows: Iterable[Row]) -> None:
-    """Puts the figures into the README's table, which says which ones it shows."""
-    text = README.read_text(encoding="utf-8")
+    """Update the medians of the figures that are in the table of docs/benchmarks.md."""
+    text = HEADLINE.read_text(encoding="utf-8")
     for row in rows:
         for each in row.ratios:
             cell = re.escape(f"| {row.name}: {each.label} | ")
             text = re.sub(
                 rf"^({cell})[0-9.]+", rf"\g<1>{_number(each.value.median)}", text, flags=re.MULTILINE
             )
-    README.write_text(text, encoding="utf-8")
+    HEADLINE.write_text(text, encoding="utf-8")
 
 
 def load() -> tuple[list[Row], dict[str, str]]:

@@ -62,7 +62,7 @@ def main() -> None:
     parser.add_argument(
         "--write",
         action="store_true",
-        help=f"keep the result in {RESULTS_MD.name}, and its headline in README",
+        help=f"keep the result in {RESULTS_MD.name}, and its main figures in docs/benchmarks.md",
     )
     parser.add_argument("--compare", action="store_true", help="print the comparison with the last run alone")
     parser.add_argument("--profile", action="store_true", help="where the CPU of 1,000 leases goes, instead")

@@ -12,6 +12,8 @@ from typing import get_args
 
 import certifi
 import pytest
+from _command_line import environment
+from _console import typed
 from _examples import run_examples
 from _polls import poll_often
 
@@ -36,9 +38,29 @@ def served(served: Emulator, monkeypatch: pytest.MonkeyPatch) -> Emulator:
 @pytest.mark.sockets
 def test_every_example_runs(served: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
     run_examples(README)
+    assert served.existing == ()
+    assert "Why is the sky blue?" in capsys.readouterr().out
+
+
+@pytest.mark.sockets
+def test_the_batch_of_the_readme_runs(served: Emulator, tmp_path: Path) -> None:
+    page = README.read_text()
+    (request,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (command,) = re.findall(r"^python -m cortecs_async batch .*\n", page, re.MULTILINE)
+    (tmp_path / "prompts.jsonl").write_text(request)
+    typed(command, tmp_path, environment(served, tmp_path))
+    answer = json.loads((tmp_path / "answers.jsonl").read_text())
+    assert (answer["custom_id"], answer["response"]["status_code"]) == ("sky", 200)
+    assert served.existing == ()
+
+
+@pytest.mark.sockets
+def test_the_examples_of_instances_run(served: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
+    run_examples(DOCS / "instances.md")
     assert served.billing == ()
+    assert len(served.existing) == 1  # kept with on_exit="stop"
     shown = capsys.readouterr().out
-    assert "Why is the sky blue?" in shown
+    assert shown.startswith("recommended: NVIDIA_L40S_1\n")
     assert shown.count("running") >= 1
 
 
@@ -102,7 +124,7 @@ def test_the_examples_of_client_run(
 def test_the_examples_of_promise_run(served: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
     run_examples(DOCS / "promise.md")
     shown = capsys.readouterr().out
-    assert "running all the same: instance-10001" in shown
+    assert "running although the response was lost: instance-10001" in shown
     assert "started: 1 left: 0" in shown
 
 
@@ -167,7 +189,7 @@ def test_the_examples_of_costs_run(served: Emulator, capsys: pytest.CaptureFixtu
     shown = capsys.readouterr().out
     table = re.search(r"```text\n(.*?)```", page.read_text(), re.DOTALL)
     assert table is not None
-    assert shown.startswith(table[1])
+    assert f"\n{table[1]}" in shown
     assert "1 minute begun, about 0.03 EUR" in shown
 
 
@@ -229,12 +251,13 @@ def test_the_tree_of_errors_is_the_page_s() -> None:
 
 
 def test_the_headline_is_that_of_the_last_benchmark() -> None:
+    page = DOCS / "benchmarks.md"
     rows = json.loads((ROOT / "benchmarks" / "results.json").read_text())
     measured = {
         f"{row['name']}: {each['label']}": f"{each['value']['median']:.2f}"
         for row in rows
         for each in row["ratios"]
     }
-    shown = re.findall(r"^\| ([a-z]+: [^|]+?) \| ([0-9.]+) \|", README.read_text(), re.MULTILINE)
+    shown = re.findall(r"^\| ([a-z]+: [^|]+?) \| ([0-9.]+) \|", page.read_text(), re.MULTILINE)
     assert len(shown) >= 8
     assert {label: value for label, value in shown if measured.get(label) != value} == {}
