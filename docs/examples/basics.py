@@ -1,4 +1,4 @@
-"""Basics: what there is and what it costs, an instance for a block of code, a question, the receipt."""
+"""Basics: print prices, start an instance for a block of code, ask a question, print the receipt."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ HARDWARE = "NVIDIA_H100_1"
 
 
 def show(progress: Progress) -> None:
-    """Tells of each step of the start."""
+    """Print each step of the start."""
     print(f"  {progress.fraction:4.0%}  {progress.description}")
 
 
 async def main() -> None:
-    """Asks one question."""
+    """Ask one question."""
     async with AsyncCortecs() as client:
         balance = await client.user.balance()
         print(f"The balance is {balance.current_balance:.2f} {balance.currency}.")
@@ -41,7 +41,7 @@ async def main() -> None:
             )
             print(answer.choices[0].message.content)
 
-        # Here the instance is stopped, deleted, and was read to be gone.
+        # Here the instance is stopped and deleted, and the service has confirmed it.
         print(f"It took {inst.receipt}.")
 
 

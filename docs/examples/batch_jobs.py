@@ -1,4 +1,4 @@
-"""Batch jobs: a file of requests in, a file of answers out, an instance for just as long as that takes."""
+"""Batch jobs: answer a file of requests on an instance that runs only as long as that takes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SENTIMENT = {
 
 
 def write_requests(path: Path) -> None:
-    """Writes one request a line, in the format of OpenAI's Batch API."""
+    """Write one request per line, in the format of OpenAI's Batch API."""
     wanted = {"type": "json_schema", "json_schema": {"name": "review", "schema": SENTIMENT, "strict": True}}
     with path.open("w", encoding="utf-8") as file:
         for order, review in REVIEWS.items():
@@ -38,11 +38,11 @@ def write_requests(path: Path) -> None:
 
 
 async def main(folder: Path) -> None:
-    """Sorts the reviews, with files in this folder."""
+    """Classify the reviews, with files in this folder."""
     requests, answers = folder / "requests.jsonl", folder / "answers.jsonl"
     write_requests(requests)
     async with AsyncCortecs() as client:
-        # Whatever ends it, the same call goes on from there: what is answered is not asked again.
+        # If this is interrupted, the same call continues: it does not repeat requests that have an answer.
         report = await client.run_batch(requests, answers, MODEL, max_cost=5, ordered=True)
     for line in answers.read_text(encoding="utf-8").splitlines():
         answer = json.loads(line)

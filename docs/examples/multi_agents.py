@@ -1,4 +1,4 @@
-"""Multi-agents: two researchers at once, a critic, an editor, on one instance and without a framework."""
+"""Multi-agents: two researchers, a critic, and an editor share one instance, without a framework."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUESTION = "Should a small library support two HTTP clients?"
 
 @dataclass(frozen=True)
 class Agent:
-    """A model with a task of its own."""
+    """A prompt and a client."""
 
     name: str
     task: str
@@ -23,7 +23,7 @@ class Agent:
     model: str
 
     async def work(self, text: str) -> str:
-        """Does the task on a text."""
+        """Apply the task to a text."""
         completion = await self.llm.chat.completions.create(
             model=self.model,
             messages=[{"role": "system", "content": self.task}, {"role": "user", "content": text}],
@@ -35,7 +35,7 @@ class Agent:
 
 
 async def discuss(question: str, llm: AsyncOpenAI, model: str) -> str:
-    """Two researchers write, a critic looks at both, an editor makes a text of it."""
+    """Let two researchers write in parallel, a critic review both, and an editor write the final text."""
     views = ("for users", "for maintainers")
     researchers = [
         Agent(f"Researcher ({view})", f"Say what the question means {view}, in five sentences.", llm, model)
@@ -54,7 +54,7 @@ async def discuss(question: str, llm: AsyncOpenAI, model: str) -> str:
 
 
 async def main() -> None:
-    """Discusses one question."""
+    """Discuss one question."""
     async with (
         AsyncCortecs() as client,
         client.instance(MODEL, max_lifetime=1800) as inst,

@@ -1,4 +1,4 @@
-"""Realtime streams: several answers at once, shown piece by piece as they come; one reader has had enough."""
+"""Realtime streams: print several answers in parallel, piece by piece; one reader stops early."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from openai import AsyncOpenAI
 from cortecs_async import AsyncCortecs
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
-# How many pieces each reader wants; None for all.
+# The number of pieces that each reader wants; None for all.
 QUESTIONS = {"Why is the sky blue?": None, "Why is grass green?": None, "Recite the Iliad.": 5}
 
 
 async def stream(llm: AsyncOpenAI, model: str, question: str) -> AsyncGenerator[str]:
-    """The answer, piece by piece. Closing it ends the request, and the model stops writing."""
+    """Yield the answer piece by piece. Closing the generator closes the request, and the model stops."""
     chunks = await llm.chat.completions.create(
         model=model, messages=[{"role": "user", "content": question}], max_tokens=20, stream=True
     )
@@ -27,7 +27,7 @@ async def stream(llm: AsyncOpenAI, model: str, question: str) -> AsyncGenerator[
 
 
 async def read(llm: AsyncOpenAI, model: str, question: str, wanted: int | None) -> str:
-    """Shows an answer while it comes."""
+    """Print an answer as it arrives."""
     text, count = "", 0
     async with aclosing(stream(llm, model, question)) as pieces:
         async for piece in pieces:
@@ -40,7 +40,7 @@ async def read(llm: AsyncOpenAI, model: str, question: str, wanted: int | None) 
 
 
 async def main() -> None:
-    """Reads all answers at the same time."""
+    """Read all answers in parallel."""
     async with (
         AsyncCortecs() as client,
         client.instance(MODEL, max_lifetime=1800) as inst,

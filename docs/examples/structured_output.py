@@ -1,4 +1,4 @@
-"""Structured output: the model looks something up with a tool, then answers with a pydantic model."""
+"""Structured output: the model calls a tool, then answers with a pydantic model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ WEATHER = {"Vienna": "sunny, 24 degrees", "Bergen": "rain, 11 degrees"}
 
 
 class WeatherQuery(BaseModel):
-    """Looks up the weather of a city."""
+    """Look up the weather of a city."""
 
     city: str
 
@@ -30,12 +30,12 @@ class Advice(BaseModel):
 
 
 def look_up(query: WeatherQuery) -> str:
-    """The tool itself."""
+    """Return the weather: this is the tool."""
     return next((weather for city, weather in WEATHER.items() if city in query.city), "unknown")
 
 
 async def advise(llm: AsyncOpenAI, model: str, question: str) -> Advice:
-    """Lets the model use the tool until it gives its advice."""
+    """Let the model call the tool until it gives its advice."""
     messages: list[ChatCompletionMessageParam] = [{"role": "user", "content": question}]
     while True:
         completion = await llm.chat.completions.parse(
@@ -71,7 +71,7 @@ async def advise(llm: AsyncOpenAI, model: str, question: str) -> Advice:
 
 
 async def main() -> None:
-    """Asks for advice."""
+    """Ask for advice."""
     async with (
         AsyncCortecs() as client,
         client.instance(MODEL, max_lifetime=1800) as inst,
