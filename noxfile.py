@@ -1,4 +1,4 @@
-"""The checks: `nox` runs tests, lint, typing and docs, `nox -s sockets` runs another, and `nox -l` lists all.
+"""The checks. `nox` runs tests, lint, typing, and docs; `nox -s sockets` runs another, and `nox -l` lists all.
 
 The package is installed as a user installs it, never editable: a file that the wheel lacks fails here.
 """
@@ -27,7 +27,7 @@ nox.options.sessions = ["tests", "lint", "typing", "docs"]
 
 
 def working_interpreters() -> dict[str, Path]:
-    """The supported versions that this machine has, each with an interpreter that really starts.
+    """Return the supported versions that this machine has, each with an interpreter that starts.
 
     A name on PATH is not enough: pyenv leaves a `python3.12` there that fails unless 3.12 is activated, while
     the interpreter itself lies in pyenv's folder, which nox does not search.
@@ -47,12 +47,12 @@ def working_interpreters() -> dict[str, Path]:
 
 
 def numbers(text: str) -> list[int]:
-    """The numbers in `text`, for sorting."""
+    """Return the numbers in `text`, for sorting."""
     return [int(digits) for digits in re.findall(r"\d+", text)]
 
 
 def started(candidate: Path, version: str) -> Path | None:
-    """The interpreter behind `candidate`, if it starts, is of this version and can make environments."""
+    """Return the interpreter behind `candidate` if it starts, has this version, and can make environments."""
     program = "import sys, venv, ensurepip; print('%d.%d' % sys.version_info[:2]); print(sys.executable)"
     try:
         answer = subprocess.run(  # noqa: S603  (a python of this machine)
@@ -68,27 +68,27 @@ def started(candidate: Path, version: str) -> Path | None:
     return Path(answer[1]) if len(answer) == 2 and answer[0] == version else None
 
 
-# The interpreter that runs nox is tested, whatever else there is.
+# The interpreter that runs nox is always tested.
 MAIN = f"{sys.version_info.major}.{sys.version_info.minor}"
 INTERPRETERS = {**working_interpreters(), MAIN: Path(sys.executable)}
 PYTHONS = sorted(INTERPRETERS, key=numbers)
 OTHERS = [version for version in PYTHONS if version != MAIN]
-# nox looks interpreters up by name. At the end of PATH they take nothing else's place.
+# nox looks up interpreters by name. At the end of PATH they do not hide anything.
 os.environ["PATH"] = os.pathsep.join(
     [os.environ.get("PATH", ""), *(str(INTERPRETERS[v].parent) for v in PYTHONS)]
 )
 
 
 def install(session: nox.Session, *groups: str, package: str = ".[demo]", also: str = "") -> None:
-    """Installs the package, the named dependency groups, and another requirement, in one resolution."""
-    # uv would take a wheel of ours from its cache, although the source has changed.
+    """Install the package, the named dependency groups, and another requirement, in one resolution."""
+    # Without this, uv would use a cached wheel of this package although the source has changed.
     again = ["--reinstall-package=cortecs-async"] if session.venv_backend == "uv" else []
     wanted = [package, *([also] if also else []), *nox.project.dependency_groups(PYPROJECT, *groups)]
     session.install(*again, *wanted)
 
 
 def show_versions(session: nox.Session, *packages: str) -> None:
-    """Says of which packages what follows is true."""
+    """Print the versions of packages that the session tests."""
     program = "import sys, importlib.metadata as m; print(*(f'{p} {m.version(p)}' for p in sys.argv[1:]))"
     session.run("python", "-c", program, *packages)
 
@@ -178,38 +178,38 @@ def nightly(session: nox.Session) -> None:
 
 @nox.session
 def lowest(session: nox.Session) -> None:
-    """The test suite with the lowest versions of the runtime and optional dependencies."""
+    """Run the tests with the lowest versions of the runtime and optional dependencies."""
     extras = {**PYPROJECT["project"]["optional-dependencies"]}
-    # It needs a newer openai than ours: `frameworks` has the lowest of both.
+    # It needs a newer openai than our own extra does. `frameworks` tests the lowest versions of both.
     del extras["pydantic-ai"]
     bounds = [*PYPROJECT["project"]["dependencies"], *chain(*extras.values())]
-    # The suite itself needs a newer pytest than the plugin does, which the session `plugins` sees to.
+    # The suite needs a newer pytest than the plugin does. The session `plugins` tests the plugin's lowest.
     bounds = [bound for bound in bounds if not bound.startswith("pytest>=")]
     install(session, "test-core")
-    # pytest 9.2 refuses the plugin of an anyio that old, and OpenTelemetry's SDK wants an API of its version.
+    # pytest 9.2 rejects the plugin of an anyio that old, and OpenTelemetry's SDK needs an API of its version.
     session.install("pytest<9.2", "opentelemetry-sdk", *at_lowest(bounds))
     run_pytest(session, "-m", "not (oracle or nightly)", processes=WAITING)
 
 
-# Other people's clusters, and the package whose version is theirs.
+# Third-party clusters, and the package that has their version.
 CLUSTERS = {"ray": "ray", "dask": "distributed"}
 
 
 @nox.session
 @nox.parametrize("cluster", list(CLUSTERS), ids=list(CLUSTERS))
 def fleets(session: nox.Session, cluster: str) -> None:
-    """docs/fleets.md, and what it says, on a cluster of Ray's or Dask's on this machine."""
+    """Run the programs in docs/fleets.md, and test its claims, on a local cluster of Ray or Dask."""
     install(session, cluster, package=".[emulator,openai]")
     show_versions(session, CLUSTERS[cluster], "openai")
     session.run(
         *(*PYTEST, f"tests/ecosystem/test_{cluster}.py", *session.posargs),
-        # Or Ray would leave a token in HOME, and call home.
+        # Without these, Ray leaves a token in HOME and reports usage statistics.
         env={**ENV, "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"},
     )
 
 
 def at_lowest(bounds: Iterable[str]) -> list[str]:
-    """Requirements at their lower bounds, without those that have none."""
+    """Return the requirements that have a lower bound, at that bound."""
     return [bound.replace(">=", "==") for bound in bounds if ">=" in bound]
 
 
@@ -218,14 +218,14 @@ FRAMEWORKS = {
     "openai3": ["openai3", "helpers"],
     "openai2": ["openai2"],
     "instructor": ["instructor"],
-    "lowest": ["helpers"],  # of our own extras
+    "lowest": ["helpers"],  # the lower bounds of our own extras
 }
 
 
 @nox.session
 @nox.parametrize("packages", [*FRAMEWORKS], ids=[*FRAMEWORKS])
 def frameworks(session: nox.Session, packages: str) -> None:
-    """docs/frameworks.md, in each of the sets of packages that its frameworks need."""
+    """Run the programs in docs/frameworks.md with one of the sets of packages that the frameworks need."""
     extras = PYPROJECT["project"]["optional-dependencies"]
     lowest = at_lowest([*extras["langchain"], *extras["pydantic-ai"]])
     chosen = lowest if packages == "lowest" else PYPROJECT["dependency-groups"][f"frameworks-{packages}"]
@@ -234,7 +234,7 @@ def frameworks(session: nox.Session, packages: str) -> None:
     names = {"openai", *(re.split(r"[^\w.-]", each)[0] for each in chosen)}
     show_versions(session, *sorted(names))
     files = [f"tests/ecosystem/test_frameworks_{name}.py" for name in FRAMEWORKS[packages]]
-    # They have a time-out of their own, which is longer.
+    # They have their own, longer timeout.
     session.run(*PYTEST, "-o", "faulthandler_timeout=0", *files, *session.posargs, env=ENV)
 
 
@@ -244,7 +244,7 @@ PLUGIN_TESTS = ["tests/integrations/test_pytest_plugin.py", "tests/ecosystem/tes
 @nox.session
 @nox.parametrize("pytest", ["newest", "lowest"], ids=["newest", "lowest"])
 def plugins(session: nox.Session, pytest: str) -> None:
-    """The pytest plugin beside those for async tests, with the newest pytest and the lowest of the extra."""
+    """Test the pytest plugin beside other async plugins, with the newest and the lowest supported pytest."""
     extra: list[str] = PYPROJECT["project"]["optional-dependencies"]["testing"]
     (bound,) = (each for each in extra if each.startswith("pytest>="))
     lowest = bound.replace(">=", "==") if pytest == "lowest" else ""
@@ -253,19 +253,19 @@ def plugins(session: nox.Session, pytest: str) -> None:
     session.run(
         *(*PYTEST, "-p", "no:asyncio", "-p", "no:trio", "--import-mode=importlib"),
         *(session.posargs or PLUGIN_TESTS),
-        # The settings in pyproject.toml are read from pytest 9 on; before, the helpers must be found without.
+        # pytest before 9 does not read the settings in pyproject.toml, and must find the helpers without them.
         env={**ENV, "PYTHONPATH": str(ROOT / "tests")},
     )
 
 
 @nox.session
 def simulate(session: nox.Session) -> None:
-    """The simulation with a hundred thousand programs, or as many as are asked for."""
+    """Simulate a hundred thousand random programs, or the given number."""
     install(session, "test-core")
     programs = session.posargs[0] if session.posargs else "100000"
     session.run(
         *("python", "-m", "pytest", "--numprocesses=auto", "-m", "proofs", "tests/test_simulation.py"),
-        # What it is to take that long for.
+        # The simulation is meant to take long.
         *("-o", "faulthandler_timeout=0"),
         env={**ENV, "CORTECS_SIMULATIONS": programs},
     )
@@ -294,7 +294,7 @@ def run_pytest(session: nox.Session, *arguments: str, processes: int | str = "au
 
 @nox.session
 def web(session: nox.Session) -> None:
-    """The programs of docs/web.md under real servers, a server at a time."""
+    """Run the programs in docs/web.md under each real server."""
     install(session, "web")
     show_versions(
         *(session, "fastapi", "starlette", "litestar", "uvicorn", "gunicorn", "uvicorn-worker", "hypercorn")
@@ -308,17 +308,17 @@ ORCHESTRATORS = ["airflow", "celery", "dagster", "prefect", "taskiq", "temporal"
 @nox.session
 @nox.parametrize("name", ORCHESTRATORS, ids=ORCHESTRATORS)
 def orchestrators(session: nox.Session, name: str) -> None:
-    """The programs of docs/orchestrators/, each with the orchestrator itself."""
+    """Run the programs in docs/orchestrators/, each with the orchestrator itself."""
     install(session, "test-core", name)
     packages = [re.split("[>=]", each)[0] for each in nox.project.dependency_groups(PYPROJECT, name)]
     show_versions(session, *packages)
-    # One after the other: each test has several processes anyway.
+    # One at a time, because each test starts several processes.
     session.run(*PYTEST, f"tests/ecosystem/test_{name}.py", *session.posargs, env=ENV)
 
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff: rules and format."""
+    """Check the rules and the format with ruff."""
     session.install(*nox.project.dependency_groups(PYPROJECT, "lint"))
     session.run("ruff", "check", *session.posargs)
     session.run("ruff", "format", "--check")
@@ -326,10 +326,10 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def typing(session: nox.Session) -> None:
-    """Types: mypy on everything, pyright on the package, and that its whole public surface is typed."""
+    """Check the types with mypy and pyright, and that the whole public API is typed."""
     install(session, "typing")
     session.run("mypy")
-    # A test looks at one attribute again and again while it changes; mypy takes the first look to hold on.
+    # Tests check the same attribute repeatedly while it changes; mypy assumes that it keeps its first value.
     session.run("mypy", "--no-warn-unreachable", "--disable-error-code=comparison-overlap", "tests")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "cortecs_async", "--ignoreexternal")
@@ -337,10 +337,10 @@ def typing(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """The documentation, without a warning, into build/docs; and that nothing public is missing in it."""
+    """Build the documentation into build/docs without warnings, and check that nothing public is missing."""
     install(session, "docs", "test-core")
     site = ROOT / "build" / "docs"
-    shutil.rmtree(site, ignore_errors=True)  # a page that is no more would stay
+    shutil.rmtree(site, ignore_errors=True)  # or a deleted page would stay
     session.run(
         *("python", "-m", "sphinx", "--fail-on-warning", "--nitpicky", "--keep-going", "--fresh-env"),
         *("--builder", "html", "docs", str(site)),
@@ -355,20 +355,20 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def screens(session: nox.Session) -> None:
-    """Draws the pictures of the command line anew."""
+    """Draw the pictures of the command line."""
     install(session, "screens")
     session.run("python", "docs/screens.py", env=ENV)
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """The benchmarks; arguments go to them."""
+    """Run the benchmarks, with the given arguments."""
     install(session, "bench")
     session.run("python", "benchmarks/run.py", *session.posargs)
 
 
 @nox.session
 def bare(session: nox.Session) -> None:
-    """The package alone: what works without any extra, and what each missing one says."""
+    """Test the package without any extra: what works, and the message for each missing extra."""
     install(session, package=".")
     session.run("python", "tests/ecosystem/bare.py", env=ENV)
