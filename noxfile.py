@@ -1,4 +1,4 @@
-"""The checks. `nox` runs tests, lint, typing, and docs; `nox -s sockets` runs another, and `nox -l` lists all.
+"""The checks. `nox` runs tests, lint, typing, and docs. `nox -s sockets` runs another; `nox -l` lists all.
 
 The package is installed as a user installs it, never editable: a file that the wheel lacks fails here.
 """
@@ -253,7 +253,7 @@ def plugins(session: nox.Session, pytest: str) -> None:
     session.run(
         *(*PYTEST, "-p", "no:asyncio", "-p", "no:trio", "--import-mode=importlib"),
         *(session.posargs or PLUGIN_TESTS),
-        # pytest before 9 does not read the settings in pyproject.toml, and must find the helpers without them.
+        # pytest 8 does not read the settings in pyproject.toml, and must find the helpers without them.
         env={**ENV, "PYTHONPATH": str(ROOT / "tests")},
     )
 

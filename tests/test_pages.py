@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
 import json
 import re
@@ -133,6 +134,46 @@ def test_the_tests_that_promise_names_are_there() -> None:
     named = {name for row in rows for name in re.findall(r"`((?:\w+/)?test_\w+\.py)`", row)}
     assert len(named) >= 12
     assert {name for name in named if not (ROOT / "tests" / name).exists()} == set()
+
+
+def defined_in(path: Path) -> set[str]:
+    """Return the names of the functions, classes and methods in a module: `f`, `C`, `C.m`."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+            names |= {f"{node.name}.{each.name}" for each in node.body if isinstance(each, FUNCTIONS)}
+    return names
+
+
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+class TestArchitecture:
+    PAGE = (DOCS / "architecture.md").read_text()
+    PACKAGE = ROOT / "cortecs_async"
+
+    def test_every_file_and_folder_exists(self) -> None:
+        named = set(re.findall(r"`([\w/]+(?:/|\.(?:py|md|toml)))`", self.PAGE))
+        assert len(named) > 20
+        assert {
+            name for name in named if not ((self.PACKAGE / name).exists() or (ROOT / name).exists())
+        } == set()
+
+    def test_every_function_is_where_the_page_says(self) -> None:
+        text = " ".join(self.PAGE.split())
+        groups = re.findall(r"((?:`[\w.]+`(?: and )?)+) in `([\w/]+\.py)`", text)
+        assert len(groups) > 20
+        for names, file in groups:
+            found = re.findall(r"`([\w.]+)`", names)
+            assert set(found) <= defined_in(self.PACKAGE / file), (file, found)
+
+    def test_every_package_is_in_the_picture(self) -> None:
+        picture = re.findall(r"```text\n(.*?)```", self.PAGE, re.DOTALL)[0]
+        units = {f"{path.name}/" if path.is_dir() else path.name for path in self.PACKAGE.iterdir()}
+        assert {each for each in units if each.rstrip("/") not in {"__pycache__", "py.typed"}} == set(
+            re.findall(r"\w+(?:/|\.py)", picture)
+        )
 
 
 @pytest.mark.sockets
