@@ -171,7 +171,7 @@ def test_without_a_key_nothing_is_started(
 @pytest.mark.sockets
 def test_a_wrong_key_shows_nowhere(served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-and-secret")
-    monkeypatch.setattr(_health, "KEY_PATIENCE", 0.5)
+    monkeypatch.setattr(_health, "KEY_TIMEOUT", 0.5)
     done = call(before=["-vv"])
     assert done.exit_code == 1
     assert "refuses the key" in done.stderr

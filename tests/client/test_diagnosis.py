@@ -227,7 +227,7 @@ async def test_a_reaper_is_started_and_goes_again(world: World, monkeypatch: pyt
         greet(guard)
         seen.extend(reapers_of(os.getpid()))
 
-    monkeypatch.setattr(ReaperProcess, "greet", greeted)
+    monkeypatch.setattr(ReaperProcess, "handshake", greeted)
     async with world(guard="auto") as (_, client):
         findings = await found(client)
     assert findings["reaper"] == Finding(name="reaper", ok=True, detail="starts and answers")
