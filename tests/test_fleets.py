@@ -23,9 +23,9 @@ from _world import MODEL
 
 from cortecs_async import ConfigurationError, InstanceHandle, InvalidArgumentError, TeardownError, errors
 from cortecs_async.emulator import Emulator, Fault
-from cortecs_async.integrations import _chunk
-from cortecs_async.integrations._chunk import Failure, Result, run_chunk
-from cortecs_async.integrations._fleet import FanOut, Outcome
+from cortecs_async.integrations import _worker
+from cortecs_async.integrations._fan_out import FanOut, Outcome
+from cortecs_async.integrations._worker import Failure, Result, run_chunk
 from cortecs_async.integrations.jsonl import AnswerFile
 
 HANDLE = InstanceHandle(instance_id="i", base_url="http://localhost/v1", model="m", account="a")
@@ -295,7 +295,7 @@ async def test_misuse(world: World) -> None:
     async with world() as (emu, client):
         with pytest.raises(InvalidArgumentError, match="chunk_size"):
             fan_out(Workers(emu), [], [client.instance(MODEL)], chunk_size=0)
-        with pytest.raises(InvalidArgumentError, match="needs leases"):
+        with pytest.raises(InvalidArgumentError, match="at least one lease"):
             fan_out(Workers(emu), [], [])
         outcomes = fan_out(Workers(emu), [], [client.instance(MODEL)])
         with pytest.raises(InvalidArgumentError, match="async with"):
@@ -360,7 +360,7 @@ def test_a_result_for_each_item_or_none() -> None:
 
     with pytest.raises(ValueError, match="0 results for 1 items"):
         run_chunk(work, HANDLE, ["a"])
-    assert _chunk._key(HANDLE) == ""
+    assert _worker._api_key(HANDLE) == ""
 
 
 def requests_file(folder: Path, count: int) -> Path:
@@ -408,10 +408,10 @@ def test_answers_go_on_after_any_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "line 2: it is not JSON"),
+        ("{", "line 2: not valid JSON"),
         ('{"url": "/v1/chat/completions", "body": {}}', "line 2: custom_id must be a string"),
-        ('{"custom_id": "a", "url": "/v1/chat/completions"}', "line 2: it has no body"),
-        ('{"custom_id": "r0", "url": "/v1/chat/completions", "body": {}}', "line 2: .* is there twice"),
+        ('{"custom_id": "a", "url": "/v1/chat/completions"}', "line 2: missing 'body'"),
+        ('{"custom_id": "r0", "url": "/v1/chat/completions", "body": {}}', "line 2: duplicate .* 'r0'"),
     ],
 )
 def test_bad_requests_are_told_before_anything_is_asked(tmp_path: Path, line: str, complaint: str) -> None:
@@ -424,9 +424,9 @@ def test_bad_requests_are_told_before_anything_is_asked(tmp_path: Path, line: st
 def test_the_wrong_file_is_not_touched(tmp_path: Path) -> None:
     source = requests_file(tmp_path, 1)
     for text, complaint in (
-        (source.read_text(), "no response"),
-        (source.read_text().strip(), "no answer"),
-        ("notes", "no answer"),
+        (source.read_text(), "missing 'response'"),
+        (source.read_text().strip(), "not an answer"),
+        ("notes", "not an answer"),
     ):
         target = tmp_path / "other"
         target.write_text(text)
@@ -438,6 +438,16 @@ def test_the_wrong_file_is_not_touched(tmp_path: Path) -> None:
         pytest.raises(errors.BatchFileError, match="another process"),
     ):
         AnswerFile(source, tmp_path / "answers").__enter__()
+
+
+def test_public_names_show_a_public_module_and_can_be_pickled() -> None:
+    from cortecs_async.integrations import dask, ray  # noqa: PLC0415
+
+    for module in (dask, ray):
+        for name in module.__all__:
+            found = getattr(module, name)
+            assert found.__module__ in {dask.__name__, ray.__name__}
+            assert pickle.loads(pickle.dumps(found)) is found  # noqa: S301
 
 
 def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

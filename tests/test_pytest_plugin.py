@@ -160,7 +160,7 @@ def test_a_passing_test_that_leaves_an_instance_fails(run: Run) -> None:
     assert re.search(
         r"1 instance left behind by test_\w+\.py::test_leak\[asyncio\]:\n"
         r"  instance-10001 \(meta-llama/Llama-3.1-8B-Instruct on NVIDIA_H100_1, 2 workers\): running, billed "
-        r"for \d\.\d s so far, and still billed, at 6\.00 EUR an hour\n",
+        r"for \d\.\d s so far, and still billed at 6\.00 EUR per hour\n",
         text,
     )
     assert "allow_leaks=True" in text
@@ -195,7 +195,7 @@ def test_it(cortecs_emulator):
         passed=1,
         errors=int(not passes),
     )
-    assert ("not billed any more, but not deleted" in str(result.stdout)) is ("stop" in ends and not passes)
+    assert ("no longer billed, but not deleted" in str(result.stdout)) is ("stop" in ends and not passes)
 
 
 @pytest.mark.parametrize("mark", ["pytest.mark.xfail", "pytest.mark.xfail(strict=True)"])
@@ -303,7 +303,7 @@ async def test_cleared(cortecs_emulator):
     )
     result.stdout.fnmatch_lines(
         [
-            "2 faults of test_*::test_unmet?asyncio? met no request:",
+            "2 faults of test_*::test_unmet?asyncio? matched no request:",
             "  Fault('drop', route='start', when='after', times=2)",
             "  Fault('delay', skip=9)",
             "*allow_unmet_faults=True*",
@@ -316,10 +316,10 @@ async def test_cleared(cortecs_emulator):
     [
         (
             "cortecs_emulator(step_secs=1)",
-            "*cortecs_emulator: it has no option step_secs, but *step_seconds*",
+            "*cortecs_emulator: unknown option step_secs; valid options are *step_seconds*",
         ),
-        ("cortecs_emulator(root_url='x')", "*cortecs_emulator: it has no option root_url, but *"),
-        ("cortecs_emulator(1)", "*cortecs_emulator: it takes keyword arguments only, not 1"),
+        ("cortecs_emulator(root_url='x')", "*cortecs_emulator: unknown option root_url; valid options are *"),
+        ("cortecs_emulator(1)", "*cortecs_emulator: only keyword arguments are allowed, not 1"),
         ("cortecs_emulator(num_steps=0)", "*cortecs_emulator: 'num_steps' must be >= 1: 0"),
         (
             "cortecs_emulator(capacity={'X': 1})",
@@ -329,7 +329,10 @@ async def test_cleared(cortecs_emulator):
         ("cortecs_fault()", "*cortecs_fault: *missing 1 required positional argument*"),
         ("cortecs_fault('drip')", "*cortecs_fault: 'kind' must be in ('drop', *"),
         ("cortecs_fault('drop', route='begin')", "*cortecs_fault: 'route' must be in *"),
-        ("cortecs_client(http_client=None)", "*cortecs_client: it has no option http_client, but *guard*"),
+        (
+            "cortecs_client(http_client=None)",
+            "*cortecs_client: unknown option http_client; valid options are *guard*",
+        ),
         ("cortecs_client(guard='maybe')", "*cortecs_client: guard must be one of auto, *"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -19,8 +20,8 @@ from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, Credentials, InstanceHandle, errors
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
-from cortecs_async.integrations import _sharing
-from cortecs_async.integrations._standing import Down
+from cortecs_async.integrations import _shared, web
+from cortecs_async.integrations._background import Unavailable
 from cortecs_async.integrations.web import BackgroundInstance, NotReadyError, SharedInstance
 
 
@@ -236,7 +237,7 @@ def owners(state_dir: Path) -> list[int]:
     """The owners that work with this state directory."""
     found = []
     for each in PROC.iterdir():
-        if each.name.isdigit() and b"integrations._owner" in read(int(each.name), "cmdline"):
+        if each.name.isdigit() and b"integrations._shared_server" in read(int(each.name), "cmdline"):
             environment = read(int(each.name), "environ").split(b"\0")
             if f"CORTECS_STATE_DIR={state_dir}".encode() in environment and is_alive(int(each.name)):
                 found.append(int(each.name))
@@ -325,7 +326,7 @@ async def test_a_killed_owner_is_replaced(monkeypatch: pytest.MonkeyPatch, state
             (owner,) = owners(state_dir)
             reapers = reapers_of(owner)
             kill(owner)
-            await until(lambda: isinstance(shared._state, Down))
+            await until(lambda: isinstance(shared._state, Unavailable))
             assert not_ready(shared).headers
             with anyio.fail_after(60):
                 second = await shared.wait()
@@ -390,7 +391,7 @@ async def test_an_owner_that_does_not_start(monkeypatch: pytest.MonkeyPatch, sta
     monkeypatch.setattr(sys, "executable", "/bin/false")
     shared = SharedInstance(MODEL, HARDWARE, pause=0.1)
     async with shared:
-        await until(lambda: "no process" in str(not_ready(shared)))
+        await until(lambda: "no owner process" in str(not_ready(shared)))
         monkeypatch.setattr(sys, "executable", "/nowhere/at/all")
         await until(lambda: "/nowhere/at/all" in str(not_ready(shared)))
     assert owners(state_dir) == []
@@ -412,9 +413,16 @@ async def test_what_cannot_work_is_said_at_once(
     monkeypatch.setenv("CORTECS_STATE_DIR", str(tmp_path / "file"))
     with pytest.raises(errors.ConfigurationError, match="CORTECS_STATE_DIR"):
         await SharedInstance(MODEL, HARDWARE).__aenter__()
-    monkeypatch.setattr(_sharing, "fcntl", None)
+    monkeypatch.setattr(_shared, "fcntl", None)
     with pytest.raises(errors.ConfigurationError, match="file locks"):
         await SharedInstance(MODEL, HARDWARE).__aenter__()
+
+
+def test_public_names_show_the_public_module_and_can_be_pickled() -> None:
+    for name in web.__all__:
+        found = getattr(web, name)
+        assert found.__module__ == web.__name__
+        assert pickle.loads(pickle.dumps(found)) is found  # noqa: S301
 
 
 def test_who_shares(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,7 +111,7 @@ def processes(state_dir: Path, word: bytes = b"") -> list[int]:
 
 
 def owner(state_dir: Path) -> int:
-    (found,) = processes(state_dir, b"integrations._owner")
+    (found,) = processes(state_dir, b"integrations._shared_server")
     return found
 
 
@@ -267,7 +267,7 @@ async def test_the_parent_is_killed(serve: Callable[..., Any], state_dir: Path) 
         for each in workers(world):
             os.kill(each, signal.SIGTERM)
         await until(lambda: world.emu.existing == (), PATIENCE)
-        await until(lambda: not processes(state_dir, b"integrations._owner"))
+        await until(lambda: not processes(state_dir, b"integrations._shared_server"))
 
 
 async def test_a_lost_instance_is_replaced(serve: Callable[..., Any]) -> None:
