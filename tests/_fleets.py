@@ -107,13 +107,13 @@ async def answer_all(fan_out: FanOutTo, count: int = 200) -> set[tuple[int, int]
 async def do_work_of_ones_own(fan_out: FanOutTo) -> None:
     """The function that the page shows."""
     names = {"__name__": "__main__"}  # as in a program: it is sent as it is, and not by its name
-    exec(block_of("async def summarise"), names)  # noqa: S102
+    exec(block_of("async def summarize"), names)  # noqa: S102
     async with service() as (emulator, client):
         documents = ["a sky", "a blade of grass", "a sea"]
-        found = await outcomes_of(fan_out(names["summarise"], documents, [client.instance(MODEL)]))
+        found = await outcomes_of(fan_out(names["summarize"], documents, [client.instance(MODEL)]))
         assert emulator.existing == ()
         assert sorted(each.item for each in found) == sorted(documents)
-        assert all(f"Summarise in one sentence: {each.item}" in each.value for each in found)
+        assert all(f"Summarize in one sentence: {each.item}" in each.value for each in found)
 
 
 async def lose_a_worker(fan_out: FanOutTo, folder: Path, kill_it: Callable[[int], None] = kill) -> None:

@@ -114,7 +114,7 @@ def test_marked_as_failed(case: Stage, airflow: Airflow) -> None:
 
 def test_many_tasks(case: Stage, airflow: Airflow) -> None:
     states = airflow.end_of(airflow.start("many_tasks"))
-    assert states == {"rent": "success", "ask": "success", "give_back": "success"}
+    assert states == {"acquire_instance": "success", "ask": "success", "release_instance": "success"}
     assert case.count("chat") == 2
     case.assert_nothing_is_left(by="release")
 
@@ -122,7 +122,7 @@ def test_many_tasks(case: Stage, airflow: Airflow) -> None:
 def test_one_of_many_tasks_fails(case: Stage, airflow: Airflow) -> None:
     case.refused_answers()
     states = airflow.end_of(airflow.start("many_tasks"))
-    assert (states["rent"], states["give_back"]) == ("success", "success")
+    assert (states["acquire_instance"], states["release_instance"]) == ("success", "success")
     case.assert_nothing_is_left(by="release")
 
 
