@@ -21,7 +21,7 @@ logger = logging.getLogger("cortecs_async.web")
 _RETRY_AFTER = 10.0
 
 # After these errors nothing is started again: another start would exceed a limit, leave one more instance
-# that cannot be told from a foreign one, or be rejected in the same way.
+# that cannot be distinguished from a foreign one, or be rejected in the same way.
 _FINAL = (LeaseExpiredError, AmbiguousStartError, InvalidArgumentError)
 
 

@@ -19,7 +19,7 @@ from typing import Any, TypedDict
 
 import anyio
 from anyio.abc import SocketListener, SocketStream, TaskGroup
-from attrs import define, field
+from attrs import asdict, define, field
 
 from .. import AsyncCortecs, InstanceHandle
 from ._background import BackgroundInstance, ManagedInstance, StartOptions, State, Unavailable
@@ -40,9 +40,8 @@ class InstanceSpec(TypedDict):
 
 def encode(state: State) -> bytes:
     """Encode a state as a line of JSON."""
-    if isinstance(state, InstanceHandle):
-        return state.to_json().encode() + b"\n"
-    return json.dumps({"reason": state.reason, "retry_after": state.retry_after}).encode() + b"\n"
+    text = state.to_json() if isinstance(state, InstanceHandle) else json.dumps(asdict(state))
+    return text.encode() + b"\n"
 
 
 def decode(line: bytes) -> State:
