@@ -44,8 +44,14 @@ def run_section(page: str, heading: str, *, show: str) -> Any:
         hosts, result = Path(scratch, "hosts"), Path(scratch, "result")
         done = subprocess.run(
             [sys.executable, "-W", "default::ResourceWarning", __file__, page, heading, show, hosts, result],
-            # Some write to the home directory.
-            env={**os.environ, "HOME": scratch, "CORTECS_STATE_DIR": f"{scratch}/state"},
+            env={
+                **os.environ,
+                "HOME": scratch,  # some programs write to it
+                "CORTECS_STATE_DIR": f"{scratch}/state",
+                "PYTHONPATH": str(
+                    Path(__file__).parent
+                ),  # with PYTHONSAFEPATH, its own folder is not searched
+            },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

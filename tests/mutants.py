@@ -1127,8 +1127,8 @@ MUTANTS = [
         "sweeps an instance that a living process may be starting",
         "_recovery/recover.py",
         (
-            "    if any(start.fits(instance) for start in foreign_claims.starting + foreign_claims.unanswered):\n"
-            "        return False\n"
+            "    if any(start.fits(instance) for start in foreign_claims.starting "
+            "+ foreign_claims.unanswered):\n        return False\n"
         ),
         "",
         "recovery/test_sweep.py::test_an_instance_that_a_living_process_may_just_be_starting_is_left",

@@ -1,1 +1,1 @@
-"""Optional companions of other packages; each module says what it needs."""
+"""Optional integrations with other packages; each module says what to install."""

@@ -1,4 +1,4 @@
-"""What the fixtures of pytest_plugin.py are made of; loaded with the first test that uses one."""
+"""The implementation of the fixtures of pytest_plugin.py, imported by the first test that uses one."""
 
 from __future__ import annotations
 
@@ -18,52 +18,53 @@ import pytest
 
 from .. import AsyncCortecs, ConfigurationError, PollPolicy, RetryPolicy
 from ..emulator import Emulator, Fault, LedgerEntry, serve_emulator
-from .pytest_plugin import CLIENT, EMULATOR, FAULT
+from ._markers import CLIENT, EMULATOR, FAULT
 
 T = TypeVar("T")
 
 _BILLED: Final = frozenset({"pending", "running", "stopping"})
 
-# Seconds between two looks at what is left, and how many without a request show that nobody is at work.
-_LOOK: Final = 0.05
-_CALM: Final = 20
+# Seconds between two checks for leaks, and the number of checks without a request after which the emulator
+# counts as idle.
+_CHECK_INTERVAL: Final = 0.05
+_IDLE_CHECKS: Final = 20
 
-# A client without a child process and files, which are most of what a lease takes; and quick, because the
-# emulator need not be spared, and its next reading shows what it has done.
-_DEFAULTS: Final[Mapping[str, Any]] = {
+# Without a child process and files, which take most of a lease's time. The intervals are short because the
+# emulator can take any load, and its next answer shows every change.
+_CLIENT_DEFAULTS: Final[Mapping[str, Any]] = {
     "guard": "off",
     "journal": "off",
     "poll_policy": PollPolicy(min_interval=0.01, max_interval=0.5, settle=0.0, lost_interval=0.05),
     "retry_policy": RetryPolicy(initial_backoff=0.01, max_backoff=0.1, adoption_window=1.0),
 }
 
-# What the client of a test is given by the fixture.
-_GIVEN: Final = frozenset(
+# Arguments of the client that the fixture sets itself.
+_FIXTURE_ARGUMENTS: Final = frozenset(
     {"client_id", "client_secret", "credential_provider", "api_base_url", "http_client", "transport"}
 )
 
 
-def _is_allowance(_: object, __: object, value: object) -> None:
+def _validate_allow_leaks(_: object, __: object, value: object) -> None:
     if not isinstance(value, bool) and value != "stopped":
         raise ValueError(f"allow_leaks must be False, 'stopped' or True, not {value!r}")
 
 
 @attrs.frozen(kw_only=True)
 class Rules:
-    """What a test may leave.
+    """What a test may leave behind.
 
     Attributes:
-        allow_leaks: Instances: none; `stopped`, which are not billed any more; or any.
-        leak_grace: Seconds in which others, such as a reaper, may still release what is left.
-        allow_unmet_faults: Whether a fault may be left that has met no request.
+        allow_leaks: False for no instances, "stopped" for stopped ones, which are not billed; True for any.
+        leak_grace: Seconds to wait for others, such as a reaper, to release leaked instances.
+        allow_unmet_faults: Whether there may be faults that matched no request.
     """
 
-    allow_leaks: Literal[False, "stopped", True] = attrs.field(default=False, validator=_is_allowance)
+    allow_leaks: Literal[False, "stopped", True] = attrs.field(default=False, validator=_validate_allow_leaks)
     leak_grace: float = attrs.field(default=10.0, validator=attrs.validators.ge(0))
     allow_unmet_faults: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
 
 
-_RULES: Final = frozenset(field.name for field in attrs.fields(Rules))
+_RULE_NAMES: Final = frozenset(field.name for field in attrs.fields(Rules))
 
 
 @attrs.frozen(kw_only=True)
@@ -71,11 +72,11 @@ class Account:
     """The account of one test.
 
     Attributes:
-        emulator: It holds the account.
-        rules: What may be left in it.
-        currency: What it is billed in.
-        state_dir: Where the journals of the test lie.
-        test: The test's name.
+        emulator: The emulator that holds the account.
+        rules: What the test may leave behind.
+        currency: The currency of the bills.
+        state_dir: The directory of the test's journals.
+        test: The test's id.
     """
 
     emulator: Emulator
@@ -84,27 +85,28 @@ class Account:
     state_dir: Path
     test: str
 
-    def complaint(self) -> str:
-        """What is wrong with what the test has left; empty when nothing is.
+    def find_problems(self) -> str:
+        """Describe what the test left behind against the rules; empty if there is nothing.
 
-        While something is left that somebody may be about to release, it waits, within bounds.
+        If a reaper may be about to release leaked instances, wait for it, up to `leak_grace`.
         """
         unmet = () if self.rules.allow_unmet_faults else self.emulator.unmet_faults
-        return "\n".join([*self._about_leaks(self._leaks_for_good()), *self._about_faults(unmet)])
+        return "\n".join([*self._describe_leaks(self._wait_for_release()), *self._describe_faults(unmet)])
 
-    def _leaks_for_good(self) -> list[LedgerEntry]:
+    def _wait_for_release(self) -> list[LedgerEntry]:
+        """Return the instances that are still leaked after the grace period."""
         leaks = self._leaks()
-        # Whoever has a reaper, which could be at work now, has a journal too, unless told otherwise.
+        # A client that has a reaper has a journal too, unless its options say otherwise.
         if leaks and any(self.state_dir.iterdir()):
-            calm, asked = 0, -1
-            # Counted, because the test may have stopped the clock.
-            for _ in range(math.ceil(self.rules.leak_grace / _LOOK)):
-                time.sleep(_LOOK)
+            idle_checks, num_requests = 0, -1
+            # Count instead of reading the clock, which the test may have stopped.
+            for _ in range(math.ceil(self.rules.leak_grace / _CHECK_INTERVAL)):
+                time.sleep(_CHECK_INTERVAL)
                 leaks = self._leaks()
-                before, asked = asked, len(self.emulator.requests)
-                # A reaper reads once more that it is gone, and would try for hours without the server.
-                calm = calm + 1 if not leaks and asked == before else 0
-                if calm == _CALM:
+                before, num_requests = num_requests, len(self.emulator.requests)
+                # A reaper reads again to confirm the deletion. Without a server it would try for hours.
+                idle_checks = idle_checks + 1 if not leaks and num_requests == before else 0
+                if idle_checks == _IDLE_CHECKS:
                     break
         return leaks
 
@@ -114,55 +116,55 @@ class Account:
         allowed = {"deleted", self.rules.allow_leaks}
         return [entry for entry in self.emulator.ledger if entry.status not in allowed]
 
-    def _about_leaks(self, leaks: list[LedgerEntry]) -> Iterator[str]:
+    def _describe_leaks(self, leaks: list[LedgerEntry]) -> Iterator[str]:
         if leaks:
             yield f"{len(leaks)} instance{'s' * (len(leaks) > 1)} left behind by {self.test}:"
-            yield from map(self._about_leak, leaks)
+            yield from map(self._describe_leak, leaks)
             yield (
-                "What starts an instance must also end it: `async with client.instance(...)` does, and so\n"
-                "do client.release(...), or instances.stop and instances.delete. If it is meant to stay:\n"
-                f"@pytest.mark.{EMULATOR}(allow_leaks=True), or 'stopped' for what is not billed any more."
+                "Delete every instance that the test starts: use `async with client.instance(...)`,\n"
+                "client.release(...), or instances.stop and instances.delete. To leave one on purpose, mark\n"
+                f"the test @pytest.mark.{EMULATOR}(allow_leaks=True), or 'stopped' to allow stopped ones."
             )
 
-    def _about_leak(self, entry: LedgerEntry) -> str:
+    def _describe_leak(self, entry: LedgerEntry) -> str:
         workers = f", {entry.num_workers} workers" if entry.num_workers > 1 else ""
-        price = f"{entry.price_per_hour:.2f} {self.currency} an hour"
+        price = f"{entry.price_per_hour:.2f} {self.currency} per hour"
         bill = (
-            f"billed for {entry.seconds:.1f} s so far, and still billed, at {price}"
+            f"billed for {entry.seconds:.1f} s so far, and still billed at {price}"
             if entry.status in _BILLED
-            else "not billed any more, but not deleted"
+            else "no longer billed, but not deleted"
         )
         model = entry.model_id.replace("--", "/")
         return f"  {entry.instance_id} ({model} on {entry.hardware_type_id}{workers}): {entry.status}, {bill}"
 
-    def _about_faults(self, unmet: tuple[Fault, ...]) -> Iterator[str]:
+    def _describe_faults(self, unmet: tuple[Fault, ...]) -> Iterator[str]:
         if unmet:
-            yield f"{len(unmet)} fault{'s' * (len(unmet) > 1)} of {self.test} met no request:"
-            yield from (f"  {_written(fault)}" for fault in unmet)
+            yield f"{len(unmet)} fault{'s' * (len(unmet) > 1)} of {self.test} matched no request:"
+            yield from (f"  {_source(fault)}" for fault in unmet)
             yield (
-                "What did not happen was not tested. If that is right: "
-                f"@pytest.mark.{EMULATOR}(allow_unmet_faults=True),\nor clear_faults() in the test."
+                "A fault that does not occur tests nothing. If this is intended, mark the test\n"
+                f"@pytest.mark.{EMULATOR}(allow_unmet_faults=True), or call clear_faults() in it."
             )
 
 
 @contextmanager
 def open_account(item: pytest.Item, state_dir: Path) -> Generator[Account]:
-    """An account as the markers of a test want it, reachable, with the environment pointing to it."""
+    """Serve an account with the options of the test's markers, and point the environment to it."""
     options = _options(item, EMULATOR)
     parameters = inspect.signature(Emulator).parameters
-    _refuse_unknown(EMULATOR, options, {*parameters, *_RULES} - {"root_url"})
-    own = {name: options.pop(name) for name in _RULES & options.keys()}
-    rules = _make(EMULATOR, lambda: Rules(**own))
-    # What runs at once is seen in the answer to its start. Anything else is seen at the next look, which a
-    # client with the usual policy takes half a second later.
+    _reject_unknown(EMULATOR, options, {*parameters, *_RULE_NAMES} - {"root_url"})
+    rule_options = {name: options.pop(name) for name in _RULE_NAMES & options.keys()}
+    rules = _build(EMULATOR, lambda: Rules(**rule_options))
+    # An instance that runs at once is running in the answer to its start. Otherwise a client with the default
+    # policy polls half a second later.
     options.setdefault("step_seconds", 0.0)
-    emulator = _make(EMULATOR, lambda: Emulator(**options))
+    emulator = _build(EMULATOR, lambda: Emulator(**options))
     for fault in _faults(item):
         emulator.add_fault(fault)
     with serve_emulator(emulator), pytest.MonkeyPatch.context() as environment:
-        # The inference key under both of its names: a real one must not win over it.
-        others = {"CORTECS_API_KEY": emulator.api_key, "CORTECS_STATE_DIR": str(state_dir)}
-        for name, value in {**emulator.env(), **others}.items():
+        # Set the inference API key under both of its names, so that a real key does not take precedence.
+        extra = {"CORTECS_API_KEY": emulator.api_key, "CORTECS_STATE_DIR": str(state_dir)}
+        for name, value in {**emulator.env(), **extra}.items():
             environment.setenv(name, value)
         yield Account(
             emulator=emulator,
@@ -174,11 +176,11 @@ def open_account(item: pytest.Item, state_dir: Path) -> Generator[Account]:
 
 
 def make_client(item: pytest.Item, emulator: Emulator) -> AsyncCortecs:
-    """A client that reaches the emulator in process, so that no connection belongs to an event loop."""
+    """Return a client that reaches the emulator in process, so no connection belongs to an event loop."""
     options = _options(item, CLIENT)
-    _refuse_unknown(CLIENT, options, inspect.signature(AsyncCortecs).parameters.keys() - _GIVEN)
-    options = {**_DEFAULTS, **options}
-    return _make(
+    _reject_unknown(CLIENT, options, inspect.signature(AsyncCortecs).parameters.keys() - _FIXTURE_ARGUMENTS)
+    options = {**_CLIENT_DEFAULTS, **options}
+    return _build(
         CLIENT,
         lambda: AsyncCortecs(
             emulator.client_id,
@@ -191,62 +193,67 @@ def make_client(item: pytest.Item, emulator: Emulator) -> AsyncCortecs:
 
 
 def close_client(client: AsyncCortecs) -> None:
-    """Closes a client of `make_client`, whether or not an event loop runs here."""
+    """Close a client of `make_client`, whether or not an event loop is running in this thread."""
 
     def close() -> None:
         asyncio.run(client.aclose())
 
-    # In a thread, because the event loop of this one, if it has any, belongs to somebody else.
+    # Use another thread, because the event loop of this one belongs to the test or to another plugin.
     with ThreadPoolExecutor(max_workers=1) as thread:
         thread.submit(close).result()
 
 
 def _options(item: pytest.Item, marker: str) -> dict[str, Any]:
-    """The keyword arguments of all markers of that name; those nearer to the test win."""
+    """Return the keyword arguments of all markers of that name; those nearer to the test take precedence."""
     options: dict[str, Any] = {}
     for mark in reversed(list(item.iter_markers(marker))):
         if mark.args:
-            raise _wrong(marker, f"it takes keyword arguments only, not {', '.join(map(repr, mark.args))}")
+            values = ", ".join(map(repr, mark.args))
+            raise _marker_error(marker, f"only keyword arguments are allowed, not {values}")
         options.update(mark.kwargs)
     return options
 
 
 def _faults(item: pytest.Item) -> Iterator[Fault]:
-    """The faults of a test's markers, in the order in which they are read."""
+    """Yield the faults of a test's markers, in the order in which they stand in the source."""
     for node in item.listchain():
         marks = [mark for mark in node.own_markers if mark.name == FAULT]
-        # Of decorators, the lowest comes first. A module has none, but a list.
+        # Decorators apply from the bottom up. A module has a list instead.
         for mark in marks if isinstance(node, pytest.Module) else reversed(marks):
-            yield _make(FAULT, functools.partial(Fault, *mark.args, **mark.kwargs))
+            yield _build(FAULT, functools.partial(Fault, *mark.args, **mark.kwargs))
 
 
-def _written(fault: Fault) -> str:
-    """A fault as somebody would write it."""
-    plain = attrs.asdict(Fault(fault.kind), recurse=False)
-    others = {
-        name: value for name, value in attrs.asdict(fault, recurse=False).items() if value != plain[name]
-    }
-    return f"Fault({', '.join([repr(fault.kind), *(f'{name}={value!r}' for name, value in others.items())])})"
+def _source(fault: Fault) -> str:
+    """Return a fault as source code, without the arguments that have their default."""
+    default = attrs.asdict(Fault(fault.kind), recurse=False)
+    arguments = [
+        f"{name}={value!r}"
+        for name, value in attrs.asdict(fault, recurse=False).items()
+        if value != default[name]
+    ]
+    return f"Fault({', '.join([repr(fault.kind), *arguments])})"
 
 
-def _refuse_unknown(marker: str, options: Iterable[str], known: Iterable[str]) -> None:
+def _reject_unknown(marker: str, options: Iterable[str], known: Iterable[str]) -> None:
     unknown = sorted({*options} - {*known})
     if unknown:
-        raise _wrong(marker, f"it has no option {', '.join(unknown)}, but {', '.join(sorted(known))}")
+        raise _marker_error(
+            marker, f"unknown option {', '.join(unknown)}; valid options are {', '.join(sorted(known))}"
+        )
 
 
-def _make(marker: str, make: Callable[[], T]) -> T:
-    """What `make` makes.
+def _build(marker: str, build: Callable[[], T]) -> T:
+    """Call `build`, and turn an error of its arguments into one that names the marker.
 
     Raises:
-        pytest.fail.Exception: says which marker is wrong.
+        pytest.fail.Exception: If an argument is invalid.
     """
     try:
-        return make()
+        return build()
     except (TypeError, ValueError, ConfigurationError) as error:
-        # After the message, attrs has arguments of no interest.
-        raise _wrong(marker, error.args[0] if error.args else error) from None
+        # The errors of attrs carry the attribute and the value after the message.
+        raise _marker_error(marker, error.args[0] if error.args else error) from None
 
 
-def _wrong(marker: str, problem: object) -> BaseException:
+def _marker_error(marker: str, problem: object) -> BaseException:
     return pytest.fail.Exception(f"@pytest.mark.{marker}: {problem}", pytrace=False)

@@ -1,4 +1,4 @@
-"""A batch on a Dask cluster against instances that the driver leases; needs `pip install distributed`."""
+"""A batch on a Dask cluster against instances that the driver leases. Needs `pip install distributed`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from .. import ConfigurationError, InstanceHandle, InstanceLease
-from ._chunk import Failure, Result, Work, run_chunk
-from ._fleet import FanOut, Outcome
+from ._fan_out import FanOut, Outcome
+from ._worker import Failure, Result, Work, run_chunk
 
 __all__ = ["Failure", "FanOut", "Outcome", "fan_out"]
+
+# Tracebacks and hovers name the module that users import from: this one or `ray`, whichever comes last.
+for _public in (Failure, FanOut, Outcome):
+    _public.__module__ = __name__
 
 T = TypeVar("T")
 
@@ -25,28 +29,29 @@ def fan_out(
     max_attempts: int = 5,
     dask_options: Mapping[str, Any] | None = None,
 ) -> FanOut[T]:
-    """Has items done by Dask tasks, in chunks; to be used with `async with`.
+    """Run `work` on all items in Dask tasks, a chunk of items at a time. Use it with `async with`.
 
-    Each item has one outcome. A chunk whose worker dies is done again by another (Dask's `allowed-failures`),
-    one whose instance is lost is done against another; an error of one item is its outcome, not the end.
+    Each item has one outcome. If a worker dies, its chunk is done again (Dask's `allowed-failures`); if an
+    instance is lost, its chunks are done on another one. An item that fails has an outcome with an error; the
+    others continue.
 
     Args:
-        work: `await work(inst, items)` is called on a worker, with an `InstanceHandle` and a chunk. It gives
-            a list with a value or an exception for each item, as `inst.map(..., return_exceptions=True)`
-            does. What it raises ends everything.
-        items: What is to be done; read as it is needed.
-        leases: `client.instance(...)`, not entered, one for each instance. They are entered and left here.
+        work: Called on a worker as `await work(inst, items)`, with an `InstanceHandle` and a chunk. Return a
+            list with a value or an exception for each item, as `inst.map(..., return_exceptions=True)` does.
+            An exception that it raises ends everything.
+        items: The items; read as they are needed.
+        leases: `client.instance(...)`, not entered, one for each instance. `fan_out` enters and leaves them.
         dask: A `distributed.Client(asynchronous=True)` of this event loop.
-        chunk_size: Items of a task.
-        chunks_per_instance: Tasks that run against an instance at once.
-        max_attempts: How often an item is tried that gets no answer, or one of 401, 403, 404, 408, 409, 425,
-            429 or from 500 on.
+        chunk_size: Items in a task.
+        chunks_per_instance: Tasks that use an instance at the same time.
+        max_attempts: Attempts for an item that gets no answer, or one of 401, 403, 404, 408, 409, 425, 429 or
+            500 and above.
         dask_options: Options of `Client.submit`: `workers`, `resources`, `priority`, ...
 
     Raises:
-        ConfigurationError: for a client that is not asynchronous: it would hold up the event loop, and the
-            watch over the instances with it.
-        InvalidArgumentError: for bad numbers, or no leases.
+        ConfigurationError: If the client is not asynchronous: it would block the event loop, which polls the
+            instances.
+        InvalidArgumentError: If a number is invalid, or there are no leases.
     """
     if not getattr(dask, "asynchronous", False):
         raise ConfigurationError("fan_out needs `await distributed.Client(..., asynchronous=True)`")
@@ -56,7 +61,7 @@ def fan_out(
         try:
             results: list[Result] = await future
         finally:
-            # The scheduler forgets it then; on a worker it runs to its end, if it has begun.
+            # The scheduler drops the task. If it has begun, it still runs to its end on its worker.
             future.release()
         return results
 

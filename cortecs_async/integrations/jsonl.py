@@ -1,6 +1,6 @@
-"""The files of a batch for `fan_out`: requests in the format of OpenAI's Batch API, and their answers.
+"""Files for `fan_out`: requests in the format of OpenAI's Batch API, and their answers.
 
-`AnswerFile` says what is left to ask, and keeps what was answered; `answer` is the `work` for it.
+`AnswerFile` reads the requests that have no answer yet and writes the answers. `answer` is the `work` for it.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ from typing import Any, BinaryIO, Self
 
 from .. import InstanceHandle, InvalidArgumentError
 from ..errors import BatchFileError
-from ._fleet import Outcome
+from ._fan_out import Outcome
 
 __all__ = ["AnswerFile", "answer"]
 
-_PREFIX = "fleet_req_"
-# As every line of answers begins.
-_HEAD = f'{{"id": "{_PREFIX}'.encode()
+_ID_PREFIX = "fleet_req_"
+# The start of every line of answers.
+_LINE_START = f'{{"id": "{_ID_PREFIX}'.encode()
 
 
 async def answer(
     inst: InstanceHandle, requests: list[dict[str, Any]], *, concurrency: int = 32, timeout: float = 600.0
 ) -> list[Any]:
-    """Answers requests, so many at once: `work` for `fan_out`. Needs the `openai` package on the workers.
+    """Answer requests in parallel: the `work` for `fan_out`. Needs the `openai` package on the workers.
 
     Args:
         inst: The instance.
-        requests: Objects with `url` and `body`. Each is asked of the model that runs, whatever it names.
-        concurrency: How many at once.
+        requests: Objects with `url` and `body`. The model in a body is replaced by the one that is running.
+        concurrency: Requests in parallel.
         timeout: Seconds for one attempt.
 
     Raises:
-        ConfigurationError: when the worker's environment has no key for inference, or no `openai`.
+        ConfigurationError: If the worker has no inference API key in its environment, or no `openai`.
     """
-    # What gets no answer is tried again by `fan_out`, which may do that against another instance.
+    # No retries here: `fan_out` tries again, possibly on another instance.
     async with inst.openai(max_retries=0, timeout=timeout) as llm:
 
         async def ask(request: dict[str, Any]) -> object:
@@ -48,22 +48,22 @@ async def answer(
             return await llm.post(path, cast_to=object, body={**request["body"], "model": inst.model})
 
         results = inst.map(ask, requests, concurrency=concurrency, return_exceptions=True)
-        return [each async for each in results]
+        return [result async for result in results]
 
 
 class AnswerFile:
     """The answers to a file of requests: `with AnswerFile("requests.jsonl", "answers.jsonl") as answers:`.
 
-    What is written survives the end of the process, whatever ends it. Made again, it goes on from there: a
-    line that was torn is cut off, and its request asked again. Both files are read before anything is asked,
-    and the requests once more as they are taken. In memory it keeps the `custom_id` of every request.
+    Answers survive the end of the process, however it ends. The next run continues from there: an incomplete
+    last line is cut off, and its request is sent again. Both files are read on entry, and the requests once
+    more as you take them. The `custom_id` of every request is kept in memory.
 
     Args:
-        source: The requests, an object a line, with `custom_id`, `url` and `body`.
-        target: The answers; new, or of an earlier run.
+        source: The requests, one object per line, with `custom_id`, `url` and `body`.
+        target: The answers: a new file, or that of an earlier run.
 
     Attributes:
-        left: How many requests have no answer yet. Error lines are answers.
+        left: Number of requests without an answer. Error lines count as answers.
     """
 
     def __init__(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -74,12 +74,12 @@ class AnswerFile:
         self._exits = ExitStack()
 
     def __enter__(self) -> Self:
-        """Reads both files.
+        """Read both files.
 
         Raises:
-            BatchFileError: for a line that is no request or no answer, a `custom_id` that is there twice, or
-                when another process writes the answers.
-            OSError: when the requests cannot be read, or the answers not written.
+            BatchFileError: If a line is not a request or not an answer, a `custom_id` is a duplicate, or
+                another process is writing the answers.
+            OSError: If the requests cannot be read, or the answers cannot be written.
         """
         with ExitStack() as exits:
             file = exits.enter_context(self._target.open("a+b"))
@@ -93,9 +93,9 @@ class AnswerFile:
                 if line.endswith(b"\n"):
                     self._answered.add(_read(line, self._target, number, "response")["custom_id"])
                     end += len(line)
-                elif not (line.startswith(_HEAD) or _HEAD.startswith(line)):
-                    # It would be cut off, and may be the wrong file.
-                    raise BatchFileError("it is no answer", path=str(self._target), line=number)
+                elif not (line.startswith(_LINE_START) or _LINE_START.startswith(line)):
+                    # Do not cut it off: this may be the wrong file.
+                    raise BatchFileError("not an answer of `fan_out`", path=str(self._target), line=number)
             file.truncate(end)
             self.left = sum(1 for _ in self.unanswered())
             self._file, self._exits = file, exits.pop_all()
@@ -108,11 +108,11 @@ class AnswerFile:
         self._exits.close()
 
     def unanswered(self) -> Iterator[dict[str, Any]]:
-        """The requests without an answer, read as they are taken.
+        """Yield the requests without an answer, read as you take them.
 
         Raises:
-            BatchFileError: as entering does, should they have changed.
-            OSError: when they cannot be read.
+            BatchFileError: As on entry, if the requests have changed since.
+            OSError: If the requests cannot be read.
         """
         seen: set[str] = set()
         with self._source.open("rb") as file:
@@ -123,24 +123,24 @@ class AnswerFile:
                 custom_id = request["custom_id"]
                 if custom_id in seen:
                     raise BatchFileError(
-                        f"the custom_id {custom_id!r} is there twice", path=str(self._source), line=number
+                        f"duplicate custom_id {custom_id!r}", path=str(self._source), line=number
                     )
                 seen.add(custom_id)
                 if custom_id not in self._answered:
                     yield request
 
     def write(self, outcome: Outcome[dict[str, Any]]) -> None:
-        """Adds an answer, or what was wrong.
+        """Append the answer of an outcome, or its error.
 
         Raises:
-            InvalidArgumentError: outside the block.
-            OSError: when it cannot be written.
+            InvalidArgumentError: Outside the block.
+            OSError: If the answer cannot be written.
         """
         if self._file is None:
             raise InvalidArgumentError("write answers in `with AnswerFile(...) as answers:`")
         custom_id = outcome.item["custom_id"]
         line: dict[str, Any] = {
-            "id": f"{_PREFIX}{uuid.uuid4().hex}",
+            "id": f"{_ID_PREFIX}{uuid.uuid4().hex}",
             "custom_id": custom_id,
             "response": None,
             "error": None,
@@ -148,11 +148,11 @@ class AnswerFile:
         if outcome.error is None:
             line["response"] = {"status_code": 200, "body": outcome.value}
         else:
-            said = {"code": outcome.error.code, "message": outcome.error.message}
+            error = {"code": outcome.error.code, "message": outcome.error.message}
             if outcome.error.status is None:
-                line["error"] = said
+                line["error"] = error
             else:
-                line["response"] = {"status_code": outcome.error.status, "body": {"error": said}}
+                line["response"] = {"status_code": outcome.error.status, "body": {"error": error}}
         self._file.write(json.dumps(line).encode() + b"\n")
         self._file.flush()
         self._answered.add(custom_id)
@@ -163,9 +163,9 @@ def _read(line: bytes, path: Path, number: int, *names: str) -> dict[str, Any]:
     try:
         data = json.loads(line)
     except ValueError:
-        raise BatchFileError("it is not JSON", path=str(path), line=number) from None
+        raise BatchFileError("not valid JSON", path=str(path), line=number) from None
     if not isinstance(data, dict) or not isinstance(data.get("custom_id"), str):
         raise BatchFileError("custom_id must be a string", path=str(path), line=number)
     if missing := [name for name in names if name not in data]:
-        raise BatchFileError(f"it has no {missing[0]}", path=str(path), line=number)
+        raise BatchFileError(f"missing {missing[0]!r}", path=str(path), line=number)
     return data

@@ -1,7 +1,7 @@
-"""A pytest plugin: an account at an emulator for each test, and a check that the test leaves nothing in it.
+"""A pytest plugin: an emulated account for each test, and a check that the test leaves no instance in it.
 
-pytest loads it by itself, in every run of every project beside which this package is installed. So it imports
-nothing but pytest; the emulator and the client come with the first test that uses a fixture.
+pytest loads this plugin in every run, wherever this package is installed. So it imports nothing but pytest.
+The emulator and the client are imported by the first test that uses a fixture.
 """
 
 from __future__ import annotations
@@ -12,24 +12,22 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ._markers import CLIENT, EMULATOR, FAULT
+
 if TYPE_CHECKING:
     from cortecs_async import AsyncCortecs
     from cortecs_async.emulator import Emulator
 
-EMULATOR = "cortecs_emulator"
-CLIENT = "cortecs_client"
-FAULT = "cortecs_fault"
-
 _MARKERS = {
     f"{EMULATOR}(**options)": (
-        "the test gets an emulated account, as the fixture of that name gives it; options are those of "
+        "give the test an emulated account, as the fixture of that name does; options are those of "
         "cortecs_async.emulator.Emulator, and allow_leaks (False, 'stopped' or True), leak_grace (seconds), "
         "allow_unmet_faults."
     ),
-    f"{CLIENT}(**options)": "options of the AsyncCortecs that the fixture of that name gives.",
+    f"{CLIENT}(**options)": "set options of the AsyncCortecs that the fixture of that name returns.",
     f"{FAULT}(kind, **options)": (
-        "something that goes wrong in the emulated account of the test, with the arguments of "
-        "cortecs_async.emulator.Fault; several are taken from the top down."
+        "inject a fault into the emulated account of the test, with the arguments of "
+        "cortecs_async.emulator.Fault; several faults occur from the top down."
     ),
 }
 
@@ -37,32 +35,32 @@ _HAS_FAILED = pytest.StashKey[bool]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Makes the markers known."""
-    for marker, meaning in _MARKERS.items():
-        config.addinivalue_line("markers", f"{marker}: {meaning}")
+    """Register the markers."""
+    for marker, description in _MARKERS.items():
+        config.addinivalue_line("markers", f"{marker}: {description}")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pycollect_makeitem(collector: pytest.Module | pytest.Class, name: str, obj: object) -> None:
-    """A marked test gets the emulator though it does not name the fixture.
+    """Give a marked test the emulator even if it does not name the fixture.
 
-    It may well not need to name it, because its program finds the emulator through the environment. Without
-    it, that program would find the service, and rent GPUs.
+    It need not name it, because its program finds the emulator through the environment. Without the emulator,
+    that program would find the real service and rent GPUs.
     """
     if not collector.istestfunction(obj, name):
         return
-    own: Any = getattr(obj, "pytestmark", [])
-    names = {mark.name for mark in (own if isinstance(own, list) else [own])}
+    marks: Any = getattr(obj, "pytestmark", [])
+    names = {mark.name for mark in (marks if isinstance(marks, list) else [marks])}
     if names & {EMULATOR, FAULT} or _is_marked(collector):
         pytest.mark.usefixtures(EMULATOR)(obj)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """No marked test runs without the emulator, however the marker came to it."""
+    """Fail a marked test that would run without the emulator."""
     if _is_marked(item) and EMULATOR not in getattr(item, "fixturenames", ()):
         pytest.fail(
-            f"this test is marked {EMULATOR} or {FAULT} and does not use the fixture {EMULATOR}: give the "
+            f"this test is marked {EMULATOR} or {FAULT} but does not use the fixture {EMULATOR}: give the "
             f"test function an argument of that name, or @pytest.mark.usefixtures({EMULATOR!r})",
             pytrace=False,
         )
@@ -70,7 +68,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(hookwrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
-    """Notes for the fixture below that the test has failed by itself."""
+    """Record for `cortecs_emulator` whether the test itself has failed."""
     outcome = yield
     report: pytest.TestReport = outcome.get_result()
     if report.failed or hasattr(report, "wasxfail"):
@@ -83,29 +81,29 @@ def cortecs_emulator(
 ) -> Iterator[Emulator]:
     """An emulated cortecs account, free of charge, served on a free port; the environment points to it.
 
-    A test that leaves an instance in it fails. `@pytest.mark.cortecs_emulator(...)` sets it up.
+    A test that leaves an instance in it fails. Set options with `@pytest.mark.cortecs_emulator(...)`.
     """
-    with _helpful_without_extras():
-        from ._test_accounts import open_account  # noqa: PLC0415  (see the top)
+    with _explain_missing_extra():
+        from ._test_accounts import open_account  # noqa: PLC0415  (see the module's docstring)
     item: pytest.Item = request.node
     item.stash[_HAS_FAILED] = False
     with open_account(item, tmp_path_factory.mktemp("cortecs")) as account:
         yield account.emulator
-        complaint = account.complaint()
-    if complaint and item.stash[_HAS_FAILED]:
-        # Shown below the failure, which it may well be a consequence of.
-        item.add_report_section("teardown", "cortecs", complaint)
-    elif complaint:
-        pytest.fail(complaint, pytrace=False)
+        problems = account.find_problems()
+    if problems and item.stash[_HAS_FAILED]:
+        # Show them below the failure, which may have caused them.
+        item.add_report_section("teardown", "cortecs", problems)
+    elif problems:
+        pytest.fail(problems, pytrace=False)
 
 
 @pytest.fixture
 def cortecs_client(request: pytest.FixtureRequest, cortecs_emulator: Emulator) -> Iterator[AsyncCortecs]:
-    """An AsyncCortecs on the account of `cortecs_emulator`, for whatever event loop the test has.
+    """An AsyncCortecs on the account of `cortecs_emulator`, for the test's event loop.
 
-    It is closed after the test. `@pytest.mark.cortecs_client(...)` takes arguments of AsyncCortecs.
+    It is closed after the test. Set options with `@pytest.mark.cortecs_client(...)`.
     """
-    from ._test_accounts import close_client, make_client  # noqa: PLC0415  (the emulator has loaded it)
+    from ._test_accounts import close_client, make_client  # noqa: PLC0415  (see the module's docstring)
 
     client = make_client(request.node, cortecs_emulator)
     yield client
@@ -117,7 +115,7 @@ def _is_marked(node: pytest.Collector | pytest.Item) -> bool:
 
 
 @contextmanager
-def _helpful_without_extras() -> Generator[None]:
+def _explain_missing_extra() -> Generator[None]:
     try:
         yield
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""A batch on a Ray cluster against instances that the driver leases; needs `pip install ray`."""
+"""A batch on a Ray cluster against instances that the driver leases. Needs `pip install ray`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ from collections.abc import AsyncIterable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from .. import ConfigurationError, InstanceHandle, InstanceLease
-from ._chunk import Failure, Result, Work, run_chunk
-from ._fleet import FanOut, Outcome
+from ._fan_out import FanOut, Outcome
+from ._worker import Failure, Result, Work, run_chunk
 
 __all__ = ["Failure", "FanOut", "Outcome", "fan_out"]
 
+# Tracebacks and hovers name the module that users import from: this one or `dask`, whichever comes last.
+for _public in (Failure, FanOut, Outcome):
+    _public.__module__ = __name__
+
 T = TypeVar("T")
 
-# Chunks mostly wait for answers; by itself Ray would fill the first machine before it takes another.
+# Chunks mostly wait for answers; by default Ray fills the first machine before it uses another.
 _OPTIONS = {"num_cpus": 1, "scheduling_strategy": "SPREAD"}
 
 
@@ -29,44 +33,46 @@ def fan_out(
     max_attempts: int = 5,
     ray_options: Mapping[str, Any] | None = None,
 ) -> FanOut[T]:
-    """Has items done by Ray tasks, in chunks; to be used with `async with`.
+    """Run `work` on all items in Ray tasks, a chunk of items at a time. Use it with `async with`.
 
-    Each item has one outcome. A chunk whose worker dies is done again (Ray's `max_retries`), one whose
-    instance is lost is done against another; an error of one item is its outcome, not the end.
+    Each item has one outcome. If a worker dies, its chunk is done again (Ray's `max_retries`); if an instance
+    is lost, its chunks are done on another one. An item that fails has an outcome with an error; the others
+    continue.
 
     Args:
-        work: `await work(inst, items)` is called on a worker, with an `InstanceHandle` and a chunk. It gives
-            a list with a value or an exception for each item, as `inst.map(..., return_exceptions=True)`
-            does. What it raises ends everything.
-        items: What is to be done; read as it is needed.
-        leases: `client.instance(...)`, not entered, one for each instance. They are entered and left here.
-        chunk_size: Items of a task.
-        chunks_per_instance: Tasks that run against an instance at once.
-        max_attempts: How often an item is tried that gets no answer, or one of 401, 403, 404, 408, 409, 425,
-            429 or from 500 on.
+        work: Called on a worker as `await work(inst, items)`, with an `InstanceHandle` and a chunk. Return a
+            list with a value or an exception for each item, as `inst.map(..., return_exceptions=True)` does.
+            An exception that it raises ends everything.
+        items: The items; read as they are needed.
+        leases: `client.instance(...)`, not entered, one for each instance. `fan_out` enters and leaves them.
+        chunk_size: Items in a task.
+        chunks_per_instance: Tasks that use an instance at the same time.
+        max_attempts: Attempts for an item that gets no answer, or one of 401, 403, 404, 408, 409, 425, 429 or
+            500 and above.
         ray_options: Options of the tasks: `num_cpus`, `resources`, `max_retries`, ...
 
     Raises:
-        ConfigurationError: when Ray is not installed, or `ray.init()` was not called.
-        InvalidArgumentError: for bad numbers, or no leases.
+        ConfigurationError: If Ray is not installed, or `ray.init()` was not called.
+        InvalidArgumentError: If a number is invalid, or there are no leases.
     """
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError:
         raise ConfigurationError("cortecs_async.integrations.ray needs Ray: pip install ray") from None
     if not ray.is_initialized():
-        # By itself it would start a cluster at the first task, and hold up the event loop meanwhile.
-        raise ConfigurationError("call ray.init() before fan_out(...), best before anything is leased")
-    chunk = ray.remote(run_chunk).options(**{**_OPTIONS, **(ray_options or {})})
-    shared = ray.put(work)
+        # Otherwise Ray starts a cluster with the first task, and blocks the event loop meanwhile.
+        raise ConfigurationError("call ray.init() before fan_out(...), and before you lease anything")
+    remote_chunk = ray.remote(run_chunk).options(**{**_OPTIONS, **(ray_options or {})})
+    work_ref = ray.put(work)
 
     async def submit(inst: InstanceHandle, items: list[Any]) -> list[Result]:
-        ref = chunk.remote(shared, inst, items)
+        ref = remote_chunk.remote(work_ref, inst, items)
         try:
-            return await _result(ref)
+            results: list[Result] = await ref
         except asyncio.CancelledError:
             ray.cancel(ref)
             raise
+        return results
 
     return FanOut(
         submit,
@@ -76,8 +82,3 @@ def fan_out(
         chunks_per_instance=chunks_per_instance,
         max_attempts=max_attempts,
     )
-
-
-async def _result(ref: Any) -> list[Result]:
-    results: list[Result] = await ref
-    return results

@@ -1,4 +1,4 @@
-"""A progress bar for starting instances; needs `pip install 'cortecs-async[cli]'`."""
+"""A progress bar for starting instances. Needs `pip install 'cortecs-async[cli]'`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..types import Progress
 try:
     from rich.console import Console
     from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
+    from rich.progress import Progress as LiveBars
 except ModuleNotFoundError as _error:
     raise ImportError(
         "The progress bar needs rich: python -m pip install 'cortecs-async[cli]'", name="rich"
@@ -18,20 +18,19 @@ except ModuleNotFoundError as _error:
 
 
 class ProvisioningBar:
-    """A live bar for every instance that starts, for `on_progress`.
+    """A live progress bar for every instance that starts, for `on_progress`.
 
-    On a terminal it moves until every instance runs; elsewhere (a log file, a pipe) every change is a line of
-    its own. Leaving the block takes the bar down when a start fails.
-
-    Use it as a context manager and hand it to `client.instance(..., on_progress=bar)`; the README shows it.
+    Use it as a context manager and pass it to `client.instance(..., on_progress=bar)`; the README shows how.
+    On a terminal the bars move until every instance is running. Elsewhere (a log file, a pipe) every change
+    is a line of its own. Leaving the block removes the bars, also if a start fails.
 
     Args:
-        console: Where to draw; by default standard error, so that it stays out of a program's output.
+        console: Where to draw. Default: standard error, so that it stays out of a program's output.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True)
-        self._bars = Bars(
+        self._bars = LiveBars(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.fields[instance_id]}", markup=False),
             BarColumn(bar_width=24),
@@ -50,7 +49,7 @@ class ProvisioningBar:
         self._stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Shows a change."""
+        """Show a change."""
         instance = progress.instance
         step = progress.leading
         label = progress.description
@@ -71,7 +70,7 @@ class ProvisioningBar:
             self._bars.start()
         self._bars.update(self._tasks[instance.instance_id], completed=progress.fraction, description=label)
         if self._bars.finished:
-            # Out of the way of what the program prints once everything runs.
+            # Make room for what the program prints once all instances are running.
             self._stop()
 
     def _stop(self) -> None:

@@ -1,12 +1,16 @@
-"""For web apps: an instance that is started beside the app, and one that all workers of a server share.
+"""For web apps: an instance that runs beside the app, or one that all workers of a server share.
 
-A start takes minutes, and a server must answer sooner. So entering returns at once; `handle()` gives the
-instance as soon as it runs, and else raises `NotReadyError`, which an app answers with a 503. What is lost,
-or could not be had, is started again. No framework is imported: docs/web.md has the lines for FastAPI,
-Starlette and Litestar.
+A start takes minutes, but a server must answer sooner. Entering therefore returns at once. `handle()` returns
+the instance once it is running; until then it raises `NotReadyError`, which your app answers with a 503. A
+lost instance is replaced, and a failed start is tried again. No framework is imported: docs/web.md shows the
+code for FastAPI, Starlette and Litestar.
 """
 
-from ._sharing import SharedInstance
-from ._standing import BackgroundInstance, NotReadyError, StartOptions
+from ._background import BackgroundInstance, NotReadyError, StartOptions
+from ._shared import SharedInstance
 
 __all__ = ["BackgroundInstance", "NotReadyError", "SharedInstance", "StartOptions"]
+
+# Tracebacks and hovers name the module that users import from.
+for _public in (BackgroundInstance, NotReadyError, SharedInstance, StartOptions):
+    _public.__module__ = __name__

@@ -1,6 +1,6 @@
-"""Run where nothing but cortecs-async is installed: what works, and what each missing extra says.
+"""Check the package without any extra: what works, and the error for each missing extra.
 
-A program, not a test for pytest: that is one of the extras. `python -m nox -s bare` runs it.
+This is a program, because pytest is one of the extras. `python -m nox -s bare` runs it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from cortecs_async import InstanceHandle
 inst = InstanceHandle(instance_id="i", base_url="https://host.test/v1", model="org/model", account="a")
 """
 
-# What is tried, what it must say, and the exception's name; None for what works.
+# A program, the text that it must print, and the exception's name; None if it works.
 CASES: list[tuple[str, str, str | None]] = [
     ("import cortecs_async; print(cortecs_async.AsyncCortecs())", "<AsyncCortecs https://cortecs.ai", None),
     (HANDLE + "print(sorted(inst.openai_kwargs(api_key='k')))", "['api_key', 'base_url']", None),
@@ -53,17 +53,17 @@ CASES: list[tuple[str, str, str | None]] = [
 
 
 def main() -> None:
-    """Tries all of them.
+    """Run all cases.
 
     Raises:
-        AssertionError: when something is not as it must be.
+        AssertionError: If a case fails.
     """
     for package in EXTRAS:
         try:
             found = version(package)
         except PackageNotFoundError:
             continue
-        raise AssertionError(f"{package} {found} is installed: this says nothing then")
+        raise AssertionError(f"{package} {found} is installed, so this check is meaningless")
     for program, expected, error in CASES:
         ended = subprocess.run(
             [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False

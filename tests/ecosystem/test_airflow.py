@@ -1,4 +1,4 @@
-"""docs/orchestrators/airflow.md: its DAGs in a real Airflow, with runs that end in every way there is."""
+"""docs/orchestrators/airflow.md: its DAGs in a real Airflow, with runs that end in every way."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.sockets
 
 @attrs.frozen
 class Airflow:
-    """Scheduler, DAG processor and API server, with their processes."""
+    """The scheduler, the DAG processor and the API server, with their processes."""
 
     api: httpx.Client
     run: Run
@@ -31,7 +31,7 @@ class Airflow:
         return {each["task_id"]: each["state"] for each in found}
 
     def end_of(self, run: str) -> dict[str, str]:
-        """The states of its tasks, when it has ended; whatever its instance is doing just then."""
+        """Return the states of the tasks once the run has ended. Its instance may still exist."""
         until(lambda: self.api.get(run).raise_for_status().json()["state"] in {"success", "failed"}, 180)
         return self.tasks_of(run)
 
@@ -43,7 +43,7 @@ class Airflow:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with stage("airflow", tmp_path_factory.mktemp("airflow")) as scene:
-        # The page's, with a shorter time.
+        # The program on the page, with a shorter time.
         one = (scene.folder / "one_task.py").read_text()
         assert one.count("hours=1") == 1
         hasty = one.replace("hours=1", "seconds=15").replace("one_task", "hasty_task")
@@ -114,7 +114,7 @@ def test_marked_as_failed(case: Stage, airflow: Airflow) -> None:
 
 def test_many_tasks(case: Stage, airflow: Airflow) -> None:
     states = airflow.end_of(airflow.start("many_tasks"))
-    assert states == {"rent": "success", "ask": "success", "give_back": "success"}
+    assert states == {"acquire_instance": "success", "ask": "success", "release_instance": "success"}
     assert case.count("chat") == 2
     case.assert_nothing_is_left(by="release")
 
@@ -122,7 +122,7 @@ def test_many_tasks(case: Stage, airflow: Airflow) -> None:
 def test_one_of_many_tasks_fails(case: Stage, airflow: Airflow) -> None:
     case.refused_answers()
     states = airflow.end_of(airflow.start("many_tasks"))
-    assert (states["rent"], states["give_back"]) == ("success", "success")
+    assert (states["acquire_instance"], states["release_instance"]) == ("success", "success")
     case.assert_nothing_is_left(by="release")
 
 

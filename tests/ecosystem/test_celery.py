@@ -22,7 +22,7 @@ WORKER = (BIN / "celery", "-A", "tasks", "worker", "--concurrency=2", "--without
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     folder = tmp_path_factory.mktemp("celery")
     with stage("celery", folder) as scene:
-        # What is sent lies where the worker looks.
+        # The worker reads what is sent here.
         (folder / "data_in").mkdir()
         (folder / "data_out").symlink_to("data_in")
         (folder / "results").mkdir()
@@ -64,7 +64,7 @@ def test_success(case: Stage, app: celery.Celery, worker: Run) -> None:
 
 def test_failure(case: Stage, app: celery.Celery, worker: Run) -> None:
     case.refused_answers()
-    # A base class of the exception, the nearest that Celery can store.
+    # Celery stores the nearest base class of the exception that it can.
     with pytest.raises(Exception, match="Emulated fault: status 400"):
         ask(app).get(timeout=60)
     case.assert_nothing_is_left(by="block")
@@ -107,11 +107,11 @@ def test_killed(case: Stage, app: celery.Celery, worker: Run) -> None:
 
 
 def test_cold_shutdown(case: Stage, app: celery.Celery, worker: Run) -> None:
-    """The last, for it ends the worker."""
+    """Last, because it ends the worker."""
     case.slow_answers()
     ask(app)
     case.wait_for_the_block()
     worker.send(signal.SIGQUIT)
-    # The pool gets SIGTERM, and how long the worker then stays is its own affair.
+    # The pool gets SIGTERM. The test does not depend on how long the worker stays.
     case.assert_nothing_is_left(by="either")
     worker.wait()

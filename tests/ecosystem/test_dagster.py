@@ -1,4 +1,4 @@
-"""docs/orchestrators/dagster.md: its jobs, launched and ended as its user interface does it."""
+"""docs/orchestrators/dagster.md: its jobs, launched and ended as the user interface does it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from _jobs import BIN, Run, Stage, stage, until
 
 pytestmark = pytest.mark.sockets
 
-# Launch at once, without the daemon, which keeps the queue otherwise.
+# Launch at once, without the daemon, which otherwise manages a queue.
 SETTINGS = """
 telemetry:
   enabled: false

@@ -1,4 +1,4 @@
-"""Dask: a cluster of two workers with processes of their own, and drivers that lease for it."""
+"""Fleets on a Dask cluster of two workers, each in its own process."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def _machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment of the workers."""
+    """Set the environment of the workers."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     monkeypatch.setenv("OPENAI_API_KEY", "emulator-key")
 
@@ -41,9 +41,9 @@ async def workers() -> AsyncIterator[tuple[LocalCluster, Client]]:
 
 
 @pytest.mark.usefixtures("_machines")
-async def test_tasks_of_ones_own() -> None:
+async def test_custom_tasks() -> None:
     names = {"__name__": "__main__"}
-    # The function, without what makes it a task of Ray's.
+    # The function, without the decorator that makes it a Ray task.
     function = _fleets.block_of("@ray.remote").partition("@ray.remote")[2].partition("async def")[0]
     exec(f"from openai import OpenAI\n{function}", names)  # noqa: S102
     ask, questions = names["ask"], ["Why is the sky blue?", "Why is grass green?"]
@@ -60,22 +60,22 @@ async def test_a_fleet(tmp_path: Path) -> None:
     async with workers() as (_, client):
         spread = partial(fan_out, dask=client)
         assert len(await _fleets.answer_all(spread)) > 1
-        await _fleets.do_work_of_ones_own(spread)
+        await _fleets.run_custom_work(spread)
         await _fleets.lose_a_worker(spread, tmp_path)
         await _fleets.lose_an_instance(spread)
-        await _fleets.fail_in_a_task(spread)
+        await _fleets.raise_in_work(spread)
 
 
 @pytest.mark.usefixtures("_machines")
 async def test_a_cancelled_driver_leaves_nothing(tmp_path: Path) -> None:
     async with workers() as (_, client):
-        await _fleets.run_out_of_time(partial(fan_out, dask=client), tmp_path)
+        await _fleets.time_out(partial(fan_out, dask=client), tmp_path)
     async with workers() as (_, client):
         await _fleets.cancel(partial(fan_out, dask=client), tmp_path)
 
 
 @pytest.mark.usefixtures("_machines")
-async def test_a_killed_driver_leaves_nothing_and_the_next_goes_on(tmp_path: Path) -> None:
+async def test_a_killed_driver_leaves_nothing_and_the_next_continues(tmp_path: Path) -> None:
     async with workers() as (cluster, _):
         program = _fleets.block_of("integrations.dask")
         await _fleets.kill_the_driver(

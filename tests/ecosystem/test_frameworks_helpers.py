@@ -16,7 +16,7 @@ from cortecs_async import AsyncCortecs, InstanceHandle
 from cortecs_async.emulator import Emulator, serve_emulator
 from cortecs_async.errors import ConfigurationError
 
-# What they warn of is theirs.
+# The frameworks themselves cause warnings.
 pytestmark = [pytest.mark.sockets, pytest.mark.filterwarnings("default")]
 
 QUESTION = "Why is the sky blue?"

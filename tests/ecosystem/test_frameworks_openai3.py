@@ -42,6 +42,6 @@ def test_agent_framework() -> None:
 
 
 def test_a_lookup_is_noticed() -> None:
-    """Or the other tests would find that nothing phones home for want of a look."""
+    """The other tests would pass without this check if lookups were not recorded."""
     with pytest.raises(AssertionError, match=r"127\.0\.0\.2"):
         run_section(PAGE, "OpenAI", show="__import__('socket').getaddrinfo('127.0.0.2', 80) and 0")

@@ -1,4 +1,4 @@
-"""docs/orchestrators/prefect.md: its flow, served, with runs that end in every way there is."""
+"""docs/orchestrators/prefect.md: its flow, served, with runs that end in every way."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.sockets
 
 @attrs.frozen
 class Deployment:
-    """The flow, served by a runner, and the server's API."""
+    """The flow, served by a runner, and the API of the server."""
 
     server: httpx.Client
     runner: Run
@@ -27,7 +27,7 @@ class Deployment:
 
     def start(self) -> str:
         parameters = {"prompts": ["Why is the sky blue?"]}
-        # Scheduled, as the user interface does it.
+        # Schedule it as the user interface does.
         answer = self.server.post(
             f"/deployments/{self.deployment}/create_flow_run",
             json={"parameters": parameters, "state": {"type": "SCHEDULED"}},

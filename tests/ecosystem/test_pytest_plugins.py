@@ -1,6 +1,6 @@
-"""The fixtures of the pytest plugin under each plugin for async tests; `nox -s plugins` installs those.
+"""The fixtures of the pytest plugin with each plugin for async tests; `nox -s plugins` installs those.
 
-Each would take every async test of this suite, so all runs here are processes of their own, with one of them.
+Each of them would claim every async test of this suite, so each test here runs pytest in a process with one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from _examples import files_of
 pytestmark = pytest.mark.sockets
 pytest_plugins = ["pytester"]
 
-# Fails where one of them is missing.
+# Fails if one of them is missing.
 VERSIONS = {name: version(name) for name in ("pytest-asyncio", "pytest-trio")}
-# Before 0.24 it had one kind of loop.
+# Before 0.24, there was only one scope.
 HAS_LOOP_SCOPES = tuple(map(int, VERSIONS["pytest-asyncio"].split(".")[:2])) >= (0, 24)
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "testing.md"
@@ -30,7 +30,7 @@ ASYNCIO = [*COMMON, "-pno:trio"]
 if HAS_LOOP_SCOPES:
     ASYNCIO += ["-oasyncio_default_fixture_loop_scope=function"]
 else:
-    # It leaves a loop of its own unclosed when a test calls asyncio.run, also without our plugin.
+    # It leaves a loop unclosed when a test calls asyncio.run, also without our plugin.
     ASYNCIO += ["-Wdefault::pytest.PytestUnraisableExceptionWarning"]
 TRIO = [*COMMON, "-pno:asyncio"]
 ANYIO = [*COMMON, "-pno:asyncio", "-pno:trio"]
@@ -78,7 +78,7 @@ async def test_a_reaper(cortecs_client):
     async with cortecs_client.instance(MODEL):
         pass
 
-# After it, the end of the client in the test before must have left the event loop alone.
+# Closing the client of the test before must not have affected the event loop of this one.
 {mark}
 async def test_the_next():
     pass
@@ -109,7 +109,7 @@ def test_the_fixtures_work_with(name: str, pytester: pytest.Pytester) -> None:
     options, words, times = RUNS[name]
     pytester.makepyfile(TESTS.format(**words))
     result = pytester.runpytest_subprocess(*options)
-    # A leak is an error beside a test that has passed.
+    # A leak is an error of the teardown, beside a passed test.
     result.assert_outcomes(passed=6 * times + 1, errors=times)
     result.stdout.fnmatch_lines(["1 instance left behind by *::test_leak*"])
 

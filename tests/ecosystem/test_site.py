@@ -1,4 +1,4 @@
-"""The built documentation holds everything that is public, and fetches nothing. For `nox -s docs`."""
+"""The built documentation covers the public API and loads nothing from other hosts. For `nox -s docs`."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ SITE = Path(os.environ["CORTECS_DOCS_SITE"])
 
 KINDS = {f"py:{kind}" for kind in ("attribute", "class", "exception", "function", "method", "property")}
 
-# Methods that other layers of the package call, beside those that are for everybody.
+# Methods that only other layers of the package call.
 INNER = {
     "HardwareTypes": {"list_once"},
-    "InstanceLease": {"hand_out"},
+    "InstanceLease": {"into_handle"},
     "Instances": {"find_or_start", "list_now", "read_all", "read_one", "start_once"},
 }
 
 
 @pytest.fixture(scope="module")
 def documented() -> dict[str, Any]:
-    """The documented Python objects by their full names."""
-    # Four lines of text, then compressed ones: name, domain:kind, priority, address, title.
+    """Return the documented Python objects by their full names."""
+    # After four lines of text, compressed lines: name, domain:kind, priority, address, title.
     packed = (SITE / "objects.inv").read_bytes().split(b"\n", 4)[4]
     lines = zlib.decompress(packed).decode().splitlines()
     names = [name for name, kind, *_ in map(str.split, lines) if kind in KINDS]
@@ -57,7 +57,7 @@ def _find(name: str) -> Any:
 def _public_modules() -> Iterator[str]:
     yield "cortecs_async"
     for each in pkgutil.walk_packages(cortecs_async.__path__, "cortecs_async."):
-        # The plugin has hooks and fixtures, which are in docs/testing.md.
+        # docs/testing.md documents the hooks and fixtures of the plugin.
         if "._" not in each.name and not each.name.endswith(".pytest_plugin"):
             yield each.name
 

@@ -1,4 +1,4 @@
-"""docs/orchestrators/taskiq.md: its tasks in real workers, ended in every way there is."""
+"""docs/orchestrators/taskiq.md: its tasks in real workers, ended in every way."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cortecs_async.emulator import Fault
 
 pytestmark = pytest.mark.sockets
 
-# What the page leaves to its reader. Files, because the others want servers.
+# The broker, which the page leaves to the reader. It uses files; other brokers need servers.
 BROKER = """
 import asyncio, json, uuid
 from pathlib import Path

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.sockets
 
 @attrs.frozen
 class Job:
-    """One run of a workflow, as its user sees it."""
+    """A run of a workflow, from the user's side."""
 
     address: str
     run_id: str
@@ -47,7 +47,7 @@ class Job:
         return self._ask(lambda client: client.get_workflow_handle(self.run_id).result())
 
     def failure(self) -> BaseException | None:
-        """What its failure was caused by."""
+        """Return the cause of the failure."""
         with pytest.raises(WorkflowFailureError) as caught:
             self.result()
         cause: BaseException | None = caught.value.cause
@@ -64,7 +64,7 @@ class Job:
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with stage("temporal", tmp_path_factory.mktemp("temporal")) as scene:
-        # The page's, with shorter times.
+        # The programs on the page, with shorter times.
         jobs = (scene.folder / "jobs.py").read_text()
         assert jobs.count("4 * 3600") == jobs.count("hours=1") == 1
         jobs = jobs.replace("4 * 3600", "20").replace("hours=1", "seconds=15")
@@ -140,7 +140,7 @@ def test_timeout(case: Stage, address: str) -> None:
 
 
 def test_terminated(case: Stage, address: str) -> None:
-    """An activity that sends heartbeats is told of it."""
+    """An activity that sends heartbeats receives the termination."""
     case.slow_answers()
     job = Job.start(address, "OneActivity", "Why?")
     case.wait_for_the_block()
@@ -186,7 +186,7 @@ def test_many_activities_are_cancelled(case: Stage, address: str) -> None:
 
 
 def test_many_activities_are_terminated(case: Stage, address: str) -> None:
-    """Nobody gives back: the limit does."""
+    """`release` does not run, so `max_lifetime` ends the instance."""
     case.slow_answers()
     with case.run(sys.executable, "hasty_worker.py"):
         job = Job.start(address, "ManyActivities", ["Why?"], queue="hasty")
@@ -198,7 +198,7 @@ def test_many_activities_are_terminated(case: Stage, address: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_next_worker_gives_back(case: Stage, worker: Run, address: str, number: signal.Signals) -> None:
+def test_the_next_worker_releases(case: Stage, worker: Run, address: str, number: signal.Signals) -> None:
     case.slow_answers()
     job = Job.start(address, "ManyActivities", ["Why?"])
     case.wait_for_the_block()

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.sockets
 PAGE = Path(__file__).parent.parent.parent / "docs" / "web.md"
 PROGRAMS = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
 
-# What only one of them has in it.
+# Text that only one of the programs contains.
 MARKS = {
     "fastapi": "StreamingResponse(",
     "starlette": '[Route("/ready", ready), Route("/ask", ask)]',
@@ -38,20 +38,20 @@ MARKS = {
     "plain": "openai.AsyncOpenAI()",
 }
 
-# Seconds until a server with several workers is up, on a machine that is busy with other tests.
-PATIENCE = 90.0
+# Seconds for a server with several workers to start on a busy machine.
+TIMEOUT = 90.0
 
 UVICORN = ["uvicorn", "app:app", "--port", "{port}"]
 
 
 @pytest.fixture
 def anyio_backend() -> str:
-    """That of the test; the servers bring their own."""
+    """The backend of the tests; the servers have their own."""
     return "asyncio"
 
 
 class Clock:
-    """The machine's, until it is put forward: an instance runs when the test says so."""
+    """The machine's clock, which a test puts forward to make the instance run."""
 
     ahead = 0.0
 
@@ -60,22 +60,22 @@ class Clock:
 
 
 class World:
-    """A served emulator whose instances take an hour to start, and a served program of the page."""
+    """An emulator whose instances take hours to start, and a program of the page under a server."""
 
     def __init__(self, emu: Emulator, clock: Clock, process: subprocess.Popen[bytes], log: Path) -> None:
         self.emu = emu
         self.clock = clock
         self.process = process
         self.log = log
-        self.http = httpx.AsyncClient(timeout=PATIENCE)
+        self.http = httpx.AsyncClient(timeout=TIMEOUT)
 
     async def get(self, path: str) -> httpx.Response:
-        """An answer; on a connection of its own, so that it may be of any worker."""
+        """Send a request on a new connection, so that any worker may answer."""
         return await self.http.get(path, headers={"Connection": "close"})
 
     async def settled(self, path: str, *statuses: int) -> httpx.Response:
-        """The first answer with one of these statuses."""
-        with anyio.fail_after(PATIENCE):
+        """Return the first response with one of these statuses."""
+        with anyio.fail_after(TIMEOUT):
             while True:
                 try:
                     answer = await self.get(path)
@@ -87,20 +87,20 @@ class World:
                 await anyio.sleep(0.05)
 
     async def runs(self) -> str:
-        """Lets the instance run, and returns its id."""
-        await until(lambda: self.emu.billing, PATIENCE)
+        """Put the clock forward until the instance is running, and return its id."""
+        await until(lambda: self.emu.billing, TIMEOUT)
         self.clock.ahead += 6 * 3600
         return str((await self.settled("/ready", 200)).json()["instance_id"])
 
     async def ends(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Sends the server a signal, and returns its exit status."""
+        """Send the server a signal, and return its exit status."""
         self.process.send_signal(number)
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             return await anyio.to_thread.run_sync(self.process.wait, abandon_on_cancel=True)
 
 
 def processes(state_dir: Path, word: bytes = b"") -> list[int]:
-    """Living processes that work with this state directory, those with `word` in their command line."""
+    """Return the living processes with this state directory, and with `word` in their command line."""
     wanted = f"CORTECS_STATE_DIR={state_dir}".encode()
     pids = [int(each.name) for each in PROC.iterdir() if each.name.isdigit()]
     return [
@@ -111,7 +111,7 @@ def processes(state_dir: Path, word: bytes = b"") -> list[int]:
 
 
 def owner(state_dir: Path) -> int:
-    (found,) = processes(state_dir, b"integrations._owner")
+    (found,) = processes(state_dir, b"integrations._shared_server")
     return found
 
 
@@ -129,7 +129,7 @@ def started(command: list[str], folder: Path, env: dict[str, str], log: Path) ->
 
 @pytest.fixture
 def serve(tmp_path: Path, state_dir: Path) -> Callable[..., Any]:
-    """`async with serve("fastapi", [...]) as world`: a program of the page under a server."""
+    """Serve a program of the page: `async with serve("fastapi", [...]) as world`."""
 
     @asynccontextmanager
     async def served(framework: str, command: list[str] = UVICORN, **options: Any) -> AsyncIterator[World]:
@@ -179,7 +179,7 @@ async def test_ready_at_once_and_released_at_sigterm(serve: Callable[..., Any], 
         assert answer.status_code == 200
         assert "Why is the sky blue?" in answer.json()["answer"]
 
-        # uvicorn ends the lifespan, and then itself by the signal that it got.
+        # uvicorn ends the lifespan, and then raises the signal that it received.
         assert await world.ends() == -signal.SIGTERM
         assert (len(world.emu.ledger), world.emu.existing) == (1, ())
 
@@ -188,14 +188,14 @@ async def test_sigterm_while_the_instance_starts(serve: Callable[..., Any]) -> N
     async with serve("fastapi") as world:
         await world.settled("/ready", 503)
         assert (await world.get("/health")).status_code == 200
-        await until(lambda: world.emu.billing, PATIENCE)
+        await until(lambda: world.emu.billing, TIMEOUT)
         await world.ends()
         assert (len(world.emu.ledger), world.emu.existing) == (1, ())
 
 
-async def test_no_capacity_is_said(serve: Callable[..., Any]) -> None:
+async def test_no_capacity_is_reported(serve: Callable[..., Any]) -> None:
     async with serve("fastapi", capacity={"NVIDIA_H100_1": 0}) as world:
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             answer = await world.settled("/ready", 503)
             while "capacity" not in answer.json()["detail"]:
                 answer = await world.settled("/ready", 503)
@@ -208,14 +208,14 @@ THREE = [*UVICORN, "--workers", "3"]
 
 
 def workers(world: World) -> list[int]:
-    """The living worker processes of uvicorn that have begun their work."""
+    """Return the living worker processes of uvicorn that have started."""
     found = re.findall(r"Started server process \[(\d+)\]", world.log.read_text())
     return [int(each) for each in found if is_alive(int(each))]
 
 
 async def up(world: World) -> str:
-    """Waits for three workers and their instance, and returns its id."""
-    await until(lambda: len(workers(world)) == 3, PATIENCE)
+    """Wait for three workers and their instance, and return its id."""
+    await until(lambda: len(workers(world)) == 3, TIMEOUT)
     return await world.runs()
 
 
@@ -224,11 +224,11 @@ async def test_workers_share_one_and_are_replaced(serve: Callable[..., Any], sta
         instance_id = await up(world)
         answers = [await world.get("/ready") for _ in range(20)]
         assert {each.json()["instance_id"] for each in answers} == {instance_id}
-        # Also the one whose child the owner is.
+        # One of them is the parent of the owner.
         for each in workers(world):
             kill(each)
             await until(lambda gone=each: gone not in workers(world))  # type: ignore[misc]
-            await until(lambda: len(workers(world)) == 3, PATIENCE)
+            await until(lambda: len(workers(world)) == 3, TIMEOUT)
         assert (await world.settled("/ready", 200)).json()["instance_id"] == instance_id
         assert await world.ends() == 0
         assert (len(world.emu.ledger), world.emu.existing) == (1, ())
@@ -240,9 +240,9 @@ async def test_a_killed_owner_is_replaced(serve: Callable[..., Any], state_dir: 
         first = await up(world)
         kill(owner(state_dir))
         assert (await world.settled("/ready", 503)).headers["retry-after"]
-        await until(lambda: len(world.emu.ledger) == 2, PATIENCE)
-        # By the reaper of the dead one.
-        await until(lambda: first not in world.emu.existing, PATIENCE)
+        await until(lambda: len(world.emu.ledger) == 2, TIMEOUT)
+        # The reaper of the dead owner releases it.
+        await until(lambda: first not in world.emu.existing, TIMEOUT)
         assert await world.runs() != first
         assert await world.ends() == 0
         assert (len(world.emu.ledger), world.emu.existing) == (2, ())
@@ -254,7 +254,7 @@ async def test_everything_is_killed(serve: Callable[..., Any], state_dir: Path) 
         (reaper,) = reapers_of(owner(state_dir))
         for each in {world.process.pid, *processes(state_dir)} - {reaper}:
             kill(each)
-        await until(lambda: world.emu.existing == (), PATIENCE)
+        await until(lambda: world.emu.existing == (), TIMEOUT)
         await until(lambda: not is_alive(reaper))
 
 
@@ -262,12 +262,12 @@ async def test_the_parent_is_killed(serve: Callable[..., Any], state_dir: Path) 
     async with serve("fastapi", THREE) as world:
         instance_id = await up(world)
         kill(world.process.pid)
-        # uvicorn's workers outlive it, and serve: so they keep what they need.
+        # uvicorn's workers outlive their parent and continue to serve, so they keep the instance.
         assert (await world.settled("/ready", 200)).json()["instance_id"] == instance_id
         for each in workers(world):
             os.kill(each, signal.SIGTERM)
-        await until(lambda: world.emu.existing == (), PATIENCE)
-        await until(lambda: not processes(state_dir, b"integrations._owner"))
+        await until(lambda: world.emu.existing == (), TIMEOUT)
+        await until(lambda: not processes(state_dir, b"integrations._shared_server"))
 
 
 async def test_a_lost_instance_is_replaced(serve: Callable[..., Any]) -> None:
@@ -276,7 +276,7 @@ async def test_a_lost_instance_is_replaced(serve: Callable[..., Any]) -> None:
         first = await world.runs()
         world.emu.delete_instance(first)
         assert (await world.settled("/ready", 503)).headers["retry-after"]
-        await until(lambda: len(world.emu.ledger) == 2, PATIENCE)
+        await until(lambda: len(world.emu.ledger) == 2, TIMEOUT)
         second = await world.runs()
         assert second != first
         assert (await world.get("/ask?text=again")).status_code == 200
@@ -290,7 +290,7 @@ async def test_workers_that_come_and_go_in_order(serve: Callable[..., Any]) -> N
         await world.settled("/ready", 503)
         instance_id = await world.runs()
         started = "Started server process"
-        with anyio.fail_after(PATIENCE):
+        with anyio.fail_after(TIMEOUT):
             while world.log.read_text().count(started) < 5:
                 assert (await world.settled("/ready", 200)).json()["instance_id"] == instance_id
         assert await world.ends() == 0
@@ -305,15 +305,15 @@ async def test_streams(serve: Callable[..., Any]) -> None:
         answer = await world.get(f"/stream?text={text}")
         assert text.strip() in answer.text
 
-        # A client that hangs up ends its stream, and not the lease: the instance, which works on one request
-        # at a time, has room for the next.
+        # A client that disconnects ends its stream, but not the lease. The instance handles one request at a
+        # time, and can handle the next one.
         async with world.http.stream("GET", f"/stream?text={text * 50}") as response:
             await anext(response.aiter_bytes())
         with anyio.fail_after(30):
             assert (await world.get("/ask?text=next")).status_code == 200
         assert world.emu.existing == (instance_id,)
 
-        # What is under way when the instance goes is cut.
+        # A stream is cut when its instance is lost.
         with pytest.raises(httpx.RemoteProtocolError):
             async with world.http.stream("GET", f"/stream?text={text * 50}") as response:
                 async for _ in response.aiter_bytes():

@@ -1,4 +1,4 @@
-"""What fleets of Ray and Dask have in common, with workers that are coroutines here, on virtual time.
+"""The part common to fleets of Ray and Dask, with coroutines as workers, on virtual time.
 
 The clusters themselves are in tests/ecosystem.
 """
@@ -23,9 +23,9 @@ from _world import MODEL
 
 from cortecs_async import ConfigurationError, InstanceHandle, InvalidArgumentError, TeardownError, errors
 from cortecs_async.emulator import Emulator, Fault
-from cortecs_async.integrations import _chunk
-from cortecs_async.integrations._chunk import Failure, Result, run_chunk
-from cortecs_async.integrations._fleet import FanOut, Outcome
+from cortecs_async.integrations import _worker
+from cortecs_async.integrations._fan_out import FanOut, Outcome
+from cortecs_async.integrations._worker import Failure, Result, run_chunk
 from cortecs_async.integrations.jsonl import AnswerFile
 
 HANDLE = InstanceHandle(instance_id="i", base_url="http://localhost/v1", model="m", account="a")
@@ -34,12 +34,12 @@ World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, Any]]]
 
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """Ray and Dask are for asyncio."""
+    """Ray and Dask support only asyncio."""
     return "asyncio", {"loop_factory": VirtualTimeLoop}
 
 
 class Workers:
-    """Does chunks in this loop, in `seconds` each, against instances that answer while they run."""
+    """Do chunks in this event loop, in `seconds` each, on instances that answer while they are running."""
 
     def __init__(self, emulator: Emulator, *, seconds: float = 1.0) -> None:
         self._emulator = emulator
@@ -73,7 +73,7 @@ def fan_out(submit: Any, items: Any, leases: Any, **options: Any) -> FanOut[Any]
     return FanOut(submit, items, leases, **{**defaults, **options})
 
 
-async def test_every_item_once_and_all_instances_at_work(world: World) -> None:
+async def test_every_item_is_done_once_and_all_instances_work(world: World) -> None:
     async with world() as (emu, client):
         workers = Workers(emu)
         leases = [client.instance(MODEL) for _ in range(3)]
@@ -87,7 +87,7 @@ async def test_every_item_once_and_all_instances_at_work(world: World) -> None:
         assert max(len(items) for _, items in workers.chunks) == 4
 
 
-async def test_an_async_source_and_a_slow_reader_keep_memory_small(world: World) -> None:
+async def test_memory_is_bounded_with_an_async_source_and_a_slow_reader(world: World) -> None:
     read = taken = 0
 
     async def source() -> AsyncIterator[int]:
@@ -105,11 +105,11 @@ async def test_an_async_source_and_a_slow_reader_keep_memory_small(world: World)
                 await anyio.sleep(0.5)
                 most = max(most, read - taken)
     assert taken == 200
-    # Read ahead, under way, and done but not taken: eight each, and the chunk that a moment ago had room.
+    # Eight each: read ahead, in progress, and done but not taken. Four more: the chunk taken just before.
     assert most <= 3 * 8 + 4
 
 
-# With a minute a chunk, its loss is noticed while chunks are under way.
+# With a minute per chunk, the loss is noticed while chunks are in progress.
 @pytest.mark.parametrize("seconds", [1.0, 60.0])
 async def test_a_lost_instance_loses_no_item(world: World, seconds: float) -> None:
     async with world() as (emu, client):
@@ -126,7 +126,7 @@ async def test_a_lost_instance_loses_no_item(world: World, seconds: float) -> No
         assert len(emu.ledger) == 2
 
 
-async def test_the_loss_of_the_last_instance_ends_it(world: World) -> None:
+async def test_losing_the_last_instance_raises(world: World) -> None:
     async with world() as (emu, client):
         with pytest.raises(errors.InstanceLostError):
             async with fan_out(Workers(emu), range(4000), [client.instance(MODEL)]) as outcomes:
@@ -136,7 +136,7 @@ async def test_the_loss_of_the_last_instance_ends_it(world: World) -> None:
         assert emu.existing == ()
 
 
-async def test_the_end_of_their_time_ends_it(world: World) -> None:
+async def test_expired_leases_raise(world: World) -> None:
     async with world() as (emu, client):
         with pytest.raises(errors.LeaseExpiredError):
             async with fan_out(
@@ -147,7 +147,7 @@ async def test_the_end_of_their_time_ends_it(world: World) -> None:
         assert emu.existing == ()
 
 
-async def test_one_that_does_not_start_leaves_the_work_to_the_others(world: World) -> None:
+async def test_the_others_do_the_work_of_an_instance_that_does_not_start(world: World) -> None:
     async with world(capacity={"NVIDIA_H100_1": 1}) as (emu, client):
         leases = [client.instance(MODEL, "NVIDIA_H100_1", start_timeout=60) for _ in range(2)]
         async with fan_out(Workers(emu), range(400), leases) as outcomes:
@@ -155,7 +155,7 @@ async def test_one_that_does_not_start_leaves_the_work_to_the_others(world: Worl
         assert emu.existing == ()
 
 
-async def test_what_still_starts_when_all_is_done_is_not_waited_for(world: World) -> None:
+async def test_instances_that_still_start_when_all_is_done_are_cancelled(world: World) -> None:
     async with world(step_seconds=100, num_steps=5) as (emu, client):
         running = emu.start_instance(MODEL)
         await client.instances.wait_until_running(running)
@@ -184,7 +184,7 @@ async def test_an_error_of_an_item_is_its_outcome(world: World) -> None:
         assert (tries[7], tries[8], tries[9]) == (1, 3, 1)
 
 
-async def test_an_outage_burns_neither_items_nor_requests(world: World) -> None:
+async def test_an_outage_fails_no_item_and_sends_few_requests(world: World) -> None:
     async with world() as (emu, client):
         workers = Workers(emu)
         down = Failure("ServiceUnavailableError", "starting", 503, is_trouble=True)
@@ -198,7 +198,7 @@ async def test_an_outage_burns_neither_items_nor_requests(world: World) -> None:
             async with fan_out(workers, range(44), [client.instance(MODEL)], max_attempts=9) as outcomes:
                 tasks.start_soon(recover)
                 assert [outcome.error async for outcome in outcomes] == [None] * 44
-        # Two chunks at once, after 0, 2, 6, 14 seconds and so on.
+        # Two chunks in parallel, after 0, 2, 6, 14 seconds and so on.
         assert len(workers.chunks) <= 11 + 2 * 6
 
 
@@ -219,7 +219,7 @@ async def test_an_instance_that_never_answers_is_given_up(world: World) -> None:
         assert emu.existing == ()
 
 
-async def test_what_work_or_the_items_raise_comes_out_as_it_is(world: World) -> None:
+async def test_exceptions_of_work_and_of_the_items_are_raised_unchanged(world: World) -> None:
     async def fail(inst: InstanceHandle, items: list[int]) -> list[Result]:
         raise ZeroDivisionError("in a worker")
 
@@ -239,7 +239,7 @@ async def test_what_work_or_the_items_raise_comes_out_as_it_is(world: World) -> 
 
 
 @pytest.mark.parametrize("seconds", [0.5, 4.5, 7.0])
-async def test_cancelled_at_any_time_it_hands_everything_back(world: World, seconds: float) -> None:
+async def test_cancelling_at_any_time_releases_everything(world: World, seconds: float) -> None:
     async with world() as (emu, client):
         leases = [client.instance(MODEL) for _ in range(2)]
         with pytest.raises(TimeoutError):
@@ -250,7 +250,7 @@ async def test_cancelled_at_any_time_it_hands_everything_back(world: World, seco
         assert emu.existing == ()
 
 
-async def test_more_cancellations_do_not_cut_the_release_short(world: World) -> None:
+async def test_repeated_cancellations_do_not_interrupt_the_release(world: World) -> None:
     async with world(stop_seconds=5) as (emu, client):
 
         async def use() -> None:
@@ -269,7 +269,7 @@ async def test_more_cancellations_do_not_cut_the_release_short(world: World) -> 
         assert emu.existing == ()
 
 
-async def test_left_early_it_stops(world: World) -> None:
+async def test_leaving_early_stops_the_work(world: World) -> None:
     async with world() as (emu, client):
         workers = Workers(emu)
         with pytest.raises(KeyError, match="mine"):
@@ -280,7 +280,7 @@ async def test_left_early_it_stops(world: World) -> None:
         assert sum(workers.busy.values()) == 0
 
 
-async def test_a_release_that_fails_is_told(world: World) -> None:
+async def test_a_failed_release_raises(world: World) -> None:
     async with world() as (emu, client):
         emu.add_fault(Fault("status", route="stop", times=None, status=500))
         with pytest.raises(TeardownError):
@@ -295,7 +295,7 @@ async def test_misuse(world: World) -> None:
     async with world() as (emu, client):
         with pytest.raises(InvalidArgumentError, match="chunk_size"):
             fan_out(Workers(emu), [], [client.instance(MODEL)], chunk_size=0)
-        with pytest.raises(InvalidArgumentError, match="needs leases"):
+        with pytest.raises(InvalidArgumentError, match="at least one lease"):
             fan_out(Workers(emu), [], [])
         outcomes = fan_out(Workers(emu), [], [client.instance(MODEL)])
         with pytest.raises(InvalidArgumentError, match="async with"):
@@ -314,7 +314,7 @@ class _StatusError(Exception):
 
 
 class APIConnectionError(Exception):
-    """As openai's is called."""
+    """Has the name of an exception of openai."""
 
 
 def wrapped(inner: Exception) -> Exception:
@@ -339,7 +339,7 @@ def wrapped(inner: Exception) -> Exception:
     ],
     ids=repr,
 )
-def test_what_is_worth_another_attempt(
+def test_which_errors_are_tried_again(
     error: Exception, status: int | None, again: object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
@@ -354,13 +354,13 @@ def test_what_is_worth_another_attempt(
     assert "sk-secret" not in str(bad.failure)
 
 
-def test_a_result_for_each_item_or_none() -> None:
+def test_work_must_return_one_result_per_item() -> None:
     async def work(inst: InstanceHandle, items: list[str]) -> list[Any]:
         return []
 
     with pytest.raises(ValueError, match="0 results for 1 items"):
         run_chunk(work, HANDLE, ["a"])
-    assert _chunk._key(HANDLE) == ""
+    assert _worker._api_key(HANDLE) == ""
 
 
 def requests_file(folder: Path, count: int) -> Path:
@@ -373,7 +373,7 @@ def requests_file(folder: Path, count: int) -> Path:
     return path
 
 
-def test_answers_go_on_after_any_end(tmp_path: Path) -> None:
+def test_answers_continue_in_the_next_run(tmp_path: Path) -> None:
     source, target = requests_file(tmp_path, 4), tmp_path / "answers.jsonl"
     with AnswerFile(source, target) as answers:
         assert answers.left == 4
@@ -408,25 +408,25 @@ def test_answers_go_on_after_any_end(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
-        ("{", "line 2: it is not JSON"),
+        ("{", "line 2: not valid JSON"),
         ('{"url": "/v1/chat/completions", "body": {}}', "line 2: custom_id must be a string"),
-        ('{"custom_id": "a", "url": "/v1/chat/completions"}', "line 2: it has no body"),
-        ('{"custom_id": "r0", "url": "/v1/chat/completions", "body": {}}', "line 2: .* is there twice"),
+        ('{"custom_id": "a", "url": "/v1/chat/completions"}', "line 2: missing 'body'"),
+        ('{"custom_id": "r0", "url": "/v1/chat/completions", "body": {}}', "line 2: duplicate .* 'r0'"),
     ],
 )
-def test_bad_requests_are_told_before_anything_is_asked(tmp_path: Path, line: str, complaint: str) -> None:
+def test_invalid_requests_are_rejected_on_entry(tmp_path: Path, line: str, complaint: str) -> None:
     source = requests_file(tmp_path, 1)
     source.write_text(source.read_text() + line + "\n")
     with pytest.raises(errors.BatchFileError, match=complaint):
         AnswerFile(source, tmp_path / "answers.jsonl").__enter__()
 
 
-def test_the_wrong_file_is_not_touched(tmp_path: Path) -> None:
+def test_a_file_of_another_kind_is_not_changed(tmp_path: Path) -> None:
     source = requests_file(tmp_path, 1)
     for text, complaint in (
-        (source.read_text(), "no response"),
-        (source.read_text().strip(), "no answer"),
-        ("notes", "no answer"),
+        (source.read_text(), "missing 'response'"),
+        (source.read_text().strip(), "not an answer"),
+        ("notes", "not an answer"),
     ):
         target = tmp_path / "other"
         target.write_text(text)
@@ -440,7 +440,17 @@ def test_the_wrong_file_is_not_touched(tmp_path: Path) -> None:
         AnswerFile(source, tmp_path / "answers").__enter__()
 
 
-def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_public_names_show_a_public_module_and_can_be_pickled() -> None:
+    from cortecs_async.integrations import dask, ray  # noqa: PLC0415
+
+    for module in (dask, ray):
+        for name in module.__all__:
+            found = getattr(module, name)
+            assert found.__module__ in {dask.__name__, ray.__name__}
+            assert pickle.loads(pickle.dumps(found)) is found  # noqa: S301
+
+
+def test_errors_say_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     from cortecs_async.integrations import dask, ray  # noqa: PLC0415
 
     leases: list[Any] = [attrs.make_class("Lease", [])()]

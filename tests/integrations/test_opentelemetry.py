@@ -1,4 +1,4 @@
-"""Leases as OpenTelemetry sees them: trees of spans, and metrics."""
+"""The spans and metrics of leases."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "observability.md"
 
 
 class Seen:
-    """A program's own OpenTelemetry, which keeps everything."""
+    """The OpenTelemetry SDK of a program, which keeps everything in memory."""
 
     def __init__(self, *processors: SpanProcessor) -> None:
         self._exporter = InMemorySpanExporter()
@@ -49,7 +49,7 @@ class Seen:
 
     @property
     def spans(self) -> Sequence[ReadableSpan]:
-        """Those that have ended, the earliest first."""
+        """Return the ended spans, the earliest first."""
         return sorted(self._exporter.get_finished_spans(), key=lambda span: span.start_time or 0)
 
     def span(self, name: str) -> ReadableSpan:
@@ -61,7 +61,7 @@ class Seen:
 
     @property
     def tree(self) -> list[str]:
-        """A line for each: how deep it is, its name, how it ended, and with what."""
+        """Return a line per span: indented by its depth, with its name, outcome and error."""
 
         def lines(parent: int | None, depth: int) -> list[str]:
             found = []
@@ -80,7 +80,7 @@ class Seen:
 
     @property
     def metrics(self) -> dict[str, list[tuple[dict[str, Any], float, int]]]:
-        """Attributes, sum and count of every point of every metric."""
+        """Return attributes, sum and count of every point of every metric."""
         found: dict[str, list[tuple[dict[str, Any], float, int]]] = {}
         data = self._reader.get_metrics_data()
         for resource in data.resource_metrics if data is not None else ():
@@ -99,7 +99,7 @@ def seen() -> Seen:
 
 
 def tree(*lines: str) -> list[str]:
-    """`lease: ok` and so on, as `Seen.tree` has it."""
+    """Expand `lease: ok` and so on to the lines of `Seen.tree`."""
     return [
         f"  cortecs.lease.{line}" if not line.startswith("lease") else f"cortecs.{line}" for line in lines
     ]
@@ -159,7 +159,7 @@ async def test_a_body_that_fails(world: World, seen: Seen) -> None:
     assert lease.events == ()
 
 
-async def test_a_start_that_is_refused(world: World, seen: Seen) -> None:
+async def test_a_rejected_start(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (emu, client):
         emu.add_fault(Fault("status", route="start", status=402))
         with pytest.raises(errors.InsufficientBalanceError) as caught:
@@ -170,7 +170,7 @@ async def test_a_start_that_is_refused(world: World, seen: Seen) -> None:
     assert "cortecs.instance.id" not in attributes
 
 
-async def test_one_that_does_not_run_in_time(world: World, seen: Seen) -> None:
+async def test_a_start_that_times_out(world: World, seen: Seen) -> None:
     async with world(step_seconds=100.0, telemetry=seen.telemetry) as (emu, client):
         with pytest.raises(errors.StartTimeoutError):
             await client.instance(MODEL, HARDWARE, start_timeout=5).__aenter__()
@@ -188,7 +188,9 @@ async def test_one_that_does_not_run_in_time(world: World, seen: Seen) -> None:
         (2.0, ["start: ok", "wait: cancelled", "teardown: ok"]),
     ],
 )
-async def test_a_cancellation_is_no_error(world: World, seen: Seen, after: float, lines: list[str]) -> None:
+async def test_a_cancellation_is_not_an_error(
+    world: World, seen: Seen, after: float, lines: list[str]
+) -> None:
     async with world(step_seconds=1.0, telemetry=seen.telemetry) as (emu, client):
         with anyio.move_on_after(after):
             async with client.instance(MODEL, HARDWARE):
@@ -198,14 +200,14 @@ async def test_a_cancellation_is_no_error(world: World, seen: Seen, after: float
     assert {span.status.status_code for span in seen.spans} == {StatusCode.UNSET}
 
 
-async def test_a_start_that_is_cancelled_while_it_is_sent(world: World, seen: Seen) -> None:
+async def test_a_start_cancelled_while_it_is_sent(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (emu, client):
         emu.add_fault(Fault("delay", route="start", when="after", seconds=5.0))
         with anyio.move_on_after(2.0):
             await client.instance(MODEL, HARDWARE).__aenter__()
         assert emu.existing == ()
     assert seen.tree == tree("lease: cancelled", "start: cancelled", "teardown: ok")
-    # Known all the same: a request that is sent is seen to its end.
+    # The id is known, because a request that was sent is completed in spite of the cancellation.
     assert seen.attributes("cortecs.lease.start")["cortecs.instance.id"] == "instance-10001"
 
 
@@ -231,7 +233,7 @@ async def test_a_release_that_fails_after_a_cancellation(world: World, seen: See
     assert seen.tree[3] == "  cortecs.lease.body: cancelled"
 
 
-async def test_an_instance_that_is_lost(world: World, seen: Seen) -> None:
+async def test_a_lost_instance(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (emu, client):
         with pytest.raises(errors.InstanceLostError):
             async with client.instance(MODEL, HARDWARE) as inst:
@@ -241,7 +243,7 @@ async def test_an_instance_that_is_lost(world: World, seen: Seen) -> None:
     assert seen.tree == tree(f"lease: {lost}", "start: ok", "wait: ok", f"body: {lost}", "teardown: ok")
 
 
-async def test_time_that_is_up(world: World, seen: Seen) -> None:
+async def test_an_expired_lease(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (_emu, client):
         with pytest.raises(errors.LeaseExpiredError):
             async with client.instance(MODEL, HARDWARE, max_lifetime=60):
@@ -250,7 +252,7 @@ async def test_time_that_is_up(world: World, seen: Seen) -> None:
     assert seen.tree == tree(f"lease: {expired}", "start: ok", "wait: ok", f"body: {expired}", "teardown: ok")
 
 
-async def test_what_is_acquired_and_released(world: World, seen: Seen) -> None:
+async def test_acquire_and_release(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (emu, client):
         handle = await client.acquire(MODEL, HARDWARE)
         assert trace.get_current_span() is trace.INVALID_SPAN
@@ -260,7 +262,7 @@ async def test_what_is_acquired_and_released(world: World, seen: Seen) -> None:
         await client.release(handle)
         await client.release(handle)
         assert emu.existing == ()
-    # Of the second there is nothing to tell.
+    # The second release records nothing.
     assert seen.tree[3:] == ["cortecs.lease.teardown: ok"]
     assert seen.attributes("cortecs.lease.teardown") == {
         "cortecs.operation": "release",
@@ -269,7 +271,7 @@ async def test_what_is_acquired_and_released(world: World, seen: Seen) -> None:
     }
 
 
-async def test_what_is_somebody_elses(world: World, seen: Seen) -> None:
+async def test_an_instance_of_another_owner(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (emu, client):
         found = emu.start_instance(LINKED, HARDWARE)
         async with client.attach(found) as inst:
@@ -283,12 +285,12 @@ async def test_what_is_somebody_elses(world: World, seen: Seen) -> None:
     for each in leases:
         assert each["cortecs.instance.source"] == "found"
         assert each["cortecs.model"] == inst.model
-        # Nobody is billed twice for it.
+        # Its owner pays for it, and is not billed twice.
         assert "cortecs.cost" not in each
     assert "cortecs.lease.cost" not in seen.metrics
 
 
-async def test_what_is_taken_up_again_or_kept(world: World, seen: Seen) -> None:
+async def test_a_restarted_instance_and_a_kept_one(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (emu, client):
         found = emu.start_instance(LINKED, HARDWARE)
         emu.stop_instance(found)
@@ -308,7 +310,7 @@ async def test_what_is_taken_up_again_or_kept(world: World, seen: Seen) -> None:
     assert sources == ["restarted", "started"]
 
 
-async def test_what_is_left_to_the_reaper(world: World, journals: Path, seen: Seen) -> None:
+async def test_a_lease_left_to_the_reaper(world: World, journals: Path, seen: Seen) -> None:
     async with world(journal="auto", telemetry=seen.telemetry) as (_emu, client):
         lease = client.instance(MODEL, HARDWARE, on_loss="ignore")
         await lease.__aenter__()
@@ -319,14 +321,14 @@ async def test_what_is_left_to_the_reaper(world: World, journals: Path, seen: Se
     assert [value for _, value, _ in seen.metrics["cortecs.lease.active"]] == [0]
 
 
-# --- what is current ----------------------------------------------------------------------------------------
+# --- the current span ---------------------------------------------------------------------------------------
 
 
 def current() -> str:
     return getattr(trace.get_current_span(), "name", "")
 
 
-async def test_the_body_is_current_in_the_body(world: World, seen: Seen) -> None:
+async def test_the_body_span_is_current_in_the_block(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (_emu, client):
         with seen.tracer.start_as_current_span("job"):
             with pytest.raises(KeyError):
@@ -360,7 +362,7 @@ async def test_the_body_is_current_in_the_body(world: World, seen: Seen) -> None
 
 
 @pytest.mark.parametrize("start_timeout", [2.0, 900.0])
-async def test_requests_are_beneath_the_phase_that_sends_them(
+async def test_requests_are_children_of_the_phase_that_sends_them(
     world: World, seen: Seen, start_timeout: float
 ) -> None:
     sent: list[tuple[str, str]] = []
@@ -384,14 +386,14 @@ async def test_requests_are_beneath_the_phase_that_sends_them(
     assert "" not in {name for _, name in sent}
 
 
-async def test_a_stack_of_leases(world: World, seen: Seen) -> None:
+async def test_nested_leases(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (_emu, client):
         async with client.instance(MODEL, HARDWARE), client.instance(MODEL, HARDWARE):
             inner = trace.get_current_span()
         assert current() == ""
     bodies = [span.context for span in seen.spans if span.name == "cortecs.lease.body"]
     assert inner.get_span_context() == bodies[-1]
-    # The second was entered in the body of the first.
+    # The second lease was entered in the body of the first.
     assert seen.tree[4] == "    cortecs.lease: ok"
 
 
@@ -410,7 +412,7 @@ def no_complaint(caplog: pytest.LogCaptureFixture) -> Callable[[], None]:
 
 
 @on_asyncio
-async def test_a_block_that_is_left_in_another_task(
+async def test_a_block_left_in_another_task(
     world: World, seen: Seen, no_complaint: Callable[[], None]
 ) -> None:
     async with world(telemetry=seen.telemetry) as (emu, client):
@@ -432,7 +434,7 @@ async def test_a_block_that_is_left_in_another_task(
 
 
 @on_asyncio
-async def test_a_block_that_is_left_in_a_task_of_its_body(
+async def test_a_block_left_in_a_task_of_its_body(
     world: World, seen: Seen, no_complaint: Callable[[], None]
 ) -> None:
     async with world(telemetry=seen.telemetry) as (_emu, client):
@@ -450,7 +452,7 @@ async def test_a_block_that_is_left_in_a_task_of_its_body(
 
 @pytest.mark.parametrize("order", [*itertools.permutations(range(3)), range(6)])
 @on_asyncio
-async def test_blocks_that_are_left_in_any_order(
+async def test_blocks_left_in_any_order(
     world: World, seen: Seen, order: Sequence[int], no_complaint: Callable[[], None]
 ) -> None:
     async with world(telemetry=seen.telemetry) as (_emu, client):
@@ -465,7 +467,7 @@ async def test_blocks_that_are_left_in_any_order(
     no_complaint()
 
 
-async def test_what_the_program_has_put_on_top_stays(world: World, seen: Seen) -> None:
+async def test_a_context_attached_by_the_program_stays(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (_emu, client):
         async with client.instance(MODEL, HARDWARE):
             token = context.attach(context.set_value("mine", "here"))
@@ -505,7 +507,7 @@ async def test_metrics(world: World, seen: Seen) -> None:
         ({**leased, **failed}, 1, 1),
         ({**acquired, **ok}, 1, 1),
     ]
-    # Of what was acquired, nobody knows the cost.
+    # The cost of an acquired instance is not known.
     assert found.pop("cortecs.lease.cost") == [
         ({**leased, "cortecs.currency": "EUR"}, pytest.approx(sum(each.cost or 0 for each in receipts)), 1)
     ]
@@ -560,7 +562,7 @@ async def test_units_and_buckets(world: World) -> None:
     assert 900.0 in point.explicit_bounds
 
 
-# --- what must not happen -----------------------------------------------------------------------------------
+# --- failures ---------------------------------------------------------------------------------------------
 
 
 class Explosive(SpanProcessor):
@@ -585,7 +587,7 @@ class Failing(SpanProcessor):
         raise ZeroDivisionError
 
 
-async def test_metrics_are_right_though_spans_fail(world: World) -> None:
+async def test_metrics_are_right_even_if_spans_fail(world: World) -> None:
     seen = Seen(Failing())
     async with world(telemetry=seen.telemetry) as (_emu, client):
         async with client.instance(MODEL, HARDWARE):
@@ -621,7 +623,7 @@ async def test_no_secret_shows(seen: Seen) -> None:
 
 
 @pytest.mark.sockets
-def test_without_the_package_it_says_what_to_install() -> None:
+def test_without_the_package_the_error_says_what_to_install() -> None:
     program = """
 import sys
 sys.modules["opentelemetry"] = None
@@ -641,7 +643,7 @@ except ConfigurationError as error:
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-async def test_the_page_lists_what_there_is(world: World, seen: Seen) -> None:
+async def test_the_page_lists_every_span_metric_and_attribute(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (emu, client):
         emu.add_fault(Fault("status", route="list", status=503))
         with pytest.raises(KeyError):

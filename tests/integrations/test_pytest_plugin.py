@@ -1,4 +1,4 @@
-"""The pytest plugin, in runs of pytest of its own; its fixtures on both backends of anyio's plugin."""
+"""The pytest plugin, in separate runs of pytest; its fixtures on both backends of anyio's plugin."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ pytestmark = pytest.mark.sockets
 pytest_plugins = ["pytester"]
 
 PLUGIN = "cortecs_async.integrations.pytest_plugin"
-# An installed package brings it along, a tree on the path does not.
+# An installed package has the entry point, a source tree on the path does not.
 LOADED = any(point.value == PLUGIN for point in entry_points(group="pytest11"))
-# The session `plugins` of nox has other plugins for async tests; they have a file of tests of their own.
+# The nox session `plugins` installs other plugins for async tests; tests/ecosystem tests those.
 OPTIONS = [*([] if LOADED else ["-p", PLUGIN]), "-pno:asyncio", "-pno:trio", "-Werror", "-oanyio_mode=auto"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "testing.md"
@@ -37,7 +37,7 @@ Run = Callable[..., pytest.RunResult]
 
 @pytest.fixture
 def run(pytester: pytest.Pytester) -> Run:
-    """Runs tests that are given as source, each in both of anyio's backends when it is async."""
+    """Run tests given as source; async ones run on both of anyio's backends."""
 
     def run(source: str, *arguments: str, **outcomes: int) -> pytest.RunResult:
         pytester.makepyfile(HEAD + source)
@@ -155,18 +155,18 @@ async def test_leak(cortecs_client):
 def test_a_passing_test_that_leaves_an_instance_fails(run: Run) -> None:
     result = run(LEAK, passed=2, errors=2)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
-    assert result.duration < 5  # nobody could be at work on it: no grace
+    assert result.duration < 5  # no grace period, because there is no reaper
     text = str(result.stdout)
     assert re.search(
         r"1 instance left behind by test_\w+\.py::test_leak\[asyncio\]:\n"
         r"  instance-10001 \(meta-llama/Llama-3.1-8B-Instruct on NVIDIA_H100_1, 2 workers\): running, billed "
-        r"for \d\.\d s so far, and still billed, at 6\.00 EUR an hour\n",
+        r"for \d\.\d s so far, and still billed at 6\.00 EUR per hour\n",
         text,
     )
     assert "allow_leaks=True" in text
 
 
-def test_a_failed_test_is_shown_with_what_it_left_below(run: Run) -> None:
+def test_a_failed_test_shows_its_leaks_below_the_failure(run: Run) -> None:
     result = run(LEAK + "    assert 1 == 2\n", failed=2)
     text = str(result.stdout)
     assert (
@@ -184,7 +184,7 @@ def test_a_failed_test_is_shown_with_what_it_left_below(run: Run) -> None:
         ("", "cortecs_emulator.delete_instance(instance_id)", True),
     ],
 )
-def test_what_may_be_left(run: Run, marker: str, ends: str, *, passes: bool) -> None:
+def test_which_leaks_are_allowed(run: Run, marker: str, ends: str, *, passes: bool) -> None:
     result = run(
         f"""
 @pytest.mark.cortecs_emulator({marker})
@@ -195,15 +195,15 @@ def test_it(cortecs_emulator):
         passed=1,
         errors=int(not passes),
     )
-    assert ("not billed any more, but not deleted" in str(result.stdout)) is ("stop" in ends and not passes)
+    assert ("no longer billed, but not deleted" in str(result.stdout)) is ("stop" in ends and not passes)
 
 
 @pytest.mark.parametrize("mark", ["pytest.mark.xfail", "pytest.mark.xfail(strict=True)"])
-def test_what_is_expected_to_fail_may_leave_an_instance(run: Run, mark: str) -> None:
+def test_a_test_that_is_expected_to_fail_may_leave_an_instance(run: Run, mark: str) -> None:
     run(f"@{mark}{LEAK}    assert 1 == 2\n", xfailed=2)
 
 
-def test_the_reaper_has_time_to_release_what_a_killed_program_left(run: Run) -> None:
+def test_the_check_waits_for_the_reaper_of_a_killed_program(run: Run) -> None:
     program = (
         "import asyncio, os\\nfrom cortecs_async import AsyncCortecs\\n"
         "async def main():\\n"
@@ -222,7 +222,7 @@ def test_it(cortecs_emulator):
     assert len(cortecs_emulator.billing) == 1
     emulators.append(cortecs_emulator)
 
-def test_the_reaper_has_seen_to_the_end_that_it_is_gone():
+def test_the_reaper_has_confirmed_the_deletion():
     routes = [request.route for request in emulators[0].requests if request.status < 300]
     assert routes[-2:] == ["delete", "list"]
 """,
@@ -230,8 +230,8 @@ def test_the_reaper_has_seen_to_the_end_that_it_is_gone():
     )
 
 
-def test_the_grace_ends(run: Run) -> None:
-    # Its own process holds it, and will never release it.
+def test_the_grace_period_ends(run: Run) -> None:
+    # The process of the test holds the instance and never releases it.
     result = run(
         """
 @pytest.mark.cortecs_emulator(leak_grace=0.1)
@@ -245,7 +245,7 @@ async def test_it(cortecs_client):
     result.stdout.fnmatch_lines(["*left behind by*"])
 
 
-def test_faults_happen_from_the_top_down(run: Run) -> None:
+def test_faults_occur_from_the_top_down(run: Run) -> None:
     run(
         """
 fault = pytest.mark.cortecs_fault
@@ -272,7 +272,7 @@ class TestIt:
     )
 
 
-def test_a_fault_that_met_no_request_fails_the_test(run: Run) -> None:
+def test_a_fault_that_matched_no_request_fails_the_test(run: Run) -> None:
     result = run(
         """
 @pytest.mark.cortecs_fault("drop", route="start", when="after", times=2)
@@ -303,7 +303,7 @@ async def test_cleared(cortecs_emulator):
     )
     result.stdout.fnmatch_lines(
         [
-            "2 faults of test_*::test_unmet?asyncio? met no request:",
+            "2 faults of test_*::test_unmet?asyncio? matched no request:",
             "  Fault('drop', route='start', when='after', times=2)",
             "  Fault('delay', skip=9)",
             "*allow_unmet_faults=True*",
@@ -316,10 +316,10 @@ async def test_cleared(cortecs_emulator):
     [
         (
             "cortecs_emulator(step_secs=1)",
-            "*cortecs_emulator: it has no option step_secs, but *step_seconds*",
+            "*cortecs_emulator: unknown option step_secs; valid options are *step_seconds*",
         ),
-        ("cortecs_emulator(root_url='x')", "*cortecs_emulator: it has no option root_url, but *"),
-        ("cortecs_emulator(1)", "*cortecs_emulator: it takes keyword arguments only, not 1"),
+        ("cortecs_emulator(root_url='x')", "*cortecs_emulator: unknown option root_url; valid options are *"),
+        ("cortecs_emulator(1)", "*cortecs_emulator: only keyword arguments are allowed, not 1"),
         ("cortecs_emulator(num_steps=0)", "*cortecs_emulator: 'num_steps' must be >= 1: 0"),
         (
             "cortecs_emulator(capacity={'X': 1})",
@@ -329,24 +329,27 @@ async def test_cleared(cortecs_emulator):
         ("cortecs_fault()", "*cortecs_fault: *missing 1 required positional argument*"),
         ("cortecs_fault('drip')", "*cortecs_fault: 'kind' must be in ('drop', *"),
         ("cortecs_fault('drop', route='begin')", "*cortecs_fault: 'route' must be in *"),
-        ("cortecs_client(http_client=None)", "*cortecs_client: it has no option http_client, but *guard*"),
+        (
+            "cortecs_client(http_client=None)",
+            "*cortecs_client: unknown option http_client; valid options are *guard*",
+        ),
         ("cortecs_client(guard='maybe')", "*cortecs_client: guard must be one of auto, *"),
     ],
 )
-def test_a_marker_that_is_wrong_says_how(run: Run, marker: str, complaint: str) -> None:
+def test_an_invalid_marker_is_explained(run: Run, marker: str, complaint: str) -> None:
     result = run(f"@pytest.mark.{marker}\ndef test_it(cortecs_client): pass\n", errors=1)
     result.stdout.fnmatch_lines([complaint])
     result.stdout.no_fnmatch_line("*During handling*")
 
 
 def test_no_marked_test_runs_without_the_emulator(run: Run) -> None:
-    # pytest shows the methods of such a class to nobody who could give them a fixture.
+    # No hook of pytest can add a fixture to the methods of such a class.
     result = run(
         """
 @pytest.mark.cortecs_emulator
 class Case(unittest.TestCase):
     def test_case(self):
-        raise AssertionError("it would have rented a GPU")
+        raise AssertionError("this would have rented a GPU")
 """,
         errors=1,
     )
@@ -363,7 +366,7 @@ def test_markers_and_fixtures_are_listed(pytester: pytest.Pytester) -> None:
 
 @pytest.fixture
 def run_apart(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
-    """Runs a file of tests in a process of its own, without the plugins that happen to be installed."""
+    """Run a file of tests in a separate process, without the plugins that happen to be installed."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
     def run(source: str, *arguments: str, conftest: str = "") -> pytest.RunResult:
@@ -392,7 +395,7 @@ async def test_leak(cortecs_client):
     result.stdout.fnmatch_lines(["*Captured cortecs teardown*", "*left behind by*"])
 
 
-def test_who_uses_no_fixture_pays_for_none(run_apart: Callable[..., Any]) -> None:
+def test_a_run_without_fixtures_imports_nothing(run_apart: Callable[..., Any]) -> None:
     conftest = """
 import sys
 def pytest_sessionfinish():
@@ -418,7 +421,7 @@ sys.meta_path.insert(0, Absent)
     result = run_apart("def test_other(): pass\ndef test_it(cortecs_client): pass", conftest=conftest)
     result.assert_outcomes(passed=1, errors=1)
     hint = "*need starlette and uvicorn: pip install 'cortecs-async?testing?'*"
-    # That one is no matter of an extra: the package itself needs it.
+    # httpx is not part of the extra: the package itself needs it.
     result.stdout.fnmatch_lines([hint if absent != "httpx" else "*No module named 'httpx'*"])
 
 
@@ -426,7 +429,7 @@ def test_every_block_of_the_page_runs_as_it_stands(pytester: pytest.Pytester) ->
     for name, text in files_of(PAGE).items():
         pytester.path.joinpath(name).write_text(text)
     result = pytester.runpytest_inprocess(*OPTIONS)
-    # Of the leak the page shows what is said; here on two backends.
+    # The page shows the report of the leak; here it occurs on two backends.
     result.assert_outcomes(passed=33, errors=2)
     shown = re.search(r"```text\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert shown
@@ -436,6 +439,6 @@ def test_every_block_of_the_page_runs_as_it_stands(pytester: pytest.Pytester) ->
         assert seconds.sub("1.0 s", line.strip()) in [seconds.sub("1.0 s", each).strip() for each in said]
 
 
-def test_the_package_says_that_it_is_a_plugin() -> None:
+def test_the_package_registers_the_plugin() -> None:
     pyproject = Path(__file__).parents[2] / "pyproject.toml"
     assert f'\n[project.entry-points.pytest11]\ncortecs = "{PLUGIN}"\n' in pyproject.read_text()

@@ -1,9 +1,10 @@
-"""An instance beside an app, on virtual time; and one for several processes, which are real ones."""
+"""An instance beside an app, on virtual time, and one for several real processes."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -19,8 +20,8 @@ from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, Credentials, InstanceHandle, errors
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
-from cortecs_async.integrations import _sharing
-from cortecs_async.integrations._standing import Down
+from cortecs_async.integrations import _shared, web
+from cortecs_async.integrations._background import Unavailable
 from cortecs_async.integrations.web import BackgroundInstance, NotReadyError, SharedInstance
 
 
@@ -50,7 +51,7 @@ async def test_it_is_entered_at_once_and_released_at_the_end(world: World) -> No
         assert emu.existing == ()
 
 
-async def test_left_while_it_starts_nothing_is_left(world: World) -> None:
+async def test_leaving_during_the_start_releases_the_instance(world: World) -> None:
     async with world(step_seconds=60.0) as (emu, client):
         async with BackgroundInstance(client, MODEL, HARDWARE):
             await anyio.sleep(90)
@@ -60,7 +61,7 @@ async def test_left_while_it_starts_nothing_is_left(world: World) -> None:
 
 
 @pytest.mark.parametrize("how", ["stop_instance", "delete_instance"])
-async def test_a_lost_one_is_replaced_at_once(world: World, how: str) -> None:
+async def test_a_lost_instance_is_replaced_at_once(world: World, how: str) -> None:
     async with world() as (emu, client):
         async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
             first = await instance.wait()
@@ -76,7 +77,7 @@ async def test_a_lost_one_is_replaced_at_once(world: World, how: str) -> None:
         assert emu.existing == ()
 
 
-async def test_what_is_refused_is_asked_for_again_after_a_pause(world: World) -> None:
+async def test_a_rejected_start_is_tried_again_after_a_pause(world: World) -> None:
     async with world() as (emu, client):
         emu.add_fault(Fault("status", route="start", status=402, times=2))
         async with BackgroundInstance(client, MODEL, HARDWARE, pause=300.0) as instance:
@@ -92,7 +93,7 @@ async def test_what_is_refused_is_asked_for_again_after_a_pause(world: World) ->
         assert emu.existing == ()
 
 
-async def test_a_provider_that_fails_does_not_end_the_app(world: World) -> None:
+async def test_a_failing_credential_provider_does_not_end_the_app(world: World) -> None:
     problems = [OSError("no vault")]
 
     async def provide() -> Credentials:
@@ -117,7 +118,7 @@ async def test_a_provider_that_fails_does_not_end_the_app(world: World) -> None:
             assert (await instance.wait()).instance_id in emu.existing
 
 
-async def test_used_up_means_that_nothing_is_started_any_more(world: World) -> None:
+async def test_nothing_is_started_after_a_limit_is_used_up(world: World) -> None:
     async with world() as (emu, client):
         async with BackgroundInstance(client, MODEL, HARDWARE, max_lifetime=600.0) as instance:
             await instance.wait()
@@ -131,7 +132,7 @@ async def test_used_up_means_that_nothing_is_started_any_more(world: World) -> N
             assert (emu.existing, len(emu.ledger)) == ((), 1)
 
 
-async def test_limits_are_for_all_instances_together(world: World) -> None:
+async def test_max_lifetime_limits_the_sum_of_all_instances(world: World) -> None:
     async with world() as (emu, client):
         async with BackgroundInstance(client, MODEL, HARDWARE, max_lifetime=1000.0) as instance:
             first = await instance.wait()
@@ -145,7 +146,7 @@ async def test_limits_are_for_all_instances_together(world: World) -> None:
             assert anyio.current_time() < 1150
 
 
-async def test_money_is_for_all_instances_together(world: World) -> None:
+async def test_max_cost_limits_the_sum_of_all_instances(world: World) -> None:
     async with world() as (emu, client):
         async with BackgroundInstance(client, MODEL, HARDWARE, max_cost=1.0) as instance:
             first = await instance.wait()
@@ -172,7 +173,7 @@ async def test_an_ambiguous_start_is_not_repeated(world: World) -> None:
             assert len(emu.ledger) == 2
 
 
-async def test_the_blocks_own_exception_comes_out_as_it_is(world: World) -> None:
+async def test_an_exception_of_the_block_is_raised_unchanged(world: World) -> None:
     problem = KeyError("mine")
     async with world() as (emu, client):
         with pytest.raises(KeyError) as caught:
@@ -183,7 +184,7 @@ async def test_the_blocks_own_exception_comes_out_as_it_is(world: World) -> None
         assert emu.existing == ()
 
 
-async def test_a_cancelled_block_is_released_too(world: World) -> None:
+async def test_a_cancelled_block_releases_the_instance(world: World) -> None:
     async with world(stop_seconds=5.0) as (emu, client):
         with anyio.move_on_after(100) as scope:
             async with BackgroundInstance(client, MODEL, HARDWARE):
@@ -193,7 +194,7 @@ async def test_a_cancelled_block_is_released_too(world: World) -> None:
         await anyio.sleep(1)
 
 
-async def test_where_it_cannot_be_used(world: World) -> None:
+async def test_misuse(world: World) -> None:
     async with world() as (emu, client):
         instance = BackgroundInstance(client, MODEL, HARDWARE)
         with pytest.raises(errors.InvalidArgumentError, match="lifespan"):
@@ -233,10 +234,10 @@ async def service(monkeypatch: pytest.MonkeyPatch, **options: Any) -> AsyncItera
 
 
 def owners(state_dir: Path) -> list[int]:
-    """The owners that work with this state directory."""
+    """Return the ids of the owner processes that use this state directory."""
     found = []
     for each in PROC.iterdir():
-        if each.name.isdigit() and b"integrations._owner" in read(int(each.name), "cmdline"):
+        if each.name.isdigit() and b"integrations._shared_server" in read(int(each.name), "cmdline"):
             environment = read(int(each.name), "environ").split(b"\0")
             if f"CORTECS_STATE_DIR={state_dir}".encode() in environment and is_alive(int(each.name)):
                 found.append(int(each.name))
@@ -244,7 +245,9 @@ def owners(state_dir: Path) -> list[int]:
 
 
 @pytest.mark.sockets
-async def test_one_for_all_until_the_last_has_left(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
+async def test_processes_share_one_instance_until_the_last_has_left(
+    monkeypatch: pytest.MonkeyPatch, state_dir: Path
+) -> None:
     async with service(monkeypatch, stop_seconds=0.5) as emu:
         several = [SharedInstance(MODEL, HARDWARE) for _ in range(3)]
         async with several[0]:
@@ -253,18 +256,18 @@ async def test_one_for_all_until_the_last_has_left(monkeypatch: pytest.MonkeyPat
                     handles = {await each.wait() for each in several}
                 assert [each.instance_id for each in handles] == list(emu.existing)
                 (owner,) = owners(state_dir)
-                # It is for everybody on the machine to see.
+                # All users of the machine can read it.
                 assert b"emulator-secret" not in read(owner, "cmdline")
                 os.kill(owner, signal.SIGTERM)  # as a service manager does, to all of its processes
             assert emu.billing
             assert several[0].handle() in handles
-        # Waited for, though it took a while.
+        # Leaving waited for the release.
         assert (len(emu.ledger), emu.existing) == (1, ())
         await until(lambda: not owners(state_dir))
 
 
 @pytest.mark.sockets
-async def test_a_cancelled_block_is_waited_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cancelled_block_waits_for_the_release(monkeypatch: pytest.MonkeyPatch) -> None:
     async with service(monkeypatch, stop_seconds=0.5) as emu:
         began = 0.0
         with anyio.CancelScope() as scope:
@@ -282,7 +285,7 @@ async def test_a_cancelled_block_is_waited_for_too(monkeypatch: pytest.MonkeyPat
 # One backend is enough: the code under test runs in the owner process, which is the same for both.
 @pytest.mark.sockets
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_it_lingers_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_owner_keeps_the_instance_for_linger_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     async def work(running: anyio.Event, leave: anyio.Event, left: anyio.Event) -> None:
         async with SharedInstance(MODEL, HARDWARE, linger=1.5) as shared:
             seen.append(await shared.wait())
@@ -298,7 +301,7 @@ async def test_it_lingers_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(work, *first)
                 await first[0].wait()
-                # It is the last, and waits until another comes.
+                # The last one to leave waits for another one.
                 first[1].set()
                 await anyio.wait_all_tasks_blocked()
                 assert not first[2].is_set()
@@ -325,13 +328,13 @@ async def test_a_killed_owner_is_replaced(monkeypatch: pytest.MonkeyPatch, state
             (owner,) = owners(state_dir)
             reapers = reapers_of(owner)
             kill(owner)
-            await until(lambda: isinstance(shared._state, Down))
+            await until(lambda: isinstance(shared._state, Unavailable))
             assert not_ready(shared).headers
             with anyio.fail_after(60):
                 second = await shared.wait()
                 await until(lambda: other._state == second)
             assert second.instance_id != first.instance_id
-            # What the dead owner held, its reaper releases.
+            # The reaper of the dead owner releases the first instance.
             await until(lambda: emu.existing == (second.instance_id,), 60)
         assert (len(emu.ledger), emu.existing) == (2, ())
         await until(lambda: not any(map(is_alive, reapers)))
@@ -346,7 +349,7 @@ async def main():
         print("entered", flush=True)
         await shared.wait()
         if os.fork() == 0:
-            # Of a process pool, say: it outlives what it was forked from.
+            # Like a worker of a process pool, this child outlives its parent.
             print("child", os.getpid(), flush=True)
             signal.pause()
         print("runs", flush=True)
@@ -358,7 +361,7 @@ anyio.run(main)
 
 @pytest.mark.sockets
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_killed_processes_have_left_whatever_they_have_forked(
+async def test_forked_children_of_killed_processes_do_not_keep_the_instance(
     monkeypatch: pytest.MonkeyPatch, state_dir: Path, tmp_path: Path
 ) -> None:
     async with service(monkeypatch) as emu:
@@ -390,13 +393,13 @@ async def test_an_owner_that_does_not_start(monkeypatch: pytest.MonkeyPatch, sta
     monkeypatch.setattr(sys, "executable", "/bin/false")
     shared = SharedInstance(MODEL, HARDWARE, pause=0.1)
     async with shared:
-        await until(lambda: "no process" in str(not_ready(shared)))
+        await until(lambda: "no owner process" in str(not_ready(shared)))
         monkeypatch.setattr(sys, "executable", "/nowhere/at/all")
         await until(lambda: "/nowhere/at/all" in str(not_ready(shared)))
     assert owners(state_dir) == []
 
 
-async def test_what_cannot_work_is_said_at_once(
+async def test_invalid_arguments_and_environments_are_rejected_on_entry(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, state_dir: Path
 ) -> None:
     with pytest.raises(errors.InvalidArgumentError, match="num_workers"):
@@ -412,12 +415,19 @@ async def test_what_cannot_work_is_said_at_once(
     monkeypatch.setenv("CORTECS_STATE_DIR", str(tmp_path / "file"))
     with pytest.raises(errors.ConfigurationError, match="CORTECS_STATE_DIR"):
         await SharedInstance(MODEL, HARDWARE).__aenter__()
-    monkeypatch.setattr(_sharing, "fcntl", None)
+    monkeypatch.setattr(_shared, "fcntl", None)
     with pytest.raises(errors.ConfigurationError, match="file locks"):
         await SharedInstance(MODEL, HARDWARE).__aenter__()
 
 
-def test_who_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_public_names_show_the_public_module_and_can_be_pickled() -> None:
+    for name in web.__all__:
+        found = getattr(web, name)
+        assert found.__module__ == web.__name__
+        assert pickle.loads(pickle.dumps(found)) is found  # noqa: S301
+
+
+def test_which_processes_share(monkeypatch: pytest.MonkeyPatch) -> None:
     def place(*args: str, **options: float) -> Path:
         return SharedInstance(MODEL, *args, **options)._path(".sock")  # type: ignore[arg-type]
 

@@ -1,4 +1,4 @@
-"""The openai package, unmodified, chats with a leased instance."""
+"""The unmodified openai package sends chats to a leased instance."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cortecs_async.emulator import serve_emulator
 pytestmark = pytest.mark.sockets
 
 
-# openai leaves the generators of a stream to the garbage collector; trio says so.
+# openai leaves the generators of a stream to the garbage collector, and trio warns about that.
 @pytest.mark.filterwarnings("ignore:Exception ignored in. <async_generator object")
 @pytest.mark.filterwarnings("ignore:Async generator:ResourceWarning")
 async def test_plain_and_streamed() -> None:
@@ -49,7 +49,7 @@ async def test_plain_and_streamed() -> None:
         ("pydantic_ai", "pydantic_ai", "pydantic-ai"),
     ],
 )
-def test_without_the_package_it_says_what_to_install(method: str, module: str, extra: str) -> None:
+def test_without_the_package_the_error_says_what_to_install(method: str, module: str, extra: str) -> None:
     program = """
 import sys
 method, module = sys.argv[1:]
