@@ -29,9 +29,9 @@ from textual.widgets import DataTable, Static
 
 from cortecs_async import AsyncCortecs, Instance, errors
 from cortecs_async._cli import cli
-from cortecs_async._cli._top_app import TopApp
-from cortecs_async._cli._top_screens import Help, Question
-from cortecs_async._cli._top_view import (
+from cortecs_async._cli.top.app import TopApp
+from cortecs_async._cli.top.screens import Help, Question
+from cortecs_async._cli.top.view import (
     Column,
     Snapshot,
     age_of,

@@ -20,8 +20,8 @@ from ._orphans import orphans, sweep
 from ._run import run
 from ._settings import load_env_file
 from ._start import restart, start
-from ._top import top
 from ._watch import watch
+from .top.command import top
 
 
 class _Commands(click.Group):

@@ -7,11 +7,11 @@ import sys
 
 import click
 
-from .. import AsyncCortecs
-from ..signals import cancel_on_sigterm
-from ._common import FAILED, ending_signals, insist, run, say
-from ._need import need
-from ._params import DURATION
+from ... import AsyncCortecs
+from ...signals import cancel_on_sigterm
+from .._common import FAILED, ending_signals, insist, run, say
+from .._need import need
+from .._params import DURATION
 
 _NEEDED = ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET")
 
@@ -41,7 +41,7 @@ def top(interval: float) -> None:
 
 
 async def _top(interval: float) -> None:
-    from ._top_app import TopApp  # noqa: PLC0415  (optional, checked by the caller)
+    from .app import TopApp  # noqa: PLC0415  (optional, checked by the caller)
 
     # The next refresh is the retry of one that failed; what is to be deleted is tried again in any case.
     async with cancel_on_sigterm(*ending_signals()), AsyncCortecs(max_retries=0) as client:

@@ -9,10 +9,10 @@ from datetime import datetime
 from attrs import evolve, field, frozen
 from rich.text import Text
 
-from .. import Instance
-from ..types import Balance, HardwareType, Owner
-from ._common import clean, is_over, moment
-from ._instances import step
+from ... import Instance
+from ...types import Balance, HardwareType, Owner
+from .._common import clean, is_over, moment
+from .._instances import step
 
 ELSEWHERE = "elsewhere"
 

@@ -14,10 +14,10 @@ from textual.binding import Binding, BindingType
 from textual.events import Resize
 from textual.widgets import DataTable, Footer, Static
 
-from .. import AsyncCortecs, CortecsError, Instance
-from ._common import clean, reason
-from ._top_screens import Help, Question
-from ._top_view import Column, Snapshot, cells, columns, details, summary, warning, who
+from ... import AsyncCortecs, CortecsError, Instance
+from .._common import clean, reason
+from .screens import Help, Question
+from .view import Column, Snapshot, cells, columns, details, summary, warning, who
 
 # Seconds after which what changes rarely is asked for again.
 _SELDOM = 30.0
