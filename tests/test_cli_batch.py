@@ -20,7 +20,7 @@ from click.testing import Result
 from rich.console import Console
 
 from cortecs_async._batch import _health
-from cortecs_async._cli._batch_view import Bars, Lines, duration, number
+from cortecs_async._cli.batch_display import Bars, Lines, duration, number
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import (
     BatchProgress,

@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cortecs_async import AsyncCortecs, __version__
-from cortecs_async._cli import _doctor, cli
+from cortecs_async._cli import cli
+from cortecs_async._cli import doctor as _doctor
 from cortecs_async.emulator import serve_emulator
 from cortecs_async.types import Finding
 

@@ -23,9 +23,12 @@ from _world import HARDWARE, MODEL
 from click.testing import Result
 
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy
-from cortecs_async._cli import _common, _instances, _watch, cli
-from cortecs_async._cli._common import clean, cleaned, is_over, make_table, to_json
-from cortecs_async._cli._params import DURATION, MONEY
+from cortecs_async._cli import cli
+from cortecs_async._cli import instances as _instances
+from cortecs_async._cli import output as _common
+from cortecs_async._cli import watch as _watch
+from cortecs_async._cli.options import DURATION, MONEY
+from cortecs_async._cli.output import clean, cleaned, is_over, make_table, to_json
 from cortecs_async._domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async.emulator import Emulator, Fault
 
@@ -436,7 +439,7 @@ class TestEnding:
             return True
 
         monkeypatch.setattr(click, "confirm", confirm)
-        monkeypatch.setattr("cortecs_async._cli._instances._is_attended", lambda: True)
+        monkeypatch.setattr("cortecs_async._cli.instances._is_attended", lambda: True)
         assert call("stop", "--all").stdout == f"{shown}  stopped\n"
         assert account.billing == tuple(later)
 

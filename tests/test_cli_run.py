@@ -22,8 +22,8 @@ from _processes import Program, is_alive, until
 from _world import HARDWARE, MODEL
 from click.testing import Result
 
-from cortecs_async._cli import _child
-from cortecs_async._cli._child import CannotRunError, Child
+from cortecs_async._cli import child_process as _child
+from cortecs_async._cli.child_process import CannotRunError, Child
 from cortecs_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.sockets

@@ -14,8 +14,8 @@ from _command_line import call_command, environment, serving
 from _world import HARDWARE, MODEL
 from click.testing import Result
 
-from cortecs_async._cli import _common
-from cortecs_async._cli._settings import load_env_file
+from cortecs_async._cli import output as _common
+from cortecs_async._cli.environment import load_env_file
 from cortecs_async.emulator import Emulator
 
 Call = Callable[..., Result]

@@ -15,7 +15,7 @@ from textual.events import Resize
 from textual.widgets import DataTable, Footer, Static
 
 from ... import AsyncCortecs, CortecsError, Instance
-from .._common import clean, reason
+from ..output import clean, reason
 from .screens import Help, Question
 from .view import Column, Snapshot, cells, columns, details, summary, warning, who
 

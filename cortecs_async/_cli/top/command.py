@@ -9,9 +9,9 @@ import click
 
 from ... import AsyncCortecs
 from ...signals import cancel_on_sigterm
-from .._common import FAILED, ending_signals, insist, run, say
-from .._need import need
-from .._params import DURATION
+from ..options import DURATION
+from ..output import FAILED, ending_signals, insist, run, say
+from ..runtime import need
 
 _NEEDED = ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET")
 

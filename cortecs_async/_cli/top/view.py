@@ -11,8 +11,8 @@ from rich.text import Text
 
 from ... import Instance
 from ...types import Balance, HardwareType, Owner
-from .._common import clean, is_over, moment
-from .._instances import step
+from ..instances import step
+from ..output import clean, is_over, moment
 
 ELSEWHERE = "elsewhere"
 

@@ -9,7 +9,8 @@ import click
 
 from .. import AsyncCortecs, CortecsError, Instance, InstanceHandle, RequestError
 from ..signals import cancel_on_sigterm
-from ._common import (
+from .options import DURATION, json_option, limit_options, start_options
+from .output import (
     clean,
     ending_signals,
     insist,
@@ -20,7 +21,6 @@ from ._common import (
     say,
     say_what_is_left,
 )
-from ._params import DURATION, json_option, limit_options, start_options
 
 _JSON = json_option("Print the instance as JSON, not only its id.")
 _PATIENCE = click.option(

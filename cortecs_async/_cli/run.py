@@ -12,10 +12,10 @@ import click
 
 from .. import AsyncCortecs, CortecsError
 from ..signals import cancel_on_sigterm
-from ._child import CannotRunError, Child, check_command
-from ._common import clean, ending_signals, is_verbose, provisioning, reason, say, say_what_is_left
-from ._common import run as run_async
-from ._params import DURATION, limit_options, start_options
+from .child_process import CannotRunError, Child, check_command
+from .options import DURATION, limit_options, start_options
+from .output import clean, ending_signals, is_verbose, provisioning, reason, say, say_what_is_left
+from .output import run as run_async
 
 if TYPE_CHECKING:
     from .. import InstanceLease

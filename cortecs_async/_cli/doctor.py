@@ -10,8 +10,8 @@ import click
 
 from .. import AsyncCortecs, __version__
 from ..types import Finding
-from ._common import FAILED, clean, output, print_json, run
-from ._params import json_option
+from .options import json_option
+from .output import FAILED, clean, output, print_json, run
 
 # What an extra brings, and so tells that it is installed.
 _EXTRAS = {

@@ -12,8 +12,9 @@ import click
 from .. import AsyncCortecs
 from ..signals import cancel_on_sigterm
 from ..types import BatchPlan, BatchProgress, BatchReport
-from ._batch_view import Bars, Lines, Silent, View, duration, number
-from ._common import (
+from .batch_display import Bars, Lines, Silent, View, duration, number
+from .options import DURATION, MONEY
+from .output import (
     cleaned,
     ending_signals,
     errors,
@@ -23,7 +24,6 @@ from ._common import (
     say,
     to_plain,
 )
-from ._params import DURATION, MONEY
 
 INCOMPLETE_ANSWERS = 3
 

@@ -13,9 +13,9 @@ from rich.live import Live
 from rich.table import Table
 
 from .. import AsyncCortecs, CortecsError, Instance
-from ._common import FAILED, clean, is_over, make_table, output, reason, run, say, to_json
-from ._instances import step
-from ._params import json_option
+from .instances import step
+from .options import json_option
+from .output import FAILED, clean, is_over, make_table, output, reason, run, say, to_json
 
 _COLUMNS = ("id", "model", "status", "step", "elapsed", "base url")
 _OPTIONAL = ("base url", "model")

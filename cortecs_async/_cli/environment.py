@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 from dotenv import dotenv_values
 
-from ._common import insist, say
+from .output import insist, say
 
 logger = logging.getLogger("cortecs_async.cli")
 

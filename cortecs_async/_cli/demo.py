@@ -14,8 +14,8 @@ from .. import AsyncCortecs
 from ..integrations.rich import ProvisioningBar
 from ..signals import cancel_on_sigterm
 from ..types import Balance
-from ._common import ending_signals, run, say_what_is_left
-from ._need import need
+from .output import ending_signals, run, say_what_is_left
+from .runtime import need
 
 if TYPE_CHECKING:
     from .. import InstanceLease

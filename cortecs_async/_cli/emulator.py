@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ._need import need
+from .runtime import need
 
 if TYPE_CHECKING:
     from ..emulator import Emulator

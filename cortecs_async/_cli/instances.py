@@ -11,7 +11,8 @@ import click
 
 from .. import AsyncCortecs, CortecsError, Instance, Progress
 from ..errors import BadRequestError, ConflictError, InstanceGoneError, NotFoundError
-from ._common import (
+from .options import DURATION, json_option
+from .output import (
     FAILED,
     ask,
     clean,
@@ -24,7 +25,6 @@ from ._common import (
     run,
     say,
 )
-from ._params import DURATION, json_option
 
 # Of a stop that is refused because there is nothing to stop any more; which of them is not documented.
 _REFUSED = (BadRequestError, ConflictError, NotFoundError)

@@ -7,8 +7,8 @@ import sys
 import click
 
 from ..types import Orphan
-from ._common import FAILED, ask, moment, print_json, print_table, say
-from ._params import DURATION, json_option
+from .options import DURATION, json_option
+from .output import FAILED, ask, moment, print_json, print_table, say
 
 _MEANING = {
     "found": "left behind: `cortecs-async sweep` releases it",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import click
 
 from ..types import HardwareType
-from ._common import ask, clean, print_json, print_table, say
-from ._params import json_option
+from .options import json_option
+from .output import ask, clean, print_json, print_table, say
 
 _JSON = json_option("As JSON, with everything that the service says.")
 
