@@ -93,4 +93,4 @@ def typed(command: str, directory: Path, env: Mapping[str, str]) -> str:
 
 def _said(errors: str) -> str:
     """What commands say to people, without tracebacks and the shell's own words."""
-    return "".join(line for line in errors.splitlines(keepends=True) if line.startswith("the account has"))
+    return "".join(line for line in errors.splitlines(keepends=True) if line == "No instances.\n")

@@ -1321,22 +1321,22 @@ MUTANTS = [
     Mutant(
         "deletes running instances with `rm --all`",
         "_cli/instances.py",
-        "if stop_first or is_over(each)]",
+        "if stop_first or has_ended(instance)]",
         "if True]",
         "test_cli_instances.py::TestEnding::test_all_without_force_leaves_what_runs",
     ),
     Mutant(
         "stops or deletes the whole account although it cannot ask for confirmation",
         "_cli/instances.py",
-        "        if not _is_attended():\n",
+        "        if not _is_terminal():\n",
         "        if False:\n",
         "test_cli_instances.py::TestEnding::test_the_whole_account_needs_somebody_who_agrees",
     ),
     Mutant(
         "stops what was started after the list was shown",
         "_cli/instances.py",
-        "    return tuple(each.instance_id for each in found)\n",
-        "    return tuple(each.instance_id for each in _list())\n",
+        "    return tuple(instance.instance_id for instance in instances)\n",
+        "    return tuple(instance.instance_id for instance in _list())\n",
         "test_cli_instances.py::TestEnding::test_what_was_started_since_it_was_shown_is_not_hit",
     ),
 ]

@@ -41,7 +41,7 @@ def test_the_demo_shows_the_main_job_and_its_receipt() -> None:
     assert "embedded emulator" in done.stdout
     assert "5/5 Running" in done.stdout
     assert 'You said: "What is [/] a lease?"' in done.stdout
-    assert "nothing: no instance exists, none is billed" in done.stdout
+    assert "nothing; no instance exists or is billed" in done.stdout
     assert re.search(r"cost\s+0\.05 EUR", done.stdout)
     assert done.stderr == ""
 
@@ -73,7 +73,7 @@ def test_the_demo_draws_a_bar_on_a_terminal() -> None:
 
 @pytest.mark.sockets
 @pytest.mark.parametrize(
-    ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")]
+    ("number", "status", "said"), [(signal.SIGINT, 130, "Interrupted.\n"), (signal.SIGTERM, 143, "")]
 )
 def test_the_demo_can_be_interrupted(number: signal.Signals, status: int, said: str) -> None:
     process = subprocess.Popen(
@@ -87,7 +87,7 @@ def test_the_demo_can_be_interrupted(number: signal.Signals, status: int, said: 
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == status
-    assert stderr == f"nothing is left of what was started\n{said}"
+    assert stderr == f"No instance was left behind.\n{said}"
 
 
 @pytest.mark.sockets
@@ -244,7 +244,7 @@ asyncio.run(main())
             assert left.stdout is not None
             assert left.stdout.readline() == "body\n"
             mine = next(each for each in served.billing if each != foreign)
-            assert call_command("orphans").stderr == "nothing was left behind\n"
+            assert call_command("orphans").stderr == "No orphaned instances.\n"
             left.kill()
         for command in (["orphans"], ["sweep", "--dry-run"]):
             done = call_command(*command)
@@ -257,7 +257,7 @@ asyncio.run(main())
         assert done.exit_code == 0, done.stderr
         assert re.search(rf"released\s+{mine}", done.stdout)
         assert served.existing == (foreign,)
-        assert call_command("sweep").stderr == "nothing was left behind\n"
+        assert call_command("sweep").stderr == "No orphaned instances.\n"
         assert json.loads(call_command("sweep", "--json").stdout) == []
         assert list((state_dir / "journal").iterdir()) == []
 

@@ -20,7 +20,7 @@ from click.testing import Result
 from rich.console import Console
 
 from cortecs_async._batch import _health
-from cortecs_async._cli.batch_display import Bars, Lines, duration, number
+from cortecs_async._cli.batch_display import LineDisplay, LiveDisplay, format_duration, format_number
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import (
     BatchProgress,
@@ -114,11 +114,11 @@ def test_a_dry_run_starts_nothing(served: Emulator, call: Call, tmp_path: Path) 
     assert served.ledger == ()
     assert not (tmp_path / "out.jsonl").exists()
     for row in (
-        "requests            10, of which 10 are left",
+        "requests            10, 10 remaining",
         "hardware            NVIDIA_L40S_1, available now",
-        "answers             at most 30 tokens in all",
+        "answers             at most 30 tokens in total",
         "within the context of 32,000",
-        "price               0.12 EUR a minute, 7.20 an hour",
+        "price               0.12 EUR per minute, 7.20 per hour",
         "balance             1000.00 EUR",
         "at 500 tokens/s     0:00, 0.12 EUR",
     ):
@@ -183,7 +183,7 @@ def test_a_wrong_key_shows_nowhere(served: Emulator, call: Call, monkeypatch: py
 def test_a_concurrency_that_is_none_is_a_usage_error(call: Call, value: str) -> None:
     done = call("--concurrency", value)
     assert done.exit_code == 2
-    assert "neither auto nor a number" in done.output
+    assert f'concurrency "{value}" is invalid (examples: auto, 1, 64)' in done.output
 
 
 @pytest.mark.sockets
@@ -213,7 +213,7 @@ def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
     assert "━" in shown
     assert "3/5" in shown
     assert "answers/s" in shown
-    assert "16 at once on 1 instance" in shown
+    assert "16 in parallel on 1 instance" in shown
     assert "EUR so far" in shown
     assert "160 of 160 · 100 %" in shown
 
@@ -221,7 +221,7 @@ def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_bars_fit_on_a_terminal(width: int) -> None:
     console = Console(width=width, force_terminal=True, record=True, file=io.StringIO())
-    view = Bars(console)
+    view = LiveDisplay(console)
     step = InitProgress(current_step=3, num_steps=5, description="Downloading the weights of the model")
     for each in ("instance-10001", "instance-10002"):
         view.provisioning(
@@ -280,14 +280,14 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599.9, "1:00:00"), (90061, "25:01:01")],
 )
 def test_durations(seconds: float, shown: str) -> None:
-    assert duration(seconds) == shown
+    assert format_duration(seconds) == shown
 
 
 @pytest.mark.parametrize(
     ("value", "shown"), [(0, "0.0"), (12.34, "12.3"), (1234.5, "1,234"), (45_678, "45.7k")]
 )
 def test_numbers(value: float, shown: str) -> None:
-    assert number(value) == shown
+    assert format_number(value) == shown
 
 
 def test_without_a_terminal_it_is_a_line_in_ten_seconds(
@@ -295,14 +295,14 @@ def test_without_a_terminal_it_is_a_line_in_ten_seconds(
 ) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    view = Lines(Console(width=20))
+    view = LineDisplay(Console(width=20))
     for second in range(25):
         now = 100.0 + second
         view.progress(progress(done=second))
-    rest = "1.0 answers/s, 5.0 tokens/s, 8 at once on 1 instance"
+    rest = "1.0 answers/s, 5.0 tokens/s, 8 in parallel on 1 instance"
     assert capsys.readouterr().out.splitlines() == [
-        f"10 of 100, 0 failed, {rest}, 0:10 gone, 0.25 EUR so far, about 1:30 left",
-        f"20 of 100, 0 failed, {rest}, 0:20 gone, 0.25 EUR so far, about 1:20 left",
+        f"10 of 100, 0 failed, {rest}, 0:10 elapsed, 0.25 EUR so far, about 1:30 left",
+        f"20 of 100, 0 failed, {rest}, 0:20 elapsed, 0.25 EUR so far, about 1:20 left",
     ]
 
 

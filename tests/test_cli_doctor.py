@@ -14,8 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cortecs_async import AsyncCortecs, __version__
-from cortecs_async._cli import cli
-from cortecs_async._cli import doctor as _doctor
+from cortecs_async._cli import cli, doctor
 from cortecs_async.emulator import serve_emulator
 from cortecs_async.types import Finding
 
@@ -83,7 +82,7 @@ def test_as_json(says: Callable[..., Result]) -> None:
 
 def test_an_output_that_has_no_such_signs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    assert _doctor._marks() == ("ok ", "BAD")
+    assert doctor._marks() == ("ok ", "BAD")
 
 
 def test_a_client_that_cannot_be_made_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +98,7 @@ async def test_against_the_emulator_with_everything_on(monkeypatch: pytest.Monke
     async with serve_emulator() as emu:
         for name, value in emu.env().items():
             monkeypatch.setenv(name, value)
-        findings = await _doctor._diagnose()
+        findings = await doctor._diagnose()
         assert [each.name for each in findings if not each.ok] == []
         assert next(each for each in findings if each.name == "reaper").detail == "starts and answers"
         assert emu.ledger == ()

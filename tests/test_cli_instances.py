@@ -23,12 +23,9 @@ from _world import HARDWARE, MODEL
 from click.testing import Result
 
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy
-from cortecs_async._cli import cli
-from cortecs_async._cli import instances as _instances
-from cortecs_async._cli import output as _common
-from cortecs_async._cli import watch as _watch
+from cortecs_async._cli import cli, instances, runtime, watch
 from cortecs_async._cli.options import DURATION, MONEY
-from cortecs_async._cli.output import clean, cleaned, is_over, make_table, to_json
+from cortecs_async._cli.output import has_ended, make_table, sanitize, to_json
 from cortecs_async._domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async.emulator import Emulator, Fault
 
@@ -55,7 +52,7 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Emulator:
         http = httpx.AsyncClient(transport=emulator.transport())
         return AsyncCortecs(http_client=http, guard="off", journal="off")
 
-    for module in (_common, _instances):
+    for module in (runtime, instances):
         monkeypatch.setattr(module, "AsyncCortecs", client)
     return emulator
 
@@ -72,7 +69,7 @@ class TestReading:
         self, served: Emulator, call: Call
     ) -> None:
         shown = call("ls")
-        assert (shown.exit_code, shown.stdout, shown.stderr) == (0, "", "the account has no instance\n")
+        assert (shown.exit_code, shown.stdout, shown.stderr) == (0, "", "No instances.\n")
         assert call("-q", "ls").stderr == ""
         assert json.loads(call("ls", "--json").stdout) == []
 
@@ -106,7 +103,7 @@ class TestReading:
         (only,) = json.loads(call("ls", "--status", "Stopped", "--json").stdout)
         assert only["instance_id"] == stopped
         assert only["instance_status"]["status"] == "stopped"
-        assert call("ls", "--status", "running").stderr == "the account has no instance that is running\n"
+        assert call("ls", "--status", "running").stderr == 'No instances with status "running".\n'
 
     def test_show_has_everything_a_line_each(self, slow: Emulator, call: Call) -> None:
         instance_id = slow.start_instance(MODEL, HARDWARE, context_length=4096)
@@ -151,7 +148,7 @@ class TestStart:
         assert shown.exit_code == 0
         (instance_id,) = slow.billing
         assert shown.stdout == f"{instance_id}\n"
-        assert f"is billed until it is stopped: cortecs-async stop {instance_id}" in shown.stderr
+        assert f"is billed until you stop it: cortecs-async stop {instance_id}" in shown.stderr
         assert "`cortecs-async run`" in shown.stderr
         (entry,) = slow.ledger
         assert (entry.num_workers, entry.billing_interval) == (2, "per_hour")
@@ -161,15 +158,15 @@ class TestStart:
         shown = call("start", MODEL, HARDWARE, "--wait", "--json")
         assert json.loads(shown.stdout)["instance_status"]["status"] == "running"
         assert "5/5 Running" in shown.stderr
-        assert f"{served.billing[0]} runs at http://" in shown.stderr
+        assert f"{served.billing[0]} is running at http://" in shown.stderr
 
     def test_a_wait_in_vain_says_what_is_left(self, slow: Emulator, call: Call) -> None:
         shown = call("start", MODEL, "--wait", "--timeout", "0.1")
         assert shown.exit_code == 1
         assert slow.billing == (shown.stdout.strip(),)
         assert shown.stderr.endswith(
-            "--start-timeout allows more time\n"
-            f"{slow.billing[0]} is left as it is: cortecs-async rm --stop {slow.billing[0]}\n"
+            "Pass --start-timeout to allow more time.\n"
+            f"{slow.billing[0]} was not deleted. To delete it: cortecs-async rm --stop {slow.billing[0]}\n"
         )
 
     def test_a_start_without_an_answer_says_that_it_may_have_worked(
@@ -178,7 +175,7 @@ class TestStart:
         served.add_fault(Fault("drop", route="start", when="after", times=None))
         shown = call("start", MODEL)
         assert shown.exit_code == 1
-        assert "whether an instance was started is not known: `cortecs-async ls`" in shown.stderr
+        assert "An instance may have been started. Run `cortecs-async ls` to check." in shown.stderr
 
     def test_ctrl_c_while_waiting_says_what_remains(self, slow: Emulator, tmp_path: Path) -> None:
         with Terminal(PROGRAM, "start", MODEL, "--wait", env=environment(slow, tmp_path)) as terminal:
@@ -186,7 +183,7 @@ class TestStart:
             terminal.press("\x03")
             assert terminal.wait() == 130
             (left,) = slow.billing
-            assert f"{left} goes on starting, and is billed until it is stopped\ninterrupted" in terminal.text
+            assert f"{left} keeps starting, and is billed until you stop it.\nInterrupted." in terminal.text
             assert "Traceback" not in terminal.text
 
     def test_ctrl_c_says_what_remains_also_to_who_wants_quiet_and_json(
@@ -200,7 +197,7 @@ class TestStart:
             terminal.press("\x03")
             assert terminal.wait() == 130
             (left,) = slow.billing
-            assert f"{left} goes on starting, and is billed until it is stopped\n" in terminal.text
+            assert f"{left} keeps starting, and is billed until you stop it.\n" in terminal.text
             shown = terminal.text[terminal.text.index("{") : terminal.text.rindex("}") + 1]
             assert json.loads(shown)["instance_id"] == left
 
@@ -216,7 +213,7 @@ class TestStart:
             running.send(signal.SIGTERM)
             assert running.process.wait(timeout=30) == 143
             (left,) = slow.billing
-            assert f"{left} goes on starting, and is billed until it is stopped\n" in running.output
+            assert f"{left} keeps starting, and is billed until you stop it.\n" in running.output
 
     @pytest.mark.parametrize("command", ["start", "restart"])
     def test_one_that_is_cancelled_before_its_answer_may_have_worked(
@@ -233,7 +230,7 @@ class TestStart:
             anyio.run(until, lambda: slow.billing)
             running.send(signal.SIGINT)
             assert running.process.wait(timeout=30) == 130
-            assert re.search("whether .* was started is not known: .*cortecs-async (ls|show)", running.output)
+            assert re.search(r" may have been (re)?started\. Run `cortecs-async (ls|show)", running.output)
 
     @pytest.mark.parametrize("options", [[], ["--json"]])
     def test_a_limit_beyond_all_dates_keeps_no_id_back(
@@ -259,7 +256,7 @@ class TestStart:
         for command in (["start", MODEL, HARDWARE], ["run", MODEL, HARDWARE]):
             shown = call(*command, "--hardware", "OTHER", *(["--", "true"] if command[0] == "run" else []))
             assert shown.exit_code == 2
-            assert f"which hardware, {HARDWARE} or OTHER?" in shown.stderr
+            assert f'hardware is given twice: "{HARDWARE}" and "OTHER"' in shown.stderr
         assert len(slow.ledger) == 2
 
     def test_a_limit_is_kept_by_a_process_that_stays_behind(self, served: Emulator, tmp_path: Path) -> None:
@@ -274,7 +271,7 @@ class TestStart:
         )
         handle = InstanceHandle.from_json(done.stdout)
         assert served.billing == (handle.instance_id,)
-        assert re.search(r"stays behind on this machine deletes it: \d{4}-\d\d-\d\d ", done.stderr)
+        assert re.search(r"background process on this machine deletes it: \d{4}-\d\d-\d\d ", done.stderr)
         anyio.run(until, lambda: not served.existing)
         (entry,) = served.ledger
         assert 1.0 < entry.seconds < 10.0
@@ -285,7 +282,7 @@ class TestStart:
             terminal.until(lambda text: "1/5 Reserving" in text)
             terminal.press("\x03")
             assert terminal.wait() == 130
-            assert "nothing is left of what was started\ninterrupted" in terminal.text
+            assert "No instance was left behind.\nInterrupted." in terminal.text
         assert slow.existing == ()
 
     @pytest.mark.parametrize("command", [["start", MODEL], ["restart", "i"]])
@@ -295,7 +292,7 @@ class TestStart:
     ) -> None:
         shown = call(*command, option, "5")
         assert shown.exit_code == 2
-        assert "--start-timeout is how long to --wait" in shown.stderr
+        assert "--start-timeout needs --wait." in shown.stderr
 
     def test_restart(self, served: Emulator, call: Call) -> None:
         instance_id = call("-q", "start", MODEL, "--wait").stdout.strip()
@@ -335,7 +332,7 @@ class TestStopping:
             instance_id = served.start_instance(MODEL, HARDWARE)
             shown = call("stop", instance_id, "--timeout", "0.2s")
             assert (shown.exit_code, shown.stdout) == (1, "")
-            assert "is stopping after 0.2 s, and may be billed until it is stopped" in shown.stderr
+            assert "is stopping after 0.2 s. It may be billed until it is stopped." in shown.stderr
 
     def test_ctrl_c_says_how_far_it_is(self, tmp_path: Path) -> None:
         with serving(stop_seconds=600) as served:
@@ -347,7 +344,7 @@ class TestStopping:
                 anyio.run(until, lambda: any(each.route in {"list", "get"} for each in served.requests))
                 running.send(signal.SIGINT)
                 assert running.process.wait(timeout=30) == 130
-                assert running.has_said(f"{instance_id} was told to stop, and is stopping")
+                assert running.has_said(f"{instance_id} was asked to stop and is stopping.")
 
     def test_one_that_is_stopping_already_is_waited_for(
         self, call: Call, monkeypatch: pytest.MonkeyPatch
@@ -376,7 +373,7 @@ class TestEnding:
         account.stop_instance(two)
         shown = call("stop", one, "nobody", two, one)
         assert shown.exit_code == 1
-        assert shown.stdout == f"{one}  stopped\n{two}  stopped already\n"
+        assert shown.stdout == f"{one}  stopped\n{two}  already stopped\n"
         assert re.fullmatch(r"nobody  .* does not exist.*\n", shown.stderr)
         assert account.billing == (three,)
 
@@ -386,8 +383,8 @@ class TestEnding:
         shown = call("rm", one, two, "nobody")
         assert shown.exit_code == 1
         assert shown.stdout == f"{two}  deleted\n"
-        assert re.search(rf"^{one}  is \w+: --stop stops it first$", shown.stderr, re.MULTILINE)
-        assert "nobody  there is no such instance" in shown.stderr
+        assert re.search(rf"^{one}  is \w+\. Pass --stop to stop it first\.$", shown.stderr, re.MULTILINE)
+        assert "nobody  does not exist. Run `cortecs-async ls`" in shown.stderr
         assert account.billing == (one,)
         assert call("rm", "--stop", one).stdout == f"{one}  deleted\n"
         assert account.existing == ()
@@ -397,12 +394,14 @@ class TestEnding:
         self, account: Emulator, call: Call, command: str
     ) -> None:
         instance_id = account.start_instance(MODEL, HARDWARE)
+        verb = "stop"
         if command == "rm":
+            verb = "delete"
             account.stop_instance(instance_id)
         shown = call(command, "--all", input="y\n")
         assert shown.exit_code == 1
         assert f"{instance_id}  " in shown.stderr
-        assert "say --yes" in shown.stderr
+        assert f"not a terminal. Pass --yes to {verb} 1 instance." in shown.stderr
         assert account.existing == (instance_id,)
         assert (instance_id in account.billing) is (command == "stop")
         assert call(command, "--all", "--yes").exit_code == 0
@@ -411,17 +410,20 @@ class TestEnding:
 
     @pytest.mark.sockets
     @pytest.mark.parametrize(
-        ("keys", "status", "said"), [("y\n", 0, "deleted"), ("\n", 1, "nothing was done"), ("\x03", 130, "")]
+        ("keys", "status", "said"),
+        [("y\n", 0, "deleted"), ("\n", 1, "Nothing was changed."), ("\x03", 130, "")],
     )
     def test_on_a_terminal_it_asks(
         self, served: Emulator, tmp_path: Path, keys: str, status: int, said: str
     ) -> None:
         instance_id = served.start_instance(MODEL, HARDWARE)
         with Terminal(PROGRAM, "rm", "--all", "--force", env=environment(served, tmp_path)) as terminal:
-            terminal.until(lambda text: "of the whole account? [y/N]" in text)
+            terminal.until(lambda text: "[y/N]" in text)
+            question = "Delete 1 instance? --all includes those of other people and programs. [y/N]"
+            assert question in terminal.text
             assert served.billing == (instance_id,)
             if keys == "\x03":
-                terminal.insist(keys, "interrupted")
+                terminal.insist(keys, "Interrupted.")
             else:
                 terminal.press(keys)
             assert terminal.wait() == status
@@ -439,7 +441,7 @@ class TestEnding:
             return True
 
         monkeypatch.setattr(click, "confirm", confirm)
-        monkeypatch.setattr("cortecs_async._cli.instances._is_attended", lambda: True)
+        monkeypatch.setattr("cortecs_async._cli.instances._is_terminal", lambda: True)
         assert call("stop", "--all").stdout == f"{shown}  stopped\n"
         assert account.billing == tuple(later)
 
@@ -448,7 +450,7 @@ class TestEnding:
         account.stop_instance(two)
         shown = call("rm", "--all", "--yes")
         assert shown.stdout == f"{two}  deleted\n"
-        assert "1 not stopped: left as they are" in shown.stderr
+        assert "Skipped 1 instance not yet stopped. Pass --stop to delete all." in shown.stderr
         assert account.billing == (one,)
 
     @pytest.mark.parametrize("arguments", [["stop"], ["rm"], ["stop", "i", "--all"], ["rm", "i", "--all"]])
@@ -486,7 +488,9 @@ class TestWatch:
         assert (last["nobody"]["status"], last["nobody"]["instance"]) == ("error", None)
         assert "there is no instance 'nobody'" in last["nobody"]["error"]
         hint = call("watch", "nobody").stdout
-        assert re.fullmatch(r"nobody  error  .*; `cortecs-async ls` shows what there is  [0-9.]+ s\n", hint)
+        assert re.fullmatch(
+            r"nobody  error  .*  Run `cortecs-async ls` to list your instances\.  [0-9.]+ s\n", hint
+        )
 
     def test_a_service_that_cannot_be_reached_is_said_at_once(
         self, call: Call, monkeypatch: pytest.MonkeyPatch
@@ -502,14 +506,14 @@ class TestWatch:
             max_retries=0,
             poll_policy=policy,
         )
-        monkeypatch.setattr(_watch, "AsyncCortecs", client)
+        monkeypatch.setattr(watch, "AsyncCortecs", client)
         shown = call("-q", "watch", "instance-10001")
         assert (shown.exit_code, shown.stdout) == (1, "")
         assert shown.stderr.startswith("Error: ")
 
     def test_nothing_to_watch(self, served: Emulator, call: Call) -> None:
         shown = call("watch")
-        assert (shown.exit_code, shown.stderr) == (0, "the account has no instance\n")
+        assert (shown.exit_code, shown.stderr) == (0, "No instances.\n")
 
     def test_on_a_terminal_the_seconds_tick_until_it_is_gone(self, slow: Emulator, tmp_path: Path) -> None:
         instance_id = slow.start_instance(MODEL, HARDWARE)
@@ -595,10 +599,10 @@ def test_data_are_cleaned_whole() -> None:
         instance_args=InstanceArgs(model_id="b\x07", num_workers=3),
         instance_status=InstanceStatus(status="c\n"),
     )
-    shown = cleaned(instance)
+    shown = sanitize(instance)
     assert (shown.instance_id, shown.instance_args.model_id, shown.status) == ("a\ufffd", "b\ufffd", "c\n")
     assert shown.instance_args.num_workers == 3
-    assert clean("ü 漢") == "ü 漢"
+    assert sanitize("ü 漢") == "ü 漢"
 
 
 def test_a_narrow_table_leaves_out_what_is_optional() -> None:
@@ -620,15 +624,15 @@ def test_a_narrow_table_leaves_out_what_is_optional() -> None:
 
 def test_a_watch_on_a_narrow_terminal_shows_the_status_whole() -> None:
     row = ["instance-10001", MODEL, "running", "5/5 Running", "12 s", "http://127.0.0.1/v1"]
-    table = make_table(38, _watch._COLUMNS, [row], optional=_watch._OPTIONAL)
+    table = make_table(38, watch._COLUMNS, [row], optional=watch._OPTIONAL_COLUMNS)
     assert [str(each.header) for each in table.columns] == ["id", "status", "step", "elapsed"]
 
 
-def test_what_is_over() -> None:
+def test_what_has_ended() -> None:
     over = []
     for status in ("Stopped", "failed", "stopping", "running"):
         args, now = InstanceArgs(model_id="a--b"), InstanceStatus(status=status)
-        if is_over(Instance(instance_id="i", instance_args=args, instance_status=now)):
+        if has_ended(Instance(instance_id="i", instance_args=args, instance_status=now)):
             over.append(status)
     assert over == ["Stopped", "failed"]
 
@@ -655,12 +659,12 @@ def test_durations(text: str, seconds: float) -> None:
     "text", ["", "0", "0s", "-5", "1h30", "h", "5x", "30m1h", "nan", "inf", "1e3", "5 s", "9" * 400, "1ms"]
 )
 def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="1h30m"):
+    with pytest.raises(click.BadParameter, match=r"is invalid \(examples: 90s, 15m, 2h\)"):
         DURATION.convert(text, None, None)
 
 
 def test_a_duration_that_is_a_slip_of_the_hand() -> None:
-    with pytest.raises(click.BadParameter, match="more than ten years"):
+    with pytest.raises(click.BadParameter, match="longer than ten years"):
         DURATION.convert("99999999d", None, None)
     assert DURATION.convert("3650d", None, None) == 3650 * 86400
 

@@ -14,8 +14,8 @@ from _command_line import call_command, environment, serving
 from _world import HARDWARE, MODEL
 from click.testing import Result
 
-from cortecs_async._cli import output as _common
 from cortecs_async._cli.environment import load_env_file
+from cortecs_async._cli.output import format_time
 from cortecs_async.emulator import Emulator
 
 Call = Callable[..., Result]
@@ -95,7 +95,9 @@ class TestEnvFile:
     ) -> None:
         hostile = f"{text}{URL}=http://127.0.0.1:7777/v1\n"
         assert URL not in self._load(monkeypatch, hostile, env)
-        assert f"{URL} of .env is ignored" in capsys.readouterr().err
+        assert (
+            f"Ignoring {URL} of .env: secrets from elsewhere would be sent to it. " in capsys.readouterr().err
+        )
         # Who asks for the file gets it.
         assert self._load(monkeypatch, hostile, env, Path("asked.env"))[URL] == "http://127.0.0.1:7777/v1"
         assert self._load(monkeypatch, hostile, {**env, URL: "mine"})[URL] == "mine"
@@ -109,7 +111,7 @@ class TestEnvFile:
     def test_verbose_says_what_came_from_where(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         Path(".env").write_text(ACCOUNT)
         monkeypatch.setattr(os, "environ", dict(os.environ))
-        said = "from .env: CORTECS_CLIENT_ID, CORTECS_CLIENT_SECRET\n"
+        said = "Read from .env: CORTECS_CLIENT_ID, CORTECS_CLIENT_SECRET\n"
         assert call("-v", "completion", "bash").stderr == said
         monkeypatch.setattr(os, "environ", {k: v for k, v in os.environ.items() if v != "file"})
         assert call("completion", "bash").stderr == ""
@@ -120,11 +122,11 @@ class TestEnvFile:
         Path(".env").write_bytes(content)
         shown = call("completion", "bash")
         assert shown.exit_code == 0
-        assert shown.stderr.startswith(".env is ignored, as it cannot be read: ")
+        assert shown.stderr.startswith("Ignoring .env, which cannot be read: ")
         assert call("-q", "completion", "bash").stderr == ""
         shown = call("--env-file", ".env", "completion", "bash")
         assert (shown.exit_code, shown.stdout) == (1, "")
-        assert shown.stderr.startswith("Error: .env cannot be read: ")
+        assert shown.stderr.startswith("Error: Cannot read .env: ")
 
     @pytest.mark.sockets
     def test_a_pipe_of_that_name_holds_nothing_up(self, tmp_path: Path) -> None:
@@ -181,7 +183,7 @@ class TestStandardFiles:
         done = program(tmp_path, emu, *arguments, how=how)
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
-        assert ("say --yes" in done.stderr) is (status == 1)
+        assert ("Pass --yes" in done.stderr) is (status == 1)
 
     def test_a_command_runs_without_standard_error(self, emu: Emulator, tmp_path: Path) -> None:
         done = program(tmp_path, emu, "run", MODEL, "--", "readlink", "/proc/self/fd/2", how="2>&-")
@@ -200,7 +202,7 @@ class TestStandardFiles:
     def test_an_id_that_cannot_be_written_is_said_elsewhere(self, emu: Emulator, tmp_path: Path) -> None:
         done = program(tmp_path, emu, "-q", "start", MODEL, how=">/dev/full")
         assert done.returncode == 1
-        assert done.stderr.startswith(f"{emu.billing[0]} is billed until it is stopped\nError: ")
+        assert done.stderr.startswith(f"{emu.billing[0]} is billed until you stop it.\nError: ")
 
 
 # As if somebody pressed the keys while the modules are loaded.
@@ -232,15 +234,15 @@ main()
 
 
 @pytest.mark.sockets
-@pytest.mark.parametrize(("source", "said"), [(IN_AN_IMPORT, ""), (IN_A_COMMAND, "interrupted\n")])
+@pytest.mark.parametrize(("source", "said"), [(IN_AN_IMPORT, ""), (IN_A_COMMAND, "Interrupted.\n")])
 def test_ctrl_c_at_any_time_is_130(tmp_path: Path, source: str, said: str) -> None:
     done = program(tmp_path, None, "completion", "bash", source=source)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", said)
 
 
 def test_moments_beyond_what_dates_have() -> None:
-    assert _common.moment(1_000_000_000).startswith("2001-09-09 ")
-    assert _common.moment(4e11) == "in the far future"
-    assert _common.moment(1e300) == "in the far future"
-    assert _common.moment(float("inf")) == "never"
-    assert _common.moment(-1e300) == "in the far past"
+    assert format_time(1_000_000_000).startswith("2001-09-09 ")
+    assert format_time(4e11) == "in the far future"
+    assert format_time(1e300) == "in the far future"
+    assert format_time(float("inf")) == "never"
+    assert format_time(-1e300) == "in the far past"

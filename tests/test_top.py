@@ -18,6 +18,8 @@ from _command_line import PROGRAM, Terminal, environment, serving
 from _processes import until
 from _virtual_time import VirtualTimeLoop
 from attrs import define, evolve
+from rich.console import Console
+from rich.segment import Segment
 from rich.text import Text
 
 pytest.importorskip("textual")
@@ -30,7 +32,7 @@ from textual.widgets import DataTable, Static
 from cortecs_async import AsyncCortecs, Instance, errors
 from cortecs_async._cli import cli
 from cortecs_async._cli.top.app import TopApp
-from cortecs_async._cli.top.screens import Help, Question
+from cortecs_async._cli.top.screens import Confirmation, Help
 from cortecs_async._cli.top.view import (
     Column,
     Snapshot,
@@ -39,11 +41,11 @@ from cortecs_async._cli.top.view import (
     columns,
     cost_so_far,
     details,
-    duration,
+    format_age,
+    owner_text,
     rate,
     summary,
     warning,
-    who,
 )
 from cortecs_async._domain import InitProgress, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async._journal import JournalFile
@@ -165,7 +167,7 @@ async def test_the_instances_and_what_they_cost(world: World) -> None:
 
 async def test_an_empty_account_is_a_friendly_line(world: World) -> None:
     async with top(world) as seen:
-        assert "no instance" in seen.text("empty")
+        assert "No instances" in seen.text("empty")
         assert not seen.table.display
         await seen.press("s", "d", "enter")
         assert len(seen.app.screen_stack) == 1
@@ -216,6 +218,9 @@ async def test_eighty_columns_are_enough(world: World) -> None:
         assert titles == ["instance", "model", "status", "age", "cost", "owner"]
         assert seen.column("status") == ["pending 1/5"] * 2
         assert seen.table.max_scroll_x == 0
+        titles_line, first_line = (seen.table.render_line(y).text for y in range(2))
+        assert "  Llama-3.1-8B-Inst…  " in first_line
+        assert titles_line.rindex("cost") + 3 == first_line.rindex("-")  # aligned to the right
         await seen.resize(120, 30)
         assert "hardware" in [str(each.label) for each in seen.table.ordered_columns]
         assert seen.table.max_scroll_x == 0
@@ -241,7 +246,7 @@ async def test_what_the_service_says_is_no_markup_and_no_command(world: World) -
         shown = seen.app.export_screenshot()
         assert "\x1b" not in shown
         assert "\x1b" not in seen.text("details") + "".join(seen.rows[0])
-        assert isinstance(seen.app.screen, Question)
+        assert isinstance(seen.app.screen, Confirmation)
 
 
 # --- the cursor ---------------------------------------------------------------------------------------------
@@ -297,7 +302,7 @@ async def test_a_refresh_that_fails_keeps_the_last_table(world: World) -> None:
 
 async def test_nothing_can_be_read_from_the_first(world: World) -> None:
     async with top(world, MODEL, fault=Fault("status", route="token", status=401)) as seen:
-        assert seen.text("summary") == "not read yet"
+        assert seen.text("summary") == "No data yet."
         assert "401" in seen.text("problem")
         assert seen.text("empty") == ""
         await seen.press("s", "d", "r")
@@ -336,9 +341,9 @@ async def test_a_balance_that_cannot_be_read_is_no_reason_to_call_it_stale(world
 async def test_stop_asks_and_stops(world: World) -> None:
     async with top(world, MODEL, MODEL) as seen:
         await seen.press("down", "s")
-        assert isinstance(seen.app.screen, Question)
+        assert isinstance(seen.app.screen, Confirmation)
         shown = question(seen)
-        assert f"stop {seen.ids[1]}?" in shown
+        assert f"Stop {seen.ids[1]}?" in shown
         assert "elsewhere" in shown
         assert len(seen.emu.billing) == 2
         await seen.press("y")
@@ -352,7 +357,7 @@ async def test_anything_but_yes_changes_nothing(world: World) -> None:
     async with top(world, MODEL) as seen:
         for key in ("n", "escape", "q", "enter"):
             await seen.press("d")
-            assert isinstance(seen.app.screen, Question)
+            assert isinstance(seen.app.screen, Confirmation)
             await seen.press(key)
             assert len(seen.app.screen_stack) == 1, key
             assert seen.app.is_running, key
@@ -384,7 +389,7 @@ async def test_the_question_warns_of_a_living_process(world: World, journals: Pa
         )
         await seen.press("r", "d")
         assert "box, process 17" in question(seen)
-        assert "A living process uses it" in question(seen)
+        assert "A running process is using it" in question(seen)
         living.remove()
 
 
@@ -399,7 +404,7 @@ async def test_what_vanishes_while_it_is_asked_about(world: World) -> None:
         seen.emu.delete_instance(second)
         await seen.press("y")
         assert seen.ids == []
-        assert "no instance" in seen.text("empty")
+        assert "No instances" in seen.text("empty")
 
 
 async def test_what_vanishes_before_the_key(world: World) -> None:
@@ -448,7 +453,7 @@ async def test_a_delete_under_way_shows_and_outlives_the_screen(
         await seen.app.finish()
         assert seen.emu.existing == ()
         assert seen.app.pending == []
-        assert seen.app.unheard == []
+        assert seen.app.late_errors == []
 
 
 async def test_what_fails_after_the_end_is_kept_for_the_command_line(
@@ -466,7 +471,7 @@ async def test_what_fails_after_the_end_is_kept_for_the_command_line(
         await seen.pilot.pause()
         go.set()
         await seen.app.finish()
-        assert seen.app.unheard == ["delete instance-10001: it is still there"]
+        assert seen.app.late_errors == ["delete instance-10001: it is still there"]
 
 
 @pytest.mark.parametrize("key", ["q", "ctrl+c", "ctrl+q"])
@@ -518,10 +523,10 @@ async def test_who_is_asked_sees_of_what_and_the_answers(world: World) -> None:
                 widget = screen.query_one(name)
                 assert widget.region.height > 0
                 assert screen.region.contains_region(widget.region)
-            reading = screen.query_one("#reading")
+            scroll = screen.query_one("#scroll")
             for _ in range(20):
                 await seen.pilot.press("down")
-            assert reading.scroll_y == reading.max_scroll_y
+            assert scroll.scroll_y == scroll.max_scroll_y
             assert screen.region.contains_region(screen.query_one("#question").region)
             await seen.press("enter")
             assert len(seen.app.screen_stack) == 1
@@ -603,7 +608,7 @@ def test_the_owner_knows_since_when_it_is_billed() -> None:
     ],
 )
 def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert format_age(seconds) == text
 
 
 def test_the_summary_says_what_it_does_not_know() -> None:
@@ -629,11 +634,11 @@ def test_details_name_what_has_no_column() -> None:
 
 def test_who_knows_no_date_that_is_too_far_off() -> None:
     owners = {"i": Owner(kind="held", owner="box", started_at=EPOCH, expires_at=4.0e11)}
-    assert who(instance(), snapshot(owners=owners)).endswith(", until in the far future")
+    assert owner_text(instance(), snapshot(owners=owners)).endswith(", until in the far future")
 
 
 @pytest.mark.parametrize(
-    ("kind", "deed", "status", "warned"),
+    ("kind", "action", "status", "warned"),
     [
         ("process", "stop", "running", True),
         ("process", "delete", "stopped", False),
@@ -643,9 +648,9 @@ def test_who_knows_no_date_that_is_too_far_off() -> None:
         (None, "delete", "running", True),
     ],
 )
-def test_warnings(kind: Any, deed: str, status: str, *, warned: bool) -> None:
+def test_warnings(kind: Any, action: str, status: str, *, warned: bool) -> None:
     owners = {"i": Owner(kind=kind, owner="box", started_at=EPOCH)} if kind else {}
-    assert bool(warning(deed, instance(status), snapshot(owners=owners))) is warned
+    assert bool(warning(action, instance(status), snapshot(owners=owners))) is warned
 
 
 @pytest.mark.parametrize(
@@ -663,8 +668,12 @@ def test_the_columns_fill_the_width_and_no_more(width: int) -> None:
     one = evolve(instance("pending", model_id="organisation--" + "m" * 90), instance_id="i" * 60)
     shown = columns(width, snapshot(one))
     assert sum(each.width + 2 for each in shown) <= width - 2
-    row = cells(one, snapshot(one), EPOCH, shown)
-    assert all(cell.cell_len <= column.width for cell, column in zip(row, shown, strict=True))
+    console = Console(width=width)
+    for cell, column in zip(cells(one, snapshot(one), EPOCH, shown), shown, strict=True):
+        (line,) = console.render_lines(cell, console.options.update(width=column.width))
+        assert Segment.get_line_length(line) == column.width
+        text = "".join(segment.text for segment in line)
+        assert text.strip() == cell.plain or text.endswith("…")
 
 
 def test_a_step_is_cut_last() -> None:
@@ -680,7 +689,7 @@ def test_a_step_is_cut_last() -> None:
 def test_without_a_terminal_it_says_so() -> None:
     result = CliRunner().invoke(cli, ["top"])
     assert result.exit_code == 1
-    assert "needs a terminal" in result.output
+    assert "Not a terminal" in result.output
 
 
 @pytest.mark.sockets
@@ -709,7 +718,7 @@ class TestOnATerminal:
     def test_without_credentials_there_is_no_screen(self, tmp_path: Path) -> None:
         with Terminal(PROGRAM, "top", env=environment(None, tmp_path)) as terminal:
             assert terminal.wait() == 1
-            assert "no CORTECS_CLIENT_ID and no CORTECS_CLIENT_SECRET" in terminal.text
+            assert "Set CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET." in terminal.text
             assert b"\x1b[?1049h" not in terminal._written
 
     def test_a_service_that_was_never_reached_is_a_failure(self, tmp_path: Path) -> None:
@@ -720,7 +729,7 @@ class TestOnATerminal:
             "CORTECS_API_BASE_URL": "http://127.0.0.1:9/v1",
         }
         with Terminal(PROGRAM, "top", env=env) as terminal:
-            terminal.until(lambda text: "not read yet" in text)
+            terminal.until(lambda text: "No data yet." in text)
             terminal.press("q")
             assert terminal.wait() == 1
             assert is_given_back(terminal)
@@ -738,7 +747,7 @@ class TestOnATerminal:
 
     def test_sigterm_gives_the_terminal_back(self, tmp_path: Path) -> None:
         with serving() as emu, Terminal(PROGRAM, "top", env=environment(emu, tmp_path)) as terminal:
-            terminal.until(lambda text: "no instance" in text)
+            terminal.until(lambda text: "No instances" in text)
             terminal.process.terminate()
             assert terminal.wait() == 143
             assert is_given_back(terminal)
@@ -752,7 +761,7 @@ class TestOnATerminal:
             with Terminal(PROGRAM, "top", env=environment(emu, tmp_path)) as terminal:
                 terminal.until(lambda text: instance_id in text)
                 terminal.press("d")
-                terminal.until(lambda text: f"delete {instance_id}?" in text)
+                terminal.until(lambda text: f"Delete {instance_id}?" in text)
                 terminal.press("y")
                 terminal.until(lambda _: any(each.route == "stop" for each in emu.requests))
                 if how == "window":
@@ -761,7 +770,7 @@ class TestOnATerminal:
                 else:
                     terminal.process.terminate()
                     assert terminal.wait() == 143
-                    assert f"finishing first: deleting {instance_id}" in terminal.text
+                    assert f"Finishing: deleting {instance_id}" in terminal.text
                 # By itself, and not by the reaper after its death.
                 assert emu.existing == ()
 
@@ -772,7 +781,7 @@ class TestOnATerminal:
             with Terminal(PROGRAM, "top", env=environment(emu, tmp_path)) as terminal:
                 terminal.until(lambda text: instance_id in text)
                 terminal.press("d")
-                terminal.until(lambda text: f"delete {instance_id}?" in text)
+                terminal.until(lambda text: f"Delete {instance_id}?" in text)
                 terminal.press("y")
                 terminal.until(lambda _: any(each.route == "stop" for each in emu.requests))
                 terminal.process.kill()

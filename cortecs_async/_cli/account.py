@@ -1,4 +1,4 @@
-"""`cortecs-async models`, `hardware` and `balance`: what there is to rent, and the money for it."""
+"""`cortecs-async models`, `hardware` and `balance`: what you can rent, and the money for it."""
 
 from __future__ import annotations
 
@@ -6,61 +6,56 @@ import click
 
 from ..types import HardwareType
 from .options import json_option
-from .output import ask, clean, print_json, print_table, say
-
-_JSON = json_option("As JSON, with everything that the service says.")
+from .output import format_money, print_json, print_note, print_table, sanitize
+from .runtime import call_api
 
 
 @click.command()
-@_JSON
+@json_option()
 def models(as_json: bool) -> None:
-    """List the models that can be started. Needs no credentials."""
-    found = ask(lambda client: client.models.list())
+    """List the models that you can start. Needs no credentials."""
+    found = call_api(lambda client: client.models.list())
     if as_json:
         print_json(found)
-        return
-    if not found:
-        say("the service lists no model")
-        return
-    print_table(
-        ("model", "name", "hardware"),
-        (
+    elif found:
+        rows = (
             (each.hf_name or each.model_id, each.screen_name, ", ".join(each.hardware_configs))
             for each in found
-        ),
-    )
+        )
+        print_table(("model", "name", "hardware"), rows)
+    else:
+        print_note("No models.")
 
 
 @click.command()
-@click.option("--available", is_flag=True, help="Only what has free capacity now.")
-@_JSON
+@click.option("--available", is_flag=True, help="List only hardware that is available now.")
+@json_option()
 def hardware(available: bool, as_json: bool) -> None:
     """List the hardware types and their prices. Needs no credentials.
 
-    The service does not document how it names its prices: the price of a minute is read where a key names
-    the minute, or else the hour. All that it says is shown beside, as it comes.
+    The price fields of the service are undocumented. "per minute" is read from a field that names the minute,
+    or else the hour; the details show all fields as the service sends them.
     """
-    found = ask(
+    found = call_api(
         lambda client: client.hardware_types.list_available() if available else client.hardware_types.list()
     )
     if as_json:
         print_json(found)
-        return
-    if not found:
-        say("nothing is free at the moment" if available else "the service lists no hardware type")
-        return
-    print_table(("hardware", "per minute", "details"), map(_row, found))
+    elif found:
+        print_table(("hardware", "per minute", "details"), map(_row, found))
+    else:
+        print_note("No hardware is available now." if available else "No hardware types.")
 
 
 @click.command()
-@_JSON
+@json_option()
 def balance(as_json: bool) -> None:
-    """Show what the account has left."""
-    found = ask(lambda client: client.user.balance())
+    """Show the balance of the account."""
+    found = call_api(lambda client: client.user.balance())
     if as_json:
         print_json(found)
     else:
-        click.echo(clean(f"{found.current_balance:.2f} {found.currency}"))
+        click.echo(sanitize(format_money(found.current_balance, found.currency)))
 
 
 def _row(hardware_type: HardwareType) -> tuple[object, ...]:

@@ -1,4 +1,4 @@
-"""`cortecs-async doctor`: whether everything is there that a lease relies on."""
+"""`cortecs-async doctor`: check everything that a lease relies on."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import click
 from .. import AsyncCortecs, __version__
 from ..types import Finding
 from .options import json_option
-from .output import FAILED, clean, output, print_json, run
+from .output import print_json, sanitize, stdout_console
+from .runtime import FAILED, run_async
 
-# What an extra brings, and so tells that it is installed.
+# The packages of each extra. It is installed if they are.
 _EXTRAS = {
     "openai": ("openai",),
     "aiohttp": ("httpx-aiohttp",),
@@ -25,21 +26,22 @@ _EXTRAS = {
 @click.command()
 @json_option()
 def doctor(as_json: bool) -> None:
-    """Check credentials, service, clock, journal and reaper. Starts nothing that is billed.
+    """Check credentials, service, clock, journal and reaper.
 
-    Exits with 1 when something is not as it should be.
+    Starts nothing that is billed. Exits with 1 if a check fails.
     """
-    findings = run(_diagnose)
+    findings = run_async(_diagnose)
+    is_ok = all(finding.ok for finding in findings)
     if as_json:
         print_json({
-            "ok": all(each.ok for each in findings),
+            "ok": is_ok,
             "findings": findings,
             "versions": _versions(),
-            "extras": {name: _extra(name) for name in _EXTRAS},
+            "extras": {name: _extra_version(name) for name in _EXTRAS},
         })  # fmt: skip
     else:
-        _show(findings)
-    if not all(each.ok for each in findings):
+        _print_findings(findings)
+    if not is_ok:
         sys.exit(FAILED)
 
 
@@ -48,26 +50,25 @@ async def _diagnose() -> tuple[Finding, ...]:
         return await client.diagnose()
 
 
-def _show(findings: tuple[Finding, ...]) -> None:
+def _print_findings(findings: tuple[Finding, ...]) -> None:
     versions = _versions()
-    width = max(map(len, [*versions, *(each.name for each in findings)])) + 2
-    yes, no = _marks()
-    console = output()
-    for each in findings:
-        mark, style = (yes, "green") if each.ok else (no, "bold red")
+    width = max(map(len, [*versions, *(finding.name for finding in findings)])) + 2
+    passed, failed = _marks()
+    console = stdout_console()
+    for finding in findings:
+        mark, style = (passed, "green") if finding.ok else (failed, "bold red")
         console.print(f"[{style}]{mark}[/]", end=" ")
-        console.print(clean(f"{each.name:{width}}{each.detail}"), markup=False)
-        if each.hint:
-            console.print(clean(f"{'':{width + 2}}{each.hint}"), markup=False, style="dim")
+        console.print(sanitize(f"{finding.name:{width}}{finding.detail}"), markup=False)
+        if finding.hint:
+            console.print(sanitize(f"{'':{width + 2}}{finding.hint}"), markup=False, style="dim")
     console.print()
-    for name, version in versions.items():
+    extras = ", ".join(f"{name} {_extra_version(name) or 'not installed'}" for name in _EXTRAS)
+    for name, version in (*versions.items(), ("extras", extras)):
         console.print(f"  {name:{width}}{version}", markup=False)
-    extras = ", ".join(f"{name} {_extra(name) or 'not installed'}" for name in _EXTRAS)
-    console.print(f"  {'extras':{width}}{extras}", markup=False)
 
 
 def _marks() -> tuple[str, str]:
-    """Signs for right and wrong that standard output can carry."""
+    """Return the marks for passed and failed, in the encoding of standard output."""
     try:
         "✓✗".encode(sys.stdout.encoding or "ascii")
     except UnicodeEncodeError:
@@ -83,9 +84,9 @@ def _versions() -> dict[str, str]:
     }
 
 
-def _extra(name: str) -> str | None:
-    """The version of what makes an extra; None when any of it is missing."""
+def _extra_version(name: str) -> str | None:
+    """Return the versions of the packages of an extra. None if one is missing."""
     try:
-        return " + ".join(importlib.metadata.version(each) for each in _EXTRAS[name])
+        return " + ".join(importlib.metadata.version(package) for package in _EXTRAS[name])
     except importlib.metadata.PackageNotFoundError:
         return None

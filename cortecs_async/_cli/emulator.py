@@ -1,13 +1,13 @@
-"""`cortecs-async emulator`: the embedded emulator on a port of its own."""
+"""`cortecs-async emulator`: the built-in emulator of the service, on a port."""
 
 from __future__ import annotations
 
 import shlex
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .runtime import need
+from .runtime import import_optional
 
 if TYPE_CHECKING:
     from ..emulator import Emulator
@@ -19,86 +19,65 @@ class _Capacity(click.ParamType[tuple[str, int]]):
     def convert(
         self, value: object, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[str, int]:
-        hardware, separator, sets = str(value).partition("=")
-        if not separator or not hardware or not sets.isdecimal():
-            self.fail(f"{value!r} is not of the form NVIDIA_H100_1=4", param, ctx)
+        hardware, _, sets = str(value).partition("=")
+        if not hardware or not sets.isdecimal():
+            self.fail(f'capacity "{value}" is invalid (example: NVIDIA_H100_1=4)', param, ctx)
         return hardware, int(sets)
 
 
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8808, show_default=True, help="Port to listen on; 0 picks a free one.")
+@click.option("--host", default="127.0.0.1", help="Listen on this address.")
+@click.option("--port", default=8808, help="Listen on this port; 0 picks a free one.")
 @click.option(
     "--step-seconds",
     type=click.FloatRange(min=0),
     default=1.0,
-    show_default=True,
-    help="Seconds for each of the five steps of a start.",
+    help="Take this long for each of the five steps of a start.",
 )
 @click.option(
-    "--stop-seconds",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="Seconds a stop takes.",
+    "--stop-seconds", type=click.FloatRange(min=0), default=0.0, help="Take this long to stop an instance."
 )
 @click.option(
     "--answer-seconds",
     type=click.FloatRange(min=0),
     default=0.0,
-    show_default=True,
-    help="Seconds an instance works on each inference answer.",
+    help="Take this long for each inference answer.",
 )
 @click.option(
     "--parallel",
     type=click.IntRange(min=1),
-    help="Answers an instance works on at once; more wait. Default: any number.",
+    help="Let an instance answer only this many requests in parallel, while others wait.",
 )
-@click.option("--balance", default=1000.0, show_default=True, help="The account's balance in EUR.")
+@click.option("--balance", default=1000.0, help="Set the account's balance in EUR.")
 @click.option(
     "--capacity",
     type=_Capacity(),
     multiple=True,
-    help="GPU sets free in total, for one hardware type; can be given again.",
+    help="Set how many GPU sets of a hardware type exist; repeatable.",
 )
 @click.option(
-    "--allow-remote", is_flag=True, help="Listen beyond this machine, where anybody can reach it unencrypted."
+    "--allow-remote", is_flag=True, help="Allow an address that other machines can reach, unencrypted."
 )
 def emulator(
-    host: str,
-    port: int,
-    step_seconds: float,
-    stop_seconds: float,
-    answer_seconds: float,
-    parallel: int | None,
-    balance: float,
-    capacity: tuple[tuple[str, int], ...],
-    allow_remote: bool,
+    *, host: str, port: int, capacity: tuple[tuple[str, int], ...], allow_remote: bool, **options: Any
 ) -> None:
     """Serve an emulated cortecs.ai until Ctrl-C.
 
-    Prints the lines that point any client at it, so that `eval "$(cortecs-async emulator ...)"` is not
-    needed: copy them into another terminal.
+    Prints the `export` lines that connect a client to it. Copy them into another terminal.
     """
-    emulation = need("cortecs_async.emulator", "emulator")
+    emulation = import_optional("cortecs_async.emulator", "emulator")
 
     def announce(ready: Emulator) -> None:
         for name, value in ready.env().items():
             click.echo(f"export {name}={shlex.quote(value)}")
         click.echo(
-            "# the emulator listens; prices, models and answers are made up. Ctrl-C ends it.", err=True
+            "# The emulator is running with made-up prices, models and answers. Press Ctrl-C to stop it.",
+            err=True,
         )
 
     try:
         emulation.run_emulator(
-            emulation.Emulator(
-                step_seconds=step_seconds,
-                stop_seconds=stop_seconds,
-                answer_seconds=answer_seconds,
-                parallel=parallel,
-                balance=balance,
-                capacity=dict(capacity) or None,
-            ),
+            emulation.Emulator(capacity=dict(capacity) or None, **options),
             host=host,
             port=port,
             allow_remote=allow_remote,

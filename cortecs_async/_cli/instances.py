@@ -1,4 +1,4 @@
-"""`cortecs-async ls`, `show`, `stop` and `rm`: the instances of the account, and their end."""
+"""`cortecs-async ls`, `show`, `stop` and `rm`: the instances of the account."""
 
 from __future__ import annotations
 
@@ -9,137 +9,131 @@ from datetime import datetime
 import anyio
 import click
 
-from .. import AsyncCortecs, CortecsError, Instance, Progress
+from .. import AsyncCortecs, CortecsError, Instance
 from ..errors import BadRequestError, ConflictError, InstanceGoneError, NotFoundError
 from .options import DURATION, json_option
 from .output import (
-    FAILED,
-    ask,
-    clean,
-    insist,
-    interrupted,
-    is_over,
+    count,
+    error_text,
+    format_time,
+    has_ended,
+    print_facts,
     print_json,
+    print_note,
     print_table,
-    reason,
-    run,
-    say,
+    print_warning,
+    sanitize,
+    step_text,
 )
+from .runtime import FAILED, call_api, exit_interrupted, run_async
 
-# Of a stop that is refused because there is nothing to stop any more; which of them is not documented.
-_REFUSED = (BadRequestError, ConflictError, NotFoundError)
+# When there is nothing left to stop, the service rejects a stop with one of these. Which one is undocumented.
+_REJECTIONS = (BadRequestError, ConflictError, NotFoundError)
 
-# On a narrow terminal some are left out; `show` has them.
 _COLUMNS = ("id", "model", "hardware", "workers", "status", "step", "started", "base url")
 
-_OPTIONAL = ("base url", "started", "step", "workers", "hardware")
+# Left out on a narrow terminal, in this order. `show` has them all.
+_OPTIONAL_COLUMNS = ("base url", "started", "step", "workers", "hardware")
 
-_JSON = json_option("As JSON, with everything that the service says.")
-_YES = click.option("-y", "--yes", is_flag=True, help="Do not ask.")
-_IDS = click.argument("ids", metavar="[ID]...", nargs=-1)
+_yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
+_ids_argument = click.argument("ids", metavar="[ID]...", nargs=-1)
+
+_Action = Callable[[AsyncCortecs, str], Awaitable[str]]
 
 
 @click.command()
-@click.option("--status", help="Only those with this status: pending, running, stopping, stopped.")
-@_JSON
+@click.option("--status", help="List only instances with this status: pending, running, stopping or stopped.")
+@json_option()
 def ls(status: str | None, as_json: bool) -> None:
-    """List every instance of the account, whoever started it."""
-    found = [each for each in _list() if status is None or each.status.lower() == status.lower()]
+    """List all instances of the account, including those that you did not start."""
+    found = [instance for instance in _list() if status is None or instance.status.lower() == status.lower()]
     if as_json:
         print_json(found)
     elif found:
-        print_table(_COLUMNS, (_row(each) for each in found), optional=_OPTIONAL)
+        print_table(_COLUMNS, map(_row, found), optional=_OPTIONAL_COLUMNS)
     else:
-        say("the account has no instance" + (f" that is {status}" if status else ""))
+        print_note("No instances." if status is None else f'No instances with status "{status}".')
 
 
 @click.command()
 @click.argument("instance_id", metavar="ID")
-@_JSON
+@json_option()
 def show(instance_id: str, as_json: bool) -> None:
     """Show one instance."""
-    instance = ask(lambda client: client.instances.get(instance_id))
+    instance = call_api(lambda client: client.instances.get(instance_id))
     if as_json:
         print_json(instance)
         return
     args, status = instance.instance_args, instance.instance_status
-    facts = {
-        "id": instance.instance_id,
-        "status": status.status,
-        "model": args.hf_name,
-        "hardware": args.hardware_type_id,
-        "workers": args.num_workers,
-        "context": args.context_length,
-        "billing": args.billing_interval,
-        "base url": instance.base_url,
-        "started": _when(status.started_at),
-        "stopped": _when(status.stopped_at),
-        "step": step(instance),
-    }
-    width = max(map(len, facts)) + 2
-    for name, value in facts.items():
-        if value is not None:
-            click.echo(f"{name:{width}}{clean(str(value))}")
+    print_facts([
+        ("id", instance.instance_id),
+        ("status", status.status),
+        ("model", args.hf_name),
+        ("hardware", args.hardware_type_id),
+        ("workers", args.num_workers),
+        ("context", args.context_length),
+        ("billing", args.billing_interval),
+        ("base url", instance.base_url),
+        ("started", _time(status.started_at)),
+        ("stopped", _time(status.stopped_at)),
+        ("step", step_text(instance)),
+    ])  # fmt: skip
 
 
 @click.command()
-@_IDS
-@click.option("--all", "every", is_flag=True, help="Every instance of the account that is not stopped.")
-@click.option("--wait/--no-wait", default=True, show_default=True, help="Return when they are stopped.")
-@click.option("--timeout", type=DURATION, default="2m", show_default=True, help="How long to wait.")
-@_YES
+@_ids_argument
+@click.option("--all", "every", is_flag=True, help="Stop every instance of the account.")
+@click.option("--wait/--no-wait", default=True, help="Wait until they are stopped.")
+@click.option("--timeout", type=DURATION, default="2m", help="Stop waiting after this time.")
+@_yes_option
 def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: bool) -> None:
-    """Stop instances, which ends their billing. They can be restarted.
+    """Stop instances and their billing.
 
-    All are tried; exits with 1 when one could not be stopped, or is not stopped in time. --all means the
-    whole account, other people's and other programs' instances too: it shows them and asks first.
+    A stopped instance can be restarted. A failure with one instance does not affect the others; the command
+    exits with 1 if an instance could not be stopped, or not in time. --all includes the instances of other
+    people and programs, so it lists them and asks first.
     """
     _check_choice(ids, every)
     if every:
-        found = [each for each in _list() if not is_over(each)]
-        ids = _confirm("stop", found, yes=yes)
+        ids = _confirm("stop", [instance for instance in _list() if not has_ended(instance)], yes=yes)
 
-    async def end(client: AsyncCortecs, instance_id: str) -> str:
-        return await _stop(client, instance_id, patience=timeout if wait else 0.0)
+    async def stop_one(client: AsyncCortecs, instance_id: str) -> str:
+        return await _stop(client, instance_id, timeout=timeout if wait else 0.0)
 
-    _finish(run(_each, ids, end))
+    _print_results(run_async(_for_each, ids, stop_one))
 
 
 @click.command()
-@_IDS
-@click.option("--all", "every", is_flag=True, help="Every stopped instance of the account.")
+@_ids_argument
+@click.option("--all", "every", is_flag=True, help="Delete every stopped instance of the account.")
 @click.option(
-    "--stop",
-    "-f",
-    "--force",
-    "stop_first",
-    is_flag=True,
-    help="Those too that are not stopped: stop them first.",
+    "--stop", "-f", "--force", "stop_first", is_flag=True, help="Stop instances first that are not stopped."
 )
-@_YES
+@_yes_option
 def rm(ids: tuple[str, ...], every: bool, stop_first: bool, yes: bool) -> None:
     """Delete instances.
 
-    One that is not stopped is refused, unless --stop is given: then it is stopped, deleted, and read to be
-    gone, which Ctrl-C does not cut short. All are tried; exits with 1 when one is left. --all means the whole
-    account: it shows what it would delete and asks first.
+    An instance that is not stopped is rejected, unless you pass --stop. Then it is stopped and deleted, and
+    the command returns once the service confirms that it is gone; Ctrl-C does not interrupt this. A failure
+    with one instance does not affect the others; the command exits with 1 if an instance is left. --all
+    includes the instances of other people and programs, so it lists them and asks first.
     """
     _check_choice(ids, every)
-    listed = {each.instance_id: each for each in _list()}
+    listed = {instance.instance_id: instance for instance in _list()}
     if every:
-        doomed = [each for each in listed.values() if stop_first or is_over(each)]
-        if spared := len(listed) - len(doomed):
-            say(f"{spared} not stopped: left as they are; --stop takes them too")
-        ids = _confirm("delete", doomed, yes=yes)
+        chosen = [instance for instance in listed.values() if stop_first or has_ended(instance)]
+        if skipped := len(listed) - len(chosen):
+            print_note(f"Skipped {count(skipped, 'instance')} not yet stopped. Pass --stop to delete all.")
+        ids = _confirm("delete", chosen, yes=yes)
 
-    async def remove(client: AsyncCortecs, instance_id: str) -> str:
+    async def remove_one(client: AsyncCortecs, instance_id: str) -> str:
         return await _remove(client, listed.get(instance_id), instance_id, stop_first=stop_first)
 
-    _finish(run(_each, ids, remove))
+    _print_results(run_async(_for_each, ids, remove_one))
 
 
 def _row(instance: Instance) -> tuple[object, ...]:
-    """What a table shows of an instance; see `_COLUMNS`."""
+    """Return the cells of an instance, in the order of `_COLUMNS`."""
     args = instance.instance_args
     return (
         instance.instance_id,
@@ -147,129 +141,123 @@ def _row(instance: Instance) -> tuple[object, ...]:
         args.hardware_type_id,
         args.num_workers,
         instance.status,
-        step(instance),
-        _when(instance.instance_status.started_at),
+        step_text(instance),
+        _time(instance.instance_status.started_at),
         instance.base_url,
     )
 
 
-def step(instance: Instance) -> str | None:
-    """How far its start is, by the worker that is furthest; None where it reports nothing."""
-    leading = Progress(instance=instance, elapsed=0.0).leading
-    if not leading.num_steps:
-        return leading.description or None
-    return f"{leading.current_step}/{leading.num_steps} {leading.description}".rstrip()
+def _time(time: datetime | None) -> str | None:
+    return None if time is None else format_time(time)
 
 
-def _when(moment: datetime | None) -> str | None:
-    return None if moment is None else f"{moment:%Y-%m-%d %H:%M:%S %Z}".rstrip()
+def _list() -> tuple[Instance, ...]:
+    return call_api(lambda client: client.instances.list())
 
 
 def _check_choice(ids: tuple[str, ...], every: bool) -> None:
     if bool(ids) == every:
-        raise click.UsageError("name the instances, or say --all")
+        raise click.UsageError("Pass instance ids or --all.")
 
 
-def _confirm(deed: str, found: list[Instance], *, yes: bool) -> tuple[str, ...]:
-    """The ids of these, once a person has seen them and agreed."""
-    if not found:
-        say(f"there is nothing to {deed}")
+def _confirm(verb: str, instances: list[Instance], *, yes: bool) -> tuple[str, ...]:
+    """List the instances, ask for confirmation, and return their ids."""
+    if not instances:
+        print_note(f"No instances to {verb}.")
         sys.exit(0)
     if not yes:
-        for each in found:
-            click.echo(clean(f"{each.instance_id}  {each.status}  {each.instance_args.hf_name}"), err=True)
-        if not _is_attended():
-            raise click.ClickException(f"nobody can be asked whether to {deed} these {len(found)}: say --yes")
+        for instance in instances:
+            print_warning(f"{instance.instance_id}  {instance.status}  {instance.instance_args.hf_name}")
+        question = f"{verb} {count(len(instances), 'instance')}"
+        if not _is_terminal():
+            raise click.ClickException(
+                f"Cannot ask for confirmation: not a terminal. Pass --yes to {question}."
+            )
         try:
-            agreed = click.confirm(f"{deed} these {len(found)}, of the whole account?", err=True)
+            agreed = click.confirm(
+                f"{question.capitalize()}? --all includes those of other people and programs.", err=True
+            )
         except click.Abort:
-            click.echo(err=True)  # the cursor stands behind the question
-            interrupted()
+            click.echo(err=True)  # the cursor is still on the line of the question
+            exit_interrupted()
         if not agreed:
-            say("nothing was done")
+            print_note("Nothing was changed.")
             sys.exit(FAILED)
-    # Exactly what was shown: what somebody has started since is not hit.
-    return tuple(each.instance_id for each in found)
+    # Exactly the instances that were listed, not those that were started since.
+    return tuple(instance.instance_id for instance in instances)
 
 
-def _is_attended() -> bool:
+def _is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def _finish(results: Iterable[tuple[str, str | CortecsError]]) -> None:
-    """A line for each, on standard error for what failed."""
+def _print_results(results: Iterable[tuple[str, str | CortecsError]]) -> None:
+    """Print a line for each instance, on standard error for failures. Exit with 1 if there are any."""
     failed = False
     for instance_id, result in results:
         if isinstance(result, CortecsError):
             failed = True
-            click.echo(f"{clean(instance_id)}  {reason(result)}", err=True)
+            print_warning(f"{instance_id}  {error_text(result)}")
         else:
-            click.echo(clean(f"{instance_id}  {result}"))
+            click.echo(sanitize(f"{instance_id}  {result}"))
     if failed:
         sys.exit(FAILED)
 
 
-def _list() -> tuple[Instance, ...]:
-    return ask(lambda client: client.instances.list())
-
-
-async def _each(
-    ids: tuple[str, ...], deed: Callable[[AsyncCortecs, str], Awaitable[str]]
-) -> list[tuple[str, str | CortecsError]]:
-    """Does it to each of them at once; what goes wrong with one does not keep it from the others."""
+async def _for_each(ids: tuple[str, ...], action: _Action) -> list[tuple[str, str | CortecsError]]:
+    """Run an action for all instances in parallel. An error of one does not affect the others."""
     results: dict[str, str | CortecsError] = {}
 
     async def attempt(instance_id: str) -> None:
         try:
-            results[instance_id] = await deed(client, instance_id)
+            results[instance_id] = await action(client, instance_id)
         except CortecsError as error:
             results[instance_id] = error
 
+    unique = tuple(dict.fromkeys(ids))
     async with AsyncCortecs() as client, anyio.create_task_group() as tasks:
-        for each in dict.fromkeys(ids):
-            tasks.start_soon(attempt, each)
-    return [(each, results[each]) for each in dict.fromkeys(ids)]
+        for instance_id in unique:
+            tasks.start_soon(attempt, instance_id)
+    return [(instance_id, results[instance_id]) for instance_id in unique]
 
 
-async def _stop(client: AsyncCortecs, instance_id: str, *, patience: float) -> str:
+async def _stop(client: AsyncCortecs, instance_id: str, *, timeout: float) -> str:
     try:
         instance = await client.instances.stop(instance_id)
-    except _REFUSED as refusal:
+    except _REJECTIONS as rejection:
         try:
             instance = await client.instances.get(instance_id)
-        except _REFUSED:
-            raise refusal from None
-        if is_over(instance):
-            return f"{instance.status} already"
+        except _REJECTIONS:
+            raise rejection from None
+        if has_ended(instance):
+            return f"already {instance.status}"
         if instance.status.lower() != "stopping":
             raise
-    if is_over(instance) or not patience:
+    if has_ended(instance) or not timeout:
         return instance.status
     try:
-        with anyio.move_on_after(patience):
+        with anyio.move_on_after(timeout):
             async for instance in client.instances.watch(instance_id):
-                if is_over(instance):
+                if has_ended(instance):
                     return instance.status
             return "gone"
     except InstanceGoneError:
         return "gone"
     except anyio.get_cancelled_exc_class():
-        insist(f"{instance_id} was told to stop, and is {instance.status}")
+        print_warning(f"{instance_id} was asked to stop and is {instance.status}.")
         raise
-    raise CortecsError(
-        f"was told to stop, is {instance.status} after {patience:g} s, and may be billed until it is stopped"
-    )
+    raise CortecsError(f"is {instance.status} after {timeout:g} s. It may be billed until it is stopped.")
 
 
 async def _remove(
     client: AsyncCortecs, instance: Instance | None, instance_id: str, *, stop_first: bool
 ) -> str:
     if instance is None:
-        raise CortecsError("there is no such instance: `cortecs-async ls` shows what there is")
+        raise CortecsError("does not exist. Run `cortecs-async ls` to list your instances.")
     if stop_first:
         await client.release(instance_id)
-    elif is_over(instance):
+    elif has_ended(instance):
         await client.instances.delete(instance_id)
     else:
-        raise CortecsError(f"is {instance.status}: --stop stops it first")
+        raise CortecsError(f"is {instance.status}. Pass --stop to stop it first.")
     return "deleted"

@@ -17,45 +17,43 @@ from .emulator import emulator
 from .environment import load_env_file
 from .instances import ls, rm, show, stop
 from .orphans import orphans, sweep
-from .output import interrupted, leave_log_level_to_environment, set_up_logging
 from .run import run
+from .runtime import allow_log_level_from_environment, exit_interrupted, set_up_logging
 from .start import restart, start
 from .top.command import top
 from .watch import watch
 
 
-class _Commands(click.Group):
+class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
-        # Ctrl-C where no event loop runs: click's own way is status 1.
+        # Ctrl-C where no event loop runs. click itself would exit with 1.
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            interrupted()
+            exit_interrupted()
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="cortecs-async")
 @click.option(
     "--env-file",
     type=click.Path(dir_okay=False, exists=True, path_type=Path),
-    help="Read CORTECS_... and OPENAI_API_KEY from this file; else from .env, if there is one. The "
-    "environment wins.",
+    help="Read CORTECS_* and OPENAI_API_KEY from this file instead of .env, if the environment lacks them.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Only results and errors.")
-@click.option("-v", "--verbose", count=True, help="Say what happens; twice: every request.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only results and errors.")
+@click.option(
+    "-v", "--verbose", count=True, show_default=False, help="Log what happens; -vv logs every request."
+)
 def cli(env_file: Path | None, quiet: bool, verbose: int) -> None:
-    """Dedicated LLM instances on cortecs.ai that do not outlive the code that asked for them."""
+    """Rent dedicated LLM instances on cortecs.ai, and release them when your code ends."""
     set_up_logging(-1 if quiet else verbose)
     load_env_file(env_file)
     if not (quiet or verbose):
-        leave_log_level_to_environment()
+        allow_log_level_from_environment()
 
 
-cli.add_command(demo)
-cli.add_command(emulator)
-cli.add_command(orphans)
-cli.add_command(sweep)
-for _each in (balance, batch, completion, hardware, ls, models, restart, rm, run, show, start, stop, watch):
-    cli.add_command(_each)
-cli.add_command(doctor)
-cli.add_command(top)
+for _command in (
+    *(run, batch, ls, show, watch, top, start, restart, stop, rm, models, hardware, balance),
+    *(orphans, sweep, doctor, demo, emulator, completion),
+):
+    cli.add_command(_command)

@@ -1,125 +1,113 @@
-"""What the commands share: settings, output for people and for programs, errors, exit statuses."""
+"""Output for people and for programs: notes, errors, times, amounts, tables and JSON."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
-import os
-import signal
 import sys
-from collections.abc import Awaitable, Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from datetime import datetime
-from typing import IO, Any, NoReturn, TextIO, TypeVar, cast
+from typing import IO, Any, TextIO, TypeVar, cast
 
-import anyio
 import attrs
 import click
-from rich.cells import cell_len
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
-from .. import AsyncCortecs, CortecsError, Instance, Progress
+from .. import CortecsError, Instance, Progress
 from ..errors import InstanceGoneError, StartTimeoutError
 from ..integrations.rich import ProvisioningBar
 
 T = TypeVar("T")
 
-# Columns of a line that is no terminal's, and between two columns of a table.
+# Columns of standard output when it is not a terminal, so that no line is wrapped.
 _UNLIMITED = 100_000
-_GAP = 2
 
-# What the library says to programs, said to people: a line more.
+# What to do about an error, on the command line.
 _HINTS: tuple[tuple[type[CortecsError], str], ...] = (
-    (InstanceGoneError, "`cortecs-async ls` shows what there is"),
-    (StartTimeoutError, "--start-timeout allows more time"),
+    (InstanceGoneError, "Run `cortecs-async ls` to list your instances."),
+    (StartTimeoutError, "Pass --start-timeout to allow more time."),
 )
 
-# Beyond "stopped" the published reference names no status that is an end. The others are inferred.
-_ENDS = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
-
-FAILED = 1
-USAGE = 2
-INTERRUPTED = 130
+# The published reference names only "stopped". The others are inferred.
+_FINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
 
 
-def set_up_logging(verbosity: int) -> None:
-    """Shows the log of the SDK on standard error.
+def sanitize(value: T) -> T:
+    """Replace control characters in a text, or in all texts of a data class, so that a terminal obeys none.
 
-    Args:
-        verbosity: -1 for what is critical, 0 for warnings, 1 for what happens, 2 for every request.
+    Line ends stay.
     """
-    level = {-1: logging.CRITICAL, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
-    handler = _Log()
-    logger = logging.getLogger("cortecs_async")
-    logger.handlers[:] = [handler]
-    logger.setLevel(level)
-    logger.propagate = False
-    # Who wants quiet still wants to know that nobody is there to hand instances back.
-    logging.getLogger("cortecs_async.guard").setLevel(logging.WARNING if verbosity < 0 else logging.NOTSET)
-
-
-def leave_log_level_to_environment() -> None:
-    """Where no option says how much is shown, CORTECS_LOG may: the first client reads it."""
-    if os.environ.get("CORTECS_LOG"):
-        logging.getLogger("cortecs_async").setLevel(logging.NOTSET)
-
-
-class _Log(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        # Not bound to a stream: a live bar takes the place of standard error while it is drawn.
-        with contextlib.suppress(OSError):
-            click.echo(clean(self.format(record)), err=True)
-
-
-def clean(text: str) -> str:
-    """Text of the service's, harmless on a terminal: line ends stay, other control characters do not."""
-    return "".join(each if each.isprintable() or each == "\n" else "\ufffd" for each in text)
-
-
-def cleaned(value: T) -> T:
-    """The same data with all of its text clean: for those who show it in their own way."""
     kind: Any = type(value)
     changed: Any = value
     if isinstance(value, str):
-        changed = clean(value)
+        changed = "".join(char if char.isprintable() or char == "\n" else "\ufffd" for char in value)
     elif isinstance(value, tuple):
-        changed = tuple(cleaned(each) for each in value)
+        changed = tuple(sanitize(each) for each in value)
     elif attrs.has(kind):
-        changed = attrs.evolve(
-            changed, **{each.name: cleaned(getattr(value, each.name)) for each in attrs.fields(kind)}
-        )
+        changes = {each.name: sanitize(getattr(value, each.name)) for each in attrs.fields(kind)}
+        changed = attrs.evolve(changed, **changes)
     return cast("T", changed)
 
 
-def moment(unix: float) -> str:
-    """A Unix timestamp as people read it; also one that is further off than dates go."""
-    if unix == math.inf:
+def format_time(time: float | datetime) -> str:
+    """Format a Unix timestamp in local time, or a datetime in its own time zone."""
+    if time == math.inf:
         return "never"
     try:
-        return f"{datetime.fromtimestamp(unix).astimezone():%Y-%m-%d %H:%M:%S %Z}".rstrip()
-    except (ValueError, OverflowError, OSError):
-        return "in the far future" if unix > 0 else "in the far past"
+        moment = time if isinstance(time, datetime) else datetime.fromtimestamp(time).astimezone()
+    except (ValueError, OverflowError, OSError):  # beyond the range of dates
+        return "in the far future" if cast("float", time) > 0 else "in the far past"
+    return f"{moment:%Y-%m-%d %H:%M:%S %Z}".rstrip()
 
 
-def output() -> Console:
-    """Standard output, with colours only on a terminal that has them, and never cut to a width elsewhere."""
+def format_money(amount: float, currency: str) -> str:
+    """Format an amount of money. The currency may be empty."""
+    return f"{amount:.2f} {currency}".rstrip()
+
+
+def count(number: int, noun: str) -> str:
+    """Format a count: `1 instance`, `2 instances`."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def step_text(instance: Instance) -> str | None:
+    """Format the step of a start, by the worker that is furthest. None if the service reports no step."""
+    step = Progress(instance=instance, elapsed=0.0).leading
+    if not step.num_steps:
+        return step.description or None
+    return f"{step.current_step}/{step.num_steps} {step.description}".rstrip()
+
+
+def has_ended(instance: Instance) -> bool:
+    """Return whether the instance has stopped or failed. Only a restart brings it back."""
+    return instance.status.lower() in _FINAL_STATUSES
+
+
+def error_text(error: CortecsError) -> str:
+    """Format an error with its notes and a hint for the command line."""
+    hints = [hint for kind, hint in _HINTS if isinstance(error, kind)]
+    return sanitize("\n".join([str(error), *hints, *getattr(error, "__notes__", [])]))
+
+
+def stdout_console() -> Console:
+    """Return a console for standard output. Off a terminal it has no colors and never wraps a line."""
     is_terminal = sys.stdout.isatty()
     return Console(highlight=False, soft_wrap=not is_terminal, width=None if is_terminal else _UNLIMITED)
 
 
-def errors() -> Console:
-    """Standard error, for everything that is not the result."""
-    forgiving = cast("IO[str]", _Forgiving(sys.stderr))
-    return Console(file=forgiving, highlight=False, soft_wrap=not sys.stderr.isatty())
+def stderr_console() -> Console:
+    """Return a console for standard error, which may disappear."""
+    stream = cast("IO[str]", _BestEffortStream(sys.stderr))
+    return Console(file=stream, highlight=False, soft_wrap=not sys.stderr.isatty())
 
 
-class _Forgiving:
-    """Standard error that may go away: a window that is closed, a pipe that nobody reads any more.
+class _BestEffortStream:
+    """A stream that ignores write errors.
 
-    That must not end what is shown on it, a lease for example.
+    Closing the terminal window or the other end of a pipe must not end what reports there, such as a lease.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -139,103 +127,63 @@ class _Forgiving:
 
 
 def is_quiet() -> bool:
-    """Whether only results and errors were asked for."""
-    context = click.get_current_context(silent=True)
-    return context is not None and bool(context.find_root().params.get("quiet"))
+    """Return whether --quiet was given."""
+    return _has_option("quiet")
 
 
 def is_verbose() -> bool:
-    """Whether the log says what happens."""
+    """Return whether --verbose was given."""
+    return _has_option("verbose")
+
+
+def _has_option(name: str) -> bool:
     context = click.get_current_context(silent=True)
-    return context is not None and bool(context.find_root().params.get("verbose"))
+    return context is not None and bool(context.find_root().params.get(name))
 
 
-def say(text: str) -> None:
-    """A line for people on standard error, unless they asked for quiet."""
+def print_note(text: str) -> None:
+    """Print a line on standard error, unless --quiet was given."""
     if not is_quiet():
-        insist(text)
+        print_warning(text)
 
 
-def insist(text: str) -> None:
-    """A line for people on standard error, whatever they asked for: what goes on being billed."""
-    # A terminal that has gone away must not end what still has to be released.
+def print_warning(text: str) -> None:
+    """Print a line on standard error, even with --quiet: a failure, or what keeps being billed."""
+    # A terminal that has disappeared must not end what still has to be released.
     with contextlib.suppress(OSError):
-        click.echo(clean(text), err=True)
+        click.echo(sanitize(text), err=True)
 
 
-def say_what_is_left(cancelled: BaseException) -> None:
-    """Tells those who interrupted a start that nothing is, if that is so."""
-    # A release that failed is noted on the cancellation, and is in the log already.
+def print_nothing_left(cancelled: BaseException) -> None:
+    """Print that a cancelled start left no instance behind, if that is so."""
+    # A failed release is noted on the cancellation, and is in the log already.
     if not hasattr(cancelled, "__notes__"):
-        say("nothing is left of what was started")
+        print_note("No instance was left behind.")
 
 
 @contextlib.contextmanager
-def provisioning() -> Generator[Callable[[Progress], None] | None]:
-    """What to give as `on_progress`: a bar on standard error, or nothing for those who want quiet."""
+def start_progress() -> Generator[Callable[[Progress], None] | None]:
+    """Show the progress of a start on standard error. Yields an `on_progress`; None with --quiet."""
     if is_quiet():
         yield None
         return
-    with ProvisioningBar(errors()) as bar:
-        yield lambda progress: bar(cleaned(progress))
-
-
-def ending_signals() -> tuple[signal.Signals, ...]:
-    """What asks a command to end in order, for `cancel_on_sigterm`: not a SIGHUP that `nohup` ignores."""
-    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-    return (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGHUP)
-
-
-def reason(error: CortecsError) -> str:
-    """What an error says, with what was noted on it since."""
-    hints = [hint for kind, hint in _HINTS if isinstance(error, kind)]
-    return clean("\n".join([str(error), *hints, *getattr(error, "__notes__", [])]))
-
-
-def is_over(instance: Instance) -> bool:
-    """Whether it has come to an end, from which only a restart brings it back."""
-    return instance.status.lower() in _ENDS
-
-
-def run(main: Callable[..., Awaitable[T]], *args: Any) -> T:
-    """Runs a coroutine, and turns what it raises into one line and an exit status."""
-    try:
-        return anyio.run(main, *args)
-    except CortecsError as error:
-        raise click.ClickException(reason(error)) from None
-    except KeyboardInterrupt:
-        interrupted()
-
-
-def ask(question: Callable[[AsyncCortecs], Awaitable[T]]) -> T:
-    """The answer of the service to a question that starts nothing."""
-
-    async def main() -> T:
-        async with AsyncCortecs(guard="off") as client:
-            return await question(client)
-
-    return run(main)
-
-
-def interrupted() -> NoReturn:
-    """Ends after Ctrl-C, as a shell expects it."""
-    say("interrupted")
-    sys.exit(INTERRUPTED)
+    with ProvisioningBar(stderr_console()) as bar:
+        yield lambda progress: bar(sanitize(progress))
 
 
 def print_json(value: object) -> None:
-    """Data classes and plain values as JSON on standard output."""
+    """Print data classes and plain values as JSON on standard output."""
     click.echo(to_json(value, indent=2))
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
-    """Data classes and plain values as JSON text, in which what a terminal would obey is escaped."""
+    """Return data classes and plain values as JSON in which control characters are escaped."""
     text = json.dumps(to_plain(value), indent=indent, ensure_ascii=False)
-    return "".join(each if each.isprintable() or each == "\n" else json.dumps(each)[1:-1] for each in text)
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
 
 
 def to_plain(value: object) -> Any:
-    """What `json` can write."""
+    """Convert data classes to values that `json` can write."""
     kind: Any = type(value)
     if attrs.has(kind):
         return {each.name: to_plain(getattr(value, each.name)) for each in attrs.fields(kind)}
@@ -248,38 +196,46 @@ def to_plain(value: object) -> Any:
     return value
 
 
+def print_facts(facts: Iterable[tuple[str, object]]) -> None:
+    """Print names and values on standard output, one pair a line. Leaves out None and empty texts."""
+    shown = [(name, sanitize(str(value))) for name, value in facts if value not in {None, ""}]
+    width = max(len(name) for name, _ in shown)
+    for name, value in shown:
+        click.echo(f"{click.style(f'{name:{width}}', bold=True)}  {value}")
+
+
 def print_table(
     columns: Sequence[str], rows: Iterable[Iterable[object]], *, optional: Sequence[str] = ()
 ) -> None:
-    """A table on standard output, of any width where that is no terminal. See `make_table`."""
-    console = output()
+    """Print a table on standard output. `make_table` documents the arguments."""
+    console = stdout_console()
     console.print(make_table(console.width, columns, rows, optional=optional))
 
 
 def make_table(
     width: int, columns: Sequence[str], rows: Iterable[Iterable[object]], *, optional: Sequence[str] = ()
 ) -> Table:
-    """A table; None is shown as a dash.
+    """Make a table. None becomes a dash.
 
     Args:
-        width: How wide it may be.
-        columns: Their headings. The first is never broken: it is what people copy.
+        width: The widest that the table may be, in characters.
+        columns: The headings. The id in the first column is never wrapped, because people copy it.
         rows: The cells.
-        optional: Columns that are left out, in this order, where not all have room.
+        optional: Columns to leave out, in this order, until the others fit.
     """
-    # As Text, so that [red] in what the service says is no markup.
-    texts = [[Text("-" if each is None else clean(str(each))) for each in row] for row in rows]
-    widths = {
-        name: max([cell_len(name), *(row[at].cell_len for row in texts)]) + _GAP
-        for at, name in enumerate(columns)
-    }
-    for name in optional:
-        if sum(widths.values()) - _GAP > width:
-            del widths[name]
-    natural = sum(widths.values()) - _GAP
-    table = Table(box=None, pad_edge=False, header_style="bold", width=width if natural > width else None)
-    for name in widths:
-        table.add_column(name, overflow="fold", no_wrap=name == columns[0])
-    for row in texts:
-        table.add_row(*(text for name, text in zip(columns, row, strict=True) if name in widths))
-    return table
+    # As Text, so that markup from the service, such as [red], has no effect.
+    texts = [[Text("-" if cell is None else sanitize(str(cell))) for cell in row] for row in rows]
+    rows_by_name = [dict(zip(columns, row, strict=True)) for row in texts]
+    unlimited = Console(width=_UNLIMITED)
+    shown, removable = list(columns), list(optional)
+    while True:
+        headers = (Column(name, overflow="fold", no_wrap=name == columns[0]) for name in shown)
+        table = Table(*headers, box=None, pad_edge=False, header_style="bold")
+        for row in rows_by_name:
+            table.add_row(*(row[name] for name in shown))
+        if unlimited.measure(table).maximum <= width:
+            return table
+        if not removable:
+            table.width = width  # wraps the cells
+            return table
+        shown.remove(removable.pop(0))

@@ -1,4 +1,4 @@
-"""`cortecs-async top`: the instances of the account, live."""
+"""`cortecs-async top`: the instances of the account, live on a full screen."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import click
 
 from ... import AsyncCortecs
 from ...signals import cancel_on_sigterm
+from ..environment import CREDENTIALS
 from ..options import DURATION
-from ..output import FAILED, ending_signals, insist, run, say
-from ..runtime import need
-
-_NEEDED = ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET")
+from ..output import print_note, print_warning
+from ..runtime import FAILED, import_optional, run_async, termination_signals
 
 
 @click.command()
@@ -21,39 +20,38 @@ _NEEDED = ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET")
     "--interval",
     type=DURATION,
     default="2s",
-    show_default=True,
-    help="Between two refreshes, each of which is one request; at least 1s.",
+    help="Refresh this often (at least 1s), with one request each time.",
 )
 def top(interval: float) -> None:
-    """Watch the instances of the account on a full screen: what runs, what it costs, who answers for it.
+    """Monitor instances, costs and owners on a full screen.
 
-    Stops and deletes them as well, each after a question. Needs the extra `tui`.
+    You can also stop and delete instances there, each after a confirmation. Needs the extra `tui`.
     """
     if interval < 1:
-        raise click.BadParameter("at least 1s", param_hint="--interval")
-    need("textual", "tui")
+        raise click.BadParameter("must be at least 1s", param_hint="--interval")
+    import_optional("textual", "tui")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise click.ClickException("this needs a terminal: `cortecs-async ls` lists instances elsewhere")
-    if missing := [name for name in _NEEDED if not os.environ.get(name, "").strip()]:
-        # Before the screen, which would hide it and never show anything else.
-        raise click.ClickException(f"there is no {' and no '.join(missing)} in the environment")
-    run(_top, interval)
+        raise click.ClickException("Not a terminal. Use `cortecs-async ls` instead.")
+    if missing := [name for name in CREDENTIALS if not os.environ.get(name, "").strip()]:
+        # Checked first, because the screen would hide the error and never show anything else.
+        raise click.ClickException(f"Missing credentials. Set {' and '.join(missing)}.")
+    run_async(_top, interval)
 
 
 async def _top(interval: float) -> None:
     from .app import TopApp  # noqa: PLC0415  (optional, checked by the caller)
 
-    # The next refresh is the retry of one that failed; what is to be deleted is tried again in any case.
-    async with cancel_on_sigterm(*ending_signals()), AsyncCortecs(max_retries=0) as client:
+    # No retries: the next refresh retries a failed one, and deletions have retries of their own.
+    async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(max_retries=0) as client:
         app = TopApp(client, interval=interval)
         try:
-            # A cancellation ends it as `q` does: the terminal is given back.
+            # A cancellation ends it as `q` does, and restores the terminal.
             await app.run_async()
         finally:
             if app.pending:
-                say(f"finishing first: {', '.join(app.pending)}")
+                print_note(f"Finishing: {', '.join(app.pending)}")
                 await app.finish()
-            for each in app.unheard:
-                insist(each)
-    if app.unheard or app.return_code or not app.has_read:
+            for error in app.late_errors:
+                print_warning(error)
+    if app.late_errors or app.return_code or not app.has_data:
         sys.exit(FAILED)

@@ -1,4 +1,4 @@
-"""The windows that `cortecs-async top` opens above its table: a question, and the help."""
+"""The windows that `cortecs-async top` opens above its table: a confirmation, and the help."""
 
 from __future__ import annotations
 
@@ -12,91 +12,93 @@ from textual.events import Resize
 from textual.screen import ModalScreen
 from textual.widgets import Button, Static
 
-# Lines below which a screen has none to spare, and how many there are besides what is to be read.
-_LOW = 20
-_AROUND, _AROUND_LOW = 13, 7
+# A screen with fewer lines gets a compact window.
+_COMPACT_BELOW = 20
+
+# The lines of a window besides the text that scrolls.
+_FRAME, _COMPACT_FRAME = 13, 7
 
 HELP = """\
-s   stop: ends billing; it can be restarted
-d   delete: stops it first, and waits until it is gone
-r   read everything anew
-q   quit: changes nothing, as Ctrl-C does
+s   stop: ends billing, can be restarted
+d   delete: stops it and waits until it is gone
+r   refresh
+q   quit (or Ctrl-C): changes nothing
 
-Owners, by the journals on this machine:
-mine, process  a living process ends it in time
-held           acquired: whoever has its handle
-orphan         its process died: `cortecs-async sweep`
-elsewhere      no journal here names it
+Owners recorded on this machine:
+mine, process  a running process
+held           the holder of a handle
+orphan         dead: run `cortecs-async sweep`
+elsewhere      none
 
-age is counted from the start; cost is each interval
-begun, for each worker, at the list price."""
+age counts from the start. cost is the list price
+of each interval begun, for each worker."""
 
 
-class Question(ModalScreen[bool]):
-    """Asks whether to do something to an instance; the answer is its result.
+class Confirmation(ModalScreen[bool]):
+    """Asks whether to stop or delete an instance. The result is the answer.
 
     Args:
-        deed: `stop` or `delete`.
+        action: `stop` or `delete`.
         instance_id: The instance.
-        facts: What it is and whose, a line each.
-        warning: What to think of; empty where there is nothing.
+        facts: Its model and status, and its owner, a line each.
+        warning: A warning; may be empty.
     """
 
-    AUTO_FOCUS = "#no"  # a key that was pressed too often does no harm
+    AUTO_FOCUS = "#no"  # so that pressing a key once too often does no harm
     BINDINGS: ClassVar[list[BindingType]] = [
         ("y", "answer(True)", "Yes"),
         ("n,escape,q", "answer(False)", "No"),
         ("left,right", "app.focus_next", ""),
-        ("up", "read(-1)", ""),
-        ("down", "read(1)", ""),
+        ("up", "scroll(-1)", ""),
+        ("down", "scroll(1)", ""),
     ]
 
-    def __init__(self, deed: str, instance_id: str, facts: str, warning: str) -> None:
+    def __init__(self, action: str, instance_id: str, facts: str, warning: str) -> None:
         super().__init__()
-        self._deed = deed
+        self._action = action
         self._instance_id = instance_id
         self._facts = facts
         self._warning = warning
 
     def compose(self) -> ComposeResult:
-        """Its widgets."""
+        """Create the widgets."""
         with Vertical(classes="window"):
-            yield Static(Text(f"{self._deed} {self._instance_id}?", "bold"), id="question")
-            # Only this scrolls: whoever answers sees of what.
-            with VerticalScroll(id="reading", can_focus=False):
+            yield Static(Text(f"{self._action.capitalize()} {self._instance_id}?", "bold"), id="question")
+            # Only this scrolls, so that the question and the buttons stay visible.
+            with VerticalScroll(id="scroll", can_focus=False):
                 if self._warning:
                     yield Static(Text(self._warning), id="warning")
                 yield Static(Text(self._facts), id="facts")
-            with Horizontal(id="answers"):
+            with Horizontal(id="buttons"):
                 yield Button("No (n)", id="no")
-                yield Button(f"{self._deed.capitalize()} (y)", id="yes", variant="error")
+                yield Button(f"{self._action.capitalize()} (y)", id="yes", variant="error")
 
     def on_resize(self, event: Resize) -> None:
-        """Makes room for the question and the answers first."""
-        is_low = event.size.height < _LOW
-        self.set_class(is_low, "-small")
-        room = event.size.height - (_AROUND_LOW if is_low else _AROUND)
-        self.query_one("#reading").styles.max_height = max(room, 1)
+        """Limit the height of the text, so that the question and the buttons fit."""
+        is_compact = event.size.height < _COMPACT_BELOW
+        self.set_class(is_compact, "-compact")
+        height = event.size.height - (_COMPACT_FRAME if is_compact else _FRAME)
+        self.query_one("#scroll").styles.max_height = max(height, 1)
 
-    def action_read(self, lines: int) -> None:
-        """Scrolls what does not fit."""
-        self.query_one("#reading").scroll_relative(y=lines, animate=False)
+    def action_scroll(self, lines: int) -> None:
+        """Scroll the text."""
+        self.query_one("#scroll").scroll_relative(y=lines, animate=False)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """An answer by mouse or Enter."""
+        """Answer with a button."""
         self.dismiss(event.button.id == "yes")
 
     def action_answer(self, answer: bool) -> None:
-        """An answer by its key."""
+        """Answer with a key."""
         self.dismiss(answer)
 
 
 class Help(ModalScreen[None]):
-    """The keys, and what the owners mean."""
+    """Explains the keys, the owners, age and cost."""
 
     BINDINGS: ClassVar[list[BindingType]] = [("escape,q,question_mark,enter", "dismiss", "Close")]
 
     def compose(self) -> ComposeResult:
-        """Its widgets."""
+        """Create the widgets."""
         with Vertical(classes="window"):
             yield Static(Text(HELP), id="help")
