@@ -1323,21 +1323,21 @@ MUTANTS = [
         "_cli/instances.py",
         "if stop_first or has_ended(instance)]",
         "if True]",
-        "test_cli_instances.py::TestEnding::test_all_without_force_leaves_what_runs",
+        "test_cli_instances.py::TestStopAndRemove::test_rm_all_without_force_skips_running_instances",
     ),
     Mutant(
         "stops or deletes the whole account although it cannot ask for confirmation",
         "_cli/instances.py",
         "        if not _is_terminal():\n",
         "        if False:\n",
-        "test_cli_instances.py::TestEnding::test_the_whole_account_needs_somebody_who_agrees",
+        "test_cli_instances.py::TestStopAndRemove::test_all_needs_a_confirmation",
     ),
     Mutant(
         "stops what was started after the list was shown",
         "_cli/instances.py",
         "    return tuple(instance.instance_id for instance in instances)\n",
         "    return tuple(instance.instance_id for instance in _list())\n",
-        "test_cli_instances.py::TestEnding::test_what_was_started_since_it_was_shown_is_not_hit",
+        "test_cli_instances.py::TestStopAndRemove::test_all_spares_instances_started_after_the_list",
     ),
 ]
 
