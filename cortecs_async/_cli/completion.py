@@ -1,4 +1,4 @@
-"""`cortecs-async completion`: what a shell needs to complete commands and options."""
+"""`cortecs-async completion`: a script that completes commands and options in a shell."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ _VARIABLE = "_CORTECS_ASYNC_COMPLETE"
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print a script that teaches a shell the commands and options.
+    """Print a script that completes commands and options.
 
     \b
     bash:  eval "$(cortecs-async completion bash)"         in ~/.bashrc
     zsh:   eval "$(cortecs-async completion zsh)"          in ~/.zshrc
     fish:  cortecs-async completion fish | source          in ~/.config/fish/config.fish
 
-    Nothing is asked of the service while you type.
-    """  # noqa: D301  (click's mark for text that is not to be wrapped)
-    kind = get_completion_class(shell)
-    if kind is None:
-        raise click.ClickException(f"this version of click knows no {shell}")
+    Completion sends no requests to the service.
+    """  # noqa: D301  (\b keeps click from wrapping a paragraph)
+    shell_completion = get_completion_class(shell)
+    if shell_completion is None:
+        raise click.ClickException(f"This version of click does not support {shell}.")
     root = click.get_current_context().find_root().command
-    click.echo(kind(root, {}, _NAME, _VARIABLE).source())
+    click.echo(shell_completion(root, {}, _NAME, _VARIABLE).source())

@@ -1,4 +1,4 @@
-"""`cortecs-async demo`: the main job from start to receipt, on the embedded emulator."""
+"""`cortecs-async demo`: a lease from start to receipt, on the built-in emulator."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from .. import AsyncCortecs
 from ..integrations.rich import ProvisioningBar
 from ..signals import cancel_on_sigterm
 from ..types import Balance
-from ._common import ending_signals, run, say_what_is_left
-from ._need import need
+from .output import count, format_money, print_nothing_left
+from .runtime import import_optional, run_async, termination_signals
 
 if TYPE_CHECKING:
     from .. import InstanceLease
@@ -30,25 +30,25 @@ _HARDWARE = "NVIDIA_H100_1"
     "--step-seconds",
     type=click.FloatRange(min=0, max=60),
     default=1.0,
-    show_default=True,
-    help="Seconds for each of the five steps of the emulated start.",
+    help="Take this long for each of the five steps of the start.",
 )
-@click.option(
-    "--prompt", default="Why should a GPU never outlive its program?", show_default=True, help="What to ask."
-)
+@click.option("--prompt", default="Why should a GPU never outlive its program?", help="Ask the model this.")
 def demo(step_seconds: float, prompt: str) -> None:
-    """Lease an emulated instance, chat with it, and hand it back: no account, no GPU, no cost."""
-    need("cortecs_async.emulator", "demo")
-    need("openai", "demo")
-    run(_cancellable, step_seconds, prompt)
+    """Try a lease on the built-in emulator, without an account.
+
+    Starts an emulated instance, chats with it, and deletes it. Needs no GPU and costs nothing.
+    """
+    import_optional("cortecs_async.emulator", "demo")
+    import_optional("openai", "demo")
+    run_async(_cancellable, step_seconds, prompt)
 
 
 async def _cancellable(step_seconds: float, prompt: str) -> None:
-    async with cancel_on_sigterm(*ending_signals()):
+    async with cancel_on_sigterm(*termination_signals()):
         try:
             await _demo(step_seconds, prompt)
         except anyio.get_cancelled_exc_class() as cancelled:
-            say_what_is_left(cancelled)
+            print_nothing_left(cancelled)
             raise
 
 
@@ -57,8 +57,8 @@ async def _demo(step_seconds: float, prompt: str) -> None:
 
     console = Console(highlight=False, soft_wrap=True)
     console.print(
-        "[bold]cortecs_async demo[/]: the real client on real sockets against the [bold]embedded emulator[/] "
-        "on this machine.\nNo account, no GPU, no cost. Models, prices and answers are the emulator's own."
+        "[bold]cortecs_async demo[/]: the real client connects to the [bold]embedded emulator[/] on this "
+        "machine.\nNo account, no GPU, no cost. Models, prices and answers are made up."
     )
     async with serve_emulator(step_seconds=step_seconds, token_seconds=0.03) as emulator:
         console.print(f"\n[bold]emulator[/]  {emulator.api_base_url}")
@@ -67,7 +67,7 @@ async def _demo(step_seconds: float, prompt: str) -> None:
             emulator.client_id,
             emulator.client_secret,
             api_base_url=emulator.api_base_url,
-            # An emulator's instances die with it: there is nothing to sweep, and nobody to hand them back to.
+            # The instances end with the emulator, so neither the reaper nor `sweep` has anything to do.
             guard="off",
             journal="off",
         ) as client:
@@ -75,7 +75,7 @@ async def _demo(step_seconds: float, prompt: str) -> None:
                 async with client.instance(_MODEL, _HARDWARE, on_progress=bar) as inst:
                     console.print(f"[bold]running[/]   {inst.instance_id} at {inst.base_url}")
                     await _chat(console, inst, emulator.api_key, prompt)
-                    console.print("[bold]release[/]   stop, delete, and read back that it is gone ...")
+                    console.print("[bold]release[/]   stop, delete, and confirm that it is gone ...")
             balance = await client.user.balance()
         _print_receipt(console, emulator, balance)
 
@@ -95,19 +95,16 @@ async def _chat(console: Console, inst: InstanceLease, api_key: str, prompt: str
 
 def _print_receipt(console: Console, emulator: Emulator, balance: Balance) -> None:
     currency = balance.currency
-    table = Table(
-        title="receipt, from the emulator's ledger", title_justify="left", box=None, show_header=False
-    )
+    table = Table(title="receipt of the emulator", title_justify="left", box=None, show_header=False)
     for entry in emulator.ledger:
         table.add_row("instance", f"{entry.instance_id} ({entry.status})")
-        table.add_row(
-            "billed", f"{entry.seconds:.1f} s, {entry.billing_interval}, {entry.num_workers} worker"
-        )
-        table.add_row("cost", f"{entry.cost:.2f} {currency} (of the emulator's invented money)")
-    table.add_row("balance", f"{balance.current_balance:.2f} {currency}")
-    left = len(emulator.existing)
+        workers = count(entry.num_workers, "worker")
+        table.add_row("billed", f"{entry.seconds:.1f} s, {entry.billing_interval}, {workers}")
+        table.add_row("cost", f"{format_money(entry.cost, currency)} (not real money)")
+    table.add_row("balance", format_money(balance.current_balance, currency))
+    remaining = len(emulator.existing)
     table.add_row(
-        "left", "nothing: no instance exists, none is billed" if left == 0 else f"{left} instance(s)!"
+        "left", count(remaining, "instance") if remaining else "nothing; no instance exists or is billed"
     )
     console.print()
     console.print(table)

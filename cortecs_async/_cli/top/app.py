@@ -1,4 +1,4 @@
-"""The terminal application behind `cortecs-async top`. Only this and its windows import textual."""
+"""The terminal application of `cortecs-async top`. Only this module and its windows import textual."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from textual.binding import Binding, BindingType
 from textual.events import Resize
 from textual.widgets import DataTable, Footer, Static
 
-from .. import AsyncCortecs, CortecsError, Instance
-from ._common import clean, reason
-from ._top_screens import Help, Question
-from ._top_view import Column, Snapshot, cells, columns, details, summary, warning, who
+from ... import AsyncCortecs, CortecsError, Instance
+from ..output import error_text, sanitize
+from .screens import Confirmation, Help
+from .view import Column, Snapshot, cells, columns, details, header, owner_text, summary, warning
 
-# Seconds after which what changes rarely is asked for again.
-_SELDOM = 30.0
+# Seconds between two requests for the balance.
+_BALANCE_INTERVAL = 30.0
 
-_EMPTY = "This account has no instance. Start one, and it shows up here."
+_EMPTY = "No instances. When you start one, it appears here."
 
 _CSS = """
 #summary { height: auto; max-height: 3; padding: 0 1; background: $panel; }
@@ -30,21 +30,21 @@ _CSS = """
 #instances { height: 1fr; }
 #empty { height: 1fr; content-align: center middle; text-align: center; color: $text-muted; padding: 0 2; }
 #details { height: auto; max-height: 40%; padding: 0 1; border-top: solid $panel; }
-Question, Help { align: center middle; }
+Confirmation, Help { align: center middle; }
 .window {
     width: 64; max-width: 95%; height: auto; max-height: 95%;
     padding: 1 2; border: round $primary; background: $surface; overflow-y: auto;
 }
 .window Static { height: auto; }
 .window #question { max-height: 3; }
-#reading { height: auto; }
+#scroll { height: auto; }
 #warning { margin-top: 1; color: $text-warning; text-style: bold; }
 #facts { margin-top: 1; }
-#answers { height: auto; margin-top: 1; align-horizontal: right; }
-#answers Button { margin-left: 2; }
-.-small .window { padding: 0 1; }
-.-small #warning, .-small #facts, .-small #answers { margin-top: 0; }
-.-small #answers Button { height: 1; min-width: 8; border: none; }
+#buttons { height: auto; margin-top: 1; align-horizontal: right; }
+#buttons Button { margin-left: 2; }
+.-compact .window { padding: 0 1; }
+.-compact #warning, .-compact #facts, .-compact #buttons { margin-top: 0; }
+.-compact #buttons Button { height: 1; min-width: 8; border: none; }
 """
 
 
@@ -52,23 +52,23 @@ class TopApp(App[None]):
     """The instances of an account, live.
 
     Args:
-        client: Where to read from; it is not closed here.
-        interval: Seconds between refreshes; None for only those that are asked for.
-        now: Unix time in seconds.
+        client: The client; it is not closed here.
+        interval: Seconds between refreshes; None to refresh only on request.
+        now: Returns the Unix time in seconds.
 
     Attributes:
-        unheard: What went wrong after the screen was gone.
+        late_errors: Errors from after the screen was closed.
     """
 
     CSS = _CSS
     ENABLE_COMMAND_PALETTE = False
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("s", "ask('stop')", "stop"),
-        Binding("d", "ask('delete')", "delete"),
+        Binding("s", "confirm('stop')", "stop"),
+        Binding("d", "confirm('delete')", "delete"),
         Binding("r", "refresh", "refresh"),
         Binding("question_mark", "help", "help", key_display="?"),
         Binding("q", "quit", "quit"),
-        # Also with a window open, and not the hint that textual would show instead.
+        # Also with a window open. By default, textual shows a hint instead of quitting.
         Binding("ctrl+c", "quit", show=False, priority=True),
     ]
 
@@ -81,14 +81,14 @@ class TopApp(App[None]):
         self._now = now
         self._snapshot = Snapshot()
         self._shown: tuple[tuple[Column, ...], list[str]] = ((), [])
-        self._asked: float | None = None  # when balance and prices were
-        self._is_reading = False
+        self._balance_requested_at: float | None = None
+        self._is_refreshing = False
         self._width = 0
-        self.unheard: list[str] = []
-        self._deeds: set[asyncio.Task[None]] = set()
+        self.late_errors: list[str] = []
+        self._actions: set[asyncio.Task[None]] = set()
 
     def compose(self) -> ComposeResult:
-        """Its widgets."""
+        """Create the widgets."""
         yield Static(id="summary")
         yield Static(id="problem")
         yield DataTable[Text](id="instances", cursor_type="row")
@@ -97,7 +97,7 @@ class TopApp(App[None]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """The first refresh, and from then on one after the other."""
+        """Refresh now and then regularly."""
         self._width = self.size.width
         self._draw()
         self.action_refresh()
@@ -105,83 +105,86 @@ class TopApp(App[None]):
             self.set_interval(self._interval, self.action_refresh)
 
     def on_resize(self, event: Resize) -> None:
-        """Other columns fit now."""
-        # `size` still is what it was.
+        """Choose the columns for the new width."""
+        # `self.size` is still the old size.
         self._width = event.size.width
         self._draw()
 
     def on_data_table_row_highlighted(self) -> None:
-        """The cursor has moved."""
+        """Show the details of the selected instance."""
         self._draw_details()
 
     def action_refresh(self) -> None:
-        """Reads everything anew, unless that is under way."""
-        if not self._is_reading:
-            self._is_reading = True
+        """Refresh, unless a refresh is in progress."""
+        if not self._is_refreshing:
+            self._is_refreshing = True
             self.run_worker(self._refresh())
 
     def action_help(self) -> None:
-        """Shows the keys."""
+        """Show the help."""
         self.push_screen(Help())
 
-    def action_ask(self, deed: str) -> None:
-        """Asks whether to stop or delete the instance under the cursor, and then does it."""
+    def action_confirm(self, action: str) -> None:
+        """Ask for confirmation, then stop or delete the selected instance."""
         instance = self._snapshot.find(self._selected())
         if instance is None:
             return
         instance_id = instance.instance_id
-        if instance_id in self._snapshot.doing:
-            self._tell(f"{instance_id}: {self._snapshot.doing[instance_id]} already")
-        elif deed == "stop" and instance.status == "stopped":
-            self._tell(f"{instance_id} is stopped already")
+        if instance_id in self._snapshot.actions:
+            self._notify(f"{instance_id}: already {self._snapshot.actions[instance_id]}")
+        elif action == "stop" and instance.status == "stopped":
+            self._notify(f"{instance_id} is already stopped")
         else:
 
             def answered(answer: bool | None) -> None:
                 if answer:
-                    self._begin(deed, instance_id)
+                    self._start_action(action, instance_id)
 
-            facts = f"{instance.instance_args.hf_name}, {instance.status}\n{who(instance, self._snapshot)}"
-            text = warning(deed, instance, self._snapshot)
-            self.push_screen(Question(deed, clean(instance_id), clean(facts), text), answered)
+            owner = owner_text(instance, self._snapshot)
+            facts = sanitize(f"{instance.instance_args.hf_name}, {instance.status}\n{owner}")
+            text = warning(action, instance, self._snapshot)
+            self.push_screen(Confirmation(action, sanitize(instance_id), facts, text), answered)
 
     async def finish(self) -> None:
-        """Waits for what was asked for; also after the end, which cuts nothing short."""
-        while self._deeds:
-            await asyncio.gather(*self._deeds)
+        """Wait for all actions. Quitting does not cancel them."""
+        while self._actions:
+            await asyncio.gather(*self._actions)
 
     @property
-    def has_read(self) -> bool:
-        """Whether any refresh has worked."""
+    def has_data(self) -> bool:
+        """Whether a refresh has succeeded."""
         return self._snapshot.at is not None
 
     @property
     def pending(self) -> list[str]:
-        """What is still being done, for people."""
-        return [clean(f"{doing} {instance_id}") for instance_id, doing in self._snapshot.doing.items()]
+        """The actions in progress, such as `deleting instance-1`."""
+        return [sanitize(f"{action} {instance_id}") for instance_id, action in self._snapshot.actions.items()]
 
-    def _begin(self, deed: str, instance_id: str) -> None:
-        # Not a worker of textual's, which would be cancelled at the end.
-        task = asyncio.create_task(self._do(deed, instance_id))
-        self._deeds.add(task)
-        task.add_done_callback(self._deeds.discard)
+    def _start_action(self, action: str, instance_id: str) -> None:
+        # Not a worker of textual, which quitting would cancel.
+        task = asyncio.create_task(self._run_action(action, instance_id))
+        self._actions.add(task)
+        task.add_done_callback(self._actions.discard)
 
-    async def _do(self, deed: str, instance_id: str) -> None:
-        self._mark(instance_id, "stopping" if deed == "stop" else "deleting")
+    async def _run_action(self, action: str, instance_id: str) -> None:
+        self._mark(instance_id, "stopping" if action == "stop" else "deleting")
         try:
-            if deed == "stop":
+            if action == "stop":
                 await self._client.instances.stop(instance_id)
             else:
                 await self._client.release(instance_id)
         except CortecsError as error:
-            self._tell(f"{deed} {instance_id}: {reason(error)}", severe=True)
+            self._notify(f"{action} {instance_id}: {error_text(error)}", is_error=True)
         finally:
             self._mark(instance_id, None)
         if self.is_running:
             self.action_refresh()
 
-    def _mark(self, instance_id: str, doing: str | None) -> None:
-        marks = {each: done for each, done in self._snapshot.doing.items() if each != instance_id}
-        self._snapshot = evolve(self._snapshot, doing={**marks, instance_id: doing} if doing else marks)
+    def _mark(self, instance_id: str, action: str | None) -> None:
+        actions = {key: value for key, value in self._snapshot.actions.items() if key != instance_id}
+        if action:
+            actions[instance_id] = action
+        self._snapshot = evolve(self._snapshot, actions=actions)
         self._draw()
 
     async def _refresh(self) -> None:
@@ -189,23 +192,24 @@ class TopApp(App[None]):
             instances = await self._client.instances.list()
             owners = await self._client.owners()
         except CortecsError as error:
-            self._snapshot = evolve(self._snapshot, problem=reason(error), is_stale=True)
+            self._snapshot = evolve(self._snapshot, problem=error_text(error), is_stale=True)
         else:
             self._snapshot = evolve(
                 self._snapshot, at=self._now(), instances=instances, owners=owners, problem="", is_stale=False
             )
-            # Shown before what may be slower, and only is nice to have.
+            # Drawn before the requests for prices and balance, which may be slow.
             self._draw()
-            await self._refresh_seldom()
+            await self._refresh_prices_and_balance()
         finally:
-            self._is_reading = False
+            self._is_refreshing = False
         self._draw()
 
-    async def _refresh_seldom(self) -> None:
+    async def _refresh_prices_and_balance(self) -> None:
         now = self._now()
-        if self._asked is not None and now - self._asked < _SELDOM:
+        last = self._balance_requested_at
+        if last is not None and now - last < _BALANCE_INTERVAL:
             return
-        self._asked = now
+        self._balance_requested_at = now
         try:
             if not self._snapshot.hardware:
                 types = await self._client.hardware_types.list()
@@ -213,13 +217,13 @@ class TopApp(App[None]):
                 self._snapshot = evolve(self._snapshot, hardware=hardware)
             self._snapshot = evolve(self._snapshot, balance=await self._client.user.balance())
         except CortecsError as error:
-            self._snapshot = evolve(self._snapshot, problem=reason(error))
+            self._snapshot = evolve(self._snapshot, problem=error_text(error))
 
-    def _tell(self, text: str, *, severe: bool = False) -> None:
+    def _notify(self, text: str, *, is_error: bool = False) -> None:
         if self.is_running:
-            self.notify(clean(text), severity="error" if severe else "information", markup=False)
-        elif severe:
-            self.unheard.append(clean(text))
+            self.notify(sanitize(text), severity="error" if is_error else "information", markup=False)
+        elif is_error:
+            self.late_errors.append(sanitize(text))
 
     def _selected(self) -> str | None:
         ids, table = self._shown[1], self._table
@@ -227,7 +231,7 @@ class TopApp(App[None]):
 
     @property
     def _table(self) -> DataTable[Text]:
-        # Of the lowest screen: a window may be open above it.
+        # On the lowest screen, because a window may be open above it.
         return cast("DataTable[Text]", self.screen_stack[0].query_one("#instances", DataTable))
 
     def _static(self, name: str) -> Static:
@@ -258,21 +262,18 @@ class TopApp(App[None]):
                 for column, cell in zip(shown, row, strict=True):
                     table.update_cell(instance_id, column.key, cell)
             return
-        # Where the cursor was: on the same instance, or if that is gone, in its place.
-        selected, place, scrolled = self._selected(), table.cursor_row, table.scroll_y
+        # The cursor stays on its instance, or on its row if the instance is gone.
+        selected, row_index, scroll_y = self._selected(), table.cursor_row, table.scroll_y
         self._shown = shown, ids
         table.clear(columns=True)
         for column in shown:
-            title = Text(column.title)
-            if column.is_number:
-                title.align("right", column.width)
-            table.add_column(title, width=column.width, key=column.key)
+            table.add_column(header(column), width=column.width, key=column.key)
         for instance_id, row in zip(ids, rows, strict=True):
             table.add_row(*row, key=instance_id)
         if ids:
-            place = ids.index(selected) if selected in ids else min(place, len(ids) - 1)
-            table.move_cursor(row=place, scroll=False)
-            table.scroll_to(y=scrolled, animate=False)
+            row_index = ids.index(selected) if selected in ids else min(row_index, len(ids) - 1)
+            table.move_cursor(row=row_index, scroll=False)
+            table.scroll_to(y=scroll_y, animate=False)
 
     def _draw_details(self) -> None:
         instance: Instance | None = self._snapshot.find(self._selected())
