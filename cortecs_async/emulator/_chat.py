@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from cortecs_async.emulator._answers import Refusal
-from cortecs_async.emulator._instances import instance_of
+from cortecs_async.emulator._jsonschema.schema import Document
+from cortecs_async.emulator._jsonschema.writer import instance_of
 from cortecs_async.emulator._requests import ChatRequest
-from cortecs_async.emulator._schema import Document
 from cortecs_async.emulator._speech import Choice, ToolCall, chat_text, choose, split
 from cortecs_async.emulator._tools import CALL_PREFIX, Tool, Turn, read_turn, tools_to_call
 

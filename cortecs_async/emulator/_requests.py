@@ -12,7 +12,7 @@ from cortecs_async.emulator._answers import (
     required_string,
     string_field,
 )
-from cortecs_async.emulator._schema import Document
+from cortecs_async.emulator._jsonschema.schema import Document
 from cortecs_async.emulator._speech import Message, ToolCall, split
 from cortecs_async.emulator._tools import Toolbox, read_toolbox
 

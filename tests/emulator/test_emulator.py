@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -171,8 +172,9 @@ def test_the_client_does_not_import_it() -> None:
 
 
 def test_it_imports_nothing_of_the_client() -> None:
-    package = resources.files("cortecs_async.emulator")
-    sources = [path.read_text(encoding="utf-8") for path in package.iterdir() if path.name.endswith(".py")]
+    package = Path(str(resources.files("cortecs_async.emulator")))
+    sources = [path.read_text(encoding="utf-8") for path in package.rglob("*.py")]
+    assert len(sources) > len(list(package.glob("*.py")))
     imports = [
         line.strip()
         for source in sources

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 
 from cortecs_async.emulator._answers import Refusal
-from cortecs_async.emulator._formats import FORMATS
-from cortecs_async.emulator._instances import instance_of
-from cortecs_async.emulator._schema import Document
+from cortecs_async.emulator._jsonschema.formats import FORMATS
+from cortecs_async.emulator._jsonschema.schema import Document
+from cortecs_async.emulator._jsonschema.writer import instance_of
 
 SAID = "Hello there"
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from cortecs_async.emulator._answers import Refusal
-from cortecs_async.emulator._formats import FORMATS
+from cortecs_async.emulator._jsonschema.formats import FORMATS
 
 Schema = Mapping[str, Any] | bool
 

@@ -8,10 +8,18 @@ from fractions import Fraction
 from typing import Any, Final
 
 from cortecs_async.emulator._answers import Refusal
-from cortecs_async.emulator._formats import FORMATS
-from cortecs_async.emulator._merging import Unmet, merge
-from cortecs_async.emulator._patterns import Unreadable, matching
-from cortecs_async.emulator._schema import Document, Schema, exact, fits_number, patterns, refs_in, same
+from cortecs_async.emulator._jsonschema.formats import FORMATS
+from cortecs_async.emulator._jsonschema.merging import Unmet, merge
+from cortecs_async.emulator._jsonschema.patterns import Unreadable, matching
+from cortecs_async.emulator._jsonschema.schema import (
+    Document,
+    Schema,
+    exact,
+    fits_number,
+    patterns,
+    refs_in,
+    same,
+)
 
 # Beyond these a schema is a bomb, or at least no answer of a model.
 _MOST_STEPS: Final = 5_000

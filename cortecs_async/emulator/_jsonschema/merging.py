@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from cortecs_async.emulator._schema import Schema, exact, patterns, same
+from cortecs_async.emulator._jsonschema.schema import Schema, exact, patterns, same
 
 
 class Unmet(ValueError):  # noqa: N818 - it is a finding, not an error of the emulator
