@@ -1284,7 +1284,7 @@ MUTANTS = [
     ),
     Mutant(
         "shares code with the emulator",
-        "emulator/_machine.py",
+        "emulator/_instance.py",
         "import math\n",
         "import math\n\nfrom cortecs_async import _matching as _matching\n",
         "test_layers.py::test_the_package_keeps_its_layers",

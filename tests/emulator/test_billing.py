@@ -143,7 +143,7 @@ async def test_capacity_is_taken_by_workers_until_the_stop_is_complete(
     first = (await http.start(num_workers=2)).json()["instance"]["instance_id"]
     refused = await http.start(num_workers=2)
     assert refused.status_code == 503
-    assert refused.json() == {"message": "No capacity: 2 x NVIDIA_L40S_1 wanted, 1 free."}
+    assert refused.json() == {"message": "No capacity: 2 x NVIDIA_L40S_1 requested, 1 free."}
     assert await available()
     assert (await http.start()).status_code == 202
     assert not await available()

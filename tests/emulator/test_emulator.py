@@ -159,7 +159,7 @@ def test_without_its_extra_it_says_what_to_install() -> None:
 @pytest.mark.sockets
 def test_another_missing_module_is_not_blamed_on_the_extra() -> None:
     done = run(
-        "import sys; sys.modules['cortecs_async.emulator._speech'] = None; import cortecs_async.emulator"
+        "import sys; sys.modules['cortecs_async.emulator._generation'] = None; import cortecs_async.emulator"
     )
     assert done.returncode == 1
     assert "cortecs-async[emulator]" not in done.stderr

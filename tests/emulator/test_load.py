@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from cortecs_async._cli import cli
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
-from cortecs_async.emulator._answers import Refusal
-from cortecs_async.emulator._places import Places
+from cortecs_async.emulator._messages import ApiError
+from cortecs_async.emulator._queue import InferenceQueue
 
 MODEL = "microsoft/phi-4"
 BODIES: dict[str, dict[str, Any]] = {
@@ -115,7 +115,7 @@ async def test_one_more_than_can_wait_is_refused() -> None:
             refused = await load.ask()
             assert refused.headers["Retry-After"] == "1"
             assert refused.json()["error"] == {
-                "message": "3 requests are being answered or wait already.",
+                "message": "3 requests are in progress or queued.",
                 "type": "rate_limit_error",
                 "param": None,
                 "code": "queue_full",
@@ -177,32 +177,32 @@ async def test_a_fault_before_the_deed_takes_no_place() -> None:
 
 
 def test_a_place_that_was_given_up_goes_to_the_next() -> None:
-    places = Places(10.0, 1, 2)
-    _, second, third = (places.book(0.0) for _ in range(3))
-    with pytest.raises(Refusal, match="3 requests"):
-        places.book(1.0)
-    places.give_up(second, 2.0)
-    assert places.book(3.0) is second
-    places.give_up(second, 4.0)
-    places.give_up(third, 5.0)
-    assert places.book(6.0).begins == 10.0
-    assert places.book(7.0).begins == 20.0
+    queue = InferenceQueue(10.0, 1, 2)
+    _, second, third = (queue.reserve(0.0) for _ in range(3))
+    with pytest.raises(ApiError, match="3 requests"):
+        queue.reserve(1.0)
+    queue.release(second, 2.0)
+    assert queue.reserve(3.0) is second
+    queue.release(second, 4.0)
+    queue.release(third, 5.0)
+    assert queue.reserve(6.0).begins == 10.0
+    assert queue.reserve(7.0).begins == 20.0
 
 
 def test_a_place_whose_time_is_over_is_not_given_away() -> None:
-    places = Places(10.0, 1, None)
-    _, second, third = (places.book(0.0) for _ in range(3))
-    places.give_up(second, 1.0)
-    assert places.book(11.0).begins == third.ends
-    places.give_up(second, 12.0)
-    assert places.book(12.0).begins == third.ends + 10.0
+    queue = InferenceQueue(10.0, 1, None)
+    _, second, third = (queue.reserve(0.0) for _ in range(3))
+    queue.release(second, 1.0)
+    assert queue.reserve(11.0).begins == third.ends
+    queue.release(second, 12.0)
+    assert queue.reserve(12.0).begins == third.ends + 10.0
 
 
 def test_no_booking_is_kept_for_ever() -> None:
-    places = Places(1.0, 2, None)
+    queue = InferenceQueue(1.0, 2, None)
     for number in range(1000):
-        places.give_up(places.book(number / 10), number / 10)
-    assert len(places._booked) + len(places._vacant) < 30
+        queue.release(queue.reserve(number / 10), number / 10)
+    assert len(queue._reserved) + len(queue._vacant) < 30
 
 
 async def test_a_restarted_instance_begins_anew() -> None:
@@ -254,7 +254,7 @@ async def test_who_hangs_up_on_a_socket_gives_up_its_place_too(caplog: pytest.Lo
         while len(sleeping) < number:  # noqa: ASYNC110 - it happens in another thread
             await anyio.sleep(0.001)
 
-    places = emulator._account.places
+    queues = emulator._account.queues
     async with serve_emulator(emulator):
         async with httpx.AsyncClient() as client, anyio.create_task_group() as tasks:
             tasks.start_soon(ask, client)
@@ -263,10 +263,10 @@ async def test_who_hangs_up_on_a_socket_gives_up_its_place_too(caplog: pytest.Lo
                 async with anyio.create_task_group() as more:
                     more.start_soon(ask, client)
                     await until(2)
-                    assert len(places[instance_id]._booked) == 2
+                    assert len(queues[instance_id]._reserved) == 2
                     hung_up.cancel()
             with anyio.fail_after(5):
-                while len(places[instance_id]._booked) == 2:  # noqa: ASYNC110 - as above
+                while len(queues[instance_id]._reserved) == 2:  # noqa: ASYNC110 - as above
                     await anyio.sleep(0.001)
             tasks.cancel_scope.cancel()
     assert not caplog.records

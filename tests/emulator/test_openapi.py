@@ -11,7 +11,7 @@ import hypothesis.errors
 import pytest
 
 from cortecs_async.emulator import Emulator
-from cortecs_async.emulator._catalogue import HARDWARE, MODELS
+from cortecs_async.emulator._catalog import HARDWARE, MODELS
 from cortecs_async.emulator._routing import ROUTES
 
 schemathesis = pytest.importorskip("schemathesis")

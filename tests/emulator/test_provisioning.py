@@ -245,7 +245,7 @@ async def test_deeds_need_the_right_state(clock: Any, emulate: Callable[..., Any
     again = await http.api("POST", "/instances/stop", json=body)
     assert (again.status_code, again.json()) == (
         400,
-        {"message": "Instance instance-10001 is stopped already."},
+        {"message": "Instance instance-10001 is already stopped."},
     )
     deleted = await http.api("DELETE", f"/instances/{instance_id}")
     assert deleted.status_code == 200

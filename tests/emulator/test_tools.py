@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cortecs_async.emulator._speech import split
+from cortecs_async.emulator._generation import tokenize
 
 MODEL = "microsoft/phi-4"
 ID = "instance-10001"
@@ -107,7 +107,7 @@ async def test_an_instance_is_streamed(http: Any, ask: Any) -> None:
     plain = (await ask(**schema(CITY)))["message"]["content"]
     body = {"model": MODEL, "messages": [user("Berlin")], "stream": True, **schema(CITY)}
     deltas = [chunk["delta"] for chunk in chunks(await http.infer(ID, "/chat/completions", body))]
-    assert [delta.get("content") for delta in deltas] == ["", *split(plain), None]
+    assert [delta.get("content") for delta in deltas] == ["", *tokenize(plain), None]
 
 
 def chunks(answer: httpx.Response) -> list[Any]:
@@ -276,7 +276,7 @@ async def test_calls_and_their_results_count_as_prompt(http: Any) -> None:
     usage = (await http.infer(ID, "/chat/completions", {"model": MODEL, "messages": messages})).json()[
         "usage"
     ]
-    assert usage["prompt_tokens"] == 3 * 4 + 1 + 1 + len(split('{"city": "Rome"}')) + 2
+    assert usage["prompt_tokens"] == 3 * 4 + 1 + 1 + len(tokenize('{"city": "Rome"}')) + 2
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ async def test_calls_and_their_results_count_as_prompt(http: Any) -> None:
         ({"tools": [{"type": "function", "function": {}}]}, "name is required"),
         ({"tools": [tool("x", "string")]}, "parameters of a tool"),
         ({"tools": [tool("x", {"type": "string"})]}, "Tool 'x'"),
-        ({"tools": [tool("x", {"not": {}})]}, "Tool 'x': The emulator does not follow 'not'"),
+        ({"tools": [tool("x", {"not": {}})]}, "Tool 'x': The emulator does not support 'not'"),
         ({"tools": [tool("x")], "tool_choice": "always"}, "tool_choice must be"),
         ({"tools": [tool("x")], "tool_choice": {"type": "function"}}, "tool_choice must be"),
         (
@@ -302,7 +302,7 @@ async def test_calls_and_their_results_count_as_prompt(http: Any) -> None:
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "name is required"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "must be an object"),
         (schema({"enum": []}), "'enum' at #"),
-        (schema({"type": "object", "patternProperties": {}}), "does not follow 'patternProperties'"),
+        (schema({"type": "object", "patternProperties": {}}), "does not support 'patternProperties'"),
         (schema([]), "must be an object"),
         ({"messages": [{"role": "assistant", "tool_calls": {}}]}, "tool_calls must be a list"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "Every tool call"),

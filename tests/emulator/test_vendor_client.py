@@ -170,7 +170,7 @@ def test_looking(serve: Any) -> None:
 def test_stop_and_delete(serve: Any) -> None:
     with serve() as (emulator, client):
         instance_id = emulator.start_instance(LLAMA)
-        with pytest.raises(requests.exceptions.HTTPError, match="stop it before"):
+        with pytest.raises(requests.exceptions.HTTPError, match="only a stopped one can be deleted"):
             client.delete(instance_id)
         assert client.stop(instance_id).instance_status.status == "stopped"
         assert client.delete(instance_id) == instance_id

@@ -1,4 +1,4 @@
-"""Instances of a JSON schema, as the emulator's model writes them: deterministic, short, and checked."""
+"""Write a value that is valid under a JSON schema: deterministic, short, and checked."""
 
 import contextlib
 import itertools
@@ -7,169 +7,168 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
 
-from cortecs_async.emulator._answers import Refusal
 from cortecs_async.emulator._jsonschema.formats import FORMATS
-from cortecs_async.emulator._jsonschema.merging import Unmet, merge
-from cortecs_async.emulator._jsonschema.patterns import Unreadable, matching
+from cortecs_async.emulator._jsonschema.merging import UnsatisfiableError, merge
+from cortecs_async.emulator._jsonschema.patterns import UnsupportedPatternError, candidates
 from cortecs_async.emulator._jsonschema.schema import (
     Document,
     Schema,
+    as_list,
     exact,
-    fits_number,
-    patterns,
+    is_equal,
+    is_valid_number,
     refs_in,
-    same,
 )
+from cortecs_async.emulator._messages import ApiError
 
-# Beyond these a schema is a bomb, or at least no answer of a model.
-_MOST_STEPS: Final = 5_000
-_LONGEST_STRING: Final = 100_000
-_MOST_DIFFERENT: Final = 500
-# How many values are tried where one must differ from others, or hit a multiple.
+# No real answer of a model exceeds these limits; hostile schemas do.
+_MAX_STEPS: Final = 5_000
+_MAX_STRING: Final = 100_000
+_MAX_DIFFERENT: Final = 500
+# How many values are tried where one must differ from others, or be a multiple.
 _TRIES: Final = 200
 
 _COMBINING: Final = ("$ref", "allOf", "anyOf", "oneOf")
-_KINDS: Final = {
+_TYPE_KEYWORDS: Final = {
     "object": ("properties", "required", "additionalProperties", "minProperties", "maxProperties"),
     "array": ("items", "prefixItems", "minItems", "maxItems", "uniqueItems"),
     "string": ("minLength", "maxLength", "pattern", "format"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"),
 }
 
+# The references that have been followed to reach a schema.
+_Refs = frozenset[str]
 
-def instance_of(document: Document, said: str) -> Any:
-    """An instance of a schema.
 
-    A default or an example of the schema goes before what is invented. The first string that may be anything
-    is ``said``, every other one names its field. Optional properties are there, except within a type that
-    contains itself where they refer to others: such a type takes the shortest way out.
+def write_value(document: Document, text: str) -> Any:
+    """Write a value that is valid under a schema.
+
+    Defaults and examples in the schema come first. The first string without restrictions is `text`; every
+    other one names its field. Optional properties are included, except those that refer to other types inside
+    a type that contains itself: such a type gets its shortest form.
 
     Raises:
-        Refusal: 400 when no instance is found.
+        ApiError: 400 if no valid value is found.
     """
     try:
-        value = _Writer(document, said).write(document.root, "value", frozenset())
-    except Unmet as reason:
-        raise Refusal(400, f"The emulator finds no instance of the JSON schema: {reason}.") from reason
+        return _Writer(document, text).write(document.root, "value", frozenset())
+    except UnsatisfiableError as reason:
+        raise ApiError(400, f"The emulator finds no valid value for the JSON schema: {reason}.") from reason
     except RecursionError as error:
-        raise Refusal(400, "The JSON schema is too deep for the emulator.") from error
-    return value
+        raise ApiError(400, "The JSON schema is too deep for the emulator.") from error
 
 
 class _Writer:
-    def __init__(self, document: Document, said: str) -> None:
+    def __init__(self, document: Document, text: str) -> None:
         self._document = document
-        self._said: str | None = said or None
+        self._text: str | None = text or None
         self._steps = 0
-        # Which of the possible values is taken: the items of one array differ in it.
-        self._number = 0
+        # Selects among the possible values, so that the items of an array differ.
+        self._index = 0
 
-    def write(self, schema: Schema, name: str, refs: frozenset[str]) -> Any:
-        """An instance of a schema, inside of ``refs``, for a field of this name."""
-        self._step()
-        for value in self._given(schema):
-            if self._document.fits(value, schema):
-                return value
-        reason: Unmet | None = None
-        for flat, deeper in self._variants(schema, refs):
+    def write(self, schema: Schema, name: str, refs: _Refs) -> Any:
+        """Write a value for the field `name`, inside the references `refs`."""
+        self._count_step()
+        for value in self._suggestions(schema):
+            return value
+        reason: UnsatisfiableError | None = None
+        for flat, entered in self._flatten(schema, refs):
             try:
-                value = self._value(flat, name, deeper)
-            except Unmet as unmet:
-                reason = reason or unmet
+                value = self._value(flat, name, entered)
+            except UnsatisfiableError as error:
+                reason = reason or error
                 continue
-            if self._document.fits(value, schema):
+            if self._document.is_valid(value, schema):
                 return value
-        raise reason or Unmet(f"nothing is found for {name!r}")
+        raise reason or UnsatisfiableError(f"nothing is valid for {name!r}")
 
-    def _step(self) -> None:
+    def _count_step(self) -> None:
         self._steps += 1
-        if self._steps > _MOST_STEPS:
-            raise Refusal(400, "The JSON schema is too much for the emulator.")
+        if self._steps > _MAX_STEPS:
+            raise ApiError(400, "The JSON schema is too complex for the emulator.")
 
-    def _given(self, schema: Schema) -> Iterator[Any]:
-        if not isinstance(schema, bool) and not self._number:
-            if "default" in schema:
-                yield schema["default"]
-            yield from schema.get("examples", ())
+    def _suggestions(self, schema: Schema) -> Iterator[Any]:
+        """Yield the default and the examples of a schema that are valid."""
+        if not isinstance(schema, bool) and not self._index:
+            suggestions = [schema["default"]] if "default" in schema else []
+            for value in (*suggestions, *schema.get("examples", ())):
+                if self._document.is_valid(value, schema):
+                    yield value
 
-    def _is_inside(self, refs: frozenset[str]) -> bool:
+    def _is_recursive(self, refs: _Refs) -> bool:
         return not self._document.recursive.isdisjoint(refs)
 
-    def _variants(
-        self, schema: Schema, refs: frozenset[str]
-    ) -> Iterator[tuple[dict[str, Any], frozenset[str]]]:
-        """The schema without references and alternatives, once for each way to choose among these."""
-        self._step()
+    def _flatten(self, schema: Schema, refs: _Refs) -> Iterator[tuple[dict[str, Any], _Refs]]:
+        """Yield the schema without references and alternatives, once for each choice of alternatives."""
+        self._count_step()
         if isinstance(schema, bool):
             if schema:
                 yield {}, refs
             return
-        own = {word: value for word, value in schema.items() if word not in _COMBINING}
+        own = {keyword: value for keyword, value in schema.items() if keyword not in _COMBINING}
         if "const" in own:
             own = merge(own, {"enum": [own.pop("const")]})
         groups: list[Sequence[Schema]] = [[part] for part in schema.get("allOf", ())]
-        for word in ("anyOf", "oneOf"):
-            if word in schema:
-                # Listed order, which is the order in which a union was written, but not around in circles.
-                inside = self._is_inside(refs)
-                groups.append(sorted(schema[word], key=self._document.height) if inside else schema[word])
+        for keyword in ("anyOf", "oneOf"):
+            if keyword in schema:
+                # Alternatives are tried in their order, but inside a recursive type the shortest comes first.
+                recursive = self._is_recursive(refs)
+                groups.append(
+                    sorted(schema[keyword], key=self._document.height) if recursive else schema[keyword]
+                )
         ref = schema.get("$ref")
         if ref is None:
             yield from self._merged(own, refs, refs, groups)
-        # A type inside itself is never needed: what meets the inner one would have met the outer.
+        # A type inside itself is never needed: a valid inner value would have been valid for the outer one.
         elif ref not in refs:
             groups.insert(0, [self._document.target(ref)])
             yield from self._merged(own, refs | {ref}, refs | {ref}, groups)
 
     def _merged(
-        self,
-        own: dict[str, Any],
-        refs: frozenset[str],
-        entered: frozenset[str],
-        groups: Sequence[Sequence[Schema]],
-    ) -> Iterator[tuple[dict[str, Any], frozenset[str]]]:
+        self, own: dict[str, Any], refs: _Refs, entered: _Refs, groups: Sequence[Sequence[Schema]]
+    ) -> Iterator[tuple[dict[str, Any], _Refs]]:
+        """Merge a flat schema with one alternative of each group, in all combinations."""
         if not groups:
             yield own, entered
             return
-        for branch in groups[0]:
-            for more, deeper in self._variants(branch, refs):
+        for alternative in groups[0]:
+            for flat, more in self._flatten(alternative, refs):
                 try:
-                    merged = merge(own, more)
-                except Unmet:
+                    merged = merge(own, flat)
+                except UnsatisfiableError:
                     continue
-                yield from self._merged(merged, refs, entered | deeper, groups[1:])
+                yield from self._merged(merged, refs, entered | more, groups[1:])
 
-    def _value(self, flat: Mapping[str, Any], name: str, refs: frozenset[str]) -> Any:
+    def _value(self, flat: Mapping[str, Any], name: str, refs: _Refs) -> Any:
         if "enum" in flat:
-            fitting = [value for value in flat["enum"] if self._document.fits(value, flat)]
-            if not fitting:
-                raise Unmet(f"no value of an enum or const fits for {name!r}")
-            return fitting[self._number % len(fitting)]
-        for value in self._given(flat):
-            if self._document.fits(value, flat):
-                return value
-        kinds = flat.get("type") or [kind for kind, words in _KINDS.items() if any(w in flat for w in words)]
-        kinds = [kinds] if isinstance(kinds, str) else sorted(kinds or ["string"], key="null".__eq__)
-        reason: Unmet | None = None
-        for kind in kinds:
+            valid = [value for value in flat["enum"] if self._document.is_valid(value, flat)]
+            if not valid:
+                raise UnsatisfiableError(f"no value of an enum or const is valid for {name!r}")
+            return valid[self._index % len(valid)]
+        for value in self._suggestions(flat):
+            return value
+        types = as_list(flat.get("type") or [])
+        types = types or [each for each, words in _TYPE_KEYWORDS.items() if any(w in flat for w in words)]
+        reason: UnsatisfiableError | None = None
+        for each in sorted(types or ["string"], key="null".__eq__):
             try:
-                return self._value_of(kind, flat, name, refs)
-            except Unmet as unmet:
-                reason = reason or unmet
-        raise reason or Unmet(f"nothing is found for {name!r}")
+                return self._value_of_type(each, flat, name, refs)
+            except UnsatisfiableError as error:
+                reason = reason or error
+        raise reason or UnsatisfiableError(f"nothing is valid for {name!r}")
 
-    def _value_of(self, kind: str, flat: Mapping[str, Any], name: str, refs: frozenset[str]) -> Any:
-        if kind == "object":
+    def _value_of_type(self, type_name: str, flat: Mapping[str, Any], name: str, refs: _Refs) -> Any:
+        if type_name == "object":
             return self._object(flat, name, refs)
-        if kind == "array":
+        if type_name == "array":
             return self._array(flat, name, refs)
-        if kind == "string":
+        if type_name == "string":
             return self._string(flat, name)
-        if kind == "boolean":
-            return self._number % 2 == 0
-        return None if kind == "null" else self._numeric(flat, name, whole=kind == "integer")
+        if type_name == "boolean":
+            return self._index % 2 == 0
+        return None if type_name == "null" else self._number(flat, name, whole=type_name == "integer")
 
-    def _object(self, flat: Mapping[str, Any], name: str, refs: frozenset[str]) -> dict[str, Any]:
+    def _object(self, flat: Mapping[str, Any], name: str, refs: _Refs) -> dict[str, Any]:
         properties, others = flat.get("properties", {}), flat.get("additionalProperties", True)
         required = dict.fromkeys(flat.get("required", ()))
         room = flat.get("maxProperties", math.inf) - len(required)
@@ -178,98 +177,100 @@ class _Writer:
             schema = properties.get(each, others)
             if each in required:
                 found[each] = self.write(schema, each, refs)
-            elif room > 0 and not (self._is_inside(refs) and any(refs_in(schema))):
-                try:
+            elif room > 0 and not self._is_left_out(schema, refs):
+                with contextlib.suppress(UnsatisfiableError):
                     found[each] = self.write(schema, each, refs)
-                except Unmet:
-                    continue
-                room -= 1
-        for number in itertools.count(1):
-            if len(found) >= flat.get("minProperties", 0):
-                return found
+                    room -= 1
+        number = 0
+        while len(found) < flat.get("minProperties", 0):
+            number += 1
             found.setdefault(f"{name}_{number}", self.write(others, name, refs))
-        raise AssertionError  # the count has no end
+        return found
 
-    def _array(self, flat: Mapping[str, Any], name: str, refs: frozenset[str]) -> list[Any]:
-        first, others = flat.get("prefixItems", []), flat.get("items", True)
+    def _is_left_out(self, schema: Schema, refs: _Refs) -> bool:
+        """Return whether an optional part refers to other types inside a type that contains itself."""
+        return self._is_recursive(refs) and any(refs_in(schema))
+
+    def _array(self, flat: Mapping[str, Any], name: str, refs: _Refs) -> list[Any]:
+        prefix, others = flat.get("prefixItems", []), flat.get("items", True)
         least = flat.get("minItems", 0)
-        wanted = max(least, len(first))
-        if "items" in flat and others is not False and not (self._is_inside(refs) and any(refs_in(others))):
-            wanted = max(wanted, 1)
+        length = max(least, len(prefix))
+        if "items" in flat and others is not False and not self._is_left_out(others, refs):
+            length = max(length, 1)
         found: list[Any] = []
-        for place in range(int(min(wanted, flat.get("maxItems", wanted)))):
-            schema = first[place] if place < len(first) else others
+        for index in range(int(min(length, flat.get("maxItems", length)))):
+            schema = prefix[index] if index < len(prefix) else others
             try:
-                found.append(self._another(found, schema, name, refs, unique=flat.get("uniqueItems", False)))
-            except Unmet:
-                if place < least:
+                found.append(self._item(found, schema, name, refs, unique=flat.get("uniqueItems", False)))
+            except UnsatisfiableError:
+                if index < least:
                     raise
                 break
         return found
 
-    def _another(
-        self, found: Sequence[Any], schema: Schema, name: str, refs: frozenset[str], *, unique: bool
-    ) -> Any:
-        if unique and len(found) == _MOST_DIFFERENT:
-            raise Unmet(f"'uniqueItems': the emulator writes no more than {_MOST_DIFFERENT} for {name!r}")
-        before = self._number
+    def _item(self, found: Sequence[Any], schema: Schema, name: str, refs: _Refs, *, unique: bool) -> Any:
+        if unique and len(found) == _MAX_DIFFERENT:
+            raise UnsatisfiableError(
+                f"'uniqueItems': the emulator writes no more than {_MAX_DIFFERENT} for {name!r}"
+            )
+        before = self._index
         try:
-            for self._number in range(before + len(found), before + len(found) + _TRIES):
+            for self._index in range(before + len(found), before + len(found) + _TRIES):
                 value = self.write(schema, name, refs)
-                if not (unique and any(same(value, each) for each in found)):
+                if not (unique and any(is_equal(value, each) for each in found)):
                     return value
         finally:
-            self._number = before
-        raise Unmet(f"'uniqueItems': too few different items are found for {name!r}")
+            self._index = before
+        raise UnsatisfiableError(f"'uniqueItems': the emulator finds too few different items for {name!r}")
 
     def _string(self, flat: Mapping[str, Any], name: str) -> str:
         least, most = int(flat.get("minLength", 0)), flat.get("maxLength", math.inf)
-        if least > _LONGEST_STRING:
-            raise Unmet(f"'minLength': the emulator writes no {least} characters for {name!r}")
+        if least > _MAX_STRING:
+            raise UnsatisfiableError(f"'minLength': the emulator writes no {least} characters for {name!r}")
         if "format" in flat:
-            return FORMATS[flat["format"]].make(self._number)
-        if patterns(flat):
-            return self._patterned(flat, name)
-        free = "minLength" not in flat and "maxLength" not in flat
-        if free and self._said is not None and not self._number:
-            text, self._said = self._said, None
+            return FORMATS[flat["format"]].write(self._index)
+        if flat.get("pattern"):
+            return self._matching_string(flat, name)
+        unrestricted = "minLength" not in flat and "maxLength" not in flat
+        if unrestricted and self._text is not None and not self._index:
+            text, self._text = self._text, None
         else:
             text = f"emulated {name}"
-        end = f" {self._number + 1}" if self._number else ""
-        text += end
+        suffix = f" {self._index + 1}" if self._index else ""
+        text += suffix
         if len(text) < least:
             text = (f"{text} " * (least // len(text) + 1))[:least]
         if len(text) > most:
-            # What tells it from its neighbours stays.
-            text = text[: max(0, int(most) - len(end))] + end
+            # Keep the suffix, by which the strings of an array differ.
+            text = text[: max(0, int(most) - len(suffix))] + suffix
             text = text[len(text) - int(most) :]
         return text
 
-    def _patterned(self, flat: Mapping[str, Any], name: str) -> str:
-        for pattern in patterns(flat):
-            with contextlib.suppress(Unreadable):
-                fitting = (
-                    text for text in matching(pattern, self._number) if self._document.fits(text, flat)
-                )
-                # An empty string says the least.
-                found = sorted(itertools.islice(fitting, 2), key="".__eq__)
+    def _matching_string(self, flat: Mapping[str, Any], name: str) -> str:
+        patterns = as_list(flat["pattern"])
+        for pattern in patterns:
+            with contextlib.suppress(UnsupportedPatternError):
+                strings = candidates(pattern, self._index)
+                valid = (each for each in strings if self._document.is_valid(each, flat))
+                # Prefer a string that is not empty.
+                found = sorted(itertools.islice(valid, 2), key="".__eq__)
                 if found:
                     return found[0]
-        raise Unmet(f"'pattern': the emulator cannot write {patterns(flat)[0]!r} for {name!r}")
+        raise UnsatisfiableError(f"'pattern': the emulator cannot write {patterns[0]!r} for {name!r}")
 
-    def _numeric(self, flat: Mapping[str, Any], name: str, *, whole: bool) -> float:
-        for value in itertools.islice(_numbers(flat, whole=whole), self._number, None):
+    def _number(self, flat: Mapping[str, Any], name: str, *, whole: bool) -> float:
+        for value in itertools.islice(_numbers(flat, whole=whole), self._index, None):
             return value
-        raise Unmet(f"no number is found for {name!r}")
+        raise UnsatisfiableError(f"no number is found for {name!r}")
 
 
 def _numbers(flat: Mapping[str, Any], *, whole: bool) -> Iterator[float]:
-    """Numbers that a schema allows, from 1 or the nearest to it upwards, then downwards, then in between."""
+    """Yield valid numbers: from 1, or the nearest to it, upwards, then downwards, then in between."""
     lowest = [exact(flat[word]) for word in ("minimum", "exclusiveMinimum") if word in flat]
     highest = [exact(flat[word]) for word in ("maximum", "exclusiveMaximum") if word in flat]
     step = exact(flat.get("multipleOf", 1))
     if whole:
-        # The multiples of 3/2 that are whole are those of 3.
+        # The whole multiples of 3/2 are the multiples of 3.
         step = Fraction(step.numerator)
     start = max([1, *(math.ceil(low / step) for low in lowest)])
     start = min([start, *(math.floor(high / step) for high in highest)])
@@ -289,10 +290,10 @@ def _numbers(flat: Mapping[str, Any], *, whole: bool) -> Iterator[float]:
             number = float(value)
         except OverflowError:
             continue
-        # Many readers of JSON hold every number as a float: what is none would be another number there.
+        # Many JSON parsers read every number as a float, which changes an integer that no float can hold.
         if value.denominator == 1 and number != value:
             continue
-        if fits_number(exact(number), flat):
+        if is_valid_number(exact(number), flat):
             yield int(value) if value.denominator == 1 else number
 
 

@@ -150,7 +150,7 @@ async def test_a_stop_can_take_its_time(clock: Any, emulate: Callable[..., Any])
     again = await http.api("POST", "/instances/stop", json={"instance_id": instance_id})
     assert (again.status_code, again.json()) == (
         400,
-        {"message": f"Instance {instance_id} is stopping already."},
+        {"message": f"Instance {instance_id} is already stopping."},
     )
     early = await http.api("DELETE", f"/instances/{instance_id}")
     assert early.status_code == 400
