@@ -1,5 +1,8 @@
 """The emulator's surface: settings, secrets, imports, other servers."""
 
+import inspect
+import pickle
+import re
 import subprocess
 import sys
 from importlib import resources
@@ -9,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from cortecs_async import emulator
 from cortecs_async.emulator import Emulator, Fault
 
 LLAMA = "meta-llama--Llama-3.1-8B-Instruct"
@@ -169,6 +173,28 @@ def test_another_missing_module_is_not_blamed_on_the_extra() -> None:
 def test_the_client_does_not_import_it() -> None:
     done = run("import cortecs_async, sys; print([name for name in sys.modules if 'emulator' in name])")
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", emulator.__all__)
+def test_users_see_public_names(name: str) -> None:
+    public = getattr(emulator, name)
+    assert public.__module__ == "cortecs_async.emulator"
+    assert pickle.loads(pickle.dumps(public)) is public  # noqa: S301  (our own)
+    assert inspect.getmodule(public) is emulator
+    assert inspect.signature(public, eval_str=True).parameters
+    assert inspect.getdoc(public)
+
+
+def test_a_fault_can_be_pickled() -> None:
+    fault = Fault("status", status=429)
+    assert pickle.loads(pickle.dumps(fault)) == fault  # noqa: S301  (our own)
+
+
+def test_the_reference_names_every_member_of_an_emulator() -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "reference", "emulator.md").read_text(encoding="utf-8")
+    named = re.findall(r"^   \.\. auto(?:method|property):: (\w+)$", page, re.MULTILINE)
+    # The transports call `exchange`.
+    assert sorted(named) == sorted({name for name in vars(Emulator) if name[0] != "_"} - {"exchange"})
 
 
 def test_it_imports_nothing_of_the_client() -> None:
