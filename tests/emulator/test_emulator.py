@@ -51,7 +51,7 @@ def test_the_environment_points_at_it() -> None:
         {"unknown_status": 500},
     ],
 )
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Emulator(**wrong)
 
@@ -64,14 +64,14 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
         {"model_id": LLAMA, "hardware_type_id": "NVIDIA_H100_4"},
     ],
 )
-def test_a_direct_start_is_refused_like_any_other(wrong: dict[str, Any]) -> None:
+def test_a_direct_start_is_rejected_like_a_request(wrong: dict[str, Any]) -> None:
     emulator = Emulator()
     with pytest.raises(ValueError, match=r"Unknown|num_workers|does not run"):
         emulator.start_instance(**wrong)
     assert emulator.ledger == ()
 
 
-def test_direct_deeds_on_unknown_instances_are_refused() -> None:
+def test_stopping_or_deleting_an_unknown_instance_directly_is_rejected() -> None:
     emulator = Emulator()
     with pytest.raises(ValueError, match="does not exist"):
         emulator.stop_instance("instance-1")
@@ -113,7 +113,7 @@ async def test_it_answers_the_lifespan_protocol() -> None:
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-async def test_a_caller_that_leaves_while_it_asks_is_forgotten() -> None:
+async def test_a_request_whose_caller_disconnects_is_ignored() -> None:
     emulator = Emulator()
     scope = {
         "type": "http",
@@ -197,7 +197,7 @@ def test_the_reference_names_every_member_of_an_emulator() -> None:
     assert sorted(named) == sorted({name for name in vars(Emulator) if name[0] != "_"} - {"exchange"})
 
 
-def test_it_imports_nothing_of_the_client() -> None:
+def test_it_imports_nothing_from_the_client() -> None:
     package = Path(str(resources.files("cortecs_async.emulator")))
     sources = [path.read_text(encoding="utf-8") for path in package.rglob("*.py")]
     assert len(sources) > len(list(package.glob("*.py")))
@@ -211,7 +211,7 @@ def test_it_imports_nothing_of_the_client() -> None:
     assert all(line.startswith("from cortecs_async.emulator") for line in imports)
 
 
-async def test_what_is_added_to_the_application_is_not_passed_by() -> None:
+async def test_middleware_added_to_the_application_is_called() -> None:
     emulator = Emulator()
     seen: list[str] = []
 

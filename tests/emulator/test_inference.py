@@ -21,7 +21,7 @@ def chat(**more: Any) -> dict[str, Any]:
 
 
 def events(answer: httpx.Response) -> list[Any]:
-    """The chunks of a streamed answer, which must end as the protocol says."""
+    """Return the chunks of a streamed answer, which must end as the protocol says."""
     *lines, end, rest = answer.text.split("\n\n")
     assert (end, rest) == ("data: [DONE]", "")
     return [json.loads(line.removeprefix("data: ")) for line in lines]
@@ -174,7 +174,7 @@ async def test_chunks_are_paced() -> None:
         ) as answer,
     ):
         times = [anyio.current_time() - begun async for _ in answer.aiter_raw()]
-    # The role, three pieces, the reason, the end.
+    # The role, three tokens, the finish reason, the end.
     assert times == pytest.approx([0.0, 0.5, 1.0, 1.5, 2.0, 2.5])
 
 
@@ -335,19 +335,19 @@ async def test_another_model_is_not_served(path: str, http: Any) -> None:
         {"tool_choice": {"type": "function"}},
     ],
 )
-async def test_a_malformed_chat_is_refused(more: dict[str, Any], http: Any) -> None:
+async def test_a_malformed_chat_is_rejected(more: dict[str, Any], http: Any) -> None:
     answer = await http.infer(ID, "/chat/completions", chat(**more))
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 @alternating("prompt", [None, [], [1, 2], [[1, 2]], {"text": "x"}])
-async def test_a_malformed_prompt_is_refused(prompt: Any, http: Any) -> None:
+async def test_a_malformed_prompt_is_rejected(prompt: Any, http: Any) -> None:
     answer = await http.infer(ID, "/completions", {"model": MODEL, "prompt": prompt})
     assert answer.status_code == 400
 
 
-async def test_a_body_that_is_no_json_is_refused_in_the_shape_of_openai(http: Any) -> None:
+async def test_an_invalid_json_body_gets_an_error_in_openai_format(http: Any) -> None:
     headers = {"Authorization": f"Bearer {http.emulator.api_key}", "Content-Type": "application/json"}
     async with httpx.AsyncClient(transport=http.emulator.transport()) as client:
         answer = await client.post(
