@@ -333,7 +333,7 @@ class Emulator:
         return Delivery(response, body)
 
     async def _work(self, response: Response, slot: Slot) -> Response:
-        """Wait until the instance has worked on an answer, and return it, or an error if it stops before."""
+        """Wait until an answer is ready, and return it, or an error if its instance stops before."""
         if response.instance_id is None:
             return response
         interval = self._settings.answer_seconds

@@ -55,7 +55,7 @@ def chat(account: Account, request: Request, params: Params, now: float) -> Resp
     instance = running_instance(account, params["instance_id"], now)
     chat = requests.read_chat(json_object(request))
     kind = "chat.completion.chunk" if chat.options.stream else "chat.completion"
-    answer = _Answer.begin(account, instance, chat.options, ("chatcmpl", kind), now)
+    answer = _Answer.begin(account, instance, chat.options, now, id_prefix="chatcmpl", kind=kind)
     prompt_tokens = count_prompt_tokens(chat.messages)
     limit = _token_limit(instance, prompt_tokens, chat.options.max_tokens)
     choices = chat_choices(chat, limit=limit, answer_number=answer.number)
@@ -71,7 +71,7 @@ def completions(account: Account, request: Request, params: Params, now: float) 
     instance = running_instance(account, params["instance_id"], now)
     completion = requests.read_completion(json_object(request))
     options = completion.options
-    answer = _Answer.begin(account, instance, options, ("cmpl", "text_completion"), now)
+    answer = _Answer.begin(account, instance, options, now, id_prefix="cmpl", kind="text_completion")
     choices: list[Choice] = []
     for prompt in completion.prompts:
         limit = _token_limit(instance, len(tokenize(prompt)), options.max_tokens)
@@ -163,7 +163,7 @@ class _Answer:
     instance_id: str
     options: requests.Options
     common: Mapping[str, Any]
-    """The fields that the response, or each chunk of it, has."""
+    """The fields of the response, or of each chunk of it."""
 
     @classmethod
     def begin(
@@ -171,13 +171,14 @@ class _Answer:
         account: Account,
         instance: Instance,
         options: requests.Options,
-        prefix_and_kind: tuple[str, str],
         now: float,
+        *,
+        id_prefix: str,
+        kind: str,
     ) -> "_Answer":
-        prefix, kind = prefix_and_kind
         model = _check_model(instance, options.model)
         number = account.next_answer_number()
-        answer_id = f"{prefix}-{instance.instance_id}-{number}"
+        answer_id = f"{id_prefix}-{instance.instance_id}-{number}"
         created = int(account.settings.epoch + now)
         common = {"id": answer_id, "object": kind, "created": created, "model": model}
         return cls(number, instance.instance_id, options, common)
@@ -185,7 +186,7 @@ class _Answer:
     def complete(
         self, contents: Sequence[dict[str, Any]], choices: Sequence[Choice], prompt_tokens: int
     ) -> Response:
-        """Send the answer in one piece, given the content of each choice."""
+        """Build a complete response from the content of each choice."""
         parts = [
             _part(index, content, choice.finish_reason)
             for index, (content, choice) in enumerate(zip(contents, choices, strict=True))
@@ -200,8 +201,8 @@ class _Answer:
         choices: Sequence[Choice],
         prompt_tokens: int,
     ) -> Response:
-        """Send the answer as a stream, given the contents of each choice and that of its last chunk."""
-        # With include_usage every chunk has the key, and one more, without choices, has the figures.
+        """Build a stream from the contents of each choice; `last` is the content of its last chunk."""
+        # With include_usage, every chunk has the key, and a last chunk without choices has the numbers.
         usage: dict[str, Any] = {"usage": None} if self.options.include_usage else {}
         chunks = [
             {**self.common, "choices": [part], **usage} for part in _stream_parts(contents, last, choices)
