@@ -15,6 +15,7 @@ FaultTime = Literal["before", "after"]
 _GARBAGE = "<!doctype html><title>Not JSON</title><p>The emulator was asked for garbage."
 
 
+# attrs.validators.optional, which mypy does not accept beside a default that is an int.
 def _positive(_: object, attribute: "attrs.Attribute[Any]", value: int | None) -> None:
     if value is not None and value < 1:
         msg = f"{attribute.name!r} must be >= 1: {value}"

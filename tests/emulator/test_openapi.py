@@ -141,7 +141,7 @@ def test_every_route_is_documented() -> None:
     }
 
 
-def test_the_catalogue_is_documented() -> None:
+def test_the_catalog_is_documented() -> None:
     schemas = document()["components"]["schemas"]
     assert schemas["ModelId"]["enum"] == list(MODELS)
     assert schemas["HardwareTypeId"]["enum"] == list(HARDWARE)

@@ -190,7 +190,7 @@ def test_stop_all_and_delete_all(serve: Any) -> None:
         assert emulator.billing == ()
 
 
-def test_the_catalogue(serve: Any) -> None:
+def test_the_catalog(serve: Any) -> None:
     with serve(capacity={"NVIDIA_H100_1": 0}) as (_, client):
         models = {model.model_id: model for model in client.get_all_models()}
         llama = models["meta-llama--Meta-Llama-3.1-8B-Instruct"]
