@@ -1291,7 +1291,7 @@ MUTANTS = [
     ),
     Mutant(
         "shares code with the emulator",
-        "emulator/_machine.py",
+        "emulator/_instance.py",
         "import math\n",
         "import math\n\nfrom cortecs_async._api import matching as _matching\n",
         "test_layers.py::test_the_package_keeps_its_layers",

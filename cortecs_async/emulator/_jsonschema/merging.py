@@ -1,25 +1,25 @@
-"""Two JSON schemas that hold together, as one. Both are flat: they have no references and no alternatives."""
+"""Merge two JSON schemas into one. Both are flat: they have no references and no alternatives."""
 
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from cortecs_async.emulator._schema import Schema, exact, patterns, same
+from cortecs_async.emulator._jsonschema.schema import Schema, as_list, exact, is_equal
 
 
-class Unmet(ValueError):  # noqa: N818 - it is a finding, not an error of the emulator
-    """Nothing meets a schema, or nothing that is tried."""
+class UnsatisfiableError(ValueError):
+    """No value is valid under a schema, or the emulator finds none."""
 
 
 def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema whose instances are those of both.
+    """Return the schema under which a value is valid if it is valid under both.
 
     Raises:
-        Unmet: When it is plain that there are none.
+        UnsatisfiableError: If no value can be, as far as that is easy to see.
     """
     merged = {**one, **other}
-    for word in one.keys() & other.keys() & _MERGERS.keys():
-        merged[word] = _MERGERS[word](one[word], other[word])
+    for keyword in one.keys() & other.keys() & _MERGERS.keys():
+        merged[keyword] = _MERGERS[keyword](one[keyword], other[keyword])
     properties = {**_properties(one, other), **_properties(other, one)}
     if properties:
         merged["properties"] = properties
@@ -27,7 +27,7 @@ def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _properties(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Schema]:
-    """The properties of one schema, each with what the other says of it."""
+    """Return the properties of the first schema, each merged with what the second says about it."""
     others = other.get("properties", {})
     rest = other.get("additionalProperties", True)
     return {name: _both(schema, others.get(name, rest)) for name, schema in one.get("properties", {}).items()}
@@ -42,26 +42,25 @@ def _both(one: Schema, other: Schema) -> Schema:
 
 
 def _types(one: Any, other: Any) -> list[str]:
-    names = [one] if isinstance(one, str) else one
-    others = [other] if isinstance(other, str) else other
+    names, others = as_list(one), as_list(other)
     # Every integer is a number.
     found = [name for name in names if name in others or (name == "integer" and "number" in others)]
     found += [name for name in others if name == "integer" and "number" in names and name not in found]
     if not found:
-        raise Unmet(f"nothing has type {one} and {other}")
+        raise UnsatisfiableError(f"nothing has the types {one} and {other}")
     return found
 
 
 def _enums(one: list[Any], other: list[Any]) -> list[Any]:
-    found = [value for value in one if any(same(value, each) for each in other)]
+    found = [value for value in one if any(is_equal(value, each) for each in other)]
     if not found:
-        raise Unmet("an enum or const leaves no value of another")
+        raise UnsatisfiableError("an enum or const allows no value of another")
     return found
 
 
 def _formats(one: str, other: str) -> str:
     if one != other:
-        raise Unmet(f"'format': the emulator writes nothing that is {one} and {other}")
+        raise UnsatisfiableError(f"'format': the emulator writes nothing that is both {one} and {other}")
     return one
 
 
@@ -71,13 +70,13 @@ def _multiples(one: float, other: float) -> float:
     try:
         return common / (first.denominator * second.denominator)
     except OverflowError as error:
-        raise Unmet("'multipleOf': the emulator writes nothing that large") from error
+        raise UnsatisfiableError("'multipleOf': the emulator writes no number that large") from error
 
 
 def _prefixes(one: list[Schema], other: list[Schema]) -> list[Schema]:
     if len(one) != len(other):
-        raise Unmet("'prefixItems': the emulator does not bring together tuples of different lengths")
-    return [_both(*pair) for pair in zip(one, other, strict=True)]
+        raise UnsatisfiableError("'prefixItems': the emulator does not merge tuples of different lengths")
+    return list(map(_both, one, other))
 
 
 _MERGERS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
@@ -88,7 +87,7 @@ _MERGERS: Final[Mapping[str, Callable[[Any, Any], Any]]] = {
     "items": _both,
     "prefixItems": _prefixes,
     "uniqueItems": lambda one, other: one or other,
-    "pattern": lambda one, other: [*patterns({"pattern": one}), *patterns({"pattern": other})],
+    "pattern": lambda one, other: [*as_list(one), *as_list(other)],
     "format": _formats,
     "multipleOf": _multiples,
     **dict.fromkeys(("minProperties", "minItems", "minLength", "minimum", "exclusiveMinimum"), max),

@@ -10,7 +10,7 @@ PRICE_SOURCE: Final = "invented by the cortecs_async emulator"
 
 @attrs.frozen
 class Hardware:
-    """A GPU set that one worker takes."""
+    """A hardware type: the GPU set that one worker uses."""
 
     hardware_type_id: str
     gpu: str
@@ -18,10 +18,10 @@ class Hardware:
     vram_gb: int
     price_per_minute: float
     sets: int = 10_000
-    """Free sets when nobody says otherwise: enough for a test with thousands of instances."""
+    """Free sets by default: enough for a test with thousands of instances."""
 
-    def wire(self, currency: str) -> dict[str, Any]:
-        """Its JSON."""
+    def json(self, currency: str) -> dict[str, Any]:
+        """Return the hardware type as JSON."""
         return {
             "hardware_type_id": self.hardware_type_id,
             "price_info": {
@@ -36,7 +36,7 @@ class Hardware:
 
 @attrs.frozen
 class Model:
-    """A model that can be provisioned."""
+    """A model that an instance can serve."""
 
     model_id: str
     screen_name: str
@@ -45,39 +45,39 @@ class Model:
     """Billions of parameters."""
     recommended_config: str
     max_model_len: Mapping[str, int]
-    """The longest context in tokens, by hardware type."""
+    """The maximum context length in tokens, by hardware type."""
 
     @property
     def hf_name(self) -> str:
-        """The Hugging Face name, by which the inference endpoint knows it."""
+        """The Hugging Face name, which the inference endpoint uses."""
         return self.model_id.replace("--", "/")
 
     def preview(self) -> dict[str, Any]:
-        """Its JSON in the list of models."""
+        """Return the model as JSON, as in the list of models."""
         return {
             "model_id": self.model_id,
             "model_name": self.model_id,
             "hf_name": self.hf_name,
             "instant_provisioned": False,
             "creator": {"name": self.creator},
-            "description": f"{self.screen_name}, as the emulator's catalogue has it.",
+            "description": f"{self.screen_name}, from the emulator's catalog.",
             "screen_name": self.screen_name,
             "size": self.size,
             "hardware_info": {"hardware_configs": list(self.max_model_len)},
         }
 
     def detail(self) -> dict[str, Any]:
-        """Its JSON on its own."""
+        """Return the model as JSON, with its hardware configurations."""
         return {
             **self.preview(),
             "recommended_config": self.recommended_config,
             "hardware_configs": {
                 hardware_type_id: {
                     "hardware_type_id": hardware_type_id,
-                    "params": {"--max-model-len": longest},
+                    "params": {"--max-model-len": max_model_len},
                     "requirements": {"vram_gb": HARDWARE[hardware_type_id].vram_gb},
                 }
-                for hardware_type_id, longest in self.max_model_len.items()
+                for hardware_type_id, max_model_len in self.max_model_len.items()
             },
         }
 
@@ -94,7 +94,7 @@ HARDWARE: Final[Mapping[str, Hardware]] = {
     )
 }
 
-_EIGHT_B: Final = {
+_LENGTHS_8B: Final = {
     "NVIDIA_L4_1": 16384,
     "NVIDIA_L40S_1": 131072,
     "NVIDIA_L40S_2": 131072,
@@ -104,14 +104,14 @@ _EIGHT_B: Final = {
 MODELS: Final[Mapping[str, Model]] = {
     model.model_id: model
     for model in (
-        Model("meta-llama--Llama-3.1-8B-Instruct", "Llama 3.1 8B", "Meta", 8, "NVIDIA_L40S_1", _EIGHT_B),
+        Model("meta-llama--Llama-3.1-8B-Instruct", "Llama 3.1 8B", "Meta", 8, "NVIDIA_L40S_1", _LENGTHS_8B),
         Model(
             "meta-llama--Meta-Llama-3.1-8B-Instruct",
             "Meta Llama 3.1 8B",
             "Meta",
             8,
             "NVIDIA_L40S_1",
-            _EIGHT_B,
+            _LENGTHS_8B,
         ),
         Model(
             "meta-llama--Llama-3.3-70B-Instruct",
@@ -137,7 +137,7 @@ MODELS: Final[Mapping[str, Model]] = {
             "NVIDIA_L40S_2",
             {"NVIDIA_L40S_2": 65536, "NVIDIA_H100_1": 32768, "NVIDIA_H100_2": 131072},
         ),
-        # Its longest context is below the 32000 of a default start.
+        # Its maximum context length is below 32000, the default of a start.
         Model(
             "microsoft--phi-4",
             "Phi 4",

@@ -1,4 +1,4 @@
-"""The state machine of an instance, on a clock that is moved by hand."""
+"""The state of an instance, on a clock that the test sets."""
 
 from collections.abc import Callable
 from typing import Any
@@ -45,7 +45,7 @@ async def test_an_instance_goes_through_its_steps(clock: Any, emulate: Callable[
         (1000.0, "running", 5),
     ]
     assert instance["base_url"] == "http://localhost/inference/instance-10001/v1"
-    # Other clocks than the machine's begin in 2025, so that a test sees the same dates for ever.
+    # A clock that is not the machine's starts in 2025, so that a test always sees the same dates.
     assert instance["instance_status"]["started_at"] == "2025-01-01T00:00:40Z"
     assert instance["worker_statuses"] == [
         {"init_progress": {"current_step": 5, "num_steps": 5, "description": "Running"}}
@@ -127,7 +127,7 @@ async def test_a_pending_instance_can_be_stopped(clock: Any, emulate: Callable[.
     instance_id = (await http.start()).json()["instance"]["instance_id"]
     clock.now = 2.0
     answer = await http.api("POST", "/instances/stop", json={"instance_id": instance_id})
-    # It never ran, and time does not make it so.
+    # It was never running, and later it still was not.
     clock.now = 100.0
     for instance in (answer.json()["instance"], await http.instance(instance_id)):
         assert instance["instance_status"]["status"] == "stopped"
@@ -144,13 +144,13 @@ async def test_a_stop_can_take_its_time(clock: Any, emulate: Callable[..., Any])
     assert stopping["instance_status"]["status"] == "stopping"
     assert stopping["instance_status"]["stopped_at"] is None
     clock.now = 9.9
-    # A stop freezes the provisioning, or the instance would come to run while it stops.
+    # A stop freezes the provisioning, or the instance would become running while it stops.
     assert steps(await http.instance(instance_id)) == [3]
     assert http.emulator.billing == (instance_id,)
     again = await http.api("POST", "/instances/stop", json={"instance_id": instance_id})
     assert (again.status_code, again.json()) == (
         400,
-        {"message": f"Instance {instance_id} is stopping already."},
+        {"message": f"Instance {instance_id} is already stopping."},
     )
     early = await http.api("DELETE", f"/instances/{instance_id}")
     assert early.status_code == 400
@@ -162,7 +162,7 @@ async def test_a_stop_can_take_its_time(clock: Any, emulate: Callable[..., Any])
     assert (await http.api("DELETE", f"/instances/{instance_id}")).status_code == 200
 
 
-async def test_a_restart_begins_anew(clock: Any, emulate: Callable[..., Any]) -> None:
+async def test_a_restart_starts_a_new_run(clock: Any, emulate: Callable[..., Any]) -> None:
     http = emulate()
     instance_id = (await http.start()).json()["instance"]["instance_id"]
     clock.now = 50.0
@@ -179,7 +179,7 @@ async def test_a_restart_begins_anew(clock: Any, emulate: Callable[..., Any]) ->
     assert running["instance_status"]["started_at"] == "2025-01-01T00:01:44Z"
 
 
-async def test_looks_do_not_change_what_is_seen(clock: Any, emulate: Callable[..., Any]) -> None:
+async def test_polling_changes_nothing(clock: Any, emulate: Callable[..., Any]) -> None:
     watched, unwatched = emulate(), emulate()
     ids = {http.emulator.start_instance(LLAMA) for http in (watched, unwatched)}
     assert ids == {"instance-10001"}

@@ -1,4 +1,4 @@
-"""The formats of strings that the emulator's model can write."""
+"""The string formats that the emulated model can write."""
 
 import datetime as dt
 import re
@@ -10,15 +10,15 @@ import attrs
 
 @attrs.frozen
 class Format:
-    """A format: what belongs to it, and how one of its strings is made."""
+    """A string format: how to check a string, and how to write one."""
 
     pattern: str
-    """Enough to tell whether a given string (a default, say) will do; what is made fits it anyhow."""
-    make: Callable[[int], str]
-    """The string of a number; different ones for different numbers below a few hundred."""
+    """Good enough to check given strings, such as a default. Strings that are written match anyway."""
+    write: Callable[[int], str]
+    """Writes a string for a number: a different one for each number below a few hundred."""
 
     def matches(self, value: str) -> bool:
-        """Whether a string has the format."""
+        """Return whether a string has the format."""
         return re.fullmatch(self.pattern, value, re.ASCII) is not None
 
 
@@ -35,7 +35,7 @@ _TIME: Final = r"([01]\d|2[0-3]):[0-5]\d:[0-5]\d(\.\d+)?(Z|[+-]([01]\d|2[0-3]):[
 _OCTET: Final = r"(25[0-5]|2[0-4]\d|1?\d?\d)"
 _HOST: Final = r"[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*"
 
-# The names and addresses are those that are set aside for examples: nothing that is sent there arrives.
+# These names and addresses are reserved for examples: nothing that is sent there arrives.
 FORMATS: Final[Mapping[str, Format]] = {
     "date": Format(_DATE, _date),
     "date-time": Format(f"{_DATE}[Tt ]{_TIME}", lambda number: f"{_date(number)}T00:00:00Z"),
@@ -52,6 +52,6 @@ FORMATS: Final[Mapping[str, Format]] = {
         r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}",
         lambda number: f"00000000-0000-4000-8000-{number:012x}",
     ),
-    # Any string will do for these.
+    # These allow any string.
     **dict.fromkeys(("binary", "password", "path"), Format(r"(?s:.*)", lambda number: f"emulated-{number}")),
 }
