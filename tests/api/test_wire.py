@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import copy
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +35,6 @@ from cortecs_async._api.wire import (
     decode_instances,
     decode_model,
     decode_models,
-    encode,
     encode_start,
 )
 from cortecs_async._http.messages import ShapeError
@@ -138,6 +139,22 @@ DOCUMENTED = Instance(
 )
 
 
+def encode(value: Any) -> dict[str, Any]:
+    """Write a domain object as the service does."""
+
+    def serialize(_: Any, __: Any, content: Any) -> Any:
+        return re.sub(r"\+00:00$", "Z", content.isoformat()) if isinstance(content, datetime) else content
+
+    # No documented answer has `num_workers`, so 1 is left out.
+    data = attrs.asdict(
+        value,
+        filter=lambda attribute, content: (attribute.name, content) != ("num_workers", 1),
+        value_serializer=serialize,
+    )
+    encoded: dict[str, Any] = json.loads(json.dumps(data))
+    return encoded
+
+
 class TestDocumentedPayloads:
     @pytest.mark.parametrize("payload", [GOT, STARTED, STOPPED], ids=["get", "start", "stop"])
     def test_one_instance(self, payload: str) -> None:
@@ -157,7 +174,7 @@ class TestDocumentedPayloads:
         data = json.loads(payload)
         affected = decode_affected(data)
         assert affected.instance_ids == ("instance-12345", "instance-67890")
-        assert json.loads(json.dumps(encode(affected))) == data
+        assert encode(affected) == data
 
     def test_the_body_of_a_start(self) -> None:
         data = json.loads(START_BODY)
@@ -165,9 +182,6 @@ class TestDocumentedPayloads:
 
     def test_a_start_with_nothing_but_a_model_leaves_the_rest_to_the_service(self) -> None:
         assert encode_start(InstanceArgs(model_id="a--b")) == {"model_id": "a--b", "num_workers": 1}
-
-    def test_what_is_encoded_is_json(self) -> None:
-        assert json.loads(json.dumps(encode(DOCUMENTED))) == encode(DOCUMENTED)
 
     def test_the_balance(self) -> None:
         assert decode_balance({"current_balance": 1234.56, "currency": "EUR"}) == Balance(
@@ -434,10 +448,6 @@ class TestTimes:
         data = changed("instance_status", status)
         assert decode_instance(data).instance_status.started_at == moment
 
-    def test_utc_is_written_as_z(self) -> None:
-        status = InstanceStatus(status="x", started_at=datetime(2024, 1, 1, tzinfo=UTC))
-        assert encode(status)["started_at"] == "2024-01-01T00:00:00Z"
-
 
 HUSH = "t0p-s3cret"
 
@@ -658,7 +668,7 @@ DECODERS: list[Callable[[Any], Any]] = [
 @given(INSTANCES)
 @settings(max_examples=80, derandomize=True)
 def test_an_instance_survives_the_wire(instance: Instance) -> None:
-    sent = json.loads(json.dumps({"instance": encode(instance)}))
+    sent = {"instance": encode(instance)}
     assert decode_instance(sent) == instance
     assert decode_instances({"instances": [sent["instance"]] * 2}) == (instance, instance)
 
