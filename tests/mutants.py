@@ -1024,7 +1024,7 @@ MUTANTS = [
     Mutant(
         "always polls at max_interval",
         "_api/polling.py",
-        "return min(max(policy.min_interval, policy.growth * reach), policy.max_interval)",
+        "return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)",
         "return policy.max_interval",
         "api/test_polling.py::test_the_pace_keeps_its_stated_bound",
     ),
@@ -1046,8 +1046,8 @@ MUTANTS = [
         "leaves other waits without a poller after a cancellation",
         "_api/polling.py",
         (
-            "            # This waiter may have been cancelled just when leadership was handed to it.\n"
-            "            self._hand_over()"
+            "            # This task may have been cancelled just when it was to become the leader.\n"
+            "            self._wake_next_leader()"
         ),
         "",
         "api/test_polling.py::test_cancelling_leader_and_successor_at_once_strands_nobody",
@@ -1055,8 +1055,8 @@ MUTANTS = [
     Mutant(
         "polls before Retry-After has elapsed",
         "_api/polling.py",
-        "min(asked or 0.0, _MAX_RETRY_AFTER),",
-        "0.0,",
+        "pause = max(pause, min(retry_after or 0.0, _MAX_RETRY_AFTER))",
+        "pass",
         "api/test_polling.py::test_retry_after_is_honoured_also_by_newcomers",
     ),
     Mutant(

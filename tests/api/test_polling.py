@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cortecs_async import PollPolicy, errors
 from cortecs_async._api.domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
-from cortecs_async._api.polling import Poller, Steps, poll_interval
+from cortecs_async._api.polling import Poller, StepTimes, poll_interval
 from cortecs_async._api.waiting import InstanceWatch
 from cortecs_async._errors import error_class_for
 
@@ -96,10 +96,10 @@ def at_step(step: int, of: int = 5, *, status: str = "pending") -> Instance:
     return evolve(snapshot("a", status), worker_statuses=(worker,))
 
 
-def noted(*readings: tuple[float, Instance | None]) -> Steps:
-    steps = Steps()
+def noted(*readings: tuple[float, Instance | None]) -> StepTimes:
+    steps = StepTimes()
     for now, reading in readings:
-        steps.note(reading, now)
+        steps.record(reading, now)
     return steps
 
 
