@@ -260,8 +260,8 @@ MUTANTS = [
     Mutant(
         "matches the same instances in another order for each start",
         "_api/matching.py",
-        "sorted(contested, key=lambda each: each.instance_id)",
-        "contested",
+        "sorted(candidates, key=lambda each: each.instance_id)",
+        "candidates",
         "lease/test_starter.py::TestJudging::test_nothing_is_given_twice_or_to_whom_it_does_not_fit",
     ),
     Mutant(
@@ -274,15 +274,15 @@ MUTANTS = [
     Mutant(
         "adopts one of several matching instances",
         "_api/matching.py",
-        "    return given if all(give(instance, set()) for instance in instances) else None",
-        "    for instance in instances:\n        give(instance, set())\n    return given",
+        "    return assignment if all(assign(instance, set()) for instance in instances) else None",
+        "    for instance in instances:\n        assign(instance, set())\n    return assignment",
         "lease/test_starter.py::TestJudging::test_two_for_one_cannot_be_told_apart",
     ),
     Mutant(
         "matches instances to starts first come, first served",
         "_api/matching.py",
-        "if start not in given or give(given[start], tried):",
-        "if start not in given:",
+        "if start not in assignment or assign(assignment[start], tried):",
+        "if start not in assignment:",
         "lease/test_starter.py::TestJudging::test_who_could_have_two_takes_the_one_that_the_other_cannot",
     ),
     Mutant(
@@ -302,15 +302,15 @@ MUTANTS = [
     Mutant(
         "adopts an instance with other hardware",
         "_api/matching.py",
-        "        and _same(actual.hardware_type_id, sent.hardware_type_id)\n",
+        "        and _agrees(actual.hardware_type_id, sent.hardware_type_id)\n",
         "",
         "lease/test_starter.py::TestJudging::test_what_was_left_out_fits_anything",
     ),
     Mutant(
         "adopts an instance while another of its starts is pending",
         "_api/matching.py",
-        "return None if model_id in self._flying else self._landed",
-        "return self._landed",
+        "return None if model_id in self._in_progress else self._ended",
+        "return self._ended",
         "recovery/test_mutations.py::test_the_instance_of_a_pending_plain_start_is_not_adopted",
     ),
     Mutant(
