@@ -3,9 +3,9 @@
 The service has no tags, so the instance is found by its properties. A start can have created an instance if
 the instance did not exist before it (it is not in the `baseline`) and has the arguments that were sent.
 
-Several starts can be unresolved at the same time, and fit the same instances. So all starts and instances that
-are connected by such fits are considered together. If each of these instances can be assigned to a start of
-its own, the assignment is accepted: each start gets its instance, or none yet. If there are more instances
+Several starts can be unresolved at the same time, and fit the same instances. So all starts and instances
+that are connected by such fits are considered together. If each of these instances can be assigned to a start
+of its own, the assignment is accepted: each start gets its instance, or none yet. If there are more instances
 than starts for them, another process created one of them, and it is not known which. Then the result is
 `Ambiguous`, and none of them is touched.
 
