@@ -397,7 +397,7 @@ MUTANTS = [
     Mutant(
         "starts an instance for each of two concurrent ensure calls",
         "_api/instances.py",
-        "        async with self.ensuring:\n",
+        "        async with self.ensure_lock:\n",
         "        if True:\n",
         "api/test_instances.py::test_two_ensures_at_once_start_one",
     ),

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from cortecs_async import InvalidArgumentError
 from cortecs_async._api.domain import InstanceArgs, to_hf_name, to_model_id
 from cortecs_async._api.validation import (
+    check_body_id,
     check_instance_id,
     check_model_id,
-    check_named_id,
     check_seconds,
     check_start,
 )
@@ -47,7 +47,7 @@ class TestInstanceId:
         for instance_id in FRIENDLY_IDS:
             assert check_instance_id(instance_id) == instance_id
 
-    @pytest.mark.parametrize("check", [check_instance_id, check_named_id])
+    @pytest.mark.parametrize("check", [check_instance_id, check_body_id])
     def test_what_is_no_string(self, check: Callable[[Any], str]) -> None:
         for instance_id in NO_STRINGS:
             with pytest.raises(InvalidArgumentError, match="instance_id must be a string"):
@@ -83,14 +83,14 @@ class TestNamedId:
     @pytest.mark.parametrize("instance_id", ["", " ", "\n\t"])
     def test_an_empty_one_is_refused(self, instance_id: str) -> None:
         with pytest.raises(InvalidArgumentError, match="empty"):
-            check_named_id(instance_id)
+            check_body_id(instance_id)
 
     @given(ANY_TEXT)
     @example("\ud800")
     @settings(max_examples=200, derandomize=True)
     def test_what_passes_can_be_sent(self, text: str) -> None:
         try:
-            passed = check_named_id(text)
+            passed = check_body_id(text)
         except InvalidArgumentError:
             assert not text.strip() or any("\ud800" <= each <= "\udfff" for each in text)
             return
