@@ -399,7 +399,7 @@ MUTANTS = [
         "_api/instances.py",
         "        async with self.ensure_lock:\n",
         "        if True:\n",
-        "api/test_instances.py::test_two_ensures_at_once_start_one",
+        "api/test_instances.py::test_concurrent_ensures_start_one_instance",
     ),
     # The reaper
     Mutant(
@@ -976,28 +976,28 @@ MUTANTS = [
         "_api/validation.py",
         "if instance_id.casefold() in _ROUTES:",
         "if False:",
-        "api/test_validation.py::TestInstanceId::test_what_could_mean_something_else_is_refused",
+        "api/test_validation.py::TestInstanceId::test_an_id_that_could_reach_another_route_is_rejected",
     ),
     Mutant(
         "accepts dots as an instance id",
         "_api/validation.py",
         ' or set(value) == {"."} or ".." in value:',
         ":",
-        "api/test_validation.py::TestInstanceId::test_what_could_mean_something_else_is_refused",
+        "api/test_validation.py::TestInstanceId::test_an_id_that_could_reach_another_route_is_rejected",
     ),
     Mutant(
         "accepts an instance id with a slash",
         "_api/validation.py",
         '_SEGMENT = re.compile(r"[A-Za-z0-9._~:-]+")',
         '_SEGMENT = re.compile(r"[A-Za-z0-9._~:/-]+")',
-        "api/test_validation.py::TestInstanceId::test_what_could_mean_something_else_is_refused",
+        "api/test_validation.py::TestInstanceId::test_an_id_that_could_reach_another_route_is_rejected",
     ),
     Mutant(
         "checks only the beginning of an instance id",
         "_api/validation.py",
         "_SEGMENT.fullmatch(value)",
         "_SEGMENT.match(value)",
-        "api/test_validation.py::TestInstanceId::test_what_could_mean_something_else_is_refused",
+        "api/test_validation.py::TestInstanceId::test_an_id_that_could_reach_another_route_is_rejected",
     ),
     Mutant(
         "lets client.request start an instance",
@@ -1019,14 +1019,14 @@ MUTANTS = [
         "_api/polling.py",
         "                if self._has_leader:\n                    await",
         "                if False:\n                    await",
-        "api/test_polling.py::test_one_request_a_tick_serves_any_number_of_waits",
+        "api/test_polling.py::test_one_request_per_poll_serves_all_waits",
     ),
     Mutant(
         "always polls at max_interval",
         "_api/polling.py",
         "return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)",
         "return policy.max_interval",
-        "api/test_polling.py::test_the_pace_keeps_its_stated_bound",
+        "api/test_polling.py::test_the_interval_stays_within_its_bounds",
     ),
     Mutant(
         "treats an instance as deleted without checking the list",
@@ -1040,7 +1040,7 @@ MUTANTS = [
         "_api/polling.py",
         "known = listed.keys() | trusting",
         "known = wanted",
-        "api/test_polling.py::test_a_list_that_lacks_it_is_checked_by_id",
+        "api/test_polling.py::test_an_instance_that_the_list_lacks_is_requested_by_id",
     ),
     Mutant(
         "leaves other waits without a poller after a cancellation",
@@ -1050,21 +1050,21 @@ MUTANTS = [
             "            self._wake_next_leader()"
         ),
         "",
-        "api/test_polling.py::test_cancelling_leader_and_successor_at_once_strands_nobody",
+        "api/test_polling.py::test_cancelling_the_leader_and_its_successor_stops_no_other_wait",
     ),
     Mutant(
         "polls before Retry-After has elapsed",
         "_api/polling.py",
         "pause = max(pause, min(retry_after or 0.0, _MAX_RETRY_AFTER))",
         "pass",
-        "api/test_polling.py::test_retry_after_is_honoured_also_by_newcomers",
+        "api/test_polling.py::test_retry_after_also_delays_new_waits",
     ),
     Mutant(
         "waits twice as long as allowed during an outage",
         "_api/polling.py",
         "now - self.failing_since > max_outage:",
         "now - self.failing_since > 2 * max_outage:",
-        "api/test_polling.py::test_an_outage_without_end_ends_the_wait",
+        "api/test_polling.py::test_a_long_outage_ends_the_wait",
     ),
     Mutant(
         "waits until the timeout for an instance that vanished right after its start",
