@@ -567,8 +567,8 @@ MUTANTS = [
     Mutant(
         "trusts the answer to a stop without a status check",
         "_api/teardown.py",
-        "is_enough = self.goal is Goal.GONE and _has_ended(instance)",
-        "is_enough = _has_ended(instance)",
+        "is_enough = self.goal is Goal.GONE and has_ended(instance)",
+        "is_enough = has_ended(instance)",
         "lease/test_hardening.py::test_a_stop_on_exit_is_read_back",
     ),
     Mutant(

@@ -25,7 +25,7 @@ from .._errors import (
 from .._logging import Event, log
 from .domain import Instance
 from .instances import Instances
-from .waiting import TERMINAL_STATUSES, wait_until
+from .waiting import has_ended, wait_until
 
 # Seconds after which a stop or a delete that was accepted, but has no effect, is sent again.
 _EFFECT_TIMEOUT = 10.0
@@ -91,7 +91,7 @@ def interpret(instance: Instance | None, *, stop_refused: bool) -> ObservedState
         return ObservedState.STOPPED
     if not stop_refused:
         return ObservedState.LIVE
-    return ObservedState.STOPPED if instance.status.lower() in TERMINAL_STATUSES else ObservedState.STOPPING
+    return ObservedState.STOPPED if has_ended(instance) else ObservedState.STOPPING
 
 
 @define
@@ -160,11 +160,11 @@ class Teardown:
                 self.stopped_at = anyio.current_time()
                 self.has_acted = True
                 # The response is enough if a delete follows: that fails unless it is stopped.
-                is_enough = self.goal is Goal.GONE and _has_ended(instance)
+                is_enough = self.goal is Goal.GONE and has_ended(instance)
                 return ObservedState.STOPPED if is_enough else ObservedState.STOPPING
             case Action.AWAIT_STOP:
                 with anyio.move_on_after(_EFFECT_TIMEOUT):
-                    reading = await wait_until(poller, instance_id, _has_ended)
+                    reading = await wait_until(poller, instance_id, has_ended)
                     return interpret(reading, stop_refused=True)
                 self.stop_refused = False
                 return ObservedState.LIVE
@@ -207,10 +207,6 @@ class Teardown:
             request_id=getattr(error, "request_id", None),
         )
         await anyio.sleep(pause)
-
-
-def _has_ended(instance: Instance | None) -> bool:
-    return instance is None or instance.status.lower() in TERMINAL_STATUSES
 
 
 def _is_gone(instance: Instance | None) -> bool:

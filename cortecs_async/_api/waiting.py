@@ -10,12 +10,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from .._config import PollPolicy
-from .._errors import (
-    InstanceGoneError,
-    LifecycleError,
-    StartFailedError,
-    StartTimeoutError,
-)
+from .._errors import InstanceGoneError, LifecycleError, StartFailedError, StartTimeoutError
 from .domain import Instance, Progress
 from .polling import Poller, Subscription
 
@@ -25,6 +20,11 @@ ProgressCallback = Callable[[Progress], Awaitable[None] | None]
 # Statuses, in lower case, that an instance does not leave by itself. Only "stopped" is documented. The others
 # are common names; with any other status, a wait continues until its deadline.
 TERMINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
+
+
+def has_ended(instance: Instance | None) -> bool:
+    """Return whether the instance is gone, or has a terminal status."""
+    return instance is None or instance.status.lower() in TERMINAL_STATUSES
 
 
 class Readiness(enum.Enum):
@@ -44,7 +44,7 @@ def assess_reading(instance: Instance | None, *, settled: bool) -> Readiness:
         return Readiness.WAIT
     if instance is None:
         return Readiness.GONE
-    return Readiness.FAILED if instance.status.lower() in TERMINAL_STATUSES else Readiness.WAIT
+    return Readiness.FAILED if has_ended(instance) else Readiness.WAIT
 
 
 async def wait_until_running(
