@@ -94,7 +94,7 @@ def _decode(data: Any, cls: type[T]) -> T:
     try:
         decoded: T = _reader(annotation)(data)
     except _MismatchError as mismatch:
-        raise ShapeError(f"{mismatch} @ ${''.join(reversed(mismatch.path))}") from None
+        raise ShapeError(f"at ${''.join(reversed(mismatch.path))}, {mismatch}") from None
     return decoded
 
 
