@@ -23,7 +23,7 @@ README = FOLDER.parent / "README.md"
 # What two runs on the same machine may differ by.
 AGREEMENT = 0.15
 
-_PACKAGES = ("httpx", "httpcore", "anyio", "attrs", "aiohttp", "httpx-aiohttp")
+_PACKAGES = ("httpx", "httpcore", "anyio", "attrs", "cattrs", "aiohttp", "httpx-aiohttp")
 _PEER_PACKAGES = ("cortecs-py", "pydantic", "requests", "starlette", "uvicorn")
 
 _INTRODUCTION = """

@@ -1,20 +1,23 @@
 """The service's JSON as domain objects, and the body of a start.
 
-The domain classes say what to read: every field by its name and its annotation. Unknown fields are ignored,
-and unknown statuses are kept. A null counts as a missing field, and a missing field takes its default.
-Without a default, or with a value of another type, decoding raises `ShapeError`.
+A cattrs converter reads every field of the domain classes by its name and its annotation. Unknown fields are
+ignored, and unknown statuses are kept. A null counts as a missing field, and a missing field takes its
+default. Without a default, or with a value of another type, decoding raises `ShapeError`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from functools import cache
-from types import UnionType
+from functools import cache, partial
+from types import GenericAlias, UnionType
 from typing import Any, TypeVar, get_args, get_origin
 
 import attrs
+import cattrs
+from cattrs.gen import make_dict_structure_fn
 
 from .._http.messages import ShapeError
 from .domain import (
@@ -48,7 +51,10 @@ def decode_affected(data: Any) -> AffectedInstances:
 
 def decode_models(data: Any) -> tuple[ModelPreview, ...]:
     """Return the models in the `models` field of an answer."""
-    return _decode(_member(data, "models"), tuple[ModelPreview, ...])
+    previews = _member(data, "models")
+    if isinstance(previews, list):
+        previews = [_with_hardware(each) for each in previews]
+    return _decode(previews, tuple[ModelPreview, ...])
 
 
 def decode_model(data: Any) -> Model:
@@ -71,18 +77,6 @@ def encode_start(args: InstanceArgs) -> dict[str, Any]:
     return {name: value for name, value in attrs.asdict(args).items() if value is not None}
 
 
-class _MismatchError(ValueError):
-    """A value does not have the documented type. The message never contains the value.
-
-    Attributes:
-        path: The steps from the value up to the whole answer, such as `[".model_id", ".instance_args"]`.
-    """
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(problem)
-        self.path: list[str] = []
-
-
 def _member(data: Any, name: str) -> Any:
     if not isinstance(data, Mapping) or data.get(name) is None:
         raise ShapeError(f"an object with {name!r} was expected")
@@ -90,117 +84,117 @@ def _member(data: Any, name: str) -> Any:
 
 
 def _decode(data: Any, cls: type[T]) -> T:
-    annotation: Any = cls
+    with contextlib.suppress(Exception):
+        return _converter(detailed=False).structure(data, cls)
+    # The fast converter does not say what is wrong, and where. Read it again, for the message.
     try:
-        decoded: T = _reader(annotation)(data)
-    except _MismatchError as mismatch:
-        raise ShapeError(f"at ${''.join(reversed(mismatch.path))}, {mismatch}") from None
-    return decoded
+        return _converter(detailed=True).structure(data, cls)
+    except (cattrs.BaseValidationError, _MismatchError) as error:
+        problem, _, path = cattrs.transform_error(error, "$", _describe)[0].rpartition(" @ ")
+        raise ShapeError(f"at {path}, {problem}") from None
 
 
-_Reader = Callable[[Any], Any]
+def _describe(error: BaseException, _: type | None) -> str:
+    # The message of an error that is not ours may contain the value.
+    return str(error) if isinstance(error, _MismatchError) else "a field is null or missing"
+
+
+_Hook = Callable[[Any, Any], Any]
+
+
+class _MismatchError(ValueError):
+    """A value does not have the documented type. The message never contains the value."""
+
+    def __init__(self, expected: str, value: Any) -> None:
+        found = "null" if value is None else f"of type {type(value).__name__}"
+        super().__init__(f"{expected} was expected, but it is {found}")
 
 
 @cache
-def _reader(annotation: Any) -> _Reader:
-    """Return the function that reads a value of this type."""
-    if annotation in _READERS:
-        return _READERS[annotation]
-    if isinstance(annotation, UnionType):
-        return _reader(get_args(annotation)[0])  # `X | None`
-    if get_origin(annotation) is tuple:
-        return _tuple_reader(_reader(get_args(annotation)[0]))
-    if get_origin(annotation) is Mapping:
-        return _mapping_reader(_reader(get_args(annotation)[1]))
-    return _object_reader(annotation)
-
-
-@cache
-def _object_reader(cls: Any) -> _Reader:
-    fields = [
-        (each.name, _reader(each.type), each.default is attrs.NOTHING)
-        for each in attrs.fields(attrs.resolve_types(cls))
+def _converter(*, detailed: bool) -> cattrs.Converter:
+    converter = cattrs.Converter(detailed_validation=detailed)
+    for kind, read in _READERS.items():
+        converter.register_structure_hook(kind, read)
+    converter.register_structure_hook_func(lambda cls: cls == Mapping[str, Any], _read_mapping)
+    factories: list[tuple[Callable[[Any], bool], Callable[..., _Hook]]] = [
+        (attrs.has, _object_hook),
+        (lambda cls: isinstance(cls, UnionType), _optional_hook),
+        (lambda cls: get_origin(cls) is tuple, _tuple_hook),
+        (lambda cls: cls == tuple[WorkerStatus, ...], _workers_hook),  # the last one that fits is used
     ]
+    for fits, factory in factories:
+        converter.register_structure_hook_factory(fits, partial(factory, converter=converter))
+    return converter
 
-    def read(value: Any) -> Any:
+
+def _object_hook(cls: Any, converter: cattrs.Converter) -> _Hook:
+    read_fields = make_dict_structure_fn(cls, converter)
+
+    def read(value: Any, _: Any) -> Any:
         if not isinstance(value, dict):
-            raise _expected("an object", value)
-        values = {}
-        name = ""
-        try:
-            for name, read_field, is_required in fields:
-                content = value.get(name)
-                if content is not None or is_required:
-                    values[name] = read_field(content)
-        except _MismatchError as mismatch:
-            mismatch.path.append(f".{name}")
-            raise
-        return cls(**values)
+            raise _MismatchError("an object", value)
+        if None in value.values():
+            value = {name: content for name, content in value.items() if content is not None}
+        return read_fields(value, cls)
 
     return read
 
 
-def _tuple_reader(read_item: _Reader) -> _Reader:
-    def read(value: Any) -> tuple[Any, ...]:
+def _optional_hook(cls: Any, converter: cattrs.Converter) -> _Hook:
+    # For `X | None`. A null never reaches this, because it is removed with its field.
+    hook: _Hook = converter.get_structure_hook(get_args(cls)[0])
+    return hook
+
+
+def _tuple_hook(cls: Any, converter: cattrs.Converter) -> _Hook:
+    items = GenericAlias(list, (get_args(cls)[0],))
+    read_items = converter.get_structure_hook(items)
+
+    def read(value: Any, _: Any) -> tuple[Any, ...]:
         # Not anything that can be iterated: `{}` would mean "no instances", and a string its letters.
         if not isinstance(value, list):
-            raise _expected("a list", value)
-        items: list[Any] = []
-        try:
-            for item in value:
-                items.append(read_item(item))  # noqa: PERF401  (its length is the index of a mismatch)
-        except _MismatchError as mismatch:
-            mismatch.path.append(f"[{len(items)}]")
-            raise
-        return tuple(items)
+            raise _MismatchError("a list", value)
+        return tuple(read_items(value, items))
 
     return read
 
 
-def _mapping_reader(read_value: _Reader) -> _Reader:
-    def read(value: Any) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise _expected("an object", value)
-        return {key: read_value(content) for key, content in value.items()}
-
-    return read
-
-
-def _expected(expected: str, value: Any) -> _MismatchError:
-    found = "null or missing" if value is None else f"of type {type(value).__name__}"
-    return _MismatchError(f"{expected} was expected, but it is {found}")
-
-
-def _read_str(value: Any) -> str:
+def _read_str(value: Any, _: Any) -> str:
     # Not str(value): the number 5 must not become the id "5".
     if not isinstance(value, str):
-        raise _expected("a string", value)
+        raise _MismatchError("a string", value)
     return value
 
 
-def _read_int(value: Any) -> int:
+def _read_int(value: Any, _: Any) -> int:
     if type(value) is int:
         return value
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    raise _expected("a whole number", value)
+    raise _MismatchError("a whole number", value)
 
 
-def _read_float(value: Any) -> float:
+def _read_float(value: Any, _: Any) -> float:
     try:
         number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
-        raise _expected("a finite number", value)
+        raise _MismatchError("a finite number", value)
     return number
+
+
+def _read_mapping(value: Any, _: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _MismatchError("an object", value)
+    return dict(value)
 
 
 # Progress and timestamps are only shown. A wrong one must not make its instance unreadable, and with it the
 # whole list: then no instance could be stopped.
 
 
-def _read_datetime(value: Any) -> datetime | None:
+def _read_datetime(value: Any, _: Any) -> datetime | None:
     try:
         moment = datetime.fromisoformat(value)
     except (TypeError, ValueError):
@@ -208,39 +202,40 @@ def _read_datetime(value: Any) -> datetime | None:
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
 
 
-def _read_workers(value: Any) -> tuple[WorkerStatus, ...]:
-    return tuple([_read_worker(each) for each in value]) if isinstance(value, list) else ()
+def _workers_hook(_: Any, converter: cattrs.Converter) -> _Hook:
+    read_worker = converter.get_structure_hook(WorkerStatus)
+
+    def read(value: Any, _: Any) -> tuple[WorkerStatus, ...]:
+        workers = value if isinstance(value, list) else []
+        return tuple([read_or_default(each) for each in workers])
+
+    def read_or_default(value: Any) -> WorkerStatus:
+        try:
+            worker: WorkerStatus = read_worker(value, WorkerStatus)
+        except Exception:  # noqa: BLE001  (whatever cattrs raises for a wrong value)
+            return WorkerStatus()
+        return worker
+
+    return read
 
 
-def _read_worker(value: Any) -> WorkerStatus:
-    try:
-        worker: WorkerStatus = _reader(WorkerStatus)(value)
-    except _MismatchError:
-        return WorkerStatus()
-    return worker
+def _with_hardware(preview: Any) -> Any:
+    # The vendor's client prefers `model_name`, an older spelling of `model_id`, and takes the hardware from
+    # `hardware_info`.
+    if not isinstance(preview, dict):
+        return preview
+    hardware = preview.get("hardware_info")
+    return {
+        **preview,
+        "model_id": preview.get("model_name") or preview.get("model_id"),
+        "hardware_configs": hardware.get("hardware_configs") if isinstance(hardware, dict) else None,
+    }
 
 
-def _read_preview(value: Any) -> ModelPreview:
-    if isinstance(value, dict):
-        # The vendor's client prefers `model_name`, an older spelling of `model_id`, and takes the hardware
-        # from `hardware_info`.
-        hardware = value.get("hardware_info")
-        value = {
-            **value,
-            "model_id": value.get("model_name") or value.get("model_id"),
-            "hardware_configs": hardware.get("hardware_configs") if isinstance(hardware, dict) else None,
-        }
-    preview: ModelPreview = _object_reader(ModelPreview)(value)
-    return preview
-
-
-_READERS: dict[Any, _Reader] = {
+_READERS: dict[Any, _Hook] = {
     str: _read_str,
     int: _read_int,
     float: _read_float,
-    bool: bool,
-    Any: lambda value: value,
+    bool: lambda value, _: bool(value),
     datetime: _read_datetime,
-    tuple[WorkerStatus, ...]: _read_workers,
-    ModelPreview: _read_preview,
 }
