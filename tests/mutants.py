@@ -260,8 +260,8 @@ MUTANTS = [
     Mutant(
         "matches the same instances in another order for each start",
         "_api/matching.py",
-        "sorted(contested, key=lambda each: each.instance_id)",
-        "contested",
+        "sorted(candidates, key=lambda each: each.instance_id)",
+        "candidates",
         "lease/test_starter.py::TestJudging::test_nothing_is_given_twice_or_to_whom_it_does_not_fit",
     ),
     Mutant(
@@ -274,15 +274,15 @@ MUTANTS = [
     Mutant(
         "adopts one of several matching instances",
         "_api/matching.py",
-        "    return given if all(give(instance, set()) for instance in instances) else None",
-        "    for instance in instances:\n        give(instance, set())\n    return given",
+        "    return assignment if all(assign(instance, set()) for instance in instances) else None",
+        "    for instance in instances:\n        assign(instance, set())\n    return assignment",
         "lease/test_starter.py::TestJudging::test_two_for_one_cannot_be_told_apart",
     ),
     Mutant(
         "matches instances to starts first come, first served",
         "_api/matching.py",
-        "if start not in given or give(given[start], tried):",
-        "if start not in given:",
+        "if start not in assignment or assign(assignment[start], tried):",
+        "if start not in assignment:",
         "lease/test_starter.py::TestJudging::test_who_could_have_two_takes_the_one_that_the_other_cannot",
     ),
     Mutant(
@@ -302,15 +302,15 @@ MUTANTS = [
     Mutant(
         "adopts an instance with other hardware",
         "_api/matching.py",
-        "        and _same(actual.hardware_type_id, sent.hardware_type_id)\n",
+        "        and _agrees(actual.hardware_type_id, sent.hardware_type_id)\n",
         "",
         "lease/test_starter.py::TestJudging::test_what_was_left_out_fits_anything",
     ),
     Mutant(
         "adopts an instance while another of its starts is pending",
         "_api/matching.py",
-        "return None if model_id in self._flying else self._landed",
-        "return self._landed",
+        "return None if model_id in self._in_progress else self._ended",
+        "return self._ended",
         "recovery/test_mutations.py::test_the_instance_of_a_pending_plain_start_is_not_adopted",
     ),
     Mutant(
@@ -397,9 +397,9 @@ MUTANTS = [
     Mutant(
         "starts an instance for each of two concurrent ensure calls",
         "_api/instances.py",
-        "        async with self.ensuring:\n",
+        "        async with self.ensure_lock:\n",
         "        if True:\n",
-        "api/test_instances.py::test_two_ensures_at_once_start_one",
+        "api/test_instances.py::test_concurrent_ensures_start_one_instance",
     ),
     # The reaper
     Mutant(
@@ -567,28 +567,28 @@ MUTANTS = [
     Mutant(
         "trusts the answer to a stop without a status check",
         "_api/teardown.py",
-        "settled = self.goal is Goal.GONE and _is_at_rest(answer)",
-        "settled = _is_at_rest(answer)",
+        "is_enough = self.goal is Goal.GONE and has_ended(instance)",
+        "is_enough = has_ended(instance)",
         "lease/test_hardening.py::test_a_stop_on_exit_is_read_back",
     ),
     Mutant(
         "treats a refused stop as a release",
         "_api/teardown.py",
-        "                    self.stop_refused = deed is Action.STOP\n",
-        "                    return\n                    self.stop_refused = deed is Action.STOP\n",
+        "                    self.stop_refused = action is Action.STOP\n",
+        "                    return\n                    self.stop_refused = action is Action.STOP\n",
         "lease/test_lease.py::test_teardown_gets_through_faults",
     ),
     Mutant(
         "gives up a release at the first error",
         "_api/teardown.py",
-        "                    await self._recover(deed, error)\n",
+        "                    await self._recover(action, error)\n",
         "                    raise\n",
         "lease/test_lease.py::test_teardown_gets_through_a_slow_service",
     ),
     Mutant(
         "treats a new instance that is not readable yet as deleted",
         "_api/teardown.py",
-        "if unseen and anyio.current_time() < self.settled_at:",
+        "if never_seen and anyio.current_time() < self.settled_at:",
         "if False:",
         "lease/test_hardening.py::test_an_instance_that_cannot_be_read_yet_is_released_all_the_same",
     ),
@@ -976,28 +976,28 @@ MUTANTS = [
         "_api/validation.py",
         "if instance_id.casefold() in _ROUTES:",
         "if False:",
-        "api/test_validation.py::TestInstanceId::test_what_could_mean_something_else_is_refused",
+        "api/test_validation.py::TestInstanceId::test_an_id_that_could_reach_another_route_is_rejected",
     ),
     Mutant(
         "accepts dots as an instance id",
         "_api/validation.py",
         ' or set(value) == {"."} or ".." in value:',
         ":",
-        "api/test_validation.py::TestInstanceId::test_what_could_mean_something_else_is_refused",
+        "api/test_validation.py::TestInstanceId::test_an_id_that_could_reach_another_route_is_rejected",
     ),
     Mutant(
         "accepts an instance id with a slash",
         "_api/validation.py",
         '_SEGMENT = re.compile(r"[A-Za-z0-9._~:-]+")',
         '_SEGMENT = re.compile(r"[A-Za-z0-9._~:/-]+")',
-        "api/test_validation.py::TestInstanceId::test_what_could_mean_something_else_is_refused",
+        "api/test_validation.py::TestInstanceId::test_an_id_that_could_reach_another_route_is_rejected",
     ),
     Mutant(
         "checks only the beginning of an instance id",
         "_api/validation.py",
         "_SEGMENT.fullmatch(value)",
         "_SEGMENT.match(value)",
-        "api/test_validation.py::TestInstanceId::test_what_could_mean_something_else_is_refused",
+        "api/test_validation.py::TestInstanceId::test_an_id_that_could_reach_another_route_is_rejected",
     ),
     Mutant(
         "lets client.request start an instance",
@@ -1019,14 +1019,14 @@ MUTANTS = [
         "_api/polling.py",
         "                if self._has_leader:\n                    await",
         "                if False:\n                    await",
-        "api/test_polling.py::test_one_request_a_tick_serves_any_number_of_waits",
+        "api/test_polling.py::test_one_request_per_poll_serves_all_waits",
     ),
     Mutant(
         "always polls at max_interval",
         "_api/polling.py",
-        "return min(max(policy.min_interval, policy.growth * reach), policy.max_interval)",
+        "return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)",
         "return policy.max_interval",
-        "api/test_polling.py::test_the_pace_keeps_its_stated_bound",
+        "api/test_polling.py::test_the_interval_stays_within_its_bounds",
     ),
     Mutant(
         "treats an instance as deleted without checking the list",
@@ -1040,31 +1040,31 @@ MUTANTS = [
         "_api/polling.py",
         "known = listed.keys() | trusting",
         "known = wanted",
-        "api/test_polling.py::test_a_list_that_lacks_it_is_checked_by_id",
+        "api/test_polling.py::test_an_instance_that_the_list_lacks_is_requested_by_id",
     ),
     Mutant(
         "leaves other waits without a poller after a cancellation",
         "_api/polling.py",
         (
-            "            # This waiter may have been cancelled just when leadership was handed to it.\n"
-            "            self._hand_over()"
+            "            # This task may have been cancelled just when it was to become the leader.\n"
+            "            self._wake_next_leader()"
         ),
         "",
-        "api/test_polling.py::test_cancelling_leader_and_successor_at_once_strands_nobody",
+        "api/test_polling.py::test_cancelling_the_leader_and_its_successor_stops_no_other_wait",
     ),
     Mutant(
         "polls before Retry-After has elapsed",
         "_api/polling.py",
-        "min(asked or 0.0, _MAX_RETRY_AFTER),",
-        "0.0,",
-        "api/test_polling.py::test_retry_after_is_honoured_also_by_newcomers",
+        "pause = max(pause, min(retry_after or 0.0, _MAX_RETRY_AFTER))",
+        "pass",
+        "api/test_polling.py::test_retry_after_also_delays_new_waits",
     ),
     Mutant(
         "waits twice as long as allowed during an outage",
         "_api/polling.py",
         "now - self.failing_since > max_outage:",
         "now - self.failing_since > 2 * max_outage:",
-        "api/test_polling.py::test_an_outage_without_end_ends_the_wait",
+        "api/test_polling.py::test_a_long_outage_ends_the_wait",
     ),
     Mutant(
         "waits until the timeout for an instance that vanished right after its start",

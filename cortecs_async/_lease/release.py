@@ -13,7 +13,7 @@ from .._aio.clock import loop_clock
 from .._aio.tasks import run_uncancellable
 from .._api.instances import Instances, Origin
 from .._api.teardown import Goal, Teardown
-from .._api.validation import check_named_id
+from .._api.validation import check_body_id
 from .._errors import (
     AmbiguousStartError,
     ClientClosedError,
@@ -165,7 +165,7 @@ async def release_acquired(services: LeaseServices, handle: InstanceHandle | str
         RequestError: when the service refuses to list instances.
     """
     account = handle.account if isinstance(handle, InstanceHandle) else None
-    instance_id = check_named_id(handle.instance_id if isinstance(handle, InstanceHandle) else handle)
+    instance_id = check_body_id(handle.instance_id if isinstance(handle, InstanceHandle) else handle)
     info = LeaseInfo(operation="release", instance_id=instance_id)
     report = Report(services.observer, lambda: info, loop_clock())
     returning = _AcquiredRelease(services, instance_id, account, anyio.current_time() + timeout, report)
