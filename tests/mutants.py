@@ -1186,8 +1186,8 @@ MUTANTS = [
     Mutant(
         "counts answers before they are synced to disk",
         "_batch/output.py",
-        "                os.fsync(self._fd)\n                if self._is_new",
-        "                if self._is_new",
+        "                    os.fsync(self._fd)\n                    if self._is_new",
+        "                    if self._is_new",
         "batch/test_files.py::TestOutput::test_every_line_is_on_the_disk_when_it_is_counted",
     ),
     Mutant(
@@ -1200,13 +1200,13 @@ MUTANTS = [
     Mutant(
         "does not lower its concurrency after a refusal",
         "_batch/concurrency.py",
-        "            self._upward = False\n            self._hold(now, int(self._value * _LESS))",
-        "            self._upward = False",
+        "            self._probes_upward = False\n            self._hold(now, int(self.value * _DECREASE))",
+        "            self._probes_upward = False",
         "batch/test_concurrency.py::test_a_server_that_refuses_is_asked_for_less",
     ),
     Mutant(
         "gives up an unavailable endpoint ten times too late",
-        "_batch/health.py",
+        "_batch/outcome.py",
         "\nOUTAGE_TIMEOUT = 180.0",
         "\nOUTAGE_TIMEOUT = 1800.0",
         "batch/test_workers.py::TestOutages::test_for_good_it_is_given_up",
@@ -1214,7 +1214,7 @@ MUTANTS = [
     Mutant(
         "sends requests at full concurrency during an outage",
         "_batch/workers.py",
-        "return self._limit.value if self._health.doubt_since is None else 0",
+        "return self._limit.value if self._health.suspect_since is None else 0",
         "return self._limit.value",
         "batch/test_run.py::TestFailures::test_an_outage_is_nobodys_fault",
     ),
@@ -1223,7 +1223,7 @@ MUTANTS = [
         "_batch/index.py",
         "if found is None or found[0] != request:",
         "if found is None:",
-        "batch/test_files.py::TestSurvey::test_the_output_of_the_same_ids_that_asked_otherwise",
+        "batch/test_files.py::TestPreflight::test_the_output_of_the_same_ids_that_asked_otherwise",
     ),
     Mutant(
         "writes to an output that another process is writing",
@@ -1237,7 +1237,7 @@ MUTANTS = [
         "_batch/output.py",
         "            if os.fstat(self._fd).st_size > end:",
         "            if False:",
-        "batch/test_files.py::TestSurvey::test_a_torn_tail_is_cut_off",
+        "batch/test_files.py::TestPreflight::test_a_torn_tail_is_cut_off",
     ),
     Mutant(
         "leaves a partial line in an output when the disk is full",
@@ -1249,21 +1249,21 @@ MUTANTS = [
     Mutant(
         "loses answers when a batch is cancelled",
         "_batch/run.py",
-        "        finally:\n            await self._flush(sink)",
+        "        finally:\n            await self._flush(writer)",
         "        finally:\n            pass",
         "batch/test_run.py::TestCancellation::test_what_was_answered_is_written_first",
     ),
     Mutant(
         "loses the requests under way on a lost instance",
         "_batch/workers.py",
-        "            self._work.put_back(request)\n            raise",
+        "            self._queue.put_back(request)\n            raise",
         "            raise",
         "batch/test_workers.py::test_requests_under_way_on_a_lost_instance_are_sent_to_another",
     ),
     Mutant(
         "counts an outage of the endpoint against its requests",
         "_batch/workers.py",
-        "is_to_blame = request.is_own_fault is not None and request.is_own_fault()",
+        "is_to_blame = request.endpoint_has_answered is not None and request.endpoint_has_answered()",
         "is_to_blame = True",
         "batch/test_run.py::TestFailures::test_few_requests_are_not_to_blame_for_an_endpoint_that_is_away",
     ),

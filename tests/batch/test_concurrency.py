@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from _grids import grid
 
-from cortecs_async._batch.concurrency import AdaptiveLimit, ConcurrencyLimit, FixedLimit
+from cortecs_async._batch.concurrency import AdaptiveLimit, ConcurrencyLimit
 
 
 class Server:
@@ -58,9 +58,9 @@ class Server:
             is_full = len(under_way) + 1 >= 0.9 * limit.value
             if is_refused:
                 self.refused += 1
-                limit.refused(now, sent)
+                limit.record_rejection(now, sent)
             else:
-                limit.answered(now, sent, 1.0, is_full=is_full)
+                limit.record_answer(now, sent, 1.0, is_full=is_full)
                 if now >= last:
                     answers += 1
                     values.append(limit.value)
@@ -101,9 +101,9 @@ def test_a_server_that_refuses_is_asked_for_less() -> None:
 def test_one_storm_of_refusals_is_one_step_down() -> None:
     limit = AdaptiveLimit(initial=100)
     for _ in range(100):
-        limit.refused(5.0, 1.0)
+        limit.record_rejection(5.0, 1.0)
     assert limit.value == 70
-    limit.refused(6.0, 5.5)
+    limit.record_rejection(6.0, 5.5)
     assert limit.value == 49
 
 
@@ -111,7 +111,7 @@ def test_it_recovers_from_a_time_of_refusals() -> None:
     limit = AdaptiveLimit()
     now = 0.0
     while now < 10.0:
-        limit.refused(now + 0.01, now)
+        limit.record_rejection(now + 0.01, now)
         now += 0.01
     assert limit.value >= 1
     rate, _ = Server(5.0, 256 / 5.0).use(limit, began=10.0, until=1200.0)
@@ -121,14 +121,14 @@ def test_it_recovers_from_a_time_of_refusals() -> None:
 def test_refusals_that_come_at_once_are_one_step() -> None:
     limit = AdaptiveLimit()
     for number in range(90):
-        limit.refused(1.0 + 0.01 * (number + 1), 1.0 + 0.01 * number)
+        limit.record_rejection(1.0 + 0.01 * (number + 1), 1.0 + 0.01 * number)
     assert limit.value == 22
 
 
 def test_it_never_goes_below_one() -> None:
     limit = AdaptiveLimit(initial=3)
     for number in range(20):
-        limit.refused(number + 1.0, number + 0.5)
+        limit.record_rejection(number + 1.0, number + 0.5)
     assert limit.value == 1
 
 
@@ -156,6 +156,6 @@ def test_what_there_is_too_little_work_for_says_nothing() -> None:
 
 
 def test_a_number_that_somebody_chose_stays() -> None:
-    limit = FixedLimit(7)
+    limit = ConcurrencyLimit(7)
     Server(1.0, 3.0, bound=2).use(limit, until=60.0)
     assert limit.value == 7

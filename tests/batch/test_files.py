@@ -9,7 +9,6 @@ import random
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,16 +21,16 @@ from cortecs_async._aio.threads import StopFlag
 from cortecs_async._batch import index as _index
 from cortecs_async._batch.format import (
     Request,
-    RequestReader,
+    RequestParser,
     Usage,
-    answered,
-    key_of,
-    read_answer,
-    unanswered,
+    digest_custom_id,
+    format_answer,
+    format_error,
+    parse_answer,
 )
-from cortecs_async._batch.index import Index, Parts, is_done
-from cortecs_async._batch.output import Output, WholeLines
-from cortecs_async._batch.plan import Files, Survey, survey
+from cortecs_async._batch.index import Index, Partitions, is_done
+from cortecs_async._batch.output import Output, read_complete_lines
+from cortecs_async._batch.plan import Files, Preflight, run_preflight
 from cortecs_async.errors import BatchFileError, BatchWriteError
 
 
@@ -46,13 +45,13 @@ def line(custom_id: Any = "one", **changes: Any) -> dict[str, Any]:
     }
 
 
-def reader(*, override_model: bool = False) -> RequestReader:
-    return RequestReader("in.jsonl", MODEL, override_model=override_model)
+def parser(*, override_model: bool = False) -> RequestParser:
+    return RequestParser("in.jsonl", MODEL, override_model=override_model)
 
 
 def read(data: Any, **options: Any) -> Request:
     raw = data if isinstance(data, bytes) else json.dumps(data).encode()
-    found = reader(**options).read(7, raw)
+    found = parser(**options).parse(7, raw)
     assert found is not None
     return found[0]
 
@@ -80,7 +79,7 @@ class TestRequests:
 
     @pytest.mark.parametrize("raw", [b"\n", b"  \r\n", b""])
     def test_blank_lines_are_nothing(self, raw: bytes) -> None:
-        assert reader().read(1, raw) is None
+        assert parser().parse(1, raw) is None
 
     def test_a_mark_at_the_beginning_of_the_file_is_no_matter(self) -> None:
         assert read(b"\xef\xbb\xbf" + json.dumps(line()).encode() + b"\r\n").custom_id == "one"
@@ -88,8 +87,8 @@ class TestRequests:
     @pytest.mark.parametrize(
         ("data", "said"),
         [
-            (b"{", "not JSON"),
-            (b'{"custom_id": "\xff"}', "not UTF-8"),
+            (b"{", "not valid JSON"),
+            (b'{"custom_id": "\xff"}', "not valid UTF-8"),
             (b"[" * 100_000, "too deep"),
             (b'{"a": ' + b"1" * 5000 + b"}", "too long"),
             ([], "not a JSON object"),
@@ -118,7 +117,7 @@ class TestRequests:
         assert one.request_id == read(line(custom_id="two")).request_id
         for other in (line(body={"max_tokens": 6}), line(url="/v1/completions")):
             assert read(other).request_id != one.request_id
-        assert one.key == key_of("one") != key_of("two")
+        assert one.key == digest_custom_id("one") != digest_custom_id("two")
 
 
 class TestAnswers:
@@ -130,7 +129,8 @@ class TestAnswers:
 
     def test_an_answer_has_the_form_of_the_batch_api(self) -> None:
         request = read(line(custom_id='"\ud800ü'))
-        text, usage = answered(request, 200, "r-1", json.dumps(self.BODY).encode())
+        written = format_answer(request, 200, "r-1", json.dumps(self.BODY).encode())
+        text = written.text
         assert text.endswith(b"\n")
         assert text.count(b"\n") == 1
         data = json.loads(text)
@@ -140,13 +140,13 @@ class TestAnswers:
             "response": {"status_code": 200, "request_id": "r-1", "body": self.BODY},
             "error": None,
         }
-        assert usage == Usage(3, 4)
-        answer = read_answer("out", 1, text)
+        assert written.usage == Usage(3, 4)
+        answer = parse_answer("out", 1, text)
         assert (answer.key, answer.request_id, answer.succeeded) == (request.key, request.request_id, True)
 
     def test_an_answer_is_kept_as_it_came(self) -> None:
         body = b'{\r\n "n": 1.00000000000000000001,\n "big": 123456789012345678901234567890 }\n'
-        text, _ = answered(read(line()), 200, None, body)
+        text = format_answer(read(line()), 200, None, body).text
         assert b'"n": 1.00000000000000000001' in text
         assert text.count(b"\n") == 1
         assert json.loads(text)["response"]["body"]["big"] == 123456789012345678901234567890
@@ -155,38 +155,39 @@ class TestAnswers:
         "body", [b"", b"<html>", b"[1]", b'"text"', b'{"x": NaN}', b"\xff", b"[" * 100_000]
     )
     def test_a_success_that_is_no_object_is_no_answer(self, body: bytes) -> None:
-        with pytest.raises(ValueError, match="no JSON object"):
-            answered(read(line()), 200, None, body)
+        with pytest.raises(ValueError, match="not a JSON object"):
+            format_answer(read(line()), 200, None, body)
 
     def test_a_refusal_is_an_answer_that_failed(self) -> None:
-        text, usage = answered(read(line()), 400, None, b'{"error": {"message": "too long"}}')
+        written = format_answer(read(line()), 400, None, b'{"error": {"message": "too long"}}')
+        text = written.text
         assert json.loads(text)["response"]["body"] == {"error": {"message": "too long"}}
-        assert usage is None
-        assert not read_answer("out", 1, text).succeeded
+        assert written.usage is None
+        assert not parse_answer("out", 1, text).succeeded
 
     def test_a_refusal_that_is_no_json_becomes_one(self) -> None:
-        text, _ = answered(read(line()), 502, None, b"<html>\xff bad gateway")
+        text = format_answer(read(line()), 502, None, b"<html>\xff bad gateway").text
         assert json.loads(text)["response"]["body"]["error"]["message"] == "<html>\ufffd bad gateway"
 
     def test_an_error_line(self) -> None:
-        text = unanswered(read(line()), "timed_out", 'no "answer"')
+        text = format_error(read(line()), "timed_out", 'no "answer"').text
         data = json.loads(text)
         assert data["response"] is None
         assert data["error"] == {"code": "timed_out", "message": 'no "answer"'}
-        assert not read_answer("out", 1, text).succeeded
+        assert not parse_answer("out", 1, text).succeeded
 
     @pytest.mark.parametrize("usage", [None, 3, {"prompt_tokens": "many"}, {}])
     def test_odd_usage_counts_as_none(self, usage: Any) -> None:
-        _, found = answered(read(line()), 200, None, json.dumps({"usage": usage}).encode())
-        assert found == Usage()
+        written = format_answer(read(line()), 200, None, json.dumps({"usage": usage}).encode())
+        assert written.usage == Usage()
 
     @pytest.mark.parametrize(
         "data", [b"{", [], {"custom_id": "a"}, {"custom_id": 3, "id": "x", "response": None}, line()]
     )
     def test_what_is_no_answer_is_refused_with_its_line(self, data: Any) -> None:
         raw = data if isinstance(data, bytes) else json.dumps(data).encode()
-        with pytest.raises(BatchFileError, match="no line of a batch's output") as caught:
-            read_answer("out.jsonl", 4, raw)
+        with pytest.raises(BatchFileError, match="not a line of a batch output") as caught:
+            parse_answer("out.jsonl", 4, raw)
         assert caught.value.line == 4
 
 
@@ -194,33 +195,40 @@ class TestIndex:
     @given(seed=st.integers(0, 2**32), parts=st.integers(1, 9), size=st.integers(0, 60))
     def test_it_finds_what_a_set_would(self, seed: int, parts: int, size: int) -> None:
         rng = random.Random(seed)
-        index = Index(parts * _index._SHARE)
+        index = Index(parts * _index._PARTITION_SIZE)
         ids = [f"r{number}" for number in range(1, size + 1)]
         answers = rng.sample(ids, rng.randint(0, size))
         for number, name in enumerate(ids, 1):
-            index.add_request(key_of(name), "batch_req_" + key_of(name + "!").hex(), number)
+            index.add_request(
+                digest_custom_id(name), "batch_req_" + digest_custom_id(name + "!").hex(), number
+            )
         for number, name in enumerate(answers, 1):
-            index.add_answer(key_of(name), "batch_req_" + key_of(name + "!").hex(), number, number * 100)
-        match = index.match()
-        assert match.repeated is match.answered_twice is match.foreign is None
-        assert {name for n, name in enumerate(ids, 1) if is_done(match.done, n)} == set(answers)
+            index.add_answer(
+                digest_custom_id(name),
+                "batch_req_" + digest_custom_id(name + "!").hex(),
+                number,
+                number * 100,
+            )
+        result = index.compare()
+        assert result.duplicate_request is result.duplicate_answer is result.foreign_answer is None
+        assert {name for n, name in enumerate(ids, 1) if is_done(result.done, n)} == set(answers)
         expected = {(ids.index(name) + 1, number * 100) for number, name in enumerate(answers, 1)}
-        assert set(index.pairs()) == expected
+        assert set(index.answer_offsets()) == expected
         index.close()
 
     def test_the_first_clash_is_named_whatever_part_it_is_in(self) -> None:
-        index = Index(50 * _index._SHARE)
+        index = Index(50 * _index._PARTITION_SIZE)
         names = [f"r{number % 40}" for number in range(1, 81)]
         for number, name in enumerate(names, 1):
-            index.add_request(key_of(name), "batch_req_" + "0" * 32, number)
-        repeated = index.match().repeated
-        assert repeated is not None
-        assert (repeated.line, repeated.other) == (41, 1)
+            index.add_request(digest_custom_id(name), "batch_req_" + "0" * 32, number)
+        conflict = index.compare().duplicate_request
+        assert conflict is not None
+        assert (conflict.line, conflict.other) == (41, 1)
         index.close()
 
     def test_entries_go_through_the_disk_in_order(self) -> None:
-        parts = Parts(2)
-        count = 3 * _index._BUFFER // _index._ENTRY.size
+        parts = Partitions(2)
+        count = 3 * _index._BUFFER_SIZE // _index._RECORD.size
         for number in range(count):
             parts.add(bytes([0] * 16), b"r" * 16, number, number)
         assert parts._size > 0
@@ -231,7 +239,7 @@ class TestIndex:
 
 
 def answer_line(custom_id: str, **changes: Any) -> bytes:
-    return answered(read(line(custom_id, **changes)), 200, None, b'{"id": "x"}')[0]
+    return format_answer(read(line(custom_id, **changes)), 200, None, b'{"id": "x"}').text
 
 
 class TestOutput:
@@ -261,7 +269,7 @@ class TestOutput:
 
     def test_two_processes_cannot_write_one_file(self, tmp_path: Path) -> None:
         output = Output(tmp_path / "out.jsonl")
-        with pytest.raises(BatchFileError, match="another process is writing it"):
+        with pytest.raises(BatchFileError, match="another process is writing this file"):
             Output(tmp_path / "out.jsonl")
         output.append([b"x\n"])
         output.close()
@@ -276,12 +284,12 @@ class TestOutput:
 
     @pytest.mark.parametrize("name", [".", "missing/out.jsonl", "/dev/null"])
     def test_what_cannot_be_written_is_refused(self, tmp_path: Path, name: str) -> None:
-        with pytest.raises(BatchFileError, match=r"cannot be written|not a plain file"):
+        with pytest.raises(BatchFileError, match=r"cannot be written|not a regular file"):
             Output(tmp_path / name)
 
     def test_a_pipe_is_refused_and_not_waited_for(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
-        with pytest.raises(BatchFileError, match="not a plain file"):
+        with pytest.raises(BatchFileError, match="not a regular file"):
             Output(tmp_path / "pipe")
 
     @pytest.mark.parametrize("written", [0, 3])
@@ -332,9 +340,9 @@ except BatchWriteError as error:
 
     def test_too_little_room_is_seen_before(self, tmp_path: Path) -> None:
         output = Output(tmp_path / "out.jsonl")
-        output.check_room(1000)
+        output.check_free_space(1000)
         with pytest.raises(BatchFileError, match="the disk has"):
-            output.check_room(1 << 62)
+            output.check_free_space(1 << 62)
         output.close()
 
     def test_a_closed_file_is_not_touched(self, tmp_path: Path) -> None:
@@ -343,8 +351,8 @@ except BatchWriteError as error:
         output = Output(path)
         output.close()
         output.close()
-        output.cut(0)
-        output.drop(lambda _: True, lambda: None)
+        output.truncate(0)
+        output.remove_lines(lambda _: True, lambda: None)
         with pytest.raises(BatchWriteError, match="closed"):
             output.append([b"three\n"])
         assert path.read_bytes() == b"one\ntwo\n"
@@ -354,7 +362,7 @@ except BatchWriteError as error:
         path.write_bytes(b"one\ntwo\nthree\n")
         path.chmod(0o640)
         output = Output(path)
-        output.drop(lambda text: text == b"two\n", lambda: None)
+        output.remove_lines(lambda text: text == b"two\n", lambda: None)
         assert path.read_bytes() == b"one\nthree\n"
         assert path.stat().st_mode & 0o777 == 0o640
         with pytest.raises(BatchFileError, match="another process"):
@@ -375,7 +383,7 @@ except BatchWriteError as error:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(Path, "replace", fail)
-        with pytest.raises(BatchWriteError, match="stays as it is"):
+        with pytest.raises(BatchWriteError, match="is unchanged"):
             output.sort(2, lambda: [(2, 0), (1, 4)], lambda: None)
         monkeypatch.undo()
         assert path.read_bytes() == b"two\none\n"
@@ -394,9 +402,6 @@ except BatchWriteError as error:
         output.close()
 
 
-Look = Callable[..., Survey]
-
-
 @pytest.fixture
 def files(tmp_path: Path) -> Files:
     return Files(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
@@ -406,23 +411,23 @@ def write(path: Path, *lines: Any) -> None:
     path.write_bytes(b"".join(x if isinstance(x, bytes) else json.dumps(x).encode() + b"\n" for x in lines))
 
 
-def look(files: Files, output: Output | None = None, *, retry_failed: bool = False) -> Survey:
-    found = survey(
+def preflight(files: Files, output: Output | None = None, *, retry_failed: bool = False) -> Preflight:
+    result = run_preflight(
         files,
-        RequestReader(str(files.source), MODEL, override_model=False),
+        RequestParser(str(files.source), MODEL, override_model=False),
         output,
         StopFlag(),
         retry_failed=retry_failed,
     )
-    found.index.close()
-    return found
+    result.index.close()
+    return result
 
 
-class TestSurvey:
+class TestPreflight:
     def test_what_is_left(self, files: Files) -> None:
         write(files.source, line("a"), b"\n", line("b"), line("c"))
         write(files.target, answer_line("c"))
-        found = look(files)
+        found = preflight(files)
         assert (found.plan.total, found.plan.succeeded, found.plan.failed, found.plan.left) == (3, 1, 0, 2)
         assert [is_done(found.done, number) for number in (1, 3, 4)] == [False, False, True]
 
@@ -432,48 +437,52 @@ class TestSurvey:
         )
         other = {"custom_id": "c", "url": "/v1/embeddings", "body": {"input": ["y" * 40, [1, 2, 3]]}}
         write(files.source, line("a"), long, other)
-        plan = look(files).plan
+        plan = preflight(files).plan
         assert plan.prompt_tokens == 1 + 100 + 13
         assert plan.max_completion_tokens == 10
         assert (plan.longest_line, plan.longest_tokens) == (2, 105)
         write(files.source, line("a", body={"max_tokens": None}))
-        assert look(files).plan.max_completion_tokens is None
+        assert preflight(files).plan.max_completion_tokens is None
 
     def test_an_id_that_is_there_twice(self, files: Files) -> None:
         write(files.source, line("a"), line("b"), line("a"))
-        with pytest.raises(BatchFileError, match=r"in.jsonl, line 3: .* line 1 already"):
-            look(files)
+        with pytest.raises(
+            BatchFileError, match=r"in.jsonl, line 3: duplicate custom_id \(first used on line 1\)"
+        ):
+            preflight(files)
 
     def test_an_answer_that_is_there_twice(self, files: Files) -> None:
         write(files.source, line("a"))
         write(files.target, answer_line("a"), answer_line("a"))
-        with pytest.raises(BatchFileError, match=r"out.jsonl, line 2: .* line 1 already"):
-            look(files)
+        with pytest.raises(
+            BatchFileError, match=r"out.jsonl, line 2: duplicate custom_id \(first answered on line 1\)"
+        ):
+            preflight(files)
 
     def test_the_output_of_another_input(self, files: Files) -> None:
         write(files.source, line("a"), line("b"))
         write(files.target, answer_line("b"), answer_line("z"))
         with pytest.raises(BatchFileError, match=r"out.jsonl, line 2: .*output of another input"):
-            look(files)
+            preflight(files)
 
     def test_the_output_of_the_same_ids_that_asked_otherwise(self, files: Files) -> None:
         write(files.source, line("a"), line("b", body={"max_tokens": 6}))
         write(files.target, answer_line("b"))
         with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: .*another request .*line 2"):
-            look(files)
+            preflight(files)
 
     def test_an_output_that_is_none(self, files: Files) -> None:
         write(files.source, line("a"))
         write(files.target, b"hello\n", b"world")
-        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: no line of a batch's output"):
-            look(files, Output(files.target))
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: not a line of a batch output"):
+            preflight(files, Output(files.target))
         assert files.target.read_bytes() == b"hello\nworld"
 
     def test_a_file_of_something_else_without_lines_is_not_cut(self, files: Files) -> None:
         write(files.source, line("a"))
         write(files.target, b"PK\x03\x04 a picture, perhaps")
-        with pytest.raises(BatchFileError, match="it does not end"):
-            look(files, Output(files.target))
+        with pytest.raises(BatchFileError, match="no line break at its end"):
+            preflight(files, Output(files.target))
         assert files.target.read_bytes() == b"PK\x03\x04 a picture, perhaps"
 
     @pytest.mark.parametrize("cut", range(1, len(answer_line("b")), 7))
@@ -483,9 +492,9 @@ class TestSurvey:
         for before in (whole, b""):
             write(files.target, before, torn)
             output = Output(files.target)
-            assert look(files).plan.left == (1 if before else 2)
+            assert preflight(files).plan.left == (1 if before else 2)
             assert files.target.read_bytes() == before + torn  # only looked at
-            assert look(files, output).plan.left == (1 if before else 2)
+            assert preflight(files, output).plan.left == (1 if before else 2)
             assert files.target.read_bytes() == before
             assert output.append([answer_line("b")]) == len(before)
             output.close()
@@ -494,13 +503,13 @@ class TestSurvey:
     def test_zeros_that_a_lost_machine_leaves_are_cut_off(self, files: Files) -> None:
         write(files.source, line("a"), line("b"))
         write(files.target, answer_line("a"), b"\0" * 100)
-        assert list(WholeLines(files.target)) == [(1, 0, answer_line("a"))]
+        assert list(read_complete_lines(files.target)) == [(1, 0, answer_line("a"))]
 
     def test_the_input_is_not_its_own_output(self, files: Files) -> None:
         write(files.source, line("a"))
         os.link(files.source, files.target)
-        with pytest.raises(BatchFileError, match="the output is the input itself"):
-            look(files)
+        with pytest.raises(BatchFileError, match="the output is the same file as the input"):
+            preflight(files)
 
     @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "unreadable"])
     def test_an_input_that_cannot_be_read(self, files: Files, kind: str) -> None:
@@ -513,18 +522,18 @@ class TestSurvey:
             files.source.chmod(0)
             if os.access(files.source, os.R_OK):
                 pytest.skip("root reads everything")
-        with pytest.raises(BatchFileError, match=r"cannot be read|not a plain file"):
-            look(files)
+        with pytest.raises(BatchFileError, match=r"cannot be read|not a regular file"):
+            preflight(files)
 
     def test_failed_lines_can_be_taken_out(self, files: Files) -> None:
         write(files.source, line("a"), line("b"), line("c"))
-        failed = unanswered(read(line("b")), "lost", "gone")
+        failed = format_error(read(line("b")), "lost", "gone").text
         write(files.target, answer_line("c"), failed, answer_line("a"))
-        assert look(files).plan.failed == 1
-        assert look(files, retry_failed=True).plan.left == 1
+        assert preflight(files).plan.failed == 1
+        assert preflight(files, retry_failed=True).plan.left == 1
         assert failed in files.target.read_bytes()
         output = Output(files.target)
-        found = look(files, output, retry_failed=True)
+        found = preflight(files, output, retry_failed=True)
         assert (found.plan.succeeded, found.plan.failed, found.plan.left) == (2, 0, 1)
         assert files.target.read_bytes() == answer_line("c") + answer_line("a")
         output.close()
@@ -534,13 +543,13 @@ class TestSurvey:
         stopped = StopFlag()
         stopped.event.set()
         with pytest.raises(RuntimeError, match="nobody waits"):
-            survey(files, reader(), None, stopped, retry_failed=False)
+            run_preflight(files, parser(), None, stopped, retry_failed=False)
 
     def test_many_parts_find_the_same(self, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_index, "_SHARE", 100)
+        monkeypatch.setattr(_index, "_PARTITION_SIZE", 100)
         write(files.source, *(line(f"r{number}") for number in range(500)))
         write(files.target, *(answer_line(f"r{number}") for number in range(0, 500, 3)))
-        found = look(files)
+        found = preflight(files)
         assert found.index._requests.count > 100
         left = [number for number in range(500) if not is_done(found.done, number + 1)]
         assert left == [number for number in range(500) if number % 3]
@@ -554,7 +563,7 @@ def test_file_descriptors_are_given_back(files: Files) -> None:
         for _ in range(256):
             output = Output(files.target)
             with pytest.raises(BatchFileError):
-                look(files, output)
+                preflight(files, output)
             output.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limit)

@@ -17,10 +17,10 @@ from _grids import BACKENDS, grid
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, ConfigurationError, InvalidArgumentError, Progress
-from cortecs_async._batch import outcome as _verdict
-from cortecs_async._batch import request_queue as _work
-from cortecs_async._batch import workers as _crew
-from cortecs_async._batch import writer as _sink
+from cortecs_async._batch import outcome as _outcome
+from cortecs_async._batch import request_queue as _request_queue
+from cortecs_async._batch import workers as _workers
+from cortecs_async._batch import writer as _writer
 from cortecs_async._batch.output import Output
 from cortecs_async._batch.sender import Reply
 from cortecs_async._http.messages import Failure, FailureKind
@@ -171,7 +171,7 @@ async def test_absurd_counts_of_tokens_are_none(
 ) -> None:
     files.write(3)
     body = b'{"usage":{"prompt_tokens":1' + b"0" * 400 + b',"completion_tokens":-3}}'
-    monkeypatch.setattr(_crew, "classify", lambda _, request: _verdict.classify(Reply(200, body), request))
+    monkeypatch.setattr(_workers, "classify", lambda _, request: _outcome.classify(Reply(200, body), request))
     async with world() as (emulator, client):
         report = await run(client, files, emulator, concurrency="auto")
     assert (report.succeeded, report.prompt_tokens, report.completion_tokens) == (3, 0, 0)
@@ -252,9 +252,9 @@ class TestFailures:
             with monkeypatch.context() as patched:
                 # The small requests that ask whether the endpoint is there have no name.
                 patched.setattr(
-                    _crew,
+                    _workers,
                     "classify",
-                    lambda seen, request: _verdict.classify(outcome if request.custom_id else seen, request),
+                    lambda seen, request: _outcome.classify(outcome if request.custom_id else seen, request),
                 )
                 report = await run(client, files, emulator, max_retries=2)
             assert report.failed == 3
@@ -298,7 +298,7 @@ class TestFailures:
     async def test_a_key_that_is_refused_ends_the_run_at_once(self, world: World, files: Files) -> None:
         files.write(1000)
         async with world() as (emulator, client):
-            with pytest.raises(EndpointError, match="refuses the key") as caught:
+            with pytest.raises(EndpointError, match="rejects the API key") as caught:
                 await client.run_batch(
                     files.source, files.target, MODEL, HARDWARE, api_key="sk-wrong", concurrency=4
                 )
@@ -338,9 +338,9 @@ class TestFailures:
         def classify(outcome: Any, request: Any) -> Any:
             if request.custom_id in {"r7", "r50"}:
                 outcome = Reply(502, b"<html>")
-            return _verdict.classify(outcome, request)
+            return _outcome.classify(outcome, request)
 
-        monkeypatch.setattr(_crew, "classify", classify)
+        monkeypatch.setattr(_workers, "classify", classify)
         async with world(answer_seconds=1.0) as (emulator, client):
             report = await run(client, files, emulator, max_retries=1)
             assert (report.succeeded, report.failed) == (98, 2)
@@ -362,7 +362,7 @@ class TestFailures:
     async def test_what_waits_for_another_attempt_is_bounded(
         self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_work, "_MOST_WAITING", 20)
+        monkeypatch.setattr(_request_queue, "_MAX_RETRIES", 20)
         files.write(500)
         async with world() as (emulator, client):
             emulator.add_fault(Fault("status", route="chat", status=429, skip=1, times=None))
@@ -375,7 +375,7 @@ class TestFailures:
         files.write(100)
         async with world() as (emulator, client):
             emulator.add_fault(Fault("status", route="chat", status=503, skip=10, times=None))
-            with pytest.raises(EndpointError, match="answers nothing, for"):
+            with pytest.raises(EndpointError, match=r"does not answer \(for"):
                 await run(client, files, emulator)
             assert emulator.existing == ()
             emulator.clear_faults()
@@ -550,7 +550,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("{\n", "line 4: it is not JSON"),
+            ("{\n", "line 4: not valid JSON"),
             (json.dumps({"custom_id": "r1", "url": "/v1/embeddings", "body": {}}), "line 4: .* line 2"),
             (json.dumps({"custom_id": "x", "url": "/v1/audio", "body": {}}), "line 4: url must be"),
         ],
@@ -567,7 +567,7 @@ class TestBadInput:
         deep = "[" * 250 + "]" * 250
         line = f'{{"custom_id": "r0", "url": "/v1/embeddings", "body": {{"input": {deep}}}}}'
         files.source.write_text(line)
-        await self.refused(world, files, BatchFileError, "line 1: the body is too deep")
+        await self.refused(world, files, BatchFileError, "line 1: the JSON is nested too deeply")
 
     async def test_an_output_with_too_long_a_name(self, world: World, files: Files) -> None:
         files.write(1)
@@ -600,7 +600,7 @@ class TestBadInput:
             write = fail
 
         monkeypatch.setattr(tempfile, "TemporaryFile", fail if where == "made" else lambda **_: Full())
-        await self.refused(world, files, BatchWriteError, "no temporary file can be written: No space left")
+        await self.refused(world, files, BatchWriteError, "cannot write a temporary file: No space left")
 
     async def test_no_input(self, world: World, files: Files) -> None:
         await self.refused(world, files, BatchFileError, "cannot be read")
@@ -649,7 +649,7 @@ class TestBadInput:
     async def test_an_input_that_changes_under_the_run(
         self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_work, "_MOST_LINES", 10)  # it is not read to its end at once
+        monkeypatch.setattr(_request_queue, "_MAX_BUFFER_LINES", 10)  # it is not read to its end at once
         files.write(30)
         async with world(answer_seconds=1.0) as (emulator, client):
 
@@ -657,7 +657,7 @@ class TestBadInput:
                 with files.source.open("a") as file:
                     file.write(files.line(99))
 
-            with pytest.raises(BatchFileError, match="has changed"):
+            with pytest.raises(BatchFileError, match="input has changed"):
                 await run(client, files, emulator, on_provisioning=change)
             assert emulator.existing == ()
 
@@ -747,16 +747,16 @@ class TestCancellation:
         self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         files.write(20)
-        real = _sink.AnswerWriter.run
+        real = _writer.AnswerWriter.run
 
-        async def never(sink: _sink.AnswerWriter) -> None:
+        async def never(writer: _writer.AnswerWriter) -> None:
             await anyio.sleep_forever()
 
-        monkeypatch.setattr(_sink.AnswerWriter, "run", never)
+        monkeypatch.setattr(_writer.AnswerWriter, "run", never)
         async with world(answer_seconds=1.0) as (emulator, client):
             with anyio.move_on_after(6.5):
                 await run(client, files, emulator, concurrency=4)
-            monkeypatch.setattr(_sink.AnswerWriter, "run", real)
+            monkeypatch.setattr(_writer.AnswerWriter, "run", real)
             answered = len(files.ids())
             assert answered >= 4
             assert (await run(client, files, emulator)).resumed == answered
@@ -781,7 +781,7 @@ async def test_a_plan_touches_nothing(world: World, files: Files) -> None:
     ("options", "said"),
     [
         ({"hardware_type_id": "NVIDIA_NOTHING"}, "does not run on"),
-        ({"context_length": 10**9}, "is more than the"),
+        ({"context_length": 10**9}, "exceeds the"),
         ({"num_workers": 9}, "num_workers"),
     ],
 )

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 from attrs import define, field
 
-from cortecs_async._batch.sender import Access, Reply
+from cortecs_async._batch.sender import Reply, SenderConfig
 from cortecs_async._config import resolve_settings
 from cortecs_async._http.messages import Failure, FailureKind
 from cortecs_async._secrets import Secret
@@ -70,8 +70,10 @@ async def post(transport: Literal["aiohttp", "httpx"], base_url: str = ENDPOINT)
         transport="httpx",
         environ={},
     )
-    access = Access(settings=settings, transport=transport, given=None, key=Secret("the-key"), timeout=20.0)
-    async with access.sender(base_url) as sender:
+    config = SenderConfig(
+        settings=settings, transport=transport, http_client=None, key=Secret("the-key"), timeout=20.0
+    )
+    async with config.sender(base_url) as sender:
         return await sender.post("/chat/completions", b'{"model":"m"}')
 
 

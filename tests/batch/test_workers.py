@@ -7,19 +7,18 @@ import math
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import anyio
 import pytest
 from _grids import BACKENDS, grid
 from attrs import define, field
 
-from cortecs_async._batch.concurrency import AdaptiveLimit, FixedLimit
-from cortecs_async._batch.format import RequestReader
+from cortecs_async._batch.concurrency import AdaptiveLimit, ConcurrencyLimit
+from cortecs_async._batch.format import AnswerLine, RequestParser
 from cortecs_async._batch.request_queue import RequestQueue
 from cortecs_async._batch.sender import Reply
 from cortecs_async._batch.workers import WorkerPool
-from cortecs_async._batch.writer import Line
 from cortecs_async._http.messages import Failure, FailureKind
 from cortecs_async.errors import EndpointError
 
@@ -58,12 +57,6 @@ class Endpoint:
     asked: Counter[int] = field(factory=Counter)
     busy: int = 0
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
-
     async def post(self, path: str, body: bytes) -> Reply | Failure:
         number = json.loads(body).get("number", -1)
         self.asked[number] += 1
@@ -98,10 +91,10 @@ class Endpoint:
 class Sink:
     """Keeps what it is given."""
 
-    lines: list[Line] = field(factory=list)
+    lines: list[AnswerLine] = field(factory=list)
     is_full: bool = False
 
-    def put(self, line: Line) -> None:
+    def put(self, line: AnswerLine) -> None:
         self.lines.append(line)
 
     @property
@@ -132,33 +125,33 @@ async def work_on(
         for number in range(count):
             request = {"custom_id": f"r{number}", "url": "/v1/chat/completions", "body": {"number": number}}
             file.write(json.dumps(request) + "\n")
-    reader = RequestReader("in.jsonl", "org/model", override_model=False)
-    work = RequestQueue(source, reader, bytearray(count // 8 + 1), source.stat())
+    parser = RequestParser("in.jsonl", "org/model", override_model=False)
+    queue = RequestQueue(source, parser, bytearray(count // 8 + 1), source.stat())
     sink: Any = Sink()
     errors: list[EndpointError] = []
 
     async def run(endpoint: Endpoint) -> None:
-        limit = AdaptiveLimit() if concurrency == "auto" else FixedLimit(concurrency)
-        crew = WorkerPool(
+        limit = AdaptiveLimit() if concurrency == "auto" else ConcurrencyLimit(concurrency)
+        pool = WorkerPool(
             instance_id="i",
             model="org/model",
-            sender=endpoint,
-            work=work,
-            sink=sink,
+            post=endpoint.post,
+            queue=queue,
+            writer=sink,
             limit=limit,
             max_retries=max_retries,
         )
         try:
-            await crew.run()
+            await pool.run()
         except EndpointError as error:
             errors.append(error)
 
     began = anyio.current_time()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(work.read)
-        async with anyio.create_task_group() as crews:
+        tasks.start_soon(queue.read)
+        async with anyio.create_task_group() as pools:
             for endpoint in endpoints:
-                crews.start_soon(run, endpoint)
+                pools.start_soon(run, endpoint)
         tasks.cancel_scope.cancel()
     assert max(Counter(line.request.number for line in sink.lines).values(), default=1) == 1
     if len(errors) < len(endpoints):
@@ -244,9 +237,9 @@ class TestOutages:
         endpoint = Endpoint(random.Random(1), (1.0, 2.0), outages=[(5.0, 1e9, bad(style))])
         done = await work_on(tmp_path, 1000, endpoint, concurrency=concurrency)
         (error,) = done.errors
-        assert {"401": "refuses the key", "429": "takes no requests"}.get(style, "answers nothing") in str(
-            error
-        )
+        assert {"401": "rejects the API key", "429": "accepts no requests"}.get(
+            style, "does not answer"
+        ) in str(error)
         assert done.sink.failed == set()
         # What it asks to wait does not count as its failure.
         assert 184 < done.seconds < (620 if style == "busy" else 260)
@@ -267,7 +260,7 @@ class TestOutages:
         hangs: dict[int, Reply | Failure | None] = dict.fromkeys(range(-1, 5000))
         done = await work_on(tmp_path, 5000, Endpoint(random.Random(1), (1.0, 2.0), hangs))
         (error,) = done.errors
-        assert "answers nothing" in str(error)
+        assert "does not answer" in str(error)
         assert done.sink.lines == []
         assert done.seconds < TIMEOUT + 180 + TIMEOUT
 
@@ -355,7 +348,7 @@ class StubSink:
     def __init__(self) -> None:
         self.ids: list[str] = []
 
-    def put(self, line: Line) -> None:
+    def put(self, line: AnswerLine) -> None:
         self.ids.append(line.request.custom_id)
 
 
@@ -365,23 +358,23 @@ async def test_requests_under_way_on_a_lost_instance_are_sent_to_another(
     source = tmp_path / "in.jsonl"
     line = '{{"custom_id":"r{}","url":"/v1/chat/completions","body":{{}}}}\n'
     source.write_text("".join(line.format(number) for number in range(7)))
-    reader = RequestReader("in.jsonl", "org/model", override_model=False)
-    work, lines = RequestQueue(source, reader, bytearray(1), source.stat()), StubSink()
+    parser = RequestParser("in.jsonl", "org/model", override_model=False)
+    queue, lines = RequestQueue(source, parser, bytearray(1), source.stat()), StubSink()
 
     async def use(endpoint: Any) -> None:
         sink: Any = lines
-        limit = FixedLimit(4)
+        limit = ConcurrencyLimit(4)
         await WorkerPool(
             instance_id="i",
             model="org/model",
-            sender=endpoint,
-            work=work,
-            sink=sink,
+            post=endpoint.post,
+            queue=queue,
+            writer=sink,
             limit=limit,
             max_retries=5,
         ).run()
 
-    await work.read()
+    await queue.read()
     with anyio.move_on_after(10):
         await use(StubEndpoint(answers=False))
     with anyio.fail_after(60):

@@ -19,7 +19,7 @@ from attrs import evolve
 from click.testing import Result
 from rich.console import Console
 
-from cortecs_async._batch import health as _health
+from cortecs_async._batch import outcome as _outcome
 from cortecs_async._cli._batch_view import Bars, Lines, duration, number
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import (
@@ -136,10 +136,10 @@ def test_a_dry_run_says_what_will_not_fit(served: Emulator, call: Call, tmp_path
 @pytest.mark.parametrize(
     ("options", "text", "said"),
     [
-        ([], "{", "in.jsonl, line 1: it is not JSON"),
+        ([], "{", "in.jsonl, line 1: not valid JSON"),
         ([], None, "in.jsonl: cannot be read: No such file"),
         (["-o", "no/such/out.jsonl"], "\n", "no/such/out.jsonl: cannot be written: No such file"),
-        (["-o", "in.jsonl"], "\n", "in.jsonl: the output is the input itself"),
+        (["-o", "in.jsonl"], "\n", "in.jsonl: the output is the same file as the input"),
     ],
 )
 @pytest.mark.sockets
@@ -171,10 +171,10 @@ def test_without_a_key_nothing_is_started(
 @pytest.mark.sockets
 def test_a_wrong_key_shows_nowhere(served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-and-secret")
-    monkeypatch.setattr(_health, "KEY_PATIENCE", 0.5)
+    monkeypatch.setattr(_outcome, "KEY_TIMEOUT", 0.5)
     done = call(before=["-vv"])
     assert done.exit_code == 1
-    assert "refuses the key" in done.stderr
+    assert "rejects the API key" in done.stderr
     assert "sk-wrong-and-secret" not in done.output
     assert served.existing == ()
 
