@@ -1,22 +1,29 @@
-"""Read and compare both files before anything is started, and report what a batch will do."""
+"""The options of a batch, and its plan: both files are read and compared before anything is started."""
 
 from __future__ import annotations
 
+import math
 import os
+import resource
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attrs import define, evolve, frozen
 
-from .._aio.threads import StopFlag
-from .._errors import BatchFileError
+from .._aio.threads import StopFlag, run_stoppable
+from .._errors import BatchFileError, InvalidArgumentError
+from .concurrency import AdaptiveLimit, ConcurrencyLimit
 from .format import RequestParser, parse_answer
 from .index import Comparison, Index
 from .output import Output, file_errors, read_complete_lines, read_lines, stat_regular_file
+from .report import BatchProgressCallback
 
 # An estimate, because there is no tokenizer here.
 _CHARACTERS_PER_TOKEN = 4
+
+# File descriptors that are left for other purposes than connections to endpoints.
+_RESERVED_DESCRIPTORS = 100
 
 # Bytes of the smallest answer.
 _MIN_ANSWER_SIZE = 300
@@ -67,12 +74,60 @@ class BatchPlan:
     balance_currency: str = ""
 
 
-@frozen
-class Files:
-    """The input and the output."""
+@frozen(kw_only=True)
+class BatchOptions:
+    """The files, the model as the endpoint names it, and the options of `client.run_batch`.
+
+    Raises:
+        InvalidArgumentError: An option is invalid.
+    """
 
     source: Path
     target: Path
+    model: str
+    override_model: bool = False
+    instances: int = 1
+    concurrency: int | Literal["auto"] = "auto"
+    max_retries: int = 5
+    ordered: bool = False
+    retry_failed: bool = False
+    on_progress: BatchProgressCallback | None = None
+
+    def __attrs_post_init__(self) -> None:
+        _check_count("instances", self.instances, 1)
+        _check_count("max_retries", self.max_retries, 0)
+        if self.concurrency != "auto":
+            _check_count("concurrency", self.concurrency, 1)
+            # Each request in flight uses a connection, and each connection a file descriptor.
+            if self.concurrency * self.instances > _max_connections():
+                raise InvalidArgumentError(
+                    f"concurrency={self.concurrency} with instances={self.instances} needs more file "
+                    f"descriptors than the {_max_connections() + _RESERVED_DESCRIPTORS} of this process; "
+                    "lower it, or raise the limit with `ulimit -n`"
+                )
+        if self.on_progress is not None and not callable(self.on_progress):
+            raise InvalidArgumentError("on_progress must be callable")
+
+    def new_limit(self) -> ConcurrencyLimit:
+        """Return the concurrency limit of one instance."""
+        if self.concurrency != "auto":
+            return ConcurrencyLimit(self.concurrency)
+        return AdaptiveLimit(highest=int(max(1, min(1024, _max_connections() // self.instances))))
+
+    def new_parser(self) -> RequestParser:
+        """Return a parser of the input."""
+        return RequestParser(str(self.source), self.model, override_model=self.override_model)
+
+
+def _max_connections() -> float:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if soft == resource.RLIM_INFINITY else soft - _RESERVED_DESCRIPTORS
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        also = ", or 'auto'" if name == "concurrency" else ""
+        raise InvalidArgumentError(f"{name} must be a whole number of at least {least}{also}, not {value!r}")
 
 
 @frozen(eq=False)
@@ -92,63 +147,66 @@ class Preflight:
     input_status: os.stat_result
 
 
-def run_preflight(
-    files: Files, parser: RequestParser, output: Output | None, stopped: StopFlag, *, retry_failed: bool
-) -> Preflight:
-    """Read and check both files.
+async def run_preflight(options: BatchOptions, output: Output | None) -> Preflight:
+    """Run `read_files` in a thread."""
+    return await run_stoppable(lambda stopped: read_files(options, output, stopped))
+
+
+def read_files(options: BatchOptions, output: Output | None, stopped: StopFlag) -> Preflight:
+    """Read and check both files. Remove what is to be written again.
 
     Args:
-        files: The files.
-        parser: Parses lines of the input.
-        output: The open output, whose incomplete last line is cut off; None to change nothing.
+        options: The options.
+        output: The open output. Its incomplete last line is cut off, and with `retry_failed`, its error lines
+            are removed. None to change nothing.
         stopped: Set when the caller no longer waits.
-        retry_failed: Remove the error lines, so that their requests are sent again.
 
     Raises:
         BatchFileError: Something is wrong with a file.
     """
-    status = stat_regular_file(files.source)
-    with file_errors("cannot be read", files.target):
-        is_same = files.target.exists() and os.path.samestat(status, files.target.stat())
+    status = stat_regular_file(options.source)
+    with file_errors("cannot be read", options.target):
+        is_same = options.target.exists() and os.path.samestat(status, options.target.stat())
     if is_same:
-        raise BatchFileError("the output is the same file as the input", path=str(files.target))
+        raise BatchFileError("the output is the same file as the input", path=str(options.target))
     index = Index(status.st_size)
     try:
-        with file_errors("cannot be read", files.source):
-            plan, done = _compare(files, parser, output, stopped, index)
+        with file_errors("cannot be read", options.source):
+            plan, done = _compare(options, output, stopped, index)
         stopped.check()
     except BaseException:
         index.close()
         raise
     result = Preflight(index, plan, done, status)
-    if not retry_failed or not plan.failed:
+    if not options.retry_failed or not plan.failed:
         return result
     if output is None:
         return evolve(result, plan=evolve(plan, failed=0, left=plan.left + plan.failed))
     index.close()
-    output.remove_lines(lambda line: not parse_answer(str(files.target), 0, line).succeeded, stopped.check)
-    return run_preflight(files, parser, output, stopped, retry_failed=False)
+    output.remove_lines(lambda line: not parse_answer(str(options.target), 0, line).succeeded, stopped.check)
+    return read_files(evolve(options, retry_failed=False), output, stopped)
 
 
 def _compare(
-    files: Files, parser: RequestParser, output: Output | None, stopped: StopFlag, index: Index
+    options: BatchOptions, output: Output | None, stopped: StopFlag, index: Index
 ) -> tuple[BatchPlan, bytearray]:
     succeeded = failed = end = 0
-    for number, offset, line in read_complete_lines(files.target):
+    for number, offset, line in read_complete_lines(options.target):
         stopped.check()
-        answer = parse_answer(str(files.target), number, line)
+        answer = parse_answer(str(options.target), number, line)
         index.add_answer(answer.key, answer.request_id, number, offset)
         succeeded, failed = succeeded + answer.succeeded, failed + (not answer.succeeded)
         end = offset + len(line)
+    parser = options.new_parser()
     sizes = _Sizes()
-    for number, _, line in read_lines(files.source):
+    for number, _, line in read_lines(options.source):
         stopped.check()
         if (found := parser.parse(number, line)) is not None:
             request, body = found
             index.add_request(request.key, request.request_id, number)
             sizes.add(number, request.path, body)
     comparison = index.compare(stopped.check)
-    _check_conflicts(files, comparison)
+    _check_conflicts(options, comparison)
     left = sizes.total - succeeded - failed
     if output is not None:
         output.truncate(end)
@@ -166,13 +224,13 @@ def _compare(
     return plan, comparison.done
 
 
-def _check_conflicts(files: Files, comparison: Comparison) -> None:
+def _check_conflicts(options: BatchOptions, comparison: Comparison) -> None:
     if (conflict := comparison.duplicate_request) is not None:
-        path, message = files.source, f"duplicate custom_id (first used on line {conflict.other})"
+        path, message = options.source, f"duplicate custom_id (first used on line {conflict.other})"
     elif (conflict := comparison.duplicate_answer) is not None:
-        path, message = files.target, f"duplicate custom_id (first answered on line {conflict.other})"
+        path, message = options.target, f"duplicate custom_id (first answered on line {conflict.other})"
     elif (conflict := comparison.foreign_answer) is not None:
-        path, message = files.target, _describe_foreign(files.source, conflict.other)
+        path, message = options.target, _describe_foreign(options.source, conflict.other)
     else:
         return
     raise BatchFileError(message, path=str(path), line=conflict.line)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from attrs import asdict, define, field, frozen
 
@@ -60,6 +60,9 @@ class BatchProgress:
     def eta(self) -> float | None:
         """Estimated seconds until the end, at the present rate; None if there is no rate yet."""
         return (self.total - self.done) / self.rate if self.rate > 0 else None
+
+
+BatchProgressCallback = Callable[[BatchProgress], Awaitable[None] | None]
 
 
 @frozen(kw_only=True)

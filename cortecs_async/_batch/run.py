@@ -6,13 +6,10 @@ Each instance has a worker pool. All pools share one request queue and one answe
 from __future__ import annotations
 
 import inspect
-import math
-import resource
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
 
 import anyio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from .._aio.tasks import run_uncancellable
 from .._aio.threads import run_stoppable
@@ -27,86 +24,18 @@ from .._errors import (
 from .._lease.lease import InstanceLease
 from .._lease.pricing import Receipt
 from .._logging import Event, log
-from .concurrency import AdaptiveLimit, ConcurrencyLimit
-from .format import AnswerLine, RequestParser
+from .concurrency import ConcurrencyLimit
+from .format import AnswerLine
 from .output import Output
-from .plan import Files, Preflight, run_preflight
+from .plan import BatchOptions, Preflight, run_preflight
 from .report import AnswerCounter, BatchProgress, BatchReport, currency_of, total_cost
 from .request_queue import RequestQueue
 from .sender import SenderConfig
 from .workers import WorkerPool
 from .writer import AnswerWriter
 
-BatchProgressCallback = Callable[[BatchProgress], Awaitable[None] | None]
-
 # Seconds between two calls of `on_progress`.
 _PROGRESS_INTERVAL = 0.25
-
-# File descriptors that are left for other purposes than connections to endpoints.
-_RESERVED_DESCRIPTORS = 100
-
-
-@frozen(kw_only=True)
-class BatchOptions:
-    """The files, the model as the endpoint names it, and the options of `client.run_batch`.
-
-    Raises:
-        InvalidArgumentError: An option is invalid.
-    """
-
-    files: Files
-    model: str
-    override_model: bool = False
-    instances: int = 1
-    concurrency: int | Literal["auto"] = "auto"
-    max_retries: int = 5
-    ordered: bool = False
-    retry_failed: bool = False
-    on_progress: BatchProgressCallback | None = None
-
-    def __attrs_post_init__(self) -> None:
-        _check_count("instances", self.instances, 1)
-        _check_count("max_retries", self.max_retries, 0)
-        if self.concurrency != "auto":
-            _check_count("concurrency", self.concurrency, 1)
-            # Each request in flight uses a connection, and each connection a file descriptor.
-            if self.concurrency * self.instances > _max_connections():
-                raise InvalidArgumentError(
-                    f"concurrency={self.concurrency} with instances={self.instances} needs more file "
-                    f"descriptors than the {_max_connections() + _RESERVED_DESCRIPTORS} of this process; "
-                    "lower it, or raise the limit with `ulimit -n`"
-                )
-        if self.on_progress is not None and not callable(self.on_progress):
-            raise InvalidArgumentError("on_progress must be callable")
-
-    def new_limit(self) -> ConcurrencyLimit:
-        """Return the concurrency limit of one instance."""
-        if self.concurrency != "auto":
-            return ConcurrencyLimit(self.concurrency)
-        return AdaptiveLimit(highest=int(max(1, min(1024, _max_connections() // self.instances))))
-
-    def new_parser(self) -> RequestParser:
-        """Return a parser of the input."""
-        return RequestParser(str(self.files.source), self.model, override_model=self.override_model)
-
-    async def preflight(self, output: Output | None) -> Preflight:
-        """Run `run_preflight` in a thread."""
-        return await run_stoppable(
-            lambda stopped: run_preflight(
-                self.files, self.new_parser(), output, stopped, retry_failed=self.retry_failed
-            )
-        )
-
-
-def _max_connections() -> float:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return math.inf if soft == resource.RLIM_INFINITY else soft - _RESERVED_DESCRIPTORS
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        also = ", or 'auto'" if name == "concurrency" else ""
-        raise InvalidArgumentError(f"{name} must be an integer of at least {least}{also}, not {value!r}")
 
 
 @define(eq=False)
@@ -156,9 +85,9 @@ class Batch:
             CortecsError: The batch could not be finished. The output has every answer that was counted.
         """
         options = self.options
-        output = Output(options.files.target)
+        output = Output(options.target)
         try:
-            preflight = await options.preflight(output)
+            preflight = await run_preflight(options, output)
             index, plan = preflight.index, preflight.plan
             try:
                 counter = AnswerCounter(
@@ -177,7 +106,7 @@ class Batch:
                     )
                 output.keep()
                 return BatchReport(
-                    output=str(options.files.target),
+                    output=str(options.target),
                     **counter.counts(),
                     seconds=seconds,
                     receipts=tuple(self._receipts()),
@@ -199,7 +128,7 @@ class Batch:
                     preflight.index.add_answer(line.request.key, line.request.request_id, 0, begin)
 
         queue = RequestQueue(
-            self.options.files.source, self.options.new_parser(), preflight.done, preflight.input_status
+            self.options.source, self.options.new_parser(), preflight.done, preflight.input_status
         )
         writer = AnswerWriter(output, on_written)
         # An instance without a request to answer would be billed all the same.

@@ -22,8 +22,8 @@ from .._http.connections import HTTPClient
 from .._lease.endpoint import inference_key
 from .._lease.lease import InstanceLease
 from .._secrets import Secret
-from .plan import BatchPlan, Files
-from .run import Batch, BatchOptions
+from .plan import BatchOptions, BatchPlan, run_preflight
+from .run import Batch
 from .sender import BatchTransport, SenderConfig, choose_transport
 
 # Tokens, unless the caller chooses or the model has less. The vendor's client has the same default.
@@ -103,7 +103,7 @@ def begin(
     if lease["on_progress"] is not None and not callable(lease["on_progress"]):
         raise InvalidArgumentError("on_provisioning must be callable")
     check_amount("max_cost", lease["max_cost"])
-    batch_options = BatchOptions(files=_files(source, target), model=args.hf_name, **options)
+    batch_options = _options(args, source, target, options)
     lease_options = dict(lease)
     if lease_options["max_cost"] is not None:
         lease_options["max_cost"] /= batch_options.instances
@@ -132,8 +132,8 @@ async def plan(
         RequestError: The service did not answer, or does not know the model.
     """
     args = start.check()
-    batch_options = BatchOptions(files=_files(source, target), model=args.hf_name, **options)
-    preflight = await batch_options.preflight(None)
+    batch_options = _options(args, source, target, options)
+    preflight = await run_preflight(batch_options, None)
     preflight.index.close()
     model = await services.models.get(args.model_id)
     hardware_type_id = args.hardware_type_id or model.recommended_config
@@ -184,8 +184,11 @@ def _check_context_length(
     return context_length
 
 
-def _files(source: AnyPath, target: AnyPath) -> Files:
-    return Files(_path("input", source), _path("output", target))
+def _options(
+    args: InstanceArgs, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
+) -> BatchOptions:
+    source, target = _path("input", source), _path("output", target)
+    return BatchOptions(source=source, target=target, model=args.hf_name, **options)
 
 
 def _path(name: str, value: AnyPath) -> Path:

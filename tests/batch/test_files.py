@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import pytest
 from _world import MODEL
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,7 +31,7 @@ from cortecs_async._batch.format import (
 )
 from cortecs_async._batch.index import Index, Partitions, is_done
 from cortecs_async._batch.output import Output, read_complete_lines
-from cortecs_async._batch.plan import Files, Preflight, run_preflight
+from cortecs_async._batch.plan import BatchOptions, Preflight, read_files
 from cortecs_async.errors import BatchFileError, BatchWriteError
 
 
@@ -403,35 +404,29 @@ except BatchWriteError as error:
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Files:
-    return Files(tmp_path / "in.jsonl", tmp_path / "out.jsonl")
+def files(tmp_path: Path) -> BatchOptions:
+    return BatchOptions(source=tmp_path / "in.jsonl", target=tmp_path / "out.jsonl", model=MODEL)
 
 
 def write(path: Path, *lines: Any) -> None:
     path.write_bytes(b"".join(x if isinstance(x, bytes) else json.dumps(x).encode() + b"\n" for x in lines))
 
 
-def preflight(files: Files, output: Output | None = None, *, retry_failed: bool = False) -> Preflight:
-    result = run_preflight(
-        files,
-        RequestParser(str(files.source), MODEL, override_model=False),
-        output,
-        StopFlag(),
-        retry_failed=retry_failed,
-    )
+def preflight(files: BatchOptions, output: Output | None = None, *, retry_failed: bool = False) -> Preflight:
+    result = read_files(evolve(files, retry_failed=retry_failed), output, StopFlag())
     result.index.close()
     return result
 
 
 class TestPreflight:
-    def test_the_plan_counts_what_is_left(self, files: Files) -> None:
+    def test_the_plan_counts_what_is_left(self, files: BatchOptions) -> None:
         write(files.source, line("a"), b"\n", line("b"), line("c"))
         write(files.target, answer_line("c"))
         found = preflight(files)
         assert (found.plan.total, found.plan.succeeded, found.plan.failed, found.plan.left) == (3, 1, 0, 2)
         assert [is_done(found.done, number) for number in (1, 3, 4)] == [False, False, True]
 
-    def test_the_plan_estimates_tokens(self, files: Files) -> None:
+    def test_the_plan_estimates_tokens(self, files: BatchOptions) -> None:
         long = line(
             "b", body={"messages": [{"role": "user", "content": [{"type": "text", "text": "x" * 400}]}]}
         )
@@ -444,14 +439,14 @@ class TestPreflight:
         write(files.source, line("a", body={"max_tokens": None}))
         assert preflight(files).plan.max_completion_tokens is None
 
-    def test_a_duplicate_custom_id_is_an_error(self, files: Files) -> None:
+    def test_a_duplicate_custom_id_is_an_error(self, files: BatchOptions) -> None:
         write(files.source, line("a"), line("b"), line("a"))
         with pytest.raises(
             BatchFileError, match=r"in.jsonl, line 3: duplicate custom_id \(first used on line 1\)"
         ):
             preflight(files)
 
-    def test_a_duplicate_answer_is_an_error(self, files: Files) -> None:
+    def test_a_duplicate_answer_is_an_error(self, files: BatchOptions) -> None:
         write(files.source, line("a"))
         write(files.target, answer_line("a"), answer_line("a"))
         with pytest.raises(
@@ -459,26 +454,26 @@ class TestPreflight:
         ):
             preflight(files)
 
-    def test_the_output_of_another_input_is_an_error(self, files: Files) -> None:
+    def test_the_output_of_another_input_is_an_error(self, files: BatchOptions) -> None:
         write(files.source, line("a"), line("b"))
         write(files.target, answer_line("b"), answer_line("z"))
         with pytest.raises(BatchFileError, match=r"out.jsonl, line 2: .*output of another input"):
             preflight(files)
 
-    def test_the_output_of_a_changed_request_is_an_error(self, files: Files) -> None:
+    def test_the_output_of_a_changed_request_is_an_error(self, files: BatchOptions) -> None:
         write(files.source, line("a"), line("b", body={"max_tokens": 6}))
         write(files.target, answer_line("b"))
         with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: .*another request .*line 2"):
             preflight(files)
 
-    def test_a_file_that_is_not_an_output_is_an_error(self, files: Files) -> None:
+    def test_a_file_that_is_not_an_output_is_an_error(self, files: BatchOptions) -> None:
         write(files.source, line("a"))
         write(files.target, b"hello\n", b"world")
         with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: not a line of a batch output"):
             preflight(files, Output(files.target))
         assert files.target.read_bytes() == b"hello\nworld"
 
-    def test_another_file_without_lines_is_not_truncated(self, files: Files) -> None:
+    def test_another_file_without_lines_is_not_truncated(self, files: BatchOptions) -> None:
         write(files.source, line("a"))
         write(files.target, b"PK\x03\x04 a picture, perhaps")
         with pytest.raises(BatchFileError, match="no line break at its end"):
@@ -486,7 +481,7 @@ class TestPreflight:
         assert files.target.read_bytes() == b"PK\x03\x04 a picture, perhaps"
 
     @pytest.mark.parametrize("cut", range(1, len(answer_line("b")), 7))
-    def test_an_incomplete_last_line_is_cut_off(self, files: Files, cut: int) -> None:
+    def test_an_incomplete_last_line_is_cut_off(self, files: BatchOptions, cut: int) -> None:
         write(files.source, line("a"), line("b"))
         whole, torn = answer_line("a"), answer_line("b")[:cut]
         for before in (whole, b""):
@@ -500,19 +495,19 @@ class TestPreflight:
             output.close()
             assert files.target.read_bytes() == before + answer_line("b")
 
-    def test_zeros_after_a_power_loss_are_cut_off(self, files: Files) -> None:
+    def test_zeros_after_a_power_loss_are_cut_off(self, files: BatchOptions) -> None:
         write(files.source, line("a"), line("b"))
         write(files.target, answer_line("a"), b"\0" * 100)
         assert list(read_complete_lines(files.target)) == [(1, 0, answer_line("a"))]
 
-    def test_the_output_must_not_be_the_input(self, files: Files) -> None:
+    def test_the_output_must_not_be_the_input(self, files: BatchOptions) -> None:
         write(files.source, line("a"))
         os.link(files.source, files.target)
         with pytest.raises(BatchFileError, match="the output is the same file as the input"):
             preflight(files)
 
     @pytest.mark.parametrize("kind", ["missing", "folder", "pipe", "unreadable"])
-    def test_an_unreadable_input_is_an_error(self, files: Files, kind: str) -> None:
+    def test_an_unreadable_input_is_an_error(self, files: BatchOptions, kind: str) -> None:
         if kind == "folder":
             files.source.mkdir()
         elif kind == "pipe":
@@ -525,7 +520,7 @@ class TestPreflight:
         with pytest.raises(BatchFileError, match=r"cannot be read|not a regular file"):
             preflight(files)
 
-    def test_error_lines_can_be_removed(self, files: Files) -> None:
+    def test_error_lines_can_be_removed(self, files: BatchOptions) -> None:
         write(files.source, line("a"), line("b"), line("c"))
         failed = format_error(read(line("b")), "lost", "gone").text
         write(files.target, answer_line("c"), failed, answer_line("a"))
@@ -538,15 +533,15 @@ class TestPreflight:
         assert files.target.read_bytes() == answer_line("c") + answer_line("a")
         output.close()
 
-    def test_preflight_stops_when_its_caller_is_cancelled(self, files: Files) -> None:
+    def test_preflight_stops_when_its_caller_is_cancelled(self, files: BatchOptions) -> None:
         write(files.source, line("a"))
         stopped = StopFlag()
         stopped.event.set()
         with pytest.raises(RuntimeError, match="nobody waits"):
-            run_preflight(files, parser(), None, stopped, retry_failed=False)
+            read_files(files, None, stopped)
 
     def test_many_partitions_give_the_same_result(
-        self, files: Files, monkeypatch: pytest.MonkeyPatch
+        self, files: BatchOptions, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(_index, "_PARTITION_SIZE", 100)
         write(files.source, *(line(f"r{number}") for number in range(500)))
@@ -557,7 +552,7 @@ class TestPreflight:
         assert left == [number for number in range(500) if number % 3]
 
 
-def test_file_descriptors_are_closed_after_an_error(files: Files) -> None:
+def test_file_descriptors_are_closed_after_an_error(files: BatchOptions) -> None:
     write(files.source, line("a"), line("a"))
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limit[1]))
