@@ -1,4 +1,8 @@
-"""From the arguments of a call to a batch that can run."""
+"""Check the arguments of `client.run_batch` and `client.plan_batch`, and create what they need.
+
+`begin` creates the `Batch`, whose `run` does the work. `plan` adds model, hardware and price to the
+contents of the files.
+"""
 
 from __future__ import annotations
 
@@ -18,18 +22,18 @@ from .._http.connections import HTTPClient
 from .._lease.endpoint import inference_key
 from .._lease.lease import InstanceLease
 from .._secrets import Secret
-from .plan import BatchPlan, Files
-from .run import Batch, BatchOptions, look_through
-from .sender import Access, BatchTransport, choose_transport
+from .plan import BatchOptions, BatchPlan, run_preflight
+from .run import Batch
+from .sender import BatchTransport, SenderConfig, choose_transport
 
-# Tokens, where neither the caller nor the model says less (the vendor's client does so).
-_DEFAULT_CONTEXT = 32_000
+# Tokens, unless the caller chooses or the model has less. The vendor's client has the same default.
+_DEFAULT_CONTEXT_LENGTH = 32_000
 
 AnyPath = str | os.PathLike[str]
 
 
 class BatchServices(Protocol):
-    """What a client is made of, as far as a batch needs it."""
+    """The parts of a client that a batch needs."""
 
     settings: Settings
     http_client: HTTPClient | None
@@ -40,13 +44,13 @@ class BatchServices(Protocol):
     def lease(
         self, model_id: str, hardware_type_id: str | None, start: dict[str, Any], **options: Any
     ) -> InstanceLease:
-        """A lease of an instance."""
+        """Return a lease of an instance."""
         ...
 
 
 @frozen
 class Start:
-    """What each instance is started with."""
+    """The arguments of every start."""
 
     model_id: str
     hardware_type_id: str | None
@@ -56,7 +60,7 @@ class Start:
 
     @property
     def rest(self) -> dict[str, Any]:
-        """All but the model and the hardware."""
+        """All arguments but the model and the hardware."""
         return {
             "context_length": self.context_length,
             "num_workers": self.num_workers,
@@ -64,10 +68,10 @@ class Start:
         }
 
     def check(self) -> InstanceArgs:
-        """The same, checked.
+        """Return the checked arguments.
 
         Raises:
-            InvalidArgumentError: for what the service would refuse on sight.
+            InvalidArgumentError: The service would reject an argument.
         """
         return check_start(self.model_id, self.hardware_type_id, **self.rest)
 
@@ -84,22 +88,14 @@ def begin(
     lease: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Batch:
-    """A batch, all of whose arguments are checked.
+    """Check all arguments, and return the batch.
 
-    Args:
-        services: The client's.
-        start: Of each instance.
-        source: The input.
-        target: The output.
-        key: For inference; None for the environment's.
-        transport: What carries the requests.
-        request_timeout: Seconds for one attempt.
-        lease: Options of `client.instance`.
-        options: Of `BatchOptions`.
+    `lease` has options of `client.instance`, and `options` those of `BatchOptions`. Without a `key`, the
+    environment's is used.
 
     Raises:
-        InvalidArgumentError: for bad arguments.
-        ConfigurationError: when there is no key, or not this transport.
+        InvalidArgumentError: An argument is invalid.
+        ConfigurationError: There is no key, or the transport is not available.
     """
     args = start.check()
     key = Secret(inference_key(key.reveal() if key is not None else None))
@@ -107,58 +103,53 @@ def begin(
     if lease["on_progress"] is not None and not callable(lease["on_progress"]):
         raise InvalidArgumentError("on_provisioning must be callable")
     check_amount("max_cost", lease["max_cost"])
-    how = BatchOptions(
-        files=Files(_path("input", source), _path("output", target)), model=args.hf_name, **options
-    )
-    each = dict(lease)
-    if each["max_cost"] is not None:
-        each["max_cost"] /= how.instances
+    batch_options = _options(args, source, target, options)
+    lease_options = dict(lease)
+    if lease_options["max_cost"] is not None:
+        lease_options["max_cost"] /= batch_options.instances
 
     def new_lease() -> InstanceLease:
-        return services.lease(start.model_id, start.hardware_type_id, start.rest, **each)
+        return services.lease(start.model_id, start.hardware_type_id, start.rest, **lease_options)
 
-    new_lease()  # whose arguments are checked before the files are read
-    given = services.http_client
-    access = Access(
+    new_lease()  # checks its arguments before the files are read
+    sender_config = SenderConfig(
         settings=services.settings,
-        transport=choose_transport(transport, given),
-        given=given,
+        transport=choose_transport(transport, services.http_client),
+        http_client=services.http_client,
         key=key,
         timeout=request_timeout,
     )
-    return Batch(how, access, new_lease)
+    return Batch(batch_options, sender_config, new_lease)
 
 
 async def plan(
     services: BatchServices, start: Start, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
 ) -> BatchPlan:
-    """What a batch would do.
+    """Return what a batch would do.
 
     Raises:
-        InvalidArgumentError: for bad arguments, and for what the model cannot have.
-        RequestError: when the service cannot be asked, or does not know the model.
+        InvalidArgumentError: An argument is invalid, or not possible with the model.
+        RequestError: The service did not answer, or does not know the model.
     """
     args = start.check()
-    how = BatchOptions(
-        files=Files(_path("input", source), _path("output", target)), model=args.hf_name, **options
-    )
-    found = await look_through(how, None)
-    found.index.close()
+    batch_options = _options(args, source, target, options)
+    preflight = await run_preflight(batch_options, None)
+    preflight.index.close()
     model = await services.models.get(args.model_id)
     hardware_type_id = args.hardware_type_id or model.recommended_config
-    context_length = _check_fit(model, hardware_type_id, args.context_length)
+    context_length = _check_context_length(model, hardware_type_id, args.context_length)
     types = {each.hardware_type_id: each for each in await services.hardware_types.list()}
-    free = {each.hardware_type_id for each in await services.hardware_types.list_available()}
+    available = {each.hardware_type_id for each in await services.hardware_types.list_available()}
     hardware = types.get(hardware_type_id or "")
     price = hardware.price_per_minute if hardware is not None else None
     balance = await services.user.balance()
-    instances = min(how.instances, max(found.plan.left, 1))
+    instances = min(batch_options.instances, max(preflight.plan.left, 1))
     return evolve(
-        found.plan,
+        preflight.plan,
         context_length=context_length,
         model=args.hf_name,
         hardware_type_id=hardware_type_id,
-        is_available=hardware_type_id in free if hardware_type_id else None,
+        is_available=hardware_type_id in available if hardware_type_id else None,
         instances=instances,
         num_workers=args.num_workers,
         price_per_minute=None if price is None else price * args.num_workers * instances,
@@ -168,39 +159,49 @@ async def plan(
     )
 
 
-def _check_fit(model: Model, hardware_type_id: str | None, context_length: int | None) -> int | None:
-    """The context that there will be, where that can be told."""
+def _check_context_length(
+    model: Model, hardware_type_id: str | None, context_length: int | None
+) -> int | None:
+    """Return the context length that the instances will have; None if it is not known.
+
+    Raises:
+        InvalidArgumentError: The model does not run on this hardware, or not with this context length.
+    """
+    name = model.hf_name or model.model_id
     config = model.hardware_configs.get(hardware_type_id or "")
     if config is None:
         if hardware_type_id is None or not model.hardware_configs:
             return context_length
-        raise InvalidArgumentError(
-            f"{model.hf_name or model.model_id} does not run on {hardware_type_id!r}: "
-            f"{', '.join(sorted(model.hardware_configs))} are for it"
-        )
+        choices = ", ".join(sorted(model.hardware_configs))
+        raise InvalidArgumentError(f"{name} does not run on {hardware_type_id!r}; choose one of {choices}")
     longest = config.max_context_length
     if context_length is None:
-        return None if longest is None else min(_DEFAULT_CONTEXT, longest)
+        return None if longest is None else min(_DEFAULT_CONTEXT_LENGTH, longest)
     if longest is not None and context_length > longest:
         raise InvalidArgumentError(
-            f"context_length={context_length} is more than the {longest} tokens that "
-            f"{model.hf_name or model.model_id} has on {hardware_type_id}"
+            f"context_length={context_length} exceeds the {longest} tokens of {name} on {hardware_type_id}"
         )
     return context_length
+
+
+def _options(
+    args: InstanceArgs, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
+) -> BatchOptions:
+    source, target = _path("input", source), _path("output", target)
+    return BatchOptions(source=source, target=target, model=args.hf_name, **options)
 
 
 def _path(name: str, value: AnyPath) -> Path:
     try:
         path = Path(value)
         if "\0" in str(path):
-            raise ValueError  # noqa: TRY301  (as the system does, but sooner)
-        # The file itself: a link would be replaced when the output is written anew.
+            raise ValueError  # noqa: TRY301  (as the system does, but later)
+        # Resolve links, because rewriting the output would replace the link.
         return path.resolve() if path.is_symlink() else path
     except TypeError:
         raise InvalidArgumentError(f"{name} must be a path, not {type(value).__name__}") from None
     except (OSError, RuntimeError):
-        # What is wrong is told when it is opened. The second is Python's for links in a circle, before 3.13.
+        # Opening the path will report the problem. Python before 3.13 raises RuntimeError for circular links.
         return Path(value)
     except ValueError:
-        # A null character.
-        raise InvalidArgumentError(f"{name} must be a path of a file, not {value!r}") from None
+        raise InvalidArgumentError(f"{name} must be a path without null characters, not {value!r}") from None

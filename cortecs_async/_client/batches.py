@@ -10,8 +10,7 @@ from .._secrets import Secret
 if TYPE_CHECKING:
     from .._api.waiting import ProgressCallback
     from .._batch.plan import BatchPlan
-    from .._batch.report import BatchReport
-    from .._batch.run import BatchProgressCallback
+    from .._batch.report import BatchProgressCallback, BatchReport
     from .._batch.sender import BatchTransport
     from .wiring import Wiring
 
