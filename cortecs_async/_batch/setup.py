@@ -7,16 +7,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from .._api.domain import InstanceArgs, Model
 from .._api.resources import HardwareTypes, Models, User
-from .._api.validation import check_amount, check_seconds, check_start
+from .._api.validation import check_seconds
 from .._config import Settings
 from .._errors import InvalidArgumentError
 from .._http.connections import HTTPClient
 from .._lease.endpoint import inference_key
 from .._lease.lease import InstanceLease
+from .._lease.options import LeaseOptions
 from .._secrets import Secret
 from .plan import BatchPlan, Files
 from .run import Batch, BatchOptions, look_through
@@ -37,87 +38,45 @@ class BatchServices(Protocol):
     hardware_types: HardwareTypes
     user: User
 
-    def lease(
-        self, model_id: str, hardware_type_id: str | None, start: dict[str, Any], **options: Any
-    ) -> InstanceLease:
+    def lease(self, options: LeaseOptions) -> InstanceLease:
         """A lease of an instance."""
         ...
 
 
-@frozen
-class Start:
-    """What each instance is started with."""
-
-    model_id: str
-    hardware_type_id: str | None
-    context_length: int | None
-    num_workers: int
-    billing_interval: str = "per_minute"
-
-    @property
-    def rest(self) -> dict[str, Any]:
-        """All but the model and the hardware."""
-        return {
-            "context_length": self.context_length,
-            "num_workers": self.num_workers,
-            "billing_interval": self.billing_interval,
-        }
-
-    def check(self) -> InstanceArgs:
-        """The same, checked.
-
-        Raises:
-            InvalidArgumentError: for what the service would refuse on sight.
-        """
-        return check_start(self.model_id, self.hardware_type_id, **self.rest)
-
-
 def begin(
     services: BatchServices,
-    start: Start,
+    lease: LeaseOptions,
     source: AnyPath,
     target: AnyPath,
     *,
     key: Secret | None,
     transport: BatchTransport,
     request_timeout: float,
-    lease: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Batch:
     """A batch, all of whose arguments are checked.
 
     Args:
         services: The client's.
-        start: Of each instance.
+        lease: The options of each lease, with the budget of all in `max_cost`.
         source: The input.
         target: The output.
         key: For inference; None for the environment's.
         transport: What carries the requests.
         request_timeout: Seconds for one attempt.
-        lease: Options of `client.instance`.
         options: Of `BatchOptions`.
 
     Raises:
         InvalidArgumentError: for bad arguments.
         ConfigurationError: when there is no key, or not this transport.
     """
-    args = start.check()
     key = Secret(inference_key(key.reveal() if key is not None else None))
     check_seconds("request_timeout", request_timeout)
-    if lease["on_progress"] is not None and not callable(lease["on_progress"]):
-        raise InvalidArgumentError("on_provisioning must be callable")
-    check_amount("max_cost", lease["max_cost"])
     how = BatchOptions(
-        files=Files(_path("input", source), _path("output", target)), model=args.hf_name, **options
+        files=Files(_path("input", source), _path("output", target)), model=lease.args.hf_name, **options
     )
-    each = dict(lease)
-    if each["max_cost"] is not None:
-        each["max_cost"] /= how.instances
-
-    def new_lease() -> InstanceLease:
-        return services.lease(start.model_id, start.hardware_type_id, start.rest, **each)
-
-    new_lease()  # whose arguments are checked before the files are read
+    if lease.max_cost is not None:
+        lease = evolve(lease, max_cost=lease.max_cost / how.instances)
     given = services.http_client
     access = Access(
         settings=services.settings,
@@ -126,11 +85,11 @@ def begin(
         key=key,
         timeout=request_timeout,
     )
-    return Batch(how, access, new_lease)
+    return Batch(how, access, lambda: services.lease(lease))
 
 
 async def plan(
-    services: BatchServices, start: Start, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
+    services: BatchServices, args: InstanceArgs, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
 ) -> BatchPlan:
     """What a batch would do.
 
@@ -138,7 +97,6 @@ async def plan(
         InvalidArgumentError: for bad arguments, and for what the model cannot have.
         RequestError: when the service cannot be asked, or does not know the model.
     """
-    args = start.check()
     how = BatchOptions(
         files=Files(_path("input", source), _path("output", target)), model=args.hf_name, **options
     )

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
+from .._api.validation import check_start
+from .._errors import InvalidArgumentError
+from .._lease.options import LeaseOptions
 from .._secrets import Secret
 
 if TYPE_CHECKING:
@@ -95,26 +98,34 @@ class BatchMethods:
             CortecsError: what `instance` raises, when it happens to the last instance.
         """
         # Here, because most programs run no batch.
-        from .._batch.setup import Start, begin  # noqa: PLC0415
+        from .._batch.setup import begin  # noqa: PLC0415
 
         key = Secret(api_key) if api_key is not None else None
         del api_key  # a traceback that shows locals would show it
-        start = Start(model_id, hardware_type_id, context_length, num_workers, billing_interval)
+        if on_provisioning is not None and not callable(on_provisioning):
+            raise InvalidArgumentError("on_provisioning must be callable")
+        lease = LeaseOptions(
+            args=check_start(
+                model_id,
+                hardware_type_id,
+                context_length=context_length,
+                num_workers=num_workers,
+                billing_interval=billing_interval,
+            ),
+            start_timeout=start_timeout,
+            teardown_timeout=teardown_timeout,
+            max_lifetime=max_lifetime,
+            max_cost=max_cost,
+            on_progress=on_provisioning,
+        )
         batch = begin(
             self._wiring,
-            start,
+            lease,
             input,
             output,
             key=key,
             transport=transport,
             request_timeout=request_timeout,
-            lease={
-                "start_timeout": start_timeout,
-                "teardown_timeout": teardown_timeout,
-                "max_lifetime": max_lifetime,
-                "max_cost": max_cost,
-                "on_progress": on_provisioning,
-            },
             options={
                 "instances": instances,
                 "concurrency": concurrency,
@@ -158,12 +169,18 @@ class BatchMethods:
             InvalidArgumentError: for hardware that the model does not run on, or a context that is too long.
             RequestError: when the service cannot be asked, or does not know the model.
         """
-        from .._batch.setup import Start, plan  # noqa: PLC0415
+        from .._batch.setup import plan  # noqa: PLC0415
 
-        start = Start(model_id, hardware_type_id, context_length, num_workers)
+        args = check_start(
+            model_id,
+            hardware_type_id,
+            context_length=context_length,
+            num_workers=num_workers,
+            billing_interval="per_minute",
+        )
         options = {
             "instances": instances,
             "retry_failed": retry_failed,
             "override_model": override_model,
         }
-        return await plan(self._wiring, start, input, output, options)
+        return await plan(self._wiring, args, input, output, options)

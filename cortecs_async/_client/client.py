@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from .._api.domain import InstanceArgs
+from .._api.validation import check_instance_id, check_start
 from .._config import (
     MAX_CONNECTIONS,
     Mode,
@@ -19,6 +21,7 @@ from .._config import (
     resolve_settings,
 )
 from .._errors import ConfigurationError
+from .._lease.options import LeaseOptions, OnExit, OnLoss
 from .._logging import set_up_log
 from .._secrets import CredentialProvider, Secret
 from .batches import BatchMethods
@@ -31,7 +34,6 @@ if TYPE_CHECKING:
     from .._http.connections import HTTPClient
     from .._lease.endpoint import InstanceHandle
     from .._lease.lease import InstanceLease
-    from .._lease.state import OnExit, OnLoss
     from .._recovery.owners import Owner
     from .._recovery.sweep import Orphan
     from .._telemetry import Telemetry
@@ -198,21 +200,23 @@ class AsyncCortecs(BatchMethods, CallMethods):
             InvalidArgumentError: for bad arguments, at once and before any request.
         """
         return self._wiring.lease(
-            model_id,
-            hardware_type_id,
-            {
-                "context_length": context_length,
-                "num_workers": num_workers,
-                "billing_interval": billing_interval,
-            },
-            start_timeout=start_timeout,
-            teardown_timeout=teardown_timeout,
-            on_exit=on_exit,
-            reuse=reuse,
-            max_lifetime=max_lifetime,
-            max_cost=max_cost,
-            on_loss=on_loss,
-            on_progress=on_progress,
+            LeaseOptions(
+                args=check_start(
+                    model_id,
+                    hardware_type_id,
+                    context_length=context_length,
+                    num_workers=num_workers,
+                    billing_interval=billing_interval,
+                ),
+                start_timeout=start_timeout,
+                teardown_timeout=teardown_timeout,
+                on_exit=on_exit,
+                reuse=reuse,
+                max_lifetime=max_lifetime,
+                max_cost=max_cost,
+                on_loss=on_loss,
+                on_progress=on_progress,
+            )
         )
 
     def attach(
@@ -237,8 +241,15 @@ class AsyncCortecs(BatchMethods, CallMethods):
             InvalidArgumentError: for what is no id, at once. Entering raises `BadRequestError` or
                 `NotFoundError` for an unknown one, and `StartFailedError` for one that is stopped.
         """
-        return self._wiring.borrow(
-            instance_id, start_timeout=start_timeout, on_loss=on_loss, on_progress=on_progress
+        return self._wiring.lease(
+            LeaseOptions(
+                args=InstanceArgs(model_id=""),
+                borrowed=check_instance_id(instance_id),
+                start_timeout=start_timeout,
+                on_exit="keep",
+                on_loss=on_loss,
+                on_progress=on_progress,
+            )
         )
 
     async def acquire(
@@ -278,20 +289,22 @@ class AsyncCortecs(BatchMethods, CallMethods):
             CortecsError: as entering `instance(...)`; there is no instance then.
         """
         lease = self._wiring.lease(
-            model_id,
-            hardware_type_id,
-            {
-                "context_length": context_length,
-                "num_workers": num_workers,
-                "billing_interval": billing_interval,
-            },
-            start_timeout=start_timeout,
-            teardown_timeout=teardown_timeout,
-            on_exit="keep",
-            max_lifetime=max_lifetime,
-            max_cost=max_cost,
-            on_loss="ignore",
-            on_progress=on_progress,
+            LeaseOptions(
+                args=check_start(
+                    model_id,
+                    hardware_type_id,
+                    context_length=context_length,
+                    num_workers=num_workers,
+                    billing_interval=billing_interval,
+                ),
+                start_timeout=start_timeout,
+                teardown_timeout=teardown_timeout,
+                on_exit="keep",
+                max_lifetime=max_lifetime,
+                max_cost=max_cost,
+                on_loss="ignore",
+                on_progress=on_progress,
+            )
         )
         return await lease.into_handle()
 

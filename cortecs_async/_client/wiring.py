@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import anyio
 from attrs import frozen
 
 from .._aio.threads import System
-from .._api.domain import InstanceArgs
 from .._api.instances import Instances
 from .._api.resources import HardwareTypes, Models, Send, User
-from .._api.validation import check_instance_id, check_seconds, check_start
+from .._api.validation import check_seconds
 from .._config import Mode, Settings
 from .._http.client import HTTP
 from .._http.connections import HTTPClient
 from .._lease.endpoint import InstanceHandle
 from .._lease.lease import InstanceLease
+from .._lease.options import LeaseOptions
 from .._lease.pricing import Prices
 from .._lease.release import release_acquired
 from .._lease.starter import Starter
-from .._lease.state import LeaseOptions, LeaseServices
+from .._lease.state import LeaseServices
 from .._recovery.owners import Owner, owners
 from .._recovery.promises import Promises, state_directory
 from .._recovery.sweep import Orphan, sweep
@@ -110,32 +110,9 @@ class Wiring:
         self._observer.catch_up()
         await self.promises.aclose()
 
-    def lease(
-        self, model_id: str, hardware_type_id: str | None, start: dict[str, Any], **options: Any
-    ) -> InstanceLease:
-        """A lease of an instance that is started, or found.
-
-        Args:
-            model_id: In either spelling.
-            hardware_type_id: None for the model's own.
-            start: The other arguments of the start.
-            **options: Of `LeaseOptions`.
-
-        Raises:
-            InvalidArgumentError: for bad arguments.
-        """
-        args = check_start(model_id, hardware_type_id, **start)
-        return InstanceLease(self._services, LeaseOptions(args=args, **options))
-
-    def borrow(self, instance_id: str, **options: Any) -> InstanceLease:
-        """A lease of somebody else's instance, which is only used.
-
-        Raises:
-            InvalidArgumentError: for bad arguments.
-        """
-        borrowed = check_instance_id(instance_id)
-        options = {"args": InstanceArgs(model_id=""), "on_exit": "keep", "borrowed": borrowed, **options}
-        return InstanceLease(self._services, LeaseOptions(**options))
+    def lease(self, options: LeaseOptions) -> InstanceLease:
+        """Return a lease that is not entered yet."""
+        return InstanceLease(self._services, options)
 
     async def release(self, handle: InstanceHandle | str, timeout: float) -> None:
         """See `AsyncCortecs.release`."""

@@ -15,11 +15,12 @@ from .._logging import Event, log
 from .._telemetry import Operation, Report
 from .endpoint import Endpoint, InstanceHandle
 from .mapping import maps_of
+from .options import LeaseOptions, OnExit
 from .pricing import Receipt
 from .provisioning import Provisioning
 from .release import Release
 from .start_state import StartState
-from .state import LeaseOptions, LeaseServices, LeaseState, OnExit
+from .state import LeaseServices, LeaseState
 from .watchdog import Watchdog
 
 

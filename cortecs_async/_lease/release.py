@@ -24,9 +24,10 @@ from .._errors import (
 from .._recovery.promises import Promises
 from .._telemetry import LeaseInfo, Report
 from .endpoint import InstanceHandle
+from .options import OnExit
 from .start_state import StartState
 from .starter import Starter
-from .state import HeldInstance, LeaseServices, OnExit
+from .state import HeldInstance, LeaseServices
 
 
 def goal_of(on_exit: OnExit, origin: Origin) -> Goal | None:

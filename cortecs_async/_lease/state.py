@@ -4,31 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import anyio
 from attrs import define, evolve, field, frozen
 
 from .._aio.clock import loop_clock
-from .._api.domain import Instance, InstanceArgs
+from .._api.domain import Instance
 from .._api.instances import Instances, Origin
-from .._api.validation import check_amount, check_seconds
-from .._api.waiting import ProgressCallback
 from .._config import PollPolicy
-from .._errors import (
-    InvalidArgumentError,
-)
+from .._errors import InvalidArgumentError
 from .._http.client import HTTP
 from .._recovery.promises import Promises
 from .._telemetry import LeaseInfo, Observer, Operation, Source
+from .options import LeaseOptions
 from .pricing import Prices, Receipt, receipt
 from .start_state import StartAttempt, StartState
 from .starter import Starter
-
-OnExit = Literal["delete", "stop", "keep"]
-
-
-OnLoss = Literal["cancel", "ignore"]
 
 
 @define(eq=False)
@@ -69,38 +60,6 @@ class HeldInstance:
         if self.instance_id is not None:
             return True
         return self.attempt is not None and self.attempt.state in {StartState.SENT, StartState.UNKNOWN}
-
-
-@frozen(kw_only=True)
-class LeaseOptions:
-    """How a lease behaves; times in seconds.
-
-    Raises:
-        InvalidArgumentError: for what makes no sense.
-    """
-
-    args: InstanceArgs
-    start_timeout: float = 900.0
-    teardown_timeout: float = 120.0
-    on_exit: OnExit = "delete"
-    reuse: bool = False
-    borrowed: str | None = None
-    max_lifetime: float | None = None
-    max_cost: float | None = None
-    on_loss: OnLoss = "cancel"
-    on_progress: ProgressCallback | None = None
-
-    def __attrs_post_init__(self) -> None:
-        check_seconds("start_timeout", self.start_timeout)
-        check_seconds("teardown_timeout", self.teardown_timeout)
-        check_seconds("max_lifetime", self.max_lifetime, optional=True)
-        check_amount("max_cost", self.max_cost)
-        if self.on_exit not in get_args(OnExit):
-            raise InvalidArgumentError(f"on_exit must be 'delete', 'stop' or 'keep', not {self.on_exit!r}")
-        if self.on_loss not in get_args(OnLoss):
-            raise InvalidArgumentError(f"on_loss must be 'cancel' or 'ignore', not {self.on_loss!r}")
-        if self.on_progress is not None and not callable(self.on_progress):
-            raise InvalidArgumentError("on_progress must be callable")
 
 
 @frozen(kw_only=True)
