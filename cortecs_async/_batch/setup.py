@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from attrs import evolve
 
 from .._api.domain import InstanceArgs, Model
+from .._api.matching import with_defaults
 from .._api.resources import HardwareTypes, Models, User
 from .._api.validation import check_seconds
 from .._config import Settings
@@ -22,9 +23,6 @@ from .._secrets import Secret
 from .plan import BatchPlan, Files
 from .run import Batch, BatchOptions, look_through
 from .sender import Access, BatchTransport, choose_transport
-
-# Tokens, where neither the caller nor the model says less (the vendor's client does so).
-_DEFAULT_CONTEXT = 32_000
 
 AnyPath = str | os.PathLike[str]
 
@@ -103,8 +101,9 @@ async def plan(
     found = await look_through(how, None)
     found.index.close()
     model = await services.models.get(args.model_id)
-    hardware_type_id = args.hardware_type_id or model.recommended_config
-    context_length = _check_fit(model, hardware_type_id, args.context_length)
+    args = with_defaults(args, model)
+    _check_fit(model, args)
+    hardware_type_id = args.hardware_type_id
     types = {each.hardware_type_id: each for each in await services.hardware_types.list()}
     free = {each.hardware_type_id for each in await services.hardware_types.list_available()}
     hardware = types.get(hardware_type_id or "")
@@ -113,7 +112,7 @@ async def plan(
     instances = min(how.instances, max(found.plan.left, 1))
     return evolve(
         found.plan,
-        context_length=context_length,
+        context_length=args.context_length,
         model=args.hf_name,
         hardware_type_id=hardware_type_id,
         is_available=hardware_type_id in free if hardware_type_id else None,
@@ -126,25 +125,23 @@ async def plan(
     )
 
 
-def _check_fit(model: Model, hardware_type_id: str | None, context_length: int | None) -> int | None:
-    """The context that there will be, where that can be told."""
+def _check_fit(model: Model, args: InstanceArgs) -> None:
+    """Check that the model runs on this hardware, with this context."""
+    hardware_type_id, context_length = args.hardware_type_id, args.context_length
     config = model.hardware_configs.get(hardware_type_id or "")
     if config is None:
         if hardware_type_id is None or not model.hardware_configs:
-            return context_length
+            return
         raise InvalidArgumentError(
             f"{model.hf_name or model.model_id} does not run on {hardware_type_id!r}: "
             f"{', '.join(sorted(model.hardware_configs))} are for it"
         )
     longest = config.max_context_length
-    if context_length is None:
-        return None if longest is None else min(_DEFAULT_CONTEXT, longest)
-    if longest is not None and context_length > longest:
+    if context_length is not None and longest is not None and context_length > longest:
         raise InvalidArgumentError(
             f"context_length={context_length} is more than the {longest} tokens that "
             f"{model.hf_name or model.model_id} has on {hardware_type_id}"
         )
-    return context_length
 
 
 def _path(name: str, value: AnyPath) -> Path:
