@@ -19,7 +19,7 @@ from .options import LeaseOptions, OnExit
 from .pricing import Receipt
 from .provisioning import Provisioning
 from .release import Release
-from .start_state import StartState
+from .starter import StartState
 from .state import LeaseServices, LeaseState
 from .watchdog import Watchdog
 
@@ -303,7 +303,7 @@ class InstanceLease(Endpoint):
         self._services.http.abandon()
         held = self._state.held
         start = held.attempt
-        if start is not None and start.state in {StartState.SENT, StartState.UNKNOWN}:
+        if start is not None and start.is_open:
             start.resolved(StartState.GIVEN_UP)
         if self._services.promises.abandon(held.open_key):
             log(

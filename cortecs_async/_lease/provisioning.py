@@ -10,7 +10,7 @@ from .._api.instances import Origin
 from .._api.waiting import wait_until_running
 from .._errors import LeaseExpiredError, RequestTimeoutError, StartTimeoutError
 from .._logging import Event, log
-from .start_state import StartState
+from .starter import StartState
 from .state import LeaseState
 
 

@@ -25,8 +25,7 @@ from .._recovery.promises import Promises
 from .._telemetry import LeaseInfo, Report
 from .endpoint import InstanceHandle
 from .options import OnExit
-from .start_state import StartState
-from .starter import Starter
+from .starter import Starter, StartState
 from .state import HeldInstance, LeaseServices
 
 
@@ -107,7 +106,7 @@ class Release:
 
     async def _find(self) -> None:
         start = self.held.attempt
-        if start is None or start.state not in {StartState.SENT, StartState.UNKNOWN}:
+        if start is None or not start.is_open:
             return
         with anyio.CancelScope(deadline=self.deadline) as time:
             try:

@@ -18,8 +18,7 @@ from .._recovery.promises import Promises
 from .._telemetry import LeaseInfo, Observer, Operation, Source
 from .options import LeaseOptions
 from .pricing import Prices, Receipt, receipt
-from .start_state import StartAttempt, StartState
-from .starter import Starter
+from .starter import StartAttempt, Starter
 
 
 @define(eq=False)
@@ -59,7 +58,7 @@ class HeldInstance:
         """Whether there is an instance, or may be."""
         if self.instance_id is not None:
             return True
-        return self.attempt is not None and self.attempt.state in {StartState.SENT, StartState.UNKNOWN}
+        return self.attempt is not None and self.attempt.is_open
 
 
 @frozen(kw_only=True)

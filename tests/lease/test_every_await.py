@@ -715,7 +715,7 @@ async def shielded(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskRes
 def test_a_release_that_can_be_cancelled_is_found_out(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch, sabotage: Any, way: str
 ) -> None:
-    monkeypatch.setattr("cortecs_async._lease.lease.run_to_end", sabotage)
+    monkeypatch.setattr("cortecs_async._lease.lease.run_uncancellable", sabotage)
     shown = list(trials(WAYS[way], SCENARIOS["lease"], state_dir))
     assert any(trial.left for _, trial in shown)
     assert not all(trial.left for _, trial in shown)
