@@ -731,15 +731,15 @@ MUTANTS = [
     Mutant(
         "leaves no reserve in a budget",
         "_lease/pricing.py",
-        "return affordable * interval - _RESERVE",
-        "return affordable * interval",
+        "return affordable * _interval_seconds(args.billing_interval) - _RESERVE",
+        "return affordable * _interval_seconds(args.billing_interval)",
         "lease/test_pricing.py::TestArithmetic::test_a_budget_lasts_as_long_as_its_intervals_but_for_a_reserve",
     ),
     Mutant(
         "computes costs without the number of workers",
         "_lease/pricing.py",
-        "each = interval / 60.0 * price.per_minute * args.num_workers",
-        "each = interval / 60.0 * price.per_minute",
+        "/ 60.0 * price.per_minute * args.num_workers",
+        "/ 60.0 * price.per_minute",
         "lease/test_pricing.py::TestArithmetic::test_a_budget_lasts_as_long_as_its_intervals_but_for_a_reserve",
     ),
     Mutant(
