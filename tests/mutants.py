@@ -665,8 +665,8 @@ MUTANTS = [
         "applies on_exit to a lease that fails before its block begins",
         "_lease/lease.py",
         (
-            "            # Nobody has seen it, so nobody could stop what `on_exit` would spare.\n"
-            "            self._provisioning.promise_again()\n"
+            "            # The caller never got the instance, so `on_exit` does not apply.\n"
+            "            self._provisioning.revoke_hand_over()\n"
             '            await self._end(error, "delete")'
         ),
         "            await self._end(error, self._options.on_exit)",
