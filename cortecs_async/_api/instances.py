@@ -130,13 +130,7 @@ class Instances:
             ServiceUnavailableError: no free capacity.
             RequestError: when the service refuses otherwise, or there is no usable answer.
         """
-        args = check_start(
-            model_id,
-            hardware_type_id,
-            context_length=context_length,
-            num_workers=num_workers,
-            billing_interval=billing_interval,
-        )
+        args = check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval)
         return await self._start_counted(args)
 
     async def _start_counted(self, args: InstanceArgs) -> Instance:
@@ -317,13 +311,7 @@ class Instances:
             RequestError: as `start`.
         """
         check_seconds("timeout", timeout, optional=True)
-        args = check_start(
-            model_id,
-            hardware_type_id,
-            context_length=context_length,
-            num_workers=num_workers,
-            billing_interval=billing_interval,
-        )
+        args = check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval)
         instance = await self.find_or_start(args, start=lambda: self._start_counted(args))
         return await wait_until_running(
             self.poller,

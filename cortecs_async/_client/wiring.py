@@ -1,4 +1,4 @@
-"""The layers below `AsyncCortecs`, wired together. Loaded when the first client is made, not on import."""
+"""Connect the layers below `AsyncCortecs`. Imported when the first client is created."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from .diagnosis import Finding, diagnose
 
 @frozen
 class Endpoints:
-    """The resources of a client, on one way of sending."""
+    """The endpoints of a client, with one function that sends their requests."""
 
     instances: Instances
     models: Models
@@ -41,10 +41,10 @@ class Endpoints:
 
 
 class Wiring:
-    """The parts of one client.
+    """The parts of one client, connected.
 
     Attributes:
-        system: The clock and the threads that new clients use. Tests replace it.
+        system: The clock and the threads of new clients. Tests replace it.
     """
 
     system: ClassVar[System] = System()
@@ -98,7 +98,7 @@ class Wiring:
         )
 
     def endpoints(self, send: Send) -> Endpoints:
-        """The resources, for who sends with `send`; waits share the client's poller."""
+        """Return the endpoints with another `send`. Waits use the poller of the client."""
         return Endpoints(
             Instances(send, self.settings.poll, twin=self._leased),
             Models(send),
@@ -115,13 +115,13 @@ class Wiring:
         return InstanceLease(self._services, options)
 
     async def release(self, handle: InstanceHandle | str, timeout: float) -> None:
-        """See `AsyncCortecs.release`."""
+        """Release an acquired instance: `AsyncCortecs.release`."""
         check_seconds("teardown_timeout", timeout)
         self.http.check_open()
         await release_acquired(self._services, handle, timeout)
 
     async def sweep(self, *, dry_run: bool, timeout: float) -> tuple[Orphan, ...]:
-        """See `AsyncCortecs.sweep`."""
+        """Release what dead processes left: `AsyncCortecs.sweep`."""
         check_seconds("timeout", timeout)
         self.http.check_open()
         self.http.hold()
@@ -131,20 +131,20 @@ class Wiring:
             await self.http.release()
 
     async def owners(self) -> Mapping[str, Owner]:
-        """See `AsyncCortecs.owners`."""
+        """Return the owners of instances: `AsyncCortecs.owners`."""
         self.http.check_open()
         return await owners(self.promises)
 
     async def diagnose(self) -> tuple[Finding, ...]:
-        """See `AsyncCortecs.diagnose`."""
+        """Check the setup: `AsyncCortecs.diagnose`."""
         self.http.check_open()
         return await diagnose(self.settings, self.http, self.promises)
 
     async def open(self) -> None:
-        """The client is entered.
+        """Enter the client, and log if there is something to sweep.
 
         Raises:
-            ClientClosedError: when it is closed.
+            ClientClosedError: if the client is closed.
         """
         self.http.check_open()
         try:

@@ -474,7 +474,7 @@ async def test_cancelled_while_it_is_looked_for_in_vain(world: World, journals: 
 async def test_the_time_to_start_is_up_while_it_is_looked_for(world: World) -> None:
     async with world(retry_policy=RetryPolicy(adoption_window=600)) as (emu, client):
         emu.add_fault(Fault("drop", route="start", when="after"))
-        with pytest.raises(errors.RequestTimeoutError, match="being found out"):
+        with pytest.raises(errors.RequestTimeoutError, match="this is being checked"):
             async with client.instance(MODEL, HARDWARE, start_timeout=20):
                 pytest.fail("entered")
         assert len(emu.ledger) == 1
