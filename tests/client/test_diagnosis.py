@@ -1,4 +1,4 @@
-"""`client.diagnose()`: each thing that is wrong is found, by its name, and nothing is started."""
+"""Test that `client.diagnose()` finds each problem, and starts nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""For those who cannot hold a context manager: `acquire`, `release`, and the borrowing `attach`."""
+"""Test `acquire`, `release` and `attach`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cortecs_async.emulator._emulator import _EPOCH
 
 
 def another_client(emu: Emulator, **more: Any) -> AsyncCortecs:
-    """As another process has one."""
+    """Return a client as another process has it."""
     return AsyncCortecs(
         emu.client_id,
         emu.client_secret,

@@ -1,4 +1,4 @@
-"""`inst.map`: order, back-pressure, errors, and that nothing runs on after whoever asked for it."""
+"""Test `inst.map`: order, back-pressure, errors, and that no call keeps running without its caller."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inst() -> InstanceHandle:
 
 
 class Calls:
-    """A function to be mapped, and what became of its calls."""
+    """A function to map, and the results of its calls."""
 
     def __init__(self, seconds: Callable[[int], float] = lambda _: 1.0) -> None:
         self.seconds = seconds
@@ -206,7 +206,7 @@ async def test_many_items_stream_through_a_small_window(inst: InstanceHandle) ->
 
 
 class Boom(Exception):  # noqa: N818
-    """What goes wrong here."""
+    """The error of these tests."""
 
 
 async def test_an_exception_comes_at_its_turn_and_ends_the_rest(inst: InstanceHandle) -> None:

@@ -1,4 +1,4 @@
-"""The openai package, unmodified, chats with a leased instance."""
+"""Test that the openai package, unmodified, works with a leased instance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets in time and money, and the receipt."""
+"""Test limits in time and money, and the receipt."""
 
 from __future__ import annotations
 
