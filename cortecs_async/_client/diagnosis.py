@@ -186,7 +186,9 @@ class _Checks:
             second.close()
             detail = f"{directory} has no working file locks: the same file was locked twice"
             return Finding(name="journal", ok=False, detail=detail, hint=hint)
-        dead = sum(1 for path, book in read_journals(directory) if book.promises and is_owned(path) is False)
+        dead = sum(
+            1 for path, state in read_journals(directory) if state.promises and is_owned(path) is False
+        )
         if not dead:
             return Finding(name="journal", ok=True, detail=f"{directory} can be written and locked")
         return Finding(

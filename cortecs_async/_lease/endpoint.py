@@ -54,14 +54,17 @@ class OpenAIKwargs(TypedDict):
 
 
 class Endpoint:
-    """An OpenAI-compatible endpoint. Subclasses set its URL and model."""
+    """An OpenAI-compatible endpoint. Subclasses have its `base_url` and `model`."""
 
     __slots__ = ()
 
-    @property
-    def _where(self) -> tuple[str, str]:
-        """Base URL and model."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        @property
+        def base_url(self) -> str: ...
+
+        @property
+        def model(self) -> str: ...
 
     def openai_kwargs(self, *, api_key: str | None = None) -> OpenAIKwargs:
         """Return `base_url` and `api_key` as keyword arguments for OpenAI-compatible clients.
@@ -73,7 +76,7 @@ class Endpoint:
         Raises:
             ConfigurationError: if there is no key.
         """
-        return {"base_url": self._where[0], "api_key": inference_key(api_key)}
+        return {"base_url": self.base_url, "api_key": inference_key(api_key)}
 
     @overload
     def map(
@@ -179,10 +182,9 @@ class Endpoint:
             timeout = openai.DEFAULT_TIMEOUT
         elif isinstance(timeout, int | float | tuple):
             timeout = openai.Timeout(timeout)
-        base_url, model = self._where
         arguments: dict[str, Any] = {
-            "model": model,
-            "base_url": base_url,
+            "model": self.model,
+            "base_url": self.base_url,
             # A plain string would show in the error message if an option is invalid.
             "api_key": SecretStr(inference_key(api_key)),
             **options,
@@ -208,8 +210,8 @@ class Endpoint:
             from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
         except ImportError:
             raise _missing("pydantic-ai") from None
-        provider = OpenAIProvider(base_url=self._where[0], api_key=inference_key(api_key))
-        return OpenAIChatModel(self._where[1], provider=provider, **options)
+        provider = OpenAIProvider(base_url=self.base_url, api_key=inference_key(api_key))
+        return OpenAIChatModel(self.model, provider=provider, **options)
 
 
 def _missing(extra: Literal["openai", "langchain", "pydantic-ai"]) -> ConfigurationError:
@@ -254,7 +256,3 @@ class InstanceHandle(Endpoint):
             return cls(**{each.name: data[each.name] for each in fields(cls)})
         except (ValueError, TypeError, KeyError):
             raise InvalidArgumentError("this is not the JSON of an InstanceHandle") from None
-
-    @property
-    def _where(self) -> tuple[str, str]:
-        return self.base_url, self.model

@@ -104,10 +104,6 @@ class InstanceLease(Endpoint):
         )
 
     @property
-    def _where(self) -> tuple[str, str]:
-        return self.base_url, self.model
-
-    @property
     def cost_so_far(self) -> float | None:
         """The estimated cost until now, in `receipt.currency`; None if no price is known.
 

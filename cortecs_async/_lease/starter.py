@@ -358,9 +358,9 @@ class Starter:
         if start.key is not None:
             self.promises.record_ambiguous(start.key, candidates)
         return AmbiguousStartError(
-            f"a start of {start.args.hf_name} got no answer, and it cannot be told which instance it made: "
-            f"{', '.join(candidates)} appeared since. None was touched. ONE OF THEM MAY BE YOURS, AND IS "
-            "BILLED: see client.instances.list() and stop what nobody else has started.",
+            f"the response to a start of {start.args.hf_name} was lost, and it is unknown which instance it "
+            f"created: {', '.join(candidates)} appeared since. None was touched. ONE OF THEM MAY BE YOURS, "
+            "AND IS BILLED: check client.instances.list(), and stop the one that is not someone else's.",
             candidates=candidates,
         )
 
