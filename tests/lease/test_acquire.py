@@ -70,7 +70,7 @@ async def test_what_holds_connections_is_not_pickled(world: World) -> None:
     async with world() as (_, client), client.instance(MODEL) as inst:
         with pytest.raises(TypeError, match=r"send `inst\.handle`"):
             pickle.dumps(inst)
-        with pytest.raises(TypeError, match="make one in each"):
+        with pytest.raises(TypeError, match="create one in each process"):
             pickle.dumps(client)
 
 
