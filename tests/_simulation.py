@@ -925,7 +925,7 @@ class Verdict:
             self._ambiguous.update(candidates)
             if not foreign_models & {self._ledger[instance_id].model_id for instance_id in candidates}:
                 given_up = [
-                    life.number for life in run.lives if "could not be told in time" in _notes(life.out)
+                    life.number for life in run.lives if "it is unknown whether a start" in _notes(life.out)
                 ]
                 run.problem(f"ambiguous without anybody else: {candidates}; given up: {given_up}")
         for orphan in run.orphans:

@@ -253,8 +253,8 @@ MUTANTS = [
     Mutant(
         "starts with a stale baseline",
         "_lease/starter.py",
-        "_FRESH = 1.0",
-        "_FRESH = 1000.0",
+        "_BASELINE_MAX_AGE = 1.0",
+        "_BASELINE_MAX_AGE = 1000.0",
         "lease/test_starter.py::test_every_attempt_of_a_start_knows_what_exists_just_before_it",
     ),
     Mutant(
@@ -316,12 +316,11 @@ MUTANTS = [
     Mutant(
         "starts while an equal start is unresolved",
         "_lease/starter.py",
-        "    async def _enter(self, model_id: str) -> None:\n",
-        (
-            "    async def _enter(self, model_id: str) -> None:\n"
-            "        await self._turns.enter(Urgency.CALL)\n"
-            "        return\n"
-        ),
+        "while self._claims.unresolved.get(model_id):  # noqa: ASYNC110  (rare, and bounded)\n"
+        "                await anyio.sleep(self.poll.min_interval)\n"
+        "            await self._turns.acquire(Priority.CALL)\n"
+        "            if not self._claims.unresolved.get(model_id):\n",
+        "await self._turns.acquire(Priority.CALL)\n            if True:\n",
         "recovery/test_mutations.py::test_no_lease_starts_while_an_equal_start_is_unresolved",
     ),
     Mutant(
@@ -334,22 +333,22 @@ MUTANTS = [
     Mutant(
         "assumes at once that an unanswered start had no effect",
         "_lease/starter.py",
-        "is_over = listing.began >= start.visible_until + (0.0 if verdict.is_final else _RIVALRY)",
+        "is_over = listing.began >= start.visible_until + grace",
         "is_over = True",
         "lease/test_starter.py::test_the_block_runs_as_if_nothing_had_happened",
     ),
     Mutant(
         "adopts an instance that another process may be starting",
         "_lease/starter.py",
-        "is_final=outcome is None or not is_rivalled",
+        "is_final=outcome is None or not is_contested",
         "is_final=True",
         "recovery/test_mutations.py::test_an_instance_that_another_process_is_starting_is_not_adopted",
     ),
     Mutant(
         "adopts an instance that a reaper is looking for",
         "_lease/starter.py",
-        "rivals = [*others.starting, *others.orphaned_starts]",
-        "rivals = [*others.starting]",
+        "competing = [*foreign.starting, *foreign.orphaned_starts]",
+        "competing = [*foreign.starting]",
         "recovery/test_mutations.py::test_an_instance_that_a_reaper_looks_for_is_not_adopted",
     ),
     Mutant(
@@ -376,8 +375,8 @@ MUTANTS = [
     Mutant(
         "does not raise AmbiguousStartError",
         "_lease/starter.py",
-        '        raise AmbiguousStartError(\n            f"a start of',
-        '        AmbiguousStartError(\n            f"a start of',
+        "                        raise self._ambiguous(start, match.outcome)",
+        "                        self._ambiguous(start, match.outcome)",
         "lease/test_starter.py::test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_touched",
     ),
     Mutant(
@@ -666,8 +665,8 @@ MUTANTS = [
         "applies on_exit to a lease that fails before its block begins",
         "_lease/lease.py",
         (
-            "            # Nobody has seen it, so nobody could stop what `on_exit` would spare.\n"
-            "            self._provisioning.promise_again()\n"
+            "            # The caller never got the instance, so `on_exit` does not apply.\n"
+            "            self._provisioning.revoke_hand_over()\n"
             '            await self._end(error, "delete")'
         ),
         "            await self._end(error, self._options.on_exit)",
@@ -732,15 +731,15 @@ MUTANTS = [
     Mutant(
         "leaves no reserve in a budget",
         "_lease/pricing.py",
-        "return affordable * interval - _RESERVE",
-        "return affordable * interval",
+        "return affordable * _interval_seconds(args.billing_interval) - _RESERVE",
+        "return affordable * _interval_seconds(args.billing_interval)",
         "lease/test_pricing.py::TestArithmetic::test_a_budget_lasts_as_long_as_its_intervals_but_for_a_reserve",
     ),
     Mutant(
         "computes costs without the number of workers",
         "_lease/pricing.py",
-        "each = interval / 60.0 * price.per_minute * args.num_workers",
-        "each = interval / 60.0 * price.per_minute",
+        "/ 60.0 * price.per_minute * args.num_workers",
+        "/ 60.0 * price.per_minute",
         "lease/test_pricing.py::TestArithmetic::test_a_budget_lasts_as_long_as_its_intervals_but_for_a_reserve",
     ),
     Mutant(

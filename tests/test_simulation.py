@@ -24,9 +24,8 @@ from cortecs_async._aio.tasks import TaskResult
 from cortecs_async._api.domain import Instance
 from cortecs_async._api.teardown import Teardown
 from cortecs_async._lease import lease as _lease
-from cortecs_async._lease import starter as _starts
-from cortecs_async._lease.start_state import StartAttempt, StartState
-from cortecs_async._lease.starter import Starter
+from cortecs_async._lease import starter as _starter
+from cortecs_async._lease.starter import StartAttempt, Starter, StartState
 from cortecs_async.emulator import Fault
 
 SIMULATIONS = int(os.environ.get("CORTECS_SIMULATIONS", "1000"))
@@ -127,7 +126,7 @@ async def never_looks(self: Starter, start: StartAttempt, *, eager: bool) -> Ins
 
 
 def takes_any(mine: Any, starts: Any, instances: Any) -> Instance | None:
-    """Instead of `judge`."""
+    """Instead of `match_start`."""
     return next((each for each in reversed(instances) if mine.fits(each)), None)
 
 
@@ -136,15 +135,15 @@ async def believes(self: Teardown) -> None:
 
 
 async def can_be_cancelled(work: Callable[[], Any], *, resume: bool) -> TaskResult[Any]:
-    """Instead of `run_to_end`, for a release."""
+    """Instead of `run_uncancellable`, for a release."""
     return TaskResult(value=await work())
 
 
 SABOTAGE = {
     "does not look for what a lost answer hid": (Starter, "resolve", never_looks),
-    "takes any instance that fits": (_starts, "judge", takes_any),
+    "takes any instance that fits": (_starter, "match_start", takes_any),
     "believes without a stop that an instance is gone": (Teardown, "run", believes),
-    "lets its release be cancelled": (_lease, "run_to_end", can_be_cancelled),
+    "lets its release be cancelled": (_lease, "run_uncancellable", can_be_cancelled),
 }
 
 

@@ -138,13 +138,7 @@ class Instances:
             ServiceUnavailableError: there is no free capacity.
             RequestError: the request failed in another way.
         """
-        args = check_start(
-            model_id,
-            hardware_type_id,
-            context_length=context_length,
-            num_workers=num_workers,
-            billing_interval=billing_interval,
-        )
+        args = check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval)
         return await self._start(args)
 
     async def _start(self, args: InstanceArgs) -> Instance:
@@ -318,13 +312,7 @@ class Instances:
             RequestError: as `start`.
         """
         check_seconds("timeout", timeout, optional=True)
-        args = check_start(
-            model_id,
-            hardware_type_id,
-            context_length=context_length,
-            num_workers=num_workers,
-            billing_interval=billing_interval,
-        )
+        args = check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval)
         instance = await self.find_or_start(args, start=lambda: self._start(args))
         return await wait_until_running(
             self.poller,

@@ -83,7 +83,6 @@ def _check_segment(name: str, value: str) -> None:
 def check_start(
     model_id: str,
     hardware_type_id: str | None,
-    *,
     context_length: int | None,
     num_workers: int,
     billing_interval: str,

@@ -11,23 +11,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from .._api.domain import InstanceArgs, Model
+from .._api.matching import with_defaults
 from .._api.resources import HardwareTypes, Models, User
-from .._api.validation import check_amount, check_seconds, check_start
+from .._api.validation import check_seconds
 from .._config import Settings
 from .._errors import InvalidArgumentError
 from .._http.connections import HTTPClient
 from .._lease.endpoint import inference_key
 from .._lease.lease import InstanceLease
+from .._lease.options import LeaseOptions
 from .._secrets import Secret
 from .plan import BatchOptions, BatchPlan, run_preflight
 from .run import Batch
 from .sender import BatchTransport, SenderConfig, choose_transport
-
-# Tokens, unless the caller chooses or the model has less. The vendor's client has the same default.
-_DEFAULT_CONTEXT_LENGTH = 32_000
 
 AnyPath = str | os.PathLike[str]
 
@@ -41,77 +40,36 @@ class BatchServices(Protocol):
     hardware_types: HardwareTypes
     user: User
 
-    def lease(
-        self, model_id: str, hardware_type_id: str | None, start: dict[str, Any], **options: Any
-    ) -> InstanceLease:
+    def lease(self, options: LeaseOptions) -> InstanceLease:
         """Return a lease of an instance."""
         ...
 
 
-@frozen
-class Start:
-    """The arguments of every start."""
-
-    model_id: str
-    hardware_type_id: str | None
-    context_length: int | None
-    num_workers: int
-    billing_interval: str = "per_minute"
-
-    @property
-    def rest(self) -> dict[str, Any]:
-        """All arguments but the model and the hardware."""
-        return {
-            "context_length": self.context_length,
-            "num_workers": self.num_workers,
-            "billing_interval": self.billing_interval,
-        }
-
-    def check(self) -> InstanceArgs:
-        """Return the checked arguments.
-
-        Raises:
-            InvalidArgumentError: The service would reject an argument.
-        """
-        return check_start(self.model_id, self.hardware_type_id, **self.rest)
-
-
 def begin(
     services: BatchServices,
-    start: Start,
+    lease: LeaseOptions,
     source: AnyPath,
     target: AnyPath,
     *,
     key: Secret | None,
     transport: BatchTransport,
     request_timeout: float,
-    lease: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Batch:
     """Check all arguments, and return the batch.
 
-    `lease` has options of `client.instance`, and `options` those of `BatchOptions`. Without a `key`, the
-    environment's is used.
+    `lease` has the options of each lease, with the budget of all leases in `max_cost`; `options` are those of
+    `BatchOptions`. Without a `key`, the environment's is used.
 
     Raises:
         InvalidArgumentError: An argument is invalid.
         ConfigurationError: There is no key, or the transport is not available.
     """
-    args = start.check()
     key = Secret(inference_key(key.reveal() if key is not None else None))
     check_seconds("request_timeout", request_timeout)
-    if lease["on_progress"] is not None and not callable(lease["on_progress"]):
-        raise InvalidArgumentError("on_provisioning must be callable")
-    check_amount("max_cost", lease["max_cost"])
-    batch_options = _options(args, source, target, options)
-    lease_options = dict(lease)
-    if lease_options["max_cost"] is not None:
-        lease_options["max_cost"] /= batch_options.instances
-
-    def new_lease() -> InstanceLease:
-        return services.lease(start.model_id, start.hardware_type_id, start.rest, **lease_options)
-
-    new_lease()  # checks its arguments before the files are read
+    batch_options = _options(lease.args, source, target, options)
+    if lease.max_cost is not None:
+        lease = evolve(lease, max_cost=lease.max_cost / batch_options.instances)
     sender_config = SenderConfig(
         settings=services.settings,
         transport=choose_transport(transport, services.http_client),
@@ -119,11 +77,11 @@ def begin(
         key=key,
         timeout=request_timeout,
     )
-    return Batch(batch_options, sender_config, new_lease)
+    return Batch(batch_options, sender_config, lambda: services.lease(lease))
 
 
 async def plan(
-    services: BatchServices, start: Start, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
+    services: BatchServices, args: InstanceArgs, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
 ) -> BatchPlan:
     """Return what a batch would do.
 
@@ -131,13 +89,13 @@ async def plan(
         InvalidArgumentError: An argument is invalid, or not possible with the model.
         RequestError: The service did not answer, or does not know the model.
     """
-    args = start.check()
     batch_options = _options(args, source, target, options)
     preflight = await run_preflight(batch_options, None)
     preflight.index.close()
     model = await services.models.get(args.model_id)
-    hardware_type_id = args.hardware_type_id or model.recommended_config
-    context_length = _check_context_length(model, hardware_type_id, args.context_length)
+    args = with_defaults(args, model)
+    _check_context_length(model, args)
+    hardware_type_id = args.hardware_type_id
     types = {each.hardware_type_id: each for each in await services.hardware_types.list()}
     available = {each.hardware_type_id for each in await services.hardware_types.list_available()}
     hardware = types.get(hardware_type_id or "")
@@ -146,7 +104,7 @@ async def plan(
     instances = min(batch_options.instances, max(preflight.plan.left, 1))
     return evolve(
         preflight.plan,
-        context_length=context_length,
+        context_length=args.context_length,
         model=args.hf_name,
         hardware_type_id=hardware_type_id,
         is_available=hardware_type_id in available if hardware_type_id else None,
@@ -159,29 +117,27 @@ async def plan(
     )
 
 
-def _check_context_length(
-    model: Model, hardware_type_id: str | None, context_length: int | None
-) -> int | None:
-    """Return the context length that the instances will have; None if it is not known.
+def _check_context_length(model: Model, args: InstanceArgs) -> None:
+    """Check that the model runs on this hardware, with this context length.
 
     Raises:
-        InvalidArgumentError: The model does not run on this hardware, or not with this context length.
+        InvalidArgumentError: It does not.
     """
     name = model.hf_name or model.model_id
-    config = model.hardware_configs.get(hardware_type_id or "")
+    config = model.hardware_configs.get(args.hardware_type_id or "")
     if config is None:
-        if hardware_type_id is None or not model.hardware_configs:
-            return context_length
+        if args.hardware_type_id is None or not model.hardware_configs:
+            return
         choices = ", ".join(sorted(model.hardware_configs))
-        raise InvalidArgumentError(f"{name} does not run on {hardware_type_id!r}; choose one of {choices}")
-    longest = config.max_context_length
-    if context_length is None:
-        return None if longest is None else min(_DEFAULT_CONTEXT_LENGTH, longest)
-    if longest is not None and context_length > longest:
         raise InvalidArgumentError(
-            f"context_length={context_length} exceeds the {longest} tokens of {name} on {hardware_type_id}"
+            f"{name} does not run on {args.hardware_type_id!r}; choose one of {choices}"
         )
-    return context_length
+    longest = config.max_context_length
+    if args.context_length is not None and longest is not None and args.context_length > longest:
+        raise InvalidArgumentError(
+            f"context_length={args.context_length} exceeds the {longest} tokens of {name} on "
+            f"{args.hardware_type_id}"
+        )
 
 
 def _options(

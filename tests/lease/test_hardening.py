@@ -1,4 +1,4 @@
-"""Defects that a review found by trying: each of these left an instance behind, or a wait without end."""
+"""Test defects that a review found: each left an instance behind, or a wait without end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def routes(emu: Emulator) -> list[str | None]:
 class TestOnAsyncio:
     @pytest.mark.parametrize("after", [round(0.05 + 1.2 * number, 2) for number in range(10)])
     async def test_cancelling_every_task_of_the_loop_leaves_nothing(self, world: World, after: float) -> None:
-        """What `asyncio.run` does when it ends, while a background task leases."""
+        """Test what `asyncio.run` does when it ends while a background task holds a lease."""
         async with world(step_seconds=0.5, stop_seconds=1.0) as (emu, client):
             emu.add_fault(Fault("delay", when="after", seconds=0.7, times=None))
             others = asyncio.all_tasks()
@@ -465,7 +465,7 @@ async def test_a_release_broken_off_by_an_unheard_of_error_is_left_to_the_reaper
 
 
 async def test_an_instance_that_cannot_be_read_yet_is_released_all_the_same(world: World) -> None:
-    """A reading side that lags behind: the new id is unknown to everything for some seconds."""
+    """Test a service whose reads lag behind: for some seconds, no response knows the new id."""
     async with world(step_seconds=100.0) as (emu, client):
         emu.add_fault(Fault("status", route="get", status=404, times=4))
         emu.add_fault(Fault("status", route="stop", status=404, times=3))

@@ -1,4 +1,4 @@
-"""`async with client.instance(...)`: what it does, and what it leaves behind, on virtual time."""
+"""Test `async with client.instance(...)`: what it does, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
