@@ -151,8 +151,8 @@ MUTANTS = [
         "_recovery/promises.py",
         "            await self.flush(strict=True)\n        except BaseException:\n",
         (
-            "            for record in self._books._queue:\n"
-            "                self._books.book.apply(record)\n"
+            "            for record in self.store._queue:\n"
+            "                self.store.state.apply(record)\n"
             "        except BaseException:\n"
         ),
         "recovery/test_store.py::test_every_step_of_a_lease_is_in_the_journal_before_it_counts",
@@ -174,7 +174,7 @@ MUTANTS = [
     Mutant(
         "removes its journal while it still has promises",
         "_recovery/store.py",
-        "            if self.book.promises:\n                if self._journal is not None:",
+        "            if self.state.promises:\n                if self._journal is not None:",
         "            if False:\n                if self._journal is not None:",
         "lease/test_acquire.py::test_what_was_acquired_for_a_time_is_swept_after_it",
     ),
@@ -510,22 +510,22 @@ MUTANTS = [
     Mutant(
         "does not send its credentials again in a forked child",
         "_recovery/promises.py",
-        "        if self._joined != self._store.generation:",
+        "        if self._joined != self.store.generation:",
         "        if self._joined is None:",
         "recovery/test_mutations.py::test_the_reaper_of_a_forked_child_is_told_its_credentials",
     ),
     Mutant(
         "does not replace a dead reaper",
         "_recovery/store.py",
-        "if self._users <= 0 or self._guard.is_running or not self.book.promises:",
+        "if self._users <= 0 or self._guard.is_running or not self.state.promises:",
         "if True:",
         "recovery/test_mutations.py::test_a_replacement_reaper_is_told_everything_again",
     ),
     Mutant(
         "does not send the credentials to a replacement reaper",
         "_recovery/store.py",
-        "*self._where(), *self._armed.values(), *self.book.snapshot()",
-        "*self._where(), *self.book.snapshot()",
+        "*self._where(), *self._armed.values(), *self.state.snapshot()",
+        "*self._where(), *self.state.snapshot()",
         "recovery/test_mutations.py::test_a_replacement_reaper_is_told_everything_again",
     ),
     Mutant(
@@ -1084,7 +1084,7 @@ MUTANTS = [
     Mutant(
         "sweeps the instances of a living process",
         "_recovery/journal.py",
-        "        journal = take(path)\n",
+        "        journal = try_lock(path)\n",
         "        journal = JournalFile(path, os.open(path, _FLAGS))\n",
         "recovery/test_sweep.py::test_what_a_living_process_answers_for_is_not_touched",
     ),
@@ -1098,7 +1098,7 @@ MUTANTS = [
     Mutant(
         "sweeps an acquired instance before its deadline",
         "_recovery/sweep.py",
-        "            elif entry.is_left(now):\n",
+        "            elif entry.needs_recovery(now):\n",
         "            elif True:\n",
         "lease/test_acquire.py::test_what_was_acquired_for_a_time_is_swept_after_it",
     ),

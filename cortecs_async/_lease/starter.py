@@ -176,10 +176,10 @@ class Starter:
         try:
             listing = await self._baseline()
             # Of an earlier start, it may have been dropped since, and to an empty one everything is new.
-            if listing.name is None or not self._promises.has_baseline(listing.name):
+            if listing.name is None or not self._promises.store.has_baseline(listing.name):
                 listing.name = self._promises.baseline(each.instance_id for each in listing.instances)
             start.key = await self._promises.record_intent(start.args, listing.name)
-            start.unresolved = self._promises.unknown(start.key)
+            start.unresolved = self._promises.unresolved_start(start.key)
             return await self._instances.start_once(start.args, start)
         finally:
             self._turns.release(Priority.CALL)

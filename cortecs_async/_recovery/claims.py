@@ -32,7 +32,7 @@ class ForeignClaims:
     orphaned_starts: list[UnresolvedStart] = field(factory=list)
 
 
-def claims_of_others(
+def collect_foreign_claims(
     api: str, own: JournalState, own_keys: Container[str], known: Iterable[JournalState], now: float
 ) -> ForeignClaims:
     """What other promises lay claim to, of this account or of one that may be the same under another name.
@@ -66,7 +66,7 @@ def unresolved_start_of(state: JournalState, promise: Promise) -> UnresolvedStar
     """The start of which an intent tells."""
     return UnresolvedStart(
         args=read_args(promise),
-        baseline=state.known_before(promise),
+        baseline=state.baseline_of(promise),
         order=(promise.at, f"{state.owner.get('id')}{promise.key}"),
     )
 

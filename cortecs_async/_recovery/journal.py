@@ -103,7 +103,7 @@ class JournalFile:
             os.close(self._fd)
 
 
-def take(path: Path) -> JournalFile | None:
+def try_lock(path: Path) -> JournalFile | None:
     """The journal at `path` with its lock, or None when its owner lives or it is gone."""
     try:
         fd = os.open(path, _FLAGS)
@@ -163,7 +163,7 @@ def orphaned_journals(directory: Path) -> Iterator[JournalFile]:
             if time.time() - draft.stat().st_mtime > _STALE:
                 draft.unlink()
     for path in _paths(directory):
-        journal = take(path)
+        journal = try_lock(path)
         if journal is not None:
             yield journal
 

@@ -46,7 +46,7 @@ async def owners(promises: Promises) -> Mapping[str, Owner]:
     Args:
         keeper: For the service and the directory.
     """
-    if not promises.reads_journals:
+    if not promises.uses_journal:
         return _sorted(_own(promises))
     return await promises.system.off_loop(lambda: _sorted([*_own(promises), *_others(promises)]))
 
@@ -55,9 +55,9 @@ def _own(promises: Promises) -> Iterator[tuple[str, Owner]]:
     me = f"{socket.gethostname()}, process {os.getpid()}"
     # Of all clients of this process with this directory, also of those without a journal.
     for each in all_stores():
-        if each.directory != promises.directory:
+        if each.directory != promises.store.directory:
             continue
-        for entry in list(each.book.promises.values()):
+        for entry in list(each.state.promises.values()):
             if entry.instance_id is not None and entry.api == promises.api:
                 yield entry.instance_id, _owner(entry, _own_kind(entry), me)
 
@@ -70,8 +70,8 @@ def _own_kind(entry: Promise) -> OwnerKind:
 
 
 def _others(promises: Promises) -> Iterator[tuple[str, Owner]]:
-    own = {each.book.owner.get("id") for each in all_stores()}
-    for path, book in read_journals(promises.directory):
+    own = {each.state.owner.get("id") for each in all_stores()}
+    for path, book in read_journals(promises.store.directory):
         if book.owner.get("id") in own - {None}:
             continue
         named = [each for each in book.promises.values() if each.instance_id and each.api == promises.api]

@@ -21,7 +21,7 @@ from .._config import Mode, Settings
 from .._errors import GuardError, JournalError
 from .._logging import Event, log
 from .._secrets import Credentials, Secret
-from .claims import ForeignClaims, claims_of_others, unresolved_start_of
+from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .records import Record
 from .store import PromiseStore, store_for
 
@@ -64,7 +64,7 @@ class Promises:
         self.system: System = system
         self._journal: Mode = journal
         self._guard: Mode = guard
-        self._store = store_for(
+        self.store: PromiseStore = store_for(
             directory, journal=journal != "off", guard=guard != "off", wall_clock=system.wall_clock
         )
         self._account = ""
@@ -84,17 +84,12 @@ class Promises:
         return self._settings.api_base_url
 
     @property
-    def directory(self) -> Path:
-        """Where the journals lie."""
-        return self._store.directory
-
-    @property
-    def reads_journals(self) -> bool:
+    def uses_journal(self) -> bool:
         """Whether journals are of any concern here."""
         return self._journal != "off"
 
     @property
-    def has_guard(self) -> bool:
+    def uses_reaper(self) -> bool:
         """Whether this client has a reaper, when it needs one."""
         return self._guard != "off"
 
@@ -112,13 +107,9 @@ class Promises:
     def baseline(self, ids: Iterable[str]) -> str:
         """Notes which ids exist; the name stands for them."""
         self._join()
-        name = self._store.new_name()
-        self._store.put({"kind": "BASELINE", "baseline": name, "ids": sorted(ids)})
+        name = self.store.new_name()
+        self.store.put({"kind": "BASELINE", "baseline": name, "ids": sorted(ids)})
         return name
-
-    def has_baseline(self, name: str) -> bool:
-        """Whether a name that `baseline` gave still stands for something."""
-        return self._store.has_baseline(name)
 
     async def record_intent(self, args: InstanceArgs, baseline: str) -> str:
         """Promises to find what the coming start makes. When this returns, journal and reaper know.
@@ -128,9 +119,9 @@ class Promises:
             GuardError: when there must be a reaper and is none.
         """
         self._join()
-        key = self._store.new_name()
+        key = self.store.new_name()
         self._own.add(key)
-        self._store.put({
+        self.store.put({
             "kind": "INTENT",
             **self._common(key),
             "args": _written(args),
@@ -148,9 +139,9 @@ class Promises:
     ) -> str:
         """Promises that an instance goes; `key` is that of its intent, where there was one."""
         self._join()
-        key = key or self._store.new_name()
+        key = key or self.store.new_name()
         self._own.add(key)
-        self._store.put({
+        self.store.put({
             "kind": "CREATED",
             **self._common(key),
             "args": {},
@@ -162,28 +153,28 @@ class Promises:
 
     def record_handed_over(self, key: str) -> None:
         """Somebody else answers for it from now on, except for its time limit."""
-        self._store.put({"kind": "HELD", "entry": key})
+        self.store.put({"kind": "HELD", "entry": key})
 
     def record_gone(self, key: str) -> None:
         """The promise is kept, or there was nothing to keep."""
         self._own.discard(key)
-        self._store.put({"kind": "GONE", "entry": key})
+        self.store.put({"kind": "GONE", "entry": key})
 
-    def unknown(self, key: str) -> UnresolvedStart:
+    def unresolved_start(self, key: str) -> UnresolvedStart:
         """A start of which an intent tells, as everybody who looks for its instance sees it."""
-        return unresolved_start_of(self._store.book, self._store.book.promises[key])
+        return unresolved_start_of(self.store.state, self.store.state.promises[key])
 
     def record_unanswered(self, key: str) -> None:
         """A start has got no answer, and its instance is looked for."""
-        self._store.put({"kind": "UNANSWERED", "entry": key})
+        self.store.put({"kind": "UNANSWERED", "entry": key})
 
     def record_abandoned(self, key: str) -> None:
         """This process has given up: the reaper's, or `sweep`'s."""
-        self._store.put({"kind": "ABANDONED", "entry": key})
+        self.store.put({"kind": "ABANDONED", "entry": key})
 
     def abandon(self, key: str | None) -> bool:
         """`abandoned` where nothing can be awaited; False when there is nothing to give up."""
-        if key is None or not self._store.is_open(key):
+        if key is None or not self.store.is_open(key):
             return False
         self.record_abandoned(key)
         self._commit_soon()
@@ -191,14 +182,14 @@ class Promises:
 
     def _commit_soon(self) -> None:
         if self._journal == "off" and self._guard == "off":
-            self._store.commit()
+            self.store.commit()
             return
         with contextlib.suppress(RuntimeError):  # at the interpreter's end: the end of the pipe will do
-            threading.Thread(target=self._store.commit, name="cortecs-books", daemon=True).start()
+            threading.Thread(target=self.store.commit, name="cortecs-promises", daemon=True).start()
 
     def record_ambiguous(self, key: str, candidates: Iterable[str]) -> None:
         """Which instance is meant cannot be told."""
-        self._store.put({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
+        self.store.put({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
 
     async def flush(self, *, strict: bool = False) -> None:
         """Wait until every promise so far is in the journal and known to the reaper.
@@ -210,21 +201,21 @@ class Promises:
             JournalError: if a journal is required and cannot be written.
             GuardError: if a reaper is required and none is running.
         """
-        reach = self._store.queued
+        reach = self.store.queued
         if self._turn is None:
             self._turn = anyio.Lock()
         async with self._turn:
-            if self._store.done < reach:
-                await self._off_loop(self._store.commit)
+            if self.store.done < reach:
+                await self._off_loop(self.store.commit)
         if not strict:
             return
-        problem = self._store.journal_problem
+        problem = self.store.journal_problem
         if self._journal == "required" and problem:
             raise JournalError(
-                f"the journal in {self._store.directory} cannot be written: {problem}. Nothing was started. "
+                f"the journal in {self.store.directory} cannot be written: {problem}. Nothing was started. "
                 "state_dir= or CORTECS_STATE_DIR puts it elsewhere."
             )
-        problem = self._store.guard_problem
+        problem = self.store.guard_problem
         if self._guard == "required" and problem:
             raise GuardError(f"there is no reaper: {problem}. Nothing was started.")
 
@@ -232,15 +223,15 @@ class Promises:
         """What other clients and processes have promised on this account."""
         # What this client has closed must not count as somebody else's.
         await self.flush()
-        others = await self._off_loop(self._store.others)
-        return claims_of_others(self.api, self._store.book, self._own, others, self.system.wall_clock())
+        others = await self._off_loop(self.store.others)
+        return collect_foreign_claims(self.api, self.store.state, self._own, others, self.system.wall_clock())
 
     async def report_orphans(self) -> None:
         """Says in one line of the log that there is something to sweep."""
-        if not self.reads_journals:
+        if not self.uses_journal:
             return
         # Another service's, or another account's, this client's `sweep` could not release.
-        count = await self._off_loop(lambda: self._store.orphans(self.api, self._account))
+        count = await self._off_loop(lambda: self.store.orphans(self.api, self._account))
         if count:
             log(
                 Event.GUARD_ORPHANS,
@@ -251,15 +242,6 @@ class Promises:
                 count=count,
             )
 
-    def key_of(self, instance_id: str) -> str | None:
-        """The entry of an instance that this process has promised."""
-        return self._store.key_of(instance_id)
-
-    @property
-    def journal_states(self) -> PromiseStore:
-        """The books of the process."""
-        return self._store
-
     async def aclose(self) -> None:
         """The client is closed and has no lease any more."""
         if self._joined is not None:
@@ -267,8 +249,8 @@ class Promises:
 
     def _close(self) -> None:
         joined, self._joined = self._joined, None
-        if joined == self._store.generation:
-            self._store.release()
+        if joined == self.store.generation:
+            self.store.release()
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
         # In memory alone, nothing blocks.
@@ -277,8 +259,8 @@ class Promises:
 
     def _join(self) -> None:
         # Again in a forked child, whose books are empty and whose reaper knows no credentials.
-        if self._joined != self._store.generation:
-            self._joined = self._store.join()
+        if self._joined != self.store.generation:
+            self._joined = self.store.join()
             self._arm()
 
     def _arm(self) -> None:
@@ -292,7 +274,7 @@ class Promises:
             "timeout": self._settings.timeout,
         })  # fmt: skip
         # Sealed until it goes into the pipe: a traceback may show what stands in the queue.
-        self._store.put({"kind": "ARM", "account": self._account, "sealed": Secret(sealed)})
+        self.store.put({"kind": "ARM", "account": self._account, "sealed": Secret(sealed)})
 
     def _common(self, key: str) -> Record:
         return {

@@ -141,17 +141,17 @@ class Reaper:
 
     def finish_after_parent(self) -> None:
         """The parent is dead: keeps everything that is left, and then removes the journal."""
-        from .journal import take  # noqa: PLC0415  (only now)
+        from .journal import try_lock  # noqa: PLC0415  (only now)
 
         # Nobody listens; a forked child of the parent's may hold the pipe open, which would fill.
         self._answer = _nowhere
         # Held while this works, so that nobody else does the same at once.
-        taken = take(self.journal) if self.journal is not None else None
+        taken = try_lock(self.journal) if self.journal is not None else None
         for _ in range(20):
             if taken is not None or self.journal is None or not self.journal.exists():
                 break
             time.sleep(0.05)  # the dying parent may hold it a moment longer than the pipe
-            taken = take(self.journal)
+            taken = try_lock(self.journal)
         left = [entry for entry in self.state.promises.values() if entry.key not in self._begun]
         if left:
             # So that others, who die at the same time perhaps, know that these starts are nobody's any more.

@@ -85,7 +85,7 @@ class ReaperProcess:
         self._process = process
         self._sent = self._acknowledged = 0
         try:
-            threading.Thread(target=self._listen, args=(process,), name="cortecs-guard", daemon=True).start()
+            threading.Thread(target=self._listen, args=(process,), name="cortecs-reaper", daemon=True).start()
         except RuntimeError as error:
             self.kill()
             raise GuardError(f"no thread to listen to the reaper: {error}") from None

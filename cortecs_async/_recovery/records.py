@@ -83,7 +83,7 @@ class Promise:
             return self.abandoned or (expired and self.instance_id is not None)
         return expired if self.held else True
 
-    def is_left(self, now: float) -> bool:
+    def needs_recovery(self, now: float) -> bool:
         """Whether somebody should see to it, now that its owner is dead: its time may not be up."""
         return bool(self.candidates) or self.abandoned or self.is_due(now, owner_lives=False)
 
@@ -115,7 +115,7 @@ class JournalState:
             return False
         return True
 
-    def known_before(self, promise: Promise) -> frozenset[str]:
+    def baseline_of(self, promise: Promise) -> frozenset[str]:
         """The ids that existed before the start of an entry."""
         # The same set for all starts that share it: each may hold it for as long as it waits.
         return self.baselines.get(promise.baseline or "", frozenset())

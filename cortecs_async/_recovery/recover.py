@@ -19,7 +19,7 @@ from .._config import PollPolicy, RetryPolicy, Settings
 from .._errors import ClientClosedError, TeardownError
 from .._http.client import HTTP
 from .._secrets import Credentials, Secret
-from .claims import ForeignClaims, claims_of_others, unresolved_start_of
+from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .journal import read_journals
 from .records import JournalState, Promise, Record
 
@@ -306,7 +306,7 @@ async def _reap_account(
         keys = {each.key for each in entries}
         finisher = Recovery(
             instances=Instances(http.request_once, settings.poll),
-            foreign_claims=lambda: claims_of_others(
+            foreign_claims=lambda: collect_foreign_claims(
                 settings.api_base_url, book, keys, _others(journal), time.time()
             ),
             note=lambda text: report({"kind": "NOTE", "text": text, "at": time.time()}),

@@ -40,7 +40,7 @@ class PromiseStore:
         wall_clock: Returns Unix time in seconds.
 
     Attributes:
-        book: What is owed, as far as was committed.
+        state: What is owed, as far as was committed.
         queued: How many records were queued.
         done: How many of them were committed.
         journal_problem: Why there is no journal at the moment, or None.
@@ -62,7 +62,7 @@ class PromiseStore:
         self._turn = threading.Lock()  # whoever writes
         self._gate = threading.Lock()  # whoever queues
         self._queue: list[Record] = []
-        self.book: JournalState = JournalState()
+        self.state: JournalState = JournalState()
         self._journal: JournalFile | None = None
         self._is_behind = False
         self._worth = 0  # bytes of the journal when it held nothing but what was owed
@@ -97,24 +97,24 @@ class PromiseStore:
 
     def key_of(self, instance_id: str) -> str | None:
         """The open entry of an instance, as far as was committed."""
-        entries = list(self.book.promises.values())
+        entries = list(self.state.promises.values())
         return next((entry.key for entry in entries if entry.instance_id == instance_id), None)
 
     def is_open(self, key: str) -> bool:
         """Whether an entry is open, also if it is only queued."""
         with self._gate:
             queued = [record["kind"] for record in self._queue if record.get("entry") == key]
-        return "GONE" not in queued and (bool(queued) or key in self.book.promises)
+        return "GONE" not in queued and (bool(queued) or key in self.state.promises)
 
     def has_baseline(self, name: str) -> bool:
         """Whether a baseline is there, also if it is only queued: unused ones are dropped in time."""
         with self._gate:
             queued = any(record.get("baseline") == name and "ids" in record for record in self._queue)
-        return queued or name in self.book.baselines
+        return queued or name in self.state.baselines
 
     def abandoned(self) -> list[Promise]:
         """What this process has given up on."""
-        return [entry for entry in list(self.book.promises.values()) if entry.abandoned]
+        return [entry for entry in list(self.state.promises.values()) if entry.abandoned]
 
     def others(self, *, without: Container[Path] = ()) -> list[JournalState]:
         """What other processes say in their journals, except in those."""
@@ -136,7 +136,7 @@ class PromiseStore:
             records = [record for record in records if record["kind"] != "ARM"]
             self._armed.update({record["account"]: record for record in arms})
             for record in records:
-                self.book.apply(record)
+                self.state.apply(record)
             if self._journals:
                 with _fork_gate:
                     self._write(records)
@@ -152,7 +152,7 @@ class PromiseStore:
                 self._users -= 1
                 if self._users > 0:
                     return
-            if self.book.promises:
+            if self.state.promises:
                 if self._journal is not None:
                     self._journal.close()
                 self._guard.detach()
@@ -160,7 +160,7 @@ class PromiseStore:
                 self._guard.shutdown()
                 if self._journal is not None:
                     self._journal.remove()
-            self._journal, self._shown, self.book, self._armed = None, None, JournalState(), {}
+            self._journal, self._shown, self.state, self._armed = None, None, JournalState(), {}
 
     def orphans(self, api: str, account: str) -> int:
         """How many promises dead owners have left; files of those that left none are removed.
@@ -174,7 +174,9 @@ class PromiseStore:
             book = journal.read()
             if book.promises:
                 count += sum(
-                    entry.api == api and (not account or entry.account == account) and entry.is_left(now)
+                    entry.api == api
+                    and (not account or entry.account == account)
+                    and entry.needs_recovery(now)
                     for entry in book.promises.values()
                 )
                 journal.close()
@@ -196,9 +198,9 @@ class PromiseStore:
                 self._journal.close()
                 self._journal = None
             if self._journal is None:
-                if not self.book.promises:
+                if not self.state.promises:
                     return
-                self.book.owner = {
+                self.state.owner = {
                     "kind": "OWNER",
                     "format": FORMAT,
                     "id": uuid.uuid4().hex,  # two containers may have one host name and process id
@@ -206,9 +208,9 @@ class PromiseStore:
                     "pid": os.getpid(),
                     "at": self._wall_clock(),
                 }
-                self._journal = JournalFile.create(self.directory, self.book.snapshot())
+                self._journal = JournalFile.create(self.directory, self.state.snapshot())
             elif self._is_behind or self._journal.size > _SLACK + 4 * self._worth:
-                self._journal.rewrite(self.book.snapshot())
+                self._journal.rewrite(self.state.snapshot())
             elif records:
                 durable = any(record["kind"] in _LOST_BY_POWER for record in records)
                 self._journal.append(records, durable=durable)
@@ -234,7 +236,7 @@ class PromiseStore:
 
     def _tell(self, arms: list[Record], records: list[Record]) -> None:
         if not self._guard.is_running:
-            if self.book.promises:
+            if self.state.promises:
                 self._raise_up()
             return
         messages = [*self._where(), *arms, *records]
@@ -252,7 +254,7 @@ class PromiseStore:
                 self._guard.start()
             self._guard.handshake()
             self._shown = None
-            self._guard.send([*self._where(), *self._armed.values(), *self.book.snapshot()])
+            self._guard.send([*self._where(), *self._armed.values(), *self.state.snapshot()])
         except GuardError as error:
             if self.guard_problem is None:
                 log(
@@ -274,7 +276,7 @@ class PromiseStore:
     def _replace(self) -> None:
         """A reaper died unasked."""
         with self._turn:
-            if self._users <= 0 or self._guard.is_running or not self.book.promises:
+            if self._users <= 0 or self._guard.is_running or not self.state.promises:
                 return
             now = time.monotonic()
             self._deaths = [each for each in self._deaths if now - each < _HASTE] + [now]
@@ -301,12 +303,12 @@ def check_reaper() -> None:
 
 def all_stores() -> list[PromiseStore]:
     """The books of this process: one a state directory and kind."""
-    with _all_lock:
-        return list(_all.values())
+    with _stores_lock:
+        return list(_stores.values())
 
 
-_all: dict[tuple[Path, bool, bool, Callable[[], float]], PromiseStore] = {}
-_all_lock = threading.Lock()
+_stores: dict[tuple[Path, bool, bool, Callable[[], float]], PromiseStore] = {}
+_stores_lock = threading.Lock()
 
 
 def store_for(
@@ -314,12 +316,12 @@ def store_for(
 ) -> PromiseStore:
     """The books of this process for a state directory."""
     key = (directory, journal, guard, wall_clock)
-    with _all_lock:
-        if key not in _all:
-            _all[key] = PromiseStore(
+    with _stores_lock:
+        if key not in _stores:
+            _stores[key] = PromiseStore(
                 directory / "journal", journal=journal, guard=guard, wall_clock=wall_clock
             )
-        return _all[key]
+        return _stores[key]
 
 
 # Held while descriptors come into being that must not survive in a forked child: a pipe that is open there
@@ -336,9 +338,9 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    global _all_lock, _fork_gate
-    _all_lock, _fork_gate = threading.Lock(), threading.Lock()
-    for each in _all.values():
+    global _stores_lock, _fork_gate
+    _stores_lock, _fork_gate = threading.Lock(), threading.Lock()
+    for each in _stores.values():
         each.after_fork()
 
 

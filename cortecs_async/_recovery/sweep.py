@@ -13,7 +13,7 @@ from .._api.domain import Instance, to_hf_name
 from .._api.instances import Instances
 from .._api.matching import match_start
 from .._logging import Event, log
-from .claims import ForeignClaims, claims_of_others
+from .claims import ForeignClaims, collect_foreign_claims
 from .journal import JournalFile, orphaned_journals
 from .promises import Promises
 from .records import JournalState, Record
@@ -75,17 +75,17 @@ async def sweep(
             entry = debt.promise
             if entry.account != promises.account:
                 results.append(_orphan(debt, "foreign"))
-            elif entry.is_left(now):
+            elif entry.needs_recovery(now):
                 debts.append(debt)
             else:
                 results.append(_orphan(debt, "held"))
         paths = {journal.path for journal, _ in journals}
-        own = promises.journal_states.book
+        own = promises.store.state
         keys = {debt.promise.key for debt in debts if debt.state is own}
 
         def others() -> ForeignClaims:
-            others = promises.journal_states.others(without=paths)
-            return claims_of_others(promises.api, own, keys, others, wall_clock())
+            others = promises.store.others(without=paths)
+            return collect_foreign_claims(promises.api, own, keys, others, wall_clock())
 
         if dry_run:
             results += _preview(debts, listed, others(), now)
@@ -101,17 +101,17 @@ async def sweep(
 
 
 def _journals(promises: Promises) -> list[tuple[JournalFile, JournalState]]:
-    if not promises.reads_journals:
+    if not promises.uses_journal:
         return []
-    return [(journal, journal.read()) for journal in orphaned_journals(promises.directory)]
+    return [(journal, journal.read()) for journal in orphaned_journals(promises.store.directory)]
 
 
 def _debts(
     promises: Promises, journals: Iterable[tuple[JournalFile, JournalState]]
 ) -> Iterable[PendingPromise]:
-    own = promises.journal_states
+    own = promises.store
     for entry in own.abandoned():
-        yield PendingPromise(own.book, entry, own.put)
+        yield PendingPromise(own.state, entry, own.put)
     for journal, book in journals:
         for entry in list(book.promises.values()):
             yield PendingPromise(book, entry, _writer(book, journal))

@@ -486,7 +486,7 @@ from cortecs_async._recovery import store
 def watch():
     seen = None
     while True:
-        for books in list(store._all.values()):
+        for books in list(store._stores.values()):
             with books._turn:
                 pid = books._guard.pid
             if pid not in (None, seen):

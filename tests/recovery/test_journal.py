@@ -12,7 +12,7 @@ from _promises import ARGS, BASELINE, book_of, created, intent
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cortecs_async._recovery.journal import JournalFile, orphaned_journals, read_journals, take
+from cortecs_async._recovery.journal import JournalFile, orphaned_journals, read_journals, try_lock
 from cortecs_async._recovery.records import Record, decode, encode, fold
 
 
@@ -22,7 +22,7 @@ class TestBook:
         entry = book.promises["e1"]
         assert entry.instance_id is None
         assert entry.args == ARGS
-        assert book.known_before(entry) == {"i-1", "i-2"}
+        assert book.baseline_of(entry) == {"i-1", "i-2"}
         book.apply({"kind": "GONE", "entry": "e1"})
         assert book.promises == {}
 
@@ -97,8 +97,8 @@ class TestBook:
         other = {"kind": "BASELINE", "baseline": "b2", "ids": ["i-9"]}
         book = book_of(BASELINE, other, intent("e1"), {**intent("e2"), "baseline": "b2"})
         for each in (book, fold(encode(book.snapshot()))):
-            assert each.known_before(each.promises["e1"]) == {"i-1", "i-2"}
-            assert each.known_before(each.promises["e2"]) == {"i-9"}
+            assert each.baseline_of(each.promises["e1"]) == {"i-1", "i-2"}
+            assert each.baseline_of(each.promises["e2"]) == {"i-9"}
 
     def test_what_its_holder_hands_back_is_owed_at_once(self) -> None:
         book = book_of(created(expires_at=2000.0), {"kind": "HELD", "entry": "e1"}, created())
@@ -195,7 +195,7 @@ class TestFile:
             return fd
 
         monkeypatch.setattr(os, "open", replaced)
-        assert take(path) is None
+        assert try_lock(path) is None
 
     def test_a_directory_that_cannot_be_synced_leaves_nothing_unlocked(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -17,7 +17,7 @@ from _world import HARDWARE, MODEL, World, emulated_wall_clock
 
 from cortecs_async import RetryPolicy, errors
 from cortecs_async._errors import GuardError
-from cortecs_async._recovery.claims import claims_of_others
+from cortecs_async._recovery.claims import collect_foreign_claims
 from cortecs_async._recovery.journal import JournalFile, read_journals
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.reaper import Reaper
@@ -101,7 +101,7 @@ def test_a_baseline_is_kept_as_long_as_a_start_needs_it() -> None:
     book = book_of(BASELINE, intent())
     for number in range(100):
         book.apply({"kind": "BASELINE", "baseline": f"other {number}", "ids": []})
-    assert book.known_before(book.promises["e1"]) == {"i-1", "i-2"}
+    assert book.baseline_of(book.promises["e1"]) == {"i-1", "i-2"}
 
 
 def test_a_snapshot_marks_an_unanswered_start() -> None:
@@ -120,7 +120,10 @@ def test_the_fingerprint_of_an_account_does_not_reveal_it() -> None:
 
 def test_ambiguous_candidates_of_another_process_count_as_claimed() -> None:
     theirs = book_of(BASELINE, intent(), {"kind": "AMBIGUOUS", "entry": "e1", "candidates": ["i-7", "i-8"]})
-    assert claims_of_others("https://api.test", JournalState(), (), [theirs], 1000.0).ids == {"i-7", "i-8"}
+    assert collect_foreign_claims("https://api.test", JournalState(), (), [theirs], 1000.0).ids == {
+        "i-7",
+        "i-8",
+    }
 
 
 async def test_an_instance_that_a_reaper_looks_for_is_not_adopted(world: World, journals: Path) -> None:
@@ -313,7 +316,7 @@ async def test_the_reaper_is_told_new_credentials_at_once_and_no_repr_shows_them
             promises = client._wiring.promises
             promises.remember_credentials(Credentials(client_id=emu.client_id, client_secret="another"))
             for thread in threading.enumerate():
-                if thread.name == "cortecs-books":
+                if thread.name == "cortecs-promises":
                     thread.join(10)
             newest = reapers[-1].told[-1]
             assert newest["kind"] == "ARM"
@@ -338,7 +341,7 @@ async def test_the_reaper_of_a_forked_child_is_told_its_credentials(
     async with world(journal="auto", guard="auto") as (_emu, client):
         async with client.instance(MODEL, HARDWARE):
             pass
-        client._wiring.promises.journal_states.after_fork()
+        client._wiring.promises.store.after_fork()
         async with client.instance(MODEL, HARDWARE):
             assert len(reapers) == 2
             assert "ARM" in reapers[-1].kinds

@@ -17,7 +17,7 @@ from _world import HARDWARE, MODEL, World
 
 from cortecs_async import errors
 from cortecs_async._recovery import journal as _journal
-from cortecs_async._recovery.journal import JournalFile, is_owned, orphaned_journals, read_journals, take
+from cortecs_async._recovery.journal import JournalFile, is_owned, orphaned_journals, read_journals, try_lock
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.records import Record
 from cortecs_async.emulator import Emulator
@@ -200,7 +200,7 @@ class TestLooks:
         (path,) = tmp_path.iterdir()
         with path.open("rb") as looking:
             fcntl.flock(looking, fcntl.LOCK_SH)
-            assert take(path) is None
+            assert try_lock(path) is None
 
     def test_sweeps_find_everything_under_many_looks(self, tmp_path: Path) -> None:
         JournalFile.create(tmp_path, []).close()
@@ -216,7 +216,7 @@ class TestLooks:
             each.start()
         try:
             for _ in range(200):
-                taken = take(path)
+                taken = try_lock(path)
                 assert taken is not None
                 taken.close()
         finally:
@@ -239,7 +239,7 @@ class TestLooks:
         monkeypatch.setattr(_journal, "_look", forked)
         assert is_owned(path) is False
         monkeypatch.undo()
-        taken = take(path)
+        taken = try_lock(path)
         assert taken is not None
         taken.close()
         for each in childs:

@@ -9,7 +9,7 @@ import pytest
 from _world import HARDWARE, MODEL, World, emulated_wall_clock
 
 from cortecs_async import AsyncCortecs
-from cortecs_async._recovery.claims import claims_of_others
+from cortecs_async._recovery.claims import collect_foreign_claims
 from cortecs_async._recovery.records import JournalState, Record
 from cortecs_async._recovery.recover import _LOOK, PendingPromise, Recovery, RecoveryResult
 from cortecs_async.emulator import Emulator, Fault
@@ -39,7 +39,7 @@ class Held:
         """Until nothing is owed any more."""
         finisher = Recovery(
             instances=self.client._wiring._releasing,
-            foreign_claims=lambda: claims_of_others(
+            foreign_claims=lambda: collect_foreign_claims(
                 self.emu.api_base_url, self.book, {"e1"}, [], emulated_wall_clock()
             ),
             note=self.notes.append,

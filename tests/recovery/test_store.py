@@ -180,7 +180,7 @@ def test_a_forked_child_owes_nothing_of_its_parents(tmp_path: Path) -> None:
     copy = JournalFile(journal.path, os.dup(journal._fd))
     book._journal = copy
     book.after_fork()
-    assert book.book.promises == {}
+    assert book.state.promises == {}
     assert [b.promises.keys() for _, b in read_journals(tmp_path)] == [{"e1"}]
     journal.remove()
 
@@ -222,7 +222,7 @@ async def test_what_its_sweep_could_not_release_is_no_reason_to_warn(
         async with world(journal="auto"):
             (record,) = caplog.records
         assert "left an instance or start behind" in record.message
-        book = client._wiring.promises.journal_states
+        book = client._wiring.promises.store
         assert (book.orphans(emu.api_base_url, ""), book.orphans(emu.api_base_url, account)) == (1, 0)
     assert len(list(read_journals(journals))) == 2
 
@@ -341,9 +341,9 @@ def reapers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = threading.active_count()
     yield
     for thread in threading.enumerate():
-        if thread.name == "cortecs-guard":
+        if thread.name == "cortecs-reaper":
             thread.join(10)
-    assert not [each for each in threading.enumerate() if each.name == "cortecs-guard"]
+    assert not [each for each in threading.enumerate() if each.name == "cortecs-reaper"]
     assert threading.active_count() <= before + 8  # anyio keeps its own
 
 
@@ -423,9 +423,9 @@ async def test_new_credentials_reach_the_reaper_at_once(reapers: None) -> None:
             promises = client._wiring.promises
             promises.remember_credentials(Credentials(client_id=emu.client_id, client_secret="another"))
             with anyio.fail_after(10):
-                while promises.journal_states.done < promises.journal_states.queued:  # noqa: ASYNC110  (it has no event)
+                while promises.store.done < promises.store.queued:  # noqa: ASYNC110  (it has no event)
                     await anyio.sleep(0.01)
-            (armed,) = promises.journal_states._armed.values()
+            (armed,) = promises.store._armed.values()
             assert "another" in armed["sealed"].reveal()
             assert "another" not in repr(armed)
 
@@ -446,8 +446,8 @@ async def test_one_reaper_serves_all_clients_of_a_process(reapers: None) -> None
     async with serve_emulator(step_seconds=0.0) as emu:
         one, other = (client_of(emu) for _ in range(2))
         async with one, other, one.instance(MODEL, HARDWARE), other.instance(MODEL, HARDWARE):
-            assert one._wiring.promises.journal_states is other._wiring.promises.journal_states
-            guard = one._wiring.promises.journal_states._guard
+            assert one._wiring.promises.store is other._wiring.promises.store
+            guard = one._wiring.promises.store._guard
             assert guard.is_running
             assert guard.pid is not None
         assert not guard.is_running
