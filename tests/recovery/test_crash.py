@@ -472,23 +472,24 @@ async def forked(folder: Path, backend: str) -> Row:
                 kill(child)
 
 
-async def test_children_that_live_on_do_not_hide_the_death_of_their_parent(tmp_path: Path) -> None:
+async def test_surviving_children_do_not_hide_the_death_of_their_parent(tmp_path: Path) -> None:
     await all_at_once(
         "children live on",
         [partial(forked, tmp_path / backend, backend) for backend in BACKENDS],
     )
 
 
-# Says which reaper there is, once that has been told everything: until then its owner holds the lock.
+# Prints the process id of each reaper once it knows everything: until then, the store holds its lock.
 WATCH = """
 from cortecs_async._recovery import store
 
 def watch():
     seen = None
     while True:
-        for books in list(store._stores.values()):
-            with books._turn:
-                pid = books._guard.pid
+        for each in list(store._stores.values()):
+            with each._commit_lock:
+                process = each._reaper._process
+            pid = process and process.pid
             if pid not in (None, seen):
                 seen = pid
                 print("reaper", pid, flush=True)
@@ -610,7 +611,7 @@ def client_of(emu: Emulator, state: Path, **options: Any) -> AsyncCortecs:
     )
 
 
-async def test_what_dies_with_its_reaper_is_swept_up_by_the_next_client(tmp_path: Path) -> None:
+async def test_instances_of_a_program_killed_with_its_reaper_are_swept(tmp_path: Path) -> None:
     places = [
         ("start", "before"),
         ("start", "after"),
@@ -695,7 +696,7 @@ def on_virtual_time(work: Callable[[], Awaitable[None]]) -> None:
     anyio.run(work, backend_options={"loop_factory": VirtualTimeLoop})
 
 
-def test_wherever_a_loss_of_power_cuts_the_journal_what_was_started_goes_and_nothing_else(
+def test_a_journal_cut_anywhere_by_a_power_loss_releases_the_start_and_nothing_else(
     tmp_path: Path,
 ) -> None:
     recording = anyio.run(record, tmp_path / "recorded")
@@ -724,7 +725,7 @@ def test_wherever_a_loss_of_power_cuts_the_journal_what_was_started_goes_and_not
     on_virtual_time(sweep_all)
 
 
-def test_a_start_that_never_reached_the_service_is_given_up_when_it_is_a_minute_old(tmp_path: Path) -> None:
+def test_a_start_that_never_reached_the_service_is_given_up_after_a_minute(tmp_path: Path) -> None:
     recording = anyio.run(record, tmp_path / "recorded")
     after = Aftermath.of(recording)
 
@@ -789,13 +790,13 @@ def created(**more: Any) -> list[Record]:
     ]
 
 
-def test_the_reaper_wakes_by_itself_when_the_time_of_a_silent_parent_is_up(
+def test_the_reaper_wakes_by_itself_when_an_instance_of_a_silent_parent_expires(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stdin, to_it = os.pipe()
     from_it, stdout = os.pipe()
-    monkeypatch.setattr(_reaper, "_IN", stdin)
-    monkeypatch.setattr(_reaper, "_OUT", stdout)
+    monkeypatch.setattr(_reaper, "_STDIN", stdin)
+    monkeypatch.setattr(_reaper, "_STDOUT", stdout)
     monkeypatch.setattr(_reaper, "GRACE", 0.2)
     worked = threading.Event()
 
@@ -817,7 +818,7 @@ def test_the_reaper_wakes_by_itself_when_the_time_of_a_silent_parent_is_up(
     assert not thread.is_alive()
 
 
-async def test_the_reaper_shows_no_secret_and_the_journal_holds_none(tmp_path: Path, backend: str) -> None:
+async def test_neither_the_reaper_nor_the_journal_shows_a_secret(tmp_path: Path, backend: str) -> None:
     secret, key = "a-secret-of-the-test", "a-key-of-the-test"
     async with scene(tmp_path / "it", program_of(SLEEP), backend, client_secret=secret, api_key=key) as it:
         await it.until_body()
