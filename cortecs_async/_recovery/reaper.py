@@ -108,23 +108,13 @@ class Reaper:
 
     def next_due(self) -> float | None:
         """Return the Unix time of the next promise to keep while the parent lives, or None."""
-        moments = [
-            0.0 if promise.abandoned else (promise.expires_at or 0.0) + GRACE
-            for promise in self.state.promises.values()
-            if promise.key not in self._begun_keys
-            and not promise.candidates
-            and (promise.abandoned or (promise.expires_at is not None and promise.instance_id is not None))
-        ]
-        return min(moments, default=None)
+        due = [promise.due_at(owner_lives=True, grace=GRACE) for promise in self._not_begun()]
+        return min((each for each in due if each is not None), default=None)
 
     def recover_due(self) -> None:
         """Keep, in a thread, what the living parent does not: it gave up, or its event loop is blocked."""
         now = self._wall_clock()
-        due = [
-            promise
-            for promise in list(self.state.promises.values())
-            if promise.key not in self._begun_keys and promise.is_due(now, owner_lives=True, grace=GRACE)
-        ]
+        due = [each for each in self._not_begun() if each.is_due(now, owner_lives=True, grace=GRACE)]
         if not due:
             return
         import threading  # noqa: PLC0415  (rarely needed)
@@ -147,7 +137,7 @@ class Reaper:
                 break
             time.sleep(_LOCK_RETRY_DELAY)
             locked = try_lock(self.journal)
-        pending = [promise for promise in self.state.promises.values() if promise.key not in self._begun_keys]
+        pending = self._not_begun()
         if pending:
             # So that other processes, which may die at the same time, know that these starts have no owner.
             self._report({"kind": "ORPHANED"})
@@ -157,6 +147,11 @@ class Reaper:
             thread.join()
         if locked is not None:
             locked.close_or_remove(self.state)
+
+    def _not_begun(self) -> list[Promise]:
+        # From a copy, because the threads change the state.
+        promises = list(self.state.promises.values())
+        return [promise for promise in promises if promise.key not in self._begun_keys]
 
     def _recover(self, promises: Sequence[Promise]) -> None:
         if self._reap is None:

@@ -55,20 +55,27 @@ class Promise:
         self.abandoned: bool = False
         self.candidates: tuple[str, ...] = ()
 
-    def is_due(self, now: float, *, owner_lives: bool, grace: float = 0.0) -> bool:
-        """Return whether another process than the owner should keep the promise now.
+    def due_at(self, *, owner_lives: bool, grace: float = 0.0) -> float | None:
+        """Return the Unix time from which another process should keep the promise, or None for never.
 
         Args:
-            now: Unix time in seconds.
             owner_lives: Whether the process that made the promise is alive.
             grace: Seconds after `expires_at` that a living owner has to release the instance itself.
         """
         if self.candidates:
-            return False
-        expired = self.expires_at is not None and now >= self.expires_at + (grace if owner_lives else 0.0)
-        if owner_lives:
-            return self.abandoned or (expired and self.instance_id is not None)
-        return expired if self.held else True
+            return None
+        if not owner_lives:
+            return self.expires_at if self.held else 0.0
+        if self.abandoned:
+            return 0.0
+        if self.expires_at is None or self.instance_id is None:
+            return None
+        return self.expires_at + grace
+
+    def is_due(self, now: float, *, owner_lives: bool, grace: float = 0.0) -> bool:
+        """Return whether another process should keep the promise at a Unix time."""
+        due_at = self.due_at(owner_lives=owner_lives, grace=grace)
+        return due_at is not None and now >= due_at
 
     def needs_recovery(self, now: float) -> bool:
         """Return whether `sweep`, or a person, has something to do, now that the owner is dead."""
