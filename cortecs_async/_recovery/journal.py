@@ -240,7 +240,8 @@ def _lock_shared(fd: int) -> None:
 
 
 def _unlock(fd: int) -> None:
-    fcntl.flock(fd, fcntl.LOCK_UN)
+    if fcntl is not None:
+        fcntl.flock(fd, fcntl.LOCK_UN)
 
 
 def _lock_unless_owned(fd: int) -> None:

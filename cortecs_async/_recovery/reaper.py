@@ -54,7 +54,7 @@ _IN_FLIGHT_DELAY = 0.5
 # after how many seconds.
 _LOCK_RETRIES, _LOCK_RETRY_DELAY = 20, 0.05
 
-# Seconds between two looks at the clock, which may be set, or stand still while the machine sleeps.
+# Seconds until the clock is read again: it may be set, or the machine may have been suspended.
 _MAX_WAIT = 10.0
 
 # Keeps promises, as `recover.reap` does.
@@ -128,7 +128,7 @@ class Reaper:
         """Keep everything that the dead parent left, and then remove the journal."""
         from .journal import try_lock  # noqa: PLC0415  (needed only here)
 
-        # The pipe has no reader any more. A forked child of the parent may hold it open, so it could fill up.
+        # Nothing reads the answers any more. If a forked child holds the pipe open, it would fill up.
         self._answer = _discard
         # Locked, so that no `sweep` does the same at the same time.
         locked = try_lock(self.journal) if self.journal is not None else None
