@@ -30,7 +30,8 @@ from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .journal import read_journals
 from .records import JournalState, Promise, Record
 
-# Seconds after its request in which the instance of a start may become visible.
+# Seconds in which the instance of a start may become visible: for `sweep` after its request, for the reaper
+# after the death of its parent.
 VISIBILITY_WINDOW = 60.0
 
 # An instance is proven to be of a start only if the service initialized it within so many seconds before and
@@ -116,7 +117,7 @@ class Recovery:
     results: dict[PendingPromise, RecoveryResult] = field(factory=dict)
 
     async def run(self, promises: Iterable[PendingPromise]) -> dict[PendingPromise, RecoveryResult]:
-        """Keep these promises, all at once, and return what became of each."""
+        """Keep these promises, in parallel, and return what became of each."""
         unresolved: list[PendingPromise] = []
         async with anyio.create_task_group() as tasks:
             for pending in promises:
