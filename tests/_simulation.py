@@ -41,7 +41,7 @@ from hypothesis import strategies as st
 from cortecs_async import AsyncCortecs, InstanceLease, errors
 from cortecs_async._aio.threads import System
 from cortecs_async._client.wiring import Wiring
-from cortecs_async._recovery import store as _books
+from cortecs_async._recovery import store as _store
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._messages import Request, Response
 from cortecs_async.emulator._routing import Match
@@ -628,7 +628,7 @@ class Simulation:
         self.emulator.clear_faults()
         self.wire.outages, self.wire.is_cut = (), False
         await anyio.sleep(self.program.rest)
-        _forget_books()  # as a new process has none
+        _forget_stores()  # as a new process has none
         began = anyio.current_time()
         async with self._client(http) as client:
             self.orphans = await client.sweep(timeout=SWEEP_TIMEOUT)
@@ -1129,7 +1129,7 @@ def simulate(backend: Backend, program: Program) -> Outcome:
         run.problem(f"the run ended with {error!r}")
     finally:
         logger.removeHandler(complaints)
-        _forget_books()
+        _forget_stores()
         shutil.rmtree(folder, ignore_errors=True)
     run.outcome.problems += complaints.texts
     if run.brake.has_acted:
@@ -1188,8 +1188,8 @@ class _Complaints(logging.Handler):
             self.texts.append(f"logged: {record.getMessage()} {record.exc_info}")
 
 
-def _forget_books() -> None:
-    _books._all.clear()
+def _forget_stores() -> None:
+    _store._stores.clear()
 
 
 class _WithoutSync:

@@ -21,7 +21,7 @@ from .._errors import (
     RequestError,
 )
 from .._http.messages import Call, Reply
-from .._recovery.journal import JournalFile, is_owned, read_journals, take
+from .._recovery.journal import JournalFile, is_owned, read_journals, try_lock
 from .._recovery.promises import Promises
 from .._recovery.store import check_reaper
 from .._secrets import credentials_problem
@@ -151,12 +151,12 @@ class _Checks:
         )
 
     async def journal(self) -> Finding:
-        if not self.promises.reads_journals:
+        if not self.promises.uses_journal:
             return Finding(name="journal", ok=True, detail='switched off: journal="off"')
         return await self.promises.system.off_loop(self._journal)
 
     async def reaper(self) -> Finding:
-        if not self.promises.has_guard:
+        if not self.promises.uses_reaper:
             return Finding(name="reaper", ok=True, detail='switched off: guard="off"')
         try:
             await self.promises.system.off_loop(check_reaper)
@@ -170,7 +170,7 @@ class _Checks:
         return Finding(name="reaper", ok=True, detail="starts and responds")
 
     def _journal(self) -> Finding:
-        directory = self.promises.directory
+        directory = self.promises.store.directory
         hint = "Set state_dir= or CORTECS_STATE_DIR to a directory that is writable and supports flock."
         try:
             # Locked and without a record, so that a sweep leaves it alone.
@@ -179,7 +179,7 @@ class _Checks:
             detail = f"{directory} cannot be written: {error}"
             return Finding(name="journal", ok=False, detail=detail, hint=hint)
         try:
-            second = take(file.path)
+            second = try_lock(file.path)
         finally:
             file.remove()
         if second is not None:

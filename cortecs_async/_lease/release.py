@@ -197,7 +197,7 @@ class _AcquiredRelease:
         if self.release is None:
             # The list also fetches the token, which sets the account.
             listed = {each.instance_id for each in await services.instances.list_now()}
-            key = services.promises.key_of(self.instance_id)
+            key = services.promises.store.key_of(self.instance_id)
             if self.instance_id not in listed:
                 if self.account not in {None, services.promises.account}:
                     raise InvalidArgumentError(

@@ -256,10 +256,10 @@ class Starter:
         try:
             listing = await self._baseline()
             # The journal drops a baseline that no open start uses; against an empty one everything is new.
-            if listing.baseline is None or not self.promises.has_baseline(listing.baseline):
+            if listing.baseline is None or not self.promises.store.has_baseline(listing.baseline):
                 listing.baseline = self.promises.baseline(each.instance_id for each in listing.instances)
             start.key = await self.promises.record_intent(start.args, listing.baseline)
-            start.unresolved = self.promises.unknown(start.key)
+            start.unresolved = self.promises.unresolved_start(start.key)
             return await self.instances.start_once(start.args, start)
         finally:
             self._turns.release(Priority.CALL)

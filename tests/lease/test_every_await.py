@@ -101,7 +101,7 @@ async def whole_client(scene: Scene) -> None:
     """Lease with a client of its own, whose end is cancelled too."""
     http, journal = (
         scene.client._wiring.http._transport.connections.pools[0].client,
-        scene.client._wiring.promises.directory,
+        scene.client._wiring.promises.store.directory,
     )
     scene.own_client = client_of(scene.emu, http, journal=journal)
     async with scene.own_client as client, client.instance(MODEL, HARDWARE):

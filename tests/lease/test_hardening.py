@@ -436,9 +436,9 @@ async def test_a_lease_that_nobody_leaves_is_left_to_the_reaper(
         gc.collect()
         assert "never released" in caplog.text
         for thread in threading.enumerate():
-            if thread.name == "cortecs-books":
+            if thread.name == "cortecs-promises":
                 thread.join(10)
-        (entry,) = client._wiring.promises.journal_states.abandoned()
+        (entry,) = client._wiring.promises.store.abandoned()
         assert entry.instance_id == emu.existing[0]
         assert [each.state for each in await client.sweep()] == ["released"]
         assert emu.existing == ()
@@ -458,7 +458,7 @@ async def test_a_release_broken_off_by_an_unheard_of_error_is_left_to_the_reaper
                     pass
         assert "MAY STILL BE BILLED" in caught.value.__notes__[0]
         for thread in threading.enumerate():
-            if thread.name == "cortecs-books":
+            if thread.name == "cortecs-promises":
                 thread.join(10)
         assert [each.state for each in await client.sweep()] == ["released"]
         assert emu.existing == ()

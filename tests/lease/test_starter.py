@@ -331,7 +331,7 @@ async def another_process(
             guard="off",
         ) as other,
     ):
-        other._wiring.promises._store = PromiseStore(journals, journal=True, guard=False)
+        other._wiring.promises.store = PromiseStore(journals, journal=True, guard=False)
         yield other
 
 
@@ -509,7 +509,7 @@ async def test_every_attempt_of_a_start_knows_what_exists_just_before_it(world: 
     assert len(emu.ledger) == 1
 
 
-async def test_a_baseline_that_the_books_have_dropped_is_noted_again(world: World) -> None:
+async def test_a_baseline_that_was_dropped_is_recorded_again(world: World) -> None:
     async with world() as (emu, client):
         foreign = (await client.instances.start(MODEL, HARDWARE)).instance_id
         emu.add_fault(Fault("status", route="start", status=402))
@@ -523,5 +523,5 @@ async def test_a_baseline_that_the_books_have_dropped_is_noted_again(world: Worl
         async with client.instance(MODEL, HARDWARE):
             asked = [record.route for record in emu.requests]
             assert asked.count("list") == 1  # the same, of a moment ago
-            book = promises.journal_states.book
-            assert [book.known_before(entry) for entry in book.promises.values()] == [frozenset({foreign})]
+            book = promises.store.state
+            assert [book.baseline_of(entry) for entry in book.promises.values()] == [frozenset({foreign})]
