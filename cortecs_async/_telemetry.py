@@ -181,13 +181,7 @@ class Observer:
         """Says once that telemetry is broken; called where its exception is handled."""
         if not self._has_failed:
             self._has_failed = True
-            log(
-                Event.TELEMETRY_FAILED,
-                "telemetry.%s raised: leases go on all the same, and this is said once",
-                call,
-                exc_info=True,
-                call=call,
-            )
+            log(Event.TELEMETRY_FAILED, exc_info=True, call=call)
 
     def abandon(self, report: Report) -> None:
         """Keeps what the garbage collector found, which must not be told by it."""

@@ -125,7 +125,7 @@ class BackgroundTask:
             try:
                 await self._work()
             except Exception:  # noqa: BLE001  (a callback's own)
-                log(Event.LEASE_UNWATCHED, "watching over an instance failed", exc_info=True)
+                log(Event.LEASE_UNWATCHED, exc_info=True)
 
 
 async def _supervise(work: Callable[[], Awaitable[T]], *, resume: bool) -> T:
@@ -137,10 +137,7 @@ async def _supervise(work: Callable[[], Awaitable[T]], *, resume: bool) -> T:
             # `asyncio.run` the first has cancelled the main task, so that nothing is lost by going on.
             if not resume:
                 raise
-            log(
-                Event.LEASE_INTERRUPTED,
-                "interrupted while releasing an instance: going on until it is released",
-            )
+            log(Event.LEASE_INTERRUPTED, consequence="the release continues until it is done")
 
 
 async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
@@ -200,7 +197,9 @@ async def _on_trio(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskRes
                     raise
                 log(
                     Event.LEASE_INTERRUPTED,
-                    "interrupted: first finishing what must not be left half done; again to leave at once",
+                    consequence="the release continues; interrupt again to leave at once"
+                    if resume
+                    else "a step that must not be left half done is finished first",
                 )
                 ended.interruption = interrupt
     return ended

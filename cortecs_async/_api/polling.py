@@ -288,12 +288,7 @@ class Poller:
             self._failed(error)
             return
         if self._failures:
-            log(
-                Event.WATCH_RECOVERED,
-                "reading instances works again after %d failures",
-                self._failures,
-                failures=self._failures,
-            )
+            log(Event.WATCH_RECOVERED, failures=self._failures)
         self._failures = 0
         for each in missing:
             # Those that were not looked up come to their turn later.
@@ -386,13 +381,11 @@ class Poller:
         )
         log(
             Event.WATCH_FAILED,
-            "reading instances failed, again in %.1f s: %s",
-            pause,
-            error,
             wait=pause,
             failures=self._failures,
             error_type=type(error).__name__,
             request_id=getattr(error, "request_id", None),
+            error=error,
         )
         self._not_before = now + pause
 

@@ -264,10 +264,9 @@ class Batch:
                 raise
             log(
                 Event.BATCH_INSTANCE_OUT,
-                "one of %d instances is out: %s",
-                len(self._lanes),
-                error,
                 error_type=type(error).__name__,
+                instances=len(self._lanes),
+                error=error,
             )
             # With what was noted on it: that its release failed, say.
             self._incidents.append("; ".join([str(error), *getattr(error, "__notes__", [])]))
@@ -299,7 +298,7 @@ class Batch:
         if self._error is None:
             self._error = error
         elif error is not self._error:
-            log(Event.BATCH_ERROR, "and then: %s", error, error_type=type(error).__name__)
+            log(Event.BATCH_ERROR, error_type=type(error).__name__, error=error)
 
     async def _flush(self, sink: AnswerWriter) -> None:
         """What was answered is paid for: it is written, whatever ended the run, and however often."""

@@ -185,13 +185,7 @@ class WorkerPool:
             self._time_outs += 1
             if self._time_outs >= max(_WASTED, self._answers):
                 self._stop(self._error_of(f"has timed out {self._time_outs} times: {failed.detail}"))
-            log(
-                Event.BATCH_RETRY_LAST,
-                "%s: %s, again at last",
-                request.custom_id,
-                failed.detail,
-                custom_id=request.custom_id,
-            )
+            log(Event.BATCH_RETRY_LAST, custom_id=request.custom_id, reason=failed.detail)
             self._work.put_last(request)
         else:
             self._postpone(request, failed, request.tries)
@@ -204,15 +198,7 @@ class WorkerPool:
     def _postpone(self, request: Request, failed: Failed, count: int) -> None:
         # Not so long as `Retry-After` asks: that holds for this endpoint, and others may be free.
         wait = backoff(count - 1, self._rng)
-        log(
-            Event.BATCH_RETRY,
-            "%s: %s, again in %.1f s",
-            request.custom_id,
-            failed.detail,
-            wait,
-            custom_id=request.custom_id,
-            wait=wait,
-        )
+        log(Event.BATCH_RETRY, custom_id=request.custom_id, wait=wait, reason=failed.detail)
         self._work.postpone(request, wait)
 
     def _find_out(self, path: str) -> None:
@@ -237,13 +223,7 @@ class WorkerPool:
                 if isinstance(verdict, Settled):
                     health.answered(now)
                     return
-                log(
-                    Event.BATCH_DOUBT,
-                    "instance %s is in doubt: %s",
-                    self._instance_id,
-                    verdict.detail,
-                    instance_id=self._instance_id,
-                )
+                log(Event.BATCH_DOUBT, instance_id=self._instance_id, reason=verdict.detail)
                 health.put_off(verdict, now)
                 # What is under way may yet be answered: there are answers that take longer than the patience.
                 if health.is_grace_over(verdict, now) and not self.busy:

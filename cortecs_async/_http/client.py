@@ -96,11 +96,7 @@ class HTTP:
             said = outcome.status or (outcome.kind.value if isinstance(outcome, Failure) else "")
             log(
                 Event.HTTP_REQUEST,
-                "%s %s: %s, %.2f s",
-                call.method,
-                call.path,
-                said,
-                seconds,
+                answer=said,
                 method=call.method,
                 path=call.path,
                 status=outcome.status,
@@ -135,9 +131,7 @@ class HTTP:
                 raise error
             log(
                 Event.HTTP_RETRY,
-                "again in %.1f s: %s",
-                wait,
-                error,
+                error=error,
                 method=call.method,
                 path=call.path,
                 status=outcome.status,

@@ -149,7 +149,7 @@ class Prices:
                 self._take(await self._hardware_types.list_once())
                 self._known.setdefault(hardware_type_id or "", None)
         except Exception as error:  # noqa: BLE001  (nothing about a price may end a start)
-            log(Event.LEASE_NO_PRICES, "no price list: %s", error, error_type=type(error).__name__)
+            log(Event.LEASE_NO_PRICES, error_type=type(error).__name__, error=error)
         finally:
             self._asking = None
             asking.set()

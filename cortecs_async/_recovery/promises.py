@@ -242,14 +242,7 @@ class Promises:
         # Another service's, or another account's, this client's `sweep` could not release.
         count = await self._off_loop(lambda: self._store.orphans(self.api, self._account))
         if count:
-            log(
-                Event.GUARD_ORPHANS,
-                "processes that died have left %s behind: "
-                "`python -m cortecs_async sweep` (or client.sweep()) releases %s",
-                "an instance or start" if count == 1 else f"{count} instances or starts",
-                "it" if count == 1 else "them",
-                count=count,
-            )
+            log(Event.GUARD_ORPHANS, count=count)
 
     def key_of(self, instance_id: str) -> str | None:
         """The entry of an instance that this process has promised."""

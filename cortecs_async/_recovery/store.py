@@ -218,14 +218,7 @@ class PromiseStore:
         except OSError as error:
             self._is_behind = True
             if self.journal_problem is None:
-                log(
-                    Event.GUARD_NO_JOURNAL,
-                    "the journal in %s cannot be written (%s): should this machine die, `sweep` will not "
-                    "know of what is started now",
-                    self.directory,
-                    error,
-                    directory=str(self.directory),
-                )
+                log(Event.GUARD_NO_JOURNAL, directory=str(self.directory), error=error)
             self.journal_problem = str(error)
         else:
             self._worth = self._journal.size
@@ -243,7 +236,7 @@ class PromiseStore:
         try:
             self._guard.send(messages)
         except GuardError as error:
-            log(Event.GUARD_REAPER_REPLACED, "%s: starting another", error)
+            log(Event.GUARD_REAPER_REPLACED, reason=error)
             self._raise_up()
 
     def _raise_up(self) -> None:
@@ -255,11 +248,7 @@ class PromiseStore:
             self._guard.send([*self._where(), *self._armed.values(), *self.book.snapshot()])
         except GuardError as error:
             if self.guard_problem is None:
-                log(
-                    Event.GUARD_NO_REAPER,
-                    "no reaper (%s): should this process be killed, its instances run on until `sweep`",
-                    error,
-                )
+                log(Event.GUARD_NO_REAPER, error=error)
             self.guard_problem = str(error)
         else:
             self.guard_problem = None
@@ -280,9 +269,9 @@ class PromiseStore:
             self._deaths = [each for each in self._deaths if now - each < _HASTE] + [now]
             if len(self._deaths) > _MANY:
                 self.guard_problem = "it dies again and again"
-                log(Event.GUARD_REAPER_GIVEN_UP, "the reaper dies again and again: going on without one")
+                log(Event.GUARD_REAPER_GIVEN_UP)
                 return
-            log(Event.GUARD_REAPER_REPLACED, "the reaper died: starting another")
+            log(Event.GUARD_REAPER_REPLACED, reason="the reaper died")
             self._raise_up()
 
 

@@ -124,13 +124,7 @@ def _writer(book: JournalState, journal: JournalFile) -> Callable[[Record], None
             journal.append([record], durable=False)
         except OSError as error:
             # The next sweep finds it gone.
-            log(
-                Event.GUARD_SWEEP_UNWRITTEN,
-                "%s cannot be written: %s",
-                journal.path,
-                error,
-                journal=str(journal.path),
-            )
+            log(Event.GUARD_SWEEP_UNWRITTEN, journal=str(journal.path), error=error)
 
     return write
 
@@ -158,7 +152,7 @@ async def _finish(
     finisher = Recovery(
         instances=instances,
         foreign_claims=others,
-        note=lambda text: log(Event.GUARD_SWEEP, "%s", text),
+        note=lambda text: log(Event.GUARD_SWEEP, text=text),
         timeout=timeout,
         visible_until=anyio.current_time() + max(_WINDOW - age, 0.0),
         wall_clock=wall_clock,

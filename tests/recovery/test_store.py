@@ -195,8 +195,8 @@ async def test_a_client_says_at_start_that_there_is_something_to_sweep(
     async with world(journal="auto"):
         pass
     (record,) = caplog.records
-    assert "2 instances or starts behind" in record.message
-    assert "sweep` (or client.sweep()) releases them" in record.message
+    assert "Instances or starts of dead processes: 2. " in record.message
+    assert "Run `cortecs-async sweep` or client.sweep()" in record.message
     assert len(list(read_journals(journals))) == 1  # what owed nothing was removed
     caplog.clear()
     async with world(journal="off"):
@@ -221,7 +221,7 @@ async def test_what_its_sweep_could_not_release_is_no_reason_to_warn(
         await anyio.sleep(61)
         async with world(journal="auto"):
             (record,) = caplog.records
-        assert "left an instance or start behind" in record.message
+        assert "Instances or starts of dead processes: 1. " in record.message
         book = client._wiring.promises.journal_states
         assert (book.orphans(emu.api_base_url, ""), book.orphans(emu.api_base_url, account)) == (1, 0)
     assert len(list(read_journals(journals))) == 2
