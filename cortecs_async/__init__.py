@@ -3,8 +3,9 @@
 The rest of the errors is in `cortecs_async.errors`, the rest of the data classes in `cortecs_async.types`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ._public import lazy_getattr
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -44,36 +45,7 @@ __all__ = [
     "__version__",
 ]
 
-# Loaded when they are asked for: some bring along what a client is made of, and who asks for none, as the
-# plugin does that pytest loads in every run, need not pay for any.
-_LATER = {
-    "APIStatusError": "_errors",
-    "AsyncCortecs": "_client.client",
-    "ConfigurationError": "_errors",
-    "CortecsError": "_errors",
-    "Credentials": "_secrets",
-    "Instance": "_api.domain",
-    "InstanceHandle": "_lease.endpoint",
-    "InstanceLease": "_lease.lease",
-    "InvalidArgumentError": "_errors",
-    "LifecycleError": "_errors",
-    "PollPolicy": "_config",
-    "Progress": "_api.domain",
-    "RequestError": "_errors",
-    "RetryPolicy": "_config",
-    "Secret": "_secrets",
-    "TeardownError": "_errors",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib  # noqa: PLC0415
-
-    value = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_getattr(__name__)
 
 
 def __dir__() -> list[str]:

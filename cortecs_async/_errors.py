@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from ._public import publish
+
 
 class CortecsError(Exception):
     """Base of every error of this package. Errors pickle and copy with all their attributes."""
@@ -268,3 +270,9 @@ class BatchWriteError(CortecsError, OSError):
 
 class EndpointError(LifecycleError):
     """An instance runs, and its endpoint refuses the key, or gives no answer for too long."""
+
+
+publish(
+    (each for each in list(vars().values()) if isinstance(each, type) and issubclass(each, CortecsError)),
+    "cortecs_async.errors",
+)

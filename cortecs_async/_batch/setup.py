@@ -17,6 +17,7 @@ from .._errors import InvalidArgumentError
 from .._http.connections import HTTPClient
 from .._lease.endpoint import inference_key
 from .._lease.lease import InstanceLease
+from .._public import publish_loaded
 from .._secrets import Secret
 from .plan import BatchPlan, Files
 from .run import Batch, BatchOptions, look_through
@@ -204,3 +205,7 @@ def _path(name: str, value: AnyPath) -> Path:
     except ValueError:
         # A null character.
         raise InvalidArgumentError(f"{name} must be a path of a file, not {value!r}") from None
+
+
+# Everything that the public names come from is loaded now.
+publish_loaded()
