@@ -624,14 +624,14 @@ MUTANTS = [
         "lets a cancellation interrupt its release on asyncio",
         "_aio/tasks.py",
         "return await _on_asyncio(work, resume=resume)",
-        "return Ended(value=await work())",
+        "return TaskResult(value=await work())",
         "lease/test_cancellation.py::test_a_cancellation_during_the_release_still_reaches_the_caller",
     ),
     Mutant(
         "lets a cancellation interrupt its release on trio",
         "_aio/tasks.py",
         "return await _on_trio(work, resume=resume)",
-        "return Ended(value=await work())",
+        "return TaskResult(value=await work())",
         "lease/test_cancellation.py::test_a_cancellation_during_the_release_still_reaches_the_caller",
     ),
     Mutant(
@@ -882,15 +882,15 @@ MUTANTS = [
     Mutant(
         "does not renew a refused token",
         "_http/client.py",
-        "if outcome.status == 401 and token is not None and not renewed:",
+        "if outcome.status == 401 and token is not None and not attempts.has_renewed_token:",
         "if False:",
         "http/test_auth.py::TestRefusedToken::test_is_renewed_and_the_request_repeated",
     ),
     Mutant(
         "fetches a token for each caller",
         "_http/auth.py",
-        "            if self._flight is None:\n",
-        "            if True:\n",
+        "return await self._fetches.get()",
+        "return await self._fetch()",
         "http/test_auth.py::test_one_fetch_serves_a_hundred_callers",
     ),
     Mutant(
