@@ -45,7 +45,8 @@ __all__ = [
     "__version__",
 ]
 
-__getattr__ = lazy_getattr(__name__)
+if not TYPE_CHECKING:  # type checkers would accept every name
+    __getattr__ = lazy_getattr(__name__)
 
 
 def __dir__() -> list[str]:

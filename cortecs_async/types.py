@@ -61,7 +61,8 @@ __all__ = [
     "WorkerStatus",
 ]
 
-__getattr__ = lazy_getattr(__name__)
+if not TYPE_CHECKING:  # type checkers would accept every name
+    __getattr__ = lazy_getattr(__name__)
 
 
 def __dir__() -> list[str]:

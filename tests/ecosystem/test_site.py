@@ -26,7 +26,7 @@ KINDS = {f"py:{kind}" for kind in ("attribute", "class", "exception", "function"
 # Methods that other layers of the package call, beside those that are for everybody.
 INNER = {
     "HardwareTypes": {"list_once"},
-    "InstanceLease": {"hand_out"},
+    "InstanceLease": {"into_handle"},
     "Instances": {"find_or_start", "list_now", "read_all", "read_one", "start_once"},
 }
 
