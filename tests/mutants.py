@@ -825,8 +825,8 @@ MUTANTS = [
     Mutant(
         "ignores Retry-After",
         "_http/retry.py",
-        "asked = failure.retry_after or 0.0",
-        "asked = 0.0",
+        "retry_after = failure.retry_after or 0.0",
+        "retry_after = 0.0",
         "http/test_client.py::TestTime::test_retry_after_is_waited_for",
     ),
     Mutant(
@@ -839,7 +839,7 @@ MUTANTS = [
     Mutant(
         "ignores max_retry_after",
         "_http/retry.py",
-        "if asked > policy.max_retry_after:",
+        "if retry_after > policy.max_retry_after:",
         "if False:",
         "http/test_retry.py::TestNextWait::test_a_long_retry_after_is_refused",
     ),
@@ -860,7 +860,7 @@ MUTANTS = [
     Mutant(
         "sends its token to another host on a redirect",
         "_http/transport.py",
-        "return target if same and not target.userinfo else None",
+        "return target if is_same_origin and not target.userinfo else None",
         "return target",
         "http/test_client.py::TestRedirects::test_nothing_is_sent_to_another_origin",
     ),
