@@ -1,6 +1,6 @@
 """An asyncio-native SDK for cortecs.ai: no instance outlives the code that asked for it.
 
-The rest of the errors is in `cortecs_async.errors`, the rest of the data classes in `cortecs_async.types`.
+All errors are in `cortecs_async.errors`, and all data classes in `cortecs_async.types`.
 """
 
 from typing import TYPE_CHECKING

@@ -9,16 +9,16 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Runs the command line, or says what to install for it."""
+    """Run the command line, or print what to install for it."""
     try:
-        _open_missing()
+        _open_closed_files()
         _run()
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except OSError as error:
         _fail(error)
     finally:
-        _forget_lost_words()
+        _discard_stderr()
 
 
 def _run() -> None:
@@ -33,18 +33,18 @@ def _run() -> None:
     cli(prog_name="cortecs-async")
 
 
-def _open_missing() -> None:
-    """Opens standard files that were closed (`>&-`): a socket would get their numbers, and their output."""
+def _open_closed_files() -> None:
+    """Open standard files that are closed (`>&-`). A socket would get their numbers and their output."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # The lowest number that is free, which is its own; the command of `run` needs it as well.
+            # It gets the lowest free number, which is its own. The command of `run` inherits it.
             stream = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115  (for as long as we run)
-            os.set_inheritable(stream.fileno(), True)  # noqa: FBT003  (it has no name)
+            os.set_inheritable(stream.fileno(), True)  # noqa: FBT003  (positional-only)
             setattr(sys, name, stream)
 
 
-def _forget_lost_words() -> None:
-    """Drops what standard error could not be given: Python would fail on it, with a status of its own."""
+def _discard_stderr() -> None:
+    """Discard output that standard error cannot take. Otherwise Python fails at exit, with its own status."""
     try:
         sys.stderr.flush()
     except OSError:
@@ -52,13 +52,13 @@ def _forget_lost_words() -> None:
 
 
 def _fail(error: OSError) -> None:
-    """Ends for what cannot be written, to a full disk for example."""
+    """Exit because of an error of the system, such as a full disk."""
     try:
         sys.stderr.write(f"Error: {error}\n")
         sys.stderr.flush()
     except OSError:
-        pass  # nobody is left to be told
-    # What is still in the buffers would fail once more, with Python's own words and status.
+        pass  # standard error cannot be written either
+    # Otherwise, flushing the buffers at exit would fail again, with Python's own message and status.
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(null, stream)
