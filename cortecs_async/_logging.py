@@ -243,22 +243,22 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def set_up_log(environ: Mapping[str, str]) -> None:
-    """Does what CORTECS_LOG says, unless the program has set a level itself; a handler only if there is none.
+    """Set the level of CORTECS_LOG, unless the program has set one, and add a handler if there is none.
 
     Raises:
-        ConfigurationError: when it is no level.
+        ConfigurationError: when CORTECS_LOG is not a level.
     """
-    wanted = environ.get(VARIABLE, "").strip().lower()
+    level = environ.get(VARIABLE, "").strip().lower()
     del environ  # a traceback that shows locals would show every secret in it
-    if not wanted:
+    if not level:
         return
-    if wanted not in _LEVELS:
-        raise ConfigurationError(f"{VARIABLE} must be one of {', '.join(_LEVELS)}, not {wanted[:80]!r}")
+    if level not in _LEVELS:
+        raise ConfigurationError(f"{VARIABLE} must be one of {', '.join(_LEVELS)}, not {level[:80]!r}")
     logger = logging.getLogger("cortecs_async")
     if logger.level != logging.NOTSET:
         return
-    logger.setLevel(wanted.upper())
-    # An application that logs has a handler at the root, which would show everything twice.
+    logger.setLevel(level.upper())
+    # An application that logs has a handler at the root. A second one would show every line twice.
     if not logger.hasHandlers():
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

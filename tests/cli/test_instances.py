@@ -374,7 +374,9 @@ class TestEnding:
         shown = call("stop", one, "nobody", two, one)
         assert shown.exit_code == 1
         assert shown.stdout == f"{one}  stopped\n{two}  stopped already\n"
-        assert re.fullmatch(r"nobody  .* does not exist.*\n", shown.stderr)
+        assert re.fullmatch(
+            r"nobody  POST /instances/stop returned 400 .* Check .* instance id.*\n", shown.stderr
+        )
         assert account.billing == (three,)
 
     def test_what_runs_is_not_deleted_by_accident(self, account: Emulator, call: Call) -> None:
