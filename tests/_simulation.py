@@ -1043,7 +1043,9 @@ class Verdict:
             return
         limit = max((_end_bound(node) for group in run._roots for node in group), default=0.0)
         # Before 3.13, a cancellation during the release after a body's exception is noted there, and no more.
-        is_noted = any("while the instance was released came" in _notes(life.out) for life in run.lives)
+        is_noted = any(
+            "was received while the instance was being released" in _notes(life.out) for life in run.lives
+        )
         if is_noted and sys.version_info < (3, 13):
             return
         if run._ended_at > cancelled_at + limit + SLACK:
