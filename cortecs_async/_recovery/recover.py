@@ -24,7 +24,6 @@ from .._api.matching import Ambiguous, UnresolvedStart, match_start
 from .._api.teardown import Goal, Teardown
 from .._config import PollPolicy, RetryPolicy, Settings
 from .._errors import ClientClosedError, TeardownError
-from .._http.client import HTTP
 from .._secrets import Credentials, Secret
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .journal import read_journals
@@ -311,6 +310,8 @@ async def _reap_account(
     report: Callable[[Record], None],
     journal: Path | None,
 ) -> None:
+    from .._http.client import HTTP  # noqa: PLC0415  (imports httpx, which `cortecs_async.types` must not)
+
     def note(text: str) -> None:
         report({"kind": "NOTE", "text": text, "at": time.time()})
 
