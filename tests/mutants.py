@@ -919,7 +919,7 @@ MUTANTS = [
         "_http/client.py",
         "        self._redactor.remember(credentials.client_secret)\n",
         "",
-        "test_secrets.py::test_an_echo_in_any_spelling",
+        "test_secrets.py::test_an_echo_in_any_encoding_is_redacted",
     ),
     Mutant(
         "shows the token when the service echoes it",
@@ -933,14 +933,14 @@ MUTANTS = [
         "_secrets.py",
         '        urllib.parse.quote(secret, safe=""),\n',
         "",
-        "test_secrets.py::test_every_spelling_is_redacted",
+        "test_secrets.py::test_every_encoding_is_redacted",
     ),
     Mutant(
         "leaves the token in the traceback of a cancellation",
         "_http/transport.py",
         "            cancelled.__traceback__ = None\n",
         "",
-        "test_secrets.py::test_the_callers_cancellation",
+        "test_secrets.py::test_no_cancellation_of_the_caller_shows_a_secret",
     ),
     Mutant(
         "uses the client id as the name of the account",
@@ -1315,7 +1315,7 @@ MUTANTS = [
         "_secrets.py",
         "            self._secrets.remove(secret)\n",
         "            return\n",
-        "test_secrets.py::test_the_secret_is_remembered_however_many_tokens_there_were",
+        "test_secrets.py::test_the_secret_is_redacted_after_many_tokens",
     ),
     Mutant(
         "never wakes its reaper for an instance that it has given up",
