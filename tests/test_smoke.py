@@ -39,7 +39,9 @@ def program(source: str, *arguments: str, emulator: Emulator, folder: Path) -> P
 
 
 @pytest.mark.parametrize(("number", "backend"), [(signal.SIGKILL, "asyncio"), (signal.SIGINT, "trio")])
-async def test_kill_and_ctrl_c_leave_nothing(tmp_path: Path, number: signal.Signals, backend: str) -> None:
+async def test_kill_and_ctrl_c_leave_no_instance(
+    tmp_path: Path, number: signal.Signals, backend: str
+) -> None:
     async with serve_emulator(step_seconds=0.01) as emulator:
         foreign = emulator.start_instance(MODEL, HARDWARE)
         with program(LEASE, backend, emulator=emulator, folder=tmp_path) as lease:
