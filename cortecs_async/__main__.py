@@ -9,16 +9,16 @@ _INTERRUPTED = 130
 
 
 def main() -> None:
-    """Runs the command line, or says what to install for it."""
+    """Run the command line, or print which packages it needs."""
     try:
-        _open_missing()
+        _open_missing_streams()
         _run()
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except OSError as error:
         _fail(error)
     finally:
-        _forget_lost_words()
+        _discard_unwritable_errors()
 
 
 def _run() -> None:
@@ -29,22 +29,25 @@ def _run() -> None:
         if missing not in {"click", "dotenv", "rich"}:
             raise
         package = {"dotenv": "python-dotenv"}.get(missing, missing)
-        sys.exit(f"The command line needs {package}: python -m pip install 'cortecs-async[cli]'")
+        sys.exit(
+            f"The command line needs {package}. Install it with: python -m pip install 'cortecs-async[cli]'"
+        )
     cli(prog_name="cortecs-async")
 
 
-def _open_missing() -> None:
-    """Opens standard files that were closed (`>&-`): a socket would get their numbers, and their output."""
+def _open_missing_streams() -> None:
+    """Open standard streams that are closed (`>&-`). Otherwise a socket gets their number and output."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # The lowest number that is free, which is its own; the command of `run` needs it as well.
-            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115  (for as long as we run)
-            os.set_inheritable(stream.fileno(), True)  # noqa: FBT003  (it has no name)
+            # Gets the lowest free number, which is that of the closed stream.
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115  (open until the exit)
+            # The command of `run` inherits it.
+            os.set_inheritable(stream.fileno(), True)  # noqa: FBT003  (positional only)
             setattr(sys, name, stream)
 
 
-def _forget_lost_words() -> None:
-    """Drops what standard error could not be given: Python would fail on it, with a status of its own."""
+def _discard_unwritable_errors() -> None:
+    """Discard output that standard error does not accept. Python would fail on it, with its own exit code."""
     try:
         sys.stderr.flush()
     except OSError:
@@ -52,13 +55,13 @@ def _forget_lost_words() -> None:
 
 
 def _fail(error: OSError) -> None:
-    """Ends for what cannot be written, to a full disk for example."""
+    """Exit because output cannot be written, for example to a full disk."""
     try:
         sys.stderr.write(f"Error: {error}\n")
         sys.stderr.flush()
     except OSError:
-        pass  # nobody is left to be told
-    # What is still in the buffers would fail once more, with Python's own words and status.
+        pass  # standard error is gone too
+    # Python flushes the buffers again at exit, and would fail with its own message and exit code.
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(null, stream)

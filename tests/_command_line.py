@@ -1,4 +1,4 @@
-"""The commands of `cortecs-async` in this process, as programs, and on a terminal of their own."""
+"""Run the commands of `cortecs-async` in this process, as programs, and in a pseudo-terminal."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ PROGRAM = "from cortecs_async.__main__ import main\nmain()"
 
 @contextmanager
 def serving(**options: Any) -> Iterator[Emulator]:
-    """An emulator on a port of its own."""
+    """Serve an emulator on a free port."""
     with serve_emulator(**{"step_seconds": 0.01, **options}) as emulator:
         yield emulator
 
 
 def call_command(*arguments: str, **options: Any) -> Result:
-    """Calls a command in this process."""
-    # Without catching: what a command does not handle is a traceback for its user.
+    """Call a command in this process."""
+    # Exceptions are not caught, because an unhandled one would be a traceback for the user.
     return CliRunner().invoke(cli, arguments, catch_exceptions=False, **options)
 
 
 def environment(emulator: Emulator | None, state: Path) -> dict[str, str]:
-    """For a program that is to reach the emulator, with journals in a directory of its own."""
+    """Return the environment for a program that uses the emulator, with its own state directory."""
     return {
         **({} if emulator is None else emulator.env()),
         "PATH": os.defpath,
@@ -50,7 +50,7 @@ _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 _TAKE_TERMINAL = """
 import os, sys
-terminal = os.open(sys.argv[1], os.O_RDWR)  # of a session without one: from here on its controlling terminal
+terminal = os.open(sys.argv[1], os.O_RDWR)  # becomes the controlling terminal of the new session
 for number in range(3):
     os.dup2(terminal, number)
 os.execv(sys.executable, [sys.executable, "-P", "-c", *sys.argv[2:]])
@@ -58,13 +58,13 @@ os.execv(sys.executable, [sys.executable, "-P", "-c", *sys.argv[2:]])
 
 
 class Terminal:
-    """A Python program in the foreground of a terminal, and what a person sees there.
+    """A Python program in the foreground of a terminal, and what it writes there.
 
     Args:
-        source: Its text.
-        arguments: For its `sys.argv`.
-        env: All of its environment but what it is told of the terminal.
-        columns: Width of the terminal.
+        source: The program.
+        arguments: Its command-line arguments.
+        env: Its environment, without the variables of the terminal.
+        columns: The width of the terminal.
     """
 
     def __init__(self, source: str, *arguments: str, env: Mapping[str, str], columns: int = 100) -> None:
@@ -75,18 +75,18 @@ class Terminal:
             env={"TERM": "xterm-256color", "COLUMNS": str(columns), "LINES": "40", **env},
             start_new_session=True,
         )
-        self._slave = slave  # open, so that reading the master is no error before the program has opened it
+        self._slave = slave  # stays open, so that reading does not fail before the program opens it
 
     @property
     def text(self) -> str:
-        """All that was written on the screen so far, without colours and movements."""
+        """The text written so far, without colors and cursor movements."""
         return _ESCAPES.sub("", self._written.decode(errors="replace")).replace("\r", "")
 
     def until(self, condition: Callable[[str], object], seconds: float = 30.0) -> None:
-        """Reads until what was written fulfils a condition.
+        """Read until the text fulfills a condition.
 
         Raises:
-            TimeoutError: when it never does.
+            TimeoutError: if it does not in time.
         """
         deadline = time.monotonic() + seconds
         while not condition(self.text):
@@ -95,11 +95,11 @@ class Terminal:
             self._read(0.1)
 
     def press(self, text: str) -> None:
-        """Presses keys."""
+        """Press keys."""
         os.write(self._master, text.encode())
 
-    def insist(self, text: str, expected: str) -> None:
-        """Presses keys again until something is written: Python forgets a Ctrl-C just before it reads."""
+    def press_until(self, text: str, expected: str) -> None:
+        """Press keys until a text appears. Python can lose a Ctrl-C that comes just before it reads."""
         for _ in range(10):
             self.press(text)
             with suppress(TimeoutError):
@@ -108,13 +108,13 @@ class Terminal:
         raise TimeoutError(self.text)
 
     def hang_up(self) -> None:
-        """Takes the terminal away, as closing its window does."""
+        """Close the terminal, like closing its window."""
         os.close(self._slave)
         os.close(self._master)
         self._slave = self._master = -1
 
     def wait(self) -> int:
-        """Reads until the program has ended; its exit status."""
+        """Read until the program ends. Return its exit code."""
         self.until(lambda _: self.process.poll() is not None)
         while self._read(0.0):
             pass

@@ -1,4 +1,4 @@
-"""Follows a page as its reader does: saves the programs, types the commands, and looks at what they show."""
+"""Follow a page like a reader: save its programs, run its commands, and compare their output."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from attrs import frozen
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _FILE = re.compile(r"`(\w+\.py)`")
-# Ports, the numbers of instances and times are those of whoever types it.
-_OWN = re.compile(r"(?<=127\.0\.0\.1:)\d+|(?<=instance-)\d+|\b[\d.]+(?= s\b)")
+# Ports, instance numbers and times differ in each run.
+_VARIABLE = re.compile(r"(?<=127\.0\.0\.1:)\d+|(?<=instance-)\d+|\b[\d.]+(?= s\b)")
 
 
 @frozen
 class Step:
-    """A block of a page: `python` is a file to be saved, `sh` is to be typed, `text` is what that shows."""
+    """A code block of a page: `python` is a file to save, `sh` are commands, `text` is their output."""
 
     kind: str
     text: str
@@ -28,7 +28,7 @@ class Step:
 
 
 def sections(page: Path) -> dict[str, list[Step]]:
-    """The blocks of a page by the titles of its sections, those before the first without one."""
+    """Return the code blocks of a page by section title, or by the first line of the page."""
     found: dict[str, list[Step]] = {}
     for part in re.split(r"^## ", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
         title = part.partition("\n")[0]
@@ -45,32 +45,33 @@ def _steps(part: str) -> Iterator[Step]:
 
 
 def follow(steps: list[Step], directory: Path, env: Mapping[str, str], sleep: Callable[[float], None]) -> int:
-    """Takes the steps of a section; the number of shown texts that were compared.
+    """Follow the steps of a section, and return the number of outputs that were compared.
 
-    A program's file is the last that is named before it. `# press Ctrl-C` behind a command does that once the
-    command has shown a line. `sleep` replaces the command of that name. Standard error is not compared,
-    except for commands that show nothing else.
+    The file name of a program is the last one named before it. `# press Ctrl-C` after a command does that
+    once the command has printed a line. `sleep` replaces the command of that name. Of standard error, only
+    the note of an empty account is compared.
     """
-    compared, shown = 0, ""
+    compared, output = 0, ""
     for step in steps:
         if step.kind == "python":
             (directory / step.file).write_text(step.text, encoding="utf-8")
         elif step.kind == "sh":
             first, *rest = re.split(r"^sleep (\d+)\n", step.text, flags=re.MULTILINE)
-            shown = typed(first, directory, env)
+            output = typed(first, directory, env)
             for seconds, commands in zip(rest[::2], rest[1::2], strict=True):
                 sleep(float(seconds))
-                shown += typed(commands, directory, env)
+                output += typed(commands, directory, env)
         else:
-            assert _OWN.sub("N", shown).splitlines() == _OWN.sub("N", step.text).splitlines(), shown
+            expected = _VARIABLE.sub("N", step.text).splitlines()
+            assert _VARIABLE.sub("N", output).splitlines() == expected, output
             compared += 1
     return compared
 
 
-def typed(command: str, directory: Path, env: Mapping[str, str]) -> str:
-    """What a command shows, in which `python` is the interpreter of the test."""
+def typed(commands: str, directory: Path, env: Mapping[str, str]) -> str:
+    """Run shell commands and return their output. `python` is the interpreter of the test."""
     with subprocess.Popen(
-        ["bash", "-c", command],
+        ["bash", "-c", commands],
         cwd=directory,
         env={**env, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.defpath}"},
         stdout=subprocess.PIPE,
@@ -79,18 +80,15 @@ def typed(command: str, directory: Path, env: Mapping[str, str]) -> str:
         start_new_session=True,
     ) as process:
         try:
-            shown = ""
-            if "# press Ctrl-C" in command:
+            first_line = ""
+            if "# press Ctrl-C" in commands:
                 assert process.stdout is not None
-                shown = process.stdout.readline()
+                first_line = process.stdout.readline()
                 os.killpg(process.pid, signal.SIGINT)
             output, errors = process.communicate(timeout=60)
         except BaseException:
             os.killpg(process.pid, signal.SIGKILL)
             raise
-    return shown + output + _said(errors)
-
-
-def _said(errors: str) -> str:
-    """What commands say to people, without tracebacks and the shell's own words."""
-    return "".join(line for line in errors.splitlines(keepends=True) if line.startswith("the account has"))
+    # Without tracebacks and messages of the shell.
+    notes = "".join(line for line in errors.splitlines(keepends=True) if line == "No instances.\n")
+    return first_line + output + notes

@@ -44,7 +44,7 @@ from cortecs_async._aio.threads import System
 from cortecs_async._client.wiring import Wiring
 from cortecs_async._recovery import store as _books
 from cortecs_async.emulator import Emulator, Fault
-from cortecs_async.emulator._answers import Answer, Call
+from cortecs_async.emulator._messages import Request, Response
 from cortecs_async.emulator._routing import Match
 from cortecs_async.types import LeaseInfo, Orphan, PhaseEnd, RequestRetry, Telemetry
 
@@ -426,15 +426,15 @@ class Network(httpx.AsyncBaseTransport):
         self.is_down = False
         self.starts: list[SentStart] = []
         self._inner = emulator.transport()
-        self._decide: Callable[[Call, Match, float], Answer] = emulator._decide
-        setattr(emulator, "_decide", self._record_creation)  # noqa: B010  (a method, as mypy sees it)
+        self._handle: Callable[[Request, Match, float], Response] = emulator._handle
+        setattr(emulator, "_handle", self._record_creation)  # noqa: B010  (a method, as mypy sees it)
 
-    def _record_creation(self, call: Call, match: Match, now: float) -> Answer:
-        answer = self._decide(call, match, now)
-        if _HEADER in call.headers and answer.status < 300:
-            sent = self.starts[int(call.headers[_HEADER])]
-            sent.instance_id, sent.executed_at = _instance_id(answer.body), now
-        return answer
+    def _record_creation(self, request: Request, match: Match, now: float) -> Response:
+        response = self._handle(request, match, now)
+        if _HEADER in request.headers and response.status < 300:
+            sent = self.starts[int(request.headers[_HEADER])]
+            sent.instance_id, sent.executed_at = _instance_id(response.body), now
+        return response
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         if request.url.path.endswith("/instances/start"):

@@ -1291,7 +1291,7 @@ MUTANTS = [
     ),
     Mutant(
         "shares code with the emulator",
-        "emulator/_machine.py",
+        "emulator/_instance.py",
         "import math\n",
         "import math\n\nfrom cortecs_async._api import matching as _matching\n",
         "test_layers.py::test_the_package_keeps_its_layers",
@@ -1327,24 +1327,24 @@ MUTANTS = [
     # The command line, which can reach the whole account
     Mutant(
         "deletes running instances with `rm --all`",
-        "_cli/_instances.py",
-        "if stop_first or is_over(each)]",
+        "_cli/instances.py",
+        "if stop_first or has_ended(instance)]",
         "if True]",
-        "cli/test_instances.py::TestEnding::test_all_without_force_leaves_what_runs",
+        "cli/test_instances.py::TestStopAndRemove::test_rm_all_without_force_skips_running_instances",
     ),
     Mutant(
         "stops or deletes the whole account although it cannot ask for confirmation",
-        "_cli/_instances.py",
-        "        if not _is_attended():\n",
+        "_cli/instances.py",
+        "        if not _is_terminal():\n",
         "        if False:\n",
-        "cli/test_instances.py::TestEnding::test_the_whole_account_needs_somebody_who_agrees",
+        "cli/test_instances.py::TestStopAndRemove::test_all_needs_a_confirmation",
     ),
     Mutant(
         "stops what was started after the list was shown",
-        "_cli/_instances.py",
-        "    return tuple(each.instance_id for each in found)\n",
-        "    return tuple(each.instance_id for each in _list())\n",
-        "cli/test_instances.py::TestEnding::test_what_was_started_since_it_was_shown_is_not_hit",
+        "_cli/instances.py",
+        "    return tuple(instance.instance_id for instance in instances)\n",
+        "    return tuple(instance.instance_id for instance in _list())\n",
+        "cli/test_instances.py::TestStopAndRemove::test_all_spares_instances_started_after_the_list",
     ),
 ]
 

@@ -1,9 +1,9 @@
-"""An emulator of the Cortecs provisioning API and of the inference endpoints behind it.
+"""An emulator of the Cortecs provisioning API and of its inference endpoints.
 
-It keeps an account with instances, capacity and a bill, and speaks HTTP in process
-(:meth:`Emulator.transport`, :attr:`Emulator.app`) or on real sockets (:func:`serve_emulator`). Nothing
-in it is shared with the client: it writes literal wire JSON, so that a mistake in one of the two shows
-up instead of cancelling itself out. Prices, capacity and models are invented; the bill costs nothing.
+It has an account with instances, capacity and a bill, and you reach it over HTTP: in process
+(:meth:`Emulator.transport`, :attr:`Emulator.app`) or on a real socket (:func:`serve_emulator`). It shares no
+code with the client and writes literal JSON, so that a mistake in one of the two is not hidden by the other.
+Prices, capacity and models are invented, and nothing costs money.
 """
 
 try:
@@ -26,3 +26,7 @@ __all__ = [
     "run_emulator",
     "serve_emulator",
 ]
+
+# Tracebacks, reprs and pickles show the public name, not that of a private module.
+for _public in (Emulator, Fault, LedgerEntry, RequestRecord, run_emulator, serve_emulator):
+    _public.__module__ = __name__

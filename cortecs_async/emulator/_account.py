@@ -1,6 +1,6 @@
-"""The emulated account: every instance there ever was, tokens, capacity and the bill.
+"""The emulated account: its instances, tokens, capacity and bill.
 
-Synchronous and not thread-safe: whoever holds it locks it. Every deed takes the time as an argument.
+Synchronous and not thread-safe: the caller must hold a lock. Methods that need the time take it as `now`.
 """
 
 from collections.abc import Mapping
@@ -8,29 +8,30 @@ from typing import Any
 
 import attrs
 
-from cortecs_async.emulator._answers import Refusal, integer_field, required_string, string_field
-from cortecs_async.emulator._catalogue import HARDWARE, MODELS
-from cortecs_async.emulator._machine import (
+from cortecs_async.emulator._catalog import HARDWARE, MODELS
+from cortecs_async.emulator._instance import (
     BILLED,
-    Arguments,
-    Machine,
+    Instance,
+    InstanceArgs,
     Run,
     cost_of,
-    default_context_length,
     instance_json,
     ledger_entry,
     status_of,
 )
-from cortecs_async.emulator._places import Place, Places
-from cortecs_async.emulator._records import LedgerEntry
+from cortecs_async.emulator._messages import ApiError, integer_field, required_string, string_field
+from cortecs_async.emulator._queue import InferenceQueue, Slot
+from cortecs_async.emulator._records import LedgerEntry, LedgerStatus
 from cortecs_async.emulator._settings import Settings
 
+_DEFAULT_CONTEXT_LENGTH = 32000
 
-def read_arguments(body: Mapping[str, Any]) -> Arguments:
+
+def read_args(body: Mapping[str, Any]) -> InstanceArgs:
     """Check the body of a start and fill in the defaults. Null counts as absent.
 
     Raises:
-        Refusal: 400 for anything that cannot be started.
+        ApiError: 400 if the service would reject the arguments.
     """
     model_id = required_string(body, "model_id")
     hardware_type_id = string_field(body, "hardware_type_id")
@@ -39,23 +40,25 @@ def read_arguments(body: Mapping[str, Any]) -> Arguments:
     num_workers = integer_field(body, "num_workers", least=1, most=8) or 1
     model = MODELS.get(model_id)
     if model is None:
-        raise Refusal(400, f"Unknown model_id {model_id!r}.")
+        raise ApiError(400, f"Unknown model_id {model_id!r}.")
     if hardware_type_id is None:
         hardware_type_id = model.recommended_config
     hardware = HARDWARE.get(hardware_type_id)
     if hardware is None:
-        raise Refusal(400, f"Unknown hardware_type_id {hardware_type_id!r}.")
-    longest = model.max_model_len.get(hardware_type_id)
-    if longest is None:
-        raise Refusal(400, f"{model_id} does not run on {hardware_type_id}.")
-    if context_length is not None and context_length > longest:
-        raise Refusal(400, f"context_length must be at most {longest} for {model_id} on {hardware_type_id}.")
+        raise ApiError(400, f"Unknown hardware_type_id {hardware_type_id!r}.")
+    max_model_len = model.max_model_len.get(hardware_type_id)
+    if max_model_len is None:
+        raise ApiError(400, f"{model_id} does not run on {hardware_type_id}.")
+    if context_length is not None and context_length > max_model_len:
+        raise ApiError(
+            400, f"context_length must be at most {max_model_len} for {model_id} on {hardware_type_id}."
+        )
     if billing_interval not in {"per_minute", "per_hour"}:
-        raise Refusal(400, "billing_interval must be per_minute or per_hour.")
-    return Arguments(
+        raise ApiError(400, "billing_interval must be per_minute or per_hour.")
+    return InstanceArgs(
         model=model,
         hardware=hardware,
-        context_length=context_length or default_context_length(model, hardware),
+        context_length=context_length or min(_DEFAULT_CONTEXT_LENGTH, max_model_len),
         billing_interval=billing_interval,
         num_workers=num_workers,
     )
@@ -67,186 +70,185 @@ class Account:
 
     settings: Settings
     root_url: str
-    alive: dict[str, Machine] = attrs.field(factory=dict)
+    instances: dict[str, Instance] = attrs.field(factory=dict)
     """The instances that exist, oldest first."""
-    gone: dict[str, Machine] = attrs.field(factory=dict)
-    """Those that were deleted. Apart, so that a long history makes no request slower."""
-    gone_cost: float = 0.0
-    """What the deleted ones cost."""
+    deleted: dict[str, Instance] = attrs.field(factory=dict)
+    """The deleted ones. Kept apart so that a long history does not slow requests down."""
+    deleted_cost: float = 0.0
+    """The total cost of the deleted ones."""
     tokens: dict[str, float] = attrs.field(factory=dict)
-    """Access tokens and the time each expires."""
-    places: dict[str, Places] = attrs.field(factory=dict)
-    """Who is answered when, by the id of an instance that has a limit; gone with its run."""
+    """Access tokens and the time at which each expires."""
+    queues: dict[str, InferenceQueue] = attrs.field(factory=dict)
+    """With `parallel`: the inference queue of each instance, until its run ends."""
     answers: int = 0
-    """How many inference answers were numbered."""
+    """How many inference answers have been numbered."""
 
     def issue_token(self, now: float) -> str:
-        """Make a new access token."""
+        """Issue a new access token."""
         token = f"emulator-token-{len(self.tokens) + 1}"
         self.tokens[token] = now + self.settings.token_lifetime
         return token
 
-    def token_is_good(self, token: str, now: float) -> bool:
-        """Whether a token was issued and has not expired."""
+    def is_valid_token(self, token: str, now: float) -> bool:
+        """Return whether a token was issued here and has not expired."""
         return now < self.tokens.get(token, now)
 
-    def next_number(self) -> int:
-        """A number that no inference answer has had yet."""
+    def next_answer_number(self) -> int:
+        """Return the number of the next inference answer, counted from 1."""
         self.answers += 1
         return self.answers
 
-    def book(self, instance_id: str, now: float) -> Place:
-        """When an inference answer is worked on.
+    def reserve_slot(self, instance_id: str, now: float) -> Slot:
+        """Reserve the time in which an inference answer is worked on.
 
         Raises:
-            Refusal: 429 when too many wait already.
+            ApiError: 429 if the queue is full.
         """
         settings = self.settings
         if settings.parallel is None:
-            return Place(now, now + settings.answer_seconds)
-        places = self.places.get(instance_id)
-        if places is None:
-            places = Places(settings.answer_seconds, settings.parallel, settings.queue)
-            self.places[instance_id] = places
-        return places.book(now)
+            return Slot(now, now + settings.answer_seconds)
+        queue = self.queues.get(instance_id)
+        if queue is None:
+            queue = InferenceQueue(settings.answer_seconds, settings.parallel, settings.queue)
+            self.queues[instance_id] = queue
+        return queue.reserve(now)
 
-    def give_up(self, instance_id: str, place: Place, now: float) -> None:
-        """Take back a booking whose caller has hung up."""
-        places = self.places.get(instance_id)
-        if places is not None:
-            places.give_up(place, now)
+    def release_slot(self, instance_id: str, slot: Slot, now: float) -> None:
+        """Release a slot after its caller has disconnected."""
+        queue = self.queues.get(instance_id)
+        if queue is not None:
+            queue.release(slot, now)
 
-    def get(self, instance_id: str) -> Machine:
-        """An instance that must exist.
+    def get(self, instance_id: str) -> Instance:
+        """Return an instance by its id.
 
         Raises:
-            Refusal: With the emulator's ``unknown_status`` when it does not.
+            ApiError: `unknown_status` if it does not exist.
         """
-        machine = self.alive.get(instance_id)
-        if machine is None:
-            raise Refusal(self.settings.unknown_status, f"Instance {instance_id} does not exist.")
-        return machine
+        instance = self.instances.get(instance_id)
+        if instance is None:
+            raise ApiError(self.settings.unknown_status, f"Instance {instance_id} does not exist.")
+        return instance
 
-    def status(self, machine: Machine, now: float) -> str:
-        """What an instance is doing now."""
-        return status_of(machine, now, self.settings)
+    def status(self, instance: Instance, now: float) -> LedgerStatus:
+        """Return the present status of an instance."""
+        return status_of(instance, now, self.settings)
 
-    def wire(self, machine: Machine, now: float) -> dict[str, Any]:
-        """An instance as JSON."""
-        return instance_json(machine, now, self.settings, self.root_url)
+    def json(self, instance: Instance, now: float) -> dict[str, Any]:
+        """Return an instance as JSON."""
+        return instance_json(instance, now, self.settings, self.root_url)
 
     def billing(self, now: float) -> tuple[str, ...]:
-        """Ids of the instances that are billed now."""
-        return tuple(
-            machine.instance_id for machine in self.alive.values() if self.status(machine, now) in BILLED
-        )
+        """Return the ids of the instances that are billed now."""
+        return tuple(self._ids_with_status(BILLED, now))
+
+    def _ids_with_status(self, statuses: frozenset[str], now: float) -> list[str]:
+        return [
+            instance_id
+            for instance_id, instance in self.instances.items()
+            if self.status(instance, now) in statuses
+        ]
 
     def ledger(self, now: float) -> tuple[LedgerEntry, ...]:
-        """Every instance that there ever was."""
-        every = sorted((*self.alive.values(), *self.gone.values()), key=lambda machine: machine.number)
-        return tuple(ledger_entry(machine, now, self.settings) for machine in every)
+        """Return the bill of every instance, deleted ones included, in the order of their starts."""
+        all_instances = [*self.instances.values(), *self.deleted.values()]
+        all_instances.sort(key=lambda instance: instance.number)
+        return tuple(ledger_entry(instance, now, self.settings) for instance in all_instances)
 
     def total_cost(self, now: float) -> float:
-        """What all of them cost so far."""
-        return round(self.gone_cost + sum(cost_of(machine, now) for machine in self.alive.values()), 6)
+        """Return the cost of all instances so far."""
+        return round(
+            self.deleted_cost + sum(cost_of(instance, now) for instance in self.instances.values()), 6
+        )
 
     def balance(self, now: float) -> float:
-        """What is left of the balance; may be negative, for nothing stops by itself."""
+        """Return the remaining balance. It may be negative: no instance stops by itself."""
         return round(self.settings.balance - self.total_cost(now), 6)
 
     def free_sets(self, hardware_type_id: str, now: float) -> int:
-        """How many GPU sets of a hardware type nobody uses now."""
+        """Return how many GPU sets of a hardware type are free."""
         used = sum(
-            machine.arguments.num_workers
-            for machine in self.alive.values()
-            if machine.arguments.hardware.hardware_type_id == hardware_type_id
-            and self.status(machine, now) in BILLED
+            self.instances[instance_id].args.num_workers
+            for instance_id in self.billing(now)
+            if self.instances[instance_id].args.hardware.hardware_type_id == hardware_type_id
         )
         return max(0, self.settings.capacity.get(hardware_type_id, HARDWARE[hardware_type_id].sets) - used)
 
-    def _check_means(self, arguments: Arguments, now: float) -> None:
+    def _check_balance_and_capacity(self, args: InstanceArgs, now: float) -> None:
         if self.balance(now) <= 0:
-            raise Refusal(402, "The balance is used up.")
-        hardware_type_id = arguments.hardware.hardware_type_id
+            raise ApiError(402, "The balance is used up.")
+        hardware_type_id = args.hardware.hardware_type_id
         free = self.free_sets(hardware_type_id, now)
-        if free < arguments.num_workers:
-            raise Refusal(
-                503, f"No capacity: {arguments.num_workers} x {hardware_type_id} wanted, {free} free."
+        if free < args.num_workers:
+            raise ApiError(
+                503, f"No capacity: {args.num_workers} x {hardware_type_id} requested, {free} free."
             )
 
-    def start(self, arguments: Arguments, now: float) -> Machine:
+    def start(self, args: InstanceArgs, now: float) -> Instance:
         """Start a new instance.
 
         Raises:
-            Refusal: 402 without balance, 503 without capacity.
+            ApiError: 402 without balance, 503 without capacity.
         """
-        self._check_means(arguments, now)
-        return self._keep(Machine(len(self.alive) + len(self.gone) + 1, arguments, (Run(now),)))
+        self._check_balance_and_capacity(args, now)
+        return self._save(Instance(len(self.instances) + len(self.deleted) + 1, args, (Run(now),)))
 
-    def restart(self, instance_id: str, now: float) -> Machine:
+    def restart(self, instance_id: str, now: float) -> Instance:
         """Start a stopped instance again.
 
         Raises:
-            Refusal: When it is unknown, 400 when it is not stopped, 402 or 503 as for a start.
+            ApiError: If it is unknown, 400 if it is not stopped, 402 or 503 as for a start.
         """
-        machine = self.get(instance_id)
-        status = self.status(machine, now)
+        instance = self.get(instance_id)
+        status = self.status(instance, now)
         if status != "stopped":
-            raise Refusal(400, f"Instance {instance_id} is {status}; only a stopped one can be restarted.")
-        self._check_means(machine.arguments, now)
-        return self._keep(machine.restarted(now))
+            raise ApiError(400, f"Instance {instance_id} is {status}; only a stopped one can be restarted.")
+        self._check_balance_and_capacity(instance.args, now)
+        return self._save(instance.restart(now))
 
-    def stop(self, instance_id: str, now: float) -> Machine:
-        """Stop an instance, running or pending.
+    def stop(self, instance_id: str, now: float) -> Instance:
+        """Stop an instance that is running or pending.
 
         Raises:
-            Refusal: When it is unknown, 400 when it is stopped or stopping already.
+            ApiError: If it is unknown, 400 if it is already stopped or stopping.
         """
-        machine = self.get(instance_id)
-        status = self.status(machine, now)
+        instance = self.get(instance_id)
+        status = self.status(instance, now)
         if status not in {"pending", "running"}:
-            raise Refusal(400, f"Instance {instance_id} is {status} already.")
-        self.places.pop(instance_id, None)
-        return self._keep(machine.stopped(now, self.settings.stop_seconds))
+            raise ApiError(400, f"Instance {instance_id} is already {status}.")
+        self.queues.pop(instance_id, None)
+        return self._save(instance.stop(now, self.settings.stop_seconds))
 
     def stop_all(self, now: float) -> list[str]:
-        """Stop all that are pending or running; their ids."""
-        ids = [
-            machine.instance_id
-            for machine in self.alive.values()
-            if self.status(machine, now) in {"pending", "running"}
-        ]
+        """Stop all instances that are pending or running, and return their ids."""
+        ids = self._ids_with_status(frozenset({"pending", "running"}), now)
         for instance_id in ids:
             self.stop(instance_id, now)
         return ids
 
-    def delete(self, instance_id: str, now: float, *, force: bool = False) -> Machine:
+    def delete(self, instance_id: str, now: float, *, force: bool = False) -> Instance:
         """Delete an instance.
 
         Raises:
-            Refusal: When it is unknown, 400 when it is not stopped and ``force`` is False.
+            ApiError: If it is unknown, 400 if it is not stopped and `force` is False.
         """
-        machine = self.get(instance_id)
-        status = self.status(machine, now)
+        instance = self.get(instance_id)
+        status = self.status(instance, now)
         if status != "stopped" and not force:
-            raise Refusal(400, f"Instance {instance_id} is {status}; stop it before it can be deleted.")
-        machine = self.alive.pop(instance_id).deleted(now)
-        self.places.pop(instance_id, None)
-        self.gone[instance_id] = machine
-        self.gone_cost += cost_of(machine, now)
-        return machine
+            raise ApiError(400, f"Instance {instance_id} is {status}; only a stopped one can be deleted.")
+        instance = self.instances.pop(instance_id).delete(now)
+        self.queues.pop(instance_id, None)
+        self.deleted[instance_id] = instance
+        self.deleted_cost += cost_of(instance, now)
+        return instance
 
     def delete_all(self, now: float, *, force: bool) -> list[str]:
-        """Delete all that are stopped, or with ``force`` all; their ids."""
-        ids = [
-            machine.instance_id
-            for machine in self.alive.values()
-            if force or self.status(machine, now) == "stopped"
-        ]
+        """Delete all stopped instances, or with `force` all instances, and return their ids."""
+        ids = list(self.instances) if force else self._ids_with_status(frozenset({"stopped"}), now)
         for instance_id in ids:
             self.delete(instance_id, now, force=force)
         return ids
 
-    def _keep(self, machine: Machine) -> Machine:
-        self.alive[machine.instance_id] = machine
-        return machine
+    def _save(self, instance: Instance) -> Instance:
+        self.instances[instance.instance_id] = instance
+        return instance

@@ -1,55 +1,51 @@
 """The emulator as a Starlette application.
 
-To cut a connection is no part of ASGI: the server puts two functions into the scope's extensions
-(``_server.py`` does). Under any other server a cut is an exception out of the application.
+ASGI cannot cut a connection. Our own server (`_server.py`) adds two functions to the scope's extensions for
+that; under any other server, a cut is an exception from the application.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol, final
+from collections.abc import Callable
+from typing import Final, Protocol, final
 from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.routing import Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from cortecs_async.emulator._answers import Answer, Call
-from cortecs_async.emulator._playback import ConnectionCut, Playback, Reply
+from cortecs_async.emulator._messages import Request
+from cortecs_async.emulator._streaming import ConnectionCut, Delivery
 
 EXTENSION: Final = "cortecs_async.emulator"
 
 
 class Core(Protocol):
-    """What carries the emulator's answers needs of it."""
+    """What the transports need of an emulator."""
 
-    async def exchange(self, call: Call) -> Reply:
-        """Answer one request."""
-        ...
-
-    def playback(self, reply: Reply) -> Playback:
-        """The body of a reply."""
+    async def exchange(self, request: Request, /) -> Delivery | None:
+        """Answer one request; None if its connection is dropped."""
         ...
 
 
 def starlette_app(core: Core) -> Starlette:
-    """The application around one emulator: to be served, mounted, or wrapped in middleware.
+    """Build the application of an emulator, to serve, mount or wrap in middleware.
 
-    Which route a call takes is decided in the core, which the in-process transport shares.
+    The core does the routing, because the in-process transport needs it too.
     """
     return _App(_AsgiApp(core))
 
 
 @final
 class _App(Starlette):
-    """Starlette's machinery costs much of an answer: a request passes it by, unless somebody added to it."""
+    """A Starlette application that skips Starlette's own machinery, which is slow, unless it is in use."""
 
-    def __init__(self, carrier: ASGIApp) -> None:
-        super().__init__(routes=[Mount("/", app=carrier)])
-        self._carrier = carrier
+    def __init__(self, app: ASGIApp) -> None:
+        super().__init__(routes=[Mount("/", app=app)])
+        self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        plain = not self.user_middleware and not self.exception_handlers and len(self.routes) == 1
-        if plain and scope["type"] == "http":
-            await self._carrier(scope, receive, send)
+        unchanged = not self.user_middleware and not self.exception_handlers and len(self.routes) == 1
+        if unchanged and scope["type"] == "http":
+            await self._app(scope, receive, send)
         else:
             await super().__call__(scope, receive, send)
 
@@ -59,31 +55,30 @@ class _AsgiApp:
     __slots__ = ("_core",)
 
     def __init__(self, core: Core) -> None:
-        """Carry the answers of ``core``."""
         self._core = core
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one request.
+        """Answer one request.
 
         Raises:
-            ConnectionResetError: When a fault cuts the connection and the server offers no way to.
+            ConnectionResetError: When a fault cuts the connection, but the server cannot.
         """
-        call = await _read(scope, receive)
-        if call is None:
+        request = await _read(scope, receive)
+        if request is None:
             return
-        reply = await self._core.exchange(call)
-        if reply.answer is None:
+        delivery = await self._core.exchange(request)
+        if delivery is None:
             await _cut(scope, receive, "abort")
             return
         try:
-            await _send(reply.answer, self._core.playback(reply), send)
+            await _send(delivery, send)
         except ConnectionCut:
             await _cut(scope, receive, "close")
 
 
-async def _read(scope: Scope, receive: Receive) -> Call | None:
-    """The request; None when the caller left in the middle of it."""
-    # To the end, before anything is cut: a socket closed with unread bytes resets, which looks different.
+async def _read(scope: Scope, receive: Receive) -> Request | None:
+    """Read the request; None if the caller disconnects in the middle of it."""
+    # Read it completely before anything is cut: closing a socket with unread bytes resets the connection.
     parts: list[bytes] = []
     more = True
     while more:
@@ -93,11 +88,11 @@ async def _read(scope: Scope, receive: Receive) -> Call | None:
         parts.append(message.get("body", b""))
         more = message.get("more_body", False)
     query: bytes = scope["query_string"]
-    return Call(
+    return Request(
         method=scope["method"],
         path=scope["path"],
         query=tuple(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else (),
-        # From behind, so that the first of a name stays.
+        # In reverse, so that the first header of a name wins.
         headers={
             name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
         },
@@ -105,31 +100,28 @@ async def _read(scope: Scope, receive: Receive) -> Call | None:
     )
 
 
-async def _send(answer: Answer, playback: Playback, send: Send) -> None:
-    headers = dict(answer.headers)
-    if answer.events is None:
-        headers["content-length"] = str(len(answer.body))
+async def _send(delivery: Delivery, send: Send) -> None:
+    response = delivery.response
+    headers = dict(response.headers)
+    if response.events is None:
+        headers["content-length"] = str(len(response.body))
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
-    await send({"type": "http.response.start", "status": answer.status, "headers": raw})
-    if answer.events is None and not playback.cuts:
-        await send({"type": "http.response.body", "body": answer.body, "more_body": False})
+    await send({"type": "http.response.start", "status": response.status, "headers": raw})
+    if response.events is None and not delivery.body.is_cut:
+        await send({"type": "http.response.body", "body": response.body, "more_body": False})
         return
-    async for piece in playback:
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    async for chunk in delivery.body:
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
 async def _cut(scope: Scope, receive: Receive, how: str) -> None:
-    """End the connection here and now: ``abort`` loses what was not sent yet, ``close`` sends it."""
+    """Cut the connection now: `abort` discards what has not been sent yet, `close` sends it."""
     functions: dict[str, Callable[[], None]] | None = scope.get("extensions", {}).get(EXTENSION)
     if functions is None:
-        msg = "The emulator was told to cut this connection."
+        msg = "A fault of the emulator cut this connection."
         raise ConnectionResetError(msg)
     functions[how]()
-    # The server must have noticed before the application returns, or it answers 500 by itself.
-    await _until_disconnected(receive)
-
-
-async def _until_disconnected(receive: Callable[[], Awaitable[Any]]) -> None:
+    # If the application returned before the server noticed, the server would respond with a 500.
     while (await receive())["type"] != "http.disconnect":
         pass

@@ -1,98 +1,86 @@
-"""What the emulator's model makes of a chat: a text, an instance of a schema, or calls of tools."""
+"""Answer a chat: with text, with a value for a JSON schema, or with tool calls."""
 
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from cortecs_async.emulator._answers import Refusal
-from cortecs_async.emulator._instances import instance_of
-from cortecs_async.emulator._requests import ChatRequest
-from cortecs_async.emulator._schema import Document
-from cortecs_async.emulator._speech import Choice, ToolCall, chat_text, choose, split
+from cortecs_async.emulator._generation import Choice, ToolCall, chat_text, text_choice, tokenize
+from cortecs_async.emulator._inference_requests import ChatRequest
+from cortecs_async.emulator._jsonschema.schema import Document
+from cortecs_async.emulator._jsonschema.writer import write_value
+from cortecs_async.emulator._messages import ApiError
 from cortecs_async.emulator._tools import CALL_PREFIX, Tool, Turn, read_turn, tools_to_call
 
 
-def chat_choices(ask: ChatRequest, *, limit: int, answer_number: int) -> list[Choice]:
-    """The choices of an answer, each of at most ``limit`` tokens.
+def chat_choices(chat: ChatRequest, *, limit: int, answer_number: int) -> list[Choice]:
+    """Generate the choices of an answer, each of at most `limit` tokens.
 
     Raises:
-        Refusal: 400 when a schema is not followed or cannot be met.
+        ApiError: 400 if a schema is not supported or has no valid value.
     """
-    turn = read_turn(ask.messages, ask.toolbox)
-    tools = tools_to_call(ask.toolbox, turn)
+    turn = read_turn(chat.messages, chat.toolbox)
+    tools = tools_to_call(chat.toolbox, turn)
     if not tools:
-        texts = (_text(ask, turn, number) for number in range(ask.options.n))
-        return [choose(text, limit=limit, stop=ask.options.stop) for text in texts]
-    arguments = [(tool, split(_written(_arguments(tool, turn)))) for tool in tools]
-    return [_called(ask, arguments, limit, (answer_number, number)) for number in range(ask.options.n)]
+        texts = (_text(chat, turn, number) for number in range(chat.options.n))
+        return [text_choice(text, limit=limit, stop=chat.options.stop) for text in texts]
+    calls = [(tool, tokenize(_to_json(_arguments(tool, turn)))) for tool in tools]
+    return [_tool_choice(chat, calls, limit, (answer_number, number)) for number in range(chat.options.n)]
 
 
-def _called(
-    ask: ChatRequest, arguments: Sequence[tuple[Tool, Sequence[str]]], limit: int, numbers: tuple[int, int]
+def _tool_choice(
+    chat: ChatRequest, calls: Sequence[tuple[Tool, Sequence[str]]], limit: int, numbers: tuple[int, int]
 ) -> Choice:
-    """One choice that calls tools. Stop strings do not end it: they are meant for texts."""
-    calls: list[ToolCall] = []
-    room = limit
-    for place, (tool, pieces) in enumerate(arguments):
-        if room > 0:
-            call_id = CALL_PREFIX + "_".join(map(str, (*numbers, place)))
-            calls.append(ToolCall(call_id, tool.name, tuple(pieces[:room])))
-        room -= len(pieces)
-    if room < 0:
-        return Choice((), "length", tuple(calls))
-    # A call that was asked for by name ends with "stop", as on OpenAI's service and vLLM.
-    return Choice((), "stop" if ask.toolbox.choice == "named" else "tool_calls", tuple(calls))
+    """Build a choice that calls tools. Stop strings apply to text only."""
+    sent: list[ToolCall] = []
+    remaining = limit
+    for index, (tool, tokens) in enumerate(calls):
+        if remaining > 0:
+            call_id = CALL_PREFIX + "_".join(map(str, (*numbers, index)))
+            sent.append(ToolCall(call_id, tool.name, tuple(tokens[:remaining])))
+        remaining -= len(tokens)
+    if remaining < 0:
+        return Choice((), "length", tuple(sent))
+    # A call of a named function ends with "stop", as with OpenAI and vLLM.
+    return Choice((), "stop" if chat.toolbox.choice == "named" else "tool_calls", tuple(sent))
 
 
-def _text(ask: ChatRequest, turn: Turn, number: int) -> str:
-    if ask.document is None:
-        return chat_text(ask.options.model, turn.said, turn.results, number, as_json=ask.as_json)
-    return _written(instance_of(ask.document, turn.told or turn.said))
+def _text(chat: ChatRequest, turn: Turn, number: int) -> str:
+    if chat.document is None:
+        return chat_text(chat.options.model, turn.user_text, turn.results, number, as_json=chat.as_json)
+    return _to_json(write_value(chat.document, turn.text))
 
 
 def _arguments(tool: Tool, turn: Turn) -> Any:
     try:
-        found = instance_of(Document({"type": "object", **tool.parameters}), turn.told or turn.said)
-    except Refusal as refusal:
-        raise Refusal(400, f"Tool {tool.name!r}: {refusal.message}") from refusal
-    if not isinstance(found, dict):
-        raise Refusal(400, f"Tool {tool.name!r}: its parameters must be a JSON schema of objects.")
-    return found
+        arguments = write_value(Document({"type": "object", **tool.parameters}), turn.text)
+    except ApiError as error:
+        raise ApiError(400, f"Tool {tool.name!r}: {error.message}") from error
+    if not isinstance(arguments, dict):
+        raise ApiError(400, f"Tool {tool.name!r}: its parameters must be a JSON schema of objects.")
+    return arguments
 
 
-def _written(value: Any) -> str:
+def _to_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def message_of(choice: Choice) -> dict[str, Any]:
-    """A choice as the message of a plain answer."""
+def message_json(choice: Choice) -> dict[str, Any]:
+    """Return a choice as the message of a complete response."""
     message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
     if choice.calls:
-        calls = [
-            {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": call.text}}
-            for call in choice.calls
-        ]
-        message |= {"content": None, "tool_calls": calls}
+        message |= {"content": None, "tool_calls": [_call(call, call.arguments) for call in choice.calls]}
     return message
 
 
-def chat_deltas(choices: Sequence[Choice]) -> Iterator[dict[str, Any]]:
-    """The choices as those of the chunks of a streamed answer."""
-    for index, choice in enumerate(choices):
-        for delta in _deltas(choice):
-            yield {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
-        yield {"index": index, "delta": {}, "logprobs": None, "finish_reason": choice.finish_reason}
-
-
-def _deltas(choice: Choice) -> Iterator[dict[str, Any]]:
+def chat_deltas(choice: Choice) -> Iterator[dict[str, Any]]:
+    """Yield a choice as the deltas of a streamed response."""
     yield {"role": "assistant", "content": None if choice.calls else ""}
-    for piece in choice.pieces:
-        yield {"content": piece}
+    for token in choice.tokens:
+        yield {"content": token}
     for index, call in enumerate(choice.calls):
-        begun: dict[str, Any] = {
-            "id": call.call_id,
-            "type": "function",
-            "function": {"name": call.name, "arguments": ""},
-        }
-        for part in (begun, *({"function": {"arguments": piece}} for piece in call.pieces)):
+        for part in (_call(call, ""), *({"function": {"arguments": token}} for token in call.tokens)):
             yield {"tool_calls": [{"index": index, **part}]}
+
+
+def _call(call: ToolCall, arguments: str) -> dict[str, Any]:
+    return {"id": call.call_id, "type": "function", "function": {"name": call.name, "arguments": arguments}}

@@ -1,5 +1,6 @@
-"""The emulator itself: one locked account, the fault layer, and the views that tests read."""
+"""The emulator: one locked account, its faults, and the properties that tests read."""
 
+import functools
 import math
 import threading
 import time
@@ -11,43 +12,44 @@ import attrs
 import httpx
 from starlette.applications import Starlette
 
-from cortecs_async.emulator._account import Account, read_arguments
-from cortecs_async.emulator._answers import Answer, Call, Refusal, error_answer
+from cortecs_async.emulator._account import Account, read_args
 from cortecs_async.emulator._asgi import starlette_app
-from cortecs_async.emulator._faults import Fault, FaultPlan, disguise
-from cortecs_async.emulator._inference import serving
-from cortecs_async.emulator._places import Place
-from cortecs_async.emulator._playback import Playback, Reply
+from cortecs_async.emulator._faults import Fault, FaultPlan, fault_response
+from cortecs_async.emulator._inference import running_instance
+from cortecs_async.emulator._messages import ApiError, Request, Response, error_response
+from cortecs_async.emulator._queue import Slot
 from cortecs_async.emulator._records import LedgerEntry, RequestRecord
-from cortecs_async.emulator._routing import API, INFERENCE, Late, Match, decide, find_route
+from cortecs_async.emulator._routing import API, INFERENCE, Match, find_route, handle
 from cortecs_async.emulator._settings import Settings
+from cortecs_async.emulator._streaming import Delivery, ResponseBody
 from cortecs_async.emulator._transport import EmulatorTransport
 
-# The time zero of a clock that is not the machine's own: 2025-01-01T00:00:00Z.
+# The date at zero of a clock that is not the machine's own: 2025-01-01T00:00:00Z.
 _EPOCH: Final = 1_735_689_600.0
 
 
 @attrs.frozen
-class _Decided:
-    """What a request has come to, and when an instance works on it."""
+class _DelayedRequest:
+    """A request whose caller disconnected during a delay. It is still processed when it is due."""
 
-    answer: Answer
-    place: Place | None = None
+    due: float
+    request: Request
+    match: Match
 
 
 @final
 class Emulator:
     """A Cortecs account that costs nothing.
 
-    What it does is a pure function of the requests so far and of ``clock()``: it has no background tasks,
-    and every look computes where things are now. All of its state may be read and changed from any thread.
+    Its state depends only on the requests so far and on `clock()`: it has no background tasks and computes
+    the present state when it is asked. You can read and change it from any thread.
     """
 
     def __init__(
         self,
         *,
         client_id: str = "emulator-client",
-        client_secret: str = "emulator-secret",  # noqa: S107 - it guards nothing
+        client_secret: str = "emulator-secret",  # noqa: S107 - it protects nothing
         api_key: str = "emulator-key",
         step_seconds: float = 1.0,
         num_steps: int = 5,
@@ -66,38 +68,38 @@ class Emulator:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[Any]] = anyio.sleep,
     ) -> None:
-        """Open the account.
+        """Create the account.
 
         Args:
             client_id: The client id that gets a token.
-            client_secret: The secret that goes with it.
-            api_key: The key of the inference endpoints.
+            client_secret: The secret of that client id.
+            api_key: The key for the inference endpoints.
             step_seconds: Seconds that each provisioning step takes.
-            num_steps: How many there are; a worker runs when it reaches the last, and each further
-                worker is one step behind.
-            stop_seconds: Seconds that an instance is ``stopping`` (and billed) after a stop.
+            num_steps: The number of provisioning steps. A worker is running when it reaches the last one;
+                each further worker is one step behind.
+            stop_seconds: Seconds that an instance is `stopping` (and billed) after a stop.
             token_seconds: Seconds between two chunks of a streamed inference answer.
             answer_seconds: Seconds that an instance works on each inference answer (chat, completions,
-                embeddings) before it sends anything. Refusals come at once.
-            parallel: How many of them each instance works on at once, whatever its workers; more wait in
-                order. None for any number. A caller that hangs up while it waits gives up its place, to
-                the next that comes.
-            queue: How many may wait; one more gets a 429 with a ``Retry-After``. None for any number.
-            capacity: Free GPU sets in total, by hardware type; what it does not name has plenty. A
-                worker takes one set.
-            balance: The account's balance before any instance was started, in ``currency``. Starts are
-                refused once it is used up; what runs is never stopped for it.
+                embeddings) before it sends anything. Errors come at once.
+            parallel: How many answers each instance works on in parallel, regardless of its workers; more
+                wait in order. None for no limit. A caller that disconnects while it waits releases its
+                place to the next that arrives.
+            queue: How many answers may wait; one more gets a 429 with `Retry-After`. None for no limit.
+            capacity: The number of GPU sets by hardware type; a type that is missing has plenty. Each
+                worker uses one set.
+            balance: The account's balance before the first start, in `currency`. When it is used up, starts
+                are rejected, but no instance is stopped.
             currency: The currency of the balance and of the invented prices.
-            token_lifetime: Seconds that an access token is good for.
-            unknown_status: What an unknown instance id gives: 400, as documented, or 404.
-            num_workers_in_args: False leaves ``num_workers`` out of ``instance_args``, as every
-                documented example does.
-            root_url: Where callers reach it, without a slash at the end; serving it sets it.
-            clock: The present in seconds, from any fixed point.
-            sleep: Waits so many seconds on the same clock.
+            token_lifetime: Seconds until an access token expires.
+            unknown_status: The HTTP status for an unknown instance id: 400, as documented, or 404.
+            num_workers_in_args: False leaves `num_workers` out of `instance_args`, as every documented
+                example does.
+            root_url: The URL at which callers reach it; serving the emulator sets it.
+            clock: Returns the present in seconds, from any fixed point.
+            sleep: Waits for a number of seconds on the same clock.
 
         Raises:
-            ValueError: For a figure out of range or an unknown hardware type.
+            ValueError: For a number out of range or an unknown hardware type.
         """
         self._settings = Settings(
             client_id=client_id,
@@ -116,7 +118,7 @@ class Emulator:
             token_lifetime=token_lifetime,
             unknown_status=unknown_status,
             num_workers_in_args=num_workers_in_args,
-            # The machine's own clock gives true dates, any other one the same dates in every run.
+            # The machine's own clock gives true dates, any other clock the same dates in every run.
             epoch=time.time() - time.monotonic() if clock is time.monotonic else _EPOCH,
         )
         self._clock = clock
@@ -125,33 +127,32 @@ class Emulator:
         self._account = Account(self._settings, root_url.rstrip("/"))
         self._faults = FaultPlan()
         self._requests: list[RequestRecord] = []
-        self._late: list[Late] = []
+        self._delayed: list[_DelayedRequest] = []
         self._app = starlette_app(self)
 
     def __repr__(self) -> str:
-        """Where it is, and nothing secret."""
         return f"Emulator(api_base_url={self.api_base_url!r}, client_id={self.client_id!r})"
 
     @property
     def app(self) -> Starlette:
-        """The Starlette application, faults included: to be served, mounted, or wrapped in middleware."""
+        """The Starlette application, faults included: serve it, mount it, or wrap it in middleware."""
         return self._app
 
     def transport(self) -> httpx.AsyncBaseTransport:
-        """A transport for an ``httpx.AsyncClient`` that reaches the emulator without a socket.
+        """Return a transport for an `httpx.AsyncClient` that reaches the emulator without a socket.
 
-        It streams, honours the client's read time-out, and raises the exceptions that a real connection
-        gives. It needs no task of its own, and works on asyncio and trio, on real and on virtual time.
+        It streams, respects the client's read timeout, and raises the exceptions of a real connection. It
+        needs no task of its own, and works on asyncio and trio, on real and on virtual time.
         """
         return EmulatorTransport(self)
 
     def http_client(self) -> httpx.AsyncClient:
-        """An HTTP client on such a transport, for ``AsyncCortecs(http_client=...)``."""
+        """Return an HTTP client with this transport, for `AsyncCortecs(http_client=...)`."""
         return httpx.AsyncClient(transport=self.transport())
 
     @property
     def root_url(self) -> str:
-        """Where callers reach the emulator."""
+        """The URL at which callers reach the emulator."""
         return self._account.root_url
 
     @root_url.setter
@@ -161,7 +162,7 @@ class Emulator:
 
     @property
     def api_base_url(self) -> str:
-        """Where callers reach the provisioning API."""
+        """The URL of the provisioning API."""
         return self.root_url + API
 
     @property
@@ -171,16 +172,16 @@ class Emulator:
 
     @property
     def client_secret(self) -> str:
-        """The secret that goes with it."""
+        """The secret of that client id."""
         return self._settings.client_secret
 
     @property
     def api_key(self) -> str:
-        """The key of the inference endpoints."""
+        """The key for the inference endpoints."""
         return self._settings.api_key
 
     def env(self) -> dict[str, str]:
-        """The environment variables that point a program at the emulator."""
+        """Return the environment variables that make a program use the emulator."""
         return {
             "CORTECS_CLIENT_ID": self.client_id,
             "CORTECS_CLIENT_SECRET": self.client_secret,
@@ -189,24 +190,24 @@ class Emulator:
         }
 
     def add_fault(self, fault: Fault) -> None:
-        """Let something go wrong with requests to come; faults added earlier go first."""
+        """Add a fault for future requests; faults added earlier take precedence."""
         with self._lock:
             self._faults.add(fault)
 
     def clear_faults(self) -> None:
-        """Let nothing go wrong any more; what is under way keeps its fault."""
+        """Remove all faults. Requests in progress keep theirs."""
         with self._lock:
             self._faults.clear()
 
     @property
     def unmet_faults(self) -> tuple[Fault, ...]:
-        """The faults that have met no request so far, without those that were cleared."""
+        """The faults that have affected no request so far, except those that were cleared."""
         with self._lock:
             return self._faults.unmet()
 
     @property
     def ledger(self) -> tuple[LedgerEntry, ...]:
-        """Every instance that there ever was, in the order of their starts."""
+        """The bill of every instance, deleted ones included, in the order of their starts."""
         with self._lock:
             return self._account.ledger(self._now())
 
@@ -215,7 +216,7 @@ class Emulator:
         """The ids of the instances that are not deleted, whatever their status."""
         with self._lock:
             self._now()
-            return tuple(self._account.alive)
+            return tuple(self._account.instances)
 
     @property
     def billing(self) -> tuple[str, ...]:
@@ -225,13 +226,13 @@ class Emulator:
 
     @property
     def total_cost(self) -> float:
-        """What all instances cost so far."""
+        """The cost of all instances so far."""
         with self._lock:
             return self._account.total_cost(self._now())
 
     @property
     def balance_now(self) -> float:
-        """What is left of the balance; may be negative."""
+        """The remaining balance; may be negative."""
         with self._lock:
             return self._account.balance(self._now())
 
@@ -256,9 +257,9 @@ class Emulator:
             Its id.
 
         Raises:
-            ValueError: When the service would refuse it.
+            ValueError: If the service would reject the start.
         """
-        arguments = read_arguments(
+        args = read_args(
             {
                 "model_id": model_id.replace("/", "--"),
                 "hardware_type_id": hardware_type_id,
@@ -268,128 +269,132 @@ class Emulator:
             }
         )
         with self._lock:
-            return self._account.start(arguments, self._now()).instance_id
+            return self._account.start(args, self._now()).instance_id
 
     def stop_instance(self, instance_id: str) -> None:
         """Stop an instance without HTTP.
 
         Raises:
-            ValueError: When it is unknown or stopped already.
+            ValueError: If it is unknown or already stopped.
         """
         with self._lock:
             self._account.stop(instance_id, self._now())
 
     def delete_instance(self, instance_id: str) -> None:
-        """Let an instance vanish, whatever it is doing.
+        """Delete an instance without HTTP, whatever its status.
 
         Raises:
-            ValueError: When it is unknown.
+            ValueError: If it is unknown.
         """
         with self._lock:
             self._account.delete(instance_id, self._now(), force=True)
 
-    async def exchange(self, call: Call) -> Reply:
-        """Answer one request: the seam between the core and what carries it.
+    async def exchange(self, request: Request, /) -> Delivery | None:
+        """Answer one request; None if its connection is dropped. Called by the transports.
 
-        The lock is held while something is decided and never while something is waited for.
+        The lock is held to change the state, and never during a wait.
         """
-        match = find_route(call.method, call.path)
-        decided: _Decided | None = None
+        match = find_route(request.method, request.path)
+        inference = request.path.startswith(INFERENCE)
+        response: Response | None = None
+        slot: Slot | None = None
         with self._lock:
             now = self._now()
             fault = self._faults.take(match.name)
             kind = None if fault is None else fault.kind
             number = len(self._requests)
-            self._requests.append(RequestRecord(call.method, call.path, match.name, None, now, kind))
+            self._requests.append(RequestRecord(request.method, request.path, match.name, None, now, kind))
             if fault is None or fault.after:
-                decided = self._begin(call, match, now)
-        if decided is None and fault is not None and fault.kind == "delay":
-            decided = await self._decide_late(call, match, now + fault.seconds, fault.seconds)
-            fault = None
-        answer = None if decided is None else await self._work(decided)
-        if fault is not None and fault.kind == "delay":
+                response, slot = self._begin(request, match, now)
+        if fault is not None and fault.kind == "delay" and not fault.after:
+            response, slot = await self._begin_later(request, match, now, fault.seconds)
+        if response is not None and slot is not None:
+            response = await self._work(response, slot)
+        if fault is not None and fault.kind == "delay" and fault.after:
             await self._sleep(fault.seconds)
-        reply = disguise(fault, answer, inference=call.path.startswith(INFERENCE))
-        if reply.answer is not None:
-            reply.answer.headers["x-request-id"] = f"emulator-request-{number + 1}"
+        if fault is not None and fault.kind in {"status", "garbage"}:
+            response = fault_response(fault, inference=inference)
+        elif kind == "drop":
+            response = None
+        status = None if response is None else response.status
         with self._lock:
             self._requests[number] = RequestRecord(
-                call.method, call.path, match.name, reply.status, now, kind
+                request.method, request.path, match.name, status, now, kind
             )
-        return reply
+        if response is None:
+            return None
+        response.headers["x-request-id"] = f"emulator-request-{number + 1}"
+        body = ResponseBody(
+            response,
+            cut=kind == "truncate",
+            pause=lambda: self._sleep(self._settings.token_seconds),
+            is_running=functools.partial(self._is_running, response.instance_id),
+        )
+        return Delivery(response, body)
 
-    async def _work(self, decided: _Decided) -> Answer:
-        """The answer, when it is ready."""
-        answer, place = decided.answer, decided.place
-        if answer.instance_id is None or place is None:
-            return answer
-        spell = self._settings.answer_seconds
-        # No event wakes a caller when its instance stops, for it may be on any loop: it looks now and then.
-        for _ in range(math.ceil((place.ends - self._clock()) / spell) if spell else 0):
+    async def _work(self, response: Response, slot: Slot) -> Response:
+        """Wait until an answer is ready, and return it, or an error if its instance stops before."""
+        if response.instance_id is None:
+            return response
+        interval = self._settings.answer_seconds
+        # Between sleeps, check that the instance still runs: an event could not wake callers on other loops.
+        for _ in range(math.ceil((slot.ends - self._clock()) / interval) if interval else 0):
             try:
-                await self._sleep(max(0.0, min(spell, place.ends - self._clock())))
+                await self._sleep(max(0.0, min(interval, slot.ends - self._clock())))
             except BaseException:
                 with self._lock:
-                    self._account.give_up(answer.instance_id, place, self._clock())
+                    self._account.release_slot(response.instance_id, slot, self._clock())
                 raise
             with self._lock:
                 try:
-                    serving(self._account, answer.instance_id, self._now())
-                except Refusal as refusal:
-                    return error_answer(refusal, inference=True)
-        return answer
+                    running_instance(self._account, response.instance_id, self._now())
+                except ApiError as error:
+                    return error_response(error, inference=True)
+        return response
 
-    def playback(self, reply: Reply) -> Playback:
-        """The body of a reply (that is not a drop), to be sent piece by piece."""
-        answer = Answer(500) if reply.answer is None else reply.answer
-        return Playback(
-            answer,
-            cut=reply.cut,
-            pause=lambda: self._sleep(self._settings.token_seconds),
-            is_serving=lambda: self._is_serving(answer.instance_id),
-        )
-
-    def _is_serving(self, instance_id: str | None) -> bool:
+    def _is_running(self, instance_id: str | None) -> bool:
         if instance_id is None:
             return True
         with self._lock:
             now = self._now()
-            machine = self._account.alive.get(instance_id)
-            return machine is not None and self._account.status(machine, now) == "running"
+            instance = self._account.instances.get(instance_id)
+            return instance is not None and self._account.status(instance, now) == "running"
 
-    async def _decide_late(self, call: Call, match: Match, due: float, seconds: float) -> _Decided:
+    async def _begin_later(
+        self, request: Request, match: Match, now: float, seconds: float
+    ) -> tuple[Response, Slot | None]:
         try:
             await self._sleep(seconds)
         except BaseException:
-            # The caller has hung up. A service does not notice that: it does the deed when it comes to it.
+            # The caller has disconnected. A service does not notice: it processes the request when due.
             with self._lock:
-                self._late.append(Late(due, call, match))
+                self._delayed.append(_DelayedRequest(now + seconds, request, match))
             raise
         with self._lock:
-            return self._begin(call, match, self._now())
+            return self._begin(request, match, self._now())
 
     def _now(self) -> float:
-        """The present, with every deed done whose time has come. The lock must be held."""
+        """Return the present, after processing every delayed request that is due. The lock must be held."""
         now = self._clock()
-        due = sorted((late for late in self._late if late.due <= now), key=lambda late: late.due)
+        due = sorted((each for each in self._delayed if each.due <= now), key=lambda each: each.due)
         if due:
-            self._late = [late for late in self._late if late.due > now]
-            for late in due:
-                self._decide(late.call, late.match, late.due)
+            self._delayed = [each for each in self._delayed if each.due > now]
+            for each in due:
+                self._handle(each.request, each.match, each.due)
         return now
 
-    def _decide(self, call: Call, match: Match, now: float) -> Answer:
+    def _handle(self, request: Request, match: Match, now: float) -> Response:
         try:
-            return decide(self._account, call, match, now)
-        except Refusal as refusal:
-            return error_answer(refusal, inference=call.path.startswith(INFERENCE))
+            return handle(self._account, request, match, now)
+        except ApiError as error:
+            return error_response(error, inference=request.path.startswith(INFERENCE))
 
-    def _begin(self, call: Call, match: Match, now: float) -> _Decided:
-        """Decide, for a caller that waits, and let the instance work on it if it takes any work."""
-        answer = self._decide(call, match, now)
-        if answer.instance_id is None or not self._settings.answer_seconds:
-            return _Decided(answer)
+    def _begin(self, request: Request, match: Match, now: float) -> tuple[Response, Slot | None]:
+        """Handle a request, and reserve the time in which the instance works on it, if it takes any."""
+        response = self._handle(request, match, now)
+        if response.instance_id is None or not self._settings.answer_seconds:
+            return response, None
         try:
-            return _Decided(answer, self._account.book(answer.instance_id, now))
-        except Refusal as refusal:
-            return _Decided(error_answer(refusal, inference=True))
+            return response, self._account.reserve_slot(response.instance_id, now)
+        except ApiError as error:
+            return error_response(error, inference=True), None

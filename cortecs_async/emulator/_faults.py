@@ -1,4 +1,4 @@
-"""Faults: how an answer is lost, late or spoilt, and whose turn it is."""
+"""Faults: make responses fail, arrive late or arrive broken."""
 
 import json
 from collections.abc import Mapping
@@ -6,8 +6,7 @@ from typing import Any, Literal, get_args
 
 import attrs
 
-from cortecs_async.emulator._answers import JSON_TYPE, Answer, openai_error
-from cortecs_async.emulator._playback import Reply
+from cortecs_async.emulator._messages import JSON_TYPE, Response, openai_error
 from cortecs_async.emulator._routing import ROUTE_NAMES
 
 FaultKind = Literal["drop", "status", "delay", "truncate", "garbage"]
@@ -16,6 +15,7 @@ FaultTime = Literal["before", "after"]
 _GARBAGE = "<!doctype html><title>Not JSON</title><p>The emulator was asked for garbage."
 
 
+# attrs.validators.optional, which mypy does not accept beside a default that is an int.
 def _positive(_: object, attribute: "attrs.Attribute[Any]", value: int | None) -> None:
     if value is not None and value < 1:
         msg = f"{attribute.name!r} must be >= 1: {value}"
@@ -24,24 +24,25 @@ def _positive(_: object, attribute: "attrs.Attribute[Any]", value: int | None) -
 
 @attrs.frozen
 class Fault:
-    """Something that goes wrong with requests.
+    """A fault that affects requests.
 
     Attributes:
-        kind: ``drop`` cuts the connection without an answer; ``status`` answers ``status`` with ``body``;
-            ``delay`` waits ``seconds``; ``truncate`` sends all headers and half of the body, then cuts;
-            ``garbage`` answers 200 with ``body``, or a piece of HTML.
-        route: The name of the route that it meets; None for every request.
-        when: ``before`` the deed, which then never happens (a ``delay`` does it late), or ``after`` it:
-            done, but the answer is lost or replaced. ``truncate`` and ``garbage`` are always after.
-        times: How many requests it meets; None for every one.
-        skip: How many matching requests pass before the first that it meets.
-        status: The status of a ``status`` fault.
+        kind: `drop` cuts the connection without a response; `status` responds with `status` and `body`;
+            `delay` waits `seconds`; `truncate` sends all headers and half of the body, then cuts the
+            connection; `garbage` responds 200 with `body`, or with HTML.
+        route: The name of the route that it affects; None for every request.
+        when: `before` the request is processed, so that nothing happens (a `delay` only makes it happen
+            later), or `after`: it happens, but the response is lost or replaced. `truncate` and `garbage`
+            are always after.
+        times: How many requests it affects; None for all.
+        skip: How many matching requests pass before the first that it affects.
+        status: The status of a `status` fault.
         body: Text or bytes as they are, anything else as JSON; None for an error message.
-        headers: Headers of a ``status`` or ``garbage`` answer, over the fault's own.
-        seconds: How long a ``delay`` takes.
+        headers: Headers of a `status` or `garbage` response, in addition to or instead of its own.
+        seconds: How long a `delay` takes.
 
     Raises:
-        ValueError: For an unknown kind, time or route, or a figure out of range.
+        ValueError: For an unknown kind, time or route, or a number out of range.
     """
 
     kind: FaultKind = attrs.field(validator=attrs.validators.in_(get_args(FaultKind)))
@@ -58,37 +59,17 @@ class Fault:
 
     @property
     def after(self) -> bool:
-        """Whether the deed is done in spite of it."""
+        """Whether the request is processed in spite of the fault."""
         return self.when == "after" or self.kind in {"truncate", "garbage"}
-
-    def spoilt(self, *, inference: bool) -> Answer:
-        """The answer of a ``status`` or ``garbage`` fault."""
-        body, content_type = self._content(inference=inference)
-        own = {name.lower(): value for name, value in self.headers.items()}
-        return Answer(
-            200 if self.kind == "garbage" else self.status, body, {"content-type": content_type, **own}
-        )
-
-    def _content(self, *, inference: bool) -> tuple[bytes, str]:
-        if isinstance(self.body, bytes | str):
-            body = self.body.encode() if isinstance(self.body, str) else self.body
-            return body, "text/plain; charset=utf-8"
-        if self.body is not None:
-            return json.dumps(self.body).encode(), JSON_TYPE
-        if self.kind == "garbage":
-            return _GARBAGE.encode(), "text/html; charset=utf-8"
-        message = f"Emulated fault: status {self.status}."
-        value = openai_error(self.status, message) if inference else {"message": message}
-        return json.dumps(value).encode(), JSON_TYPE
 
 
 @attrs.define
-class _Pending:
+class _PendingFault:
     fault: Fault
     seen: int = 0
 
     def meets(self) -> bool:
-        """Count one matching request; whether the fault is due for it."""
+        """Count a matching request, and return whether the fault affects it."""
         self.seen += 1
         past = self.seen - self.fault.skip
         return past > 0 and (self.fault.times is None or past <= self.fault.times)
@@ -96,27 +77,27 @@ class _Pending:
 
 @attrs.define
 class FaultPlan:
-    """The faults that are waiting for their requests. Not thread-safe: whoever holds it locks it."""
+    """The faults that have been added. Not thread-safe: the caller must hold a lock."""
 
-    pending: list[_Pending] = attrs.field(factory=list)
+    pending: list[_PendingFault] = attrs.field(factory=list)
 
     def add(self, fault: Fault) -> None:
-        """Append a fault; earlier ones go first."""
-        self.pending.append(_Pending(fault))
+        """Add a fault; earlier ones take precedence."""
+        self.pending.append(_PendingFault(fault))
 
     def clear(self) -> None:
-        """Forget all faults."""
+        """Remove all faults."""
         self.pending.clear()
 
     def unmet(self) -> tuple[Fault, ...]:
-        """Those that have met no request yet, in order."""
+        """Return the faults that have affected no request yet, in order."""
         return tuple(pending.fault for pending in self.pending if pending.seen <= pending.fault.skip)
 
     def take(self, route: str | None) -> Fault | None:
-        """The fault that meets a request of this route now.
+        """Return the fault that affects this request, if any.
 
-        One request meets at most one fault. A fault that stands behind another still counts the request
-        towards its ``skip``, but keeps its ``times``.
+        A request is affected by one fault at most. A fault behind another still counts the request towards
+        its `skip`, but not towards its `times`.
         """
         found: Fault | None = None
         for pending in self.pending:
@@ -129,12 +110,22 @@ class FaultPlan:
         return found
 
 
-def disguise(fault: Fault | None, answer: Answer | None, *, inference: bool) -> Reply:
-    """What is left of an answer after a fault."""
-    if fault is None or fault.kind == "delay":
-        return Reply(answer)
-    if fault.kind == "drop":
-        return Reply(None)
-    if fault.kind == "truncate":
-        return Reply(answer, cut=True)
-    return Reply(fault.spoilt(inference=inference))
+def fault_response(fault: Fault, *, inference: bool) -> Response:
+    """Build the response of a `status` or `garbage` fault."""
+    body, content_type = _content(fault, inference=inference)
+    headers = {name.lower(): value for name, value in fault.headers.items()}
+    status = 200 if fault.kind == "garbage" else fault.status
+    return Response(status, body, {"content-type": content_type, **headers})
+
+
+def _content(fault: Fault, *, inference: bool) -> tuple[bytes, str]:
+    if isinstance(fault.body, bytes | str):
+        body = fault.body.encode() if isinstance(fault.body, str) else fault.body
+        return body, "text/plain; charset=utf-8"
+    if fault.body is not None:
+        return json.dumps(fault.body).encode(), JSON_TYPE
+    if fault.kind == "garbage":
+        return _GARBAGE.encode(), "text/html; charset=utf-8"
+    message = f"Emulated fault: status {fault.status}."
+    value = openai_error(fault.status, message) if inference else {"message": message}
+    return json.dumps(value).encode(), JSON_TYPE

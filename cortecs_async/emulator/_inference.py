@@ -1,232 +1,237 @@
-"""The routes under /inference: an OpenAI-compatible endpoint for every instance."""
+"""The routes under /inference: an OpenAI-compatible endpoint for each instance."""
 
 import json
 import struct
 from base64 import b64encode
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from cortecs_async.emulator import _inference_requests as requests
 from cortecs_async.emulator._account import Account
-from cortecs_async.emulator._answers import Answer, Call, Refusal, json_answer, json_object
-from cortecs_async.emulator._chat import chat_choices, chat_deltas, message_of
-from cortecs_async.emulator._machine import Machine
-from cortecs_async.emulator._speech import (
+from cortecs_async.emulator._chat import chat_choices, chat_deltas, message_json
+from cortecs_async.emulator._generation import (
     Choice,
-    choose,
     completion_text,
-    count_messages,
-    split,
-    vector,
+    count_prompt_tokens,
+    embedding,
+    text_choice,
+    tokenize,
 )
-
-from . import _requests as requests
+from cortecs_async.emulator._instance import Instance
+from cortecs_async.emulator._messages import ApiError, Request, Response, json_object, json_response
 
 Params = Mapping[str, str]
 
 
-@attrs.frozen
-class _Frame:
-    """What all parts of one answer share."""
-
-    number: int
-    """Counts the answers of the account."""
-    answer_id: str
-    created: int
-    model: str
-    instance_id: str
-
-    def wrap(self, kind: str, **fields: Any) -> dict[str, Any]:
-        return {"id": self.answer_id, "object": kind, "created": self.created, "model": self.model, **fields}
-
-
-def require_api_key(account: Account, call: Call) -> None:
-    """Check the API key of a call.
+def require_api_key(account: Account, request: Request) -> None:
+    """Check the API key of a request.
 
     Raises:
-        Refusal: 401 when it is missing or wrong.
+        ApiError: 401 if it is missing or wrong.
     """
-    scheme, _, key = call.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or key.strip() != account.settings.api_key:
-        raise Refusal(
+    if request.bearer_token != account.settings.api_key:
+        raise ApiError(
             401, "Incorrect API key provided.", code="invalid_api_key", headers={"www-authenticate": "Bearer"}
         )
 
 
-def v1_models(account: Account, _call: Call, params: Params, now: float) -> Answer:
-    """GET /models: the one model that the instance serves."""
-    machine = serving(account, params["instance_id"], now)
+def v1_models(account: Account, _request: Request, params: Params, now: float) -> Response:
+    """Handle GET /models: list the one model that the instance serves."""
+    instance = running_instance(account, params["instance_id"], now)
     model = {
-        "id": machine.arguments.model.hf_name,
+        "id": instance.args.model.hf_name,
         "object": "model",
-        "created": int(account.settings.epoch + machine.run.begun_at),
+        "created": int(account.settings.epoch + instance.run.started_at),
         "owned_by": "cortecs-async-emulator",
-        "max_model_len": machine.arguments.context_length,
+        "max_model_len": instance.args.context_length,
     }
-    return json_answer(200, {"object": "list", "data": [model]})
+    return json_response(200, {"object": "list", "data": [model]})
 
 
-def chat(account: Account, call: Call, params: Params, now: float) -> Answer:
-    """POST /chat/completions."""
-    machine = serving(account, params["instance_id"], now)
-    ask = requests.read_chat(json_object(call))
-    frame = _frame(account, machine, ask.options, "chatcmpl", now)
-    prompt_tokens = count_messages(ask.messages)
-    limit = _room(machine, prompt_tokens, ask.options.max_tokens)
-    choices = chat_choices(ask, limit=limit, answer_number=frame.number)
-    usage = _usage(prompt_tokens, choices)
-    if ask.options.stream:
-        return _stream(frame, ask.options, "chat.completion.chunk", chat_deltas(choices), usage)
-    return _plain(
-        frame,
-        "chat.completion",
-        [
-            {
-                "index": index,
-                "message": message_of(choice),
-                "logprobs": None,
-                "finish_reason": choice.finish_reason,
-            }
-            for index, choice in enumerate(choices)
-        ],
-        usage,
-    )
+def chat(account: Account, request: Request, params: Params, now: float) -> Response:
+    """Handle POST /chat/completions."""
+    instance = running_instance(account, params["instance_id"], now)
+    chat = requests.read_chat(json_object(request))
+    kind = "chat.completion.chunk" if chat.options.stream else "chat.completion"
+    answer = _Answer.begin(account, instance, chat.options, now, id_prefix="chatcmpl", kind=kind)
+    prompt_tokens = count_prompt_tokens(chat.messages)
+    limit = _token_limit(instance, prompt_tokens, chat.options.max_tokens)
+    choices = chat_choices(chat, limit=limit, answer_number=answer.number)
+    if chat.options.stream:
+        deltas = [({"delta": delta} for delta in chat_deltas(choice)) for choice in choices]
+        return answer.stream(deltas, {"delta": {}}, choices, prompt_tokens)
+    messages = [{"message": message_json(choice)} for choice in choices]
+    return answer.complete(messages, choices, prompt_tokens)
 
 
-def completions(account: Account, call: Call, params: Params, now: float) -> Answer:
-    """POST /completions."""
-    machine = serving(account, params["instance_id"], now)
-    ask = requests.read_completion(json_object(call))
-    frame = _frame(account, machine, ask.options, "cmpl", now)
+def completions(account: Account, request: Request, params: Params, now: float) -> Response:
+    """Handle POST /completions."""
+    instance = running_instance(account, params["instance_id"], now)
+    completion = requests.read_completion(json_object(request))
+    options = completion.options
+    answer = _Answer.begin(account, instance, options, now, id_prefix="cmpl", kind="text_completion")
     choices: list[Choice] = []
-    for prompt in ask.prompts:
-        limit = _room(machine, len(split(prompt)), ask.options.max_tokens)
-        for number in range(ask.options.n):
-            text = completion_text(ask.options.model, prompt, number)
-            choices.append(choose(text, limit=limit, stop=ask.options.stop))
-    # An echoed prompt is part of the text, but is counted as prompt only.
-    usage = _usage(sum(len(split(prompt)) for prompt in ask.prompts), choices)
-    heads = [prompt if ask.echo else "" for prompt in ask.prompts for _ in range(ask.options.n)]
-    if ask.options.stream:
-        return _stream(frame, ask.options, "text_completion", _text_deltas(heads, choices), usage)
-    return _plain(
-        frame,
-        "text_completion",
-        [
-            {
-                "index": index,
-                "text": head + choice.text,
-                "logprobs": None,
-                "finish_reason": choice.finish_reason,
-            }
-            for index, (head, choice) in enumerate(zip(heads, choices, strict=True))
-        ],
-        usage,
-    )
+    for prompt in completion.prompts:
+        limit = _token_limit(instance, len(tokenize(prompt)), options.max_tokens)
+        for number in range(options.n):
+            text = completion_text(options.model, prompt, number)
+            choices.append(text_choice(text, limit=limit, stop=options.stop))
+    # An echoed prompt is part of the text, but counts as prompt only.
+    prompt_tokens = sum(len(tokenize(prompt)) for prompt in completion.prompts)
+    echoes = [prompt if completion.echo else "" for prompt in completion.prompts for _ in range(options.n)]
+    if options.stream:
+        deltas = [
+            ({"text": text} for text in (echo, *choice.tokens) if text)
+            for echo, choice in zip(echoes, choices, strict=True)
+        ]
+        return answer.stream(deltas, {"text": ""}, choices, prompt_tokens)
+    texts = [{"text": echo + choice.text} for echo, choice in zip(echoes, choices, strict=True)]
+    return answer.complete(texts, choices, prompt_tokens)
 
 
-def embeddings(account: Account, call: Call, params: Params, now: float) -> Answer:
-    """POST /embeddings. That every model has some is the emulator's invention."""
-    machine = serving(account, params["instance_id"], now)
-    ask = requests.read_embeddings(json_object(call))
-    name = _served_name(machine, ask.model)
-    for tokens in ask.prompt_tokens:
-        _room(machine, tokens, 0)
+def embeddings(account: Account, request: Request, params: Params, now: float) -> Response:
+    """Handle POST /embeddings. In the emulator, every model has embeddings."""
+    instance = running_instance(account, params["instance_id"], now)
+    body = requests.read_embeddings(json_object(request))
+    model = _check_model(instance, body.model)
+    for tokens in body.prompt_tokens:
+        _token_limit(instance, tokens, 0)
     data: list[dict[str, Any]] = []
-    for index, text in enumerate(ask.inputs):
-        packed = vector(text, ask.dimensions)
-        shown: Any = (
-            b64encode(packed).decode() if ask.as_base64 else struct.unpack(f"<{len(packed) // 4}f", packed)
+    for index, text in enumerate(body.inputs):
+        packed = embedding(text, body.dimensions)
+        vector: Any = (
+            b64encode(packed).decode() if body.as_base64 else struct.unpack(f"<{len(packed) // 4}f", packed)
         )
-        data.append({"object": "embedding", "index": index, "embedding": shown})
-    tokens = sum(ask.prompt_tokens)
+        data.append({"object": "embedding", "index": index, "embedding": vector})
+    tokens = sum(body.prompt_tokens)
     usage = {"prompt_tokens": tokens, "total_tokens": tokens}
-    return json_answer(
+    return json_response(
         200,
-        {"object": "list", "data": data, "model": name, "usage": usage},
-        instance_id=machine.instance_id,
+        {"object": "list", "data": data, "model": model, "usage": usage},
+        instance_id=instance.instance_id,
     )
 
 
-def serving(account: Account, instance_id: str, now: float) -> Machine:
-    """An instance that runs.
+def running_instance(account: Account, instance_id: str, now: float) -> Instance:
+    """Return an instance that is running.
 
     Raises:
-        Refusal: 404 when there is none, 503 when it does not run.
+        ApiError: 404 if it does not exist, 503 if it is not running.
     """
-    machine = account.alive.get(instance_id)
-    if machine is None:
-        raise Refusal(404, f"Instance {instance_id} does not exist.", code="instance_not_found")
-    status = account.status(machine, now)
+    instance = account.instances.get(instance_id)
+    if instance is None:
+        raise ApiError(404, f"Instance {instance_id} does not exist.", code="instance_not_found")
+    status = account.status(instance, now)
     if status != "running":
-        raise Refusal(503, f"Instance {instance_id} is {status}.", code="instance_not_running")
-    return machine
+        raise ApiError(503, f"Instance {instance_id} is {status}.", code="instance_not_running")
+    return instance
 
 
-def _served_name(machine: Machine, model: str) -> str:
-    name = machine.arguments.model.hf_name
+def _check_model(instance: Instance, model: str) -> str:
+    name = instance.args.model.hf_name
     if model != name:
-        raise Refusal(404, f"The model {model!r} does not exist; this serves {name}.", code="model_not_found")
+        raise ApiError(
+            404,
+            f"The model {model!r} does not exist; this instance serves {name}.",
+            code="model_not_found",
+        )
     return name
 
 
-def _frame(account: Account, machine: Machine, options: requests.Options, prefix: str, now: float) -> _Frame:
-    name = _served_name(machine, options.model)
-    number = account.next_number()
-    return _Frame(
-        number,
-        f"{prefix}-{machine.instance_id}-{number}",
-        int(account.settings.epoch + now),
-        name,
-        machine.instance_id,
-    )
-
-
-def _room(machine: Machine, prompt_tokens: int, max_tokens: int | None) -> int:
-    longest = machine.arguments.context_length
-    wanted = prompt_tokens + (1 if max_tokens is None else max_tokens)
-    if wanted > longest:
-        raise Refusal(
+def _token_limit(instance: Instance, prompt_tokens: int, max_tokens: int | None) -> int:
+    """Return how many tokens an answer may have."""
+    context_length = instance.args.context_length
+    needed = prompt_tokens + (1 if max_tokens is None else max_tokens)
+    if needed > context_length:
+        raise ApiError(
             400,
-            f"The context is {longest} tokens; the prompt ({prompt_tokens}) and the answer make {wanted}.",
+            f"The context length is {context_length} tokens, but the prompt ({prompt_tokens}) and the answer "
+            f"need {needed}.",
             code="context_length_exceeded",
         )
-    return longest - prompt_tokens if max_tokens is None else max_tokens
+    return context_length - prompt_tokens if max_tokens is None else max_tokens
+
+
+@attrs.frozen
+class _Answer:
+    """An answer with choices, sent complete or as a stream."""
+
+    number: int
+    """Counts the answers of the account."""
+    instance_id: str
+    options: requests.Options
+    common: Mapping[str, Any]
+    """The fields of the response, or of each chunk of it."""
+
+    @classmethod
+    def begin(
+        cls,
+        account: Account,
+        instance: Instance,
+        options: requests.Options,
+        now: float,
+        *,
+        id_prefix: str,
+        kind: str,
+    ) -> "_Answer":
+        model = _check_model(instance, options.model)
+        number = account.next_answer_number()
+        answer_id = f"{id_prefix}-{instance.instance_id}-{number}"
+        created = int(account.settings.epoch + now)
+        common = {"id": answer_id, "object": kind, "created": created, "model": model}
+        return cls(number, instance.instance_id, options, common)
+
+    def complete(
+        self, contents: Sequence[dict[str, Any]], choices: Sequence[Choice], prompt_tokens: int
+    ) -> Response:
+        """Build a complete response from the content of each choice."""
+        parts = [
+            _part(index, content, choice.finish_reason)
+            for index, (content, choice) in enumerate(zip(contents, choices, strict=True))
+        ]
+        body = {**self.common, "choices": parts, "usage": _usage(prompt_tokens, choices)}
+        return json_response(200, body, instance_id=self.instance_id)
+
+    def stream(
+        self,
+        contents: Sequence[Iterable[dict[str, Any]]],
+        last: dict[str, Any],
+        choices: Sequence[Choice],
+        prompt_tokens: int,
+    ) -> Response:
+        """Build a stream from the contents of each choice; `last` is the content of its last chunk."""
+        # With include_usage, every chunk has the key, and a last chunk without choices has the numbers.
+        usage: dict[str, Any] = {"usage": None} if self.options.include_usage else {}
+        chunks = [
+            {**self.common, "choices": [part], **usage} for part in _stream_parts(contents, last, choices)
+        ]
+        if usage:
+            usage = {"usage": _usage(prompt_tokens, choices)}
+            chunks.append({**self.common, "choices": [], **usage})
+        events = (*(f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks), b"data: [DONE]\n\n")
+        headers = {"content-type": "text/event-stream", "cache-control": "no-cache"}
+        return Response(200, headers=headers, events=events, instance_id=self.instance_id)
+
+
+def _stream_parts(
+    contents: Sequence[Iterable[dict[str, Any]]], last: dict[str, Any], choices: Sequence[Choice]
+) -> Iterator[dict[str, Any]]:
+    for index, (parts, choice) in enumerate(zip(contents, choices, strict=True)):
+        for content in parts:
+            yield _part(index, content, None)
+        yield _part(index, last, choice.finish_reason)
+
+
+def _part(index: int, content: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    return {"index": index, **content, "logprobs": None, "finish_reason": finish_reason}
 
 
 def _usage(prompt_tokens: int, choices: Sequence[Choice]) -> dict[str, int]:
-    completion_tokens = sum(choice.tokens for choice in choices)
+    completion_tokens = sum(choice.token_count for choice in choices)
     return {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": completion_tokens,
         "total_tokens": prompt_tokens + completion_tokens,
     }
-
-
-def _plain(frame: _Frame, kind: str, choices: list[dict[str, Any]], usage: dict[str, int]) -> Answer:
-    return json_answer(200, frame.wrap(kind, choices=choices, usage=usage), instance_id=frame.instance_id)
-
-
-def _text_deltas(heads: Sequence[str], choices: Sequence[Choice]) -> Iterator[dict[str, Any]]:
-    for index, (head, choice) in enumerate(zip(heads, choices, strict=True)):
-        for text in filter(None, (head, *choice.pieces)):
-            yield {"index": index, "text": text, "logprobs": None, "finish_reason": None}
-        yield {"index": index, "text": "", "logprobs": None, "finish_reason": choice.finish_reason}
-
-
-def _stream(
-    frame: _Frame,
-    options: requests.Options,
-    kind: str,
-    deltas: Iterator[dict[str, Any]],
-    usage: dict[str, int],
-) -> Answer:
-    # With include_usage every chunk has the key, and a last one without choices has the figures.
-    blank: dict[str, Any] = {"usage": None} if options.include_usage else {}
-    chunks = [frame.wrap(kind, choices=[delta], **blank) for delta in deltas]
-    if options.include_usage:
-        chunks.append(frame.wrap(kind, choices=[], usage=usage))
-    events = (*(f"data: {json.dumps(chunk)}\n\n".encode() for chunk in chunks), b"data: [DONE]\n\n")
-    headers = {"content-type": "text/event-stream", "cache-control": "no-cache"}
-    return Answer(200, headers=headers, events=events, instance_id=frame.instance_id)

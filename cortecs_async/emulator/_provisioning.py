@@ -1,37 +1,43 @@
-"""The routes under /api/v1: each a synchronous function from a call to an answer."""
+"""The routes under /api/v1. Each is a function from a request to a response."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from cortecs_async.emulator._account import Account, read_arguments
-from cortecs_async.emulator._answers import Answer, Call, Refusal, json_answer, json_object, required_string
-from cortecs_async.emulator._catalogue import HARDWARE, MODELS
+from cortecs_async.emulator._account import Account, read_args
+from cortecs_async.emulator._catalog import HARDWARE, MODELS
+from cortecs_async.emulator._messages import (
+    ApiError,
+    Request,
+    Response,
+    json_object,
+    json_response,
+    required_string,
+)
 
 Params = Mapping[str, str]
 
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
-def require_token(account: Account, call: Call, now: float) -> None:
-    """Check the bearer token of a call.
+def require_token(account: Account, request: Request, now: float) -> None:
+    """Check the access token of a request.
 
     Raises:
-        Refusal: 401 when it is missing, unknown or expired.
+        ApiError: 401 if it is missing, unknown or expired.
     """
-    scheme, _, token = call.headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not account.token_is_good(token.strip(), now):
-        raise Refusal(401, "Bearer token missing or invalid.", headers={"www-authenticate": "Bearer"})
+    if not account.is_valid_token(request.bearer_token or "", now):
+        raise ApiError(401, "Bearer token missing or invalid.", headers={"www-authenticate": "Bearer"})
 
 
-def token(account: Account, call: Call, _params: Params, now: float) -> Answer:
-    """POST /oauth2/token."""
-    body = json_object(call)
+def token(account: Account, request: Request, _params: Params, now: float) -> Response:
+    """Handle POST /oauth2/token."""
+    body = json_object(request)
     if required_string(body, "grant_type") != "client_credentials":
-        raise Refusal(400, "grant_type must be client_credentials.")
-    client = required_string(body, "client_id"), required_string(body, "client_secret")
-    if client != (account.settings.client_id, account.settings.client_secret):
-        raise Refusal(401, "Unknown client_id or wrong client_secret.")
-    return json_answer(
+        raise ApiError(400, "grant_type must be client_credentials.")
+    credentials = required_string(body, "client_id"), required_string(body, "client_secret")
+    if credentials != (account.settings.client_id, account.settings.client_secret):
+        raise ApiError(401, "Unknown client_id or wrong client_secret.")
+    return json_response(
         200,
         {
             "access_token": account.issue_token(now),
@@ -42,100 +48,104 @@ def token(account: Account, call: Call, _params: Params, now: float) -> Answer:
     )
 
 
-def balance(account: Account, _call: Call, _params: Params, now: float) -> Answer:
-    """GET /user/balance."""
-    return json_answer(200, {"current_balance": account.balance(now), "currency": account.settings.currency})
-
-
-def list_instances(account: Account, _call: Call, _params: Params, now: float) -> Answer:
-    """GET /instances/."""
-    return json_answer(200, {"instances": [account.wire(machine, now) for machine in account.alive.values()]})
-
-
-def get_instance(account: Account, _call: Call, params: Params, now: float) -> Answer:
-    """GET /instances/{instance_id}."""
-    return json_answer(200, {"instance": account.wire(account.get(params["instance_id"]), now)})
-
-
-def start(account: Account, call: Call, _params: Params, now: float) -> Answer:
-    """POST /instances/start."""
-    machine = account.start(read_arguments(json_object(call)), now)
-    return json_answer(202, {"message": "Instance is starting.", "instance": account.wire(machine, now)})
-
-
-def restart(account: Account, call: Call, _params: Params, now: float) -> Answer:
-    """POST /instances/restart."""
-    machine = account.restart(_instance_id(call), now)
-    return json_answer(202, {"message": "Instance is starting.", "instance": account.wire(machine, now)})
-
-
-def stop(account: Account, call: Call, _params: Params, now: float) -> Answer:
-    """POST /instances/stop."""
-    machine = account.stop(_instance_id(call), now)
-    return json_answer(
-        200, {"message": "Instance stopped successfully", "instance": account.wire(machine, now)}
+def balance(account: Account, _request: Request, _params: Params, now: float) -> Response:
+    """Handle GET /user/balance."""
+    return json_response(
+        200, {"current_balance": account.balance(now), "currency": account.settings.currency}
     )
 
 
-def delete(account: Account, _call: Call, params: Params, now: float) -> Answer:
-    """DELETE /instances/{instance_id}."""
-    machine = account.delete(params["instance_id"], now)
-    return json_answer(200, {"message": "Instance deleted successfully.", "instance_id": machine.instance_id})
+def list_instances(account: Account, _request: Request, _params: Params, now: float) -> Response:
+    """Handle GET /instances/."""
+    return json_response(
+        200, {"instances": [account.json(instance, now) for instance in account.instances.values()]}
+    )
 
 
-def stop_all(account: Account, _call: Call, _params: Params, now: float) -> Answer:
-    """POST /instances/stop-all. The vendor's client provides for an answer without ids: none affected."""
-    answer: dict[str, Any] = {"message": "All instances stopped successfully."}
+def get_instance(account: Account, _request: Request, params: Params, now: float) -> Response:
+    """Handle GET /instances/{instance_id}."""
+    return json_response(200, {"instance": account.json(account.get(params["instance_id"]), now)})
+
+
+def start(account: Account, request: Request, _params: Params, now: float) -> Response:
+    """Handle POST /instances/start."""
+    instance = account.start(read_args(json_object(request)), now)
+    return json_response(202, {"message": "Instance is starting.", "instance": account.json(instance, now)})
+
+
+def restart(account: Account, request: Request, _params: Params, now: float) -> Response:
+    """Handle POST /instances/restart."""
+    instance = account.restart(_instance_id(request), now)
+    return json_response(202, {"message": "Instance is starting.", "instance": account.json(instance, now)})
+
+
+def stop(account: Account, request: Request, _params: Params, now: float) -> Response:
+    """Handle POST /instances/stop."""
+    instance = account.stop(_instance_id(request), now)
+    return json_response(
+        200, {"message": "Instance stopped successfully", "instance": account.json(instance, now)}
+    )
+
+
+def delete(account: Account, _request: Request, params: Params, now: float) -> Response:
+    """Handle DELETE /instances/{instance_id}."""
+    instance_id = params["instance_id"]
+    account.delete(instance_id, now)
+    return json_response(200, {"message": "Instance deleted successfully.", "instance_id": instance_id})
+
+
+def stop_all(account: Account, _request: Request, _params: Params, now: float) -> Response:
+    """Handle POST /instances/stop-all. Without ids, as the vendor's client allows, if it stops nothing."""
+    body: dict[str, Any] = {"message": "All instances stopped successfully."}
     if ids := account.stop_all(now):
-        answer["instance_ids"] = ids
-    return json_answer(200, answer)
+        body["instance_ids"] = ids
+    return json_response(200, body)
 
 
-def delete_all(account: Account, call: Call, _params: Params, now: float) -> Answer:
-    """DELETE /instances/delete-all."""
-    ids = account.delete_all(now, force=_boolean_query(call, "force_deletion"))
-    return json_answer(200, {"message": "All instances deleted successfully.", "instance_ids": ids})
+def delete_all(account: Account, request: Request, _params: Params, now: float) -> Response:
+    """Handle DELETE /instances/delete-all."""
+    ids = account.delete_all(now, force=_boolean_query(request, "force_deletion"))
+    return json_response(200, {"message": "All instances deleted successfully.", "instance_ids": ids})
 
 
-def models(_account: Account, _call: Call, _params: Params, _now: float) -> Answer:
-    """GET /models/."""
-    return json_answer(200, {"models": [model.preview() for model in MODELS.values()]})
+def models(_account: Account, _request: Request, _params: Params, _now: float) -> Response:
+    """Handle GET /models/."""
+    return json_response(200, {"models": [model.preview() for model in MODELS.values()]})
 
 
-def model(_account: Account, _call: Call, params: Params, _now: float) -> Answer:
-    """GET /models/{model_id}."""
-    found = MODELS.get(params["model_id"])
-    if found is None:
-        raise Refusal(400, f"Unknown model_id {params['model_id']!r}.")
-    return json_answer(200, {"model": found.detail()})
+def model(_account: Account, _request: Request, params: Params, _now: float) -> Response:
+    """Handle GET /models/{model_id}."""
+    model = MODELS.get(params["model_id"])
+    if model is None:
+        raise ApiError(400, f"Unknown model_id {params['model_id']!r}.")
+    return json_response(200, {"model": model.detail()})
 
 
-def hardware_types(account: Account, _call: Call, _params: Params, _now: float) -> Answer:
-    """GET /hardware-types/."""
+def hardware_types(account: Account, _request: Request, _params: Params, _now: float) -> Response:
+    """Handle GET /hardware-types/."""
+    return _hardware_types(account, HARDWARE)
+
+
+def available(account: Account, _request: Request, _params: Params, now: float) -> Response:
+    """Handle GET /hardware-types/available."""
+    return _hardware_types(account, [each for each in HARDWARE if account.free_sets(each, now) > 0])
+
+
+def _hardware_types(account: Account, ids: Iterable[str]) -> Response:
     currency = account.settings.currency
-    return json_answer(200, {"hardware_types": [hardware.wire(currency) for hardware in HARDWARE.values()]})
+    return json_response(200, {"hardware_types": [HARDWARE[each].json(currency) for each in ids]})
 
 
-def available(account: Account, _call: Call, _params: Params, now: float) -> Answer:
-    """GET /hardware-types/available."""
-    free = [
-        hardware for hardware in HARDWARE.values() if account.free_sets(hardware.hardware_type_id, now) > 0
-    ]
-    return json_answer(
-        200, {"hardware_types": [hardware.wire(account.settings.currency) for hardware in free]}
-    )
+def _instance_id(request: Request) -> str:
+    return required_string(json_object(request), "instance_id")
 
 
-def _instance_id(call: Call) -> str:
-    return required_string(json_object(call), "instance_id")
-
-
-def _boolean_query(call: Call, name: str) -> bool:
-    values = [value for key, value in call.query if key == name]
+def _boolean_query(request: Request, name: str) -> bool:
+    values = [value for key, value in request.query if key == name]
     if not values:
         return False
-    # Python's requests writes True and False with a capital.
-    found = _BOOLEANS.get(values[0].lower())
-    if found is None or len(values) > 1:
-        raise Refusal(400, f"{name} must be true or false.")
-    return found
+    # Python's requests library sends True and False with a capital.
+    value = _BOOLEANS.get(values[0].lower())
+    if value is None or len(values) > 1:
+        raise ApiError(400, f"{name} must be true or false.")
+    return value

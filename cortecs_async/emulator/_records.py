@@ -1,4 +1,4 @@
-"""What a test reads from the emulator afterwards."""
+"""Records of instances and requests, for tests to inspect."""
 
 from typing import Literal
 
@@ -9,7 +9,22 @@ LedgerStatus = Literal["pending", "running", "stopping", "stopped", "deleted"]
 
 @attrs.frozen
 class LedgerEntry:
-    """One instance that there ever was, as the bill sees it. Times are seconds of the emulator's clock."""
+    """The bill for one instance. Times are seconds of the emulator's clock.
+
+    Attributes:
+        instance_id: The id of the instance.
+        model_id: The model that it serves.
+        hardware_type_id: The hardware type of each worker.
+        num_workers: The number of workers.
+        billing_interval: `per_minute` or `per_hour`.
+        started_at: When its first start was accepted.
+        stopped_at: When its last run ended; None while it is billed.
+        deleted_at: When it was deleted; None while it exists.
+        status: Its present status.
+        seconds: How long it has been billed so far, over all its runs, before rounding up to the interval.
+        cost: The cost so far: started intervals x price x workers, each run on its own.
+        price_per_hour: The price of one hour, all workers together.
+    """
 
     instance_id: str
     model_id: str
@@ -17,30 +32,31 @@ class LedgerEntry:
     num_workers: int
     billing_interval: str
     started_at: float
-    """When its first start was accepted."""
     stopped_at: float | None
-    """When its last run ended; None while it is billed."""
     deleted_at: float | None
     status: LedgerStatus
     seconds: float
-    """How long it has been billed so far, over all its runs, before rounding up to the interval."""
     cost: float
-    """What that costs so far: begun intervals x price x workers, each run on its own."""
     price_per_hour: float
-    """What an hour of it costs, all workers together."""
 
 
 @attrs.frozen
 class RequestRecord:
-    """One request that reached the emulator."""
+    """One request that reached the emulator.
+
+    Attributes:
+        method: The HTTP method.
+        path: The path, without the query.
+        route: The name of the route; None if no route matched.
+        status: The HTTP status of the response; None if there was none: dropped, in progress, or the
+            caller disconnected.
+        at: When it arrived, in seconds of the emulator's clock.
+        fault: The kind of the fault that affected it, if any.
+    """
 
     method: str
     path: str
     route: str | None
-    """The route's name; None when no route matched."""
     status: int | None
-    """The status sent; None when nothing was: dropped, still under way, or the caller hung up."""
     at: float
-    """When it arrived, seconds of the emulator's clock."""
     fault: str | None
-    """The kind of the fault that met it."""

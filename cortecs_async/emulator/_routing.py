@@ -1,4 +1,4 @@
-"""Which route a request takes."""
+"""Find the route of a request, and handle it."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -9,7 +9,7 @@ from urllib.parse import urlencode
 import attrs
 
 from cortecs_async.emulator._account import Account
-from cortecs_async.emulator._answers import JSON_TYPE, Answer, Call, Refusal
+from cortecs_async.emulator._messages import JSON_TYPE, ApiError, Request, Response
 
 from . import _inference as inference
 from . import _provisioning as provisioning
@@ -17,13 +17,13 @@ from . import _provisioning as provisioning
 API: Final = "/api/v1"
 INFERENCE: Final = "/inference"
 
-Handler = Callable[[Account, Call, Mapping[str, str], float], Answer]
+Handler = Callable[[Account, Request, Mapping[str, str], float], Response]
 Credential = Literal["token", "api_key"]
 
 
 @attrs.frozen
 class Route:
-    """One route: a segment in braces matches anything but a slash."""
+    """One route. A path segment in braces matches anything except a slash."""
 
     name: str
     method: str
@@ -32,12 +32,12 @@ class Route:
     needs: Credential | None = "token"
 
     def match(self, path: str) -> Mapping[str, str] | None:
-        """The path's parameters, or None when it is not this route's."""
-        wanted, found = self.path.split("/"), path.split("/")
-        if len(wanted) != len(found):
+        """Return the parameters in a path, or None if it does not match."""
+        patterns, segments = self.path.split("/"), path.split("/")
+        if len(patterns) != len(segments):
             return None
         params: dict[str, str] = {}
-        for pattern, segment in zip(wanted, found, strict=True):
+        for pattern, segment in zip(patterns, segments, strict=True):
             if pattern.startswith("{") and segment:
                 params[pattern[1:-1]] = segment
             elif pattern != segment:
@@ -46,15 +46,15 @@ class Route:
 
 
 @functools.cache
-def _document() -> bytes:
+def _openapi_document() -> bytes:
     return resources.files("cortecs_async.emulator").joinpath("openapi.json").read_bytes()
 
 
-def _openapi(_account: Account, _call: Call, _params: Mapping[str, str], _now: float) -> Answer:
-    return Answer(200, _document(), {"content-type": JSON_TYPE})
+def _openapi(_account: Account, _request: Request, _params: Mapping[str, str], _now: float) -> Response:
+    return Response(200, _openapi_document(), {"content-type": JSON_TYPE})
 
 
-# Literal segments come before a parameter that would match them too.
+# Literal segments come before a parameter that would also match them.
 ROUTES: Final = (
     Route("token", "POST", f"{API}/oauth2/token", provisioning.token, None),
     Route("balance", "GET", f"{API}/user/balance", provisioning.balance),
@@ -85,39 +85,30 @@ ROUTE_NAMES: Final = frozenset(route.name for route in ROUTES)
 
 @attrs.frozen
 class Match:
-    """Where a call goes: to a route, to another address, or nowhere."""
+    """The result of routing a request: a route, a redirect, a wrong method, or nothing."""
 
     route: Route | None = None
     params: Mapping[str, str] = attrs.field(factory=dict)
     allow: tuple[str, ...] = ()
-    """The methods of the path, when the call's is not among them."""
+    """The methods of the path, if that of the request is not among them."""
     location: str | None = None
-    """Where the path with its missing slash is."""
+    """The redirect, if the path lacks its slash at the end."""
 
     @property
     def name(self) -> str | None:
-        """The route's name."""
+        """The name of the route."""
         return None if self.route is None else self.route.name
 
 
-@attrs.frozen
-class Late:
-    """A deed whose caller hung up while it was delayed: it is done all the same, at its time."""
-
-    due: float
-    call: Call
-    match: Match
-
-
-# Under load the same few paths come again and again; the bound is for those that somebody makes up.
+# Under load the same few paths repeat; the limit is for paths that callers make up.
 @functools.lru_cache(maxsize=4096)
 def find_route(method: str, path: str) -> Match:
-    """Find the route of a call."""
+    """Find the route of a request."""
     same_path: str | None = None
     allow: list[str] = []
     for route in ROUTES:
         params = route.match(path)
-        # /instances/start is its own path: a GET there is a wrong method, not the instance "start".
+        # /instances/start is a path of its own: GET there is a wrong method, not the instance "start".
         if params is None or same_path not in (None, route.path):
             continue
         if route.method == method:
@@ -131,21 +122,23 @@ def find_route(method: str, path: str) -> Match:
     return Match()
 
 
-def decide(account: Account, call: Call, match: Match, now: float) -> Answer:
-    """Do what a call asks for.
+def handle(account: Account, request: Request, match: Match, now: float) -> Response:
+    """Do what a request asks for.
 
     Raises:
-        Refusal: When the answer is no.
+        ApiError: If the service would reject it.
     """
     if match.location is not None:
-        query = urlencode(call.query)
-        return Answer(307, headers={"location": f"{match.location}?{query}" if query else match.location})
+        query = urlencode(request.query)
+        return Response(307, headers={"location": f"{match.location}?{query}" if query else match.location})
     if match.allow:
-        raise Refusal(405, f"{call.method} is not allowed here.", headers={"allow": ", ".join(match.allow)})
+        raise ApiError(
+            405, f"{request.method} is not allowed here.", headers={"allow": ", ".join(match.allow)}
+        )
     if match.route is None:
-        raise Refusal(404, f"There is nothing at {call.path}.")
+        raise ApiError(404, f"There is nothing at {request.path}.")
     if match.route.needs == "token":
-        provisioning.require_token(account, call, now)
+        provisioning.require_token(account, request, now)
     elif match.route.needs == "api_key":
-        inference.require_api_key(account, call)
-    return match.route.handler(account, call, match.params, now)
+        inference.require_api_key(account, request)
+    return match.route.handler(account, request, match.params, now)

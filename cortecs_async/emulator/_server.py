@@ -1,4 +1,4 @@
-"""The emulator on real sockets, served by uvicorn in a thread or in the foreground."""
+"""Serve the emulator on a real socket with uvicorn, in a thread or in the foreground."""
 
 import asyncio
 import ipaddress
@@ -23,67 +23,66 @@ _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 @final
 class _Protocol(H11Protocol):
-    """HTTP/1.1 whose connections the application may cut."""
+    """HTTP/1.1 connections that the application can cut."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        joining = _JoiningTransport(transport, self.loop)
-        super().connection_made(joining)
+        buffered = _BufferedTransport(transport, self.loop)
+        super().connection_made(buffered)
         self._application: Any = self.app
         self._requests: set[asyncio.Task[Any]] = set()
-        self._scissors = {"abort": joining.abort, "close": joining.close}
-        self.app = self._with_scissors
+        self._cut = {"abort": buffered.abort, "close": buffered.close}
+        self.app = self._run_application
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        # Who has hung up waits for nothing any more: in process, too, such a request is cancelled.
+        # A disconnected caller does not wait any more. In process, such a request is cancelled too.
         for request in self._requests:
             request.cancel()
 
-    async def _with_scissors(self, scope: Any, receive: Any, send: Any) -> None:
-        scope.setdefault("extensions", {})[EXTENSION] = self._scissors
+    async def _run_application(self, scope: Any, receive: Any, send: Any) -> None:
+        scope.setdefault("extensions", {})[EXTENSION] = self._cut
         task = asyncio.current_task()
         if task is not None:
             self._requests.add(task)
         try:
             await self._application(scope, receive, send)
         except asyncio.CancelledError:
-            # The connection is lost, or cut by the end of the server. Out of here it would be logged as an
-            # error of the application.
+            # The connection is lost, or the server stops. uvicorn would log this as an application error.
             return
         finally:
             self._requests.discard(task)
 
 
 @final
-class _JoiningTransport(asyncio.Transport):
-    """Sends what is written in one turn of the loop as one piece.
+class _BufferedTransport(asyncio.Transport):
+    """Joins the writes of one iteration of the event loop.
 
-    uvicorn writes head and body of an answer apart, and a system call is the dearest part of a small one.
+    uvicorn writes the head and the body of a response separately, and system calls dominate small ones.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         super().__init__()
         self._transport = transport
         self._loop = loop
-        self._held: list[bytes | bytearray | memoryview] = []
+        self._buffer: list[bytes | bytearray | memoryview] = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if data:
-            if not self._held:
+            if not self._buffer:
                 self._loop.call_soon(self._flush)
-            self._held.append(data)
+            self._buffer.append(data)
 
     def _flush(self) -> None:
-        if self._held:
-            self._transport.write(b"".join(self._held))
-            self._held.clear()
+        if self._buffer:
+            self._transport.write(b"".join(self._buffer))
+            self._buffer.clear()
 
     def close(self) -> None:
         self._flush()
         self._transport.close()
 
     def abort(self) -> None:
-        self._held.clear()
+        self._buffer.clear()
         self._transport.abort()
 
     def is_closing(self) -> bool:
@@ -101,7 +100,7 @@ class _JoiningTransport(asyncio.Transport):
 
 @final
 class _Server(uvicorn.Server):
-    """A uvicorn that wakes at once and goes at once: no tick, no grace for open connections."""
+    """A uvicorn server that reacts and stops at once: no polling, no grace period for open connections."""
 
     def __init__(self, app: ASGIApp, on_ready: Callable[[], None]) -> None:
         super().__init__(
@@ -120,19 +119,19 @@ class _Server(uvicorn.Server):
         )
         self._on_ready = on_ready
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._leave = asyncio.Event()
+        self._stopped = asyncio.Event()
 
-    def leave(self) -> None:
-        """End the server, from any thread or signal handler. To ask twice is harmless."""
-        # Read by uvicorn if the loop has not been entered yet.
+    def stop(self) -> None:
+        """Stop the server, from any thread or signal handler. A second call does nothing."""
+        # uvicorn reads this if the main loop has not started yet.
         self.should_exit = True
         if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._leave.set)
+            self._loop.call_soon_threadsafe(self._stopped.set)
 
     async def main_loop(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_ready()
-        await self._leave.wait()
+        await self._stopped.wait()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
@@ -141,7 +140,7 @@ class _Server(uvicorn.Server):
             sock.close()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-        # One turn of the loop, in which the connections learn that they are lost.
+        # Let the event loop tell the connections that they are lost.
         await asyncio.sleep(0)
         tasks = list(self.server_state.tasks)
         for task in tasks:
@@ -151,11 +150,11 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
-        # uvicorn raises the signal again when it is done; whoever runs this wants a plain return.
+        # uvicorn raises the signal again at the end, but our callers expect a plain return.
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, lambda *_: self.leave()) for number in _SIGNALS}
+        before = {number: signal.signal(number, lambda *_: self.stop()) for number in _SIGNALS}
         try:
             yield
         finally:
@@ -167,14 +166,14 @@ def _bind(host: str, port: int, *, allow_remote: bool) -> socket.socket:
     """Listen on an address.
 
     Raises:
-        ValueError: When it is not a loopback address and ``allow_remote`` is False.
-        OSError: When it cannot be bound.
+        ValueError: If it is not a loopback address and `allow_remote` is False.
+        OSError: If it cannot be bound.
     """
     address = "127.0.0.1" if host == "localhost" else host
     if not allow_remote and not _is_loopback(address):
         msg = (
-            f"{host!r} is reachable from other machines, and the emulator guards nothing: "
-            "if that is meant, allow it with allow_remote=True (--allow-remote)"
+            f"{host!r} is reachable from other machines, and the emulator protects nothing. "
+            "To allow it, pass allow_remote=True (--allow-remote)."
         )
         raise ValueError(msg)
     family, kind, protocol, _, target = socket.getaddrinfo(
@@ -214,15 +213,15 @@ def run_emulator(
     """Serve an emulator until Ctrl-C or SIGTERM, then return.
 
     Args:
-        emulator: The emulator; its ``root_url`` is set.
+        emulator: The emulator; its `root_url` is set.
         host: The address to listen on.
-        port: The port; 0 takes a free one.
-        allow_remote: Whether an address beyond loopback is meant.
-        on_ready: Called once, when it can be reached.
+        port: The port; 0 for a free one.
+        allow_remote: Whether to allow an address that is not loopback.
+        on_ready: Called once, when the emulator accepts connections.
 
     Raises:
-        ValueError: For an address beyond loopback without ``allow_remote``.
-        OSError: When the address cannot be bound.
+        ValueError: For an address that is not loopback, without `allow_remote`.
+        OSError: If the address cannot be bound.
     """
     sock = _bind(host, port, allow_remote=allow_remote)
     emulator.root_url = _url(sock)
@@ -238,40 +237,40 @@ def serve_emulator(
     allow_remote: bool = False,
     **emulator_kwargs: Any,
 ) -> "ServedEmulator":
-    """Serve an emulator on a real socket while the body of a ``with`` or ``async with`` runs.
+    """Serve an emulator on a real socket during a `with` or `async with` block.
 
-    It runs on an event loop of its own in another thread, so that it answers whatever the caller's loop is
-    and does. Entering and leaving block the caller for some milliseconds instead of awaiting: so neither
-    can be cancelled halfway, and both work under any event loop and any clock, and without one. On the way
-    out open connections are cut.
+    It runs on its own event loop in another thread, so it responds whatever your event loop does. Entering
+    and leaving block for a few milliseconds instead of awaiting. So they cannot be cancelled halfway, and
+    work with any event loop and clock, and without one. Leaving cuts open connections.
 
     Args:
-        emulator: The emulator to serve, its ``clock`` and ``sleep`` fit for another thread; None makes one.
+        emulator: The emulator to serve; its `clock` and `sleep` must work in another thread. None creates
+            one.
         host: The address to listen on.
-        port: The port; 0 takes a free one.
-        allow_remote: Whether an address beyond loopback is meant.
-        **emulator_kwargs: For the emulator that is made.
+        port: The port; 0 for a free one.
+        allow_remote: Whether to allow an address that is not loopback.
+        **emulator_kwargs: Arguments for the emulator that is created.
 
     Returns:
-        A context manager, of both kinds, whose body gets the emulator, reachable, its ``root_url`` set.
-        Entering it raises ValueError for an address beyond loopback without ``allow_remote``, and OSError
-        when the address cannot be bound.
+        A context manager, synchronous and asynchronous, whose block gets the emulator, its `root_url` set.
+        Entering it raises ValueError for an address that is not loopback, without `allow_remote`, and OSError
+        if the address cannot be bound.
 
     Raises:
-        TypeError: For ``emulator_kwargs`` beside an emulator.
-        ValueError: For what the emulator cannot be made with.
+        TypeError: If you pass both an emulator and `emulator_kwargs`.
+        ValueError: If the arguments for the emulator are invalid.
     """
     if emulator is None:
         emulator = Emulator(**emulator_kwargs)
     elif emulator_kwargs:
-        msg = "emulator_kwargs are for an emulator that is made here, not for one that is given"
+        msg = "Pass either an emulator or emulator_kwargs for a new one, not both."
         raise TypeError(msg)
     return ServedEmulator(_served(emulator, host, port, allow_remote=allow_remote))
 
 
 @final
 class ServedEmulator(AbstractContextManager[Emulator], AbstractAsyncContextManager[Emulator]):
-    """What :func:`serve_emulator` gives, to be entered once, with ``with`` or with ``async with``."""
+    """The context manager of :func:`serve_emulator`. Enter it once, with `with` or `async with`."""
 
     def __init__(self, served: AbstractContextManager[Emulator]) -> None:
         self._served = served
@@ -305,7 +304,7 @@ def _served(emulator: Emulator, host: str, port: int, *, allow_remote: bool) -> 
             with sock:
                 asyncio.run(server.serve(sockets=[sock]))
         except BaseException as error:
-            # After it was ready nobody waits any more, and the thread's own report must do.
+            # Once it is ready, no one waits for it, and the thread's own traceback has to do.
             if ready.done():
                 raise
             ready.set_exception(error)
@@ -316,5 +315,5 @@ def _served(emulator: Emulator, host: str, port: int, *, allow_remote: bool) -> 
     try:
         yield emulator
     finally:
-        server.leave()
+        server.stop()
         thread.join()

@@ -1,11 +1,11 @@
-"""How an emulator behaves, fixed when it is made."""
+"""The settings of an emulator, fixed when it is created."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
-from cortecs_async.emulator._catalogue import HARDWARE
+from cortecs_async.emulator._catalog import HARDWARE
 
 
 def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, int]) -> None:
@@ -14,19 +14,19 @@ def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, i
             msg = f"capacity names {hardware_type_id!r}; the emulator knows {', '.join(HARDWARE)}"
             raise ValueError(msg)
         if sets < 0:
-            msg = f"capacity of {hardware_type_id} must not be negative"
+            msg = f"The capacity of {hardware_type_id} must not be negative"
             raise ValueError(msg)
 
 
 def _needs_parallel(settings: "Settings", _: object, __: int) -> None:
     if settings.parallel is None:
-        msg = "queue is for what waits behind parallel answers: give parallel too"
+        msg = "queue limits the requests that wait for a parallel answer: pass parallel too"
         raise ValueError(msg)
 
 
 @attrs.frozen(kw_only=True)
 class Settings:
-    """The options of :class:`~cortecs_async.emulator.Emulator`, which documents them."""
+    """The options of an `Emulator`, which documents them."""
 
     client_id: str
     client_secret: str = attrs.field(repr=False)
@@ -47,9 +47,9 @@ class Settings:
     unknown_status: int = attrs.field(validator=attrs.validators.in_((400, 404)))
     num_workers_in_args: bool
     epoch: float
-    """Unix time of the clock's zero, for the timestamps on the wire."""
+    """The Unix time at which the clock was zero, for timestamps in responses."""
 
     @property
     def ready_after(self) -> float:
-        """Seconds from an accepted start until the first worker runs."""
+        """Seconds from an accepted start until the first worker is running."""
         return (self.num_steps - 1) * self.step_seconds

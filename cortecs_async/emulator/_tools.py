@@ -1,4 +1,4 @@
-"""Which tools the emulator's model calls."""
+"""Decide which tools the emulated model calls."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,130 +6,132 @@ from typing import Any, Final, Literal
 
 import attrs
 
-from cortecs_async.emulator._answers import Refusal, boolean_field, required_string
-from cortecs_async.emulator._speech import Message
+from cortecs_async.emulator._generation import Message
+from cortecs_async.emulator._messages import ApiError, boolean_field, required_string
 
-# Every id of a call begins so: frameworks that write calls out as text are recognised by it.
+# Every call id starts with this, which identifies calls that a framework sends back as text.
 CALL_PREFIX: Final = "call_emulator_"
 
 
 @attrs.frozen
 class Tool:
-    """A tool that is offered."""
+    """A tool that the request offers."""
 
     name: str
     parameters: Mapping[str, Any]
-    """A JSON schema; it is read when the tool is called."""
+    """A JSON schema, checked when the tool is called."""
 
 
 @attrs.frozen
 class Toolbox:
-    """The tools of a request, and what may be done with them."""
+    """The tools of a request, and how they may be called."""
 
     tools: tuple[Tool, ...] = ()
     choice: Literal["auto", "none", "required", "named"] = "none"
-    """``named``: there is only the one tool, and it must be called."""
-    all_at_once: bool = False
+    """`named`: there is only one tool, and it must be called."""
+    parallel: bool = False
 
 
 @attrs.frozen
 class Turn:
-    """What has been said since the user spoke last."""
+    """The conversation since the user's last message."""
 
-    said: str
-    """By the user."""
+    user_text: str
     called: frozenset[str]
-    """The names of the tools that were called since."""
+    """The names of the tools that have been called."""
     results: tuple[tuple[str, str], ...]
-    """What they answered, each with the name of its tool."""
+    """Their results, each with the name of its tool."""
 
     @property
-    def told(self) -> str:
-        """The results, as a text."""
-        return " ".join(f'{name} said: "{text}"' for name, text in self.results)
+    def text(self) -> str:
+        """The results as text, or without any the user's text."""
+        return " ".join(f'{name} said: "{text}"' for name, text in self.results) or self.user_text
 
 
 def read_toolbox(body: Mapping[str, Any]) -> Toolbox:
-    """Read what a chat request says of tools.
+    """Read the tools of a chat request.
 
     Raises:
-        Refusal: 400 for a malformed body.
+        ApiError: 400 if the body is malformed.
     """
     offered = body.get("tools")
     if offered is not None and not isinstance(offered, list):
-        raise Refusal(400, "tools must be a list.")
+        raise ApiError(400, "tools must be a list.")
     tools = tuple(_tool(tool) for tool in offered or ())
-    all_at_once = boolean_field(body, "parallel_tool_calls")
+    parallel = boolean_field(body, "parallel_tool_calls")
     choice = body.get("tool_choice")
     if choice is None or choice in ("auto", "none"):
-        return Toolbox(tools, choice or "auto", all_at_once) if tools else Toolbox()
+        return Toolbox(tools, choice or "auto", parallel) if tools else Toolbox()
     if not tools:
-        raise Refusal(400, "This tool_choice needs tools.")
+        raise ApiError(400, "This tool_choice needs tools.")
     if choice == "required":
-        return Toolbox(tools, "required", all_at_once)
-    function = (
-        choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
-    )
-    if not isinstance(function, dict):
-        raise Refusal(400, "tool_choice must be auto, none, required, or name a function.")
+        return Toolbox(tools, "required", parallel)
+    function = _function(choice)
+    if function is None:
+        raise ApiError(400, "tool_choice must be auto, none, required, or name a function.")
     named = tuple(tool for tool in tools if tool.name == function.get("name"))
     if not named:
-        raise Refusal(400, "tool_choice names a function that is not among the tools.")
+        raise ApiError(400, "tool_choice names a function that is not among the tools.")
     return Toolbox(named[:1], "named")
 
 
-def _tool(value: Any) -> Tool:
+def _function(value: Any) -> dict[str, Any] | None:
     function = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else None
-    if not isinstance(function, dict):
-        raise Refusal(400, "Every tool must be an object of type function, with a function.")
+    return function if isinstance(function, dict) else None
+
+
+def _tool(value: Any) -> Tool:
+    function = _function(value)
+    if function is None:
+        raise ApiError(400, "Every tool must be an object of type function, with a function.")
     parameters = function.get("parameters")
     if parameters is not None and not isinstance(parameters, dict):
-        raise Refusal(400, "The parameters of a tool must be a JSON schema, which is an object.")
+        raise ApiError(400, "The parameters of a tool must be a JSON schema, which is an object.")
     return Tool(required_string(function, "name"), parameters or {})
 
 
 def read_turn(messages: Sequence[Message], toolbox: Toolbox) -> Turn:
-    """Find what has been said since the user spoke last.
+    """Read the conversation since the user's last message.
 
-    Some frameworks (smolagents) write a call out as text of the assistant, id and all, and its result as a
-    message of the user; these are read as what they stand for.
+    Some frameworks (smolagents) send a call as text of the assistant, its id included, and the result as a
+    message of the user. These count as a call and its result.
     """
-    said, called, results = "", set[str](), list[tuple[str, str]]()
+    user_text, called, results = "", set[str](), list[tuple[str, str]]()
     names: dict[str, str] = {}
-    written: list[str] = []
+    called_in_text: list[str] = []
     for message in messages:
-        if message.role == "user" and written:
-            results.append((" and ".join(written), message.content))
+        if message.role == "user" and called_in_text:
+            results.append((" and ".join(called_in_text), message.content))
         elif message.role == "user":
-            said, called, results = message.content, set(), []
+            user_text, called, results = message.content, set(), []
         elif message.role == "tool":
             name = message.name or names.get(message.tool_call_id or "") or "A tool"
             results.append((name, message.content))
         names |= {call.call_id: call.name for call in message.calls}
         called.update(call.name for call in message.calls)
         if message.role == "user" or (message.role == "assistant" and CALL_PREFIX not in message.content):
-            written = []
+            called_in_text = []
         elif message.role == "assistant":
-            written = [tool.name for tool in toolbox.tools if _is_named(tool, message.content)]
-            called.update(written)
-    return Turn(said, frozenset(called), tuple(results))
+            called_in_text = [tool.name for tool in toolbox.tools if _is_named(tool, message.content)]
+            called.update(called_in_text)
+    return Turn(user_text, frozenset(called), tuple(results))
 
 
 def tools_to_call(toolbox: Toolbox, turn: Turn) -> tuple[Tool, ...]:
-    """The tools that the model calls now; none when it answers.
+    """Choose the tools that the model calls now; none if it answers with text.
 
-    Each tool is called once for what the user said, in the order in which they are offered: one an answer, or
-    all in one when ``parallel_tool_calls`` is true. When the user names tools, only those are. After that the
-    model answers; where it must call one, it calls the last. Frameworks put their tool for the final answer
-    there.
+    For each message of the user, each tool is called once, in the order in which they are offered: one an
+    answer, or all in one answer if `parallel_tool_calls` is true. If the user names tools, only those are
+    called. After that the model answers. Where it must call a tool, it calls the last: frameworks put their
+    tool for the final answer there.
     """
     if toolbox.choice in ("none", "named"):
         return toolbox.tools if toolbox.choice == "named" else ()
-    named = [tool for tool in toolbox.tools if _is_named(tool, turn.said)]
-    left = [tool for tool in named or toolbox.tools if tool.name not in turn.called]
-    if not left and toolbox.choice == "required":
-        left = [toolbox.tools[-1]]
-    return tuple(left if toolbox.all_at_once else left[:1])
+    named = [tool for tool in toolbox.tools if _is_named(tool, turn.user_text)]
+    remaining = [tool for tool in named or toolbox.tools if tool.name not in turn.called]
+    if not remaining and toolbox.choice == "required":
+        remaining = [toolbox.tools[-1]]
+    return tuple(remaining if toolbox.parallel else remaining[:1])
 
 
 def _is_named(tool: Tool, text: str) -> bool:

@@ -1,4 +1,4 @@
-"""`cortecs-async batch` as a person uses it."""
+"""`cortecs-async batch`: exit codes, receipt, estimate, errors and progress."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from click.testing import Result
 from rich.console import Console
 
 from cortecs_async._batch import health as _health
-from cortecs_async._cli._batch_view import Bars, Lines, duration, number
+from cortecs_async._cli.batch_display import LineDisplay, LiveDisplay, format_duration, format_number
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import (
     BatchProgress,
@@ -37,7 +37,7 @@ Call = Callable[..., Result]
 
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Call:
-    """`batch` in a folder that has an input of ten requests."""
+    """Call `batch` in a folder with an input of ten requests."""
     poll_often(monkeypatch)
     monkeypatch.chdir(tmp_path)
     write(tmp_path, 10)
@@ -59,7 +59,7 @@ def ids(folder: Path) -> list[str]:
 
 
 @pytest.mark.sockets
-def test_the_whole_job_and_its_receipt(served: Emulator, call: Call, tmp_path: Path) -> None:
+def test_batch_answers_all_and_prints_a_receipt(served: Emulator, call: Call, tmp_path: Path) -> None:
     done = call("--hardware", HARDWARE, "--ordered")
     assert done.exit_code == 0
     assert ids(tmp_path) == [f"r{each}" for each in range(10)]
@@ -81,13 +81,13 @@ def test_the_whole_job_and_its_receipt(served: Emulator, call: Call, tmp_path: P
 
 
 @pytest.mark.sockets
-def test_quiet_says_nothing(served: Emulator, call: Call) -> None:
+def test_quiet_prints_nothing(served: Emulator, call: Call) -> None:
     done = call(before=["-q"])
     assert (done.exit_code, done.output) == (0, "")
 
 
 @pytest.mark.sockets
-def test_the_receipt_as_json(served: Emulator, call: Call) -> None:
+def test_receipt_as_json(served: Emulator, call: Call) -> None:
     report = json.loads(call("--json", "--instances", "2").stdout)
     assert (report["total"], report["succeeded"], report["failed"]) == (10, 10, 0)
     assert len(report["receipts"]) in {1, 2}
@@ -96,7 +96,7 @@ def test_the_receipt_as_json(served: Emulator, call: Call) -> None:
 
 
 @pytest.mark.sockets
-def test_error_lines_have_a_status_of_their_own(served: Emulator, call: Call) -> None:
+def test_error_lines_have_their_own_exit_code(served: Emulator, call: Call) -> None:
     served.add_fault(Fault("status", route="chat", status=400))
     done = call()
     assert done.exit_code == 3
@@ -108,17 +108,17 @@ def test_error_lines_have_a_status_of_their_own(served: Emulator, call: Call) ->
 
 
 @pytest.mark.sockets
-def test_a_dry_run_starts_nothing(served: Emulator, call: Call, tmp_path: Path) -> None:
+def test_dry_run_starts_nothing(served: Emulator, call: Call, tmp_path: Path) -> None:
     done = call("--dry-run", "--instances", "2", "--workers", "2")
     assert done.exit_code == 0
     assert served.ledger == ()
     assert not (tmp_path / "out.jsonl").exists()
     for row in (
-        "requests            10, of which 10 are left",
+        "requests            10, 10 remaining",
         "hardware            NVIDIA_L40S_1, available now",
-        "answers             at most 30 tokens in all",
+        "answers             at most 30 tokens in total",
         "within the context of 32,000",
-        "price               0.12 EUR a minute, 7.20 an hour",
+        "price               0.12 EUR per minute, 7.20 per hour",
         "balance             1000.00 EUR",
         "at 500 tokens/s     0:00, 0.12 EUR",
     ):
@@ -128,13 +128,15 @@ def test_a_dry_run_starts_nothing(served: Emulator, call: Call, tmp_path: Path) 
 
 
 @pytest.mark.sockets
-def test_a_dry_run_says_what_will_not_fit(served: Emulator, call: Call, tmp_path: Path) -> None:
+def test_dry_run_warns_of_a_request_longer_than_the_context(
+    served: Emulator, call: Call, tmp_path: Path
+) -> None:
     write(tmp_path, 2, max_tokens=5000)
     assert "MORE THAN the context of 1,000" in call("--dry-run", "--context-length", "1000").stdout
 
 
 @pytest.mark.parametrize(
-    ("options", "text", "said"),
+    ("options", "text", "expected"),
     [
         ([], "{", "in.jsonl, line 1: it is not JSON"),
         ([], None, "in.jsonl: cannot be read: No such file"),
@@ -143,8 +145,8 @@ def test_a_dry_run_says_what_will_not_fit(served: Emulator, call: Call, tmp_path
     ],
 )
 @pytest.mark.sockets
-def test_what_is_wrong_is_one_line(
-    served: Emulator, call: Call, tmp_path: Path, options: list[str], text: str | None, said: str
+def test_file_error_is_one_line(
+    served: Emulator, call: Call, tmp_path: Path, options: list[str], text: str | None, expected: str
 ) -> None:
     if text is None:
         (tmp_path / "in.jsonl").unlink()
@@ -152,13 +154,13 @@ def test_what_is_wrong_is_one_line(
         (tmp_path / "in.jsonl").write_text(text)
     done = call(*options)
     assert done.exit_code == 1
-    assert done.stderr.startswith(f"Error: {said}")
+    assert done.stderr.startswith(f"Error: {expected}")
     assert done.stderr.count("\n") == 1
     assert served.requests == ()
 
 
 @pytest.mark.sockets
-def test_without_a_key_nothing_is_started(
+def test_nothing_is_started_without_an_inference_key(
     served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
@@ -169,7 +171,7 @@ def test_without_a_key_nothing_is_started(
 
 
 @pytest.mark.sockets
-def test_a_wrong_key_shows_nowhere(served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejected_key_is_never_printed(served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-and-secret")
     monkeypatch.setattr(_health, "KEY_TIMEOUT", 0.5)
     done = call(before=["-vv"])
@@ -180,14 +182,14 @@ def test_a_wrong_key_shows_nowhere(served: Emulator, call: Call, monkeypatch: py
 
 
 @pytest.mark.parametrize("value", ["0", "many", "-1", "1.5"])
-def test_a_concurrency_that_is_none_is_a_usage_error(call: Call, value: str) -> None:
+def test_invalid_concurrency_is_a_usage_error(call: Call, value: str) -> None:
     done = call("--concurrency", value)
     assert done.exit_code == 2
-    assert "neither auto nor a number" in done.output
+    assert f'concurrency "{value}" is invalid (examples: auto, 1, 64)' in done.output
 
 
 @pytest.mark.sockets
-def test_a_window_that_is_closed_ends_it_as_a_hangup(tmp_path: Path) -> None:
+def test_closed_window_ends_it_like_sighup(tmp_path: Path) -> None:
     write(tmp_path, 400)
     arguments = ("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", MODEL)
     with serving(answer_seconds=0.2) as emulator:
@@ -200,7 +202,7 @@ def test_a_window_that_is_closed_ends_it_as_a_hangup(tmp_path: Path) -> None:
 
 
 @pytest.mark.sockets
-def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
+def test_bars_are_drawn_on_a_terminal(tmp_path: Path) -> None:
     write(tmp_path, 160)
     arguments = ("batch", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"), "--model", MODEL)
     with serving(step_seconds=0.2, answer_seconds=0.05) as emulator:
@@ -213,15 +215,15 @@ def test_on_a_terminal_bars_are_drawn(tmp_path: Path) -> None:
     assert "━" in shown
     assert "3/5" in shown
     assert "answers/s" in shown
-    assert "16 at once on 1 instance" in shown
+    assert "16 in parallel on 1 instance" in shown
     assert "EUR so far" in shown
     assert "160 of 160 · 100 %" in shown
 
 
 @pytest.mark.parametrize("width", [80, 120])
-def test_the_bars_fit_on_a_terminal(width: int) -> None:
+def test_bars_fit_on_the_terminal(width: int) -> None:
     console = Console(width=width, force_terminal=True, record=True, file=io.StringIO())
-    view = Bars(console)
+    view = LiveDisplay(console)
     step = InitProgress(current_step=3, num_steps=5, description="Downloading the weights of the model")
     for each in ("instance-10001", "instance-10002"):
         view.provisioning(
@@ -244,7 +246,7 @@ def test_the_bars_fit_on_a_terminal(width: int) -> None:
 
 
 @pytest.mark.sockets
-def test_a_full_disk_is_one_line_and_the_instance_goes(tmp_path: Path) -> None:
+def test_full_disk_is_a_one_line_error_and_the_instance_is_released(tmp_path: Path) -> None:
     write(tmp_path, 80)
     # The limit also applies to bytecode. Python would cache it truncated, and the next run could not import
     # it.
@@ -258,7 +260,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     with serving(answer_seconds=0.05) as emulator:
         options: dict[str, Any] = {
             "cwd": tmp_path,
-            # Not measured: what it would write of that is bounded as well.
+            # Without coverage, because the limit would apply to its files too.
             "env": environment(emulator, tmp_path),
             "capture_output": True,
             "text": True,
@@ -279,30 +281,30 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     ("seconds", "shown"),
     [(0, "0:00"), (59.6, "1:00"), (61, "1:01"), (3599.9, "1:00:00"), (90061, "25:01:01")],
 )
-def test_durations(seconds: float, shown: str) -> None:
-    assert duration(seconds) == shown
+def test_format_duration(seconds: float, shown: str) -> None:
+    assert format_duration(seconds) == shown
 
 
 @pytest.mark.parametrize(
     ("value", "shown"), [(0, "0.0"), (12.34, "12.3"), (1234.5, "1,234"), (45_678, "45.7k")]
 )
-def test_numbers(value: float, shown: str) -> None:
-    assert number(value) == shown
+def test_format_number(value: float, shown: str) -> None:
+    assert format_number(value) == shown
 
 
-def test_without_a_terminal_it_is_a_line_in_ten_seconds(
+def test_a_line_every_ten_seconds_without_a_terminal(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     now = 100.0
     monkeypatch.setattr(time, "monotonic", lambda: now)
-    view = Lines(Console(width=20))
+    view = LineDisplay(Console(width=20))
     for second in range(25):
         now = 100.0 + second
         view.progress(progress(done=second))
-    rest = "1.0 answers/s, 5.0 tokens/s, 8 at once on 1 instance"
+    rest = "1.0 answers/s, 5.0 tokens/s, 8 in parallel on 1 instance"
     assert capsys.readouterr().out.splitlines() == [
-        f"10 of 100, 0 failed, {rest}, 0:10 gone, 0.25 EUR so far, about 1:30 left",
-        f"20 of 100, 0 failed, {rest}, 0:20 gone, 0.25 EUR so far, about 1:20 left",
+        f"10 of 100, 0 failed, {rest}, 0:10 elapsed, 0.25 EUR so far, about 1:30 left",
+        f"20 of 100, 0 failed, {rest}, 0:20 elapsed, 0.25 EUR so far, about 1:20 left",
     ]
 
 

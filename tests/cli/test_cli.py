@@ -1,4 +1,4 @@
-"""The command line as a person uses it: real processes, real sockets, a real terminal."""
+"""The demo, the emulator, `orphans` and `sweep`, missing extras and the progress bar, in real processes."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def run(*args: str, timeout: float = 60, **options: Any) -> subprocess.Completed
 
 
 @pytest.mark.sockets
-def test_the_demo_shows_the_main_job_and_its_receipt() -> None:
+def test_demo_runs_a_lease_and_prints_a_receipt() -> None:
     done = run("demo", "--step-seconds", "0.05", "--prompt", "What is [/] a lease?")
     assert done.returncode == 0, done.stderr
     assert "embedded emulator" in done.stdout
     assert "5/5 Running" in done.stdout
     assert 'You said: "What is [/] a lease?"' in done.stdout
-    assert "nothing: no instance exists, none is billed" in done.stdout
+    assert "nothing; no instance exists or is billed" in done.stdout
     assert re.search(r"cost\s+0\.05 EUR", done.stdout)
     assert done.stderr == ""
 
 
 @pytest.mark.sockets
-def test_the_demo_draws_a_bar_on_a_terminal() -> None:
+def test_demo_draws_a_bar_on_a_terminal() -> None:
     master, slave = pty.openpty()
     process = subprocess.Popen(
         [*COMMAND, "demo", "--step-seconds", "0.1"],
@@ -61,7 +61,7 @@ def test_the_demo_draws_a_bar_on_a_terminal() -> None:
         while chunk := os.read(master, 4096):
             shown += chunk
     except OSError:
-        pass  # Linux says so when the other end is closed
+        pass  # Linux raises it when the other end is closed
     finally:
         os.close(master)
     assert process.wait(timeout=30) == 0
@@ -73,26 +73,26 @@ def test_the_demo_draws_a_bar_on_a_terminal() -> None:
 
 @pytest.mark.sockets
 @pytest.mark.parametrize(
-    ("number", "status", "said"), [(signal.SIGINT, 130, "interrupted\n"), (signal.SIGTERM, 143, "")]
+    ("number", "status", "expected"), [(signal.SIGINT, 130, "Interrupted.\n"), (signal.SIGTERM, 143, "")]
 )
-def test_the_demo_can_be_interrupted(number: signal.Signals, status: int, said: str) -> None:
+def test_demo_can_be_interrupted(number: signal.Signals, status: int, expected: str) -> None:
     process = subprocess.Popen(
         [*COMMAND, "demo", "--step-seconds", "5"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     while "1/5" not in process.stdout.readline():
         pass
-    # The emulator dies with the process: a reaper would knock at it in vain.
+    # The emulator ends with the process, so a reaper could not reach it.
     assert reapers_of(process.pid) == ()
     process.send_signal(number)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == status
-    assert stderr == f"nothing is left of what was started\n{said}"
+    assert stderr == f"No instance was left behind.\n{expected}"
 
 
 @pytest.mark.sockets
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_the_emulators_export_lines_point_a_client_at_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_export_lines_of_the_emulator_configure_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
     process = subprocess.Popen(  # noqa: ASYNC220  (nothing else runs on this loop)
         [*COMMAND, "emulator", "--port", "0", "--step-seconds", "0", "--capacity", "NVIDIA_H100_1=1"],
         stdout=subprocess.PIPE,
@@ -118,14 +118,14 @@ async def test_the_emulators_export_lines_point_a_client_at_it(monkeypatch: pyte
     assert "Ctrl-C" in stderr
 
 
-def test_the_emulator_refuses_to_be_reached_from_elsewhere() -> None:
+def test_emulator_rejects_a_public_address() -> None:
     result = CliRunner().invoke(cli, ["emulator", "--host", "0.0.0.0", "--port", "0"])  # noqa: S104
     assert result.exit_code == 1
     assert "reachable from other machines" in result.output
 
 
 @pytest.mark.sockets
-def test_a_taken_port_is_one_line() -> None:
+def test_port_in_use_is_a_one_line_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         result = CliRunner().invoke(cli, ["emulator", "--port", str(taken.getsockname()[1])])
     assert result.exit_code == 1
@@ -134,20 +134,20 @@ def test_a_taken_port_is_one_line() -> None:
 
 
 @pytest.mark.parametrize("capacity", ["NVIDIA_H100_1", "=3", "NVIDIA_H100_1=many"])
-def test_a_bad_capacity_is_a_usage_error(capacity: str) -> None:
+def test_invalid_capacity_is_a_usage_error(capacity: str) -> None:
     result = CliRunner().invoke(cli, ["emulator", "--capacity", capacity])
     assert result.exit_code == 2
     assert "NVIDIA_H100_1=4" in result.output
 
 
-def test_the_help_names_the_commands() -> None:
+def test_help_lists_the_commands() -> None:
     shown = call_command("--help").stdout
     assert "demo" in shown
     assert "emulator" in shown
 
 
 @pytest.mark.sockets
-def test_the_version() -> None:
+def test_version() -> None:
     assert run("--version").stdout == f"cortecs-async, version {__version__}\n"
 
 
@@ -162,8 +162,8 @@ def test_the_version() -> None:
         ("uvicorn", ["emulator", "--port", "0"], "emulator"),
     ],
 )
-def test_a_missing_extra_is_named(missing: str, args: list[str], extra: str) -> None:
-    # A None in sys.modules is how Python is told that a module cannot be imported.
+def test_missing_package_names_the_extra(missing: str, args: list[str], extra: str) -> None:
+    # With a None in sys.modules, Python cannot import the module.
     program = (
         "import sys, runpy; "
         f"sys.modules[{missing!r}] = None; sys.argv = ['cortecs-async', *{args!r}]; "
@@ -178,7 +178,7 @@ def test_a_missing_extra_is_named(missing: str, args: list[str], extra: str) -> 
 
 
 @pytest.mark.sockets
-def test_the_bar_without_rich_says_what_to_install() -> None:
+def test_bar_without_rich_names_the_extra() -> None:
     program = "import sys; sys.modules['rich'] = None; import cortecs_async.integrations.rich"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
@@ -202,7 +202,7 @@ def progress(instance_id: str, step: int, *, status: str = "pending", num_steps:
     return Progress(instance=instance, elapsed=float(step))
 
 
-def test_the_bar_gets_out_of_the_way_once_all_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bar_disappears_once_all_instances_run(capsys: pytest.CaptureFixture[str]) -> None:
     console = Console(force_terminal=True, width=100)
     with ProvisioningBar(console) as bar:
         bar(progress("one", 1))
@@ -216,7 +216,7 @@ def test_the_bar_gets_out_of_the_way_once_all_run(capsys: pytest.CaptureFixture[
     assert shown.index("two") < shown.index("after the bar") < shown.rindex("three")
 
 
-def test_without_a_terminal_every_change_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bar_prints_a_line_per_change_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with ProvisioningBar(Console(width=20)) as bar:
         bar(progress("one", 2))
         bar(progress("one", 0, num_steps=0))
@@ -236,7 +236,9 @@ async def main():
 asyncio.run(main())
 """
 
-    def test_what_a_killed_program_left_is_listed_and_swept(self, served: Emulator, state_dir: Path) -> None:
+    def test_instance_of_a_killed_program_is_listed_and_swept(
+        self, served: Emulator, state_dir: Path
+    ) -> None:
         foreign = served.start_instance("meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1")
         with subprocess.Popen(
             [sys.executable, "-c", self.PROGRAM], stdout=subprocess.PIPE, text=True
@@ -244,7 +246,7 @@ asyncio.run(main())
             assert left.stdout is not None
             assert left.stdout.readline() == "body\n"
             mine = next(each for each in served.billing if each != foreign)
-            assert call_command("orphans").stderr == "nothing was left behind\n"
+            assert call_command("orphans").stderr == "No orphaned instances.\n"
             left.kill()
         for command in (["orphans"], ["sweep", "--dry-run"]):
             done = call_command(*command)
@@ -257,11 +259,11 @@ asyncio.run(main())
         assert done.exit_code == 0, done.stderr
         assert re.search(rf"released\s+{mine}", done.stdout)
         assert served.existing == (foreign,)
-        assert call_command("sweep").stderr == "nothing was left behind\n"
+        assert call_command("sweep").stderr == "No orphaned instances.\n"
         assert json.loads(call_command("sweep", "--json").stdout) == []
         assert list((state_dir / "journal").iterdir()) == []
 
-    def test_without_credentials_it_says_what_is_missing(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_missing_credentials_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CORTECS_API_BASE_URL", "http://127.0.0.1:9/v1")
         done = call_command("sweep")
         assert done.exit_code == 1

@@ -1,4 +1,4 @@
-"""`cortecs-async doctor`: a line for each check, hints, versions, and a status that tells."""
+"""`cortecs-async doctor`: checks, hints, versions and the exit code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cortecs_async import AsyncCortecs, __version__
-from cortecs_async._cli import _doctor, cli
+from cortecs_async._cli import cli, doctor
 from cortecs_async.emulator import serve_emulator
 from cortecs_async.types import Finding
 
@@ -24,7 +24,7 @@ BAD = Finding(name="token", ok=False, detail="401 [bold]\x1b[2J", hint="check cl
 
 
 @pytest.fixture
-def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+def run_doctor(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     def run(*args: str, findings: tuple[Finding, ...], **options: Any) -> Result:
         async def diagnose(self: AsyncCortecs) -> tuple[Finding, ...]:
             return findings
@@ -36,8 +36,8 @@ def says(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     return run
 
 
-def test_all_is_well(says: Callable[..., Result]) -> None:
-    result = says(findings=(GOOD, HINTED))
+def test_findings_and_hints_are_printed(run_doctor: Callable[..., Result]) -> None:
+    result = run_doctor(findings=(GOOD, HINTED))
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[:3] == [
@@ -47,20 +47,20 @@ def test_all_is_well(says: Callable[..., Result]) -> None:
     ]
 
 
-def test_what_is_wrong_shows_its_hint_and_the_status(says: Callable[..., Result]) -> None:
-    result = says(findings=(GOOD, BAD))
+def test_failed_check_shows_its_hint_and_exits_with_1(run_doctor: Callable[..., Result]) -> None:
+    result = run_doctor(findings=(GOOD, BAD))
     assert result.exit_code == 1
     assert "✗ token          401 [bold]\ufffd[2J\n                 check client_id\n" in result.output
 
 
-def test_versions_and_extras(says: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_versions_and_extras(run_doctor: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
     def version(name: str) -> str:
         if name == "uvicorn":
             raise importlib.metadata.PackageNotFoundError(name)
         return f"{name}-1.0"
 
     monkeypatch.setattr(importlib.metadata, "version", version)
-    output = says(findings=(GOOD,)).output
+    output = run_doctor(findings=(GOOD,)).output
     assert __version__ in output
     assert platform.python_version() in output
     assert "openai openai-1.0" in output
@@ -69,8 +69,8 @@ def test_versions_and_extras(says: Callable[..., Result], monkeypatch: pytest.Mo
     assert "emulator not installed" in output  # without uvicorn it does not run
 
 
-def test_as_json(says: Callable[..., Result]) -> None:
-    result = says("--json", findings=(GOOD, BAD))
+def test_as_json(run_doctor: Callable[..., Result]) -> None:
+    result = run_doctor("--json", findings=(GOOD, BAD))
     assert result.exit_code == 1
     assert "\x1b" not in result.output
     found = json.loads(result.output)
@@ -80,12 +80,12 @@ def test_as_json(says: Callable[..., Result]) -> None:
     assert set(found["extras"]) == {"openai", "aiohttp", "tui", "emulator"}
 
 
-def test_an_output_that_has_no_such_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_in_an_ascii_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
-    assert _doctor._marks() == ("ok ", "BAD")
+    assert doctor._marks() == ("ok ", "BAD")
 
 
-def test_a_client_that_cannot_be_made_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_settings_are_a_one_line_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CORTECS_API_BASE_URL", "ftp://nowhere")
     result = CliRunner().invoke(cli, ["doctor"])
     assert result.exit_code == 1
@@ -94,11 +94,11 @@ def test_a_client_that_cannot_be_made_is_one_line(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.sockets
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_against_the_emulator_with_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_all_checks_pass_against_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
     async with serve_emulator() as emu:
         for name, value in emu.env().items():
             monkeypatch.setenv(name, value)
-        findings = await _doctor._diagnose()
+        findings = await doctor._diagnose()
         assert [each.name for each in findings if not each.ok] == []
         assert next(each for each in findings if each.name == "reaper").detail == "starts and answers"
         assert emu.ledger == ()

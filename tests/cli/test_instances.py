@@ -1,4 +1,4 @@
-"""`ls`, `show`, `start`, `restart`, `stop`, `rm`, `watch`, and what there is to rent."""
+"""`ls`, `show`, `start`, `restart`, `stop`, `rm`, `watch`, `models`, `hardware` and `balance`."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from click.testing import Result
 
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
-from cortecs_async._cli import _common, _instances, _watch, cli
-from cortecs_async._cli._common import clean, cleaned, is_over, make_table, to_json
-from cortecs_async._cli._params import DURATION, MONEY
+from cortecs_async._cli import cli, instances, runtime, watch
+from cortecs_async._cli.options import DURATION, MONEY
+from cortecs_async._cli.output import has_ended, make_table, sanitize, to_json
 from cortecs_async.emulator import Emulator, Fault
 
 Call = Callable[..., Result]
@@ -34,7 +34,7 @@ Call = Callable[..., Result]
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-    """One whose starts do not end while a test looks at them."""
+    """An emulator whose starts do not finish during a test."""
     with serving(step_seconds=600) as emulator:
         for name, value in emulator.env().items():
             monkeypatch.setenv(name, value)
@@ -43,7 +43,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
 
 @pytest.fixture
 def account(monkeypatch: pytest.MonkeyPatch) -> Emulator:
-    """An emulator in this process. The commands reach it without a socket."""
+    """An emulator in this process, which the commands reach without a socket."""
     emulator = Emulator(step_seconds=0.01)
     for name, value in emulator.env().items():
         monkeypatch.setenv(name, value)
@@ -52,7 +52,7 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Emulator:
         http = httpx.AsyncClient(transport=emulator.transport())
         return AsyncCortecs(http_client=http, guard="off", journal="off")
 
-    for module in (_common, _instances):
+    for module in (runtime, instances):
         monkeypatch.setattr(module, "AsyncCortecs", client)
     return emulator
 
@@ -65,15 +65,15 @@ def call(monkeypatch: pytest.MonkeyPatch) -> Call:
 
 @pytest.mark.sockets
 class TestReading:
-    def test_an_empty_account_is_said_on_stderr_and_is_a_list_for_programs(
+    def test_empty_account_is_a_note_on_stderr_or_an_empty_json_list(
         self, served: Emulator, call: Call
     ) -> None:
         shown = call("ls")
-        assert (shown.exit_code, shown.stdout, shown.stderr) == (0, "", "the account has no instance\n")
+        assert (shown.exit_code, shown.stdout, shown.stderr) == (0, "", "No instances.\n")
         assert call("-q", "ls").stderr == ""
         assert json.loads(call("ls", "--json").stdout) == []
 
-    def test_a_pipe_gets_each_instance_on_one_line(self, slow: Emulator, call: Call) -> None:
+    def test_pipe_gets_one_line_per_instance(self, slow: Emulator, call: Call) -> None:
         slow.start_instance(MODEL, HARDWARE, num_workers=2)
         stopped = slow.start_instance(MODEL, HARDWARE)
         slow.stop_instance(stopped)
@@ -103,23 +103,23 @@ class TestReading:
         (only,) = json.loads(call("ls", "--status", "Stopped", "--json").stdout)
         assert only["instance_id"] == stopped
         assert only["instance_status"]["status"] == "stopped"
-        assert call("ls", "--status", "running").stderr == "the account has no instance that is running\n"
+        assert call("ls", "--status", "running").stderr == 'No instances with status "running".\n'
 
-    def test_show_has_everything_a_line_each(self, slow: Emulator, call: Call) -> None:
+    def test_show_prints_one_fact_per_line(self, slow: Emulator, call: Call) -> None:
         instance_id = slow.start_instance(MODEL, HARDWARE, context_length=4096)
         shown = call("show", instance_id).stdout
         assert re.search(r"^context +4096$", shown, re.MULTILINE)
         assert "base url" not in shown
         assert json.loads(call("show", instance_id, "--json").stdout)["instance_id"] == instance_id
 
-    def test_an_error_is_one_line_without_a_traceback(self, served: Emulator, call: Call) -> None:
+    def test_error_is_one_line_without_a_traceback(self, served: Emulator, call: Call) -> None:
         shown = call("show", "nobody")
         assert shown.exit_code == 1
         assert shown.stdout == ""
         assert len(shown.stderr.splitlines()) == 1
         assert "nobody does not exist" in shown.stderr
 
-    def test_what_there_is_to_rent(self, served: Emulator, call: Call) -> None:
+    def test_models_hardware_and_balance(self, served: Emulator, call: Call) -> None:
         assert re.search(rf"^{MODEL} .*{HARDWARE}", call("models").stdout, re.MULTILINE)
         assert {each["hf_name"] for each in json.loads(call("models", "--json").stdout)} >= {MODEL}
         line = next(each for each in call("hardware").stdout.splitlines() if each.startswith(HARDWARE))
@@ -127,14 +127,14 @@ class TestReading:
         assert call("balance").stdout == "1000.00 EUR\n"
         assert json.loads(call("balance", "--json").stdout) == {"current_balance": 1000.0, "currency": "EUR"}
 
-    def test_only_what_is_free(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_available_hardware_only(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         with serving(capacity={HARDWARE: 0}) as served:
             for name, value in served.env().items():
                 monkeypatch.setenv(name, value)
             assert HARDWARE in call("hardware").stdout
             assert HARDWARE not in call("hardware", "--available").stdout
 
-    def test_prices_that_cannot_be_read_are_shown_as_they_come(self, served: Emulator, call: Call) -> None:
+    def test_unknown_price_fields_are_shown_as_they_are(self, served: Emulator, call: Call) -> None:
         body = {"hardware_types": [{"hardware_type_id": "X", "price_info": {"tier": "gold", "usd": 2}}]}
         served.add_fault(Fault("status", route="hardware_types", status=200, body=body))
         line = call("hardware").stdout.splitlines()[-1]
@@ -143,52 +143,50 @@ class TestReading:
 
 @pytest.mark.sockets
 class TestStart:
-    def test_a_plain_start_prints_the_id_and_says_that_it_bills(self, slow: Emulator, call: Call) -> None:
+    def test_start_prints_the_id_and_warns_of_billing(self, slow: Emulator, call: Call) -> None:
         shown = call("start", MODEL, HARDWARE, "--workers", "2", "--billing-interval", "per_hour")
         assert shown.exit_code == 0
         (instance_id,) = slow.billing
         assert shown.stdout == f"{instance_id}\n"
-        assert f"is billed until it is stopped: cortecs-async stop {instance_id}" in shown.stderr
+        assert f"is billed until you stop it: cortecs-async stop {instance_id}" in shown.stderr
         assert "`cortecs-async run`" in shown.stderr
         (entry,) = slow.ledger
         assert (entry.num_workers, entry.billing_interval) == (2, "per_hour")
         assert call("-q", "start", MODEL).stderr == ""
 
-    def test_waiting_shows_the_steps_and_ends_when_it_runs(self, served: Emulator, call: Call) -> None:
+    def test_wait_shows_the_steps_until_it_is_running(self, served: Emulator, call: Call) -> None:
         shown = call("start", MODEL, HARDWARE, "--wait", "--json")
         assert json.loads(shown.stdout)["instance_status"]["status"] == "running"
         assert "5/5 Running" in shown.stderr
-        assert f"{served.billing[0]} runs at http://" in shown.stderr
+        assert f"{served.billing[0]} is running at http://" in shown.stderr
 
-    def test_a_wait_in_vain_says_what_is_left(self, slow: Emulator, call: Call) -> None:
+    def test_wait_that_times_out_names_the_instance(self, slow: Emulator, call: Call) -> None:
         shown = call("start", MODEL, "--wait", "--timeout", "0.1")
         assert shown.exit_code == 1
         assert slow.billing == (shown.stdout.strip(),)
         assert shown.stderr.endswith(
-            "--start-timeout allows more time\n"
-            f"{slow.billing[0]} is left as it is: cortecs-async rm --stop {slow.billing[0]}\n"
+            "Pass --start-timeout to allow more time.\n"
+            f"{slow.billing[0]} was not deleted. To delete it: cortecs-async rm --stop {slow.billing[0]}\n"
         )
 
-    def test_a_start_without_an_answer_says_that_it_may_have_worked(
+    def test_lost_response_warns_that_an_instance_may_have_been_started(
         self, served: Emulator, call: Call
     ) -> None:
         served.add_fault(Fault("drop", route="start", when="after", times=None))
         shown = call("start", MODEL)
         assert shown.exit_code == 1
-        assert "whether an instance was started is not known: `cortecs-async ls`" in shown.stderr
+        assert "An instance may have been started. Run `cortecs-async ls` to check." in shown.stderr
 
-    def test_ctrl_c_while_waiting_says_what_remains(self, slow: Emulator, tmp_path: Path) -> None:
+    def test_ctrl_c_while_waiting_warns_of_billing(self, slow: Emulator, tmp_path: Path) -> None:
         with Terminal(PROGRAM, "start", MODEL, "--wait", env=environment(slow, tmp_path)) as terminal:
             terminal.until(lambda text: "1/5 Reserving" in text)
             terminal.press("\x03")
             assert terminal.wait() == 130
             (left,) = slow.billing
-            assert f"{left} goes on starting, and is billed until it is stopped\ninterrupted" in terminal.text
+            assert f"{left} keeps starting, and is billed until you stop it.\nInterrupted." in terminal.text
             assert "Traceback" not in terminal.text
 
-    def test_ctrl_c_says_what_remains_also_to_who_wants_quiet_and_json(
-        self, slow: Emulator, tmp_path: Path
-    ) -> None:
+    def test_ctrl_c_warns_of_billing_even_with_quiet_and_json(self, slow: Emulator, tmp_path: Path) -> None:
         arguments = ("-q", "start", MODEL, "--wait", "--json")
         with Terminal(PROGRAM, *arguments, env=environment(slow, tmp_path)) as terminal:
             terminal.until(
@@ -197,12 +195,14 @@ class TestStart:
             terminal.press("\x03")
             assert terminal.wait() == 130
             (left,) = slow.billing
-            assert f"{left} goes on starting, and is billed until it is stopped\n" in terminal.text
+            assert f"{left} keeps starting, and is billed until you stop it.\n" in terminal.text
             shown = terminal.text[terminal.text.index("{") : terminal.text.rindex("}") + 1]
             assert json.loads(shown)["instance_id"] == left
 
     @pytest.mark.parametrize("command", ["start", "restart"])
-    def test_sigterm_says_it_too(self, slow: Emulator, tmp_path: Path, command: str) -> None:
+    def test_sigterm_while_waiting_warns_of_billing(
+        self, slow: Emulator, tmp_path: Path, command: str
+    ) -> None:
         what = MODEL
         if command == "restart":
             what = slow.start_instance(MODEL, HARDWARE)
@@ -213,13 +213,13 @@ class TestStart:
             running.send(signal.SIGTERM)
             assert running.process.wait(timeout=30) == 143
             (left,) = slow.billing
-            assert f"{left} goes on starting, and is billed until it is stopped\n" in running.output
+            assert f"{left} keeps starting, and is billed until you stop it.\n" in running.output
 
     @pytest.mark.parametrize("command", ["start", "restart"])
-    def test_one_that_is_cancelled_before_its_answer_may_have_worked(
+    def test_cancelled_request_warns_that_it_may_have_worked(
         self, slow: Emulator, tmp_path: Path, command: str
     ) -> None:
-        # A request that is out is seen to its end first.
+        # A request that was sent is awaited before the cancellation.
         slow.add_fault(Fault("delay", route=command, when="after", seconds=1.5))
         what = MODEL
         if command == "restart":
@@ -230,10 +230,10 @@ class TestStart:
             anyio.run(until, lambda: slow.billing)
             running.send(signal.SIGINT)
             assert running.process.wait(timeout=30) == 130
-            assert re.search("whether .* was started is not known: .*cortecs-async (ls|show)", running.output)
+            assert re.search(r" may have been (re)?started\. Run `cortecs-async (ls|show)", running.output)
 
     @pytest.mark.parametrize("options", [[], ["--json"]])
-    def test_a_limit_beyond_all_dates_keeps_no_id_back(
+    def test_limit_beyond_the_range_of_dates_still_prints_the_id(
         self, call: Call, monkeypatch: pytest.MonkeyPatch, options: list[str]
     ) -> None:
         handle = InstanceHandle(
@@ -249,17 +249,17 @@ class TestStart:
         assert (InstanceHandle.from_json(shown.stdout) == handle) if options else (shown.stdout == "i\n")
         assert "deletes it: in the far future" in shown.stderr
 
-    def test_hardware_is_an_option_too(self, slow: Emulator, call: Call) -> None:
+    def test_hardware_as_an_option(self, slow: Emulator, call: Call) -> None:
         assert call("start", MODEL, "--hardware", HARDWARE).exit_code == 0
         assert call("start", MODEL, HARDWARE, "--hardware", HARDWARE).exit_code == 0
         assert [each.hardware_type_id for each in slow.ledger] == [HARDWARE, HARDWARE]
         for command in (["start", MODEL, HARDWARE], ["run", MODEL, HARDWARE]):
             shown = call(*command, "--hardware", "OTHER", *(["--", "true"] if command[0] == "run" else []))
             assert shown.exit_code == 2
-            assert f"which hardware, {HARDWARE} or OTHER?" in shown.stderr
+            assert f'hardware is given twice: "{HARDWARE}" and "OTHER"' in shown.stderr
         assert len(slow.ledger) == 2
 
-    def test_a_limit_is_kept_by_a_process_that_stays_behind(self, served: Emulator, tmp_path: Path) -> None:
+    def test_limit_is_enforced_by_a_background_process(self, served: Emulator, tmp_path: Path) -> None:
         arguments = ("start", MODEL, HARDWARE, "--max-lifetime", "2s", "--json")
         done = subprocess.run(
             [sys.executable, "-P", "-c", PROGRAM, *arguments],
@@ -271,28 +271,26 @@ class TestStart:
         )
         handle = InstanceHandle.from_json(done.stdout)
         assert served.billing == (handle.instance_id,)
-        assert re.search(r"stays behind on this machine deletes it: \d{4}-\d\d-\d\d ", done.stderr)
+        assert re.search(r"background process on this machine deletes it: \d{4}-\d\d-\d\d ", done.stderr)
         anyio.run(until, lambda: not served.existing)
         (entry,) = served.ledger
         assert 1.0 < entry.seconds < 10.0
 
-    def test_a_limited_start_that_is_interrupted_leaves_nothing(self, slow: Emulator, tmp_path: Path) -> None:
+    def test_interrupted_start_with_a_limit_leaves_nothing(self, slow: Emulator, tmp_path: Path) -> None:
         arguments = ("start", MODEL, "--max-lifetime", "1h")
         with Terminal(PROGRAM, *arguments, env=environment(slow, tmp_path)) as terminal:
             terminal.until(lambda text: "1/5 Reserving" in text)
             terminal.press("\x03")
             assert terminal.wait() == 130
-            assert "nothing is left of what was started\ninterrupted" in terminal.text
+            assert "No instance was left behind.\nInterrupted." in terminal.text
         assert slow.existing == ()
 
     @pytest.mark.parametrize("command", [["start", MODEL], ["restart", "i"]])
     @pytest.mark.parametrize("option", ["--start-timeout", "--timeout"])
-    def test_a_time_without_a_wait_is_a_usage_error(
-        self, call: Call, command: list[str], option: str
-    ) -> None:
+    def test_timeout_without_wait_is_a_usage_error(self, call: Call, command: list[str], option: str) -> None:
         shown = call(*command, option, "5")
         assert shown.exit_code == 2
-        assert "--start-timeout is how long to --wait" in shown.stderr
+        assert "--start-timeout needs --wait." in shown.stderr
 
     def test_restart(self, served: Emulator, call: Call) -> None:
         instance_id = call("-q", "start", MODEL, "--wait").stdout.strip()
@@ -307,34 +305,32 @@ class TestStart:
 @pytest.mark.sockets
 class TestStopping:
     @pytest.fixture
-    def reluctant(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+    def slow_to_stop(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
         with serving(stop_seconds=0.3) as emulator:
             for name, value in emulator.env().items():
                 monkeypatch.setenv(name, value)
             yield emulator
 
-    def test_it_returns_when_the_billing_has_ended(self, reluctant: Emulator, call: Call) -> None:
-        instance_id = reluctant.start_instance(MODEL, HARDWARE)
+    def test_stop_waits_until_the_instance_is_stopped(self, slow_to_stop: Emulator, call: Call) -> None:
+        instance_id = slow_to_stop.start_instance(MODEL, HARDWARE)
         shown = call("stop", instance_id)
         assert (shown.exit_code, shown.stdout) == (0, f"{instance_id}  stopped\n")
-        assert reluctant.billing == ()
+        assert slow_to_stop.billing == ()
 
-    def test_or_at_once(self, reluctant: Emulator, call: Call) -> None:
-        instance_id = reluctant.start_instance(MODEL, HARDWARE)
+    def test_no_wait_returns_at_once(self, slow_to_stop: Emulator, call: Call) -> None:
+        instance_id = slow_to_stop.start_instance(MODEL, HARDWARE)
         assert call("stop", instance_id, "--no-wait").stdout == f"{instance_id}  stopping\n"
 
-    def test_one_that_is_not_stopped_in_time_is_no_success(
-        self, call: Call, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_stop_that_times_out_fails(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         with serving(stop_seconds=600) as served:
             for name, value in served.env().items():
                 monkeypatch.setenv(name, value)
             instance_id = served.start_instance(MODEL, HARDWARE)
             shown = call("stop", instance_id, "--timeout", "0.2s")
             assert (shown.exit_code, shown.stdout) == (1, "")
-            assert "is stopping after 0.2 s, and may be billed until it is stopped" in shown.stderr
+            assert "is stopping after 0.2 s. It may be billed until it is stopped." in shown.stderr
 
-    def test_ctrl_c_says_how_far_it_is(self, tmp_path: Path) -> None:
+    def test_ctrl_c_prints_the_status(self, tmp_path: Path) -> None:
         with serving(stop_seconds=600) as served:
             instance_id = served.start_instance(MODEL, HARDWARE)
             log = tmp_path / "log"
@@ -344,9 +340,9 @@ class TestStopping:
                 anyio.run(until, lambda: any(each.route in {"list", "get"} for each in served.requests))
                 running.send(signal.SIGINT)
                 assert running.process.wait(timeout=30) == 130
-                assert running.has_said(f"{instance_id} was told to stop, and is stopping")
+                assert running.has_said(f"{instance_id} was asked to stop and is stopping.")
 
-    def test_one_that_is_stopping_already_is_waited_for(
+    def test_stop_waits_for_an_instance_that_is_already_stopping(
         self, call: Call, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with serving(stop_seconds=0.5) as served:
@@ -357,7 +353,7 @@ class TestStopping:
             assert call("stop", "--no-wait", instance_id).stdout == f"{instance_id}  stopping\n"
             assert call("stop", "--all", "--yes").stdout == f"{instance_id}  stopped\n"
 
-    def test_one_that_is_deleted_meanwhile_is_gone(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_instance_deleted_meanwhile_is_gone(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
         with serving(stop_seconds=600) as served:
             for name, value in served.env().items():
                 monkeypatch.setenv(name, value)
@@ -367,39 +363,39 @@ class TestStopping:
             assert call("stop", instance_id).stdout == f"{instance_id}  gone\n"
 
 
-class TestEnding:
-    def test_all_are_tried_and_each_failure_is_told(self, account: Emulator, call: Call) -> None:
+class TestStopAndRemove:
+    def test_a_failure_does_not_affect_the_others(self, account: Emulator, call: Call) -> None:
         one, two, three = (account.start_instance(MODEL, HARDWARE) for _ in range(3))
         account.stop_instance(two)
         shown = call("stop", one, "nobody", two, one)
         assert shown.exit_code == 1
-        assert shown.stdout == f"{one}  stopped\n{two}  stopped already\n"
+        assert shown.stdout == f"{one}  stopped\n{two}  already stopped\n"
         assert re.fullmatch(r"nobody  .* does not exist.*\n", shown.stderr)
         assert account.billing == (three,)
 
-    def test_what_runs_is_not_deleted_by_accident(self, account: Emulator, call: Call) -> None:
+    def test_rm_rejects_instances_that_are_not_stopped(self, account: Emulator, call: Call) -> None:
         one, two = (account.start_instance(MODEL, HARDWARE) for _ in range(2))
         account.stop_instance(two)
         shown = call("rm", one, two, "nobody")
         assert shown.exit_code == 1
         assert shown.stdout == f"{two}  deleted\n"
-        assert re.search(rf"^{one}  is \w+: --stop stops it first$", shown.stderr, re.MULTILINE)
-        assert "nobody  there is no such instance" in shown.stderr
+        assert re.search(rf"^{one}  is \w+\. Pass --stop to stop it first\.$", shown.stderr, re.MULTILINE)
+        assert "nobody  does not exist. Run `cortecs-async ls`" in shown.stderr
         assert account.billing == (one,)
         assert call("rm", "--stop", one).stdout == f"{one}  deleted\n"
         assert account.existing == ()
 
     @pytest.mark.parametrize("command", ["stop", "rm"])
-    def test_the_whole_account_needs_somebody_who_agrees(
-        self, account: Emulator, call: Call, command: str
-    ) -> None:
+    def test_all_needs_a_confirmation(self, account: Emulator, call: Call, command: str) -> None:
         instance_id = account.start_instance(MODEL, HARDWARE)
+        verb = "stop"
         if command == "rm":
+            verb = "delete"
             account.stop_instance(instance_id)
         shown = call(command, "--all", input="y\n")
         assert shown.exit_code == 1
         assert f"{instance_id}  " in shown.stderr
-        assert "say --yes" in shown.stderr
+        assert f"not a terminal. Pass --yes to {verb} 1 instance." in shown.stderr
         assert account.existing == (instance_id,)
         assert (instance_id in account.billing) is (command == "stop")
         assert call(command, "--all", "--yes").exit_code == 0
@@ -408,24 +404,27 @@ class TestEnding:
 
     @pytest.mark.sockets
     @pytest.mark.parametrize(
-        ("keys", "status", "said"), [("y\n", 0, "deleted"), ("\n", 1, "nothing was done"), ("\x03", 130, "")]
+        ("keys", "status", "expected"),
+        [("y\n", 0, "deleted"), ("\n", 1, "Nothing was changed."), ("\x03", 130, "")],
     )
-    def test_on_a_terminal_it_asks(
-        self, served: Emulator, tmp_path: Path, keys: str, status: int, said: str
+    def test_all_asks_on_a_terminal(
+        self, served: Emulator, tmp_path: Path, keys: str, status: int, expected: str
     ) -> None:
         instance_id = served.start_instance(MODEL, HARDWARE)
         with Terminal(PROGRAM, "rm", "--all", "--force", env=environment(served, tmp_path)) as terminal:
-            terminal.until(lambda text: "of the whole account? [y/N]" in text)
+            terminal.until(lambda text: "[y/N]" in text)
+            question = "Delete 1 instance? --all includes those of other people and programs. [y/N]"
+            assert question in terminal.text
             assert served.billing == (instance_id,)
             if keys == "\x03":
-                terminal.insist(keys, "interrupted")
+                terminal.press_until(keys, "Interrupted.")
             else:
                 terminal.press(keys)
             assert terminal.wait() == status
-            assert said in terminal.text
+            assert expected in terminal.text
         assert (served.existing == ()) is (status == 0)
 
-    def test_what_was_started_since_it_was_shown_is_not_hit(
+    def test_all_spares_instances_started_after_the_list(
         self, account: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         shown = account.start_instance(MODEL, HARDWARE)
@@ -436,33 +435,33 @@ class TestEnding:
             return True
 
         monkeypatch.setattr(click, "confirm", confirm)
-        monkeypatch.setattr("cortecs_async._cli._instances._is_attended", lambda: True)
+        monkeypatch.setattr("cortecs_async._cli.instances._is_terminal", lambda: True)
         assert call("stop", "--all").stdout == f"{shown}  stopped\n"
         assert account.billing == tuple(later)
 
-    def test_all_without_force_leaves_what_runs(self, account: Emulator, call: Call) -> None:
+    def test_rm_all_without_force_skips_running_instances(self, account: Emulator, call: Call) -> None:
         one, two = (account.start_instance(MODEL, HARDWARE) for _ in range(2))
         account.stop_instance(two)
         shown = call("rm", "--all", "--yes")
         assert shown.stdout == f"{two}  deleted\n"
-        assert "1 not stopped: left as they are" in shown.stderr
+        assert "Skipped 1 instance not yet stopped. Pass --stop to delete all." in shown.stderr
         assert account.billing == (one,)
 
     @pytest.mark.parametrize("arguments", [["stop"], ["rm"], ["stop", "i", "--all"], ["rm", "i", "--all"]])
-    def test_either_ids_or_all(self, call: Call, arguments: list[str]) -> None:
+    def test_ids_or_all_but_not_both(self, call: Call, arguments: list[str]) -> None:
         assert call(*arguments).exit_code == 2
 
 
 @pytest.mark.sockets
 class TestWatch:
-    def test_a_line_for_every_change_until_all_run(self, served: Emulator, call: Call) -> None:
+    def test_a_line_per_change_until_all_are_running(self, served: Emulator, call: Call) -> None:
         one = call("-q", "start", MODEL).stdout.strip()
         shown = call("watch", one, "--until-running")
         assert shown.exit_code == 0
         last = shown.stdout.splitlines()[-1]
         assert re.fullmatch(rf"{one}  running  5/5 Running  http://\S+/v1  [0-9.]+ s", last)
 
-    def test_the_end_of_each_ends_it(self, served: Emulator, call: Call) -> None:
+    def test_exits_when_all_are_stopped(self, served: Emulator, call: Call) -> None:
         one, two = (served.start_instance(MODEL, HARDWARE) for _ in range(2))
         served.stop_instance(one)
         served.stop_instance(two)
@@ -474,7 +473,7 @@ class TestWatch:
         assert all(each["instance"]["instance_id"] == each["instance_id"] for each in lines)
         assert call("watch", one, "--until-running").exit_code == 1
 
-    def test_one_that_is_not_there_does_not_end_the_others(self, served: Emulator, call: Call) -> None:
+    def test_unknown_instance_does_not_affect_the_others(self, served: Emulator, call: Call) -> None:
         one = served.start_instance(MODEL, HARDWARE)
         shown = call("watch", "nobody", one, "--until-running", "--json")
         assert shown.exit_code == 1
@@ -483,9 +482,11 @@ class TestWatch:
         assert (last["nobody"]["status"], last["nobody"]["instance"]) == ("error", None)
         assert "there is no instance 'nobody'" in last["nobody"]["error"]
         hint = call("watch", "nobody").stdout
-        assert re.fullmatch(r"nobody  error  .*; `cortecs-async ls` shows what there is  [0-9.]+ s\n", hint)
+        assert re.fullmatch(
+            r"nobody  error  .*  Run `cortecs-async ls` to list your instances\.  [0-9.]+ s\n", hint
+        )
 
-    def test_a_service_that_cannot_be_reached_is_said_at_once(
+    def test_unreachable_service_is_an_error_at_once(
         self, call: Call, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -499,16 +500,16 @@ class TestWatch:
             max_retries=0,
             poll_policy=policy,
         )
-        monkeypatch.setattr(_watch, "AsyncCortecs", client)
+        monkeypatch.setattr(watch, "AsyncCortecs", client)
         shown = call("-q", "watch", "instance-10001")
         assert (shown.exit_code, shown.stdout) == (1, "")
         assert shown.stderr.startswith("Error: ")
 
-    def test_nothing_to_watch(self, served: Emulator, call: Call) -> None:
+    def test_no_instances_to_watch(self, served: Emulator, call: Call) -> None:
         shown = call("watch")
-        assert (shown.exit_code, shown.stderr) == (0, "the account has no instance\n")
+        assert (shown.exit_code, shown.stderr) == (0, "No instances.\n")
 
-    def test_on_a_terminal_the_seconds_tick_until_it_is_gone(self, slow: Emulator, tmp_path: Path) -> None:
+    def test_elapsed_time_advances_on_a_terminal(self, slow: Emulator, tmp_path: Path) -> None:
         instance_id = slow.start_instance(MODEL, HARDWARE)
         with Terminal(PROGRAM, "watch", env=environment(slow, tmp_path)) as terminal:
             terminal.until(lambda text: re.search(rf"{instance_id} .* 1/5 Reserving the GPUs +1 s", text))
@@ -524,7 +525,7 @@ class TestWatch:
             assert terminal.wait() == 130
             assert "Traceback" not in terminal.text
 
-    def test_a_pipe_that_is_closed_ends_it_quietly(self, slow: Emulator, tmp_path: Path) -> None:
+    def test_closed_pipe_ends_it_quietly(self, slow: Emulator, tmp_path: Path) -> None:
         first = slow.start_instance(MODEL, HARDWARE)
         with subprocess.Popen(
             [sys.executable, "-P", "-c", PROGRAM, "watch", "--json"],
@@ -542,10 +543,10 @@ class TestWatch:
 
 
 @pytest.mark.sockets
-class TestHarmless:
+class TestUntrustedText:
     EVIL = "\x1b]0;owned\x07[red]x[/]\u202e\x9b2J"
 
-    def test_what_the_service_says_reaches_no_terminal_raw(self, served: Emulator, call: Call) -> None:
+    def test_control_characters_from_the_service_are_replaced(self, served: Emulator, call: Call) -> None:
         listed = [
             {
                 "instance_id": self.EVIL,
@@ -569,36 +570,38 @@ class TestHarmless:
         served.add_fault(Fault("status", route="balance", status=418, body=self.EVIL, times=None))
         assert not re.search("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202e]", call("balance").stderr)
 
-    def test_json_says_what_the_service_said(self) -> None:
+    def test_json_escapes_control_characters(self) -> None:
         for text in (self.EVIL, "\ud800", "é\u2028\U000e0001"):
             shown = to_json({"text": text})
             assert json.loads(shown) == {"text": text}
             assert shown.isprintable()
 
-    def test_no_secret_is_shown(self, served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_no_secret_is_printed(
+        self, served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("CORTECS_CLIENT_SECRET", "very-secret-indeed")
         shown = call("-vv", "ls")
         assert shown.exit_code == 1
         assert "very-secret-indeed" not in shown.output
 
-    def test_twice_verbose_is_every_request(self, served: Emulator, call: Call) -> None:
+    def test_vv_logs_every_request(self, served: Emulator, call: Call) -> None:
         assert re.search(r"^GET /instances/: 200, \d\.\d\d s$", call("-vv", "ls").stderr, re.MULTILINE)
         assert "GET" not in call("-v", "ls").stderr
 
 
-def test_data_are_cleaned_whole() -> None:
+def test_sanitize_covers_all_fields() -> None:
     instance = Instance(
         instance_id="a\x1b",
         instance_args=InstanceArgs(model_id="b\x07", num_workers=3),
         instance_status=InstanceStatus(status="c\n"),
     )
-    shown = cleaned(instance)
+    shown = sanitize(instance)
     assert (shown.instance_id, shown.instance_args.model_id, shown.status) == ("a\ufffd", "b\ufffd", "c\n")
     assert shown.instance_args.num_workers == 3
-    assert clean("ü 漢") == "ü 漢"
+    assert sanitize("ü 漢") == "ü 漢"
 
 
-def test_a_narrow_table_leaves_out_what_is_optional() -> None:
+def test_narrow_table_leaves_out_optional_columns() -> None:
     columns, rows = ("id", "b", "c"), [["x" * 10, "y" * 10, "z" * 10]]
     for width, optional, expected in [
         (34, ["c", "b"], "id b c"),
@@ -615,17 +618,17 @@ def test_a_narrow_table_leaves_out_what_is_optional() -> None:
         )
 
 
-def test_a_watch_on_a_narrow_terminal_shows_the_status_whole() -> None:
+def test_narrow_watch_table_shows_the_whole_status() -> None:
     row = ["instance-10001", MODEL, "running", "5/5 Running", "12 s", "http://127.0.0.1/v1"]
-    table = make_table(38, _watch._COLUMNS, [row], optional=_watch._OPTIONAL)
+    table = make_table(38, watch._COLUMNS, [row], optional=watch._OPTIONAL_COLUMNS)
     assert [str(each.header) for each in table.columns] == ["id", "status", "step", "elapsed"]
 
 
-def test_what_is_over() -> None:
+def test_has_ended() -> None:
     over = []
     for status in ("Stopped", "failed", "stopping", "running"):
         args, now = InstanceArgs(model_id="a--b"), InstanceStatus(status=status)
-        if is_over(Instance(instance_id="i", instance_args=args, instance_status=now)):
+        if has_ended(Instance(instance_id="i", instance_args=args, instance_status=now)):
             over.append(status)
     assert over == ["Stopped", "failed"]
 
@@ -651,19 +654,19 @@ def test_durations(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "text", ["", "0", "0s", "-5", "1h30", "h", "5x", "30m1h", "nan", "inf", "1e3", "5 s", "9" * 400, "1ms"]
 )
-def test_what_is_no_duration(text: str) -> None:
-    with pytest.raises(click.BadParameter, match="1h30m"):
+def test_invalid_durations(text: str) -> None:
+    with pytest.raises(click.BadParameter, match=r"is invalid \(examples: 90s, 15m, 2h\)"):
         DURATION.convert(text, None, None)
 
 
-def test_a_duration_that_is_a_slip_of_the_hand() -> None:
-    with pytest.raises(click.BadParameter, match="more than ten years"):
+def test_duration_longer_than_ten_years() -> None:
+    with pytest.raises(click.BadParameter, match="longer than ten years"):
         DURATION.convert("99999999d", None, None)
     assert DURATION.convert("3650d", None, None) == 3650 * 86400
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "much", ""])
-def test_what_is_no_amount(text: str) -> None:
+def test_invalid_amounts(text: str) -> None:
     with pytest.raises(click.BadParameter):
         MONEY.convert(text, None, None)
     assert MONEY.convert("2.50", None, None) == 2.5
@@ -671,14 +674,14 @@ def test_what_is_no_amount(text: str) -> None:
 
 @pytest.mark.sockets
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_completion_script_names_the_command(call: Call, shell: str) -> None:
+def test_completion_script_names_the_command(call: Call, shell: str) -> None:
     shown = call("completion", shell)
     assert "_CORTECS_ASYNC_COMPLETE" in shown.stdout
     assert "cortecs-async" in shown.stdout
 
 
 @pytest.mark.sockets
-def test_completion_asks_nobody(tmp_path: Path) -> None:
+def test_completion_needs_no_service(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-P", "-c", PROGRAM],
         env={
@@ -699,7 +702,7 @@ def test_completion_asks_nobody(tmp_path: Path) -> None:
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
-def test_the_page_has_every_command_and_no_option_that_is_none() -> None:
+def test_page_documents_every_command_and_only_real_options() -> None:
     page = PAGE.read_text()
     titles = set(re.findall(r"\w+", " ".join(re.findall(r"^## (.*)$", page, re.MULTILINE))))
     assert set(cli.commands) <= titles

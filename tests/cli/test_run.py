@@ -1,4 +1,4 @@
-"""`cortecs-async run -- COMMAND`: the instance, the command and the signals, as real processes."""
+"""`cortecs-async run -- COMMAND`: the instance, the command and the signals, in real processes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from _processes import Program, is_alive, until
 from _world import HARDWARE, MODEL
 from click.testing import Result
 
-from cortecs_async._cli import _child
-from cortecs_async._cli._child import CannotRunError, Child
+from cortecs_async._cli import child_process
+from cortecs_async._cli.child_process import CannotRunError, ChildProcess
 from cortecs_async.emulator import Emulator, Fault
 
 pytestmark = pytest.mark.sockets
 
 Call = Callable[..., Result]
 
-# Knows nothing of cortecs: any program that was written for the OpenAI API.
+# A program for the OpenAI API, without anything of cortecs.
 SCRIPT = """
 import os
 import openai
@@ -42,17 +42,17 @@ answer = client.chat.completions.create(
 print(answer.choices[0].message.content)
 """
 
-# Says which signals it gets; ends at SIGTERM, or at the end of its input.
+# Prints the signals that it gets. Ends on SIGTERM, or after a line of input.
 LISTENER = """
 import os, select, signal, sys
 
-# Not signal.pause() or input() alone: one that arrives just before these would wait for the next.
+# Not signal.pause() or input() alone: a signal that arrives just before would wait for the next.
 wakes, waker = os.pipe()
 os.set_blocking(waker, False)
 signal.set_wakeup_fd(waker)
 
 def got(number, frame):
-    os.write(1, b"got %d\\n" % number)  # print could be interrupted by itself
+    os.write(1, b"got %d\\n" % number)  # a signal could interrupt `print` in `print`
     if number == signal.SIGTERM:
         sys.exit(5)
 
@@ -90,9 +90,9 @@ def slow() -> Iterator[Emulator]:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Iterator[Call]:
     poll_often(monkeypatch)
-    before = {each: signal.getsignal(each) for each in _child._FORWARDED}
+    before = {each: signal.getsignal(each) for each in child_process._FORWARDED}
     yield call_command
-    assert {each: signal.getsignal(each) for each in _child._FORWARDED} == before
+    assert {each: signal.getsignal(each) for each in child_process._FORWARDED} == before
 
 
 def program(emulator: Emulator, tmp_path: Path, *arguments: str, before: str = "") -> Program:
@@ -106,7 +106,7 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 
 @pytest.mark.parametrize("where", ["2>/dev/full", "2> >(exec true)"])
-def test_the_command_runs_although_nobody_can_be_told(emu: Emulator, tmp_path: Path, where: str) -> None:
+def test_command_runs_although_stderr_cannot_be_written(emu: Emulator, tmp_path: Path, where: str) -> None:
     arguments = [sys.executable, "-P", "-c", PROGRAM, "run", MODEL, "--", "touch", str(tmp_path / "made")]
     done = subprocess.run(
         ["bash", "-c", f'"$@" {where}', "bash", *arguments],
@@ -119,7 +119,7 @@ def test_the_command_runs_although_nobody_can_be_told(emu: Emulator, tmp_path: P
     assert emu.existing == ()
 
 
-def test_a_script_that_knows_nothing_of_it_talks_to_the_instance(emu: Emulator, tmp_path: Path) -> None:
+def test_plain_openai_script_talks_to_the_instance(emu: Emulator, tmp_path: Path) -> None:
     pytest.importorskip("openai")
     script = tmp_path / "script.py"
     script.write_text(SCRIPT)
@@ -132,7 +132,7 @@ def test_a_script_that_knows_nothing_of_it_talks_to_the_instance(emu: Emulator, 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    # Nothing but what the command wrote is on standard output.
+    # Standard output has only what the command wrote.
     assert re.fullmatch(r'This is the .* You said: "Why is the sky blue\?"\n', done.stdout)
     (entry,) = emu.ledger
     assert (entry.hardware_type_id, entry.status) == (HARDWARE, "deleted")
@@ -143,7 +143,7 @@ def test_a_script_that_knows_nothing_of_it_talks_to_the_instance(emu: Emulator, 
     assert emu.existing == ()
 
 
-def test_what_the_command_is_told_and_what_not(
+def test_environment_of_the_command(
     emu: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("CORTECS_API_KEY", "mine")
@@ -183,14 +183,14 @@ def test_what_the_command_is_told_and_what_not(
 
 
 @pytest.mark.parametrize(("command", "status"), [("exit 7", 7), ("kill -9 $$", 137), ("kill -TERM $$", 143)])
-def test_the_status_is_the_commands(emu: Emulator, call: Call, command: str, status: int) -> None:
+def test_exit_code_is_that_of_the_command(emu: Emulator, call: Call, command: str, status: int) -> None:
     done = call("-q", "run", MODEL, "--", "sh", "-c", command)
     assert (done.exit_code, done.stderr) == (status, "")
     assert emu.existing == ()
     assert len(emu.ledger) == 1
 
 
-def test_without_a_reaper_nothing_is_started(
+def test_nothing_is_started_without_a_reaper(
     emu: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", "")
@@ -200,15 +200,15 @@ def test_without_a_reaper_nothing_is_started(
     assert emu.ledger == ()
 
 
-def test_verbose_says_nothing_twice(emu: Emulator, call: Call) -> None:
+def test_verbose_prints_nothing_twice(emu: Emulator, call: Call) -> None:
     done = call("-v", "run", MODEL, "--", "true")
     (entry,) = emu.ledger
-    assert len(re.findall(r"runs .*at http://", done.stderr)) == 1
+    assert len(re.findall(r" at http://", done.stderr)) == 1
     assert len(re.findall(r"1 minute begun", done.stderr)) == 1
     assert entry.instance_id in done.stderr
 
 
-def test_what_cannot_be_run_starts_nothing(emu: Emulator, call: Call, tmp_path: Path) -> None:
+def test_nothing_is_started_for_a_command_that_cannot_run(emu: Emulator, call: Call, tmp_path: Path) -> None:
     plain = tmp_path / "plain"
     plain.write_text("not executable")
     for command, status in [("no-such-command", 127), (str(tmp_path / "no"), 127), (str(plain), 126)]:
@@ -219,7 +219,7 @@ def test_what_cannot_be_run_starts_nothing(emu: Emulator, call: Call, tmp_path: 
     assert emu.requests == ()
 
 
-def test_one_on_the_path_that_is_not_executable(
+def test_command_on_the_path_that_is_not_executable(
     emu: Emulator, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "plain").write_text("not executable")
@@ -227,7 +227,7 @@ def test_one_on_the_path_that_is_not_executable(
     assert call("run", MODEL, "--", "plain").exit_code == 126
 
 
-def test_a_command_that_fails_to_start_all_the_same(emu: Emulator, call: Call, tmp_path: Path) -> None:
+def test_command_that_passes_the_check_but_fails_to_start(emu: Emulator, call: Call, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text("#!/no/such/interpreter\n")
     script.chmod(0o755)
@@ -240,7 +240,9 @@ def test_a_command_that_fails_to_start_all_the_same(emu: Emulator, call: Call, t
     assert emu.existing == ()
 
 
-def test_without_a_key_nothing_is_started(emu: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_started_without_an_inference_key(
+    emu: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     done = call("run", MODEL, "--", "true")
     assert done.exit_code == 125
@@ -249,30 +251,30 @@ def test_without_a_key_nothing_is_started(emu: Emulator, call: Call, monkeypatch
 
 
 @pytest.mark.parametrize("arguments", [[MODEL], [MODEL, "--"], [MODEL, HARDWARE, "true"], ["--", "true"]])
-def test_without_a_command_or_a_model_it_is_a_usage_error(call: Call, arguments: list[str]) -> None:
+def test_missing_command_or_model_is_a_usage_error(call: Call, arguments: list[str]) -> None:
     done = call("run", *arguments)
     assert done.exit_code == 2
     assert "Usage: " in done.stderr
 
 
-def test_the_usage_shows_where_the_command_goes(call: Call) -> None:
+def test_usage_shows_where_the_command_goes(call: Call) -> None:
     shown = call("run", "--help").stdout
     assert "run [OPTIONS] MODEL [HARDWARE] -- COMMAND [ARGS]..." in shown
-    assert re.search(r"125 +the lease failed +126 ", shown)
+    assert re.search(r"125 +the lease failed\n +126 ", shown)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [(["no-such-model"], "no-such-model"), ([MODEL, HARDWARE, "--max-cost", "0.01"], "does not pay")],
 )
-def test_a_lease_that_fails_is_125(emu: Emulator, call: Call, arguments: list[str], said: str) -> None:
+def test_failed_lease_exits_with_125(emu: Emulator, call: Call, arguments: list[str], expected: str) -> None:
     done = call("run", *arguments, "--", "true")
     assert done.exit_code == 125
-    assert said in done.stderr
+    assert expected in done.stderr
     assert emu.ledger == ()
 
 
-def test_a_start_that_takes_too_long_is_125(
+def test_start_that_times_out_exits_with_125(
     slow: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in slow.env().items():
@@ -282,16 +284,16 @@ def test_a_start_that_takes_too_long_is_125(
     assert slow.existing == ()
 
 
-def test_a_release_that_fails_is_told_although_the_command_worked(emu: Emulator, tmp_path: Path) -> None:
+def test_failed_release_exits_with_125_although_the_command_worked(emu: Emulator, tmp_path: Path) -> None:
     emu.add_fault(Fault("status", route="stop", times=None))
     with program(emu, tmp_path, MODEL, "--teardown-timeout", "0.2s", "--", "true") as running:
         assert running.process.wait(timeout=30) == 125
         assert emu.billing[0] in running.output
         emu.clear_faults()
-        wait_for(lambda: not emu.existing)  # the reaper goes on
+        wait_for(lambda: not emu.existing)  # the reaper finishes it
 
 
-def test_reuse_leaves_what_was_there(emu: Emulator, call: Call) -> None:
+def test_reuse_leaves_the_instance_as_it_was(emu: Emulator, call: Call) -> None:
     there = emu.start_instance(MODEL, HARDWARE)
     done = call("run", MODEL, HARDWARE, "--reuse", "--", "true")
     assert done.exit_code == 0
@@ -300,7 +302,7 @@ def test_reuse_leaves_what_was_there(emu: Emulator, call: Call) -> None:
 
 
 class TestSignals:
-    def test_each_is_handed_to_the_command_once(self, emu: Emulator, tmp_path: Path) -> None:
+    def test_each_signal_is_forwarded_once(self, emu: Emulator, tmp_path: Path) -> None:
         with program(emu, tmp_path, MODEL, "--", *LISTEN) as running:
             wait_for(lambda: running.has_said("ready"))
             assert running.has_said("group True")
@@ -312,7 +314,7 @@ class TestSignals:
             assert running.numbers("got") == [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM]
         assert emu.existing == ()
 
-    def test_what_nohup_ignores_stays_ignored(self, emu: Emulator, tmp_path: Path) -> None:
+    def test_ignored_sighup_stays_ignored(self, emu: Emulator, tmp_path: Path) -> None:
         before = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         with program(emu, tmp_path, MODEL, "--", *LISTEN, before=before) as running:
             wait_for(lambda: running.has_said("ready"))
@@ -322,33 +324,33 @@ class TestSignals:
             assert running.process.wait(timeout=30) == 5
             assert running.numbers("got") == [signal.SIGTERM]
 
-    def test_ctrl_c_in_a_terminal_reaches_the_command_once(self, emu: Emulator, tmp_path: Path) -> None:
+    def test_ctrl_c_reaches_the_command_once(self, emu: Emulator, tmp_path: Path) -> None:
         with Terminal(PROGRAM, "run", MODEL, "--", *LISTEN, env=environment(emu, tmp_path)) as terminal:
             terminal.until(lambda text: "ready" in text)
             terminal.press("\x03")
             terminal.until(lambda text: "got 2" in text)
-            terminal.press("a line\n")  # the command can read from the terminal all the while
+            terminal.press("a line\n")  # the command can still read from the terminal
             assert terminal.wait() == 0
             assert "read a line" in terminal.text
             assert terminal.text.count("got") == 1
         assert emu.existing == ()
 
     @pytest.mark.parametrize("step_seconds", [0.01, 600])
-    def test_a_window_that_is_closed_leaves_nothing(self, tmp_path: Path, step_seconds: float) -> None:
+    def test_closed_window_leaves_no_instance(self, tmp_path: Path, step_seconds: float) -> None:
         with serving(step_seconds=step_seconds) as emu:
             command = ("run", MODEL, "--", "sh", "-c", "echo here; exec sleep 60")
             with Terminal(PROGRAM, *command, env=environment(emu, tmp_path)) as terminal:
                 terminal.until(lambda text: ("here" if step_seconds < 1 else "1/5 Reserving") in text)
                 terminal.hang_up()
                 assert terminal.process.wait(timeout=30) == 129
-                # By itself, and not by the reaper after its death.
+                # Deleted by `run` itself, not by the reaper later.
                 assert emu.existing == ()
             assert len(emu.ledger) == 1
 
     @pytest.mark.parametrize(
         ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)]
     )
-    def test_while_it_starts_they_end_it_and_nothing_is_left(
+    def test_signal_during_the_start_cancels_it_and_leaves_nothing(
         self, slow: Emulator, tmp_path: Path, number: signal.Signals, status: int
     ) -> None:
         with program(slow, tmp_path, MODEL, "--", "echo", "never") as running:
@@ -356,30 +358,28 @@ class TestSignals:
             assert len(slow.billing) == 1
             running.send(number)
             assert running.process.wait(timeout=30) == status
-            assert "nothing is left of what was started" in running.output
+            assert "No instance was left behind." in running.output
             assert "never" not in running.output
             assert "Traceback" not in running.output
         assert slow.existing == ()
 
     @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-    def test_during_the_release_they_change_nothing(
+    def test_signal_during_the_release_changes_only_the_exit_code(
         self, tmp_path: Path, number: signal.Signals, status: int
     ) -> None:
         with serving(stop_seconds=0.5) as emu:
             with program(emu, tmp_path, MODEL, "--", "true") as running:
-                wait_for(lambda: "releasing" in running.output)
+                wait_for(lambda: "Releasing" in running.output)
                 wait_for(lambda: any(each.route == "stop" for each in emu.requests))
                 running.send(number)
                 running.send(number)
                 assert running.process.wait(timeout=30) == status
-                # By itself, and not by the reaper after its death.
+                # Deleted by `run` itself, not by the reaper later.
                 assert emu.existing == ()
 
 
 class TestLoss:
-    def test_when_its_time_is_up_the_command_is_told_to_end(
-        self, emu: Emulator, call: Call, tmp_path: Path
-    ) -> None:
+    def test_command_gets_sigterm_at_the_limit(self, emu: Emulator, call: Call, tmp_path: Path) -> None:
         note = tmp_path / "note"
         done = call(
             *("run", MODEL, "--max-lifetime", "1s", "--", "sh", "-c"),
@@ -390,10 +390,10 @@ class TestLoss:
         assert note.read_text() == "told\n"
         assert emu.existing == ()
 
-    def test_one_that_does_not_listen_is_killed(
+    def test_command_that_ignores_sigterm_is_killed(
         self, emu: Emulator, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_child, "GRACE", 0.1)
+        monkeypatch.setattr(child_process, "GRACE_PERIOD", 0.1)
         note = tmp_path / "note"
         done = call(
             *("run", MODEL, "--max-lifetime", "0.7s", "--", "sh", "-c"),
@@ -403,13 +403,13 @@ class TestLoss:
         assert not is_alive(int(note.read_text()))
         assert emu.existing == ()
 
-    def test_one_that_is_stopped_hears_it(self, emu: Emulator, call: Call) -> None:
+    def test_suspended_command_gets_sigterm(self, emu: Emulator, call: Call) -> None:
         began = time.monotonic()
         done = call("run", MODEL, "--max-lifetime", "0.7s", "--", "sh", "-c", "kill -STOP $$")
         assert done.exit_code == 125
-        assert time.monotonic() - began < _child.GRACE
+        assert time.monotonic() - began < child_process.GRACE_PERIOD
 
-    def test_when_the_instance_is_lost(
+    def test_lost_instance_ends_the_command(
         self, emu: Emulator, call: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         poll_often(monkeypatch, lost_interval=0.05)
@@ -417,16 +417,16 @@ class TestLoss:
         os.mkfifo(pipe)
 
         def lose() -> None:
-            pipe.read_text()  # returns once the command runs and has written
+            pipe.read_text()  # returns once the command has written
             emu.delete_instance(emu.existing[0])
 
-        with ThreadOf(lose):
+        with BackgroundThread(lose):
             done = call("run", MODEL, "--", "sh", "-c", f"echo > {pipe}; exec sleep 60")
         assert done.exit_code == 125
-        assert "releasing" in done.stderr
+        assert "Releasing" in done.stderr
 
 
-class ThreadOf:
+class BackgroundThread:
     def __init__(self, work: Callable[[], None]) -> None:
         self._thread = threading.Thread(target=work)
 
@@ -437,7 +437,7 @@ class ThreadOf:
         self._thread.join(timeout=30)
 
 
-async def test_a_signal_from_before_it_is_there_reaches_it(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_signal_before_the_start_is_forwarded(monkeypatch: pytest.MonkeyPatch) -> None:
     real = subprocess.Popen
 
     def popen(*args: object, **options: object) -> object:
@@ -446,14 +446,14 @@ async def test_a_signal_from_before_it_is_there_reaches_it(monkeypatch: pytest.M
 
     monkeypatch.setattr(subprocess, "Popen", popen)
     before = signal.getsignal(signal.SIGTERM)
-    async with Child(["sleep", "60"], os.environ) as child:
+    async with ChildProcess(["sleep", "60"], os.environ) as child:
         assert await child.wait() == 143
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-async def test_a_block_that_raises_ends_it() -> None:
+async def test_exception_in_the_block_ends_the_process() -> None:
     with pytest.raises(KeyError):
-        async with Child(["sleep", "60"], os.environ) as child:
+        async with ChildProcess(["sleep", "60"], os.environ) as child:
             assert child._process is not None
             pid = child._process.pid
             assert is_alive(pid)
@@ -461,19 +461,19 @@ async def test_a_block_that_raises_ends_it() -> None:
     assert not is_alive(pid)
 
 
-async def test_a_cancelled_wait_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_child, "GRACE", 0.1)
+async def test_cancelled_wait_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child_process, "GRACE_PERIOD", 0.1)
     with anyio.move_on_after(0.2) as scope:
-        async with Child(["sh", "-c", "trap '' TERM; exec sleep 60"], os.environ) as child:
+        async with ChildProcess(["sh", "-c", "trap '' TERM; exec sleep 60"], os.environ) as child:
             await child.wait()
     assert scope.cancelled_caught
     assert child._process is not None
     assert not is_alive(child._process.pid)
 
 
-async def test_one_that_cannot_be_started_leaves_the_handlers_alone() -> None:
+async def test_failed_start_restores_the_handlers() -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(CannotRunError):
-        async with Child(["/no/such/command"], os.environ):
+        async with ChildProcess(["/no/such/command"], os.environ):
             pass
     assert signal.getsignal(signal.SIGINT) is before

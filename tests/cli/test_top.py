@@ -1,4 +1,4 @@
-"""`cortecs-async top`: the application on a terminal that is not there, against the emulator in process."""
+"""`cortecs-async top`: the application on a simulated terminal, against the emulator in this process."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from _command_line import PROGRAM, Terminal, environment, serving
 from _processes import until
 from _virtual_time import VirtualTimeLoop
 from attrs import define, evolve
+from rich.console import Console
+from rich.segment import Segment
 from rich.text import Text
 
 pytest.importorskip("textual")
@@ -30,9 +32,9 @@ from textual.widgets import DataTable, Static
 from cortecs_async import AsyncCortecs, Instance, errors
 from cortecs_async._api.domain import InitProgress, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async._cli import cli
-from cortecs_async._cli._top_app import TopApp
-from cortecs_async._cli._top_screens import Help, Question
-from cortecs_async._cli._top_view import (
+from cortecs_async._cli.top.app import TopApp
+from cortecs_async._cli.top.screens import Confirmation, Help
+from cortecs_async._cli.top.view import (
     Column,
     Snapshot,
     age_of,
@@ -40,11 +42,11 @@ from cortecs_async._cli._top_view import (
     columns,
     cost_so_far,
     details,
-    duration,
+    format_age,
+    owner_text,
     rate,
     summary,
     warning,
-    who,
 )
 from cortecs_async._recovery.journal import JournalFile
 from cortecs_async.emulator import Emulator, Fault
@@ -55,20 +57,20 @@ EPOCH = 1_735_689_600.0
 
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
-    """textual is for asyncio; its timers are virtual as all others."""
+    """textual needs asyncio. Its timers run in virtual time."""
     return "asyncio", {"loop_factory": VirtualTimeLoop}
 
 
 @define
 class Clock:
-    """The emulator's, moved by hand."""
+    """The clock of the emulator, advanced by the test."""
 
     now: float = 0.0
 
 
 @define
-class Seen:
-    """The application, and what it shows."""
+class Screen:
+    """The application and what it shows."""
 
     emu: Emulator
     app: TopApp
@@ -76,7 +78,7 @@ class Seen:
     clock: Clock
 
     async def settle(self) -> None:
-        """Until all is done that was asked for."""
+        """Wait until all actions and refreshes are done."""
         await self.pilot.pause()
         await self.app.finish()
         await self.app.workers.wait_for_complete()
@@ -123,8 +125,8 @@ class Seen:
 @asynccontextmanager
 async def top(
     world: World, *models: str, size: tuple[int, int] = (120, 30), fault: Fault | None = None, **options: Any
-) -> AsyncIterator[Seen]:
-    """The application after its first refresh, for instances of these models."""
+) -> AsyncIterator[Screen]:
+    """Run the application with instances of these models, and yield it after its first refresh."""
     clock = Clock()
     options = {"step_seconds": 10.0, "clock": lambda: clock.now, "max_retries": 0, **options}
     async with world(**options) as (emu, client):
@@ -134,294 +136,303 @@ async def top(
             emu.add_fault(fault)
         app = TopApp(client, interval=None, now=lambda: EPOCH + clock.now)
         async with app.run_test(size=size) as pilot:
-            seen = Seen(emu, app, pilot, clock)
-            await seen.settle()
-            yield seen
+            screen = Screen(emu, app, pilot, clock)
+            await screen.settle()
+            yield screen
 
 
-# --- what it shows ------------------------------------------------------------------------------------------
+# --- content ----------------------------------------------------------------------------------------------
 
 
-async def test_the_instances_and_what_they_cost(world: World) -> None:
-    async with top(world) as seen:
-        seen.emu.start_instance(MODEL, HARDWARE, num_workers=2)
-        await seen.press("r")
-        assert seen.column("status")[0].startswith("pending 1/5 ")
-        assert seen.column("owner") == ["elsewhere"]
-        assert seen.column("cost") == ["-"]  # since when is not known yet
-        assert "0 of 1 running   6.00 EUR per hour   balance " in seen.text("summary")
-        seen.clock.now = 60.0
-        await seen.press("r")
-        assert seen.column("status") == ["running"]
-        seen.clock.now = 60.0 + 30 * 60
-        await seen.press("r")
-        assert "1 of 1 running" in seen.text("summary")
-        assert seen.column("per min") == ["0.100"]
-        (cost,) = map(float, seen.column("cost"))
-        assert cost == pytest.approx(seen.emu.total_cost, abs=0.11)
-        assert MODEL in seen.text("details")
-        assert "2 x NVIDIA_H100_1" in seen.text("details")
+async def test_instances_and_costs(world: World) -> None:
+    async with top(world) as screen:
+        screen.emu.start_instance(MODEL, HARDWARE, num_workers=2)
+        await screen.press("r")
+        assert screen.column("status")[0].startswith("pending 1/5 ")
+        assert screen.column("owner") == ["elsewhere"]
+        assert screen.column("cost") == ["-"]  # the start is not known yet
+        assert "0 of 1 running   6.00 EUR per hour   balance " in screen.text("summary")
+        screen.clock.now = 60.0
+        await screen.press("r")
+        assert screen.column("status") == ["running"]
+        screen.clock.now = 60.0 + 30 * 60
+        await screen.press("r")
+        assert "1 of 1 running" in screen.text("summary")
+        assert screen.column("per min") == ["0.100"]
+        (cost,) = map(float, screen.column("cost"))
+        assert cost == pytest.approx(screen.emu.total_cost, abs=0.11)
+        assert MODEL in screen.text("details")
+        assert "2 x NVIDIA_H100_1" in screen.text("details")
 
 
-async def test_an_empty_account_is_a_friendly_line(world: World) -> None:
-    async with top(world) as seen:
-        assert "no instance" in seen.text("empty")
-        assert not seen.table.display
-        await seen.press("s", "d", "enter")
-        assert len(seen.app.screen_stack) == 1
-        seen.emu.start_instance(MODEL, HARDWARE)
-        await seen.press("r")
-        assert seen.text("empty") == ""
-        assert len(seen.rows) == 1
+async def test_empty_account(world: World) -> None:
+    async with top(world) as screen:
+        assert "No instances" in screen.text("empty")
+        assert not screen.table.display
+        await screen.press("s", "d", "enter")
+        assert len(screen.app.screen_stack) == 1
+        screen.emu.start_instance(MODEL, HARDWARE)
+        await screen.press("r")
+        assert screen.text("empty") == ""
+        assert len(screen.rows) == 1
 
 
-async def test_what_a_refresh_asks_for(world: World) -> None:
-    async with top(world, MODEL) as seen:
-        assert seen.routes() == ["token", "list", "hardware_types", "balance"]
+async def test_requests_of_a_refresh(world: World) -> None:
+    async with top(world, MODEL) as screen:
+        assert screen.routes() == ["token", "list", "hardware_types", "balance"]
         for now in (10.0, 29.0):
-            seen.clock.now = now
-            await seen.press("r")
-        assert seen.routes()[4:] == ["list", "list"]
-        seen.clock.now = 31.0
-        await seen.press("r")
-        assert seen.routes()[6:] == ["list", "balance"]
+            screen.clock.now = now
+            await screen.press("r")
+        assert screen.routes()[4:] == ["list", "list"]
+        screen.clock.now = 31.0
+        await screen.press("r")
+        assert screen.routes()[6:] == ["list", "balance"]
 
 
-async def test_owners_are_those_of_the_journals(world: World, journals: Path) -> None:
-    async with top(world, MODEL, MODEL, MODEL, journal="auto") as seen:
-        common = {"account": "a", "api": seen.emu.api_base_url, "at": EPOCH - 90, "args": {}, "goal": "gone"}
+async def test_owners_come_from_the_journals(world: World, journals: Path) -> None:
+    async with top(world, MODEL, MODEL, MODEL, journal="auto") as screen:
+        common = {
+            "account": "a",
+            "api": screen.emu.api_base_url,
+            "at": EPOCH - 90,
+            "args": {},
+            "goal": "gone",
+        }
         files = [
             JournalFile.create(
                 journals,
                 [
                     {"kind": "OWNER", "id": str(number), "host": "box", "pid": number, "at": 0.0},
-                    {"kind": "CREATED", "entry": "1", "instance_id": seen.ids[number], **common},
+                    {"kind": "CREATED", "entry": "1", "instance_id": screen.ids[number], **common},
                 ],
             )
             for number in range(2)
         ]
         files[0].close()
-        await seen.press("r")
-        assert seen.column("owner") == ["orphan", "process", "elsewhere"]
-        # By the journal, while the service does not say yet since when it is billed.
-        assert seen.column("age") == ["1m", "1m", "-"]
-        assert seen.column("cost") == ["0.10", "0.10", "-"]
-        assert "orphan (box, process 0)" in seen.text("details")
+        await screen.press("r")
+        assert screen.column("owner") == ["orphan", "process", "elsewhere"]
+        # From the journal, while the service does not report a start yet.
+        assert screen.column("age") == ["1m", "1m", "-"]
+        assert screen.column("cost") == ["0.10", "0.10", "-"]
+        assert "orphan (box, process 0)" in screen.text("details")
         files[1].remove()
 
 
 async def test_eighty_columns_are_enough(world: World) -> None:
-    async with top(world, MODEL, MODEL, size=(80, 24)) as seen:
-        titles = [str(each.label).strip() for each in seen.table.ordered_columns]
+    async with top(world, MODEL, MODEL, size=(80, 24)) as screen:
+        titles = [str(each.label).strip() for each in screen.table.ordered_columns]
         assert titles == ["instance", "model", "status", "age", "cost", "owner"]
-        assert seen.column("status") == ["pending 1/5"] * 2
-        assert seen.table.max_scroll_x == 0
-        await seen.resize(120, 30)
-        assert "hardware" in [str(each.label) for each in seen.table.ordered_columns]
-        assert seen.table.max_scroll_x == 0
-        await seen.resize(40, 12)
-        assert seen.ids == ["instance-10001", "instance-10002"]
-        assert seen.column("owner") == ["elsewhere"] * 2
-        assert seen.table.max_scroll_x == 0
-        assert "balance" in seen.text("summary")
+        assert screen.column("status") == ["pending 1/5"] * 2
+        assert screen.table.max_scroll_x == 0
+        titles_line, first_line = (screen.table.render_line(y).text for y in range(2))
+        assert "  Llama-3.1-8B-Inst…  " in first_line
+        assert titles_line.rindex("cost") + 3 == first_line.rindex("-")  # aligned to the right
+        await screen.resize(120, 30)
+        assert "hardware" in [str(each.label) for each in screen.table.ordered_columns]
+        assert screen.table.max_scroll_x == 0
+        await screen.resize(40, 12)
+        assert screen.ids == ["instance-10001", "instance-10002"]
+        assert screen.column("owner") == ["elsewhere"] * 2
+        assert screen.table.max_scroll_x == 0
+        assert "balance" in screen.text("summary")
 
 
-async def test_what_the_service_says_is_no_markup_and_no_command(world: World) -> None:
+async def test_text_of_the_service_is_no_markup_and_no_escape_sequence(world: World) -> None:
     evil = "[red]\x1b[2J\n[/]@click"
-    async with top(world, MODEL) as seen:
-        (instance,) = seen.app._snapshot.instances
+    async with top(world, MODEL) as screen:
+        (instance,) = screen.app._snapshot.instances
         args = evolve(instance.instance_args, model_id=evil, hardware_type_id=evil)
         evil_one = evolve(instance, instance_id=evil, base_url=evil, instance_args=args)
-        seen.app._snapshot = evolve(seen.app._snapshot, instances=(evil_one,), problem=evil[:5])
-        seen.app._draw()
-        await seen.pilot.pause()
-        assert "[red]" in seen.rows[0][1]
-        await seen.pilot.press("d")
-        await seen.pilot.pause()
-        shown = seen.app.export_screenshot()
+        screen.app._snapshot = evolve(screen.app._snapshot, instances=(evil_one,), problem=evil[:5])
+        screen.app._draw()
+        await screen.pilot.pause()
+        assert "[red]" in screen.rows[0][1]
+        await screen.pilot.press("d")
+        await screen.pilot.pause()
+        shown = screen.app.export_screenshot()
         assert "\x1b" not in shown
-        assert "\x1b" not in seen.text("details") + "".join(seen.rows[0])
-        assert isinstance(seen.app.screen, Question)
+        assert "\x1b" not in screen.text("details") + "".join(screen.rows[0])
+        assert isinstance(screen.app.screen, Confirmation)
 
 
 # --- the cursor ---------------------------------------------------------------------------------------------
 
 
-async def test_the_cursor_stays_on_its_instance(world: World) -> None:
-    async with top(world, *[MODEL] * 4) as seen:
-        first, second, third, fourth = seen.ids
-        await seen.press("down", "down")
-        assert seen.selected == third
-        seen.emu.delete_instance(first)
-        await seen.press("r")
-        assert seen.selected == third
-        seen.emu.start_instance(MODEL, HARDWARE)
-        await seen.resize(90, 30)
-        await seen.press("r")
-        assert seen.selected == third
-        assert third in seen.text("details")
-        # In its place, once it is gone.
-        seen.emu.delete_instance(third)
-        await seen.press("r")
-        assert seen.selected == fourth
-        assert fourth in seen.text("details")
-        assert seen.ids[0] == second
+async def test_cursor_stays_on_its_instance(world: World) -> None:
+    async with top(world, *[MODEL] * 4) as screen:
+        first, second, third, fourth = screen.ids
+        await screen.press("down", "down")
+        assert screen.selected == third
+        screen.emu.delete_instance(first)
+        await screen.press("r")
+        assert screen.selected == third
+        screen.emu.start_instance(MODEL, HARDWARE)
+        await screen.resize(90, 30)
+        await screen.press("r")
+        assert screen.selected == third
+        assert third in screen.text("details")
+        # On its row, once the instance is gone.
+        screen.emu.delete_instance(third)
+        await screen.press("r")
+        assert screen.selected == fourth
+        assert fourth in screen.text("details")
+        assert screen.ids[0] == second
 
 
-async def test_a_long_list_stays_where_it_was_scrolled_to(world: World) -> None:
-    async with top(world, *[MODEL] * 40, size=(100, 20)) as seen:
-        await seen.press(*["down"] * 20, *["up"] * 5)
-        selected, scrolled = seen.selected, seen.table.scroll_y
+async def test_scroll_position_is_kept(world: World) -> None:
+    async with top(world, *[MODEL] * 40, size=(100, 20)) as screen:
+        await screen.press(*["down"] * 20, *["up"] * 5)
+        selected, scrolled = screen.selected, screen.table.scroll_y
         assert scrolled > 0
-        seen.emu.start_instance(MODEL, HARDWARE)
-        await seen.press("r")
-        assert (seen.selected, seen.table.scroll_y) == (selected, scrolled)
+        screen.emu.start_instance(MODEL, HARDWARE)
+        await screen.press("r")
+        assert (screen.selected, screen.table.scroll_y) == (selected, scrolled)
 
 
-# --- trouble ------------------------------------------------------------------------------------------------
+# --- errors -------------------------------------------------------------------------------------------------
 
 
-async def test_a_refresh_that_fails_keeps_the_last_table(world: World) -> None:
-    async with top(world, MODEL) as seen:
-        seen.emu.add_fault(Fault("status", route="list", status=500))
-        seen.clock.now = 20.0
-        await seen.press("r")
-        assert len(seen.rows) == 1
-        assert "STALE" in seen.text("summary")
-        assert "20s old" in seen.text("summary")
-        assert "500" in seen.text("problem")
-        await seen.press("r")
-        assert "STALE" not in seen.text("summary")
-        assert seen.text("problem") == ""
+async def test_failed_refresh_keeps_the_last_table(world: World) -> None:
+    async with top(world, MODEL) as screen:
+        screen.emu.add_fault(Fault("status", route="list", status=500))
+        screen.clock.now = 20.0
+        await screen.press("r")
+        assert len(screen.rows) == 1
+        assert "STALE" in screen.text("summary")
+        assert "20s old" in screen.text("summary")
+        assert "500" in screen.text("problem")
+        await screen.press("r")
+        assert "STALE" not in screen.text("summary")
+        assert screen.text("problem") == ""
 
 
-async def test_nothing_can_be_read_from_the_first(world: World) -> None:
-    async with top(world, MODEL, fault=Fault("status", route="token", status=401)) as seen:
-        assert seen.text("summary") == "not read yet"
-        assert "401" in seen.text("problem")
-        assert seen.text("empty") == ""
-        await seen.press("s", "d", "r")
-        assert "0 of 1 running" in seen.text("summary")
+async def test_first_refresh_fails(world: World) -> None:
+    async with top(world, MODEL, fault=Fault("status", route="token", status=401)) as screen:
+        assert screen.text("summary") == "No data yet."
+        assert "401" in screen.text("problem")
+        assert screen.text("empty") == ""
+        await screen.press("s", "d", "r")
+        assert "0 of 1 running" in screen.text("summary")
 
 
-async def test_it_refreshes_by_itself(world: World) -> None:
+async def test_refreshes_regularly(world: World) -> None:
     async with world(clock=lambda: 0.0, max_retries=0) as (emu, client):
         async with TopApp(client, interval=2.0, now=lambda: EPOCH).run_test():
             await until(lambda: [each.route for each in emu.requests].count("list") >= 3)
 
 
 async def test_one_refresh_at_a_time(world: World) -> None:
-    async with top(world) as seen:
-        seen.app.action_refresh()
-        seen.app.action_refresh()
-        await seen.settle()
-        assert seen.routes().count("list") == 2
-        await seen.press("r")
-        assert seen.routes().count("list") == 3
+    async with top(world) as screen:
+        screen.app.action_refresh()
+        screen.app.action_refresh()
+        await screen.settle()
+        assert screen.routes().count("list") == 2
+        await screen.press("r")
+        assert screen.routes().count("list") == 3
 
 
-async def test_a_balance_that_cannot_be_read_is_no_reason_to_call_it_stale(world: World) -> None:
-    async with top(world, MODEL) as seen:
-        seen.emu.add_fault(Fault("status", route="balance", status=500))
-        seen.clock.now = 40.0
-        await seen.press("r")
-        assert "STALE" not in seen.text("summary")
-        assert "500" in seen.text("problem")
-        assert "balance" in seen.text("summary")
+async def test_failed_balance_request_does_not_make_it_stale(world: World) -> None:
+    async with top(world, MODEL) as screen:
+        screen.emu.add_fault(Fault("status", route="balance", status=500))
+        screen.clock.now = 40.0
+        await screen.press("r")
+        assert "STALE" not in screen.text("summary")
+        assert "500" in screen.text("problem")
+        assert "balance" in screen.text("summary")
 
 
 # --- stop and delete ----------------------------------------------------------------------------------------
 
 
-async def test_stop_asks_and_stops(world: World) -> None:
-    async with top(world, MODEL, MODEL) as seen:
-        await seen.press("down", "s")
-        assert isinstance(seen.app.screen, Question)
-        shown = question(seen)
-        assert f"stop {seen.ids[1]}?" in shown
+async def test_stop_after_a_confirmation(world: World) -> None:
+    async with top(world, MODEL, MODEL) as screen:
+        await screen.press("down", "s")
+        assert isinstance(screen.app.screen, Confirmation)
+        shown = question(screen)
+        assert f"Stop {screen.ids[1]}?" in shown
         assert "elsewhere" in shown
-        assert len(seen.emu.billing) == 2
-        await seen.press("y")
-        assert seen.emu.billing == (seen.ids[0],)
-        assert seen.column("status")[1] == "stopped"
-        await seen.press("s")
-        assert len(seen.app.screen_stack) == 1  # nothing to ask: it is stopped already
+        assert len(screen.emu.billing) == 2
+        await screen.press("y")
+        assert screen.emu.billing == (screen.ids[0],)
+        assert screen.column("status")[1] == "stopped"
+        await screen.press("s")
+        assert len(screen.app.screen_stack) == 1  # no confirmation: it is already stopped
 
 
-async def test_anything_but_yes_changes_nothing(world: World) -> None:
-    async with top(world, MODEL) as seen:
+async def test_any_answer_but_yes_changes_nothing(world: World) -> None:
+    async with top(world, MODEL) as screen:
         for key in ("n", "escape", "q", "enter"):
-            await seen.press("d")
-            assert isinstance(seen.app.screen, Question)
-            await seen.press(key)
-            assert len(seen.app.screen_stack) == 1, key
-            assert seen.app.is_running, key
-        assert seen.emu.billing == tuple(seen.ids)
-        assert set(seen.routes()) == {"token", "list", "hardware_types", "balance"}
+            await screen.press("d")
+            assert isinstance(screen.app.screen, Confirmation)
+            await screen.press(key)
+            assert len(screen.app.screen_stack) == 1, key
+            assert screen.app.is_running, key
+        assert screen.emu.billing == tuple(screen.ids)
+        assert set(screen.routes()) == {"token", "list", "hardware_types", "balance"}
 
 
 async def test_delete_stops_first_and_waits_until_it_is_gone(world: World) -> None:
-    async with top(world, *[MODEL] * 4) as seen:
+    async with top(world, *[MODEL] * 4) as screen:
         for answer in (["y"], ["tab", "enter"], ["right", "enter"]):
-            _, *others = seen.ids
-            asked = len(seen.routes())
-            await seen.press("d", *answer)
-            assert seen.emu.existing == tuple(others), answer
-            assert seen.ids == others
-            asked_since = seen.routes()[asked:]
+            _, *others = screen.ids
+            asked = len(screen.routes())
+            await screen.press("d", *answer)
+            assert screen.emu.existing == tuple(others), answer
+            assert screen.ids == others
+            asked_since = screen.routes()[asked:]
             assert asked_since.index("stop") < asked_since.index("delete")
 
 
-async def test_the_question_warns_of_a_living_process(world: World, journals: Path) -> None:
-    async with top(world, MODEL, journal="auto") as seen:
-        record = {"account": "a", "api": seen.emu.api_base_url, "at": EPOCH, "args": {}, "goal": "gone"}
+async def test_confirmation_warns_of_a_running_process(world: World, journals: Path) -> None:
+    async with top(world, MODEL, journal="auto") as screen:
+        record = {"account": "a", "api": screen.emu.api_base_url, "at": EPOCH, "args": {}, "goal": "gone"}
         living = JournalFile.create(
             journals,
             [
                 {"kind": "OWNER", "id": "1", "host": "box", "pid": 17, "at": 0.0},
-                {"kind": "CREATED", "entry": "1", "instance_id": seen.ids[0], **record},
+                {"kind": "CREATED", "entry": "1", "instance_id": screen.ids[0], **record},
             ],
         )
-        await seen.press("r", "d")
-        assert "box, process 17" in question(seen)
-        assert "A living process uses it" in question(seen)
+        await screen.press("r", "d")
+        assert "box, process 17" in question(screen)
+        assert "A running process is using it" in question(screen)
         living.remove()
 
 
-async def test_what_vanishes_while_it_is_asked_about(world: World) -> None:
-    async with top(world, MODEL, MODEL) as seen:
-        first, second = seen.ids
-        await seen.pilot.press("s")
-        seen.emu.delete_instance(first)
-        await seen.press("y")
-        assert seen.ids == [second]
-        await seen.pilot.press("d")
-        seen.emu.delete_instance(second)
-        await seen.press("y")
-        assert seen.ids == []
-        assert "no instance" in seen.text("empty")
+async def test_instance_deleted_during_the_confirmation(world: World) -> None:
+    async with top(world, MODEL, MODEL) as screen:
+        first, second = screen.ids
+        await screen.pilot.press("s")
+        screen.emu.delete_instance(first)
+        await screen.press("y")
+        assert screen.ids == [second]
+        await screen.pilot.press("d")
+        screen.emu.delete_instance(second)
+        await screen.press("y")
+        assert screen.ids == []
+        assert "No instances" in screen.text("empty")
 
 
-async def test_what_vanishes_before_the_key(world: World) -> None:
-    async with top(world, MODEL) as seen:
-        seen.emu.delete_instance(seen.ids[0])
-        await seen.press("r", "d", "s", "y")
-        assert len(seen.app.screen_stack) == 1
-        assert "stop" not in seen.routes()
+async def test_instance_deleted_before_the_key(world: World) -> None:
+    async with top(world, MODEL) as screen:
+        screen.emu.delete_instance(screen.ids[0])
+        await screen.press("r", "d", "s", "y")
+        assert len(screen.app.screen_stack) == 1
+        assert "stop" not in screen.routes()
 
 
-async def test_a_stop_that_fails_is_told_and_can_be_repeated(world: World) -> None:
-    async with top(world, MODEL) as seen:
-        seen.emu.add_fault(Fault("status", route="stop", status=500))
-        await seen.press("s", "y")
-        assert any("500" in each.message for each in seen.app._notifications)
-        assert len(seen.emu.billing) == 1
-        assert seen.app.pending == []
-        await seen.press("s", "y")
-        assert seen.emu.billing == ()
+async def test_failed_stop_is_shown_and_can_be_repeated(world: World) -> None:
+    async with top(world, MODEL) as screen:
+        screen.emu.add_fault(Fault("status", route="stop", status=500))
+        await screen.press("s", "y")
+        assert any("500" in each.message for each in screen.app._notifications)
+        assert len(screen.emu.billing) == 1
+        assert screen.app.pending == []
+        await screen.press("s", "y")
+        assert screen.emu.billing == ()
 
 
-async def test_a_delete_under_way_shows_and_outlives_the_screen(
+async def test_delete_in_progress_is_shown_and_outlives_the_screen(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = anyio.Event()
@@ -432,26 +443,26 @@ async def test_a_delete_under_way_shows_and_outlives_the_screen(
         await release(client, instance_id)
 
     monkeypatch.setattr(AsyncCortecs, "release", slow)
-    async with top(world, MODEL) as seen:
-        (only,) = seen.ids
-        await seen.pilot.press("d", "y")
-        await seen.pilot.pause()
-        assert seen.app.pending == [f"deleting {only}"]
-        assert seen.column("status") == ["deleting…"]
-        await seen.pilot.press("d")
-        assert len(seen.app.screen_stack) == 1  # it is being done already
-        await seen.pilot.press("q")
-        await seen.pilot.pause()
-        assert not seen.app.is_running
-        assert seen.emu.billing == (only,)
+    async with top(world, MODEL) as screen:
+        (only,) = screen.ids
+        await screen.pilot.press("d", "y")
+        await screen.pilot.pause()
+        assert screen.app.pending == [f"deleting {only}"]
+        assert screen.column("status") == ["deleting…"]
+        await screen.pilot.press("d")
+        assert len(screen.app.screen_stack) == 1  # the delete is already in progress
+        await screen.pilot.press("q")
+        await screen.pilot.pause()
+        assert not screen.app.is_running
+        assert screen.emu.billing == (only,)
         go.set()
-        await seen.app.finish()
-        assert seen.emu.existing == ()
-        assert seen.app.pending == []
-        assert seen.app.unheard == []
+        await screen.app.finish()
+        assert screen.emu.existing == ()
+        assert screen.app.pending == []
+        assert screen.app.late_errors == []
 
 
-async def test_what_fails_after_the_end_is_kept_for_the_command_line(
+async def test_late_errors_are_kept_for_the_command_line(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     go = anyio.Event()
@@ -461,74 +472,74 @@ async def test_what_fails_after_the_end_is_kept_for_the_command_line(
         raise errors.TeardownError("it is still there", instance_id=instance_id)
 
     monkeypatch.setattr(AsyncCortecs, "release", fails)
-    async with top(world, MODEL) as seen:
-        await seen.pilot.press("d", "y", "q")
-        await seen.pilot.pause()
+    async with top(world, MODEL) as screen:
+        await screen.pilot.press("d", "y", "q")
+        await screen.pilot.pause()
         go.set()
-        await seen.app.finish()
-        assert seen.app.unheard == ["delete instance-10001: it is still there"]
+        await screen.app.finish()
+        assert screen.app.late_errors == ["delete instance-10001: it is still there"]
 
 
 @pytest.mark.parametrize("key", ["q", "ctrl+c", "ctrl+q"])
 async def test_quitting_changes_nothing(world: World, key: str) -> None:
-    async with top(world, MODEL) as seen:
-        await seen.pilot.press(key)
-        await seen.pilot.pause()
-        assert not seen.app.is_running
-        assert len(seen.emu.billing) == 1
+    async with top(world, MODEL) as screen:
+        await screen.pilot.press(key)
+        await screen.pilot.pause()
+        assert not screen.app.is_running
+        assert len(screen.emu.billing) == 1
 
 
 async def test_ctrl_c_quits_with_a_question_open(world: World) -> None:
-    async with top(world, MODEL) as seen:
-        await seen.press("d")
-        await seen.pilot.press("ctrl+c")
-        await seen.pilot.pause()
-        assert not seen.app.is_running
-    assert len(seen.emu.billing) == 1
+    async with top(world, MODEL) as screen:
+        await screen.press("d")
+        await screen.pilot.press("ctrl+c")
+        await screen.pilot.pause()
+        assert not screen.app.is_running
+    assert len(screen.emu.billing) == 1
 
 
-async def test_help_comes_and_goes(world: World) -> None:
-    async with top(world, MODEL) as seen:
-        await seen.press("question_mark")
-        assert isinstance(seen.app.screen, Help)
-        await seen.press("escape")
-        assert len(seen.app.screen_stack) == 1
+async def test_help_opens_and_closes(world: World) -> None:
+    async with top(world, MODEL) as screen:
+        await screen.press("question_mark")
+        assert isinstance(screen.app.screen, Help)
+        await screen.press("escape")
+        assert len(screen.app.screen_stack) == 1
 
 
-async def test_it_works_without_colours(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_works_without_colors(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    async with top(world, MODEL) as seen:
-        await seen.press("down", "d", "n")
-        assert seen.app.no_color
-        assert len(seen.rows) == 1
+    async with top(world, MODEL) as screen:
+        await screen.press("down", "d", "n")
+        assert screen.app.no_color
+        assert len(screen.rows) == 1
 
 
-def question(seen: Seen) -> str:
-    return "\n".join(str(each.content) for each in seen.app.screen.query(Static))
+def question(screen: Screen) -> str:
+    return "\n".join(str(each.content) for each in screen.app.screen.query(Static))
 
 
-async def test_who_is_asked_sees_of_what_and_the_answers(world: World) -> None:
-    async with top(world, MODEL) as seen:
+async def test_question_and_buttons_are_always_visible(world: World) -> None:
+    async with top(world, MODEL) as screen:
         for size in ((40, 12), (40, 8), (60, 19), (60, 20), (80, 24)):
-            await seen.resize(*size)
-            await seen.press("d")
-            screen = seen.app.screen
-            assert screen.size == size
+            await screen.resize(*size)
+            await screen.press("d")
+            window = screen.app.screen
+            assert window.size == size
             for name in ("#question", "#no", "#yes"):
-                widget = screen.query_one(name)
+                widget = window.query_one(name)
                 assert widget.region.height > 0
-                assert screen.region.contains_region(widget.region)
-            reading = screen.query_one("#reading")
+                assert window.region.contains_region(widget.region)
+            scroll = window.query_one("#scroll")
             for _ in range(20):
-                await seen.pilot.press("down")
-            assert reading.scroll_y == reading.max_scroll_y
-            assert screen.region.contains_region(screen.query_one("#question").region)
-            await seen.press("enter")
-            assert len(seen.app.screen_stack) == 1
-            assert len(seen.emu.billing) == 1
+                await screen.pilot.press("down")
+            assert scroll.scroll_y == scroll.max_scroll_y
+            assert window.region.contains_region(window.query_one("#question").region)
+            await screen.press("enter")
+            assert len(screen.app.screen_stack) == 1
+            assert len(screen.emu.billing) == 1
 
 
-# --- the words of it ----------------------------------------------------------------------------------------
+# --- texts and columns --------------------------------------------------------------------------------------
 
 PRICES = {
     HARDWARE: HardwareType(hardware_type_id=HARDWARE, price_info={"per_minute": 0.05, "currency": "EUR"})
@@ -580,10 +591,10 @@ def test_a_stopped_instance_costs_nothing_more() -> None:
                        snapshot(), EPOCH) is None  # fmt: skip
 
 
-def test_the_owner_knows_since_when_it_is_billed() -> None:
+def test_age_counts_from_the_earliest_start() -> None:
     owners = {"i": Owner(kind="mine", owner="me", started_at=EPOCH - 60)}
     assert cost_so_far(instance(), snapshot(owners=owners), EPOCH + 1) == pytest.approx(0.10)
-    # One that releases it has come later.
+    # An owner that only releases it came later.
     owners = {"i": Owner(kind="mine", owner="me", started_at=EPOCH + 5 * 3600)}
     found = cost_so_far(instance(), snapshot(owners=owners), EPOCH + 5 * 3600 + 1)
     assert found == pytest.approx(301 * 0.05)
@@ -602,23 +613,23 @@ def test_the_owner_knows_since_when_it_is_billed() -> None:
         (90000, "1d01h"),
     ],
 )
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+def test_format_age(seconds: float, text: str) -> None:
+    assert format_age(seconds) == text
 
 
-def test_the_summary_says_what_it_does_not_know() -> None:
+def test_summary_with_unknown_prices() -> None:
     text = str(summary(snapshot(instance(), instance(hardware_type_id="OTHER")), EPOCH, 100))
     assert "2 of 2 running   at least 3.00 EUR per hour   balance unknown" in text
     two = {**PRICES, "B": HardwareType(hardware_type_id="B", price_info={"per_hour": 6, "currency": "USD"})}
     one = snapshot(instance(), hardware=two, balance=Balance(current_balance=1, currency="EUR"))
     assert "3.00 per hour   balance 1.00 EUR" in str(summary(one, EPOCH, 100))
-    # Nothing is cut off where there is no room for it.
+    # Wrapped, not cut off, where there is no room.
     first, second, *_ = str(summary(one, EPOCH, 34)).split("\n")
     assert first.endswith("per hour")
     assert second.startswith("balance 1.00 EUR")
 
 
-def test_details_name_what_has_no_column() -> None:
+def test_details() -> None:
     one = instance(context_length=4096, billing_interval="per_hour")
     text = str(details(one, snapshot(one), EPOCH + 61))
     assert "2/5 Loading" in text
@@ -627,13 +638,13 @@ def test_details_name_what_has_no_column() -> None:
     assert str(details(None, snapshot(), EPOCH)) == ""
 
 
-def test_who_knows_no_date_that_is_too_far_off() -> None:
+def test_owner_text_beyond_the_range_of_dates() -> None:
     owners = {"i": Owner(kind="held", owner="box", started_at=EPOCH, expires_at=4.0e11)}
-    assert who(instance(), snapshot(owners=owners)).endswith(", until in the far future")
+    assert owner_text(instance(), snapshot(owners=owners)).endswith(", until in the far future")
 
 
 @pytest.mark.parametrize(
-    ("kind", "deed", "status", "warned"),
+    ("kind", "action", "status", "warned"),
     [
         ("process", "stop", "running", True),
         ("process", "delete", "stopped", False),
@@ -643,31 +654,35 @@ def test_who_knows_no_date_that_is_too_far_off() -> None:
         (None, "delete", "running", True),
     ],
 )
-def test_warnings(kind: Any, deed: str, status: str, *, warned: bool) -> None:
+def test_warnings(kind: Any, action: str, status: str, *, warned: bool) -> None:
     owners = {"i": Owner(kind=kind, owner="box", started_at=EPOCH)} if kind else {}
-    assert bool(warning(deed, instance(status), snapshot(owners=owners))) is warned
+    assert bool(warning(action, instance(status), snapshot(owners=owners))) is warned
 
 
 @pytest.mark.parametrize(
     ("width", "missing"),
     [(71, set()), (70, {"model"}), (59, {"model"}), (58, {"model", "age"}), (50, {"model", "age", "cost"})],
 )
-def test_a_narrow_screen_does_without_the_model_first(width: int, missing: set[str]) -> None:
+def test_narrow_screen_leaves_out_columns_in_order(width: int, missing: set[str]) -> None:
     one = evolve(instance(), instance_id="i" * 15)
     shown = {each.key for each in columns(width, snapshot(one))}
     assert {"id", "model", "status", "age", "cost", "owner"} - shown == missing
 
 
 @pytest.mark.parametrize("width", [40, 50, 60, 70, 71, 80, 109, 110, 120, 200])
-def test_the_columns_fill_the_width_and_no_more(width: int) -> None:
+def test_columns_fit_the_width(width: int) -> None:
     one = evolve(instance("pending", model_id="organisation--" + "m" * 90), instance_id="i" * 60)
     shown = columns(width, snapshot(one))
     assert sum(each.width + 2 for each in shown) <= width - 2
-    row = cells(one, snapshot(one), EPOCH, shown)
-    assert all(cell.cell_len <= column.width for cell, column in zip(row, shown, strict=True))
+    console = Console(width=width)
+    for cell, column in zip(cells(one, snapshot(one), EPOCH, shown), shown, strict=True):
+        (line,) = console.render_lines(cell, console.options.update(width=column.width))
+        assert Segment.get_line_length(line) == column.width
+        text = "".join(segment.text for segment in line)
+        assert text.strip() == cell.plain or text.endswith("…")
 
 
-def test_a_step_is_cut_last() -> None:
+def test_step_description_is_left_out_first() -> None:
     one = instance("pending")
     for width, text in ((9, "pending"), (11, "pending 2/5"), (19, "pending 2/5 Loading")):
         shown = [Column("model", "model", 8), Column("status", "status", width)]
@@ -677,14 +692,14 @@ def test_a_step_is_cut_last() -> None:
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def test_without_a_terminal_it_says_so() -> None:
+def test_needs_a_terminal() -> None:
     result = CliRunner().invoke(cli, ["top"])
     assert result.exit_code == 1
-    assert "needs a terminal" in result.output
+    assert "Not a terminal" in result.output
 
 
 @pytest.mark.sockets
-def test_a_missing_textual_is_named() -> None:
+def test_missing_textual_names_the_extra() -> None:
     program = (
         "import sys, runpy; sys.modules['textual'] = None; sys.argv = ['cortecs-async', 'top']; "
         "runpy.run_module('cortecs_async', run_name='__main__')"
@@ -698,21 +713,21 @@ def test_a_missing_textual_is_named() -> None:
 
 
 @pytest.mark.parametrize("interval", ["nan", "inf", "0.5", "-1"])
-def test_an_interval_that_is_none(interval: str) -> None:
+def test_invalid_interval(interval: str) -> None:
     assert CliRunner().invoke(cli, ["top", "--interval", interval]).exit_code == 2
 
 
 @pytest.mark.sockets
 class TestOnATerminal:
-    """A real one, in which the program is alone."""
+    """In a real terminal, as a program."""
 
-    def test_without_credentials_there_is_no_screen(self, tmp_path: Path) -> None:
+    def test_no_screen_without_credentials(self, tmp_path: Path) -> None:
         with Terminal(PROGRAM, "top", env=environment(None, tmp_path)) as terminal:
             assert terminal.wait() == 1
-            assert "no CORTECS_CLIENT_ID and no CORTECS_CLIENT_SECRET" in terminal.text
+            assert "Set CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET." in terminal.text
             assert b"\x1b[?1049h" not in terminal._written
 
-    def test_a_service_that_was_never_reached_is_a_failure(self, tmp_path: Path) -> None:
+    def test_service_never_reached_exits_with_1(self, tmp_path: Path) -> None:
         env = {
             **environment(None, tmp_path),
             "CORTECS_CLIENT_ID": "id",
@@ -720,39 +735,39 @@ class TestOnATerminal:
             "CORTECS_API_BASE_URL": "http://127.0.0.1:9/v1",
         }
         with Terminal(PROGRAM, "top", env=env) as terminal:
-            terminal.until(lambda text: "not read yet" in text)
+            terminal.until(lambda text: "No data yet." in text)
             terminal.press("q")
             assert terminal.wait() == 1
-            assert is_given_back(terminal)
+            assert is_restored(terminal)
 
     @pytest.mark.parametrize("key", ["q", "\x03"])
-    def test_it_is_left_with_0(self, tmp_path: Path, key: str) -> None:
+    def test_quitting_exits_with_0(self, tmp_path: Path, key: str) -> None:
         with serving() as emu:
             emu.start_instance(MODEL, HARDWARE)
             with Terminal(PROGRAM, "top", env=environment(emu, tmp_path)) as terminal:
                 terminal.until(lambda text: "of 1 running" in text)
                 terminal.press(key)
                 assert terminal.wait() == 0
-                assert is_given_back(terminal)
+                assert is_restored(terminal)
             assert len(emu.existing) == 1
 
-    def test_sigterm_gives_the_terminal_back(self, tmp_path: Path) -> None:
+    def test_sigterm_restores_the_terminal(self, tmp_path: Path) -> None:
         with serving() as emu, Terminal(PROGRAM, "top", env=environment(emu, tmp_path)) as terminal:
-            terminal.until(lambda text: "no instance" in text)
+            terminal.until(lambda text: "No instances" in text)
             terminal.process.terminate()
             assert terminal.wait() == 143
-            assert is_given_back(terminal)
+            assert is_restored(terminal)
             assert "Traceback" not in terminal.text
 
     @pytest.mark.parametrize("how", ["SIGTERM", "window"])
-    def test_what_is_being_deleted_goes(self, tmp_path: Path, how: str) -> None:
+    def test_delete_in_progress_finishes(self, tmp_path: Path, how: str) -> None:
         with serving() as emu:
             instance_id = emu.start_instance(MODEL, HARDWARE)
             emu.add_fault(Fault("delay", route="stop", seconds=1.0))
             with Terminal(PROGRAM, "top", env=environment(emu, tmp_path)) as terminal:
                 terminal.until(lambda text: instance_id in text)
                 terminal.press("d")
-                terminal.until(lambda text: f"delete {instance_id}?" in text)
+                terminal.until(lambda text: f"Delete {instance_id}?" in text)
                 terminal.press("y")
                 terminal.until(lambda _: any(each.route == "stop" for each in emu.requests))
                 if how == "window":
@@ -761,18 +776,18 @@ class TestOnATerminal:
                 else:
                     terminal.process.terminate()
                     assert terminal.wait() == 143
-                    assert f"finishing first: deleting {instance_id}" in terminal.text
-                # By itself, and not by the reaper after its death.
+                    assert f"Finishing: deleting {instance_id}" in terminal.text
+                # Deleted by `top` itself, not by the reaper later.
                 assert emu.existing == ()
 
-    def test_what_was_being_deleted_goes_by_the_reaper_after_a_kill(self, tmp_path: Path) -> None:
+    def test_reaper_finishes_a_delete_after_sigkill(self, tmp_path: Path) -> None:
         with serving() as emu:
             instance_id = emu.start_instance(MODEL, HARDWARE)
             emu.add_fault(Fault("delay", route="stop", seconds=1.0))
             with Terminal(PROGRAM, "top", env=environment(emu, tmp_path)) as terminal:
                 terminal.until(lambda text: instance_id in text)
                 terminal.press("d")
-                terminal.until(lambda text: f"delete {instance_id}?" in text)
+                terminal.until(lambda text: f"Delete {instance_id}?" in text)
                 terminal.press("y")
                 terminal.until(lambda _: any(each.route == "stop" for each in emu.requests))
                 terminal.process.kill()
@@ -782,7 +797,7 @@ class TestOnATerminal:
                 assert emu.existing == ()
 
 
-def is_given_back(terminal: Terminal) -> bool:
-    """Whether the screen is as it was, and keys are shown again."""
+def is_restored(terminal: Terminal) -> bool:
+    """Return whether the old screen is back, and keys are echoed again."""
     flags = termios.tcgetattr(terminal._slave)[3]
     return b"\x1b[?1049l" in terminal._written and bool(flags & termios.ECHO and flags & termios.ICANON)

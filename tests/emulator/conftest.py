@@ -1,4 +1,4 @@
-"""A clock that stands still until it is moved, and a client that speaks plain HTTP to an emulator."""
+"""A clock that tests set, and a client that sends plain HTTP requests to an emulator."""
 
 from collections.abc import Callable
 from typing import Any, final
@@ -13,7 +13,7 @@ LLAMA = "meta-llama--Llama-3.1-8B-Instruct"
 
 @final
 class Clock:
-    """The present in seconds, moved by hand."""
+    """The present in seconds, set by the test."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -73,7 +73,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def emulate(clock: Clock) -> Callable[..., Http]:
-    """Makes an emulator on the clock, and a client for it."""
+    """Create an emulator on the clock, and a client for it."""
 
     def make(**options: Any) -> Http:
         return Http(Emulator(clock=clock, **options))

@@ -1,4 +1,4 @@
-"""The bill: begun intervals, workers, runs, balance and capacity."""
+"""The bill: started intervals, workers, runs, balance and capacity."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from cortecs_async.emulator import Emulator, LedgerEntry
 
 LLAMA = "meta-llama--Llama-3.1-8B-Instruct"
-L40S = 0.03  # euro a minute and worker in the emulator's catalogue
+L40S = 0.03  # euro a minute and worker in the emulator's catalog
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ async def test_every_run_is_billed_on_its_own(clock: Any, emulate: Callable[...,
             ).status_code == 202
             assert emulator.billing == (instance_id,)
     (entry,) = emulator.ledger
-    # Three begun minutes for thirty seconds.
+    # Three started minutes for thirty seconds.
     assert (entry.cost, entry.seconds) == (pytest.approx(3 * L40S), 30.0)
     assert (entry.started_at, entry.stopped_at) == (0.0, 2010.0)
 
@@ -106,11 +106,13 @@ def test_the_ledger_remembers_the_deleted(clock: Any) -> None:
     costs = [entry.cost for entry in emulator.ledger]
     assert costs == pytest.approx([L40S, 9 * 2 * L40S])
     assert emulator.total_cost == pytest.approx(sum(costs))
-    # Ids are never given twice.
+    # Ids are never reused.
     assert emulator.start_instance(LLAMA) == "instance-10003"
 
 
-async def test_the_balance_goes_down_and_refuses_at_its_end(clock: Any, emulate: Callable[..., Any]) -> None:
+async def test_the_balance_goes_down_and_starts_are_rejected_without_one(
+    clock: Any, emulate: Callable[..., Any]
+) -> None:
     http = emulate(balance=0.06, currency="USD")
     instance_id = (await http.start()).json()["instance"]["instance_id"]
     assert (await http.api("GET", "/user/balance")).json() == {"current_balance": 0.03, "currency": "USD"}
@@ -118,7 +120,7 @@ async def test_the_balance_goes_down_and_refuses_at_its_end(clock: Any, emulate:
     assert http.emulator.balance_now == 0.0
     refused = await http.start()
     assert (refused.status_code, refused.json()) == (402, {"message": "The balance is used up."})
-    # What runs goes on, and the balance below zero.
+    # Running instances keep running, and the balance goes below zero.
     clock.now = 121.0
     assert http.emulator.billing == (instance_id,)
     assert (await http.api("GET", "/user/balance")).json()["current_balance"] == -0.03
@@ -143,11 +145,11 @@ async def test_capacity_is_taken_by_workers_until_the_stop_is_complete(
     first = (await http.start(num_workers=2)).json()["instance"]["instance_id"]
     refused = await http.start(num_workers=2)
     assert refused.status_code == 503
-    assert refused.json() == {"message": "No capacity: 2 x NVIDIA_L40S_1 wanted, 1 free."}
+    assert refused.json() == {"message": "No capacity: 2 x NVIDIA_L40S_1 requested, 1 free."}
     assert await available()
     assert (await http.start()).status_code == 202
     assert not await available()
-    # Other hardware is not touched.
+    # Other hardware is not affected.
     assert (await http.start(hardware_type_id="NVIDIA_H100_1")).status_code == 202
     http.emulator.stop_instance(first)
     assert (await http.start()).status_code == 503

@@ -48,7 +48,7 @@ async def test_an_embedding(http: Any) -> None:
     assert math.hypot(*vector) == pytest.approx(1.0)
 
 
-async def test_the_same_text_is_at_the_same_place_and_another_is_not(http: Any) -> None:
+async def test_only_equal_texts_have_equal_embeddings(http: Any) -> None:
     first, again, other = await vectors(http, ["Hello", "Hello", "hello"])
     assert first == again != other
     assert [first] == await vectors(http, "Hello")
@@ -127,7 +127,7 @@ async def test_a_full_context_is_not_too_much(http: Any) -> None:
         {"model": None},
     ],
 )
-async def test_what_is_malformed_is_refused(more: dict[str, Any], http: Any) -> None:
+async def test_malformed_requests_are_rejected(more: dict[str, Any], http: Any) -> None:
     answer = await http.infer(ID, "/embeddings", {**ask("Hello"), **more})
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
@@ -146,7 +146,7 @@ async def test_the_openai_client() -> None:
         instance_id = emulator.start_instance(MODEL)
         base_url = f"{emulator.root_url}/inference/{instance_id}/v1"
         async with openai.AsyncOpenAI(base_url=base_url, api_key=emulator.api_key, max_retries=0) as client:
-            # It asks for base64 unless told otherwise, and unpacks it.
+            # It asks for base64 by default, and unpacks it.
             packed = await client.embeddings.create(model=MODEL, input=["Hello", "there"])
             plain = await client.embeddings.create(
                 model=MODEL, input=["Hello", "there"], encoding_format="float"

@@ -1,13 +1,18 @@
 """The emulator's surface: settings, secrets, imports, other servers."""
 
+import inspect
+import pickle
+import re
 import subprocess
 import sys
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from cortecs_async import emulator
 from cortecs_async.emulator import Emulator, Fault
 
 LLAMA = "meta-llama--Llama-3.1-8B-Instruct"
@@ -46,7 +51,7 @@ def test_the_environment_points_at_it() -> None:
         {"unknown_status": 500},
     ],
 )
-def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
+def test_invalid_settings_are_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         Emulator(**wrong)
 
@@ -59,14 +64,14 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
         {"model_id": LLAMA, "hardware_type_id": "NVIDIA_H100_4"},
     ],
 )
-def test_a_direct_start_is_refused_like_any_other(wrong: dict[str, Any]) -> None:
+def test_a_direct_start_is_rejected_like_a_request(wrong: dict[str, Any]) -> None:
     emulator = Emulator()
     with pytest.raises(ValueError, match=r"Unknown|num_workers|does not run"):
         emulator.start_instance(**wrong)
     assert emulator.ledger == ()
 
 
-def test_direct_deeds_on_unknown_instances_are_refused() -> None:
+def test_stopping_or_deleting_an_unknown_instance_directly_is_rejected() -> None:
     emulator = Emulator()
     with pytest.raises(ValueError, match="does not exist"):
         emulator.stop_instance("instance-1")
@@ -108,7 +113,7 @@ async def test_it_answers_the_lifespan_protocol() -> None:
     assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-async def test_a_caller_that_leaves_while_it_asks_is_forgotten() -> None:
+async def test_a_request_whose_caller_disconnects_is_ignored() -> None:
     emulator = Emulator()
     scope = {
         "type": "http",
@@ -158,7 +163,7 @@ def test_without_its_extra_it_says_what_to_install() -> None:
 @pytest.mark.sockets
 def test_another_missing_module_is_not_blamed_on_the_extra() -> None:
     done = run(
-        "import sys; sys.modules['cortecs_async.emulator._speech'] = None; import cortecs_async.emulator"
+        "import sys; sys.modules['cortecs_async.emulator._generation'] = None; import cortecs_async.emulator"
     )
     assert done.returncode == 1
     assert "cortecs-async[emulator]" not in done.stderr
@@ -170,9 +175,32 @@ def test_the_client_does_not_import_it() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_it_imports_nothing_of_the_client() -> None:
-    package = resources.files("cortecs_async.emulator")
-    sources = [path.read_text(encoding="utf-8") for path in package.iterdir() if path.name.endswith(".py")]
+@pytest.mark.parametrize("name", emulator.__all__)
+def test_users_see_public_names(name: str) -> None:
+    public = getattr(emulator, name)
+    assert public.__module__ == "cortecs_async.emulator"
+    assert pickle.loads(pickle.dumps(public)) is public  # noqa: S301  (our own)
+    assert inspect.getmodule(public) is emulator
+    assert inspect.signature(public, eval_str=True).parameters
+    assert inspect.getdoc(public)
+
+
+def test_a_fault_can_be_pickled() -> None:
+    fault = Fault("status", status=429)
+    assert pickle.loads(pickle.dumps(fault)) == fault  # noqa: S301  (our own)
+
+
+def test_the_reference_names_every_member_of_an_emulator() -> None:
+    page = Path(__file__).parents[2].joinpath("docs", "reference", "emulator.md").read_text(encoding="utf-8")
+    named = re.findall(r"^   \.\. auto(?:method|property):: (\w+)$", page, re.MULTILINE)
+    # The transports call `exchange`.
+    assert sorted(named) == sorted({name for name in vars(Emulator) if name[0] != "_"} - {"exchange"})
+
+
+def test_it_imports_nothing_from_the_client() -> None:
+    package = Path(str(resources.files("cortecs_async.emulator")))
+    sources = [path.read_text(encoding="utf-8") for path in package.rglob("*.py")]
+    assert len(sources) > len(list(package.glob("*.py")))
     imports = [
         line.strip()
         for source in sources
@@ -183,7 +211,7 @@ def test_it_imports_nothing_of_the_client() -> None:
     assert all(line.startswith("from cortecs_async.emulator") for line in imports)
 
 
-async def test_what_is_added_to_the_application_is_not_passed_by() -> None:
+async def test_middleware_added_to_the_application_is_called() -> None:
     emulator = Emulator()
     seen: list[str] = []
 

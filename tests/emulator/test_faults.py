@@ -1,4 +1,4 @@
-"""Faults in process, on virtual time: what is done, what is lost, and what the caller is told."""
+"""Faults in process, on virtual time: the effect on the account, and what the caller receives."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,9 @@ CUT = "peer closed connection without sending complete message body"
 
 
 @alternating("when", ["before", "after"])
-async def test_a_drop_loses_the_answer_and_before_it_the_deed(when: Any, emulate: Callable[..., Any]) -> None:
+async def test_a_drop_loses_the_response_and_with_before_the_action_too(
+    when: Any, emulate: Callable[..., Any]
+) -> None:
     http = emulate()
     http.emulator.add_fault(Fault("drop", "start", when))
     with pytest.raises(httpx.RemoteProtocolError, match=DROPPED):
@@ -27,7 +29,7 @@ async def test_a_drop_loses_the_answer_and_before_it_the_deed(when: Any, emulate
     assert (await http.start()).status_code == 202
 
 
-async def test_the_faults_that_met_nothing_are_told() -> None:
+async def test_unmet_faults_are_listed() -> None:
     emulator = Emulator()
     late, other = Fault("drop", "models", skip=1), Fault("drop", "start", times=None)
     emulator.add_fault(late)
@@ -78,14 +80,14 @@ async def test_the_body_of_a_fault(
         )
 
 
-async def test_headers_of_a_fault_go_over_its_own(emulate: Callable[..., Any]) -> None:
+async def test_headers_of_a_fault_override_its_defaults(emulate: Callable[..., Any]) -> None:
     http = emulate()
     http.emulator.add_fault(Fault("status", "list", body="<p>", headers={"Content-Type": "text/html"}))
     answer = await http.api("GET", "/instances/")
     assert answer.headers.get_list("content-type") == ["text/html"]
 
 
-async def test_garbage_comes_after_the_deed(emulate: Callable[..., Any]) -> None:
+async def test_garbage_comes_after_the_action(emulate: Callable[..., Any]) -> None:
     http = emulate()
     http.emulator.add_fault(Fault("garbage", "start", "before"))
     answer = await http.start()
@@ -95,7 +97,7 @@ async def test_garbage_comes_after_the_deed(emulate: Callable[..., Any]) -> None
     assert len(http.emulator.ledger) == 1
 
 
-async def test_a_truncated_answer_comes_after_the_deed(emulate: Callable[..., Any]) -> None:
+async def test_a_truncated_response_comes_after_the_action(emulate: Callable[..., Any]) -> None:
     http = emulate()
     http.emulator.add_fault(Fault("truncate", "start", "before"))
     with pytest.raises(httpx.RemoteProtocolError, match=CUT):
@@ -140,7 +142,7 @@ async def test_a_delay_makes_the_answer_late(when: Any) -> None:
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_read_time_out_ends_the_wait_but_not_the_deed(when: Any) -> None:
+async def test_a_read_timeout_ends_the_wait_but_not_the_action(when: Any) -> None:
     emulator = Emulator(clock=anyio.current_time, balance=1.0)
     async with httpx.AsyncClient(transport=emulator.transport(), timeout=5.0) as client:
         credentials = {
@@ -160,7 +162,7 @@ async def test_a_read_time_out_ends_the_wait_but_not_the_deed(when: Any) -> None
                 json={"model_id": LLAMA},
             )
         assert anyio.current_time() == pytest.approx(begun + 5.0)
-    # The service does not notice that the caller hung up: the instance comes all the same, in its time.
+    # The service does not notice that the caller disconnected: the instance still starts when it is due.
     assert len(emulator.existing) == (when == "after")
     await anyio.sleep(14.9)
     assert len(emulator.existing) == (when == "after")
@@ -170,7 +172,7 @@ async def test_a_read_time_out_ends_the_wait_but_not_the_deed(when: Any) -> None
     assert emulator.requests[-1].status is None
 
 
-async def test_late_deeds_are_done_in_the_order_of_their_times() -> None:
+async def test_delayed_requests_are_processed_in_the_order_of_their_times() -> None:
     emulator = Emulator(clock=anyio.current_time)
     http = httpx.AsyncClient(transport=emulator.transport())
     credentials = {
@@ -192,15 +194,15 @@ async def test_late_deeds_are_done_in_the_order_of_their_times() -> None:
             )
     await anyio.sleep(60.0)
     assert [entry.model_id for entry in emulator.ledger] == ["microsoft--phi-4", LLAMA]
-    # The second was asked for a second later.
+    # The second request came a second later.
     assert [entry.started_at - begun for entry in emulator.ledger] == pytest.approx([21.0, 30.0])
 
 
-async def test_a_caller_cancelled_after_the_deed_never_reads_its_answer() -> None:
+async def test_a_caller_cancelled_after_the_action_never_reads_the_response() -> None:
     scope = anyio.CancelScope()
 
     def cancelling() -> float:
-        # Read in the middle of the deed, where nothing can be cancelled.
+        # The clock is read in the middle of the action, where nothing can be cancelled.
         scope.cancel()
         return 0.0
 
@@ -227,7 +229,7 @@ async def test_a_caller_cancelled_before_never_sends(emulate: Callable[..., Any]
 
 
 @alternating("route", ["token", "list", "get", "stop", "delete", "stop_all", "delete_all", "models"])
-async def test_a_fault_meets_its_own_route_only(route: str, emulate: Callable[..., Any]) -> None:
+async def test_a_fault_affects_its_own_route_only(route: str, emulate: Callable[..., Any]) -> None:
     http = emulate()
     first, second = http.emulator.start_instance(LLAMA), http.emulator.start_instance(LLAMA)
     http.emulator.add_fault(Fault("status", route, status=418, times=None))
@@ -300,6 +302,6 @@ async def test_inference_faults_speak_like_openai(emulate: Callable[..., Any]) -
         {"kind": "delay", "seconds": -1.0},
     ],
 )
-def test_a_fault_that_cannot_be_is_refused(wrong: dict[str, Any]) -> None:
+def test_an_invalid_fault_is_rejected(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
         Fault(**wrong)

@@ -10,7 +10,7 @@ import pytest
 from _grids import BACKENDS, alternating, grid
 
 from cortecs_async.emulator import Emulator, Fault
-from cortecs_async.emulator._speech import choose, split
+from cortecs_async.emulator._generation import text_choice, tokenize
 
 MODEL = "microsoft/phi-4"
 SAID = f'This is the cortecs_async emulator in place of {MODEL}, no model was run. You said: "Hello there"'
@@ -21,7 +21,7 @@ def chat(**more: Any) -> dict[str, Any]:
 
 
 def events(answer: httpx.Response) -> list[Any]:
-    """The chunks of a streamed answer, which must end as the protocol says."""
+    """Return the chunks of a streamed answer, which must end as the protocol says."""
     *lines, end, rest = answer.text.split("\n\n")
     assert (end, rest) == ("data: [DONE]", "")
     return [json.loads(line.removeprefix("data: ")) for line in lines]
@@ -70,8 +70,8 @@ async def test_a_chat(http: Any) -> None:
         ],
         "usage": {
             "prompt_tokens": 6,
-            "completion_tokens": len(split(SAID)),
-            "total_tokens": 6 + len(split(SAID)),
+            "completion_tokens": len(tokenize(SAID)),
+            "total_tokens": 6 + len(tokenize(SAID)),
         },
     }
 
@@ -101,7 +101,7 @@ async def test_an_answer_can_be_too_long(field: str, http: Any) -> None:
 
 
 async def test_an_answer_that_just_fits_is_complete(http: Any) -> None:
-    answer = (await http.infer(ID, "/chat/completions", chat(max_tokens=len(split(SAID))))).json()
+    answer = (await http.infer(ID, "/chat/completions", chat(max_tokens=len(tokenize(SAID))))).json()
     assert answer["choices"][0]["finish_reason"] == "stop"
     assert answer["choices"][0]["message"]["content"] == SAID
 
@@ -125,7 +125,7 @@ async def test_several_choices(http: Any) -> None:
     texts = [choice["message"]["content"] for choice in answer["choices"]]
     assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
     assert len(set(texts)) == 3
-    assert answer["usage"]["completion_tokens"] == sum(len(split(text)) for text in texts)
+    assert answer["usage"]["completion_tokens"] == sum(len(tokenize(text)) for text in texts)
 
 
 async def test_json_can_be_had(http: Any) -> None:
@@ -174,7 +174,7 @@ async def test_chunks_are_paced() -> None:
         ) as answer,
     ):
         times = [anyio.current_time() - begun async for _ in answer.aiter_raw()]
-    # The role, three pieces, the reason, the end.
+    # The role, three tokens, the finish reason, the end.
     assert times == pytest.approx([0.0, 0.5, 1.0, 1.5, 2.0, 2.5])
 
 
@@ -225,8 +225,8 @@ async def test_completions(http: Any) -> None:
     assert answer["choices"] == [{"index": 0, "text": text, "logprobs": None, "finish_reason": "stop"}]
     assert answer["usage"] == {
         "prompt_tokens": 2,
-        "completion_tokens": len(split(text)),
-        "total_tokens": 2 + len(split(text)),
+        "completion_tokens": len(tokenize(text)),
+        "total_tokens": 2 + len(tokenize(text)),
     }
 
 
@@ -251,13 +251,13 @@ async def test_the_context_is_limited(path: str, http: Any) -> None:
 
 
 def test_an_answer_without_a_limit_stays_within_the_context() -> None:
-    assert choose("a b c", limit=2, stop=()).text == "a b"
-    assert choose("a b c", limit=2, stop=()).finish_reason == "length"
+    assert text_choice("a b c", limit=2, stop=()).text == "a b"
+    assert text_choice("a b c", limit=2, stop=()).finish_reason == "length"
 
 
 @pytest.mark.parametrize("text", ["", "a", " a  b\n", "Ünïcode, (yes) -- 12.5!\t ", "日本語", "\n\n"])
 def test_the_pieces_of_a_text_are_the_text(text: str) -> None:
-    assert "".join(split(text)) == text
+    assert "".join(tokenize(text)) == text
 
 
 @alternating("path", ["/models", "/chat/completions", "/completions", "/embeddings"])
@@ -335,19 +335,19 @@ async def test_another_model_is_not_served(path: str, http: Any) -> None:
         {"tool_choice": {"type": "function"}},
     ],
 )
-async def test_a_malformed_chat_is_refused(more: dict[str, Any], http: Any) -> None:
+async def test_a_malformed_chat_is_rejected(more: dict[str, Any], http: Any) -> None:
     answer = await http.infer(ID, "/chat/completions", chat(**more))
     assert answer.status_code == 400
     assert answer.json()["error"]["type"] == "invalid_request_error"
 
 
 @alternating("prompt", [None, [], [1, 2], [[1, 2]], {"text": "x"}])
-async def test_a_malformed_prompt_is_refused(prompt: Any, http: Any) -> None:
+async def test_a_malformed_prompt_is_rejected(prompt: Any, http: Any) -> None:
     answer = await http.infer(ID, "/completions", {"model": MODEL, "prompt": prompt})
     assert answer.status_code == 400
 
 
-async def test_a_body_that_is_no_json_is_refused_in_the_shape_of_openai(http: Any) -> None:
+async def test_an_invalid_json_body_gets_an_error_in_openai_format(http: Any) -> None:
     headers = {"Authorization": f"Bearer {http.emulator.api_key}", "Content-Type": "application/json"}
     async with httpx.AsyncClient(transport=http.emulator.transport()) as client:
         answer = await client.post(

@@ -1,4 +1,4 @@
-"""How long answers take, how many an instance works on at once, and who waits for whom."""
+"""How long answers take, how many an instance works on in parallel, and how the others wait."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,8 +13,8 @@ from click.testing import CliRunner
 
 from cortecs_async._cli import cli
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
-from cortecs_async.emulator._answers import Refusal
-from cortecs_async.emulator._places import Places
+from cortecs_async.emulator._messages import ApiError
+from cortecs_async.emulator._queue import InferenceQueue
 
 MODEL = "microsoft/phi-4"
 BODIES: dict[str, dict[str, Any]] = {
@@ -25,7 +25,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 
 class Load:
-    """Requests to one emulator, each with the time at which it came back."""
+    """Requests to one emulator, each with the time of its response."""
 
     def __init__(self, emulator: Emulator, client: httpx.AsyncClient) -> None:
         self.emulator = emulator
@@ -57,7 +57,7 @@ async def loaded(**options: Any) -> AsyncIterator[Load]:
 
 
 @alternating("path", BODIES)
-async def test_every_answer_takes_its_time_and_they_do_not_wait_for_each_other(path: str) -> None:
+async def test_without_parallel_every_answer_takes_the_same_time(path: str) -> None:
     async with loaded(answer_seconds=3.0) as load:
         async with anyio.create_task_group() as tasks:
             for _ in range(20):
@@ -65,7 +65,7 @@ async def test_every_answer_takes_its_time_and_they_do_not_wait_for_each_other(p
     assert load.back == [(3.0, 200)] * 20
 
 
-async def test_refusals_and_the_list_of_models_come_at_once() -> None:
+async def test_errors_and_the_list_of_models_come_at_once() -> None:
     async with loaded(answer_seconds=3.0) as load:
         await load.ask(model="gpt-4")
         await load.ask(max_tokens=0)
@@ -74,14 +74,14 @@ async def test_refusals_and_the_list_of_models_come_at_once() -> None:
     assert load.back == [(0.0, 404), (0.0, 400)]
 
 
-async def test_a_stream_begins_when_it_has_been_worked_on() -> None:
+async def test_a_stream_begins_after_answer_seconds() -> None:
     async with loaded(answer_seconds=3.0, token_seconds=1.0) as load:
         await load.ask(stream=True, max_tokens=1)
-    # The role, one piece, the reason, the end.
+    # The role, one token, the finish reason, the end.
     assert load.back == [(6.0, 200)]
 
 
-async def test_more_than_it_works_on_wait_in_order() -> None:
+async def test_requests_beyond_parallel_wait_in_order() -> None:
     async with loaded(answer_seconds=2.0, parallel=3) as load:
         order: list[int] = []
 
@@ -97,7 +97,7 @@ async def test_more_than_it_works_on_wait_in_order() -> None:
     assert load.back == [(time, 200) for time in (2.0, 2.01, 2.02, 4.0, 4.01, 4.02, 6.0)]
 
 
-async def test_each_instance_has_its_own_places() -> None:
+async def test_each_instance_has_its_own_queue() -> None:
     async with loaded(answer_seconds=2.0, parallel=1) as load:
         other = load.emulator.start_instance(MODEL, num_workers=2)
         async with anyio.create_task_group() as tasks:
@@ -106,7 +106,7 @@ async def test_each_instance_has_its_own_places() -> None:
     assert load.back == [(2.0, 200), (2.0, 200), (4.0, 200)]
 
 
-async def test_one_more_than_can_wait_is_refused() -> None:
+async def test_a_request_beyond_the_queue_is_rejected() -> None:
     async with loaded(answer_seconds=2.0, parallel=2, queue=1) as load:
         async with anyio.create_task_group() as tasks:
             for _ in range(3):
@@ -115,7 +115,7 @@ async def test_one_more_than_can_wait_is_refused() -> None:
             refused = await load.ask()
             assert refused.headers["Retry-After"] == "1"
             assert refused.json()["error"] == {
-                "message": "3 requests are being answered or wait already.",
+                "message": "3 requests are in progress or queued.",
                 "type": "rate_limit_error",
                 "param": None,
                 "code": "queue_full",
@@ -125,7 +125,7 @@ async def test_one_more_than_can_wait_is_refused() -> None:
     assert load.back == [(1.0, 429), (2.0, 200), (2.0, 200), (4.0, 200), (4.0, 200)]
 
 
-async def test_who_hangs_up_while_it_waits_gives_up_its_place() -> None:
+async def test_a_caller_that_disconnects_releases_its_slot() -> None:
     async with loaded(answer_seconds=2.0, parallel=1, queue=1) as load:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(load.ask)
@@ -137,7 +137,7 @@ async def test_who_hangs_up_while_it_waits_gives_up_its_place() -> None:
     assert [record.status for record in load.emulator.requests] == [200, None, 200]
 
 
-async def test_what_was_begun_is_worked_on_to_its_end() -> None:
+async def test_work_that_has_begun_is_completed() -> None:
     async with loaded(answer_seconds=2.0, parallel=1) as load:
         with anyio.move_on_after(0.5):
             await load.ask()
@@ -146,7 +146,7 @@ async def test_what_was_begun_is_worked_on_to_its_end() -> None:
 
 
 @pytest.mark.parametrize(("end", "status"), [("stop", 503), ("vanish", 404)])
-async def test_who_waits_hears_soon_that_the_instance_has_ended(end: str, status: int) -> None:
+async def test_waiting_callers_get_an_error_soon_after_the_instance_ends(end: str, status: int) -> None:
     async with loaded(answer_seconds=2.0, parallel=1) as load:
         async with anyio.create_task_group() as tasks:
             for _ in range(10):
@@ -167,7 +167,7 @@ async def test_a_delay_comes_on_top() -> None:
     assert load.back == [(7.0, 200), (14.0, 200)]
 
 
-async def test_a_fault_before_the_deed_takes_no_place() -> None:
+async def test_a_fault_before_the_action_takes_no_slot() -> None:
     async with loaded(answer_seconds=2.0, parallel=1, queue=0) as load:
         load.emulator.add_fault(Fault("status", "chat", status=502))
         async with anyio.create_task_group() as tasks:
@@ -176,36 +176,36 @@ async def test_a_fault_before_the_deed_takes_no_place() -> None:
     assert load.back == [(0.0, 502), (2.0, 200)]
 
 
-def test_a_place_that_was_given_up_goes_to_the_next() -> None:
-    places = Places(10.0, 1, 2)
-    _, second, third = (places.book(0.0) for _ in range(3))
-    with pytest.raises(Refusal, match="3 requests"):
-        places.book(1.0)
-    places.give_up(second, 2.0)
-    assert places.book(3.0) is second
-    places.give_up(second, 4.0)
-    places.give_up(third, 5.0)
-    assert places.book(6.0).begins == 10.0
-    assert places.book(7.0).begins == 20.0
+def test_a_released_slot_goes_to_the_next_caller() -> None:
+    queue = InferenceQueue(10.0, 1, 2)
+    _, second, third = (queue.reserve(0.0) for _ in range(3))
+    with pytest.raises(ApiError, match="3 requests"):
+        queue.reserve(1.0)
+    queue.release(second, 2.0)
+    assert queue.reserve(3.0) is second
+    queue.release(second, 4.0)
+    queue.release(third, 5.0)
+    assert queue.reserve(6.0).begins == 10.0
+    assert queue.reserve(7.0).begins == 20.0
 
 
-def test_a_place_whose_time_is_over_is_not_given_away() -> None:
-    places = Places(10.0, 1, None)
-    _, second, third = (places.book(0.0) for _ in range(3))
-    places.give_up(second, 1.0)
-    assert places.book(11.0).begins == third.ends
-    places.give_up(second, 12.0)
-    assert places.book(12.0).begins == third.ends + 10.0
+def test_a_released_slot_in_the_past_is_not_reused() -> None:
+    queue = InferenceQueue(10.0, 1, None)
+    _, second, third = (queue.reserve(0.0) for _ in range(3))
+    queue.release(second, 1.0)
+    assert queue.reserve(11.0).begins == third.ends
+    queue.release(second, 12.0)
+    assert queue.reserve(12.0).begins == third.ends + 10.0
 
 
-def test_no_booking_is_kept_for_ever() -> None:
-    places = Places(1.0, 2, None)
+def test_old_slots_are_dropped() -> None:
+    queue = InferenceQueue(1.0, 2, None)
     for number in range(1000):
-        places.give_up(places.book(number / 10), number / 10)
-    assert len(places._booked) + len(places._vacant) < 30
+        queue.release(queue.reserve(number / 10), number / 10)
+    assert len(queue._reserved) + len(queue._vacant) < 30
 
 
-async def test_a_restarted_instance_begins_anew() -> None:
+async def test_a_restarted_instance_has_an_empty_queue() -> None:
     async with loaded(answer_seconds=2.0, parallel=1) as load:
         with anyio.move_on_after(0.5):
             await load.ask()
@@ -231,7 +231,9 @@ async def test_a_restarted_instance_begins_anew() -> None:
 
 
 @pytest.mark.sockets
-async def test_who_hangs_up_on_a_socket_gives_up_its_place_too(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_caller_that_disconnects_on_a_socket_releases_its_slot_too(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     now = 0.0
     sleeping: list[float] = []
 
@@ -254,7 +256,7 @@ async def test_who_hangs_up_on_a_socket_gives_up_its_place_too(caplog: pytest.Lo
         while len(sleeping) < number:  # noqa: ASYNC110 - it happens in another thread
             await anyio.sleep(0.001)
 
-    places = emulator._account.places
+    queues = emulator._account.queues
     async with serve_emulator(emulator):
         async with httpx.AsyncClient() as client, anyio.create_task_group() as tasks:
             tasks.start_soon(ask, client)
@@ -263,10 +265,10 @@ async def test_who_hangs_up_on_a_socket_gives_up_its_place_too(caplog: pytest.Lo
                 async with anyio.create_task_group() as more:
                     more.start_soon(ask, client)
                     await until(2)
-                    assert len(places[instance_id]._booked) == 2
+                    assert len(queues[instance_id]._reserved) == 2
                     hung_up.cancel()
             with anyio.fail_after(5):
-                while len(places[instance_id]._booked) == 2:  # noqa: ASYNC110 - as above
+                while len(queues[instance_id]._reserved) == 2:  # noqa: ASYNC110 - as above
                     await anyio.sleep(0.001)
             tasks.cancel_scope.cancel()
     assert not caplog.records

@@ -130,7 +130,7 @@ async def test_errors_have_their_types(emulator: Emulator, options: dict[str, An
             await client.models.list()
 
 
-async def test_it_retries_what_it_retries(emulator: Emulator, options: dict[str, Any]) -> None:
+async def test_it_retries_a_503(emulator: Emulator, options: dict[str, Any]) -> None:
     emulator.add_fault(Fault("status", "chat", status=503, headers={"Retry-After-Ms": "1"}))
     async with openai.AsyncOpenAI(**{**options, "max_retries": 1}) as client:
         answer = await client.chat.completions.create(model=MODEL, messages=HELLO)
@@ -139,7 +139,7 @@ async def test_it_retries_what_it_retries(emulator: Emulator, options: dict[str,
 
 
 async def test_the_synchronous_client(options: dict[str, Any]) -> None:
-    # It blocks this very event loop; the emulator has its own.
+    # It blocks this event loop; the emulator has its own.
     with openai.OpenAI(**options) as client:
         assert client.chat.completions.create(model=MODEL, messages=HELLO).choices[0].message.content == SAID
         stream = client.chat.completions.create(model=MODEL, messages=HELLO, stream=True, n=2)

@@ -1,4 +1,4 @@
-"""The emulator against its own OpenAPI document, with all that schemathesis can think of."""
+"""The emulator against its own OpenAPI document, tested by schemathesis."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ import hypothesis.errors
 import pytest
 
 from cortecs_async.emulator import Emulator
-from cortecs_async.emulator._catalogue import HARDWARE, MODELS
+from cortecs_async.emulator._catalog import HARDWARE, MODELS
 from cortecs_async.emulator._routing import ROUTES
 
 schemathesis = pytest.importorskip("schemathesis")
@@ -108,15 +108,15 @@ test_inference_does_as_documented = inference.parametrize()(does_as_documented)
 
 
 def test_sequences_of_requests_do_as_documented() -> None:
-    """Start, look, stop, delete and look again, in the orders that schemathesis derives from the document."""
-    # A deleted instance answers 404 here: schemathesis wants it to be gone, and takes 400 for a refusal.
+    """Start, get, stop, delete and get again, in the orders that schemathesis derives from the document."""
+    # A deleted instance answers 404 here: schemathesis wants it to be gone, and takes 400 for a rejection.
     target = emulator(404)
     schema = schema_for(target, document("/api/"), 25)
     wanted = {("start", 202), ("get", 200), ("stop", 200)}
     # Which orders are tried depends on what else was imported (hypothesis takes constants from there), so
     # that one round may miss one of these; four rounds of other lengths do not.
     for steps in (8, 10, 12, 14):
-        # What schemathesis may do next hangs on the answers before, and the emulator has a history: an order
+        # What schemathesis does next depends on earlier responses, and the emulator has a history: an order
         # that hypothesis tries again can go another way, which it then calls flaky. A failure is not that.
         with contextlib.suppress(hypothesis.errors.FlakyStrategyDefinition):
             schema.as_state_machine().run(
@@ -141,7 +141,7 @@ def test_every_route_is_documented() -> None:
     }
 
 
-def test_the_catalogue_is_documented() -> None:
+def test_the_catalog_is_documented() -> None:
     schemas = document()["components"]["schemas"]
     assert schemas["ModelId"]["enum"] == list(MODELS)
     assert schemas["HardwareTypeId"]["enum"] == list(HARDWARE)

@@ -1,4 +1,4 @@
-"""Every route of the provisioning API and everything that it refuses."""
+"""Every route of the provisioning API, and every request that it rejects."""
 
 import json
 from collections.abc import Callable
@@ -140,7 +140,7 @@ async def test_null_counts_as_absent_and_a_short_model_shortens_the_default(
     }
 
 
-async def test_a_start_keeps_what_is_given(emulate: Callable[..., Any]) -> None:
+async def test_a_start_keeps_its_arguments(emulate: Callable[..., Any]) -> None:
     wanted = {
         "model_id": LLAMA,
         "hardware_type_id": "NVIDIA_H100_1",
@@ -166,7 +166,7 @@ async def test_num_workers_can_be_left_out_as_in_the_documented_examples(emulate
         ({"model_id": None}, "model_id is required."),
         ({"model_id": 5}, "model_id must be a string."),
         ({"model_id": "nobody--nothing"}, "Unknown model_id 'nobody--nothing'."),
-        # The wire spelling has hyphens; a client that forgets it must not get away with it.
+        # On the wire the id has hyphens; a client that forgets it must get an error.
         ({"model_id": "microsoft/phi-4"}, "Unknown model_id 'microsoft/phi-4'."),
         ({"hardware_type_id": "GPU_9000"}, "Unknown hardware_type_id 'GPU_9000'."),
         ({"hardware_type_id": ["NVIDIA_H100_1"]}, "hardware_type_id must be a string."),
@@ -183,7 +183,7 @@ async def test_num_workers_can_be_left_out_as_in_the_documented_examples(emulate
         ({"num_workers": "1"}, "num_workers must be an integer."),
     ],
 )
-async def test_a_refused_start_starts_nothing(body: Any, message: str, emulate: Callable[..., Any]) -> None:
+async def test_a_rejected_start_starts_nothing(body: Any, message: str, emulate: Callable[..., Any]) -> None:
     http = emulate()
     answer = await http.start(**body)
     assert (answer.status_code, answer.json()) == (400, {"message": message})
@@ -194,7 +194,9 @@ async def test_a_refused_start_starts_nothing(body: Any, message: str, emulate: 
     "content",
     [b"", b"{", b"[]", b'"start"', b'{"model_id": NaN}', b"\xff", b"[" * 100_000, b'{"n": ' + b"9" * 9999],
 )
-async def test_a_body_that_is_no_json_object_is_refused(content: bytes, emulate: Callable[..., Any]) -> None:
+async def test_a_body_that_is_not_a_json_object_is_rejected(
+    content: bytes, emulate: Callable[..., Any]
+) -> None:
     http = emulate()
     headers = {"Authorization": f"Bearer {await http.token()}", "Content-Type": "application/json"}
     for path in ("start", "restart", "stop"):
@@ -230,7 +232,7 @@ async def test_unknown_instances(unknown_status: int, emulate: Callable[..., Any
             assert answer.json() == {"message": f"Instance {instance_id} does not exist."}
 
 
-async def test_deeds_need_the_right_state(clock: Any, emulate: Callable[..., Any]) -> None:
+async def test_actions_need_the_right_status(clock: Any, emulate: Callable[..., Any]) -> None:
     http = emulate()
     instance_id = http.emulator.start_instance(LLAMA)
     body = {"instance_id": instance_id}
@@ -245,7 +247,7 @@ async def test_deeds_need_the_right_state(clock: Any, emulate: Callable[..., Any
     again = await http.api("POST", "/instances/stop", json=body)
     assert (again.status_code, again.json()) == (
         400,
-        {"message": "Instance instance-10001 is stopped already."},
+        {"message": "Instance instance-10001 is already stopped."},
     )
     deleted = await http.api("DELETE", f"/instances/{instance_id}")
     assert deleted.status_code == 200
@@ -283,7 +285,7 @@ async def test_delete_all_deletes_the_stopped_or_by_force_all(emulate: Callable[
 
 
 @pytest.mark.parametrize("query", ["perhaps", "", "true&force_deletion=true"])
-async def test_a_force_that_is_no_boolean_is_refused(query: str, emulate: Callable[..., Any]) -> None:
+async def test_a_force_that_is_not_a_boolean_is_rejected(query: str, emulate: Callable[..., Any]) -> None:
     http = emulate()
     http.emulator.start_instance(LLAMA)
     answer = await http.api("DELETE", f"/instances/delete-all?force_deletion={query}")
@@ -326,7 +328,7 @@ async def test_models_need_no_token(emulate: Callable[..., Any]) -> None:
     assert (unknown.status_code, unknown.json()) == (400, {"message": "Unknown model_id 'nobody--nothing'."})
 
 
-async def test_hardware_needs_no_token_and_owns_up_to_its_prices(emulate: Callable[..., Any]) -> None:
+async def test_hardware_needs_no_token_and_says_that_prices_are_invented(emulate: Callable[..., Any]) -> None:
     http = emulate(currency="USD", capacity={"NVIDIA_L40S_1": 0})
     every = (await http.api("GET", "/hardware-types/", headers={})).json()["hardware_types"]
     free = (await http.api("GET", "/hardware-types/available", headers={})).json()["hardware_types"]

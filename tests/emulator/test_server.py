@@ -39,7 +39,7 @@ async def authorise(client: httpx.AsyncClient, emulator: Emulator) -> None:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something in the emulator's thread, which cannot set an event of this loop."""
+    """Wait for a change in the emulator's thread, which cannot set an event of this loop."""
     with anyio.fail_after(5):
         while not condition():
             await anyio.lowlevel.checkpoint()
@@ -104,7 +104,7 @@ async def test_a_drop_cuts_the_connection_without_an_answer(
             await client.post(f"{emulator.api_base_url}/instances/start", json={"model_id": LLAMA})
         assert len(emulator.ledger) == (when == "after")
         assert (await client.get(f"{emulator.api_base_url}/instances/")).status_code == 200
-    # uvicorn reports an application that returns without an answer, unless it knows of the cut.
+    # uvicorn logs an application that returns without a response, unless it knows of the cut.
     assert [record for record in caplog.records if record.name.startswith("uvicorn")] == []
 
 
@@ -154,7 +154,7 @@ async def test_the_other_faults() -> None:
 
 
 @on_one_backend
-async def test_a_delay_holds_up_nobody_else() -> None:
+async def test_a_delay_blocks_no_other_request() -> None:
     async with serve_emulator() as emulator, httpx.AsyncClient(base_url=emulator.root_url) as client:
         emulator.add_fault(Fault("delay", "models", seconds=60.0))
         async with anyio.create_task_group() as group:
@@ -166,7 +166,7 @@ async def test_a_delay_holds_up_nobody_else() -> None:
 
 
 @on_one_backend
-async def test_the_deed_of_a_caller_who_gave_up_is_done() -> None:
+async def test_the_action_of_a_disconnected_caller_is_completed() -> None:
     async with serve_emulator() as emulator, httpx.AsyncClient() as client:
         await authorise(client, emulator)
         emulator.add_fault(Fault("delay", "start", seconds=0.1))
@@ -224,7 +224,7 @@ async def test_the_first_piece_of_a_stream_does_not_wait_for_the_others() -> Non
 
 
 async def test_leaving_is_prompt_with_everything_open() -> None:
-    """Idle connections, a request under way and a half-sent one: all are cut, none is waited for."""
+    """Idle connections, a request in progress and a half-sent one: all are cut without waiting."""
     hung = []
 
     async def hang(client: httpx.AsyncClient) -> None:
@@ -287,7 +287,7 @@ async def test_an_emulator_can_be_served_again_elsewhere() -> None:
 
 
 @alternating("host", [EVERYWHERE, "::", "", "192.0.2.1", "example.com"])
-async def test_beyond_loopback_is_refused(host: str) -> None:
+async def test_an_address_beyond_loopback_is_rejected(host: str) -> None:
     with pytest.raises(ValueError, match="allow_remote"):
         async with serve_emulator(host=host):
             pytest.fail("served")
@@ -317,7 +317,7 @@ async def test_a_taken_port_is_an_error_of_the_caller() -> None:
                 pytest.fail("served")
 
 
-async def test_options_are_not_for_an_emulator_that_is_there() -> None:
+async def test_options_are_rejected_with_an_existing_emulator() -> None:
     with pytest.raises(TypeError, match="emulator_kwargs"):
         async with serve_emulator(Emulator(), balance=5.0):
             pytest.fail("served")
@@ -358,7 +358,7 @@ print("returned", flush=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_runs_in_the_foreground_until_it_is_told_to_leave(number: int) -> None:
+def test_it_runs_in_the_foreground_until_a_signal(number: int) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with subprocess.Popen(
         [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True, env=environment

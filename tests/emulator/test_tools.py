@@ -7,7 +7,7 @@ from typing import Any
 import httpx
 import pytest
 
-from cortecs_async.emulator._speech import split
+from cortecs_async.emulator._generation import tokenize
 
 MODEL = "microsoft/phi-4"
 ID = "instance-10001"
@@ -44,7 +44,7 @@ def http(emulate: Callable[..., Any]) -> Any:
 
 @pytest.fixture
 def ask(http: Any) -> Callable[..., Any]:
-    """Sends a chat and gives its first choice."""
+    """Send a chat and return its first choice."""
 
     async def asked(messages: Any = None, **more: Any) -> Any:
         body = {"model": MODEL, "messages": messages or [user("Berlin")], **more}
@@ -57,7 +57,7 @@ def ask(http: Any) -> Callable[..., Any]:
 
 @pytest.fixture
 def refused(http: Any) -> Callable[..., Any]:
-    """Sends a chat and gives the message with which it is refused."""
+    """Send a chat and return the message with which it is rejected."""
 
     async def asked(**more: Any) -> str:
         body = {"model": MODEL, "messages": [user("Berlin")], **more}
@@ -69,7 +69,7 @@ def refused(http: Any) -> Callable[..., Any]:
 
 
 def call_of(choice: Any) -> tuple[str, Any]:
-    """Name and arguments of a choice's only call."""
+    """Return the name and arguments of a choice's only call."""
     (call,) = choice["message"]["tool_calls"]
     assert choice["message"]["content"] is None
     return call["function"]["name"], json.loads(call["function"]["arguments"])
@@ -78,7 +78,7 @@ def call_of(choice: Any) -> tuple[str, Any]:
 async def run(
     ask: Any, *, results: Callable[[str], str] = lambda name: f"{name} done", **body: Any
 ) -> list[str]:
-    """What an agent does: calls the tools that it is told to, until there is an answer. At most ten times."""
+    """Act as an agent: run the tools that the model calls, until it answers. At most ten times."""
     messages, seen = [user(body.pop("said", "Berlin"))], list[str]()
     for _ in range(10):
         message = (await ask(messages, **body))["message"]
@@ -91,7 +91,7 @@ async def run(
     pytest.fail(f"no end: {seen}")
 
 
-async def test_a_schema_gives_its_instance(ask: Any) -> None:
+async def test_a_schema_gives_a_valid_value(ask: Any) -> None:
     choice = await ask(**schema(CITY))
     assert json.loads(choice["message"]["content"]) == {"city": "Berlin"}
     assert choice["finish_reason"] == "stop"
@@ -107,11 +107,11 @@ async def test_an_instance_is_streamed(http: Any, ask: Any) -> None:
     plain = (await ask(**schema(CITY)))["message"]["content"]
     body = {"model": MODEL, "messages": [user("Berlin")], "stream": True, **schema(CITY)}
     deltas = [chunk["delta"] for chunk in chunks(await http.infer(ID, "/chat/completions", body))]
-    assert [delta.get("content") for delta in deltas] == ["", *split(plain), None]
+    assert [delta.get("content") for delta in deltas] == ["", *tokenize(plain), None]
 
 
 def chunks(answer: httpx.Response) -> list[Any]:
-    """The choices of a streamed answer."""
+    """Return the choices of a streamed answer."""
     *lines, end, rest = answer.text.split("\n\n")
     assert (end, rest) == ("data: [DONE]", "")
     return [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines]
@@ -163,7 +163,7 @@ async def test_the_user_may_name_the_tools(ask: Any) -> None:
     assert called == ["two"]
 
 
-async def test_what_must_call_a_tool_ends_with_the_last(ask: Any) -> None:
+async def test_required_calls_the_last_tool_at_the_end(ask: Any) -> None:
     body = {"tools": [tool("one"), tool("final_result")], "tool_choice": "required"}
     messages = [user("Berlin")]
     called = []
@@ -175,7 +175,7 @@ async def test_what_must_call_a_tool_ends_with_the_last(ask: Any) -> None:
     assert called == ["one", "final_result", "final_result"]
 
 
-async def test_the_next_thing_that_the_user_says_begins_anew(ask: Any) -> None:
+async def test_the_next_user_message_starts_a_new_turn(ask: Any) -> None:
     first = await ask(tools=[tool("look")])
     told = {"role": "tool", "tool_call_id": first["message"]["tool_calls"][0]["id"], "content": "sunny"}
     messages = [
@@ -255,13 +255,13 @@ async def test_stop_strings_leave_arguments_alone(ask: Any) -> None:
     assert call_of(await ask(tools=[tool("look")], stop=["Berlin"])) == ("look", {"city": "Berlin"})
 
 
-async def test_tools_come_before_the_instance_of_a_schema(ask: Any) -> None:
+async def test_tools_come_before_structured_output(ask: Any) -> None:
     *called, answer = await run(ask, tools=[tool("look")], **schema(CITY))
     assert called == ["look"]
     assert json.loads(answer) == {"city": 'look said: "look done"'}
 
 
-async def test_json_tells_what_the_tools_said(ask: Any) -> None:
+async def test_json_includes_the_tool_results(ask: Any) -> None:
     *_, answer = await run(ask, tools=[tool("look")], response_format={"type": "json_object"})
     assert json.loads(answer)["tools_said"] == [{"tool": "look", "said": "look done"}]
 
@@ -276,7 +276,7 @@ async def test_calls_and_their_results_count_as_prompt(http: Any) -> None:
     usage = (await http.infer(ID, "/chat/completions", {"model": MODEL, "messages": messages})).json()[
         "usage"
     ]
-    assert usage["prompt_tokens"] == 3 * 4 + 1 + 1 + len(split('{"city": "Rome"}')) + 2
+    assert usage["prompt_tokens"] == 3 * 4 + 1 + 1 + len(tokenize('{"city": "Rome"}')) + 2
 
 
 @pytest.mark.parametrize(
@@ -288,7 +288,7 @@ async def test_calls_and_their_results_count_as_prompt(http: Any) -> None:
         ({"tools": [{"type": "function", "function": {}}]}, "name is required"),
         ({"tools": [tool("x", "string")]}, "parameters of a tool"),
         ({"tools": [tool("x", {"type": "string"})]}, "Tool 'x'"),
-        ({"tools": [tool("x", {"not": {}})]}, "Tool 'x': The emulator does not follow 'not'"),
+        ({"tools": [tool("x", {"not": {}})]}, "Tool 'x': The emulator does not support 'not'"),
         ({"tools": [tool("x")], "tool_choice": "always"}, "tool_choice must be"),
         ({"tools": [tool("x")], "tool_choice": {"type": "function"}}, "tool_choice must be"),
         (
@@ -302,7 +302,7 @@ async def test_calls_and_their_results_count_as_prompt(http: Any) -> None:
         ({"response_format": {"type": "json_schema", "json_schema": {"schema": {}}}}, "name is required"),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "must be an object"),
         (schema({"enum": []}), "'enum' at #"),
-        (schema({"type": "object", "patternProperties": {}}), "does not follow 'patternProperties'"),
+        (schema({"type": "object", "patternProperties": {}}), "does not support 'patternProperties'"),
         (schema([]), "must be an object"),
         ({"messages": [{"role": "assistant", "tool_calls": {}}]}, "tool_calls must be a list"),
         ({"messages": [{"role": "assistant", "tool_calls": [{"id": "x"}]}]}, "Every tool call"),
@@ -312,5 +312,5 @@ async def test_calls_and_their_results_count_as_prompt(http: Any) -> None:
         ),
     ],
 )
-async def test_what_is_malformed_or_not_followed_is_refused(more: Any, words: str, refused: Any) -> None:
+async def test_malformed_or_unsupported_requests_are_rejected(more: Any, words: str, refused: Any) -> None:
     assert words in await refused(**more)

@@ -16,14 +16,14 @@ requests = pytest.importorskip("requests")
 pytestmark = [pytest.mark.oracle, pytest.mark.sockets]
 
 LLAMA = "meta-llama/Meta-Llama-3.1-8B-Instruct"
-# Pending long enough to be seen pending, and short enough not to be waited for.
+# Pending long enough to be observed, and short enough not to slow the tests down.
 PROMPT = {"step_seconds": 0.002}
 SLOW = {"step_seconds": 1000.0}
 
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Serves an emulator to a vendor's client that finds everything in the environment."""
+    """Serve an emulator to a vendor's client, which reads everything from the environment."""
 
     @contextmanager
     def serving(**options: Any) -> Iterator[tuple[Emulator, Any]]:
@@ -84,7 +84,7 @@ def test_poll_instance(serve: Any) -> None:
 
 
 def test_the_vendors_client_crashes_on_the_documented_arguments(serve: Any) -> None:
-    """Known of it: without num_workers it raises after the start, and leaves the instance running."""
+    """A known bug of it: without num_workers it raises after the start, and leaves the instance running."""
     with serve(num_workers_in_args=False) as (emulator, client):
         with pytest.raises(ValueError, match="num_workers"):
             client.start(LLAMA)
@@ -146,7 +146,7 @@ def test_ensure_instance_reads_the_longest_context(serve: Any) -> None:
         assert emulator.ledger == ()
 
 
-def test_looking(serve: Any) -> None:
+def test_reading(serve: Any) -> None:
     with serve(step_seconds=0.0) as (emulator, client):
         running, stopped = (
             emulator.start_instance(LLAMA),
@@ -170,7 +170,7 @@ def test_looking(serve: Any) -> None:
 def test_stop_and_delete(serve: Any) -> None:
     with serve() as (emulator, client):
         instance_id = emulator.start_instance(LLAMA)
-        with pytest.raises(requests.exceptions.HTTPError, match="stop it before"):
+        with pytest.raises(requests.exceptions.HTTPError, match="only a stopped one can be deleted"):
             client.delete(instance_id)
         assert client.stop(instance_id).instance_status.status == "stopped"
         assert client.delete(instance_id) == instance_id
@@ -190,7 +190,7 @@ def test_stop_all_and_delete_all(serve: Any) -> None:
         assert emulator.billing == ()
 
 
-def test_the_catalogue(serve: Any) -> None:
+def test_the_catalog(serve: Any) -> None:
     with serve(capacity={"NVIDIA_H100_1": 0}) as (_, client):
         models = {model.model_id: model for model in client.get_all_models()}
         llama = models["meta-llama--Meta-Llama-3.1-8B-Instruct"]

@@ -1,0 +1,110 @@
+"""`cortecs-async demo`: a lease from start to receipt, on the built-in emulator."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import anyio
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .. import AsyncCortecs
+from ..integrations.rich import ProvisioningBar
+from ..signals import cancel_on_sigterm
+from ..types import Balance
+from .output import count, format_money, print_nothing_left
+from .runtime import import_optional, run_async, termination_signals
+
+if TYPE_CHECKING:
+    from .. import InstanceLease
+    from ..emulator import Emulator
+
+_MODEL = "meta-llama/Llama-3.1-8B-Instruct"
+_HARDWARE = "NVIDIA_H100_1"
+
+
+@click.command()
+@click.option(
+    "--step-seconds",
+    type=click.FloatRange(min=0, max=60),
+    default=1.0,
+    help="Take this long for each of the five steps of the start.",
+)
+@click.option("--prompt", default="Why should a GPU never outlive its program?", help="Ask the model this.")
+def demo(step_seconds: float, prompt: str) -> None:
+    """Try a lease on the built-in emulator, without an account.
+
+    Starts an emulated instance, chats with it, and deletes it. Needs no GPU and costs nothing.
+    """
+    import_optional("cortecs_async.emulator", "demo")
+    import_optional("openai", "demo")
+    run_async(_cancellable, step_seconds, prompt)
+
+
+async def _cancellable(step_seconds: float, prompt: str) -> None:
+    async with cancel_on_sigterm(*termination_signals()):
+        try:
+            await _demo(step_seconds, prompt)
+        except anyio.get_cancelled_exc_class() as cancelled:
+            print_nothing_left(cancelled)
+            raise
+
+
+async def _demo(step_seconds: float, prompt: str) -> None:
+    from ..emulator import serve_emulator  # noqa: PLC0415  (optional, checked by the caller)
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(
+        "[bold]cortecs_async demo[/]: the real client connects to the [bold]embedded emulator[/] on this "
+        "machine.\nNo account, no GPU, no cost. Models, prices and answers are made up."
+    )
+    async with serve_emulator(step_seconds=step_seconds, token_seconds=0.03) as emulator:
+        console.print(f"\n[bold]emulator[/]  {emulator.api_base_url}")
+        console.print(f"[bold]lease[/]     {_MODEL} on {_HARDWARE}")
+        async with AsyncCortecs(
+            emulator.client_id,
+            emulator.client_secret,
+            api_base_url=emulator.api_base_url,
+            # The instances end with the emulator, so neither the reaper nor `sweep` has anything to do.
+            guard="off",
+            journal="off",
+        ) as client:
+            with ProvisioningBar(console) as bar:
+                async with client.instance(_MODEL, _HARDWARE, on_progress=bar) as inst:
+                    console.print(f"[bold]running[/]   {inst.instance_id} at {inst.base_url}")
+                    await _chat(console, inst, emulator.api_key, prompt)
+                    console.print("[bold]release[/]   stop, delete, and confirm that it is gone ...")
+            balance = await client.user.balance()
+        _print_receipt(console, emulator, balance)
+
+
+async def _chat(console: Console, inst: InstanceLease, api_key: str, prompt: str) -> None:
+    console.print(f"[bold]you[/]       {escape(prompt)}")
+    console.print("[bold]model[/]     ", end="")
+    async with inst.openai(api_key=api_key) as llm:
+        chunks = await llm.chat.completions.create(
+            model=inst.model, messages=[{"role": "user", "content": prompt}], stream=True
+        )
+        async for chunk in chunks:
+            for choice in chunk.choices:
+                console.print(choice.delta.content or "", end="", markup=False)
+    console.print()
+
+
+def _print_receipt(console: Console, emulator: Emulator, balance: Balance) -> None:
+    currency = balance.currency
+    table = Table(title="receipt of the emulator", title_justify="left", box=None, show_header=False)
+    for entry in emulator.ledger:
+        table.add_row("instance", f"{entry.instance_id} ({entry.status})")
+        workers = count(entry.num_workers, "worker")
+        table.add_row("billed", f"{entry.seconds:.1f} s, {entry.billing_interval}, {workers}")
+        table.add_row("cost", f"{format_money(entry.cost, currency)} (not real money)")
+    table.add_row("balance", format_money(balance.current_balance, currency))
+    remaining = len(emulator.existing)
+    table.add_row(
+        "left", count(remaining, "instance") if remaining else "nothing; no instance exists or is billed"
+    )
+    console.print()
+    console.print(table)

@@ -1,0 +1,87 @@
+"""`cortecs-async emulator`: the built-in emulator of the service, on a port."""
+
+from __future__ import annotations
+
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .runtime import import_optional
+
+if TYPE_CHECKING:
+    from ..emulator import Emulator
+
+
+class _Capacity(click.ParamType[tuple[str, int]]):
+    name = "HARDWARE=SETS"
+
+    def convert(
+        self, value: object, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, int]:
+        hardware, _, sets = str(value).partition("=")
+        if not hardware or not sets.isdecimal():
+            self.fail(f'capacity "{value}" is invalid (example: NVIDIA_H100_1=4)', param, ctx)
+        return hardware, int(sets)
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", help="Listen on this address.")
+@click.option("--port", default=8808, help="Listen on this port; 0 picks a free one.")
+@click.option(
+    "--step-seconds",
+    type=click.FloatRange(min=0),
+    default=1.0,
+    help="Take this long for each of the five steps of a start.",
+)
+@click.option(
+    "--stop-seconds", type=click.FloatRange(min=0), default=0.0, help="Take this long to stop an instance."
+)
+@click.option(
+    "--answer-seconds",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Take this long for each inference answer.",
+)
+@click.option(
+    "--parallel",
+    type=click.IntRange(min=1),
+    help="Let an instance answer only this many requests in parallel, while others wait.",
+)
+@click.option("--balance", default=1000.0, help="Set the account's balance in EUR.")
+@click.option(
+    "--capacity",
+    type=_Capacity(),
+    multiple=True,
+    help="Set how many GPU sets of a hardware type exist; repeatable.",
+)
+@click.option(
+    "--allow-remote", is_flag=True, help="Allow an address that other machines can reach, unencrypted."
+)
+def emulator(
+    *, host: str, port: int, capacity: tuple[tuple[str, int], ...], allow_remote: bool, **options: Any
+) -> None:
+    """Serve an emulated cortecs.ai until Ctrl-C.
+
+    Prints the `export` lines that connect a client to it. Copy them into another terminal.
+    """
+    emulation = import_optional("cortecs_async.emulator", "emulator")
+
+    def announce(ready: Emulator) -> None:
+        for name, value in ready.env().items():
+            click.echo(f"export {name}={shlex.quote(value)}")
+        click.echo(
+            "# The emulator is running with made-up prices, models and answers. Press Ctrl-C to stop it.",
+            err=True,
+        )
+
+    try:
+        emulation.run_emulator(
+            emulation.Emulator(capacity=dict(capacity) or None, **options),
+            host=host,
+            port=port,
+            allow_remote=allow_remote,
+            on_ready=announce,
+        )
+    except (ValueError, OSError) as error:
+        raise click.ClickException(str(error)) from None

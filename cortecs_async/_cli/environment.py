@@ -1,0 +1,87 @@
+"""The environment variables of the command line, and the .env file that can set them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from dotenv import dotenv_values
+
+from .output import print_note, print_warning
+
+CREDENTIALS = ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET")
+INFERENCE_KEYS = ("CORTECS_API_KEY", "OPENAI_API_KEY")
+
+_URL = "CORTECS_API_BASE_URL"
+_DEFAULT_FILE = Path(".env")
+
+logger = logging.getLogger("cortecs_async.cli")
+
+
+def load_env_file(path: Path | None) -> None:
+    """Set the variables of a .env file that the environment lacks.
+
+    Args:
+        path: The file. None for `.env` in the working directory, if there is one. That file is trusted less,
+            because anybody may have put it there.
+
+    Raises:
+        click.ClickException: if a file that was asked for cannot be read.
+    """
+    try:
+        # Plain files only: reading a named pipe would never end.
+        if path is None and not _DEFAULT_FILE.is_file():
+            return
+        with _parser_warnings_name(path or _DEFAULT_FILE):
+            values = dotenv_values(path or _DEFAULT_FILE, interpolate=False)
+        new = {
+            name: value
+            for name, value in values.items()
+            if value and _is_allowed(name) and name not in os.environ
+        }
+        if path is None:
+            _drop_untrusted_url(new)
+        os.environ.update(new)
+    except (OSError, ValueError) as error:
+        if path is not None:
+            raise click.ClickException(f"Cannot read {path}: {error}") from None
+        print_note(f"Ignoring {_DEFAULT_FILE}, which cannot be read: {error}")
+        return
+    if new:
+        logger.info("Read from %s: %s", path or _DEFAULT_FILE, ", ".join(sorted(new)))
+
+
+@contextmanager
+def _parser_warnings_name(path: Path) -> Generator[None]:
+    """Log the warnings of python-dotenv with the name of the file."""
+    parser_logger = logging.getLogger("dotenv.main")
+
+    def relog(record: logging.LogRecord) -> bool:
+        logger.warning("%s: %s", path, record.getMessage())
+        return False
+
+    parser_logger.addFilter(relog)
+    try:
+        yield
+    finally:
+        parser_logger.removeFilter(relog)
+
+
+def _is_allowed(name: str) -> bool:
+    # A file must not set anything else, such as the PATH of the command of `run`.
+    return name.startswith("CORTECS_") or name == "OPENAI_API_KEY"
+
+
+def _drop_untrusted_url(new: dict[str, str]) -> None:
+    """Remove the address of the service, unless all secrets that would be sent there are in the file too."""
+    environment_has_secrets = any(os.environ.get(name) for name in (*CREDENTIALS, *INFERENCE_KEYS))
+    if _URL in new and (environment_has_secrets or not new.keys() >= {*CREDENTIALS}):
+        del new[_URL]
+        print_warning(
+            f"Ignoring {_URL} of {_DEFAULT_FILE}: secrets from elsewhere would be sent to it. "
+            f"To use it, pass --env-file {_DEFAULT_FILE}."
+        )

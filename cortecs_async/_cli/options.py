@@ -1,0 +1,120 @@
+"""Options that several commands share: durations, amounts, and the arguments of a start."""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import click
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
+_DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
+_UNITS = (86400.0, 3600.0, 60.0, 1.0)
+
+# Longer ones are typing errors, and would lead to times beyond the range of dates.
+_MAX_DURATION = 3650 * 86400.0
+
+
+class _Duration(click.ParamType[float]):
+    name = "DURATION"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        text = str(value).strip().lower()
+        # A bare number means seconds, but not after a unit: "1h30" is ambiguous.
+        match = _DURATION.fullmatch(f"{text}s" if re.fullmatch(_NUMBER, text) else text)
+        parts = match.groups(default="0") if match else ()
+        seconds = sum(float(part) * unit for part, unit in zip(parts, _UNITS, strict=False))
+        if not 0 < seconds < math.inf:
+            self.fail(f'duration "{value}" is invalid (examples: 90s, 15m, 2h)', param, ctx)
+        if seconds > _MAX_DURATION:
+            self.fail(f'duration "{value}" is longer than ten years', param, ctx)
+        return seconds
+
+
+class _Money(click.ParamType[float]):
+    name = "AMOUNT"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            amount = float(str(value))
+        except ValueError:
+            amount = math.nan
+        if not 0 < amount < math.inf:
+            self.fail(f'amount "{value}" is invalid (examples: 5, 2.50)', param, ctx)
+        return amount
+
+
+DURATION = _Duration()
+MONEY = _Money()
+
+
+workers_option = click.option(
+    "--workers",
+    "num_workers",
+    type=click.IntRange(1, 8),
+    default=1,
+    help="Run this many workers, each on its own GPUs and billed separately.",
+)
+context_length_option = click.option(
+    "--context-length", type=click.IntRange(min=1), help="Limit the context to this many tokens."
+)
+start_timeout_option = click.option(
+    "--start-timeout",
+    type=DURATION,
+    default="15m",
+    help="Fail if an instance is not running after this time.",
+)
+max_lifetime_option = click.option(
+    "--max-lifetime", type=DURATION, help="Delete an instance after this time, such as 90s or 1h30m."
+)
+
+
+def json_option(help_text: str = "Print JSON with all fields.") -> Callable[[F], F]:
+    """Return the option `--json`."""
+    return click.option("--json", "as_json", is_flag=True, help=help_text)
+
+
+def start_options(command: F) -> F:
+    """Add the arguments of a start: model, hardware, workers, context length, billing interval."""
+
+    @functools.wraps(command)
+    def with_hardware(*args: Any, hardware: str | None, hardware_type: str | None, **options: Any) -> object:
+        if hardware and hardware_type and hardware != hardware_type:
+            raise click.UsageError(
+                f'hardware is given twice: "{hardware}" and "{hardware_type}". Pass it once.'
+            )
+        return command(*args, hardware=hardware or hardware_type, **options)
+
+    return _add(
+        cast("F", with_hardware),
+        click.argument("model"),
+        click.argument("hardware", required=False),
+        click.option("--hardware", "hardware_type", help="Set the hardware type, as the argument does."),
+        workers_option,
+        context_length_option,
+        click.option(
+            "--billing-interval",
+            type=click.Choice(["per_minute", "per_hour"]),
+            default="per_minute",
+            help="Pay for each minute or each hour begun.",
+        ),
+    )
+
+
+def limit_options(command: F) -> F:
+    """Add the limits on the time and the cost of an instance."""
+    max_cost = click.option(
+        "--max-cost", type=MONEY, help="Delete the instance before it costs more, in the account's currency."
+    )
+    return _add(command, max_lifetime_option, max_cost)
+
+
+def _add(command: F, *options: Callable[[F], F]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command

@@ -1,0 +1,99 @@
+"""How commands run: logging, event loop, exit codes, signals, and optional packages."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from types import ModuleType
+from typing import Any, NoReturn, TypeVar
+
+import anyio
+import click
+
+from .. import AsyncCortecs, CortecsError
+from .output import error_text, print_note, sanitize
+
+T = TypeVar("T")
+
+FAILED = 1
+INTERRUPTED = 130
+
+
+def set_up_logging(verbosity: int) -> None:
+    """Show the log of the SDK on standard error.
+
+    Args:
+        verbosity: -1 for critical messages only, 0 for warnings, 1 for info, 2 for every request.
+    """
+    level = {-1: logging.CRITICAL, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
+    logger = logging.getLogger("cortecs_async")
+    logger.handlers[:] = [_StderrHandler()]
+    logger.setLevel(level)
+    logger.propagate = False
+    # Even --quiet shows that no reaper is there to release instances.
+    logging.getLogger("cortecs_async.guard").setLevel(logging.WARNING if verbosity < 0 else logging.NOTSET)
+
+
+def allow_log_level_from_environment() -> None:
+    """Let CORTECS_LOG set the log level. The first client reads it."""
+    if os.environ.get("CORTECS_LOG"):
+        logging.getLogger("cortecs_async").setLevel(logging.NOTSET)
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        # Looks up `sys.stderr` each time, because a live display replaces it while it is drawn.
+        with contextlib.suppress(OSError):
+            click.echo(sanitize(self.format(record)), err=True)
+
+
+def run_async(main: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """Run a coroutine function. An SDK error becomes one message and exit code 1."""
+    try:
+        return anyio.run(main, *args)
+    except CortecsError as error:
+        raise click.ClickException(error_text(error)) from None
+    except KeyboardInterrupt:
+        exit_interrupted()
+
+
+def call_api(request: Callable[[AsyncCortecs], Awaitable[T]]) -> T:
+    """Send a request that starts nothing, and return its result."""
+
+    async def main() -> T:
+        async with AsyncCortecs(guard="off") as client:
+            return await request(client)
+
+    return run_async(main)
+
+
+def exit_interrupted() -> NoReturn:
+    """Exit after Ctrl-C with the code that shells expect."""
+    print_note("Interrupted.")
+    sys.exit(INTERRUPTED)
+
+
+def termination_signals() -> tuple[signal.Signals, ...]:
+    """Return the signals for `cancel_on_sigterm`. Leaves out SIGHUP when it is ignored, as under `nohup`."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGHUP)
+
+
+def import_optional(module: str, extra: str) -> ModuleType:
+    """Import a module that needs optional packages.
+
+    Raises:
+        click.ClickException: if a package is missing. The message names the extra to install.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise click.ClickException(
+            f"This command needs {error.name or module}. "
+            f"Install it with: python -m pip install 'cortecs-async[{extra}]'"
+        ) from None

@@ -1,0 +1,173 @@
+"""`cortecs-async start` and `restart`: instances that keep running after the command."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import click
+
+from .. import AsyncCortecs, CortecsError, Instance, InstanceHandle, RequestError
+from ..signals import cancel_on_sigterm
+from .options import DURATION, json_option, limit_options, start_options
+from .output import (
+    format_time,
+    print_json,
+    print_note,
+    print_nothing_left,
+    print_warning,
+    sanitize,
+    start_progress,
+)
+from .runtime import run_async, termination_signals
+
+_DEFAULT_TIMEOUT = 900.0
+
+_wait_option = click.option("--wait", is_flag=True, help="Wait until the instance is running.")
+_timeout_option = click.option(
+    *("--start-timeout", "--timeout", "timeout"),
+    type=DURATION,
+    help="Stop waiting after this time.  [default: 15m]",
+)
+_json_option = json_option("Print the instance as JSON, not only its id.")
+
+_UNKNOWN = "An instance may have been started. Run `cortecs-async ls` to check."
+
+
+@click.command()
+@start_options
+@_wait_option
+@_timeout_option
+@limit_options
+@_json_option
+def start(
+    model: str,
+    hardware: str | None,
+    wait: bool,
+    timeout: float | None,
+    max_lifetime: float | None,
+    max_cost: float | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Start an instance that keeps running, and print its id.
+
+    IT IS BILLED UNTIL YOU STOP IT. `run` and `batch` stop their instances for you.
+
+    With --max-lifetime or --max-cost, a background process on this machine deletes the instance at the
+    limit. The command then always waits until the instance is running, and deletes it if that fails.
+    """
+    if max_lifetime is not None or max_cost is not None:
+        limits = {"max_lifetime": max_lifetime, "max_cost": max_cost}
+        run_async(_acquire, model, hardware, {**options, **limits}, timeout or _DEFAULT_TIMEOUT, as_json)
+    else:
+        run_async(_start, model, hardware, options, _wait_timeout(wait, timeout), as_json)
+
+
+@click.command()
+@click.argument("instance_id", metavar="ID")
+@_wait_option
+@_timeout_option
+@_json_option
+def restart(instance_id: str, wait: bool, timeout: float | None, as_json: bool) -> None:
+    """Restart a stopped instance.
+
+    It is billed until you stop it.
+    """
+    run_async(_restart, instance_id, _wait_timeout(wait, timeout), as_json)
+
+
+def _wait_timeout(wait: bool, timeout: float | None) -> float | None:
+    """Return how many seconds to wait until the instance is running. None for not at all."""
+    if timeout is not None and not wait:
+        raise click.UsageError("--start-timeout needs --wait.")
+    return (timeout or _DEFAULT_TIMEOUT) if wait else None
+
+
+async def _start(
+    model: str, hardware: str | None, options: dict[str, Any], timeout: float | None, as_json: bool
+) -> None:
+    async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(guard="off") as client:
+        try:
+            instance = await client.instances.start(model, hardware, **options)
+        except RequestError as error:
+            if error.outcome_unknown:
+                error.add_note(_UNKNOWN)
+            raise
+        except anyio.get_cancelled_exc_class():
+            print_warning(_UNKNOWN)
+            raise
+        await _report(client, instance, timeout, as_json=as_json)
+
+
+async def _restart(instance_id: str, timeout: float | None, as_json: bool) -> None:
+    async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(guard="off") as client:
+        try:
+            instance = await client.instances.restart(instance_id)
+        except anyio.get_cancelled_exc_class():
+            print_warning(
+                f"{instance_id} may have been restarted. Run `cortecs-async show {instance_id}` to check."
+            )
+            raise
+        await _report(client, instance, timeout, as_json=as_json)
+
+
+async def _report(client: AsyncCortecs, instance: Instance, timeout: float | None, *, as_json: bool) -> None:
+    """Print what was started, and wait until it is running if there is a timeout."""
+    instance_id = instance.instance_id
+    print_note(
+        f"{instance_id} is billed until you stop it: cortecs-async stop {instance_id}\n"
+        "(`cortecs-async run`, `batch` and `start --max-lifetime` stop instances for you.)"
+    )
+    if not as_json:
+        _print(instance, as_json=False)  # before the wait, which may be interrupted
+    try:
+        if timeout is not None:
+            with start_progress() as on_progress:
+                instance = await client.instances.wait_until_running(
+                    instance_id, timeout=timeout, on_progress=on_progress
+                )
+            print_note(f"{instance_id} is running at {instance.base_url}")
+    except CortecsError as error:
+        error.add_note(f"{instance_id} was not deleted. To delete it: cortecs-async rm --stop {instance_id}")
+        raise
+    except anyio.get_cancelled_exc_class():
+        print_warning(f"{instance_id} keeps starting, and is billed until you stop it.")
+        raise
+    finally:
+        if as_json:
+            _print(instance, as_json=True)
+
+
+async def _acquire(
+    model: str, hardware: str | None, options: dict[str, Any], timeout: float, as_json: bool
+) -> None:
+    # The reaper is required, because only it can enforce the limit after this command has ended.
+    async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(guard="required") as client:
+        try:
+            with start_progress() as on_progress:
+                handle = await client.acquire(
+                    model, hardware, start_timeout=timeout, on_progress=on_progress, **options
+                )
+        except anyio.get_cancelled_exc_class() as cancelled:
+            print_nothing_left(cancelled)
+            raise
+        _print(handle, as_json=as_json)
+        end = "never" if handle.expires_at is None else format_time(handle.expires_at)
+        print_note(
+            f"{handle.instance_id} is running at {handle.base_url}\n"
+            f"A background process on this machine deletes it: {end}\n"
+            f"To delete it earlier: cortecs-async rm --stop {handle.instance_id}"
+        )
+
+
+def _print(started: Instance | InstanceHandle, *, as_json: bool) -> None:
+    try:
+        if as_json:
+            print_json(started)
+        else:
+            click.echo(sanitize(started.instance_id))
+    except OSError:
+        # A full disk or a closed pipe. Without the id, nobody could stop the instance.
+        print_warning(f"{started.instance_id} is billed until you stop it.")
+        raise

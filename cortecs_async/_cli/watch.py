@@ -1,0 +1,214 @@
+"""`cortecs-async watch`: the changes of instances, as they happen."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import nullcontext
+
+import anyio
+import click
+from attrs import define
+from rich.live import Live
+from rich.table import Table
+
+from .. import AsyncCortecs, CortecsError, Instance
+from .options import json_option
+from .output import (
+    error_text,
+    has_ended,
+    make_table,
+    print_note,
+    print_warning,
+    sanitize,
+    stdout_console,
+    step_text,
+    to_json,
+)
+from .runtime import FAILED, run_async
+
+_COLUMNS = ("id", "model", "status", "step", "elapsed", "base url")
+_OPTIONAL_COLUMNS = ("base url", "model")
+
+
+@define(kw_only=True)
+class _Change:
+    """A change of an instance.
+
+    Attributes:
+        instance_id: The instance.
+        elapsed: Seconds since the watch began.
+        instance: The new state; None if it does not exist.
+        error: Why it cannot be watched.
+        is_last: Whether this ends the watch of the instance.
+    """
+
+    instance_id: str
+    elapsed: float
+    instance: Instance | None = None
+    error: CortecsError | None = None
+    is_last: bool = False
+
+    @property
+    def status(self) -> str:
+        """The status, `gone` or `error`."""
+        if self.error is not None:
+            return "error"
+        return "gone" if self.instance is None else self.instance.status
+
+
+@click.command()
+@click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option(
+    "--until-running", is_flag=True, help="Exit when all are running, or with 1 if one cannot get there."
+)
+@json_option("Print each change as a JSON object on its own line.")
+def watch(ids: tuple[str, ...], until_running: bool, as_json: bool) -> None:
+    """Watch instances until all are stopped or gone.
+
+    Shows a live table on a terminal, and a line for each change elsewhere. Without ids, watches all instances
+    that exist now. Exits with 1 if an instance could not be watched. If the service cannot be reached at the
+    start, it exits at once; later it retries for ten minutes.
+    """
+    is_live = sys.stdout.isatty() and not as_json
+    display = _LiveTable() if is_live else _Lines(as_json=as_json)
+    if not run_async(_watch, ids, until_running, display):
+        sys.exit(FAILED)
+
+
+async def _watch(ids: tuple[str, ...], until_running: bool, display: _LiveTable | _Lines) -> bool:
+    """Watch instances. Returns whether all went well."""
+    async with AsyncCortecs(guard="off") as client:
+        # Even if ids are given, so that a service that cannot be reached is an error at once.
+        listed = await client.instances.list()
+        chosen = ids or tuple(instance.instance_id for instance in listed)
+        if not chosen:
+            print_note("No instances.")
+            return True
+        watcher = _Watcher(client, until_running, display)
+        with display if isinstance(display, _LiveTable) else nullcontext():
+            await watcher.run(chosen)
+    return not watcher.failed
+
+
+class _Watcher:
+    def __init__(self, client: AsyncCortecs, until_running: bool, display: _LiveTable | _Lines) -> None:
+        self._client = client
+        self._until_running = until_running
+        self._display = display
+        self._began = time.monotonic()
+        self._output_error: OSError | None = None
+        self.failed = False
+
+    async def run(self, ids: tuple[str, ...]) -> None:
+        """Watch all instances in parallel until each watch has ended."""
+        async with anyio.create_task_group() as tasks:
+            for instance_id in dict.fromkeys(ids):
+                tasks.start_soon(self._watch, instance_id, tasks.cancel_scope)
+        if self._output_error is not None:
+            raise self._output_error  # outside the group: click handles a closed pipe
+
+    async def _watch(self, instance_id: str, all_watches: anyio.CancelScope) -> None:
+        try:
+            try:
+                await self._show_changes(instance_id)
+            except CortecsError as error:
+                self._show(instance_id, error=error, is_last=True)
+        except OSError as error:
+            self._output_error = error
+            all_watches.cancel()
+
+    async def _show_changes(self, instance_id: str) -> None:
+        async for instance in self._client.instances.watch(instance_id):
+            is_last = has_ended(instance) or (self._until_running and instance.is_usable)
+            self._show(instance_id, instance, is_last=is_last)
+            if is_last:
+                return
+        self._show(instance_id, is_last=True)
+
+    def _show(
+        self,
+        instance_id: str,
+        instance: Instance | None = None,
+        *,
+        error: CortecsError | None = None,
+        is_last: bool = False,
+    ) -> None:
+        is_usable = instance is not None and instance.is_usable
+        if error is not None or (is_last and self._until_running and not is_usable):
+            self.failed = True
+        elapsed = time.monotonic() - self._began
+        self._display.show(
+            _Change(instance_id=instance_id, elapsed=elapsed, instance=instance, error=error, is_last=is_last)
+        )
+
+
+class _Lines:
+    """A line for each change, for pipes and files."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+
+    def show(self, change: _Change) -> None:
+        """Print a change."""
+        if self._as_json:
+            fields = {
+                "instance_id": change.instance_id,
+                "status": change.status,
+                "elapsed": round(change.elapsed, 3),
+                "instance": change.instance,
+                "error": None if change.error is None else str(change.error),
+            }
+            click.echo(to_json(fields))
+            return
+        details: list[str | None] = [change.instance_id, change.status]
+        if change.error is not None:
+            details.append(error_text(change.error).replace("\n", "  "))
+        elif change.instance is not None:
+            details += [step_text(change.instance), change.instance.base_url]
+        click.echo(sanitize("  ".join([*filter(None, details), f"{change.elapsed:.1f} s"])))
+
+
+class _LiveTable:
+    """A live table, for terminals."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._changes: dict[str, _Change] = {}
+        self._models: dict[str, str] = {}
+        # Redraws regularly, so that the elapsed time advances between changes.
+        self._console = stdout_console()
+        self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=4)
+
+    def __enter__(self) -> None:
+        self._live.start()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._live.stop()
+        for change in self._changes.values():
+            if change.error is not None:
+                print_warning(f"{change.instance_id}  {error_text(change.error)}")
+
+    def show(self, change: _Change) -> None:
+        """Update the row of the instance."""
+        self._changes[change.instance_id] = change
+        if change.instance is not None:
+            self._models[change.instance_id] = change.instance.instance_args.hf_name
+        self._live.refresh()
+
+    def _table(self) -> Table:
+        rows = map(self._row, list(self._changes.values()))
+        # Leaves room for the ^C that a terminal echoes after the last line. Wrapped, it breaks the display.
+        return make_table(self._console.width - 2, _COLUMNS, rows, optional=_OPTIONAL_COLUMNS)
+
+    def _row(self, change: _Change) -> tuple[object, ...]:
+        instance = change.instance
+        elapsed = change.elapsed if change.is_last else time.monotonic() - self._began
+        return (
+            change.instance_id,
+            self._models.get(change.instance_id),
+            change.status,
+            instance and step_text(instance),
+            f"{elapsed:.0f} s",
+            instance and instance.base_url,
+        )

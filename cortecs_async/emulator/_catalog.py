@@ -1,0 +1,150 @@
+"""The emulator's own models, hardware and prices. All figures are invented."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import attrs
+
+PRICE_SOURCE: Final = "invented by the cortecs_async emulator"
+
+
+@attrs.frozen
+class Hardware:
+    """A hardware type: the GPU set that one worker uses."""
+
+    hardware_type_id: str
+    gpu: str
+    gpus: int
+    vram_gb: int
+    price_per_minute: float
+    sets: int = 10_000
+    """Free sets by default: enough for a test with thousands of instances."""
+
+    def json(self, currency: str) -> dict[str, Any]:
+        """Return the hardware type as JSON."""
+        return {
+            "hardware_type_id": self.hardware_type_id,
+            "price_info": {
+                "price_per_minute": self.price_per_minute,
+                "price_per_hour": round(self.price_per_minute * 60, 6),
+                "currency": currency,
+                "source": PRICE_SOURCE,
+            },
+            "hardware_info": {"gpu": self.gpu, "num_gpus": self.gpus, "vram_gb": self.vram_gb},
+        }
+
+
+@attrs.frozen
+class Model:
+    """A model that an instance can serve."""
+
+    model_id: str
+    screen_name: str
+    creator: str
+    size: int
+    """Billions of parameters."""
+    recommended_config: str
+    max_model_len: Mapping[str, int]
+    """The maximum context length in tokens, by hardware type."""
+
+    @property
+    def hf_name(self) -> str:
+        """The Hugging Face name, which the inference endpoint uses."""
+        return self.model_id.replace("--", "/")
+
+    def preview(self) -> dict[str, Any]:
+        """Return the model as JSON, as in the list of models."""
+        return {
+            "model_id": self.model_id,
+            "model_name": self.model_id,
+            "hf_name": self.hf_name,
+            "instant_provisioned": False,
+            "creator": {"name": self.creator},
+            "description": f"{self.screen_name}, from the emulator's catalog.",
+            "screen_name": self.screen_name,
+            "size": self.size,
+            "hardware_info": {"hardware_configs": list(self.max_model_len)},
+        }
+
+    def detail(self) -> dict[str, Any]:
+        """Return the model as JSON, with its hardware configurations."""
+        return {
+            **self.preview(),
+            "recommended_config": self.recommended_config,
+            "hardware_configs": {
+                hardware_type_id: {
+                    "hardware_type_id": hardware_type_id,
+                    "params": {"--max-model-len": max_model_len},
+                    "requirements": {"vram_gb": HARDWARE[hardware_type_id].vram_gb},
+                }
+                for hardware_type_id, max_model_len in self.max_model_len.items()
+            },
+        }
+
+
+HARDWARE: Final[Mapping[str, Hardware]] = {
+    hardware.hardware_type_id: hardware
+    for hardware in (
+        Hardware("NVIDIA_L4_1", "NVIDIA L4", 1, 24, 0.015),
+        Hardware("NVIDIA_L40S_1", "NVIDIA L40S", 1, 48, 0.03),
+        Hardware("NVIDIA_L40S_2", "NVIDIA L40S", 2, 96, 0.06),
+        Hardware("NVIDIA_H100_1", "NVIDIA H100", 1, 80, 0.05),
+        Hardware("NVIDIA_H100_2", "NVIDIA H100", 2, 160, 0.1),
+        Hardware("NVIDIA_H100_4", "NVIDIA H100", 4, 320, 0.2),
+    )
+}
+
+_LENGTHS_8B: Final = {
+    "NVIDIA_L4_1": 16384,
+    "NVIDIA_L40S_1": 131072,
+    "NVIDIA_L40S_2": 131072,
+    "NVIDIA_H100_1": 131072,
+}
+
+MODELS: Final[Mapping[str, Model]] = {
+    model.model_id: model
+    for model in (
+        Model("meta-llama--Llama-3.1-8B-Instruct", "Llama 3.1 8B", "Meta", 8, "NVIDIA_L40S_1", _LENGTHS_8B),
+        Model(
+            "meta-llama--Meta-Llama-3.1-8B-Instruct",
+            "Meta Llama 3.1 8B",
+            "Meta",
+            8,
+            "NVIDIA_L40S_1",
+            _LENGTHS_8B,
+        ),
+        Model(
+            "meta-llama--Llama-3.3-70B-Instruct",
+            "Llama 3.3 70B",
+            "Meta",
+            70,
+            "NVIDIA_H100_4",
+            {"NVIDIA_H100_2": 32768, "NVIDIA_H100_4": 131072},
+        ),
+        Model(
+            "mistralai--Mistral-7B-Instruct-v0.3",
+            "Mistral 7B v0.3",
+            "Mistral AI",
+            7,
+            "NVIDIA_L4_1",
+            {"NVIDIA_L4_1": 32768, "NVIDIA_L40S_1": 32768, "NVIDIA_H100_1": 32768},
+        ),
+        Model(
+            "Qwen--Qwen2.5-32B-Instruct",
+            "Qwen 2.5 32B",
+            "Qwen",
+            32,
+            "NVIDIA_L40S_2",
+            {"NVIDIA_L40S_2": 65536, "NVIDIA_H100_1": 32768, "NVIDIA_H100_2": 131072},
+        ),
+        # Its maximum context length is below 32000, the default of a start.
+        Model(
+            "microsoft--phi-4",
+            "Phi 4",
+            "Microsoft",
+            14,
+            "NVIDIA_L40S_1",
+            {"NVIDIA_L40S_1": 16384, "NVIDIA_H100_1": 16384},
+        ),
+    )
+}

@@ -1,0 +1,199 @@
+"""The state of one instance: pure functions of what happened to it and of the time."""
+
+import math
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import attrs
+
+from cortecs_async.emulator._catalog import Hardware, Model
+from cortecs_async.emulator._records import LedgerEntry, LedgerStatus
+from cortecs_async.emulator._settings import Settings
+
+BILLED: Final = frozenset({"pending", "running", "stopping"})
+
+# Tolerance for sums of floats: far above their error, far below any interval that matters.
+_EPSILON: Final = 1e-9
+
+_MINUTES: Final = {"per_minute": 1, "per_hour": 60}
+
+_STEPS: Final = (
+    "Reserving the GPUs",
+    "Starting the machine",
+    "Loading the weights",
+    "Warming up the engine",
+)
+
+
+@attrs.frozen
+class InstanceArgs:
+    """The arguments that an instance was started with, defaults filled in."""
+
+    model: Model
+    hardware: Hardware
+    context_length: int
+    billing_interval: str
+    num_workers: int
+
+
+@attrs.frozen
+class Run:
+    """One billed period: from an accepted start or restart to the stop."""
+
+    started_at: float
+    stop_requested_at: float | None = None
+    stopped_at: float | None = None
+    """May be in the future: until then the instance is stopping."""
+
+    def seconds(self, now: float) -> float:
+        """Return how long it has lasted so far."""
+        end = now if self.stopped_at is None else min(now, self.stopped_at)
+        return max(0.0, end - self.started_at)
+
+
+@attrs.frozen
+class Instance:
+    """One instance with its history."""
+
+    number: int
+    """Counted from 1 in the order of the starts, deleted instances included."""
+    args: InstanceArgs
+    runs: tuple[Run, ...]
+    deleted_at: float | None = None
+
+    @property
+    def instance_id(self) -> str:
+        """The id on the wire."""
+        return f"instance-{10000 + self.number}"
+
+    @property
+    def run(self) -> Run:
+        """The latest run."""
+        return self.runs[-1]
+
+    def _with_run(self, run: Run) -> "Instance":
+        return attrs.evolve(self, runs=(*self.runs[:-1], run))
+
+    def stop(self, now: float, stop_seconds: float) -> "Instance":
+        """Return the instance after a request to stop it."""
+        return self._with_run(attrs.evolve(self.run, stop_requested_at=now, stopped_at=now + stop_seconds))
+
+    def restart(self, now: float) -> "Instance":
+        """Return the instance after a restart: a new run, billed separately."""
+        return attrs.evolve(self, runs=(*self.runs, Run(now)))
+
+    def delete(self, now: float) -> "Instance":
+        """Return the instance after its deletion, whatever its status was."""
+        run = self.run
+        if run.stopped_at is None or run.stopped_at > now:
+            requested_at = now if run.stop_requested_at is None else run.stop_requested_at
+            run = attrs.evolve(run, stop_requested_at=requested_at, stopped_at=now)
+        return attrs.evolve(self._with_run(run), deleted_at=now)
+
+
+def status_of(instance: Instance, now: float, settings: Settings) -> LedgerStatus:
+    """Return the present status of an instance."""
+    if instance.deleted_at is not None:
+        return "deleted"
+    run = instance.run
+    if run.stopped_at is not None:
+        return "stopped" if now >= run.stopped_at - _EPSILON else "stopping"
+    return "running" if now - run.started_at >= settings.ready_after - _EPSILON else "pending"
+
+
+def step_of(worker: int, elapsed: float, settings: Settings) -> int:
+    """Return the step, 1 to `num_steps`, of a worker (counted from 0), `elapsed` seconds after the start.
+
+    Each worker is one step behind the one before it.
+    """
+    last = settings.num_steps
+    if settings.step_seconds <= 0:
+        return last
+    # Compared before the division: a tiny step would overflow the floor.
+    if elapsed >= settings.ready_after + worker * settings.step_seconds - _EPSILON:
+        return last
+    return max(1, min(last, 1 + math.floor(elapsed / settings.step_seconds + _EPSILON) - worker))
+
+
+def describe(step: int, num_steps: int) -> str:
+    """Describe a step for people; the last is always "Running"."""
+    if step >= num_steps:
+        return "Running"
+    if num_steps == len(_STEPS) + 1:
+        return _STEPS[step - 1]
+    return f"Provisioning, step {step} of {num_steps}"
+
+
+def cost_of(instance: Instance, now: float) -> float:
+    """Return the cost of an instance so far, in the account's currency."""
+    args = instance.args
+    minutes = _MINUTES[args.billing_interval]
+    intervals = sum(max(1, math.ceil(run.seconds(now) / (60 * minutes) - _EPSILON)) for run in instance.runs)
+    return round(intervals * minutes * args.hardware.price_per_minute * args.num_workers, 6)
+
+
+def ledger_entry(instance: Instance, now: float, settings: Settings) -> LedgerEntry:
+    """Return the instance as it appears on the bill."""
+    args = instance.args
+    status = status_of(instance, now, settings)
+    return LedgerEntry(
+        instance_id=instance.instance_id,
+        model_id=args.model.model_id,
+        hardware_type_id=args.hardware.hardware_type_id,
+        num_workers=args.num_workers,
+        billing_interval=args.billing_interval,
+        started_at=instance.runs[0].started_at,
+        stopped_at=None if status in BILLED else instance.run.stopped_at,
+        deleted_at=instance.deleted_at,
+        status=status,
+        seconds=sum(run.seconds(now) for run in instance.runs),
+        cost=cost_of(instance, now),
+        price_per_hour=round(60 * args.hardware.price_per_minute * args.num_workers, 6),
+    )
+
+
+def instance_json(instance: Instance, now: float, settings: Settings, root_url: str) -> dict[str, Any]:
+    """Return the instance as JSON."""
+    args, run = instance.args, instance.run
+    status = status_of(instance, now, settings)
+    args_json: dict[str, Any] = {
+        "model_id": args.model.model_id,
+        "hardware_type_id": args.hardware.hardware_type_id,
+        "context_length": args.context_length,
+        "billing_interval": args.billing_interval,
+    }
+    if settings.num_workers_in_args:
+        args_json["num_workers"] = args.num_workers
+    # A stop freezes the progress; a run that was stopped before it was running never has a started_at.
+    elapsed = (now if run.stop_requested_at is None else min(now, run.stop_requested_at)) - run.started_at
+    ran = elapsed >= settings.ready_after - _EPSILON
+    return {
+        "instance_id": instance.instance_id,
+        "base_url": f"{root_url}/inference/{instance.instance_id}/v1" if status == "running" else None,
+        "instance_args": args_json,
+        "instance_status": {
+            "status": status,
+            "started_at": timestamp(run.started_at + settings.ready_after, settings.epoch) if ran else None,
+            "stopped_at": timestamp(run.stopped_at, settings.epoch)
+            if run.stopped_at is not None and status == "stopped"
+            else None,
+        },
+        "worker_statuses": [
+            {"init_progress": None if status == "stopped" else _progress(worker, elapsed, settings)}
+            for worker in range(args.num_workers)
+        ],
+    }
+
+
+def _progress(worker: int, elapsed: float, settings: Settings) -> dict[str, Any]:
+    step = step_of(worker, elapsed, settings)
+    return {
+        "current_step": step,
+        "num_steps": settings.num_steps,
+        "description": describe(step, settings.num_steps),
+    }
+
+
+def timestamp(at: float, epoch: float) -> str:
+    """Format a time of the emulator's clock as the service does: ISO 8601 in UTC, whole seconds."""
+    return datetime.fromtimestamp(epoch + at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

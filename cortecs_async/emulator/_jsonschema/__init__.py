@@ -1,0 +1,1 @@
+"""Read a JSON schema and write a value that is valid under it."""

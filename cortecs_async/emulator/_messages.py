@@ -1,0 +1,182 @@
+"""Requests and responses as plain data, independent of what carries them (ASGI or httpx)."""
+
+import json
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import attrs
+
+JSON_TYPE = "application/json"
+
+
+@attrs.frozen
+class Request:
+    """One complete request."""
+
+    method: str
+    path: str
+    """Without the query, percent-decoded."""
+    query: tuple[tuple[str, str], ...]
+    headers: Mapping[str, str]
+    """Names in lower case."""
+    body: bytes
+
+    @property
+    def bearer_token(self) -> str | None:
+        """The token of a bearer `Authorization` header; None without one."""
+        scheme, _, token = self.headers.get("authorization", "").partition(" ")
+        return token.strip() if scheme.lower() == "bearer" else None
+
+
+@attrs.frozen
+class Response:
+    """One response, before any fault."""
+
+    status: int
+    body: bytes = b""
+    headers: dict[str, str] = attrs.field(factory=dict)
+    """The headers of the response itself; the transport adds its own."""
+    events: tuple[bytes, ...] | None = None
+    """The chunks of a streamed response, sent one by one instead of `body`."""
+    instance_id: str | None = None
+    """The instance that answers: its load delays the response, and a stream is cut when it stops running."""
+
+    @property
+    def whole_body(self) -> bytes:
+        """The complete body, streamed or not."""
+        return self.body if self.events is None else b"".join(self.events)
+
+
+class ApiError(ValueError):
+    """The emulated service rejects a request; nothing has changed.
+
+    Attributes:
+        status: The HTTP status.
+        message: The reason, for people.
+        code: A machine-readable reason (inference only).
+        headers: Headers of the response.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, code: str | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.code = code
+        self.headers: Mapping[str, str] = {} if headers is None else headers
+
+
+def json_response(
+    status: int,
+    value: Any,
+    headers: Mapping[str, str] | None = None,
+    *,
+    instance_id: str | None = None,
+) -> Response:
+    """Build a JSON response."""
+    return Response(
+        status,
+        json.dumps(value).encode(),
+        {"content-type": JSON_TYPE, **(headers or {})},
+        instance_id=instance_id,
+    )
+
+
+def error_response(error: ApiError, *, inference: bool) -> Response:
+    """Build the response for an error: Cortecs' `message`, or OpenAI's `error` for inference."""
+    body = openai_error(error.status, error.message, error.code) if inference else {"message": error.message}
+    return json_response(error.status, body, error.headers)
+
+
+def openai_error(status: int, message: str, code: str | None = None) -> dict[str, Any]:
+    """Build the error body of an OpenAI-compatible endpoint."""
+    kinds = {
+        401: "authentication_error",
+        404: "not_found_error",
+        429: "rate_limit_error",
+        503: "service_unavailable_error",
+    }
+    kind = kinds.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+
+
+def json_object(request: Request) -> dict[str, Any]:
+    """Parse the body of a request as a JSON object.
+
+    Raises:
+        ApiError: 400 if the content type is not JSON, or the body is not a JSON object.
+    """
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != JSON_TYPE:
+        raise ApiError(400, f"The body must be {JSON_TYPE}, not {content_type or 'untyped'}.")
+    try:
+        value = json.loads(request.body, parse_constant=_reject_constant)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, "The body is not valid JSON.") from error
+    if not isinstance(value, dict):
+        raise ApiError(400, "The body must be a JSON object.")
+    return value
+
+
+def _reject_constant(name: str) -> NoReturn:
+    # Python parses NaN and Infinity, which are not JSON.
+    msg = f"{name} is not JSON"
+    raise ValueError(msg)
+
+
+def string_field(body: Mapping[str, Any], name: str) -> str | None:
+    """Return a string of the body; None if it is absent or null.
+
+    Raises:
+        ApiError: 400 for another type.
+    """
+    value = body.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    raise ApiError(400, f"{name} must be a string.")
+
+
+def required_string(body: Mapping[str, Any], name: str) -> str:
+    """Return a string that the body must have.
+
+    Raises:
+        ApiError: 400 if it is absent, null or of another type.
+    """
+    value = string_field(body, name)
+    if value is None:
+        raise ApiError(400, f"{name} is required.")
+    return value
+
+
+def integer_field(body: Mapping[str, Any], name: str, *, least: int, most: int | None = None) -> int | None:
+    """Return an integer of the body; None if it is absent or null. `8.0` is an integer, as in JSON Schema.
+
+    Raises:
+        ApiError: 400 for another type or outside `least` to `most`.
+    """
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ApiError(400, f"{name} must be an integer.")
+    if value < least or (most is not None and value > most):
+        allowed = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise ApiError(400, f"{name} must be {allowed}.")
+    return value
+
+
+def boolean_field(body: Mapping[str, Any], name: str) -> bool:
+    """Return a boolean of the body; False if it is absent or null.
+
+    Raises:
+        ApiError: 400 for another type.
+    """
+    value = body.get(name)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise ApiError(400, f"{name} must be a boolean.")
+    return value
