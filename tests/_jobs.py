@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from _processes import PROC, REAPER, is_alive, kill, read, reapers_of
+from _examples import files_of
+from _processes import children_of, is_reaper, kill, pids, read, reapers_of
 from anyio.from_thread import start_blocking_portal
 from attrs import define, field
 
@@ -148,21 +149,10 @@ class Run:
         return self.process.wait(seconds)
 
 
-def descendants(pid: int) -> tuple[int, ...]:
-    """Return the running descendants of a process, except reapers, which must outlive it."""
-    found: list[int] = []
-    for each in PROC.iterdir():
-        if not each.name.isdigit() or not is_alive(int(each.name)):
-            continue
-        parent = read(int(each.name), "stat").rpartition(b")")[2].split()
-        if parent and int(parent[1]) == pid and not is_reaper(int(each.name)):
-            found += [int(each.name), *descendants(int(each.name))]
-    return tuple(found)
-
-
-def is_reaper(pid: int) -> bool:
-    """Return whether a process is a reaper."""
-    return REAPER in read(pid, "cmdline")
+def descendants(pid: int) -> list[int]:
+    """Return the ids of the running descendants of a process, except reapers, which must outlive it."""
+    children = itertools.filterfalse(is_reaper, children_of(pid))
+    return [each for child in children for each in (child, *descendants(child))]
 
 
 @contextmanager
@@ -171,10 +161,7 @@ def open_workspace(page: str, folder: Path) -> Iterator[Workspace]:
 
     A program is a block of Python whose first line is a comment with its file name.
     """
-    text = (PAGES / f"{page}.md").read_text()
-    blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == text.count("```python"), "a program without a file name"
-    for name, source in blocks:
+    for name, source in files_of(PAGES / f"{page}.md").items():
         (folder / name).write_text(source)
     # Stopping takes a while, so that a test notices if a release is not waited for.
     serving = serve_emulator(step_seconds=0.02, stop_seconds=0.5)
@@ -192,8 +179,7 @@ def open_workspace(page: str, folder: Path) -> Iterator[Workspace]:
             yield Workspace(emu, folder, env)
         finally:
             # An acquired instance has a reaper until its deadline.
-            for each in PROC.iterdir():
-                if each.name.isdigit() and is_reaper(int(each.name)):
-                    home = f"HOME={folder}".encode()
-                    if home in read(int(each.name), "environ").split(b"\0"):
-                        kill(int(each.name))
+            home = f"HOME={folder}".encode()
+            for pid in filter(is_reaper, pids()):
+                if home in read(pid, "environ").split(b"\0"):
+                    kill(pid)

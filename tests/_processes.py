@@ -40,11 +40,24 @@ def is_alive(pid: int) -> bool:
     return state_of(pid) not in {"", "Z", "X"}
 
 
+def pids() -> list[int]:
+    """Return the ids of all processes."""
+    return [int(each.name) for each in PROC.iterdir() if each.name.isdigit()]
+
+
+def children_of(parent: int) -> list[int]:
+    """Return the ids of the running children of a process."""
+    return [pid for pid in pids() if _stat(pid)[1] == parent and is_alive(pid)]
+
+
+def is_reaper(pid: int) -> bool:
+    """Return whether a process is a reaper."""
+    return REAPER in read(pid, "cmdline")
+
+
 def reapers_of(parent: int) -> tuple[int, ...]:
-    """Return the process ids of the running reapers of a process."""
-    pids = [int(each.name) for each in PROC.iterdir() if each.name.isdigit()]
-    children = [pid for pid in pids if _stat(pid)[1] == parent]
-    return tuple(pid for pid in children if is_alive(pid) and REAPER in read(pid, "cmdline"))
+    """Return the ids of the running reapers of a process."""
+    return tuple(filter(is_reaper, children_of(parent)))
 
 
 def read(pid: int, name: str) -> bytes:
@@ -112,7 +125,7 @@ class Program:
         """The output so far."""
         return self._log.read_text(errors="replace")
 
-    def has_said(self, line: str) -> bool:
+    def has_printed(self, line: str) -> bool:
         """Return whether the program has printed a line."""
         return f"{line}\n" in self.output
 

@@ -45,7 +45,7 @@ async def test_kill_and_ctrl_c_leave_no_instance(
     async with serve_emulator(step_seconds=0.01) as emulator:
         foreign = emulator.start_instance(MODEL, HARDWARE)
         with program(LEASE, backend, emulator=emulator, folder=tmp_path) as lease:
-            await until(lambda: lease.has_said("body") or lease.has_ended)
+            await until(lambda: lease.has_printed("body") or lease.has_ended)
             assert len(emulator.existing) == 2, lease.output
             lease.send(number)
             await until(lambda: lease.has_ended and not lease.has_left_a_reaper)
