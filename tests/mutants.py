@@ -1304,7 +1304,7 @@ MUTANTS = [
         "test_layers.py::test_the_package_keeps_its_layers",
     ),
     Mutant(
-        "lets only releases use a spare connection when yours are all in use",
+        "does not poll on a spare connection when the caller's http_client has none free",
         "_http/transport.py",
         "call.priority is not Priority.CALL",
         "call.priority is Priority.RELEASE",
@@ -1435,8 +1435,8 @@ def verdict(mutant: Mutant, outcome: Outcome) -> str:
         return ""
     if outcome.code == PASSED:
         return "SURVIVES"
-    said = "did not end" if outcome.code is None else f"ended with exit code {outcome.code}"
-    return f"ERROR: the test {said}\n{outcome.output}"
+    ending = "did not end" if outcome.code is None else f"ended with exit code {outcome.code}"
+    return f"ERROR: the test {ending}\n{outcome.output}"
 
 
 def main(words: Sequence[str]) -> int:
