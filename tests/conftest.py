@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import httpx
 import pytest
 import trio.testing
@@ -178,8 +177,7 @@ def batch_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     """Run the file work of batches in the event loop, because virtual time does not wait for threads."""
 
     async def inline(work: Callable[[], Any], *, abandon: bool = False) -> Any:
-        await anyio.lowlevel.checkpoint()
-        return work()
+        return await in_the_loop(work)
 
     monkeypatch.setattr(_threads, "run_in_thread", inline)
 

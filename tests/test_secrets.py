@@ -164,7 +164,7 @@ FAILURES: dict[str, tuple[tuple[str, str], list[Any]]] = {
             )
         ],
     ),
-    "in an odd charset": (
+    "in an unsupported charset": (
         LIST,
         [Answer(status=400, content=BOTH.encode(), headers={"Content-Type": "text/plain; charset=hex"})],
     ),
@@ -173,41 +173,44 @@ FAILURES: dict[str, tuple[tuple[str, str], list[Any]]] = {
         LIST,
         [Answer(status=302, headers={"Location": f"https://evil.test/?{SECRET}&{TOKEN}"})],
     ),
-    "in a redirect that is none": (
+    "in an invalid redirect": (
         LIST,
         [Answer(status=302, headers={"Location": f"data:{SECRET},{TOKEN}"})],
     ),
-    "in no JSON": (LIST, [Answer(content=f"<html>{BOTH}".encode())]),
-    "in another shape": (LIST, [Answer(json={"instances": BOTH})]),
-    "in another shape, deeper": (LIST, [Answer(json={"instances": [{"instance_id": [BOTH]}]})]),
-    "in an empty answer": (LIST, [Answer()]),
+    "in HTML": (LIST, [Answer(content=f"<html>{BOTH}".encode())]),
+    "in an unexpected shape": (LIST, [Answer(json={"instances": BOTH})]),
+    "in an unexpected shape, nested": (LIST, [Answer(json={"instances": [{"instance_id": [BOTH]}]})]),
+    "in an empty response": (LIST, [Answer()]),
     "in an error of the transport": (LIST, [Answer(failure=LeakyError)]),
     "a timeout": (LIST, [Answer(delay=1000.0)]),
     "a connect error": (LIST, [Answer(failure=httpx.ConnectError)]),
-    "an exchange refused": (("POST", "/oauth2/token"), [echo(SECRET, status=401)]),
-    "an exchange refused in JSON": (
+    "a token request refused": (("POST", "/oauth2/token"), [echo(SECRET, status=401)]),
+    "a token request refused in JSON": (
         ("POST", "/oauth2/token"),
         [Answer(status=400, json={"client_secret": SECRET})],
     ),
-    "an exchange that fails": (("POST", "/oauth2/token"), [echo(SECRET, status=500)]),
-    "an exchange redirected": (
+    "a token request that fails": (("POST", "/oauth2/token"), [echo(SECRET, status=500)]),
+    "a token request redirected": (
         ("POST", "/oauth2/token"),
         [Answer(status=307, headers={"Location": f"https://evil.test/{SECRET}"})],
     ),
-    "an exchange cut off in the token": (
+    "a token response cut off in the token": (
         ("POST", "/oauth2/token"),
         [Answer(content=f'{{"access_token": "{TOKEN}", "expi'.encode())],
     ),
-    "an exchange of another shape": (
+    "a token response of an unexpected shape": (
         ("POST", "/oauth2/token"),
         [Answer(json={"token": TOKEN, "echo": SECRET})],
     ),
-    "an exchange with a list": (("POST", "/oauth2/token"), [Answer(json=[TOKEN, SECRET])]),
-    "an exchange with a broken token": (("POST", "/oauth2/token"), [token(f"{TOKEN}\r\nX: 1")]),
-    "an exchange with an umlaut": (("POST", "/oauth2/token"), [token(f"{TOKEN}ä")]),
-    "an exchange with a surrogate": (("POST", "/oauth2/token"), [token(f"{TOKEN}\ud800")]),
-    "an exchange that times out": (("POST", "/oauth2/token"), [Answer(delay=1000.0)]),
-    "an exchange that is lost": (("POST", "/oauth2/token"), [Answer(failure=LeakyError)]),
+    "a token response with a list": (("POST", "/oauth2/token"), [Answer(json=[TOKEN, SECRET])]),
+    "a token response with a line break in the token": (
+        ("POST", "/oauth2/token"),
+        [token(f"{TOKEN}\r\nX: 1")],
+    ),
+    "a token response with an umlaut": (("POST", "/oauth2/token"), [token(f"{TOKEN}ä")]),
+    "a token response with a surrogate": (("POST", "/oauth2/token"), [token(f"{TOKEN}\ud800")]),
+    "a token request that times out": (("POST", "/oauth2/token"), [Answer(delay=1000.0)]),
+    "a token request that is lost": (("POST", "/oauth2/token"), [Answer(failure=LeakyError)]),
 }
 
 
@@ -224,7 +227,7 @@ async def test_no_error_shows_a_secret(case: str, max_retries: int, caplog: pyte
     assert not any(secret in caplog.text for secret in SECRETS)
 
 
-@alternating("case", ["an exchange refused", "an exchange cut off in the token", "in no JSON"])
+@alternating("case", ["a token request refused", "a token response cut off in the token", "in HTML"])
 async def test_no_copy_of_an_error_for_concurrent_callers_shows_a_secret(case: str) -> None:
     service = Service()
     route, answers = FAILURES[case]
@@ -315,7 +318,7 @@ async def test_the_secret_is_redacted_after_many_tokens() -> None:
     assert service.token_requests == 60
 
 
-class TestUnusableCredentials:
+class TestInvalidCredentials:
     @alternating(
         "odd",
         [
@@ -328,7 +331,7 @@ class TestUnusableCredentials:
         ],
         ids=repr,
     )
-    async def test_of_a_provider(self, odd: Any) -> None:
+    async def test_of_a_provider_are_not_shown(self, odd: Any) -> None:
         async def provide() -> Any:
             return odd
 
@@ -338,7 +341,7 @@ class TestUnusableCredentials:
         assert leaks(error) == []
 
     @alternating("secret", [f"{SECRET}\udcff", SECRET.encode()], ids=ascii)
-    async def test_of_the_caller(self, secret: Any) -> None:
+    async def test_of_the_caller_are_not_shown(self, secret: Any) -> None:
         async with Service().client(client_secret=secret) as client:
             error = await failure_of(client.instances.list())
         assert isinstance(error, ConfigurationError)
@@ -353,7 +356,9 @@ class TestUnusableCredentials:
             {"default_headers": {"Host": "x"}},
         ],
     )
-    def test_other_invalid_settings(self, bad: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_with_other_invalid_settings_are_not_shown(
+        self, bad: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with pytest.raises(ConfigurationError) as caught:
             AsyncCortecs(CLIENT_ID, SECRET, **bad)
         assert leaks(caught.value) == []

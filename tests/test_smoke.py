@@ -102,7 +102,7 @@ async def test_the_openai_client_chats_with_a_leased_instance() -> None:
         assert emulator.existing == ()
 
 
-async def test_a_lease_on_the_aiohttp_transport() -> None:
+async def test_a_lease_works_on_the_aiohttp_transport() -> None:
     pytest.importorskip("httpx_aiohttp")
     async with serve_emulator(step_seconds=0.01) as emulator:
         async with client_of(emulator, transport="aiohttp") as client, client.instance(MODEL) as inst:
