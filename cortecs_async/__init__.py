@@ -1,6 +1,6 @@
-"""An asyncio-native SDK for cortecs.ai: no instance outlives the code that asked for it.
+"""An async SDK for cortecs.ai: no instance outlives the code that started it.
 
-The rest of the errors is in `cortecs_async.errors`, the rest of the data classes in `cortecs_async.types`.
+All errors are in `cortecs_async.errors`, all data classes in `cortecs_async.types`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -44,9 +44,8 @@ __all__ = [
     "__version__",
 ]
 
-# Loaded when they are asked for: some bring along what a client is made of, and who asks for none, as the
-# plugin does that pytest loads in every run, need not pay for any.
-_LATER = {
+# Imported on first use: pytest loads the plugin in every run, and must not import all of a client for it.
+_LAZY = {
     "APIStatusError": "_errors",
     "AsyncCortecs": "_client.client",
     "ConfigurationError": "_errors",
@@ -67,11 +66,11 @@ _LATER = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib  # noqa: PLC0415
 
-    value = getattr(importlib.import_module(f".{_LATER[name]}", __name__), name)
+    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
     globals()[name] = value
     return value
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 # Surrogates too, which `st.text()` leaves out.
 ANY_TEXT = st.text(st.characters(), max_size=30)
 
-# What could reach another route, end the path, or be undone by something on the way.
+# Ids that could reach another route, end the path, or be decoded on the way.
 HOSTILE_IDS = [
     "",
     " ",

@@ -25,9 +25,9 @@ def created(key: str = "e1", **more: Any) -> Record:
     return {**record, "goal": "gone", "expires_at": None, **more}
 
 
-def book_of(*records: Record) -> JournalState:
-    """Fold records, each of which must be understood."""
-    book = JournalState()
+def state_of(*records: Record) -> JournalState:
+    """Apply records, each of which must be understood, and return the state."""
+    state = JournalState()
     for record in records:
-        assert book.apply(record), record
-    return book
+        assert state.apply(record), record
+    return state

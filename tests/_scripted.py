@@ -1,6 +1,6 @@
-"""A service that answers by script, in process: for answers that no working service gives.
+"""A service in process with scripted answers, for answers that no working service gives.
 
-Every request is recorded, so that a test can say what was sent, and what was not.
+It records all requests, so that a test can check what was sent.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TOKEN = "t0ken-of-the-service"
 
 @define(kw_only=True)
 class Answer:
-    """One answer; `delay` in seconds, and a `failure` instead of an answer."""
+    """One answer, after `delay` seconds; or a `failure` instead of it."""
 
     status: int = 200
     json: Any = None
@@ -49,7 +49,7 @@ Handler = Callable[[httpx.Request], Awaitable[httpx.Response]]
 
 
 class Service:
-    """Answers by (method, path below the API base URL); the last answer of a route repeats."""
+    """Answers requests by (method, path below the API base URL). The last answer of a route repeats."""
 
     def __init__(self) -> None:
         self.requests: list[httpx.Request] = []
@@ -76,9 +76,9 @@ class Service:
 
     @property
     def routes(self) -> list[str]:
-        """What was asked for, without the tokens."""
-        asked = [f"{each.method} {each.url.raw_path.decode().removeprefix('/v1')}" for each in self.requests]
-        return [each for each in asked if each != "POST /oauth2/token"]
+        """The routes of all requests, without those for a token."""
+        routes = [f"{each.method} {each.url.raw_path.decode().removeprefix('/v1')}" for each in self.requests]
+        return [each for each in routes if each != "POST /oauth2/token"]
 
     @property
     def token_requests(self) -> int:
@@ -89,7 +89,7 @@ class Service:
 
     @asynccontextmanager
     async def client(self, **options: Any) -> AsyncIterator[AsyncCortecs]:
-        """A client that is connected to this service."""
+        """Open a client that is connected to this service."""
         if "credential_provider" not in options:
             options = {"client_id": CLIENT_ID, "client_secret": SECRET, **options}
         async with self.http_client() as http_client:
@@ -113,5 +113,5 @@ def instance(instance_id: str = "instance-1", status: str = "running", **fields:
 
 
 def ok(instance_id: str = "instance-1", status: str = "running", **fields: Any) -> Answer:
-    """The answer to a get, start, stop or restart."""
+    """Return the answer to a get, start, stop or restart."""
     return Answer(json={"message": "fine", "instance": instance(instance_id, status, **fields)})

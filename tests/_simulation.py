@@ -42,7 +42,7 @@ from hypothesis import strategies as st
 from cortecs_async import AsyncCortecs, InstanceLease, errors
 from cortecs_async._aio.threads import System
 from cortecs_async._client.wiring import Wiring
-from cortecs_async._recovery import store as _books
+from cortecs_async._recovery import store as _store
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.emulator._messages import Request, Response
 from cortecs_async.emulator._routing import Match
@@ -630,7 +630,7 @@ class Simulation:
         self.emulator.clear_faults()
         self.network.outages, self.network.is_down = (), False
         await anyio.sleep(self.program.pause_before_sweep)
-        _forget_books()  # as a new process has none
+        _forget_stores()  # as in a new process
         began = anyio.current_time()
         async with self._client(http) as client:
             self.orphans = await client.sweep(timeout=SWEEP_TIMEOUT)
@@ -930,7 +930,12 @@ class Checker:
         for candidates in ambiguities:
             self._ambiguous.update(candidates)
             if not foreign_models & {self._ledger[instance_id].model_id for instance_id in candidates}:
-                run.problem(f"ambiguous without another user: {candidates}")
+                given_up = [
+                    each.number
+                    for each in run.histories
+                    if "it is unknown whether a start" in _notes(each.exit_error)
+                ]
+                run.problem(f"ambiguous without another user: {candidates}; given up: {given_up}")
         for orphan in run.orphans:
             if orphan.state not in {"released", "gone", "ambiguous"}:
                 run.problem(f"the sweep left {orphan.instance_id} as {orphan.state}")
@@ -1102,7 +1107,7 @@ def simulate(backend: Backend, program: Program) -> Outcome:
         run.problem(f"the run ended with {error!r}")
     finally:
         logger.removeHandler(error_log)
-        _forget_books()
+        _forget_stores()
         shutil.rmtree(folder, ignore_errors=True)
     run.outcome.problems += error_log.texts
     if run.detector.has_detected:
@@ -1161,8 +1166,8 @@ class _ErrorLog(logging.Handler):
             self.texts.append(f"logged: {record.getMessage()} {record.exc_info}")
 
 
-def _forget_books() -> None:
-    _books._all.clear()
+def _forget_stores() -> None:
+    _store._stores.clear()
 
 
 class _WithoutSync:

@@ -1,4 +1,4 @@
-"""What an import of the package needs, and what it gives."""
+"""Test which modules an import of the package loads, and which names it has."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ PUBLIC_MODULES = sorted(
 )
 LOCATION = str(Path(cortecs_async.__file__).parent.parent)
 
-# Hides packages, and notes who asks for them. Comparing sys.modules would not do: httpx itself loads trio,
-# click and rich where it finds them.
+# Hides packages, and notes which modules import them. Comparing sys.modules would not do: httpx itself
+# imports trio, click and rich if they are installed.
 PROGRAM = """
 import json, sys
 location, absent, statement = json.loads(sys.argv[1])
@@ -67,7 +67,7 @@ print(json.dumps([sorted(sys.modules), asked]))
 
 
 def run(statement: str, absent: list[str]) -> tuple[set[str], list[str]]:
-    """What `statement` loads in a fresh interpreter without `absent` packages, and who asked for those."""
+    """Return the modules that `statement` loads without the `absent` packages, and which import those."""
     # -I: neither the working directory nor the machine's variables, only what is installed beside this
     # interpreter; and the very package that the other tests run against.
     done = subprocess.run(
@@ -109,7 +109,7 @@ def test_nor_does_a_client() -> None:
 @pytest.mark.parametrize("module", ["cortecs_async.types", "cortecs_async._cli"])
 @pytest.mark.sockets
 def test_what_needs_no_client_loads_no_http(module: str) -> None:
-    """So that `--help` and the completion of a shell are quick."""
+    """Keep `--help` and shell completion quick."""
     loaded, _ = run(f"import {module}", [])
     assert module in loaded
     assert {"httpx", "aiohttp", "openai", "textual", "cortecs_async._lease.lease"}.isdisjoint(loaded)
@@ -141,7 +141,7 @@ def test_every_public_module_imports_alone(module: str) -> None:
 
 
 def test_public_modules_are_found() -> None:
-    # Or the test above would pass for want of modules.
+    # Otherwise the test above could pass without any module.
     assert {"errors", "types"} <= set(PUBLIC_MODULES)
 
 

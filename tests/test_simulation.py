@@ -25,9 +25,8 @@ from cortecs_async._aio.tasks import TaskResult
 from cortecs_async._api.domain import Instance
 from cortecs_async._api.teardown import Teardown
 from cortecs_async._lease import lease as _lease
-from cortecs_async._lease import starter as _starts
-from cortecs_async._lease.start_state import StartAttempt, StartState
-from cortecs_async._lease.starter import Starter
+from cortecs_async._lease import starter as _starter
+from cortecs_async._lease.starter import StartAttempt, Starter, StartState
 from cortecs_async.emulator import Fault
 
 SIMULATIONS = int(os.environ.get("CORTECS_SIMULATIONS", "1000"))
@@ -119,7 +118,7 @@ async def test_the_equal_instance_of_another_user_is_adopted_if_the_start_was_lo
 # --- the simulation detects a client that ... ---------------------------------------------------------------
 
 
-async def never_looks(self: Starter, start: StartAttempt, *, eager: bool) -> Instance | None:
+async def never_resolves(self: Starter, start: StartAttempt, *, eager: bool) -> Instance | None:
     """Instead of `Starter.resolve`."""
     start.interrupted()
     start.state = StartState.NOT_STARTED
@@ -127,25 +126,25 @@ async def never_looks(self: Starter, start: StartAttempt, *, eager: bool) -> Ins
     return None
 
 
-def takes_any(mine: Any, starts: Any, instances: Any) -> Instance | None:
-    """Instead of `judge`."""
-    return next((each for each in reversed(instances) if mine.fits(each)), None)
+def match_any(start: Any, starts: Any, instances: Any) -> Instance | None:
+    """Instead of `match_start`."""
+    return next((each for each in reversed(instances) if start.fits(each)), None)
 
 
-async def believes(self: Teardown) -> None:
+async def does_nothing(self: Teardown) -> None:
     """Instead of `Teardown.run`."""
 
 
-async def can_be_cancelled(work: Callable[[], Any], *, resume: bool) -> TaskResult[Any]:
-    """Instead of `run_to_end`, for a release."""
+async def run_cancellable(work: Callable[[], Any], *, resume: bool) -> TaskResult[Any]:
+    """Instead of `run_uncancellable`, for a release."""
     return TaskResult(value=await work())
 
 
 SABOTAGE = {
-    "does not look for what a lost answer hid": (Starter, "resolve", never_looks),
-    "takes any instance that fits": (_starts, "judge", takes_any),
-    "believes without a stop that an instance is gone": (Teardown, "run", believes),
-    "lets its release be cancelled": (_lease, "run_to_end", can_be_cancelled),
+    "does not look for the instance of an unanswered start": (Starter, "resolve", never_resolves),
+    "adopts any matching instance": (_starter, "match_start", match_any),
+    "does not release its instance": (Teardown, "run", does_nothing),
+    "lets a cancellation interrupt its release": (_lease, "run_uncancellable", run_cancellable),
 }
 
 

@@ -76,15 +76,18 @@ class Broadcast:
     """Wakes all tasks that wait at this moment. Unlike `anyio.Event`, it can be used again."""
 
     def __init__(self) -> None:
-        self._event = anyio.Event()
+        self._event: anyio.Event | None = None  # only while a task waits, so that `notify` is cheap
 
     def notify(self) -> None:
         """Wake the tasks that wait now. Tasks that wait later wait for the next call."""
-        event, self._event = self._event, anyio.Event()
-        event.set()
+        event, self._event = self._event, None
+        if event is not None:
+            event.set()
 
     async def wait(self) -> None:
         """Wait for the next `notify`."""
+        if self._event is None:
+            self._event = anyio.Event()
         await self._event.wait()
 
 

@@ -1,7 +1,11 @@
-"""What the service knows, as inert data: frozen classes without any I/O behind their attributes.
+"""The service's data as frozen classes. They send no requests.
 
-The shapes follow the published API reference (docs.cortecs.ai, section API). What the reference leaves
-open is read liberally: an unknown status is kept as it is, and what is absent takes its documented default.
+The fields follow the published API reference (docs.cortecs.ai, section API). Models and hardware types are
+not in it: these follow the vendor's client.
+
+To add a field, for example to `Instance`, add it here with its name in the JSON, an annotation and a default.
+`wire.py` then reads it; without a default, an answer that lacks the field is rejected. Then add it to the
+answers of the emulator, and to the payloads in `tests/api/test_wire.py`.
 """
 
 from __future__ import annotations
@@ -13,28 +17,32 @@ from typing import Any
 
 from attrs import field, frozen
 
+# Tokens: the context length of a start that gives none, unless the model allows less (documented).
+DEFAULT_CONTEXT_LENGTH = 32_000
+
 
 def to_model_id(name: str) -> str:
-    """The service's spelling of a model: the Hugging Face name `a/b` written as `a--b`."""
+    """Return the service's spelling of a model: the Hugging Face name `a/b` written as `a--b`."""
     return name.replace("/", "--")
 
 
 def to_hf_name(model_id: str) -> str:
-    """The Hugging Face spelling of a model, `a/b`: what the inference endpoint calls it."""
-    # Hugging Face allows one slash and forbids "--" in its names, so the first one is the slash.
+    """Return the Hugging Face spelling of a model, `a/b`, which the inference endpoint uses."""
+    # A Hugging Face name has one slash, and no "--": the first "--" stands for the slash.
     return model_id.replace("--", "/", 1)
 
 
 @frozen(kw_only=True)
 class InstanceArgs:
-    """What an instance was started with.
+    """The arguments that an instance was started with.
 
     Attributes:
         model_id: The model in the service's spelling (`org--name`).
-        hardware_type_id: One GPU set, such as `NVIDIA_H100_1`; every worker has one to itself.
+        hardware_type_id: The GPU set of each worker, such as `NVIDIA_H100_1`.
         billing_interval: `per_minute` or `per_hour`.
-        context_length: Longest context in tokens.
-        num_workers: Workers, 1 to 8. Absent from every documented answer: absent means 1.
+        context_length: The longest context in tokens.
+        num_workers: The number of workers, 1 to 8. No documented answer has this field: if it is missing,
+            the number is taken as 1.
     """
 
     model_id: str
@@ -45,18 +53,19 @@ class InstanceArgs:
 
     @property
     def hf_name(self) -> str:
-        """The model's Hugging Face name, which is its name at the inference endpoint."""
+        """The model's Hugging Face name, `org/name`, which the inference endpoint uses."""
         return to_hf_name(self.model_id)
 
 
 @frozen(kw_only=True)
 class InstanceStatus:
-    """State of an instance.
+    """The state of an instance.
 
     Attributes:
-        status: `pending`, `running`, `stopped`, or one that the published reference does not name.
-        started_at: When it was initialised; None before, or where it is not a timestamp.
-        stopped_at: When it was stopped; None while it lives.
+        status: `pending`, `running` or `stopped`. The service may use others, which are undocumented.
+        started_at: When the instance was initialized, by the service's clock; None before that, or when it
+            is not a timestamp.
+        stopped_at: When the instance was stopped, by the service's clock; None until then.
     """
 
     status: str
@@ -66,7 +75,14 @@ class InstanceStatus:
 
 @frozen(kw_only=True)
 class InitProgress:
-    """How far a worker's initialisation is: `current_step` of `num_steps`, counted from 1."""
+    """How far the initialization of a worker is.
+
+    Attributes:
+        current_step: From 1 to `num_steps`; 0 when the service does not report it.
+        num_steps: The number of steps, 5 in the reference. What a step is, and how long it takes, is
+            undocumented.
+        description: The current step in the service's words.
+    """
 
     current_step: int = 0
     num_steps: int = 0
@@ -75,7 +91,11 @@ class InitProgress:
 
 @frozen(kw_only=True)
 class WorkerStatus:
-    """State of one worker; `init_progress` is None once the worker is stopped."""
+    """The state of one worker.
+
+    Attributes:
+        init_progress: How far its initialization is; None once the worker is stopped.
+    """
 
     init_progress: InitProgress | None = None
 
@@ -85,11 +105,11 @@ class Instance:
     """A snapshot of one instance.
 
     Attributes:
-        instance_id: Its id.
-        base_url: Its OpenAI-compatible endpoint, ending in `/v1`; None until it is initialised.
-        instance_args: What it was started with.
+        instance_id: The id of the instance.
+        base_url: The URL of its OpenAI-compatible endpoint, ending in `/v1`; None until it is initialized.
+        instance_args: The arguments that it was started with.
         instance_status: Its state when the snapshot was taken.
-        worker_statuses: One entry a worker; may be empty.
+        worker_statuses: The state of each worker; may be empty.
     """
 
     instance_id: str
@@ -100,22 +120,22 @@ class Instance:
 
     @property
     def status(self) -> str:
-        """Short for `instance_status.status`."""
+        """The same as `instance_status.status`."""
         return self.instance_status.status
 
     @property
     def is_usable(self) -> bool:
-        """True when it runs **and** says where: either can come first."""
+        """Whether the instance is running **and** has a `base_url`; either can come first."""
         return self.status == "running" and bool(self.base_url)
 
 
 @frozen(kw_only=True)
 class Progress:
-    """A change seen while an instance starts; what `on_progress` callbacks are given.
+    """A change of an instance while it starts, as passed to `on_progress`.
 
     Attributes:
         instance: The snapshot that showed the change.
-        elapsed: Seconds since the start was asked for.
+        elapsed: Seconds since the start was requested.
     """
 
     instance: Instance
@@ -123,18 +143,18 @@ class Progress:
 
     @property
     def workers(self) -> tuple[InitProgress | None, ...]:
-        """The progress of every worker; None where a worker reports none."""
+        """The progress of each worker; None for a worker that reports none."""
         return tuple(worker.init_progress for worker in self.instance.worker_statuses)
 
     @property
     def leading(self) -> InitProgress:
-        """The worker that is furthest: an instance is usable as soon as one worker runs."""
+        """The progress of the most advanced worker. An instance is usable as soon as one worker runs."""
         reported = [worker for worker in self.workers if worker is not None]
         return max(reported, key=lambda worker: worker.current_step, default=InitProgress())
 
     @property
     def fraction(self) -> float:
-        """0.0 to 1.0 by the leading worker's steps; 1.0 only when the instance is usable."""
+        """The completed share of the leading worker's steps, 0.0 to 1.0; 1.0 when the instance is usable."""
         if self.instance.is_usable:
             return 1.0
         leading = self.leading
@@ -144,13 +164,18 @@ class Progress:
 
     @property
     def description(self) -> str:
-        """What the leading worker does, in the service's words, or else the instance's status."""
+        """The leading worker's current step in the service's words, or else the instance's status."""
         return self.leading.description or self.instance.status
 
 
 @frozen(kw_only=True)
 class AffectedInstances:
-    """What an account-wide request changed: the ids, empty when nothing was affected."""
+    """The instances that `stop_all` or `delete_all` changed.
+
+    Attributes:
+        instance_ids: Their ids; empty when nothing was changed.
+        message: The service's message.
+    """
 
     instance_ids: tuple[str, ...] = ()
     message: str = ""
@@ -158,17 +183,17 @@ class AffectedInstances:
 
 @frozen(kw_only=True)
 class ModelPreview:
-    """A model as the list of models shows it.
+    """A model in the list of models.
 
     Attributes:
-        model_id: In the service's spelling (`org--name`).
-        hf_name: Hugging Face name (`org/name`).
-        instant_provisioned: The service's own mark for models that start fast.
-        creator: Open mapping.
-        description: In the service's words.
-        screen_name: Name for people.
-        size: As the service gives it; its unit is undocumented.
-        hardware_configs: Ids of the hardware types that it can run on.
+        model_id: The model in the service's spelling (`org--name`).
+        hf_name: Its Hugging Face name (`org/name`).
+        instant_provisioned: Whether the service marks it as a model that starts fast.
+        creator: Who made the model; the keys are undocumented.
+        description: The service's description.
+        screen_name: Its display name.
+        size: Its size; the unit is undocumented.
+        hardware_configs: The ids of the hardware types that it can run on.
     """
 
     model_id: str
@@ -183,7 +208,13 @@ class ModelPreview:
 
 @frozen(kw_only=True)
 class HardwareConfig:
-    """One hardware type that a model can run on; `params` and `requirements` are open mappings."""
+    """How a model runs on one hardware type.
+
+    Attributes:
+        hardware_type_id: The hardware type.
+        params: Options of the inference server; only `--max-model-len` is known.
+        requirements: What the model needs; the keys are undocumented.
+    """
 
     hardware_type_id: str = ""
     params: Mapping[str, Any] = field(factory=dict)
@@ -191,7 +222,7 @@ class HardwareConfig:
 
     @property
     def max_context_length(self) -> int | None:
-        """The longest context on this hardware in tokens (`--max-model-len`), where it is given."""
+        """The longest context on this hardware in tokens (`--max-model-len`); None when it is not given."""
         value = self.params.get("--max-model-len")
         return value if isinstance(value, int) else None
 
@@ -201,10 +232,10 @@ class Model:
     """One model with its hardware configurations.
 
     Attributes:
-        model_id: In the service's spelling (`org--name`).
-        hf_name: Hugging Face name (`org/name`).
-        recommended_config: The hardware type that a start without one gets.
-        hardware_configs: By `hardware_type_id`.
+        model_id: The model in the service's spelling (`org--name`).
+        hf_name: Its Hugging Face name (`org/name`).
+        recommended_config: The id of the hardware type that a start without one gets.
+        hardware_configs: The hardware types that it can run on, by `hardware_type_id`.
     """
 
     model_id: str
@@ -215,7 +246,13 @@ class Model:
 
 @frozen(kw_only=True)
 class HardwareType:
-    """A GPU set. The inner keys of `price_info` and `hardware_info` are undocumented: open mappings."""
+    """A GPU set.
+
+    Attributes:
+        hardware_type_id: The id of the GPU set, such as `NVIDIA_L40S_2`.
+        price_info: Its prices; the keys are undocumented.
+        hardware_info: Its hardware; the keys are undocumented.
+    """
 
     hardware_type_id: str
     price_info: Mapping[str, Any] = field(factory=dict)
@@ -223,9 +260,10 @@ class HardwareType:
 
     @property
     def price_per_minute(self) -> float | None:
-        """What one costs a minute, in `currency`: by a key that names the minute, else the hour.
+        """The price per minute, in `currency`.
 
-        None where `price_info` has no such key, or several that differ.
+        It is taken from the key of `price_info` that contains "minute", or else "hour". None when there is no
+        such key, or several with different prices.
         """
         numbers = {
             key.lower(): float(value)
@@ -233,21 +271,26 @@ class HardwareType:
             if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
         }
         for unit, minutes in (("minute", 1.0), ("hour", 60.0)):
-            found = {value for key, value in numbers.items() if unit in key and value >= 0}
-            if len(found) == 1:
-                return found.pop() / minutes
+            prices = {value for key, value in numbers.items() if unit in key and value >= 0}
+            if len(prices) == 1:
+                return prices.pop() / minutes
         return None
 
     @property
     def currency(self) -> str:
-        """The currency of its price; empty where the service does not name it."""
+        """The currency of the price; empty when the service does not give it."""
         currency = self.price_info.get("currency")
         return currency if isinstance(currency, str) else ""
 
 
 @frozen(kw_only=True)
 class Balance:
-    """What the account has left, in `currency`."""
+    """The account's balance.
+
+    Attributes:
+        current_balance: The amount left, in `currency`.
+        currency: The currency, such as `EUR`.
+    """
 
     current_balance: float
     currency: str

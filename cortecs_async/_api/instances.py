@@ -1,4 +1,8 @@
-"""`client.instances`: every endpoint of an instance, and the waits built on them."""
+"""`client.instances`: the endpoints of instances, and the waits built on them.
+
+To add an endpoint, add a method to `Instances` that sends a `Call` and decodes the reply; the head of
+`resources.py` lists the other places.
+"""
 
 from __future__ import annotations
 
@@ -16,89 +20,93 @@ from .domain import AffectedInstances, Instance, InstanceArgs
 from .matching import Claims, choose
 from .polling import Poller
 from .resources import Models, Send
-from .validation import check_instance_id, check_named_id, check_seconds, check_start
+from .validation import check_body_id, check_instance_id, check_seconds, check_start
 from .waiting import InstanceWatch, ProgressCallback, wait_until_running
 from .wire import decode_affected, decode_instance, decode_instances, encode_start
 
+# The service rejects a request that does not fit the state of the instance.
 _Refused = (BadRequestError, NotFoundError, ConflictError)
 
 
 class Origin(enum.Enum):
-    """Where the instance of an `ensure` came from."""
+    """Where an instance came from."""
 
     FOUND = "found"
     RESTARTED = "restarted"
     STARTED = "started"
 
 
-class StartWitness:
-    """Witness of a plain start: counts it, and claims its instance."""
+class StartWitness(Witness):
+    """Counts a plain start while it is in progress, and claims its instance.
+
+    Without this, a lease of the same client that looks for its own lost start might adopt the instance.
+    """
 
     def __init__(self, claims: Claims, model_id: str) -> None:
         self._claims = claims
         self._model_id = model_id
 
     def sending(self) -> None:
-        """See `Witness`."""
+        """Count the request."""
         self._claims.begin_request(self._model_id)
 
     def settled(self, outcome: Reply | Failure) -> None:
-        """See `Witness`."""
+        """Count its end, and claim the instance."""
         self._claims.end_request(self._model_id)
         if isinstance(outcome, Reply):
             with contextlib.suppress(DecodeError):
                 self._claims.ids.add(outcome.decode(decode_instance).instance_id)
 
 
-class UncancellableWitness:
-    """Has a restart seen to its end: a stop must not overtake it."""
+class UncancellableWitness(Witness):
+    """Makes a request run to its end despite a cancellation, so that a later stop cannot overtake it."""
 
     def sending(self) -> None:
-        """See `Witness`."""
+        """Do nothing."""
 
     def settled(self, outcome: Reply | Failure) -> None:
-        """See `Witness`."""
+        """Do nothing."""
 
 
 class Instances:
-    """`client.instances`.
+    """`client.instances`: plain requests.
 
-    These are the plain requests: what is started here runs, and is billed, until it is stopped. The context
-    manager `client.instance(...)` is the way to start something that cannot be forgotten.
+    An instance that you start here runs, and is billed, until you stop it. To have it stopped and deleted for
+    you, use the context manager `client.instance(...)`.
     """
 
     def __init__(self, send: Send, policy: PollPolicy, *, twin: Instances | None = None) -> None:
         self._send = send
         self._policy = policy
         self._models = Models(send)
-        # One poller and one turn a client, though a client has two of these: one for its leases, whose
-        # requests still go out after it was closed, and one for its user, whose requests do not.
+        # A client has two of these. The user's stops sending when the client is closed; the leases' does not.
+        # They share one state.
         self.poller: Poller = twin.poller if twin else Poller(self, policy)
-        self.ensuring: anyio.Lock = twin.ensuring if twin else anyio.Lock()
-        # Ids that a lease of this client is handing back: stopped perhaps, but nothing to take up again.
+        self.ensure_lock: anyio.Lock = twin.ensure_lock if twin else anyio.Lock()
+        # Instances that leases of this client are releasing. `ensure` must not return or restart them.
         self.releasing: set[str] = twin.releasing if twin else set()
         self.claims: Claims = twin.claims if twin else Claims()
 
     async def list(self) -> tuple[Instance, ...]:
-        """Every instance of the account, whoever started it (`GET /instances/`).
+        """Return all instances of the account, whoever started them (`GET /instances/`).
 
         Raises:
-            RequestError: when there is no usable answer.
+            RequestError: the request failed.
         """
         return (await self._send(Call(method="GET", path="/instances/"))).decode(decode_instances)
 
     async def list_now(self) -> tuple[Instance, ...]:
-        """`list` ahead of everything else, for what a lease or a release waits for."""
+        """Return all instances, before other requests that wait for their turn."""
         call = Call(method="GET", path="/instances/", priority=Priority.POLL)
         return (await self._send(call)).decode(decode_instances)
 
     async def get(self, instance_id: str) -> Instance:
-        """One instance (`GET /instances/{instance_id}`).
+        """Return one instance (`GET /instances/{instance_id}`).
 
         Raises:
-            InvalidArgumentError: for what is no id, before any request.
-            BadRequestError: or `NotFoundError`, for an unknown id.
-            RequestError: when there is no usable answer.
+            InvalidArgumentError: the id is not valid; no request was sent.
+            BadRequestError: or `NotFoundError`: the instance does not exist.
+            RequestError: the request failed in another way.
         """
         path = f"/instances/{check_instance_id(instance_id)}"
         return (await self._send(Call(method="GET", path=path))).decode(decode_instance)
@@ -112,96 +120,84 @@ class Instances:
         num_workers: int = 1,
         billing_interval: str = "per_minute",
     ) -> Instance:
-        """Starts an instance and returns at once, while it initialises (`POST /instances/start`).
+        """Start an instance, and return at once, while it initializes (`POST /instances/start`).
 
-        Not idempotent, and never repeated unless it is certain that nothing was started. An error whose
-        `outcome_unknown` is true may have left an instance behind.
+        A start is not idempotent: it is repeated only when it is certain that nothing was started. If the
+        error's `outcome_unknown` is true, an instance may have been started all the same.
 
         Args:
-            model_id: In either spelling, `org/name` or `org--name`.
-            hardware_type_id: Default: the model's `recommended_config`.
-            context_length: Tokens. Default: min(32000, the longest on this hardware).
-            num_workers: 1 to 8; each has a GPU set to itself, and is billed for it.
+            model_id: The model, as `org/name` or `org--name`.
+            hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
+            context_length: Tokens. Default: 32,000, or the model's maximum on this hardware if that is less.
+            num_workers: 1 to 8. Each has its own GPU set, and each is billed.
             billing_interval: `per_minute` or `per_hour`.
 
         Raises:
-            InvalidArgumentError: for bad arguments, before any request.
+            InvalidArgumentError: an argument is not valid; no request was sent.
             InsufficientBalanceError: the balance is used up.
-            ServiceUnavailableError: no free capacity.
-            RequestError: when the service refuses otherwise, or there is no usable answer.
+            ServiceUnavailableError: there is no free capacity.
+            RequestError: the request failed in another way.
         """
-        args = check_start(
-            model_id,
-            hardware_type_id,
-            context_length=context_length,
-            num_workers=num_workers,
-            billing_interval=billing_interval,
-        )
-        return await self._start_counted(args)
+        args = check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval)
+        return await self._start(args)
 
-    async def _start_counted(self, args: InstanceArgs) -> Instance:
-        # Where leases of this client look for lost starts of their own, this one must not be taken for one.
+    async def _start(self, args: InstanceArgs) -> Instance:
         return await self.start_once(args, StartWitness(self.claims, args.model_id), retried=True)
 
     async def start_once(self, args: InstanceArgs, witness: Witness, *, retried: bool = False) -> Instance:
-        """`start` with arguments that were checked before, and without retries."""
+        """Start an instance with checked arguments, by default without retries."""
         body = encode_start(args)
         call = Call(method="POST", path="/instances/start", json=body, retried=retried, witness=witness)
         return (await self._send(call)).decode(decode_instance)
 
     async def restart(self, instance_id: str) -> Instance:
-        """Starts a stopped instance again and returns at once (`POST /instances/restart`).
+        """Start a stopped instance again, and return at once (`POST /instances/restart`).
 
         Raises:
-            InvalidArgumentError: for what is no id, before any request.
-            BadRequestError: when it is unknown or not stopped.
-            RequestError: when there is no usable answer.
+            InvalidArgumentError: the id is not valid; no request was sent.
+            BadRequestError: the instance does not exist, or is not stopped.
+            RequestError: the request failed in another way.
         """
-        return await self._restart(check_named_id(instance_id))
+        return await self._restart(check_body_id(instance_id))
 
     async def _restart(self, instance_id: str, *, witness: Witness | None = None) -> Instance:
-        call = Call(
-            method="POST", path="/instances/restart", json={"instance_id": instance_id}, witness=witness
-        )
+        return await self._change("/instances/restart", instance_id, unchanged={"stopped"}, witness=witness)
+
+    async def stop(self, instance_id: str) -> Instance:
+        """Stop an instance, which ends its billing (`POST /instances/stop`).
+
+        It is undocumented whether the instance is stopped when the service answers: `get` tells.
+
+        Raises:
+            InvalidArgumentError: the id is not valid; no request was sent.
+            BadRequestError: the instance does not exist, or perhaps it is already stopped.
+            RequestError: the request failed in another way.
+        """
+        check_body_id(instance_id)
+        return await self._change("/instances/stop", instance_id, unchanged={"running", "pending"})
+
+    async def _change(
+        self, path: str, instance_id: str, *, unchanged: set[str], witness: Witness | None = None
+    ) -> Instance:
+        """Send a request that changes the status of an instance from one of those in `unchanged`."""
+        call = Call(method="POST", path=path, json={"instance_id": instance_id}, witness=witness)
         try:
             reply = await self._send(call)
         except _Refused as error:
-            # An attempt before this one was heard, although its answer was lost.
+            # If the answer to an earlier attempt was lost, that attempt may have changed the status.
             instance = await self._listed(instance_id) if error.outcome_unknown else None
-            if instance is None or instance.status == "stopped":
-                raise
-            return instance
-        return reply.decode(decode_instance)
-
-    async def stop(self, instance_id: str) -> Instance:
-        """Stops an instance, which ends its billing (`POST /instances/stop`).
-
-        Whether it is stopped when the answer comes is undocumented: `get` tells.
-
-        Raises:
-            InvalidArgumentError: for what is no id, before any request.
-            BadRequestError: when it is unknown, or perhaps when it is stopped already.
-            RequestError: when there is no usable answer.
-        """
-        check_named_id(instance_id)
-        try:
-            reply = await self._send(
-                Call(method="POST", path="/instances/stop", json={"instance_id": instance_id})
-            )
-        except _Refused as error:
-            instance = await self._listed(instance_id) if error.outcome_unknown else None
-            if instance is None or instance.status in {"running", "pending"}:
+            if instance is None or instance.status in unchanged:
                 raise
             return instance
         return reply.decode(decode_instance)
 
     async def delete(self, instance_id: str) -> None:
-        """Deletes a stopped instance (`DELETE /instances/{instance_id}`).
+        """Delete a stopped instance (`DELETE /instances/{instance_id}`).
 
         Raises:
-            InvalidArgumentError: for what is no id, before any request.
-            BadRequestError: when it is unknown or not stopped.
-            RequestError: when there is no usable answer.
+            InvalidArgumentError: the id is not valid; no request was sent.
+            BadRequestError: the instance does not exist, or is not stopped.
+            RequestError: the request failed in another way.
         """
         path = f"/instances/{check_instance_id(instance_id)}"
         try:
@@ -211,47 +207,45 @@ class Instances:
                 raise
 
     async def stop_all(self) -> AffectedInstances:
-        """Stops every running instance **of the account**, whoever started it (`POST /instances/stop-all`).
+        """Stop all running instances **of the account**, whoever started them (`POST /instances/stop-all`).
 
         Returns:
-            The ids that were stopped; after a repeated request, only those of the last attempt.
+            The ids of the stopped instances. If the request was repeated, only those of the last attempt.
 
         Raises:
-            RequestError: when there is no usable answer.
+            RequestError: the request failed.
         """
         return (await self._send(Call(method="POST", path="/instances/stop-all"))).decode(decode_affected)
 
     async def delete_all(self, *, force: bool = False) -> AffectedInstances:
-        """Deletes every stopped instance **of the account** (`DELETE /instances/delete-all`).
+        """Delete all stopped instances **of the account** (`DELETE /instances/delete-all`).
 
         Args:
-            force: Deletes running instances too, other people's and programs' among them.
+            force: Delete running instances too, including those of other people and programs.
 
         Returns:
-            The ids that were deleted; after a repeated request, only those of the last attempt.
+            The ids of the deleted instances. If the request was repeated, only those of the last attempt.
 
         Raises:
-            InvalidArgumentError: when `force` is no bool: "false" must not count as true.
-            RequestError: when there is no usable answer.
+            InvalidArgumentError: `force` is not a bool; no request was sent.
+            RequestError: the request failed.
         """
-        if not isinstance(force, bool):
+        if not isinstance(force, bool):  # "false" must not count as true
             raise InvalidArgumentError(f"force must be True or False, not {force!r}")
-        call = Call(
-            method="DELETE",
-            path="/instances/delete-all",
-            params={"force_deletion": "true" if force else "false"},
-        )
+        params = {"force_deletion": "true" if force else "false"}
+        call = Call(method="DELETE", path="/instances/delete-all", params=params)
         return (await self._send(call)).decode(decode_affected)
 
     def watch(self, instance_id: str) -> InstanceWatch:
-        """Streams an instance's state: `async for snapshot in client.instances.watch(id)`, one item a change.
+        """Iterate over the changes of an instance: `async for snapshot in client.instances.watch(id)`.
 
-        The first item is the present state; the iteration ends when the instance is gone. The service has no
-        push: changes are polled for, at a pace that `PollPolicy` states, with one request for all watches.
+        The first item is the current state. The iteration ends when the instance is gone. The service sends
+        no notifications, so the client polls, at the intervals of `PollPolicy`, with one request for all
+        watches.
 
         Raises:
-            InvalidArgumentError: for what is no id. The iteration raises `InstanceGoneError` for an id that
-                does not exist.
+            InvalidArgumentError: the id is not valid.
+            InstanceGoneError: the instance does not exist; raised by the iteration.
         """
         return InstanceWatch(self.poller, check_instance_id(instance_id))
 
@@ -262,19 +256,19 @@ class Instances:
         timeout: float | None = 900.0,
         on_progress: ProgressCallback | None = None,
     ) -> Instance:
-        """Waits until an instance runs and has a `base_url`.
+        """Wait until an instance is running and has a `base_url`.
 
         Args:
-            instance_id: Which one.
+            instance_id: The instance.
             timeout: Seconds; None for no limit.
             on_progress: Called with every change; may be async.
 
         Raises:
-            InvalidArgumentError: for what is no id.
-            StartFailedError: when it is, or becomes, stopped or failed.
-            InstanceGoneError: when it does not exist.
-            StartTimeoutError: when the time is up. The instance is left as it is.
-            RequestError: when the service refuses, or was out of reach for too long.
+            InvalidArgumentError: an argument is not valid.
+            StartFailedError: the instance is stopped or has failed.
+            InstanceGoneError: the instance does not exist.
+            StartTimeoutError: the timeout elapsed. The instance is left as it is.
+            RequestError: the service rejected the request, or was unreachable for `PollPolicy.max_outage`.
         """
         check_seconds("timeout", timeout, optional=True)
         return await wait_until_running(
@@ -296,35 +290,30 @@ class Instances:
         timeout: float | None = 900.0,
         on_progress: ProgressCallback | None = None,
     ) -> Instance:
-        """A running instance with these arguments, waited for until it runs.
+        """Return a running instance with these arguments; start one if there is none.
 
-        One that runs is taken first, then one that is starting, then a stopped one, restarted, then a new
-        one. Arguments left out mean the model's defaults, as for `start`, and are compared as such. Calls
-        through one client take turns, so two at once do not start two.
+        A running instance is preferred, then a pending one, then a stopped one, which is restarted. The call
+        returns when the instance is running and has a `base_url`. An argument that you leave out means the
+        model's default, as for `start`, also in the comparison. Concurrent calls of one client take turns, so
+        that two calls do not start two instances.
 
         Args:
-            model_id: In either spelling.
-            hardware_type_id: Default: the model's `recommended_config`.
-            context_length: Tokens. Default: min(32000, the longest on this hardware).
-            num_workers: 1 to 8.
+            model_id: The model, as `org/name` or `org--name`.
+            hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
+            context_length: Tokens. Default: 32,000, or the model's maximum on this hardware if that is less.
+            num_workers: 1 to 8. Each has its own GPU set, and each is billed.
             billing_interval: `per_minute` or `per_hour`.
-            timeout: Seconds to wait until it runs; None for no limit.
+            timeout: Seconds to wait until the instance is running; None for no limit.
             on_progress: Called with every change; may be async.
 
         Raises:
-            InvalidArgumentError: for bad arguments, before any request.
-            LifecycleError: as `wait_until_running`. The instance is left as it is: its id is in the error.
+            InvalidArgumentError: an argument is not valid; no request was sent.
+            LifecycleError: as `wait_until_running`. The instance is left as it is; its id is in the error.
             RequestError: as `start`.
         """
         check_seconds("timeout", timeout, optional=True)
-        args = check_start(
-            model_id,
-            hardware_type_id,
-            context_length=context_length,
-            num_workers=num_workers,
-            billing_interval=billing_interval,
-        )
-        instance = await self.find_or_start(args, start=lambda: self._start_counted(args))
+        args = check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval)
+        instance = await self.find_or_start(args, start=lambda: self._start(args))
         return await wait_until_running(
             self.poller,
             instance.instance_id,
@@ -342,57 +331,57 @@ class Instances:
         start: Callable[[], Awaitable[Instance]],
         found: Callable[[Instance, Origin], Awaitable[None]] | None = None,
     ) -> Instance:
-        """`ensure` without the wait.
+        """Find, restart or start an instance with these arguments, as `ensure` does, without waiting for it.
 
         Args:
-            args: What it must have.
+            args: The arguments that the instance must have.
             start: Starts a new one.
-            found: Told of one that is there already; before a restart, because when the answer to that is
-                lost it may run all the same, and again when that is refused: then it is not ours.
+            found: Called with an existing instance and its origin. For `RESTARTED` it is called before the
+                request, because the restart may work although its answer is lost. If the restart is refused,
+                it is called again with `FOUND`: another process restarted the instance, which owns it.
         """
-        async with self.ensuring:
+        async with self.ensure_lock:
             same_model = [
                 each
                 for each in await self.list()
                 if each.instance_args.model_id == args.model_id and each.instance_id not in self.releasing
             ]
             model = await self._models.get(args.model_id) if same_model else None
-            match = choose(same_model, args, model)
-            if match is None:
+            existing = choose(same_model, args, model)
+            if existing is None:
                 return await start()
-            origin = Origin.RESTARTED if match.status == "stopped" else Origin.FOUND
+            origin = Origin.RESTARTED if existing.status == "stopped" else Origin.FOUND
             if found is not None:
-                await found(match, origin)
+                await found(existing, origin)
             if origin is Origin.FOUND:
-                return match
+                return existing
+            witness = None if found is None else UncancellableWitness()
             try:
-                return await self._restart(
-                    match.instance_id, witness=None if found is None else UncancellableWitness()
-                )
+                return await self._restart(existing.instance_id, witness=witness)
             except _Refused as refusal:
-                other = await self._listed(match.instance_id)
-                if other is not None and found is not None and not refusal.outcome_unknown:
-                    await found(other, Origin.FOUND)
-                if other is not None and other.status in {"running", "pending"}:
-                    return other  # somebody else was faster
-                if other is not None:
-                    raise
-            # Somebody has deleted it since.
+                now = await self._listed(existing.instance_id)
+                if now is not None:
+                    if found is not None and not refusal.outcome_unknown:
+                        await found(now, Origin.FOUND)
+                    if now.status not in {"running", "pending"}:
+                        raise
+                    return now  # another process has restarted it
+            # Another process has deleted it.
             return await start()
 
     async def _listed(self, instance_id: str) -> Instance | None:
-        # From the list, which also knows ids that cannot stand in a path.
+        # Not `get`: an id may contain characters that are not allowed in a path.
         return next((each for each in await self.list() if each.instance_id == instance_id), None)
 
     async def read_one(self, instance_id: str) -> Instance:
-        """For the poller: `get` without retries."""
+        """Return one instance, for the poller: without retries."""
         path = f"/instances/{check_instance_id(instance_id)}"
-        return (await self._send(_look(path))).decode(decode_instance)
+        return (await self._send(_poll(path))).decode(decode_instance)
 
     async def read_all(self) -> tuple[Instance, ...]:
-        """For the poller: `list` without retries."""
-        return (await self._send(_look("/instances/"))).decode(decode_instances)
+        """Return all instances, for the poller: without retries."""
+        return (await self._send(_poll("/instances/"))).decode(decode_instances)
 
 
-def _look(path: str) -> Call:
+def _poll(path: str) -> Call:
     return Call(method="GET", path=path, retried=False, priority=Priority.POLL)

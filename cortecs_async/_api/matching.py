@@ -1,8 +1,15 @@
-"""Whose instance is it? The service has no tags, so a start without an answer is found by what it must be.
+"""Which instance did a start create whose answer was lost?
 
-An instance can be of a start when it was not there before it and has the arguments that were sent. It counts
-as proven when no more such instances exist than there are starts that can have made them. What cannot be told
-apart, nobody touches.
+The service has no tags, so the instance is found by its properties. A start can have created an instance if
+the instance did not exist before it (it is not in the `baseline`) and has the arguments that were sent.
+
+Several starts can be unresolved at the same time, and fit the same instances. So all starts and instances
+that are connected by such fits are considered together. If each of these instances can be assigned to a start
+of its own, the assignment is accepted: each start gets its instance, or none yet. If there are more instances
+than starts for them, another process created one of them, and it is not known which. Then the result is
+`Ambiguous`, and none of them is touched.
+
+`ensure` and `reuse` also compare arguments here: see `choose`.
 """
 
 from __future__ import annotations
@@ -12,17 +19,17 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from .domain import Instance, InstanceArgs, Model
+from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs, Model
 
 
 @frozen(kw_only=True, eq=False)
 class UnresolvedStart:
-    """A start that may have made an instance.
+    """A start that may have created an instance.
 
     Attributes:
-        args: What was sent; None stands for a default of the service's, which matches anything.
-        baseline: Ids that existed before it.
-        order: What to sort by, so that all who judge do so in the same order.
+        args: The arguments that were sent. None stands for a default of the service, and fits any value.
+        baseline: The ids of the instances that existed before the start.
+        order: The sort key. Sort starts by it, so that every process assigns the instances in the same way.
     """
 
     args: InstanceArgs
@@ -30,13 +37,17 @@ class UnresolvedStart:
     order: tuple[float, str] = (0.0, "")
 
     def fits(self, instance: Instance) -> bool:
-        """Whether this start can have made the instance."""
+        """Return whether this start can have created the instance."""
         return instance.instance_id not in self.baseline and fits(instance.instance_args, self.args)
 
 
 @frozen
 class Ambiguous:
-    """More instances than starts that can have made them."""
+    """There are more instances than starts that can have created them.
+
+    Attributes:
+        candidates: The ids of the instances that the start in question can have created.
+    """
 
     candidates: tuple[str, ...]
 
@@ -44,91 +55,96 @@ class Ambiguous:
 def match_start(
     start: UnresolvedStart, starts: Sequence[UnresolvedStart], instances: Iterable[Instance]
 ) -> Instance | Ambiguous | None:
-    """What one unknown start has made: an instance, nothing that can be seen, or it cannot be told.
+    """Return the instance that one start created, None if there is none yet, or `Ambiguous`.
 
-    Whoever judges from the same starts, in the same order, gives every instance to the same one.
+    The same starts in the same order always get the same instances, whichever start is in question.
 
     Args:
-        mine: The start in question.
-        starts: All starts whose outcome is unknown, with `mine`.
-        instances: What exists, without what is known to belong to somebody.
+        start: The start in question.
+        starts: All unresolved starts, including `start`.
+        instances: The existing instances, without those that are known to belong to somebody else.
     """
-    group, contested = _involved(start, starts, instances)
-    given = _assign(contested, group)
-    if given is None:
-        return Ambiguous(tuple(each.instance_id for each in contested if start.fits(each)))
-    return given.get(start)
+    group, candidates = _connected(start, starts, instances)
+    assignment = _assign(candidates, group)
+    if assignment is None:
+        return Ambiguous(tuple(each.instance_id for each in candidates if start.fits(each)))
+    return assignment.get(start)
 
 
-def _involved(
-    mine: UnresolvedStart, starts: Sequence[UnresolvedStart], instances: Iterable[Instance]
+def _connected(
+    start: UnresolvedStart, starts: Sequence[UnresolvedStart], instances: Iterable[Instance]
 ) -> tuple[list[UnresolvedStart], list[Instance]]:
-    """The starts and instances that `mine` cannot be judged without: each fits another of them."""
-    left = sorted(instances, key=lambda each: each.instance_id)
-    group, contested = {mine}, list[Instance]()
-    news = [mine]
-    while news:
-        found = [each for each in left if any(start.fits(each) for start in news)]
-        left = [each for each in left if each not in found]
-        contested += found
-        news = [start for start in starts if start not in group and any(start.fits(each) for each in found)]
-        group.update(news)
+    """Return the starts and instances that are connected to `start` by fits, in a fixed order."""
+    remaining = sorted(instances, key=lambda each: each.instance_id)
+    group, candidates = {start}, list[Instance]()
+    new_starts = [start]
+    while new_starts:
+        found = [each for each in remaining if any(new.fits(each) for new in new_starts)]
+        remaining = [each for each in remaining if each not in found]
+        candidates += found
+        new_starts = [
+            other for other in starts if other not in group and any(other.fits(each) for each in found)
+        ]
+        group.update(new_starts)
     # Sorted, so that the assignment does not depend on the start in question.
-    return [start for start in starts if start in group], sorted(contested, key=lambda each: each.instance_id)
+    return (
+        [other for other in starts if other in group],
+        sorted(candidates, key=lambda each: each.instance_id),
+    )
 
 
 def _assign(
     instances: Sequence[Instance], starts: Sequence[UnresolvedStart]
 ) -> dict[UnresolvedStart, Instance] | None:
-    """Every instance to a start of its own (a bipartite matching); None when there are not enough."""
-    given: dict[UnresolvedStart, Instance] = {}
+    """Assign each instance to a start of its own (bipartite matching). Return None if that is impossible."""
+    assignment: dict[UnresolvedStart, Instance] = {}
 
-    def give(instance: Instance, tried: set[UnresolvedStart]) -> bool:
+    def assign(instance: Instance, tried: set[UnresolvedStart]) -> bool:
         fitting = [start for start in starts if start not in tried and start.fits(instance)]
-        # A free one first: without that, many starts alike would hand theirs down a long row.
-        for start in sorted(fitting, key=lambda each: each in given):
+        # Free starts first: otherwise many equal starts would reassign their instances in a long chain.
+        for start in sorted(fitting, key=lambda each: each in assignment):
             if start in tried:
                 continue
             tried.add(start)
-            if start not in given or give(given[start], tried):
-                given[start] = instance
+            if start not in assignment or assign(assignment[start], tried):
+                assignment[start] = instance
                 return True
         return False
 
-    return given if all(give(instance, set()) for instance in instances) else None
+    return assignment if all(assign(instance, set()) for instance in instances) else None
 
 
 @define
 class Claims:
-    """What a client knows of its starts: which ids are theirs, and which requests are under way.
+    """The starts of one client: the instances that they created, and the requests in progress.
 
     Attributes:
-        ids: Instances whose start is known.
-        unknown: Starts without an answer, by model, from the lost answer until it is known what they made.
+        ids: The ids of the instances whose start is known.
+        unresolved: By model, the starts without an answer, until it is known what they created.
     """
 
     ids: set[str] = field(factory=set)
     unresolved: dict[str, list[UnresolvedStart]] = field(factory=dict)
-    _flying: dict[str, int] = field(factory=dict)
-    _landed: int = 0
+    _in_progress: dict[str, int] = field(factory=dict)
+    _ended: int = 0
 
     def begin_request(self, model_id: str) -> None:
-        """A start is sent."""
-        self._flying[model_id] = self._flying.get(model_id, 0) + 1
+        """Count a start that is being sent."""
+        self._in_progress[model_id] = self._in_progress.get(model_id, 0) + 1
 
     def end_request(self, model_id: str) -> None:
-        """Its outcome, known or unknown, is settled."""
-        self._landed += 1
-        self._flying[model_id] -= 1
-        if not self._flying[model_id]:
-            del self._flying[model_id]
+        """Count the end of a start, with or without an answer."""
+        self._ended += 1
+        self._in_progress[model_id] -= 1
+        if not self._in_progress[model_id]:
+            del self._in_progress[model_id]
 
     def add_unresolved(self, model_id: str, start: UnresolvedStart) -> None:
-        """A start has got no answer."""
+        """Add a start that got no answer."""
         self.unresolved.setdefault(model_id, []).append(start)
 
     def resolve(self, model_id: str, start: UnresolvedStart) -> None:
-        """It is known what it made, or it is given up."""
+        """Remove a start: it is known what it created, or it is given up."""
         starts = self.unresolved.get(model_id, [])
         if start in starts:
             starts.remove(start)
@@ -136,11 +152,14 @@ class Claims:
             self.unresolved.pop(model_id, None)
 
     def idle_generation(self, model_id: str) -> int | None:
-        """A number that stays the same as long as no start of the model is under way; None while one is."""
-        return None if model_id in self._flying else self._landed
+        """Return a number that changes with each start that ends; None while one of the model is in progress.
+
+        If two calls return the same number, no start of the model was in progress between them.
+        """
+        return None if model_id in self._in_progress else self._ended
 
     def without_claimed(self, instances: Iterable[Instance], others: Container[str]) -> list[Instance]:
-        """The instances that belong to nobody known."""
+        """Return the instances that exist and belong to no known start, here or in `others`."""
         return [
             each
             for each in instances
@@ -150,34 +169,30 @@ class Claims:
         ]
 
 
-# The vendor's client caps the default context here; so does the published reference of `start`.
-_DEFAULT_CONTEXT = 32000
-
-
 def fits(actual: InstanceArgs, sent: InstanceArgs) -> bool:
-    """Whether an instance with these arguments can come from a start that sent those."""
+    """Return whether an instance with the actual arguments can be the result of a start that sent these."""
     return (
         actual.model_id == sent.model_id
-        and _same(actual.hardware_type_id, sent.hardware_type_id)
-        and _same(actual.context_length, sent.context_length)
-        and _same(actual.billing_interval, sent.billing_interval)
-        # Absent from every documented answer, and read as 1 then: so 1 proves nothing.
+        and _agrees(actual.hardware_type_id, sent.hardware_type_id)
+        and _agrees(actual.context_length, sent.context_length)
+        and _agrees(actual.billing_interval, sent.billing_interval)
+        # No documented answer has this field, and without it the number is read as 1. So 1 fits any number.
         and actual.num_workers in {1, sent.num_workers}
     )
 
 
-def _same(actual: Any, sent: Any) -> bool:
+def _agrees(actual: Any, sent: Any) -> bool:
     return actual is None or sent is None or actual == sent
 
 
 def with_defaults(args: InstanceArgs, model: Model | None) -> InstanceArgs:
-    """The arguments with the service's documented defaults filled in, as far as the model tells them."""
+    """Return the arguments with the service's documented defaults, as far as the model has them."""
     hardware = args.hardware_type_id or (model.recommended_config if model else None)
     context = args.context_length
     config = model.hardware_configs.get(hardware) if model and hardware else None
     if context is None and config is not None:
         longest = config.max_context_length
-        context = None if longest is None else min(_DEFAULT_CONTEXT, longest)
+        context = None if longest is None else min(DEFAULT_CONTEXT_LENGTH, longest)
     return InstanceArgs(
         model_id=args.model_id,
         hardware_type_id=hardware,
@@ -188,10 +203,13 @@ def with_defaults(args: InstanceArgs, model: Model | None) -> InstanceArgs:
 
 
 def choose(instances: Iterable[Instance], args: InstanceArgs, model: Model | None) -> Instance | None:
-    """The best instance with these arguments: running, else pending, else stopped, else None."""
+    """Return the best instance with these arguments: a running one, else a pending one, else a stopped one.
+
+    Return None if there is none. An argument that was left out means the model's default on both sides.
+    """
     wanted = with_defaults(args, model)
     fitting = [each for each in instances if with_defaults(each.instance_args, model) == wanted]
-    by_status: list[Instance] = [
+    by_status = [
         each for status in ("running", "pending", "stopped") for each in fitting if each.status == status
     ]
     return by_status[0] if by_status else None

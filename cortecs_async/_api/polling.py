@@ -1,10 +1,9 @@
-"""One poller for every wait of a client.
+"""One poller for all waits of a client.
 
-The service has no push, so waiting is asking. However many tasks wait, one of them (the leader) asks for
-all: `GET /instances/{id}` when one instance is of interest, `GET /instances/` when several are. What the list
-lacks is looked up by its id as well, a bounded number at each look. A leader that is cancelled or satisfied
-hands over to the next waiter, so there is no background task to start, leak or stop, and nothing is asked
-when nobody waits.
+The service sends no notifications, so waiting means polling. One of the waiting tasks, the leader, sends the
+requests for all of them: `GET /instances/{id}` for one instance, `GET /instances/` for several. Instances
+that the list lacks are also requested by their ids, a limited number in each poll. When the leader is done or
+cancelled, the next task becomes the leader. So there is no background task, and no request without a wait.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Protocol
 import anyio
 from attrs import define, field
 
+from .._aio.synchronization import Backoff, Broadcast
 from .._config import PollPolicy
 from .._errors import (
     APIStatusError,
@@ -32,49 +32,48 @@ from .._http.retry import is_transient_status
 from .._logging import Event, log
 from .domain import Instance, Progress
 
-# Seconds. An answer that asks for more must not blind every wait of the client, its teardowns among them.
+# Seconds. An answer with a longer `Retry-After` must not suspend all waits of the client, also its teardowns.
 _MAX_RETRY_AFTER = 60.0
 
-# Instances that the list lacks, looked up at one tick. What is left comes to its turn at the next.
-_MAX_LOOKUPS = 20
+# Requests by id in one poll, for instances that the list lacks. The others follow in the next polls.
+_MAX_REQUESTS_BY_ID = 20
 
-
-# Numbers beyond are none of steps.
-_MOST_STEPS = 10_000
+# A larger number of steps is taken for a mistake.
+_MAX_STEPS = 10_000
 
 
 def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None = None) -> float:
-    """Seconds until the next look.
+    """Return the seconds until the next poll.
 
     Args:
         elapsed: Seconds waited so far.
         policy: The limits.
-        distance: Seconds between now and the time at which the end is expected, before or after it: the
-            nearer, the sooner; None when nothing is expected. Never later than without it.
+        distance: Seconds between now and the expected end of the wait, before or after it. The closer it is,
+            the shorter the interval, which is never longer than without it. None: no end is expected.
     """
-    reach = elapsed if distance is None else min(elapsed, distance)
-    return min(max(policy.min_interval, policy.growth * reach), policy.max_interval)
+    scale = elapsed if distance is None else min(elapsed, distance)
+    return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)
 
 
 @define
-class Steps:
-    """When the steps of a start were seen, and when they let its end be expected.
+class StepTimes:
+    """When the steps of a start were first seen. They tell when the start is expected to end.
 
-    What a step is, and that they take equally long, is not documented: so nothing but the pace of looking
-    depends on it, and that within its limits.
+    It is undocumented what a step is, and whether all take equally long. So only the interval between polls
+    depends on this, within the limits of the policy.
     """
 
-    _first: tuple[int, float] | None = None  # a step, and when it was seen first
+    _first: tuple[int, float] | None = None  # a step, and when it was first seen
     _last: tuple[int, float] | None = None
     _count: int = 0
 
-    def note(self, instance: Instance | None, now: float) -> None:
-        """Takes a reading made at `now`."""
+    def record(self, instance: Instance | None, now: float) -> None:
+        """Record the step in a reading made at `now`."""
         if instance is None or instance.is_usable:
             self._first = self._last = None
             return
         leading = Progress(instance=instance, elapsed=0.0).leading
-        if not 0 <= leading.current_step <= leading.num_steps <= _MOST_STEPS:
+        if not 0 <= leading.current_step <= leading.num_steps <= _MAX_STEPS:
             self._first = self._last = None
             return
         self._count = leading.num_steps
@@ -84,33 +83,34 @@ class Steps:
             self._last = (leading.current_step, now)
 
     def distance(self, now: float) -> float | None:
-        """Seconds between now and the expected end; None before two steps were seen."""
+        """Return the seconds between now and the expected end, or None before two steps were seen."""
         if self._first is None or self._last is None or self._first[0] == self._last[0]:
             return None
-        done, seen = self._last
-        each = (seen - self._first[1]) / (done - self._first[0])
-        # It runs with the last step, or with its end.
-        left = max(self._count - done, 1 if done == self._count else 0)
-        return abs(seen + each * left - now)
+        step, seen_at = self._last
+        seconds_per_step = (seen_at - self._first[1]) / (step - self._first[0])
+        # The instance runs when the last step begins, or when it ends.
+        steps_left = 1 if step == self._count else self._count - step
+        return abs(seen_at + seconds_per_step * steps_left - now)
 
 
+# By instance id: the instance, why it could not be read, or None if it does not exist.
 Readings = dict[str, Instance | CortecsError | None]
 
 
 class Source(Protocol):
-    """Where readings come from; requests made here are not retried, since the next tick is the retry."""
+    """Reads instances. Requests are not retried: the next poll repeats them."""
 
     async def read_one(self, instance_id: str) -> Instance:
-        """`GET /instances/{id}`."""
+        """Send `GET /instances/{id}`."""
         ...
 
     async def read_all(self) -> Iterable[Instance]:
-        """`GET /instances/`."""
+        """Send `GET /instances/`."""
         ...
 
 
 def is_transient_error(error: CortecsError) -> bool:
-    """True when asking again later may help."""
+    """Return whether the same request may work later."""
     if isinstance(error, APIStatusError):
         return is_transient_status(error.status_code)
     return isinstance(error, (TransportError, DecodeError))
@@ -118,17 +118,21 @@ def is_transient_error(error: CortecsError) -> bool:
 
 @define(eq=False)
 class Subscription:
-    """One waiter's view of one instance: the newest reading, and whether it was taken yet.
+    """One task's wait for one instance: the newest reading, and whether the task has taken it.
 
     Attributes:
-        instance_id: The instance of interest.
-        since: When the wait began, in seconds of `anyio.current_time`; the pace depends on it.
-        due: When the next look is due.
-        trust_list: True when absence from the list alone proves that the instance is gone: after an
-            accepted delete. Otherwise a `GET` of the instance must say so too.
-        interval: Seconds between looks, for a wait that is no hurry; None leaves the pace to the policy.
-        looked_up: Number of the last look at it by its id, where the list lacks it, or of the last at all
-            when it came.
+        instance_id: The instance.
+        since: When the wait began, in seconds of `anyio.current_time`; the poll interval depends on it.
+        due: When the next poll is due, on the same clock.
+        trust_list: Whether the list alone proves that the instance is gone; see `Poller.subscribe`.
+        interval: Seconds between polls; None leaves them to the policy.
+        request_number: The number of the last request by its id; at first, of the last one for any id.
+        reading: The newest reading; None means that the instance is gone.
+        has_reading: Whether there is a reading yet.
+        is_news: Whether the task has not taken the reading yet.
+        error: Ends the wait.
+        failing_since: When the first of the present series of failures was, on the same clock.
+        changed: Notified when there is news or an error, or when this task is to become the leader.
     """
 
     instance_id: str
@@ -136,50 +140,46 @@ class Subscription:
     due: float
     trust_list: bool = False
     interval: float | None = None
-    looked_up: int = 0
+    request_number: int = 0
     reading: Instance | None = None
     has_reading: bool = False
-    steps: Steps = field(factory=Steps)
-    fresh: bool = False
+    step_times: StepTimes = field(factory=StepTimes)
+    is_news: bool = False
     error: CortecsError | None = None
     failing_since: float | None = None
-    wake: anyio.Event = field(factory=anyio.Event)
+    changed: Broadcast = field(factory=Broadcast)
 
     def publish(self, reading: Instance | None, *, now: float) -> None:
-        """Keeps the newest reading; an unchanged one is no news."""
+        """Keep a new reading. One that is equal to the last is no news."""
         self.failing_since = None
         if not self.has_reading or reading != self.reading:
-            self.steps.note(reading, now)
-            self.reading, self.has_reading, self.fresh = reading, True, True
-            self.wake.set()
-
-    def fail(self, error: CortecsError) -> None:
-        """Ends the wait with an error, a copy of its own: it may be given notes."""
-        self.error = copy.copy(error)
-        self.wake.set()
+            self.step_times.record(reading, now)
+            self.reading, self.has_reading, self.is_news = reading, True, True
+            self.changed.notify()
 
     def record_failure(self, error: CortecsError, *, now: float, max_outage: float) -> None:
-        """Ends the wait only when waiting longer does not help, or did not for `patience` seconds."""
+        """End the wait if the error is permanent, or if reading has failed for `max_outage` seconds."""
         if self.failing_since is None:
             self.failing_since = now
         if not is_transient_error(error) or now - self.failing_since > max_outage:
-            self.fail(error)
+            self.error = copy.copy(error)  # the task may add notes to it
+            self.changed.notify()
 
 
 class Poller:
-    """Serves all waits of one client."""
+    """Polls for all waits of one client."""
 
     def __init__(self, source: Source, policy: PollPolicy) -> None:
         self._source = source
         self._policy = policy
-        # In order of arrival, so that leadership is handed on in constant time.
+        # In order of arrival, so that the next leader is found in constant time.
         self._waiters: dict[Subscription, None] = {}
         self._has_leader = False
-        self._kick = anyio.Event()
-        self._next_tick = math.inf
-        self._not_before = -math.inf
-        self._failures = 0
-        self._lookups = 0
+        self._next_poll = math.inf
+        self._rescheduled = Broadcast()
+        self._paused_until = -math.inf
+        self._backoff = Backoff(first=2 * policy.min_interval, limit=policy.max_interval)
+        self._requests_by_id = 0
 
     def subscribe(
         self,
@@ -189,14 +189,15 @@ class Poller:
         trust_list: bool = False,
         interval: float | None = None,
     ) -> Subscription:
-        """Begins a wait.
+        """Begin a wait.
 
         Args:
-            instance_id: The instance of interest.
-            known: A snapshot that the waiter has already: only what differs from it is news, and the first
-                look is not made at once.
-            trust_list: See `Subscription`.
-            interval: See `Subscription`.
+            instance_id: The instance.
+            known: A snapshot that the task has already. Only a reading that differs from it is news, and the
+                first poll waits for the usual interval.
+            trust_list: Whether the list alone proves that the instance is gone, as after an accepted delete.
+                Otherwise `GET /instances/{id}` must agree.
+            interval: Seconds between polls; None leaves them to the policy.
         """
         now = anyio.current_time()
         pause = interval or poll_interval(0.0, self._policy)
@@ -206,103 +207,103 @@ class Poller:
             due=now if known is None else now + pause,
             trust_list=trust_list,
             interval=interval,
-            looked_up=self._lookups,
+            request_number=self._requests_by_id,
             reading=known,
             has_reading=known is not None,
         )
-        subscription.steps.note(known, now)
+        subscription.step_times.record(known, now)
         return subscription
 
     async def next(self, subscription: Subscription) -> Instance | None:
-        """The next changed reading, or None when the instance is gone. Changes in between are skipped.
+        """Wait for the next changed reading. Changes that came before the newest one are skipped.
+
+        Returns:
+            The instance, or None when it is gone.
 
         Raises:
-            CortecsError: what asking raised, when waiting longer would not help.
-            InvalidArgumentError: when another task waits on the same subscription.
+            CortecsError: a permanent error of a request, or a transient one for longer than `max_outage`.
+            InvalidArgumentError: another task waits on the same subscription.
         """
         if subscription in self._waiters:
-            raise InvalidArgumentError("one watch serves one task at a time: call watch() once for each")
+            raise InvalidArgumentError("another task already waits on this watch: call watch() in each task")
         self._waiters[subscription] = None
-        if subscription.due < self._next_tick:
-            self._next_tick = max(subscription.due, self._not_before)
-            self._kick.set()
+        if subscription.due < self._next_poll:
+            self._next_poll = max(subscription.due, self._paused_until)
+            self._rescheduled.notify()
         try:
             while True:
                 if subscription.error is not None:
                     error, subscription.error = subscription.error, None
                     raise error
-                if subscription.fresh:
-                    subscription.fresh = False
+                if subscription.is_news:
+                    subscription.is_news = False
                     return subscription.reading
                 if self._has_leader:
-                    await subscription.wake.wait()
-                    subscription.wake = anyio.Event()
+                    await subscription.changed.wait()
                 else:
                     await self._lead()
         finally:
             del self._waiters[subscription]
             if not self._waiters:
-                self._failures = 0
-            # This waiter may have been cancelled just when leadership was handed to it.
-            self._hand_over()
+                self._backoff.reset()
+            # This task may have been cancelled just when it was to become the leader.
+            self._wake_next_leader()
 
     async def _lead(self) -> None:
         self._has_leader = True
         try:
-            await self._until_due()
-            await self._tick()
+            await self._wait_until_due()
+            await self._poll()
         finally:
             self._has_leader = False
-            self._hand_over()
+            self._wake_next_leader()
 
-    def _hand_over(self) -> None:
+    def _wake_next_leader(self) -> None:
         if self._has_leader:
             return
         for subscription in self._waiters:
-            if not subscription.fresh and subscription.error is None:
-                subscription.wake.set()
+            if not subscription.is_news and subscription.error is None:
+                subscription.changed.notify()
                 return
 
-    async def _until_due(self) -> None:
-        self._next_tick = max(min(each.due for each in self._waiters), self._not_before)
+    async def _wait_until_due(self) -> None:
+        self._next_poll = max(min(each.due for each in self._waiters), self._paused_until)
         try:
-            while (pause := self._next_tick - anyio.current_time()) > 0:
-                self._kick = anyio.Event()
+            while (pause := self._next_poll - anyio.current_time()) > 0:
                 with anyio.move_on_after(pause):
-                    # A newcomer may be due earlier.
-                    await self._kick.wait()
+                    await self._rescheduled.wait()
         finally:
-            self._next_tick = math.inf
+            self._next_poll = math.inf
 
-    async def _tick(self) -> None:
+    async def _poll(self) -> None:
         began = anyio.current_time()
         waiting = list(self._waiters)
         try:
             readings = await self._read(waiting)
             self._publish(readings, began)
-            # Last, because an answer that does not come must not hold up the news of the others.
+            # Last, so that a slow answer does not delay the news of the other instances.
             missing = [each for each in waiting if each.instance_id not in readings]
             if missing:
-                self._publish(await self._look_up(missing), began)
+                self._publish(await self._read_by_id(missing), began)
         except CortecsError as error:
-            self._failed(error)
+            self._record_failure(error)
             return
-        if self._failures:
+        if self._backoff.failures:
             log(
                 Event.WATCH_RECOVERED,
                 "reading instances works again after %d failures",
-                self._failures,
-                failures=self._failures,
+                self._backoff.failures,
+                failures=self._backoff.failures,
             )
-        self._failures = 0
+        self._backoff.reset()
+        now = anyio.current_time()
         for each in missing:
-            # Those that were not looked up come to their turn later.
-            each.due = anyio.current_time() + self._pause(each, anyio.current_time())
+            each.due = now + self._interval(each, now)
 
     def _publish(self, readings: Readings, began: float) -> None:
         now = anyio.current_time()
         for subscription in self._waiters:
-            # Whoever came while the answer was under way may know better than an answer from before.
+            # A task that came after the request was sent may know something newer.
             if subscription.since > began or subscription.instance_id not in readings:
                 continue
             reading = readings[subscription.instance_id]
@@ -310,16 +311,16 @@ class Poller:
                 subscription.record_failure(reading, now=now, max_outage=self._policy.max_outage)
             else:
                 subscription.publish(reading, now=now)
-            subscription.due = now + self._pause(subscription, now)
+            subscription.due = now + self._interval(subscription, now)
 
-    def _pause(self, subscription: Subscription, now: float) -> float:
+    def _interval(self, subscription: Subscription, now: float) -> float:
         if subscription.interval is not None:
             return subscription.interval
-        distance = subscription.steps.distance(now)
+        distance = subscription.step_times.distance(now)
         return poll_interval(now - subscription.since, self._policy, distance=distance)
 
     async def _read(self, waiting: list[Subscription]) -> Readings:
-        """What one request tells; nothing of an instance that it does not tell about."""
+        """Read the instances with one request, if possible. Leave out those that need a request by id."""
         wanted = {subscription.instance_id for subscription in waiting}
         trusting = {subscription.instance_id for subscription in waiting if subscription.trust_list}
         if len(wanted) == 1 and not trusting:
@@ -327,22 +328,22 @@ class Poller:
             instance = await self._read_one(instance_id)
             if instance is not None:
                 return {instance_id: instance}
-            # Which status an unknown id gives is not documented: it is gone when the list agrees.
+            # The status code for an unknown id is undocumented. The instance is gone if the list agrees.
             return {instance_id: (await self._read_listed()).get(instance_id)}
         listed = await self._read_listed()
         known = listed.keys() | trusting
         return {instance_id: listed.get(instance_id) for instance_id in wanted & known}
 
-    async def _look_up(self, missing: list[Subscription]) -> Readings:
-        """Asks for these by their ids, as many as one tick may, those first that have waited longest."""
-        turns = sorted(missing, key=lambda each: each.looked_up)
-        chosen = list(dict.fromkeys(each.instance_id for each in turns))[:_MAX_LOOKUPS]
-        limit = self._policy.max_interval
-        readings: Readings = {each: _too_slow(each, limit) for each in chosen}
+    async def _read_by_id(self, missing: list[Subscription]) -> Readings:
+        """Request instances by their ids: as many as one poll may, the longest waiting first."""
+        in_turn = sorted(missing, key=lambda each: each.request_number)
+        chosen = list(dict.fromkeys(each.instance_id for each in in_turn))[:_MAX_REQUESTS_BY_ID]
+        timeout = self._policy.max_interval
+        readings: Readings = {}
         failures: list[Exception] = []
 
-        async def look_up(instance_id: str) -> None:
-            # What goes wrong with one must not keep the others from what the list says of them.
+        async def read(instance_id: str) -> None:
+            # A failure for one instance must not discard the readings of the others.
             try:
                 readings[instance_id] = await self._read_one(instance_id)
             except CortecsError as error:
@@ -350,53 +351,49 @@ class Poller:
             except Exception as error:  # noqa: BLE001  (a transport's own, raised below without a group)
                 failures.append(error)
 
-        with anyio.move_on_after(limit):
+        for instance_id in chosen:
+            path = f"/instances/{instance_id}"
+            message = f"GET {path} took longer than {timeout:g} s"
+            readings[instance_id] = RequestTimeoutError(message, method="GET", path=path)
+        with anyio.move_on_after(timeout):
             async with anyio.create_task_group() as tasks:
                 for instance_id in chosen:
-                    tasks.start_soon(look_up, instance_id)
+                    tasks.start_soon(read, instance_id)
         if failures:
             raise failures[0]
-        for each in turns:
+        for each in in_turn:
             if each.instance_id in readings:
-                self._lookups += 1
-                each.looked_up = self._lookups
+                self._requests_by_id += 1
+                each.request_number = self._requests_by_id
         return readings
 
     async def _read_one(self, instance_id: str) -> Instance | None:
         try:
             return await self._source.read_one(instance_id)
         except (BadRequestError, NotFoundError, InvalidArgumentError):
-            # The last: an id that cannot stand in a path. The list can still show it.
+            # InvalidArgumentError: an id that is not allowed in a path. The list may still show it.
             return None
 
     async def _read_listed(self) -> dict[str, Instance]:
         return {instance.instance_id: instance for instance in await self._source.read_all()}
 
-    def _failed(self, error: CortecsError) -> None:
+    def _record_failure(self, error: CortecsError) -> None:
         now = anyio.current_time()
-        self._failures += 1
         for subscription in self._waiters:
             subscription.record_failure(error, now=now, max_outage=self._policy.max_outage)
+        pause = self._backoff.next()
         if not is_transient_error(error):
             return
-        asked = error.retry_after if isinstance(error, APIStatusError) else None
-        pause = max(
-            min(asked or 0.0, _MAX_RETRY_AFTER),
-            min(self._policy.min_interval * 2.0 ** min(self._failures, 16), self._policy.max_interval),
-        )
+        retry_after = error.retry_after if isinstance(error, APIStatusError) else None
+        pause = max(pause, min(retry_after or 0.0, _MAX_RETRY_AFTER))
         log(
             Event.WATCH_FAILED,
             "reading instances failed, again in %.1f s: %s",
             pause,
             error,
             wait=pause,
-            failures=self._failures,
+            failures=self._backoff.failures,
             error_type=type(error).__name__,
             request_id=getattr(error, "request_id", None),
         )
-        self._not_before = now + pause
-
-
-def _too_slow(instance_id: str, limit: float) -> CortecsError:
-    path = f"/instances/{instance_id}"
-    return RequestTimeoutError(f"GET {path} took longer than {limit:g} s", method="GET", path=path)
+        self._paused_until = now + pause

@@ -1,4 +1,8 @@
-"""The endpoints that only read: models, hardware types, the account. And what all resources share."""
+"""`client.models`, `client.hardware_types` and `client.user`: the endpoints that only read.
+
+To add an endpoint, describe its answer in `domain.py`, add a `decode_...` function to `wire.py`, and a method
+here or in `instances.py` that sends the request. Then add the route to the emulator.
+"""
 
 from __future__ import annotations
 
@@ -13,30 +17,30 @@ Send = Callable[[Call], Awaitable[Reply]]
 
 
 class Models:
-    """`client.models`. Needs no credentials (the vendor's client sends none)."""
+    """`client.models`. It needs no credentials: the vendor's client sends none."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
 
     async def list(self) -> tuple[ModelPreview, ...]:
-        """Every model that can be provisioned (`GET /models/`).
+        """Return the models that can be provisioned (`GET /models/`).
 
         Raises:
-            RequestError: when there is no usable answer.
+            RequestError: the request failed.
         """
         reply = await self._send(Call(method="GET", path="/models/", authenticated=False))
         return reply.decode(decode_models)
 
     async def get(self, model_id: str) -> Model:
-        """One model with its hardware configurations (`GET /models/{model_id}`).
+        """Return one model with its hardware configurations (`GET /models/{model_id}`).
 
         Args:
-            model_id: In either spelling, `org/name` or `org--name`.
+            model_id: The model, as `org/name` or `org--name`.
 
         Raises:
-            InvalidArgumentError: for what is no model id, before any request.
-            BadRequestError: or `NotFoundError`, for a model that the service does not have.
-            RequestError: when there is no usable answer.
+            InvalidArgumentError: `model_id` is not valid; no request was sent.
+            BadRequestError: or `NotFoundError`: the service does not have the model.
+            RequestError: the request failed in another way.
         """
         path = f"/models/{check_model_id(model_id)}"
         reply = await self._send(Call(method="GET", path=path, authenticated=False))
@@ -44,30 +48,30 @@ class Models:
 
 
 class HardwareTypes:
-    """`client.hardware_types`. Needs no credentials (the vendor's client sends none)."""
+    """`client.hardware_types`. It needs no credentials: the vendor's client sends none."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
 
     async def list(self) -> tuple[HardwareType, ...]:
-        """Every hardware type (`GET /hardware-types/`).
+        """Return all hardware types (`GET /hardware-types/`).
 
         Raises:
-            RequestError: when there is no usable answer.
+            RequestError: the request failed.
         """
         reply = await self._send(Call(method="GET", path="/hardware-types/", authenticated=False))
         return reply.decode(decode_hardware_types)
 
     async def list_once(self) -> tuple[HardwareType, ...]:
-        """`list` without retries, for those who can do without."""
+        """Return all hardware types, without retries."""
         call = Call(method="GET", path="/hardware-types/", authenticated=False, retried=False)
         return (await self._send(call)).decode(decode_hardware_types)
 
     async def list_available(self) -> tuple[HardwareType, ...]:
-        """The hardware types with free capacity now (`GET /hardware-types/available`).
+        """Return the hardware types that have free capacity now (`GET /hardware-types/available`).
 
         Raises:
-            RequestError: when there is no usable answer.
+            RequestError: the request failed.
         """
         reply = await self._send(Call(method="GET", path="/hardware-types/available", authenticated=False))
         return reply.decode(decode_hardware_types)
@@ -80,11 +84,11 @@ class User:
         self._send = send
 
     async def balance(self) -> Balance:
-        """What the account has left (`GET /user/balance`).
+        """Return the account's balance (`GET /user/balance`).
 
         Raises:
-            RequestError: when there is no usable answer.
-            ConfigurationError: when there are no credentials.
+            RequestError: the request failed.
+            ConfigurationError: there are no credentials.
         """
         reply = await self._send(Call(method="GET", path="/user/balance"))
         return reply.decode(decode_balance)

@@ -1,8 +1,8 @@
-"""Stopping and deleting one instance, and making sure of it.
+"""Stopping and deleting one instance, until the service confirms it.
 
-What to do next is decided by a pure function from what was last seen; the loop around it does it, and does it
-again until the goal has been *read* from the service, because no answer to a deed is trusted: a lost answer
-may hide success, and what a `stop` of a pending or a stopped instance answers is undocumented.
+`next_action` decides what to do from the last observed state of the instance. `Teardown.run` does it, and
+repeats this until the state that was read is the goal. A response alone is never trusted: a lost response may
+hide a success, and it is undocumented how the service answers the `stop` of a pending or stopped instance.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import enum
 import math
 
 import anyio
-from attrs import define
+from attrs import define, field
 
+from .._aio.synchronization import Backoff
 from .._errors import (
     APIStatusError,
     BadRequestError,
@@ -24,18 +25,17 @@ from .._errors import (
 from .._logging import Event, log
 from .domain import Instance
 from .instances import Instances
-from .waiting import TERMINAL_STATUSES, wait_until
+from .waiting import has_ended, wait_until
 
-# Seconds after which a stop or delete that was accepted, but shows no effect, is asked for again.
-_PATIENCE = 10.0
-_MAX_PAUSE = 10.0
+# Seconds after which a stop or a delete that was accepted, but has no effect, is sent again.
+_EFFECT_TIMEOUT = 10.0
 
-# Seconds between two tries to stop an instance that cannot be read yet.
-_LAG = 1.0
+# Seconds before a new instance that cannot be read yet is stopped again.
+_UNREADABLE_PAUSE = 1.0
 
 
 class Goal(enum.Enum):
-    """Where a teardown ends."""
+    """The state in which a teardown ends."""
 
     STOPPED = "stopped"
     GONE = "gone"
@@ -44,28 +44,28 @@ class Goal(enum.Enum):
 class ObservedState(enum.Enum):
     """What is known of the instance."""
 
-    LIVE = enum.auto()
-    STOPPING = enum.auto()
+    LIVE = enum.auto()  # pending or running, or not known yet
+    STOPPING = enum.auto()  # a stop was accepted, or refused without being stopped yet
     STOPPED = enum.auto()
-    DELETED = enum.auto()
+    DELETED = enum.auto()  # a delete was accepted, but not confirmed yet
     GONE = enum.auto()
-    UNSURE = enum.auto()
+    UNSURE = enum.auto()  # the last request failed
 
 
 class Action(enum.Enum):
-    """What to do next."""
+    """The next step of a teardown."""
 
     STOP = enum.auto()
     AWAIT_STOP = enum.auto()
     DELETE = enum.auto()
-    VERIFY = enum.auto()
+    VERIFY = enum.auto()  # that it is gone
     READ = enum.auto()
     NOTHING = enum.auto()
 
 
-def next_action(goal: Goal, seen: ObservedState) -> Action:
-    """The next step from what is known towards the goal."""
-    match seen:
+def next_action(goal: Goal, state: ObservedState) -> Action:
+    """Return the next step towards the goal."""
+    match state:
         case ObservedState.LIVE:
             return Action.STOP
         case ObservedState.STOPPING:
@@ -81,85 +81,91 @@ def next_action(goal: Goal, seen: ObservedState) -> Action:
 
 
 def interpret(instance: Instance | None, *, stop_refused: bool) -> ObservedState:
-    """What a reading means. After a refused stop, a status that is not "stopped" may still be as good."""
+    """Return what a reading says about the state; None means that there is no such instance.
+
+    After a refused stop, any terminal status counts as stopped. Before, only "stopped" does.
+    """
     if instance is None or instance.status.lower() == "deleted":
         return ObservedState.GONE
     if instance.status == "stopped":
         return ObservedState.STOPPED
     if not stop_refused:
         return ObservedState.LIVE
-    return ObservedState.STOPPED if instance.status.lower() in TERMINAL_STATUSES else ObservedState.STOPPING
+    return ObservedState.STOPPED if has_ended(instance) else ObservedState.STOPPING
 
 
 @define
 class Teardown:
-    """One teardown; can be taken up again after an interruption, with the same deadline.
+    """One teardown. `run` can be called again after an interruption, with the same deadline.
 
     Attributes:
-        instances: Where the requests go, unretried: this paces itself.
-        instance_id: Which instance.
-        goal: Where to stop.
+        instances: Sends the requests, without retries: the teardown has its own.
+        instance_id: The instance.
+        goal: The state to reach.
         deadline: In seconds of `anyio.current_time`.
-        settled_at: Until when "missing" is not believed of an instance that was started just before, on the
-            same clock: the service's reading side may lag behind.
-        did_something: Whether a stop or a delete of this one was accepted.
-        stopped_at: When it was last asked to stop and said yes, on the same clock.
+        state: The last observed state.
+        settled_at: Until then, on the same clock, "missing" is not believed: the instance was just started,
+            and the service may not show it yet.
+        has_acted: Whether the service accepted a stop or a delete.
+        stopped_at: When the service last accepted a stop, on the same clock.
+        stop_refused: Whether the last stop was refused.
+        last_error: The last failure.
     """
 
     instances: Instances
     instance_id: str
     goal: Goal
     deadline: float
-    seen: ObservedState = ObservedState.LIVE
+    state: ObservedState = ObservedState.LIVE
     settled_at: float = -math.inf
     has_acted: bool = False
     stopped_at: float | None = None
     stop_refused: bool = False
-    failures: int = 0
     last_error: Exception | None = None
+    _backoff: Backoff = field(factory=lambda: Backoff(first=0.5, limit=10.0))
 
     async def run(self) -> None:
-        """Works until the goal is verified.
+        """Stop or delete the instance, and return when the service confirms it.
 
         Raises:
-            TeardownError: when it is not by the deadline.
+            TeardownError: the goal was not confirmed by the deadline.
         """
         with anyio.CancelScope(deadline=self.deadline):
-            while (deed := next_action(self.goal, self.seen)) is not Action.NOTHING:
+            while (action := next_action(self.goal, self.state)) is not Action.NOTHING:
                 try:
-                    self.seen = await self._perform(deed)
+                    self.state = await self._perform(action)
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
-                    # Already stopped, already gone, or not yet: the state decides, not the refusal.
-                    self.stop_refused = deed is Action.STOP
-                    await self._recover(deed, refusal)
+                    # Already stopped, already gone, or not ready for it yet: the next reading tells.
+                    self.stop_refused = action is Action.STOP
+                    await self._recover(action, refusal)
                 except ClientClosedError as error:
-                    self.last_error = error  # the caller's http_client: nothing can be asked any more
+                    self.last_error = error  # the user closed `http_client`: no request can be sent
                     break
                 except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
-                    await self._recover(deed, error)
+                    await self._recover(action, error)
             else:
                 return
         raise TeardownError(
             f"instance {self.instance_id} could not be {'deleted' if self.goal is Goal.GONE else 'stopped'} "
-            f"in time (last seen: {self.seen.name.lower()}; last trouble: {self.last_error or 'none'}). "
+            f"in time (last state: {self.state.name.lower()}; last error: {self.last_error or 'none'}). "
             "IT MAY STILL BE BILLED: stop it with client.instances.stop() or on cortecs.ai.",
             instance_id=self.instance_id,
         )
 
-    async def _perform(self, action: Action) -> ObservedState:  # noqa: PLR0911  (each deed has its outcomes)
+    async def _perform(self, action: Action) -> ObservedState:  # noqa: PLR0911  (each action has its outcomes)
         instance_id, poller = self.instance_id, self.instances.poller
         match action:
             case Action.STOP:
-                answer = await self.instances.stop(instance_id)
+                instance = await self.instances.stop(instance_id)
                 self.stopped_at = anyio.current_time()
                 self.has_acted = True
-                # A delete proves that it was stopped; where there will be none, it has to be read.
-                settled = self.goal is Goal.GONE and _is_at_rest(answer)
-                return ObservedState.STOPPED if settled else ObservedState.STOPPING
+                # The response is enough if a delete follows: that fails unless it is stopped.
+                is_enough = self.goal is Goal.GONE and has_ended(instance)
+                return ObservedState.STOPPED if is_enough else ObservedState.STOPPING
             case Action.AWAIT_STOP:
-                with anyio.move_on_after(_PATIENCE):
-                    found = await wait_until(poller, instance_id, _is_at_rest)
-                    return interpret(found, stop_refused=True)
+                with anyio.move_on_after(_EFFECT_TIMEOUT):
+                    reading = await wait_until(poller, instance_id, has_ended)
+                    return interpret(reading, stop_refused=True)
                 self.stop_refused = False
                 return ObservedState.LIVE
             case Action.DELETE:
@@ -167,28 +173,27 @@ class Teardown:
                 self.has_acted = True
                 return ObservedState.DELETED
             case Action.VERIFY:
-                with anyio.move_on_after(_PATIENCE):
+                with anyio.move_on_after(_EFFECT_TIMEOUT):
                     await wait_until(poller, instance_id, _is_gone, trust_list=True)
                     return ObservedState.GONE
                 return ObservedState.UNSURE
             case Action.READ | Action.NOTHING:
                 reading = await poller.next(poller.subscribe(instance_id))
-                unseen = reading is None and self.stopped_at is None
-                if unseen and anyio.current_time() < self.settled_at:
-                    await anyio.sleep(_LAG)
+                never_seen = reading is None and self.stopped_at is None
+                if never_seen and anyio.current_time() < self.settled_at:
+                    await anyio.sleep(_UNREADABLE_PAUSE)
                     return ObservedState.LIVE
                 return interpret(reading, stop_refused=self.stop_refused)
 
     async def _recover(self, action: Action, error: Exception) -> None:
-        self.seen = ObservedState.UNSURE
+        self.state = ObservedState.UNSURE
+        # The first failure is usually the refusal "already stopped", and needs no pause.
+        pause = 0.0 if self.last_error is None else self._backoff.next()
         self.last_error = error
-        # The first refusal is the ordinary "already stopped": it costs no pause.
-        pause = min(0.25 * 2.0 ** min(self.failures, 10), _MAX_PAUSE) if self.failures else 0.0
-        self.failures += 1
-        asked = error.retry_after if isinstance(error, APIStatusError) else None
-        if asked is not None:
-            # Honoured, but not to the end: an instance that is billed is asked about more than once.
-            pause = max(pause, min(asked, (self.deadline - anyio.current_time()) / 3))
+        retry_after = error.retry_after if isinstance(error, APIStatusError) else None
+        if retry_after is not None:
+            # Leave time for more attempts: the instance is billed until it is stopped.
+            pause = max(pause, min(retry_after, (self.deadline - anyio.current_time()) / 3))
         log(
             Event.LEASE_TEARDOWN_RETRY,
             "instance %s: %s: %s",
@@ -202,10 +207,6 @@ class Teardown:
             request_id=getattr(error, "request_id", None),
         )
         await anyio.sleep(pause)
-
-
-def _is_at_rest(instance: Instance | None) -> bool:
-    return instance is None or instance.status.lower() in TERMINAL_STATUSES
 
 
 def _is_gone(instance: Instance | None) -> bool:

@@ -1,7 +1,7 @@
-"""Checks of arguments, made before any request is sent.
+"""Checks of arguments before a request is sent.
 
-Ids are data, never path. `DELETE /instances/delete-all` deletes every instance of the account, so an id
-that could reach another route than its own is refused here, whatever the HTTP stack would make of it.
+`DELETE /instances/delete-all` deletes every instance of the account. So an id that could reach another route
+than its own is rejected here, whatever the HTTP stack would do with it.
 """
 
 from __future__ import annotations
@@ -15,36 +15,37 @@ from .domain import InstanceArgs, to_model_id
 MAX_WORKERS = 8
 BILLING_INTERVALS = ("per_minute", "per_hour")
 
-# The words that follow /instances/ in the published API.
+# The routes below /instances/ in the published API.
 _ROUTES = frozenset({"start", "restart", "stop", "stop-all", "delete-all"})
 
-# RFC 3986's unreserved characters and the colon: what a path segment carries as it is, so that nothing
-# between here and the service (a proxy that decodes %2F, a router that trims) can read it as more.
+# RFC 3986's unreserved characters and the colon. A path segment carries them unencoded, so nothing on the way
+# to the service (a proxy that decodes %2F, a router that strips spaces) can change the segment.
 _SEGMENT = re.compile(r"[A-Za-z0-9._~:-]+")
 
 
 def check_instance_id(instance_id: str) -> str:
-    """The id, as it may stand in a path.
+    """Check an instance id for use in a path, and return it.
 
     Raises:
-        InvalidArgumentError: when it is not a string, is empty, has other than letters, digits
-            and `._~:-`, or is the name of another route (such as `delete-all`).
+        InvalidArgumentError: it is not a string, is empty, has characters other than ASCII letters, digits
+            and `._~:-`, or is the name of another route, such as `delete-all`.
     """
     _check_segment("instance_id", instance_id)
     if instance_id.casefold() in _ROUTES:
         raise InvalidArgumentError(
-            f"instance_id {instance_id!r} is the name of another request, not the id of an instance"
+            f"instance_id {instance_id!r} is the name of another request. Pass the id of an instance."
         )
-    return str.__str__(instance_id)  # a member of a `str` enum would stand in a path under its name
+    return str.__str__(instance_id)  # in an f-string, a member of a `str` enum may become its name
 
 
-def check_named_id(instance_id: str) -> str:
-    """The id, as it may stand in a body: there it reaches no route, so any text will do.
+def check_body_id(instance_id: str) -> str:
+    """Check an instance id for use in a body, and return it.
 
-    An instance with an odd id can then still be stopped, if not deleted.
+    Any text is allowed, because it cannot reach another route. So an instance whose id is not allowed in a
+    path can be stopped, though not deleted.
 
     Raises:
-        InvalidArgumentError: when it is not a string, is empty, or has lone surrogates.
+        InvalidArgumentError: it is not a string, is empty, or has lone surrogates.
     """
     _check_text("instance_id", instance_id)
     if any("\ud800" <= character <= "\udfff" for character in instance_id):
@@ -53,10 +54,10 @@ def check_named_id(instance_id: str) -> str:
 
 
 def check_model_id(model_id: str) -> str:
-    """The model in the service's spelling; `a/b` and `a--b` are both taken.
+    """Check a model id, `a/b` or `a--b`, and return it in the service's spelling.
 
     Raises:
-        InvalidArgumentError: when it is not a string, is empty, or has characters that no model id has.
+        InvalidArgumentError: it is not a string, is empty, or has characters that no model id has.
     """
     _check_text("model_id", model_id)
     for part in model_id.split("/", 1):
@@ -75,30 +76,29 @@ def _check_segment(name: str, value: str) -> None:
     _check_text(name, value)
     if not _SEGMENT.fullmatch(value) or set(value) == {"."} or ".." in value:
         raise InvalidArgumentError(
-            f"{name} {value[:80]!r} is not an id: letters, digits and ._~:- are allowed"
+            f"{name} {value[:80]!r} is not a valid id. Use only letters, digits and the characters ._~:-"
         )
 
 
 def check_start(
     model_id: str,
     hardware_type_id: str | None,
-    *,
     context_length: int | None,
     num_workers: int,
     billing_interval: str,
 ) -> InstanceArgs:
-    """The arguments of a start, checked against what the published reference allows.
+    """Check the arguments of a start by the published reference, and return them.
 
     Raises:
-        InvalidArgumentError: for anything that the service would refuse on sight.
+        InvalidArgumentError: one of them is not allowed.
     """
     if hardware_type_id is not None:
         _check_segment("hardware_type_id", hardware_type_id)
     if context_length is not None:
-        _check_whole("context_length", context_length)
+        _check_integer("context_length", context_length)
         if context_length < 1:
             raise InvalidArgumentError(f"context_length must be at least 1 token, not {context_length}")
-    _check_whole("num_workers", num_workers)
+    _check_integer("num_workers", num_workers)
     if not 1 <= num_workers <= MAX_WORKERS:
         raise InvalidArgumentError(f"num_workers must be 1 to {MAX_WORKERS}, not {num_workers}")
     if billing_interval not in BILLING_INTERVALS:
@@ -114,16 +114,16 @@ def check_start(
     )
 
 
-def _check_whole(name: str, value: int) -> None:
+def _check_integer(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidArgumentError(f"{name} must be a whole number, not {value!r}")
 
 
 def check_seconds(name: str, value: float | None, *, optional: bool = False) -> None:
-    """Takes a positive number of seconds, or None where that is allowed.
+    """Check that a value is a positive number of seconds, or None if it is optional.
 
     Raises:
-        InvalidArgumentError: for anything else.
+        InvalidArgumentError: it is not.
     """
     if value is None and optional:
         return
@@ -132,10 +132,10 @@ def check_seconds(name: str, value: float | None, *, optional: bool = False) -> 
 
 
 def check_amount(name: str, value: float | None) -> None:
-    """Takes a positive amount of money, or None.
+    """Check that a value is a positive amount of money, or None.
 
     Raises:
-        InvalidArgumentError: for anything else.
+        InvalidArgumentError: it is not.
     """
     if value is None:
         return

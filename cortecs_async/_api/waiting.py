@@ -1,4 +1,4 @@
-"""Waiting until an instance is usable, stopped or gone: judged here, polled by `_watch`."""
+"""Waiting until an instance is usable, stopped or gone. `polling.py` reads it, this module decides."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from .._config import PollPolicy
-from .._errors import (
-    InstanceGoneError,
-    LifecycleError,
-    StartFailedError,
-    StartTimeoutError,
-)
+from .._errors import InstanceGoneError, LifecycleError, StartFailedError, StartTimeoutError
 from .domain import Instance, Progress
 from .polling import Poller, Subscription
 
 ProgressCallback = Callable[[Progress], Awaitable[None] | None]
-"""Called with every change while an instance starts; may be async. What it raises ends the start."""
+"""Called with every change while an instance starts; may be async. If it raises, the start ends."""
 
-# Beyond "stopped" the published reference names no status that ends a start. The others are what services of
-# this kind call it (inferred); a status that is in no list is waited through until the deadline.
+# Statuses, in lower case, that an instance does not leave by itself. Only "stopped" is documented. The others
+# are common names; with any other status, a wait continues until its deadline.
 TERMINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
 
 
+def has_ended(instance: Instance | None) -> bool:
+    """Return whether the instance is gone, or has a terminal status."""
+    return instance is None or instance.status.lower() in TERMINAL_STATUSES
+
+
 class Readiness(enum.Enum):
-    """What a reading means to somebody who waits for the instance to run."""
+    """What a reading means for a wait until the instance runs."""
 
     USABLE = enum.auto()
     WAIT = enum.auto()
@@ -37,14 +37,14 @@ class Readiness(enum.Enum):
 
 
 def assess_reading(instance: Instance | None, *, settled: bool) -> Readiness:
-    """What a reading means; bad news is not believed before things have `settled`."""
+    """Return what a reading means. Before the state has `settled`, only a usable instance ends the wait."""
     if instance is not None and instance.is_usable:
         return Readiness.USABLE
     if not settled:
         return Readiness.WAIT
     if instance is None:
         return Readiness.GONE
-    return Readiness.FAILED if instance.status.lower() in TERMINAL_STATUSES else Readiness.WAIT
+    return Readiness.FAILED if has_ended(instance) else Readiness.WAIT
 
 
 async def wait_until_running(
@@ -58,24 +58,25 @@ async def wait_until_running(
     began: float | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> Instance:
-    """Waits until the instance runs and has a base URL.
+    """Wait until the instance runs and has a base URL.
 
     Args:
         poller: The client's poller.
-        instance_id: Which one.
+        instance_id: The instance.
         policy: For its `stall_timeout`.
         timeout: Seconds; None for no limit.
-        settle: Seconds for which "stopped" and "missing" are not believed.
+        settle: Seconds for which "stopped" and "missing" are ignored, because the service may still show the
+            state from before the start.
         known: A snapshot that the caller has already.
-        began: When the caller began, in seconds of `anyio.current_time`: `timeout` and the elapsed time count
+        began: When the wait began, in seconds of `anyio.current_time`: `timeout` and the elapsed time count
             from there. Default: now.
-        on_progress: Called with every change, `known` included.
+        on_progress: Called with every change, and with `known`.
 
     Raises:
-        StartFailedError: when it reached a terminal status.
-        InstanceGoneError: when it does not exist.
-        StartTimeoutError: when the time is up, or nothing changed for `policy.stall_timeout` seconds.
-        RequestError: when the service could not be asked for longer than `policy.max_outage`, or refuses.
+        StartFailedError: the instance has a terminal status.
+        InstanceGoneError: the instance does not exist.
+        StartTimeoutError: the timeout elapsed, or nothing changed for `policy.stall_timeout` seconds.
+        RequestError: the service rejected the request, or could not be reached for `policy.max_outage`.
     """
     changed_at = anyio.current_time()
     settled_at = changed_at + settle
@@ -92,20 +93,20 @@ async def wait_until_running(
                 await call_back(on_progress, Progress(instance=latest, elapsed=now - began))
             now = anyio.current_time()
         if has_reading:
-            verdict = assess_reading(latest, settled=is_settled)
-            if verdict is Readiness.USABLE and latest is not None:
+            readiness = assess_reading(latest, settled=is_settled)
+            if readiness is Readiness.USABLE and latest is not None:
                 return latest
-            if verdict is Readiness.GONE:
+            if readiness is Readiness.GONE:
                 raise _gone(instance_id)
-            if verdict is Readiness.FAILED and latest is not None:
+            if readiness is Readiness.FAILED and latest is not None:
                 raise StartFailedError(
-                    f"instance {instance_id} became {latest.status!r} instead of running",
+                    f"instance {instance_id} did not start: its status is {latest.status!r}",
                     instance_id=instance_id,
                 )
         if now >= min(deadline, changed_at + stall):
-            raise _too_late(instance_id, latest, waited=now - began, unchanged=now - changed_at)
+            raise _timed_out(instance_id, latest, waited=now - began, unchanged=now - changed_at)
         if not is_settled and now >= settled_at:
-            # From now on bad news is believed, but not old news: the next reading counts, changed or not.
+            # "Stopped" and "missing" count from now on, but not those read before: wait for the next reading.
             is_settled = True
             has_reading = subscription.has_reading = False
         wake_at = min(deadline, changed_at + stall, math.inf if is_settled else settled_at)
@@ -121,10 +122,10 @@ async def wait_until_running(
 async def wait_until(
     poller: Poller, instance_id: str, reached: Callable[[Instance | None], bool], *, trust_list: bool = False
 ) -> Instance | None:
-    """Waits, without a limit of its own, for a reading that `reached` says yes to; None means gone.
+    """Wait, without a timeout, until `reached` accepts a reading, and return it; None means gone.
 
     Raises:
-        RequestError: when the service refuses, or could not be asked for longer than `max_outage`.
+        RequestError: the service rejected the request, or could not be reached for `max_outage` seconds.
     """
     subscription = poller.subscribe(instance_id, trust_list=trust_list)
     while True:
@@ -134,7 +135,7 @@ async def wait_until(
 
 
 async def call_back(callback: ProgressCallback, progress: Progress) -> None:
-    """Calls a callback that may be async."""
+    """Call a callback that may be async."""
     result = callback(progress)
     if inspect.isawaitable(result):
         await result
@@ -142,63 +143,60 @@ async def call_back(callback: ProgressCallback, progress: Progress) -> None:
 
 def _gone(instance_id: str) -> LifecycleError:
     return InstanceGoneError(
-        f"there is no instance {instance_id!r}: client.instances.list() shows what there is",
+        f"instance {instance_id!r} does not exist. client.instances.list() returns the existing ones.",
         instance_id=instance_id,
     )
 
 
-def _too_late(
+def _timed_out(
     instance_id: str, latest: Instance | None, *, waited: float, unchanged: float
 ) -> LifecycleError:
-    state = "nothing was read of it"
+    state = "its status could not be read"
     if latest is not None:
         step = Progress(instance=latest, elapsed=waited).leading
-        state = f"it is {latest.status!r}"
+        state = f"its status is {latest.status!r}"
         if step.num_steps:
             state += f" at step {step.current_step} of {step.num_steps} ({step.description})"
     return StartTimeoutError(
         f"instance {instance_id} was not running after {waited:.0f} s: {state}, unchanged for "
-        f"{unchanged:.0f} s. Allow more time (start_timeout), or another hardware type may start sooner.",
+        f"{unchanged:.0f} s. Increase start_timeout, or try another hardware type.",
         instance_id=instance_id,
     )
 
 
 class InstanceWatch:
-    """What `instances.watch` gives: an async iterator with one item a change.
+    """An async iterator over the changes of an instance, from `client.instances.watch`.
 
-    It ends when the instance is gone, and raises `InstanceGoneError` when it was never there. Changes that
-    come while the consumer is busy are folded into the newest. There is nothing to close.
+    It ends when the instance is gone, and raises `InstanceGoneError` if it never existed. If several changes
+    come while your code is busy, you get only the newest. There is nothing to close.
     """
 
     def __init__(self, poller: Poller, instance_id: str) -> None:
         self._poller = poller
         self._instance_id = instance_id
         self._subscription: Subscription | None = None
-        self._seen = False
-        self._ended = False
+        self._was_seen = False
+        self._has_ended = False
 
     def __aiter__(self) -> InstanceWatch:
         return self
 
     async def __anext__(self) -> Instance:
-        """The next changed snapshot.
+        """Return the next changed snapshot.
 
         Raises:
-            InstanceGoneError: when there never was such an instance.
-            CortecsError: when the service cannot be asked.
+            InstanceGoneError: the instance never existed.
+            CortecsError: the request failed.
         """
-        if self._ended:
+        if self._has_ended:
             raise StopAsyncIteration
         if self._subscription is None:
             self._subscription = self._poller.subscribe(self._instance_id)
         instance = await self._poller.next(self._subscription)
         if instance is not None:
-            self._seen = True
+            self._was_seen = True
             return instance
-        self._ended = True
-        if self._seen:
+        self._has_ended = True
+        if self._was_seen:
             raise StopAsyncIteration
-        raise InstanceGoneError(
-            f"there is no instance {self._instance_id!r}: client.instances.list() shows what there is",
-            instance_id=self._instance_id,
-        )
+        raise _gone(self._instance_id)

@@ -1,1 +1,1 @@
-"""Batches: a file of requests, instances that answer them, a file of answers. Loaded with the first one."""
+"""Batches: a file of requests, instances that answer them, and a file of answers."""

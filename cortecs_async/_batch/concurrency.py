@@ -1,78 +1,67 @@
-"""How many requests at once an endpoint is best asked for. Pure: no clock, no I/O.
+"""Limit the parallel requests to an endpoint, and find the best limit. Pure: no clock, no I/O.
 
-An LLM server works on many requests together: more of them at once means more answers a second, up to a
-point that depends on the model, the hardware and the length of the texts, and that nobody knows beforehand.
-So it is found by trying: the number doubles while that pays, and is then kept, with a look now and then
-whether a little more or a little less would do better. What says that it is too much, a 429 or a 503, takes
-a third off, but not more often than answers can come.
+More parallel requests mean more answers per second, up to a point that depends on the model, the hardware and
+the texts. `AdaptiveLimit` doubles the limit while that pays off. Then it keeps the best one, and now and then
+probes a slightly higher or lower one. A rejection (429, or 503 while the endpoint is up) lowers it by 30 %.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from typing import Protocol
 
 from attrs import define
+from typing_extensions import override
 
-# A step up must bring so much more.
-_WORTH_DOUBLING = 1.2
-_WORTH_A_LITTLE = 1.05
+from .._aio.synchronization import exponential
 
-# A step down may lose no more than this.
-_AS_GOOD = 0.98
+# The throughput that makes an increase worth keeping, relative to before: of a doubling, and of a small one.
+_DOUBLING_GAIN = 1.2
+_SMALL_GAIN = 1.05
 
-_LESS = 0.7
-_STEP = 1.25
+# The throughput that a decrease must keep.
+_TOLERATED_LOSS = 0.98
 
-# Windows between two looks whether another number would do better; twice as many after each that did not.
-_FIRST_PAUSE = 4
-_LONGEST_PAUSE = 64
+# The factors of a decrease after a rejection, and of a probe.
+_DECREASE = 0.7
+_PROBE_STEP = 1.25
 
-# Seconds between two steps down at the least.
-_LEAST_PAUSE = 1.0
+# Windows between two probes, doubled after each probe that did not pay off.
+_MIN_PROBE_INTERVAL = 4
+_MAX_PROBE_INTERVAL = 64
 
-_FEW = 8
+# Seconds between two decreases, at least.
+_MIN_DECREASE_INTERVAL = 1.0
 
-# Answers in a window at the least.
-_FEWEST = 16
+# Up to this limit, only higher ones are probed.
+_LOW_LIMIT = 8
+
+# Answers in a window, at least.
+_MIN_WINDOW = 16
 
 
-class ConcurrencyLimit(Protocol):
-    """How many at once, now."""
+class ConcurrencyLimit:
+    """A fixed limit of parallel requests.
 
-    @property
-    def value(self) -> int:
-        """At least 1."""
-        ...
+    Attributes:
+        value: The limit now, at least 1.
+    """
 
-    def answered(self, now: float, began: float, work: float, *, is_full: bool) -> None:
-        """A request was answered.
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def record_answer(self, now: float, began: float, work: float, *, is_full: bool) -> None:
+        """Record that a request was answered.
 
         Args:
-            now: Seconds, of any clock.
-            began: When it was sent, of the same.
-            work: How much it was, in tokens or whatever is counted.
-            is_full: Whether as many were under way as may be: otherwise it tells nothing of the limit.
+            now: Seconds of any clock.
+            began: When it was sent, by the same clock.
+            work: Its size, in tokens or any other unit.
+            is_full: Whether the limit was in use. Otherwise the answer says nothing about it.
         """
-        ...
 
-    def refused(self, now: float, began: float) -> None:
-        """A request was refused because there are too many."""
-        ...
-
-
-@define
-class FixedLimit:
-    """A number that somebody has chosen."""
-
-    value: int
-
-    def answered(self, now: float, began: float, work: float, *, is_full: bool) -> None:
-        """Changes nothing."""
-
-    def refused(self, now: float, began: float) -> None:
-        """Changes nothing."""
+    def record_rejection(self, now: float, began: float) -> None:
+        """Record that a request was rejected because there were too many."""
 
 
 class _Phase(enum.Enum):
@@ -83,7 +72,7 @@ class _Phase(enum.Enum):
 
 @define
 class _Window:
-    """What was seen since a limit was set."""
+    """Answers since the limit was set."""
 
     since: float
     began: float | None = None  # the first answer to a request that was sent under this limit
@@ -96,46 +85,41 @@ class _Window:
 
 
 @define
-class _Seen:
-    value: int
+class _Measurement:
+    limit: int
     rate: float
     latency: float
 
 
-class AdaptiveLimit:
-    """A limit that finds itself.
+class AdaptiveLimit(ConcurrencyLimit):
+    """A limit that adapts to the endpoint.
 
     Args:
-        initial: Where to begin.
-        highest: Never more than this.
+        initial: The first limit.
+        highest: The highest limit.
     """
 
     def __init__(self, *, initial: int = 32, highest: int = 1024) -> None:
+        super().__init__(min(initial, highest))
         self._highest = highest
-        self._value = min(initial, highest)
         self._phase = _Phase.GROW
         self._window: _Window | None = None
-        self._best: _Seen | None = None
-        self._pause = _FIRST_PAUSE
-        self._held = 0
-        self._upward = True
+        self._best: _Measurement | None = None
+        self._failed_probes = 0  # in a row
+        self._held_windows = 0
+        self._probes_upward = True
         self._lowered_at = float("-inf")
         self._latency = 0.0
-        self._refused = math.inf
+        self._rejected_value = math.inf
 
-    @property
-    def value(self) -> int:
-        """At least 1."""
-        return self._value
-
-    def answered(self, now: float, began: float, work: float, *, is_full: bool) -> None:
-        """See `Limit`."""
+    @override
+    def record_answer(self, now: float, began: float, work: float, *, is_full: bool) -> None:
         window = self._window
         if window is None or not is_full:
             self._window = _Window(since=now)
             return
         if window.began is None:
-            # Those before it were answered by a server that had another number of them.
+            # Skip the answers to requests that were sent under another limit.
             if began >= window.since:
                 window.began = now
             return
@@ -143,88 +127,89 @@ class AdaptiveLimit:
         window.count += 1
         window.work += work
         window.latency += now - began
-        if window.count >= max(self._value, min(_FEWEST, 4 * self._value)):
-            seen = _Seen(self._value, window.rate(now), window.latency / window.count)
+        if window.count >= max(self.value, min(_MIN_WINDOW, 4 * self.value)):
+            measured = _Measurement(self.value, window.rate(now), window.latency / window.count)
             self._window = _Window(since=now, began=now)
-            self._judge(now, seen)
+            self._reconsider(now, measured)
 
-    def refused(self, now: float, began: float) -> None:
-        """See `Limit`."""
-        # Of those that were sent before the last step down, the answers say nothing of this limit; and those
-        # that are refused at once come too fast to be told apart.
-        if began >= self._lowered_at and now - self._lowered_at >= max(_LEAST_PAUSE, self._latency):
+    @override
+    def record_rejection(self, now: float, began: float) -> None:
+        # Requests sent before the last decrease say nothing about the present limit; and immediate rejections
+        # come too fast to be told apart.
+        if began >= self._lowered_at and now - self._lowered_at >= max(_MIN_DECREASE_INTERVAL, self._latency):
             self._lowered_at = now
             self._best = None
-            self._refused = self._value
-            self._upward = False
-            self._hold(now, int(self._value * _LESS))
+            self._rejected_value = self.value
+            self._probes_upward = False
+            self._hold(now, int(self.value * _DECREASE))
 
-    def _judge(self, now: float, seen: _Seen) -> None:
+    def _reconsider(self, now: float, measured: _Measurement) -> None:
         best = self._best
         if best is None:
-            self._best = seen
+            self._best = measured
             if self._phase is _Phase.GROW:
-                self._set(now, self._value * 2)
-            return
-        if self._phase is _Phase.GROW:
-            if seen.rate < best.rate * _WORTH_DOUBLING:
-                # No more answers, only later ones.
-                is_better = seen.rate >= best.rate * _WORTH_A_LITTLE
-                self._best = seen if is_better else best
-                self._hold(now, self._best.value)
+                self._set(now, self.value * 2)
+        elif self._phase is _Phase.GROW:
+            if measured.rate < best.rate * _DOUBLING_GAIN:
+                # The server is saturated: answers only take longer.
+                self._best = measured if measured.rate >= best.rate * _SMALL_GAIN else best
+                self._hold(now, self._best.limit)
             else:
-                self._best = seen
+                self._best = measured
                 self._grow(now)
         elif self._phase is _Phase.PROBE:
-            self._conclude(now, seen, best)
+            self._end_probe(now, measured, best)
         else:
-            self._keep(now, seen, best)
+            self._continue_hold(now, measured, best)
 
     def _grow(self, now: float) -> None:
-        if self._value < self._highest:
-            self._set(now, self._value * 2)
+        if self.value < self._highest:
+            self._set(now, self.value * 2)
         else:
             self._phase = _Phase.HOLD
 
-    def _keep(self, now: float, seen: _Seen, best: _Seen) -> None:
-        if seen.latency > 2 * best.latency and seen.rate < 0.9 * best.rate:
-            # The server has become slower: what it can do together is less than it was.
+    def _continue_hold(self, now: float, measured: _Measurement, best: _Measurement) -> None:
+        if measured.latency > 2 * best.latency and measured.rate < 0.9 * best.rate:
+            # The server has become slower, and so its best limit is lower.
             self._best = None
-            self._hold(now, int(self._value * _LESS))
+            self._hold(now, int(self.value * _DECREASE))
             return
-        # Texts are longer here and shorter there: what is best is what it was lately.
-        self._best = _Seen(self._value, (best.rate + seen.rate) / 2, (best.latency + seen.latency) / 2)
-        self._held += 1
-        if self._held >= self._pause:
+        # An average, because the length of the texts varies.
+        self._best = _Measurement(
+            self.value, (best.rate + measured.rate) / 2, (best.latency + measured.latency) / 2
+        )
+        self._held_windows += 1
+        interval = exponential(self._failed_probes, first=_MIN_PROBE_INTERVAL, limit=_MAX_PROBE_INTERVAL)
+        if self._held_windows >= interval:
             self._phase = _Phase.PROBE
-            # Not downwards where there is hardly anything below.
-            self._upward = not self._upward or self._value <= _FEW
-            self._set(now, int(self._value * _STEP) + 1 if self._upward else int(self._value / _STEP))
+            self._probes_upward = not self._probes_upward or self.value <= _LOW_LIMIT
+            step = int(self.value * _PROBE_STEP) + 1 if self._probes_upward else int(self.value / _PROBE_STEP)
+            self._set(now, step)
 
-    def _conclude(self, now: float, seen: _Seen, best: _Seen) -> None:
-        wanted = _WORTH_A_LITTLE if self._upward else _AS_GOOD
-        if seen.value != best.value and seen.rate >= best.rate * wanted:
-            self._best = seen
-            self._pause = _FIRST_PAUSE
-            if self._upward and self._value * 2 <= self._refused:
-                # The server can do more than was known: as at the beginning.
-                self._phase = _Phase.GROW
-                self._grow(now)
-            else:
-                # It goes on in the direction that was better.
-                self._upward = not self._upward
-                self._hold(now, seen.value)
+    def _end_probe(self, now: float, measured: _Measurement, best: _Measurement) -> None:
+        required = _SMALL_GAIN if self._probes_upward else _TOLERATED_LOSS
+        if measured.limit == best.limit or measured.rate < best.rate * required:
+            self._failed_probes += 1
+            self._hold(now, best.limit)
+            return
+        self._best = measured
+        self._failed_probes = 0
+        if self._probes_upward and self.value * 2 <= self._rejected_value:
+            # The server can do more than it could: grow as in the beginning.
+            self._phase = _Phase.GROW
+            self._grow(now)
         else:
-            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-            self._hold(now, best.value)
+            # Probe in the same direction again.
+            self._probes_upward = not self._probes_upward
+            self._hold(now, measured.limit)
 
     def _hold(self, now: float, value: int) -> None:
         self._phase = _Phase.HOLD
-        self._held = 0
+        self._held_windows = 0
         self._set(now, value)
 
     def _set(self, now: float, value: int) -> None:
         value = max(1, min(value, self._highest))
-        if value != self._value:
-            self._value = value
+        if value != self.value:
+            self.value = value
             self._window = _Window(since=now)

@@ -1,7 +1,7 @@
-"""A line of the OpenAI Batch file format, each way. Pure.
+"""Parse and write single lines of the OpenAI Batch file format. Pure.
 
-The format is that of OpenAI's Batch API, which vLLM's `run_batch` shares: a request a line, with `custom_id`,
-`method`, `url` and `body`; an answer a line, with `custom_id`, `response` and `error`.
+vLLM's `run_batch` uses the same format. A line of the input is a request: `custom_id`, `method`, `url` and
+`body`. A line of the output is its answer: `custom_id`, `response` and `error`.
 """
 
 from __future__ import annotations
@@ -18,45 +18,46 @@ from .._errors import BatchFileError
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
-_PREFIX = "batch_req_"
+_ID_PREFIX = "batch_req_"
 
-# Lists and objects in each other: more than any API has, and less than Python can write from anywhere.
-_DEEPEST = 200
+# Levels of nested lists and objects: more than any API needs, and few enough for Python to encode.
+_MAX_DEPTH = 200
 
-# More tokens than that are none: they would not fit into what adds them up.
-_MOST_TOKENS = 1 << 53
+# Larger token counts are ignored, because they would overflow the sums.
+_MAX_TOKENS = 1 << 53
 
-# Of a response that is no JSON as much as tells what it is.
+# Characters that are kept of an error response that is not JSON.
 _EXCERPT = 2000
 
 
-def _refuse(constant: str) -> None:
+def _reject_constant(constant: str) -> None:
     raise ValueError(f"{constant} is not JSON")
 
 
-# Python's own would take NaN and infinities, which nobody else can read in the output.
-_DECODER = json.JSONDecoder(parse_constant=_refuse)
+# Python's default accepts NaN and infinities, which other readers of the output do not.
+_DECODER = json.JSONDecoder(parse_constant=_reject_constant)
 
-# The same for every line: to make one takes as long as to use it. What was parsed has no circles.
+# Shared, because creating one takes as long as using it. Parsed JSON has no circles to check for.
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
 
 
 @define(eq=False)
 class Request:
-    """A request of the input.
+    """A request of the input, and its failed attempts so far.
 
     Attributes:
         number: Its line, counted from 1.
-        custom_id: As the input gives it.
-        path: Below the endpoint's base URL.
-        body: What is sent.
-        request_id: Tells this request from every other by what it asks. It is the `id` of the answer, so that
-            an output tells which input it belongs to.
-        tries: Attempts that failed so far, whoever was to blame.
-        failures: Those that count against the limit of retries.
-        time_outs: How many attempts timed out.
-        put_off: Attempts so far that the endpoint put off, because there were too many.
-        is_own_fault: Whether the last of all these failures was, as is known by now; None before the first.
+        custom_id: Its id in the input.
+        path: Path below the endpoint's base URL.
+        body: The JSON to send.
+        request_id: A digest of what is sent. It is the `id` of the answer, and tells which input an output
+            belongs to.
+        failures: Failed attempts, whatever their cause, without rejections because of load.
+        own_failures: Failures that count against the limit of retries.
+        timeouts: Attempts that timed out.
+        rejections: Attempts rejected because the endpoint had too many requests.
+        endpoint_has_answered: Returns whether the endpoint has answered another request since the last of
+            these failures, so that this request is to blame; None before the first.
     """
 
     number: int
@@ -64,31 +65,16 @@ class Request:
     path: str
     body: bytes = field(repr=False)
     request_id: str
-    tries: int = 0
     failures: int = 0
-    time_outs: int = 0
-    put_off: int = 0
-    is_own_fault: Callable[[], bool] | None = None
+    own_failures: int = 0
+    timeouts: int = 0
+    rejections: int = 0
+    endpoint_has_answered: Callable[[], bool] | None = None
 
     @property
     def key(self) -> bytes:
         """A digest of the custom_id."""
-        return key_of(self.custom_id)
-
-
-@frozen
-class Answer:
-    """A line of the output.
-
-    Attributes:
-        key: A digest of the custom_id.
-        request_id: See `Request`.
-        succeeded: False for an error line.
-    """
-
-    key: bytes
-    request_id: str
-    succeeded: bool
+        return digest_custom_id(self.custom_id)
 
 
 @define
@@ -99,129 +85,156 @@ class Usage:
     completion_tokens: int = 0
 
 
-def key_of(custom_id: str) -> bytes:
-    """A digest of a custom_id: 128 bits, so that no two of any number of requests have the same."""
+@define(eq=False)
+class AnswerLine:
+    """A line to write to the output.
+
+    Attributes:
+        request: The request that it answers.
+        text: The line.
+        usage: The tokens of an answer; None for an error line.
+    """
+
+    request: Request
+    text: bytes
+    usage: Usage | None = None
+
+
+@frozen
+class ParsedAnswer:
+    """What a line of the output says.
+
+    Attributes:
+        key: A digest of the custom_id.
+        request_id: The `request_id` of the request that it answers.
+        succeeded: False for an error line.
+    """
+
+    key: bytes
+    request_id: str
+    succeeded: bool
+
+
+def digest_custom_id(custom_id: str) -> bytes:
+    """Return a digest of a custom_id, of 128 bits, so that collisions are not a concern."""
     return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
-class RequestReader:
-    """Reads lines of the input.
+class RequestParser:
+    """Parses lines of the input.
 
     Args:
-        path: The input's name, for errors.
-        model: The model that is served.
-        override_model: Ask for this model, whatever the line says.
+        path: The input, for error messages.
+        model: The model that the batch runs.
+        override_model: Accept requests that name another model.
     """
 
     def __init__(self, path: str, model: str, *, override_model: bool) -> None:
         self._path = path
         self._model = model
-        self._names = (model, model.replace("/", "--", 1))
+        self._spellings = (model, model.replace("/", "--", 1))
         self._override = override_model
 
-    def read(self, number: int, raw: bytes) -> tuple[Request, dict[str, Any]] | None:
-        """The request of a line, and its body; None for a blank line.
+    def parse(self, number: int, raw: bytes) -> tuple[Request, dict[str, Any]] | None:
+        """Return the request of a line, and its body; None for a blank line.
 
         Raises:
-            BatchFileError: for what is no request, or none that can be answered here.
+            BatchFileError: The line is not a request, or not one that this batch can answer.
         """
         line = raw.strip()
         if not line:
             return None
         try:
-            return self._read(number, line)
-        except _UnfitError as problem:
-            raise BatchFileError(str(problem), path=self._path, line=number) from None
+            return self._parse(number, line)
+        except _LineError as error:
+            raise BatchFileError(str(error), path=self._path, line=number) from None
 
-    def _read(self, number: int, line: bytes) -> tuple[Request, dict[str, Any]]:
-        data = _parse(line)
-        if line.count(b"{") + line.count(b"[") > _DEEPEST and _is_deep(data):
-            raise _UnfitError("the body is too deep")
+    def _parse(self, number: int, line: bytes) -> tuple[Request, dict[str, Any]]:
+        data = _parse_object(line)
+        if line.count(b"{") + line.count(b"[") > _MAX_DEPTH and _is_too_deep(data):
+            raise _LineError(f"the JSON is nested too deeply (more than {_MAX_DEPTH} levels)")
         custom_id, url, body = data.get("custom_id"), data.get("url"), data.get("body")
         if not isinstance(custom_id, str) or not custom_id:
-            raise _UnfitError("custom_id must be a string that is not empty")
+            raise _LineError("custom_id must be a non-empty string")
         if data.get("method", "POST") != "POST":
-            raise _UnfitError(f"method must be POST, not {data['method']!r}")
+            raise _LineError(f"method must be POST, not {data['method']!r}")
         if url not in URLS:
-            raise _UnfitError(f"url must be one of {', '.join(URLS)}, not {url!r}")
+            raise _LineError(f"url must be one of {', '.join(URLS)}, not {url!r}")
         if not isinstance(body, dict):
-            raise _UnfitError("body must be a JSON object")
+            raise _LineError("body must be a JSON object")
         if body.get("stream"):
-            raise _UnfitError("a batch cannot stream: leave `stream` out of the body")
-        asked = body.get("model", self._model)
-        if asked not in self._names and not self._override:
-            raise _UnfitError(
-                f"it asks for the model {asked!r}, and this batch runs {self._model}; "
-                "override_model=True (--override-model) sends it there all the same"
+            raise _LineError("batches do not support streaming; remove `stream` from the body")
+        model = body.get("model", self._model)
+        if model not in self._spellings and not self._override:
+            raise _LineError(
+                f"the request names the model {model!r}, but this batch runs {self._model}; "
+                f"pass override_model=True (--override-model) to send it to {self._model}"
             )
         body["model"] = self._model
         try:
-            sent = _ENCODER.encode(body).encode()
+            encoded = _ENCODER.encode(body).encode()
         except ValueError:
-            raise _UnfitError("the body has a number that JSON does not know (NaN or infinity)") from None
-        return Request(number, custom_id, url.removeprefix("/v1"), sent, _identify(url, sent)), body
+            raise _LineError("the body contains a number that is not valid JSON (NaN or infinity)") from None
+        digest = hashlib.blake2b(url.encode() + b"\n" + encoded, digest_size=16).hexdigest()
+        return Request(number, custom_id, url.removeprefix("/v1"), encoded, _ID_PREFIX + digest), body
 
 
-def read_answer(path: str, number: int, raw: bytes) -> Answer:
-    """What a line of the output answers.
+def parse_answer(path: str, number: int, raw: bytes) -> ParsedAnswer:
+    """Return what a line of the output says.
 
     Raises:
-        BatchFileError: when it is no line of a batch's output.
+        BatchFileError: It is not a line of a batch output.
     """
     try:
-        data = _parse(raw)
-    except _UnfitError as problem:
-        raise BatchFileError(f"no line of a batch's output: {problem}", path=path, line=number) from None
+        data = _parse_object(raw)
+    except _LineError as error:
+        raise foreign_output_error(str(error), path, number) from None
     custom_id, request_id, response = data.get("custom_id"), data.get("id"), data.get("response")
     if not isinstance(custom_id, str) or not isinstance(request_id, str) or "response" not in data:
-        raise BatchFileError(
-            "no line of a batch's output: it must have id, custom_id and response", path=path, line=number
-        )
+        raise foreign_output_error("id, custom_id and response are required", path, number)
     status = response.get("status_code") if isinstance(response, dict) else None
     succeeded = isinstance(status, int) and 200 <= status < 300 and not data.get("error")
-    return Answer(key_of(custom_id), request_id, succeeded)
+    return ParsedAnswer(digest_custom_id(custom_id), request_id, succeeded)
 
 
-def answered(
-    request: Request, status: int, request_id: str | None, body: bytes
-) -> tuple[bytes, Usage | None]:
-    """The line for an answer of the endpoint, and the tokens that it counted.
+def foreign_output_error(problem: str, path: str, number: int) -> BatchFileError:
+    """Return the error for a file that holds something else than the output of a batch."""
+    message = f"not a line of a batch output: {problem}. Choose another output file."
+    return BatchFileError(message, path=path, line=number)
+
+
+def format_answer(request: Request, status: int, request_id: str | None, body: bytes) -> AnswerLine:
+    """Return the output line for a response of the endpoint.
 
     Raises:
-        ValueError: when a success is no JSON object: it is no answer then.
+        ValueError: A success is not a JSON object, and so not an answer.
     """
     try:
-        # The answer is kept as it came, not as Python would write it. Line breaks between the parts of a JSON
-        # text mean nothing, and within one there are none.
+        # Keep the response as it came instead of encoding it again. Line breaks in valid JSON are whitespace.
         text = _decode(body).strip().replace("\r", " ").replace("\n", " ")
         data = _DECODER.decode(text)
     except (ValueError, RecursionError):
         text, data = "", None
     if not isinstance(data, dict):
         if status < 300:
-            raise ValueError("no JSON object")
-        shown = body.decode("utf-8", "replace")[:_EXCERPT]
-        text = json.dumps({"error": {"message": shown or f"status {status}", "code": None}})
+            raise ValueError("not a JSON object")
+        excerpt = body.decode("utf-8", "replace")[:_EXCERPT]
+        text = json.dumps({"error": {"message": excerpt or f"status {status}", "code": None}})
     usage = _read_usage(data) if status < 300 and isinstance(data, dict) else None
-    said = _ENCODER.encode(request_id or request.request_id)
-    response = f'{{"status_code":{status},"request_id":{said},"body":{text}}}'
-    return _line(request, response, "null"), usage
+    encoded_id = _ENCODER.encode(request_id or request.request_id)
+    response = f'{{"status_code":{status},"request_id":{encoded_id},"body":{text}}}'
+    return _answer_line(request, response, "null", usage)
 
 
-def unanswered(request: Request, code: str, message: str) -> bytes:
-    """The line for a request that got no answer."""
-    return _line(request, "null", json.dumps({"code": code, "message": message}))
+def format_error(request: Request, code: str, message: str) -> AnswerLine:
+    """Return the output line for a request that got no response."""
+    return _answer_line(request, "null", json.dumps({"code": code, "message": message}))
 
 
-def _line(request: Request, response: str, error: str) -> bytes:
+def _answer_line(request: Request, response: str, error: str, usage: Usage | None = None) -> AnswerLine:
     custom_id = _ENCODER.encode(request.custom_id)
-    return (
-        f'{{"id":"{request.request_id}","custom_id":{custom_id},"response":{response},"error":{error}}}\n'
-    ).encode()
-
-
-def _identify(url: str, body: bytes) -> str:
-    return _PREFIX + hashlib.blake2b(url.encode() + b"\n" + body, digest_size=16).hexdigest()
+    text = f'{{"id":"{request.request_id}","custom_id":{custom_id},"response":{response},"error":{error}}}\n'
+    return AnswerLine(request, text.encode(), usage)
 
 
 def _read_usage(data: Mapping[str, Any]) -> Usage:
@@ -229,12 +242,12 @@ def _read_usage(data: Mapping[str, Any]) -> Usage:
     if not isinstance(usage, dict):
         return Usage()
     counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    return Usage(*(each if isinstance(each, int) and 0 <= each < _MOST_TOKENS else 0 for each in counts))
+    return Usage(*(each if isinstance(each, int) and 0 <= each < _MAX_TOKENS else 0 for each in counts))
 
 
-def _is_deep(data: object) -> bool:
+def _is_too_deep(data: object) -> bool:
     level = [data]
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         level = [
             inner
             for each in level
@@ -244,24 +257,24 @@ def _is_deep(data: object) -> bool:
     return bool(level)
 
 
-class _UnfitError(ValueError):
+class _LineError(ValueError):
     """What is wrong with a line."""
 
 
 def _decode(data: bytes) -> str:
-    # Python's codec for this is no C, and takes as long as the JSON.
+    # The codec `utf-8-sig` is written in Python, and takes as long as parsing the JSON.
     return data.removeprefix(codecs.BOM_UTF8).decode()
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def _parse_object(line: bytes) -> dict[str, Any]:
     try:
         data = json.loads(_decode(line))
     except UnicodeDecodeError:
-        raise _UnfitError("it is not UTF-8") from None
+        raise _LineError("not valid UTF-8") from None
     except json.JSONDecodeError as error:
-        raise _UnfitError(f"it is not JSON: {error.msg} at column {error.colno}") from None
+        raise _LineError(f"not valid JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError):
-        raise _UnfitError("it is JSON beyond what Python reads: too deep, or a number too long") from None
+        raise _LineError("the JSON is nested too deeply, or a number in it is too long") from None
     if not isinstance(data, dict):
-        raise _UnfitError("it is not a JSON object")
+        raise _LineError("not a JSON object")
     return data

@@ -1,99 +1,90 @@
-"""Which requests of an input have an answer in its output, for files of any length in little memory.
+"""Find which requests of an input are answered in its output, for files of any length in little memory.
 
-What identifies a line, a digest, goes into one of many parts of a temporary file by its first bytes, so that
-equal ones meet in the same part; then one part after the other is looked at in memory. A line of the input
-takes 48 bytes of disk meanwhile, and one bit of memory.
+The digests of all lines go to temporary files, partitioned by their first bytes, so that equal ones share a
+partition. Then one partition at a time is compared in memory. Each line takes 48 bytes of disk meanwhile, and
+each line of the input one bit of memory.
 """
 
 from __future__ import annotations
 
 import struct
 import tempfile
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 from attrs import define, field
 
-from .._errors import BatchWriteError
+from .output import write_errors
 
-# Key, digest of the request, number of the line, and where the line begins.
-_ENTRY = struct.Struct("<16s16sQQ")
+# Digest of the custom_id, digest of the request, number of the line, and where the line begins.
+_RECORD = struct.Struct("<16s16sQQ")
+Record = tuple[bytes, bytes, int, int]
 
-# Bytes of a file for each part, so that a part holds some ten thousand lines.
-_SHARE = 4 << 20
-_MOST_PARTS = 1024
+# Bytes of input for each partition, so that a partition holds some ten thousand lines.
+_PARTITION_SIZE = 4 << 20
+_MAX_PARTITIONS = 1024
 
-# Bytes of a part that are kept in memory until they are written.
-_BUFFER = 170 * _ENTRY.size
-
-
-@contextmanager
-def _told() -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise BatchWriteError(
-            f"no temporary file can be written: {error.strerror} (TMPDIR says in which folder)",
-            path=tempfile.tempdir or "",
-        ) from None
+# Bytes of a partition that are kept in memory until they are written.
+_BUFFER_SIZE = 170 * _RECORD.size
 
 
-Entry = tuple[bytes, bytes, int, int]
-
-
-class Parts:
-    """Entries, sorted into parts by their keys.
+class Partitions:
+    """Records in a temporary file, partitioned by the digest of their custom_id.
 
     Args:
-        count: How many parts.
+        count: Number of partitions.
 
     Raises:
-        BatchWriteError: as its methods do, when a temporary file cannot be written.
+        BatchWriteError: The temporary file cannot be written. The methods raise it too.
     """
 
     def __init__(self, count: int) -> None:
         self.count = count
         self._buffers = [bytearray() for _ in range(count)]
         self._chunks: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-        with _told():
-            # Closed by close(), or when nobody knows it any more.
-            self._file = tempfile.TemporaryFile(prefix="cortecs-batch-")  # noqa: SIM115
+        with _write_errors():
+            self._file = tempfile.TemporaryFile(prefix="cortecs-batch-")  # noqa: SIM115  (closed by `close`)
         self._size = 0
 
     def add(self, key: bytes, request: bytes, line: int, offset: int) -> None:
-        """Adds an entry."""
-        part = int.from_bytes(key[:4], "little") % self.count
-        buffer = self._buffers[part]
-        buffer += _ENTRY.pack(key, request, line, offset)
-        if len(buffer) >= _BUFFER:
-            with _told():
+        """Add a record."""
+        partition = int.from_bytes(key[:4], "little") % self.count
+        buffer = self._buffers[partition]
+        buffer += _RECORD.pack(key, request, line, offset)
+        if len(buffer) >= _BUFFER_SIZE:
+            with _write_errors():
                 self._file.write(buffer)
-            self._chunks[part].append((self._size, len(buffer)))
+            self._chunks[partition].append((self._size, len(buffer)))
             self._size += len(buffer)
             buffer.clear()
 
-    def read(self, part: int) -> Iterator[Entry]:
-        """The entries of a part, in the order in which they were added."""
-        with _told():
+    def read(self, partition: int) -> Iterator[Record]:
+        """Yield the records of a partition, in the order in which they were added."""
+        with _write_errors():
             self._file.flush()
-        for offset, size in self._chunks[part]:
+        for offset, size in self._chunks[partition]:
             self._file.seek(offset)
-            yield from _ENTRY.iter_unpack(self._file.read(size))
-        yield from _ENTRY.iter_unpack(bytes(self._buffers[part]))
+            yield from _RECORD.iter_unpack(self._file.read(size))
+        yield from _RECORD.iter_unpack(bytes(self._buffers[partition]))
         self._file.seek(self._size)
 
     def close(self) -> None:
-        """Gives the disk back."""
+        """Delete the temporary file."""
         self._file.close()
 
 
+def _write_errors() -> AbstractContextManager[None]:
+    advice = "Set TMPDIR to a directory with enough space."
+    return write_errors("cannot write a temporary file", advice, tempfile.tempdir or "")
+
+
 @define
-class Clash:
-    """Two lines that must not be as they are.
+class Conflict:
+    """A line that contradicts another one.
 
     Attributes:
-        line: The later one.
-        other: The earlier one, or that of the other file; None for a line without a counterpart.
+        line: The later line of a file, or the line of the output.
+        other: The earlier line, or the line of the input; None if there is no counterpart.
     """
 
     line: int
@@ -101,20 +92,20 @@ class Clash:
 
 
 @define
-class Match:
-    """What came of the comparison.
+class Comparison:
+    """How the output compares with the input.
 
     Attributes:
-        repeated: The first line of the input whose custom_id was there before.
-        answered_twice: The first line of the output whose custom_id was there before.
-        foreign: The first line of the output that the input does not have, or asks otherwise.
-        done: A bit for each line of the input, set where the output has its answer.
+        done: A bit for each line of the input, set if the output has its answer.
+        duplicate_request: The first line of the input that repeats a custom_id.
+        duplicate_answer: The first line of the output that repeats a custom_id.
+        foreign_answer: The first line of the output whose request is not in the input, or differs there.
     """
 
     done: bytearray
-    repeated: Clash | None = None
-    answered_twice: Clash | None = None
-    foreign: Clash | None = None
+    duplicate_request: Conflict | None = None
+    duplicate_answer: Conflict | None = None
+    foreign_answer: Conflict | None = None
 
 
 @define(eq=False)
@@ -122,75 +113,81 @@ class Index:
     """The lines of an input and of its output.
 
     Args:
-        size: Bytes of the input, about.
+        size: Approximate bytes of the input.
     """
 
     size: int
-    lines: int = 0
-    _requests: Parts = field(init=False)
-    _answers: Parts = field(init=False)
+    last_line: int = field(default=0, init=False)
+    _requests: Partitions = field(init=False)
+    _answers: Partitions = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        count = min(max(1, self.size // _SHARE), _MOST_PARTS)
-        self._requests, self._answers = Parts(count), Parts(count)
+        count = min(max(1, self.size // _PARTITION_SIZE), _MAX_PARTITIONS)
+        self._requests, self._answers = Partitions(count), Partitions(count)
 
     def add_request(self, key: bytes, request_id: str, line: int) -> None:
-        """A line of the input."""
-        self.lines = line
+        """Add a line of the input."""
+        self.last_line = line
         self._requests.add(key, _digest(request_id), line, 0)
 
     def add_answer(self, key: bytes, request_id: str, line: int, offset: int) -> None:
-        """A line of the output, and where it begins in bytes."""
+        """Add a line of the output, and the byte where it begins."""
         self._answers.add(key, _digest(request_id), line, offset)
 
-    def match(self, check: Callable[[], None] = lambda: None) -> Match:
-        """Compares the two.
+    def compare(self, check: Callable[[], None] = lambda: None) -> Comparison:
+        """Compare the output with the input.
 
         Args:
-            check: Called with every part; what it raises ends the work.
+            check: Called for every partition. It may raise to stop.
         """
-        match = Match(bytearray(self.lines // 8 + 1))
-        for part in range(self._requests.count):
+        result = Comparison(bytearray(self.last_line // 8 + 1))
+        for partition in range(self._requests.count):
             check()
-            asked: dict[bytes, tuple[bytes, int]] = {}
-            for key, request, line, _ in self._requests.read(part):
-                if key in asked:
-                    match.repeated = _earlier(match.repeated, Clash(line, asked[key][1]))
+            requests: dict[bytes, tuple[bytes, int]] = {}
+            for key, request, line, _ in self._requests.read(partition):
+                if key in requests:
+                    conflict = Conflict(line, requests[key][1])
+                    result.duplicate_request = _first(result.duplicate_request, conflict)
                 else:
-                    asked[key] = request, line
-            answered: dict[bytes, int] = {}
-            for key, request, line, _ in self._answers.read(part):
-                if key in answered:
-                    match.answered_twice = _earlier(match.answered_twice, Clash(line, answered[key]))
+                    requests[key] = request, line
+            answers: dict[bytes, int] = {}
+            for key, request, line, _ in self._answers.read(partition):
+                if key in answers:
+                    result.duplicate_answer = _first(result.duplicate_answer, Conflict(line, answers[key]))
                     continue
-                answered[key] = line
-                found = asked.get(key)
+                answers[key] = line
+                found = requests.get(key)
                 if found is None or found[0] != request:
-                    match.foreign = _earlier(match.foreign, Clash(line, found and found[1]))
+                    conflict = Conflict(line, found and found[1])
+                    result.foreign_answer = _first(result.foreign_answer, conflict)
                 else:
-                    match.done[found[1] >> 3] |= 1 << (found[1] & 7)
-        return match
+                    result.done[found[1] >> 3] |= 1 << (found[1] & 7)
+        return result
 
-    def pairs(self) -> Iterator[tuple[int, int]]:
-        """For each line of the input that has an answer: its number, and where the answer begins."""
-        for part in range(self._requests.count):
-            asked = {key: line for key, _, line, _ in self._requests.read(part)}
-            for key, _, _, offset in self._answers.read(part):
-                yield asked[key], offset
+    def answer_offsets(self) -> Iterator[tuple[int, int]]:
+        """Yield the line of each answered request, and the byte of the output where its answer begins."""
+        for partition in range(self._requests.count):
+            lines = {key: line for key, _, line, _ in self._requests.read(partition)}
+            for key, _, _, offset in self._answers.read(partition):
+                yield lines[key], offset
 
     def close(self) -> None:
-        """Gives the disk back."""
+        """Delete the temporary files."""
         self._requests.close()
         self._answers.close()
 
 
 def is_done(done: bytearray, line: int) -> bool:
-    """Whether a line of the input has its answer."""
+    """Return whether a line of the input has its answer.
+
+    Raises:
+        IndexError: The input had no such line.
+    """
     return bool(done[line >> 3] >> (line & 7) & 1)
 
 
 def _digest(request_id: str) -> bytes:
-    # An id that is none of ours belongs to no request of the input.
+    # An id that this package did not write matches no request.
     try:
         digest = bytes.fromhex(request_id.rpartition("_")[2])
     except ValueError:
@@ -198,5 +195,5 @@ def _digest(request_id: str) -> bytes:
     return digest if len(digest) == 16 else b""
 
 
-def _earlier(known: Clash | None, found: Clash) -> Clash:
+def _first(known: Conflict | None, found: Conflict) -> Conflict:
     return found if known is None or found.line < known.line else known

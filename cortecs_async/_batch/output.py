@@ -1,6 +1,6 @@
-"""The output of a batch: lines that are on the disk when they are counted, whatever ends the process.
+"""Read and write the files of a batch. A line of the output is on disk before it is counted.
 
-Blocking: whoever is on an event loop calls it from a thread.
+`Output` is the output file, open and locked. All of this blocks; on an event loop, call it from a thread.
 """
 
 from __future__ import annotations
@@ -15,55 +15,59 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .._errors import BatchFileError, BatchWriteError
+from .._errors import BatchFileError, BatchWriteError, CortecsError
+from .format import foreign_output_error
 
-# What file systems say that have no locks.
+# Errors of file systems that have no locks.
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
 _OFFSET_SIZE = 8
 
-# Not waiting, should it be a pipe.
+# Non-blocking, because opening a pipe would wait for a reader.
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 
-# How every line begins that _format.py writes.
-_HEAD = b'{"id":"batch_req_'
+_CONTINUE = "Every answer counted so far is in it; run the same batch again to continue."
+
+# The beginning of every line that `format` writes.
+_LINE_PREFIX = b'{"id":"batch_req_'
 
 
 class Output:
-    """An output file, open and locked.
+    """An output file, open and locked. The file is created if it does not exist.
 
     Args:
-        path: Where it lies. It is made if it is not there.
+        path: The file.
 
     Raises:
-        BatchFileError: when it cannot be written, is no plain file, or another process writes it.
+        BatchFileError: The file cannot be written, is not a regular file, or another process is writing it.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._is_new = not _exists(path)
-        self._fd = _open(path)
-        # A caller that was cancelled may close it while its thread still writes.
+        with file_errors("cannot be written", path):
+            self._is_new = not path.exists()
+            self._fd = _open(path)
+        # After a cancellation, `close` may run while a thread still writes.
         self._busy = threading.Lock()
         self._end = 0
         self._is_closed = False
 
     def keep(self) -> None:
-        """It stays, even if nothing comes into it: there is a run that found nothing wrong."""
+        """Keep the file even if it is empty: the batch has completed."""
         self._is_new = False
 
-    def cut(self, end: int) -> None:
-        """Cuts off what a process left behind that died while it wrote.
+    def truncate(self, end: int) -> None:
+        """Cut off an incomplete line that a process left when it died.
 
         Args:
-            end: Where the last whole line ends, as `WholeLines` says.
+            end: The end of the last complete line, in bytes.
         """
         with self._busy:
-            # The number of a closed file may be another's by now.
+            # The descriptor of a closed file may belong to another file by now.
             if self._is_closed:
                 return
             if os.fstat(self._fd).st_size > end:
@@ -72,104 +76,91 @@ class Output:
             self._end = end
 
     def append(self, lines: Iterable[bytes]) -> int:
-        """Writes lines, and returns when they are on the disk; where the first of them begins.
+        """Write lines to the disk, and return the byte where the first one begins.
 
         Raises:
-            BatchWriteError: when they cannot be written. None of them is in the file then.
+            BatchWriteError: They could not be written. The file has none of them.
         """
         data = b"".join(lines)
         with self._busy:
             if self._is_closed:
                 raise BatchWriteError(f"{self.path} is closed", path=str(self.path))
             begin = self._end
-            try:
-                os.lseek(self._fd, begin, os.SEEK_SET)
-                view = memoryview(data)
-                while view:
-                    view = view[os.write(self._fd, view) :]
-                os.fsync(self._fd)
-                if self._is_new and not begin:
-                    _sync_folder(self.path)
-            except OSError as error:
-                # Should that fail as well, the next run cuts off what is torn.
-                with contextlib.suppress(OSError):
-                    os.ftruncate(self._fd, begin)
-                raise BatchWriteError(
-                    f"{self.path} cannot be written: {error.strerror}. All that was counted is in it: the "
-                    "same batch, run again, goes on from there.",
-                    path=str(self.path),
-                ) from None
+            with write_errors(f"{self.path} cannot be written", _CONTINUE, self.path):
+                try:
+                    os.lseek(self._fd, begin, os.SEEK_SET)
+                    view = memoryview(data)
+                    while view:
+                        view = view[os.write(self._fd, view) :]
+                    os.fsync(self._fd)
+                    if self._is_new and not begin:
+                        _sync_folder(self.path)
+                except OSError:
+                    # If that fails too, the next run cuts off the incomplete line.
+                    with contextlib.suppress(OSError):
+                        os.ftruncate(self._fd, begin)
+                    raise
             self._end = begin + len(data)
         return begin
 
-    def check_room(self, needed: int) -> None:
-        """Sees to it that a run does not begin which the disk cannot hold.
-
-        Args:
-            needed: Bytes, at the least.
+    def check_free_space(self, needed: int) -> None:
+        """Check that the disk has room for so many bytes.
 
         Raises:
-            BatchFileError: when there is less.
+            BatchFileError: It has less.
         """
         free = shutil.disk_usage(self.path.absolute().parent).free
         if free < needed:
             raise BatchFileError(
-                f"the disk has room for {free / 1e6:.0f} MB, and the answers take {needed / 1e6:.0f} or more",
+                f"the disk has {free / 1e6:.0f} MB free, but the answers need at least {needed / 1e6:.0f} MB",
                 path=str(self.path),
             )
 
-    def drop(self, is_out: Callable[[bytes], bool], check: Callable[[], None]) -> None:
-        """Takes lines out, in one step.
+    def remove_lines(self, is_removed: Callable[[bytes], bool], check: Callable[[], None]) -> None:
+        """Remove lines, atomically.
 
         Args:
-            is_out: Which.
-            check: Called with every line; what it raises leaves the file as it is.
+            is_removed: Returns whether to remove a line.
+            check: Called for every line. It may raise, which leaves the file unchanged.
 
         Raises:
-            BatchWriteError: when that cannot be done.
+            BatchWriteError: The file could not be rewritten.
         """
 
-        def keep(target: BinaryIO) -> None:
+        def write_others(target: BinaryIO) -> None:
             for _, _, line in read_lines(self.path):
                 check()
-                if not is_out(line):
+                if not is_removed(line):
                     target.write(line)
 
-        self._replace(keep)
+        self._replace(write_others)
 
     def sort(
-        self, last: int, pairs: Callable[[], Iterable[tuple[int, int]]], check: Callable[[], None]
+        self,
+        last_line: int,
+        answer_offsets: Callable[[], Iterable[tuple[int, int]]],
+        check: Callable[[], None],
     ) -> None:
-        """Puts the lines into the order of the input, in one step.
+        """Sort the answers in the order of the input, atomically.
 
         Args:
-            last: The last line of the input.
-            pairs: Number of a line of the input, and where its answer begins; for each answer.
-            check: Called with every line; what it raises leaves the file as it is.
+            last_line: The last line of the input.
+            answer_offsets: Returns the line of each request, and the byte where its answer begins.
+            check: Called for every line. It may raise, which leaves the file unchanged.
 
         Raises:
-            BatchWriteError: when that cannot be done. The file is complete then, if not in order.
+            BatchWriteError: The file could not be sorted. It is complete all the same.
         """
-        try:
-            self._sort(last, pairs, check)
-        except OSError as error:
-            if isinstance(error, BatchWriteError):
-                raise
-            raise BatchWriteError(
-                f"{self.path} is complete and cannot be put into order: {error.strerror} (TMPDIR says where "
-                "temporary files lie)",
-                path=str(self.path),
-            ) from None
-
-    def _sort(
-        self, last: int, pairs: Callable[[], Iterable[tuple[int, int]]], check: Callable[[], None]
-    ) -> None:
-        # A map in a file: its pages are the system's to drop, and no memory of the process.
-        with tempfile.TemporaryFile(prefix="cortecs-batch-") as scratch:
-            # Not a hole: to write into one of a full disk is no error but the end of the process.
-            os.posix_fallocate(scratch.fileno(), 0, (last + 1) * _OFFSET_SIZE)
+        problem, advice = f"{self.path} is complete but could not be sorted", "Temporary files go to TMPDIR."
+        # A memory map of a file, so that the system may drop its pages.
+        with (
+            write_errors(problem, advice, self.path),
+            tempfile.TemporaryFile(prefix="cortecs-batch-") as scratch,
+        ):
+            # Allocated first: a write into a hole of a full disk would kill the process.
+            os.posix_fallocate(scratch.fileno(), 0, (last_line + 1) * _OFFSET_SIZE)
             with mmap.mmap(scratch.fileno(), 0) as table, memoryview(table) as raw, raw.cast("Q") as begins:
-                for line, offset in pairs():
+                for line, offset in answer_offsets():
                     check()
                     begins[line] = offset + 1
                 if not _is_ascending(begins):
@@ -184,42 +175,36 @@ class Output:
                     target.write(source.readline())
 
     def _replace(self, write: Callable[[BinaryIO], None]) -> None:
-        with self._busy:
-            if self._is_closed:
-                return
-            try:
+        with self._busy, write_errors(f"{self.path} could not be rewritten", "It is unchanged.", self.path):
+            if not self._is_closed:
                 self._replace_open(write)
-            except OSError as error:
-                raise BatchWriteError(
-                    f"{self.path} cannot be written anew, and stays as it is: {error.strerror}",
-                    path=str(self.path),
-                ) from None
 
     def _replace_open(self, write: Callable[[BinaryIO], None]) -> None:
         status = os.fstat(self._fd)
-        # One name, so that what a killed run left is written over; and short, whatever the output's is.
-        mark = hashlib.blake2b(self.path.name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
-        name = self.path.parent / f".cortecs-batch-{mark}.new"
-        descriptor = os.open(name, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        # Always the same name, so that the next run overwrites the file of a killed one; and short,
+        # because the name of the output may have the maximum length.
+        digest = hashlib.blake2b(self.path.name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+        new_path = self.path.parent / f".cortecs-batch-{digest}.new"
+        descriptor = os.open(new_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-            # Before it has the name, so that it never is anybody else's.
+            # Before it gets the name, so that no other process can lock it first.
             _lock(descriptor, self.path)
             with os.fdopen(os.dup(descriptor), "wb") as target:
                 write(target)
                 target.flush()
                 os.fsync(target.fileno())
-            name.replace(self.path)
+            new_path.replace(self.path)
             _sync_folder(self.path)
         except BaseException:
             os.close(descriptor)
-            name.unlink(missing_ok=True)
+            new_path.unlink(missing_ok=True)
             raise
         os.close(self._fd)
         self._fd, self._end = descriptor, os.fstat(descriptor).st_size
 
     def close(self) -> None:
-        """Closes it, and gives the lock back. Of a run that came to nothing, no empty file stays."""
+        """Close and unlock the file. Delete it if this run created it and wrote nothing."""
         with self._busy:
             if self._is_closed:
                 return
@@ -229,40 +214,26 @@ class Output:
             os.close(self._fd)
 
 
-class WholeLines:
-    """The lines of an output, without what stands torn at its end.
+def read_complete_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
+    """Yield like `read_lines`, but leave out an incomplete last line. A missing file has no lines.
 
-    Attributes:
-        end: After the last line: where that ends.
+    Raises:
+        BatchFileError: The incomplete line is not one that a batch leaves.
     """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.end = 0
-
-    def __iter__(self) -> Iterator[tuple[int, int, bytes]]:
-        """Number, beginning in bytes and text of each; none where there is no file yet.
-
-        Raises:
-            BatchFileError: when what stands at the end is not what a batch leaves there.
-        """
-        if not self._path.exists():
+    if not path.exists():
+        return
+    for number, offset, line in read_lines(path):
+        if not line.endswith(b"\n"):
+            # It will be cut off, so it must be ours: the path may name a wrong file.
+            is_ours = line.startswith(_LINE_PREFIX) or _LINE_PREFIX.startswith(line)
+            if not is_ours and (number == 1 or line.strip(b"\0")):
+                raise foreign_output_error("no line break at its end", str(path), number)
             return
-        for number, offset, line in read_lines(self._path):
-            if not line.endswith(b"\n"):
-                # It will be cut off, so it must be ours: somebody may have named the wrong file.
-                is_ours = line.startswith(_HEAD) or _HEAD.startswith(line)
-                if not is_ours and (self.end == 0 or line.strip(b"\0")):
-                    raise BatchFileError(
-                        "no line of a batch's output: it does not end", path=str(self._path), line=number
-                    )
-                return
-            yield number, offset, line
-            self.end = offset + len(line)
+        yield number, offset, line
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Number, counted from 1, beginning in bytes, and text of each line of a file."""
+    """Yield the number, counted from 1, first byte and text of each line of a file."""
     offset = 0
     with path.open("rb", buffering=1 << 20) as file:
         for number, line in enumerate(file, 1):
@@ -270,67 +241,73 @@ def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
             offset += len(line)
 
 
-def check_plain(path: Path) -> os.stat_result:
-    """The status of a plain file.
+@contextlib.contextmanager
+def file_errors(problem: str, path: Path) -> Generator[None]:
+    """Raise errors of the system as `BatchFileError`, about the file that they name, or else `path`."""
+    try:
+        yield
+    except CortecsError:
+        raise  # BatchWriteError is an OSError too
+    except OSError as error:
+        raise BatchFileError(f"{problem}: {error.strerror}", path=str(error.filename or path)) from None
+
+
+@contextlib.contextmanager
+def write_errors(problem: str, advice: str, path: Path | str) -> Generator[None]:
+    """Raise errors of the system as `BatchWriteError`."""
+    try:
+        yield
+    except CortecsError:
+        raise
+    except OSError as error:
+        raise BatchWriteError(f"{problem}: {error.strerror}. {advice}", path=str(path)) from None
+
+
+def stat_regular_file(path: Path) -> os.stat_result:
+    """Return the status of a regular file.
 
     Raises:
-        BatchFileError: when it is none.
+        BatchFileError: It is another kind of file, or cannot be read.
     """
-    try:
+    with file_errors("cannot be read", path):
         status = path.stat()
-    except OSError as error:
-        raise BatchFileError(f"cannot be read: {error.strerror}", path=str(path)) from None
-    if not stat.S_ISREG(status.st_mode):
-        raise BatchFileError("it is not a plain file", path=str(path))
+    _check_regular(status, path)
     return status
 
 
-def _exists(path: Path) -> bool:
-    try:
-        return path.exists()
-    except OSError as error:
-        raise BatchFileError(f"cannot be written: {error.strerror}", path=str(path)) from None
+def _check_regular(status: os.stat_result, path: Path) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise BatchFileError("not a regular file", path=str(path))
 
 
 def _open(path: Path) -> int:
-    try:
-        while True:
-            descriptor = os.open(path, _FLAGS, 0o666)
-            try:
-                is_there = _claim(descriptor, path)
-            except BaseException:
-                os.close(descriptor)
-                raise
-            if is_there:
-                return descriptor
+    while True:
+        descriptor = os.open(path, _FLAGS, 0o666)
+        try:
+            _check_regular(os.fstat(descriptor), path)
+            _lock(descriptor, path)
+            # The process that had the lock may have replaced or removed the file.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(descriptor), path.stat()):
+                    return descriptor
+        except BaseException:
             os.close(descriptor)
-    except OSError as error:
-        raise BatchFileError(f"cannot be written: {error.strerror}", path=str(path)) from None
-
-
-def _claim(descriptor: int, path: Path) -> bool:
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        raise BatchFileError("it is not a plain file", path=str(path))
-    _lock(descriptor, path)
-    # It may have been replaced or removed, by the process that had the lock before.
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
+            raise
+        os.close(descriptor)
 
 
 def _lock(descriptor: int, path: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise BatchFileError("another process is writing it", path=str(path)) from None
+        raise BatchFileError("another process is writing this file", path=str(path)) from None
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
 
 
 def _sync_folder(path: Path) -> None:
-    # A new name is on the disk only when its folder is.
+    # A new file name is on disk only once its directory is.
     folder = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(folder)

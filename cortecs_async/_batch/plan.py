@@ -1,48 +1,55 @@
-"""What is to be done: both files read from beginning to end and compared, before anything is started."""
+"""The options of a batch, and its plan: both files are read and compared before anything is started."""
 
 from __future__ import annotations
 
+import math
 import os
+import resource
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from attrs import define, evolve, frozen
 
-from .._aio.threads import StopFlag
-from .._errors import BatchFileError, CortecsError
-from .format import RequestReader, read_answer
-from .index import Clash, Index, Match
-from .output import Output, WholeLines, check_plain, read_lines
+from .._aio.threads import StopFlag, run_stoppable
+from .._errors import BatchFileError, InvalidArgumentError
+from .concurrency import AdaptiveLimit, ConcurrencyLimit
+from .format import RequestParser, parse_answer
+from .index import Comparison, Index
+from .output import Output, file_errors, read_complete_lines, read_lines, stat_regular_file
+from .report import BatchProgressCallback
 
-# Characters of text to a token, about; there is no tokenizer here.
-_CHARACTERS_A_TOKEN = 4
+# An estimate, because there is no tokenizer here.
+_CHARACTERS_PER_TOKEN = 4
 
-# Bytes that an answer takes at the least.
-_LEAST_ANSWER = 300
+# File descriptors that are left for other purposes than connections to endpoints.
+_RESERVED_DESCRIPTORS = 100
+
+# Bytes of the smallest answer.
+_MIN_ANSWER_SIZE = 300
 
 
 @frozen(kw_only=True)
 class BatchPlan:
-    """What a batch will do, and what can be told of it before.
+    """What a batch will do.
 
     Attributes:
         total: Requests in the input.
-        succeeded: Those that the output answers already.
-        failed: Those that it has an error line for.
-        left: Those that will be sent.
-        prompt_tokens: Of the whole input, about: a quarter of its characters.
-        max_completion_tokens: Of the whole input, at the most; None when a request sets no limit.
+        succeeded: Requests that the output answers already.
+        failed: Requests that have an error line in the output.
+        left: Requests to send.
+        prompt_tokens: Estimated prompt tokens of the whole input: a quarter of its characters.
+        max_completion_tokens: Most completion tokens of the whole input; None if a request sets no limit.
         longest_line: The line of the longest request, prompt and answer taken together.
-        longest_tokens: Its tokens, about.
-        context_length: Tokens that prompt and answer may have together; None where it is not known.
-        model: The model, as the endpoint calls it.
-        hardware_type_id: The hardware; None where it is not known.
-        is_available: Whether that hardware is free now.
-        instances: How many will be started.
-        num_workers: Workers of each.
-        price_per_minute: Of all instances and workers, in `currency`; None where it is not known.
-        balance: Of the account, in `balance_currency`.
+        longest_tokens: Its estimated tokens.
+        context_length: Tokens that a prompt and its answer may have together; None if not known.
+        model: The model, as the endpoint names it.
+        hardware_type_id: The hardware; None if not known.
+        is_available: Whether that hardware is available now; None if not known.
+        instances: Instances to start.
+        num_workers: Workers of each instance.
+        price_per_minute: Price of all instances and workers, in `currency`; None if not known.
+        balance: Balance of the account, in `balance_currency`.
         currency: As the price list names it.
         balance_currency: As the account names it.
     """
@@ -67,106 +74,143 @@ class BatchPlan:
     balance_currency: str = ""
 
 
-@frozen
-class Files:
-    """The input and the output."""
+@frozen(kw_only=True)
+class BatchOptions:
+    """The files, the model as the endpoint names it, and the options of `client.run_batch`.
+
+    Raises:
+        InvalidArgumentError: An option is invalid.
+    """
 
     source: Path
     target: Path
+    model: str
+    override_model: bool = False
+    instances: int = 1
+    concurrency: int | Literal["auto"] = "auto"
+    max_retries: int = 5
+    ordered: bool = False
+    retry_failed: bool = False
+    on_progress: BatchProgressCallback | None = None
+
+    def __attrs_post_init__(self) -> None:
+        _check_count("instances", self.instances, 1)
+        _check_count("max_retries", self.max_retries, 0)
+        if self.concurrency != "auto":
+            _check_count("concurrency", self.concurrency, 1)
+            # Each request in flight uses a connection, and each connection a file descriptor.
+            if self.concurrency * self.instances > _max_connections():
+                raise InvalidArgumentError(
+                    f"concurrency={self.concurrency} with instances={self.instances} needs more file "
+                    f"descriptors than the {_max_connections() + _RESERVED_DESCRIPTORS} of this process; "
+                    "lower it, or raise the limit with `ulimit -n`"
+                )
+        if self.on_progress is not None and not callable(self.on_progress):
+            raise InvalidArgumentError("on_progress must be callable")
+
+    def new_limit(self) -> ConcurrencyLimit:
+        """Return the concurrency limit of one instance."""
+        if self.concurrency != "auto":
+            return ConcurrencyLimit(self.concurrency)
+        return AdaptiveLimit(highest=int(max(1, min(1024, _max_connections() // self.instances))))
+
+    def new_parser(self) -> RequestParser:
+        """Return a parser of the input."""
+        return RequestParser(str(self.source), self.model, override_model=self.override_model)
+
+
+def _max_connections() -> float:
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return math.inf if soft == resource.RLIM_INFINITY else soft - _RESERVED_DESCRIPTORS
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        also = ", or 'auto'" if name == "concurrency" else ""
+        raise InvalidArgumentError(f"{name} must be a whole number of at least {least}{also}, not {value!r}")
 
 
 @frozen(eq=False)
-class Survey:
-    """What both files say.
+class Preflight:
+    """The result of reading both files.
 
     Attributes:
-        index: Their lines.
-        plan: In numbers.
-        done: A bit for each line of the input that is answered.
-        last: The last line of the input that has a request.
-        input_status: The input's, to tell whether it is still the same.
+        index: Their lines. Close it after use.
+        plan: What is to be done.
+        done: A bit for each line of the input, set if it is answered.
+        input_status: The status of the input, to notice changes.
     """
 
     index: Index
     plan: BatchPlan
     done: bytearray
-    last: int
     input_status: os.stat_result
 
 
-def survey(
-    files: Files, reader: RequestReader, output: Output | None, stopped: StopFlag, *, retry_failed: bool
-) -> Survey:
-    """Reads both files.
+async def run_preflight(options: BatchOptions, output: Output | None) -> Preflight:
+    """Run `read_files` in a thread."""
+    return await run_stoppable(lambda stopped: read_files(options, output, stopped))
+
+
+def read_files(options: BatchOptions, output: Output | None, stopped: StopFlag) -> Preflight:
+    """Read and check both files. Remove what is to be written again.
 
     Args:
-        files: Where they are.
-        reader: Reads the input's lines.
-        output: The output, open, to be put right where it is torn; None to touch nothing.
-        stopped: Set when nobody waits any more.
-        retry_failed: Take the error lines out, so that their requests are among those left.
+        options: The options.
+        output: The open output. Its incomplete last line is cut off, and with `retry_failed`, its error lines
+            are removed. None to change nothing.
+        stopped: Set when the caller no longer waits.
 
     Raises:
-        BatchFileError: for whatever is wrong with either, with the line.
+        BatchFileError: Something is wrong with a file.
     """
-    status = check_plain(files.source)
-    _check_other(files.target, status)
+    status = stat_regular_file(options.source)
+    with file_errors("cannot be read", options.target):
+        is_same = options.target.exists() and os.path.samestat(status, options.target.stat())
+    if is_same:
+        raise BatchFileError("the output is the same file as the input", path=str(options.target))
     index = Index(status.st_size)
     try:
-        plan, done = _survey(files, reader, output, stopped, index)
+        with file_errors("cannot be read", options.source):
+            plan, done = _compare(options, output, stopped, index)
         stopped.check()
-    except CortecsError:
-        index.close()
-        raise
-    except OSError as error:
-        index.close()
-        said = f"cannot be read: {error.strerror}"
-        raise BatchFileError(said, path=str(error.filename or files.source)) from None
     except BaseException:
         index.close()
         raise
-    found = Survey(index, plan, done, index.lines, status)
-    if not retry_failed or not plan.failed:
-        return found
+    result = Preflight(index, plan, done, status)
+    if not options.retry_failed or not plan.failed:
+        return result
     if output is None:
-        return evolve(found, plan=evolve(plan, failed=0, left=plan.left + plan.failed))
+        return evolve(result, plan=evolve(plan, failed=0, left=plan.left + plan.failed))
     index.close()
-    output.drop(lambda line: not read_answer(str(files.target), 0, line).succeeded, stopped.check)
-    return survey(files, reader, output, stopped, retry_failed=False)
+    output.remove_lines(lambda line: not parse_answer(str(options.target), 0, line).succeeded, stopped.check)
+    return read_files(evolve(options, retry_failed=False), output, stopped)
 
 
-def _check_other(target: Path, source: os.stat_result) -> None:
-    try:
-        is_same = target.exists() and os.path.samestat(source, target.stat())
-    except OSError as error:
-        raise BatchFileError(f"cannot be read: {error.strerror}", path=str(target)) from None
-    if is_same:
-        raise BatchFileError("the output is the input itself", path=str(target))
-
-
-def _survey(
-    files: Files, reader: RequestReader, output: Output | None, stopped: StopFlag, index: Index
+def _compare(
+    options: BatchOptions, output: Output | None, stopped: StopFlag, index: Index
 ) -> tuple[BatchPlan, bytearray]:
-    succeeded = failed = 0
-    answers = WholeLines(files.target)
-    for number, offset, line in answers:
+    succeeded = failed = end = 0
+    for number, offset, line in read_complete_lines(options.target):
         stopped.check()
-        answer = read_answer(str(files.target), number, line)
+        answer = parse_answer(str(options.target), number, line)
         index.add_answer(answer.key, answer.request_id, number, offset)
         succeeded, failed = succeeded + answer.succeeded, failed + (not answer.succeeded)
+        end = offset + len(line)
+    parser = options.new_parser()
     sizes = _Sizes()
-    for number, _, line in read_lines(files.source):
+    for number, _, line in read_lines(options.source):
         stopped.check()
-        if (found := reader.read(number, line)) is not None:
+        if (found := parser.parse(number, line)) is not None:
             request, body = found
             index.add_request(request.key, request.request_id, number)
             sizes.add(number, request.path, body)
-    match = index.match(stopped.check)
-    _check(files, match)
+    comparison = index.compare(stopped.check)
+    _check_conflicts(options, comparison)
     left = sizes.total - succeeded - failed
     if output is not None:
-        output.cut(answers.end)
-        output.check_room(left * _LEAST_ANSWER)
+        output.truncate(end)
+        output.check_free_space(left * _MIN_ANSWER_SIZE)
     plan = BatchPlan(
         total=sizes.total,
         succeeded=succeeded,
@@ -177,34 +221,35 @@ def _survey(
         longest_line=sizes.longest[1],
         longest_tokens=sizes.longest[0],
     )
-    return plan, match.done
+    return plan, comparison.done
 
 
-def _check(files: Files, match: Match) -> None:
-    if match.repeated is not None:
-        said = f"its custom_id is that of line {match.repeated.other} already"
-        raise BatchFileError(said, path=str(files.source), line=match.repeated.line)
-    if match.answered_twice is not None:
-        said = f"its custom_id has an answer in line {match.answered_twice.other} already"
-        raise BatchFileError(said, path=str(files.target), line=match.answered_twice.line)
-    if match.foreign is not None:
-        raise BatchFileError(
-            _foreign(files.source, match.foreign), path=str(files.target), line=match.foreign.line
+def _check_conflicts(options: BatchOptions, comparison: Comparison) -> None:
+    if (conflict := comparison.duplicate_request) is not None:
+        path, message = options.source, f"duplicate custom_id (first used on line {conflict.other})"
+    elif (conflict := comparison.duplicate_answer) is not None:
+        path, message = options.target, f"duplicate custom_id (first answered on line {conflict.other})"
+    elif (conflict := comparison.foreign_answer) is not None:
+        path, message = options.target, _describe_foreign(options.source, conflict.other)
+    else:
+        return
+    raise BatchFileError(message, path=str(path), line=conflict.line)
+
+
+def _describe_foreign(source: Path, line: int | None) -> str:
+    if line is None:
+        problem = f"no request in {source} has this custom_id: this is the output of another input"
+    else:
+        problem = (
+            f"this answers another request than the one with this custom_id in {source}, line {line}: it is "
+            "the output of another input or model"
         )
-
-
-def _foreign(source: Path, clash: Clash) -> str:
-    if clash.other is None:
-        return f"it answers a custom_id that {source} does not have: this is the output of another input"
-    return (
-        f"it answers another request than the one of that custom_id in {source}, line {clash.other}: this is "
-        "the output of another input, or of another model"
-    )
+    return f"{problem}. Choose another output file."
 
 
 @define
 class _Sizes:
-    """How much there is to read and to write."""
+    """Estimates the tokens to read and write."""
 
     total: int = 0
     prompt: int = 0
@@ -212,8 +257,8 @@ class _Sizes:
     longest: tuple[int, int] = (0, 0)
 
     def add(self, number: int, path: str, body: Mapping[str, Any]) -> None:
-        """Counts a request."""
-        prompt = _count_characters(body) // _CHARACTERS_A_TOKEN
+        """Add a request."""
+        prompt = _count_characters(body) // _CHARACTERS_PER_TOKEN
         limit = 0 if path == "/embeddings" else body.get("max_completion_tokens") or body.get("max_tokens")
         known = limit if isinstance(limit, int) else None
         self.total += 1
@@ -226,24 +271,22 @@ class _Sizes:
 
 
 def _count_characters(body: Mapping[str, Any]) -> int:
-    """Characters of what the model reads, in the three kinds of requests."""
+    """Return the characters that the model reads, for all three kinds of requests."""
     messages = body.get("messages")
-    if isinstance(messages, list):
-        return sum(_count(each.get("content")) for each in messages if isinstance(each, dict))
-    return _count(body.get("prompt", body.get("input")))
-
-
-def _count(content: Any) -> int:
-    characters, left = 0, [content]
-    while left:
-        each = left.pop()
+    if not isinstance(messages, list):
+        stack = [body.get("prompt", body.get("input"))]
+    else:
+        stack = [each.get("content") for each in messages if isinstance(each, dict)]
+    characters = 0
+    while stack:
+        each = stack.pop()
         if isinstance(each, str):
             characters += len(each)
         elif isinstance(each, dict):
-            left.append(each.get("text"))
+            stack.append(each.get("text"))
         elif isinstance(each, list):
-            left += each
+            stack += each
         elif isinstance(each, int):
-            # A token that is given as its number.
-            characters += _CHARACTERS_A_TOKEN
+            # A token, given as its number.
+            characters += _CHARACTERS_PER_TOKEN
     return characters

@@ -1,37 +1,38 @@
-"""How far a batch is, and what came of it."""
+"""The progress and the result of a batch, as users see them."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Sequence
 
-from attrs import frozen
+from attrs import asdict, define, field, frozen
 
 from .._lease.pricing import Receipt
-from .writer import Line
+from .format import AnswerLine
 
-# Seconds over which a rate is taken.
-_SPAN = 10.0
+# Seconds over which rates are averaged, and seconds that share one entry.
+_RATE_SPAN = 10.0
+_RATE_STEP = 0.1
 
 
 @frozen(kw_only=True)
 class BatchProgress:
-    """How far a batch is; what `on_progress` is given. What is counted is on the disk.
+    """The progress of a batch, passed to `on_progress`. Only answers on disk are counted.
 
     Attributes:
         total: Requests in the input.
-        succeeded: Answered, those of earlier runs included.
-        failed: Error lines, those of earlier runs included.
-        resumed: How many of both were there before this run.
-        instances: Instances that run.
-        running: Requests that are under way.
-        concurrency: How many may be, as of now.
-        prompt_tokens: Read by the model in this run, as it counts them.
-        completion_tokens: Written by it.
+        succeeded: Answered requests, including earlier runs.
+        failed: Error lines, including earlier runs.
+        resumed: Answers and error lines of earlier runs.
+        instances: Running instances.
+        running: Requests in flight.
+        concurrency: The current limit of requests in flight.
+        prompt_tokens: Prompt tokens of this run, as counted by the model.
+        completion_tokens: Completion tokens of this run.
         elapsed: Seconds since this run began.
-        rate: Answers a second, lately.
-        tokens_per_second: Tokens written a second, lately.
-        cost: Of all instances until now, in `currency`; None without a known price.
+        rate: Answers per second, over the last 10 s.
+        tokens_per_second: Completion tokens per second, over the last 10 s.
+        cost: Cost of all instances so far, in `currency`; None if a price is not known.
         currency: As the service names it.
     """
 
@@ -57,26 +58,29 @@ class BatchProgress:
 
     @property
     def eta(self) -> float | None:
-        """Seconds until the end, at the present rate; None where there is none yet."""
+        """Estimated seconds until the end, at the present rate; None if there is no rate yet."""
         return (self.total - self.done) / self.rate if self.rate > 0 else None
+
+
+BatchProgressCallback = Callable[[BatchProgress], Awaitable[None] | None]
 
 
 @frozen(kw_only=True)
 class BatchReport:
-    """What came of a batch.
+    """The result of a batch.
 
     Attributes:
-        output: The file.
-        total: Requests in the input; the output has a line for each.
-        succeeded: Answered, those of earlier runs included.
-        failed: Error lines, those of earlier runs included.
-        resumed: How many of both were there before this run.
-        prompt_tokens: Read by the model in this run, as it counts them.
-        completion_tokens: Written by it.
-        seconds: How long this run took, from the first instance asked for to the last one gone; without
-            reading the files, and putting the output into order.
-        receipts: What each instance was used and costs.
-        incidents: What ended an instance before the work was done, where others went on.
+        output: The output file.
+        total: Requests in the input. The output has a line for each.
+        succeeded: Answered requests, including earlier runs.
+        failed: Error lines, including earlier runs.
+        resumed: Answers and error lines of earlier runs.
+        prompt_tokens: Prompt tokens of this run, as counted by the model.
+        completion_tokens: Completion tokens of this run.
+        seconds: Duration of this run, from the first request for an instance until the last instance is gone.
+            Reading the files and sorting the output is not included.
+        receipts: The use and cost of each instance.
+        incidents: Why instances ended early, while others finished the work.
     """
 
     output: str
@@ -92,50 +96,60 @@ class BatchReport:
 
     @property
     def cost(self) -> float | None:
-        """What all instances cost, in `currency`; None when a price is not known."""
-        costs = [each.cost for each in self.receipts]
-        known = [each for each in costs if each is not None]
-        return sum(known) if len(known) == len(costs) else None
+        """Cost of all instances, in `currency`; None if a price is not known."""
+        return total_cost(self.receipts)
 
     @property
     def currency(self) -> str:
-        """As the service names it."""
-        return next((each.currency for each in self.receipts), "")
+        """The currency of the cost, as the service names it."""
+        return currency_of(self.receipts)
 
 
-class Tally:
-    """Counts what is on the disk."""
+def total_cost(receipts: Sequence[Receipt]) -> float | None:
+    """Return the sum of the costs; None if one is not known."""
+    costs = [each.cost for each in receipts if each.cost is not None]
+    return sum(costs) if len(costs) == len(receipts) else None
 
-    def __init__(self, *, succeeded: int, failed: int) -> None:
-        self.succeeded = succeeded
-        self.failed = failed
-        self.resumed = succeeded + failed
-        self.prompt_tokens = 0
-        self.completion_tokens = 0
-        self._lately: deque[tuple[float, int, int]] = deque()
 
-    def count(self, now: float, lines: Iterable[Line]) -> None:
-        """These are on the disk now."""
-        number = written = 0
-        for line in lines:
-            number += 1
-            if line.usage is None:
-                self.failed += 1
-                continue
-            self.succeeded += 1
-            self.prompt_tokens += line.usage.prompt_tokens
-            self.completion_tokens += line.usage.completion_tokens
-            written += line.usage.completion_tokens
-        # Groups come often: what falls into one tenth of a second is one entry.
-        if self._lately and now - self._lately[-1][0] < 0.1:
-            then, before, tokens = self._lately.pop()
-            self._lately.append((then, before + number, tokens + written))
+def currency_of(receipts: Sequence[Receipt]) -> str:
+    """Return the currency of the costs."""
+    return next((each.currency for each in receipts), "")
+
+
+@define
+class AnswerCounter:
+    """Counts the lines of the output. The fields are those that `BatchProgress` and `BatchReport` share."""
+
+    total: int
+    succeeded: int
+    failed: int
+    resumed: int
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    # Time, lines and completion tokens of the last seconds.
+    _recent: deque[tuple[float, int, int]] = field(factory=deque)
+
+    def add(self, now: float, lines: Sequence[AnswerLine]) -> None:
+        """Count lines that are now on disk."""
+        usages = [line.usage for line in lines if line.usage is not None]
+        tokens = sum(usage.completion_tokens for usage in usages)
+        self.succeeded += len(usages)
+        self.failed += len(lines) - len(usages)
+        self.prompt_tokens += sum(usage.prompt_tokens for usage in usages)
+        self.completion_tokens += tokens
+        if self._recent and now - self._recent[-1][0] < _RATE_STEP:
+            then, earlier_lines, earlier_tokens = self._recent.pop()
+            self._recent.append((then, earlier_lines + len(lines), earlier_tokens + tokens))
         else:
-            self._lately.append((now, number, written))
+            self._recent.append((now, len(lines), tokens))
 
-    def rates(self, now: float, began: float) -> tuple[float, float]:
-        """Answers and written tokens a second, over the last seconds, but not from before `began`."""
-        while self._lately and self._lately[0][0] < now - _SPAN:
-            self._lately.popleft()
-        span = max(min(now - began, _SPAN), 0.1)
-        return sum(each[1] for each in self._lately) / span, sum(each[2] for each in self._lately) / span
+    def counts(self) -> dict[str, int]:
+        """Return the public fields."""
+        return asdict(self, filter=lambda attribute, _: not attribute.name.startswith("_"))
+
+    def rates(self, now: float, since: float) -> tuple[float, float]:
+        """Return answers and completion tokens per second, over the last seconds, but not before `since`."""
+        while self._recent and self._recent[0][0] < now - _RATE_SPAN:
+            self._recent.popleft()
+        span = max(min(now - since, _RATE_SPAN), 0.1)
+        return sum(each[1] for each in self._recent) / span, sum(each[2] for each in self._recent) / span

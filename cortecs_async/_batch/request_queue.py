@@ -1,4 +1,8 @@
-"""The requests that are left: read as they are needed, and shared by all instances of a batch."""
+"""The queue of unanswered requests, which all instances of a batch share.
+
+The queue reads the input ahead as workers take requests. Requests that come back, from a lost instance or for
+another attempt, go before new ones.
+"""
 
 from __future__ import annotations
 
@@ -10,183 +14,176 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
+from attrs import define, field
 
 from .._aio import threads
+from .._aio.synchronization import Broadcast
 from .._errors import BatchFileError
-from .format import Request, RequestReader
+from .format import Request, RequestParser
 from .index import is_done
-from .output import read_lines
+from .output import file_errors, read_lines
 
-# What is read ahead, in bytes, and how many lines at a time.
-_AHEAD = 8 << 20
-_CHUNK = 1 << 20
-_MOST_LINES = 2048
+# Lines that are read ahead, and how many bytes are read at a time.
+_MAX_BUFFER_BYTES = 8 << 20
+_MAX_BUFFER_LINES = 2048
+_CHUNK_BYTES = 1 << 20
 
-# Requests that wait for another attempt, and their bytes: with more of them, none is read that is new.
-_MOST_WAITING = 512
-_MOST_WAITING_BYTES = 16 << 20
+# Failed requests that may wait for another attempt. With more of them, no new request is taken.
+_MAX_RETRIES = 512
+_MAX_RETRY_BYTES = 16 << 20
 
 
+@define(eq=False)
 class RequestQueue:
-    """The requests that are left.
-
-    Whoever is free takes the next one. What comes back, from an instance that was lost or after a failure, is
-    taken before what was never tried.
+    """Hands out the unanswered requests of an input.
 
     Args:
         source: The input.
-        reader: Reads its lines.
-        done: A bit for each line, set where there is an answer already.
-        status: The input's, when it was looked through.
+        parser: Parses its lines.
+        done: A bit for each line, set if the line is answered already.
+        status: The status of the input when `done` was computed.
     """
 
-    def __init__(self, source: Path, reader: RequestReader, done: bytearray, status: os.stat_result) -> None:
-        self._source = source
-        self._reader = reader
-        self._done = done
-        self._status = status
-        self._ahead: deque[tuple[int, bytes]] = deque()
-        self._bytes = 0
-        self._is_read = False
-        self._returned: deque[Request] = deque()
-        self._later: list[tuple[float, int, Request]] = []
-        self._order = itertools.count()
-        self._at_last: deque[Request] = deque()
-        self._waiting_bytes = 0
-        self._open = 0
-        self._news = anyio.Event()
-        self._end = anyio.Event()
-        self._hunger = anyio.Event()
+    _source: Path
+    _parser: RequestParser
+    _done: bytearray
+    _status: os.stat_result
+    _buffer: deque[tuple[int, bytes]] = field(factory=deque)
+    _buffer_bytes: int = 0
+    _is_read: bool = False
+    _returned: deque[Request] = field(factory=deque)
+    _delayed: list[tuple[float, int, Request]] = field(factory=list)
+    _order: Iterator[int] = field(factory=itertools.count)
+    _last: deque[Request] = field(factory=deque)
+    _retry_bytes: int = 0  # of the three before
+    _in_progress: int = 0
+    _changed: Broadcast = field(factory=Broadcast)
+    _drained: Broadcast = field(factory=Broadcast)
+    _finished: anyio.Event = field(factory=anyio.Event)
 
     @property
     def is_finished(self) -> bool:
-        """Whether everything is answered."""
-        waiting = self._ahead or self._returned or self._later or self._at_last
-        return self._is_read and not (waiting or self._open)
+        """Whether every request is answered."""
+        waiting = self._buffer or self._returned or self._delayed or self._last
+        return self._is_read and not (waiting or self._in_progress)
 
-    async def wait_for_more(self) -> None:
-        """Waits until there may be another one, or everything is answered."""
-        # One that is under way can come back.
-        news = self._news
-        with anyio.CancelScope(deadline=self._later[0][0] if self._later else float("inf")):
-            await news.wait()
+    async def wait_for_change(self) -> None:
+        """Wait until a request may be available, or all are answered."""
+        with anyio.CancelScope(deadline=self._delayed[0][0] if self._delayed else float("inf")):
+            await self._changed.wait()
 
-    async def wait_until_over(self) -> None:
-        """Waits until everything is answered."""
-        await self._end.wait()
+    async def wait_until_finished(self) -> None:
+        """Wait until every request is answered."""
+        await self._finished.wait()
 
     def get_nowait(self) -> Request | None:
-        """The next request, if there is one at hand."""
+        """Return the next request, or None if none is available now."""
         request = self._next()
         if request is not None:
-            self._open += 1
+            self._in_progress += 1
         return request
 
     def task_done(self) -> None:
-        """One is answered."""
-        self._open -= 1
+        """Record that a request is answered."""
+        self._in_progress -= 1
         if self.is_finished:
-            self._tell()
+            self._notify()
 
     def put_back(self, request: Request) -> None:
-        """One was not answered, and it is not to blame."""
-        self._open -= 1
+        """Put a request back that was not attempted to the end."""
         self._returned.append(request)
-        self._tell()
+        self._requeued(request)
 
-    def postpone(self, request: Request, seconds: float) -> None:
-        """One is to be tried again, not before so many seconds."""
-        self._open -= 1
-        self._waiting_bytes += len(request.body)
-        heapq.heappush(self._later, (anyio.current_time() + seconds, next(self._order), request))
-        self._tell()
+    def retry_later(self, request: Request, seconds: float) -> None:
+        """Hand a request out again after this time."""
+        heapq.heappush(self._delayed, (anyio.current_time() + seconds, next(self._order), request))
+        self._requeued(request)
 
-    def put_last(self, request: Request) -> None:
-        """One is to be tried again when there is nothing else to do: it takes long, mostly for nothing."""
-        self._open -= 1
-        self._waiting_bytes += len(request.body)
-        self._at_last.append(request)
-        self._tell()
+    def retry_last(self, request: Request) -> None:
+        """Hand a request out again after all others, because its attempts are slow and mostly fail."""
+        self._last.append(request)
+        self._requeued(request)
+
+    def _requeued(self, request: Request) -> None:
+        self._in_progress -= 1
+        self._retry_bytes += len(request.body)
+        self._notify()
 
     async def read(self) -> None:
-        """Reads ahead until there is nothing more to read.
+        """Read the input ahead until its end.
 
         Raises:
-            BatchFileError: when the input has changed, or cannot be read.
+            BatchFileError: The input has changed or cannot be read.
         """
         lines = self._lines()
-        while chunk := await threads.run_in_thread(lambda: _chunk(lines)):
-            self._ahead.extend(chunk)
-            self._bytes += sum(len(line) for _, line in chunk)
-            self._tell()
-            while self._bytes > _AHEAD or len(self._ahead) > _MOST_LINES:
-                self._hunger = anyio.Event()
-                await self._hunger.wait()
+        while chunk := await threads.run_in_thread(lambda: _read_chunk(lines)):
+            self._buffer.extend(chunk)
+            self._buffer_bytes += sum(len(line) for _, line in chunk)
+            self._notify()
+            while self._buffer_bytes > _MAX_BUFFER_BYTES or len(self._buffer) > _MAX_BUFFER_LINES:
+                await self._drained.wait()
         self._is_read = True
-        self._tell()
+        self._notify()
 
     def _next(self) -> Request | None:
-        if self._later and self._later[0][0] <= anyio.current_time():
-            return self._wait_no_more(heapq.heappop(self._later)[2])
-        if self._returned:
-            return self._returned.popleft()
-        if (request := self._next_new()) is not None or not self._at_last:
-            return request
-        return self._wait_no_more(self._at_last.popleft())
-
-    def _wait_no_more(self, request: Request) -> Request:
-        self._waiting_bytes -= len(request.body)
+        if self._delayed and self._delayed[0][0] <= anyio.current_time():
+            request = heapq.heappop(self._delayed)[2]
+        elif self._returned:
+            request = self._returned.popleft()
+        elif (new := self._next_new()) is not None or not self._last:
+            return new
+        else:
+            request = self._last.popleft()
+        self._retry_bytes -= len(request.body)
         return request
 
     def _next_new(self) -> Request | None:
-        waiting = len(self._later) + len(self._at_last)
-        if waiting >= _MOST_WAITING or self._waiting_bytes >= _MOST_WAITING_BYTES:
+        if len(self._delayed) + len(self._last) >= _MAX_RETRIES or self._retry_bytes >= _MAX_RETRY_BYTES:
             return None
-        while self._ahead:
-            number, line = self._ahead.popleft()
-            self._bytes -= len(line)
-            if self._bytes <= _AHEAD // 2 and len(self._ahead) <= _MOST_LINES // 2:
-                self._hunger.set()
-            if (found := self._reader.read(number, line)) is not None:
+        while self._buffer:
+            number, line = self._buffer.popleft()
+            self._buffer_bytes -= len(line)
+            if self._buffer_bytes <= _MAX_BUFFER_BYTES // 2 and len(self._buffer) <= _MAX_BUFFER_LINES // 2:
+                self._drained.notify()
+            if (found := self._parser.parse(number, line)) is not None:
                 return found[0]
         return None
 
-    def _tell(self) -> None:
-        self._news.set()
-        self._news = anyio.Event()
+    def _notify(self) -> None:
+        self._changed.notify()
         if self.is_finished:
-            self._end.set()
+            self._finished.set()
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         try:
-            self._check_same()
-            for number, _, line in read_lines(self._source):
-                # The bits end with the last request, and blank lines may follow.
-                if not line.isspace() and not is_done(self._done, number):
-                    yield number, line
-            self._check_same()
-        except OSError as error:
-            said = f"cannot be read any more: {error.strerror}"
-            raise BatchFileError(said, path=str(self._source)) from None
+            with file_errors("cannot be read", self._source):
+                self._check_unchanged()
+                for number, _, line in read_lines(self._source):
+                    # The bits end with the last request; blank lines may follow.
+                    if not line.isspace() and not is_done(self._done, number):
+                        yield number, line
+                self._check_unchanged()
         except IndexError:
-            # It has more lines than it had.
-            self._refuse()
+            # It has more lines than before.
+            raise self._changed_error() from None
 
-    def _check_same(self) -> None:
+    def _check_unchanged(self) -> None:
         now, then = self._source.stat(), self._status
         if (now.st_ino, now.st_size, now.st_mtime_ns) != (then.st_ino, then.st_size, then.st_mtime_ns):
-            self._refuse()
+            raise self._changed_error()
 
-    def _refuse(self) -> None:
-        raise BatchFileError("it has changed since it was looked through", path=str(self._source)) from None
+    def _changed_error(self) -> BatchFileError:
+        return BatchFileError(
+            "the input has changed since the batch started; run the batch again", path=str(self._source)
+        )
 
 
-def _chunk(lines: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
+def _read_chunk(lines: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:
     chunk: list[tuple[int, bytes]] = []
     size = 0
     for number, line in lines:
         chunk.append((number, line))
         size += len(line)
-        if size >= _CHUNK or len(chunk) >= _MOST_LINES // 2:
+        if size >= _CHUNK_BYTES or len(chunk) >= _MAX_BUFFER_LINES // 2:
             break
     return chunk

@@ -1,15 +1,15 @@
-"""A batch: instances, those who work on them, and the files."""
+"""Run a batch: lease the instances, answer the requests on them, and write the output.
+
+Each instance has a worker pool. All pools share one request queue and one answer writer.
+"""
 
 from __future__ import annotations
 
 import inspect
-import math
-import resource
 from collections.abc import Awaitable, Callable
-from typing import Any, Literal
 
 import anyio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from .._aio.tasks import run_uncancellable
 from .._aio.threads import run_stoppable
@@ -24,101 +24,22 @@ from .._errors import (
 from .._lease.lease import InstanceLease
 from .._lease.pricing import Receipt
 from .._logging import Event, log
-from .concurrency import AdaptiveLimit, ConcurrencyLimit, FixedLimit
-from .format import RequestReader
+from .concurrency import ConcurrencyLimit
+from .format import AnswerLine
 from .output import Output
-from .plan import BatchPlan, Files, Survey, survey
-from .report import BatchProgress, BatchReport, Tally
+from .plan import BatchOptions, Preflight, run_preflight
+from .report import AnswerCounter, BatchProgress, BatchReport, currency_of, total_cost
 from .request_queue import RequestQueue
-from .sender import Access
+from .sender import SenderConfig
 from .workers import WorkerPool
-from .writer import AnswerWriter, Line
-
-BatchProgressCallback = Callable[[BatchProgress], Awaitable[None] | None]
+from .writer import AnswerWriter
 
 # Seconds between two calls of `on_progress`.
-_TICK = 0.25
-
-# File descriptors that are left for everything else.
-_RESERVE = 100
-
-
-@frozen(kw_only=True)
-class BatchOptions:
-    """How a batch goes.
-
-    Attributes:
-        files: The input and the output.
-        model: The model, as the endpoint calls it.
-        override_model: Ask for it whatever the lines say.
-        instances: How many to share the work.
-        concurrency: Requests at once on each.
-        max_retries: Attempts that may fail after the first, while others are answered.
-        ordered: Put the output into the order of the input at the end.
-        retry_failed: Ask again what has an error line.
-        on_progress: Called now and then.
-
-    Raises:
-        InvalidArgumentError: for what makes no sense.
-    """
-
-    files: Files
-    model: str
-    override_model: bool = False
-    instances: int = 1
-    concurrency: int | Literal["auto"] = "auto"
-    max_retries: int = 5
-    ordered: bool = False
-    retry_failed: bool = False
-    on_progress: BatchProgressCallback | None = None
-
-    def __attrs_post_init__(self) -> None:
-        _check_count("instances", self.instances, 1)
-        _check_count("max_retries", self.max_retries, 0)
-        if self.concurrency != "auto":
-            _check_count("concurrency", self.concurrency, 1)
-            # Each request takes a connection, and each connection a file descriptor.
-            if self.concurrency * self.instances > _descriptors():
-                raise InvalidArgumentError(
-                    f"concurrency={self.concurrency}, times {self.instances} for instances, takes more file "
-                    f"descriptors than the {_descriptors() + _RESERVE} that this process may open: ulimit -n"
-                )
-        if self.on_progress is not None and not callable(self.on_progress):
-            raise InvalidArgumentError("on_progress must be callable")
-
-    def new_limit(self) -> ConcurrencyLimit:
-        """The limit of one instance."""
-        if self.concurrency != "auto":
-            return FixedLimit(self.concurrency)
-        return AdaptiveLimit(highest=int(max(1, min(1024, _descriptors() // self.instances))))
-
-
-def _descriptors() -> float:
-    """How many this process may open for connections."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return math.inf if soft == resource.RLIM_INFINITY else soft - _RESERVE
-
-
-def _check_count(name: str, value: Any, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        also = ", or 'auto'" if name == "concurrency" else ""
-        raise InvalidArgumentError(f"{name} must be a whole number of at least {least}{also}, not {value!r}")
-
-
-async def look_through(options: BatchOptions, output: Output | None) -> Survey:
-    """Reads and compares the files, in a thread.
-
-    Raises:
-        BatchFileError: for whatever is wrong with them.
-    """
-    reader = RequestReader(str(options.files.source), options.model, override_model=options.override_model)
-    return await run_stoppable(
-        lambda stopped: survey(options.files, reader, output, stopped, retry_failed=options.retry_failed)
-    )
+_PROGRESS_INTERVAL = 0.25
 
 
 @define(eq=False)
-class _Lane:
+class _BatchInstance:
     """One instance of a batch."""
 
     lease: InstanceLease
@@ -130,7 +51,7 @@ class _Lane:
 
     @property
     def receipt(self) -> Receipt | None:
-        """What it costs; None when it was not even started."""
+        """Its use and cost; None if it was not even started."""
         try:
             return self.lease.receipt
         except InvalidArgumentError:
@@ -139,217 +60,212 @@ class _Lane:
 
 @define(eq=False)
 class Batch:
-    """One run.
+    """One run of a batch.
 
     Attributes:
-        options: How.
-        access: How endpoints are reached.
-        new_lease: Makes the lease of an instance.
+        options: Its options.
+        sender_config: Creates the senders to the endpoints.
+        new_lease: Creates the lease of an instance.
     """
 
     options: BatchOptions
-    access: Access
+    sender_config: SenderConfig
     new_lease: Callable[[], InstanceLease]
-    _lanes: list[_Lane] = field(factory=list)
+    _instances: list[_BatchInstance] = field(factory=list)
     _incidents: list[str] = field(factory=list)
-    _working: int = 0
+    _active: int = 0
     _error: BaseException | None = None
     _began: float = 0.0
     _answering_since: float | None = None
 
     async def run(self) -> BatchReport:
-        """Answers what is left, and puts the output into order.
+        """Answer the requests that are left, and sort the output if asked to.
 
         Raises:
-            CortecsError: when it could not be finished. What is counted is in the output.
+            CortecsError: The batch could not be finished. The output has every answer that was counted.
         """
         options = self.options
-        output = Output(options.files.target)
+        output = Output(options.target)
         try:
-            found = await look_through(options, output)
+            preflight = await run_preflight(options, output)
+            index, plan = preflight.index, preflight.plan
             try:
-                tally = Tally(succeeded=found.plan.succeeded, failed=found.plan.failed)
+                counter = AnswerCounter(
+                    total=plan.total,
+                    succeeded=plan.succeeded,
+                    failed=plan.failed,
+                    resumed=plan.succeeded + plan.failed,
+                )
                 self._began = anyio.current_time()
-                if found.plan.left:
-                    await self._answer(found, output, tally)
+                if plan.left:
+                    await self._answer(preflight, output, counter)
                 seconds = anyio.current_time() - self._began
                 if options.ordered:
                     await run_stoppable(
-                        lambda stopped: output.sort(found.last, found.index.pairs, stopped.check)
+                        lambda stopped: output.sort(index.last_line, index.answer_offsets, stopped.check)
                     )
                 output.keep()
-                return self._report(found.plan, tally, seconds)
+                return BatchReport(
+                    output=str(options.target),
+                    **counter.counts(),
+                    seconds=seconds,
+                    receipts=tuple(self._receipts()),
+                    incidents=tuple(self._incidents),
+                )
             finally:
-                found.index.close()
+                index.close()
         finally:
             output.close()
 
-    def _report(self, plan: BatchPlan, tally: Tally, seconds: float) -> BatchReport:
-        return BatchReport(
-            output=str(self.options.files.target),
-            total=plan.total,
-            succeeded=tally.succeeded,
-            failed=tally.failed,
-            resumed=tally.resumed,
-            prompt_tokens=tally.prompt_tokens,
-            completion_tokens=tally.completion_tokens,
-            seconds=seconds,
-            receipts=tuple(each for lane in self._lanes if (each := lane.receipt) is not None),
-            incidents=tuple(self._incidents),
-        )
+    def _receipts(self) -> list[Receipt]:
+        return [receipt for each in self._instances if (receipt := each.receipt) is not None]
 
-    async def _answer(self, found: Survey, output: Output, tally: Tally) -> None:
-        def note(lines: list[Line], begins: list[int]) -> None:
-            tally.count(anyio.current_time(), lines)
+    async def _answer(self, preflight: Preflight, output: Output, counter: AnswerCounter) -> None:
+        def on_written(lines: list[AnswerLine], begins: list[int]) -> None:
+            counter.add(anyio.current_time(), lines)
             if self.options.ordered:
                 for line, begin in zip(lines, begins, strict=True):
-                    found.index.add_answer(line.request.key, line.request.request_id, 0, begin)
+                    preflight.index.add_answer(line.request.key, line.request.request_id, 0, begin)
 
-        reader = RequestReader(
-            str(self.options.files.source), self.options.model, override_model=self.options.override_model
+        queue = RequestQueue(
+            self.options.source, self.options.new_parser(), preflight.done, preflight.input_status
         )
-        work = RequestQueue(self.options.files.source, reader, found.done, found.input_status)
-        sink = AnswerWriter(output, note)
-        # One that has no request to answer would be billed all the same.
-        instances = min(self.options.instances, found.plan.left)
-        self._lanes = [_Lane(self.new_lease(), self.options.new_limit()) for _ in range(instances)]
-        self._working = len(self._lanes)
+        writer = AnswerWriter(output, on_written)
+        # An instance without a request to answer would be billed all the same.
+        count = min(self.options.instances, preflight.plan.left)
+        self._instances = [_BatchInstance(self.new_lease(), self.options.new_limit()) for _ in range(count)]
+        self._active = count
         try:
-            await _without_group(self._work(work, sink, found.plan, tally))
+            await _unwrap_exit(self._run_tasks(queue, writer, counter))
         finally:
-            await self._flush(sink)
+            await self._flush(writer)
         if self._error is not None:
             raise self._error
-        await self._tell(found.plan, tally)
+        await self._report_progress(counter)
 
-    async def _work(self, work: RequestQueue, sink: AnswerWriter, plan: BatchPlan, tally: Tally) -> None:
+    async def _run_tasks(self, queue: RequestQueue, writer: AnswerWriter, counter: AnswerCounter) -> None:
         async with anyio.create_task_group() as tasks:
 
             async def run(job: Callable[[], Awaitable[None]]) -> None:
                 try:
                     await job()
-                except Exception as error:  # noqa: BLE001  (raised when all of them have ended)
-                    self._fail(error)
+                except Exception as error:  # noqa: BLE001  (raised when all tasks have ended)
+                    self._record_error(error)
                     tasks.cancel_scope.cancel()
 
-            async def tick() -> None:
+            async def report_progress() -> None:
                 while True:
-                    await self._tell(plan, tally)
-                    await anyio.sleep(_TICK)
+                    await self._report_progress(counter)
+                    await anyio.sleep(_PROGRESS_INTERVAL)
 
-            for job in (work.read, sink.run, tick):
+            for job in (queue.read, writer.run, report_progress):
                 tasks.start_soon(run, job)
-            async with anyio.create_task_group() as lanes:
-                for lane in self._lanes:
-                    lanes.start_soon(run, lambda lane=lane: self._use(lane, work, sink))
+            async with anyio.create_task_group() as instances:
+                for each in self._instances:
+                    instances.start_soon(run, lambda each=each: self._run_instance(each, queue, writer))
             tasks.cancel_scope.cancel()
 
-    async def _use(self, lane: _Lane, work: RequestQueue, sink: AnswerWriter) -> None:
-        """Works on one instance.
+    async def _run_instance(
+        self, instance: _BatchInstance, queue: RequestQueue, writer: AnswerWriter
+    ) -> None:
+        """Answer requests on one instance. If it fails, leave its work to the others.
 
         Raises:
-            CortecsError: when that ended otherwise than with the work, and nobody is left to go on.
+            CortecsError: The last instance failed before the work was done, or a teardown failed.
         """
         try:
-            with lane.scope:
+            with instance.scope:
                 try:
-                    await self._use_until_done(lane, work, sink)
+                    await self._answer_on(instance, queue, writer)
                 except anyio.get_cancelled_exc_class() as cancelled:
-                    # The scope takes it, and what was noted on it with it.
+                    # The scope swallows the exception, and with it the notes about a failed teardown.
                     self._incidents += getattr(cancelled, "__notes__", [])
                     raise
         except (LifecycleError, RequestError, AmbiguousStartError) as error:
-            is_last = self._working == 1 and not work.is_finished
+            is_last = self._active == 1 and not queue.is_finished
             if is_last or isinstance(error, TeardownError):
                 raise
             log(
                 Event.BATCH_INSTANCE_OUT,
                 "one of %d instances is out: %s",
-                len(self._lanes),
+                len(self._instances),
                 error,
                 error_type=type(error).__name__,
             )
-            # With what was noted on it: that its release failed, say.
             self._incidents.append("; ".join([str(error), *getattr(error, "__notes__", [])]))
         finally:
-            lane.pool = None
-            self._working -= 1
+            instance.pool = None
+            self._active -= 1
 
-    async def _use_until_done(self, lane: _Lane, work: RequestQueue, sink: AnswerWriter) -> None:
-        async with lane.lease as inst, self.access.sender(inst.base_url) as sender:
-            lane.pool = WorkerPool(
-                instance_id=inst.instance_id,
+    async def _answer_on(self, instance: _BatchInstance, queue: RequestQueue, writer: AnswerWriter) -> None:
+        async with instance.lease as handle, self.sender_config.sender(handle.base_url) as sender:
+            instance.pool = WorkerPool(
+                instance_id=handle.instance_id,
                 model=self.options.model,
-                sender=sender,
-                work=work,
-                sink=sink,
-                limit=lane.limit,
+                post=sender.post,
+                queue=queue,
+                writer=writer,
+                limit=instance.limit,
                 max_retries=self.options.max_retries,
             )
-            lane.is_starting = False
+            instance.is_starting = False
             if self._answering_since is None:
                 self._answering_since = anyio.current_time()
-            await lane.pool.run()
-            for other in self._lanes:
+            await instance.pool.run()
+            # The work is done: do not wait for instances that are still starting.
+            for other in self._instances:
                 if other.is_starting:
-                    # There is nothing left for it to do.
                     other.scope.cancel()
 
-    def _fail(self, error: BaseException) -> None:
+    def _record_error(self, error: BaseException) -> None:
         if self._error is None:
             self._error = error
         elif error is not self._error:
             log(Event.BATCH_ERROR, "and then: %s", error, error_type=type(error).__name__)
 
-    async def _flush(self, sink: AnswerWriter) -> None:
-        """What was answered is paid for: it is written, whatever ended the run, and however often."""
-        ended = await run_uncancellable(sink.flush, resume=True)
-        if isinstance(ended.error, CortecsError):
-            self._fail(ended.error)
-        elif ended.error is not None:
-            raise ended.error
-        if ended.interruption is not None:
-            raise ended.interruption
+    async def _flush(self, writer: AnswerWriter) -> None:
+        """Write the answers that were paid for, however often the run is cancelled."""
+        result = await run_uncancellable(writer.flush, resume=True)
+        if isinstance(result.error, CortecsError):
+            self._record_error(result.error)
+        elif result.error is not None:
+            raise result.error
+        if result.interruption is not None:
+            raise result.interruption
 
-    async def _tell(self, plan: BatchPlan, tally: Tally) -> None:
+    async def _report_progress(self, counter: AnswerCounter) -> None:
         if self.options.on_progress is None:
             return
         now = anyio.current_time()
-        crews = [lane.pool for lane in self._lanes if lane.pool is not None]
-        receipts = [each for lane in self._lanes if (each := lane.receipt) is not None]
-        costs = [each.cost for each in receipts if each.cost is not None]
-        rate, tokens_per_second = tally.rates(now, self._answering_since or now)
+        running = [(each.pool, each.limit) for each in self._instances if each.pool is not None]
+        receipts = self._receipts()
+        rate, tokens_per_second = counter.rates(now, self._answering_since or now)
         progress = BatchProgress(
-            total=plan.total,
-            succeeded=tally.succeeded,
-            failed=tally.failed,
-            resumed=tally.resumed,
-            instances=len(crews),
-            running=sum(crew.busy for crew in crews),
-            concurrency=sum(lane.limit.value for lane in self._lanes if lane.pool is not None),
-            prompt_tokens=tally.prompt_tokens,
-            completion_tokens=tally.completion_tokens,
+            **counter.counts(),
+            instances=len(running),
+            running=sum(pool.running for pool, _ in running),
+            concurrency=sum(limit.value for _, limit in running),
             elapsed=now - self._began,
             rate=rate,
             tokens_per_second=tokens_per_second,
-            cost=sum(costs) if costs and len(costs) == len(receipts) else None,
-            currency=next((each.currency for each in receipts), ""),
+            cost=total_cost(receipts) if receipts else None,
+            currency=currency_of(receipts),
         )
         result = self.options.on_progress(progress)
         if inspect.isawaitable(result):
             await result
 
 
-async def _without_group(work: Awaitable[None]) -> None:
-    """Takes the end of the program out of the groups that it comes in: a Ctrl-C, or a `sys.exit`."""
-    end: BaseException | None = None
+async def _unwrap_exit(work: Awaitable[None]) -> None:
+    """Raise a KeyboardInterrupt or SystemExit of `work` without the exception groups around it."""
+    exit_error: BaseException | None = None
     try:
         await work
     except BaseExceptionGroup as group:
-        end = group.subgroup((KeyboardInterrupt, SystemExit))
-        if end is None:
+        exit_error = group.subgroup((KeyboardInterrupt, SystemExit))
+        if exit_error is None:
             raise
-        while isinstance(end, BaseExceptionGroup):
-            end = end.exceptions[0]
-    if end is not None:
-        raise end.with_traceback(None)
+        while isinstance(exit_error, BaseExceptionGroup):
+            exit_error = exit_error.exceptions[0]
+    if exit_error is not None:
+        raise exit_error.with_traceback(None)

@@ -1,4 +1,8 @@
-"""From the arguments of a call to a batch that can run."""
+"""Check the arguments of `client.run_batch` and `client.plan_batch`, and create what they need.
+
+`begin` creates the `Batch`, whose `run` does the work. `plan` adds model, hardware and price to the
+contents of the files.
+"""
 
 from __future__ import annotations
 
@@ -7,29 +11,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from .._api.domain import InstanceArgs, Model
+from .._api.matching import with_defaults
 from .._api.resources import HardwareTypes, Models, User
-from .._api.validation import check_amount, check_seconds, check_start
+from .._api.validation import check_seconds
 from .._config import Settings
 from .._errors import InvalidArgumentError
 from .._http.connections import HTTPClient
 from .._lease.endpoint import inference_key
 from .._lease.lease import InstanceLease
+from .._lease.options import LeaseOptions
 from .._secrets import Secret
-from .plan import BatchPlan, Files
-from .run import Batch, BatchOptions, look_through
-from .sender import Access, BatchTransport, choose_transport
-
-# Tokens, where neither the caller nor the model says less (the vendor's client does so).
-_DEFAULT_CONTEXT = 32_000
+from .plan import BatchOptions, BatchPlan, run_preflight
+from .run import Batch
+from .sender import BatchTransport, SenderConfig, choose_transport
 
 AnyPath = str | os.PathLike[str]
 
 
 class BatchServices(Protocol):
-    """What a client is made of, as far as a batch needs it."""
+    """The parts of a client that a batch needs."""
 
     settings: Settings
     http_client: HTTPClient | None
@@ -37,128 +40,74 @@ class BatchServices(Protocol):
     hardware_types: HardwareTypes
     user: User
 
-    def lease(
-        self, model_id: str, hardware_type_id: str | None, start: dict[str, Any], **options: Any
-    ) -> InstanceLease:
-        """A lease of an instance."""
+    def lease(self, options: LeaseOptions) -> InstanceLease:
+        """Return a lease of an instance."""
         ...
-
-
-@frozen
-class Start:
-    """What each instance is started with."""
-
-    model_id: str
-    hardware_type_id: str | None
-    context_length: int | None
-    num_workers: int
-    billing_interval: str = "per_minute"
-
-    @property
-    def rest(self) -> dict[str, Any]:
-        """All but the model and the hardware."""
-        return {
-            "context_length": self.context_length,
-            "num_workers": self.num_workers,
-            "billing_interval": self.billing_interval,
-        }
-
-    def check(self) -> InstanceArgs:
-        """The same, checked.
-
-        Raises:
-            InvalidArgumentError: for what the service would refuse on sight.
-        """
-        return check_start(self.model_id, self.hardware_type_id, **self.rest)
 
 
 def begin(
     services: BatchServices,
-    start: Start,
+    lease: LeaseOptions,
     source: AnyPath,
     target: AnyPath,
     *,
     key: Secret | None,
     transport: BatchTransport,
     request_timeout: float,
-    lease: Mapping[str, Any],
     options: Mapping[str, Any],
 ) -> Batch:
-    """A batch, all of whose arguments are checked.
+    """Check all arguments, and return the batch.
 
-    Args:
-        services: The client's.
-        start: Of each instance.
-        source: The input.
-        target: The output.
-        key: For inference; None for the environment's.
-        transport: What carries the requests.
-        request_timeout: Seconds for one attempt.
-        lease: Options of `client.instance`.
-        options: Of `BatchOptions`.
+    `lease` has the options of each lease, with the budget of all leases in `max_cost`; `options` are those of
+    `BatchOptions`. Without a `key`, the environment's is used.
 
     Raises:
-        InvalidArgumentError: for bad arguments.
-        ConfigurationError: when there is no key, or not this transport.
+        InvalidArgumentError: An argument is invalid.
+        ConfigurationError: There is no key, or the transport is not available.
     """
-    args = start.check()
     key = Secret(inference_key(key.reveal() if key is not None else None))
     check_seconds("request_timeout", request_timeout)
-    if lease["on_progress"] is not None and not callable(lease["on_progress"]):
-        raise InvalidArgumentError("on_provisioning must be callable")
-    check_amount("max_cost", lease["max_cost"])
-    how = BatchOptions(
-        files=Files(_path("input", source), _path("output", target)), model=args.hf_name, **options
-    )
-    each = dict(lease)
-    if each["max_cost"] is not None:
-        each["max_cost"] /= how.instances
-
-    def new_lease() -> InstanceLease:
-        return services.lease(start.model_id, start.hardware_type_id, start.rest, **each)
-
-    new_lease()  # whose arguments are checked before the files are read
-    given = services.http_client
-    access = Access(
+    batch_options = _options(lease.args, source, target, options)
+    if lease.max_cost is not None:
+        lease = evolve(lease, max_cost=lease.max_cost / batch_options.instances)
+    sender_config = SenderConfig(
         settings=services.settings,
-        transport=choose_transport(transport, given),
-        given=given,
+        transport=choose_transport(transport, services.http_client),
+        http_client=services.http_client,
         key=key,
         timeout=request_timeout,
     )
-    return Batch(how, access, new_lease)
+    return Batch(batch_options, sender_config, lambda: services.lease(lease))
 
 
 async def plan(
-    services: BatchServices, start: Start, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
+    services: BatchServices, args: InstanceArgs, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
 ) -> BatchPlan:
-    """What a batch would do.
+    """Return what a batch would do.
 
     Raises:
-        InvalidArgumentError: for bad arguments, and for what the model cannot have.
-        RequestError: when the service cannot be asked, or does not know the model.
+        InvalidArgumentError: An argument is invalid, or not possible with the model.
+        RequestError: The service did not answer, or does not know the model.
     """
-    args = start.check()
-    how = BatchOptions(
-        files=Files(_path("input", source), _path("output", target)), model=args.hf_name, **options
-    )
-    found = await look_through(how, None)
-    found.index.close()
+    batch_options = _options(args, source, target, options)
+    preflight = await run_preflight(batch_options, None)
+    preflight.index.close()
     model = await services.models.get(args.model_id)
-    hardware_type_id = args.hardware_type_id or model.recommended_config
-    context_length = _check_fit(model, hardware_type_id, args.context_length)
+    args = with_defaults(args, model)
+    _check_context_length(model, args)
+    hardware_type_id = args.hardware_type_id
     types = {each.hardware_type_id: each for each in await services.hardware_types.list()}
-    free = {each.hardware_type_id for each in await services.hardware_types.list_available()}
+    available = {each.hardware_type_id for each in await services.hardware_types.list_available()}
     hardware = types.get(hardware_type_id or "")
     price = hardware.price_per_minute if hardware is not None else None
     balance = await services.user.balance()
-    instances = min(how.instances, max(found.plan.left, 1))
+    instances = min(batch_options.instances, max(preflight.plan.left, 1))
     return evolve(
-        found.plan,
-        context_length=context_length,
+        preflight.plan,
+        context_length=args.context_length,
         model=args.hf_name,
         hardware_type_id=hardware_type_id,
-        is_available=hardware_type_id in free if hardware_type_id else None,
+        is_available=hardware_type_id in available if hardware_type_id else None,
         instances=instances,
         num_workers=args.num_workers,
         price_per_minute=None if price is None else price * args.num_workers * instances,
@@ -168,39 +117,47 @@ async def plan(
     )
 
 
-def _check_fit(model: Model, hardware_type_id: str | None, context_length: int | None) -> int | None:
-    """The context that there will be, where that can be told."""
-    config = model.hardware_configs.get(hardware_type_id or "")
+def _check_context_length(model: Model, args: InstanceArgs) -> None:
+    """Check that the model runs on this hardware, with this context length.
+
+    Raises:
+        InvalidArgumentError: It does not.
+    """
+    name = model.hf_name or model.model_id
+    config = model.hardware_configs.get(args.hardware_type_id or "")
     if config is None:
-        if hardware_type_id is None or not model.hardware_configs:
-            return context_length
+        if args.hardware_type_id is None or not model.hardware_configs:
+            return
+        choices = ", ".join(sorted(model.hardware_configs))
         raise InvalidArgumentError(
-            f"{model.hf_name or model.model_id} does not run on {hardware_type_id!r}: "
-            f"{', '.join(sorted(model.hardware_configs))} are for it"
+            f"{name} does not run on {args.hardware_type_id!r}; choose one of {choices}"
         )
     longest = config.max_context_length
-    if context_length is None:
-        return None if longest is None else min(_DEFAULT_CONTEXT, longest)
-    if longest is not None and context_length > longest:
+    if args.context_length is not None and longest is not None and args.context_length > longest:
         raise InvalidArgumentError(
-            f"context_length={context_length} is more than the {longest} tokens that "
-            f"{model.hf_name or model.model_id} has on {hardware_type_id}"
+            f"context_length={args.context_length} exceeds the {longest} tokens of {name} on "
+            f"{args.hardware_type_id}"
         )
-    return context_length
+
+
+def _options(
+    args: InstanceArgs, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
+) -> BatchOptions:
+    source, target = _path("input", source), _path("output", target)
+    return BatchOptions(source=source, target=target, model=args.hf_name, **options)
 
 
 def _path(name: str, value: AnyPath) -> Path:
     try:
         path = Path(value)
         if "\0" in str(path):
-            raise ValueError  # noqa: TRY301  (as the system does, but sooner)
-        # The file itself: a link would be replaced when the output is written anew.
+            raise ValueError  # noqa: TRY301  (as the system does, but later)
+        # Resolve links, because rewriting the output would replace the link.
         return path.resolve() if path.is_symlink() else path
     except TypeError:
         raise InvalidArgumentError(f"{name} must be a path, not {type(value).__name__}") from None
     except (OSError, RuntimeError):
-        # What is wrong is told when it is opened. The second is Python's for links in a circle, before 3.13.
+        # Opening the path will report the problem. Python before 3.13 raises RuntimeError for circular links.
         return Path(value)
     except ValueError:
-        # A null character.
-        raise InvalidArgumentError(f"{name} must be a path of a file, not {value!r}") from None
+        raise InvalidArgumentError(f"{name} must be a path without null characters, not {value!r}") from None

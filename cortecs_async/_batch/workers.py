@@ -1,88 +1,83 @@
-"""What works on a batch on one instance: so many at once as its endpoint takes."""
+"""The pool of workers that answers requests on one instance.
+
+Its size follows the concurrency limit. While the endpoint is suspect (see `outcome`), the workers stop, and
+one task probes it.
+"""
 
 from __future__ import annotations
 
-import random
+from collections.abc import Awaitable, Callable
 
 import anyio
 from anyio.abc import TaskGroup
+from attrs import define, field
 
 from .._aio.clock import loop_clock
 from .._errors import EndpointError
 from .._http.messages import Failure, FailureKind
 from .._logging import Event, log
 from .concurrency import ConcurrencyLimit
-from .format import Request, Usage
-from .health import Health, small_request
-from .outcome import Failed, FailureReason, Settled, backoff, classify
+from .format import AnswerLine, Request
+from .outcome import EndpointHealth, FailedAttempt, FailureReason, classify, probe_request, retry_delay
 from .request_queue import RequestQueue
-from .sender import Reply, Sender
-from .writer import AnswerWriter, Line
+from .sender import Reply
+from .writer import AnswerWriter
 
-# Attempts that may time out: each takes all the time that an attempt may, and a model that does not come to
-# an end mostly does not the next time either.
-_MOST_TIME_OUTS = 2
+# Attempts of a request that may time out. Each uses up the whole time of an attempt, and a model that does
+# not finish once rarely does the next time.
+_MAX_REQUEST_TIMEOUTS = 2
 
-# With so many time-outs, and more than answers, they are no exceptions, and cost more than they bring.
-_WASTED = 64
+# This many timeouts, if they are also more than the answers, cost more than they bring: give up the instance.
+_MAX_TIMEOUTS = 64
 
-# Seconds for the small request of our own.
-_SMALL_TIMEOUT = 60.0
+# Seconds for a probe.
+_PROBE_TIMEOUT = 60.0
 
-# Of the limit, so many must have work for the answers to tell something of it.
-_NEARLY_FULL = 0.9
+# The share of the limit that must be in use for an answer to say something about the limit.
+_FULL_SHARE = 0.9
 
 
+@define(eq=False, kw_only=True)
 class WorkerPool:
-    """Works on an instance until everything is answered.
-
-    While there is doubt whether the endpoint is there (see `Health`), only that is found out.
+    """Answers requests on one instance until the queue is finished.
 
     Args:
         instance_id: The instance.
-        model: As the endpoint calls it.
-        sender: To its endpoint.
-        work: What is left, shared with others.
-        sink: Takes the answers.
-        limit: How many at once.
-        max_retries: Attempts that may fail after the first, before a request becomes an error line.
+        model: The model, as the endpoint names it.
+        post: Sends a body to a path of its endpoint.
+        queue: The unanswered requests, shared with other pools.
+        writer: Receives the answers.
+        limit: The number of parallel requests.
+        max_retries: Retries after the first attempt, before a request becomes an error line.
+
+    Attributes:
+        running: Requests in flight.
     """
 
-    def __init__(
-        self,
-        *,
-        instance_id: str,
-        model: str,
-        sender: Sender,
-        work: RequestQueue,
-        sink: AnswerWriter,
-        limit: ConcurrencyLimit,
-        max_retries: int,
-    ) -> None:
-        self._instance_id = instance_id
-        self._model = model
-        self._sender = sender
-        self._work = work
-        self._sink = sink
-        self._limit = limit
-        self._max_retries = max_retries
-        self._rng = random.Random()  # noqa: S311  (jitter)
-        self._tasks: TaskGroup | None = None
-        self._size = 0
-        self._idle = 0
-        self.busy: int = 0
-        self._error: Exception | None = None
-        self._clock = loop_clock()
-        self._health = Health(self._rng)
-        self._is_probing = False
-        self._answers = self._time_outs = 0
+    _instance_id: str
+    _model: str
+    _post: Callable[[str, bytes], Awaitable[Reply | Failure]]
+    _queue: RequestQueue
+    _writer: AnswerWriter
+    _limit: ConcurrencyLimit
+    _max_retries: int
+    running: int = 0
+    _tasks: TaskGroup | None = None
+    _size: int = 0
+    _idle: int = 0
+    _error: Exception | None = None
+    _clock: Callable[[], float] = field(factory=loop_clock)
+    _health: EndpointHealth = field(factory=EndpointHealth)
+    _is_probing: bool = False
+    _answers: int = 0
+    _timeouts: int = 0
 
     async def run(self) -> None:
-        """Works.
+        """Answer requests until the queue is finished.
 
         Raises:
-            EndpointError: when the endpoint refuses the key, or fails every request for too long.
-            CortecsError: what taking or writing raises.
+            EndpointError: The endpoint rejects the key, or has failed every request for too long.
+            CortecsError: The queue or the writer raised it.
         """
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
@@ -91,100 +86,104 @@ class WorkerPool:
             raise self._error
 
     @property
-    def _allowed(self) -> int:
-        """How many at once, now."""
-        return self._limit.value if self._health.doubt_since is None else 0
+    def _target_size(self) -> int:
+        return self._limit.value if self._health.suspect_since is None else 0
 
     def _grow(self) -> None:
-        while self._tasks is not None and self._size < self._allowed:
+        while self._tasks is not None and self._size < self._target_size:
             self._size += 1
-            self._tasks.start_soon(self._work_on)
+            self._tasks.start_soon(self._run_worker)
 
     def _stop(self, error: Exception) -> None:
         if self._error is None and self._tasks is not None:
             self._error = error
             self._tasks.cancel_scope.cancel()
 
-    async def _work_on(self) -> None:
+    async def _run_worker(self) -> None:
         try:
-            while self._size <= self._allowed and not self._work.is_finished:
+            while self._size <= self._target_size and not self._queue.is_finished:
                 if self._health.resume_at > self._clock():
                     await self._wait_until(self._health.resume_at)
                     continue
-                if self._sink.is_full:
-                    await self._sink.wait_for_room()
-                request = self._work.get_nowait()
+                if self._writer.is_full:
+                    await self._writer.wait_for_space()
+                request = self._queue.get_nowait()
                 if request is None:
                     self._idle += 1
                     try:
-                        await self._work.wait_for_more()
+                        await self._queue.wait_for_change()
                     finally:
                         self._idle -= 1
                     continue
                 await self._attempt(request)
-                if self._size < self._allowed:
+                if self._size < self._target_size:
                     self._grow()
-        except Exception as error:  # noqa: BLE001  (raised by `run`, and not in a group)
+        except Exception as error:  # noqa: BLE001  (raised by `run`, outside of an exception group)
             self._stop(error)
         finally:
             self._size -= 1
 
     async def _attempt(self, request: Request) -> None:
         began = self._clock()
-        self.busy += 1
+        self.running += 1
         try:
-            outcome = await self._sender.post(request.path, request.body)
+            outcome = await self._post(request.path, request.body)
         except BaseException:
-            self._work.put_back(request)
+            self._queue.put_back(request)
             raise
         finally:
-            self.busy -= 1
+            self.running -= 1
         now = self._clock()
-        verdict = classify(outcome, request)
-        if isinstance(verdict, Settled):
-            self._settle(request, verdict.line, verdict.usage)
-            self._health.answered(now)
-            self._answers += 1
-            usage = verdict.usage
-            work = 1 if usage is None else usage.prompt_tokens + usage.completion_tokens or 1
-            is_full = self._size - self._idle >= _NEARLY_FULL * self._limit.value
-            self._limit.answered(now, began, work, is_full=is_full)
-        else:
-            self._go_on(request, verdict, began, now)
-
-    def _settle(self, request: Request, line: bytes, usage: Usage | None = None) -> None:
-        self._sink.put(Line(request, line, usage))
-        self._work.task_done()
-
-    def _go_on(self, request: Request, failed: Failed, began: float, now: float) -> None:
-        """After an attempt without an answer."""
-        health = self._health
-        health.put_off(failed, now)
-        # What was answered since it began may have been just before the endpoint went away. Only what is
-        # answered after a failure tells whose fault that was.
-        was_before = request.is_own_fault is not None
-        is_to_blame = request.is_own_fault is not None and request.is_own_fault()
-        if self.busy and self._is_of_too_many(failed, is_there=is_to_blame or health.last_good >= began):
-            self._limit.refused(now, began)
-            request.put_off += 1
-            self._postpone(request, failed, request.put_off)
+        result = classify(outcome, request)
+        if isinstance(result, FailedAttempt):
+            self._handle_failure(request, result, began, now)
             return
-        request.is_own_fault = lambda: health.last_good >= now
-        request.tries += 1
-        request.time_outs += failed.is_time_out
+        self._complete(result)
+        self._health.record_success(now)
+        self._answers += 1
+        usage = result.usage
+        tokens = 1 if usage is None else usage.prompt_tokens + usage.completion_tokens or 1
+        is_full = self._size - self._idle >= _FULL_SHARE * self._limit.value
+        self._limit.record_answer(now, began, tokens, is_full=is_full)
+
+    def _complete(self, line: AnswerLine) -> None:
+        self._writer.put(line)
+        self._queue.task_done()
+
+    def _handle_failure(self, request: Request, failed: FailedAttempt, began: float, now: float) -> None:
+        health = self._health
+        health.record_retry_after(failed, now)
+        # An answer since the attempt began may have come just before the endpoint failed. Only one after a
+        # failure shows that the request is to blame.
+        has_failed_before = request.endpoint_has_answered is not None
+        is_to_blame = request.endpoint_has_answered is not None and request.endpoint_has_answered()
+        is_up = is_to_blame or health.last_success >= began
+        is_rejection = failed.reason is FailureReason.RATE_LIMITED or (
+            failed.reason is FailureReason.UNAVAILABLE and is_up
+        )
+        if self.running and is_rejection:
+            self._limit.record_rejection(now, began)
+            request.rejections += 1
+            self._retry_later(request, failed, request.rejections)
+            return
+        request.endpoint_has_answered = lambda: health.last_success >= now
+        request.failures += 1
+        request.timeouts += failed.is_timeout
         if is_to_blame:
-            # At the first time so is the one before.
-            request.failures += 1 if request.failures else 2
-            if request.failures > self._max_retries or request.time_outs >= _MOST_TIME_OUTS:
-                self._settle(request, failed.line)
+            # The first time, the failure before counts too.
+            request.own_failures += 1 if request.own_failures else 2
+            if request.own_failures > self._max_retries or request.timeouts >= _MAX_REQUEST_TIMEOUTS:
+                self._complete(failed.line)
                 return
-        is_unclear = not self.busy or (was_before and not is_to_blame)
-        health.failed(now, at_once=self._limit.value, is_unclear=is_unclear)
-        self._find_out(request.path)
-        if failed.is_time_out:
-            self._time_outs += 1
-            if self._time_outs >= max(_WASTED, self._answers):
-                self._stop(self._error_of(f"has timed out {self._time_outs} times: {failed.detail}"))
+        is_unclear = not self.running or (has_failed_before and not is_to_blame)
+        health.record_failure(now, concurrency=self._limit.value, is_unclear=is_unclear)
+        if health.suspect_since is not None and not self._is_probing and self._tasks is not None:
+            self._is_probing = True
+            self._tasks.start_soon(self._probe, request.path)
+        if failed.is_timeout:
+            self._timeouts += 1
+            if self._timeouts >= max(_MAX_TIMEOUTS, self._answers):
+                self._stop(self._endpoint_error(f"has timed out {self._timeouts} times: {failed.detail}"))
             log(
                 Event.BATCH_RETRY_LAST,
                 "%s: %s, again at last",
@@ -192,18 +191,13 @@ class WorkerPool:
                 failed.detail,
                 custom_id=request.custom_id,
             )
-            self._work.put_last(request)
+            self._queue.retry_last(request)
         else:
-            self._postpone(request, failed, request.tries)
+            self._retry_later(request, failed, request.failures)
 
-    def _is_of_too_many(self, failed: Failed, *, is_there: bool) -> bool:
-        return failed.reason is FailureReason.TOO_MANY or (
-            failed.reason is FailureReason.NOT_READY and is_there
-        )
-
-    def _postpone(self, request: Request, failed: Failed, count: int) -> None:
-        # Not so long as `Retry-After` asks: that holds for this endpoint, and others may be free.
-        wait = backoff(count - 1, self._rng)
+    def _retry_later(self, request: Request, failed: FailedAttempt, failures: int) -> None:
+        # Without the `Retry-After`, which holds for this endpoint only. Another one may be free.
+        wait = retry_delay(failures - 1)
         log(
             Event.BATCH_RETRY,
             "%s: %s, again in %.1f s",
@@ -213,29 +207,23 @@ class WorkerPool:
             custom_id=request.custom_id,
             wait=wait,
         )
-        self._work.postpone(request, wait)
-
-    def _find_out(self, path: str) -> None:
-        """Sees to it that doubts come to an end."""
-        if self._health.doubt_since is not None and not self._is_probing and self._tasks is not None:
-            self._is_probing = True
-            self._tasks.start_soon(self._probe, path)
+        self._queue.retry_later(request, wait)
 
     async def _probe(self, path: str) -> None:
-        """Asks for something small until anything is answered, or the patience is over."""
+        """Send probes until the endpoint answers anything, or give it up after too long."""
         health = self._health
-        request = small_request(path, self._model)
+        request = probe_request(path, self._model)
         try:
-            while health.doubt_since is not None and not self._work.is_finished:
+            while health.suspect_since is not None and not self._queue.is_finished:
                 if health.resume_at > self._clock():
                     await self._wait_until(health.resume_at)
                     continue
-                outcome = await self._ask(request)
+                outcome = await self._send_probe(request)
                 if outcome is None:
                     return
                 now, verdict = self._clock(), classify(outcome, request)
-                if isinstance(verdict, Settled):
-                    health.answered(now)
+                if isinstance(verdict, AnswerLine):
+                    health.record_success(now)
                     return
                 log(
                     Event.BATCH_DOUBT,
@@ -244,45 +232,50 @@ class WorkerPool:
                     verdict.detail,
                     instance_id=self._instance_id,
                 )
-                health.put_off(verdict, now)
-                # What is under way may yet be answered: there are answers that take longer than the patience.
-                if health.is_grace_over(verdict, now) and not self.busy:
-                    self._give_up(verdict, health.doubted_for(now))
+                health.record_retry_after(verdict, now)
+                # Requests in flight may still be answered: some answers take longer than the timeout.
+                if health.has_timed_out(verdict, now) and not self.running:
+                    self._give_up(verdict, health.suspect_seconds(now))
                     return
-                await self._wait_until(now + health.next_pause())
+                await self._wait_until(now + health.next_probe_delay())
         finally:
             self._is_probing = False
             self._grow()
 
-    async def _ask(self, request: Request) -> Reply | Failure | None:
-        """The outcome of a small request; None when there is nothing left to do meanwhile."""
+    async def _send_probe(self, request: Request) -> Reply | Failure | None:
+        """Return the outcome of a probe; None if the queue is finished meanwhile."""
         outcome: Reply | Failure | None = None
         async with anyio.create_task_group() as tasks:
 
-            async def stop() -> None:
-                await self._work.wait_until_over()
+            async def cancel_when_finished() -> None:
+                await self._queue.wait_until_finished()
                 tasks.cancel_scope.cancel()
 
-            tasks.start_soon(stop)
-            with anyio.move_on_after(_SMALL_TIMEOUT) as scope:
-                outcome = await self._sender.post(request.path, request.body)
+            tasks.start_soon(cancel_when_finished)
+            with anyio.move_on_after(_PROBE_TIMEOUT) as scope:
+                outcome = await self._post(request.path, request.body)
             if scope.cancelled_caught:
-                outcome = Failure(kind=FailureKind.TIMED_OUT, detail=f"no answer within {_SMALL_TIMEOUT:g} s")
+                detail = f"no answer within {_PROBE_TIMEOUT:g} s"
+                outcome = Failure(kind=FailureKind.TIMED_OUT, detail=detail)
             tasks.cancel_scope.cancel()
         return outcome
 
-    async def _wait_until(self, moment: float) -> None:
-        # The others may answer meanwhile what there is.
-        with anyio.CancelScope(deadline=moment):
-            await self._work.wait_until_over()
+    async def _wait_until(self, deadline: float) -> None:
+        # Other instances may finish the queue meanwhile.
+        with anyio.CancelScope(deadline=deadline):
+            await self._queue.wait_until_finished()
 
-    def _give_up(self, failed: Failed, seconds: float) -> None:
-        what = {FailureReason.KEY: "refuses the key", FailureReason.TOO_MANY: "takes no requests"}
-        said = what.get(failed.reason, "answers nothing")
-        self._stop(self._error_of(f"{said}, for {seconds:.0f} s: {failed.detail}"))
+    def _give_up(self, failed: FailedAttempt, seconds: float) -> None:
+        problems = {
+            FailureReason.KEY_REJECTED: "rejects the API key",
+            FailureReason.RATE_LIMITED: "accepts no requests",
+        }
+        problem = problems.get(failed.reason, "does not answer")
+        self._stop(self._endpoint_error(f"{problem} (for {seconds:.0f} s): {failed.detail}"))
 
-    def _error_of(self, said: str) -> EndpointError:
+    def _endpoint_error(self, problem: str) -> EndpointError:
         return EndpointError(
-            f"the endpoint of instance {self._instance_id} {said}. Nothing that was answered is lost.",
+            f"the endpoint of instance {self._instance_id} {problem}. All answers are kept; run the same "
+            "batch again to continue.",
             instance_id=self._instance_id,
         )

@@ -1,4 +1,4 @@
-"""Answers on their way to the disk: what gathers while one group is written is the next group."""
+"""Write answers to the output in groups: answers that arrive while one group is written form the next."""
 
 from __future__ import annotations
 
@@ -6,116 +6,101 @@ import threading
 from collections.abc import Callable
 
 import anyio
-from attrs import define
+from attrs import define, field
 
 from .._aio import threads
-from .format import Request, Usage
+from .._aio.synchronization import Broadcast
+from .format import AnswerLine
 from .output import Output
 
-# Seconds in which a group gathers: to wake a thread for each answer would take as long as the answer itself.
-_GATHER = 0.05
+# Seconds in which a group forms, because waking a thread for each answer would cost as much as the answer.
+_GROUP_DELAY = 0.05
 
-# Answers that wait for the disk, at the most: with a slow one, those who ask wait.
-_MOST = 4096
-_MOST_BYTES = 32 << 20
+# Answers that may wait for the disk. With more of them, workers wait before they send the next request.
+_MAX_PENDING = 4096
+_MAX_PENDING_BYTES = 32 << 20
 
 
 @define(eq=False)
-class Line:
-    """An answer.
-
-    Attributes:
-        request: What it answers.
-        text: For the output.
-        usage: Its tokens; None for an error line.
-    """
-
-    request: Request
-    text: bytes
-    usage: Usage | None
-
-
 class AnswerWriter:
-    """Writes answers, in groups.
+    """Writes answers in groups.
 
     Args:
-        output: Where to.
-        on_written: Called with each group when it is on the disk, and where each of its lines begins.
+        output: The output.
+        on_written: Called with each group once it is on disk, and with the byte where each line begins.
     """
 
-    def __init__(self, output: Output, on_written: Callable[[list[Line], list[int]], None]) -> None:
-        self._output = output
-        self._on_written = on_written
-        self._waiting: list[Line] = []
-        self._bytes = 0
-        self._news = anyio.Event()
-        self._room = anyio.Event()
-        self._writing = anyio.Lock()
+    _output: Output
+    _on_written: Callable[[list[AnswerLine], list[int]], None]
+    _pending: list[AnswerLine] = field(factory=list)
+    _pending_bytes: int = 0
+    _added: Broadcast = field(factory=Broadcast)
+    _written: Broadcast = field(factory=Broadcast)
+    _lock: anyio.Lock = field(factory=anyio.Lock)
 
-    def put(self, line: Line) -> None:
-        """Takes an answer."""
-        self._waiting.append(line)
-        self._bytes += len(line.text)
-        self._news.set()
+    def put(self, line: AnswerLine) -> None:
+        """Add an answer."""
+        self._pending.append(line)
+        self._pending_bytes += len(line.text)
+        if len(self._pending) == 1:
+            self._added.notify()
 
     @property
     def is_full(self) -> bool:
-        """Whether too much waits for the disk."""
-        return len(self._waiting) >= _MOST or self._bytes >= _MOST_BYTES
+        """Whether too many answers wait for the disk."""
+        return len(self._pending) >= _MAX_PENDING or self._pending_bytes >= _MAX_PENDING_BYTES
 
-    async def wait_for_room(self) -> None:
-        """Waits while it is full."""
+    async def wait_for_space(self) -> None:
+        """Wait while it is full."""
         while self.is_full:
-            await self._room.wait()
+            await self._written.wait()
 
     async def run(self) -> None:
-        """Writes until it is cancelled.
+        """Write answers until cancelled.
 
         Raises:
-            BatchWriteError: when it cannot write.
+            BatchWriteError: The output cannot be written.
         """
         while True:
-            await self._news.wait()
-            await anyio.sleep(_GATHER)
+            while not self._pending:
+                await self._added.wait()
+            await anyio.sleep(_GROUP_DELAY)
             await self.flush()
 
     async def flush(self) -> None:
-        """Writes what there is.
+        """Write all pending answers.
 
         Raises:
-            BatchWriteError: when it cannot write.
+            BatchWriteError: The output cannot be written.
         """
-        # The lock for the order in which groups are counted.
-        async with self._writing:
-            lines, self._waiting, self._bytes = self._waiting, [], 0
-            self._news = anyio.Event()
+        # The lock keeps the groups in order.
+        async with self._lock:
+            lines, self._pending, self._pending_bytes = self._pending, [], 0
             if not lines:
                 return
-            texts = [line.text for line in lines]
-            begin = await self._write(lines, texts)
-            room, self._room = self._room, anyio.Event()
-            room.set()
+            begin = await self._write(lines)
+            self._written.notify()
             begins: list[int] = []
-            for text in texts:
+            for line in lines:
                 begins.append(begin)
-                begin += len(text)
+                begin += len(line.text)
             self._on_written(lines, begins)
 
-    async def _write(self, lines: list[Line], texts: list[bytes]) -> int:
+    async def _write(self, lines: list[AnswerLine]) -> int:
         claim = threading.Lock()
 
         def write() -> int:
-            return self._output.append(texts) if claim.acquire(blocking=False) else 0
+            return self._output.append(line.text for line in lines) if claim.acquire(blocking=False) else 0
 
         begin = 0
         try:
             with anyio.CancelScope(shield=True):
                 begin = await threads.run_in_thread(write)
         except BaseException:
-            # A second cancellation of asyncio comes through. Either the thread has begun, and writes them to
-            # the end; or it never will, and they are for the next group.
+            # The second cancellation of an asyncio task gets past the shield. If the thread has not begun, it
+            # never will: put the lines back for the next flush.
             if claim.acquire(blocking=False):
-                self._waiting[:0] = lines
-                self._bytes += sum(map(len, texts))
+                self._pending[:0] = lines
+                self._pending_bytes += sum(len(line.text) for line in lines)
             raise
         return begin

@@ -1,23 +1,28 @@
-"""`client.run_batch` and `client.plan_batch`: their signatures. What they do is loaded with the first one."""
+"""`client.run_batch` and `client.plan_batch`: their signatures and documentation.
+
+A mixin, because `client.py` would be too long with it. `_batch` is imported with the first batch.
+"""
 
 from __future__ import annotations
 
 import os
 from typing import TYPE_CHECKING, Literal
 
+from .._api.validation import check_start
+from .._errors import InvalidArgumentError
+from .._lease.options import LeaseOptions
 from .._secrets import Secret
 
 if TYPE_CHECKING:
     from .._api.waiting import ProgressCallback
     from .._batch.plan import BatchPlan
-    from .._batch.report import BatchReport
-    from .._batch.run import BatchProgressCallback
+    from .._batch.report import BatchProgressCallback, BatchReport
     from .._batch.sender import BatchTransport
     from .wiring import Wiring
 
 
 class BatchMethods:
-    """The methods of a client that are about batches."""
+    """The batch methods of `AsyncCortecs`."""
 
     _wiring: Wiring
 
@@ -47,74 +52,77 @@ class BatchMethods:
         on_progress: BatchProgressCallback | None = None,
         on_provisioning: ProgressCallback | None = None,
     ) -> BatchReport:
-        """Answers a file of requests on instances that live as long as that takes.
+        """Answer a file of requests, on instances that live as long as that takes.
 
         Both files have the format of OpenAI's Batch API, for `/v1/chat/completions`, `/v1/completions` and
-        `/v1/embeddings`. An answer is on the disk when it is counted, and what the output answers already is
-        not asked again: after whatever ended a run, the same call goes on from there. Every request gets one
-        line: an answer, or what was wrong.
+        `/v1/embeddings`. Each request gets one output line: an answer, or an error. An answer is on disk
+        before it is counted, and requests that the output already answers are skipped. So if a run ends
+        early, for whatever reason, call this again with the same arguments to continue.
 
         Args:
-            input: A file of requests. It is read twice, and must not change meanwhile.
-            output: A file for the answers; new, or that of an earlier run with this input.
-            model_id: As for `instance`, and so are the others that `instance` has.
+            input: The file of requests. It is read twice and must not change in between.
+            output: The file for the answers: a new one, or that of an earlier run with this input.
+            model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: Default: the model's `recommended_config`.
-            context_length: Tokens.
-            num_workers: 1 to 8, of each instance.
+            context_length: Tokens. Default: as for `instance`.
+            num_workers: 1 to 8, for each instance.
             billing_interval: `per_minute` or `per_hour`.
             start_timeout: Seconds until an instance must be usable.
-            teardown_timeout: Seconds for its release.
+            teardown_timeout: Seconds for the release of an instance.
             max_lifetime: Seconds that each instance may live.
-            max_cost: What all instances may cost together, in the currency of the account, in equal parts.
-            instances: How many share the work, not more than there are requests. When one is lost the others
-                do what it had.
-            concurrency: Requests at once on each instance; `auto` finds out how many are best.
+            max_cost: What all instances together may cost, in the account's currency, in equal parts.
+            instances: How many instances to use, at most one per request. If one is lost, the others take
+                over its requests.
+            concurrency: Requests to send in parallel to each instance; `auto` finds the best number.
             request_timeout: Seconds for one attempt of a request.
-            max_retries: Attempts that may fail after the first before a request becomes an error line. Only
-                those count while which the endpoint has answered another request: see docs/batch.md.
-            ordered: Put the output into the order of the input when it is complete.
-            retry_failed: Ask again what has an error line in the output.
-            override_model: Ask for this model also where a request names another.
-            api_key: The key for inference. Default: the environment's CORTECS_API_KEY, else OPENAI_API_KEY.
-            transport: What carries the requests. `auto` is aiohttp where it is installed (the extra of that
-                name), and httpx on trio, without it, through a proxy that is not plain http://, or when the
-                client was given an `http_client`, which is then used for these requests too.
-            on_progress: Called with a `BatchProgress` some times a second; may be async. What it raises ends
-                the batch.
+            max_retries: Failed attempts after the first before a request becomes an error line. An attempt
+                counts only if the endpoint answered another request during it: see docs/batch.md.
+            ordered: Sort the output into the order of the input when it is complete.
+            retry_failed: Retry requests that have an error line in the output.
+            override_model: Use this model even for requests that name another.
+            api_key: Your inference API key (not the provisioning credentials). Default: the environment
+                variable CORTECS_API_KEY, else OPENAI_API_KEY.
+            transport: What sends the requests to the instances. `auto` is aiohttp if it is installed (the
+                extra `aiohttp`). It is httpx on trio, without aiohttp, through a proxy that is not plain
+                http://, or if the client has an `http_client`, which then sends these requests too.
+            on_progress: Called with a `BatchProgress` several times a second; may be async. If it raises, the
+                batch ends.
             on_provisioning: Called with a `Progress` at every change while an instance starts.
 
         Raises:
-            BatchFileError: for anything wrong with the files, with the line, before anything is started.
-            InvalidArgumentError: for other bad arguments, as early.
-            ConfigurationError: when there is no key, or not the transport that was asked for, as early.
-            BatchWriteError: when the output cannot be written any more, or no temporary file, which is
-                known early.
-            EndpointError: when the last endpoint refuses the key, answers nothing for three minutes, or
-                mostly not in time.
-            LeaseExpiredError: when `max_lifetime` or `max_cost` is used up before the work is done.
-            CortecsError: what `instance` raises, when it happens to the last instance.
+            BatchFileError: if a file is invalid, with the line, before anything is started.
+            InvalidArgumentError: if another argument is invalid, before anything is started.
+            ConfigurationError: if there is no key, or the transport is not available, before anything is
+                started.
+            BatchWriteError: if the output cannot be written, or a temporary file cannot be created.
+            EndpointError: if the last endpoint rejects the key, answers nothing for three minutes, or mostly
+                times out.
+            LeaseExpiredError: if `max_lifetime` or `max_cost` is used up before the work is done.
+            CortecsError: as `instance`, if it happens to the last instance.
         """
-        # Here, because most programs run no batch.
-        from .._batch.setup import Start, begin  # noqa: PLC0415
+        # Not at the top, because most programs run no batch.
+        from .._batch.setup import begin  # noqa: PLC0415
 
         key = Secret(api_key) if api_key is not None else None
         del api_key  # a traceback that shows locals would show it
-        start = Start(model_id, hardware_type_id, context_length, num_workers, billing_interval)
+        if on_provisioning is not None and not callable(on_provisioning):
+            raise InvalidArgumentError("on_provisioning must be callable")
+        lease = LeaseOptions(
+            args=check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval),
+            start_timeout=start_timeout,
+            teardown_timeout=teardown_timeout,
+            max_lifetime=max_lifetime,
+            max_cost=max_cost,
+            on_progress=on_provisioning,
+        )
         batch = begin(
             self._wiring,
-            start,
+            lease,
             input,
             output,
             key=key,
             transport=transport,
             request_timeout=request_timeout,
-            lease={
-                "start_timeout": start_timeout,
-                "teardown_timeout": teardown_timeout,
-                "max_lifetime": max_lifetime,
-                "max_cost": max_cost,
-                "on_progress": on_provisioning,
-            },
             options={
                 "instances": instances,
                 "concurrency": concurrency,
@@ -140,30 +148,30 @@ class BatchMethods:
         retry_failed: bool = False,
         override_model: bool = False,
     ) -> BatchPlan:
-        """What `run_batch` would do: checks the files, the model, the hardware and the price. Starts nothing.
+        """Check the files, the model, the hardware and the price of a batch. Starts nothing.
 
         Args:
-            input: As for `run_batch`, and so are the others.
-            output: It is not touched.
-            model_id: The model.
+            input: As for `run_batch`.
+            output: As for `run_batch`. It is not changed.
+            model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: Default: the model's `recommended_config`.
-            context_length: Tokens.
-            num_workers: 1 to 8, of each instance.
-            instances: How many.
-            retry_failed: Ask again what has an error line in the output.
-            override_model: Ask for this model also where a request names another.
+            context_length: Tokens. Default: as for `instance`.
+            num_workers: 1 to 8, for each instance.
+            instances: How many instances to use.
+            retry_failed: Retry requests that have an error line in the output.
+            override_model: Use this model even for requests that name another.
 
         Raises:
-            BatchFileError: for anything wrong with the files, with the line.
-            InvalidArgumentError: for hardware that the model does not run on, or a context that is too long.
-            RequestError: when the service cannot be asked, or does not know the model.
+            BatchFileError: if a file is invalid, with the line.
+            InvalidArgumentError: if the model does not run on the hardware, or the context is too long.
+            RequestError: if the service cannot be reached, or does not know the model.
         """
-        from .._batch.setup import Start, plan  # noqa: PLC0415
+        from .._batch.setup import plan  # noqa: PLC0415
 
-        start = Start(model_id, hardware_type_id, context_length, num_workers)
+        args = check_start(model_id, hardware_type_id, context_length, num_workers, "per_minute")
         options = {
             "instances": instances,
             "retry_failed": retry_failed,
             "override_model": override_model,
         }
-        return await plan(self._wiring, start, input, output, options)
+        return await plan(self._wiring, args, input, output, options)

@@ -1,4 +1,9 @@
-"""`AsyncCortecs`: wires the layers together."""
+"""`AsyncCortecs`: the client, its signatures and their documentation.
+
+It imports neither httpx nor anyio, so that importing the class is quick: `wiring.py` does, when the first
+client is created. The methods for batches and for single requests are mixins in `batches.py` and
+`with_options.py`, because this module would be 600 lines long with them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from .._api.domain import InstanceArgs
+from .._api.validation import check_instance_id, check_start
 from .._config import (
     MAX_CONNECTIONS,
     Mode,
@@ -19,6 +26,7 @@ from .._config import (
     resolve_settings,
 )
 from .._errors import ConfigurationError
+from .._lease.options import LeaseOptions, OnExit, OnLoss
 from .._logging import set_up_log
 from .._secrets import CredentialProvider, Secret
 from .batches import BatchMethods
@@ -31,7 +39,6 @@ if TYPE_CHECKING:
     from .._http.connections import HTTPClient
     from .._lease.endpoint import InstanceHandle
     from .._lease.lease import InstanceLease
-    from .._lease.state import OnExit, OnLoss
     from .._recovery.owners import Owner
     from .._recovery.sweep import Orphan
     from .._telemetry import Telemetry
@@ -39,51 +46,51 @@ if TYPE_CHECKING:
 
 
 class AsyncCortecs(BatchMethods, CallMethods):
-    """A client of the cortecs.ai provisioning API, for asyncio and trio.
+    """A client for the cortecs.ai provisioning API, for asyncio and trio.
 
-    Use it with `async with`, or call `aclose()`. One client serves any number of tasks of one event loop.
+    Use it with `async with`, or call `aclose()`. Any number of tasks of one event loop can share a client.
 
     Args:
-        client_id: Default: the environment's CORTECS_CLIENT_ID.
-        client_secret: Default: the environment's CORTECS_CLIENT_SECRET.
-        credential_provider: Instead of the two, an async function that returns `Credentials`; called whenever
-            an access token is needed, so that rotated secrets are picked up.
-        api_base_url: Default: the environment's CORTECS_API_BASE_URL, else `https://cortecs.ai/api/v1`.
-        timeout: Seconds for one attempt of a request, from asking for a connection to the last byte of its
-            answer.
+        client_id: Default: the environment variable CORTECS_CLIENT_ID.
+        client_secret: Default: the environment variable CORTECS_CLIENT_SECRET.
+        credential_provider: Instead of these two, an async function that returns `Credentials`. It is called
+            for every new access token, and so picks up rotated secrets.
+        api_base_url: Default: the environment variable CORTECS_API_BASE_URL, else
+            `https://cortecs.ai/api/v1`.
+        timeout: Seconds for one attempt of a request, from waiting for a connection to the last byte of the
+            response.
         max_retries: Short for `RetryPolicy(max_retries=...)`.
-        retry_policy: How often and how long requests are repeated.
-        poll_policy: How fast the service is asked for changes.
-        default_headers: Sent with every request.
-        http_client: An `httpx.AsyncClient` of yours, for proxies, certificates or tests. It is not closed
-            here, and its own time-outs, redirects and authentication are not used. When it has no connection
-            free for a second, looks and releases go out on one of ours, with the proxies and certificates of
-            the environment, as the reaper's do.
-        allow_insecure_http: Allows a plain-http base URL beyond this machine, where credentials can be read
-            on the way.
-        guard: The reaper, a child process that hands instances back should this one be killed, started before
-            the first lease. `auto` goes on with a warning where there can be none; `required` refuses to
-            start anything then; `off` has none. It connects by itself, with the environment's proxies and
-            certificates, not through `http_client`.
-        journal: The same three for the journal, the file that `sweep` reads when the reaper died as well.
-        state_dir: Where journals lie. Default: the environment's CORTECS_STATE_DIR, else the user's state
-            directory. In a container, a volume that outlives it.
-        max_connections: How many requests are under way at once; more wait for their turn, releases first. A
-            fifth is kept for releases, and the looks of the waits, few at a time, come on top.
-        transport: What carries requests: `httpx`; or `aiohttp`, which takes about two thirds of the CPU, on
-            asyncio only, and needs the extra of that name.
-        telemetry: Is told about leases. `cortecs_async.integrations.opentelemetry.OpenTelemetry()` makes
-            spans and metrics of it.
+        retry_policy: When and how often to repeat failed requests.
+        poll_policy: Polling intervals.
+        default_headers: Headers to send with every request.
+        http_client: Your own `httpx.AsyncClient`, for proxies, certificates or tests. You close it; its
+            timeouts, redirects and authentication are not used. If it has no free connection for a second,
+            polls and releases use a connection of this client, with the proxies and certificates of the
+            environment, as the reaper does.
+        allow_insecure_http: Allow a plain-http base URL on another machine, which exposes your credentials
+            to the network.
+        guard: The reaper, a child process that releases your instances if this process is killed. It starts
+            before the first lease. `auto` warns if it cannot run, `required` then refuses to start anything,
+            and `off` disables it. It uses the proxies and certificates of the environment, not `http_client`.
+        journal: The file that `sweep` reads if the reaper died as well: `auto`, `required` or `off`.
+        state_dir: The directory of the journals. Default: the environment variable CORTECS_STATE_DIR, else
+            the user's state directory. In a container, use a volume that outlives it.
+        max_connections: The most requests to send in parallel. More wait for their turn; releases go first,
+            and a fifth is reserved for them. A few status checks come on top.
+        transport: `httpx`; or `aiohttp`, which uses about two thirds of the CPU, works on asyncio only, and
+            needs the extra `aiohttp`.
+        telemetry: Receives lease lifecycle events. `cortecs_async.integrations.opentelemetry.OpenTelemetry()`
+            turns them into spans and metrics.
 
     Attributes:
         instances: The instances of the account.
-        models: The models that can be provisioned.
+        models: The models that you can start.
         hardware_types: The hardware types.
         user: The account.
 
     Raises:
-        ConfigurationError: for a base URL that is not one or not safe, or contradictory settings. Missing
-            credentials are an error of the first request that needs them.
+        ConfigurationError: if the base URL is invalid or insecure, or settings contradict each other. Missing
+            credentials raise it later, in the first request that needs them.
     """
 
     def __init__(
@@ -107,7 +114,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
         transport: TransportName = "httpx",
         telemetry: Telemetry | None = None,
     ) -> None:
-        self._closed = True  # for __del__, should the next line raise
+        self._closed = True  # for __del__, in case the constructor raises
         set_up_log(os.environ)
         secret = Secret(client_secret) if client_secret is not None else None
         del client_secret  # a traceback that shows locals would show it
@@ -130,8 +137,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
         check_mode("journal", journal)
         if http_client is not None and transport != "httpx":
             raise ConfigurationError("give either http_client or transport, not both")
-        # Here, because it brings httpx and everything else along: a program that imports the package and
-        # makes no client, such as one that prints its --help, need not wait for that.
+        # Not at the top, because it imports httpx and everything else, which `--help` need not wait for.
         from .wiring import Wiring  # noqa: PLC0415
 
         self._wiring = Wiring(
@@ -165,54 +171,51 @@ class AsyncCortecs(BatchMethods, CallMethods):
         on_loss: OnLoss = "cancel",
         on_progress: ProgressCallback | None = None,
     ) -> InstanceLease:
-        """An instance that lives as long as a block: `async with client.instance(...) as inst:`.
+        """Rent an instance for a block: `async with client.instance(...) as inst:`.
 
-        Entering starts it and waits until it is usable; leaving, in whatever way, stops and deletes it and
-        returns when it is read to be gone. Neither a second cancellation nor a time-out of the caller's cuts
-        the release short. Billing begins with the start, not with the block.
+        Entering the block starts the instance and waits until it is usable. However you leave the block, the
+        instance is stopped and deleted, and the block returns once the service confirms that it is gone.
+        Cancellations and timeouts cannot interrupt the release. Billing begins with the start request, before
+        the block does.
 
         Args:
-            model_id: In either spelling, `org/name` or `org--name`.
+            model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: Default: the model's `recommended_config`.
-            context_length: Tokens. Default: min(32000, the longest on this hardware).
-            num_workers: 1 to 8; each has a GPU set to itself, and is billed for it. The block is entered as
-                soon as one runs.
+            context_length: Tokens. Default: 32,000, or the longest on this hardware if that is shorter.
+            num_workers: 1 to 8. Each worker has its own GPU set and is billed for it. The block begins when
+                the first one is running.
             billing_interval: `per_minute` or `per_hour`.
-            start_timeout: Seconds from entering until it must be usable.
+            start_timeout: Seconds from entering until the instance must be usable.
             teardown_timeout: Seconds for the release, retries included.
-            on_exit: `delete`; `stop`, which ends billing but leaves it to be restarted; or `keep`, which
-                leaves it **running and billed**. What fails before the block is entered is deleted.
-            reuse: Take an instance with these arguments if there is one, as `instances.ensure` does. What was
-                there before is left as it was found: running, or stopped again.
-            max_lifetime: Seconds that the instance may live, from the request that starts it. Then the block
-                is cancelled, the instance released, and `LeaseExpiredError` raised. Where the event loop is
+            on_exit: `delete`; `stop`, which ends billing and keeps the instance for a restart; or `keep`,
+                which leaves it **running and billed**. If entering fails, the instance is always deleted.
+            reuse: Use an instance with these arguments if there is one, as `instances.ensure` does. It is
+                left as it was found: running, or stopped again.
+            max_lifetime: Seconds that the instance may live, from the start request on. Then the block is
+                cancelled, the instance released, and `LeaseExpiredError` raised. If the event loop is
                 blocked, the reaper releases the instance some seconds later.
-            max_cost: The same as an amount in the account's currency: as long as the intervals last that it
-                pays for, at the list price.
-            on_loss: `cancel` ends the block with `InstanceLostError` when the instance stops or vanishes
-                under it; `ignore` lets it go on.
-            on_progress: Called with a `Progress` at every change while it starts; may be async. What it
-                raises ends the start, and the instance with it.
+            max_cost: The same limit as an amount in the account's currency, at the list price. The instance
+                lives for as many whole billing intervals as the amount pays for.
+            on_loss: If the instance stops or vanishes during the block, `cancel` ends the block with
+                `InstanceLostError`, and `ignore` keeps it running.
+            on_progress: Called with a `Progress` at every change while the instance starts; may be async. If
+                it raises, the start fails and the instance is deleted.
 
         Raises:
-            InvalidArgumentError: for bad arguments, at once and before any request.
+            InvalidArgumentError: if an argument is invalid, at once and before any request.
         """
         return self._wiring.lease(
-            model_id,
-            hardware_type_id,
-            {
-                "context_length": context_length,
-                "num_workers": num_workers,
-                "billing_interval": billing_interval,
-            },
-            start_timeout=start_timeout,
-            teardown_timeout=teardown_timeout,
-            on_exit=on_exit,
-            reuse=reuse,
-            max_lifetime=max_lifetime,
-            max_cost=max_cost,
-            on_loss=on_loss,
-            on_progress=on_progress,
+            LeaseOptions(
+                args=check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval),
+                start_timeout=start_timeout,
+                teardown_timeout=teardown_timeout,
+                on_exit=on_exit,
+                reuse=reuse,
+                max_lifetime=max_lifetime,
+                max_cost=max_cost,
+                on_loss=on_loss,
+                on_progress=on_progress,
+            )
         )
 
     def attach(
@@ -223,22 +226,30 @@ class AsyncCortecs(BatchMethods, CallMethods):
         on_loss: OnLoss = "cancel",
         on_progress: ProgressCallback | None = None,
     ) -> InstanceLease:
-        """Borrows an instance that somebody else answers for: `async with client.attach(id) as inst:`.
+        """Attach to a running instance without managing its lifetime.
 
-        Entering waits until it is usable; leaving does nothing to it, ever.
+        Entering `async with client.attach(id) as inst:` waits until the instance is usable. Leaving the block
+        never changes the instance.
 
         Args:
-            instance_id: Which one.
-            start_timeout: Seconds from entering until it must be usable.
+            instance_id: The id of the instance.
+            start_timeout: Seconds from entering until the instance must be usable.
             on_loss: As for `instance`.
             on_progress: As for `instance`.
 
         Raises:
-            InvalidArgumentError: for what is no id, at once. Entering raises `BadRequestError` or
-                `NotFoundError` for an unknown one, and `StartFailedError` for one that is stopped.
+            InvalidArgumentError: if the id is invalid, at once. Entering raises `BadRequestError` or
+                `NotFoundError` if the id is unknown, and `StartFailedError` if the instance is stopped.
         """
-        return self._wiring.borrow(
-            instance_id, start_timeout=start_timeout, on_loss=on_loss, on_progress=on_progress
+        return self._wiring.lease(
+            LeaseOptions(
+                args=InstanceArgs(model_id=""),
+                borrowed=check_instance_id(instance_id),
+                start_timeout=start_timeout,
+                on_exit="keep",
+                on_loss=on_loss,
+                on_progress=on_progress,
+            )
         )
 
     async def acquire(
@@ -255,108 +266,104 @@ class AsyncCortecs(BatchMethods, CallMethods):
         max_cost: float | None = None,
         on_progress: ProgressCallback | None = None,
     ) -> InstanceHandle:
-        """Starts an instance that outlives this process, for those who cannot hold a context manager.
+        """Start an instance that outlives this process. You must `release` it.
 
-        Until it is usable it is as safe as in `instance`. Then it is the holder's of the handle, who must
-        `release` it: **nothing else ends it but `max_lifetime` or `max_cost`**, which the reaper enforces,
-        and `sweep` if that died.
+        Use this if you cannot hold a context manager open. Until the instance is usable, it is as safe as
+        with `instance`. After that, **only `max_lifetime` or `max_cost` ends it**, enforced by the reaper, or
+        by `sweep` if the reaper died.
 
         Args:
-            model_id: As for `instance`, and so are the others.
+            model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: Default: the model's `recommended_config`.
-            context_length: Tokens.
+            context_length: Tokens. Default: as for `instance`.
             num_workers: 1 to 8.
             billing_interval: `per_minute` or `per_hour`.
-            start_timeout: Seconds until it must be usable.
-            teardown_timeout: Seconds for the release of one that does not become usable.
-            max_lifetime: Seconds that the instance may live. Give it.
-            max_cost: The same as an amount.
-            on_progress: Called with every change while it starts.
+            start_timeout: Seconds until the instance must be usable.
+            teardown_timeout: Seconds to release an instance that does not become usable.
+            max_lifetime: Seconds that the instance may live, from the start request on. Always set a limit.
+            max_cost: The same limit as an amount.
+            on_progress: As for `instance`.
 
         Raises:
-            InvalidArgumentError: for bad arguments, before any request.
-            CortecsError: as entering `instance(...)`; there is no instance then.
+            InvalidArgumentError: if an argument is invalid, before any request.
+            CortecsError: as when you enter `instance(...)`; there is no instance then.
         """
         lease = self._wiring.lease(
-            model_id,
-            hardware_type_id,
-            {
-                "context_length": context_length,
-                "num_workers": num_workers,
-                "billing_interval": billing_interval,
-            },
-            start_timeout=start_timeout,
-            teardown_timeout=teardown_timeout,
-            on_exit="keep",
-            max_lifetime=max_lifetime,
-            max_cost=max_cost,
-            on_loss="ignore",
-            on_progress=on_progress,
+            LeaseOptions(
+                args=check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval),
+                start_timeout=start_timeout,
+                teardown_timeout=teardown_timeout,
+                on_exit="keep",
+                max_lifetime=max_lifetime,
+                max_cost=max_cost,
+                on_loss="ignore",
+                on_progress=on_progress,
+            )
         )
         return await lease.into_handle()
 
     async def release(self, handle: InstanceHandle | str, *, teardown_timeout: float = 120.0) -> None:
-        """Stops and deletes an acquired instance, and returns when it is read to be gone.
+        """Stop and delete an acquired instance, and return once the service confirms that it is gone.
 
-        From any process, any number of times: one that is gone already is no error. Out of reach of
-        cancellation, as the end of a lease.
+        You can call this from any process, any number of times: an instance that is gone is no error.
+        Cancellations and timeouts cannot interrupt it.
 
         Args:
-            handle: What `acquire` gave, or an instance's id.
-            teardown_timeout: Seconds, retries included.
+            handle: The handle from `acquire`, or the id of an instance.
+            teardown_timeout: Seconds for the release, retries included.
 
         Raises:
-            InvalidArgumentError: for what is neither, or a handle of another account.
-            TeardownError: when it could not be done in time; the reaper goes on.
-            RequestError: when the service refuses to list instances.
+            InvalidArgumentError: if `handle` is neither, or belongs to another account.
+            TeardownError: if the instance is not confirmed deleted in time; the reaper continues.
+            RequestError: if the service rejects the request for the list.
         """
         await self._wiring.release(handle, teardown_timeout)
 
     async def sweep(self, *, dry_run: bool = False, timeout: float = 300.0) -> tuple[Orphan, ...]:
-        """Releases what processes that died have left behind, as far as their journals prove it.
+        """Release the instances that dead processes left behind, as far as their journals prove it.
 
-        Never what a living process answers for, nor what cannot be told from somebody else's.
+        It never touches instances of a running process, or instances that may be someone else's.
 
         Args:
-            dry_run: Only say what there is.
-            timeout: Seconds.
+            dry_run: Only report what there is.
+            timeout: Seconds for the whole sweep.
 
         Returns:
-            What became of each; see `Orphan.state`.
+            What was found, and what happened to it: see `Orphan.state`.
 
         Raises:
-            InvalidArgumentError: for a bad timeout.
-            RequestError: when the service cannot be asked.
+            InvalidArgumentError: if the timeout is invalid.
+            RequestError: if the service rejects a request, or cannot be reached.
         """
         return await self._wiring.sweep(dry_run=dry_run, timeout=timeout)
 
     async def orphans(self) -> tuple[Orphan, ...]:
-        """What `sweep` would find.
+        """Return what `sweep` would find.
 
         Raises:
-            RequestError: when the service cannot be asked.
+            RequestError: if the service rejects a request, or cannot be reached.
         """
         return await self.sweep(dry_run=True)
 
     async def owners(self) -> Mapping[str, Owner]:
-        """Who answers for the instances that the journals in the state directory name, by their ids.
+        """Return the owners of all instances in the journals of the state directory, by instance id.
 
-        Nobody there does for one that is not among them: it was started by hand, on another machine, or with
-        `acquire` without a limit. Reads files only; asks the service nothing.
+        An instance that is missing here was started by hand, on another machine, or with `acquire` without a
+        limit. This reads files only and sends no request.
         """
         return await self._wiring.owners()
 
     async def diagnose(self) -> tuple[Finding, ...]:
-        """Checks credentials, service, token, clock, journal and reaper, one by one, in bounded time.
+        """Check credentials, service, token, clock, journal and reaper, in bounded time.
 
-        Starts nothing that is billed, and raises for nothing that it finds.
+        This starts nothing that is billed. Problems are reported in the findings, not raised.
         """
         return await self._wiring.diagnose()
 
     async def aclose(self) -> None:
-        """Closes the client; calling it again does nothing.
+        """Close the client. You can call it again.
 
-        Leases that are still open can release what they hold: the connections close with the last of them.
+        Open leases can still release their instances: the connections close with the last lease.
         """
         self._closed = True
         await self._wiring.http.aclose()
@@ -375,13 +382,13 @@ class AsyncCortecs(BatchMethods, CallMethods):
         await self.aclose()
 
     def __repr__(self) -> str:
-        # A traceback may show a client whose constructor raised.
+        # The constructor may have failed.
         settings: Settings | None = getattr(self, "_settings", None)
         shown = settings.api_base_url if settings else "(not set up)"
         return f"<AsyncCortecs {shown}{' closed' if self._closed else ''}>"
 
     def __reduce__(self) -> str:
-        raise TypeError("a client stays in its process: make one in each, and send handles between them")
+        raise TypeError("a client cannot be pickled: create one in each process, and send handles")
 
     def __del__(self) -> None:
         if not self._closed:

@@ -1,4 +1,4 @@
-"""Whether everything that a lease relies on is there: credentials, the service, the journal, the reaper."""
+"""`client.diagnose`: check credentials, service, token, clock, journal and reaper."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ from .._errors import (
     RequestError,
 )
 from .._http.messages import Call, Reply
-from .._recovery.journal import JournalFile, is_owned, read_journals, take
+from .._recovery.journal import JournalFile, is_owned, read_journals, try_lock
 from .._recovery.promises import Promises
 from .._recovery.store import check_reaper
 from .._secrets import credentials_problem
 
 if TYPE_CHECKING:
-    from .._http.client import HTTP  # which would bring httpx along, to whoever imports a Finding
+    from .._http.client import HTTP  # imports httpx, which `cortecs_async.types` must not
 
-# Seconds for each of the checks.
+# Seconds for each check.
 _CHECK_TIMEOUT = 20.0
 
-# Seconds that clocks may be apart.
-_APART = 60.0
+# Seconds that the clocks may differ by.
+_MAX_CLOCK_DIFFERENCE = 60.0
 
 
 @frozen(kw_only=True)
 class Finding:
-    """What one check of `diagnose` has found.
+    """The result of one check of `diagnose`.
 
     Attributes:
         name: `credentials`, `service`, `token`, `clock`, `journal` or `reaper`.
-        ok: Whether it is as it should be.
+        ok: Whether the check passed.
         detail: What was found.
-        hint: What to do about it; empty where there is nothing to do.
+        hint: What to do; empty if there is nothing to do.
     """
 
     name: str
@@ -54,35 +54,33 @@ class Finding:
 
 
 async def diagnose(settings: Settings, http: HTTP, promises: Promises) -> tuple[Finding, ...]:
-    """Checks one after the other, each in bounded time. Starts nothing that is billed.
+    """Run one check after the other, each in bounded time. Starts nothing that is billed.
 
     Args:
-        settings: The client's.
-        http: Where requests go.
-        keeper: For the journal and the reaper.
+        settings: The settings of the client.
+        http: Sends the requests.
+        promises: The journal and the reaper of the client.
     """
-    doctor = _Doctor(settings=settings, http=http, promises=promises)
+    run = _Checks(settings=settings, http=http, promises=promises)
     checks: dict[str, Callable[[], Awaitable[Finding]]] = {
-        "credentials": doctor.credentials,
-        "service": doctor.service,
-        "token": doctor.token,
-        "clock": doctor.clock,
-        "journal": doctor.journal,
-        "reaper": doctor.reaper,
+        "credentials": run.credentials,
+        "service": run.service,
+        "token": run.token,
+        "clock": run.clock,
+        "journal": run.journal,
+        "reaper": run.reaper,
     }
     findings: list[Finding] = []
     for name, check in checks.items():
         with anyio.move_on_after(_CHECK_TIMEOUT) as scope:
             findings.append(await check())
         if scope.cancelled_caught:
-            findings.append(
-                Finding(name=name, ok=False, detail=f"nothing came of it within {_CHECK_TIMEOUT:g} s")
-            )
+            findings.append(Finding(name=name, ok=False, detail=f"timed out after {_CHECK_TIMEOUT:g} s"))
     return tuple(findings)
 
 
 @define(kw_only=True)
-class _Doctor:
+class _Checks:
     settings: Settings
     http: HTTP
     promises: Promises
@@ -96,34 +94,34 @@ class _Doctor:
         except ConfigurationError as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001  (the user's own provider may raise anything)
-            # Not what it says: that may show the secret.
+            # Without its message, which may contain the secret.
             problem = f"credential_provider raised {type(error).__name__}"
         self.has_credentials = problem is None
         if problem is None:
-            return Finding(name="credentials", ok=True, detail="a client id and a client secret are there")
+            return Finding(name="credentials", ok=True, detail="found a client id and a client secret")
         return Finding(
             name="credentials",
             ok=False,
             detail=problem,
-            hint="They are made on the account's page on cortecs.ai.",
+            hint="Create them on your account page on cortecs.ai.",
         )
 
     async def service(self) -> Finding:
         base = self.settings.api_base_url
         error = await self._ask("/hardware-types/", authenticated=False)
-        if error is None or _has_spoken(error):
+        if error is None or _is_from_service(error):
             self.is_reached = True
             return Finding(name="service", ok=True, detail=f"{base} answers")
-        hint = "CORTECS_API_BASE_URL says where the service is, HTTPS_PROXY which proxy leads there."
+        hint = "Check the network, CORTECS_API_BASE_URL, and HTTPS_PROXY if you use a proxy."
         if isinstance(error, APIStatusError) and error.status_code >= 500:
-            hint = "The service fails; try again later."
+            hint = "The service has a problem; try again later."
         return Finding(name="service", ok=False, detail=f"{base}: {error}", hint=hint)
 
     async def token(self) -> Finding:
         if not self.has_credentials:
             return Finding(name="token", ok=False, detail="not tried: there are no credentials")
         if not self.is_reached:
-            # It would be repeated until the time is up, and say the same.
+            # The request would be retried until the check times out.
             return Finding(name="token", ok=False, detail="not tried: the service cannot be reached")
         error = await self._ask("/user/balance", authenticated=True)
         if error is None:
@@ -131,34 +129,34 @@ class _Doctor:
         hint = ""
         if isinstance(error, (AuthenticationError, PermissionDeniedError)):
             hint = (
-                "The provisioning API has credentials of its own: the key for inference (OPENAI_API_KEY) is "
-                "another one."
+                "The provisioning API needs a client id and secret; your inference API key (OPENAI_API_KEY) "
+                "does not work for it."
             )
         return Finding(name="token", ok=False, detail=str(error), hint=hint)
 
     async def clock(self) -> Finding:
-        apart = [ahead for at, reply in self.replies if (ahead := _ahead(at, reply)) is not None]
-        if not apart:
-            return Finding(name="clock", ok=True, detail="not compared: the service does not tell the time")
-        # The last is that of the token's answer, which nothing on the way keeps for later.
-        ahead = apart[-1]
-        if abs(ahead) <= _APART:
-            return Finding(name="clock", ok=True, detail="agrees with the service's")
+        differences = [ahead for at, reply in self.replies if (ahead := _ahead(at, reply)) is not None]
+        if not differences:
+            return Finding(name="clock", ok=True, detail="not compared: the service sends no time")
+        # The last response is that of the token check, which no proxy caches.
+        ahead = differences[-1]
+        if abs(ahead) <= _MAX_CLOCK_DIFFERENCE:
+            return Finding(name="clock", ok=True, detail="agrees with the clock of the service")
         where = "ahead of" if ahead > 0 else "behind"
         return Finding(
             name="clock",
             ok=False,
-            detail=f"this machine's is {abs(ahead):.0f} s {where} the service's",
-            hint="Set it (NTP): journals are dated by it, and so is when an acquired instance's time is up.",
+            detail=f"this machine is {abs(ahead):.0f} s {where} the service",
+            hint="Synchronize it (NTP): it dates the journals and the expiry of acquired instances.",
         )
 
     async def journal(self) -> Finding:
-        if not self.promises.reads_journals:
+        if not self.promises.uses_journal:
             return Finding(name="journal", ok=True, detail='switched off: journal="off"')
         return await self.promises.system.off_loop(self._journal)
 
     async def reaper(self) -> Finding:
-        if not self.promises.has_guard:
+        if not self.promises.uses_reaper:
             return Finding(name="reaper", ok=True, detail='switched off: guard="off"')
         try:
             await self.promises.system.off_loop(check_reaper)
@@ -167,39 +165,41 @@ class _Doctor:
                 name="reaper",
                 ok=False,
                 detail=str(error),
-                hint="Without it, instances of a process that is killed run on until `sweep`.",
+                hint="Without it, the instances of a killed process keep running until `sweep`.",
             )
-        return Finding(name="reaper", ok=True, detail="starts and answers")
+        return Finding(name="reaper", ok=True, detail="starts and responds")
 
     def _journal(self) -> Finding:
-        directory = self.promises.directory
-        hint = "state_dir= or CORTECS_STATE_DIR puts it elsewhere: on a disk that is writable and has flock."
+        directory = self.promises.store.directory
+        hint = "Set state_dir= or CORTECS_STATE_DIR to a directory that is writable and supports flock."
         try:
-            # Locked and without a promise: nobody who reads it has anything to do with it.
+            # Locked and without a record, so that a sweep leaves it alone.
             file = JournalFile.create(directory, [])
         except OSError as error:
             detail = f"{directory} cannot be written: {error}"
             return Finding(name="journal", ok=False, detail=detail, hint=hint)
         try:
-            second = take(file.path)
+            second = try_lock(file.path)
         finally:
             file.remove()
         if second is not None:
             second.close()
-            detail = f"{directory} has no working file locks: a second one was granted"
+            detail = f"{directory} has no working file locks: the same file was locked twice"
             return Finding(name="journal", ok=False, detail=detail, hint=hint)
-        dead = sum(1 for path, book in read_journals(directory) if book.promises and is_owned(path) is False)
+        dead = sum(
+            1 for path, state in read_journals(directory) if state.promises and is_owned(path) is False
+        )
         if not dead:
             return Finding(name="journal", ok=True, detail=f"{directory} can be written and locked")
         return Finding(
             name="journal",
             ok=True,
-            detail=f"{directory} can be written and locked; {dead} of processes that died",
-            hint="`cortecs-async orphans` shows what they left, `cortecs-async sweep` releases it.",
+            detail=f"{directory} can be written and locked; {dead} journal(s) of processes that died",
+            hint="`cortecs-async orphans` shows what they left behind, `cortecs-async sweep` releases it.",
         )
 
     async def _ask(self, path: str, *, authenticated: bool) -> CortecsError | None:
-        """Asks once, and keeps the answer; returns what went wrong."""
+        """Send a request once and keep the response; return the error, if any."""
         try:
             reply = await self.http.request(
                 Call(method="GET", path=path, authenticated=authenticated, retried=False)
@@ -210,17 +210,17 @@ class _Doctor:
         return None
 
 
-def _has_spoken(error: CortecsError) -> bool:
-    """Whether it was the service that refused, and not something in its place."""
+def _is_from_service(error: CortecsError) -> bool:
+    """Return whether the service sent this error, and not a proxy or another site."""
     return isinstance(error, APIStatusError) and error.status_code in {401, 403, 429}
 
 
 def _ahead(at: float, reply: Reply) -> float | None:
-    """How many seconds the local clock is ahead, by the `Date` of an answer that came at `at`."""
+    """Return how many seconds the local clock is ahead of the `Date` of a reply received at `at`."""
     try:
-        told = parsedate_to_datetime(reply.headers["date"])
-        # A time zone that is not named is UTC.
-        told = told if told.tzinfo is not None else told.replace(tzinfo=UTC)
-        return at - told.timestamp() - float(reply.headers.get("age", 0))
+        date = parsedate_to_datetime(reply.headers["date"])
+        if date.tzinfo is None:
+            date = date.replace(tzinfo=UTC)
+        return at - date.timestamp() - float(reply.headers.get("age", 0))
     except (KeyError, ValueError, TypeError, OverflowError):
         return None

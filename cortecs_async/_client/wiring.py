@@ -1,28 +1,28 @@
-"""The layers below `AsyncCortecs`, wired together. Loaded when the first client is made, not on import."""
+"""Connect the layers below `AsyncCortecs`. Imported when the first client is created."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import anyio
 from attrs import frozen
 
 from .._aio.threads import System
-from .._api.domain import InstanceArgs
 from .._api.instances import Instances
 from .._api.resources import HardwareTypes, Models, Send, User
-from .._api.validation import check_instance_id, check_seconds, check_start
+from .._api.validation import check_seconds
 from .._config import Mode, Settings
 from .._http.client import HTTP
 from .._http.connections import HTTPClient
 from .._lease.endpoint import InstanceHandle
 from .._lease.lease import InstanceLease
+from .._lease.options import LeaseOptions
 from .._lease.pricing import Prices
 from .._lease.release import release_acquired
 from .._lease.starter import Starter
-from .._lease.state import LeaseOptions, LeaseServices
+from .._lease.state import LeaseServices
 from .._recovery.owners import Owner, owners
 from .._recovery.promises import Promises, state_directory
 from .._recovery.sweep import Orphan, sweep
@@ -32,7 +32,7 @@ from .diagnosis import Finding, diagnose
 
 @frozen
 class Endpoints:
-    """The resources of a client, on one way of sending."""
+    """The endpoints of a client, with one function that sends their requests."""
 
     instances: Instances
     models: Models
@@ -41,10 +41,10 @@ class Endpoints:
 
 
 class Wiring:
-    """The parts of one client.
+    """The parts of one client, connected.
 
     Attributes:
-        system: The clock and the threads that new clients use. Tests replace it.
+        system: The clock and the threads of new clients. Tests replace it.
     """
 
     system: ClassVar[System] = System()
@@ -86,19 +86,19 @@ class Wiring:
             poll=settings.poll,
             promises=self.promises,
             starter=Starter(
-                leased,
-                self.promises,
-                settings.retry,
-                settings.poll,
-                max_connections=settings.max_connections,
+                instances=leased,
+                promises=self.promises,
+                retry=settings.retry,
+                poll=settings.poll,
                 observer=self._observer,
+                max_connections=settings.max_connections,
             ),
             prices=Prices(HardwareTypes(self.http.request_for_lease), Models(self.http.request_for_lease)),
             observer=self._observer,
         )
 
     def endpoints(self, send: Send) -> Endpoints:
-        """The resources, for who sends with `send`; waits share the client's poller."""
+        """Return the endpoints with another `send`. Waits use the poller of the client."""
         return Endpoints(
             Instances(send, self.settings.poll, twin=self._leased),
             Models(send),
@@ -110,41 +110,18 @@ class Wiring:
         self._observer.catch_up()
         await self.promises.aclose()
 
-    def lease(
-        self, model_id: str, hardware_type_id: str | None, start: dict[str, Any], **options: Any
-    ) -> InstanceLease:
-        """A lease of an instance that is started, or found.
-
-        Args:
-            model_id: In either spelling.
-            hardware_type_id: None for the model's own.
-            start: The other arguments of the start.
-            **options: Of `LeaseOptions`.
-
-        Raises:
-            InvalidArgumentError: for bad arguments.
-        """
-        args = check_start(model_id, hardware_type_id, **start)
-        return InstanceLease(self._services, LeaseOptions(args=args, **options))
-
-    def borrow(self, instance_id: str, **options: Any) -> InstanceLease:
-        """A lease of somebody else's instance, which is only used.
-
-        Raises:
-            InvalidArgumentError: for bad arguments.
-        """
-        borrowed = check_instance_id(instance_id)
-        options = {"args": InstanceArgs(model_id=""), "on_exit": "keep", "borrowed": borrowed, **options}
-        return InstanceLease(self._services, LeaseOptions(**options))
+    def lease(self, options: LeaseOptions) -> InstanceLease:
+        """Return a lease that is not entered yet."""
+        return InstanceLease(self._services, options)
 
     async def release(self, handle: InstanceHandle | str, timeout: float) -> None:
-        """See `AsyncCortecs.release`."""
+        """Release an acquired instance: `AsyncCortecs.release`."""
         check_seconds("teardown_timeout", timeout)
         self.http.check_open()
         await release_acquired(self._services, handle, timeout)
 
     async def sweep(self, *, dry_run: bool, timeout: float) -> tuple[Orphan, ...]:
-        """See `AsyncCortecs.sweep`."""
+        """Release what dead processes left: `AsyncCortecs.sweep`."""
         check_seconds("timeout", timeout)
         self.http.check_open()
         self.http.hold()
@@ -154,20 +131,20 @@ class Wiring:
             await self.http.release()
 
     async def owners(self) -> Mapping[str, Owner]:
-        """See `AsyncCortecs.owners`."""
+        """Return the owners of instances: `AsyncCortecs.owners`."""
         self.http.check_open()
         return await owners(self.promises)
 
     async def diagnose(self) -> tuple[Finding, ...]:
-        """See `AsyncCortecs.diagnose`."""
+        """Check the setup: `AsyncCortecs.diagnose`."""
         self.http.check_open()
         return await diagnose(self.settings, self.http, self.promises)
 
     async def open(self) -> None:
-        """The client is entered.
+        """Enter the client, and log if there is something to sweep.
 
         Raises:
-            ClientClosedError: when it is closed.
+            ClientClosedError: if the client is closed.
         """
         self.http.check_open()
         try:

@@ -1,4 +1,7 @@
-"""`client.with_options` and `client.request`: other options for single calls, and requests of any kind."""
+"""`client.with_options` and `client.request`: options for single calls, and requests of any kind.
+
+`CallMethods` is a mixin, because `client.py` would be too long with it.
+"""
 
 from __future__ import annotations
 
@@ -20,22 +23,22 @@ if TYPE_CHECKING:
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
-# No percent sign, no query and no segment of dots: further on they could be read as another path, and httpx
-# itself sends `/instances/./start` as `/instances/start`.
+# No percent sign, no query and no segment of dots: a server could read them as another path, and httpx itself
+# sends `/instances/./start` as `/instances/start`.
 _PATH = re.compile(r"(/(?!\.+(/|$))[A-Za-z0-9._~:-]+)+/?")
 
 
 @frozen(kw_only=True)
 class Response:
-    """A success answer as the service gave it.
+    """A successful response, as the service sent it.
 
     Attributes:
         status: The HTTP status, 200 to 299.
-        data: The JSON as it came, with what this client does not know; None for an empty body.
-        request_id: Its `x-request-id`, for the vendor's support; None where the service sends none (whether
-            it does is undocumented).
+        data: The decoded JSON, with fields that this client does not know; None for an empty body.
+        request_id: The `x-request-id` header, for the vendor's support; None if the service sends none
+            (whether it does is undocumented).
         attempts: How often the request was sent.
-        headers: By name, in whatever case.
+        headers: The headers by name, case-insensitive.
     """
 
     status: int
@@ -46,10 +49,10 @@ class Response:
 
 
 class Calls:
-    """The endpoints of a client, called with other options than its own: `client.with_options(...)`.
+    """The endpoints of a client with other options: `client.with_options(...)`.
 
-    Costs nothing to make, and shares everything with its client, with which it is closed. Leases and waits
-    (`watch`, `wait_until_running`) follow the client's own options.
+    It is cheap to create, and shares the connections of its client. Close only the client. Leases and waits
+    (`watch`, `wait_until_running`) use the options of the client.
 
     Attributes:
         instances: As `client.instances`.
@@ -62,17 +65,18 @@ class Calls:
         self._wiring = wiring
         self._settings = settings
         self._last: Reply | None = None
-        made = wiring.endpoints(self._send)
-        self.instances: Instances = made.instances
-        self.models: Models = made.models
-        self.hardware_types: HardwareTypes = made.hardware_types
-        self.user: User = made.user
+        endpoints = wiring.endpoints(self._send)
+        self.instances: Instances = endpoints.instances
+        self.models: Models = endpoints.models
+        self.hardware_types: HardwareTypes = endpoints.hardware_types
+        self.user: User = endpoints.user
 
     @property
     def last_response(self) -> Response | None:
-        """The newest answer to a call made with this object; None before the first.
+        """The response to the last call made with this object; None before the first.
 
-        Of tasks that share one it may be another's: make one in each. An error has its answer with it.
+        If tasks share this object, it may be the response to another task's call. Errors have their own
+        response.
         """
         return None if self._last is None else _to_response(self._last)
 
@@ -84,7 +88,7 @@ class Calls:
         json: Mapping[str, Any] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> Response:
-        """As `client.request`, with these options."""
+        """Send a request as `client.request` does, with these options."""
         return _to_response(await self._send(_checked(method, path, json, params)))
 
     async def _send(self, call: Call) -> Reply:
@@ -93,7 +97,7 @@ class Calls:
 
 
 class CallMethods:
-    """The methods of a client that are about single requests."""
+    """The methods of `AsyncCortecs` for single requests."""
 
     _wiring: Wiring
     _settings: Settings
@@ -106,18 +110,19 @@ class CallMethods:
         retry_policy: RetryPolicy | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Calls:
-        """The endpoints with other options: `await client.with_options(timeout=5).models.list()`.
+        """Return the endpoints with other options: `await client.with_options(timeout=5).models.list()`.
 
-        What is left out is as the client has it.
+        Options that you leave out stay as in the client.
 
         Args:
             timeout: Seconds for one attempt.
-            max_retries: Repetitions after the first attempt; 0 for none.
-            retry_policy: How often and how long requests are repeated.
-            headers: Sent besides the client's `default_headers`, and instead of those of the same name.
+            max_retries: Retries after the first attempt; 0 for none.
+            retry_policy: When and how often to repeat failed requests.
+            headers: Headers to send. They are added to the client's `default_headers`, and replace those of
+                the same name.
 
         Raises:
-            ConfigurationError: for values that cannot be, at once.
+            ConfigurationError: if a value is invalid, at once.
         """
         settings = override(
             self._settings,
@@ -136,21 +141,21 @@ class CallMethods:
         json: Mapping[str, Any] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> Response:
-        """Sends a request that has no method here, with the client's token, retries and errors.
+        """Send any request, with the client's token, retries and errors.
 
-        A POST or PATCH is repeated only when it is certain that the service has not done it; the others as
-        their HTTP method allows.
+        A POST or PATCH is repeated only if the service certainly did not process it. The other methods are
+        repeated as HTTP allows.
 
         Args:
             method: GET, POST, PUT, PATCH or DELETE.
-            path: Below the API base URL, with a slash in front: `/instances/`.
+            path: The path below the API base URL, such as `/instances/`.
             json: The body.
             params: The query.
 
         Raises:
-            InvalidArgumentError: for bad arguments, before any request; and for a start, which must be
-                `instances.start`, so that no lease takes its instance for its own.
-            RequestError: when the service refuses, or there is no answer that is JSON.
+            InvalidArgumentError: if an argument is invalid, before any request. Also for a start: use
+                `instances.start`, so that no lease takes the instance for its own.
+            RequestError: if the service rejects the request, or the response is not JSON.
         """
         return _to_response(await self._wiring.http.request(_checked(method, path, json, params)))
 
@@ -166,7 +171,7 @@ def _to_response(reply: Reply) -> Response:
 
 
 def _checked(method: Any, path: Any, body: Any, params: Mapping[Any, Any] | None) -> Call:
-    from .._http.messages import Call  # noqa: PLC0415  (brings more along than a client that calls nothing needs)
+    from .._http.messages import Call  # noqa: PLC0415  (slow to import)
 
     if method not in get_args(Method):
         raise InvalidArgumentError(f"method must be one of {', '.join(get_args(Method))}, not {method!r}")
@@ -183,6 +188,6 @@ def _checked(method: Any, path: Any, body: Any, params: Mapping[Any, Any] | None
     try:
         json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError):
-        # Here, where no frame holds the token.
-        raise InvalidArgumentError("json must be what JSON can say") from None
+        # Checked here, where no frame of a traceback holds the token.
+        raise InvalidArgumentError("json must be encodable as JSON in UTF-8") from None
     return Call(method=method, path=path, json=body, params=params)

@@ -1,4 +1,4 @@
-"""Where an instance is talked to, for everything that has a `base_url`."""
+"""Clients and settings for the OpenAI-compatible endpoint of an instance."""
 
 from __future__ import annotations
 
@@ -23,57 +23,60 @@ R = TypeVar("R")
 
 
 def inference_key(api_key: str | None = None) -> str:
-    """The key for inference, which is not the provisioning secret.
+    """Return your inference API key (not the provisioning credentials).
 
     Args:
-        api_key: Default: the environment's CORTECS_API_KEY, else OPENAI_API_KEY (the name in the vendor's
-            examples).
+        api_key: The key. Default: the environment variable CORTECS_API_KEY, else OPENAI_API_KEY (the name in
+            the vendor's examples).
 
     Raises:
-        ConfigurationError: when there is no key.
+        ConfigurationError: if there is no key, or it has characters that no header may have.
     """
     key = api_key or os.environ.get("CORTECS_API_KEY") or os.environ.get("OPENAI_API_KEY")
-    # Files and secrets of orchestrators often end a line.
+    # Secrets that orchestrators mount as files often end with a newline.
     key = (key or "").strip()
     if not (key.isascii() and key.isprintable()):
         del api_key, key  # a traceback that shows locals would show them
-        raise ConfigurationError("the key for inference has characters that no header may have")
+        raise ConfigurationError("the inference API key has characters that an HTTP header cannot contain")
     if not key:
         raise ConfigurationError(
-            "no key for inference: pass api_key=, or set CORTECS_API_KEY or OPENAI_API_KEY. It is a key "
-            "of its own from cortecs.ai; client_id and client_secret are only for provisioning."
+            "no inference API key: pass api_key=, or set CORTECS_API_KEY or OPENAI_API_KEY. Create the key "
+            "on cortecs.ai; client_id and client_secret are only for provisioning."
         )
     return key
 
 
 class OpenAIKwargs(TypedDict):
-    """What OpenAI-compatible clients and frameworks take as keyword arguments."""
+    """Keyword arguments for OpenAI-compatible clients and frameworks."""
 
     base_url: str
     api_key: str
 
 
 class Endpoint:
-    """An OpenAI-compatible endpoint. Subclasses say where it is."""
+    """An OpenAI-compatible endpoint. Subclasses have its `base_url` and `model`."""
 
     __slots__ = ()
 
-    @property
-    def _where(self) -> tuple[str, str]:
-        """Base URL and model."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+
+        @property
+        def base_url(self) -> str: ...
+
+        @property
+        def model(self) -> str: ...
 
     def openai_kwargs(self, *, api_key: str | None = None) -> OpenAIKwargs:
-        """`base_url` and `api_key`, as OpenAI-compatible clients and frameworks take them.
+        """Return `base_url` and `api_key` as keyword arguments for OpenAI-compatible clients.
 
         Args:
-            api_key: The key for inference, which is not the provisioning secret. Default: the environment's
-                CORTECS_API_KEY, else OPENAI_API_KEY (the name in the vendor's examples).
+            api_key: Your inference API key (not the provisioning credentials). Default: the environment
+                variable CORTECS_API_KEY, else OPENAI_API_KEY (the name in the vendor's examples).
 
         Raises:
-            ConfigurationError: when there is no key.
+            ConfigurationError: if there is no key.
         """
-        return {"base_url": self._where[0], "api_key": inference_key(api_key)}
+        return {"base_url": self.base_url, "api_key": inference_key(api_key)}
 
     @overload
     def map(
@@ -106,27 +109,27 @@ class Endpoint:
         ordered: bool = True,
         return_exceptions: bool = False,
     ) -> Results[R] | Results[R | Exception]:
-        """Calls `await fn(item)` for each item, so many at once, and gives the results to `async for`.
+        """Call `await fn(item)` for each item in parallel; iterate over the results with `async for`.
 
-        Items are read only as fast as results are taken: at most `2 * concurrency` are begun and not taken,
-        so that a stream of any length needs no more memory than that. Leaving the loop or the lease cancels
-        what runs.
+        Items are read as fast as you take results: at most `2 * concurrency` calls are begun whose results
+        you have not taken, so a stream of any length needs little memory. If you leave the loop or the lease,
+        the running calls are cancelled.
 
         Args:
             fn: An async function of one argument.
-            items: Its arguments, from an iterable or async iterable. An error in it is raised after the
-                results before it.
-            concurrency: How many calls run at once at most.
-            ordered: Results come in the order of the items; False gives each as soon as it is there.
-            return_exceptions: An exception of `fn` is a result. Else it is raised at its item's turn, the
-                rest is cancelled, and no item is begun once it is known.
+            items: The arguments, an iterable or async iterable. If it raises, the results before that come
+                first.
+            concurrency: The most calls to run in parallel.
+            ordered: Give results in the order of the items. False gives each as soon as it is ready.
+            return_exceptions: Give an exception of `fn` as a result. Otherwise it is raised at its item's
+                turn, the other calls are cancelled, and no further item is begun.
 
         Raises:
-            InvalidArgumentError: at once, for arguments that cannot be, or after the lease was left.
+            InvalidArgumentError: if an argument is invalid, or the lease has ended.
         """
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise InvalidArgumentError(f"concurrency must be a whole number from 1, not {concurrency!r}")
-        from .mapping import maps_of, start_map  # noqa: PLC0415  (brings anyio, which a handle does without)
+        from .mapping import maps_of, start_map  # noqa: PLC0415  (imports anyio, which a handle does not need)
 
         return start_map(
             fn,
@@ -138,14 +141,14 @@ class Endpoint:
         )
 
     def openai(self, *, api_key: str | None = None, **options: Any) -> openai.AsyncOpenAI:
-        """An `openai.AsyncOpenAI` for this instance; close it, or use it with `async with`.
+        """Return an `openai.AsyncOpenAI` for this instance. Close it, or use it with `async with`.
 
         Args:
-            api_key: As for `openai_kwargs`.
-            **options: Passed on to `AsyncOpenAI`.
+            api_key: Your inference API key. Default: as for `openai_kwargs`.
+            **options: Passed to `AsyncOpenAI`.
 
         Raises:
-            ConfigurationError: when there is no key, or the `openai` package is not installed.
+            ConfigurationError: if there is no key, or the `openai` package is not installed.
         """
         try:
             from openai import AsyncOpenAI  # noqa: PLC0415  (optional, and slow to import)
@@ -155,18 +158,18 @@ class Endpoint:
         return AsyncOpenAI(**arguments)
 
     def langchain(self, *, api_key: str | None = None, **options: Any) -> ChatOpenAI:
-        """A `langchain_openai.ChatOpenAI` for this instance.
+        """Return a `langchain_openai.ChatOpenAI` for this instance.
 
-        It has connections of its own. Made by hand, all of one URL share theirs, so that the second
-        `asyncio.run` to use a URL fails, and closing one closes all. `await llm.root_async_client.close()`
-        closes them, as does the garbage collector.
+        It has its own connections, which `await llm.root_async_client.close()` or the garbage collector
+        closes. If you create `ChatOpenAI` yourself, all objects with one URL share their connections: the
+        second `asyncio.run` that uses the URL fails, and closing one object closes all.
 
         Args:
-            api_key: As for `openai_kwargs`.
-            **options: Passed on to `ChatOpenAI`.
+            api_key: Your inference API key. Default: as for `openai_kwargs`.
+            **options: Passed to `ChatOpenAI`.
 
         Raises:
-            ConfigurationError: when there is no key, or the `langchain-openai` package is not installed.
+            ConfigurationError: if there is no key, or the `langchain-openai` package is not installed.
         """
         try:
             import openai  # noqa: PLC0415  (as above)
@@ -179,37 +182,36 @@ class Endpoint:
             timeout = openai.DEFAULT_TIMEOUT
         elif isinstance(timeout, int | float | tuple):
             timeout = openai.Timeout(timeout)
-        base_url, model = self._where
         arguments: dict[str, Any] = {
-            "model": model,
-            "base_url": base_url,
-            # A plain one would show in the message when it refuses an option.
+            "model": self.model,
+            "base_url": self.base_url,
+            # A plain string would show in the error message if an option is invalid.
             "api_key": SecretStr(inference_key(api_key)),
             **options,
-            # LangChain caches connections by what can be hashed. A Timeout cannot, which a number can.
+            # LangChain shares connections if all options are hashable, as a number is. A Timeout is not.
             "timeout": timeout,
         }
         return ChatOpenAI(**arguments)
 
     def pydantic_ai(self, *, api_key: str | None = None, **options: Any) -> OpenAIChatModel:
-        """A Pydantic AI model for this instance: `Agent(inst.pydantic_ai())`.
+        """Return a Pydantic AI model for this instance: `Agent(inst.pydantic_ai())`.
 
-        `async with model:` closes its connections.
+        Use `async with model:` to close its connections.
 
         Args:
-            api_key: As for `openai_kwargs`.
-            **options: Passed on to `OpenAIChatModel`.
+            api_key: Your inference API key. Default: as for `openai_kwargs`.
+            **options: Passed to `OpenAIChatModel`.
 
         Raises:
-            ConfigurationError: when there is no key, or the `pydantic-ai` package is not installed.
+            ConfigurationError: if there is no key, or the `pydantic-ai` package is not installed.
         """
         try:
             from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415  (as above)
             from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
         except ImportError:
             raise _missing("pydantic-ai") from None
-        provider = OpenAIProvider(base_url=self._where[0], api_key=inference_key(api_key))
-        return OpenAIChatModel(self._where[1], provider=provider, **options)
+        provider = OpenAIProvider(base_url=self.base_url, api_key=inference_key(api_key))
+        return OpenAIChatModel(self.model, provider=provider, **options)
 
 
 def _missing(extra: Literal["openai", "langchain", "pydantic-ai"]) -> ConfigurationError:
@@ -222,14 +224,14 @@ def _missing(extra: Literal["openai", "langchain", "pydantic-ai"]) -> Configurat
 
 @frozen(kw_only=True)
 class InstanceHandle(Endpoint):
-    """An acquired instance. Holds no secret: it can be pickled, or written as JSON, and sent anywhere.
+    """An instance as data, to send to other processes, pickled or as JSON. It contains no secret.
 
     Attributes:
-        instance_id: Its id.
-        base_url: Its OpenAI-compatible endpoint; ends in `/v1`.
-        model: The name to give as `model` to the endpoint.
-        account: Fingerprint of the account that it belongs to.
-        expires_at: Unix time in seconds at which it is released by itself; None for never.
+        instance_id: The id of the instance.
+        base_url: The URL of the OpenAI-compatible endpoint; ends in `/v1`.
+        model: The name to pass as `model` to the endpoint.
+        account: A fingerprint of the account.
+        expires_at: When the instance is released by itself, as Unix time in seconds; None for never.
     """
 
     instance_id: str
@@ -239,22 +241,18 @@ class InstanceHandle(Endpoint):
     expires_at: float | None = None
 
     def to_json(self) -> str:
-        """As JSON text."""
+        """Return the handle as JSON text."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> InstanceHandle:
-        """From the text that `to_json` gave.
+        """Return the handle from the JSON text of `to_json`.
 
         Raises:
-            InvalidArgumentError: for any other text.
+            InvalidArgumentError: if the text is not the JSON of a handle.
         """
         try:
             data = json.loads(text)
             return cls(**{each.name: data[each.name] for each in fields(cls)})
         except (ValueError, TypeError, KeyError):
             raise InvalidArgumentError("this is not the JSON of an InstanceHandle") from None
-
-    @property
-    def _where(self) -> tuple[str, str]:
-        return self.base_url, self.model

@@ -1,4 +1,19 @@
-"""`async with client.instance(...)`: an instance that lives exactly as long as the block."""
+"""`async with client.instance(...)`: an instance that lives exactly as long as the block.
+
+The steps of a lease, and where to find each:
+
+1. Check the arguments: `check_start` (`_api/validation.py`) and `LeaseOptions` (`options.py`). If there is a
+   `max_cost`, read the price: `Provisioning.limit` (`provisioning.py`).
+2. List the instances that exist now, the baseline: `Starter._attempt` (`starter.py`).
+3. Open the journal, arm the reaper, and note the baseline: `Promises.baseline` (`_recovery/promises.py`).
+4. Record the intent, and send the start once it is on disk: `Promises.record_intent`, `Instances.start_once`.
+5. Sort the outcome: `StartAttempt.settled`. If it is unknown, find the instance: `Starter.resolve`.
+6. Wait until the instance runs: `Provisioning.wait`. Run the block under the `Watchdog` (`watchdog.py`).
+7. Stop, delete, confirm that it is gone, and record that: `Release.run` (`release.py`), in a task that the
+   caller cannot cancel.
+
+`InstanceLease._enter` takes steps 2 to 6 and `InstanceLease._end` step 7.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +30,12 @@ from .._logging import Event, log
 from .._telemetry import Operation, Report
 from .endpoint import Endpoint, InstanceHandle
 from .mapping import maps_of
+from .options import LeaseOptions, OnExit
 from .pricing import Receipt
 from .provisioning import Provisioning
 from .release import Release
-from .start_state import StartState
-from .state import LeaseOptions, LeaseServices, LeaseState, OnExit
+from .starter import StartState
+from .state import LeaseServices, LeaseState
 from .watchdog import Watchdog
 
 
@@ -31,9 +47,9 @@ class _Phase(enum.Enum):
 
 
 class InstanceLease(Endpoint):
-    """The handle that `async with client.instance(...) as inst` yields. Serves one `async with`.
+    """An instance that lives as long as an `async with` block: `async with client.instance(...) as inst:`.
 
-    Attributes are available inside the block.
+    Each lease serves one block. Use its attributes inside the block.
     """
 
     def __init__(self, services: LeaseServices, options: LeaseOptions) -> None:
@@ -47,10 +63,10 @@ class InstanceLease(Endpoint):
 
     @property
     def instance(self) -> Instance:
-        """The newest snapshot that this lease has seen.
+        """The newest snapshot of the instance.
 
         Raises:
-            InvalidArgumentError: before the instance was started.
+            InvalidArgumentError: if the instance is not started yet.
         """
         return self._state.instance
 
@@ -61,21 +77,23 @@ class InstanceLease(Endpoint):
 
     @property
     def base_url(self) -> str:
-        """The instance's OpenAI-compatible endpoint; ends in `/v1`."""
-        # Never empty inside the block: it is entered only once there is one.
+        """The URL of the OpenAI-compatible endpoint; ends in `/v1`."""
+        # Never empty inside the block, which begins when there is a URL.
         return self.instance.base_url or ""
 
     @property
     def model(self) -> str:
-        """The name to give as `model` to the endpoint: the Hugging Face name, `org/name`."""
+        """The name to pass as `model` to the endpoint: the Hugging Face name, `org/name`."""
         return self.instance.instance_args.hf_name
 
     @property
     def handle(self) -> InstanceHandle:
-        """The instance as data, for other processes: pickled, or as JSON. It stays this lease's to release.
+        """The instance as data, to send to other processes, pickled or as JSON.
+
+        The lease still owns the instance.
 
         Raises:
-            InvalidArgumentError: before the instance was started.
+            InvalidArgumentError: if the instance is not started yet.
         """
         return InstanceHandle(
             instance_id=self.instance_id,
@@ -86,35 +104,33 @@ class InstanceLease(Endpoint):
         )
 
     @property
-    def _where(self) -> tuple[str, str]:
-        return self.base_url, self.model
-
-    @property
     def cost_so_far(self) -> float | None:
-        """About what the instance has cost until now, in `receipt.currency`; None without a known price.
+        """The estimated cost until now, in `receipt.currency`; None if no price is known.
 
-        Counted from the request that started it, by intervals begun and workers, at the list price. The
-        service's bill is what counts.
+        Computed from the start request on, for each interval begun and each worker, at the list price. The
+        service's bill is authoritative.
         """
         return self.receipt.cost
 
     @property
     def receipt(self) -> Receipt:
-        """Time and cost until now; after the block, those of the whole lease."""
+        """The time and estimated cost until now; after the block, of the whole lease."""
         return self._state.receipt
 
     async def __aenter__(self) -> Self:
-        """Starts the instance and waits until it is usable.
+        """Start the instance and wait until it is usable.
+
+        If this raises, an instance that was started has been stopped and deleted.
 
         Raises:
-            InvalidArgumentError: when this lease was entered before, or `max_cost` pays for nothing.
-            PriceUnknownError: when `max_cost` needs a price that the service does not give.
-            GuardError: or `JournalError`, when one is required and missing. Nothing was started.
-            AmbiguousStartError: when the start's answer was lost, and it cannot be told what it made.
-            LeaseExpiredError: when `max_lifetime` or `max_cost` is used up before it runs.
-            LifecycleError: when it does not run in time, or fails. It has been torn down then.
-            RequestTimeoutError: when not even the start could be made in time.
-            RequestError: when the service refuses the start, or is out of reach.
+            InvalidArgumentError: if the lease was entered before, or `max_cost` pays for no interval.
+            PriceUnknownError: if `max_cost` needs a price that the service does not give.
+            GuardError: or `JournalError`, if one is required and missing. Nothing was started.
+            AmbiguousStartError: if the response to the start was lost, and several instances could be it.
+            LeaseExpiredError: if `max_lifetime` or `max_cost` is used up before the instance is running.
+            LifecycleError: if the instance fails, or is not running in time.
+            RequestTimeoutError: if no start succeeded within `start_timeout`.
+            RequestError: if the service rejects the start, or cannot be reached.
         """
         await self._enter("instance" if self._options.borrowed is None else "attach")
         self._watchdog = Watchdog(
@@ -129,7 +145,7 @@ class InstanceLease(Endpoint):
         return self
 
     async def into_handle(self) -> InstanceHandle:
-        """Enters, with `on_exit="keep"`, and gives what it has away: `client.acquire`."""
+        """Start the instance and hand it over to the caller of `client.acquire`."""
         await self._enter("acquire")
         self._phase = _Phase.ENDED
         try:
@@ -138,7 +154,7 @@ class InstanceLease(Endpoint):
             self._report.let_through()
         except BaseException as error:
             self._services.http.hold()
-            self._provisioning.promise_again()
+            self._provisioning.revoke_hand_over()
             await self._end(error, "delete")
             raise
         return self.handle
@@ -151,7 +167,7 @@ class InstanceLease(Endpoint):
             )
         self._services.http.check_open()
         enable_ki_protection(InstanceLease.__aexit__, InstanceLease._end)
-        # First, because a lease that is dropped while it starts lets go of this.
+        # First, because `_abandon` drops it again if the lease is dropped while it starts.
         self._services.http.hold()
         self._phase = _Phase.STARTING
         self._state.enter(operation)
@@ -172,8 +188,8 @@ class InstanceLease(Endpoint):
             self._abandon()
             raise
         except BaseException as error:
-            # Nobody has seen it, so nobody could stop what `on_exit` would spare.
-            self._provisioning.promise_again()
+            # The caller never got the instance, so `on_exit` does not apply.
+            self._provisioning.revoke_hand_over()
             await self._end(error, "delete")
             raise
         self._phase = _Phase.RUNNING
@@ -192,12 +208,12 @@ class InstanceLease(Endpoint):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stops and deletes the instance, and returns only when it is read to be gone.
+        """Stop and delete the instance, and return once the service confirms that it is gone.
 
         Raises:
-            InstanceLostError: when it stopped or vanished, and the block was cancelled for that.
-            LeaseExpiredError: when `max_lifetime` or `max_cost` was used up, and the block was cancelled.
-            TeardownError: when the release fails within `teardown_timeout`, unless the body raised already.
+            InstanceLostError: if the instance stopped or vanished, which cancelled the block.
+            LeaseExpiredError: if `max_lifetime` or `max_cost` was used up, which cancelled the block.
+            TeardownError: if the release fails within `teardown_timeout`, unless the block raised.
         """
         if self._phase is not _Phase.RUNNING or self._watchdog is None:
             return
@@ -218,7 +234,7 @@ class InstanceLease(Endpoint):
             raise outcome
 
     async def _end(self, cause: BaseException | None, on_exit: OnExit) -> None:
-        """Tears down. Raises only when there is no `cause`, which the caller raises (again)."""
+        """Release the instance. Raises only without a `cause`, which the caller raises."""
         self._phase = _Phase.ENDED
         report, held = self._report, self._state.held
         report.leave(cause)
@@ -240,11 +256,11 @@ class InstanceLease(Endpoint):
             report.leave(failure)
             if ended.error is not None:
                 self._services.promises.abandon(held.open_key)
-            self._close_account(release, failure)
+            self._close_receipt(release, failure)
         try:
             await self._services.http.release()
         finally:
-            # What may still be billed outranks the cancellation that the block ended with.
+            # An instance that may still be billed is reported before the cancellation that ended the block.
             if failure is not None and not isinstance(cause, Exception):
                 report.end(failure)
             else:
@@ -259,13 +275,13 @@ class InstanceLease(Endpoint):
         if interruption is not None and not isinstance(cause, type(interruption)):
             redeliver_cancellation(interruption, cause)
 
-    def _close_account(self, release: Release, failure: BaseException | None) -> None:
+    def _close_receipt(self, release: Release, failure: BaseException | None) -> None:
         state = self._state
         held = state.held
         state.close(release.stopped_at)
         model = state.info().model
         if failure is not None:
-            # Anything but an error of ours, a KeyboardInterrupt say, does not name the instance.
+            # Other errors, such as KeyboardInterrupt, do not name the instance.
             if not isinstance(failure, CortecsError):
                 failure.add_note(f"cortecs_async: {held.name} MAY STILL BE BILLED")
             log(
@@ -297,12 +313,12 @@ class InstanceLease(Endpoint):
             cause.add_note(f"cortecs_async: {self._state.held.name}: {failure}")
 
     def _abandon(self) -> None:
-        """Leaves it to the reaper: the loop was closed under the block, and nothing can be awaited."""
+        """Leave the instance to the reaper: the event loop was closed, and nothing can be awaited."""
         self._phase = _Phase.ENDED
         self._services.http.abandon()
         held = self._state.held
         start = held.attempt
-        if start is not None and start.state in {StartState.SENT, StartState.UNKNOWN}:
+        if start is not None and start.is_open:
             start.resolved(StartState.GIVEN_UP)
         if self._services.promises.abandon(held.open_key):
             log(
@@ -315,12 +331,12 @@ class InstanceLease(Endpoint):
         self._report.abandon()
 
     def __del__(self) -> None:
-        # A traceback may show a lease whose constructor raised.
+        # The constructor may have failed.
         if getattr(self, "_phase", _Phase.ENDED) in {_Phase.STARTING, _Phase.RUNNING}:
             self._abandon()
 
     def __reduce__(self) -> str:
-        raise TypeError("a lease stays in its process: send `inst.handle` to others")
+        raise TypeError("a lease cannot be pickled: send `inst.handle` to other processes")
 
     def __repr__(self) -> str:
         newest = self._state.newest

@@ -1,7 +1,7 @@
-"""Calls an async function for every item of a stream, so many at once and no more.
+"""`inst.map`: call an async function for every item of a stream, with limited concurrency.
 
-The calls run in a task of their own, with a task group inside it: a group around a `yield` would cancel the
-wrong code, and what the caller holds is a plain object that can be dropped at any point.
+The calls run in a task group inside a task of their own. A task group around a `yield` would cancel the wrong
+code, and the caller holds a plain object that can be dropped at any point.
 """
 
 from __future__ import annotations
@@ -19,51 +19,53 @@ import anyio.lowlevel
 from anyio.abc import TaskGroup
 
 from .._aio.eventloop import in_trio
+from .._aio.synchronization import Broadcast
 from .._errors import InvalidArgumentError
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-LEAVE_SECONDS = 5.0
-"""How long the end of a lease waits for calls that do not mind their cancellation."""
+# Seconds that the end of a lease waits for calls that ignore cancellation.
+_JOIN_TIMEOUT = 5.0
 
 
 class Maps:
-    """The maps of one endpoint, which end with it."""
+    """The maps of one endpoint, which are cancelled with its lease."""
 
     def __init__(self) -> None:
         self.over: bool = False
         self.runs: set[_Run[Any, Any]] = set()
 
     def stop(self) -> None:
-        """Ends all of them, soon, and lets none begin any more."""
+        """Cancel all maps soon, and let no new one begin."""
         self.over = True
         for run in list(self.runs):
             run.stop_soon()
 
     async def join(self) -> None:
-        """Waits until they have ended, whatever becomes of the caller meanwhile, but not for ever."""
-        with anyio.move_on_after(LEAVE_SECONDS, shield=True):
+        """Wait until all maps have ended, for 5 seconds at most, shielded from cancellation."""
+        with anyio.move_on_after(_JOIN_TIMEOUT, shield=True):
             for run in list(self.runs):
                 await run.wait_until_over()
 
 
 _MAPS: WeakKeyDictionary[object, Maps] = WeakKeyDictionary()
-# An event loop knows its tasks weakly; somebody must hold them until they have ended.
+# An event loop holds its tasks weakly.
 _RUNNING: set[_Run[Any, Any]] = set()
 
 
 def maps_of(endpoint: object) -> Maps:
-    """The maps of an endpoint, which must be hashable."""
+    """Return the maps of an endpoint, which must be hashable."""
     return _MAPS.setdefault(endpoint, Maps())
 
 
 class Results(AsyncIterator[R], Generic[R]):
-    """The results of a map, to be had with `async for`.
+    """The results of a map, for `async for`.
 
-    Nothing runs before the first is asked for. Leaving early cancels what runs: soon when the last reference
-    goes (a `break` from `async for ... in inst.map(...)` is enough); after `aclose` or `async with` it has
-    ended. Several tasks may take from the same map.
+    Nothing runs before you ask for the first result. If you stop early, the running calls are cancelled: soon
+    after the last reference is dropped (`break` from `async for ... in inst.map(...)` is enough), or at once
+    with `aclose` or `async with`, which return when all calls have ended. Several tasks may take results from
+    the same map.
     """
 
     def __init__(self, run: _Run[Any, R], maps: Maps) -> None:
@@ -76,12 +78,12 @@ class Results(AsyncIterator[R], Generic[R]):
         return self
 
     async def __anext__(self) -> R:
-        """The next result.
+        """Return the next result.
 
         Raises:
-            Exception: what the function or the items raised; all that runs is cancelled then, and has ended.
-            InvalidArgumentError: when the lease was left before this.
-            StopAsyncIteration: at the end.
+            Exception: if the function or the items raise. The other calls have been cancelled and have ended.
+            InvalidArgumentError: if the lease has ended.
+            StopAsyncIteration: if there are no more results.
         """
         run = self._run
         await anyio.lowlevel.checkpoint_if_cancelled()
@@ -92,7 +94,7 @@ class Results(AsyncIterator[R], Generic[R]):
                 value, error = run.take()
                 if error is None:
                     return cast("R", value)
-                if run.gives_back(error):
+                if run.returns_error(error):
                     return cast("R", error)
                 await self._fail(error)
             if run.exhausted():
@@ -101,15 +103,15 @@ class Results(AsyncIterator[R], Generic[R]):
                 break
             if run.over:
                 raise InvalidArgumentError("this map was cancelled: its lease or its event loop has ended")
-            await run.news.wait()
+            await run.changed.wait()
         raise StopAsyncIteration
 
     async def aclose(self) -> None:
-        """Cancels what still runs, and returns when it has ended. To close twice is harmless."""
+        """Cancel the running calls and wait until they have ended. You can call it again."""
         self._closed = True
         if self._run.started:
             self._run.stop()
-            self._run.news.fire()
+            self._run.changed.notify()
             await self._run.wait_until_over()
 
     async def __aenter__(self) -> Self:
@@ -130,7 +132,7 @@ class Results(AsyncIterator[R], Generic[R]):
         await self.aclose()
         try:
             if isinstance(error, StopAsyncIteration):
-                # It would end the caller's loop as if all had gone well.
+                # It would end the caller's loop without an error.
                 raise RuntimeError("the function of a map raised StopAsyncIteration") from error  # noqa: TRY004
             raise error
         finally:
@@ -138,7 +140,7 @@ class Results(AsyncIterator[R], Generic[R]):
             del error
 
     def __del__(self) -> None:
-        # Its constructor may not have come that far.
+        # The constructor may have failed.
         run: _Run[Any, R] | None = getattr(self, "_run", None)
         if run is not None and run.started and not run.over:
             run.stop_soon()
@@ -153,18 +155,18 @@ def start_map(
     return_exceptions: bool,
     maps: Maps,
 ) -> Results[R]:
-    """A map that begins when its first result is asked for.
+    """Return the results of a map that begins when the first result is asked for.
 
     Args:
-        fn: What to call.
+        fn: The function to call.
         items: Its arguments.
-        limit: How many calls may run now; asked before each item. As many more results may wait to be taken.
-        ordered: Whether results come in the order of the items or as they are ready.
+        limit: Returns the concurrency; called before each item. As many more results may wait to be taken.
+        ordered: Whether to give results in the order of the items, not as they are ready.
         return_exceptions: Whether an exception of `fn` is a result.
-        maps: Those that it belongs to.
+        maps: The maps of the endpoint.
 
     Raises:
-        InvalidArgumentError: when `fn` cannot be called, `items` not iterated, or `maps` are over.
+        InvalidArgumentError: if `fn` is not callable, `items` is not iterable, or the lease has ended.
     """
     if not callable(fn):
         raise InvalidArgumentError(f"map calls an async function for each item, and {fn!r} cannot be called")
@@ -178,25 +180,8 @@ def start_map(
     return Results(_Run(fn, source, limit, ordered=ordered, return_exceptions=return_exceptions), maps)
 
 
-class _Signal:
-    """Wakes all that wait now. Who wakes looks again."""
-
-    def __init__(self) -> None:
-        self._event: anyio.Event | None = None
-
-    async def wait(self) -> None:
-        if self._event is None:
-            self._event = anyio.Event()
-        await self._event.wait()
-
-    def fire(self) -> None:
-        event, self._event = self._event, None
-        if event is not None:
-            event.set()
-
-
 class _Run(Generic[T, R]):
-    """The running side. It does not know the `Results`, so that those can be dropped while it runs."""
+    """The running calls of a map. They hold no reference to `Results`, which can be dropped at any time."""
 
     def __init__(
         self,
@@ -214,22 +199,22 @@ class _Run(Generic[T, R]):
         self._return_exceptions = return_exceptions
         self.started: bool = False
         self.over: bool = False
-        self.news: _Signal = _Signal()
-        """A result, or the end."""
+        self.changed: Broadcast = Broadcast()  # a result is ready, or the map has ended
         self.source_error: BaseException | None = None
-        self._room = _Signal()
-        self._ended = _Signal()
-        self._done: dict[int, tuple[R | None, BaseException | None]] = {}
-        """What was not taken yet, by its turn."""
+        self._room = Broadcast()
+        self._ended = Broadcast()
+        self._done: dict[
+            int, tuple[R | None, BaseException | None]
+        ] = {}  # results not yet taken, by position
         self._begun = self._running = self._completed = self._taken = 0
-        self._fed = False
+        self._all_begun = False
         self._failed = False
         self._stopped = False
         self._maps: Maps | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self, maps: Maps) -> None:
-        """Begins, in the context of the caller."""
+        """Start the task, in the context of the caller."""
         self._maps = maps
         self._scope = anyio.CancelScope()
         if in_trio():
@@ -241,19 +226,19 @@ class _Run(Generic[T, R]):
             loop = asyncio.get_running_loop()
             self._call_soon = loop.call_soon_threadsafe
             self._task = loop.create_task(self._main())
-            # A task that is cancelled before its first step never comes to its own `finally`.
+            # A task that is cancelled before its first step never runs its own `finally`.
             self._task.add_done_callback(lambda _: self._end())
         self.started = True
         _RUNNING.add(self)
 
     def stop(self) -> None:
-        """Cancels it; to be called on its event loop."""
+        """Cancel the calls. Call this on the event loop."""
         self._stopped = True
         self._scope.cancel()
 
     def stop_soon(self) -> None:
-        """Cancels it, from any thread and at any time: garbage is collected anywhere."""
-        with contextlib.suppress(RuntimeError):  # its loop has ended, and it with that
+        """Cancel the calls. Call this from any thread: the garbage collector runs anywhere."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the calls have ended with it
             self._call_soon(self.stop)
 
     async def wait_until_over(self) -> None:
@@ -266,15 +251,15 @@ class _Run(Generic[T, R]):
     def take(self) -> tuple[R | None, BaseException | None]:
         taken = self._done.pop(self._taken)
         self._taken += 1
-        self._room.fire()
+        self._room.notify()
         return taken
 
-    def gives_back(self, error: BaseException) -> bool:
-        """Whether an error is a result."""
+    def returns_error(self, error: BaseException) -> bool:
+        """Return whether an error is a result."""
         return self._return_exceptions and isinstance(error, Exception)
 
     def exhausted(self) -> bool:
-        return self._fed and self._taken == self._begun
+        return self._all_begun and self._taken == self._begun
 
     async def _main(self) -> None:
         try:
@@ -286,19 +271,19 @@ class _Run(Generic[T, R]):
 
     def _end(self) -> None:
         self.over = True
-        # They may lead back to this.
+        # They may refer to this object.
         self._fn = self._source = None
         _RUNNING.discard(self)
         if self._maps is not None:
             self._maps.runs.discard(self)
-        self.news.fire()
-        self._ended.fire()
+        self.changed.notify()
+        self._ended.notify()
 
     async def _feed(self, tasks: TaskGroup) -> None:
         while True:
             while not (self._has_room() or self._failed or self._stopped):
                 await self._room.wait()
-            # After a failure nobody takes what comes later.
+            # After a failure, later results are never taken.
             if self._failed or self._stopped:
                 return
             try:
@@ -313,8 +298,8 @@ class _Run(Generic[T, R]):
             self._running += 1
             tasks.start_soon(self._work, self._begun, item)
             self._begun += 1
-        self._fed = True
-        self.news.fire()
+        self._all_begun = True
+        self.changed.notify()
 
     def _has_room(self) -> bool:
         limit = max(1, self._limit())
@@ -326,7 +311,7 @@ class _Run(Generic[T, R]):
         try:
             return next(cast("Iterator[T]", self._source))
         except StopIteration:
-            # Which cannot leave a coroutine.
+            # StopIteration cannot leave a coroutine.
             raise StopAsyncIteration from None
 
     async def _work(self, index: int, item: T) -> None:
@@ -335,7 +320,7 @@ class _Run(Generic[T, R]):
         try:
             value = await cast("Callable[[T], Awaitable[R]]", self._fn)(item)
         except anyio.get_cancelled_exc_class() as error:
-            # On asyncio one may come from within, from a future that somebody cancelled, say.
+            # On asyncio, it may also come from a future that was cancelled inside the call.
             if self._stopped or in_trio():
                 raise
             failure = error
@@ -344,8 +329,8 @@ class _Run(Generic[T, R]):
         self._running -= 1
         self._done[index if self._ordered else self._completed] = value, failure
         self._completed += 1
-        if failure is not None and not self.gives_back(failure):
+        if failure is not None and not self.returns_error(failure):
             self._failed = True
-        self._room.fire()
+        self._room.notify()
         if self.has_next():
-            self.news.fire()
+            self.changed.notify()

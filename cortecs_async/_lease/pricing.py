@@ -1,4 +1,7 @@
-"""What an instance costs, and how long a budget lasts. Billed is each interval begun, for each worker."""
+"""What an instance costs, and how long a budget lasts.
+
+The service bills each interval begun, for each worker.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,19 @@ import math
 import anyio
 from attrs import frozen
 
+from .._aio.synchronization import SingleFlight
 from .._api.domain import HardwareType, InstanceArgs
 from .._api.resources import HardwareTypes, Models
 from .._errors import InvalidArgumentError, PriceUnknownError
 from .._logging import Event, log
 
-_SECONDS = {"per_minute": 60.0, "per_hour": 3600.0}
+_INTERVAL_SECONDS = {"per_minute": 60.0, "per_hour": 3600.0}
 
 # Seconds of the last interval that are kept back, so that the stop arrives before the next one begins.
 _RESERVE = 5.0
 
-# Seconds for a price that would be nice to have.
-_PRICES_TIMEOUT = 10.0
+# Seconds to wait for prices that are only needed for the receipt.
+_PREFETCH_TIMEOUT = 10.0
 
 
 @frozen(kw_only=True)
@@ -26,8 +30,8 @@ class Price:
     """The price of one GPU set.
 
     Attributes:
-        per_minute: In `currency`.
-        currency: As the service names it; empty where it does not.
+        per_minute: The price of a minute, in `currency`.
+        currency: As the service names it; empty if it does not.
     """
 
     per_minute: float
@@ -36,16 +40,18 @@ class Price:
 
 @frozen(kw_only=True)
 class Receipt:
-    """What a lease used. Its cost is worked out here from the list price; the service's bill is what counts.
+    """The time and estimated cost of a lease.
+
+    The cost is computed from the list price. The service's bill is authoritative.
 
     Attributes:
-        instance_id: The instance.
-        seconds: From the start's request to the accepted stop.
+        instance_id: The id of the instance.
+        seconds: Seconds from the start request to the accepted stop.
         billing_interval: `per_minute` or `per_hour`.
-        intervals: Intervals begun.
-        num_workers: Workers, each billed for every interval.
-        cost: In `currency`; None where no price is known.
-        currency: As the service names it.
+        intervals: Billing intervals begun.
+        num_workers: Number of workers; each is billed for every interval.
+        cost: The cost in `currency`; None if no price is known.
+        currency: As the service names it; empty if it does not.
     """
 
     instance_id: str
@@ -67,125 +73,112 @@ class Receipt:
 
 
 def intervals_begun(seconds: float, billing_interval: str | None) -> int:
-    """How many billing intervals are billed for so many seconds: each one begun, and at least one."""
-    return max(1, math.ceil(seconds / _interval(billing_interval) - 1e-9))
+    """Return the number of billing intervals begun in this time, at least one."""
+    return max(1, math.ceil(seconds / _interval_seconds(billing_interval) - 1e-9))
 
 
-def cost_of(price: Price, seconds: float, args: InstanceArgs) -> float:
-    """What an instance with these arguments costs in so many seconds."""
-    minutes = intervals_begun(seconds, args.billing_interval) * _interval(args.billing_interval) / 60.0
-    return minutes * price.per_minute * args.num_workers
+def interval_cost(price: Price, args: InstanceArgs) -> float:
+    """Return the cost of one billing interval of an instance, for all of its workers."""
+    return _interval_seconds(args.billing_interval) / 60.0 * price.per_minute * args.num_workers
 
 
 def receipt(instance_id: str, seconds: float, args: InstanceArgs, price: Price | None) -> Receipt:
-    """The receipt for so many seconds."""
+    """Return the receipt of an instance that was billed for this time."""
+    intervals = intervals_begun(seconds, args.billing_interval)
     return Receipt(
         instance_id=instance_id,
         seconds=seconds,
         billing_interval=args.billing_interval or "per_minute",
-        intervals=intervals_begun(seconds, args.billing_interval),
+        intervals=intervals,
         num_workers=args.num_workers,
-        cost=None if price is None else cost_of(price, seconds, args),
+        cost=None if price is None else intervals * interval_cost(price, args),
         currency=price.currency if price else "",
     )
 
 
 def seconds_for(max_cost: float, price: Price, args: InstanceArgs) -> float:
-    """How long an instance may live on a budget.
+    """Return how many seconds an instance may live on a budget.
 
     Raises:
-        InvalidArgumentError: when it does not pay for one interval.
+        InvalidArgumentError: if the budget does not pay for one interval.
     """
-    interval = _interval(args.billing_interval)
-    each = interval / 60.0 * price.per_minute * args.num_workers
-    if each <= 0:
+    cost = interval_cost(price, args)
+    if cost <= 0 or math.isinf(max_cost / cost):
         return math.inf
-    if math.isinf(max_cost / each):
-        return math.inf
-    affordable = math.floor(max_cost / each + 1e-9)
+    affordable = math.floor(max_cost / cost + 1e-9)
     if affordable < 1:
         raise InvalidArgumentError(
             f"max_cost={max_cost:g} does not pay for one interval ({args.billing_interval}, "
-            f"{args.num_workers} worker(s)), which costs {each:g} {price.currency}".rstrip()
+            f"{args.num_workers} worker(s)), which costs {cost:g} {price.currency}".rstrip()
         )
-    return affordable * interval - _RESERVE
+    return affordable * _interval_seconds(args.billing_interval) - _RESERVE
 
 
-def _interval(billing_interval: str | None) -> float:
-    return _SECONDS.get(billing_interval or "", 60.0)
+def _interval_seconds(billing_interval: str | None) -> float:
+    return _INTERVAL_SECONDS.get(billing_interval or "", 60.0)
 
 
 def read_price(hardware_type: HardwareType) -> Price | None:
-    """The price of a hardware type; None where it gives none that can be read."""
+    """Return the price of a hardware type; None if it has none that can be read."""
     per_minute = hardware_type.price_per_minute
     return None if per_minute is None else Price(per_minute=per_minute, currency=hardware_type.currency)
 
 
 class Prices:
-    """The price list, asked for once a client: it changes rarely, and every lease wants it."""
+    """The price list of the service, read once per client."""
 
     def __init__(self, hardware_types: HardwareTypes, models: Models) -> None:
         self._hardware_types = hardware_types
         self._models = models
         self._known: dict[str, Price | None] = {}
-        self._asking: anyio.Event | None = None
+        self._prefetching = SingleFlight(self._read_once)
 
     def of(self, hardware_type_id: str | None) -> Price | None:
-        """A price, if it is known already."""
+        """Return the price of a hardware type; None if it is not known yet."""
         return self._known.get(hardware_type_id or "")
 
     async def prefetch(self, hardware_type_id: str | None) -> None:
-        """Looks a price up, if that can be done quickly."""
+        """Read the price list if that can be done quickly. A failure is only logged."""
         if hardware_type_id in self._known:
             return
-        if self._asking is not None:
-            # One asks for all that start together; they do without if it does not get an answer.
-            with anyio.move_on_after(_PRICES_TIMEOUT):
-                await self._asking.wait()
-            return
-        asking = self._asking = anyio.Event()
-        try:
-            with anyio.move_on_after(_PRICES_TIMEOUT):
-                self._take(await self._hardware_types.list_once())
+        with anyio.move_on_after(_PREFETCH_TIMEOUT):
+            if await self._prefetching.get():
                 self._known.setdefault(hardware_type_id or "", None)
-        except Exception as error:  # noqa: BLE001  (nothing about a price may end a start)
+
+    async def _read_once(self) -> bool:
+        try:
+            self._add(await self._hardware_types.list_once())
+        except Exception as error:  # noqa: BLE001  (no error about a price may fail a start)
             log(Event.LEASE_NO_PRICES, "no price list: %s", error, error_type=type(error).__name__)
-        finally:
-            self._asking = None
-            asking.set()
+            return False
+        return True
 
     async def limit(
         self, args: InstanceArgs, *, max_lifetime: float | None, max_cost: float | None
     ) -> tuple[float, str]:
-        """How long an instance may live, in seconds, and what says so, for people.
+        """Return how many seconds an instance may live, and the limit as text, such as `max_lifetime=60 s`.
 
         Raises:
-            InvalidArgumentError: when `max_cost` does not pay for one interval.
-            PriceUnknownError: when it needs a price and there is none.
-            RequestError: when the service cannot be asked.
+            InvalidArgumentError: if `max_cost` does not pay for one interval.
+            PriceUnknownError: if `max_cost` needs a price and there is none.
+            RequestError: if the service rejects the request for prices, or cannot be reached.
         """
         lifetime, name = math.inf, ""
         if max_lifetime is not None:
             lifetime, name = max_lifetime, f"max_lifetime={max_lifetime:g} s"
         if max_cost is not None:
-            price = await self.get(args)
+            price = await self._get(args)
             affordable = seconds_for(max_cost, price, args)
             if affordable < lifetime:
                 lifetime, name = affordable, f"max_cost={max_cost:g} {price.currency}".rstrip()
         return lifetime, name
 
-    async def get(self, args: InstanceArgs) -> Price:
-        """The price for these arguments.
-
-        Raises:
-            PriceUnknownError: when there is none.
-            RequestError: when the service cannot be asked.
-        """
+    async def _get(self, args: InstanceArgs) -> Price:
         hardware = args.hardware_type_id
         if hardware is None:
             hardware = (await self._models.get(args.model_id)).recommended_config
         if self.of(hardware) is None:
-            self._take(await self._hardware_types.list())
+            self._add(await self._hardware_types.list())
         price = self.of(hardware)
         if price is None:
             raise PriceUnknownError(
@@ -194,5 +187,5 @@ class Prices:
             )
         return price
 
-    def _take(self, types: tuple[HardwareType, ...]) -> None:
+    def _add(self, types: tuple[HardwareType, ...]) -> None:
         self._known.update({each.hardware_type_id: read_price(each) for each in types})

@@ -1,4 +1,4 @@
-"""From nothing to a running instance, with every step promised before it is made."""
+"""Start an instance for a lease, or find one, and wait until it is usable."""
 
 from __future__ import annotations
 
@@ -10,23 +10,21 @@ from .._api.instances import Origin
 from .._api.waiting import wait_until_running
 from .._errors import LeaseExpiredError, RequestTimeoutError, StartTimeoutError
 from .._logging import Event, log
-from .start_state import StartState
+from .starter import StartState
 from .state import LeaseState
 
 
 @define(eq=False, repr=False)
 class Provisioning:
-    """The opening of one lease."""
+    """What a lease does before its block begins. Each step is recorded before it is taken."""
 
     state: LeaseState
 
     async def limit(self) -> None:
-        """Finds out how long it may live.
+        """Set how long the instance may live.
 
         Raises:
-            InvalidArgumentError: when `max_cost` does not pay for one interval.
-            PriceUnknownError: when it needs a price and there is none.
-            RequestError: when the service cannot be asked.
+            CortecsError: as `Prices.limit`.
         """
         state = self.state
         options = state.options
@@ -35,10 +33,10 @@ class Provisioning:
         )
 
     async def start(self) -> None:
-        """Starts an instance, or finds one.
+        """Start an instance, reuse one, or attach to one.
 
         Raises:
-            RequestTimeoutError: when none could be had by the deadline.
+            RequestTimeoutError: if there is no instance by the deadline.
             CortecsError: as `Starter.start` and `Instances.find_or_start`.
         """
         state = self.state
@@ -48,22 +46,22 @@ class Provisioning:
             if options.borrowed is not None:
                 await self._found(await services.instances.get(options.borrowed), Origin.FOUND)
             elif options.reuse:
-                # Newer than what was found, after a restart.
+                # After a restart, the returned snapshot is newer than the one found.
                 state.newest = await services.instances.find_or_start(
                     options.args, start=lambda: services.starter.start(start), found=self._found
                 )
             else:
                 await services.starter.start(start)
-            # The intent covers it until this is written.
+            # Until this is written, the intent covers the instance.
             await services.promises.flush()
         if state.newest is None:
-            # The deadline fell between two attempts, or while the instance of a lost one was looked for.
+            # The deadline fell between two attempts, or while looking for the instance of a lost start.
             unknown = start.state is StartState.UNKNOWN
             raise RequestTimeoutError(
-                f"nothing could be started within start_timeout={options.start_timeout:g} s: the service was "
-                "busy or out of reach again and again. "
-                + ("Whether one attempt worked is being found out." if unknown else "Nothing was started.")
-                + " The log of cortecs_async.http says how.",
+                f"no instance could be started within start_timeout={options.start_timeout:g} s: the service "
+                "was busy or could not be reached. "
+                + ("One start may have worked; this is being checked." if unknown else "Nothing was started.")
+                + " See the log of cortecs_async.http.",
                 method="POST",
                 path="/instances/start",
                 outcome_unknown=unknown,
@@ -72,11 +70,11 @@ class Provisioning:
             await services.prices.prefetch(state.newest.instance_args.hardware_type_id)
 
     def _started(self, instance: Instance) -> None:
-        # The answer holds the only copy of the id: from here on the release knows it, whatever comes between.
+        # Only the response has the id. From here on the release knows it, even after a cancellation.
         state = self.state
         held, promises = state.held, state.services.promises
         if held.key is not None:
-            promises.record_gone(held.key)  # of a restart that came to nothing
+            promises.record_gone(held.key)  # of a restart that failed
         state.newest = instance
         held.instance_id, held.origin = instance.instance_id, Origin.STARTED
         held.key = promises.record_created(
@@ -100,7 +98,7 @@ class Provisioning:
         state.newest = instance
         held.instance_id, held.origin = instance.instance_id, origin
         if held.key is not None:
-            promises.record_gone(held.key)  # of a restart that somebody else was faster with
+            promises.record_gone(held.key)  # another program restarted it first
             held.key = None
         log(
             Event.LEASE_RESTARTED if origin is Origin.RESTARTED else Event.LEASE_FOUND,
@@ -117,10 +115,10 @@ class Provisioning:
             await promises.flush(strict=True)
 
     async def wait(self) -> None:
-        """Waits until it is usable.
+        """Wait until the instance is usable.
 
         Raises:
-            LeaseExpiredError: when its time was up before that.
+            LeaseExpiredError: if its time is up before that.
             CortecsError: as `wait_until_running`.
         """
         state = self.state
@@ -146,7 +144,7 @@ class Provisioning:
             ) from None
 
     async def hand_over(self) -> None:
-        """From here on `on_exit` says what is owed, also should this process be killed."""
+        """Record what `on_exit` asks for, so that it also applies if this process is killed."""
         state = self.state
         held, options, promises = state.held, state.options, state.services.promises
         if held.key is None or options.on_exit == "delete":
@@ -158,8 +156,8 @@ class Provisioning:
             promises.record_created(held.key, instance_id, goal="stopped", expires_at=state.expiry())
         await promises.flush()
 
-    def promise_again(self) -> None:
-        """It may have been handed over just before."""
+    def revoke_hand_over(self) -> None:
+        """Record that the instance is to be deleted, in case `hand_over` recorded something else."""
         state = self.state
         held = state.held
         is_ours = held.key is not None and held.origin is Origin.STARTED

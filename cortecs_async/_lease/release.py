@@ -1,4 +1,4 @@
-"""Handing back what a lease holds: find it if need be, tear it down, and close its entry in the books."""
+"""Release what a lease holds: find it if its start is unresolved, tear it down, and close its record."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .._aio.clock import loop_clock
 from .._aio.tasks import run_uncancellable
 from .._api.instances import Instances, Origin
 from .._api.teardown import Goal, Teardown
-from .._api.validation import check_named_id
+from .._api.validation import check_body_id
 from .._errors import (
     AmbiguousStartError,
     ClientClosedError,
@@ -24,13 +24,13 @@ from .._errors import (
 from .._recovery.promises import Promises
 from .._telemetry import LeaseInfo, Report
 from .endpoint import InstanceHandle
-from .start_state import StartState
-from .starter import Starter
-from .state import HeldInstance, LeaseServices, OnExit
+from .options import OnExit
+from .starter import Starter, StartState
+from .state import HeldInstance, LeaseServices
 
 
 def goal_of(on_exit: OnExit, origin: Origin) -> Goal | None:
-    """What a lease owes at its end. An instance that was there before is left as it was found."""
+    """Return the state to leave the instance in; None to leave it alone, as it was found."""
     match origin:
         case Origin.FOUND:
             return None
@@ -48,22 +48,23 @@ class _Step(enum.Enum):
 
 
 def _nothing() -> None:
-    """Nobody wants to know."""
+    """Default callback: do nothing."""
 
 
 @define(eq=False)
 class Release:
-    """One release; can be taken up again after an interruption, with the same deadline.
+    """One release. After an interruption, call `run` again to continue; the deadline stays the same.
 
     Attributes:
-        instances: Where the requests of the teardown go, unretried.
-        starter: Finds what a start without an answer has made.
-        keeper: The books.
-        holding: What to hand back.
-        on_exit: What becomes of it.
+        instances: Sends the requests of the teardown, without retries.
+        starter: Finds the instance of a start whose outcome is unknown.
+        promises: Where the release is recorded.
+        held: What to release.
+        on_exit: Whether to delete, stop or keep the instance.
         deadline: In seconds of `anyio.current_time`.
-        settle: Seconds after its start in which an instance that is missing may just not be readable yet.
-        on_work: Called before something is found or torn down, again after an interruption. Must not raise.
+        settle: Seconds after its start in which a missing instance may just not be listed yet.
+        on_work: Called before the work begins, and again after an interruption. Must not raise.
+        failure: Why the release failed.
     """
 
     instances: Instances
@@ -80,7 +81,7 @@ class Release:
 
     @property
     def goal(self) -> Goal | None:
-        """Where it ends; None when nothing is owed."""
+        """The state to leave the instance in; None if there is nothing to do."""
         return None if self.held.instance_id is None else goal_of(self.on_exit, self.held.origin)
 
     @property
@@ -89,7 +90,7 @@ class Release:
         return None if self._teardown is None else self._teardown.stopped_at
 
     async def run(self) -> None:
-        """Works until it is done or its time is up; what could not be done is in `failure`."""
+        """Release the instance by the deadline; if that fails, set `failure`."""
         if self.goal is not None or self.held.instance_id is None:
             self.on_work()
         if self._step is _Step.FIND:
@@ -101,12 +102,12 @@ class Release:
         if self._step is _Step.CLOSE:
             self._close()
             self._step = _Step.DONE
-        # A journal that is a little behind does no harm: what is gone is looked up in vain.
+        # Not strict: if the journal misses a release, the next sweep only finds that the instance is gone.
         await self.promises.flush()
 
     async def _find(self) -> None:
         start = self.held.attempt
-        if start is None or start.state not in {StartState.SENT, StartState.UNKNOWN}:
+        if start is None or not start.is_open:
             return
         with anyio.CancelScope(deadline=self.deadline) as time:
             try:
@@ -115,8 +116,8 @@ class Release:
                 self.failure = error
         if time.cancelled_caught:
             self.failure = CortecsError(
-                f"whether a start of {start.args.hf_name} made an instance could not be told in time. IT MAY "
-                "BE BILLED: the reaper goes on looking, and `python -m cortecs_async sweep` does."
+                f"it is unknown whether a start of {start.args.hf_name} created an instance. IT MAY BE "
+                "BILLED: the reaper keeps looking for it, and so does `python -m cortecs_async sweep`."
             )
         if self.failure is not None:
             start.resolved(StartState.GIVEN_UP)
@@ -149,7 +150,7 @@ class Release:
         if self.failure is None:
             if self.goal is Goal.GONE and self.held.instance_id is not None:
                 self.instances.claims.ids.discard(self.held.instance_id)
-            # An instance that stays on purpose was handed over when the block began.
+            # An instance that stays was handed over when the block began.
             if self.goal is not None or self.held.instance_id is None:
                 self.promises.record_gone(key)
         elif not isinstance(self.failure, AmbiguousStartError):
@@ -157,21 +158,21 @@ class Release:
 
 
 async def release_acquired(services: LeaseServices, handle: InstanceHandle | str, timeout: float) -> None:
-    """Stops and deletes an instance, and returns when it is read to be gone, whatever becomes of the caller.
+    """Stop and delete an acquired instance, in a task that the caller cannot cancel.
 
     Raises:
-        InvalidArgumentError: for what is no handle and no id, or a handle of another account.
-        TeardownError: when it could not be done in `timeout` seconds.
-        RequestError: when the service refuses to list instances.
+        InvalidArgumentError: if `handle` is neither a handle nor an id, or belongs to another account.
+        TeardownError: if the instance is not confirmed deleted within `timeout` seconds.
+        RequestError: if the service rejects the request for the list.
     """
     account = handle.account if isinstance(handle, InstanceHandle) else None
-    instance_id = check_named_id(handle.instance_id if isinstance(handle, InstanceHandle) else handle)
+    instance_id = check_body_id(handle.instance_id if isinstance(handle, InstanceHandle) else handle)
     info = LeaseInfo(operation="release", instance_id=instance_id)
     report = Report(services.observer, lambda: info, loop_clock())
-    returning = _AcquiredRelease(services, instance_id, account, anyio.current_time() + timeout, report)
+    acquired = _AcquiredRelease(services, instance_id, account, anyio.current_time() + timeout, report)
     services.http.hold()
     try:
-        ended = await run_uncancellable(returning.run, resume=True)
+        ended = await run_uncancellable(acquired.run, resume=True)
         report.leave(ended.error)
         ended.interruption = ended.interruption or report.interruption
         ended.unwrap()
@@ -181,7 +182,7 @@ async def release_acquired(services: LeaseServices, handle: InstanceHandle | str
 
 @define(eq=False)
 class _AcquiredRelease:
-    """One release; can be taken up again after an interruption."""
+    """One release of an acquired instance. After an interruption, call `run` again to continue."""
 
     services: LeaseServices
     instance_id: str
@@ -191,12 +192,12 @@ class _AcquiredRelease:
     release: Release | None = None
 
     async def run(self) -> None:
-        """Works until it is done."""
+        """List the instances, record the promise, and release the instance."""
         services = self.services
         if self.release is None:
-            # And with the list the token, which tells the account.
+            # The list also fetches the token, which sets the account.
             listed = {each.instance_id for each in await services.instances.list_now()}
-            key = services.promises.key_of(self.instance_id)
+            key = services.promises.store.key_of(self.instance_id)
             if self.instance_id not in listed:
                 if self.account not in {None, services.promises.account}:
                     raise InvalidArgumentError(
@@ -206,7 +207,7 @@ class _AcquiredRelease:
                 if key is not None:
                     services.promises.record_gone(key)
                 return
-            # Promised, so that it happens even when this process is killed meanwhile.
+            # Recorded first, so that it also happens if this process is killed.
             key = services.promises.record_created(key, self.instance_id, goal="gone")
             self.release = Release(
                 instances=services.releasing,

@@ -1,111 +1,209 @@
-"""Starting an instance so that it cannot be lost: promised first, and found again when no answer comes.
+"""Start an instance without losing it, even if the response to the start is lost.
 
-The service has no idempotency key. A start whose answer is lost is never repeated before it is known that it
-did nothing: its instance is looked for among those that were not there before.
+The service has no idempotency key, so a start whose outcome is unknown is never simply repeated. For each
+attempt:
+
+1. List what exists (the baseline), and record the intent in journal and reaper.
+2. Send the start. `StartAttempt` learns the outcome, whatever happens to the task that sent it.
+3. If the service rejects the start, nothing was started: close the record, and retry as `RetryPolicy` allows.
+4. If the outcome is unknown, list until a new instance with the same arguments appears, and adopt it. If none
+   can appear any more, nothing was started. If several could be ours, raise AmbiguousStartError.
 """
 
 from __future__ import annotations
 
-import copy
+import enum
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import anyio
 from attrs import define, field, frozen
 
+from .._aio.synchronization import SingleFlight
 from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances
-from .._api.matching import Ambiguous, UnresolvedStart, match_start
+from .._api.matching import Ambiguous, Claims, UnresolvedStart, match_start
 from .._api.polling import is_transient_error, poll_interval
+from .._api.wire import decode_instance
 from .._config import PollPolicy, RetryPolicy
-from .._errors import AmbiguousStartError, ClientClosedError, CortecsError, RequestError
+from .._errors import AmbiguousStartError, ClientClosedError, CortecsError, DecodeError, RequestError
 from .._http.limiter import Priority, PriorityLimiter
-from .._http.messages import Failure
-from .._http.retry import counts_as_retry, is_transient, next_wait
+from .._http.messages import Failure, FailureKind, Reply
+from .._http.retry import counts_as_retry, is_transient, may_have_taken_effect, next_wait
 from .._logging import Event, log
 from .._recovery.claims import ForeignClaims
 from .._recovery.promises import Promises
 from .._telemetry import Observer
-from .start_state import StartAttempt, StartState
 
-# Seconds for which a list tells what exists before a start, so that starts that come in a stream share it.
-_FRESH = 1.0
+# How many seconds old a list may be to serve as a baseline, so that a stream of starts shares lists.
+_BASELINE_MAX_AGE = 1.0
 
-# Seconds more to wait while an instance may be that of a start of another process.
-_RIVALRY = 60.0
+# Seconds to wait longer while a new instance may belong to a start of another process.
+_COMPETING_GRACE = 60.0
+
+
+class StartState(enum.Enum):
+    """How far a start is."""
+
+    NOT_STARTED = "nothing was started"
+    SENT = "sent, no response yet"
+    UNKNOWN = "no usable response: it may have worked"
+    STARTED = "its instance is known"
+    AMBIGUOUS = "its instance cannot be told from others"
+    GIVEN_UP = "no longer looked for in this process"
+
+
+@define(eq=False)
+class StartAttempt:
+    """The start of one lease, and the witness of its requests.
+
+    Attributes:
+        args: What to start.
+        policy: Sets how long a lost start may still take effect.
+        claims: The other starts of the client.
+        on_started: Called with the instance as soon as it is known, even if the caller was cancelled.
+        key: The key of its open record; None without one.
+        adopted: Whether the response was lost and the instance was found in a list.
+        request_id: The service's id of the last request, if it sent one.
+        sent_at: When the last request was sent, in seconds of `anyio.current_time`; billing counts from here.
+        unresolved: The start as others match it; set before the request is sent.
+        failure: How the last request failed.
+        visible_until: When an instance of a lost start must be listed, in seconds of `anyio.current_time`.
+    """
+
+    args: InstanceArgs
+    policy: RetryPolicy
+    claims: Claims
+    on_started: Callable[[Instance], None]
+    state: StartState = StartState.NOT_STARTED
+    key: str | None = None
+    adopted: bool = False
+    request_id: str | None = None
+    sent_at: float = 0.0
+    unresolved: UnresolvedStart | None = None
+    failure: Failure | None = None
+    visible_until: float = 0.0
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it may have created an instance that is not known."""
+        return self.state in {StartState.SENT, StartState.UNKNOWN}
+
+    def sending(self) -> None:
+        """Note that the request is about to be sent."""
+        self.state = StartState.SENT
+        self.sent_at = anyio.current_time()
+        self.claims.begin_request(self.args.model_id)
+
+    def settled(self, outcome: Reply | Failure) -> None:
+        """Sort the outcome of the request: started, nothing started, or unknown."""
+        self.claims.end_request(self.args.model_id)
+        self.request_id = outcome.request_id
+        if isinstance(outcome, Reply):
+            try:
+                self.started(outcome.decode(decode_instance))
+            except DecodeError:
+                self._set_unknown(Failure(kind=FailureKind.UNREADABLE, status=outcome.status))
+        elif may_have_taken_effect("POST", outcome):
+            self._set_unknown(outcome)
+        else:
+            self.state = StartState.NOT_STARTED
+            self.failure = outcome
+
+    def started(self, instance: Instance) -> None:
+        """Claim the instance."""
+        self.resolved(StartState.STARTED)
+        self.claims.ids.add(instance.instance_id)
+        self.on_started(instance)
+
+    def resolved(self, state: StartState) -> None:
+        """Set the state, and stop looking for an instance."""
+        self.state = state
+        if self.unresolved is not None:
+            self.claims.resolve(self.args.model_id, self.unresolved)
+
+    def interrupted(self) -> None:
+        """Set the outcome of a request that is still open: its event loop was stopped in the middle of it."""
+        if self.state is StartState.SENT:
+            self.settled(Failure(kind=FailureKind.TIMED_OUT))
+
+    def _set_unknown(self, failure: Failure) -> None:
+        self.state = StartState.UNKNOWN
+        self.failure = failure
+        if self.unresolved is not None:
+            self.claims.add_unresolved(self.args.model_id, self.unresolved)
+        # A service that responded or closed the connection is done; a slow one may still start an instance.
+        window = self.policy.adoption_window / (1 if failure.kind is FailureKind.TIMED_OUT else 6)
+        self.visible_until = anyio.current_time() + window
 
 
 @define(eq=False)
 class _Listing:
     instances: tuple[Instance, ...]
     began: float
-    name: str | None = None  # in the books, once it is the baseline of a start
+    baseline: str | None = None  # its name in the journal, once it is used
 
 
 @frozen
-class _Verdict:
+class _Match:
     outcome: Instance | Ambiguous | None
-    is_final: bool  # or may another process still explain it
+    is_final: bool  # False while it may belong to a start of another process
 
 
-@define(eq=False)
-class _Flight:
-    began: float
-    done: anyio.Event = field(factory=anyio.Event)
-    listing: _Listing | None = None
-    error: Exception | None = None
-
-
+@define(eq=False, kw_only=True, slots=False)
 class Starter:
-    """Starts for the leases of one client."""
+    """Starts the instances of one client's leases."""
 
-    def __init__(
-        self,
-        instances: Instances,
-        promises: Promises,
-        retry: RetryPolicy,
-        poll: PollPolicy,
-        *,
-        max_connections: int,
-        observer: Observer,
-    ) -> None:
-        self._instances = instances
-        self._promises = promises
-        self._retry = retry
-        self._poll = poll
-        self._claims = instances.claims
-        self._observer = observer
-        self._flight: _Flight | None = None
-        self._recent: _Listing | None = None
-        self._rng = random.Random()  # noqa: S311  (jitter)
-        # Twice as many as can be sent at once: so the next have noted what exists when the first are done.
-        self._turns = PriorityLimiter(2 * max_connections)
+    instances: Instances
+    promises: Promises
+    retry: RetryPolicy
+    poll: PollPolicy
+    observer: Observer
+    max_connections: int
+    _rng: random.Random = field(factory=random.Random)
+    _recent: _Listing | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self._claims = self.instances.claims
+        self._listing = SingleFlight(self._list)
+        # Twice as many as can be sent at once, so that the next have their baseline when the first are done.
+        self._turns = PriorityLimiter(2 * self.max_connections)
 
     def prepare(self, args: InstanceArgs, on_started: Callable[[Instance], None]) -> StartAttempt:
-        """A start that has not begun."""
-        return StartAttempt(args=args, policy=self._retry, claims=self._claims, on_started=on_started)
+        """Return a start that has not begun."""
+        return StartAttempt(args=args, policy=self.retry, claims=self._claims, on_started=on_started)
 
     async def start(self, start: StartAttempt) -> Instance:
-        """Starts, and finds what a lost answer hid.
+        """Start an instance; if the response is lost, find the instance.
 
         Raises:
-            AmbiguousStartError: when that cannot be told from what others have started.
-            JournalError: or `GuardError`, before anything is sent, when one is required and missing.
-            RequestError: when nothing was started; or, with `outcome_unknown`, when nobody can tell.
+            AmbiguousStartError: if it cannot be told which instance the start created.
+            JournalError: or `GuardError`, if one is required and missing. Nothing was sent.
+            RequestError: if nothing was started or, with `outcome_unknown`, if that is not known.
         """
         attempt = counted = 0
-        spent = 0.0  # seconds of attempts and pauses, without those in which others had their turn
+        spent = 0.0  # seconds of attempts and pauses, without waits for a turn
         while True:
             attempt += 1
             try:
                 return await self._attempt(start)
             except RequestError as error:
                 if start.failure is None:
-                    raise  # of the list before it
+                    raise  # by the list, before anything was sent
                 counted += counts_as_retry(start.failure)
                 if start.state is not StartState.UNKNOWN:
                     spent += anyio.current_time() - start.sent_at
-                    wait = self._pause(start.failure, attempt=attempt, counted=counted, spent=spent)
+                    # Not in the transport, because each attempt needs a new baseline.
+                    wait = next_wait(
+                        "POST",
+                        "/instances/start",
+                        start.failure,
+                        attempt=attempt,
+                        counted=counted,
+                        elapsed=spent,
+                        policy=self.retry,
+                        rng=self._rng,
+                    )
                     if wait is None:
                         raise
                     log(
@@ -119,9 +217,7 @@ class Starter:
                         status=start.failure.status,
                         request_id=start.failure.request_id,
                     )
-                    self._observer.retry(
-                        "POST", "/instances/start", start.failure, attempt=attempt, wait=wait
-                    )
+                    self.observer.retry("POST", "/instances/start", start.failure, attempt=attempt, wait=wait)
                     await anyio.sleep(wait)
                     spent += wait
                     continue
@@ -133,10 +229,11 @@ class Starter:
                     status=start.failure.status,
                     request_id=start.failure.request_id,
                 )
-                found = await self.resolve(start, eager=False)
-                if found is not None:
+                if found := await self.resolve(start, eager=False):
                     return found
-                if counted > self._retry.max_retries or not _may_try_again(start.failure):
+                # 503 means "no capacity" as often as "down", so the caller decides whether to try again.
+                may_repeat = start.failure.status != 503 and is_transient(start.failure)
+                if counted > self.retry.max_retries or not may_repeat:
                     error.outcome_unknown = False
                     error.add_note("cortecs_async: its instance was looked for, and none has appeared")
                     raise
@@ -149,115 +246,100 @@ class Starter:
                 if start.state is StartState.NOT_STARTED:
                     self._close(start)
 
-    def _pause(self, failure: Failure, *, attempt: int, counted: int, spent: float) -> float | None:
-        """Seconds until a start that did nothing is sent again; None when it is given up.
-
-        Here and not in the transport: each attempt must know what exists just before it.
-        """
-        return next_wait(
-            "POST",
-            "/instances/start",
-            failure,
-            attempt=attempt,
-            counted=counted,
-            elapsed=spent,
-            policy=self._retry,
-            rng=self._rng,
-        )
-
     async def _attempt(self, start: StartAttempt) -> Instance:
-        """Notes what exists, promises, and sends.
+        """List the baseline, record the intent, and send the start.
 
-        In a turn: else what it has noted could be long out of date when a connection is free, and what others
-        have started meanwhile would be taken for its own.
+        In a turn: if it waited long for a connection, its baseline would miss what others started since.
         """
         start.failure = None
-        await self._enter(start.args.model_id)
+        await self._acquire_turn(start.args.model_id)
         try:
             listing = await self._baseline()
-            # Of an earlier start, it may have been dropped since, and to an empty one everything is new.
-            if listing.name is None or not self._promises.has_baseline(listing.name):
-                listing.name = self._promises.baseline(each.instance_id for each in listing.instances)
-            start.key = await self._promises.record_intent(start.args, listing.name)
-            start.unresolved = self._promises.unknown(start.key)
-            return await self._instances.start_once(start.args, start)
+            # The journal drops a baseline that no open start uses; against an empty one everything is new.
+            if listing.baseline is None or not self.promises.store.has_baseline(listing.baseline):
+                listing.baseline = self.promises.baseline(each.instance_id for each in listing.instances)
+            start.key = await self.promises.record_intent(start.args, listing.baseline)
+            start.unresolved = self.promises.unresolved_start(start.key)
+            return await self.instances.start_once(start.args, start)
         finally:
             self._turns.release(Priority.CALL)
 
-    async def _enter(self, model_id: str) -> None:
+    async def _acquire_turn(self, model_id: str) -> None:
+        """Wait for a turn in which no start of the model is unresolved: both instances would match."""
         while True:
             while self._claims.unresolved.get(model_id):  # noqa: ASYNC110  (rare, and bounded)
-                # A new one would be taken for that of a start that is being looked for.
-                await anyio.sleep(self._poll.min_interval)
+                await anyio.sleep(self.poll.min_interval)
             await self._turns.acquire(Priority.CALL)
             if not self._claims.unresolved.get(model_id):
                 return
             self._turns.release(Priority.CALL)
 
     async def resolve(self, start: StartAttempt, *, eager: bool) -> Instance | None:
-        """What a start without an answer has made; None when nothing.
+        """Find the instance of a start whose outcome is unknown.
 
         Args:
             start: The start.
-            eager: Take its instance as soon as it is seen, for a release. Otherwise only once nothing more
-                can appear that might be it.
+            eager: Adopt the instance as soon as it is listed, to release it, and keep asking until cancelled.
+                Otherwise wait until no other candidate can appear.
+
+        Returns:
+            The instance; None if nothing was started.
 
         Raises:
-            AmbiguousStartError: when it cannot be told.
-            RequestError: when the service refuses to say, unless `eager`, which asks until it is cancelled.
+            AmbiguousStartError: if it cannot be told which instance the start created.
+            RequestError: if the service rejects the request for the list, unless `eager`.
         """
         start.interrupted()
         assert start.unresolved is not None  # noqa: S101  (set before it was sent)
         if start.key is not None:
-            self._promises.record_unanswered(start.key)
+            self.promises.record_unanswered(start.key)
         began = anyio.current_time()
         while True:
-            listing = await self._look(start, eager=eager)
+            listing = await self._list_while_idle(start, eager=eager)
             if listing is not None:
-                others = await self._promises.foreign_claims()
-                verdict = self._judge(start.unresolved, listing, others)
-                # What another process of this machine has just started may be no candidate in a moment.
-                is_over = listing.began >= start.visible_until + (0.0 if verdict.is_final else _RIVALRY)
-                if isinstance(verdict.outcome, Instance) and verdict.is_final and (eager or is_over):
+                foreign = await self.promises.foreign_claims()
+                match = _match(
+                    start.unresolved,
+                    self._claims.unresolved.get(start.args.model_id, []),
+                    self._claims.without_claimed(listing.instances, foreign.ids),
+                    foreign,
+                )
+                grace = 0.0 if match.is_final else _COMPETING_GRACE
+                is_over = listing.began >= start.visible_until + grace
+                if isinstance(match.outcome, Instance) and match.is_final and (eager or is_over):
                     log(
                         Event.LEASE_ADOPTED,
                         "instance %s is that of the lost start",
-                        verdict.outcome.instance_id,
-                        instance_id=verdict.outcome.instance_id,
+                        match.outcome.instance_id,
+                        instance_id=match.outcome.instance_id,
                         model=start.args.hf_name,
                     )
                     start.adopted = True
-                    start.started(verdict.outcome)
-                    return verdict.outcome
-                if is_over and verdict.outcome is None:
+                    start.started(match.outcome)
+                    return match.outcome
+                if is_over:
+                    if match.outcome is not None:
+                        raise self._ambiguous(start, match.outcome)
                     start.resolved(StartState.NOT_STARTED)
                     self._close(start)
                     return None
-                if is_over:
-                    self._give_up(start, verdict.outcome)
-            await anyio.sleep(poll_interval(anyio.current_time() - began, self._poll))
+            await anyio.sleep(poll_interval(anyio.current_time() - began, self.poll))
 
-    def _judge(self, mine: UnresolvedStart, listing: _Listing, others: ForeignClaims) -> _Verdict:
-        free = self._claims.without_claimed(listing.instances, others.ids)
-        peers = self._claims.unresolved.get(mine.args.model_id, [])
-        starts = sorted([*peers, *others.unanswered], key=lambda each: each.order)
-        outcome = match_start(mine, starts, free)
-        rivals = [*others.starting, *others.orphaned_starts]
-        is_rivalled = any(start.fits(instance) for start in rivals for instance in free)
-        return _Verdict(outcome, is_final=outcome is None or not is_rivalled)
+    async def _list_while_idle(self, start: StartAttempt, *, eager: bool) -> _Listing | None:
+        """Return a list that was read while no start of the model was in progress; None without one.
 
-    async def _look(self, start: StartAttempt, *, eager: bool) -> _Listing | None:
-        """A list in which everything new belongs to somebody known or to an unknown start."""
+        In such a list, each new instance is claimed or belongs to an unresolved start.
+        """
         model_id = start.args.model_id
-        sky = self._claims.idle_generation(model_id)
-        if sky is None:
+        generation = self._claims.idle_generation(model_id)
+        if generation is None:
             return None
         try:
-            listing = await self._list(since=anyio.current_time())
+            listing = await self._listing.get(since=anyio.current_time())
         except ClientClosedError:
             raise
         except Exception as error:
-            # Among them a credential provider's or a transport's own: a release outlasts those.
+            # A release also continues after errors of a credential provider or a transport.
             if not eager and not (isinstance(error, CortecsError) and is_transient_error(error)):
                 raise
             log(
@@ -268,68 +350,51 @@ class Starter:
                 error_type=type(error).__name__,
             )
             return None
-        return listing if self._claims.idle_generation(model_id) == sky else None
+        return listing if self._claims.idle_generation(model_id) == generation else None
 
-    def _give_up(self, start: StartAttempt, outcome: Ambiguous | Instance | None) -> None:
-        candidates = outcome.candidates if isinstance(outcome, Ambiguous) else ()
-        if isinstance(outcome, Instance):
-            candidates = (outcome.instance_id,)
+    def _ambiguous(self, start: StartAttempt, outcome: Ambiguous | Instance) -> AmbiguousStartError:
+        candidates = outcome.candidates if isinstance(outcome, Ambiguous) else (outcome.instance_id,)
         start.resolved(StartState.AMBIGUOUS)
-        start.candidates = candidates
         if start.key is not None:
-            self._promises.record_ambiguous(start.key, candidates)
-        raise AmbiguousStartError(
-            f"a start of {start.args.hf_name} got no answer, and it cannot be told which instance it made: "
-            f"{', '.join(candidates)} appeared since. None was touched. ONE OF THEM MAY BE YOURS, AND IS "
-            "BILLED: see client.instances.list() and stop what nobody else has started.",
+            self.promises.record_ambiguous(start.key, candidates)
+        return AmbiguousStartError(
+            f"the response to a start of {start.args.hf_name} was lost, and it is unknown which instance it "
+            f"created: {', '.join(candidates)} appeared since. None was touched. ONE OF THEM MAY BE YOURS, "
+            "AND IS BILLED: check client.instances.list(), and stop the one that is not someone else's.",
             candidates=candidates,
         )
 
     def _close(self, start: StartAttempt) -> None:
         if start.key is not None:
-            self._promises.record_gone(start.key)
+            self.promises.record_gone(start.key)
             start.key = None
 
     async def _baseline(self) -> _Listing:
-        """What exists. A list of a moment ago will do, and so does one that is under way."""
+        """Return a recent list, or one that is being read, or a new one."""
         recent = self._recent
-        if recent is not None and recent.began >= anyio.current_time() - _FRESH:
+        if recent is not None and recent.began >= anyio.current_time() - _BASELINE_MAX_AGE:
             return recent
-        return await self._list(since=None)
+        return await self._listing.get()
 
-    async def _list(self, *, since: float | None) -> _Listing:
-        """A list that others share who want one at the same time.
-
-        Args:
-            since: It must have been asked for at this time or later; None takes one that is under way.
-        """
-        while True:
-            flight = self._flight
-            if flight is None:
-                return await self._fly()
-            await flight.done.wait()
-            if since is not None and flight.began < since:
-                continue
-            if flight.listing is not None:
-                return flight.listing
-            if flight.error is not None and since is None:
-                raise copy.copy(flight.error) if isinstance(flight.error, CortecsError) else flight.error
-            # Who asked was cancelled: the next one asks.
-
-    async def _fly(self) -> _Listing:
-        flight = self._flight = _Flight(anyio.current_time())
-        try:
-            flight.listing = self._recent = _Listing(await self._instances.list_now(), flight.began)
-        except Exception as error:
-            flight.error = error
-            raise
-        else:
-            return flight.listing
-        finally:
-            self._flight = None
-            flight.done.set()
+    async def _list(self) -> _Listing:
+        began = anyio.current_time()
+        self._recent = _Listing(await self.instances.list_now(), began)
+        return self._recent
 
 
-def _may_try_again(failure: Failure | None) -> bool:
-    # 503 says "no capacity" as often as "down": the caller decides.
-    return failure is not None and is_transient(failure) and failure.status != 503
+def _match(
+    start: UnresolvedStart, own: Iterable[UnresolvedStart], instances: list[Instance], foreign: ForeignClaims
+) -> _Match:
+    """Decide which of the unclaimed instances a start created.
+
+    Args:
+        start: The start in question.
+        own: The unresolved starts of this client, with `start`.
+        instances: What exists, without what is claimed.
+        foreign: The claims of other clients and processes.
+    """
+    unresolved = sorted([*own, *foreign.unanswered], key=lambda each: each.order)
+    outcome = match_start(start, unresolved, instances)
+    competing = [*foreign.starting, *foreign.orphaned_starts]
+    is_contested = any(other.fits(instance) for other in competing for instance in instances)
+    return _Match(outcome, is_final=outcome is None or not is_contested)

@@ -1,45 +1,35 @@
-"""What a lease holds, for how long, and what that costs."""
+"""The state of one lease: the instance it holds, how long it may live, and what it costs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
 
 import anyio
 from attrs import define, evolve, field, frozen
 
 from .._aio.clock import loop_clock
-from .._api.domain import Instance, InstanceArgs
+from .._api.domain import Instance
 from .._api.instances import Instances, Origin
-from .._api.validation import check_amount, check_seconds
-from .._api.waiting import ProgressCallback
 from .._config import PollPolicy
-from .._errors import (
-    InvalidArgumentError,
-)
+from .._errors import InvalidArgumentError
 from .._http.client import HTTP
 from .._recovery.promises import Promises
 from .._telemetry import LeaseInfo, Observer, Operation, Source
+from .options import LeaseOptions
 from .pricing import Prices, Receipt, receipt
-from .start_state import StartAttempt, StartState
-from .starter import Starter
-
-OnExit = Literal["delete", "stop", "keep"]
-
-
-OnLoss = Literal["cancel", "ignore"]
+from .starter import StartAttempt, Starter
 
 
 @define(eq=False)
 class HeldInstance:
-    """What a lease holds, and so owes.
+    """The instance that a lease holds, or may hold.
 
     Attributes:
-        instance_id: None as long as no instance is known.
-        origin: Where it came from.
-        key: Its entry in the books; None when nothing is owed.
-        start: The start that made it, or may have.
+        instance_id: The id; None while no instance is known.
+        origin: Where the instance came from.
+        key: The key of its open record; None if there is nothing to release.
+        attempt: The start that created it, or may have.
     """
 
     instance_id: str | None = None
@@ -49,63 +39,31 @@ class HeldInstance:
 
     @property
     def name(self) -> str:
-        """What it is, for people."""
+        """What the lease holds, for messages."""
         if self.instance_id is not None:
             return f"instance {self.instance_id}"
         return f"a start of {self.attempt.args.hf_name}" if self.attempt is not None else "nothing"
 
     @property
     def billed_from(self) -> float | None:
-        """When its start was sent, in seconds of `anyio.current_time`; None for what was there before."""
+        """When the start was sent, in seconds of `anyio.current_time`; None if the instance was found."""
         return self.attempt.sent_at if self.origin is Origin.STARTED and self.attempt is not None else None
 
     @property
     def open_key(self) -> str | None:
-        """The entry that stands for all this."""
+        """The key of the open record, of the instance or else of the start."""
         return self.key or (self.attempt.key if self.attempt is not None else None)
 
     def may_hold_something(self) -> bool:
-        """Whether there is an instance, or may be."""
+        """Return whether there is an instance, or may be."""
         if self.instance_id is not None:
             return True
-        return self.attempt is not None and self.attempt.state in {StartState.SENT, StartState.UNKNOWN}
-
-
-@frozen(kw_only=True)
-class LeaseOptions:
-    """How a lease behaves; times in seconds.
-
-    Raises:
-        InvalidArgumentError: for what makes no sense.
-    """
-
-    args: InstanceArgs
-    start_timeout: float = 900.0
-    teardown_timeout: float = 120.0
-    on_exit: OnExit = "delete"
-    reuse: bool = False
-    borrowed: str | None = None
-    max_lifetime: float | None = None
-    max_cost: float | None = None
-    on_loss: OnLoss = "cancel"
-    on_progress: ProgressCallback | None = None
-
-    def __attrs_post_init__(self) -> None:
-        check_seconds("start_timeout", self.start_timeout)
-        check_seconds("teardown_timeout", self.teardown_timeout)
-        check_seconds("max_lifetime", self.max_lifetime, optional=True)
-        check_amount("max_cost", self.max_cost)
-        if self.on_exit not in get_args(OnExit):
-            raise InvalidArgumentError(f"on_exit must be 'delete', 'stop' or 'keep', not {self.on_exit!r}")
-        if self.on_loss not in get_args(OnLoss):
-            raise InvalidArgumentError(f"on_loss must be 'cancel' or 'ignore', not {self.on_loss!r}")
-        if self.on_progress is not None and not callable(self.on_progress):
-            raise InvalidArgumentError("on_progress must be callable")
+        return self.attempt is not None and self.attempt.is_open
 
 
 @frozen(kw_only=True)
 class LeaseServices:
-    """What a client lends to its leases."""
+    """What a client provides to its leases."""
 
     http: HTTP
     instances: Instances
@@ -119,18 +77,18 @@ class LeaseServices:
 
 @define(eq=False, repr=False)
 class LeaseState:
-    """One lease's. It does not know the lease, which must be able to go when everybody drops it.
+    """The state of one lease. It holds no reference to the lease, so that a dropped lease is collected.
 
     Attributes:
-        shop: What the client lends.
-        options: What was asked for.
-        operation: The method of the client that it comes from.
-        holding: What is held.
+        services: What the client provides.
+        options: The arguments of the lease.
+        operation: The method of the client that created the lease.
+        held: The instance.
         newest: The newest snapshot of the instance.
         began: When the lease was entered, in seconds of `now`.
-        lifetime: Seconds that the instance may live from the start's request.
-        limit: What says so, for people.
-        final: The receipt, when the lease has ended.
+        lifetime: Seconds that the instance may live, from the start request on.
+        limit: The argument that sets `lifetime`, with its value.
+        final: The receipt, once the lease has ended.
     """
 
     services: LeaseServices
@@ -146,10 +104,10 @@ class LeaseState:
 
     @property
     def instance(self) -> Instance:
-        """The newest snapshot.
+        """The newest snapshot of the instance.
 
         Raises:
-            InvalidArgumentError: before the instance was started.
+            InvalidArgumentError: if the instance is not started yet.
         """
         if self.newest is None:
             raise InvalidArgumentError(
@@ -158,49 +116,49 @@ class LeaseState:
         return self.newest
 
     def enter(self, operation: Operation) -> None:
-        """The lease begins, in this event loop."""
+        """Begin the lease in the current event loop."""
         self.operation = operation
         self._clock = loop_clock()
         self.began = self._clock()
 
     def now(self) -> float:
-        """Seconds of the event loop that it was entered in, also from another thread."""
+        """Return the time of the lease's event loop in seconds, from any thread."""
         return self._clock()
 
     @property
     def age(self) -> float:
-        """Seconds since its billing began, as far as that can be known here: the request that started it."""
+        """Seconds since billing began."""
         return self.now() - self.billed_from
 
     @property
     def billed_from(self) -> float:
-        """When that was."""
+        """When billing began: when the start was sent, or the lease entered; in seconds of `now`."""
         return self.began if self.held.billed_from is None else self.held.billed_from
 
     @property
     def expires_at(self) -> float:
-        """When its time is up; infinity for never."""
+        """When the lifetime ends, in seconds of `now`; infinity for never."""
         return self.billed_from + self.lifetime
 
     def expiry(self) -> float | None:
-        """Unix time for the reaper, which does not know this loop's clock."""
+        """Return when the lifetime ends as Unix time, for the reaper; None for never."""
         if math.isinf(self.lifetime):
             return None
         return self.services.promises.system.wall_clock() + self.lifetime - self.age
 
     @property
     def receipt(self) -> Receipt:
-        """Time and cost until now; after the end, those of the whole lease."""
+        """The time and cost until now; after the end, of the whole lease."""
         return self.final or self._count(self.now())
 
     def close(self, stopped_at: float | None) -> None:
-        """The lease has ended; the instance was told to stop then, or goes on."""
+        """Set the final receipt. `stopped_at` is None if the instance keeps running."""
         if self.newest is not None:
             self.final = self._count(self.now() if stopped_at is None else stopped_at)
 
     def _count(self, until: float) -> Receipt:
         args = self.instance.instance_args
-        # What was asked for, where the service leaves the number of workers out of its answers.
+        # No documented response of the service has the number of workers.
         args = evolve(args, num_workers=max(args.num_workers, self.options.args.num_workers))
         hardware = args.hardware_type_id or self.options.args.hardware_type_id
         price = self.services.prices.of(hardware)
@@ -208,10 +166,10 @@ class LeaseState:
         return receipt(self.instance.instance_id, seconds, args, price)
 
     def info(self) -> LeaseInfo:
-        """The lease as telemetry sees it."""
+        """Return the lease as telemetry sees it."""
         held, final = self.held, self.final
         args = self.options.args if self.newest is None else self.newest.instance_args
-        # Somebody else pays for what was there before.
+        # This lease does not pay for an instance that ran before.
         is_billed = final is not None and held.origin is not Origin.FOUND
         return LeaseInfo(
             operation=self.operation,

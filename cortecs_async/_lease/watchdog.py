@@ -1,4 +1,4 @@
-"""Watches over an instance while a block uses it: ends the block when it is lost, or its time is up."""
+"""Cancel a lease's block when its instance is lost, or its lifetime ends."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from .._logging import Event, log
 
 @define(eq=False)
 class Watchdog:
-    """One block's.
+    """Cancels a lease's block when its instance is lost or its time is up.
 
     Attributes:
-        poller: The client's.
-        policy: For the pace.
-        instance: As it was when the block began; kept up to date.
-        expires_at: When its time is up, in seconds of `anyio.current_time`; infinity for never.
-        limit: What sets that time, for people.
-        minds_loss: Whether a lost instance ends the block.
+        poller: The client's poller.
+        policy: Sets the polling intervals.
+        instance: The newest snapshot.
+        expires_at: When the lifetime ends, in seconds of `anyio.current_time`; infinity for never.
+        limit: The argument that sets the lifetime, with its value.
+        ends_on_loss: Whether a lost instance cancels the block.
+        verdict: Why the block was cancelled.
     """
 
     poller: Poller
@@ -41,13 +42,13 @@ class Watchdog:
     _background: BackgroundTask | None = None
 
     def enter(self) -> None:
-        """The block begins."""
+        """Begin the block."""
         self._block.enter()
         if self.ends_on_loss or math.isfinite(self.expires_at):
             self._background = BackgroundTask(self._watch)
 
     async def leave(self, raised: BaseException | None) -> BaseException | None:
-        """The block has ended; returns what goes out of it."""
+        """End the block, and return the exception to raise from it."""
         if self._background is not None:
             self._background.stop()
         outcome, interrupted = await self._block.leave(raised)
@@ -56,7 +57,7 @@ class Watchdog:
         if interrupted:
             return self.verdict
         if outcome is not None and outcome is raised:
-            # The block's own exception, raised on its way out perhaps, is what its caller waits for.
+            # The block raised an exception of its own, which the caller expects.
             outcome.add_note(f"cortecs_async: {self.verdict}")
         return outcome
 
@@ -66,7 +67,7 @@ class Watchdog:
             state = await self._until_lost()
             self.verdict = InstanceLostError(
                 f"instance {instance_id} {state} while the block was running; "
-                "on_loss='ignore' would let it go on",
+                "pass on_loss='ignore' to keep the block running",
                 instance_id=instance_id,
             )
         if time.cancelled_caught:
@@ -91,7 +92,7 @@ class Watchdog:
                 if not _is_lost(found):
                     self.instance = found or self.instance
                     continue
-                # One odd answer must not end anybody's work.
+                # Read it twice: one wrong response must not cancel the block.
                 await anyio.sleep(self.policy.min_interval)
                 found = await self._next(known=None)
                 if _is_lost(found):

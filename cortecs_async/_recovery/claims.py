@@ -1,4 +1,8 @@
-"""What others have promised on an account, as far as their books tell: whose instance may be whose."""
+"""Claims: which instances other processes own, or may be starting, by what their journals say.
+
+Whoever looks for the instance of an unresolved start needs this: `promises` for a lease, `recover` for a dead
+process. An instance that another process claims is never taken.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +15,19 @@ from .._api.domain import InstanceArgs
 from .._api.matching import UnresolvedStart
 from .records import JournalState, Promise
 
-# Seconds in which another process's start can still be under way.
-_FLIGHT = 600.0
+# A start of a living process may be in progress for so many seconds.
+_MAX_START_DURATION = 600.0
 
 
 @frozen
 class ForeignClaims:
-    """What others lay claim to.
+    """The instances and starts of other processes and clients.
 
     Attributes:
-        ids: Instances that are theirs.
-        starting: Starts of the living, which may be under way.
-        unanswered: Starts of the living that have got no answer, and are looked for as well.
-        doomed: Starts of the dead, whose reapers look for what they made.
+        ids: Instances that they own, and candidates of their ambiguous starts.
+        starting: Starts of living processes that may be in progress.
+        unanswered: Starts of living processes that got no answer, and whose instances those look for.
+        orphaned_starts: Starts of dead processes, whose instances their reapers look for.
     """
 
     ids: set[str] = field(factory=set)
@@ -32,46 +36,40 @@ class ForeignClaims:
     orphaned_starts: list[UnresolvedStart] = field(factory=list)
 
 
-def claims_of_others(
-    api: str, own: JournalState, own_keys: Container[str], known: Iterable[JournalState], now: float
+def collect_foreign_claims(
+    api: str, own: JournalState, own_keys: Container[str], foreign: Iterable[JournalState], now: float
 ) -> ForeignClaims:
-    """What other promises lay claim to, of this account or of one that may be the same under another name.
+    """Return the claims of other promises, of any account: two accounts may be one under two client ids.
 
     Args:
         api: The base URL of the service.
-        own: The book that our own promises stand in, beside those of others perhaps.
-        own_keys: Which of them are ours. Keys tell nothing in other books: processes of two containers can
-            have the same.
-        known: The other books.
-        now: The current Unix time in seconds.
+        own: The state that has our promises, and perhaps other ones.
+        own_keys: The keys of our promises in `own`. In other states the same keys are other promises.
+        foreign: The other states.
+        now: Unix time in seconds.
     """
-    others = ForeignClaims()
-    for book in (own, *known):
-        for entry in list(book.promises.values()):
-            if entry.api != api or (book is own and entry.key in own_keys):
+    claims = ForeignClaims()
+    for state in (own, *foreign):
+        for promise in list(state.promises.values()):
+            if promise.api != api or (state is own and promise.key in own_keys):
                 continue
-            if entry.instance_id is not None:
-                others.ids.add(entry.instance_id)
-            elif entry.candidates:
-                others.ids.update(entry.candidates)
-            elif book.is_orphaned:
-                others.orphaned_starts.append(unresolved_start_of(book, entry))
-            elif now - entry.at < _FLIGHT:
-                kind = others.unanswered if entry.unanswered else others.starting
-                kind.append(unresolved_start_of(book, entry))
-    return others
+            if promise.instance_id is not None:
+                claims.ids.add(promise.instance_id)
+            elif promise.candidates:
+                claims.ids.update(promise.candidates)
+            elif state.is_orphaned:
+                claims.orphaned_starts.append(unresolved_start_of(state, promise))
+            elif now - promise.at < _MAX_START_DURATION:
+                starts = claims.unanswered if promise.unanswered else claims.starting
+                starts.append(unresolved_start_of(state, promise))
+    return claims
 
 
 def unresolved_start_of(state: JournalState, promise: Promise) -> UnresolvedStart:
-    """The start of which an intent tells."""
+    """Return the start that a promise records."""
+    known = {each.name for each in attrs.fields(InstanceArgs)}
     return UnresolvedStart(
-        args=read_args(promise),
-        baseline=state.known_before(promise),
+        args=InstanceArgs(**{name: value for name, value in promise.args.items() if name in known}),
+        baseline=state.baseline_of(promise),
         order=(promise.at, f"{state.owner.get('id')}{promise.key}"),
     )
-
-
-def read_args(promise: Promise) -> InstanceArgs:
-    """The arguments of an intent."""
-    known = {each.name for each in attrs.fields(InstanceArgs)}
-    return InstanceArgs(**{name: value for name, value in promise.args.items() if name in known})

@@ -1,8 +1,8 @@
-"""The journal: promises on disk, for when nobody is left in memory who knows of them.
+"""The journal: promises on disk, for `sweep` and the reaper to find when their process is dead.
 
-One append-only file a process, below the state directory. The process holds a lock on its file as long as it
-lives; the lock, not a process id, which is used again, says so. Files whose lock is free are what dead owners
-left. It holds no secrets: an account is named by a fingerprint.
+Each process appends to one file in the state directory, and holds a lock on it while it lives. A file whose
+lock is free belongs to a dead process; a process id would not tell, because ids are used again. A journal
+holds no secrets: an account is named by a fingerprint.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from .records import JournalState, Record, encode, fold
 
 try:
     import fcntl
-except ImportError:  # not on Windows: there, a journal fails with words
+except ImportError:  # on Windows, where creating a journal raises OSError
     fcntl = None  # type: ignore[assignment]
 
 _SUFFIX = ".jsonl"
 
-# Seconds after which a draft is nobody's.
-_STALE = 3600.0
+# Age in seconds from which a draft is known to be of a process that died while it wrote it.
+_MAX_DRAFT_AGE = 3600.0
 
-# How often somebody who only looks may be in the way of a lock, and seconds until that is over.
-_LOOKS, _LOOK_TAKES = 100, 0.001
+# `is_owned` locks a file for a moment. How often to try again then, and after how many seconds.
+_LOCK_RETRIES, _LOCK_RETRY_DELAY = 100, 0.001
 
-_FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+_OPEN_FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
 
 
 class JournalFile:
-    """A journal that this process holds the lock of, its own or a dead owner's."""
+    """A journal that this process has locked: its own, or that of a dead owner."""
 
     def __init__(self, path: Path, fd: int) -> None:
         self.path = path
@@ -41,72 +41,79 @@ class JournalFile:
 
     @classmethod
     def create(cls, directory: Path, records: list[Record]) -> JournalFile:
-        """Makes a new file that begins with `records`.
+        """Create a file that begins with `records`.
 
         Raises:
-            OSError: when the directory cannot be written or locked, or the disk is full.
+            OSError: if the directory cannot be written or locked, or the disk is full.
         """
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         path = directory / f"{uuid.uuid4().hex}{_SUFFIX}"
         return cls(path, _write_whole(path, encode(records)))
 
     def append(self, records: list[Record], *, durable: bool) -> None:
-        """Adds records; with `durable`, returns only when they would survive a loss of power.
+        """Append records. With `durable`, return only when they would survive a power loss.
 
         Raises:
-            OSError: when they could not be written. Nothing of them is left in the file then.
+            OSError: if they could not be written. The file is as before then.
         """
-        # Looked up, because the reaper may have written too.
+        # Looked up each time, because the reaper may write to the file too.
         size = self.size
         try:
             _write(self._fd, encode(records))
             if durable:
                 os.fsync(self._fd)
         except OSError:
-            # Half a line would swallow the next one.
+            # The rest of a torn line would make the next line unreadable.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, size)
             raise
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """Size in bytes."""
         return os.fstat(self._fd).st_size
 
     def exists(self) -> bool:
-        """Whether it still has its name: somebody may have cleared the directory."""
+        """Return whether the file still has its name, and the directory was not cleared."""
         return os.fstat(self._fd).st_nlink > 0
 
     def rewrite(self, records: list[Record]) -> None:
-        """Replaces everything, at once or not at all.
+        """Replace all records, atomically.
 
         Raises:
-            OSError: when that fails; the old file is as it was.
+            OSError: if that fails. The file is as before then.
         """
         fd = _write_whole(self.path, encode(records))
         os.close(self._fd)
         self._fd = fd
 
     def read(self) -> JournalState:
-        """What it holds."""
+        """Return the state that the records give."""
         return fold(_read(self._fd))
 
     def remove(self) -> None:
-        """Deletes the file: nothing is owed any more."""
+        """Delete the file: all promises are kept."""
         with contextlib.suppress(OSError):
             self.path.unlink()
         self.close()
 
     def close(self) -> None:
-        """Lets go of the lock and leaves the file where it is."""
+        """Unlock the file, and leave it where it is."""
         with contextlib.suppress(OSError):
             os.close(self._fd)
 
+    def close_or_remove(self, state: JournalState) -> None:
+        """Unlock the file, and delete it if `state` has no promises left."""
+        if state.promises:
+            self.close()
+        else:
+            self.remove()
 
-def take(path: Path) -> JournalFile | None:
-    """The journal at `path` with its lock, or None when its owner lives or it is gone."""
+
+def try_lock(path: Path) -> JournalFile | None:
+    """Lock the journal at `path`. Return None if its owner lives, or if it does not exist any more."""
     try:
-        fd = os.open(path, _FLAGS)
+        fd = os.open(path, _OPEN_FLAGS)
     except OSError:
         return None
     try:
@@ -121,31 +128,30 @@ def take(path: Path) -> JournalFile | None:
 
 
 def is_owned(path: Path) -> bool | None:
-    """Whether a process holds the lock of the journal at `path`; None when it is gone.
+    """Return whether the owner of the journal at `path` lives, or None if it does not exist any more.
 
-    Looks for a moment, with a lock that shuts nobody out: see `_lock_unless_owned`.
+    This takes a shared lock for a moment, which `try_lock` waits for.
     """
-    fd = _open_to_look(path)
+    fd = _open_to_read(path)
     if fd is None:
-        # Its owner may just have put another file in its place.
-        fd = _open_to_look(path)
+        # Its owner may have replaced the file meanwhile.
+        fd = _open_to_read(path)
     if fd is None:
         return None
     try:
         try:
-            _look(fd)
+            _lock_shared(fd)
         except OSError:
             return True
-        # Named, because a child that was forked in this moment has the descriptor as well, and keeps it.
+        # Closing is not enough: a child that is forked at this moment keeps a copy of the descriptor.
         _unlock(fd)
         return False
     finally:
         os.close(fd)
 
 
-def _open_to_look(path: Path) -> int | None:
+def _open_to_read(path: Path) -> int | None:
     try:
-        # Not for writing, so that nothing can come of it.
         fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
     except OSError:
         return None
@@ -156,20 +162,20 @@ def _open_to_look(path: Path) -> int | None:
 
 
 def orphaned_journals(directory: Path) -> Iterator[JournalFile]:
-    """The journals of dead owners, each locked; whoever takes one closes or removes it."""
+    """Yield the journals of dead owners, each locked. The caller closes or removes them."""
     for draft in directory.glob("*.new"):
-        # Of a process that died between two steps; a younger one may just be on its way.
+        # A process died while it wrote this. A newer draft may still be written.
         with contextlib.suppress(OSError):
-            if time.time() - draft.stat().st_mtime > _STALE:
+            if time.time() - draft.stat().st_mtime > _MAX_DRAFT_AGE:
                 draft.unlink()
     for path in _paths(directory):
-        journal = take(path)
+        journal = try_lock(path)
         if journal is not None:
             yield journal
 
 
 def read_journals(directory: Path) -> Iterator[tuple[Path, JournalState]]:
-    """What every process has promised, the living ones too."""
+    """Yield path and state of each journal, including those of living owners."""
     for path in _paths(directory):
         with contextlib.suppress(OSError):
             yield path, fold(path.read_bytes())
@@ -186,9 +192,9 @@ def _write_whole(path: Path, data: bytes) -> int:
     draft = path.with_suffix(".new")
     directory = os.open(path.parent, os.O_RDONLY)
     try:
-        fd = os.open(draft, _FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
+        fd = os.open(draft, _OPEN_FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            # Locked before it has its name, so that nobody can take it for a dead owner's.
+            # Locked before it is renamed, so that no other process takes it for a dead owner's.
             _lock(fd)
             _write(fd, data)
             os.fsync(fd)
@@ -198,7 +204,7 @@ def _write_whole(path: Path, data: bytes) -> int:
             with contextlib.suppress(OSError):
                 draft.unlink()
             raise
-        # From here on it counts. Some file systems cannot sync directories, and need not.
+        # The file counts from here on. Some file systems cannot sync directories, and do not need to.
         with contextlib.suppress(OSError):
             os.fsync(directory)
         return fd
@@ -227,7 +233,7 @@ def _lock(fd: int) -> None:
     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def _look(fd: int) -> None:
+def _lock_shared(fd: int) -> None:
     if fcntl is None:
         raise OSError("this platform has no file locks")
     fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -239,26 +245,26 @@ def _unlock(fd: int) -> None:
 
 
 def _lock_unless_owned(fd: int) -> None:
-    """Locks a file, also past those who only look whether it is owned.
+    """Lock a file, and wait for the shared locks of `is_owned`.
 
     Raises:
-        OSError: when it is owned.
+        OSError: if a living owner has the lock.
     """
-    for _ in range(_LOOKS):
+    for _ in range(_LOCK_RETRIES):
         try:
             _lock(fd)
         except OSError:
-            # An owner's lock keeps these out as well, a look's does not.
-            _look(fd)
+            # This fails if the lock is an owner's, but not if it is a shared one.
+            _lock_shared(fd)
             _unlock(fd)
-            time.sleep(_LOOK_TAKES)
+            time.sleep(_LOCK_RETRY_DELAY)
         else:
             return
     _lock(fd)
 
 
 def _is_at(fd: int, path: Path) -> bool:
-    # Its owner may have put another file in its place, or removed it, since it was opened.
+    # Since the file was opened, its owner may have replaced or removed it.
     try:
         return os.path.samestat(os.fstat(fd), path.stat())
     except OSError:

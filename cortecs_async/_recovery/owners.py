@@ -1,10 +1,13 @@
-"""Who answers for an instance, as far as the journals tell. Reads only, and asks the service nothing."""
+"""Who owns each instance, by what the journals say. Only reads, and sends no request to the service.
+
+This is `client.owners()`, and what `cortecs-async top` shows.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal
 
 from attrs import frozen
@@ -16,22 +19,22 @@ from .store import all_stores
 
 OwnerKind = Literal["mine", "process", "orphan", "held"]
 
-# Where several journals name one instance: who is about to do something about it comes first.
-_FIRST: tuple[OwnerKind, ...] = ("mine", "process", "orphan", "held")
+# If several journals name an instance, the owner that will act first comes first.
+_PRECEDENCE: tuple[OwnerKind, ...] = ("mine", "process", "orphan", "held")
 
 
 @frozen(kw_only=True)
 class Owner:
-    """Who answers for an instance.
+    """The owner of an instance.
 
     Attributes:
-        kind: `mine`: this process; `process`: another one, which lives; `orphan`: one that died or has given
-            up on it, and whose reaper or `sweep` releases it; `held`: whoever has the handle that `acquire`
-            gave, until `expires_at`.
-        owner: Host and process id of who asked for it.
-        started_at: Unix time in seconds at which this owner asked for it: for its start, or where it took it
-            over, as `release` does, for that.
-        expires_at: Unix time in seconds after which it goes in any case; None for never.
+        kind: `mine`: this process. `process`: another process, which is alive. `orphan`: a process that died
+            or gave up on the instance; its reaper or `sweep` releases it. `held`: whoever has the handle that
+            `acquire` returned, until `expires_at`.
+        owner: Host and process id of the process that asked for the instance.
+        started_at: Unix time in seconds at which this owner asked for the start, or took the instance over,
+            as `release` does.
+        expires_at: Unix time in seconds at which the instance is released in any case; None for never.
     """
 
     kind: OwnerKind
@@ -41,68 +44,67 @@ class Owner:
 
 
 async def owners(promises: Promises) -> Mapping[str, Owner]:
-    """The owners of all instances that a journal names, by their ids.
+    """Return the owners of all instances that a journal names, by instance id.
 
     Args:
-        keeper: For the service and the directory.
+        promises: The client's, for the service and the directory.
     """
-    if not promises.reads_journals:
-        return _sorted(_own(promises))
-    return await promises.system.off_loop(lambda: _sorted([*_own(promises), *_others(promises)]))
+    if not promises.uses_journal:
+        return _by_instance(_of_this_process(promises))
+    return await promises.system.off_loop(
+        lambda: _by_instance([*_of_this_process(promises), *_of_other_processes(promises)])
+    )
 
 
-def _own(promises: Promises) -> Iterator[tuple[str, Owner]]:
-    me = f"{socket.gethostname()}, process {os.getpid()}"
-    # Of all clients of this process with this directory, also of those without a journal.
-    for each in all_stores():
-        if each.directory != promises.directory:
+def _of_this_process(promises: Promises) -> Iterator[tuple[str, Owner]]:
+    owner_name = f"{socket.gethostname()}, process {os.getpid()}"
+    # Of all clients of this process with this directory, including those without a journal.
+    for store in all_stores():
+        if store.directory != promises.store.directory:
             continue
-        for entry in list(each.book.promises.values()):
-            if entry.instance_id is not None and entry.api == promises.api:
-                yield entry.instance_id, _owner(entry, _own_kind(entry), me)
+        for promise in list(store.state.promises.values()):
+            if promise.instance_id is not None and promise.api == promises.api:
+                yield promise.instance_id, _owner(promise, _own_kind(promise), owner_name)
 
 
-def _own_kind(entry: Promise) -> OwnerKind:
-    # Of a lease that nobody left, on a loop that is gone perhaps, there is nobody here any more.
-    if entry.abandoned:
+def _own_kind(promise: Promise) -> OwnerKind:
+    # An abandoned lease was never exited, perhaps because its event loop ended, so no task owns its instance.
+    if promise.abandoned:
         return "orphan"
-    return "held" if entry.held else "mine"
+    return "held" if promise.held else "mine"
 
 
-def _others(promises: Promises) -> Iterator[tuple[str, Owner]]:
-    own = {each.book.owner.get("id") for each in all_stores()}
-    for path, book in read_journals(promises.directory):
-        if book.owner.get("id") in own - {None}:
+def _of_other_processes(promises: Promises) -> Iterator[tuple[str, Owner]]:
+    own_ids = {store.state.owner.get("id") for store in all_stores()} - {None}
+    for path, state in read_journals(promises.store.directory):
+        if state.owner.get("id") in own_ids:
             continue
-        named = [each for each in book.promises.values() if each.instance_id and each.api == promises.api]
-        # Asked for last, and only where it matters: it costs a system call or two.
+        named = [each for each in state.promises.values() if each.instance_id and each.api == promises.api]
+        # Only where it matters: this costs a system call or two.
         is_living = is_owned(path) if named else None
         if is_living is not None:
             now = promises.system.wall_clock()
-            owner = f"{book.owner.get('host', '?')}, process {book.owner.get('pid', '?')}"
-            for entry in named:
-                yield (
-                    str(entry.instance_id),
-                    _owner(entry, _kind(book, entry, now, is_living=is_living), owner),
-                )
+            for promise in named:
+                kind = _kind(state, promise, now, is_living=is_living)
+                yield str(promise.instance_id), _owner(promise, kind, state.owner_name)
 
 
-def _kind(book: JournalState, entry: Promise, now: float, *, is_living: bool) -> OwnerKind:
+def _kind(state: JournalState, promise: Promise, now: float, *, is_living: bool) -> OwnerKind:
     # Once the owner is dead, its reaper has the lock.
-    is_living = is_living and not book.is_orphaned
-    if entry.held and not entry.is_due(now, owner_lives=is_living):
+    is_living = is_living and not state.is_orphaned
+    if promise.held and not promise.is_due(now, owner_lives=is_living):
         return "held"
-    return "process" if is_living and not entry.abandoned else "orphan"
+    return "process" if is_living and not promise.abandoned else "orphan"
 
 
-def _owner(entry: Promise, kind: OwnerKind, owner: str) -> Owner:
-    return Owner(kind=kind, owner=owner, started_at=entry.at, expires_at=entry.expires_at)
+def _owner(promise: Promise, kind: OwnerKind, owner_name: str) -> Owner:
+    return Owner(kind=kind, owner=owner_name, started_at=promise.at, expires_at=promise.expires_at)
 
 
-def _sorted(found: Iterator[tuple[str, Owner]] | list[tuple[str, Owner]]) -> Mapping[str, Owner]:
+def _by_instance(found: Iterable[tuple[str, Owner]]) -> Mapping[str, Owner]:
     best: dict[str, Owner] = {}
     for instance_id, owner in found:
         known = best.get(instance_id)
-        if known is None or _FIRST.index(owner.kind) < _FIRST.index(known.kind):
+        if known is None or _PRECEDENCE.index(owner.kind) < _PRECEDENCE.index(known.kind):
             best[instance_id] = owner
     return best

@@ -1,4 +1,8 @@
-"""A client's side of the books: promises in the words of a lease, and waits until they are kept safe."""
+"""A client's promises: records in the terms of a lease, and waiting until they are safe.
+
+A lease records here what it is about to do, and `flush` returns once the journal and the reaper know. The
+records themselves are in the `PromiseStore` that all clients of the process share.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import anyio
 import attrs
@@ -21,7 +25,7 @@ from .._config import Mode, Settings
 from .._errors import GuardError, JournalError
 from .._logging import Event, log
 from .._secrets import Credentials, Secret
-from .claims import ForeignClaims, claims_of_others, unresolved_start_of
+from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .records import Record
 from .store import PromiseStore, store_for
 
@@ -29,12 +33,12 @@ T = TypeVar("T")
 
 
 def fingerprint(api_base_url: str, client_id: str) -> str:
-    """A name for an account that tells nothing about it."""
+    """Return a name for an account that reveals nothing about it."""
     return hashlib.sha256(f"{api_base_url}\n{client_id}".encode()).hexdigest()[:16]
 
 
 def state_directory(given: str | os.PathLike[str] | None) -> Path:
-    """Where state lies: the argument, else CORTECS_STATE_DIR, else the user's state directory."""
+    """Return the argument, or else CORTECS_STATE_DIR, or else the user's state directory."""
     chosen = given or os.environ.get("CORTECS_STATE_DIR", "").strip()
     if chosen:
         return Path(chosen).absolute()
@@ -44,17 +48,22 @@ def state_directory(given: str | os.PathLike[str] | None) -> Path:
 
 
 class Promises:
-    """Makes the promises of one client.
+    """Records the promises of one client.
 
     Args:
-        settings: What the reaper needs to reach the service.
-        journal: Whether there must be a journal.
-        guard: Whether there must be a reaper.
+        settings: The settings that the reaper needs to reach the service.
+        journal: Whether to write a journal, and whether it is required.
+        guard: Whether to start a reaper, and whether it is required.
         directory: The state directory.
         system: The clock and the threads to use.
 
     Attributes:
         system: The clock and the threads in use.
+        store: The promises of all clients of this process.
+        api: The base URL of the service.
+        account: Fingerprint of the account; empty before the first token.
+        uses_journal: Whether this client writes and reads journals.
+        uses_reaper: Whether this client starts a reaper when it needs one.
     """
 
     def __init__(
@@ -62,80 +71,50 @@ class Promises:
     ) -> None:
         self._settings = settings
         self.system: System = system
+        self.api: str = settings.api_base_url
+        self.account: str = ""
         self._journal: Mode = journal
         self._guard: Mode = guard
-        self._store = store_for(
-            directory, journal=journal != "off", guard=guard != "off", wall_clock=system.wall_clock
+        self.uses_journal: bool = journal != "off"
+        self.uses_reaper: bool = guard != "off"
+        self.store: PromiseStore = store_for(
+            directory, journal=self.uses_journal, guard=self.uses_reaper, wall_clock=system.wall_clock
         )
-        self._account = ""
         self._credentials: Credentials | None = None
-        self._turn: anyio.Lock | None = None
-        self._joined: int | None = None
-        self._own: set[str] = set()
-
-    @property
-    def account(self) -> str:
-        """Fingerprint of the account; empty before the first token."""
-        return self._account
-
-    @property
-    def api(self) -> str:
-        """The base URL of the service."""
-        return self._settings.api_base_url
-
-    @property
-    def directory(self) -> Path:
-        """Where the journals lie."""
-        return self._store.directory
-
-    @property
-    def reads_journals(self) -> bool:
-        """Whether journals are of any concern here."""
-        return self._journal != "off"
-
-    @property
-    def has_guard(self) -> bool:
-        """Whether this client has a reaper, when it needs one."""
-        return self._guard != "off"
+        self._flush_lock = anyio.Lock()
+        self._joined_generation: int | None = None
+        self._own_keys: set[str] = set()
 
     def remember_credentials(self, credentials: Credentials) -> None:
-        """Takes the credentials that a token is fetched with: the reaper must have the newest."""
+        """Take the credentials of the latest token, and send them to the reaper."""
         if credentials == self._credentials:
             return
         self._credentials = credentials
-        self._account = fingerprint(self._settings.api_base_url, credentials.client_id)
-        if self._joined is not None:
-            self._arm()
+        self.account = fingerprint(self.api, credentials.client_id)
+        if self._joined_generation is not None:
+            self._put_credentials()
             # The old ones may be revoked before the next promise is made.
             self._commit_soon()
 
     def baseline(self, ids: Iterable[str]) -> str:
-        """Notes which ids exist; the name stands for them."""
+        """Record which ids exist, and return a name for them."""
         self._join()
-        name = self._store.new_name()
-        self._store.put({"kind": "BASELINE", "baseline": name, "ids": sorted(ids)})
+        name = self.store.new_key()
+        self.store.put({"kind": "BASELINE", "baseline": name, "ids": sorted(ids)})
         return name
 
-    def has_baseline(self, name: str) -> bool:
-        """Whether a name that `baseline` gave still stands for something."""
-        return self._store.has_baseline(name)
-
     async def record_intent(self, args: InstanceArgs, baseline: str) -> str:
-        """Promises to find what the coming start makes. When this returns, journal and reaper know.
+        """Record that a start is about to be sent, and return the key once the journal and the reaper know.
 
         Raises:
-            JournalError: when there must be a journal and is none.
-            GuardError: when there must be a reaper and is none.
+            JournalError: if a journal is required and cannot be written.
+            GuardError: if a reaper is required and none is running.
         """
         self._join()
-        key = self._store.new_name()
-        self._own.add(key)
-        self._store.put({
-            "kind": "INTENT",
-            **self._common(key),
-            "args": _written(args),
-            "baseline": baseline,
-        })  # fmt: skip
+        key = self.store.new_key()
+        self._own_keys.add(key)
+        sent_args = {name: value for name, value in attrs.asdict(args).items() if value is not None}
+        self.store.put({"kind": "INTENT", **self._common(key), "args": sent_args, "baseline": baseline})
         try:
             await self.flush(strict=True)
         except BaseException:
@@ -146,11 +125,18 @@ class Promises:
     def record_created(
         self, key: str | None, instance_id: str, *, goal: str, expires_at: float | None = None
     ) -> str:
-        """Promises that an instance goes; `key` is that of its intent, where there was one."""
+        """Record the promise to release an instance, and return its key.
+
+        Args:
+            key: The key of its start, or None for a new promise.
+            instance_id: The instance.
+            goal: "gone" or "stopped".
+            expires_at: Unix time in seconds at which the reaper releases it in any case; None for never.
+        """
         self._join()
-        key = key or self._store.new_name()
-        self._own.add(key)
-        self._store.put({
+        key = key or self.store.new_key()
+        self._own_keys.add(key)
+        self.store.put({
             "kind": "CREATED",
             **self._common(key),
             "args": {},
@@ -161,44 +147,41 @@ class Promises:
         return key
 
     def record_handed_over(self, key: str) -> None:
-        """Somebody else answers for it from now on, except for its time limit."""
-        self._store.put({"kind": "HELD", "entry": key})
+        """Record that the caller owns the instance from now on, until it expires."""
+        self.store.put({"kind": "HELD", "entry": key})
 
     def record_gone(self, key: str) -> None:
-        """The promise is kept, or there was nothing to keep."""
-        self._own.discard(key)
-        self._store.put({"kind": "GONE", "entry": key})
-
-    def unknown(self, key: str) -> UnresolvedStart:
-        """A start of which an intent tells, as everybody who looks for its instance sees it."""
-        return unresolved_start_of(self._store.book, self._store.book.promises[key])
+        """Record that the promise is kept, or that there was nothing to keep."""
+        self._own_keys.discard(key)
+        self.store.put({"kind": "GONE", "entry": key})
 
     def record_unanswered(self, key: str) -> None:
-        """A start has got no answer, and its instance is looked for."""
-        self._store.put({"kind": "UNANSWERED", "entry": key})
+        """Record that a start got no answer, and that this process looks for its instance."""
+        self.store.put({"kind": "UNANSWERED", "entry": key})
 
     def record_abandoned(self, key: str) -> None:
-        """This process has given up: the reaper's, or `sweep`'s."""
-        self._store.put({"kind": "ABANDONED", "entry": key})
+        """Record that this process gave up: the reaper or `sweep` keeps the promise."""
+        self.store.put({"kind": "ABANDONED", "entry": key})
+
+    def record_ambiguous(self, key: str, candidates: Iterable[str]) -> None:
+        """Record that it cannot be decided which of these instances a start made."""
+        self.store.put({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
 
     def abandon(self, key: str | None) -> bool:
-        """`abandoned` where nothing can be awaited; False when there is nothing to give up."""
-        if key is None or not self._store.is_open(key):
+        """Record `ABANDONED` and write it soon, where nothing can be awaited.
+
+        Returns:
+            False if the promise is not open.
+        """
+        if key is None or not self.store.is_open(key):
             return False
         self.record_abandoned(key)
         self._commit_soon()
         return True
 
-    def _commit_soon(self) -> None:
-        if self._journal == "off" and self._guard == "off":
-            self._store.commit()
-            return
-        with contextlib.suppress(RuntimeError):  # at the interpreter's end: the end of the pipe will do
-            threading.Thread(target=self._store.commit, name="cortecs-books", daemon=True).start()
-
-    def record_ambiguous(self, key: str, candidates: Iterable[str]) -> None:
-        """Which instance is meant cannot be told."""
-        self._store.put({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
+    def unresolved_start(self, key: str) -> UnresolvedStart:
+        """Return the start of an intent in the form in which other processes match it."""
+        return unresolved_start_of(self.store.state, self.store.state.promises[key])
 
     async def flush(self, *, strict: bool = False) -> None:
         """Wait until every promise so far is in the journal and known to the reaper.
@@ -210,37 +193,37 @@ class Promises:
             JournalError: if a journal is required and cannot be written.
             GuardError: if a reaper is required and none is running.
         """
-        reach = self._store.queued
-        if self._turn is None:
-            self._turn = anyio.Lock()
-        async with self._turn:
-            if self._store.done < reach:
-                await self._off_loop(self._store.commit)
+        queued = self.store.queued
+        async with self._flush_lock:
+            if self.store.committed < queued:
+                await self._off_loop(self.store.commit)
         if not strict:
             return
-        problem = self._store.journal_problem
+        problem = self.store.journal_problem
         if self._journal == "required" and problem:
             raise JournalError(
-                f"the journal in {self._store.directory} cannot be written: {problem}. Nothing was started. "
-                "state_dir= or CORTECS_STATE_DIR puts it elsewhere."
+                f"the journal in {self.store.directory} cannot be written: {problem}. Nothing was started. "
+                "Set state_dir= or CORTECS_STATE_DIR to another directory."
             )
-        problem = self._store.guard_problem
+        problem = self.store.reaper_problem
         if self._guard == "required" and problem:
-            raise GuardError(f"there is no reaper: {problem}. Nothing was started.")
+            raise GuardError(f"the reaper is not running: {problem}. Nothing was started.")
 
     async def foreign_claims(self) -> ForeignClaims:
-        """What other clients and processes have promised on this account."""
-        # What this client has closed must not count as somebody else's.
+        """Return what other clients and processes claim of this account."""
+        # Otherwise a promise that this client has just closed would count as another client's.
         await self.flush()
-        others = await self._off_loop(self._store.others)
-        return claims_of_others(self.api, self._store.book, self._own, others, self.system.wall_clock())
+        states = await self._off_loop(self.store.foreign_states)
+        return collect_foreign_claims(
+            self.api, self.store.state, self._own_keys, states, self.system.wall_clock()
+        )
 
     async def report_orphans(self) -> None:
-        """Says in one line of the log that there is something to sweep."""
-        if not self.reads_journals:
+        """Log a warning if dead processes left something to sweep."""
+        if not self.uses_journal:
             return
-        # Another service's, or another account's, this client's `sweep` could not release.
-        count = await self._off_loop(lambda: self._store.orphans(self.api, self._account))
+        # Only of this service and account: this client's `sweep` could not release others.
+        count = await self._off_loop(lambda: self.store.count_orphans(self.api, self.account))
         if count:
             log(
                 Event.GUARD_ORPHANS,
@@ -251,57 +234,49 @@ class Promises:
                 count=count,
             )
 
-    def key_of(self, instance_id: str) -> str | None:
-        """The entry of an instance that this process has promised."""
-        return self._store.key_of(instance_id)
-
-    @property
-    def journal_states(self) -> PromiseStore:
-        """The books of the process."""
-        return self._store
-
     async def aclose(self) -> None:
-        """The client is closed and has no lease any more."""
-        if self._joined is not None:
-            await self._off_loop(self._close)
+        """Leave the store: the client is closed and has no lease any more."""
+        if self._joined_generation is not None:
+            await self._off_loop(self._leave)
 
-    def _close(self) -> None:
-        joined, self._joined = self._joined, None
-        if joined == self._store.generation:
-            self._store.release()
-
-    async def _off_loop(self, work: Callable[[], T]) -> T:
-        # In memory alone, nothing blocks.
-        is_in_memory = self._journal == "off" and self._guard == "off"
-        return work() if is_in_memory else await self.system.off_loop(work)
+    def _leave(self) -> None:
+        joined, self._joined_generation = self._joined_generation, None
+        if joined == self.store.generation:
+            self.store.leave()
 
     def _join(self) -> None:
-        # Again in a forked child, whose books are empty and whose reaper knows no credentials.
-        if self._joined != self._store.generation:
-            self._joined = self._store.join()
-            self._arm()
+        # Also in a forked child, where the store is empty and the reaper has no credentials.
+        if self._joined_generation != self.store.generation:
+            self._joined_generation = self.store.join()
+            self._put_credentials()
 
-    def _arm(self) -> None:
-        if self._guard == "off" or self._credentials is None:
+    def _put_credentials(self) -> None:
+        if not self.uses_reaper or self._credentials is None:
             return
         sealed = json.dumps({
-            "api_base_url": self._settings.api_base_url,
+            "api_base_url": self.api,
             "client_id": self._credentials.client_id,
             "client_secret": self._credentials.client_secret.reveal(),
             "headers": dict(self._settings.headers),
             "timeout": self._settings.timeout,
         })  # fmt: skip
-        # Sealed until it goes into the pipe: a traceback may show what stands in the queue.
-        self._store.put({"kind": "ARM", "account": self._account, "sealed": Secret(sealed)})
+        # A Secret until it is written to the pipe: a traceback may show the queue.
+        self.store.put({"kind": "ARM", "account": self.account, "sealed": Secret(sealed)})
 
     def _common(self, key: str) -> Record:
-        return {
-            "entry": key,
-            "account": self._account,
-            "api": self._settings.api_base_url,
-            "at": self.system.wall_clock(),
-        }
+        return {"entry": key, "account": self.account, "api": self.api, "at": self.system.wall_clock()}
 
+    @property
+    def _blocks(self) -> bool:
+        return self.uses_journal or self.uses_reaper
 
-def _written(args: InstanceArgs) -> dict[str, Any]:
-    return {name: value for name, value in attrs.asdict(args).items() if value is not None}
+    def _commit_soon(self) -> None:
+        if not self._blocks:
+            self.store.commit()
+            return
+        # No thread starts at interpreter shutdown. The reaper then acts when the pipe ends.
+        with contextlib.suppress(RuntimeError):
+            threading.Thread(target=self.store.commit, name="cortecs-promises", daemon=True).start()
+
+    async def _off_loop(self, work: Callable[[], T]) -> T:
+        return await self.system.off_loop(work) if self._blocks else work()

@@ -1,16 +1,17 @@
-"""The reaper: a child process that hands back instances when its parent no longer can.
+"""The reaper: a child process that releases instances when its parent has died.
 
-It holds the read end of a pipe whose write end only its parent has. The end of that pipe, not a process id,
-says that the parent is dead. It is told of every promise before it is acted on, and keeps what is left of
-them: it stops and deletes what was created, and looks for what a start may have made.
+The reaper reads a pipe, and only its parent has the write end. The end of the pipe means that the parent is
+dead; a process id would not tell, because ids are used again. The parent sends each promise before it acts on
+it. When the parent dies, the reaper keeps the promises that are left: it releases instances, and looks for
+those that a start may have made. While the parent lives, it only releases instances that have expired or that
+the parent gave up on. How it does this is in `recover`; the parent's side is `reaper_process`.
 
-It survives SIGTERM, SIGHUP and Ctrl-C, in a session of its own, and SIGKILL, `os._exit` and the memory killer
-as long as they hit its parent alone. It cannot survive what takes the whole machine, container or control
-group: there the journal and `sweep` are what is left. Nor can it work without the network, with credentials
-that were revoked, or once the Python environment that it was started from is gone.
+The reaper ignores SIGTERM, SIGHUP and Ctrl-C, has a session of its own, and survives SIGKILL, `os._exit` and
+the OOM killer if they hit only its parent. It does not survive the loss of the machine, the container or the
+control group; then the journal and `sweep` remain. It cannot work without the network, with revoked
+credentials, or after the Python environment that it was started from was deleted.
 
-Started as `BOOTSTRAP`, with the standard library alone: the HTTP stack is imported when there is work. As
-long as nothing is owed it only waits.
+It starts as `BOOTSTRAP`, on the standard library alone, and imports the HTTP stack when it has work.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import threading
 
-# A package without its __init__, which would import everything.
+# The package without its __init__, which would import everything.
 BOOTSTRAP = """
 import sys, types
 package = types.ModuleType("cortecs_async")
@@ -41,45 +42,41 @@ from cortecs_async._recovery.reaper import main
 main()
 """
 
-_IN, _OUT = 0, 1
+_STDIN, _STDOUT = 0, 1
 
-# Seconds that a parent which lives has after an instance's time is up, to end it itself.
+# Seconds after an instance expires in which a living parent can release it itself.
 GRACE = 5.0
 
-# Seconds after the parent's death, for a request that is still on its way.
-_SETTLE = 0.5
+# Seconds to wait after the parent's death, for a request that is still on its way.
+_IN_FLIGHT_DELAY = 0.5
 
-Work = Callable[
+# The dying parent may hold the lock of its journal a moment longer than the pipe. How often to try again, and
+# after how many seconds.
+_LOCK_RETRIES, _LOCK_RETRY_DELAY = 20, 0.05
+
+# Seconds until the clock is read again: it may be set, or the machine may have been suspended.
+_MAX_WAIT = 10.0
+
+# Keeps promises, as `recover.reap` does.
+Reap = Callable[
     [JournalState, Sequence[Promise], dict[str, Record], Callable[[Record], None], Path | None],
     None,
 ]
 
 
-def _work(
-    book: JournalState,
-    entries: Sequence[Promise],
-    accounts: dict[str, Record],
-    report: Callable[[Record], None],
-    journal: Path | None,
-) -> None:
-    from .recover import reap  # noqa: PLC0415  (the HTTP stack)
-
-    reap(book, entries, accounts, report, journal)
-
-
 class Reaper:
-    """What it knows and does, apart from the pipe.
+    """The reaper's knowledge and decisions, without the pipe.
 
     Args:
         answer: Sends a message to the parent.
-        work: Keeps promises; the real one needs the HTTP stack.
+        reap: Keeps promises; None for `recover.reap`, which needs the HTTP stack.
         wall_clock: Returns Unix time in seconds.
     """
 
     def __init__(
         self,
         answer: Callable[[Record], None],
-        work: Work = _work,
+        reap: Reap | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         self.state = JournalState()
@@ -87,16 +84,16 @@ class Reaper:
         self.journal: Path | None = None
         self.has_bye = False
         self._answer = answer
-        self._work = work
+        self._reap = reap
         self._wall_clock = wall_clock
-        self._begun: set[str] = set()
+        self._begun_keys: set[str] = set()
         self._threads: list[threading.Thread] = []
 
     def receive(self, message: Record) -> None:
-        """Takes one message, and answers it if it was understood."""
+        """Apply a message, and acknowledge it if it was understood."""
         match message.get("kind"):
             case "HELLO":
-                # Where the HTTP stack is found, should it be needed.
+                # Where the HTTP stack is imported from, if it is needed.
                 sys.path[:] = [str(each) for each in message["path"]]
             case "JOURNAL":
                 self.journal = Path(message["journal"]) if message["journal"] else None
@@ -110,67 +107,64 @@ class Reaper:
         self._answer({"ack": message["number"]})
 
     def next_due(self) -> float | None:
-        """Unix time of the next promise to keep while the parent lives."""
-        moments = [
-            0.0 if entry.abandoned else (entry.expires_at or 0.0) + GRACE
-            for entry in self.state.promises.values()
-            if entry.key not in self._begun
-            and not entry.candidates
-            and (entry.abandoned or (entry.expires_at is not None and entry.instance_id is not None))
-        ]
-        return min(moments, default=None)
+        """Return the Unix time of the next promise to keep while the parent lives, or None."""
+        due = [promise.due_at(owner_lives=True, grace=GRACE) for promise in self._not_begun()]
+        return min((each for each in due if each is not None), default=None)
 
-    def start_due_work(self) -> None:
-        """Keeps, in a thread, what a living parent does not: its loop is blocked, or it has given up."""
+    def recover_due(self) -> None:
+        """Keep, in a thread, what the living parent does not: it gave up, or its event loop is blocked."""
         now = self._wall_clock()
-        due = [
-            entry
-            for entry in list(self.state.promises.values())
-            if entry.key not in self._begun and entry.is_due(now, owner_lives=True, grace=GRACE)
-        ]
+        due = [each for each in self._not_begun() if each.is_due(now, owner_lives=True, grace=GRACE)]
         if not due:
             return
         import threading  # noqa: PLC0415  (rarely needed)
 
-        self._begun.update(entry.key for entry in due)
-        thread = threading.Thread(
-            target=self._work, args=(self.state, due, self.accounts, self._report, self.journal)
-        )
+        self._begun_keys.update(promise.key for promise in due)
+        thread = threading.Thread(target=self._recover, args=(due,))
         thread.start()
         self._threads.append(thread)
 
-    def finish_after_parent(self) -> None:
-        """The parent is dead: keeps everything that is left, and then removes the journal."""
-        from .journal import take  # noqa: PLC0415  (only now)
+    def recover_after_parent(self) -> None:
+        """Keep everything that the dead parent left, and then remove the journal."""
+        from .journal import try_lock  # noqa: PLC0415  (needed only here)
 
-        # Nobody listens; a forked child of the parent's may hold the pipe open, which would fill.
-        self._answer = _nowhere
-        # Held while this works, so that nobody else does the same at once.
-        taken = take(self.journal) if self.journal is not None else None
-        for _ in range(20):
-            if taken is not None or self.journal is None or not self.journal.exists():
+        # Nothing reads the answers any more. If a forked child holds the pipe open, it would fill up.
+        self._answer = _discard
+        # Locked, so that no `sweep` does the same at the same time.
+        locked = try_lock(self.journal) if self.journal is not None else None
+        for _ in range(_LOCK_RETRIES):
+            if locked is not None or self.journal is None or not self.journal.exists():
                 break
-            time.sleep(0.05)  # the dying parent may hold it a moment longer than the pipe
-            taken = take(self.journal)
-        left = [entry for entry in self.state.promises.values() if entry.key not in self._begun]
-        if left:
-            # So that others, who die at the same time perhaps, know that these starts are nobody's any more.
+            time.sleep(_LOCK_RETRY_DELAY)
+            locked = try_lock(self.journal)
+        pending = self._not_begun()
+        if pending:
+            # So that other processes, which may die at the same time, know that these starts have no owner.
             self._report({"kind": "ORPHANED"})
-            time.sleep(_SETTLE)
-            self._work(self.state, left, self.accounts, self._report, self.journal)
+            time.sleep(_IN_FLIGHT_DELAY)
+            self._recover(pending)
         for thread in self._threads:
             thread.join()
-        if taken is not None:
-            if self.state.promises:
-                taken.close()
-            else:
-                taken.remove()
+        if locked is not None:
+            locked.close_or_remove(self.state)
+
+    def _not_begun(self) -> list[Promise]:
+        # From a copy, because the threads change the state.
+        promises = list(self.state.promises.values())
+        return [promise for promise in promises if promise.key not in self._begun_keys]
+
+    def _recover(self, promises: Sequence[Promise]) -> None:
+        if self._reap is None:
+            from .recover import reap  # noqa: PLC0415  (imports the HTTP stack)
+
+            self._reap = reap
+        self._reap(self.state, promises, self.accounts, self._report, self.journal)
 
     def _report(self, record: Record) -> None:
-        """Notes a deed: in the book, in the journal, and to the parent if it lives."""
+        """Apply a record of the reaper's own, write it to the journal, and send it to a living parent."""
         self.state.apply(record)
         if self.journal is not None:
-            # A full disk, or no journal any more, is no reason to stop.
+            # A full disk or a deleted journal is no reason to stop.
             with contextlib.suppress(OSError):
                 fd = os.open(self.journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
                 try:
@@ -181,41 +175,40 @@ class Reaper:
 
 
 def main() -> None:
-    """Serves one parent, then exits."""
+    """Serve one parent, and exit."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     serve()
 
 
-def serve(work: Work = _work) -> None:
-    """Reads messages until the parent says goodbye or dies."""
-    reaper = Reaper(_answer, work)
+def serve(reap: Reap | None = None) -> None:
+    """Receive messages until the parent says BYE or dies."""
+    reaper = Reaper(_answer, reap)
     buffer = b""
     while not reaper.has_bye:
         due = reaper.next_due()
-        # Not for ever, because the clock of this machine may be set or have slept.
-        pause = None if due is None else min(max(due - time.time(), 0.0), 10.0)
-        if select.select([_IN], [], [], pause)[0]:
-            chunk = os.read(_IN, 1 << 16)
+        timeout = None if due is None else min(max(due - time.time(), 0.0), _MAX_WAIT)
+        if select.select([_STDIN], [], [], timeout)[0]:
+            chunk = os.read(_STDIN, 1 << 16)
             if not chunk:
-                reaper.finish_after_parent()
+                reaper.recover_after_parent()
                 return
             *lines, buffer = (buffer + chunk).split(b"\n")
             for line in lines:
                 reaper.receive(json.loads(line))
-        reaper.start_due_work()
+        reaper.recover_due()
 
 
 def _answer(message: Record) -> None:
     if "deed" in message:
-        # For information: not worth waiting for a parent that has been stopped and does not read.
+        # Not worth waiting for a parent that is stopped and does not read.
         ready = select.poll()
-        ready.register(_OUT, select.POLLOUT)
+        ready.register(_STDOUT, select.POLLOUT)
         if not ready.poll(0):
             return
-    with contextlib.suppress(OSError):  # nobody listens any more
-        os.write(_OUT, encode([message]))
+    with contextlib.suppress(OSError):  # the parent is dead
+        os.write(_STDOUT, encode([message]))
 
 
-def _nowhere(_: Record) -> None:
-    """Answers nobody."""
+def _discard(_: Record) -> None:
+    """Send nothing."""

@@ -1,4 +1,7 @@
-"""The parent's side of the reaper: starts it, tells it everything, and replaces it when it dies."""
+"""The parent's side of the reaper: start the process, send it each record, and wait for its answers.
+
+`store` uses one `ReaperProcess`, and starts it again when it dies. The child's side is `reaper`.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,16 @@ from .._secrets import Secret
 from .reaper import BOOTSTRAP
 from .records import Record, encode
 
-# Seconds until a reaper that does not answer is given up. It starts in a tenth of that on a loaded machine.
+# Seconds to wait for an answer. On a loaded machine, the reaper starts in a tenth of that.
 _REAPER_ACK_TIMEOUT = 15.0
 
-# What a reaper does that changes what is owed.
-_NEWS = frozenset({"CREATED", "AMBIGUOUS", "GONE"})
+# Seconds to wait until BYE is written, and then until the process exits.
+_BYE_TIMEOUT, _EXIT_TIMEOUT = 1.0, 2.0
 
-# The rest of the environment, in which credentials often stand, is not handed on.
+# Records of the reaper's own actions that change the promises.
+_ACTION_KINDS = frozenset({"CREATED", "AMBIGUOUS", "GONE"})
+
+# The reaper gets no other variables: credentials are often among them.
 _ENVIRONMENT = frozenset({
     "HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR",
     "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
@@ -33,37 +39,32 @@ _ENVIRONMENT = frozenset({
 
 
 class ReaperProcess:
-    """One reaper at a time. Used under the lock of its owner, except for `discard`.
+    """A reaper, which can be started again when it is dead. Its caller makes sure that calls do not overlap.
 
     Args:
-        on_death: Called in a thread when the reaper died unasked.
-        on_deed: Called in a thread with a record of what the reaper did.
+        on_death: Called in a thread when the reaper has died by itself.
+        on_action: Called in a thread with the record of an action of the reaper.
     """
 
     def __init__(self, on_death: Callable[[], None], on_action: Callable[[Record], None]) -> None:
         self._on_death = on_death
-        self._on_deed = on_action
+        self._on_action = on_action
         self._process: subprocess.Popen[bytes] | None = None
-        self._silent: subprocess.Popen[bytes] | None = None
-        self._sent = 0
-        self._acknowledged = 0
-        self._news = threading.Condition()
+        self._ended: subprocess.Popen[bytes] | None = None  # closed its end of the pipe
+        self._last_sent = 0
+        self._last_acknowledged = 0
+        self._changed = threading.Condition()  # of `_ended` and `_last_acknowledged`
 
     @property
     def is_running(self) -> bool:
-        """Whether it runs."""
+        """Whether the process is running."""
         return self._process is not None and self._process.poll() is None
 
-    @property
-    def pid(self) -> int | None:
-        """Its process id, for people."""
-        return self._process.pid if self._process is not None else None
-
     def start(self) -> None:
-        """Starts a reaper that knows nothing yet.
+        """Start a reaper without promises.
 
         Raises:
-            GuardError: when there is none to be had here.
+            GuardError: if it cannot be started here.
         """
         self.kill()
         if os.name != "posix" or getattr(sys, "frozen", False) or not sys.executable:
@@ -74,7 +75,7 @@ class ReaperProcess:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # out of reach of Ctrl-C and of the terminal's end
+                start_new_session=True,  # out of reach of Ctrl-C and of a closed terminal
                 cwd="/",
                 env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
             )
@@ -83,91 +84,86 @@ class ReaperProcess:
         assert process.stdin is not None  # noqa: S101  (for the type checker)
         os.set_blocking(process.stdin.fileno(), False)
         self._process = process
-        self._sent = self._acknowledged = 0
+        self._last_sent = self._last_acknowledged = 0
         try:
-            threading.Thread(target=self._listen, args=(process,), name="cortecs-guard", daemon=True).start()
+            threading.Thread(target=self._listen, args=(process,), name="cortecs-reaper", daemon=True).start()
         except RuntimeError as error:
             self.kill()
-            raise GuardError(f"no thread to listen to the reaper: {error}") from None
+            raise GuardError(f"no thread can be started to listen to the reaper: {error}") from None
 
     def handshake(self) -> None:
-        """Says where the HTTP stack is found, should it be needed; returns when it answers.
+        """Send where the HTTP stack is imported from, and wait for the answer.
 
         Raises:
-            GuardError: when it does not.
+            GuardError: if the reaper does not answer.
         """
         self.send([{"kind": "HELLO", "path": [each or str(Path.cwd()) for each in sys.path]}])
 
     def send(self, messages: Iterable[Record]) -> None:
-        """Sends messages, and returns when it has said that it understood them all.
+        """Send messages, and wait until the reaper has acknowledged all of them.
 
         Raises:
-            GuardError: when it did not, in time; it is discarded then.
+            GuardError: if it does not in time. It is killed then.
         """
         process = self._process
         if process is None or process.stdin is None:
-            raise GuardError("the reaper does not run")
+            raise GuardError("the reaper is not running")
         numbered: list[Record] = []
         for message in messages:
-            self._sent += 1
-            numbered.append({**message, "number": self._sent})
+            self._last_sent += 1
+            numbered.append({**message, "number": self._last_sent})
         deadline = time.monotonic() + _REAPER_ACK_TIMEOUT
         problem = _send(process.stdin.fileno(), numbered, deadline)
         if problem:
             self.kill()
-            raise GuardError(f"the reaper is gone: {problem}")
-        with self._news:
-            self._news.wait_for(
-                lambda: self._acknowledged >= self._sent or self._silent is process,
+            raise GuardError(f"the reaper has died: {problem}")
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._last_acknowledged >= self._last_sent or self._ended is process,
                 timeout=deadline - time.monotonic(),
             )
-            if self._acknowledged >= self._sent:
+            if self._last_acknowledged >= self._last_sent:
                 return
         self.kill()
         raise GuardError("the reaper did not answer")
 
     def shutdown(self) -> None:
-        """Lets it go: nothing is owed."""
+        """End the reaper: all promises are kept."""
         process, self._process = self._process, None
         if process is None:
             return
         if process.stdin is not None:
-            _send(process.stdin.fileno(), [{"kind": "BYE", "number": 0}], time.monotonic() + 1.0)
-        self._let_go(process)
+            _send(process.stdin.fileno(), [{"kind": "BYE", "number": 0}], time.monotonic() + _BYE_TIMEOUT)
+        _close_pipe(process)
         try:
-            process.wait(timeout=2.0)
+            process.wait(timeout=_EXIT_TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
     def detach(self) -> None:
-        """Lets it outlive this client: it goes on with what is owed."""
+        """Close the pipe and let the reaper keep the promises that are left."""
         process, self._process = self._process, None
         if process is not None:
-            self._let_go(process)
+            _close_pipe(process)
 
     def kill(self) -> None:
-        """Ends one that does not work."""
+        """Kill a reaper that does not work."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
             process.wait()
-            self._let_go(process)
+            _close_pipe(process)
 
     def close_in_child(self) -> None:
-        """In a forked child: the pipe must not stay open here, or its end would never come."""
+        """In a forked child: close the pipe, so that the reaper sees its end when the parent dies."""
         process = self._process
         if process is not None and process.stdin is not None:
-            # Not `close`: its thread, which is not in the child, may have held a lock.
-            nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-            os.dup2(nowhere, process.stdin.fileno(), inheritable=False)
-            os.close(nowhere)
-            process.returncode = 0  # nobody's child here
-
-    def _let_go(self, process: subprocess.Popen[bytes]) -> None:
-        if process.stdin is not None:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
+            # Not `close`: a thread of the parent, which the child does not have, may have held its lock.
+            devnull = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            os.dup2(devnull, process.stdin.fileno(), inheritable=False)
+            os.close(devnull)
+            process.returncode = 0  # not a child of this process
 
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         stream = process.stdout
@@ -176,24 +172,30 @@ class ReaperProcess:
             for line in stream:
                 message = json.loads(line)
                 if "deed" in message:
-                    # One that was left behind works for a book that is closed.
-                    if process is self._process and message["deed"]["kind"] in _NEWS:
-                        self._on_deed(message["deed"])
+                    # A detached reaper works for promises that the store does not have any more.
+                    if process is self._process and message["deed"]["kind"] in _ACTION_KINDS:
+                        self._on_action(message["deed"])
                     continue
-                with self._news:
+                with self._changed:
                     if process is self._process:
-                        self._acknowledged = int(message["ack"])
-                        self._news.notify_all()
+                        self._last_acknowledged = int(message["ack"])
+                        self._changed.notify_all()
         process.wait()
-        with self._news:
-            self._silent = process
-            self._news.notify_all()
+        with self._changed:
+            self._ended = process
+            self._changed.notify_all()
         if process is self._process:
             self._on_death()
 
 
+def _close_pipe(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+
+
 def _send(fd: int, messages: list[Record], deadline: float) -> str:
-    """Sends messages; returns what went wrong. Not as an exception, whose frames would show the secrets."""
+    """Send messages, and return what went wrong. The frames of an exception would show the secrets."""
     data = encode(
         {name: value.reveal() if isinstance(value, Secret) else value for name, value in each.items()}
         for each in messages
@@ -207,9 +209,9 @@ def _send(fd: int, messages: list[Record], deadline: float) -> str:
 
 def _write(fd: int, data: bytes, deadline: float) -> None:
     view = memoryview(data)
-    ready = select.poll()  # not `select`, which knows no descriptor above 1023
+    ready = select.poll()  # unlike `select`, it takes descriptors above 1023
     ready.register(fd, select.POLLOUT)
     while view:
         if not ready.poll(max(deadline - time.monotonic(), 0.0) * 1000):
-            raise TimeoutError("it takes nothing any more")
+            raise TimeoutError("it does not read any more")
         view = view[os.write(fd, view) :]

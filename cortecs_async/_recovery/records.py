@@ -1,7 +1,9 @@
-"""What this process has promised, as records: the one format of the journal and of the pipe to the reaper.
+"""Promises as records: the format of the journal and of the pipe to the reaper.
 
-A record is a JSON object with a `kind`; folding records in their order gives a `Book` of what is still owed.
-Only the standard library, and of that little: the reaper starts with this.
+A record is a JSON object with a `kind`. Applied in order, records give a `JournalState`: the promises that
+are still open. Everything else in this package writes records, or decides by the state that they give.
+
+The reaper imports this module when it starts, so it uses little, and only of the standard library.
 """
 
 from __future__ import annotations
@@ -14,44 +16,29 @@ Record = dict[str, Any]
 
 FORMAT = 1
 
-# Baselines that are kept though no intent names them.
-_SPARE = 16
+# Baselines without a start are kept up to this number: their starts may follow.
+_MAX_UNUSED_BASELINES = 16
 
 
 class Promise:
-    """One promise: an instance that must go, or a start that may have made one.
+    """The promise to release an instance, or to find out what a start made and release that.
 
     Attributes:
-        key: Its name in the book.
-        account: Fingerprint of the base URL and client id that can keep it.
+        key: Its name in the journal.
+        account: Fingerprint of the base URL and client id whose credentials can keep it.
         api: The base URL, for people.
         args: The arguments that were sent, without those left to the service; empty for a restart.
         at: Unix time in seconds, just before the request was sent.
-        baseline: Ids that existed before it; None when the id was known from the first.
-        instance_id: None as long as no answer has told it.
+        baseline: Name of the set of ids that existed before the start; None without a start.
+        instance_id: None until the start is answered, or its instance is found.
         goal: "gone" or "stopped".
-        expires_at: Unix time in seconds after which the instance goes, whoever lives; None for never.
-        held: True once it was handed over (`acquire`): only `expires_at` ends it.
-        unanswered: True once its request has ended without an answer that says what it did.
-        abandoned: True once its process has given up on it.
-        candidates: Ids that it might be, of which some are not ours; nobody but a person decides.
+        expires_at: Unix time in seconds at which the instance is released, even if its owner lives; None for
+            never.
+        held: The instance was handed over (`acquire`): it is released at `expires_at` and not before.
+        unanswered: The start got no answer, or one that does not say what it did.
+        abandoned: Its process gave up on it.
+        candidates: Ids that may be the instance. Some are not ours, so only a person can decide.
     """
-
-    __slots__ = (
-        "abandoned",
-        "account",
-        "api",
-        "args",
-        "at",
-        "baseline",
-        "candidates",
-        "expires_at",
-        "goal",
-        "held",
-        "instance_id",
-        "key",
-        "unanswered",
-    )
 
     def __init__(self, key: str, account: str, api: str, args: dict[str, Any], at: float) -> None:
         self.key: str = key
@@ -68,34 +55,41 @@ class Promise:
         self.abandoned: bool = False
         self.candidates: tuple[str, ...] = ()
 
-    def is_due(self, now: float, *, owner_lives: bool, grace: float = 0.0) -> bool:
-        """Whether somebody else than its owner should keep the promise now.
+    def due_at(self, *, owner_lives: bool, grace: float = 0.0) -> float | None:
+        """Return the Unix time from which another process should keep the promise, or None for never.
 
         Args:
-            now: Unix time in seconds.
-            owner_lives: Whether the process that made it can.
-            grace: Seconds that a living owner has after `expires_at` to do it itself.
+            owner_lives: Whether the process that made the promise is alive.
+            grace: Seconds after `expires_at` that a living owner has to release the instance itself.
         """
         if self.candidates:
-            return False
-        expired = self.expires_at is not None and now >= self.expires_at + (grace if owner_lives else 0.0)
-        if owner_lives:
-            return self.abandoned or (expired and self.instance_id is not None)
-        return expired if self.held else True
+            return None
+        if not owner_lives:
+            return self.expires_at if self.held else 0.0
+        if self.abandoned:
+            return 0.0
+        if self.expires_at is None or self.instance_id is None:
+            return None
+        return self.expires_at + grace
 
-    def is_left(self, now: float) -> bool:
-        """Whether somebody should see to it, now that its owner is dead: its time may not be up."""
+    def is_due(self, now: float, *, owner_lives: bool, grace: float = 0.0) -> bool:
+        """Return whether another process should keep the promise at a Unix time."""
+        due_at = self.due_at(owner_lives=owner_lives, grace=grace)
+        return due_at is not None and now >= due_at
+
+    def needs_recovery(self, now: float) -> bool:
+        """Return whether `sweep`, or a person, has something to do, now that the owner is dead."""
         return bool(self.candidates) or self.abandoned or self.is_due(now, owner_lives=False)
 
 
 class JournalState:
-    """What is owed, folded from records.
+    """The open promises of one process.
 
     Attributes:
-        entries: By key.
-        baselines: Ids, by the name that entries call them by.
-        owner: The record of who made the promises.
-        is_orphaned: True once the reaper has taken over from a dead owner.
+        promises: By key.
+        baselines: Sets of ids, by the names that promises refer to.
+        owner: The record of the process that made the promises.
+        is_orphaned: The reaper has taken over from a dead owner.
     """
 
     def __init__(self) -> None:
@@ -104,71 +98,75 @@ class JournalState:
         self.owner: Record = {}
         self.is_orphaned: bool = False
 
+    @property
+    def owner_name(self) -> str:
+        """Host and process id of the owner, for people."""
+        return f"{self.owner.get('host', '?')}, process {self.owner.get('pid', '?')}"
+
     def apply(self, record: Record) -> bool:
-        """Takes one record; False when it is not understood, and nothing has changed."""
-        change = _CHANGES.get(str(record.get("kind")))
-        if change is None:
+        """Apply a record. Return False, and change nothing, if it is not understood."""
+        apply = _APPLY.get(str(record.get("kind")))
+        if apply is None:
             return False
         try:
-            change(self, record)
+            apply(self, record)
         except (KeyError, TypeError, ValueError):
             return False
         return True
 
-    def known_before(self, promise: Promise) -> frozenset[str]:
-        """The ids that existed before the start of an entry."""
-        # The same set for all starts that share it: each may hold it for as long as it waits.
+    def baseline_of(self, promise: Promise) -> frozenset[str]:
+        """Return the ids that existed before the start of a promise."""
+        # Starts that share a baseline share one set: each may hold it for as long as it waits.
         return self.baselines.get(promise.baseline or "", frozenset())
 
     def snapshot(self) -> list[Record]:
-        """The records that fold to this book, and no more."""
+        """Return the fewest records that give this state."""
         records: list[Record] = [self.owner] if self.owner else []
         records += [
             {"kind": "BASELINE", "baseline": name, "ids": sorted(ids)} for name, ids in self.baselines.items()
         ]
-        for entry in self.promises.values():
-            records += _records_of(entry)
+        for promise in self.promises.values():
+            records += _records_of(promise)
         return records
 
 
-def _records_of(entry: Promise) -> Iterable[Record]:
-    common = {"entry": entry.key, "account": entry.account, "api": entry.api, "at": entry.at}
-    if entry.baseline is not None:
-        yield {"kind": "INTENT", **common, "args": entry.args, "baseline": entry.baseline}
-    if entry.instance_id is not None:
+def _records_of(promise: Promise) -> Iterable[Record]:
+    common = {"entry": promise.key, "account": promise.account, "api": promise.api, "at": promise.at}
+    if promise.baseline is not None:
+        yield {"kind": "INTENT", **common, "args": promise.args, "baseline": promise.baseline}
+    if promise.instance_id is not None:
         yield {
             "kind": "CREATED",
             **common,
-            "args": entry.args,
-            "instance_id": entry.instance_id,
-            "goal": entry.goal,
-            "expires_at": entry.expires_at,
+            "args": promise.args,
+            "instance_id": promise.instance_id,
+            "goal": promise.goal,
+            "expires_at": promise.expires_at,
         }
-    if entry.unanswered:
-        yield {"kind": "UNANSWERED", "entry": entry.key}
-    if entry.held:
-        yield {"kind": "HELD", "entry": entry.key}
-    if entry.abandoned:
-        yield {"kind": "ABANDONED", "entry": entry.key}
-    if entry.candidates:
-        yield {"kind": "AMBIGUOUS", "entry": entry.key, "candidates": list(entry.candidates)}
+    if promise.unanswered:
+        yield {"kind": "UNANSWERED", "entry": promise.key}
+    if promise.held:
+        yield {"kind": "HELD", "entry": promise.key}
+    if promise.abandoned:
+        yield {"kind": "ABANDONED", "entry": promise.key}
+    if promise.candidates:
+        yield {"kind": "AMBIGUOUS", "entry": promise.key, "candidates": list(promise.candidates)}
 
 
-def _owner(book: JournalState, record: Record) -> None:
-    book.owner = record
+def _apply_owner(state: JournalState, record: Record) -> None:
+    state.owner = record
 
 
-def _baseline(book: JournalState, record: Record) -> None:
-    book.baselines[str(record["baseline"])] = frozenset(str(each) for each in record["ids"])
-    if len(book.baselines) > _SPARE:
-        # The newest may be those of intents to come.
-        used = {entry.baseline for entry in book.promises.values()}
-        unused = [name for name in book.baselines if name not in used]
-        for name in unused[:-_SPARE]:
-            del book.baselines[name]
+def _apply_baseline(state: JournalState, record: Record) -> None:
+    state.baselines[str(record["baseline"])] = frozenset(str(each) for each in record["ids"])
+    if len(state.baselines) > _MAX_UNUSED_BASELINES:
+        used = {promise.baseline for promise in state.promises.values()}
+        unused = [name for name in state.baselines if name not in used]
+        for name in unused[:-_MAX_UNUSED_BASELINES]:
+            del state.baselines[name]
 
 
-def _new(record: Record) -> Promise:
+def _new_promise(record: Record) -> Promise:
     return Promise(
         str(record["entry"]),
         str(record["account"]),
@@ -178,83 +176,83 @@ def _new(record: Record) -> Promise:
     )
 
 
-def _intent(book: JournalState, record: Record) -> None:
-    entry = _new(record)
-    entry.baseline = str(record["baseline"])
-    book.promises[entry.key] = entry
+def _apply_intent(state: JournalState, record: Record) -> None:
+    promise = _new_promise(record)
+    promise.baseline = str(record["baseline"])
+    state.promises[promise.key] = promise
 
 
-def _created(book: JournalState, record: Record) -> None:
-    entry = book.promises.get(str(record["entry"])) or _new(record)
+def _apply_created(state: JournalState, record: Record) -> None:
+    promise = state.promises.get(str(record["entry"])) or _new_promise(record)
     expires_at = record.get("expires_at")
-    entry.expires_at = None if expires_at is None else float(expires_at)
-    entry.goal = str(record["goal"])
-    entry.instance_id = str(record["instance_id"])
-    entry.held = False  # whoever held it has handed it back
-    book.promises[entry.key] = entry
+    promise.expires_at = None if expires_at is None else float(expires_at)
+    promise.goal = str(record["goal"])
+    promise.instance_id = str(record["instance_id"])
+    promise.held = False  # the holder has released it
+    state.promises[promise.key] = promise
 
 
-def _held(book: JournalState, record: Record) -> None:
-    entry = book.promises.get(str(record["entry"]))
-    if entry is not None:
-        entry.held = True
-        if entry.expires_at is None:
-            # Nothing but its holder will ever end it.
-            del book.promises[entry.key]
+def _apply_held(state: JournalState, record: Record) -> None:
+    if promise := state.promises.get(str(record["entry"])):
+        promise.held = True
+        if promise.expires_at is None:
+            # Only the holder will ever release it.
+            del state.promises[promise.key]
 
 
-def _unanswered(book: JournalState, record: Record) -> None:
-    if (entry := book.promises.get(str(record["entry"]))) is not None:
-        entry.unanswered = True
+def _apply_unanswered(state: JournalState, record: Record) -> None:
+    if promise := state.promises.get(str(record["entry"])):
+        promise.unanswered = True
 
 
-def _abandoned(book: JournalState, record: Record) -> None:
-    if (entry := book.promises.get(str(record["entry"]))) is not None:
-        entry.abandoned = True
+def _apply_abandoned(state: JournalState, record: Record) -> None:
+    if promise := state.promises.get(str(record["entry"])):
+        promise.abandoned = True
 
 
-def _ambiguous(book: JournalState, record: Record) -> None:
+def _apply_ambiguous(state: JournalState, record: Record) -> None:
     candidates = tuple(str(each) for each in record["candidates"])
-    if (entry := book.promises.get(str(record["entry"]))) is not None:
-        entry.candidates = candidates
+    if promise := state.promises.get(str(record["entry"])):
+        promise.candidates = candidates
 
 
-def _gone(book: JournalState, record: Record) -> None:
-    book.promises.pop(str(record["entry"]), None)
+def _apply_gone(state: JournalState, record: Record) -> None:
+    state.promises.pop(str(record["entry"]), None)
 
 
-def _orphaned(book: JournalState, _: Record) -> None:
-    book.is_orphaned = True
+def _apply_orphaned(state: JournalState, _: Record) -> None:
+    state.is_orphaned = True
 
 
-def _note(_: JournalState, __: Record) -> None:
-    """A deed of the reaper's, for people."""
+def _apply_note(_: JournalState, __: Record) -> None:
+    """Do nothing: a note says what the reaper does, for people."""
 
 
-_CHANGES = {
-    "OWNER": _owner,
-    "BASELINE": _baseline,
-    "INTENT": _intent,
-    "CREATED": _created,
-    "UNANSWERED": _unanswered,
-    "HELD": _held,
-    "ABANDONED": _abandoned,
-    "AMBIGUOUS": _ambiguous,
-    "GONE": _gone,
-    "ORPHANED": _orphaned,
-    "NOTE": _note,
+_APPLY = {
+    "OWNER": _apply_owner,
+    "BASELINE": _apply_baseline,
+    "INTENT": _apply_intent,
+    "CREATED": _apply_created,
+    "UNANSWERED": _apply_unanswered,
+    "HELD": _apply_held,
+    "ABANDONED": _apply_abandoned,
+    "AMBIGUOUS": _apply_ambiguous,
+    "GONE": _apply_gone,
+    "ORPHANED": _apply_orphaned,
+    "NOTE": _apply_note,
 }
 
 
 def encode(records: Iterable[Record]) -> bytes:
-    """Records as lines."""
+    """Return records as lines."""
     return b"".join(json.dumps(each, separators=(",", ":")).encode() + b"\n" for each in records)
 
 
 def decode(data: bytes) -> list[Record]:
-    """The records in lines. A line without its end was torn, and with it its promise: it is left out.
+    """Return the records in lines.
 
-    So is any other line that cannot be read, as blocks of zeros after a loss of power.
+    A last line without its end is left out: it was torn while it was written. So is any other line that
+    cannot be read, such as blocks of zeros after a power loss.
     """
     records: list[Record] = []
     for line in data.split(b"\n")[:-1]:
@@ -268,8 +266,8 @@ def decode(data: bytes) -> list[Record]:
 
 
 def fold(data: bytes) -> JournalState:
-    """The book that a journal's bytes make."""
-    book = JournalState()
+    """Return the state that the bytes of a journal give."""
+    state = JournalState()
     for record in decode(data):
-        book.apply(record)
-    return book
+        state.apply(record)
+    return state

@@ -1,4 +1,9 @@
-"""Keeping the promises of the dead: what the reaper and `sweep` do with what is left in a book."""
+"""Keep the promises of dead processes: `Recovery`, which the reaper and `sweep` share.
+
+For each promise, `Recovery` releases the instance if its id is known. Otherwise it lists the instances again
+and again until the one that the start made is proven, and releases that. `reap` does this in the reaper's
+process.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +16,8 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field, frozen
 
+from .._aio.clock import WallClock
+from .._aio.synchronization import Backoff
 from .._api.domain import Instance
 from .._api.instances import Instances
 from .._api.matching import Ambiguous, UnresolvedStart, match_start
@@ -19,22 +26,36 @@ from .._config import PollPolicy, RetryPolicy, Settings
 from .._errors import ClientClosedError, TeardownError
 from .._http.client import HTTP
 from .._secrets import Credentials, Secret
-from .claims import ForeignClaims, claims_of_others, unresolved_start_of
+from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .journal import read_journals
 from .records import JournalState, Promise, Record
 
-# Seconds after a start's request in which its instance can have been initialised, and before which it cannot,
-# by the service's clock.
-_LATEST, _EARLIEST = 3600.0, 300.0
+# Seconds in which the instance of a start may become visible: for `sweep` after its request, for the reaper
+# after the death of its parent.
+VISIBILITY_WINDOW = 60.0
 
-_PAUSE = 0.5
-_MAX_PAUSE = 10.0
-# Seconds of one teardown before its trouble is reported, and it begins again.
-_ROUND = 600.0
+# An instance is proven to be of a start only if the service initialized it within so many seconds before and
+# after the request. Before, because the service's clock may differ.
+_MAX_BEFORE_REQUEST, _MAX_AFTER_REQUEST = 300.0, 3600.0
 
-# What is held may be released by whoever has its handle: seconds between two looks whether it has been, how
-# long one may take, and how often in a row it must be read to be gone: once may be the service's mistake.
-_LOOK, _LOOK_TAKES, _READINGS = 300.0, 30.0, 2
+# Seconds between two lists while a start is unresolved, and at most after failures.
+_LIST_INTERVAL, _MAX_LIST_INTERVAL = 0.5, 10.0
+
+# Seconds after which a teardown that fails is reported and begins again.
+_TEARDOWN_TIMEOUT = 600.0
+
+# The holder of an acquired instance may delete it before it expires: seconds between two polls, and for one.
+_HELD_POLL_INTERVAL, _HELD_POLL_TIMEOUT = 300.0, 30.0
+
+# Polls in a row that must find it missing. A single one may be the service's mistake.
+_REQUIRED_ABSENCES = 2
+
+# Seconds until the reaper gives up. What is left stays in the journal. A service on this machine is most
+# likely an emulator, which ended together with its program.
+_REAPER_TIMEOUT, _LOCAL_REAPER_TIMEOUT = 24 * 3600.0, 300.0
+
+# Seconds for one request of the reaper.
+_MAX_REQUEST_TIMEOUT = 30.0
 
 RecoveryState = Literal["released", "gone", "ambiguous", "left"]
 
@@ -44,10 +65,10 @@ class RecoveryResult:
     """What became of one promise.
 
     Attributes:
-        state: `released` now; `gone` already, or never there; `ambiguous`, and not touched; or `left`,
-            because the service could not be brought to it in time.
-        instance_id: The instance, where it is known.
-        candidates: Instances that it might be, when ambiguous.
+        state: `released`: now. `gone`: it was already, or the start made nothing. `ambiguous`: nothing was
+            touched. `left`: the service did not release it in time.
+        instance_id: The instance, if it is known.
+        candidates: Instances that it may be, if ambiguous.
     """
 
     state: RecoveryState
@@ -57,28 +78,34 @@ class RecoveryResult:
 
 @frozen(eq=False)
 class PendingPromise:
-    """A promise with the book that it stands in, and how changes to it are written down."""
+    """A promise to keep, the state that it is in, and a function that records changes to it."""
 
     state: JournalState
     promise: Promise
     report: Callable[[Record], None]
 
     def unresolved_start(self) -> UnresolvedStart:
-        """The start, when nothing is known but that."""
+        """Return its start, for a promise without an instance id."""
         return unresolved_start_of(self.state, self.promise)
+
+    def record_gone(self) -> None:
+        """Record that the promise is kept."""
+        self.report({"kind": "GONE", "entry": self.promise.key})
 
 
 @define(eq=False)
 class Recovery:
-    """Finishes what one account owes.
+    """Keeps promises of one account.
 
     Attributes:
-        instances: Where the requests go, unretried.
-        others: What others lay claim to, asked for at every look.
-        note: Told what is done, for people.
-        patience: Seconds until one is given up.
-        visible_until: Until when an instance of a start without an answer may still appear, on that clock.
+        instances: Sends the requests, without retries.
+        foreign_claims: Returns what other processes claim. Called for each list.
+        note: Receives texts about what is done, for people.
+        timeout: Seconds until it gives up on a promise.
+        visible_until: Until when the instance of an unresolved start may appear, in seconds of
+            `anyio.current_time`.
         wall_clock: Returns Unix time in seconds.
+        results: The promises that are done.
     """
 
     instances: Instances
@@ -86,30 +113,31 @@ class Recovery:
     note: Callable[[str], None]
     timeout: float
     visible_until: float
-    wall_clock: Callable[[], float]
+    wall_clock: WallClock
     results: dict[PendingPromise, RecoveryResult] = field(factory=dict)
 
-    async def run(self, pending: Iterable[PendingPromise]) -> dict[PendingPromise, RecoveryResult]:
-        """Finishes these."""
-        lost: list[PendingPromise] = []
+    async def run(self, promises: Iterable[PendingPromise]) -> dict[PendingPromise, RecoveryResult]:
+        """Keep these promises, in parallel, and return what became of each."""
+        unresolved: list[PendingPromise] = []
         async with anyio.create_task_group() as tasks:
-            for debt in pending:
-                if debt.promise.candidates:
-                    self.results[debt] = RecoveryResult(state="ambiguous", candidates=debt.promise.candidates)
-                elif debt.promise.instance_id is not None:
-                    tasks.start_soon(self._end, debt, debt.promise.instance_id)
+            for pending in promises:
+                candidates = pending.promise.candidates
+                if candidates:
+                    self.results[pending] = RecoveryResult(state="ambiguous", candidates=candidates)
+                elif pending.promise.instance_id is not None:
+                    tasks.start_soon(self._release, pending, pending.promise.instance_id)
                 else:
-                    lost.append(debt)
-            if lost:
-                tasks.start_soon(self._find, lost, tasks)
+                    unresolved.append(pending)
+            if unresolved:
+                tasks.start_soon(self._resolve_and_release, unresolved, tasks)
         return self.results
 
-    async def _end(self, debt: PendingPromise, instance_id: str) -> None:
-        entry = debt.promise
-        until = entry.expires_at if entry.held else None
-        if until is not None and await self._goes_before(instance_id, until):
-            debt.report({"kind": "GONE", "entry": entry.key})
-            self.results[debt] = RecoveryResult(state="gone", instance_id=instance_id)
+    async def _release(self, pending: PendingPromise, instance_id: str) -> None:
+        promise = pending.promise
+        held_until = promise.expires_at if promise.held else None
+        if held_until is not None and await self._is_deleted_before(instance_id, held_until):
+            pending.record_gone()
+            self.results[pending] = RecoveryResult(state="gone", instance_id=instance_id)
             return
         deadline = anyio.current_time() + self.timeout
         self.note(f"releasing instance {instance_id}")
@@ -117,8 +145,8 @@ class Recovery:
             teardown = Teardown(
                 instances=self.instances,
                 instance_id=instance_id,
-                goal=Goal.STOPPED if entry.goal == Goal.STOPPED.value else Goal.GONE,
-                deadline=min(deadline, anyio.current_time() + _ROUND),
+                goal=Goal.STOPPED if promise.goal == Goal.STOPPED.value else Goal.GONE,
+                deadline=min(deadline, anyio.current_time() + _TEARDOWN_TIMEOUT),
             )
             try:
                 await teardown.run()
@@ -126,202 +154,202 @@ class Recovery:
                 self.note(str(error))
                 is_hopeless = isinstance(teardown.last_error, ClientClosedError)
                 if is_hopeless or anyio.current_time() >= deadline:
-                    self.results[debt] = RecoveryResult(state="left", instance_id=instance_id)
+                    self.results[pending] = RecoveryResult(state="left", instance_id=instance_id)
                     return
             else:
-                debt.report({"kind": "GONE", "entry": entry.key})
+                pending.record_gone()
                 state: RecoveryState = "released" if teardown.has_acted else "gone"
-                self.results[debt] = RecoveryResult(state=state, instance_id=instance_id)
+                self.results[pending] = RecoveryResult(state=state, instance_id=instance_id)
                 return
 
-    async def _goes_before(self, instance_id: str, expires_at: float) -> bool:
-        """Waits until its time is up, or until somebody else has deleted it; whether that came first."""
-        absent = 0
-        while (left := expires_at - self.wall_clock()) > 0:
-            await anyio.sleep(min(left, _LOOK))
-            absent = absent + 1 if await self._is_gone(instance_id, expires_at - self.wall_clock()) else 0
-            if absent >= _READINGS:
+    async def _is_deleted_before(self, instance_id: str, expires_at: float) -> bool:
+        """Wait until a held instance expires or its holder deletes it. Return whether it was deleted."""
+        absences = 0
+        while (remaining := expires_at - self.wall_clock()) > 0:
+            await anyio.sleep(min(remaining, _HELD_POLL_INTERVAL))
+            is_absent = await self._is_absent(instance_id, timeout=expires_at - self.wall_clock())
+            absences = absences + 1 if is_absent else 0
+            if absences >= _REQUIRED_ABSENCES:
                 return True
         return False
 
-    async def _is_gone(self, instance_id: str, seconds: float) -> bool:
+    async def _is_absent(self, instance_id: str, timeout: float) -> bool:
         poller = self.instances.poller
-        with anyio.move_on_after(min(seconds, _LOOK_TAKES)):
+        with anyio.move_on_after(min(timeout, _HELD_POLL_TIMEOUT)):
             try:
                 return await poller.next(poller.subscribe(instance_id)) is None
-            except Exception:  # noqa: BLE001  (whatever it is, it says nothing of the instance)
+            except Exception:  # noqa: BLE001  (no error says that the instance is missing)
                 return False
         return False
 
-    async def _find(self, debts: Sequence[PendingPromise], tasks: TaskGroup) -> None:
-        """Looks for what starts without an answer have made, and ends it as soon as it is proven."""
-        lost = {debt: debt.unresolved_start() for debt in debts}
+    async def _resolve_and_release(self, promises: Sequence[PendingPromise], tasks: TaskGroup) -> None:
+        """Look for the instances that unresolved starts made, and release each once it is proven."""
+        unresolved = {pending: pending.unresolved_start() for pending in promises}
         claimed: set[str] = set()
-        pause = _PAUSE
+        backoff = Backoff(first=2 * _LIST_INTERVAL, limit=_MAX_LIST_INTERVAL)
         deadline = anyio.current_time() + self.timeout
-        while lost:
+        while unresolved:
             began = anyio.current_time()
+            pause = _LIST_INTERVAL
             listed = await self._list()
             if listed is not None:
-                pause = _PAUSE
-                self._sort_out(lost, listed, claimed, tasks, is_over=began >= self.visible_until)
+                backoff.reset()
+                self._resolve(unresolved, listed, claimed, tasks, is_final=began >= self.visible_until)
             elif anyio.current_time() >= deadline:
-                self.results.update({debt: RecoveryResult(state="left") for debt in lost})
+                self.results.update({pending: RecoveryResult(state="left") for pending in unresolved})
                 return
             else:
-                pause = min(pause * 2, _MAX_PAUSE)
-            if lost:
+                pause = backoff.next()
+            if unresolved:
                 await anyio.sleep(pause)
 
-    def _sort_out(
+    def _resolve(
         self,
-        lost: dict[PendingPromise, UnresolvedStart],
+        unresolved: dict[PendingPromise, UnresolvedStart],
         listed: Iterable[Instance],
         claimed: set[str],
         tasks: TaskGroup,
         *,
-        is_over: bool,
+        is_final: bool,
     ) -> None:
-        others = self.foreign_claims()
-        free = [each for each in listed if each.instance_id not in claimed | others.ids]
-        starts = sorted([*others.orphaned_starts, *lost.values()], key=lambda each: each.order)
-        for debt, unknown in list(lost.items()):
-            outcome = match_start(unknown, starts, free)
-            if isinstance(outcome, Instance) and not is_proven(
-                outcome, debt.promise, others, self.wall_clock()
-            ):
-                outcome = Ambiguous((outcome.instance_id,))
-            key = debt.promise.key
+        claims = self.foreign_claims()
+        unclaimed = [each for each in listed if each.instance_id not in claimed | claims.ids]
+        starts = sorted([*claims.orphaned_starts, *unresolved.values()], key=lambda each: each.order)
+        for pending, start in list(unresolved.items()):
+            promise = pending.promise
+            outcome = resolve_start(promise, start, starts, unclaimed, claims=claims, now=self.wall_clock())
             if isinstance(outcome, Instance):
                 instance_id = outcome.instance_id
                 claimed.add(instance_id)
-                debt.report({"kind": "CREATED", "entry": key, "instance_id": instance_id, "goal": "gone"})
-                tasks.start_soon(self._end, debt, instance_id)
-            elif not is_over:
+                created = {
+                    "kind": "CREATED",
+                    "entry": promise.key,
+                    "instance_id": instance_id,
+                    "goal": "gone",
+                }
+                pending.report(created)
+                tasks.start_soon(self._release, pending, instance_id)
+            elif not is_final:
                 continue
             elif outcome is None:
-                debt.report({"kind": "GONE", "entry": key})
-                self.results[debt] = RecoveryResult(state="gone")
+                pending.record_gone()
+                self.results[pending] = RecoveryResult(state="gone")
             else:
                 candidates = outcome.candidates
-                debt.report({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
-                self.results[debt] = RecoveryResult(state="ambiguous", candidates=candidates)
-            del lost[debt]
+                pending.report({"kind": "AMBIGUOUS", "entry": promise.key, "candidates": list(candidates)})
+                self.results[pending] = RecoveryResult(state="ambiguous", candidates=candidates)
+            del unresolved[pending]
 
     async def _list(self) -> tuple[Instance, ...] | None:
         try:
             return await self.instances.list()
-        except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
+        except Exception as error:  # noqa: BLE001  (also those of a credential provider or a transport)
             self.note(f"instances cannot be listed: {error}")
             return None
 
 
-def is_proven(instance: Instance, promise: Promise, foreign_claims: ForeignClaims, now: float) -> bool:
-    """Whether an instance that matches a start is almost certainly its own.
+def resolve_start(
+    promise: Promise,
+    start: UnresolvedStart,
+    starts: Sequence[UnresolvedStart],
+    unclaimed: Iterable[Instance],
+    *,
+    claims: ForeignClaims,
+    now: float,
+) -> Instance | Ambiguous | None:
+    """Return the instance that the start of a dead process made, if that is proven.
 
     Args:
-        instance: The instance.
-        entry: The promise of the start.
-        others: What other promises claim.
-        now: The current Unix time in seconds.
+        promise: The promise of the start.
+        start: The start.
+        starts: All unresolved starts of dead processes, with this one, in their order.
+        unclaimed: The instances that no process is known to own.
+        claims: What other processes claim.
+        now: Unix time in seconds.
+
+    Returns:
+        None if no instance is visible that the start can have made.
     """
-    if any(start.fits(instance) for start in foreign_claims.starting + foreign_claims.unanswered):
+    outcome = match_start(start, starts, unclaimed)
+    if isinstance(outcome, Instance) and not _is_proven(outcome, promise, claims, now):
+        return Ambiguous((outcome.instance_id,))
+    return outcome
+
+
+def _is_proven(instance: Instance, promise: Promise, claims: ForeignClaims, now: float) -> bool:
+    if any(start.fits(instance) for start in claims.starting + claims.unanswered):
         return False
-    initialised = instance.instance_status.started_at
-    if initialised is None:
-        return now <= promise.at + _LATEST
-    return promise.at - _EARLIEST <= initialised.timestamp() <= promise.at + _LATEST
-
-
-# Seconds until the reaper gives up; what is left stays in the journal.
-_LIMIT = 24 * 3600.0
-
-# The same for a service on this machine: an emulator, most likely, which died with its program.
-_LOCAL_LIMIT = 300.0
-
-# Seconds after its parent's death in which a start that was under way may still show itself.
-_WINDOW = 60.0
+    initialized = instance.instance_status.started_at
+    if initialized is None:
+        return now <= promise.at + _MAX_AFTER_REQUEST
+    earliest, latest = promise.at - _MAX_BEFORE_REQUEST, promise.at + _MAX_AFTER_REQUEST
+    return earliest <= initialized.timestamp() <= latest
 
 
 def reap(
-    book: JournalState,
-    entries: Sequence[Promise],
+    state: JournalState,
+    promises: Sequence[Promise],
     accounts: dict[str, Record],
     report: Callable[[Record], None],
     journal: Path | None,
 ) -> None:
-    """Finishes these entries. Returns when they are, or cannot be."""
-    anyio.run(_reap, book, entries, accounts, report, journal)
+    """Keep the reaper's promises, with the settings and credentials in `accounts`, or give up on them."""
 
+    async def run() -> None:
+        async with anyio.create_task_group() as tasks:
+            for account in {promise.account for promise in promises} & accounts.keys():
+                mine = [promise for promise in promises if promise.account == account]
+                tasks.start_soon(_reap_account, state, mine, accounts[account], report, journal)
 
-async def _reap(
-    book: JournalState,
-    entries: Sequence[Promise],
-    accounts: dict[str, Record],
-    report: Callable[[Record], None],
-    journal: Path | None,
-) -> None:
-    async with anyio.create_task_group() as tasks:
-        for account in {entry.account for entry in entries}:
-            if account in accounts:
-                mine = [entry for entry in entries if entry.account == account]
-                tasks.start_soon(_reap_in_any_case, book, mine, accounts[account], report, journal)
-
-
-async def _reap_in_any_case(
-    book: JournalState,
-    entries: Sequence[Promise],
-    arms: Record,
-    report: Callable[[Record], None],
-    journal: Path | None,
-) -> None:
-    try:
-        await _reap_account(book, entries, arms, report, journal)
-    except Exception as error:  # noqa: BLE001  (one account's trouble must not end the others' work)
-        report({"kind": "NOTE", "text": f"giving up: {error!r}", "at": time.time()})
+    anyio.run(run)
 
 
 async def _reap_account(
-    book: JournalState,
-    entries: Sequence[Promise],
-    arms: Record,
+    state: JournalState,
+    promises: Sequence[Promise],
+    account: Record,
     report: Callable[[Record], None],
     journal: Path | None,
 ) -> None:
-    credentials = Credentials(client_id=arms["client_id"], client_secret=Secret(arms["client_secret"]))
+    def note(text: str) -> None:
+        report({"kind": "NOTE", "text": text, "at": time.time()})
+
+    def claims() -> ForeignClaims:
+        paths_and_states = read_journals(journal.parent) if journal is not None else ()
+        foreign = [each for path, each in paths_and_states if path != journal]
+        return collect_foreign_claims(settings.api_base_url, state, keys, foreign, time.time())
+
+    keys = {promise.key for promise in promises}
+    try:
+        settings = _settings_of(account)
+        http = HTTP(settings)
+        try:
+            recovery = Recovery(
+                instances=Instances(http.request_once, settings.poll),
+                foreign_claims=claims,
+                note=note,
+                timeout=_LOCAL_REAPER_TIMEOUT if settings.is_loopback else _REAPER_TIMEOUT,
+                visible_until=anyio.current_time() + VISIBILITY_WINDOW,
+                wall_clock=time.time,
+            )
+            await recovery.run([PendingPromise(state, promise, report) for promise in promises])
+        finally:
+            await http.aclose()
+    except Exception as error:  # noqa: BLE001  (a failure in one account must not end the work for the others)
+        note(f"giving up: {error!r}")
+
+
+def _settings_of(account: Record) -> Settings:
+    credentials = Credentials(client_id=account["client_id"], client_secret=Secret(account["client_secret"]))
 
     async def provide() -> Credentials:
         return credentials
 
-    settings = Settings(
-        api_base_url=arms["api_base_url"],
+    return Settings(
+        api_base_url=account["api_base_url"],
         credential_provider=provide,
-        timeout=min(float(arms["timeout"]), 30.0),
+        timeout=min(float(account["timeout"]), _MAX_REQUEST_TIMEOUT),
         retry=RetryPolicy(),
         poll=PollPolicy(),
-        headers=arms["headers"],
-    )
-    http = HTTP(settings)
-    try:
-        keys = {each.key for each in entries}
-        finisher = Recovery(
-            instances=Instances(http.request_once, settings.poll),
-            foreign_claims=lambda: claims_of_others(
-                settings.api_base_url, book, keys, _others(journal), time.time()
-            ),
-            note=lambda text: report({"kind": "NOTE", "text": text, "at": time.time()}),
-            timeout=_LOCAL_LIMIT if settings.is_loopback else _LIMIT,
-            visible_until=anyio.current_time() + _WINDOW,
-            wall_clock=time.time,
-        )
-        await finisher.run([PendingPromise(book, entry, report) for entry in entries])
-    finally:
-        await http.aclose()
-
-
-def _others(journal: Path | None) -> Iterable[JournalState]:
-    return (
-        [book for path, book in read_journals(journal.parent) if path != journal]
-        if journal is not None
-        else []
+        headers=account["headers"],
     )

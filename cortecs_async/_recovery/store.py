@@ -1,8 +1,8 @@
-"""What this process owes, kept in three places: memory, the journal, and the reaper.
+"""The open promises of this process, in three places: memory, the journal and the reaper.
 
-One `Books` a process and state directory, used from any thread and any event loop. A promise is queued in no
-time and can then be waited for: one turn writes what has gathered meanwhile to the journal, with one fsync,
-and to the reaper, with one answer.
+There is one `PromiseStore` per process and state directory. Any thread and any event loop can queue a record
+without waiting; `commit` then writes everything that is queued, with one sync of the journal and one
+acknowledgment of the reaper. `promises` is what a client uses of it.
 """
 
 from __future__ import annotations
@@ -21,202 +21,200 @@ from .journal import JournalFile, orphaned_journals, read_journals
 from .reaper_process import ReaperProcess
 from .records import FORMAT, JournalState, Promise, Record
 
-# Bytes that the journal grows beyond four times what is owed before it is written anew.
-_SLACK = 1 << 18
+# The journal is rewritten without closed promises when it is larger than its size after the last time, in
+# bytes, times the factor, plus the slack.
+_REWRITE_FACTOR, _REWRITE_SLACK = 4, 1 << 18
 
-# Reapers that die within so many seconds are not replaced any more.
-_HASTE, _MANY = 60.0, 5
+# After more than this number of reaper deaths within so many seconds, the reaper is not replaced any more.
+_MAX_REAPER_DEATHS, _REAPER_DEATHS_WINDOW = 5, 60.0
 
-_LOST_BY_POWER = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED"})
+# Records that must survive a power loss. Losing another one costs requests, and no instance.
+_DURABLE_KINDS = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED"})
 
 
 class PromiseStore:
-    """The books of a process. `join` them before use and `leave` them after.
+    """The open promises of a process. Clients `join` it before they use it, and `leave` it after.
 
     Args:
-        directory: Where journals lie.
-        journal: Whether to write one.
-        guard: Whether to have a reaper.
+        directory: The directory of the journals.
+        journal: Whether to write a journal.
+        guard: Whether to start a reaper.
         wall_clock: Returns Unix time in seconds.
 
     Attributes:
-        book: What is owed, as far as was committed.
-        queued: How many records were queued.
-        done: How many of them were committed.
+        state: The committed records.
+        queued: Number of records that were queued.
+        committed: Number of records that were committed.
         journal_problem: Why there is no journal at the moment, or None.
-        guard_problem: Why there is no reaper at the moment, or None.
-        generation: How often this process was forked off another: its clients have to join anew.
+        reaper_problem: Why there is no reaper at the moment, or None.
+        generation: Number of forks since it was created: in a forked child, its clients must join again.
     """
 
     def __init__(
         self, directory: Path, *, journal: bool, guard: bool, wall_clock: Callable[[], float] = time.time
     ) -> None:
         self.directory: Path = directory
-        self._journals = journal
-        self._guards = guard
+        self._uses_journal = journal
+        self._uses_reaper = guard
         self._wall_clock = wall_clock
         self.generation: int = 0
         self._reset()
 
     def _reset(self) -> None:
-        self._turn = threading.Lock()  # whoever writes
-        self._gate = threading.Lock()  # whoever queues
+        self._commit_lock = threading.Lock()
+        self._queue_lock = threading.Lock()
         self._queue: list[Record] = []
-        self.book: JournalState = JournalState()
+        self.state: JournalState = JournalState()
         self._journal: JournalFile | None = None
-        self._is_behind = False
-        self._worth = 0  # bytes of the journal when it held nothing but what was owed
-        self._guard = ReaperProcess(self._replace, self.put)
-        self._armed: dict[str, Record] = {}
-        self._shown: Path | None = None
-        self._deaths: list[float] = []
-        self._users = 0
-        self._number = 0
+        self._rewritten_size = 0
+        self._reaper = ReaperProcess(self._on_reaper_death, self.put)
+        self._arm_records: dict[str, Record] = {}  # by account
+        self._sent_path: Path | None = None  # the journal that the reaper knows
+        self._reaper_deaths: list[float] = []
+        self._clients = 0
+        self._last_key = 0
         self.queued: int = 0
-        self.done: int = 0
+        self.committed: int = 0
         self.journal_problem: str | None = None
-        self.guard_problem: str | None = None
+        self.reaper_problem: str | None = None
 
     def join(self) -> int:
-        """One more client uses these; returns the `generation` that it is in."""
-        with self._gate:
-            self._users += 1
+        """Count a client, and return the current `generation`."""
+        with self._queue_lock:
+            self._clients += 1
             return self.generation
 
-    def new_name(self) -> str:
-        """A name that no entry or baseline of this process has."""
-        with self._gate:
-            self._number += 1
-            return f"{os.getpid()}-{self._number}"
+    def new_key(self) -> str:
+        """Return a key that no promise and no baseline of this process has."""
+        with self._queue_lock:
+            self._last_key += 1
+            return f"{os.getpid()}-{self._last_key}"
 
     def put(self, record: Record) -> None:
-        """Queues a record."""
-        with self._gate:
+        """Queue a record."""
+        with self._queue_lock:
             self._queue.append(record)
             self.queued += 1
 
     def key_of(self, instance_id: str) -> str | None:
-        """The open entry of an instance, as far as was committed."""
-        entries = list(self.book.promises.values())
-        return next((entry.key for entry in entries if entry.instance_id == instance_id), None)
+        """Return the key of the committed promise for an instance, or None."""
+        promises = list(self.state.promises.values())
+        return next((promise.key for promise in promises if promise.instance_id == instance_id), None)
 
     def is_open(self, key: str) -> bool:
-        """Whether an entry is open, also if it is only queued."""
-        with self._gate:
+        """Return whether a promise is open, or will be once the queue is committed."""
+        with self._queue_lock:
             queued = [record["kind"] for record in self._queue if record.get("entry") == key]
-        return "GONE" not in queued and (bool(queued) or key in self.book.promises)
+        return "GONE" not in queued and (bool(queued) or key in self.state.promises)
 
     def has_baseline(self, name: str) -> bool:
-        """Whether a baseline is there, also if it is only queued: unused ones are dropped in time."""
-        with self._gate:
+        """Return whether a baseline is stored or queued. Unused ones are dropped after a while."""
+        with self._queue_lock:
             queued = any(record.get("baseline") == name and "ids" in record for record in self._queue)
-        return queued or name in self.book.baselines
+        return queued or name in self.state.baselines
 
     def abandoned(self) -> list[Promise]:
-        """What this process has given up on."""
-        return [entry for entry in list(self.book.promises.values()) if entry.abandoned]
+        """Return the promises that this process gave up on."""
+        return [promise for promise in list(self.state.promises.values()) if promise.abandoned]
 
-    def others(self, *, without: Container[Path] = ()) -> list[JournalState]:
-        """What other processes say in their journals, except in those."""
-        if not self._journals:
+    def foreign_states(self, *, without: Container[Path] = ()) -> list[JournalState]:
+        """Return the states of the journals of other processes, except those at the paths in `without`."""
+        if not self._uses_journal:
             return []
         own = self._journal.path if self._journal else None
-        return [book for path, book in read_journals(self.directory) if path != own and path not in without]
+        return [state for path, state in read_journals(self.directory) if path != own and path not in without]
 
     def commit(self) -> None:
-        """Brings what is queued to the journal and to the reaper. Blocks; raises nothing.
+        """Write what is queued to the journal, and send it to the reaper. Blocks.
 
-        What went wrong is in `journal_problem` and `guard_problem`.
+        Never raises: `journal_problem` and `reaper_problem` say what went wrong.
         """
-        with self._turn:
-            with self._gate:
+        with self._commit_lock:
+            with self._queue_lock:
                 records, self._queue = self._queue, []
-                reached = self.queued
-            arms = [record for record in records if record["kind"] == "ARM"]
+                queued = self.queued
+            arm_records = [record for record in records if record["kind"] == "ARM"]
             records = [record for record in records if record["kind"] != "ARM"]
-            self._armed.update({record["account"]: record for record in arms})
+            self._arm_records.update({record["account"]: record for record in arm_records})
             for record in records:
-                self.book.apply(record)
-            if self._journals:
-                with _fork_gate:
-                    self._write(records)
-            if self._guards:
-                self._tell(arms, records)
-            self.done = max(self.done, reached)
+                self.state.apply(record)
+            if self._uses_journal:
+                with _fork_lock:
+                    self._write_journal(records)
+            if self._uses_reaper:
+                self._send_to_reaper(arm_records, records)
+            self.committed = queued
 
-    def release(self) -> None:
-        """One client less; the last one lets the reaper go, and removes the journal if nothing is owed."""
+    def leave(self) -> None:
+        """Count a client less. The last one ends the reaper and removes the journal if no promise is open."""
         self.commit()
-        with self._turn:
-            with self._gate:
-                self._users -= 1
-                if self._users > 0:
+        with self._commit_lock:
+            with self._queue_lock:
+                self._clients -= 1
+                if self._clients > 0:
                     return
-            if self.book.promises:
+            if self.state.promises:
                 if self._journal is not None:
-                    self._journal.close()
-                self._guard.detach()
+                    self._journal.close()  # first, because the reaper locks it next
+                self._reaper.detach()
             else:
-                self._guard.shutdown()
+                self._reaper.shutdown()
                 if self._journal is not None:
                     self._journal.remove()
-            self._journal, self._shown, self.book, self._armed = None, None, JournalState(), {}
+            self._journal, self._sent_path, self.state, self._arm_records = None, None, JournalState(), {}
 
-    def orphans(self, api: str, account: str) -> int:
-        """How many promises dead owners have left; files of those that left none are removed.
+    def count_orphans(self, api: str, account: str) -> int:
+        """Return the number of promises that dead owners left, and remove their journals that hold none.
 
         Args:
-            api: Only those of this service,
-            account: and this account; empty for all.
+            api: Count only promises with this base URL.
+            account: Count only promises of this account; of all if empty.
         """
         count, now = 0, self._wall_clock()
         for journal in orphaned_journals(self.directory):
-            book = journal.read()
-            if book.promises:
-                count += sum(
-                    entry.api == api and (not account or entry.account == account) and entry.is_left(now)
-                    for entry in book.promises.values()
-                )
-                journal.close()
-            else:
-                journal.remove()
+            state = journal.read()
+            count += sum(
+                promise.api == api
+                and (not account or promise.account == account)
+                and promise.needs_recovery(now)
+                for promise in state.promises.values()
+            )
+            journal.close_or_remove(state)
         return count
 
     def after_fork(self) -> None:
-        """In a forked child: what its parent owes is not the child's."""
-        self._guard.close_in_child()
+        """In a forked child: leave the parent's promises, journal and reaper to the parent."""
+        self._reaper.close_in_child()
         if self._journal is not None:
             self._journal.close()
         self.generation += 1
         self._reset()
 
-    def _write(self, records: list[Record]) -> None:
+    def _write_journal(self, records: list[Record]) -> None:
         try:
             if self._journal is not None and not self._journal.exists():
                 self._journal.close()
                 self._journal = None
             if self._journal is None:
-                if not self.book.promises:
+                if not self.state.promises:
                     return
-                self.book.owner = {
+                self.state.owner = {
                     "kind": "OWNER",
                     "format": FORMAT,
-                    "id": uuid.uuid4().hex,  # two containers may have one host name and process id
+                    "id": uuid.uuid4().hex,  # two containers may have the same host name and process id
                     "host": socket.gethostname(),
                     "pid": os.getpid(),
                     "at": self._wall_clock(),
                 }
-                self._journal = JournalFile.create(self.directory, self.book.snapshot())
-            elif self._is_behind or self._journal.size > _SLACK + 4 * self._worth:
-                self._journal.rewrite(self.book.snapshot())
-            elif records:
-                durable = any(record["kind"] in _LOST_BY_POWER for record in records)
-                self._journal.append(records, durable=durable)
-                return
+                self._journal = JournalFile.create(self.directory, self.state.snapshot())
+            elif self.journal_problem is not None or self._is_oversized(self._journal):
+                self._journal.rewrite(self.state.snapshot())
             else:
+                if records:
+                    durable = any(record["kind"] in _DURABLE_KINDS for record in records)
+                    self._journal.append(records, durable=durable)
                 return
         except OSError as error:
-            self._is_behind = True
             if self.journal_problem is None:
                 log(
                     Event.GUARD_NO_JOURNAL,
@@ -228,117 +226,119 @@ class PromiseStore:
                 )
             self.journal_problem = str(error)
         else:
-            self._worth = self._journal.size
-            self._is_behind = False
+            self._rewritten_size = self._journal.size
             self.journal_problem = None
 
-    def _tell(self, arms: list[Record], records: list[Record]) -> None:
-        if not self._guard.is_running:
-            if self.book.promises:
-                self._raise_up()
+    def _is_oversized(self, journal: JournalFile) -> bool:
+        return journal.size > _REWRITE_FACTOR * self._rewritten_size + _REWRITE_SLACK
+
+    def _send_to_reaper(self, arm_records: list[Record], records: list[Record]) -> None:
+        if not self._reaper.is_running:
+            if self.state.promises:
+                self._start_reaper()
             return
-        messages = [*self._where(), *arms, *records]
+        messages = [*self._path_message(), *arm_records, *records]
         if not messages:
             return
         try:
-            self._guard.send(messages)
+            self._reaper.send(messages)
         except GuardError as error:
             log(Event.GUARD_REAPER_REPLACED, "%s: starting another", error)
-            self._raise_up()
+            self._start_reaper()
 
-    def _raise_up(self) -> None:
+    def _start_reaper(self) -> None:
         try:
-            with _fork_gate:
-                self._guard.start()
-            self._guard.handshake()
-            self._shown = None
-            self._guard.send([*self._where(), *self._armed.values(), *self.book.snapshot()])
+            with _fork_lock:
+                self._reaper.start()
+            self._reaper.handshake()
+            self._sent_path = None
+            self._reaper.send([*self._path_message(), *self._arm_records.values(), *self.state.snapshot()])
         except GuardError as error:
-            if self.guard_problem is None:
+            if self.reaper_problem is None:
                 log(
                     Event.GUARD_NO_REAPER,
                     "no reaper (%s): should this process be killed, its instances run on until `sweep`",
                     error,
                 )
-            self.guard_problem = str(error)
+            self.reaper_problem = str(error)
         else:
-            self.guard_problem = None
+            self.reaper_problem = None
 
-    def _where(self) -> list[Record]:
+    def _path_message(self) -> list[Record]:
         path = self._journal.path if self._journal is not None else None
-        if path == self._shown:
+        if path == self._sent_path:
             return []
-        self._shown = path
+        self._sent_path = path
         return [{"kind": "JOURNAL", "journal": str(path) if path else None}]
 
-    def _replace(self) -> None:
-        """A reaper died unasked."""
-        with self._turn:
-            if self._users <= 0 or self._guard.is_running or not self.book.promises:
+    def _on_reaper_death(self) -> None:
+        with self._commit_lock:
+            if self._clients <= 0 or self._reaper.is_running or not self.state.promises:
                 return
             now = time.monotonic()
-            self._deaths = [each for each in self._deaths if now - each < _HASTE] + [now]
-            if len(self._deaths) > _MANY:
-                self.guard_problem = "it dies again and again"
+            recent = [each for each in self._reaper_deaths if now - each < _REAPER_DEATHS_WINDOW]
+            self._reaper_deaths = [*recent, now]
+            if len(self._reaper_deaths) > _MAX_REAPER_DEATHS:
+                self.reaper_problem = "it dies again and again"
                 log(Event.GUARD_REAPER_GIVEN_UP, "the reaper dies again and again: going on without one")
                 return
             log(Event.GUARD_REAPER_REPLACED, "the reaper died: starting another")
-            self._raise_up()
+            self._start_reaper()
 
 
 def check_reaper() -> None:
-    """Starts a reaper that is told nothing, waits until it answers, and lets it go. Blocks.
+    """Start a reaper without promises, wait for its answer, and end it. Blocks.
 
     Raises:
-        GuardError: when there is none to be had here.
+        GuardError: if no reaper can run here.
     """
-    guard = ReaperProcess(lambda: None, lambda _: None)
-    with _fork_gate:
-        guard.start()
-    guard.handshake()
-    guard.shutdown()
+    reaper = ReaperProcess(lambda: None, lambda _: None)
+    with _fork_lock:
+        reaper.start()
+    reaper.handshake()
+    reaper.shutdown()
 
 
 def all_stores() -> list[PromiseStore]:
-    """The books of this process: one a state directory and kind."""
-    with _all_lock:
-        return list(_all.values())
+    """Return the stores of this process, for all state directories."""
+    with _stores_lock:
+        return list(_stores.values())
 
 
-_all: dict[tuple[Path, bool, bool, Callable[[], float]], PromiseStore] = {}
-_all_lock = threading.Lock()
+_stores: dict[tuple[Path, bool, bool, Callable[[], float]], PromiseStore] = {}
+_stores_lock = threading.Lock()
 
 
 def store_for(
     directory: Path, *, journal: bool, guard: bool, wall_clock: Callable[[], float] = time.time
 ) -> PromiseStore:
-    """The books of this process for a state directory."""
+    """Return the store of this process for a state directory."""
     key = (directory, journal, guard, wall_clock)
-    with _all_lock:
-        if key not in _all:
-            _all[key] = PromiseStore(
+    with _stores_lock:
+        if key not in _stores:
+            _stores[key] = PromiseStore(
                 directory / "journal", journal=journal, guard=guard, wall_clock=wall_clock
             )
-        return _all[key]
+        return _stores[key]
 
 
-# Held while descriptors come into being that must not survive in a forked child: a pipe that is open there
-# never ends, and a lock that is held there says that its owner lives.
-_fork_gate = threading.Lock()
+# Held while the pipe to a reaper or a locked journal is opened. A child that is forked at that moment would
+# keep it open: the reaper would not see the end of the pipe, and the lock would say that the owner lives.
+_fork_lock = threading.Lock()
 
 
 def _before_fork() -> None:
-    _fork_gate.acquire()
+    _fork_lock.acquire()
 
 
 def _after_fork_in_parent() -> None:
-    _fork_gate.release()
+    _fork_lock.release()
 
 
 def _after_fork_in_child() -> None:
-    global _all_lock, _fork_gate
-    _all_lock, _fork_gate = threading.Lock(), threading.Lock()
-    for each in _all.values():
+    global _stores_lock, _fork_lock
+    _stores_lock, _fork_lock = threading.Lock(), threading.Lock()
+    for each in _stores.values():
         each.after_fork()
 
 

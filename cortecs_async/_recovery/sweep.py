@@ -1,4 +1,9 @@
-"""Finishing what dead owners left: the journals that no process holds the lock of."""
+"""Sweep: release what dead processes left, by the journals whose lock is free.
+
+`sweep` takes each promise of such a journal, and each that this process gave up on. It skips promises of
+other accounts, and held instances that have not expired; `Recovery` keeps the rest. A dry run decides in the
+same way, but from a single list of instances, and touches nothing.
+"""
 
 from __future__ import annotations
 
@@ -11,37 +16,33 @@ from attrs import frozen
 from .._aio.clock import WallClock
 from .._api.domain import Instance, to_hf_name
 from .._api.instances import Instances
-from .._api.matching import match_start
 from .._logging import Event, log
-from .claims import ForeignClaims, claims_of_others
+from .claims import ForeignClaims, collect_foreign_claims
 from .journal import JournalFile, orphaned_journals
 from .promises import Promises
 from .records import JournalState, Record
-from .recover import PendingPromise, Recovery, is_proven
-
-# Seconds in which a start's instance may still show itself.
-_WINDOW = 60.0
+from .recover import VISIBILITY_WINDOW, PendingPromise, Recovery, resolve_start
 
 OrphanState = Literal["found", "unsettled", "released", "gone", "ambiguous", "left", "held", "foreign"]
 
 
 @frozen(kw_only=True)
 class Orphan:
-    """A promise whose process died before it was kept.
+    """A promise of a process that died before it kept it.
 
     Attributes:
-        state: `found`, and to be released; `unsettled`: asked for less than a minute ago, and may still
-            appear; `released` just now; `gone` already, or never there;
-            `ambiguous`: it may be one of `candidates`, which nobody but you can tell, and nothing is touched;
-            `left`: the service could not be brought to it in time; `held`: acquired, and its time is not up;
-            `foreign`: it belongs to other credentials than these, or to another service: see `api_base_url`.
-        instance_id: The instance, where it is known.
-        model: What was started; empty where only the id was noted.
-        candidates: Ids that it might be.
-        started_at: Unix time in seconds at which that process asked for it: for its start, or where it took
-            it over, as `release` does, for that.
-        owner: Host and process id of who asked.
-        api_base_url: The service that it was asked from.
+        state: `found`: a sweep releases it. `unsettled`: requested less than a minute ago, so it may still
+            appear. `released`: just now. `gone`: it was already, or the start made nothing. `ambiguous`: it
+            may be one of `candidates`; only you can decide which, and nothing is touched. `left`: the service
+            did not release it in time. `held`: acquired, and not expired. `foreign`: it belongs to other
+            credentials or to another service (see `api_base_url`).
+        instance_id: The instance, if it is known.
+        model: The model that was started; empty if only the id was recorded.
+        candidates: Ids that it may be.
+        started_at: Unix time in seconds at which that process asked for the start, or took the instance over,
+            as `release` does.
+        owner: Host and process id of that process.
+        api_base_url: The service that it used.
     """
 
     state: OrphanState
@@ -56,74 +57,70 @@ class Orphan:
 async def sweep(
     instances: Instances, promises: Promises, *, dry_run: bool, timeout: float
 ) -> tuple[Orphan, ...]:
-    """Releases what is proven to be left behind, or with `dry_run` only says what is.
+    """Release what is proven to be left behind, or with `dry_run` only report it.
 
     Args:
-        instances: Where the requests go, unretried.
-        keeper: For the account and the directory.
+        instances: Sends the requests, without retries.
+        promises: The client's, for the account and the directory.
         dry_run: Touch nothing.
         timeout: Seconds for all of it.
     """
-    listed = await instances.list()  # and with it the token that tells the account
+    listed = await instances.list()  # its token also tells the account
     wall_clock = promises.system.wall_clock
-    journals = await promises.system.off_loop(lambda: _journals(promises))
+    journals = await promises.system.off_loop(lambda: _lock_journals(promises))
     results: list[Orphan] = []
     try:
-        debts: list[PendingPromise] = []
+        due: list[PendingPromise] = []
         now = wall_clock()
-        for debt in _debts(promises, journals):
-            entry = debt.promise
-            if entry.account != promises.account:
-                results.append(_orphan(debt, "foreign"))
-            elif entry.is_left(now):
-                debts.append(debt)
+        for pending in _all_pending(promises, journals):
+            if pending.promise.account != promises.account:
+                results.append(_orphan(pending, "foreign"))
+            elif pending.promise.needs_recovery(now):
+                due.append(pending)
             else:
-                results.append(_orphan(debt, "held"))
+                results.append(_orphan(pending, "held"))
         paths = {journal.path for journal, _ in journals}
-        own = promises.journal_states.book
-        keys = {debt.promise.key for debt in debts if debt.state is own}
+        own = promises.store.state
+        own_keys = {pending.promise.key for pending in due if pending.state is own}
 
-        def others() -> ForeignClaims:
-            others = promises.journal_states.others(without=paths)
-            return claims_of_others(promises.api, own, keys, others, wall_clock())
+        def claims() -> ForeignClaims:
+            foreign = promises.store.foreign_states(without=paths)
+            return collect_foreign_claims(promises.api, own, own_keys, foreign, wall_clock())
 
         if dry_run:
-            results += _preview(debts, listed, others(), now)
+            results += _preview(due, listed, claims(), now)
         else:
-            results += await _finish(instances, debts, listed, others, timeout, wall_clock=wall_clock)
+            results += await _recover(instances, due, listed, claims, timeout, wall_clock=wall_clock)
     finally:
-        for journal, book in journals:
-            if book.promises:
-                journal.close()
-            else:
-                journal.remove()
+        for journal, state in journals:
+            journal.close_or_remove(state)
     return tuple(sorted(results, key=lambda each: each.started_at))
 
 
-def _journals(promises: Promises) -> list[tuple[JournalFile, JournalState]]:
-    if not promises.reads_journals:
+def _lock_journals(promises: Promises) -> list[tuple[JournalFile, JournalState]]:
+    if not promises.uses_journal:
         return []
-    return [(journal, journal.read()) for journal in orphaned_journals(promises.directory)]
+    return [(journal, journal.read()) for journal in orphaned_journals(promises.store.directory)]
 
 
-def _debts(
+def _all_pending(
     promises: Promises, journals: Iterable[tuple[JournalFile, JournalState]]
 ) -> Iterable[PendingPromise]:
-    own = promises.journal_states
-    for entry in own.abandoned():
-        yield PendingPromise(own.book, entry, own.put)
-    for journal, book in journals:
-        for entry in list(book.promises.values()):
-            yield PendingPromise(book, entry, _writer(book, journal))
+    store = promises.store
+    for promise in store.abandoned():
+        yield PendingPromise(store.state, promise, store.put)
+    for journal, state in journals:
+        for promise in list(state.promises.values()):
+            yield PendingPromise(state, promise, _reporter(state, journal))
 
 
-def _writer(book: JournalState, journal: JournalFile) -> Callable[[Record], None]:
-    def write(record: Record) -> None:
-        book.apply(record)
+def _reporter(state: JournalState, journal: JournalFile) -> Callable[[Record], None]:
+    def report(record: Record) -> None:
+        state.apply(record)
         try:
             journal.append([record], durable=False)
         except OSError as error:
-            # The next sweep finds it gone.
+            # Not a failure: the next sweep finds that the instance is gone.
             log(
                 Event.GUARD_SWEEP_UNWRITTEN,
                 "%s cannot be written: %s",
@@ -132,85 +129,86 @@ def _writer(book: JournalState, journal: JournalFile) -> Callable[[Record], None
                 journal=str(journal.path),
             )
 
-    return write
+    return report
 
 
-async def _finish(
+async def _recover(
     instances: Instances,
-    debts: Sequence[PendingPromise],
+    due: Sequence[PendingPromise],
     listed: Iterable[Instance],
-    others: Callable[[], ForeignClaims],
+    claims: Callable[[], ForeignClaims],
     timeout: float,
     *,
     wall_clock: WallClock,
 ) -> list[Orphan]:
     existing = {each.instance_id for each in listed}
     results: list[Orphan] = []
-    due: list[PendingPromise] = []
-    for debt in debts:
-        if debt.promise.candidates and not existing.intersection(debt.promise.candidates):
-            # Somebody has decided: of what could not be told apart, nothing is left.
-            debt.report({"kind": "GONE", "entry": debt.promise.key})
-            results.append(_orphan(debt, "gone"))
+    undecided: list[PendingPromise] = []
+    for pending in due:
+        if pending.promise.candidates and not existing.intersection(pending.promise.candidates):
+            # A person has decided: none of the candidates exists any more.
+            pending.record_gone()
+            results.append(_orphan(pending, "gone"))
         else:
-            due.append(debt)
-    age = wall_clock() - max((debt.promise.at for debt in due), default=0.0)
-    finisher = Recovery(
+            undecided.append(pending)
+    age = wall_clock() - max((pending.promise.at for pending in undecided), default=0.0)
+    recovery = Recovery(
         instances=instances,
-        foreign_claims=others,
+        foreign_claims=claims,
         note=lambda text: log(Event.GUARD_SWEEP, "%s", text),
         timeout=timeout,
-        visible_until=anyio.current_time() + max(_WINDOW - age, 0.0),
+        visible_until=anyio.current_time() + max(VISIBILITY_WINDOW - age, 0.0),
         wall_clock=wall_clock,
     )
-    finished = await finisher.run(due)
+    recovered = await recovery.run(undecided)
     return results + [
-        _orphan(debt, each.state, each.instance_id, each.candidates) for debt, each in finished.items()
+        _orphan(pending, each.state, each.instance_id, each.candidates) for pending, each in recovered.items()
     ]
 
 
 def _preview(
-    debts: Sequence[PendingPromise], listed: Sequence[Instance], others: ForeignClaims, now: float
+    due: Sequence[PendingPromise], listed: Sequence[Instance], claims: ForeignClaims, now: float
 ) -> Iterable[Orphan]:
     existing = {each.instance_id for each in listed}
-    known = {debt.promise.instance_id for debt in debts} | others.ids
-    free = [each for each in listed if each.instance_id not in known]
-    lost = {
-        debt: debt.unresolved_start()
-        for debt in debts
-        if debt.promise.instance_id is None and not debt.promise.candidates
+    claimed = {pending.promise.instance_id for pending in due} | claims.ids
+    unclaimed = [each for each in listed if each.instance_id not in claimed]
+    unresolved = {
+        pending: pending.unresolved_start()
+        for pending in due
+        if pending.promise.instance_id is None and not pending.promise.candidates
     }
-    starts = sorted([*others.orphaned_starts, *lost.values()], key=lambda each: each.order)
-    for debt in debts:
-        entry = debt.promise
-        if entry.candidates:
-            still = existing.intersection(entry.candidates)
-            yield _orphan(debt, "ambiguous" if still else "gone", None, entry.candidates)
-        elif entry.instance_id is not None:
-            yield _orphan(debt, "found" if entry.instance_id in existing else "gone")
+    starts = sorted([*claims.orphaned_starts, *unresolved.values()], key=lambda each: each.order)
+    for pending in due:
+        promise = pending.promise
+        if promise.candidates:
+            is_ambiguous = existing.intersection(promise.candidates)
+            yield _orphan(pending, "ambiguous" if is_ambiguous else "gone", None, promise.candidates)
+        elif promise.instance_id is not None:
+            yield _orphan(pending, "found" if promise.instance_id in existing else "gone")
         else:
-            outcome = match_start(lost[debt], starts, free)
+            outcome = resolve_start(promise, unresolved[pending], starts, unclaimed, claims=claims, now=now)
             if outcome is None:
-                is_young = now - entry.at < _WINDOW
-                yield _orphan(debt, "unsettled" if is_young else "gone")
-            elif not isinstance(outcome, Instance):
-                yield _orphan(debt, "ambiguous", None, outcome.candidates)
-            elif is_proven(outcome, entry, others, now):
-                yield _orphan(debt, "found", outcome.instance_id)
+                is_recent = now - promise.at < VISIBILITY_WINDOW
+                yield _orphan(pending, "unsettled" if is_recent else "gone")
+            elif isinstance(outcome, Instance):
+                yield _orphan(pending, "found", outcome.instance_id)
             else:
-                yield _orphan(debt, "ambiguous", None, (outcome.instance_id,))
+                yield _orphan(pending, "ambiguous", None, outcome.candidates)
 
 
 def _orphan(
-    debt: PendingPromise, state: OrphanState, instance_id: str | None = None, candidates: tuple[str, ...] = ()
+    pending: PendingPromise,
+    state: OrphanState,
+    instance_id: str | None = None,
+    candidates: tuple[str, ...] = (),
 ) -> Orphan:
-    owner, entry = debt.state.owner, debt.promise
+    promise = pending.promise
     return Orphan(
         state=state,
-        instance_id=instance_id or entry.instance_id,
-        model=to_hf_name(str(entry.args.get("model_id", ""))),
+        instance_id=instance_id or promise.instance_id,
+        model=to_hf_name(str(promise.args.get("model_id", ""))),
         candidates=candidates,
-        started_at=entry.at,
-        owner=f"{owner.get('host', '?')}, process {owner.get('pid', '?')}",
-        api_base_url=entry.api,
+        started_at=promise.at,
+        owner=pending.state.owner_name,
+        api_base_url=promise.api,
     )

@@ -1,4 +1,4 @@
-"""Every endpoint: what it sends, what it returns, and that an id never reaches another route."""
+"""Test every endpoint: its request, its result, and that no id reaches another route."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class TestEach:
     @alternating(
         "call,answer,sent,sent_body", EACH, ids=lambda value: value if isinstance(value, str) else ""
     )
-    async def test_sends_exactly_this(
+    async def test_sends_the_documented_request(
         self, service: Service, call: Call, answer: Answer, sent: str, sent_body: Any
     ) -> None:
         method, path = sent.split(" ")
@@ -122,7 +122,7 @@ class TestEach:
         assert service.requests[-1].headers.get("authorization") == (None if anonymous else f"Bearer {TOKEN}")
         assert service.token_requests == (0 if anonymous else 1)
 
-    async def test_what_comes_back(self, service: Service) -> None:
+    async def test_returns_the_decoded_answer(self, service: Service) -> None:
         expected = decode_instance({"instance": instance()})
         service.on("GET", "/instances/", Answer(json={"instances": [instance(), instance("instance-2")]}))
         service.on("GET", "/instances/instance-1", ok())
@@ -187,7 +187,7 @@ class TestEach:
         assert service.requests == []
 
 
-# --- ids are data ---------------------------------------------------------------------------------
+# --- ids never reach another route ---------------------------------------------------------------
 
 
 async def watch_first(client: AsyncCortecs, instance_id: str) -> Any:
@@ -244,7 +244,7 @@ async def test_an_id_that_no_body_can_hold_sends_nothing(service: Service, how: 
 
 
 @alternating("how,method", [("get", "GET"), ("delete", "DELETE")])
-async def test_an_id_is_the_path_as_it_is(service: Service, how: str, method: str) -> None:
+async def test_a_valid_id_is_sent_unchanged(service: Service, how: str, method: str) -> None:
     async with service.client() as client:
         for instance_id in ("instance-12345", "a_b.c~d:e", "-", "stop-all-2", "A" * 200):
             service.on(method, f"/instances/{instance_id}", ok(instance_id))
@@ -261,14 +261,14 @@ async def test_an_id_is_the_path_as_it_is(service: Service, how: str, method: st
 )
 @example(instance_id="delete-all")
 @settings(max_examples=60, derandomize=True)
-async def test_whatever_the_id_only_the_right_route_is_reached(how: str, instance_id: str) -> None:
+async def test_no_id_reaches_another_route(how: str, instance_id: str) -> None:
     service = Service()
     async with service.client(max_retries=0) as client:
         with contextlib.suppress(InvalidArgumentError, NotFoundError, InstanceGoneError):
             await {**IN_PATH, **IN_BODY}[how](client, instance_id)
     method = "DELETE" if how == "delete" else "POST" if how in IN_BODY else "GET"
     own = f"POST /instances/{how}" if how in IN_BODY else f"{method} /instances/{instance_id}"
-    # "GET /instances/" is the poller, which asks the list before it believes that an instance is gone.
+    # "GET /instances/" is the poller, which checks the list before an instance counts as gone.
     assert set(service.routes) <= {own, "GET /instances/"}
     assert not {route.casefold() for route in service.routes} & {
         "delete /instances/delete-all",
@@ -280,7 +280,7 @@ async def test_whatever_the_id_only_the_right_route_is_reached(how: str, instanc
 
 
 @on_one_backend
-async def test_a_model_id_is_data_too(service: Service) -> None:
+async def test_an_invalid_model_id_sends_nothing(service: Service) -> None:
     odd: list[Any] = ["", "..", "../instances/", "a/../../instances", "a?b", "a%2fb", "a\nb", "a/b/c", None]
     async with service.client() as client:
         for model_id in odd:
@@ -292,7 +292,7 @@ async def test_a_model_id_is_data_too(service: Service) -> None:
 @on_one_backend
 @given(model_id=ANY_TEXT | st.from_regex(r"[A-Za-z./%?#-]{1,12}", fullmatch=True))
 @settings(max_examples=60, derandomize=True)
-async def test_whatever_the_model_id_only_one_segment_below_models_is_reached(model_id: str) -> None:
+async def test_no_model_id_reaches_another_route(model_id: str) -> None:
     service = Service()
     async with service.client(max_retries=0) as client:
         with pytest.raises((InvalidArgumentError, NotFoundError)):
@@ -306,7 +306,7 @@ async def test_whatever_the_model_id_only_one_segment_below_models_is_reached(mo
 
 
 class TestLostThenRefused:
-    """The first attempt was heard although its answer was lost: then the second is refused, and rightly."""
+    """The first attempt worked, but its answer was lost. So the service rejects the second one."""
 
     @grid(strength=1, refusal=REFUSALS, status=["stopped", "stopping", "terminated"], anyio_backend=BACKENDS)
     async def test_a_stop_is_done_when_the_state_says_so(
@@ -375,7 +375,9 @@ class TestLostThenRefused:
                 await client.instances.delete("instance-1")
 
     @grid(strength=1, refusal=REFUSALS, how=["stop", "restart", "delete"], anyio_backend=BACKENDS)
-    async def test_a_plain_refusal_asks_nothing_more(self, service: Service, refusal: int, how: str) -> None:
+    async def test_a_rejection_sends_no_further_request(
+        self, service: Service, refusal: int, how: str
+    ) -> None:
         service.on("POST", f"/instances/{how}", Answer(status=refusal))
         service.on("DELETE", "/instances/instance-1", Answer(status=refusal))
         async with service.client() as client:
@@ -386,8 +388,8 @@ class TestLostThenRefused:
         assert len(service.routes) == 1
 
     @alternating("how", ["stop", "restart", "delete"])
-    async def test_a_refusal_after_a_busy_answer_asks_nothing_more(self, service: Service, how: str) -> None:
-        # A 429 did nothing, so the refusal is about the state as it was.
+    async def test_a_rejection_after_a_429_sends_no_further_request(self, service: Service, how: str) -> None:
+        # An attempt that got a 429 changed nothing, so there is nothing to check.
         for method, path in (("POST", f"/instances/{how}"), ("DELETE", "/instances/instance-1")):
             service.on(method, path, Answer(status=429), Answer(status=409))
         async with service.client() as client:
@@ -396,7 +398,9 @@ class TestLostThenRefused:
         assert len(service.routes) == 2
 
     @alternating("how", ["stop", "restart", "delete"])
-    async def test_lost_every_time_is_an_error_that_says_so(self, service: Service, how: str) -> None:
+    async def test_the_error_after_only_lost_answers_has_an_unknown_outcome(
+        self, service: Service, how: str
+    ) -> None:
         for method, path in (("POST", f"/instances/{how}"), ("DELETE", "/instances/instance-1")):
             service.on(method, path, LOST)
         async with service.client(max_retries=2) as client:

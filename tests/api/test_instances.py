@@ -1,4 +1,4 @@
-"""`AsyncCortecs` and what it builds on the plain requests: watching, waiting, ensuring."""
+"""Test `AsyncCortecs`, and `watch`, `wait_until_running` and `ensure` of `client.instances`."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ async def test_a_callers_http_client_is_left_open(world: World) -> None:
         await client.aclose()
 
 
-async def test_forgetting_to_close_is_a_resource_warning() -> None:
+async def test_an_unclosed_client_gives_a_resource_warning() -> None:
     with pytest.warns(ResourceWarning, match="never closed"):
         AsyncCortecs("id", "secret")
 
 
-def test_a_client_that_was_never_made_does_not_warn() -> None:
+def test_a_client_that_could_not_be_created_does_not_warn() -> None:
     with pytest.raises(errors.ConfigurationError) as caught:
         AsyncCortecs(api_base_url="http://example.com")
     assert caught.tb is not None
@@ -64,7 +64,7 @@ def test_a_client_that_was_never_made_does_not_warn() -> None:
     gc.collect()
 
 
-async def test_everything_is_there(world: World) -> None:
+async def test_all_endpoints(world: World) -> None:
     async with world(balance=12.5) as (_emu, client):
         balance = await client.user.balance()
         assert (balance.current_balance, balance.currency) == (12.5, "EUR")
@@ -91,28 +91,28 @@ async def test_everything_is_there(world: World) -> None:
 
 
 @on_one_backend
-async def test_delete_all_takes_nothing_for_force_but_a_bool(world: World) -> None:
-    odd: list[Any] = ["false", "", 0, 1, None]
+async def test_delete_all_accepts_only_a_bool_as_force(world: World) -> None:
+    wrong: list[Any] = ["false", "", 0, 1, None]
     async with world() as (emu, client):
-        for force in odd:
+        for force in wrong:
             with pytest.raises(errors.InvalidArgumentError, match="force"):
                 await client.instances.delete_all(force=force)
         assert emu.requests == ()
 
 
-@alternating("deed", ["stop", "restart"])
-async def test_an_odd_id_whose_answer_was_lost_is_looked_up_in_the_list(world: World, deed: str) -> None:
+@alternating("method", ["stop", "restart"])
+async def test_an_odd_id_whose_answer_was_lost_is_read_from_the_list(world: World, method: str) -> None:
     async with world() as (emu, client):
-        emu.add_fault(Fault("drop", route=deed))
+        emu.add_fault(Fault("drop", route=method))
         with pytest.raises(errors.BadRequestError):
-            await getattr(client.instances, deed)("odd/id")
+            await getattr(client.instances, method)("odd/id")
         assert routes(emu)[-1] == "list"
 
 
 # --- watching and waiting -----------------------------------------------------------------------------------
 
 
-async def test_watch_streams_a_whole_life(world: World) -> None:
+async def test_watch_shows_all_changes(world: World) -> None:
     async with world(step_seconds=4.0) as (emu, client):
         instance_id = emu.start_instance(MODEL_ID, HARDWARE)
         seen: list[tuple[str, int]] = []
@@ -151,7 +151,7 @@ async def test_waiting_ends_at_its_deadline_and_leaves_the_instance(world: World
         assert emu.billing == (instance_id,)
 
 
-async def test_waiting_gives_up_when_nothing_moves(world: World) -> None:
+async def test_waiting_gives_up_when_nothing_changes(world: World) -> None:
     async with world(step_seconds=100.0, poll_policy=PollPolicy(stall_timeout=30)) as (emu, client):
         start = anyio.current_time()
         with pytest.raises(errors.StartTimeoutError, match="unchanged for 30 s"):
@@ -159,7 +159,7 @@ async def test_waiting_gives_up_when_nothing_moves(world: World) -> None:
         assert anyio.current_time() - start == pytest.approx(30, abs=1)
 
 
-async def test_waiting_for_a_stopped_instance_or_none_fails_at_once(world: World) -> None:
+async def test_waiting_for_a_stopped_or_missing_instance_fails_at_once(world: World) -> None:
     async with world() as (emu, client):
         instance_id = emu.start_instance(MODEL_ID, HARDWARE)
         emu.stop_instance(instance_id)
@@ -182,7 +182,7 @@ async def test_waiting_outlasts_an_outage(world: World) -> None:
 # --- ensure -------------------------------------------------------------------------------------------------
 
 
-async def test_ensure_takes_what_runs_before_what_starts_before_what_stopped(world: World) -> None:
+async def test_ensure_prefers_running_then_pending_then_stopped(world: World) -> None:
     async with world(step_seconds=2.0) as (emu, client):
         stopped, running, pending = (emu.start_instance(MODEL_ID, HARDWARE) for _ in range(3))
         emu.stop_instance(stopped)
@@ -203,7 +203,7 @@ async def test_ensure_takes_what_runs_before_what_starts_before_what_stopped(wor
         assert emu.existing == (instance.instance_id,)
 
 
-async def test_ensure_compares_with_the_defaults_filled_in(world: World) -> None:
+async def test_ensure_compares_with_the_defaults(world: World) -> None:
     async with world() as (emu, client):
         first = await client.instances.ensure(MODEL)
         args = first.instance_args
@@ -222,7 +222,7 @@ async def test_ensure_compares_with_the_defaults_filled_in(world: World) -> None
         assert routes(emu).count("start") == 4
 
 
-async def test_two_ensures_at_once_start_one(world: World) -> None:
+async def test_concurrent_ensures_start_one_instance(world: World) -> None:
     async with world() as (emu, client):
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
@@ -246,7 +246,7 @@ def existing(instance_id: str, status: str, **args: Any) -> Instance:
     )
 
 
-def test_choosing_ignores_statuses_that_nobody_knows() -> None:
+def test_choose_ignores_unknown_statuses() -> None:
     wanted = InstanceArgs(model_id="a--b", billing_interval="per_minute")
     assert choose([existing("1", "stopping"), existing("2", "failed")], wanted, None) is None
     chosen = choose([existing("1", "stopping"), existing("2", "stopped")], wanted, None)
@@ -254,7 +254,7 @@ def test_choosing_ignores_statuses_that_nobody_knows() -> None:
     assert chosen.instance_id == "2"
 
 
-def test_choosing_with_a_model_that_tells_little() -> None:
+def test_choose_with_a_model_without_details() -> None:
     model = Model(model_id="a--b", recommended_config="H", hardware_configs={"H": HardwareConfig()})
     wanted = InstanceArgs(model_id="a--b")
     assert choose([existing("1", "running", hardware_type_id="H")], wanted, model) is not None

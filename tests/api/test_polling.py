@@ -1,4 +1,4 @@
-"""The one poller behind every wait, on virtual time against a scripted source."""
+"""Test the poller in virtual time, with a scripted source."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from cortecs_async import PollPolicy, errors
 from cortecs_async._api.domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
-from cortecs_async._api.polling import Poller, Steps, poll_interval
+from cortecs_async._api.polling import Poller, StepTimes, poll_interval
 from cortecs_async._api.waiting import InstanceWatch
 from cortecs_async._errors import error_class_for
 
@@ -30,11 +30,11 @@ def snapshot(instance_id: str, status: str = "pending") -> Instance:
 
 
 def nothing(_now: float) -> None:
-    """The state of what does not exist."""
+    """Return the state of an instance that does not exist."""
 
 
 class Script:
-    """A source whose instances follow a function of time; counts what it is asked."""
+    """A source whose instances follow a function of time. It records all requests."""
 
     def __init__(self, *, latency: float = 0.0) -> None:
         self.states: dict[str, Callable[[float], str | None]] = {}
@@ -84,7 +84,7 @@ async def until(
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6))
-def test_an_expected_end_never_makes_it_later(elapsed: float, distance: float) -> None:
+def test_an_expected_end_never_lengthens_the_interval(elapsed: float, distance: float) -> None:
     policy = PollPolicy()
     pause = poll_interval(elapsed, policy, distance=distance)
     assert 0.5 <= pause <= poll_interval(elapsed, policy)
@@ -96,18 +96,18 @@ def at_step(step: int, of: int = 5, *, status: str = "pending") -> Instance:
     return evolve(snapshot("a", status), worker_statuses=(worker,))
 
 
-def noted(*readings: tuple[float, Instance | None]) -> Steps:
-    steps = Steps()
+def noted(*readings: tuple[float, Instance | None]) -> StepTimes:
+    steps = StepTimes()
     for now, reading in readings:
-        steps.note(reading, now)
+        steps.record(reading, now)
     return steps
 
 
-class TestSteps:
-    def test_one_step_says_nothing(self) -> None:
+class TestStepTimes:
+    def test_one_step_gives_no_distance(self) -> None:
         assert noted((0.0, at_step(1)), (50.0, at_step(1))).distance(60.0) is None
 
-    def test_two_say_when_the_last_will_come(self) -> None:
+    def test_two_steps_give_the_distance_to_the_last(self) -> None:
         steps = noted((0.0, at_step(1)), (10.0, at_step(2)))
         assert steps.distance(15.0) == pytest.approx(40.0 - 15.0)
 
@@ -115,19 +115,19 @@ class TestSteps:
         steps = noted((0.0, at_step(1)), (30.0, at_step(4)))
         assert steps.distance(30.0) == pytest.approx(10.0)
 
-    def test_the_last_step_may_take_its_time_too(self) -> None:
+    def test_the_last_step_may_take_time_too(self) -> None:
         steps = noted((0.0, at_step(1)), (40.0, at_step(5)))
         assert steps.distance(40.0) == pytest.approx(10.0)
 
-    def test_past_the_expected_end_it_is_nothing_to_hurry_for(self) -> None:
+    def test_the_distance_grows_after_the_expected_end(self) -> None:
         steps = noted((0.0, at_step(1)), (10.0, at_step(2)))
         assert steps.distance(500.0) == pytest.approx(460.0)
 
-    def test_numbers_that_are_none_of_steps_say_nothing(self) -> None:
+    def test_absurd_step_numbers_give_no_distance(self) -> None:
         assert noted((0.0, at_step(1)), (10.0, at_step(10**400, 10**400))).distance(11.0) is None
 
     @pytest.mark.parametrize("reset", [None, at_step(5, status="running"), at_step(1)])
-    def test_a_new_beginning_is_one(self, reset: Instance | None) -> None:
+    def test_a_step_backwards_starts_again(self, reset: Instance | None) -> None:
         assert noted((0.0, at_step(2)), (10.0, at_step(3)), (20.0, reset)).distance(21.0) is None
 
     @given(
@@ -138,7 +138,7 @@ class TestSteps:
         ),
         st.floats(0, 1e6),
     )
-    def test_whatever_is_read_makes_a_distance(
+    def test_no_readings_give_a_negative_distance(
         self, readings: list[tuple[float, Instance | None]], now: float
     ) -> None:
         distance = noted(*readings).distance(now)
@@ -146,7 +146,7 @@ class TestSteps:
 
 
 @pytest.mark.parametrize("seconds", [30.0, 120.0, 600.0])
-async def test_steady_steps_let_the_end_be_seen_at_once(seconds: float) -> None:
+async def test_the_end_of_steady_steps_is_detected_quickly(seconds: float) -> None:
     class Starting(Script):
         async def read_one(self, instance_id: str) -> Instance:
             await self._ask(instance_id)
@@ -157,12 +157,12 @@ async def test_steady_steps_let_the_end_be_seen_at_once(seconds: float) -> None:
     began = anyio.current_time()
     seen = await until(Poller(script, PollPolicy()), "a", "running") - began
     assert seen - seconds < max(0.5, 0.025 * seconds) / 2
-    looks = len(script.asked)
-    assert looks < 1.2 * seconds / 5 + 60
+    polls = len(script.asked)
+    assert polls < 1.2 * seconds / 5 + 60
 
 
 @given(st.floats(min_value=0, max_value=1e6), st.floats(min_value=0, max_value=1e6))
-def test_the_pace_keeps_its_stated_bound(elapsed: float, more: float) -> None:
+def test_the_interval_stays_within_its_bounds(elapsed: float, more: float) -> None:
     policy = PollPolicy()
     pause = poll_interval(elapsed, policy)
     assert 0.5 <= pause <= min(max(0.5, 0.1 * elapsed), 5.0) + 1e-9
@@ -175,11 +175,11 @@ async def test_a_change_is_seen_within_the_bound(after: float, latency: float) -
     start = anyio.current_time()
     source.states["a"] = switch(start + after, "pending", "running")
     seen_at = await until(Poller(source, PollPolicy()), "a", "running")
-    # Two answers may lie in between: the one that just missed the change, and the one that shows it.
+    # Two answers may come in between: one that just missed the change, and one that shows it.
     assert 0 <= seen_at - start - after <= min(max(0.5, 0.1 * after), 5.0) + 2 * latency + 1e-6
 
 
-async def test_one_request_a_tick_serves_any_number_of_waits() -> None:
+async def test_one_request_per_poll_serves_all_waits() -> None:
     async def requests_for(count: int) -> int:
         source = Script()
         start = anyio.current_time()
@@ -196,14 +196,14 @@ async def test_one_request_a_tick_serves_any_number_of_waits() -> None:
     assert many <= two + 1
 
 
-async def test_one_instance_is_asked_for_by_id() -> None:
+async def test_a_single_instance_is_requested_by_id() -> None:
     source = Script()
     source.states["a"] = switch(anyio.current_time() + 3, "pending", "running")
     await until(Poller(source, PollPolicy()), "a", "running")
     assert {what for _, what in source.asked} == {"a"}
 
 
-async def test_ten_waits_for_one_instance_send_what_one_sends() -> None:
+async def test_ten_waits_for_one_instance_send_no_more_than_one() -> None:
     async def asked_by(count: int) -> list[str]:
         source = Script()
         source.states["a"] = switch(anyio.current_time() + 20, "pending", "running")
@@ -216,7 +216,7 @@ async def test_ten_waits_for_one_instance_send_what_one_sends() -> None:
     assert await asked_by(10) == await asked_by(1)
 
 
-async def test_nothing_is_asked_when_nobody_waits() -> None:
+async def test_no_request_is_sent_without_a_wait() -> None:
     source = Script()
     source.states["a"] = switch(anyio.current_time(), "pending", "running")
     await until(Poller(source, PollPolicy()), "a", "running")
@@ -243,22 +243,22 @@ async def test_a_cancelled_leader_hands_over() -> None:
         await anyio.sleep(0.05)
         tasks.start_soon(until, poller, "a", "running", seen)
         for scope in scopes:
-            # The second is cancelled in the very moment in which it is to take over.
+            # The second scope is cancelled just when its task becomes the leader.
             await anyio.sleep(1.15)
             scope.cancel()
     assert seen[0] - start <= 10 + 1.0 + 0.4
 
 
-async def test_cancelling_leader_and_successor_at_once_strands_nobody() -> None:
+async def test_cancelling_the_leader_and_its_successor_stops_no_other_wait() -> None:
     source = Script()
     source.states["a"] = switch(anyio.current_time() + 5, "pending", "running")
     poller = Poller(source, PollPolicy())
     seen: list[float] = []
     async with anyio.create_task_group() as tasks:
-        doomed = anyio.CancelScope()
+        scope = anyio.CancelScope()
 
         async def both() -> None:
-            with doomed:
+            with scope:
                 async with anyio.create_task_group() as inner:
                     inner.start_soon(until, poller, "a", "running")
                     inner.start_soon(until, poller, "a", "running")
@@ -267,11 +267,11 @@ async def test_cancelling_leader_and_successor_at_once_strands_nobody() -> None:
         await anyio.sleep(0.1)
         tasks.start_soon(until, poller, "a", "running", seen)
         await anyio.sleep(1)
-        doomed.cancel()
+        scope.cancel()
     assert len(seen) == 1
 
 
-async def test_a_newcomer_is_not_made_to_wait_for_the_next_tick() -> None:
+async def test_a_new_wait_is_served_at_once() -> None:
     source = Script()
     now = anyio.current_time()
     source.states.update(old=lambda _now: "pending", new=switch(now, None, "running"))
@@ -284,7 +284,7 @@ async def test_a_newcomer_is_not_made_to_wait_for_the_next_tick() -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_a_slow_consumer_delays_nobody_and_gets_the_newest() -> None:
+async def test_a_slow_consumer_delays_no_other_and_gets_the_newest() -> None:
     source = Script()
     start = anyio.current_time()
     source.states["a"] = lambda now: f"step {min(int(now - start), 20)}"
@@ -319,7 +319,7 @@ def failure(status: int = 500, **more: Any) -> errors.APIStatusError:
     return error_class_for(status)("trouble", method="GET", path="/", status_code=status, **more)
 
 
-async def test_failed_ticks_slow_down_and_recover() -> None:
+async def test_failed_polls_slow_down_and_recover() -> None:
     source = Script()
     start = anyio.current_time()
     source.states["a"] = switch(start + 100, "pending", "running")
@@ -330,7 +330,7 @@ async def test_failed_ticks_slow_down_and_recover() -> None:
     assert max(later - sooner for sooner, later in pairwise(during)) <= 5.0
 
 
-async def test_retry_after_is_honoured_also_by_newcomers() -> None:
+async def test_retry_after_also_delays_new_waits() -> None:
     source = Script()
     start = anyio.current_time()
     source.states.update(a=lambda _now: "running", b=lambda _now: "running")
@@ -343,7 +343,7 @@ async def test_retry_after_is_honoured_also_by_newcomers() -> None:
     assert [at - start for at, _ in source.asked] == [0, 20]
 
 
-async def test_an_absurd_retry_after_does_not_blind_the_client() -> None:
+async def test_a_very_long_retry_after_is_capped() -> None:
     source = Script()
     start = anyio.current_time()
     source.states["a"] = lambda _now: "running"
@@ -372,7 +372,7 @@ async def test_a_refusal_reaches_every_waiter(status: int) -> None:
     assert raised == [status, status]
 
 
-async def test_an_outage_without_end_ends_the_wait() -> None:
+async def test_a_long_outage_ends_the_wait() -> None:
     source = Script()
     start = anyio.current_time()
     source.trouble = lambda _now: failure(502)
@@ -389,7 +389,7 @@ async def test_gone_needs_both_the_instance_and_the_list() -> None:
     assert [what for at, what in source.asked if at == seen_at] == ["a", "*"]
 
 
-async def test_a_list_that_lacks_it_is_checked_by_id() -> None:
+async def test_an_instance_that_the_list_lacks_is_requested_by_id() -> None:
     source = Script()
     start = anyio.current_time()
     source.states.update(a=switch(start + 8, "pending", None), b=switch(start + 20, "pending", "running"))
@@ -411,7 +411,7 @@ async def test_an_instance_that_get_denies_but_the_list_shows_is_not_gone() -> N
     await until(Poller(source, PollPolicy()), "a", "running")
 
 
-async def test_after_a_delete_the_list_alone_is_proof() -> None:
+async def test_after_a_delete_the_list_alone_proves_that_it_is_gone() -> None:
     source = Script()
     poller = Poller(source, PollPolicy())
     assert await poller.next(poller.subscribe("a", trust_list=True)) is None
@@ -428,13 +428,13 @@ async def test_a_watch_ends_when_the_instance_goes() -> None:
     assert statuses == ["pending", "running", "stopped"]
 
 
-async def test_a_watch_of_nothing_says_so() -> None:
+async def test_a_watch_of_a_missing_instance_raises() -> None:
     with pytest.raises(errors.InstanceGoneError, match="'nope'") as caught:
         await anext(InstanceWatch(Poller(Script(), PollPolicy()), "nope"))
     assert caught.value.instance_id == "nope"
 
 
-async def test_a_cancelled_watch_can_be_taken_up_again() -> None:
+async def test_a_cancelled_watch_can_be_continued() -> None:
     source = Script()
     source.states["a"] = switch(anyio.current_time() + 10, "pending", "running")
     watch = InstanceWatch(Poller(source, PollPolicy()), "a")
@@ -444,7 +444,7 @@ async def test_a_cancelled_watch_can_be_taken_up_again() -> None:
     assert (await anext(watch)).status == "running"
 
 
-async def test_an_id_that_cannot_stand_in_a_path_is_read_from_the_list() -> None:
+async def test_an_id_that_is_not_allowed_in_a_path_is_read_from_the_list() -> None:
     class Odd(Script):
         async def read_one(self, instance_id: str) -> Instance:
             raise errors.InvalidArgumentError("no path")
@@ -454,7 +454,7 @@ async def test_an_id_that_cannot_stand_in_a_path_is_read_from_the_list() -> None
     await until(Poller(source, PollPolicy()), "a/b", "running")
 
 
-async def test_what_the_list_lacks_is_looked_up_a_bounded_number_at_a_time() -> None:
+async def test_requests_by_id_are_limited_in_each_poll() -> None:
     script = Script(latency=0.1)
     poller = Poller(script, PollPolicy())
     names = [f"i-{n}" for n in range(50)]
@@ -463,7 +463,7 @@ async def test_what_the_list_lacks_is_looked_up_a_bounded_number_at_a_time() -> 
         for name in names:
             script.states[name] = nothing
             tasks.start_soon(until, poller, name, None, seen)
-    # The first one waits alone, and is asked for by its id without a list.
+    # The first one waits alone, and is requested by its id without a list.
     (_, first), *asked = [(at, what) for at, what in script.asked if what != "*"]
     assert sorted(what for _, what in asked) == sorted(name for name in names if name != first)
     ticks = sorted({at for at, _ in asked})
@@ -473,7 +473,7 @@ async def test_what_the_list_lacks_is_looked_up_a_bounded_number_at_a_time() -> 
     assert len(seen) == 50
 
 
-async def test_a_look_up_that_hangs_holds_up_nobodys_news() -> None:
+async def test_a_hanging_request_by_id_does_not_delay_other_news() -> None:
     class Hanging(Script):
         async def read_one(self, instance_id: str) -> Instance:
             if instance_id == "missing":
@@ -503,7 +503,7 @@ async def test_a_look_up_that_hangs_holds_up_nobodys_news() -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_those_that_were_looked_up_longest_ago_come_first() -> None:
+async def test_requests_by_id_take_turns() -> None:
     script = Script()
     poller = Poller(script, PollPolicy())
     listed = {f"i-{n}" for n in range(30)}
@@ -524,7 +524,7 @@ async def test_those_that_were_looked_up_longest_ago_come_first() -> None:
     assert min(counts) > 5
 
 
-async def test_a_foreign_exception_of_one_look_up_is_raised_as_it_is() -> None:
+async def test_another_exception_of_a_request_by_id_is_raised_unchanged() -> None:
     script = Script()
     script.trouble = lambda _now: OSError("disk") if script.asked[-1][1] != "*" else None
     poller = Poller(script, PollPolicy())

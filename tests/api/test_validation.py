@@ -1,4 +1,4 @@
-"""Arguments are checked before any request, and ids are data."""
+"""Test the checks of arguments."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from cortecs_async import InvalidArgumentError
 from cortecs_async._api.domain import InstanceArgs, to_hf_name, to_model_id
 from cortecs_async._api.validation import (
+    check_body_id,
     check_instance_id,
     check_model_id,
-    check_named_id,
     check_seconds,
     check_start,
 )
@@ -39,7 +39,7 @@ NO_STRINGS: list[Any] = [None, 0, 1.5, True, b"instance-1", ["instance-1"], ...]
 
 class TestInstanceId:
     @pytest.mark.parametrize("instance_id", HOSTILE_IDS, ids=ascii)
-    def test_what_could_mean_something_else_is_refused(self, instance_id: str) -> None:
+    def test_an_id_that_could_reach_another_route_is_rejected(self, instance_id: str) -> None:
         with pytest.raises(InvalidArgumentError, match="instance_id"):
             check_instance_id(instance_id)
 
@@ -47,8 +47,8 @@ class TestInstanceId:
         for instance_id in FRIENDLY_IDS:
             assert check_instance_id(instance_id) == instance_id
 
-    @pytest.mark.parametrize("check", [check_instance_id, check_named_id])
-    def test_what_is_no_string(self, check: Callable[[Any], str]) -> None:
+    @pytest.mark.parametrize("check", [check_instance_id, check_body_id])
+    def test_other_types_are_rejected(self, check: Callable[[Any], str]) -> None:
         for instance_id in NO_STRINGS:
             with pytest.raises(InvalidArgumentError, match="instance_id must be a string"):
                 check(instance_id)
@@ -56,7 +56,7 @@ class TestInstanceId:
     @given(ANY_TEXT)
     @example("delete-all")
     @settings(max_examples=300, derandomize=True)
-    def test_what_passes_is_one_plain_segment_and_no_route(self, text: str) -> None:
+    def test_an_accepted_id_is_one_segment_and_no_route(self, text: str) -> None:
         try:
             passed = check_instance_id(text)
         except InvalidArgumentError:
@@ -73,24 +73,24 @@ class TestInstanceId:
 
         assert f"/{check_instance_id(Known.MINE)}" == "/instance-1"
 
-    def test_a_refusal_shows_an_endless_id_in_part(self) -> None:
+    def test_the_error_truncates_a_long_id(self) -> None:
         with pytest.raises(InvalidArgumentError) as caught:
             check_instance_id("/" * 1_000_000)
         assert len(str(caught.value)) < 300
 
 
-class TestNamedId:
+class TestBodyId:
     @pytest.mark.parametrize("instance_id", ["", " ", "\n\t"])
-    def test_an_empty_one_is_refused(self, instance_id: str) -> None:
+    def test_an_empty_id_is_rejected(self, instance_id: str) -> None:
         with pytest.raises(InvalidArgumentError, match="empty"):
-            check_named_id(instance_id)
+            check_body_id(instance_id)
 
     @given(ANY_TEXT)
     @example("\ud800")
     @settings(max_examples=200, derandomize=True)
-    def test_what_passes_can_be_sent(self, text: str) -> None:
+    def test_an_accepted_id_can_be_sent(self, text: str) -> None:
         try:
-            passed = check_named_id(text)
+            passed = check_body_id(text)
         except InvalidArgumentError:
             assert not text.strip() or any("\ud800" <= each <= "\udfff" for each in text)
             return
@@ -107,7 +107,7 @@ class TestModelId:
             ("gpt2", "gpt2"),
         ],
     )
-    def test_both_spellings_are_taken(self, model_id: str, expected: str) -> None:
+    def test_both_spellings_are_accepted(self, model_id: str, expected: str) -> None:
         assert check_model_id(model_id) == expected
 
     @pytest.mark.parametrize(
@@ -131,11 +131,11 @@ class TestModelId:
             "ä",
         ],
     )
-    def test_what_is_no_model(self, model_id: str) -> None:
+    def test_an_invalid_model_id_is_rejected(self, model_id: str) -> None:
         with pytest.raises(InvalidArgumentError, match="model_id"):
             check_model_id(model_id)
 
-    def test_what_is_no_string(self) -> None:
+    def test_other_types_are_rejected(self) -> None:
         for model_id in NO_STRINGS:
             with pytest.raises(InvalidArgumentError, match="model_id must be a string"):
                 check_model_id(model_id)
@@ -187,7 +187,7 @@ class TestStart:
             ({"billing_interval": ["per_hour"]}, "billing_interval"),
         ],
     )
-    def test_a_refusal_says_what_is_allowed(self, bad: dict[str, Any], said: str) -> None:
+    def test_the_error_says_what_is_allowed(self, bad: dict[str, Any], said: str) -> None:
         arguments: dict[str, Any] = {
             "model_id": "a/b",
             "hardware_type_id": None,
@@ -213,7 +213,7 @@ class TestSeconds:
             with pytest.raises(InvalidArgumentError, match="start_timeout"):
                 check_seconds("start_timeout", value, optional=optional)
 
-    def test_none_only_where_it_means_something(self) -> None:
+    def test_none_is_accepted_only_if_optional(self) -> None:
         check_seconds("timeout", None, optional=True)
         with pytest.raises(InvalidArgumentError, match="timeout"):
             check_seconds("timeout", None)

@@ -1,4 +1,4 @@
-"""Batches that are killed, on real sockets: the instances go, and what was answered stays."""
+"""Test batches that are killed, on real sockets: instances are deleted, answers are kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches, on an emulator in process and on virtual time: what is answered, retried, resumed and left."""
+"""Test whole batches with the emulator, on virtual time."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from _grids import BACKENDS, grid
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, ConfigurationError, InvalidArgumentError, Progress
-from cortecs_async._batch import outcome as _verdict
-from cortecs_async._batch import request_queue as _work
-from cortecs_async._batch import workers as _crew
-from cortecs_async._batch import writer as _sink
+from cortecs_async._batch import outcome as _outcome
+from cortecs_async._batch import request_queue as _request_queue
+from cortecs_async._batch import workers as _workers
+from cortecs_async._batch import writer as _writer
 from cortecs_async._batch.output import Output
 from cortecs_async._batch.sender import Reply
 from cortecs_async._http.messages import Failure, FailureKind
@@ -60,7 +60,7 @@ class Files:
         return [each["custom_id"] for each in self.answers()]
 
     def check(self, count: int) -> None:
-        """Every request has exactly one line."""
+        """Check that every request has exactly one line."""
         assert Counter(self.ids()) == {f"r{number}": 1 for number in range(count)}
 
 
@@ -104,7 +104,7 @@ async def test_every_request_gets_its_answer(world: World, files: Files) -> None
     assert 40 <= report.seconds <= 42
 
 
-async def test_the_three_kinds_of_requests(world: World, files: Files) -> None:
+async def test_all_three_urls_are_answered(world: World, files: Files) -> None:
     lines = [
         files.line(0),
         files.line(1, "/v1/completions", prompt="once", messages=None),
@@ -118,7 +118,7 @@ async def test_the_three_kinds_of_requests(world: World, files: Files) -> None:
     assert kinds == ["chat.completion", "text_completion", "list"]
 
 
-async def test_nothing_is_started_for_what_is_answered(world: World, files: Files) -> None:
+async def test_a_complete_output_starts_no_instance(world: World, files: Files) -> None:
     files.write(10)
     async with world() as (emulator, client):
         await run(client, files, emulator)
@@ -130,7 +130,7 @@ async def test_nothing_is_started_for_what_is_answered(world: World, files: File
     assert (report.succeeded, report.resumed, report.receipts, report.cost) == (10, 10, (), 0)
 
 
-async def test_an_empty_input_is_done(world: World, files: Files) -> None:
+async def test_an_empty_input_starts_no_instance(world: World, files: Files) -> None:
     files.source.write_text("\n\n")
     async with world() as (emulator, client):
         report = await run(client, files, emulator)
@@ -139,7 +139,7 @@ async def test_an_empty_input_is_done(world: World, files: Files) -> None:
     assert files.target.read_bytes() == b""  # for whoever reads it next
 
 
-async def test_a_run_goes_on_where_the_last_one_stopped(world: World, files: Files) -> None:
+async def test_a_run_resumes_where_the_last_one_stopped(world: World, files: Files) -> None:
     files.write(40)
     async with world(answer_seconds=1.0) as (emulator, client):
         with anyio.move_on_after(7.5):
@@ -157,7 +157,7 @@ async def test_a_run_goes_on_where_the_last_one_stopped(world: World, files: Fil
 
 
 @grid(count=[7, 8, 15], blank=["\n", "\r\n", "\n \n" * 20], anyio_backend=BACKENDS)
-async def test_blank_lines_at_the_end(world: World, files: Files, count: int, blank: str) -> None:
+async def test_blank_lines_at_the_end_are_skipped(world: World, files: Files, count: int, blank: str) -> None:
     files.write(count)
     with files.source.open("a") as file:
         file.write(blank)
@@ -166,18 +166,18 @@ async def test_blank_lines_at_the_end(world: World, files: Files, count: int, bl
     assert report.succeeded == count
 
 
-async def test_absurd_counts_of_tokens_are_none(
+async def test_absurd_token_counts_count_as_zero(
     world: World, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files.write(3)
     body = b'{"usage":{"prompt_tokens":1' + b"0" * 400 + b',"completion_tokens":-3}}'
-    monkeypatch.setattr(_crew, "classify", lambda _, request: _verdict.classify(Reply(200, body), request))
+    monkeypatch.setattr(_workers, "classify", lambda _, request: _outcome.classify(Reply(200, body), request))
     async with world() as (emulator, client):
         report = await run(client, files, emulator, concurrency="auto")
     assert (report.succeeded, report.prompt_tokens, report.completion_tokens) == (3, 0, 0)
 
 
-async def test_a_torn_end_is_asked_again(world: World, files: Files) -> None:
+async def test_the_request_of_an_incomplete_line_is_sent_again(world: World, files: Files) -> None:
     files.write(10)
     async with world() as (emulator, client):
         await run(client, files, emulator)
@@ -188,7 +188,7 @@ async def test_a_torn_end_is_asked_again(world: World, files: Files) -> None:
     files.check(10)
 
 
-async def test_the_output_can_have_the_order_of_the_input(
+async def test_the_output_can_be_sorted_like_the_input(
     world: World, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files.source.write_text("".join(files.line(n) + "\n" * (n % 3) for n in range(30)))
@@ -202,7 +202,7 @@ async def test_the_output_can_have_the_order_of_the_input(
 
 
 class TestFailures:
-    async def test_what_cannot_be_answered_is_an_error_line(self, world: World, files: Files) -> None:
+    async def test_a_rejected_request_becomes_an_error_line(self, world: World, files: Files) -> None:
         files.source.write_text(files.line(0) + files.line(1, max_tokens=-5) + files.line(2))
         async with world() as (emulator, client):
             report = await run(client, files, emulator, ordered=True)
@@ -227,7 +227,7 @@ class TestFailures:
         ],
         anyio_backend=BACKENDS,
     )
-    async def test_what_passes_is_tried_again(self, world: World, files: Files, fault: Fault) -> None:
+    async def test_temporary_failures_are_retried(self, world: World, files: Files, fault: Fault) -> None:
         files.write(20)
         async with world() as (emulator, client):
             emulator.add_fault(fault)
@@ -252,9 +252,9 @@ class TestFailures:
             with monkeypatch.context() as patched:
                 # The small requests that ask whether the endpoint is there have no name.
                 patched.setattr(
-                    _crew,
+                    _workers,
                     "classify",
-                    lambda seen, request: _verdict.classify(outcome if request.custom_id else seen, request),
+                    lambda seen, request: _outcome.classify(outcome if request.custom_id else seen, request),
                 )
                 report = await run(client, files, emulator, max_retries=2)
             assert report.failed == 3
@@ -275,7 +275,7 @@ class TestFailures:
         ],
         anyio_backend=BACKENDS,
     )
-    async def test_few_requests_are_not_to_blame_for_an_endpoint_that_is_away(
+    async def test_an_outage_is_not_blamed_on_few_requests(
         self, world: World, files: Files, fault: Fault
     ) -> None:
         files.write(3)
@@ -288,17 +288,17 @@ class TestFailures:
             assert (await run(client, files, emulator)).succeeded == 3
         files.check(3)
 
-    async def test_retry_after_is_obeyed(self, world: World, files: Files) -> None:
+    async def test_retry_after_is_honored(self, world: World, files: Files) -> None:
         files.write(1)
         async with world(step_seconds=0) as (emulator, client):
             emulator.add_fault(Fault("status", route="chat", status=429, headers={"retry-after": "20"}))
             report = await run(client, files, emulator)
         assert 20 <= report.seconds <= 22
 
-    async def test_a_key_that_is_refused_ends_the_run_at_once(self, world: World, files: Files) -> None:
+    async def test_a_rejected_key_ends_the_run_quickly(self, world: World, files: Files) -> None:
         files.write(1000)
         async with world() as (emulator, client):
-            with pytest.raises(EndpointError, match="refuses the key") as caught:
+            with pytest.raises(EndpointError, match="rejects the API key") as caught:
                 await client.run_batch(
                     files.source, files.target, MODEL, HARDWARE, api_key="sk-wrong", concurrency=4
                 )
@@ -308,8 +308,8 @@ class TestFailures:
         assert not files.target.exists()
 
     @grid(strength=1, status=[302, 401, 403, 404, 405, 502], anyio_backend=BACKENDS)
-    async def test_an_outage_is_nobodys_fault(self, world: World, files: Files, status: int) -> None:
-        """A server that starts anew, or a proxy that has lost it, says anything to everybody for a while."""
+    async def test_an_outage_fails_no_request(self, world: World, files: Files, status: int) -> None:
+        """A server that restarts, or a proxy without its server, fails every request for a while."""
         files.write(100)
         async with world(answer_seconds=0.1) as (emulator, client):
             fault = Fault("status", route="chat", status=status, skip=40, times=20)
@@ -320,7 +320,7 @@ class TestFailures:
         assert (report.succeeded, report.failed) == (100, 0)
 
     @grid(strength=1, status=[404, 503], anyio_backend=BACKENDS)
-    async def test_an_endpoint_that_is_not_there_yet_is_waited_for(
+    async def test_a_run_waits_for_an_endpoint_that_is_not_ready(
         self, world: World, files: Files, status: int
     ) -> None:
         files.write(200)
@@ -330,7 +330,7 @@ class TestFailures:
         assert (report.succeeded, report.failed) == (200, 0)
         assert report.seconds < 60
 
-    async def test_a_request_that_always_fails_is_to_blame_when_others_are_answered(
+    async def test_a_request_that_fails_while_others_are_answered_is_to_blame(
         self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         files.write(100)
@@ -338,9 +338,9 @@ class TestFailures:
         def classify(outcome: Any, request: Any) -> Any:
             if request.custom_id in {"r7", "r50"}:
                 outcome = Reply(502, b"<html>")
-            return _verdict.classify(outcome, request)
+            return _outcome.classify(outcome, request)
 
-        monkeypatch.setattr(_crew, "classify", classify)
+        monkeypatch.setattr(_workers, "classify", classify)
         async with world(answer_seconds=1.0) as (emulator, client):
             report = await run(client, files, emulator, max_retries=1)
             assert (report.succeeded, report.failed) == (98, 2)
@@ -353,16 +353,16 @@ class TestFailures:
         assert {each["status_code"] for each in bad.values()} == {502}
         assert bad["r7"]["body"]["error"]["message"] == "<html>"
 
-    async def test_slow_answers_are_no_outage(self, world: World, files: Files) -> None:
+    async def test_slow_answers_are_not_an_outage(self, world: World, files: Files) -> None:
         files.write(8)
         async with world(answer_seconds=250.0, parallel=4, queue=0) as (emulator, client):
             report = await run(client, files, emulator, concurrency=8)
         assert (report.succeeded, report.failed) == (8, 0)
 
-    async def test_what_waits_for_another_attempt_is_bounded(
+    async def test_the_number_of_requests_that_wait_for_a_retry_is_bounded(
         self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_work, "_MOST_WAITING", 20)
+        monkeypatch.setattr(_request_queue, "_MAX_RETRIES", 20)
         files.write(500)
         async with world() as (emulator, client):
             emulator.add_fault(Fault("status", route="chat", status=429, skip=1, times=None))
@@ -371,11 +371,11 @@ class TestFailures:
             # Six attempts of each of those that wait or are under way, instead of one of everything.
             assert 30 < asked(emulator) < 250
 
-    async def test_an_endpoint_that_answers_nothing_ends_the_run(self, world: World, files: Files) -> None:
+    async def test_an_endpoint_that_does_not_answer_ends_the_run(self, world: World, files: Files) -> None:
         files.write(100)
         async with world() as (emulator, client):
             emulator.add_fault(Fault("status", route="chat", status=503, skip=10, times=None))
-            with pytest.raises(EndpointError, match="answers nothing, for"):
+            with pytest.raises(EndpointError, match=r"does not answer \(for"):
                 await run(client, files, emulator)
             assert emulator.existing == ()
             emulator.clear_faults()
@@ -383,9 +383,7 @@ class TestFailures:
             await run(client, files, emulator)
         files.check(100)
 
-    async def test_the_endpoint_may_repeat_the_key_and_it_does_not_show(
-        self, world: World, files: Files
-    ) -> None:
+    async def test_a_key_that_the_endpoint_repeats_is_redacted(self, world: World, files: Files) -> None:
         files.write(1)
         async with world() as (emulator, client):
             emulator.add_fault(
@@ -402,7 +400,7 @@ class TestFailures:
 
 
 class TestInstances:
-    async def test_several_share_the_work(self, world: World, files: Files) -> None:
+    async def test_instances_share_the_work(self, world: World, files: Files) -> None:
         files.write(60)
         async with world(answer_seconds=1.0) as (emulator, client):
             report = await run(client, files, emulator, instances=3, concurrency=2)
@@ -414,7 +412,7 @@ class TestInstances:
         files.check(60)
 
     @grid(strength=1, how=["stop_instance", "delete_instance"], anyio_backend=BACKENDS)
-    async def test_one_that_is_lost_loses_no_work(
+    async def test_the_work_of_a_lost_instance_is_done_by_the_others(
         self, world: World, files: Files, how: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         files.write(80)
@@ -436,7 +434,7 @@ class TestInstances:
         files.check(80)
 
     @grid(strength=1, how=["stop_instance", "delete_instance"], anyio_backend=BACKENDS)
-    async def test_the_last_one_that_is_lost_ends_the_run_without_error_lines(
+    async def test_losing_the_last_instance_ends_the_run_without_error_lines(
         self, world: World, files: Files, how: str
     ) -> None:
         files.write(40)
@@ -454,7 +452,7 @@ class TestInstances:
             assert report.resumed >= 10
         files.check(40)
 
-    async def test_one_that_cannot_be_started_leaves_it_to_the_others(
+    async def test_the_others_do_the_work_of_an_instance_that_cannot_start(
         self, world: World, files: Files, caplog: pytest.LogCaptureFixture
     ) -> None:
         files.write(20)
@@ -464,7 +462,7 @@ class TestInstances:
         assert report.succeeded == 20
         assert len(report.incidents) == 1
 
-    async def test_that_none_can_be_started_is_an_error(self, world: World, files: Files) -> None:
+    async def test_no_instance_that_can_start_is_an_error(self, world: World, files: Files) -> None:
         files.write(2)
         async with world(capacity={HARDWARE: 0}, max_retries=0) as (emulator, client):
             with pytest.raises(ServiceUnavailableError):
@@ -472,7 +470,7 @@ class TestInstances:
             assert emulator.existing == ()
         assert not files.target.exists()
 
-    async def test_there_are_no_more_of_them_than_requests(self, world: World, files: Files) -> None:
+    async def test_there_are_not_more_instances_than_requests(self, world: World, files: Files) -> None:
         files.write(2)
         async with world() as (emulator, client):
             plan = await client.plan_batch(files.source, files.target, MODEL, HARDWARE, instances=5)
@@ -481,7 +479,7 @@ class TestInstances:
             assert len(emulator.ledger) == 2
         assert report.succeeded == 2
 
-    async def test_one_that_still_starts_when_all_is_done_is_not_waited_for(
+    async def test_a_finished_run_does_not_wait_for_a_starting_instance(
         self, world: World, files: Files
     ) -> None:
         files.write(5)
@@ -492,7 +490,7 @@ class TestInstances:
         assert report.succeeded == 5
         assert report.seconds < 110
 
-    async def test_that_the_release_of_one_that_still_starts_fails_is_told(
+    async def test_a_failed_release_of_a_starting_instance_is_an_incident(
         self, world: World, files: Files
     ) -> None:
         files.write(5)
@@ -505,9 +503,7 @@ class TestInstances:
         assert report.succeeded == 5
         assert any(left in each for each in report.incidents), report.incidents
 
-    async def test_one_that_is_to_come_later_is_not_waited_for_when_all_is_done(
-        self, world: World, files: Files
-    ) -> None:
+    async def test_a_finished_run_does_not_wait_for_retry_after(self, world: World, files: Files) -> None:
         files.write(40)
         async with world(answer_seconds=5.0) as (emulator, client):
             emulator.add_fault(Fault("status", route="chat", status=429, headers={"Retry-After": "250"}))
@@ -516,7 +512,7 @@ class TestInstances:
         assert report.succeeded == 40
         assert report.seconds < 100
 
-    async def test_the_money_is_shared(self, world: World, files: Files) -> None:
+    async def test_max_cost_is_divided_among_the_instances(self, world: World, files: Files) -> None:
         files.write(2000)
         async with world(answer_seconds=5.0) as (emulator, client):
             price = await client.plan_batch(files.source, files.target, MODEL, HARDWARE)
@@ -550,12 +546,12 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("text", "said"),
         [
-            ("{\n", "line 4: it is not JSON"),
+            ("{\n", "line 4: not valid JSON"),
             (json.dumps({"custom_id": "r1", "url": "/v1/embeddings", "body": {}}), "line 4: .* line 2"),
             (json.dumps({"custom_id": "x", "url": "/v1/audio", "body": {}}), "line 4: url must be"),
         ],
     )
-    async def test_a_bad_line_is_named_before_anything_is_started(
+    async def test_a_bad_line_is_an_error_before_the_start(
         self, world: World, files: Files, text: str, said: str
     ) -> None:
         files.write(3)
@@ -563,13 +559,15 @@ class TestBadInput:
             file.write(text)
         await self.refused(world, files, BatchFileError, said)
 
-    async def test_what_is_too_deep_is_named_as_early(self, world: World, files: Files) -> None:
+    async def test_a_deeply_nested_line_is_an_error_before_the_start(
+        self, world: World, files: Files
+    ) -> None:
         deep = "[" * 250 + "]" * 250
         line = f'{{"custom_id": "r0", "url": "/v1/embeddings", "body": {{"input": {deep}}}}}'
         files.source.write_text(line)
-        await self.refused(world, files, BatchFileError, "line 1: the body is too deep")
+        await self.refused(world, files, BatchFileError, "line 1: the JSON is nested too deeply")
 
-    async def test_an_output_with_too_long_a_name(self, world: World, files: Files) -> None:
+    async def test_an_output_with_a_too_long_name_is_an_error(self, world: World, files: Files) -> None:
         files.write(1)
         files.target = files.target.with_name("x" * 300)
         async with world() as (emulator, client):
@@ -579,7 +577,7 @@ class TestBadInput:
                 await client.plan_batch(files.source, files.target, MODEL, HARDWARE)
             assert emulator.requests == ()
 
-    async def test_a_link_to_itself(self, world: World, files: Files) -> None:
+    async def test_a_circular_link_is_an_error(self, world: World, files: Files) -> None:
         files.write(1)
         files.target.symlink_to(files.target)
         async with world() as (emulator, client):
@@ -588,7 +586,7 @@ class TestBadInput:
             assert emulator.requests == ()
 
     @pytest.mark.parametrize("where", ["made", "written"])
-    async def test_no_temporary_files(
+    async def test_a_full_temporary_directory_is_an_error(
         self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch, where: str
     ) -> None:
         files.write(200)
@@ -600,17 +598,17 @@ class TestBadInput:
             write = fail
 
         monkeypatch.setattr(tempfile, "TemporaryFile", fail if where == "made" else lambda **_: Full())
-        await self.refused(world, files, BatchWriteError, "no temporary file can be written: No space left")
+        await self.refused(world, files, BatchWriteError, "cannot write a temporary file: No space left")
 
-    async def test_no_input(self, world: World, files: Files) -> None:
+    async def test_a_missing_input_is_an_error(self, world: World, files: Files) -> None:
         await self.refused(world, files, BatchFileError, "cannot be read")
 
-    async def test_no_folder_for_the_output(self, world: World, files: Files) -> None:
+    async def test_a_missing_output_directory_is_an_error(self, world: World, files: Files) -> None:
         files.write(1)
         files.target = files.target / "no" / "folder"
         await self.refused(world, files, BatchFileError, "cannot be written")
 
-    async def test_no_key(self, world: World, files: Files) -> None:
+    async def test_a_missing_key_is_an_error(self, world: World, files: Files) -> None:
         files.write(1)
         async with world() as (emulator, client):
             with pytest.raises(ConfigurationError, match="CORTECS_API_KEY"):
@@ -636,20 +634,22 @@ class TestBadInput:
         ],
         anyio_backend=BACKENDS,
     )
-    async def test_bad_options(self, world: World, files: Files, options: dict[str, Any]) -> None:
+    async def test_invalid_options_are_errors(
+        self, world: World, files: Files, options: dict[str, Any]
+    ) -> None:
         files.write(1)
         await self.refused(world, files, InvalidArgumentError, next(iter(options)), **options)
 
-    async def test_a_path_that_is_none(self, world: World, files: Files) -> None:
+    async def test_an_invalid_path_is_an_error(self, world: World, files: Files) -> None:
         async with world() as (_, client):
             for bad in (3, "a\0b"):
                 with pytest.raises(InvalidArgumentError, match="input must be a path"):
                     await client.run_batch(bad, files.target, MODEL, api_key="k")  # type: ignore[arg-type]
 
-    async def test_an_input_that_changes_under_the_run(
+    async def test_an_input_that_changes_during_the_run_is_an_error(
         self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(_work, "_MOST_LINES", 10)  # it is not read to its end at once
+        monkeypatch.setattr(_request_queue, "_MAX_BUFFER_LINES", 10)  # it is not read to its end at once
         files.write(30)
         async with world(answer_seconds=1.0) as (emulator, client):
 
@@ -657,11 +657,11 @@ class TestBadInput:
                 with files.source.open("a") as file:
                     file.write(files.line(99))
 
-            with pytest.raises(BatchFileError, match="has changed"):
+            with pytest.raises(BatchFileError, match="input has changed"):
                 await run(client, files, emulator, on_provisioning=change)
             assert emulator.existing == ()
 
-    async def test_a_disk_that_is_full_ends_the_run_and_loses_nothing(
+    async def test_a_full_disk_ends_the_run_and_loses_nothing(
         self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         files.write(60)
@@ -685,7 +685,7 @@ class TestBadInput:
 
 
 class TestProgress:
-    async def test_it_counts_what_is_on_the_disk(self, world: World, files: Files) -> None:
+    async def test_progress_counts_the_lines_on_disk(self, world: World, files: Files) -> None:
         files.write(30)
         seen: list[BatchProgress] = []
 
@@ -707,7 +707,7 @@ class TestProgress:
         assert seen[0].instances == 0
         assert seen[0].eta is None
 
-    async def test_what_it_raises_ends_the_batch(self, world: World, files: Files) -> None:
+    async def test_an_exception_in_on_progress_ends_the_batch(self, world: World, files: Files) -> None:
         files.write(10)
 
         def fail(progress: BatchProgress) -> None:
@@ -719,7 +719,9 @@ class TestProgress:
                 await run(client, files, emulator, concurrency=1, on_progress=fail)
             assert emulator.existing == ()
 
-    async def test_provisioning_is_told(self, world: World, files: Files) -> None:
+    async def test_on_provisioning_receives_the_progress_of_the_start(
+        self, world: World, files: Files
+    ) -> None:
         files.write(1)
         seen: list[Progress] = []
         async with world() as (emulator, client):
@@ -733,7 +735,9 @@ def emulator_price(seen: list[BatchProgress]) -> float:
 
 class TestCancellation:
     @grid(strength=1, after=[0.0, 0.5, 2.0, 4.2, 5.0, 7.7, 9.0], anyio_backend=BACKENDS)
-    async def test_whatever_the_moment(self, world: World, files: Files, after: float) -> None:
+    async def test_cancellation_at_any_moment_leaves_nothing(
+        self, world: World, files: Files, after: float
+    ) -> None:
         files.write(40)
         async with world(answer_seconds=1.0, stop_seconds=0.5) as (emulator, client):
             with anyio.move_on_after(after) as scope:
@@ -743,27 +747,27 @@ class TestCancellation:
             await run(client, files, emulator)
         files.check(40)
 
-    async def test_what_was_answered_is_written_first(
+    async def test_answers_are_written_before_a_cancellation(
         self, world: World, files: Files, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         files.write(20)
-        real = _sink.AnswerWriter.run
+        real = _writer.AnswerWriter.run
 
-        async def never(sink: _sink.AnswerWriter) -> None:
+        async def never(writer: _writer.AnswerWriter) -> None:
             await anyio.sleep_forever()
 
-        monkeypatch.setattr(_sink.AnswerWriter, "run", never)
+        monkeypatch.setattr(_writer.AnswerWriter, "run", never)
         async with world(answer_seconds=1.0) as (emulator, client):
             with anyio.move_on_after(6.5):
                 await run(client, files, emulator, concurrency=4)
-            monkeypatch.setattr(_sink.AnswerWriter, "run", real)
+            monkeypatch.setattr(_writer.AnswerWriter, "run", real)
             answered = len(files.ids())
             assert answered >= 4
             assert (await run(client, files, emulator)).resumed == answered
         files.check(20)
 
 
-async def test_a_plan_touches_nothing(world: World, files: Files) -> None:
+async def test_a_plan_changes_nothing(world: World, files: Files) -> None:
     files.write(10)
     async with world() as (emulator, client):
         plan = await client.plan_batch(files.source, files.target, MODEL, instances=3, num_workers=2)
@@ -781,11 +785,11 @@ async def test_a_plan_touches_nothing(world: World, files: Files) -> None:
     ("options", "said"),
     [
         ({"hardware_type_id": "NVIDIA_NOTHING"}, "does not run on"),
-        ({"context_length": 10**9}, "is more than the"),
+        ({"context_length": 10**9}, "exceeds the"),
         ({"num_workers": 9}, "num_workers"),
     ],
 )
-async def test_a_plan_says_what_does_not_fit(
+async def test_a_plan_reports_what_the_model_does_not_support(
     world: World, files: Files, options: dict[str, Any], said: str
 ) -> None:
     files.write(1)

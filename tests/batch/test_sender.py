@@ -1,4 +1,4 @@
-"""Requests of a batch on their way through what the environment names: a proxy, ~/.netrc."""
+"""Test that senders honor the environment: proxies, NO_PROXY, ~/.netrc."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import pytest
 from attrs import define, field
 
-from cortecs_async._batch.sender import Access, Reply
+from cortecs_async._batch.sender import Reply, SenderConfig
 from cortecs_async._config import resolve_settings
 from cortecs_async._http.messages import Failure, FailureKind
 from cortecs_async._secrets import Secret
@@ -26,7 +26,7 @@ LOGIN = "Basic " + base64.b64encode("someone:p@ss!wörd".encode()).decode()
 
 @define
 class Proxy:
-    """Answers everything itself, and keeps what it was asked."""
+    """Answers every request itself, and records it."""
 
     answer: bytes = b"200 OK"
     port: int = 0
@@ -70,14 +70,16 @@ async def post(transport: Literal["aiohttp", "httpx"], base_url: str = ENDPOINT)
         transport="httpx",
         environ={},
     )
-    access = Access(settings=settings, transport=transport, given=None, key=Secret("the-key"), timeout=20.0)
-    async with access.sender(base_url) as sender:
+    config = SenderConfig(
+        settings=settings, transport=transport, http_client=None, key=Secret("the-key"), timeout=20.0
+    )
+    async with config.sender(base_url) as sender:
         return await sender.post("/chat/completions", b'{"model":"m"}')
 
 
 @TRANSPORTS
 @pytest.mark.parametrize("name", ["HTTP_PROXY", "ALL_PROXY", "http_proxy"])
-async def test_the_proxy_of_the_environment_is_used(
+async def test_the_environments_proxy_is_used(
     transport: Any, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with a_proxy() as proxy:
@@ -110,7 +112,7 @@ async def test_a_redirect_is_not_followed(transport: Any, monkeypatch: pytest.Mo
         ("http://127.0.0.1:9/v1", ""),
     ],
 )
-async def test_not_where_it_is_not_for(
+async def test_no_proxy_is_honored(
     transport: Any, base_url: str, exceptions: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with a_proxy() as proxy:
@@ -123,7 +125,7 @@ async def test_not_where_it_is_not_for(
 
 
 @TRANSPORTS
-async def test_the_key_is_not_replaced_by_a_login_of_netrc(
+async def test_a_login_in_netrc_does_not_replace_the_key(
     transport: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".netrc").write_text("default login somebody password else\n")
@@ -154,7 +156,7 @@ async def test_a_proxy_does_not_see_the_key(transport: Any, monkeypatch: pytest.
 
 
 @TRANSPORTS
-async def test_the_password_of_a_proxy_does_not_show(transport: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_password_of_a_proxy_is_not_shown(transport: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://someone:passw0rd@127.0.0.1:9")
     outcome = await post(transport)
     assert isinstance(outcome, Failure)
@@ -162,7 +164,7 @@ async def test_the_password_of_a_proxy_does_not_show(transport: Any, monkeypatch
     assert "passw0rd" not in repr(outcome)
 
 
-async def test_another_kind_of_proxy_is_left_to_httpx(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_kinds_of_proxy_use_httpx(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "https://someone:passw0rd@127.0.0.1:9")
     outcome = await post("aiohttp")
     assert isinstance(outcome, Failure)

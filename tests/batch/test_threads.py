@@ -1,4 +1,4 @@
-"""Batches with real threads and sockets, on both transports: cancelled at any moment, and badly answered."""
+"""Test batches with real threads and sockets, on both transports: cancellation and failed attempts."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def run(client: AsyncCortecs, emulator: Emulator, folder: Path, **options:
         pytest.param("httpx", 3, marks=pytest.mark.nightly),
     ],
 )
-async def test_cancelled_again_and_again(tmp_path: Path, transport: str, times: int) -> None:
+async def test_repeated_cancellation_loses_nothing(tmp_path: Path, transport: str, times: int) -> None:
     write(tmp_path)
     async with (
         serve_emulator(step_seconds=0.01, answer_seconds=0.05) as emulator,
@@ -96,7 +96,7 @@ async def test_cancelled_again_and_again(tmp_path: Path, transport: str, times: 
     ],
     ids=lambda fault: f"{fault.kind}-{fault.when}",
 )
-async def test_bad_answers_are_no_exceptions(tmp_path: Path, transport: str, fault: Fault) -> None:
+async def test_failed_attempts_are_not_exceptions(tmp_path: Path, transport: str, fault: Fault) -> None:
     write(tmp_path)
     async with (
         serve_emulator(step_seconds=0.01) as emulator,

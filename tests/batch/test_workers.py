@@ -1,4 +1,4 @@
-"""Those who work on an instance, with endpoints that fail in many ways: whose fault is it?"""
+"""Test worker pools with endpoints and requests that fail in many ways."""
 
 from __future__ import annotations
 
@@ -7,19 +7,18 @@ import math
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import anyio
 import pytest
 from _grids import BACKENDS, grid
 from attrs import define, field
 
-from cortecs_async._batch.concurrency import AdaptiveLimit, FixedLimit
-from cortecs_async._batch.format import RequestReader
+from cortecs_async._batch.concurrency import AdaptiveLimit, ConcurrencyLimit
+from cortecs_async._batch.format import AnswerLine, RequestParser
 from cortecs_async._batch.request_queue import RequestQueue
 from cortecs_async._batch.sender import Reply
 from cortecs_async._batch.workers import WorkerPool
-from cortecs_async._batch.writer import Line
 from cortecs_async._http.messages import Failure, FailureKind
 from cortecs_async.errors import EndpointError
 
@@ -41,13 +40,13 @@ def bad(style: str) -> Reply | Failure:
 
 @define
 class Endpoint:
-    """Answers after a while, and not always.
+    """Answers after a while, unless it fails.
 
     Attributes:
-        seconds: How long answers take: the least and the most.
-        poison: What it says at once to these requests; to those with None, nothing.
-        outages: From when until when it says what, at once, to all.
-        together: More than so many at once get a 429.
+        seconds: The shortest and the longest duration of an answer.
+        poison: Immediate responses to these requests; None never answers.
+        outages: Begin, end and immediate response to all requests meanwhile.
+        together: Parallel requests above which others get a 429.
     """
 
     rng: random.Random
@@ -57,12 +56,6 @@ class Endpoint:
     together: int = 10**9
     asked: Counter[int] = field(factory=Counter)
     busy: int = 0
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        pass
 
     async def post(self, path: str, body: bytes) -> Reply | Failure:
         number = json.loads(body).get("number", -1)
@@ -96,12 +89,12 @@ class Endpoint:
 
 @define
 class Sink:
-    """Keeps what it is given."""
+    """Keeps the lines that it gets."""
 
-    lines: list[Line] = field(factory=list)
+    lines: list[AnswerLine] = field(factory=list)
     is_full: bool = False
 
-    def put(self, line: Line) -> None:
+    def put(self, line: AnswerLine) -> None:
         self.lines.append(line)
 
     @property
@@ -132,33 +125,33 @@ async def work_on(
         for number in range(count):
             request = {"custom_id": f"r{number}", "url": "/v1/chat/completions", "body": {"number": number}}
             file.write(json.dumps(request) + "\n")
-    reader = RequestReader("in.jsonl", "org/model", override_model=False)
-    work = RequestQueue(source, reader, bytearray(count // 8 + 1), source.stat())
+    parser = RequestParser("in.jsonl", "org/model", override_model=False)
+    queue = RequestQueue(source, parser, bytearray(count // 8 + 1), source.stat())
     sink: Any = Sink()
     errors: list[EndpointError] = []
 
     async def run(endpoint: Endpoint) -> None:
-        limit = AdaptiveLimit() if concurrency == "auto" else FixedLimit(concurrency)
-        crew = WorkerPool(
+        limit = AdaptiveLimit() if concurrency == "auto" else ConcurrencyLimit(concurrency)
+        pool = WorkerPool(
             instance_id="i",
             model="org/model",
-            sender=endpoint,
-            work=work,
-            sink=sink,
+            post=endpoint.post,
+            queue=queue,
+            writer=sink,
             limit=limit,
             max_retries=max_retries,
         )
         try:
-            await crew.run()
+            await pool.run()
         except EndpointError as error:
             errors.append(error)
 
     began = anyio.current_time()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(work.read)
-        async with anyio.create_task_group() as crews:
+        tasks.start_soon(queue.read)
+        async with anyio.create_task_group() as pools:
             for endpoint in endpoints:
-                crews.start_soon(run, endpoint)
+                pools.start_soon(run, endpoint)
         tasks.cancel_scope.cancel()
     assert max(Counter(line.request.number for line in sink.lines).values(), default=1) == 1
     if len(errors) < len(endpoints):
@@ -167,7 +160,7 @@ async def work_on(
 
 
 class TestPoison:
-    """Requests that are never answered, among others that are."""
+    """Requests that always fail, among others that are answered."""
 
     @grid(
         style=["500", "lost"],
@@ -177,7 +170,7 @@ class TestPoison:
         which=[{150}, set(range(8)), set(range(100, 140)), set(range(0, 300, 50)), {299}],
         anyio_backend=BACKENDS,
     )
-    async def test_it_costs_little(
+    async def test_failing_requests_cost_little(
         self, tmp_path: Path, style: str, seconds: tuple[float, float], concurrency: Any, which: set[int]
     ) -> None:
         endpoint = Endpoint(random.Random(1), seconds, dict.fromkeys(which, bad(style)))
@@ -191,7 +184,7 @@ class TestPoison:
         assert done.seconds < 1.3 * ideal + 60 + 4 * len(which) / at_once
 
     @grid(concurrency=[4, 32, "auto"], count=[1, 5, 40], anyio_backend=BACKENDS)
-    async def test_what_never_ends_gets_three_time_outs_at_the_most(
+    async def test_a_request_times_out_at_most_three_times(
         self, tmp_path: Path, count: int, concurrency: Any
     ) -> None:
         which = {7 * number for number in range(count)}
@@ -204,7 +197,7 @@ class TestPoison:
         assert done.seconds < TIMEOUT * (waves + 3) + 600
 
     @grid(strength=1, max_retries=[0, 1, 2], anyio_backend=BACKENDS)
-    async def test_it_is_asked_no_more_than_that(self, tmp_path: Path, max_retries: int) -> None:
+    async def test_max_retries_limits_the_attempts(self, tmp_path: Path, max_retries: int) -> None:
         endpoint = Endpoint(random.Random(1), (0.05, 0.1), {3: bad("500")})
         done = await work_on(tmp_path, 1000, endpoint, concurrency=4, max_retries=max_retries)
         assert done.sink.failed == {3}
@@ -212,7 +205,7 @@ class TestPoison:
         assert endpoint.asked[3] == max(max_retries + 1, 2)
 
     @grid(strength=1, count=[1, 3, 700], anyio_backend=BACKENDS)
-    async def test_nothing_but_poison(self, tmp_path: Path, count: int) -> None:
+    async def test_only_failing_requests(self, tmp_path: Path, count: int) -> None:
         endpoint = Endpoint(random.Random(1), (1.0, 1.0), dict.fromkeys(range(count), bad("500")))
         done = await work_on(tmp_path, count, endpoint)
         assert done.errors == []
@@ -221,7 +214,7 @@ class TestPoison:
 
 
 class TestOutages:
-    """An endpoint that is away for a while: nobody's fault."""
+    """Endpoints that are down for a while."""
 
     @grid(
         style=["502", "404", "401", "lost", "busy"],
@@ -229,7 +222,7 @@ class TestOutages:
         concurrency=[1, 8, "auto"],
         anyio_backend=BACKENDS,
     )
-    async def test_all_are_answered_afterwards(
+    async def test_all_requests_are_answered_after_an_outage(
         self, tmp_path: Path, style: str, begin: float, concurrency: Any
     ) -> None:
         length = 9.0 if style == "401" and begin == 0 else 120.0
@@ -240,13 +233,15 @@ class TestOutages:
         assert done.sink.failed == set()
 
     @grid(style=["502", "401", "lost", "busy", "429"], concurrency=[1, 8, "auto"], anyio_backend=BACKENDS)
-    async def test_for_good_it_is_given_up(self, tmp_path: Path, style: str, concurrency: Any) -> None:
+    async def test_an_endpoint_is_given_up_after_a_long_outage(
+        self, tmp_path: Path, style: str, concurrency: Any
+    ) -> None:
         endpoint = Endpoint(random.Random(1), (1.0, 2.0), outages=[(5.0, 1e9, bad(style))])
         done = await work_on(tmp_path, 1000, endpoint, concurrency=concurrency)
         (error,) = done.errors
-        assert {"401": "refuses the key", "429": "takes no requests"}.get(style, "answers nothing") in str(
-            error
-        )
+        assert {"401": "rejects the API key", "429": "accepts no requests"}.get(
+            style, "does not answer"
+        ) in str(error)
         assert done.sink.failed == set()
         # What it asks to wait does not count as its failure.
         assert 184 < done.seconds < (620 if style == "busy" else 260)
@@ -257,35 +252,35 @@ class TestOutages:
         assert done.errors == []
         assert done.sink.failed == set()
 
-    async def test_an_endpoint_is_not_given_up_while_a_request_is_under_way(self, tmp_path: Path) -> None:
+    async def test_an_endpoint_is_not_given_up_while_a_request_is_in_flight(self, tmp_path: Path) -> None:
         endpoint = Endpoint(random.Random(1), (3.0, 300.0), outages=[(5.0, 240.0, bad("502"))])
         done = await work_on(tmp_path, 20, endpoint)
         assert done.errors == []
         assert done.sink.failed == set()
 
-    async def test_one_that_hangs_is_given_up(self, tmp_path: Path) -> None:
+    async def test_an_endpoint_that_hangs_is_given_up(self, tmp_path: Path) -> None:
         hangs: dict[int, Reply | Failure | None] = dict.fromkeys(range(-1, 5000))
         done = await work_on(tmp_path, 5000, Endpoint(random.Random(1), (1.0, 2.0), hangs))
         (error,) = done.errors
-        assert "answers nothing" in str(error)
+        assert "does not answer" in str(error)
         assert done.sink.lines == []
         assert done.seconds < TIMEOUT + 180 + TIMEOUT
 
-    async def test_one_that_never_answers_in_time_is_given_up(self, tmp_path: Path) -> None:
+    async def test_an_endpoint_that_always_times_out_is_given_up(self, tmp_path: Path) -> None:
         hangs: dict[int, Reply | Failure | None] = dict.fromkeys(range(5000))
         done = await work_on(tmp_path, 5000, Endpoint(random.Random(1), (1.0, 2.0), hangs))
         (error,) = done.errors
         assert "has timed out 64 times" in str(error)
         assert done.seconds < 9 * TIMEOUT
 
-    async def test_the_others_go_on_without_it(self, tmp_path: Path) -> None:
+    async def test_other_endpoints_continue_without_it(self, tmp_path: Path) -> None:
         dead = Endpoint(random.Random(1), (1.0, 2.0), outages=[(10.0, 1e9, bad("502"))])
         alive = Endpoint(random.Random(2), (1.0, 2.0))
         done = await work_on(tmp_path, 2000, dead, alive)
         assert len(done.errors) == 1
         assert done.sink.failed == set()
 
-    async def test_more_than_it_takes_is_put_off(self, tmp_path: Path) -> None:
+    async def test_requests_above_the_capacity_are_retried(self, tmp_path: Path) -> None:
         endpoint = Endpoint(random.Random(1), (250.0, 300.0), together=4)
         done = await work_on(tmp_path, 12, endpoint, concurrency=12)
         assert done.errors == []
@@ -304,8 +299,8 @@ SEEDS = {1, 2, 9, 12, 16, 19, 23, 37, 38, 40, 48, 49}
     ],
     indirect=["anyio_backend"],
 )
-async def test_whatever_happens_each_gets_its_own(tmp_path: Path, seed: int) -> None:
-    """Endpoints that fail for less than the patience, and requests that nobody can answer."""
+async def test_every_request_gets_its_own_result(tmp_path: Path, seed: int) -> None:
+    """Endpoints that fail for less than the timeout, and requests that always fail."""
     rng = random.Random(seed)
     count = rng.choice([1, 3, 20, 100, 400])
     seconds = rng.choice([(0.05, 0.2), (1.0, 3.0), (10.0, 20.0)])
@@ -355,33 +350,33 @@ class StubSink:
     def __init__(self) -> None:
         self.ids: list[str] = []
 
-    def put(self, line: Line) -> None:
+    def put(self, line: AnswerLine) -> None:
         self.ids.append(line.request.custom_id)
 
 
-async def test_requests_under_way_on_a_lost_instance_are_sent_to_another(
+async def test_requests_in_flight_on_a_lost_instance_are_sent_to_another(
     tmp_path: Path, batch_without_threads: None
 ) -> None:
     source = tmp_path / "in.jsonl"
     line = '{{"custom_id":"r{}","url":"/v1/chat/completions","body":{{}}}}\n'
     source.write_text("".join(line.format(number) for number in range(7)))
-    reader = RequestReader("in.jsonl", "org/model", override_model=False)
-    work, lines = RequestQueue(source, reader, bytearray(1), source.stat()), StubSink()
+    parser = RequestParser("in.jsonl", "org/model", override_model=False)
+    queue, lines = RequestQueue(source, parser, bytearray(1), source.stat()), StubSink()
 
     async def use(endpoint: Any) -> None:
         sink: Any = lines
-        limit = FixedLimit(4)
+        limit = ConcurrencyLimit(4)
         await WorkerPool(
             instance_id="i",
             model="org/model",
-            sender=endpoint,
-            work=work,
-            sink=sink,
+            post=endpoint.post,
+            queue=queue,
+            writer=sink,
             limit=limit,
             max_retries=5,
         ).run()
 
-    await work.read()
+    await queue.read()
     with anyio.move_on_after(10):
         await use(StubEndpoint(answers=False))
     with anyio.fail_after(60):

@@ -19,7 +19,7 @@ from attrs import evolve
 from click.testing import Result
 from rich.console import Console
 
-from cortecs_async._batch import health as _health
+from cortecs_async._batch import outcome as _outcome
 from cortecs_async._cli.batch_display import LineDisplay, LiveDisplay, format_duration, format_number
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import (
@@ -138,10 +138,10 @@ def test_dry_run_warns_of_a_request_longer_than_the_context(
 @pytest.mark.parametrize(
     ("options", "text", "expected"),
     [
-        ([], "{", "in.jsonl, line 1: it is not JSON"),
+        ([], "{", "in.jsonl, line 1: not valid JSON"),
         ([], None, "in.jsonl: cannot be read: No such file"),
         (["-o", "no/such/out.jsonl"], "\n", "no/such/out.jsonl: cannot be written: No such file"),
-        (["-o", "in.jsonl"], "\n", "in.jsonl: the output is the input itself"),
+        (["-o", "in.jsonl"], "\n", "in.jsonl: the output is the same file as the input"),
     ],
 )
 @pytest.mark.sockets
@@ -173,10 +173,10 @@ def test_nothing_is_started_without_an_inference_key(
 @pytest.mark.sockets
 def test_rejected_key_is_never_printed(served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-and-secret")
-    monkeypatch.setattr(_health, "KEY_TIMEOUT", 0.5)
+    monkeypatch.setattr(_outcome, "KEY_TIMEOUT", 0.5)
     done = call(before=["-vv"])
     assert done.exit_code == 1
-    assert "refuses the key" in done.stderr
+    assert "rejects the API key" in done.stderr
     assert "sk-wrong-and-secret" not in done.output
     assert served.existing == ()
 

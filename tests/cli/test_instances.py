@@ -480,7 +480,7 @@ class TestWatch:
         last = {each["instance_id"]: each for each in map(json.loads, shown.stdout.splitlines())}
         assert last[one]["status"] == "running"
         assert (last["nobody"]["status"], last["nobody"]["instance"]) == ("error", None)
-        assert "there is no instance 'nobody'" in last["nobody"]["error"]
+        assert "instance 'nobody' does not exist" in last["nobody"]["error"]
         hint = call("watch", "nobody").stdout
         assert re.fullmatch(
             r"nobody  error  .*  Run `cortecs-async ls` to list your instances\.  [0-9.]+ s\n", hint

@@ -1,4 +1,4 @@
-"""`client.diagnose()`: each thing that is wrong is found, by its name, and nothing is started."""
+"""Test that `client.diagnose()` finds each problem, and starts nothing."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ async def test_clocks_that_are_apart(apart: timedelta, age: int, said: str | Non
 async def test_a_date_that_is_none_is_not_compared(date: str) -> None:
     findings = await found_with({"Date": date})
     assert findings["clock"] == Finding(
-        name="clock", ok=True, detail="not compared: the service does not tell the time"
+        name="clock", ok=True, detail="not compared: the service sends no time"
     )
 
 
@@ -192,7 +192,7 @@ async def test_what_the_dead_left_is_counted_and_left_alone(world: World, journa
     async with world(journal="auto") as (_, client):
         findings = await found(client)
     assert wrong(findings) == set()
-    assert "2 of processes that died" in findings["journal"].detail
+    assert "2 journal(s) of processes that died" in findings["journal"].detail
     assert "sweep" in findings["journal"].hint
     assert files(journals) == 3
     living.remove()
@@ -230,7 +230,7 @@ async def test_a_reaper_is_started_and_goes_again(world: World, monkeypatch: pyt
     monkeypatch.setattr(ReaperProcess, "handshake", greeted)
     async with world(guard="auto") as (_, client):
         findings = await found(client)
-    assert findings["reaper"] == Finding(name="reaper", ok=True, detail="starts and answers")
+    assert findings["reaper"] == Finding(name="reaper", ok=True, detail="starts and responds")
     assert len(seen) == 1
     assert reapers_of(os.getpid()) == ()
 

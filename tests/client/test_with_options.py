@@ -1,4 +1,4 @@
-"""`with_options` and `request`: single calls with options of their own, and the answers as they came."""
+"""Test `with_options` and `request`: options for single calls, and unchanged responses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def service() -> Service:
 
 
 def sent(service: Service) -> list[httpx.Request]:
-    """The requests without those for a token."""
+    """Return the requests without those for a token."""
     return [each for each in service.requests if not each.url.path.endswith("/token")]
 
 

@@ -1,4 +1,4 @@
-"""For those who cannot hold a context manager: `acquire`, `release`, and the borrowing `attach`."""
+"""Test `acquire`, `release` and `attach`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from cortecs_async.emulator._emulator import _EPOCH
 
 
 def another_client(emu: Emulator, **more: Any) -> AsyncCortecs:
-    """As another process has one."""
+    """Return a client as another process has it."""
     return AsyncCortecs(
         emu.client_id,
         emu.client_secret,
@@ -70,7 +70,7 @@ async def test_what_holds_connections_is_not_pickled(world: World) -> None:
     async with world() as (_, client), client.instance(MODEL) as inst:
         with pytest.raises(TypeError, match=r"send `inst\.handle`"):
             pickle.dumps(inst)
-        with pytest.raises(TypeError, match="make one in each"):
+        with pytest.raises(TypeError, match="create one in each process"):
             pickle.dumps(client)
 
 

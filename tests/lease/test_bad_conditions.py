@@ -1,4 +1,4 @@
-"""Many leases at once, and a service that is slow, busy, or occupied by the caller's other traffic."""
+"""Test many leases in parallel, and a service that is slow, busy, or used by the caller for other things."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cortecs_async.emulator import Emulator, Fault
 
 
 async def lease_many(client: AsyncCortecs, count: int) -> None:
-    """So many leases at once, all held until the last one runs."""
+    """Hold this many leases in parallel until the last instance is running."""
     running = 0
     all_run = anyio.Event()
 
@@ -111,15 +111,15 @@ async def test_starts_in_a_stream_share_the_list_of_what_existed(world: World) -
         for _ in range(50):
             tasks.start_soon(lease)
             await anyio.sleep(0.018)
-        before_the_first_look = [record.route for record in emu.requests]
-        assert before_the_first_look.count("start") == 50
+        before_the_first_poll = [record.route for record in emu.requests]
+        assert before_the_first_poll.count("start") == 50
         tasks.cancel_scope.cancel()
-    # Of a second each, and the looks of the waits besides.
-    assert before_the_first_look.count("list") <= 2 + 3
+    # One for each second, and the polls of the waits.
+    assert before_the_first_poll.count("list") <= 2 + 3
 
 
 class EverySecondRefused(httpx.AsyncBaseTransport):
-    """Answers 429 to every second request of a kind."""
+    """Responds with 429 to every second request to a route."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport) -> None:
         self._inner = inner

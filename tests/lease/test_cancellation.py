@@ -1,4 +1,4 @@
-"""Cancelled at every moment of its life, in every way, a lease leaves nothing behind. On virtual time.
+"""Test that a lease leaves nothing behind, whenever and however it is cancelled. On virtual time.
 
 The moments are a grid over the life of a lease whose requests all take time: the token, the start, the polls,
 the body, the stop, the wait, the delete and its confirmation. `test_every_await.py` cancels at each await
@@ -131,7 +131,7 @@ async def test_a_cancellation_during_the_release_still_reaches_the_caller(world:
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 class TestByTheMeansOfAsyncio:
-    """`task.cancel()`, which trio does not have, goes through shields."""
+    """Test `task.cancel()`, which trio does not have, and which ignores shields."""
 
     @pytest.mark.parametrize(("name", "after"), staggered(ASYNCIO))
     async def test_at_every_moment(self, world: World, name: str, after: float) -> None:
@@ -182,7 +182,7 @@ class TestByTheMeansOfAsyncio:
     async def test_a_ctrl_c_that_hits_the_task_of_the_release_is_survived(
         self, world: World, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """asyncio raises a second Ctrl-C in whatever code runs just then."""
+        """Test a second Ctrl-C, which asyncio raises in whatever code is running."""
         stop = Instances.stop
         hits = [KeyboardInterrupt(), KeyboardInterrupt()]
 
@@ -198,7 +198,7 @@ class TestByTheMeansOfAsyncio:
             assert emu.existing == ()
 
     async def test_even_the_task_of_the_release_can_be_cancelled(self, world: World) -> None:
-        """What asyncio does to every task after a second Ctrl-C."""
+        """Test what asyncio does to every task after a second Ctrl-C."""
         async with world(stop_seconds=3.0) as (emu, client):
             others = asyncio.all_tasks()
             task = asyncio.create_task(lease_and(client))

@@ -1,11 +1,11 @@
-"""Cancelled at every single await of its life, in every way, a lease leaves nothing behind. On virtual time.
+"""Test that a lease leaves nothing behind if it is cancelled at any await, in any way. On virtual time.
 
-`test_cancellation.py` cancels on a grid of times. Here the moments are the awaits themselves: what is to be
-cancelled is driven by a wrapper that sees each value on its way to the event loop, counts, and at one of them
-does what cancels, while the task waits there. Where the work is done by other tasks, as most of a release is,
-the moments are the turns of the event loop, and every task of it is cancelled.
+`test_cancellation.py` cancels on a grid of times. Here the moments are the awaits. A wrapper drives the
+coroutine, sees each value on its way to the event loop, counts, and cancels at one of them, while the task
+waits there. If other tasks do the work, as in most of a release, the moments are the turns of the event loop,
+and every task is cancelled.
 
-With CORTECS_AWAIT_REPORT, the name of a file, the figures of a run are written there as JSON.
+If CORTECS_AWAIT_REPORT names a file, the figures of a run are written to it as JSON.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ Body = Callable[[Scene], Coroutine[Any, Any, None]]
 async def lease(scene: Scene) -> None:
     async with scene.client.instance(MODEL, HARDWARE, max_lifetime=scene.max_lifetime) as inst:
         scene.billed_from = inst._state.billed_from
-        # Long enough for a look of the watchdog's.
+        # Long enough for a poll by the watchdog.
         await anyio.sleep(11.0)
         # With a time limit that ends now, the block is cancelled in one of these.
         for _ in range(6):
@@ -98,10 +98,10 @@ async def restart(scene: Scene) -> None:
 
 
 async def whole_client(scene: Scene) -> None:
-    """A client of its own, whose end is cancelled too."""
+    """Lease with a client of its own, whose end is cancelled too."""
     http, journal = (
         scene.client._wiring.http._transport.connections.pools[0].client,
-        scene.client._wiring.promises.directory,
+        scene.client._wiring.promises.store.directory,
     )
     scene.own_client = client_of(scene.emu, http, journal=journal)
     async with scene.own_client as client, client.instance(MODEL, HARDWARE):
@@ -131,7 +131,7 @@ async def nothing(scene: Scene) -> None:
 
 
 async def neighbour(scene: Scene) -> None:
-    """Another lease of the client, which must not notice anything."""
+    """Hold another lease of the client, which must not be disturbed."""
     async with scene.client.instance(MODEL, HARDWARE):
         await anyio.sleep(5.0)
 
@@ -147,8 +147,8 @@ class Scenario:
         faults: What goes wrong with the service.
         journal: Whether a journal is kept. Of that, nothing may be left.
         expires: Whether there is a time limit, which ends at the moment of the cancellation.
-        min_interval: Seconds between two looks of the client's: fewer looks are fewer awaits that are alike.
-        patience: Seconds in which it must end once it is cancelled.
+        min_interval: Seconds between two polls of the client. Fewer polls are fewer similar awaits.
+        time_limit: Seconds in which it must end once it is cancelled.
         starts: How many instances may be started at most.
     """
 
@@ -159,11 +159,11 @@ class Scenario:
     journal: bool = False
     expires: bool = False
     min_interval: float = 0.5
-    patience: float = 6.0
+    time_limit: float = 6.0
     starts: int = 1
 
     def may_raise(self, error: BaseException) -> bool:
-        """Whether this may come out instead of the cancellation."""
+        """Return whether this may be raised instead of the cancellation."""
         if isinstance(error, BaseExceptionGroup):
             return all(self.may_raise(each) for each in error.exceptions)
         return self.expires and isinstance(error, errors.LeaseExpiredError)
@@ -178,7 +178,9 @@ SCENARIOS = {
     "lease, slow service": Scenario(body=lease, faults=(SLOW,)),
     "lease, journal": Scenario(body=lease, journal=True),
     # Its instance is looked for, for 10 s.
-    "lease, lost start": Scenario(body=lease, faults=(LOST,), journal=True, min_interval=2.0, patience=16.0),
+    "lease, lost start": Scenario(
+        body=lease, faults=(LOST,), journal=True, min_interval=2.0, time_limit=16.0
+    ),
     "lease, time limit": Scenario(body=lease, expires=True),
     "lease beside another": Scenario(body=lease, beside=neighbour, journal=True, starts=2),
     "lost start beside another": Scenario(
@@ -187,7 +189,7 @@ SCENARIOS = {
         faults=(LOST, LOST),
         journal=True,
         min_interval=2.0,
-        patience=16.0,
+        time_limit=16.0,
         starts=2,
     ),
     "restart": Scenario(body=restart, before=stop_one, faults=(SLOW,), journal=True),
@@ -202,7 +204,7 @@ SCENARIOS = {
 
 @types.coroutine
 def driven(coroutine: Coroutine[Any, Any, T], suspended: Act) -> Generator[Any, Any, T]:
-    """Runs a coroutine, and shows what it yields to the event loop just before the loop gets it."""
+    """Drives a coroutine, and sees what it yields just before the event loop does."""
     step: Callable[[Any], Any] = coroutine.send
     value: Any = None
     while True:
@@ -241,11 +243,11 @@ class Probe:
     phase: str | None = None
 
     async def run(self, act: Act) -> None:
-        """Runs the body; its moments are its awaits."""
+        """Run the body; its moments are its awaits."""
         await driven(self.body, lambda signal: self.reached(act, signal))
 
     def reached(self, act: Act, signal: Any) -> None:
-        """A moment has come."""
+        """Count a moment, and act if it is one of those."""
         number = len(self.moments)
         self.moments.append(self.now())
         if number not in self.points:
@@ -257,11 +259,11 @@ class Probe:
 
 
 class OutcomeError(Exception):
-    """A cancellation did not come out as it must."""
+    """A cancellation was not raised as it must be."""
 
 
 class SiblingError(Exception):
-    """What the failing sibling raises."""
+    """The error of the failing sibling."""
 
 
 async def must_be_cancelled(task: asyncio.Future[None]) -> None:
@@ -343,7 +345,7 @@ async def failing_sibling(probe: Probe) -> None:
 
 
 class TickingLoop(VirtualTimeLoop):
-    """Its turns can be a probe's moments: each of them once the clock has moved, and before anything runs."""
+    """An event loop whose turns are the moments, after the clock has moved and before anything runs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -358,7 +360,7 @@ class TickingLoop(VirtualTimeLoop):
         self._virtual_selector.select = select_and_tick  # type: ignore[method-assign]
 
     def count(self, probe: Probe, act: Act, task: asyncio.Future[None]) -> None:
-        """Counts turns until the task is done."""
+        """Count turns until the task is done."""
 
         def tick() -> None:
             if not task.done():
@@ -368,7 +370,7 @@ class TickingLoop(VirtualTimeLoop):
 
 
 async def every_task(probe: Probe) -> None:
-    """The moments are the turns of the loop, and all tasks are cancelled, those of the client among them."""
+    """Cancel all tasks, also those of the client, at a turn of the loop."""
     loop = asyncio.get_running_loop()
     assert isinstance(loop, TickingLoop)
     others = asyncio.all_tasks()
@@ -421,7 +423,7 @@ WAYS = {
 
 @define
 class Trial:
-    """What one trial showed."""
+    """The result of one trial."""
 
     moments: list[float] = Factory(list)
     billed_from: float = 0.0
@@ -430,13 +432,13 @@ class Trial:
     troubles: list[str] = Factory(list)
 
     def keep(self, probe: Probe, scene: Scene) -> None:
-        """Takes down where it was hit."""
+        """Record where it was cancelled."""
         self.moments, self.phase, self.billed_from = probe.moments, probe.phase, scene.billed_from
         if probe.points and probe.hit_at is None:
             self.troubles.append("it ended before it was cancelled")
 
     def look(self, scene: Scene, scenario: Scenario, when: str) -> None:
-        """Takes down what there is that must not be."""
+        """Record what must not be left."""
         emu = scene.emu
         kept: tuple[str, ...] = ()
         if scene.handle is not None:
@@ -491,7 +493,7 @@ def client_of(
 def attempt(
     way: Way, scenario: Scenario, points: Collection[int], journal: Path, max_lifetime: float | None = None
 ) -> Trial:
-    """Runs a scenario in a world of its own, cancelled at these moments."""
+    """Run a scenario in a world of its own, and cancel it at these moments."""
     trial = Trial()
 
     async def cancel(scene: Scene) -> None:
@@ -502,7 +504,7 @@ def attempt(
             if points and not scenario.may_raise(error):
                 trial.troubles.append(repr(error))
         trial.keep(probe, scene)
-        if probe.hit_at is not None and probe.now() - probe.hit_at > scenario.patience:
+        if probe.hit_at is not None and probe.now() - probe.hit_at > scenario.time_limit:
             trial.troubles.append(f"it ended {probe.now() - probe.hit_at:g} s after it was cancelled")
 
     async def live_beside(scene: Scene) -> None:
@@ -543,7 +545,7 @@ def attempt(
 
 
 def trials(way: Way, scenario: Scenario, directory: Path) -> Iterator[tuple[str, Trial]]:
-    """One trial for every moment, and its name."""
+    """Yield a trial for each moment, with its name."""
 
     def run(name: str, points: Collection[int] = (), max_lifetime: float | None = None) -> Trial:
         return attempt(way, scenario, points, directory / name / "journal", max_lifetime)
@@ -568,7 +570,7 @@ def trials(way: Way, scenario: Scenario, directory: Path) -> Iterator[tuple[str,
 
 
 def run_out(scenario: Scenario, points: Collection[int], journal: Path) -> Trial:
-    """Runs a scenario in the background of a main task that ends at one of these moments."""
+    """Run a scenario in the background of a main task that ends at one of these moments."""
     trial = Trial()
     loop = TickingLoop()
     later = 0.0
@@ -609,25 +611,25 @@ def _files_are_written_in_no_time(journals: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def judge(way: str, scenario: str, shown: Iterator[tuple[str, Trial]]) -> None:
-    """Runs the trials, and fails with all that failed."""
+    """Run the trials, and fail with all that failed."""
     began = time.perf_counter()
-    told = list(shown)
-    failed = {name: trial.troubles for name, trial in told if trial.troubles}
+    trials_run = list(shown)
+    failed = {name: trial.troubles for name, trial in trials_run if trial.troubles}
     if REPORT:
         row = {
             "way": way,
             "scenario": scenario,
-            "cases": len(told),
+            "cases": len(trials_run),
             "failed": len(failed),
-            "left": sum(trial.left for _, trial in told),
+            "left": sum(trial.left for _, trial in trials_run),
             "seconds": round(time.perf_counter() - began, 3),
         }
         report(Path(REPORT), row)
-    assert not failed, f"{len(failed)} of {len(told)} trials failed: {failed}"
+    assert not failed, f"{len(failed)} of {len(trials_run)} trials failed: {failed}"
 
 
 def report(path: Path, row: dict[str, Any]) -> None:
-    """Adds figures to the report. The processes of pytest-xdist take turns."""
+    """Add figures to the report. The processes of pytest-xdist take turns."""
     with path.open("a+", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
@@ -690,12 +692,12 @@ def test_the_awaits_cover_the_whole_life(state_dir: Path) -> None:
 
 
 async def awaited(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
-    """A release as a plain `finally` has it."""
+    """Release as a plain `finally` does."""
     return TaskResult(value=await work())
 
 
 async def shielded(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
-    """A release as anyio's documentation has it."""
+    """Release as anyio's documentation recommends."""
     with anyio.CancelScope(shield=True):
         value = await work()
     return TaskResult(value=value)
@@ -715,7 +717,7 @@ async def shielded(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskRes
 def test_a_release_that_can_be_cancelled_is_found_out(
     state_dir: Path, monkeypatch: pytest.MonkeyPatch, sabotage: Any, way: str
 ) -> None:
-    monkeypatch.setattr("cortecs_async._lease.lease.run_to_end", sabotage)
+    monkeypatch.setattr("cortecs_async._lease.lease.run_uncancellable", sabotage)
     shown = list(trials(WAYS[way], SCENARIOS["lease"], state_dir))
     assert any(trial.left for _, trial in shown)
     assert not all(trial.left for _, trial in shown)

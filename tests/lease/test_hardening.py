@@ -1,4 +1,4 @@
-"""Defects that a review found by trying: each of these left an instance behind, or a wait without end."""
+"""Test defects that a review found: each left an instance behind, or a wait without end."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def routes(emu: Emulator) -> list[str | None]:
 class TestOnAsyncio:
     @pytest.mark.parametrize("after", [round(0.05 + 1.2 * number, 2) for number in range(10)])
     async def test_cancelling_every_task_of_the_loop_leaves_nothing(self, world: World, after: float) -> None:
-        """What `asyncio.run` does when it ends, while a background task leases."""
+        """Test what `asyncio.run` does when it ends while a background task holds a lease."""
         async with world(step_seconds=0.5, stop_seconds=1.0) as (emu, client):
             emu.add_fault(Fault("delay", when="after", seconds=0.7, times=None))
             others = asyncio.all_tasks()
@@ -351,7 +351,7 @@ async def test_one_watch_in_two_tasks_is_refused_in_words(world: World) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(anext, watch)
             await anyio.sleep(0.1)
-            with pytest.raises(errors.InvalidArgumentError, match="one task at a time"):
+            with pytest.raises(errors.InvalidArgumentError, match="another task already waits on this watch"):
                 await anext(watch)
             tasks.cancel_scope.cancel()
 
@@ -436,9 +436,9 @@ async def test_a_lease_that_nobody_leaves_is_left_to_the_reaper(
         gc.collect()
         assert "never released" in caplog.text
         for thread in threading.enumerate():
-            if thread.name == "cortecs-books":
+            if thread.name == "cortecs-promises":
                 thread.join(10)
-        (entry,) = client._wiring.promises.journal_states.abandoned()
+        (entry,) = client._wiring.promises.store.abandoned()
         assert entry.instance_id == emu.existing[0]
         assert [each.state for each in await client.sweep()] == ["released"]
         assert emu.existing == ()
@@ -458,14 +458,14 @@ async def test_a_release_broken_off_by_an_unheard_of_error_is_left_to_the_reaper
                     pass
         assert "MAY STILL BE BILLED" in caught.value.__notes__[0]
         for thread in threading.enumerate():
-            if thread.name == "cortecs-books":
+            if thread.name == "cortecs-promises":
                 thread.join(10)
         assert [each.state for each in await client.sweep()] == ["released"]
         assert emu.existing == ()
 
 
 async def test_an_instance_that_cannot_be_read_yet_is_released_all_the_same(world: World) -> None:
-    """A reading side that lags behind: the new id is unknown to everything for some seconds."""
+    """Test a service whose reads lag behind: for some seconds, no response knows the new id."""
     async with world(step_seconds=100.0) as (emu, client):
         emu.add_fault(Fault("status", route="get", status=404, times=4))
         emu.add_fault(Fault("status", route="stop", status=404, times=3))

@@ -1,4 +1,4 @@
-"""`async with client.instance(...)`: what it does, and what it leaves behind, on virtual time."""
+"""Test `async with client.instance(...)`: what it does, and that it leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -490,7 +490,7 @@ async def test_a_release_that_times_out_is_left_to_the_reaper(world: World, jour
         with pytest.raises(errors.TeardownError):
             async with client.instance(MODEL, HARDWARE, teardown_timeout=30):
                 emu.add_fault(Fault("status", route="stop", status=500, times=None))
-        (entry,) = client._wiring.promises.journal_states.abandoned()
+        (entry,) = client._wiring.promises.store.abandoned()
         assert (entry.instance_id,) == emu.billing
     ((_, book),) = read_journals(journals)
     assert [each.abandoned for each in book.promises.values()] == [True]

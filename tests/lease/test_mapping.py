@@ -1,4 +1,4 @@
-"""`inst.map`: order, back-pressure, errors, and that nothing runs on after whoever asked for it."""
+"""Test `inst.map`: order, back-pressure, errors, and that no call keeps running without its caller."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def inst() -> InstanceHandle:
 
 
 class Calls:
-    """A function to be mapped, and what became of its calls."""
+    """A function to map, and the results of its calls."""
 
     def __init__(self, seconds: Callable[[int], float] = lambda _: 1.0) -> None:
         self.seconds = seconds
@@ -206,7 +206,7 @@ async def test_many_items_stream_through_a_small_window(inst: InstanceHandle) ->
 
 
 class Boom(Exception):  # noqa: N818
-    """What goes wrong here."""
+    """The error of these tests."""
 
 
 async def test_an_exception_comes_at_its_turn_and_ends_the_rest(inst: InstanceHandle) -> None:
@@ -668,7 +668,7 @@ async def test_a_call_that_does_not_mind_does_not_hold_up_the_end_for_ever(world
             await settle()
             left = anyio.current_time()
         assert emu.existing == ()
-        assert anyio.current_time() - left < mapping.LEAVE_SECONDS + 30
+        assert anyio.current_time() - left < mapping._JOIN_TIMEOUT + 30
         released.set()
         await settle()
 

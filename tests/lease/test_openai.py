@@ -1,4 +1,4 @@
-"""The unmodified openai package sends chats to a leased instance."""
+"""Test that the openai package, unmodified, works with a leased instance."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Budgets in time and money, and the receipt."""
+"""Test limits in time and money, and the receipt."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from _world import HARDWARE, MODEL, World
 
 from cortecs_async import errors
 from cortecs_async._api.domain import HardwareType, InstanceArgs
-from cortecs_async._lease.pricing import Price, cost_of, intervals_begun, read_price, receipt, seconds_for
+from cortecs_async._lease.pricing import Price, intervals_begun, read_price, receipt, seconds_for
 from cortecs_async.emulator import Fault
 
 PER_MINUTE = InstanceArgs(model_id="m", billing_interval="per_minute", num_workers=2)
@@ -40,13 +40,15 @@ class TestArithmetic:
         assert intervals_begun(seconds, interval) == expected
 
     def test_every_worker_is_billed(self) -> None:
-        assert cost_of(PRICE, 61.0, PER_MINUTE) == pytest.approx(2 * 0.05 * 2)
-        assert cost_of(PRICE, 61.0, PER_HOUR) == pytest.approx(60 * 0.05)
+        assert receipt("i", 61.0, PER_MINUTE, PRICE).cost == pytest.approx(2 * 0.05 * 2)
+        assert receipt("i", 61.0, PER_HOUR, PRICE).cost == pytest.approx(60 * 0.05)
 
     def test_a_budget_lasts_as_long_as_its_intervals_but_for_a_reserve(self) -> None:
         seconds = seconds_for(1.0, PRICE, PER_MINUTE)
         assert 590 <= seconds < 600
-        assert cost_of(PRICE, seconds, PER_MINUTE) <= 1.0
+        cost = receipt("i", seconds, PER_MINUTE, PRICE).cost
+        assert cost is not None
+        assert cost <= 1.0
 
     def test_a_budget_below_one_interval_is_refused(self) -> None:
         with pytest.raises(errors.InvalidArgumentError, match="does not pay for one interval"):

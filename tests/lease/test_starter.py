@@ -1,4 +1,4 @@
-"""A start whose answer is lost: its instance is found, and never one of somebody else's."""
+"""Test that the instance of a start whose response is lost is found, and no other is taken for it."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ class TestJudging:
                 assert start.fits(verdict)
             elif isinstance(verdict, Ambiguous):
                 assert verdict.candidates or len(starts) > 1
-        # What nobody was given is said to be doubtful to everybody whom it fits.
+        # If an instance is matched to no start, all starts that it fits are ambiguous.
         for each in instances:
             if each.instance_id not in taken:
                 doubts = [
@@ -291,7 +291,7 @@ async def test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_
         assert len(emu.billing) == 2
         assert not {"stop", "delete"} & set(routes(emu))
         mine, foreign = emu.existing
-    # Not forgotten, though: it is told, until somebody has decided.
+    # It stays in the journal and is reported until somebody decides.
     async with world(journal="auto") as (_, _client):
         pass
     async with AsyncCortecs(
@@ -320,7 +320,7 @@ async def test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_
 async def another_process(
     emu: Emulator, journals: Path, *, client_id: str | None = None
 ) -> AsyncIterator[Any]:
-    """A client with books of its own, as another process of this machine has them."""
+    """Return a client with a promise store of its own, as in another process of this machine."""
     async with (
         httpx.AsyncClient(transport=emu.transport()) as http,
         AsyncCortecs(
@@ -331,7 +331,7 @@ async def another_process(
             guard="off",
         ) as other,
     ):
-        other._wiring.promises._store = PromiseStore(journals, journal=True, guard=False)
+        other._wiring.promises.store = PromiseStore(journals, journal=True, guard=False)
         yield other
 
 
@@ -474,7 +474,7 @@ async def test_cancelled_while_it_is_looked_for_in_vain(world: World, journals: 
 async def test_the_time_to_start_is_up_while_it_is_looked_for(world: World) -> None:
     async with world(retry_policy=RetryPolicy(adoption_window=600)) as (emu, client):
         emu.add_fault(Fault("drop", route="start", when="after"))
-        with pytest.raises(errors.RequestTimeoutError, match="being found out"):
+        with pytest.raises(errors.RequestTimeoutError, match="this is being checked"):
             async with client.instance(MODEL, HARDWARE, start_timeout=20):
                 pytest.fail("entered")
         assert len(emu.ledger) == 1
@@ -509,7 +509,7 @@ async def test_every_attempt_of_a_start_knows_what_exists_just_before_it(world: 
     assert len(emu.ledger) == 1
 
 
-async def test_a_baseline_that_the_books_have_dropped_is_noted_again(world: World) -> None:
+async def test_a_baseline_that_was_dropped_is_recorded_again(world: World) -> None:
     async with world() as (emu, client):
         foreign = (await client.instances.start(MODEL, HARDWARE)).instance_id
         emu.add_fault(Fault("status", route="start", status=402))
@@ -523,5 +523,5 @@ async def test_a_baseline_that_the_books_have_dropped_is_noted_again(world: Worl
         async with client.instance(MODEL, HARDWARE):
             asked = [record.route for record in emu.requests]
             assert asked.count("list") == 1  # the same, of a moment ago
-            book = promises.journal_states.book
-            assert [book.known_before(entry) for entry in book.promises.values()] == [frozenset({foreign})]
+            book = promises.store.state
+            assert [book.baseline_of(entry) for entry in book.promises.values()] == [frozenset({foreign})]

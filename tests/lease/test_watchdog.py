@@ -1,4 +1,4 @@
-"""An instance that is lost under a running block ends the block."""
+"""Test that a lost instance cancels the block."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_the_block_is_cancelled_with_a_typed_error(world: World, how: str)
                 reached = True
         assert caught.value.instance_id == "instance-10001"
         assert not reached
-        # Seen within the interval of the looks, and one more look to be sure.
+        # Noticed within the polling interval, and one more poll to confirm it.
         assert anyio.current_time() < 100 + 10 + 5
         assert emu.existing == ()
 
@@ -154,7 +154,7 @@ async def test_when_the_inner_is_lost_the_outer_goes_on(world: World) -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 class TestOnAsyncio:
     async def test_a_block_may_be_left_in_another_task_than_it_was_entered_in(self, world: World) -> None:
-        """As fixtures and some servers do."""
+        """Test leaving the block in another task, as fixtures and some servers do."""
         async with world() as (emu, client):
             lease = client.instance(MODEL, HARDWARE)
             await asyncio.create_task(lease.__aenter__())

@@ -1,10 +1,9 @@
-"""Programs that are killed at every step of a lease, on real sockets: nothing of theirs is left.
+"""Kill programs at every step of a lease, on real sockets, and check that none of their instances is left.
 
-Each case has a service and a state directory to itself, and in the service an instance that somebody else
-has started before, with the same arguments: what must go is told by more than its looks from what must stay.
-A case waits most of its time, so many run at once.
+Each case has its own service and state directory. The service already has a foreign instance with the same
+arguments, which must not be touched. A case mostly waits, so many run in parallel.
 
-CORTECS_CRASH_REPORT=figures.json in the environment has the figures written there.
+Set CORTECS_CRASH_REPORT=figures.json in the environment to write the figures to that file.
 """
 
 from __future__ import annotations
@@ -44,23 +43,23 @@ from cortecs_async.emulator._emulator import _EPOCH
 pytestmark = [
     pytest.mark.proofs,
     pytest.mark.sockets,
-    pytest.mark.skipif(not (PROC / "self" / "stat").exists(), reason="processes are looked up in /proc"),
+    pytest.mark.skipif(not (PROC / "self" / "stat").exists(), reason="reads /proc"),
 ]
 
 
-# Seconds from the kill in which everything must be gone.
+# Seconds after the kill in which every instance must be deleted.
 LIMIT = 10.0
 
-# Seconds for which a request is held: it must be under way still when the kill comes, on a busy machine too.
+# Seconds for which a request is delayed. It must still be in progress at the kill, on a busy machine too.
 HOLD = 1.0
 
 TOO_LATE = "the kill came too late"
 
-AT_ONCE = 8
+CONCURRENCY = 8
 
 BACKENDS = ("asyncio", "trio")
 
-# Each with how many requests of the same route come before it.
+# Route of each step, and the number of requests of the same route before it.
 STEPS = {
     "token": ("token", 0),
     "baseline": ("list", 0),
@@ -81,7 +80,7 @@ KILLS = {
 
 PROGRAM = """
 import os, subprocess, sys, threading, time
-sys.modules["click"] = None  # or httpx imports its command line: a fifth of the time to start
+sys.modules["click"] = None  # so that httpx does not import its command line, a fifth of the start-up time
 import anyio
 from cortecs_async import AsyncCortecs, PollPolicy
 
@@ -104,7 +103,7 @@ SLEEP = "await anyio.sleep(60)"
 def program_of(
     body: str = "pass", *, prelude: str = "", client: str = "", options: str = "", after: str = "pass"
 ) -> str:
-    """A program that leases an instance."""
+    """Return a program that leases an instance."""
     return PROGRAM.format(
         model=MODEL,
         hardware=HARDWARE,
@@ -128,15 +127,15 @@ def backend(request: pytest.FixtureRequest) -> str:
 
 @attrs.frozen
 class Row:
-    """What became of one case.
+    """The result of one case.
 
     Attributes:
         case: Its name.
-        left: Instances of the program's that exist.
-        foreign_touched: Whether somebody else's was stopped, deleted or restarted.
-        seconds: From the kill, or from the sweep, until nothing of the program's existed; None when nothing
-            did from the first.
-        trouble: What else was wrong with it; empty when nothing was.
+        left: Instances of the program that still exist.
+        foreign_touched: Whether the foreign instance was stopped, deleted or restarted.
+        seconds: From the kill, or from the sweep, until no instance of the program existed; None if none
+            existed then.
+        trouble: Any other problem; empty if there was none.
     """
 
     case: str
@@ -163,7 +162,7 @@ def _report() -> Iterator[None]:
     if not target:
         return
     path = Path(target)
-    # Of several test processes, each has some of the tests.
+    # Each worker runs some of the tests.
     if worker := os.environ.get("PYTEST_XDIST_WORKER"):
         path = path.with_suffix(f".{worker}{path.suffix}")
     path.write_text(json.dumps({test: figures_of(rows) for test, rows in FIGURES.items()}, indent=1) + "\n")
@@ -184,7 +183,7 @@ def figures_of(rows: list[Row]) -> dict[str, Any]:
 
 @attrs.frozen
 class Scene:
-    """A program, its service, and what it keeps on disk."""
+    """A program, its service, and its state directory."""
 
     emu: Emulator
     program: Program
@@ -194,12 +193,12 @@ class Scene:
 
     @property
     def ours(self) -> list[LedgerEntry]:
-        """What the program has started."""
+        """The instances that the program started."""
         return [entry for entry in self.emu.ledger if entry.instance_id != self.foreign]
 
     @property
     def left(self) -> tuple[str, ...]:
-        """What of it exists."""
+        """The ids of those that still exist."""
         return tuple(each for each in self.emu.existing if each != self.foreign)
 
     @property
@@ -209,7 +208,7 @@ class Scene:
 
     @property
     def held(self) -> RequestRecord | None:
-        """The request that is held, or was."""
+        """The request that is or was delayed."""
         return next((each for each in self.emu.requests if each.fault == "delay"), None)
 
     @property
@@ -223,25 +222,25 @@ class Scene:
         await until(lambda: self.program.has_printed("body") or self.program.has_ended)
 
     async def until_over(self) -> str:
-        """Waits until nobody is there any more who could change anything; what is odd then."""
+        """Wait until the program and its reaper have ended, and return what is wrong then."""
         try:
             await until(self._is_over)
         except TimeoutError:
-            return "it does not come to an end"
+            return "it does not end"
         if self.journals:
             return "a journal is left"
-        return "it ended well, so the kill missed it" if self.program.process.returncode == 0 else ""
+        return "it exited normally, so the kill missed it" if self.program.process.returncode == 0 else ""
 
     def _is_over(self) -> bool:
         if not self.program.has_ended or self.program.has_left_a_reaper:
             return False
         if self.hold is None or self.held is None or (self.hold.route, self.hold.when) != ("start", "before"):
             return True
-        # It is carried out at its time, although nobody waits for it any more.
+        # The service carries out the delayed start, although nothing waits for it any more.
         return time.monotonic() >= self.held.at + self.hold.seconds
 
     def row(self, case: str, killed: float, trouble: str) -> Row:
-        """What became of it, after a kill at `killed`, on the clock of the service."""
+        """Return the result after a kill at the time `killed`, on the clock of the service."""
         ends = [time.monotonic() if entry.deleted_at is None else entry.deleted_at for entry in self.ours]
         seconds = round(max(ends) - killed, 3) if ends and max(ends) > killed else None
         row = Row(case, self.left, self.is_foreign_touched, seconds, trouble)
@@ -252,7 +251,7 @@ class Scene:
 async def scene(
     folder: Path, source: str, backend: str = "asyncio", hold: Fault | None = None, **options: Any
 ) -> AsyncIterator[Scene]:
-    """A program that has been started."""
+    """Start a program, and end it at exit."""
     await anyio.Path(folder).mkdir()
     state = folder / "state"
     async with serve_emulator(step_seconds=0.02, **options) as emu:
@@ -269,16 +268,16 @@ def hold(step: str, when: Any, seconds: float = HOLD) -> Fault:
     return Fault("delay", route=route, when=when, seconds=seconds, skip=before_it)
 
 
-async def all_at_once(test: str, cases: Iterable[Case]) -> None:
-    """Runs cases, some at a time; fails with all that went wrong in any."""
+async def run_cases(test: str, cases: Iterable[Case]) -> None:
+    """Run cases in parallel, and fail with the problems of all."""
     rows = FIGURES.setdefault(test, [])
-    limiter = anyio.CapacityLimiter(AT_ONCE)
+    limiter = anyio.CapacityLimiter(CONCURRENCY)
 
     async def run(case: Case) -> None:
         async with limiter:
             try:
                 rows.append(await case())
-            except Exception:  # noqa: BLE001  (the other cases go on)
+            except Exception:  # noqa: BLE001  (the other cases keep running)
                 rows.append(Row(repr(case), trouble=traceback.format_exc()))
 
     async with anyio.create_task_group() as tasks:
@@ -288,17 +287,17 @@ async def all_at_once(test: str, cases: Iterable[Case]) -> None:
     assert not bad, "\n\n".join(map(str, bad))
 
 
-async def go_on(program: Program, numbers: Sequence[signal.Signals]) -> None:
-    """Sends what comes after the first signal."""
+async def send_others(program: Program, numbers: Sequence[signal.Signals]) -> None:
+    """Send the signals after the first."""
     for number in numbers[1:]:
-        await anyio.sleep(0.2)  # or two are taken for one
+        await anyio.sleep(0.2)  # so that two signals do not merge
         program.send(number)
 
 
 async def killed_at(folder: Path, backend: str, kill_name: str, step: str, when: str) -> Row:
     row = await killed_while_held(folder, backend, kill_name, step, when, HOLD)
     if row.trouble.startswith(TOO_LATE):
-        # This machine was busy elsewhere.
+        # The machine was too busy.
         row = await killed_while_held(folder.with_suffix(".again"), backend, kill_name, step, when, 4 * HOLD)
     return row
 
@@ -312,15 +311,15 @@ async def killed_while_held(
         killed = time.monotonic()
         it.program.send(numbers[0])
         is_in_time = it.held is None or it.held.status is None
-        await go_on(it.program, numbers)
+        await send_others(it.program, numbers)
         trouble = await it.until_over()
         is_late = any(entry.started_at > killed for entry in it.ours)
         if it.held is None:
-            trouble = "it did not come so far"
+            trouble = "it did not get that far"
         elif (step, when) == ("start", "before") and not is_late:
             trouble = "nothing was started late, so nothing had to be found"
         return it.row(
-            f"{backend}: {kill_name} while {step} is held {when} its deed",
+            f"{backend}: {kill_name} while {step} is held {when} its effect",
             killed,
             trouble if is_in_time else TOO_LATE,
         )
@@ -332,12 +331,12 @@ async def killed_in_the_body(folder: Path, backend: str, kill_name: str) -> Row:
         await it.until_body()
         killed = time.monotonic()
         it.program.send(numbers[0])
-        await go_on(it.program, numbers)
+        await send_others(it.program, numbers)
         return it.row(f"{backend}: {kill_name} in the body", killed, await it.until_over())
 
 
 async def exits_in_the_body(folder: Path, backend: str) -> Row:
-    # Not before its reaper was seen here.
+    # It exits only after this test has seen its reaper.
     body = "while not os.path.exists(os.environ['CORTECS_STATE_DIR'] + '/go'):\n    await anyio.sleep(0.01)\n"
     async with scene(folder, program_of(body + "os._exit(1)"), backend) as it:
         await it.until_body()
@@ -386,11 +385,11 @@ async def test_killed_at_any_step_nothing_is_left(
     ]
     if not rest:
         cases += [partial(case, next(places), backend) for case in in_the_body(kill_names)]
-    await all_at_once(f"killed at any step, {backend}", cases)
+    await run_cases(f"killed at any step, {backend}", cases)
 
 
 async def interrupted_group(folder: Path, backend: str) -> Row:
-    """Ctrl-C in a terminal, and then the program is killed while it tears down."""
+    """Press Ctrl-C in a terminal, and then kill the program while it tears down."""
     async with scene(folder, program_of(), backend, hold("stop", "before", 4 * HOLD)) as it:
         await it.until_held()
         reaper = it.program.reaper()
@@ -405,7 +404,7 @@ async def interrupted_group(folder: Path, backend: str) -> Row:
 
 
 async def hung_up(folder: Path, backend: str) -> Row:
-    """The terminal is closed."""
+    """Close the terminal."""
     async with scene(folder, program_of(SLEEP), backend) as it:
         await it.until_body()
         killed = time.monotonic()
@@ -429,7 +428,7 @@ async def signalled_reaper(folder: Path, backend: str) -> Row:
 
 
 async def test_the_reaper_survives_ctrl_c_and_the_end_of_the_terminal(tmp_path: Path) -> None:
-    await all_at_once(
+    await run_cases(
         "signals to the process group",
         [
             partial(kind, tmp_path / f"{backend}-{kind.__name__}", backend)
@@ -439,7 +438,7 @@ async def test_the_reaper_survives_ctrl_c_and_the_end_of_the_terminal(tmp_path: 
     )
 
 
-# Each has the pipe to the reaper open when it begins to live.
+# When each of these children starts, the pipe to the reaper is open.
 FORKS = """
 import multiprocessing
 child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(120,))
@@ -450,8 +449,8 @@ if pid == 0:
     time.sleep(120)
     os._exit(0)
 print("child", pid, flush=True)
-heir = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], close_fds=False)
-print("child", heir.pid, flush=True)
+subprocess_child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"], close_fds=False)
+print("child", subprocess_child.pid, flush=True)
 await anyio.sleep(60)
 """
 
@@ -472,23 +471,24 @@ async def forked(folder: Path, backend: str) -> Row:
                 kill(child)
 
 
-async def test_children_that_live_on_do_not_hide_the_death_of_their_parent(tmp_path: Path) -> None:
-    await all_at_once(
+async def test_surviving_children_do_not_hide_the_death_of_their_parent(tmp_path: Path) -> None:
+    await run_cases(
         "children live on",
         [partial(forked, tmp_path / backend, backend) for backend in BACKENDS],
     )
 
 
-# Says which reaper there is, once that has been told everything: until then its owner holds the lock.
+# Prints the process id of each reaper once it knows everything: until then, the store holds its lock.
 WATCH = """
 from cortecs_async._recovery import store
 
 def watch():
     seen = None
     while True:
-        for books in list(store._all.values()):
-            with books._turn:
-                pid = books._guard.pid
+        for each in list(store._stores.values()):
+            with each._commit_lock:
+                process = each._reaper._process
+            pid = process and process.pid
             if pid not in (None, seen):
                 seen = pid
                 print("reaper", pid, flush=True)
@@ -499,13 +499,13 @@ threading.Thread(target=watch, daemon=True).start()
 
 
 async def reaper_number(number: int, program: Program) -> int:
-    """The process id of a program's first, second, ... reaper, once that knows all it must."""
+    """Return the process id of a program's first, second, ... reaper, once it knows everything."""
     await until(lambda: len(program.numbers("reaper")) >= number or program.has_ended)
     return program.numbers("reaper")[number - 1]
 
 
-async def bereft(folder: Path, backend: str, step: str | None) -> Row:
-    """Loses two reapers, one after the other, and then is killed."""
+async def loses_two_reapers(folder: Path, backend: str, step: str | None) -> Row:
+    """Kill two reapers of a program, one after the other, and then the program."""
     fault = hold(step, "after", 20 * HOLD) if step else None
     async with scene(folder, program_of(SLEEP, prelude=WATCH), backend, fault) as it:
         await (it.until_held() if step else it.until_body())
@@ -522,10 +522,10 @@ async def bereft(folder: Path, backend: str, step: str | None) -> Row:
 
 
 async def test_a_reaper_that_dies_is_replaced(tmp_path: Path) -> None:
-    await all_at_once(
+    await run_cases(
         "reapers die",
         [
-            partial(bereft, tmp_path / f"{backend}-{step}", backend, step)
+            partial(loses_two_reapers, tmp_path / f"{backend}-{step}", backend, step)
             for backend in BACKENDS
             for step in ("start", None)
         ],
@@ -534,7 +534,7 @@ async def test_a_reaper_that_dies_is_replaced(tmp_path: Path) -> None:
 
 async def closes(folder: Path, backend: str, *, lives_on: bool) -> None:
     source = program_of(after=SLEEP if lives_on else "pass")
-    # Held so that its reaper can be seen before it is gone.
+    # The stop is delayed so that this test can see the reaper.
     async with scene(folder, source, backend, hold("stop", "before")) as it:
         await it.until_held()
         reaper = it.program.reaper()
@@ -556,7 +556,7 @@ async def test_without_a_client_there_is_no_reaper_and_no_journal(tmp_path: Path
 
 
 async def kill_with_its_reaper(program: Program) -> None:
-    """So that it cannot start another: it is stopped first."""
+    """Stop the program first, so that it cannot start another reaper."""
     reaper = program.reaper()
     program.send(signal.SIGSTOP)
     await until(lambda: state_of(program.pid) == "T")
@@ -568,35 +568,35 @@ async def kill_with_its_reaper(program: Program) -> None:
 async def swept(folder: Path, step: str, when: str) -> Row:
     is_late = (step, when) == ("start", "before")
     is_in_body = step == "body"
-    # Long enough for nothing to happen by itself, but for the start that is awaited.
+    # Long enough that no request is carried out before the sweep, except for the late start.
     fault = None if is_in_body else hold(step, when, HOLD if is_late else 20 * HOLD)
     async with scene(folder, program_of(SLEEP if is_in_body else "pass"), hold=fault) as it:
         await (it.until_body() if is_in_body else it.until_held())
         await kill_with_its_reaper(it.program)
         async with client_of(it.emu, it.state) as client:
-            troubles = [] if is_late else await troubles_of_looking(client, it)
+            troubles = [] if is_late else await check_orphans(client, it)
             began = time.monotonic()
-            troubles += await troubles_of_sweeping(client, it)
+            troubles += await check_sweep(client, it)
         if await it.until_over() or it.journals:
-            troubles.append("it is not over")
-        place = "in the body" if is_in_body else f"while {step} is held {when} its deed"
+            troubles.append("it has not ended, or has left a journal")
+        place = "in the body" if is_in_body else f"while {step} is held {when} its effect"
         return it.row(f"asyncio: killed with its reaper {place}, then swept", began, "; ".join(troubles))
 
 
-async def troubles_of_looking(client: AsyncCortecs, it: Scene) -> list[str]:
+async def check_orphans(client: AsyncCortecs, it: Scene) -> list[str]:
     existing, asked = it.emu.existing, len(it.emu.requests)
     (orphan,) = await client.orphans()
     troubles = []
     (entry,) = it.ours
     if (orphan.state, orphan.instance_id) != ("found" if it.left else "gone", entry.instance_id):
         troubles.append(f"orphans() says {orphan}")
-    deeds = [each for each in it.emu.requests[asked:] if each.route not in {"token", "list"}]
-    if deeds or it.emu.existing != existing or not it.journals:
-        troubles.append(f"orphans() has changed something: {deeds}")
+    requests = [each for each in it.emu.requests[asked:] if each.route not in {"token", "list"}]
+    if requests or it.emu.existing != existing or not it.journals:
+        troubles.append(f"orphans() has changed something: {requests}")
     return troubles
 
 
-async def troubles_of_sweeping(client: AsyncCortecs, it: Scene) -> list[str]:
+async def check_sweep(client: AsyncCortecs, it: Scene) -> list[str]:
     is_billed = bool({*it.emu.billing} - {it.foreign})
     (orphan,) = await client.sweep()
     if orphan.instance_id != (it.ours[0].instance_id) or (is_billed and orphan.state != "released"):
@@ -610,7 +610,7 @@ def client_of(emu: Emulator, state: Path, **options: Any) -> AsyncCortecs:
     )
 
 
-async def test_what_dies_with_its_reaper_is_swept_up_by_the_next_client(tmp_path: Path) -> None:
+async def test_instances_of_a_program_killed_with_its_reaper_are_swept(tmp_path: Path) -> None:
     places = [
         ("start", "before"),
         ("start", "after"),
@@ -622,7 +622,7 @@ async def test_what_dies_with_its_reaper_is_swept_up_by_the_next_client(tmp_path
         ("delete", "after"),
         ("verification", "before"),
     ]
-    await all_at_once(
+    await run_cases(
         "killed with the reaper, then swept",
         [partial(swept, tmp_path / f"{step}-{when}", step, when) for step, when in places],
     )
@@ -630,7 +630,7 @@ async def test_what_dies_with_its_reaper_is_swept_up_by_the_next_client(tmp_path
 
 @attrs.frozen
 class Recording:
-    """The journal of a program in its body, and the service that it was written for."""
+    """The journal of a program in its block, and the service that it used."""
 
     journal: bytes
     root_url: str
@@ -647,9 +647,9 @@ async def record(folder: Path) -> Recording:
 
 @attrs.frozen
 class Aftermath:
-    """What `sweep` makes of what is left of a recorded journal, just after its start was sent.
+    """Sweeps a part of a recorded journal, as if its start had just been sent.
 
-    On virtual time, and the service and the wall clock with it.
+    The loop, the service and the wall clock are on virtual time.
     """
 
     recording: Recording
@@ -662,11 +662,11 @@ class Aftermath:
 
     @property
     def durable(self) -> int:
-        """Bytes of the journal that were safe before the start was sent."""
+        """Bytes of the journal that were on disk before the start was sent."""
         return self.recording.journal.index(b"\n", self.recording.journal.index(b'"INTENT"')) + 1
 
     async def sweep(self, data: bytes, state: Path, *, started: bool) -> tuple[str, tuple[str, ...]]:
-        """The state of what it found, and what exists then."""
+        """Return the state of the orphan, and the instances that exist after the sweep."""
         began = anyio.current_time()
 
         def wall() -> float:
@@ -695,7 +695,7 @@ def on_virtual_time(work: Callable[[], Awaitable[None]]) -> None:
     anyio.run(work, backend_options={"loop_factory": VirtualTimeLoop})
 
 
-def test_wherever_a_loss_of_power_cuts_the_journal_what_was_started_goes_and_nothing_else(
+def test_a_journal_cut_anywhere_by_a_power_loss_releases_the_start_and_nothing_else(
     tmp_path: Path,
 ) -> None:
     recording = anyio.run(record, tmp_path / "recorded")
@@ -707,13 +707,13 @@ def test_wherever_a_loss_of_power_cuts_the_journal_what_was_started_goes_and_not
         for length in range(len(written) + 1):
             tails = {"cut": b""}
             if any(abs(length - end) <= 1 for end in ends):
-                # What a file system has noted but not written, it may show as zeros.
+                # A file system may show space that was allocated but not written as zeros.
                 tails["zeros"] = b"\0" * (len(written) - length)
             for name, tail in tails.items():
                 outcome = await after.sweep(
                     written[:length] + tail, tmp_path / f"{name}-{length}", started=True
                 )
-                # Before the whole line is safe, no start is sent: the second is not the program's either.
+                # No start is sent before the whole line is on disk, so the second instance is foreign too.
                 expected = (
                     ("released", (recording.foreign,))
                     if length >= after.durable
@@ -724,7 +724,7 @@ def test_wherever_a_loss_of_power_cuts_the_journal_what_was_started_goes_and_not
     on_virtual_time(sweep_all)
 
 
-def test_a_start_that_never_reached_the_service_is_given_up_when_it_is_a_minute_old(tmp_path: Path) -> None:
+def test_a_start_that_never_reached_the_service_is_given_up_after_a_minute(tmp_path: Path) -> None:
     recording = anyio.run(record, tmp_path / "recorded")
     after = Aftermath.of(recording)
 
@@ -737,15 +737,15 @@ def test_a_start_that_never_reached_the_service_is_given_up_when_it_is_a_minute_
     on_virtual_time(sweep)
 
 
-# Blocks the event loop until it is told that it may go on.
+# Blocks the event loop until the test creates a file.
 BLOCK = f"""
 while not os.path.exists(os.environ["CORTECS_STATE_DIR"] + "/go"):
     time.sleep(0.02)
 {SLEEP}
 """
 
-# The reaper gives a parent that lives a quarter of a minute, in the test less.
-HASTE = """
+# Shortens the grace period of a living parent.
+SHORT_GRACE = """
 from cortecs_async._recovery import reaper_process
 reaper_process.BOOTSTRAP = reaper_process.BOOTSTRAP.replace(
     "\\nmain()", "\\nfrom cortecs_async._recovery import reaper\\nreaper.GRACE = 0.2\\nmain()"
@@ -754,9 +754,9 @@ reaper_process.BOOTSTRAP = reaper_process.BOOTSTRAP.replace(
 
 
 async def blocks(folder: Path, backend: str) -> None:
-    # Nor does its own release, afterwards, doubt for long that such a young instance is gone.
-    impatience = "poll_policy=PollPolicy(settle=1.0)"
-    source = program_of(BLOCK, prelude=HASTE, client=impatience, options="max_lifetime=3")
+    # Its own release then believes sooner that such a new instance is deleted.
+    poll_policy = "poll_policy=PollPolicy(settle=1.0)"
+    source = program_of(BLOCK, prelude=SHORT_GRACE, client=poll_policy, options="max_lifetime=3")
     async with scene(folder, source, backend) as it:
         await it.until_body()
         assert len(it.left) == 1, it.program.output
@@ -789,13 +789,13 @@ def created(**more: Any) -> list[Record]:
     ]
 
 
-def test_the_reaper_wakes_by_itself_when_the_time_of_a_silent_parent_is_up(
+def test_the_reaper_wakes_by_itself_when_an_instance_of_a_silent_parent_expires(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     stdin, to_it = os.pipe()
     from_it, stdout = os.pipe()
-    monkeypatch.setattr(_reaper, "_IN", stdin)
-    monkeypatch.setattr(_reaper, "_OUT", stdout)
+    monkeypatch.setattr(_reaper, "_STDIN", stdin)
+    monkeypatch.setattr(_reaper, "_STDOUT", stdout)
     monkeypatch.setattr(_reaper, "GRACE", 0.2)
     worked = threading.Event()
 
@@ -817,7 +817,7 @@ def test_the_reaper_wakes_by_itself_when_the_time_of_a_silent_parent_is_up(
     assert not thread.is_alive()
 
 
-async def test_the_reaper_shows_no_secret_and_the_journal_holds_none(tmp_path: Path, backend: str) -> None:
+async def test_neither_the_reaper_nor_the_journal_shows_a_secret(tmp_path: Path, backend: str) -> None:
     secret, key = "a-secret-of-the-test", "a-key-of-the-test"
     async with scene(tmp_path / "it", program_of(SLEEP), backend, client_secret=secret, api_key=key) as it:
         await it.until_body()

@@ -12,12 +12,12 @@ from typing import Any
 
 import anyio
 import pytest
-from _promises import BASELINE, OWNER, book_of, created, intent
+from _promises import BASELINE, OWNER, created, intent, state_of
 from _world import HARDWARE, MODEL, World, emulated_wall_clock
 
 from cortecs_async import RetryPolicy, errors
 from cortecs_async._errors import GuardError
-from cortecs_async._recovery.claims import claims_of_others
+from cortecs_async._recovery.claims import collect_foreign_claims
 from cortecs_async._recovery.journal import JournalFile, read_journals
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.reaper import Reaper
@@ -80,33 +80,33 @@ def test_a_durable_record_is_synced_when_it_is_appended(
 def test_a_promise_is_durable_and_its_end_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record: Record, *, durable: bool
 ) -> None:
-    book = PromiseStore(tmp_path, journal=True, guard=False)
-    book.join()
-    book.put(created("e0", expires_at=2000.0))
-    book.put(created("stays"))
-    book.commit()
+    store = PromiseStore(tmp_path, journal=True, guard=False)
+    store.join()
+    store.put(created("e0", expires_at=2000.0))
+    store.put(created("stays"))
+    store.commit()
     asked: list[bool] = []
     monkeypatch.setattr(JournalFile, "append", lambda _, __, *, durable: asked.append(durable))
-    book.put(record)
-    book.commit()
+    store.put(record)
+    store.commit()
     assert asked == [durable]
-    assert book._journal is not None
-    book._journal.remove()
+    assert store._journal is not None
+    store._journal.remove()
 
 
 # --- journal records ----------------------------------------------------------------------------------------
 
 
 def test_a_baseline_is_kept_as_long_as_a_start_needs_it() -> None:
-    book = book_of(BASELINE, intent())
+    state = state_of(BASELINE, intent())
     for number in range(100):
-        book.apply({"kind": "BASELINE", "baseline": f"other {number}", "ids": []})
-    assert book.known_before(book.promises["e1"]) == {"i-1", "i-2"}
+        state.apply({"kind": "BASELINE", "baseline": f"other {number}", "ids": []})
+    assert state.baseline_of(state.promises["e1"]) == {"i-1", "i-2"}
 
 
 def test_a_snapshot_marks_an_unanswered_start() -> None:
-    book = book_of(BASELINE, intent(), {"kind": "UNANSWERED", "entry": "e1"})
-    assert fold(encode(book.snapshot())).promises["e1"].unanswered
+    state = state_of(BASELINE, intent(), {"kind": "UNANSWERED", "entry": "e1"})
+    assert fold(encode(state.snapshot())).promises["e1"].unanswered
 
 
 def test_the_fingerprint_of_an_account_does_not_reveal_it() -> None:
@@ -119,8 +119,11 @@ def test_the_fingerprint_of_an_account_does_not_reveal_it() -> None:
 
 
 def test_ambiguous_candidates_of_another_process_count_as_claimed() -> None:
-    theirs = book_of(BASELINE, intent(), {"kind": "AMBIGUOUS", "entry": "e1", "candidates": ["i-7", "i-8"]})
-    assert claims_of_others("https://api.test", JournalState(), (), [theirs], 1000.0).ids == {"i-7", "i-8"}
+    theirs = state_of(BASELINE, intent(), {"kind": "AMBIGUOUS", "entry": "e1", "candidates": ["i-7", "i-8"]})
+    assert collect_foreign_claims("https://api.test", JournalState(), (), [theirs], 1000.0).ids == {
+        "i-7",
+        "i-8",
+    }
 
 
 async def test_an_instance_that_a_reaper_looks_for_is_not_adopted(world: World, journals: Path) -> None:
@@ -230,25 +233,25 @@ class StubReaper:
 
     def __init__(self, on_death: Callable[[], None], _: Callable[[Record], None]) -> None:
         self.on_death = on_death
-        self.told: list[Record] = []
+        self.sent: list[Record] = []
         self.is_running = False
         self.problem = ""
 
     @property
     def kinds(self) -> list[str]:
-        return [each["kind"] for each in self.told]
+        return [each["kind"] for each in self.sent]
 
     def start(self) -> None:
         if self.problem:
             raise GuardError(self.problem)
         self.is_running = True
-        self.told = []
+        self.sent = []
 
     def handshake(self) -> None:
         """Do nothing: the reaper is always there."""
 
     def send(self, messages: Iterable[Record]) -> None:
-        self.told += messages
+        self.sent += messages
 
     def detach(self) -> None:
         self.is_running = False
@@ -259,14 +262,14 @@ class StubReaper:
 @pytest.fixture
 def reapers(monkeypatch: pytest.MonkeyPatch) -> list[StubReaper]:
     """Replace each new reaper, and collect the replacements."""
-    made: list[StubReaper] = []
+    stubs: list[StubReaper] = []
 
-    def make(*arguments: Any) -> StubReaper:
-        made.append(StubReaper(*arguments))
-        return made[-1]
+    def create(*arguments: Any) -> StubReaper:
+        stubs.append(StubReaper(*arguments))
+        return stubs[-1]
 
-    monkeypatch.setattr("cortecs_async._recovery.store.ReaperProcess", make)
-    return made
+    monkeypatch.setattr("cortecs_async._recovery.store.ReaperProcess", create)
+    return stubs
 
 
 async def test_the_reaper_is_told_of_a_start_before_it_is_sent_and_of_its_instance_after(
@@ -284,7 +287,7 @@ async def test_the_reaper_is_told_of_a_start_before_it_is_sent_and_of_its_instan
         emu.exchange = note  # type: ignore[method-assign]
         async with client.instance(MODEL, HARDWARE) as inst:
             assert set(before) == {"JOURNAL", "ARM", "OWNER", "BASELINE", "INTENT"}
-            assert (reapers[-1].told[-1]["kind"], reapers[-1].told[-1]["instance_id"]) == (
+            assert (reapers[-1].sent[-1]["kind"], reapers[-1].sent[-1]["instance_id"]) == (
                 "CREATED",
                 inst.instance_id,
             )
@@ -301,8 +304,8 @@ async def test_a_replacement_reaper_is_told_everything_again(
             guard.on_death()
             assert guard.is_running
             assert sorted(guard.kinds) == ["ARM", "BASELINE", "CREATED", "INTENT", "JOURNAL", "OWNER"]
-            assert inst.instance_id in str(guard.told)
-            assert emu.client_secret not in repr(guard.told)
+            assert inst.instance_id in str(guard.sent)
+            assert emu.client_secret not in repr(guard.sent)
 
 
 async def test_the_reaper_is_told_new_credentials_at_once_and_no_repr_shows_them(
@@ -313,9 +316,9 @@ async def test_the_reaper_is_told_new_credentials_at_once_and_no_repr_shows_them
             promises = client._wiring.promises
             promises.remember_credentials(Credentials(client_id=emu.client_id, client_secret="another"))
             for thread in threading.enumerate():
-                if thread.name == "cortecs-books":
+                if thread.name == "cortecs-promises":
                     thread.join(10)
-            newest = reapers[-1].told[-1]
+            newest = reapers[-1].sent[-1]
             assert newest["kind"] == "ARM"
             assert "another" in newest["sealed"].reveal()
             assert "another" not in repr(newest)
@@ -338,7 +341,7 @@ async def test_the_reaper_of_a_forked_child_is_told_its_credentials(
     async with world(journal="auto", guard="auto") as (_emu, client):
         async with client.instance(MODEL, HARDWARE):
             pass
-        client._wiring.promises.journal_states.after_fork()
+        client._wiring.promises.store.after_fork()
         async with client.instance(MODEL, HARDWARE):
             assert len(reapers) == 2
             assert "ARM" in reapers[-1].kinds
@@ -413,16 +416,16 @@ def test_a_reaper_does_not_begin_twice_with_the_same_instance() -> None:
     worked: list[str] = []
     end = threading.Event()
 
-    def work(_: JournalState, entries: Iterable[Promise], *__: Any) -> None:
-        worked.extend(entry.key for entry in entries)
+    def work(_: JournalState, promises: Iterable[Promise], *__: Any) -> None:
+        worked.extend(promise.key for promise in promises)
         end.wait(10)
 
     reaper = Reaper(lambda _: None, work)
     reaper.receive({**created("e1"), "number": 1})
     reaper.receive({"kind": "ABANDONED", "entry": "e1", "number": 2})
     assert reaper.next_due() == 0.0
-    reaper.start_due_work()
-    reaper.start_due_work()
+    reaper.recover_due()
+    reaper.recover_due()
     end.set()
     for thread in reaper._threads:
         thread.join()
@@ -437,31 +440,31 @@ def test_a_reaper_records_its_takeover_and_its_releases_in_the_journal(
     journal = JournalFile.create(tmp_path, [created("e1"), created("e2")])
     seen: list[bool] = []
 
-    def work(_: JournalState, entries: Iterable[Promise], __: Any, report: Any, ___: Any) -> None:
-        seen.extend(book.is_orphaned for _, book in read_journals(tmp_path))
-        report({"kind": "GONE", "entry": next(iter(entries)).key})
+    def work(_: JournalState, promises: Iterable[Promise], __: Any, report: Any, ___: Any) -> None:
+        seen.extend(state.is_orphaned for _, state in read_journals(tmp_path))
+        report({"kind": "GONE", "entry": next(iter(promises)).key})
 
     reaper = Reaper(lambda _: None, work)
     reaper.receive({"kind": "JOURNAL", "journal": str(journal.path), "number": 1})
     for number, key in enumerate(("e1", "e2"), 2):
         reaper.receive({**created(key), "number": number})
     journal.close()
-    reaper.finish_after_parent()
+    reaper.recover_after_parent()
     assert seen == [True]
-    assert [book.promises.keys() for _, book in read_journals(tmp_path)] == [{"e2"}]
+    assert [state.promises.keys() for _, state in read_journals(tmp_path)] == [{"e2"}]
 
 
 def test_a_living_parent_has_a_grace_period_after_the_deadline() -> None:
     worked: list[str] = []
     now = 0.0
 
-    def work(_: JournalState, entries: Iterable[Promise], *__: Any) -> None:
-        worked.extend(entry.key for entry in entries)
+    def work(_: JournalState, promises: Iterable[Promise], *__: Any) -> None:
+        worked.extend(promise.key for promise in promises)
 
     reaper = Reaper(lambda _: None, work, lambda: now)
     reaper.receive({**created("e1", expires_at=2000.0), "number": 1})
     for now, expected in ((2002.0, []), (2010.0, ["e1"])):  # noqa: B007  (the clock above)
-        reaper.start_due_work()
+        reaper.recover_due()
         for thread in reaper._threads:
             thread.join()
         assert worked == expected
@@ -483,9 +486,9 @@ def test_the_reaper_looks_for_the_instance_of_an_unresolved_start_for_a_minute(
 
     monkeypatch.setattr("cortecs_async._recovery.recover.Recovery", StubRecovery)
     sealed = {"api_base_url": "http://127.0.0.1/v1", "client_id": "id", "client_secret": "secret"}
-    book = book_of(BASELINE, intent())
+    state = state_of(BASELINE, intent())
     notes: list[Record] = []
     accounts: dict[str, Record] = {"a1": {**sealed, "headers": {}, "timeout": 30.0}}
-    reap(book, list(book.promises.values()), accounts, notes.append, None)
+    reap(state, list(state.promises.values()), accounts, notes.append, None)
     assert notes == []
     assert [round(each) for each in windows] == [60]

@@ -1,4 +1,4 @@
-"""Who answers for an instance: told from the journals, without touching anything."""
+"""Test who owns each instance by the journals, which are only read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from _world import HARDWARE, MODEL, World
 
 from cortecs_async import errors
 from cortecs_async._recovery import journal as _journal
-from cortecs_async._recovery.journal import JournalFile, is_owned, orphaned_journals, read_journals, take
+from cortecs_async._recovery.journal import JournalFile, is_owned, orphaned_journals, read_journals, try_lock
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.records import Record
 from cortecs_async.emulator import Emulator
@@ -27,8 +27,8 @@ EPOCH = 1_735_689_600.0
 ME = f"{socket.gethostname()}, process {os.getpid()}"
 
 
-def left(emu: Emulator, directory: Path, *records: dict[str, Any], pid: int = 7) -> JournalFile:
-    """A journal as a process writes it; `close` it, and its owner is dead."""
+def journal_of(emu: Emulator, directory: Path, *records: dict[str, Any], pid: int = 7) -> JournalFile:
+    """Write a journal as a process does. Its owner is dead once you `close` it."""
     common = {
         "account": fingerprint(emu.api_base_url, emu.client_id),
         "api": emu.api_base_url,
@@ -52,7 +52,7 @@ def snapshot(directory: Path) -> dict[str, bytes]:
     return {each.name: each.read_bytes() for each in paths(directory)}
 
 
-async def test_a_lease_is_mine_as_long_as_it_lives(world: World, journals: Path) -> None:
+async def test_a_lease_is_mine_until_it_ends(world: World, journals: Path) -> None:
     async with world(journal="auto", step_seconds=1.0) as (emu, client):
         assert await client.owners() == {}
         asked = EPOCH + anyio.current_time()
@@ -74,12 +74,12 @@ async def test_a_lease_of_another_client_of_this_process_is_mine_too(world: Worl
                 assert [(name, each.kind) for name, each in found.items()] == [(inst.instance_id, "mine")]
 
 
-async def test_the_living_and_the_dead(world: World, journals: Path) -> None:
+async def test_journals_of_living_and_dead_processes(world: World, journals: Path) -> None:
     async with world(journal="auto") as (emu, client):
-        living = left(emu, journals, created("a", expires_at=5000.0), pid=1)
-        left(emu, journals, created("b"), pid=2).close()
-        left(emu, journals, created("elsewhere", api="https://other.test/v1"), pid=3).close()
-        taken_over = left(emu, journals, created("c"), {"kind": "ORPHANED"}, pid=4)  # by its reaper
+        living = journal_of(emu, journals, created("a", expires_at=5000.0), pid=1)
+        journal_of(emu, journals, created("b"), pid=2).close()
+        journal_of(emu, journals, created("elsewhere", api="https://other.test/v1"), pid=3).close()
+        taken_over = journal_of(emu, journals, created("c"), {"kind": "ORPHANED"}, pid=4)  # by its reaper
         before = snapshot(journals)
         assert await client.owners() == {
             "a": Owner(kind="process", owner="host, process 1", started_at=1000.0, expires_at=5000.0),
@@ -94,7 +94,7 @@ async def test_the_living_and_the_dead(world: World, journals: Path) -> None:
         assert emu.requests == ()
 
 
-async def test_what_was_acquired_is_held_until_its_time_is_up(world: World, journals: Path) -> None:
+async def test_an_acquired_instance_is_held_until_it_is_released(world: World, journals: Path) -> None:
     async with world(journal="auto", step_seconds=1.0) as (_emu, client):
         handle = await client.acquire(MODEL, HARDWARE, max_lifetime=600)
         (owner,) = (await client.owners()).values()
@@ -103,10 +103,12 @@ async def test_what_was_acquired_is_held_until_its_time_is_up(world: World, jour
         assert await client.owners() == {}
 
 
-async def test_what_a_dead_process_acquired_is_held_and_then_an_orphan(world: World, journals: Path) -> None:
+async def test_an_instance_that_a_dead_process_acquired_is_held_until_it_expires(
+    world: World, journals: Path
+) -> None:
     async with world(journal="auto") as (emu, client):
         until = EPOCH + anyio.current_time() + 60
-        left(emu, journals, created("a", expires_at=until), {"kind": "HELD", "entry": "e1"}).close()
+        journal_of(emu, journals, created("a", expires_at=until), {"kind": "HELD", "entry": "e1"}).close()
         assert (await client.owners())["a"].kind == "held"
         await anyio.sleep(61)
         assert (await client.owners())["a"].kind == "orphan"
@@ -116,7 +118,7 @@ async def test_what_a_dead_process_acquired_is_held_and_then_an_orphan(world: Wo
     ("first", "second", "kind"),
     [("held", "dead", "orphan"), ("dead", "held", "orphan"), ("dead", "living", "process")],
 )
-async def test_who_is_about_to_do_something_comes_first(
+async def test_of_several_owners_the_one_that_acts_first_is_reported(
     world: World, journals: Path, first: str, second: str, kind: str
 ) -> None:
     until = EPOCH + anyio.current_time() + 60
@@ -125,21 +127,21 @@ async def test_who_is_about_to_do_something_comes_first(
             records = [created("a", expires_at=until)]
             if state == "held":
                 records.append({"kind": "HELD", "entry": "e1"})
-            file = left(emu, journals, *records, pid=number)
+            file = journal_of(emu, journals, *records, pid=number)
             if state != "living":
                 file.close()
         assert (await client.owners())["a"].kind == kind
 
 
-async def test_without_journals_only_what_is_mine_is_known(world: World, journals: Path) -> None:
+async def test_without_journals_only_own_instances_have_owners(world: World, journals: Path) -> None:
     async with world() as (emu, client):
-        left(emu, journals, created("a")).close()
+        journal_of(emu, journals, created("a")).close()
         assert await client.owners() == {}
         async with client.instance(MODEL, HARDWARE) as inst:
             assert list(await client.owners()) == [inst.instance_id]
 
 
-async def test_of_another_directory_nothing_is_told(world: World, journals: Path, tmp_path: Path) -> None:
+async def test_another_state_directory_is_not_read(world: World, journals: Path, tmp_path: Path) -> None:
     async with world(journal="auto") as (emu, client):
         async with world(client_id=emu.client_id, journal="auto", state_dir=tmp_path) as (_, other):
             async with other.instance(MODEL, HARDWARE) as inst:
@@ -148,7 +150,7 @@ async def test_of_another_directory_nothing_is_told(world: World, journals: Path
 
 
 @pytest.mark.parametrize("journal", ["auto", "off"])
-async def test_what_this_process_has_given_up_is_an_orphan(
+async def test_an_instance_that_this_process_abandoned_is_an_orphan(
     world: World, journals: Path, journal: str
 ) -> None:
     async with world(journal=journal) as (emu, client):
@@ -165,84 +167,82 @@ async def test_what_this_process_has_given_up_is_an_orphan(
         assert await client.owners() == {}
 
 
-async def test_what_a_living_process_has_given_up_is_an_orphan(world: World, journals: Path) -> None:
+async def test_an_instance_that_a_living_process_abandoned_is_an_orphan(world: World, journals: Path) -> None:
     async with world(journal="auto") as (emu, client):
-        living = left(emu, journals, created("a"), {"kind": "ABANDONED", "entry": "e1"})
+        living = journal_of(emu, journals, created("a"), {"kind": "ABANDONED", "entry": "e1"})
         assert (await client.owners())["a"].kind == "orphan"
         living.remove()
 
 
-async def test_a_closed_client_says_so(world: World) -> None:
+async def test_a_closed_client_raises(world: World) -> None:
     async with world() as (_emu, client):
         await client.aclose()
         with pytest.raises(errors.ClientClosedError):
             await client.owners()
 
 
-class TestLooks:
-    """A look at a lock must not make a sweep pass a journal by."""
+class TestSharedLocks:
+    """`is_owned` takes a shared lock for a moment. A sweep must not skip the journal because of it."""
 
-    def test_who_takes_a_journal_waits_for_those_who_only_look(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_sweep_waits_for_a_shared_lock(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         fcntl = pytest.importorskip("fcntl")
         JournalFile.create(tmp_path, []).close()
         (path,) = tmp_path.iterdir()
-        with path.open("rb") as looking:
-            fcntl.flock(looking, fcntl.LOCK_SH)
-            monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(looking, fcntl.LOCK_UN))
-            (taken,) = orphaned_journals(tmp_path)
-        taken.close()
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(file, fcntl.LOCK_UN))
+            (locked,) = orphaned_journals(tmp_path)
+        locked.close()
 
-    def test_who_looks_for_ever_is_not_waited_for(self, tmp_path: Path) -> None:
+    def test_a_shared_lock_that_stays_is_not_waited_for_forever(self, tmp_path: Path) -> None:
         fcntl = pytest.importorskip("fcntl")
         JournalFile.create(tmp_path, []).close()
         (path,) = tmp_path.iterdir()
-        with path.open("rb") as looking:
-            fcntl.flock(looking, fcntl.LOCK_SH)
-            assert take(path) is None
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)
+            assert try_lock(path) is None
 
-    def test_sweeps_find_everything_under_many_looks(self, tmp_path: Path) -> None:
+    def test_sweeps_get_the_lock_despite_many_shared_locks(self, tmp_path: Path) -> None:
         JournalFile.create(tmp_path, []).close()
         (path,) = tmp_path.iterdir()
         over = threading.Event()
 
-        def look() -> None:
+        def check() -> None:
             while not over.is_set():
                 is_owned(path)
 
-        threads = [threading.Thread(target=look) for _ in range(2)]
+        threads = [threading.Thread(target=check) for _ in range(2)]
         for each in threads:
             each.start()
         try:
             for _ in range(200):
-                taken = take(path)
-                assert taken is not None
-                taken.close()
+                locked = try_lock(path)
+                assert locked is not None
+                locked.close()
         finally:
             over.set()
             for each in threads:
                 each.join()
 
-    def test_a_child_that_is_forked_meanwhile_does_not_look_for_ever(
+    def test_a_child_that_is_forked_meanwhile_does_not_keep_the_shared_lock(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         JournalFile.create(tmp_path, []).close()
         (path,) = tmp_path.iterdir()
-        look = _journal._look
-        childs: list[int] = []
+        lock_shared = _journal._lock_shared
+        copies: list[int] = []
 
         def forked(fd: int) -> None:
-            look(fd)
-            childs.append(os.dup(fd))
+            lock_shared(fd)
+            copies.append(os.dup(fd))
 
-        monkeypatch.setattr(_journal, "_look", forked)
+        monkeypatch.setattr(_journal, "_lock_shared", forked)
         assert is_owned(path) is False
         monkeypatch.undo()
-        taken = take(path)
-        assert taken is not None
-        taken.close()
-        for each in childs:
+        locked = try_lock(path)
+        assert locked is not None
+        locked.close()
+        for each in copies:
             os.close(each)
 
     def test_an_owner_that_rewrites_its_journal_meanwhile_still_owns_it(
@@ -261,12 +261,12 @@ class TestLooks:
         assert is_owned(owned.path) is True
         owned.remove()
 
-    def test_what_is_gone_has_no_owner(self, tmp_path: Path) -> None:
+    def test_a_journal_that_does_not_exist_has_no_owner(self, tmp_path: Path) -> None:
         assert is_owned(tmp_path / "none.jsonl") is None
 
 
 @pytest.mark.sockets
-async def test_a_real_process_lives_and_dies(world: World, state_dir: Path) -> None:
+async def test_a_real_process_that_is_killed(world: World, state_dir: Path) -> None:
     program = """
 import sys
 from pathlib import Path

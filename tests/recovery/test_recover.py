@@ -1,4 +1,4 @@
-"""What was acquired by a process that has died: it goes when its time is up, or has gone by then."""
+"""Test an instance that a dead process acquired: released when it expires, unless it is deleted before."""
 
 from __future__ import annotations
 
@@ -9,90 +9,98 @@ import pytest
 from _world import HARDWARE, MODEL, World, emulated_wall_clock
 
 from cortecs_async import AsyncCortecs
-from cortecs_async._recovery.claims import claims_of_others
+from cortecs_async._recovery.claims import collect_foreign_claims
 from cortecs_async._recovery.records import JournalState, Record
-from cortecs_async._recovery.recover import _LOOK, PendingPromise, Recovery, RecoveryResult
+from cortecs_async._recovery.recover import _HELD_POLL_INTERVAL, PendingPromise, Recovery, RecoveryResult
 from cortecs_async.emulator import Emulator, Fault
 
 LIFETIME = 3600.0
 
 
 class Held:
-    """An instance that was acquired for an hour, and the reaper's work when its process has ended."""
+    """An instance that was acquired for an hour by a process that has ended, and the recovery of it."""
 
     def __init__(self, emu: Emulator, client: AsyncCortecs) -> None:
         self.emu = emu
         self.client = client
         self.instance_id = emu.start_instance(MODEL, HARDWARE)
         self.until = emulated_wall_clock() + LIFETIME
-        self.book = JournalState()
+        self.state = JournalState()
         self.notes: list[str] = []
         common = {"entry": "e1", "account": "a", "api": emu.api_base_url, "at": emulated_wall_clock()}
         created = {"kind": "CREATED", **common, "args": {}, "instance_id": self.instance_id, "goal": "gone"}
         for record in ({**created, "expires_at": self.until}, {"kind": "HELD", "entry": "e1"}):
-            assert self.book.apply(record)
+            assert self.state.apply(record)
 
     def report(self, record: Record) -> None:
-        self.book.apply(record)
+        self.state.apply(record)
 
-    async def finish(self) -> RecoveryResult:
-        """Until nothing is owed any more."""
-        finisher = Recovery(
+    async def recover(self) -> RecoveryResult:
+        """Recover until no promise is left."""
+        recovery = Recovery(
             instances=self.client._wiring._releasing,
-            foreign_claims=lambda: claims_of_others(
-                self.emu.api_base_url, self.book, {"e1"}, [], emulated_wall_clock()
+            foreign_claims=lambda: collect_foreign_claims(
+                self.emu.api_base_url, self.state, {"e1"}, [], emulated_wall_clock()
             ),
             note=self.notes.append,
             timeout=300.0,
             visible_until=0.0,
             wall_clock=emulated_wall_clock,
         )
-        (debt,) = (PendingPromise(self.book, entry, self.report) for entry in self.book.promises.values())
-        (finished,) = (await finisher.run([debt])).values()
-        assert not self.book.promises
-        return finished
+        (pending,) = (
+            PendingPromise(self.state, promise, self.report) for promise in self.state.promises.values()
+        )
+        (result,) = (await recovery.run([pending])).values()
+        assert not self.state.promises
+        return result
 
     def routes(self) -> list[str]:
         return [str(each.route) for each in self.emu.requests]
 
 
-async def test_when_its_time_is_up_it_goes_and_not_before(world: World, journals: Path) -> None:
+async def test_a_held_instance_is_released_when_it_expires_and_not_before(
+    world: World, journals: Path
+) -> None:
     async with world() as (emu, client):
         held = Held(emu, client)
         async with anyio.create_task_group() as tasks:
 
-            async def look() -> None:
+            async def check_just_before() -> None:
                 await anyio.sleep(LIFETIME - 0.1)
                 assert emu.billing == (held.instance_id,)
                 assert held.notes == []
                 assert set(held.routes()) == {"token", "get"}
-                assert len(held.routes()) <= 1 + LIFETIME / _LOOK
+                assert len(held.routes()) <= 1 + LIFETIME / _HELD_POLL_INTERVAL
 
-            tasks.start_soon(look)
-            assert (await held.finish()).state == "released"
+            tasks.start_soon(check_just_before)
+            assert (await held.recover()).state == "released"
         assert held.until <= emulated_wall_clock() < held.until + 10
         assert emu.existing == ()
 
 
-async def test_what_somebody_else_has_deleted_is_not_waited_for(world: World, journals: Path) -> None:
+async def test_a_held_instance_that_its_holder_deleted_is_not_waited_for(
+    world: World, journals: Path
+) -> None:
     async with world() as (emu, client):
         held = Held(emu, client)
         began = anyio.current_time()
         async with anyio.create_task_group() as tasks:
 
             async def release() -> None:
-                await anyio.sleep(_LOOK * 1.5)
+                await anyio.sleep(_HELD_POLL_INTERVAL * 1.5)
                 await client.release(held.instance_id)
 
             tasks.start_soon(release)
-            assert (await held.finish()).state == "gone"
-        assert anyio.current_time() - began == pytest.approx(_LOOK * 3, abs=5)
+            assert (await held.recover()).state == "gone"
+        assert anyio.current_time() - began == pytest.approx(_HELD_POLL_INTERVAL * 3, abs=5)
         assert held.routes().count("stop") == 1  # the release's own
         assert held.notes == []
 
 
 @pytest.mark.parametrize("missing", ["once", "twice", "in the list only", "once, then unreachable"])
-async def test_what_only_seems_to_be_gone_is_kept(world: World, journals: Path, missing: str) -> None:
+async def test_a_held_instance_that_only_seems_to_be_missing_is_kept(
+    world: World, journals: Path, missing: str
+) -> None:
     async with world() as (emu, client):
         held = Held(emu, client)
         emu.add_fault(Fault("garbage", route="list", body={"instances": []}, times=None))
@@ -103,13 +111,13 @@ async def test_what_only_seems_to_be_gone_is_kept(world: World, journals: Path, 
         if "unreachable" in missing:
             emu.add_fault(Fault("status", route="get", status=503, times=None))
 
-        async def recover() -> None:
+        async def clear_faults() -> None:
             await anyio.sleep(LIFETIME)
             assert emu.billing == (held.instance_id,)
             emu.clear_faults()
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(recover)
-            assert (await held.finish()).state == "released"
+            tasks.start_soon(clear_faults)
+            assert (await held.recover()).state == "released"
         assert held.until <= emulated_wall_clock() < held.until + 60
         assert emu.existing == ()

@@ -1,4 +1,4 @@
-"""The books of a process: what goes wrong with a journal or a reaper, and what then holds."""
+"""Test the store of a process: what it does when its journal or its reaper fails."""
 
 from __future__ import annotations
 
@@ -34,29 +34,31 @@ async def test_every_step_of_a_lease_is_in_the_journal_before_it_counts(world: W
     async with world(journal="required") as (emu, client):
         seen: list[tuple[str, bool | None]] = []
 
-        def look() -> bool | None:
-            """None: nothing is owed. Else whether the id is known."""
-            entries = [entry for _, book in read_journals(journals) for entry in book.promises.values()]
-            return entries[0].instance_id is not None if entries else None
+        def knows_id() -> bool | None:
+            """Return whether the journal has the id of its promise, or None if it has no promise."""
+            promises = [
+                promise for _, state in read_journals(journals) for promise in state.promises.values()
+            ]
+            return promises[0].instance_id is not None if promises else None
 
         exchange = emu.exchange
 
         async def note(call: Any) -> Any:
-            seen.append((call.path.rpartition("/")[2], look()))
+            seen.append((call.path.rpartition("/")[2], knows_id()))
             return await exchange(call)
 
         emu.exchange = note  # type: ignore[method-assign]
         async with client.instance(MODEL, HARDWARE):
-            assert look() is True
-        assert look() is None
-        told = dict(reversed(seen))
-        assert told["start"] is False
-        assert told["stop"] is True
+            assert knows_id() is True
+        assert knows_id() is None
+        first_seen = dict(reversed(seen))
+        assert first_seen["start"] is False
+        assert first_seen["stop"] is True
         assert seen[-1] == ("", True)  # the list that verifies
     assert list(read_journals(journals)) == []
 
 
-async def test_a_hundred_promises_at_once_share_their_syncs(
+async def test_a_hundred_promises_at_once_share_few_syncs(
     world: World, journals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     syncs: list[int] = []
@@ -100,7 +102,7 @@ def break_disk(monkeypatch: pytest.MonkeyPatch, how: str, state_dir: Path) -> No
 
 
 @pytest.mark.parametrize("how", ["full", "read-only", "no directory", "no locks"])
-async def test_without_a_disk_a_warning_and_on_we_go(
+async def test_without_a_disk_the_lease_runs_with_a_warning(
     world: World,
     journals: Path,
     state_dir: Path,
@@ -119,7 +121,7 @@ async def test_without_a_disk_a_warning_and_on_we_go(
 
 
 @pytest.mark.parametrize("how", ["full", "read-only", "no directory", "no locks"])
-async def test_without_a_disk_an_error_where_one_is_required(
+async def test_without_a_disk_a_required_journal_is_an_error(
     world: World, journals: Path, state_dir: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     break_disk(monkeypatch, how, state_dir)
@@ -130,7 +132,7 @@ async def test_without_a_disk_an_error_where_one_is_required(
         assert emu.ledger == ()
 
 
-async def test_a_disk_that_was_full_for_a_while_is_caught_up_with(
+async def test_records_that_did_not_fit_on_a_full_disk_are_written_later(
     world: World, journals: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with world(journal="auto") as (_emu, client), AsyncExitStack() as leases:
@@ -139,53 +141,53 @@ async def test_a_disk_that_was_full_for_a_while_is_caught_up_with(
             break_disk(patch, "full", Path())
             second = await leases.enter_async_context(client.instance(MODEL, HARDWARE))
         third = await leases.enter_async_context(client.instance(MODEL, HARDWARE))
-        ((_, book),) = read_journals(journals)
-        known = {entry.instance_id for entry in book.promises.values()}
+        ((_, state),) = read_journals(journals)
+        known = {promise.instance_id for promise in state.promises.values()}
         assert known == {first.instance_id, second.instance_id, third.instance_id}
 
 
-def test_it_does_not_grow_without_bound(tmp_path: Path) -> None:
-    book = PromiseStore(tmp_path, journal=True, guard=False)
-    book.join()
-    book.put(created("stays"))
+def test_the_journal_does_not_grow_without_bound(tmp_path: Path) -> None:
+    store = PromiseStore(tmp_path, journal=True, guard=False)
+    store.join()
+    store.put(created("stays"))
     largest = 0
     for number in range(3_000):
-        book.put(created(f"e{number}"))
-        book.put({"kind": "GONE", "entry": f"e{number}"})
+        store.put(created(f"e{number}"))
+        store.put({"kind": "GONE", "entry": f"e{number}"})
         if number % 100 == 0:
-            book.commit()
+            store.commit()
             ((path, _),) = read_journals(tmp_path)
             largest = max(largest, path.stat().st_size)
     assert largest < 400_000
-    book.put({"kind": "GONE", "entry": "stays"})
-    book.release()
+    store.put({"kind": "GONE", "entry": "stays"})
+    store.leave()
     assert list(tmp_path.iterdir()) == []
 
 
-def test_books_are_one_a_directory_and_not_shared_beyond(tmp_path: Path) -> None:
+def test_there_is_one_store_per_directory_and_options(tmp_path: Path) -> None:
     one = store_for(tmp_path, journal=True, guard=False)
     assert store_for(tmp_path, journal=True, guard=False) is one
     assert store_for(tmp_path, journal=False, guard=False) is not one
     assert store_for(tmp_path / "other", journal=True, guard=False) is not one
 
 
-def test_a_forked_child_owes_nothing_of_its_parents(tmp_path: Path) -> None:
-    book = PromiseStore(tmp_path, journal=True, guard=False)
-    book.join()
-    book.put(created("e1"))
-    book.commit()
-    journal = book._journal
+def test_a_forked_child_does_not_have_its_parents_promises(tmp_path: Path) -> None:
+    store = PromiseStore(tmp_path, journal=True, guard=False)
+    store.join()
+    store.put(created("e1"))
+    store.commit()
+    journal = store._journal
     assert journal is not None
     # As in the child: its copy of the descriptor closes, and the parent's lock holds.
     copy = JournalFile(journal.path, os.dup(journal._fd))
-    book._journal = copy
-    book.after_fork()
-    assert book.book.promises == {}
+    store._journal = copy
+    store.after_fork()
+    assert store.state.promises == {}
     assert [b.promises.keys() for _, b in read_journals(tmp_path)] == [{"e1"}]
     journal.remove()
 
 
-async def test_a_client_says_at_start_that_there_is_something_to_sweep(
+async def test_a_client_warns_when_it_opens_that_there_is_something_to_sweep(
     world: World, journals: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="cortecs_async.guard")
@@ -197,14 +199,14 @@ async def test_a_client_says_at_start_that_there_is_something_to_sweep(
     (record,) = caplog.records
     assert "2 instances or starts behind" in record.message
     assert "sweep` (or client.sweep()) releases them" in record.message
-    assert len(list(read_journals(journals))) == 1  # what owed nothing was removed
+    assert len(list(read_journals(journals))) == 1  # the journal without promises was removed
     caplog.clear()
     async with world(journal="off"):
         pass
     assert not caplog.records
 
 
-async def test_what_its_sweep_could_not_release_is_no_reason_to_warn(
+async def test_a_client_does_not_warn_of_what_its_sweep_could_not_release(
     world: World, journals: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.WARNING, logger="cortecs_async.guard")
@@ -222,12 +224,13 @@ async def test_what_its_sweep_could_not_release_is_no_reason_to_warn(
         async with world(journal="auto"):
             (record,) = caplog.records
         assert "left an instance or start behind" in record.message
-        book = client._wiring.promises.journal_states
-        assert (book.orphans(emu.api_base_url, ""), book.orphans(emu.api_base_url, account)) == (1, 0)
+        store = client._wiring.promises.store
+        assert store.count_orphans(emu.api_base_url, "") == 1
+        assert store.count_orphans(emu.api_base_url, account) == 0
     assert len(list(read_journals(journals))) == 2
 
 
-async def test_bad_modes_are_refused(world: World) -> None:
+async def test_invalid_modes_are_errors(world: World) -> None:
     for name in ("guard", "journal"):
         with pytest.raises(errors.ConfigurationError, match=name):
             async with world(**{name: "perhaps"}):
@@ -237,119 +240,120 @@ async def test_bad_modes_are_refused(world: World) -> None:
 # --- the reaper, in this process ----------------------------------------------------------------------------
 
 
-class Told:
-    """A reaper that notes what it says and what it was given to do."""
+class Harness:
+    """A reaper, its answers, and the keys of the promises that it keeps."""
 
     def __init__(self) -> None:
-        self.said: list[Record] = []
-        self.worked: list[str] = []
+        self.answers: list[Record] = []
+        self.kept: list[str] = []
         self.now = 0.0
-        self.reaper = Reaper(self.said.append, self.work, lambda: self.now)
+        self.reaper = Reaper(self.answers.append, self.reap, lambda: self.now)
 
-    def work(
+    def reap(
         self,
-        book: JournalState,
-        entries: Any,
+        state: JournalState,
+        promises: Any,
         accounts: dict[str, Record],
         report: Callable[[Record], None],
         journal: Path | None,
     ) -> None:
-        for entry in entries:
-            self.worked.append(entry.key)
-            report({"kind": "GONE", "entry": entry.key})
+        for promise in promises:
+            self.kept.append(promise.key)
+            report({"kind": "GONE", "entry": promise.key})
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Told:
-    monkeypatch.setattr("cortecs_async._recovery.reaper._SETTLE", 0.0)
-    return Told()
+def harness(monkeypatch: pytest.MonkeyPatch) -> Harness:
+    monkeypatch.setattr("cortecs_async._recovery.reaper._IN_FLIGHT_DELAY", 0.0)
+    return Harness()
 
 
 class TestReaper:
-    def test_it_answers_only_what_it_understood(self, told: Told) -> None:
-        told.reaper.receive({**created("e1"), "number": 1})
-        told.reaper.receive({"kind": "SONG", "number": 2})
-        told.reaper.receive({"kind": "CREATED", "entry": "e2", "number": 3})
-        told.reaper.receive({"kind": "BYE", "number": 4})
-        assert told.said == [{"ack": 1}, {"ack": 4}]
-        assert told.reaper.has_bye
+    def test_it_acknowledges_only_what_it_understood(self, harness: Harness) -> None:
+        harness.reaper.receive({**created("e1"), "number": 1})
+        harness.reaper.receive({"kind": "SONG", "number": 2})
+        harness.reaper.receive({"kind": "CREATED", "entry": "e2", "number": 3})
+        harness.reaper.receive({"kind": "BYE", "number": 4})
+        assert harness.answers == [{"ack": 1}, {"ack": 4}]
+        assert harness.reaper.has_bye
 
-    def test_as_long_as_its_parent_lives_it_waits(self, told: Told) -> None:
-        told.reaper.receive({**created("e1"), "number": 1})
-        assert told.reaper.next_due() is None
-        told.reaper.start_due_work()
-        assert told.worked == []
+    def test_it_waits_while_its_parent_lives(self, harness: Harness) -> None:
+        harness.reaper.receive({**created("e1"), "number": 1})
+        assert harness.reaper.next_due() is None
+        harness.reaper.recover_due()
+        assert harness.kept == []
 
-    def test_it_ends_what_is_past_its_time_though_its_parent_lives(self, told: Told) -> None:
-        """The event loop is blocked."""
-        told.reaper.receive({**created("e1", expires_at=2000.0), "number": 1})
-        told.reaper.receive({**created("e2"), "number": 2})
-        assert told.reaper.next_due() == 2000.0 + GRACE
-        told.now = 2000.0 + GRACE - 1
-        told.reaper.start_due_work()
-        assert told.worked == []
-        told.now = 2000.0 + GRACE
-        told.reaper.start_due_work()
-        self.join(told)
-        assert told.worked == ["e1"]
-        assert told.said[-1] == {"deed": {"kind": "GONE", "entry": "e1"}}
-        assert told.reaper.next_due() is None
+    def test_it_releases_what_expired_though_its_parent_lives(self, harness: Harness) -> None:
+        """As when the event loop is blocked."""
+        harness.reaper.receive({**created("e1", expires_at=2000.0), "number": 1})
+        harness.reaper.receive({**created("e2"), "number": 2})
+        assert harness.reaper.next_due() == 2000.0 + GRACE
+        harness.now = 2000.0 + GRACE - 1
+        harness.reaper.recover_due()
+        assert harness.kept == []
+        harness.now = 2000.0 + GRACE
+        harness.reaper.recover_due()
+        self.join(harness)
+        assert harness.kept == ["e1"]
+        assert harness.answers[-1] == {"deed": {"kind": "GONE", "entry": "e1"}}
+        assert harness.reaper.next_due() is None
 
-    def test_after_its_parents_death_it_keeps_everything_and_removes_the_journal(
-        self, told: Told, tmp_path: Path
+    def test_after_its_parents_death_it_keeps_all_promises_and_removes_the_journal(
+        self, harness: Harness, tmp_path: Path
     ) -> None:
         journal = JournalFile.create(tmp_path, [created("e1"), created("e2")])
-        told.reaper.receive({"kind": "JOURNAL", "journal": str(journal.path), "number": 1})
-        told.reaper.receive({**created("e1"), "number": 2})
-        told.reaper.receive({**created("e2"), "number": 3})
+        harness.reaper.receive({"kind": "JOURNAL", "journal": str(journal.path), "number": 1})
+        harness.reaper.receive({**created("e1"), "number": 2})
+        harness.reaper.receive({**created("e2"), "number": 3})
         journal.close()
-        told.reaper.finish_after_parent()
-        assert told.worked == ["e1", "e2"]
+        harness.reaper.recover_after_parent()
+        assert harness.kept == ["e1", "e2"]
         assert list(tmp_path.iterdir()) == []
 
-    def test_what_it_cannot_keep_stays_in_the_journal(self, tmp_path: Path, told: Told) -> None:
+    def test_promises_that_it_cannot_keep_stay_in_the_journal(self, tmp_path: Path, harness: Harness) -> None:
         journal = JournalFile.create(tmp_path, [created("e1")])
-        reaper = Reaper(told.said.append, lambda *_: None)
+        reaper = Reaper(harness.answers.append, lambda *_: None)
         reaper.receive({"kind": "JOURNAL", "journal": str(journal.path), "number": 1})
         reaper.receive({**created("e1"), "number": 2})
         journal.close()
-        reaper.finish_after_parent()
-        assert [book.promises.keys() for _, book in read_journals(tmp_path)] == [{"e1"}]
+        reaper.recover_after_parent()
+        assert [state.promises.keys() for _, state in read_journals(tmp_path)] == [{"e1"}]
 
-    def test_without_a_journal_it_works_from_memory(self, told: Told) -> None:
-        told.reaper.receive({"kind": "JOURNAL", "journal": None, "number": 1})
-        told.reaper.receive({**created("e1"), "number": 2})
-        told.reaper.finish_after_parent()
-        assert told.worked == ["e1"]
+    def test_it_works_without_a_journal(self, harness: Harness) -> None:
+        harness.reaper.receive({"kind": "JOURNAL", "journal": None, "number": 1})
+        harness.reaper.receive({**created("e1"), "number": 2})
+        harness.reaper.recover_after_parent()
+        assert harness.kept == ["e1"]
 
     @staticmethod
-    def join(told: Told) -> None:
-        for thread in told.reaper._threads:
+    def join(harness: Harness) -> None:
+        for thread in harness.reaper._threads:
             thread.join()
 
 
-def test_an_entry_of_a_book_has_what_a_reaper_needs() -> None:
-    assert set(Promise.__slots__) >= {"instance_id", "goal", "expires_at", "baseline", "args", "account"}
+def test_a_promise_has_what_a_reaper_needs() -> None:
+    names = vars(Promise("key", "account", "api", {}, 0.0)).keys()
+    assert names >= {"instance_id", "goal", "expires_at", "baseline", "args", "account"}
 
 
-# --- the guard ----------------------------------------------------------------------------------------------
+# --- the reaper process -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def reapers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No reaper is left, nor the thread that listens to it."""
+    """Check that no reaper and no thread that listens to it is left."""
     before = threading.active_count()
     yield
     for thread in threading.enumerate():
-        if thread.name == "cortecs-guard":
+        if thread.name == "cortecs-reaper":
             thread.join(10)
-    assert not [each for each in threading.enumerate() if each.name == "cortecs-guard"]
+    assert not [each for each in threading.enumerate() if each.name == "cortecs-reaper"]
     assert threading.active_count() <= before + 8  # anyio keeps its own
 
 
 @pytest.mark.sockets
 @pytest.mark.parametrize("cause", ["no such program", "it dies at once", "it is frozen"])
-async def test_without_a_reaper_a_warning_or_an_error(
+async def test_without_a_reaper_there_is_a_warning_or_an_error(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, reapers: None, cause: str
 ) -> None:
     if cause == "it is frozen":
@@ -373,10 +377,10 @@ async def test_without_a_reaper_a_warning_or_an_error(
 
 
 @pytest.mark.sockets
-async def test_the_reapers_work(reapers: None, state_dir: Path) -> None:
-    """In this process, where it can be looked at; tests/recovery/test_crash.py has it in its own."""
+async def test_reap_in_this_process(reapers: None, state_dir: Path) -> None:
+    """In this process, where its records can be seen. tests/recovery/test_crash.py runs it in its own."""
     async with serve_emulator(step_seconds=0.0) as emu:
-        foreign, mine, lost = (emu.start_instance(MODEL, HARDWARE) for _ in range(3))
+        foreign, mine, unresolved = (emu.start_instance(MODEL, HARDWARE) for _ in range(3))
         sealed = {
             "api_base_url": emu.api_base_url,
             "client_id": emu.client_id,
@@ -384,7 +388,7 @@ async def test_the_reapers_work(reapers: None, state_dir: Path) -> None:
             "headers": {"X-Team": "night"},
             "timeout": 30.0,
         }
-        book = JournalState()
+        state = JournalState()
         args = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}
         known = {"account": "a1", "api": emu.api_base_url, "at": time.time(), "args": args}
         for record in (
@@ -394,23 +398,23 @@ async def test_the_reapers_work(reapers: None, state_dir: Path) -> None:
             {**created("e3"), **known, "instance_id": foreign, "account": "a2"},
             {**created("e4"), **known, "instance_id": foreign, "account": "a3"},
         ):
-            assert book.apply(record)
-        deeds: list[Record] = []
+            assert state.apply(record)
+        actions: list[Record] = []
 
         def report(record: Record) -> None:
-            deeds.append(record)
-            book.apply(record)
+            actions.append(record)
+            state.apply(record)
 
         accounts: dict[str, Any] = {"a1": sealed, "a3": {**sealed, "timeout": "nonsense"}}
-        entries = list(book.promises.values())
+        promises = list(state.promises.values())
         await anyio.to_thread.run_sync(
-            reap, book, entries, accounts, report, state_dir / "journal" / "own.jsonl"
+            reap, state, promises, accounts, report, state_dir / "journal" / "own.jsonl"
         )
         assert emu.existing == (foreign,)
-        assert lost in str(deeds)
-        # Of one account it has no credentials, and of one no good ones: that is nobody else's trouble.
-        assert book.promises.keys() == {"e3", "e4"}
-        assert any("giving up" in str(each) for each in deeds)
+        assert unresolved in str(actions)
+        # It has no credentials of one account, and invalid settings of another. Neither stops the third.
+        assert state.promises.keys() == {"e3", "e4"}
+        assert any("giving up" in str(each) for each in actions)
 
 
 @pytest.mark.sockets
@@ -423,20 +427,20 @@ async def test_new_credentials_reach_the_reaper_at_once(reapers: None) -> None:
             promises = client._wiring.promises
             promises.remember_credentials(Credentials(client_id=emu.client_id, client_secret="another"))
             with anyio.fail_after(10):
-                while promises.journal_states.done < promises.journal_states.queued:  # noqa: ASYNC110  (it has no event)
+                while promises.store.committed < promises.store.queued:  # noqa: ASYNC110  (it has no event)
                     await anyio.sleep(0.01)
-            (armed,) = promises.journal_states._armed.values()
+            (armed,) = promises.store._arm_records.values()
             assert "another" in armed["sealed"].reveal()
             assert "another" not in repr(armed)
 
 
-async def test_a_directory_that_was_cleared_is_written_anew(world: World, journals: Path) -> None:
+async def test_a_journal_that_was_deleted_is_written_again(world: World, journals: Path) -> None:
     async with world(journal="required") as (_emu, client):
         async with client.instance(MODEL, HARDWARE) as first:
             shutil.rmtree(journals)
             async with client.instance(MODEL, HARDWARE) as second:
-                ((_, book),) = read_journals(journals)
-                ids = {entry.instance_id for entry in book.promises.values()}
+                ((_, state),) = read_journals(journals)
+                ids = {promise.instance_id for promise in state.promises.values()}
                 assert ids == {first.instance_id, second.instance_id}
     assert list(read_journals(journals)) == []
 
@@ -446,9 +450,8 @@ async def test_one_reaper_serves_all_clients_of_a_process(reapers: None) -> None
     async with serve_emulator(step_seconds=0.0) as emu:
         one, other = (client_of(emu) for _ in range(2))
         async with one, other, one.instance(MODEL, HARDWARE), other.instance(MODEL, HARDWARE):
-            assert one._wiring.promises.journal_states is other._wiring.promises.journal_states
-            guard = one._wiring.promises.journal_states._guard
-            assert guard.is_running
-            assert guard.pid is not None
-        assert not guard.is_running
+            assert one._wiring.promises.store is other._wiring.promises.store
+            reaper = one._wiring.promises.store._reaper
+            assert reaper.is_running
+        assert not reaper.is_running
         assert emu.existing == ()

@@ -1,4 +1,4 @@
-"""What dead owners left is finished, and nothing else is touched."""
+"""Test that sweep releases what dead processes left, and touches nothing else."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from cortecs_async.emulator import Emulator, Fault
 EPOCH = 1_735_689_600.0
 
 
-def left(emu: Emulator, directory: Path, *records: dict[str, Any], host: str = "host") -> JournalFile:
-    """A journal as a process writes it; `close` it, and its owner is dead."""
+def journal_of(emu: Emulator, directory: Path, *records: dict[str, Any], host: str = "host") -> JournalFile:
+    """Write a journal as a process does. Its owner is dead once you `close` it."""
     common = {
         "account": fingerprint(emu.api_base_url, emu.client_id),
         "api": emu.api_base_url,
@@ -55,7 +55,7 @@ async def swept(world: World, **options: Any) -> AsyncIterator[tuple[Emulator, A
 async def test_a_created_instance_is_released_and_the_journal_removed(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
         mine, foreign = emu.start_instance(MODEL, HARDWARE), emu.start_instance(MODEL, HARDWARE)
-        left(emu, journals, created(mine)).close()
+        journal_of(emu, journals, created(mine)).close()
         (orphan,) = await client.orphans()
         assert (orphan.state, orphan.instance_id, orphan.owner) == ("found", mine, "host, process 7")
         assert orphan.api_base_url == emu.api_base_url
@@ -67,9 +67,9 @@ async def test_a_created_instance_is_released_and_the_journal_removed(world: Wor
     assert list(read_journals(journals)) == []
 
 
-async def test_what_a_living_process_answers_for_is_not_touched(world: World, journals: Path) -> None:
+async def test_an_instance_of_a_living_process_is_not_touched(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
-        living = left(emu, journals, created(emu.start_instance(MODEL, HARDWARE)))
+        living = journal_of(emu, journals, created(emu.start_instance(MODEL, HARDWARE)))
         assert await client.orphans() == ()
         assert await client.sweep() == ()
         assert len(emu.billing) == 1
@@ -82,29 +82,29 @@ async def test_a_lease_of_this_process_is_not_touched(world: World, journals: Pa
         assert emu.billing == (inst.instance_id,)
 
 
-async def test_what_only_was_to_be_stopped_is_only_stopped(world: World, journals: Path) -> None:
+async def test_an_instance_that_was_to_be_stopped_is_not_deleted(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
         mine = emu.start_instance(MODEL, HARDWARE)
-        left(emu, journals, created(mine, goal="stopped")).close()
+        journal_of(emu, journals, created(mine, goal="stopped")).close()
         assert [each.state for each in await client.sweep()] == ["released"]
         assert emu.existing == (mine,)
         assert emu.billing == ()
 
 
-async def test_what_is_gone_is_gone(world: World, journals: Path) -> None:
+async def test_an_instance_that_does_not_exist_is_gone(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
-        left(emu, journals, created("instance-99999")).close()
+        journal_of(emu, journals, created("instance-99999")).close()
         assert [each.state for each in await client.orphans()] == ["gone"]
         assert [each.state for each in await client.sweep()] == ["gone"]
         assert emu.ledger == ()
     assert list(read_journals(journals)) == []
 
 
-async def test_what_was_stopped_already_is_released_when_it_is_deleted(world: World, journals: Path) -> None:
+async def test_a_stopped_instance_is_deleted(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
         mine = emu.start_instance(MODEL, HARDWARE)
         emu.stop_instance(mine)
-        left(emu, journals, created(mine)).close()
+        journal_of(emu, journals, created(mine)).close()
         assert [each.state for each in await client.sweep()] == ["released"]
         assert emu.existing == ()
 
@@ -114,7 +114,7 @@ async def test_an_intent_finds_its_instance(world: World, journals: Path) -> Non
         before = emu.start_instance(MODEL, HARDWARE)
         mine = emu.start_instance(MODEL, HARDWARE)
         other = emu.start_instance(MODEL, "NVIDIA_L40S_1")
-        left(emu, journals, baseline(before), intent()).close()
+        journal_of(emu, journals, baseline(before), intent()).close()
         (orphan,) = await client.orphans()
         assert (orphan.state, orphan.instance_id, orphan.model) == ("found", mine, MODEL)
         assert [each.state for each in await client.sweep()] == ["released"]
@@ -122,11 +122,11 @@ async def test_an_intent_finds_its_instance(world: World, journals: Path) -> Non
     assert list(read_journals(journals)) == []
 
 
-async def test_an_intent_without_an_instance_is_waited_for_before_it_is_closed(
+async def test_the_instance_of_an_intent_is_waited_for_before_it_is_closed(
     world: World, journals: Path
 ) -> None:
     async with swept(world) as (emu, client):
-        left(emu, journals, baseline(), intent()).close()
+        journal_of(emu, journals, baseline(), intent()).close()
 
         async def late() -> None:
             await anyio.sleep(30)
@@ -136,7 +136,7 @@ async def test_an_intent_without_an_instance_is_waited_for_before_it_is_closed(
             tasks.start_soon(late)
             assert [each.state for each in await client.sweep()] == ["released"]
         assert emu.existing == ()
-        left(emu, journals, baseline(), intent()).close()
+        journal_of(emu, journals, baseline(), intent()).close()
         assert [each.state for each in await client.orphans()] == ["unsettled"]
         start = anyio.current_time()
         assert [each.state for each in await client.sweep()] == ["gone"]
@@ -144,10 +144,10 @@ async def test_an_intent_without_an_instance_is_waited_for_before_it_is_closed(
     assert list(read_journals(journals)) == []
 
 
-async def test_one_candidate_too_many_is_ambiguous_and_not_touched(world: World, journals: Path) -> None:
+async def test_two_candidates_are_ambiguous_and_not_touched(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
         two = emu.start_instance(MODEL, HARDWARE), emu.start_instance(MODEL, HARDWARE)
-        left(emu, journals, baseline(), intent()).close()
+        journal_of(emu, journals, baseline(), intent()).close()
         (orphan,) = await client.orphans()
         assert (orphan.state, orphan.candidates) == ("ambiguous", two)
         for _ in range(2):
@@ -157,11 +157,11 @@ async def test_one_candidate_too_many_is_ambiguous_and_not_touched(world: World,
 
 
 @pytest.mark.parametrize("running", [True, False])
-async def test_what_was_started_long_after_the_crash_is_somebody_elses(
+async def test_an_instance_started_long_after_the_crash_is_not_touched(
     world: World, journals: Path, *, running: bool
 ) -> None:
     async with swept(world, step_seconds=1.0 if running else 10_000.0) as (emu, client):
-        left(emu, journals, baseline(), intent()).close()
+        journal_of(emu, journals, baseline(), intent()).close()
         await anyio.sleep(2 * 3600)
         foreign = emu.start_instance(MODEL, HARDWARE)
         await anyio.sleep(60)
@@ -170,10 +170,10 @@ async def test_what_was_started_long_after_the_crash_is_somebody_elses(
         assert emu.billing == (foreign,)
 
 
-async def test_many_that_died_at_once_each_get_their_own(world: World, journals: Path) -> None:
+async def test_the_starts_of_many_dead_processes_each_get_an_instance(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
         for number in range(5):
-            left(emu, journals, baseline(), intent(), host=f"host-{number}").close()
+            journal_of(emu, journals, baseline(), intent(), host=f"host-{number}").close()
             emu.start_instance(MODEL, HARDWARE)
         assert {each.state for each in await client.orphans()} == {"found"}
         found = await client.sweep()
@@ -183,32 +183,32 @@ async def test_many_that_died_at_once_each_get_their_own(world: World, journals:
     assert list(read_journals(journals)) == []
 
 
-async def test_an_instance_that_a_living_process_may_just_be_starting_is_left(
+async def test_an_instance_that_a_living_process_may_be_starting_is_not_touched(
     world: World, journals: Path
 ) -> None:
     async with swept(world) as (emu, client):
-        living = left(emu, journals, baseline(), intent())
-        left(emu, journals, baseline(), intent()).close()
+        living = journal_of(emu, journals, baseline(), intent())
+        journal_of(emu, journals, baseline(), intent()).close()
         only = emu.start_instance(MODEL, HARDWARE)
         assert [each.state for each in await client.sweep()] == ["ambiguous"]
         assert emu.billing == (only,)
         living.remove()
 
 
-async def test_other_credentials_leave_it_alone(world: World, journals: Path) -> None:
+async def test_promises_of_other_credentials_are_not_touched(world: World, journals: Path) -> None:
     async with swept(world, client_id="somebody") as (emu, client):
         mine = emu.start_instance(MODEL, HARDWARE)
-        left(emu, journals, created(mine, account="another")).close()
+        journal_of(emu, journals, created(mine, account="another")).close()
         assert [each.state for each in await client.orphans()] == ["foreign"]
         assert [each.state for each in await client.sweep()] == ["foreign"]
         assert emu.billing == (mine,)
         assert len(list(read_journals(journals))) == 1
 
 
-async def test_a_service_that_is_down_leaves_it_for_the_next_time(world: World, journals: Path) -> None:
+async def test_a_failing_service_leaves_a_promise_for_the_next_sweep(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
         mine = emu.start_instance(MODEL, HARDWARE)
-        left(emu, journals, created(mine)).close()
+        journal_of(emu, journals, created(mine)).close()
         emu.add_fault(Fault("status", route="stop", status=500, times=None))
         assert [each.state for each in await client.sweep(timeout=30)] == ["left"]
         emu.clear_faults()
@@ -218,10 +218,10 @@ async def test_a_service_that_is_down_leaves_it_for_the_next_time(world: World, 
             await client.sweep(timeout=0)
 
 
-async def test_lines_that_cannot_be_read_stop_nobody(world: World, journals: Path) -> None:
+async def test_unreadable_lines_do_not_stop_a_sweep(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
         mine = emu.start_instance(MODEL, HARDWARE)
-        journal = left(emu, journals, created(mine))
+        journal = journal_of(emu, journals, created(mine))
         with journal.path.open("ab") as file:
             file.write(b'\0\0\0\n{"kind": "SONG"}\n{"kind": "CREATED", "entry"')
         journal.close()
@@ -231,7 +231,7 @@ async def test_lines_that_cannot_be_read_stop_nobody(world: World, journals: Pat
 
 async def test_without_journals_there_is_nothing_to_sweep(world: World, journals: Path) -> None:
     async with world(journal="off") as (emu, client):
-        left(emu, journals, created(emu.start_instance(MODEL, HARDWARE))).close()
+        journal_of(emu, journals, created(emu.start_instance(MODEL, HARDWARE))).close()
         assert await client.sweep() == ()
         assert len(emu.billing) == 1
 
@@ -246,7 +246,7 @@ async def test_a_power_loss_anywhere_in_the_journal(world: World, journals: Path
         http = httpx.AsyncClient(transport=emu.transport())
         foreign = emu.start_instance(MODEL, HARDWARE)
         mine = emu.start_instance(MODEL, HARDWARE)
-        journal = left(emu, journals, baseline(foreign), intent(), created(mine))
+        journal = journal_of(emu, journals, baseline(foreign), intent(), created(mine))
         data = journal.path.read_bytes()
         journal.remove()
         promised = data.index(b"\n", data.index(b'"INTENT"')) + 1
