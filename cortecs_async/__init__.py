@@ -1,10 +1,11 @@
 """An async SDK for cortecs.ai: no instance outlives the code that started it.
 
-All errors are in `cortecs_async.errors`, all data classes in `cortecs_async.types`.
+All errors are in `cortecs_async.errors`, and all data classes in `cortecs_async.types`.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from ._public import lazy_getattr
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -44,35 +45,8 @@ __all__ = [
     "__version__",
 ]
 
-# Imported on first use: pytest loads the plugin in every run, and must not import all of a client for it.
-_LAZY = {
-    "APIStatusError": "_errors",
-    "AsyncCortecs": "_client.client",
-    "ConfigurationError": "_errors",
-    "CortecsError": "_errors",
-    "Credentials": "_secrets",
-    "Instance": "_api.domain",
-    "InstanceHandle": "_lease.endpoint",
-    "InstanceLease": "_lease.lease",
-    "InvalidArgumentError": "_errors",
-    "LifecycleError": "_errors",
-    "PollPolicy": "_config",
-    "Progress": "_api.domain",
-    "RequestError": "_errors",
-    "RetryPolicy": "_config",
-    "Secret": "_secrets",
-    "TeardownError": "_errors",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _LAZY:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    import importlib  # noqa: PLC0415
-
-    value = getattr(importlib.import_module(f".{_LAZY[name]}", __name__), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # type checkers would accept every name
+    __getattr__ = lazy_getattr(__name__)
 
 
 def __dir__() -> list[str]:

@@ -1,4 +1,4 @@
-"""Settings: frozen, checked when made, and the one place where precedence is decided."""
+"""The settings of a client: validated when created, and resolved from arguments, environment and defaults."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def _positive(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
 
 
 def check_mode(name: str, mode: Any) -> None:
-    """Takes one of three words.
+    """Check the value of `guard` or `journal`.
 
     Raises:
-        ConfigurationError: for anything else.
+        ConfigurationError: for an invalid value.
     """
     if mode not in get_args(Mode):
         raise ConfigurationError(f"{name} must be one of {', '.join(get_args(Mode))}, not {mode!r}")
@@ -60,18 +60,18 @@ def _known_transport(_: object, attribute: attrs.Attribute[Any], value: Any) -> 
 
 @frozen(kw_only=True)
 class RetryPolicy:
-    """How often and how long a request is repeated. Which may be repeated at all is not negotiable.
+    """How often and how long requests are retried. Requests that are not safe to repeat are never retried.
 
     Attributes:
-        max_retries: Repetitions after the first attempt; 0 turns them off. An answer of 429, which asks to
-            come again later, is not counted: that goes on until `total_timeout`.
-        initial_backoff: Upper end of the first random wait, in seconds; doubles with every attempt.
-        max_backoff: Upper end that the doubling stops at, in seconds.
-        max_retry_after: A longer Retry-After, in seconds, is not waited for: the error is raised.
+        max_retries: Retries after the first attempt. 0 turns retries off. A 429, which asks to come back
+            later, does not count: it is retried until `total_timeout`.
+        initial_backoff: Upper limit of the first random wait, in seconds. It doubles with every attempt.
+        max_backoff: Highest upper limit of a random wait, in seconds.
+        max_retry_after: Longest Retry-After to wait for, in seconds. For a longer one, the error is raised.
         total_timeout: Seconds for one call with all its attempts and waits.
-        adoption_window: Seconds for which the instance of a lease's start that timed out is looked for before
-            it counts as not started. Where the connection broke, or an error came back, the service is done
-            with it, and a sixth of that is enough.
+        adoption_window: Seconds to look for the instance of a lease whose start timed out, before the start
+            counts as failed. If the connection broke or an error came back, the service has finished with the
+            start, and a sixth of this time is enough.
     """
 
     max_retries: int = field(default=5, validator=_at_least(0))
@@ -84,21 +84,20 @@ class RetryPolicy:
 
 @frozen(kw_only=True)
 class PollPolicy:
-    """How fast the service is asked for changes: it has no push, so a status stream is polling.
+    """Polling intervals. The service sends no events, so a client polls for changes.
 
-    The pause between two looks is `growth` of the time waited so far, within the two limits. So a change
-    is seen at most max(`min_interval`, `growth` of the wait) late, and never later than `max_interval`
-    (plus the time of the answer).
+    The pause between two polls is the time waited so far times `growth`, between `min_interval` and
+    `max_interval`. So a change is seen at most max(`min_interval`, `growth` times the wait) late, and never
+    later than `max_interval`, plus the time of the answer.
 
     Attributes:
         min_interval: Shortest pause in seconds.
         max_interval: Longest pause in seconds. The vendor's own client always waits 5 s.
-        growth: Share of the time waited so far.
-        settle: For so many seconds after a start, a reading that says the new instance is stopped or
-            missing is not believed yet.
-        lost_interval: Seconds between two looks at a leased instance while the block runs.
-        max_outage: Seconds of nothing but failures after which a wait gives up with the last of them.
-        stall_timeout: Seconds without any change after which a start is given up; None: only its deadline.
+        growth: Pause as a share of the time waited so far.
+        settle: Seconds after a start in which polls that find the instance stopped or missing are ignored.
+        lost_interval: Seconds between two polls of a leased instance during the block.
+        max_outage: Seconds of failed polls after which a wait raises the last error.
+        stall_timeout: Seconds without any change after which a start fails; None: only its deadline counts.
     """
 
     min_interval: float = field(default=0.5, validator=_at_least(0.01))
@@ -112,7 +111,7 @@ class PollPolicy:
 
 @frozen(kw_only=True)
 class Settings:
-    """Everything a client was told, resolved."""
+    """The resolved settings of a client."""
 
     api_base_url: str
     credential_provider: CredentialProvider = field(repr=False)
@@ -125,7 +124,7 @@ class Settings:
 
     @property
     def is_loopback(self) -> bool:
-        """True when the API base URL points at this machine."""
+        """Whether the API base URL points at this machine."""
         return is_loopback_host(urlsplit(self.api_base_url).hostname or "")
 
 
@@ -145,15 +144,15 @@ def resolve_settings(
     transport: TransportName,
     environ: Mapping[str, str],
 ) -> Settings:
-    """Explicit argument, then environment, then default.
+    """Resolve the settings: an argument wins over the environment, and that over the default.
 
     Raises:
-        ConfigurationError: for a base URL that is not one or not safe, contradictory credentials, or a
-            header that would replace what the client sets itself.
+        ConfigurationError: for an invalid or unsafe base URL, contradictory credentials, or a header that the
+            client sets itself.
     """
     variables = {name: environ.get(f"CORTECS_{name}", "").strip() for name in ("CLIENT_ID", "API_BASE_URL")}
     secret_variable = Secret(environ.get("CORTECS_CLIENT_SECRET", "").strip())
-    del environ  # a traceback that shows locals would show the secret, and everything else in it
+    del environ  # a traceback that shows locals would show the secret, and all else in the environment
     if credential_provider is not None and (client_id or client_secret):
         raise ConfigurationError("give either credential_provider or client_id and client_secret, not both")
     if credential_provider is None:
@@ -187,22 +186,22 @@ def override(
     retry_policy: RetryPolicy | None,
     headers: Mapping[str, str] | None,
 ) -> Settings:
-    """The settings with what is given instead of what was there, and with these headers besides.
+    """Return the settings with these values replaced and these headers added.
 
     Raises:
-        ConfigurationError: for what `resolve_settings` would not take either.
+        ConfigurationError: as `resolve_settings` does.
     """
     retry = retry_policy or settings.retry
     if max_retries is not None:
         retry = evolve(retry, max_retries=max_retries)
-    more = _check_headers("headers", headers or {})
-    replaced = {name.lower() for name in more}
+    added = _check_headers("headers", headers or {})
+    replaced = {name.lower() for name in added}
     kept = {name: value for name, value in settings.headers.items() if name.lower() not in replaced}
     return evolve(
         settings,
         timeout=settings.timeout if timeout is None else timeout,
         retry=retry,
-        headers={**kept, **more},
+        headers={**kept, **added},
     )
 
 
@@ -212,7 +211,7 @@ def _static_provider(client_id: str, client_secret: Secret) -> CredentialProvide
     ]
 
     async def provide() -> Credentials:
-        # Raised on first use: the lists of models and hardware types need no credentials.
+        # Raised on first use, because the lists of models and hardware types need no credentials.
         if missing:
             raise ConfigurationError(
                 f"no {' and no '.join(missing)}: pass client_id= and client_secret= to AsyncCortecs, "
@@ -224,26 +223,26 @@ def _static_provider(client_id: str, client_secret: Secret) -> CredentialProvide
 
 
 def check_api_base_url(url: str, *, allow_insecure_http: bool) -> str:
-    """The URL without a trailing slash.
+    """Return the URL without a trailing slash.
 
     Raises:
-        ConfigurationError: when it is no absolute http(s) URL, carries credentials, a query or a fragment,
-            or is plain http to another machine without `allow_insecure_http`.
+        ConfigurationError: if it is not an absolute http(s) URL, has credentials, a query or a fragment, or
+            is plain http to another machine without `allow_insecure_http`.
     """
     try:
         parts = urlsplit(url)
         host = parts.hostname or ""
-        _ = parts.port  # a bad port shows itself only here
+        _ = parts.port  # raises for an invalid port
     except ValueError:
-        # Neither the URL nor what Python says of it: both may show a password.
+        # The message shows neither the URL nor Python's error: both may hold a password.
         raise ConfigurationError("api_base_url is not a URL: check its host and port") from None
     if "@" in url:
-        # Anywhere: `user:password@host`, without its scheme, has no user name as far as the parser sees.
-        raise ConfigurationError("api_base_url must not carry a user name or password")
+        # Anywhere in it: the parser finds no user name in `user:password@host` without a scheme.
+        raise ConfigurationError("api_base_url must not have a user name or password")
     if parts.scheme not in {"http", "https"} or not host:
         raise ConfigurationError(f"api_base_url must be an absolute http(s) URL, not {url!r}")
     if parts.query or parts.fragment:
-        raise ConfigurationError("api_base_url must have no query and no fragment")
+        raise ConfigurationError("api_base_url must not have a query or fragment")
     if parts.scheme == "http" and not is_loopback_host(host) and not allow_insecure_http:
         raise ConfigurationError(
             f"api_base_url {url!r} is plain http: the credentials would travel unencrypted. "
@@ -253,7 +252,7 @@ def check_api_base_url(url: str, *, allow_insecure_http: bool) -> str:
 
 
 def is_loopback_host(host: str) -> bool:
-    """True for localhost, 127.0.0.0/8 and ::1."""
+    """Return whether the host is localhost, in 127.0.0.0/8, or ::1."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
@@ -267,7 +266,7 @@ def _check_headers(argument: str, headers: Mapping[Any, Any]) -> Mapping[str, st
         if not isinstance(name, str) or not isinstance(value, str):
             raise ConfigurationError(f"{argument} must be a mapping from strings to strings")
         if not _HEADER_NAME.fullmatch(name):
-            raise ConfigurationError(f"{argument}: {name!r} is not the name of a header")
+            raise ConfigurationError(f"{argument}: {name!r} is not a valid header name")
         if name.lower() in _OWN_HEADERS:
             raise ConfigurationError(f"{argument} must not set {name}: the client sets it itself")
         if not (value.isascii() and value.replace("\t", " ").isprintable()):

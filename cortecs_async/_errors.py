@@ -1,15 +1,17 @@
-"""The exception tree. Everything that this package raises on purpose is a `CortecsError`."""
+"""All errors of the package. Each is a `CortecsError`."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from ._public import publish
+
 
 class CortecsError(Exception):
-    """Base of every error of this package. Errors pickle and copy with all their attributes."""
+    """Base class of all errors of this package. Errors keep all their attributes when pickled or copied."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # The default rebuilds with `cls(*args)`, which keyword-only parameters refuse.
+        # The default calls `cls(*args)`, which fails for classes with keyword-only parameters.
         return _restore, (type(self), self.args, self.__dict__)
 
 
@@ -21,11 +23,11 @@ def _restore(cls: type[CortecsError], args: tuple[Any, ...], state: dict[str, An
 
 
 class ConfigurationError(CortecsError, ValueError):
-    """The client cannot work as it is set up: missing credentials, an unsafe base URL, a bad policy."""
+    """The client is configured wrongly: missing credentials, an unsafe base URL, an invalid policy."""
 
 
 class InvalidArgumentError(CortecsError, ValueError):
-    """An argument is refused before any request is sent."""
+    """An argument is invalid. No request was sent."""
 
 
 class ClientClosedError(CortecsError, RuntimeError):
@@ -33,26 +35,25 @@ class ClientClosedError(CortecsError, RuntimeError):
 
 
 class JournalError(CortecsError, OSError):
-    """The journal cannot be written, and `journal="required"` was asked for: nothing was started."""
+    """The journal cannot be written, and `journal="required"` is set. Nothing was started."""
 
 
 class GuardError(CortecsError, RuntimeError):
-    """There is no reaper process, and `guard="required"` was asked for: nothing was started."""
+    """The reaper process cannot be started, and `guard="required"` is set. Nothing was started."""
 
 
 class PriceUnknownError(CortecsError, ValueError):
-    """`max_cost` needs a price, and the service gives none that can be read for this hardware."""
+    """`max_cost` needs a price, but the service returns no usable price for this hardware."""
 
 
 class RequestError(CortecsError):
-    """A request did not give a usable answer.
+    """A request failed.
 
     Attributes:
-        method: HTTP method of the request.
-        path: Path below the API base URL.
-        attempts: How often it was sent, the first time included.
-        outcome_unknown: True when the service may have done what was asked although no answer says so.
-            A `start` in this state may have started a billed instance: `client.instances.list()` tells.
+        method: HTTP method of the request. path: Path below the API base URL. attempts: How often the
+        request was sent, including the first time. outcome_unknown: True when the service may have carried
+        out the request although no answer confirms it.
+            Such a `start` may have started a billed instance: check `client.instances.list()`.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class RequestError(CortecsError):
 
 
 class TransportError(RequestError):
-    """No answer arrived: not connected, cut off, or redirected to where credentials must not go."""
+    """No answer arrived: no connection, a lost connection, or a redirect to another host."""
 
 
 class RequestTimeoutError(TransportError, TimeoutError):
@@ -74,17 +75,17 @@ class RequestTimeoutError(TransportError, TimeoutError):
 
 
 class DecodeError(RequestError):
-    """An answer arrived that is not JSON or not of the documented shape."""
+    """An answer is not JSON, or does not have the documented shape."""
 
 
 class APIStatusError(RequestError):
-    """The service answered with an error status.
+    """The service returned an error status.
 
     Attributes:
         status_code: HTTP status.
-        body: Excerpt of the answer's text with secrets blanked out, at most 300 characters.
-        request_id: The answer's `x-request-id`, where there is one.
-        retry_after: Seconds that the service asked to wait, where it did.
+        body: Beginning of the answer's text, at most 300 characters, with secrets replaced by `***`.
+        request_id: The answer's `x-request-id`, if it has one.
+        retry_after: Seconds that the service asked to wait, if it did.
     """
 
     hint: ClassVar[str] = ""
@@ -112,65 +113,65 @@ class APIStatusError(RequestError):
 
 
 class BadRequestError(APIStatusError):
-    """400: refused arguments, an unknown instance, or an instance in the wrong state."""
+    """400: invalid arguments, an unknown instance, or an instance with the wrong status."""
 
     hint = "Check the model id, hardware type and instance id, and that the instance's status allows this."
 
 
 class AuthenticationError(APIStatusError):
-    """401: the credentials or the access token were refused."""
+    """401: the credentials or the access token were rejected."""
 
     hint = "Check client_id and client_secret (CORTECS_CLIENT_ID, CORTECS_CLIENT_SECRET)."
 
 
 class InsufficientBalanceError(APIStatusError):
-    """402: the account's balance does not cover this. Not in the published reference."""
+    """402: the balance of the account is too low. Not in the published reference."""
 
-    hint = "Top up the account; client.user.balance() shows what is left."
+    hint = "Top up the account. client.user.balance() returns its balance."
 
 
 class PermissionDeniedError(APIStatusError):
-    """403: the account may not do this. Not in the published reference."""
+    """403: the account is not allowed to do this. Not in the published reference."""
 
     hint = "Check what this account is allowed to do."
 
 
 class NotFoundError(APIStatusError):
-    """404: no such instance or model. The published reference gives 400 for this: expect both."""
+    """404: no such instance or model. The published reference has 400 for this: expect both."""
 
-    hint = "Check the id; client.instances.list() and client.models.list() show what there is."
+    hint = "Check the id: client.instances.list() and client.models.list() return all ids."
 
 
 class ConflictError(APIStatusError):
-    """409: the instance's present state does not allow this. Not in the published reference."""
+    """409: the status of the instance does not allow this. Not in the published reference."""
 
-    hint = "Read the instance's status with client.instances.get()."
+    hint = "Check the status of the instance with client.instances.get()."
 
 
 class UnprocessableEntityError(APIStatusError):
-    """422: the service understood the request and refuses its values. Not in the published reference."""
+    """422: the service rejects the values of the request. Not in the published reference."""
 
     hint = "Check the values of the arguments."
 
 
 class RateLimitError(APIStatusError):
-    """429: too many requests. Retried with back-off before it is raised. Not in the published reference."""
+    """429: too many requests. Raised after retries with back-off. Not in the published reference."""
 
     hint = "Send fewer requests, or wait for retry_after seconds."
 
 
 class ServerError(APIStatusError):
-    """5xx: the service failed. Retried where that is safe before it is raised."""
+    """5xx: the service failed. Raised after retries, where those are safe."""
 
-    hint = "The service failed; try again later."
+    hint = "The service failed: try again later."
 
 
 class ServiceUnavailableError(ServerError):
-    """503: no free capacity for the hardware, or the service is down. Not in the published reference."""
+    """503: no free capacity for this hardware, or the service is down. Not in the published reference."""
 
     hint = (
-        "No free capacity for this hardware, or the service is down: "
-        "client.hardware_types.list_available() shows what is free."
+        "There is no free capacity for this hardware, or the service is down: "
+        "client.hardware_types.list_available() returns what is free."
     )
 
 
@@ -188,15 +189,15 @@ STATUS_ERRORS: dict[int, type[APIStatusError]] = {
 
 
 def error_class_for(status_code: int) -> type[APIStatusError]:
-    """The class for an HTTP status; `ServerError` for any other 5xx, `APIStatusError` for the rest."""
+    """Return the class for an HTTP status: `ServerError` for other 5xx, `APIStatusError` for the rest."""
     return STATUS_ERRORS.get(status_code, ServerError if status_code >= 500 else APIStatusError)
 
 
 class LifecycleError(CortecsError):
-    """An instance's life did not go as asked.
+    """Starting, using or releasing an instance failed.
 
     Attributes:
-        instance_id: The instance that this is about.
+        instance_id: Id of the instance.
     """
 
     def __init__(self, message: str, *, instance_id: str) -> None:
@@ -205,7 +206,7 @@ class LifecycleError(CortecsError):
 
 
 class StartFailedError(LifecycleError):
-    """The instance reached a status from which it does not become usable."""
+    """The instance reached a status from which it cannot become usable."""
 
 
 class StartTimeoutError(LifecycleError, TimeoutError):
@@ -213,7 +214,7 @@ class StartTimeoutError(LifecycleError, TimeoutError):
 
 
 class InstanceGoneError(LifecycleError):
-    """The instance does not exist, or no longer."""
+    """The instance does not exist, or no longer exists."""
 
 
 class TeardownError(LifecycleError):
@@ -221,18 +222,18 @@ class TeardownError(LifecycleError):
 
 
 class InstanceLostError(LifecycleError):
-    """The instance stopped or vanished while the block was running; the block was cancelled."""
+    """The instance stopped or disappeared during the block, which was cancelled."""
 
 
 class LeaseExpiredError(LifecycleError, TimeoutError):
-    """The lease's `max_lifetime` or `max_cost` is used up; the block was cancelled. Also a `TimeoutError`."""
+    """The lease reached `max_lifetime` or `max_cost`. Its block was cancelled. Also a `TimeoutError`."""
 
 
 class AmbiguousStartError(CortecsError):
-    """A start got no answer, and more new instances fit it than it can have made. None was touched.
+    """A start got no answer, and several new instances match it. None of them was touched.
 
     Attributes:
-        candidates: Their ids. One of them may be this start's, **and is billed**.
+        candidates: Ids of the instances. One of them may come from this start **and be billed**.
     """
 
     def __init__(self, message: str, *, candidates: tuple[str, ...]) -> None:
@@ -241,11 +242,11 @@ class AmbiguousStartError(CortecsError):
 
 
 class BatchFileError(InvalidArgumentError):
-    """A batch's input or output file is refused. Nothing was started.
+    """The input or output file of a batch is invalid. Nothing was started.
 
     Attributes:
         path: The file.
-        line: The line that it is about, counted from 1; None for the file as a whole.
+        line: Number of the line, from 1; None for the whole file.
     """
 
     def __init__(self, message: str, *, path: str, line: int | None = None) -> None:
@@ -255,7 +256,7 @@ class BatchFileError(InvalidArgumentError):
 
 
 class BatchWriteError(CortecsError, OSError):
-    """A batch's output cannot be written any more; what was counted as done is in it.
+    """The output of a batch cannot be written any more. It has all answers that were counted as done.
 
     Attributes:
         path: The file.
@@ -267,4 +268,10 @@ class BatchWriteError(CortecsError, OSError):
 
 
 class EndpointError(LifecycleError):
-    """An instance runs, and its endpoint refuses the key, or gives no answer for too long."""
+    """The instance runs, but its endpoint rejects the key, or does not answer for too long."""
+
+
+publish(
+    (each for each in list(vars().values()) if isinstance(each, type) and issubclass(each, CortecsError)),
+    "cortecs_async.errors",
+)

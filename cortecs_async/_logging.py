@@ -1,9 +1,9 @@
-"""What the package logs: one table of events, and the one function that logs them.
+"""The events that the package logs, and the function that logs them.
 
-An event's name, level and fields are stable; its message, for people, is not. The fields are attributes of
-the log record, where formatters that write JSON find them. All begin with `cortecs_`: `logging` refuses an
-`extra` that a record has already, and a program's record factory often sets `request_id`, say. An event that
-is logged while an instance is released must not fail over that.
+An event's name, level and fields are stable; its message is for people and may change. The fields are
+attributes of the log record, where formatters that write JSON find them. All begin with `cortecs_`: `logging`
+raises when `extra` names an attribute that the record already has, and a program's record factory often
+sets `request_id`, for example. Logging must never make the release of an instance fail.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import contextlib
 import enum
 import logging
 from collections.abc import Mapping
+from logging import CRITICAL, DEBUG, ERROR, INFO, WARNING
 from typing import Any, Self
 
 from ._errors import ConfigurationError
@@ -20,95 +21,220 @@ _PREFIX = "cortecs_"
 
 
 class Event(enum.Enum):
-    """Name, level and fields of each. What stands before the dot is the logger below `cortecs_async`."""
+    """An event: its name, level, message template and stable fields.
 
-    LEASE_STARTED = "lease.started", logging.INFO, "instance_id", "model", "request_id"
-    LEASE_FOUND = "lease.found", logging.INFO, "instance_id", "model"
-    LEASE_RESTARTED = "lease.restarted", logging.INFO, "instance_id", "model"
-    LEASE_RUNNING = "lease.running", logging.INFO, "instance_id", "model", "base_url", "seconds"
-    LEASE_ENDED = "lease.ended", logging.INFO, "instance_id", "model", "goal", "seconds", "cost", "currency"
-    LEASE_NOT_RELEASED = "lease.not_released", logging.CRITICAL, "instance_id", "model", "error_type"
-    LEASE_ABANDONED = "lease.abandoned", logging.CRITICAL, "instance_id", "model"
-    LEASE_LOST = "lease.lost", logging.WARNING, "instance_id"
-    LEASE_EXPIRED = "lease.expired", logging.WARNING, "instance_id"
-    LEASE_UNREADABLE = "lease.unreadable", logging.INFO, "instance_id", "error_type"
-    LEASE_UNWATCHED = "lease.unwatched", logging.ERROR
-    LEASE_INTERRUPTED = "lease.interrupted", logging.WARNING
-    LEASE_START_RETRY = "lease.start_retry", logging.INFO, "model", "attempt", "wait", "status", "request_id"
-    LEASE_START_UNANSWERED = "lease.start_unanswered", logging.WARNING, "model", "status", "request_id"
-    LEASE_START_REPEATED = "lease.start_repeated", logging.WARNING, "model"
-    LEASE_ADOPTED = "lease.adopted", logging.INFO, "instance_id", "model"
-    LEASE_LOOK_FAILED = "lease.look_failed", logging.WARNING, "model", "error_type"
+    The part of the name before the dot is the logger below `cortecs_async`.
+
+    Attributes:
+        level: Level of the record.
+        message: Template with the fields, and with values that only the message shows.
+        fields: Names of the record's attributes, without their prefix.
+        logger: Logger of the event.
+    """
+
+    LEASE_STARTED = (
+        "lease.started",
+        INFO,
+        "Started instance %(instance_id)s",
+        "instance_id model request_id",
+    )
+    LEASE_FOUND = "lease.found", INFO, "Using existing instance %(instance_id)s", "instance_id model"
+    LEASE_RESTARTED = "lease.restarted", INFO, "Restarted instance %(instance_id)s", "instance_id model"
+    LEASE_RUNNING = (
+        "lease.running",
+        INFO,
+        "Instance %(instance_id)s runs %(model)s at %(base_url)s",
+        "instance_id model base_url seconds",
+    )
+    LEASE_ENDED = (
+        "lease.ended",
+        INFO,
+        "Released %(name)s, which is %(goal)s: %(receipt)s",
+        "instance_id model goal seconds cost currency",
+    )
+    LEASE_NOT_RELEASED = (
+        "lease.not_released",
+        CRITICAL,
+        "Could not release %(name)s: %(error)r",
+        "instance_id model error_type",
+    )
+    LEASE_ABANDONED = (
+        "lease.abandoned",
+        CRITICAL,
+        "The lease of %(name)s was never released: the reaper will release it",
+        "instance_id model",
+    )
+    LEASE_LOST = "lease.lost", WARNING, "%(reason)s", "instance_id"
+    LEASE_EXPIRED = "lease.expired", WARNING, "%(reason)s", "instance_id"
+    LEASE_UNREADABLE = (
+        "lease.unreadable",
+        INFO,
+        "Could not read instance %(instance_id)s: %(error)s",
+        "instance_id error_type",
+    )
+    LEASE_UNWATCHED = (
+        "lease.unwatched",
+        ERROR,
+        "Watching an instance failed: its block and its release continue",
+    )
+    LEASE_INTERRUPTED = "lease.interrupted", WARNING, "Interrupted: %(consequence)s"
+    LEASE_START_RETRY = (
+        "lease.start_retry",
+        INFO,
+        "Retrying the start of %(model)s in %(wait).1f s: %(error)s",
+        "model attempt wait status request_id",
+    )
+    LEASE_START_UNANSWERED = (
+        "lease.start_unanswered",
+        WARNING,
+        "Looking for the instance of a start with unknown outcome: %(error)s",
+        "model status request_id",
+    )
+    LEASE_START_REPEATED = (
+        "lease.start_repeated",
+        WARNING,
+        "No instance of %(model)s has appeared: starting again",
+        "model",
+    )
+    LEASE_ADOPTED = (
+        "lease.adopted",
+        INFO,
+        "Found instance %(instance_id)s of the start with unknown outcome",
+        "instance_id model",
+    )
+    LEASE_LOOK_FAILED = (
+        "lease.look_failed",
+        WARNING,
+        "Could not look for the instance of a start with unknown outcome: %(error)s",
+        "model error_type",
+    )
     LEASE_TEARDOWN_RETRY = (
         "lease.teardown_retry",
-        logging.INFO,
-        "instance_id",
-        "step",
-        "wait",
-        "error_type",
-        "request_id",
+        INFO,
+        "Releasing instance %(instance_id)s: %(step)s failed, continuing in %(wait).1f s: %(error)s",
+        "instance_id step wait error_type request_id",
     )
-    LEASE_NO_PRICES = "lease.no_prices", logging.INFO, "error_type"
+    LEASE_NO_PRICES = "lease.no_prices", INFO, "Could not read the price list: %(error)s", "error_type"
 
     HTTP_REQUEST = (
         "http.request",
-        logging.DEBUG,
-        "method",
-        "path",
-        "status",
-        "seconds",
-        "attempt",
-        "request_id",
+        DEBUG,
+        "%(method)s %(path)s: %(answer)s in %(seconds).2f s",
+        "method path status seconds attempt request_id",
     )
-    HTTP_RETRY = "http.retry", logging.INFO, "method", "path", "status", "wait", "attempt", "request_id"
+    HTTP_RETRY = (
+        "http.retry",
+        INFO,
+        "Retrying in %(wait).1f s: %(error)s",
+        "method path status wait attempt request_id",
+    )
 
-    WATCH_FAILED = "watch.failed", logging.WARNING, "wait", "failures", "error_type", "request_id"
-    WATCH_RECOVERED = "watch.recovered", logging.INFO, "failures"
+    WATCH_FAILED = (
+        "watch.failed",
+        WARNING,
+        "Could not read instances, retrying in %(wait).1f s: %(error)s",
+        "wait failures error_type request_id",
+    )
+    WATCH_RECOVERED = (
+        "watch.recovered",
+        INFO,
+        "Reading instances works again; failures before: %(failures)d",
+        "failures",
+    )
 
-    GUARD_ORPHANS = "guard.orphans", logging.WARNING, "count"
-    GUARD_NO_JOURNAL = "guard.no_journal", logging.WARNING, "directory"
-    GUARD_NO_REAPER = "guard.no_reaper", logging.WARNING
-    GUARD_REAPER_REPLACED = "guard.reaper_replaced", logging.WARNING
-    GUARD_REAPER_GIVEN_UP = "guard.reaper_given_up", logging.CRITICAL
-    GUARD_SWEEP = "guard.sweep", logging.INFO
-    GUARD_SWEEP_UNWRITTEN = "guard.sweep_unwritten", logging.WARNING, "journal"
+    GUARD_ORPHANS = (
+        "guard.orphans",
+        WARNING,
+        "Instances or starts of dead processes: %(count)d. Run `cortecs-async sweep` or client.sweep()",
+        "count",
+    )
+    GUARD_NO_JOURNAL = (
+        "guard.no_journal",
+        WARNING,
+        "The journal in %(directory)s cannot be written: if this machine dies, `sweep` finds none: %(error)s",
+        "directory",
+    )
+    GUARD_NO_REAPER = (
+        "guard.no_reaper",
+        WARNING,
+        "There is no reaper (%(error)s): if this process is killed, its instances keep running until `sweep`",
+    )
+    GUARD_REAPER_REPLACED = "guard.reaper_replaced", WARNING, "Starting another reaper: %(reason)s"
+    GUARD_REAPER_GIVEN_UP = (
+        "guard.reaper_given_up",
+        CRITICAL,
+        "The reaper died too often: continuing without one",
+    )
+    GUARD_SWEEP = "guard.sweep", INFO, "%(text)s"
+    GUARD_SWEEP_UNWRITTEN = (
+        "guard.sweep_unwritten",
+        WARNING,
+        "%(journal)s cannot be written: %(error)s",
+        "journal",
+    )
 
-    BATCH_RETRY = "batch.retry", logging.INFO, "custom_id", "wait"
-    BATCH_RETRY_LAST = "batch.retry_last", logging.INFO, "custom_id"
-    BATCH_DOUBT = "batch.doubt", logging.INFO, "instance_id"
-    BATCH_INSTANCE_OUT = "batch.instance_out", logging.WARNING, "error_type"
-    BATCH_ERROR = "batch.error", logging.ERROR, "error_type"
+    BATCH_RETRY = (
+        "batch.retry",
+        INFO,
+        "Retrying request %(custom_id)s in %(wait).1f s: %(reason)s",
+        "custom_id wait",
+    )
+    BATCH_RETRY_LAST = (
+        "batch.retry_last",
+        INFO,
+        "Retrying request %(custom_id)s after all others: %(reason)s",
+        "custom_id",
+    )
+    BATCH_DOUBT = (
+        "batch.doubt",
+        INFO,
+        "Instance %(instance_id)s may not be working: %(reason)s",
+        "instance_id",
+    )
+    BATCH_INSTANCE_OUT = (
+        "batch.instance_out",
+        WARNING,
+        "Continuing without one of %(instances)d instances: %(error)s",
+        "error_type",
+    )
+    BATCH_ERROR = "batch.error", ERROR, "The batch had another error: %(error)s", "error_type"
 
-    TELEMETRY_FAILED = "telemetry.failed", logging.WARNING, "call"
+    TELEMETRY_FAILED = (
+        "telemetry.failed",
+        WARNING,
+        "telemetry.%(call)s raised. Leases are not affected; further errors are not logged",
+        "call",
+    )
 
     level: int
+    message: str
     fields: tuple[str, ...]
     logger: logging.Logger
 
-    def __new__(cls, value: str, level: int, *fields: str) -> Self:
+    def __new__(cls, value: str, level: int, message: str, fields: str = "") -> Self:
         event = object.__new__(cls)
         event._value_ = value
-        event.level, event.fields = level, fields
+        event.level, event.message, event.fields = level, message, tuple(fields.split())
         event.logger = logging.getLogger(f"cortecs_async.{value.partition('.')[0]}")
         return event
 
 
-def log(event: Event, message: str, *args: object, exc_info: bool = False, **fields: Any) -> None:
-    """Logs an event. What a handler or a filter of the program's raises is its own affair, and not told here.
+def log(event: Event, /, *, exc_info: bool = False, **values: Any) -> None:
+    """Log an event. Whatever the program's handlers and filters raise is ignored.
 
     Args:
-        event: Which.
-        message: For people; takes `args`.
-        *args: For `message`.
+        event: The event.
         exc_info: Show the exception that is being handled.
-        **fields: Those of the event, all of them; None where a value is not known.
+        **values: All fields of the event, None where a value is not known, and what else its message shows.
     """
     if not event.logger.isEnabledFor(event.level):
         return
-    extra = {f"{_PREFIX}{name}": value for name, value in fields.items()}
+    extra = {f"{_PREFIX}{name}": values.get(name) for name in event.fields}
     extra[f"{_PREFIX}event"] = event.value
+    # `logging` takes one mapping as the values of named placeholders, but not an empty one.
+    args = (values,) if values else ()
     with contextlib.suppress(Exception):
-        event.logger.log(event.level, message, *args, exc_info=exc_info, extra=extra, stacklevel=2)
+        event.logger.log(event.level, event.message, *args, exc_info=exc_info, extra=extra, stacklevel=2)
 
 
 VARIABLE = "CORTECS_LOG"
@@ -117,22 +243,22 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def set_up_log(environ: Mapping[str, str]) -> None:
-    """Does what CORTECS_LOG says, unless the program has set a level itself; a handler only if there is none.
+    """Set the level of CORTECS_LOG, unless the program has set one, and add a handler if there is none.
 
     Raises:
-        ConfigurationError: when it is no level.
+        ConfigurationError: when CORTECS_LOG is not a level.
     """
-    wanted = environ.get(VARIABLE, "").strip().lower()
+    level = environ.get(VARIABLE, "").strip().lower()
     del environ  # a traceback that shows locals would show every secret in it
-    if not wanted:
+    if not level:
         return
-    if wanted not in _LEVELS:
-        raise ConfigurationError(f"{VARIABLE} must be one of {', '.join(_LEVELS)}, not {wanted[:80]!r}")
+    if level not in _LEVELS:
+        raise ConfigurationError(f"{VARIABLE} must be one of {', '.join(_LEVELS)}, not {level[:80]!r}")
     logger = logging.getLogger("cortecs_async")
     if logger.level != logging.NOTSET:
         return
-    logger.setLevel(wanted.upper())
-    # An application that logs has a handler at the root, which would show everything twice.
+    logger.setLevel(level.upper())
+    # An application that logs has a handler at the root. A second one would show every line twice.
     if not logger.hasHandlers():
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

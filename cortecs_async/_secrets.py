@@ -1,4 +1,4 @@
-"""Credentials, and how secrets are kept out of everything that is shown."""
+"""Credentials, and how secrets are kept out of everything that is shown or logged."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Secret:
         self._value = value
 
     def reveal(self) -> str:
-        """The string itself, for the moment in which it goes onto the wire."""
+        """Return the string itself. Call it only where a request is sent."""
         return self._value
 
     def __bool__(self) -> bool:
@@ -58,7 +58,7 @@ class Credentials:
 
 
 def credentials_problem(credentials: Any) -> str | None:
-    """What is wrong with what a credential provider returned, in words that show none of it."""
+    """Return what is wrong with the result of a credential provider, without showing any of it."""
     if not isinstance(credentials, Credentials):
         return f"credential_provider must return Credentials, not a {type(credentials).__name__}"
     values: dict[str, Any] = {
@@ -67,44 +67,44 @@ def credentials_problem(credentials: Any) -> str | None:
     }
     for name, value in values.items():
         if not isinstance(value, str) or not value:
-            return f"{name} must be a string that is not empty"
+            return f"{name} must be a non-empty string"
         if any("\ud800" <= character <= "\udfff" for character in value):
             return f"{name} is not valid Unicode text: was it read from bytes that are not UTF-8?"
     return None
 
 
 CredentialProvider = Callable[[], Awaitable[Credentials]]
-"""An async function that is asked for credentials whenever a new access token is needed."""
+"""An async function that returns credentials. It is called whenever a new access token is needed."""
 
 
 class Redactor:
-    """Knows the secrets that a client has used lately."""
+    """Removes the secrets that a client has used recently from text."""
 
     def __init__(self) -> None:
-        # Bounded, because tokens come and go; an answer cannot echo one that is long out of use.
+        # Limited, because tokens are replaced, and an answer cannot repeat a token that is long out of use.
         self._secrets: deque[Secret] = deque(maxlen=16)
-        # Worked out once: every answer has a request id to look through.
-        self._spelled: tuple[Secret, ...] = ()
+        # Computed once, because the request id of every answer is redacted.
+        self._spellings: tuple[Secret, ...] = ()
 
     def remember(self, secret: Secret) -> None:
-        """From now on, this must not show."""
-        # The newest last, so that what is in use is what is kept.
+        """Remove this secret from now on."""
+        # The newest last, so that secrets in use are kept.
         if secret in self._secrets:
             self._secrets.remove(secret)
         self._secrets.append(secret)
         spellings = {each for known in self._secrets for each in _spellings(known.reveal())}
-        # The longest first: one secret may begin with another.
-        self._spelled = tuple(Secret(each) for each in sorted(spellings, key=len, reverse=True))
+        # The longest first, because one secret may begin with another.
+        self._spellings = tuple(Secret(each) for each in sorted(spellings, key=len, reverse=True))
 
     def redact(self, text: str) -> str:
-        """The text with `***` for every secret in it, however it is spelled there."""
-        for spelling in self._spelled:
+        """Return the text with `***` for every secret in it, in any of its spellings."""
+        for spelling in self._spellings:
             text = text.replace(spelling.reveal(), "***")
         return text
 
 
 def _spellings(secret: str) -> set[str]:
-    # As it is, and as JSON (PHP's too), URLs and HTML write it.
+    # Plain, and as in JSON (also as PHP writes it), URLs and HTML.
     quoted = json.dumps(secret)[1:-1]
     return {
         secret,

@@ -1,8 +1,8 @@
-"""What a client tells about its leases, and the seam through which it does, so that it never does harm.
+"""Telemetry: what a client reports about its leases, and the code that keeps an error there from doing harm.
 
-Nothing here waits, and nothing that a `Telemetry` raises gets out: a release happens all the same, and when
-it would have. It is called by the task that has the lease, or that releases it; never by the garbage
-collector, which may interrupt the very code that an exporter holds a lock in.
+Nothing here waits, and no error of a `Telemetry` leaves this module, so it neither prevents nor delays a
+release. The task that has or releases the lease calls it. The garbage collector never does, because it can
+interrupt an exporter that holds a lock.
 """
 
 from __future__ import annotations
@@ -25,21 +25,20 @@ Source = Literal["started", "adopted", "restarted", "found"]
 
 @frozen(kw_only=True)
 class LeaseInfo:
-    """A lease as it is at the moment.
+    """The present state of a lease.
 
     Attributes:
-        operation: The method of the client that it comes from.
-        model: Hugging Face name; empty while it is not known.
-        hardware_type_id: None while it is not known.
-        num_workers: None while it is not known.
-        instance_id: None while it is not known.
-        source: Where the instance came from: `started`; `adopted`, which is started as well, but the answer
-            was lost and the instance found again; `restarted`; or `found`, running. None while it is not
-            known.
-        request_id: The service's name for the start's request, where it gave one.
-        cost: At the end of the lease, about what it has cost, where a price is known. None for what was
-            found: somebody else pays for that.
-        currency: Of `cost`, as the service names it.
+        operation: The method of the client that created the lease.
+        model: Hugging Face name; empty while unknown.
+        hardware_type_id: Hardware type; None while unknown.
+        num_workers: Number of workers; None while unknown.
+        instance_id: Id of the instance; None while unknown.
+        source: Where the instance came from: `started`; `adopted`: started, but the answer was lost and the
+            instance was found afterwards; `restarted`; or `found`: it was running. None while unknown.
+        request_id: Request id that the service gave the start, if it gave one.
+        cost: Estimated cost at the end of the lease, if a price is known. None for an instance that was
+            found, because its owner pays for it.
+        currency: Currency of `cost`, as the service names it.
     """
 
     operation: Operation
@@ -58,11 +57,11 @@ class PhaseEnd:
     """How a phase ended.
 
     Attributes:
-        outcome: `ok`; `error`; `cancelled`, by whatever is no `Exception`: a cancellation, Ctrl-C; or
-            `abandoned`: nobody could release it here, and the reaper does.
-        seconds: How long it took.
-        elapsed: Seconds from the beginning of the lease. At the end of `wait`: how long it took to run.
-        error: What it raised, unless the outcome is `ok` or `abandoned`.
+        outcome: `ok`; `error`; `cancelled`: by a cancellation, Ctrl-C, or anything else that is not an
+            `Exception`; or `abandoned`: it could not be released here, and the reaper releases it.
+        seconds: Duration of the phase.
+        elapsed: Seconds since the beginning of the lease. At the end of `wait`: the time until it ran.
+        error: The exception, unless the outcome is `ok` or `abandoned`.
     """
 
     outcome: Outcome
@@ -73,16 +72,16 @@ class PhaseEnd:
 
 @frozen(kw_only=True)
 class RequestRetry:
-    """A request that is sent again.
+    """A request that is retried.
 
     Attributes:
         method: HTTP method.
-        route: Path below the API base URL, with `{id}` where an id stands.
-        status: HTTP status of the answer; None when there was none.
-        reason: That status, or what happened to the request: `timed out`, `lost`, `not sent`, `unreadable`.
+        route: Path below the API base URL, with `{id}` in place of an id.
+        status: HTTP status of the answer; None if there was none.
+        reason: The status, or what happened to the request: `timed out`, `lost`, `not sent`, `unreadable`.
         attempt: How often it was sent so far.
         wait: Seconds until it is sent again.
-        request_id: The service's name for it, where it gave one.
+        request_id: Request id of the answer, if it has one.
     """
 
     method: str
@@ -95,43 +94,43 @@ class RequestRetry:
 
 
 class Telemetry:
-    """Is told what a client does: `AsyncCortecs(telemetry=...)`. Does nothing; override what is wanted.
+    """Receives lease lifecycle events: `AsyncCortecs(telemetry=...)`. Override the methods that you need.
 
-    Its methods are called in the event loop and must return at once: hand things on, and send nothing. What
-    they raise is logged once and otherwise ignored.
+    The methods are called in the event loop and must return immediately: queue data, and do not send it. The
+    first exception is logged, and all others are ignored.
     """
 
     def begin(self, phase: Phase, lease: LeaseInfo, parent: Any) -> Any:  # noqa: ARG002  (for those who override it)
-        """A phase begins, in the task that goes through it.
+        """Begin a phase. Called in the task of the phase.
 
-        A lease consists of `start`, `wait`, `body` and `teardown`, one after the other, as far as it comes.
+        The phases of a `lease` are `start`, `wait`, `body` and `teardown`, in this order, as far as it gets.
 
         Args:
-            phase: Which.
-            lease: The lease as it is now.
-            parent: What this method returned for the lease, when it is a phase of one.
+            phase: The phase.
+            lease: The present state of the lease.
+            parent: What this method returned for the phase `lease`, if this is one of its phases.
 
         Returns:
-            Whatever is to be handed to `end`.
+            Any value, which is passed to `end`.
         """
         return None
 
     def end(self, phase: Phase, lease: LeaseInfo, begun: Any, end: PhaseEnd) -> None:
-        """A phase has ended: once for each that began.
+        """End a phase. Called once for each phase that began.
 
         Args:
-            phase: Which.
-            lease: The lease as it is now.
+            phase: The phase.
+            lease: The present state of the lease.
             begun: What `begin` returned.
-            end: How it ended.
+            end: How the phase ended.
         """
 
     def retry(self, retry: RequestRetry) -> None:
-        """A request failed and will be sent again."""
+        """Note that a request failed and will be sent again."""
 
 
 class Observer:
-    """One client's telemetry, or none."""
+    """The telemetry of a client, if it has one."""
 
     def __init__(self, telemetry: Telemetry | None = None) -> None:
         if telemetry is not None and not isinstance(telemetry, Telemetry):
@@ -145,20 +144,20 @@ class Observer:
 
     @property
     def is_on(self) -> bool:
-        """Whether anybody listens."""
+        """Whether there is a telemetry."""
         return self._telemetry is not None
 
     def begin(self, phase: Phase, lease: LeaseInfo, parent: Any) -> Any:
-        """See `Telemetry`."""
+        """Report that a phase begins."""
         return None if self._telemetry is None else self._telemetry.begin(phase, lease, parent)
 
     def end(self, phase: Phase, lease: LeaseInfo, begun: Any, end: PhaseEnd) -> None:
-        """See `Telemetry`."""
+        """Report that a phase has ended."""
         if self._telemetry is not None:
             self._telemetry.end(phase, lease, begun, end)
 
     def retry(self, method: str, path: str, failure: Failure, *, attempt: int, wait: float) -> None:
-        """See `Telemetry`."""
+        """Report that a request is retried."""
         if self._telemetry is None:
             return
         retry = RequestRetry(
@@ -173,47 +172,41 @@ class Observer:
         try:
             self._telemetry.retry(retry)
         except (KeyboardInterrupt, SystemExit):
-            raise  # a signal's
-        except BaseException:  # noqa: BLE001  (somebody else's code)
+            raise  # from a signal handler
+        except BaseException:  # noqa: BLE001  (code of the user)
             self.failed("retry")
 
     def failed(self, call: str) -> None:
-        """Says once that telemetry is broken; called where its exception is handled."""
+        """Log the first exception of the telemetry. Called where the exception is handled."""
         if not self._has_failed:
             self._has_failed = True
-            log(
-                Event.TELEMETRY_FAILED,
-                "telemetry.%s raised: leases go on all the same, and this is said once",
-                call,
-                exc_info=True,
-                call=call,
-            )
+            log(Event.TELEMETRY_FAILED, exc_info=True, call=call)
 
     def abandon(self, report: Report) -> None:
-        """Keeps what the garbage collector found, which must not be told by it."""
+        """Keep the report of a lease that the garbage collector found, which must not call the telemetry."""
         if self._telemetry is not None:
             self._abandoned.append(report)
 
     def catch_up(self) -> None:
-        """Tells what was kept."""
+        """Report the leases that were kept."""
         while self._abandoned:
             try:
                 report = self._abandoned.popleft()
-            except IndexError:  # another thread's collector is here as well
+            except IndexError:  # another thread has taken it
                 return
             report.tell_abandoned()
 
 
 class Report:
-    """Tells of one lease.
+    """Reports the phases of one lease.
 
-    A KeyboardInterrupt or SystemExit out of somebody else's code is a signal's, not that code's. It is let
-    through where a lease is opened; where one is released it is kept in `interruption` until that is done.
+    A KeyboardInterrupt or SystemExit in the code of the user comes from a signal handler. It is raised where
+    a lease is entered. Where a lease is released, `interruption` keeps it until that is done.
 
     Args:
-        observer: The client's.
-        look: Gives the lease as it is; must not refer to it so that it lives on when everybody drops it.
-        clock: That of the event loop.
+        observer: Observer of the client.
+        look: Returns the present state of the lease. It must not keep the lease alive.
+        clock: Clock of the event loop.
     """
 
     def __init__(self, observer: Observer, look: Callable[[], LeaseInfo], clock: Callable[[], float]) -> None:
@@ -227,7 +220,7 @@ class Report:
         self.interruption: BaseException | None = None
 
     def begin(self) -> None:
-        """The lease is entered."""
+        """Begin the lease."""
         if not self._observer.is_on:
             return
         self._observer.catch_up()
@@ -236,7 +229,7 @@ class Report:
         self.let_through()
 
     def turn(self, phase: Phase) -> None:
-        """The phase that was has ended well, and this one begins."""
+        """End the present phase without an error, and begin this one."""
         if not self._observer.is_on:
             return
         self.leave(None)
@@ -244,29 +237,29 @@ class Report:
         self.let_through()
 
     def tear_down(self) -> None:
-        """`turn` to the teardown, which may be begun again after an interruption."""
+        """Begin the teardown, unless it has begun before an interruption."""
         if self._observer.is_on and self._phase is None:
             self._phase = self._begin("teardown")
 
     def leave(self, error: BaseException | None) -> None:
-        """The phase, if one was begun, has ended; `error` went out of it."""
+        """End the present phase, if there is one, with `error`."""
         phase, self._phase = self._phase, None
         self._end(phase, _outcome(error), error, self._clock)
 
     def end(self, error: BaseException | None) -> None:
-        """The lease has ended, all told."""
+        """End the lease."""
         self.leave(error)
         lease, self._lease = self._lease, None
         self._end(lease, _outcome(error), error, self._clock)
 
     def abandon(self) -> None:
-        """It is left to the reaper. Safe wherever it is called, in a `__del__` say."""
+        """Leave the lease to the reaper. Safe to call in `__del__`."""
         if self._lease is not None:
             self._abandoned_at = self._clock()
             self._observer.abandon(self)
 
     def tell_abandoned(self) -> None:
-        """Tells that, later."""
+        """Report that the lease was abandoned."""
         for begun in (self._phase, self._lease):
             self._end(begun, "abandoned", None, lambda: self._abandoned_at)
         self._phase = self._lease = None
@@ -276,7 +269,7 @@ class Report:
         parent = self._lease.value if self._lease is not None else None
         try:
             begun.value = self._observer.begin(phase, self._look(), parent)
-        except BaseException as error:  # noqa: BLE001  (somebody else's code)
+        except BaseException as error:  # noqa: BLE001  (code of the user)
             self._caught(error, "begin")
             begun.is_told = False
         return begun
@@ -294,7 +287,7 @@ class Report:
         end = PhaseEnd(outcome=outcome, seconds=now - begun.at, elapsed=now - self._began_at, error=error)
         try:
             self._observer.end(begun.phase, self._look(), begun.value, end)
-        except BaseException as raised:  # noqa: BLE001  (somebody else's code)
+        except BaseException as raised:  # noqa: BLE001  (code of the user)
             self._caught(raised, "end")
 
     def _caught(self, error: BaseException, call: str) -> None:
@@ -304,7 +297,7 @@ class Report:
             self._observer.failed(call)
 
     def let_through(self) -> None:
-        """Raises what was kept.
+        """Raise the interruption that was kept.
 
         Raises:
             BaseException: a KeyboardInterrupt or SystemExit.
@@ -315,7 +308,7 @@ class Report:
 
 
 class _Begun:
-    """A phase that has begun, and what telemetry made of it."""
+    """A phase that has begun, and what `Telemetry.begin` returned for it."""
 
     __slots__ = ("at", "is_told", "phase", "value")
 
@@ -328,7 +321,7 @@ class _Begun:
 
 def _route(method: str, path: str) -> str:
     head, _, last = path.rpartition("/")
-    # Of an instance, the id stands in the path of these methods only.
+    # Only these methods have the id of an instance in their path.
     is_instance = head == "/instances" and method in {"GET", "DELETE"} and last != "delete-all"
     return f"{head}/{{id}}" if last and (is_instance or head == "/models") else path
 

@@ -1,4 +1,4 @@
-"""Every error of this package: `from cortecs_async import errors`, then `except errors.RateLimitError`."""
+"""All errors of this package: `from cortecs_async import errors`, then `except errors.RateLimitError`."""
 
 from ._errors import (
     AmbiguousStartError,

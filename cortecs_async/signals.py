@@ -1,4 +1,4 @@
-"""Signals as cancellation, for programs that nothing else shuts down in order."""
+"""Turn signals into a cancellation, for programs without an orderly shutdown of their own."""
 
 from __future__ import annotations
 
@@ -15,29 +15,30 @@ from ._errors import ConfigurationError
 
 
 class cancel_on_sigterm:  # noqa: N801  (used as a function is)
-    """Turns SIGTERM into a cancellation of the block: `async with cancel_on_sigterm():`.
+    """Cancels its block when SIGTERM arrives: `async with cancel_on_sigterm():`.
 
-    Without it, SIGTERM ends a Python program on the spot; the reaper then hands its instances back, seconds
-    later and without a receipt. With it, the block is cancelled, what it holds is released in order, and
-    `SystemExit` ends the program with status 143, as a shell reports a program that SIGTERM has ended. More
-    of the same signal change nothing: only SIGKILL is faster, and the reaper is there for that.
+    By default, SIGTERM ends a Python program immediately. The reaper then releases its instances, a few
+    seconds later and without a receipt. In this block, SIGTERM cancels the block, its instances are
+    released, and `SystemExit` ends the program with status 143, which shells report for SIGTERM. Further
+    signals change nothing. SIGKILL still ends the program immediately, and leaves the release to the
+    reaper.
 
-    Put it around everything, in the main thread. Not under a server that has handlers of its own (uvicorn,
-    hypercorn, gunicorn): those end their lifespan in order, and an instance that is held there with it.
+    Use it around the whole program, in the main thread. Do not use it in a server with its own signal
+    handlers (uvicorn, hypercorn, gunicorn): release instances in the server's lifespan instead.
 
     Args:
-        *signals: Others than SIGTERM, such as `signal.SIGHUP`.
+        *signals: Signals to handle instead of SIGTERM, such as `signal.SIGHUP`.
     """
 
     def __init__(self, *signals: signal.Signals) -> None:
         self._signals = signals or (signal.SIGTERM,)
         self._block = CancellableBlock()
         self._received: int | None = None
-        self._before: dict[signal.Signals, Any] = {}
-        self._soon: Callable[[Callable[[], object]], object] = _nowhere
+        self._previous_handlers: dict[signal.Signals, Any] = {}
+        self._run_in_loop: Callable[[Callable[[], object]], object] = lambda _: None
 
     async def __aenter__(self) -> Self:
-        """Begins to listen.
+        """Begin to handle the signals.
 
         Raises:
             ConfigurationError: outside the main thread, where Python delivers no signals.
@@ -47,23 +48,24 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
         if in_trio():
             import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
 
-            self._soon = trio.lowlevel.current_trio_token().run_sync_soon
+            self._run_in_loop = trio.lowlevel.current_trio_token().run_sync_soon
         else:
-            self._soon = asyncio.get_running_loop().call_soon_threadsafe
+            self._run_in_loop = asyncio.get_running_loop().call_soon_threadsafe
         self._block.enter()
-        self._before = {each: signal.signal(each, self._receive) for each in self._signals}
+        self._previous_handlers = {each: signal.signal(each, self._receive) for each in self._signals}
         return self
 
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Listens no more.
+        """Restore the previous signal handlers.
 
         Raises:
-            SystemExit: with 128 + the signal's number, when one came and the block raised nothing else.
+            SystemExit: with 128 + the number of the signal, if one arrived and the block raised no other
+            error.
         """
         outcome, interrupted = await self._block.leave(exc)
-        for each, handler in self._before.items():
+        for each, handler in self._previous_handlers.items():
             signal.signal(each, handler)
         if self._received is not None and (interrupted or outcome is None):
             raise SystemExit(128 + self._received)
@@ -73,9 +75,5 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self._received is None:
             self._received = number
-            # The handler runs between two instructions of whatever runs just then: the loop must do it.
-            self._soon(self._block.cancel)
-
-
-def _nowhere(work: Callable[[], object]) -> None:
-    """Before the block there is no loop to tell."""
+            # A signal handler can interrupt any code, so the event loop must cancel the block.
+            self._run_in_loop(self._block.cancel)

@@ -116,7 +116,7 @@ def default_of(made: Any, found: re.Match[str]) -> str:
     attribute, constant = found.groups()
     if attribute:
         return repr(attrs.fields_dict(made)[attribute].default)
-    return repr(getattr(inspect.getmodule(made), constant, ...)).replace("Ellipsis", "...")
+    return repr(getattr(inspect.getmodule(made.__init__), constant, ...)).replace("Ellipsis", "...")
 
 
 def no_types_in_sentences(

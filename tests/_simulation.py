@@ -1054,7 +1054,8 @@ class Checker:
         limit = max((_most_seconds_after_cancel(node) for group in run._roots for node in group), default=0.0)
         # Before 3.13, a cancellation during the release after a body's exception is only a note on it.
         is_only_noted = any(
-            "while the instance was released came" in _notes(each.exit_error) for each in run.histories
+            "was received while the instance was being released" in _notes(each.exit_error)
+            for each in run.histories
         )
         if is_only_noted and sys.version_info < (3, 13):
             return

@@ -623,14 +623,14 @@ MUTANTS = [
         "lets a cancellation interrupt its release on asyncio",
         "_aio/tasks.py",
         "return await _on_asyncio(work, resume=resume)",
-        "return Ended(value=await work())",
+        "return TaskResult(value=await work())",
         "lease/test_cancellation.py::test_a_cancellation_during_the_release_still_reaches_the_caller",
     ),
     Mutant(
         "lets a cancellation interrupt its release on trio",
         "_aio/tasks.py",
         "return await _on_trio(work, resume=resume)",
-        "return Ended(value=await work())",
+        "return TaskResult(value=await work())",
         "lease/test_cancellation.py::test_a_cancellation_during_the_release_still_reaches_the_caller",
     ),
     Mutant(
@@ -824,8 +824,8 @@ MUTANTS = [
     Mutant(
         "ignores Retry-After",
         "_http/retry.py",
-        "asked = failure.retry_after or 0.0",
-        "asked = 0.0",
+        "retry_after = failure.retry_after or 0.0",
+        "retry_after = 0.0",
         "http/test_client.py::TestTime::test_retry_after_is_waited_for",
     ),
     Mutant(
@@ -838,7 +838,7 @@ MUTANTS = [
     Mutant(
         "ignores max_retry_after",
         "_http/retry.py",
-        "if asked > policy.max_retry_after:",
+        "if retry_after > policy.max_retry_after:",
         "if False:",
         "http/test_retry.py::TestNextWait::test_a_long_retry_after_is_refused",
     ),
@@ -859,7 +859,7 @@ MUTANTS = [
     Mutant(
         "sends its token to another host on a redirect",
         "_http/transport.py",
-        "return target if same and not target.userinfo else None",
+        "return target if is_same_origin and not target.userinfo else None",
         "return target",
         "http/test_client.py::TestRedirects::test_nothing_is_sent_to_another_origin",
     ),
@@ -881,15 +881,15 @@ MUTANTS = [
     Mutant(
         "does not renew a refused token",
         "_http/client.py",
-        "if outcome.status == 401 and token is not None and not renewed:",
+        "if outcome.status == 401 and token is not None and not attempts.has_renewed_token:",
         "if False:",
         "http/test_auth.py::TestRefusedToken::test_is_renewed_and_the_request_repeated",
     ),
     Mutant(
         "fetches a token for each caller",
         "_http/auth.py",
-        "            if self._flight is None:\n",
-        "            if True:\n",
+        "return await self._fetches.get()",
+        "return await self._fetch()",
         "http/test_auth.py::test_one_fetch_serves_a_hundred_callers",
     ),
     Mutant(

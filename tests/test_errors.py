@@ -24,9 +24,7 @@ from cortecs_async._errors import (
 )
 
 CLASSES = [
-    value
-    for _, value in inspect.getmembers(_errors, inspect.isclass)
-    if issubclass(value, CortecsError) and value.__module__ == _errors.__name__
+    value for _, value in inspect.getmembers(_errors, inspect.isclass) if issubclass(value, CortecsError)
 ]
 
 

@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # From the lowest to the highest. Each imports only from lower ones, not from others in its row. A folder is
 # one unit: its modules may import each other, but not in a circle.
 ROWS: list[set[str]] = [
-    {"_errors", "_version"},
+    {"_public", "_version"},
+    {"_errors"},
     {"_logging", "_secrets"},
     {"_config"},
     {"_aio"},

@@ -54,28 +54,64 @@ def events_of(call: ast.Call) -> list[Event]:
     ]
 
 
+def placeholders(event: Event) -> set[str]:
+    """Return the names of the values that the event's message shows."""
+    return set(re.findall(r"%\((\w+)\)(?:\.\d)?[a-z]", event.message))
+
+
+def values_for(event: Event, value: object) -> dict[str, Any]:
+    """Return what a call of `log` for this event must give, with one value for all."""
+    return dict.fromkeys({*event.fields, *placeholders(event)}, value)
+
+
 def test_only_one_module_knows_of_logging() -> None:
     imports, _ = scan()
-    assert imports == ["_logging.py"]
+    assert set(imports) == {"_logging.py"}
 
 
-def test_every_call_has_the_fields_of_its_event() -> None:
+def test_every_call_has_the_fields_and_the_placeholders_of_its_event() -> None:
     _, calls = scan()
     assert len(calls) > 30
     for where, call in calls:
         events = events_of(call)
         assert events, where
+        assert len(call.args) == 1, where
         given = {keyword.arg for keyword in call.keywords} - {"exc_info"}
-        assert all(given == set(event.fields) for event in events), where
+        assert all(given == values_for(event, None).keys() for event in events), where
 
 
-def test_every_call_has_as_many_arguments_as_its_message_takes() -> None:
-    # `log` swallows what a handler raises, and so would a message that cannot be made.
-    _, calls = scan()
-    for where, call in calls:
-        message, *arguments = call.args[1:]
-        assert isinstance(message, ast.Constant), where
-        assert len(re.findall(r"%(?:\.\d)?[a-z]", str(message.value))) == len(arguments), where
+@pytest.mark.parametrize("event", Event)
+def test_every_message_can_be_formatted(event: Event) -> None:
+    # `log` swallows what a handler raises, and so would a message that cannot be formatted.
+    names = placeholders(event)
+    assert event.message.count("%") == len(names)
+    text = event.message % dict.fromkeys(names, 1)
+    assert "%" not in text
+    assert not text.endswith(".")
+
+
+@pytest.mark.parametrize("event", Event)
+def test_every_event_has_its_own_fields_in_its_record(event: Event, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, logger="cortecs_async")
+    log(event, **values_for(event, 1))
+    (record,) = caplog.records
+    assert record.getMessage()
+    extra = {name for name in vars(record) if name.startswith("cortecs_")}
+    assert extra == {"cortecs_event", *(f"cortecs_{name}" for name in event.fields)}
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("value", [None, "text", "%s %(nothing)s", {}, (), Unprintable()])
+@pytest.mark.parametrize("event", Event)
+def test_no_value_makes_a_call_raise(event: Event, value: object, caplog: pytest.LogCaptureFixture) -> None:
+    # The handler of `caplog` raises what it cannot format.
+    caplog.set_level(logging.DEBUG, logger="cortecs_async")
+    log(event, **values_for(event, value))
+    log(event)
 
 
 def test_every_event_is_used() -> None:
@@ -149,7 +185,7 @@ async def test_a_request_that_is_sent_again(world: World, caplog: pytest.LogCapt
 
 def test_a_record_is_of_the_place_that_logs(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="cortecs_async")
-    log(Event.GUARD_SWEEP, "%s", "here")
+    log(Event.GUARD_SWEEP, text="here")
     (record,) = caplog.records
     assert (record.name, record.funcName) == (
         "cortecs_async.guard",

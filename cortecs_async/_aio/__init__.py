@@ -1,1 +1,1 @@
-"""What anyio leaves to us on asyncio and trio: tasks, scopes, Ctrl-C, threads and clocks."""
+"""What anyio does not cover on asyncio and trio: tasks, scopes, Ctrl-C, threads and clocks."""

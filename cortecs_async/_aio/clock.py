@@ -1,4 +1,4 @@
-"""The clocks: the event loop's, and the wall clock, which other processes can compare with theirs."""
+"""The clock of the event loop, and the wall clock, which other processes can compare with theirs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WallClock = Callable[[], float]
 
 
 def loop_clock() -> Callable[[], float]:
-    """The clock of the running event loop, which other threads may read too."""
+    """Return the clock of the running event loop, which other threads may read too."""
     if in_trio():
         import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
 

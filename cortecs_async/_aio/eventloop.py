@@ -7,13 +7,13 @@ import sys
 
 
 def in_trio() -> bool:
-    """Whether this runs on trio, without importing it."""
+    """Return whether this code runs on trio, without importing it."""
     trio = sys.modules.get("trio")
     return trio is not None and bool(trio.lowlevel.in_trio_task())
 
 
 def current_loop() -> object:
-    """The running event loop, as something to be compared."""
+    """Return the running event loop, for comparison only."""
     if in_trio():
         import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
 

@@ -1,8 +1,8 @@
-"""A block whose code can be cancelled from outside, and nothing else of its task.
+"""A block of code that can be cancelled from outside, without the rest of its task.
 
-On asyncio this is what `asyncio.timeout` does. An anyio cancel scope would do as well, but it ties the exit
-to the task and the order of the entry, which fixtures and exit stacks do not always keep. On trio there is no
-other way, and nothing else is expected.
+On asyncio this works like `asyncio.timeout`. An anyio cancel scope must be left in the task that entered
+it, and in the opposite order, which fixtures and exit stacks do not always do. Trio has only its cancel
+scopes, and its users expect these rules.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .eventloop import in_trio
 
 
 class CancellableBlock:
-    """One block."""
+    """A block of code that can be cancelled from outside."""
 
     def __init__(self) -> None:
         self.is_cancelled = False
@@ -27,7 +27,7 @@ class CancellableBlock:
         self._cancelling = 0
 
     def enter(self) -> None:
-        """The block begins, in this task."""
+        """Begin the block, in this task."""
         self._is_inside = True
         if in_trio():
             self._scope = anyio.CancelScope()
@@ -37,7 +37,7 @@ class CancellableBlock:
             self._cancelling = self._task.cancelling() if self._task is not None else 0
 
     def cancel(self) -> None:
-        """Cancels the code in the block; does nothing once it has ended."""
+        """Cancel the code in the block. Do nothing once the block has ended."""
         if not self._is_inside or self.is_cancelled:
             return
         self.is_cancelled = True
@@ -47,10 +47,13 @@ class CancellableBlock:
             self._task.cancel()
 
     async def leave(self, raised: BaseException | None) -> tuple[BaseException | None, bool]:
-        """The block has ended.
+        """End the block.
+
+        Args:
+            raised: The exception that left the block.
 
         Returns:
-            What goes out of it, and whether the interruption was what ended it: then nothing goes out.
+            The exception to raise instead, and whether `cancel` ended the block: then there is no exception.
         """
         self._is_inside = False
         if self._scope is not None:
@@ -60,10 +63,10 @@ class CancellableBlock:
             return raised, False
         others = task.uncancel() > self._cancelling
         if isinstance(raised, asyncio.CancelledError):
-            # Somebody else's cancellation, when there is one as well, outranks ours.
+            # Another cancellation takes precedence over ours.
             return (raised, False) if others else (None, True)
         if sys.version_info < (3, 13):
-            # Ours may not have been delivered yet, and would come at the next await.
+            # Our cancellation may not have been delivered yet, and would come at the next await.
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
@@ -83,8 +86,8 @@ class CancellableBlock:
         except RuntimeError as error:
             if error is raised:
                 return raised, False
-            # Entered in another task, or not left in order: that is the caller's, and the release goes on.
+            # The caller left the block in another task, or in the wrong order. The release continues.
             return raised or error, False
-        except BaseException as changed:  # noqa: BLE001  (of a group, what is left without our cancellation)
+        except BaseException as changed:  # noqa: BLE001  (an exception group without our cancellation)
             return changed, False
         return (None, True) if swallowed and raised is not None else (raised, False)

@@ -1,9 +1,9 @@
-"""Ctrl-C on asyncio while something is to be released: a cancellation, however often it is pressed.
+"""Ctrl-C on asyncio while something must be released: a cancellation, however often it is pressed.
 
-`asyncio.run` takes the first Ctrl-C as a cancellation of the main task, and raises KeyboardInterrupt out of
-the event loop at the next, wherever it is just then. Between two steps of tasks, the wake-up that the loop
-was about to deliver is lost with that. The task that waits for it never runs again, `asyncio.run` waits for
-it without end, and as the process lives, the reaper waits too.
+`asyncio.run` cancels the main task at the first Ctrl-C. At the next, it raises KeyboardInterrupt from
+whatever code of the event loop is running. Between two steps of tasks, this loses the wake-up that the loop
+was about to deliver: the task that waits for it never runs again, `asyncio.run` waits for that task
+forever, and the reaper waits for this process to end.
 """
 
 from __future__ import annotations
@@ -16,91 +16,91 @@ import time
 from types import FrameType
 from typing import Any, TypeGuard
 
-# Seconds after which a loop that has taken no notice of a Ctrl-C is taken to be blocked by a task's code.
+# Seconds after which an event loop that has not handled a Ctrl-C counts as blocked by the code of a task.
 BLOCKED = 1.0
 
 
 class SigintGuard:
-    """Counts what must be released in one run of an event loop, and takes its Ctrl-C meanwhile.
+    """Handles Ctrl-C in one run of an event loop while something must be released, and counts what must be.
 
-    The first cancels the main task, as it would anyway, and so does every other. A task whose code blocks the
-    loop is out of reach of a cancellation: a Ctrl-C of which the loop takes no notice for a second makes the
-    next one a KeyboardInterrupt in that code.
+    Every Ctrl-C cancels the main task, not only the first. A cancellation does not reach a task whose code
+    blocks the loop. So if the loop has not handled a Ctrl-C within a second, the next one raises
+    KeyboardInterrupt in that code.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, before: functools.partial[Any]) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, previous: functools.partial[Any]) -> None:
         self._loop = loop
-        self._before = before
-        self._main: asyncio.Task[Any] = before.keywords["main_task"]
-        self._runner: Any = before.func.__self__  # type: ignore[attr-defined]  # a method's
+        self._previous = previous
+        self._main: asyncio.Task[Any] = previous.keywords["main_task"]
+        self._runner: Any = previous.func.__self__  # type: ignore[attr-defined]  # a method's
         self._holders = 0
-        self._untaken_since: float | None = None
+        self._unhandled_since: float | None = None
 
     @classmethod
     def acquire(cls) -> SigintGuard | None:
-        """Something is to be released.
+        """Begin to handle Ctrl-C, because something must be released.
 
         Returns:
-            What to `let_go` of when it is. None where Ctrl-C is not `asyncio.run`'s.
+            The guard to `release` afterwards. None if `asyncio.run` does not handle Ctrl-C here.
         """
         if threading.current_thread() is not threading.main_thread():
             return None
         handler = signal.getsignal(signal.SIGINT)
         current = getattr(handler, "__self__", None)
         if not isinstance(current, SigintGuard):
-            if not _is_runners(handler):
+            if not _is_of_runner(handler):
                 return None
             current = cls(asyncio.get_running_loop(), handler)
             signal.signal(signal.SIGINT, current.handle)
         elif current._loop.is_closed():
-            # Of a lease that was never left. This run has no handler for that; the next one will.
+            # A lease of an earlier run was never left. This run goes without a handler.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             return None
         current._holders += 1
         return current
 
     def release(self) -> None:
-        """It is released, or left to the reaper."""
+        """End an `acquire`: it is released, or left to the reaper."""
         self._holders -= 1
         # The garbage collector calls this in any thread; signals are the main thread's.
         if self._holders or threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGINT) == self.handle:
-            # The runner takes its handler away when the main task has ended, but does not know this one.
-            signal.signal(signal.SIGINT, signal.default_int_handler if self._main.done() else self._before)
+            # The runner removes its own handler when the main task has ended, but not this one.
+            signal.signal(signal.SIGINT, signal.default_int_handler if self._main.done() else self._previous)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Handles SIGINT."""
+        """Handle SIGINT."""
         if self._loop.is_closed():
             signal.signal(number, signal.default_int_handler)
             signal.default_int_handler(number, frame)
         now = time.monotonic()
-        is_blocked = self._untaken_since is not None and now - self._untaken_since >= BLOCKED
-        # Between two tasks it would be the loop that is only slow, and loses a wake-up.
+        is_blocked = self._unhandled_since is not None and now - self._unhandled_since >= BLOCKED
+        # Without a current task, the loop is only slow, and would lose a wake-up.
         if is_blocked and asyncio.current_task(self._loop) is not None:
             raise KeyboardInterrupt
         first = self._runner._interrupt_count == 0  # noqa: SLF001  (the next would be raised)
         if first and not self._main.done():
-            # It counts, to make a KeyboardInterrupt of the cancellation in the end.
-            self._before(number, frame)
+            # The runner counts it, to raise KeyboardInterrupt when the main task ends.
+            self._previous(number, frame)
         else:
             self._loop.call_soon_threadsafe(self._cancel_again)
-        if self._untaken_since is None:
-            self._untaken_since = now
-            self._loop.call_soon_threadsafe(self._taken)
+        if self._unhandled_since is None:
+            self._unhandled_since = now
+            self._loop.call_soon_threadsafe(self._mark_handled)
 
-    def _taken(self) -> None:
-        self._untaken_since = None
+    def _mark_handled(self) -> None:
+        self._unhandled_since = None
 
     def _cancel_again(self) -> None:
         self._main.cancel()
-        # Counted once: the runner takes more than one for the cancellation of somebody else.
+        # If more than one is counted, the runner attributes the cancellation to other code.
         if self._main.cancelling() > 1:
             self._main.uncancel()
 
 
-def _is_runners(handler: object) -> TypeGuard[functools.partial[Any]]:
-    """Whether `asyncio.Runner` handles Ctrl-C, in the way that Python 3.11 to 3.13 do."""
+def _is_of_runner(handler: object) -> TypeGuard[functools.partial[Any]]:
+    """Return whether `asyncio.Runner` handles Ctrl-C in the way of Python 3.11 to 3.13."""
     if not isinstance(handler, functools.partial) or "main_task" not in handler.keywords:
         return False
     runner = getattr(handler.func, "__self__", None)

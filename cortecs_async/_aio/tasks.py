@@ -1,7 +1,8 @@
-"""Runs work to its end in a task of its own, whatever becomes of the caller.
+"""Run work to its end in its own task, even if the caller is cancelled.
 
-A plain `finally` loses its awaits to an anyio scope, and a shielded scope loses them to a second
-`task.cancel()`. A task that nobody else knows, and a caller that waits for it again and again, lose nothing.
+An anyio scope cancels the awaits in a plain `finally`, and a second `task.cancel()` those in a shielded
+scope. Work in a task that no other code knows is safe from both, while the caller waits for it again after
+each cancellation.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ T = TypeVar("T")
 
 @define
 class TaskResult(Generic[T]):
-    """How the work ended, and what reached the caller meanwhile.
+    """How the work ended, and what interrupted the caller meanwhile.
 
     Attributes:
-        value: What it returned.
+        value: What the work returned.
         error: What it raised instead.
-        interruption: The cancellation or KeyboardInterrupt that the caller got while it waited. The caller
-            owes it to its own caller.
+        interruption: The cancellation or KeyboardInterrupt that the caller received while it waited. The
+            caller must raise it.
     """
 
     value: T | None = None
@@ -39,7 +40,7 @@ class TaskResult(Generic[T]):
     interruption: BaseException | None = None
 
     def unwrap(self) -> T:
-        """The value.
+        """Return the value.
 
         Raises:
             BaseException: the interruption, else the error.
@@ -52,25 +53,25 @@ class TaskResult(Generic[T]):
 
 
 async def run_uncancellable(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
-    """Runs `work` in a task of its own and returns only when that has ended.
+    """Run `work` in its own task, and return only when it has ended.
 
     Args:
-        work: What to do. It must bound its own time.
-        resume: Call `work` again when its task is cancelled, as `asyncio.run` does with every task when it
-            ends. Only for work that can be taken up where it stopped.
+        work: The work. It must limit its own time.
+        resume: Call `work` again if its task is cancelled, as `asyncio.run` cancels every task at its end.
+            Only for work that can continue where it stopped.
     """
     if in_trio():
         return await _on_trio(work, resume=resume)
-    interrupts = SigintGuard.acquire()
+    sigint_guard = SigintGuard.acquire()
     try:
         return await _on_asyncio(work, resume=resume)
     finally:
-        if interrupts is not None:
-            interrupts.release()
+        if sigint_guard is not None:
+            sigint_guard.release()
 
 
 def enable_ki_protection(*functions: Callable[..., object]) -> None:
-    """On trio, keeps Ctrl-C out of the frames of these functions; where they wait, it is still raised."""
+    """On trio, keep Ctrl-C out of the frames of these functions. It is still raised where they wait."""
     if in_trio():
         import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
 
@@ -79,11 +80,11 @@ def enable_ki_protection(*functions: Callable[..., object]) -> None:
 
 
 def redeliver_cancellation(interruption: BaseException, cause: BaseException) -> None:
-    """Keeps an interruption from being lost when `cause` goes out instead of it.
+    """Keep an interruption from being lost when `cause` is raised instead of it.
 
-    From Python 3.13, asyncio delivers it again at the next await, as its own task groups do. Before, a
-    cancellation that `asyncio.timeout` takes back could not be taken back there, and would hit whatever comes
-    after it; so it is only noted, as is a KeyboardInterrupt.
+    On Python 3.13 and later, asyncio delivers the cancellation again at the next await, as its own task
+    groups do. Before 3.13, `asyncio.timeout` could not take back such a cancellation, which would then hit
+    later code. So it is only added to `cause` as a note, as is a KeyboardInterrupt.
     """
     if isinstance(interruption, asyncio.CancelledError) and sys.version_info >= (3, 13):
         task = asyncio.current_task()
@@ -91,14 +92,14 @@ def redeliver_cancellation(interruption: BaseException, cause: BaseException) ->
             task.uncancel()
             task.cancel()
             return
-    cause.add_note(f"cortecs_async: while the instance was released came {interruption!r}")
+    cause.add_note(f"cortecs_async: {interruption!r} was received while the instance was being released")
 
 
 class BackgroundTask:
-    """Work beside the caller, with no task group around it. `stop` it; what it raises is logged.
+    """Work in the background, without a task group. Call `stop` to end it. Its errors are logged.
 
     Args:
-        work: What to do. It must not be needed for a release: the end of the loop ends it.
+        work: The work. A release must not depend on it, because the end of the event loop ends it.
     """
 
     def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -114,7 +115,7 @@ class BackgroundTask:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     def stop(self) -> None:
-        """Ends it, soon."""
+        """Cancel the work."""
         if self._task is not None:
             self._task.cancel()
         if self._scope is not None:
@@ -124,8 +125,8 @@ class BackgroundTask:
         with self._scope or contextlib.nullcontext():
             try:
                 await self._work()
-            except Exception:  # noqa: BLE001  (a callback's own)
-                log(Event.LEASE_UNWATCHED, "watching over an instance failed", exc_info=True)
+            except Exception:  # noqa: BLE001  (a callback may raise anything)
+                log(Event.LEASE_UNWATCHED, exc_info=True)
 
 
 async def _supervise(work: Callable[[], Awaitable[T]], *, resume: bool) -> T:
@@ -133,14 +134,11 @@ async def _supervise(work: Callable[[], Awaitable[T]], *, resume: bool) -> T:
         try:
             return await work()
         except (asyncio.CancelledError, KeyboardInterrupt):
-            # A Ctrl-C that is raised (see _interrupts.py) hits whatever code runs just then. Under
-            # `asyncio.run` the first has cancelled the main task, so that nothing is lost by going on.
+            # A KeyboardInterrupt (see sigint.py) can hit any code. Under `asyncio.run`, an earlier Ctrl-C has
+            # cancelled the main task already, so nothing is lost by continuing.
             if not resume:
                 raise
-            log(
-                Event.LEASE_INTERRUPTED,
-                "interrupted while releasing an instance: going on until it is released",
-            )
+            log(Event.LEASE_INTERRUPTED, consequence="the release continues until it is done")
 
 
 async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
@@ -148,10 +146,10 @@ async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Task
     while True:
         task = asyncio.get_running_loop().create_task(_supervise(work, resume=resume))
         if not resume:
-            # `asyncio.run` cancels every task that it knows when it ends. Work that cannot be taken up again
-            # must not be among them; the caller's task is, and waits for it, so that the loop stays.
+            # At its end, `asyncio.run` cancels every task that it knows. It must not know work that cannot
+            # resume. It does know the caller's task, which waits for the work, so the loop keeps running.
             asyncio._unregister_task(task)  # noqa: SLF001  (documented for extensions of asyncio)
-        # The shield keeps anyio's scopes out, which would otherwise cancel at every turn of the loop.
+        # Without the shield, a cancelled scope of anyio would cancel this at every turn of the loop.
         with anyio.CancelScope(shield=True):
             while not task.done():
                 try:
@@ -162,7 +160,7 @@ async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Task
             break
         if not resume:
             return TaskResult(error=asyncio.CancelledError(), interruption=interruption)
-        # Cancelled before its first step, it never came to its own `except`.
+        # The task was cancelled before its first step, outside the `try` in `_supervise`.
     if error := task.exception():
         return TaskResult(error=error, interruption=interruption)
     return TaskResult(value=task.result(), interruption=interruption)
@@ -171,36 +169,38 @@ async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Task
 async def _on_trio(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
     import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
 
-    ended: TaskResult[T] = TaskResult()
+    result: TaskResult[T] = TaskResult()
     done = trio.Event()
 
     async def supervise() -> None:
-        # A system task, because Ctrl-C is never raised in one; shielded, because trio cancels those when
-        # the main task ends, and then waits for them.
+        # This is a system task, because Ctrl-C is never raised in one. It is shielded, because trio cancels
+        # system tasks when the main task ends, and then waits for them.
         with trio.CancelScope(shield=True):
             try:
-                ended.value = await work()
+                result.value = await work()
             except BaseException as error:  # noqa: BLE001  (trio would crash; the caller raises it)
-                ended.error = error
+                result.error = error
         done.set()
 
     try:
         trio.lowlevel.spawn_system_task(supervise, context=contextvars.copy_context())
     except RuntimeError:
-        # At the end of `trio.run`, where generators are finalized, there is no room for system tasks.
+        # When `trio.run` finalizes generators at its end, it accepts no more system tasks.
         await supervise()
     with trio.CancelScope(shield=True):
         while not done.is_set():
             try:
                 await done.wait()
             except KeyboardInterrupt as interrupt:
-                # A release goes on without its caller, because trio waits for system tasks. Other work needs
-                # the caller: to release what it brings about.
-                if ended.interruption is not None and resume:
+                # A release continues without its caller, because trio waits for system tasks. Other work
+                # needs the caller, which releases what the work creates.
+                if result.interruption is not None and resume:
                     raise
                 log(
                     Event.LEASE_INTERRUPTED,
-                    "interrupted: first finishing what must not be left half done; again to leave at once",
+                    consequence="the release continues; interrupt again to leave at once"
+                    if resume
+                    else "a step that must not be left half done is finished first",
                 )
-                ended.interruption = interrupt
-    return ended
+                result.interruption = interrupt
+    return result

@@ -1,4 +1,4 @@
-"""The wall clock, and threads for blocking work. Tests replace both."""
+"""Threads for blocking work, and the wall clock. Tests replace both."""
 
 from __future__ import annotations
 
@@ -77,38 +77,38 @@ if hasattr(os, "register_at_fork"):
 
 @define(eq=False)
 class StopFlag:
-    """Tells a thread that nobody waits for it any more."""
+    """Tells a thread to stop because its caller was cancelled."""
 
     event: threading.Event = field(factory=threading.Event)
 
     def check(self) -> None:
-        """Ends the work of the thread.
+        """Stop the thread if its caller was cancelled.
 
         Raises:
-            RuntimeError: which nobody sees.
+            RuntimeError: then; no caller receives it.
         """
         if self.event.is_set():
-            raise RuntimeError("nobody waits for this any more")
+            raise RuntimeError("the caller of this thread was cancelled")
 
 
 async def run_in_thread(work: Callable[[], T], *, abandon: bool = False) -> T:
-    """Runs what blocks.
+    """Run blocking work in a thread, and return its result.
 
     Args:
-        work: What to do.
-        abandon: Do not wait for it when the caller is cancelled.
+        work: The work.
+        abandon: Do not wait for it if the caller is cancelled.
     """
     try:
         limiter = _batch_limiter.get()
     except LookupError:
-        # Not that of everybody, whose threads may all be busy while an instance is billed.
+        # Not anyio's shared limiter: other code may use all of its threads while an instance is billed.
         limiter = anyio.CapacityLimiter(8)
         _batch_limiter.set(limiter)
     return await anyio.to_thread.run_sync(work, abandon_on_cancel=abandon, limiter=limiter)
 
 
 async def run_stoppable(work: Callable[[StopFlag], T]) -> T:
-    """Runs long work, which ends soon after its caller is cancelled."""
+    """Run long work in a thread. It must call `check` often, to end soon after its caller is cancelled."""
     stopped = StopFlag()
     try:
         return await run_in_thread(lambda: work(stopped), abandon=True)

@@ -289,12 +289,7 @@ class Poller:
             self._record_failure(error)
             return
         if self._backoff.failures:
-            log(
-                Event.WATCH_RECOVERED,
-                "reading instances works again after %d failures",
-                self._backoff.failures,
-                failures=self._backoff.failures,
-            )
+            log(Event.WATCH_RECOVERED, failures=self._backoff.failures)
         self._backoff.reset()
         now = anyio.current_time()
         for each in missing:
@@ -388,12 +383,10 @@ class Poller:
         pause = max(pause, min(retry_after or 0.0, _MAX_RETRY_AFTER))
         log(
             Event.WATCH_FAILED,
-            "reading instances failed, again in %.1f s: %s",
-            pause,
-            error,
             wait=pause,
             failures=self._backoff.failures,
             error_type=type(error).__name__,
             request_id=getattr(error, "request_id", None),
+            error=error,
         )
         self._paused_until = now + pause

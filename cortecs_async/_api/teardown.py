@@ -196,15 +196,12 @@ class Teardown:
             pause = max(pause, min(retry_after, (self.deadline - anyio.current_time()) / 3))
         log(
             Event.LEASE_TEARDOWN_RETRY,
-            "instance %s: %s: %s",
-            self.instance_id,
-            action.name.lower(),
-            error,
             instance_id=self.instance_id,
             step=action.name.lower(),
             wait=pause,
             error_type=type(error).__name__,
             request_id=getattr(error, "request_id", None),
+            error=error,
         )
         await anyio.sleep(pause)
 

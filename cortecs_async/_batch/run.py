@@ -187,10 +187,9 @@ class Batch:
                 raise
             log(
                 Event.BATCH_INSTANCE_OUT,
-                "one of %d instances is out: %s",
-                len(self._instances),
-                error,
                 error_type=type(error).__name__,
+                instances=len(self._instances),
+                error=error,
             )
             self._incidents.append("; ".join([str(error), *getattr(error, "__notes__", [])]))
         finally:
@@ -221,7 +220,7 @@ class Batch:
         if self._error is None:
             self._error = error
         elif error is not self._error:
-            log(Event.BATCH_ERROR, "and then: %s", error, error_type=type(error).__name__)
+            log(Event.BATCH_ERROR, error_type=type(error).__name__, error=error)
 
     async def _flush(self, writer: AnswerWriter) -> None:
         """Write the answers that were paid for, however often the run is cancelled."""

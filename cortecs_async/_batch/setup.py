@@ -23,6 +23,7 @@ from .._http.connections import HTTPClient
 from .._lease.endpoint import inference_key
 from .._lease.lease import InstanceLease
 from .._lease.options import LeaseOptions
+from .._public import publish_loaded
 from .._secrets import Secret
 from .plan import BatchOptions, BatchPlan, run_preflight
 from .run import Batch
@@ -161,3 +162,7 @@ def _path(name: str, value: AnyPath) -> Path:
         return Path(value)
     except ValueError:
         raise InvalidArgumentError(f"{name} must be a path without null characters, not {value!r}") from None
+
+
+# Everything that the public names come from is loaded now.
+publish_loaded()

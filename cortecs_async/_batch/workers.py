@@ -184,13 +184,7 @@ class WorkerPool:
             self._timeouts += 1
             if self._timeouts >= max(_MAX_TIMEOUTS, self._answers):
                 self._stop(self._endpoint_error(f"has timed out {self._timeouts} times: {failed.detail}"))
-            log(
-                Event.BATCH_RETRY_LAST,
-                "%s: %s, again at last",
-                request.custom_id,
-                failed.detail,
-                custom_id=request.custom_id,
-            )
+            log(Event.BATCH_RETRY_LAST, custom_id=request.custom_id, reason=failed.detail)
             self._queue.retry_last(request)
         else:
             self._retry_later(request, failed, request.failures)
@@ -198,15 +192,7 @@ class WorkerPool:
     def _retry_later(self, request: Request, failed: FailedAttempt, failures: int) -> None:
         # Without the `Retry-After`, which holds for this endpoint only. Another one may be free.
         wait = retry_delay(failures - 1)
-        log(
-            Event.BATCH_RETRY,
-            "%s: %s, again in %.1f s",
-            request.custom_id,
-            failed.detail,
-            wait,
-            custom_id=request.custom_id,
-            wait=wait,
-        )
+        log(Event.BATCH_RETRY, custom_id=request.custom_id, wait=wait, reason=failed.detail)
         self._queue.retry_later(request, wait)
 
     async def _probe(self, path: str) -> None:
@@ -225,13 +211,7 @@ class WorkerPool:
                 if isinstance(verdict, AnswerLine):
                     health.record_success(now)
                     return
-                log(
-                    Event.BATCH_DOUBT,
-                    "instance %s is in doubt: %s",
-                    self._instance_id,
-                    verdict.detail,
-                    instance_id=self._instance_id,
-                )
+                log(Event.BATCH_DOUBT, instance_id=self._instance_id, reason=verdict.detail)
                 health.record_retry_after(verdict, now)
                 # Requests in flight may still be answered: some answers take longer than the timeout.
                 if health.has_timed_out(verdict, now) and not self.running:

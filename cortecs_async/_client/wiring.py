@@ -23,6 +23,7 @@ from .._lease.pricing import Prices
 from .._lease.release import release_acquired
 from .._lease.starter import Starter
 from .._lease.state import LeaseServices
+from .._public import publish_loaded
 from .._recovery.owners import Owner, owners
 from .._recovery.promises import Promises, state_directory
 from .._recovery.sweep import Orphan, sweep
@@ -153,3 +154,7 @@ class Wiring:
             with anyio.CancelScope(shield=True):
                 await self.http.aclose()
             raise
+
+
+# Everything that the public names come from is loaded now.
+publish_loaded()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Awaitable, Callable
 
 import anyio
-from attrs import define, field, frozen
+from attrs import frozen
 
-from .._errors import CortecsError
+from .._aio.synchronization import SingleFlight
 from .._secrets import CredentialProvider, Credentials, Secret
 
 
@@ -21,24 +20,20 @@ class Token:
 
 
 def renewal_time(now: float, expires_in: float) -> float:
-    """When to renew a token that was asked for at `now` and is valid for `expires_in` seconds.
+    """Return when to renew a token that was requested at `now` and is valid for `expires_in` seconds.
 
-    A tenth of its life early, at most a minute, so that it does not expire on its way to the service.
+    That is a tenth of its lifetime early, but at most a minute, so that it does not expire on its way.
     """
     return now + expires_in - min(60.0, 0.1 * expires_in)
 
 
-@define(eq=False)
-class _Flight:
-    """One fetch in progress, and what came of it."""
-
-    done: anyio.Event = field(factory=anyio.Event)
-    token: Token | None = None
-    error: Exception | None = None
-
-
 class TokenSource:
-    """Hands out the current token; the client has one of these."""
+    """The current access token of a client.
+
+    Args:
+        provider: Returns the credentials.
+        exchange: Fetches a token for them.
+    """
 
     def __init__(
         self, provider: CredentialProvider, exchange: Callable[[Credentials], Awaitable[Token]]
@@ -46,45 +41,24 @@ class TokenSource:
         self._provider = provider
         self._exchange = exchange
         self._token: Token | None = None
-        self._flight: _Flight | None = None
+        self._fetches: SingleFlight[Token] = SingleFlight(self._fetch)
 
     async def get(self) -> Token:
-        """A token that is not due for renewal.
+        """Return a token that is not due for renewal.
 
         Raises:
-            CortecsError: what the exchange raised; every caller that waited for it gets a copy of its own.
-            Exception: what the caller's credential provider raised.
+            CortecsError: what the exchange raised; each waiting caller gets its own copy.
+            Exception: what the credential provider raised.
         """
-        while True:
-            if self._token is not None and anyio.current_time() < self._token.renew_at:
-                return self._token
-            if self._flight is None:
-                return await self._fetch()
-            flight = self._flight
-            await flight.done.wait()
-            if flight.error is not None:
-                raise copy.copy(flight.error) if isinstance(flight.error, CortecsError) else flight.error
-            if flight.token is not None:
-                # Taken from the flight, not looked up again: a token with a very short life would
-                # otherwise be due already and send every waiter to fetch its own.
-                return flight.token
-            # The caller that was fetching was cancelled: the next one fetches.
+        if self._token is not None and anyio.current_time() < self._token.renew_at:
+            return self._token
+        return await self._fetches.get()
 
     def invalidate(self, token: Token) -> None:
-        """The service answered 401 to this token: the next `get` fetches another, once for all callers."""
+        """Drop a token that the service rejected: the next `get` fetches another, once for all callers."""
         if self._token is token:
             self._token = None
 
     async def _fetch(self) -> Token:
-        flight = self._flight = _Flight()
-        try:
-            token = await self._exchange(await self._provider())
-        except Exception as error:
-            flight.error = error
-            raise
-        else:
-            flight.token = self._token = token
-            return token
-        finally:
-            self._flight = None
-            flight.done.set()
+        self._token = await self._exchange(await self._provider())
+        return self._token

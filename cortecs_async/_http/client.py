@@ -1,4 +1,4 @@
-"""Sends a request, repeats it where that is safe, and turns what comes back into data or a typed error."""
+"""Send a request, retry it where that is safe, and turn the outcome into data or a typed error."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import anyio
-from attrs import evolve
+from attrs import define, evolve
 
 from .._aio.eventloop import current_loop
 from .._aio.sigint import SigintGuard
 from .._aio.tasks import run_uncancellable
 from .._config import Settings
-from .._errors import ClientClosedError, ConfigurationError
+from .._errors import ClientClosedError, ConfigurationError, RequestError
 from .._logging import Event, log
 from .._secrets import Credentials, Redactor, Secret, credentials_problem
 from .auth import Token, TokenSource, renewal_time
@@ -24,8 +24,52 @@ from .retry import counts_as_retry, may_have_taken_effect, next_wait
 from .transport import Transport
 
 
+@define(eq=False)
+class _Attempts:
+    """The attempts of one call so far.
+
+    Attributes:
+        call: The call.
+        settings: Its time-outs and retries.
+        elapsed: Seconds spent on it, without those in which it waited for its turn.
+        count: How often it was sent.
+        counted: How many of the attempts count against `max_retries`.
+        outcome_unknown: Whether one of them may have taken effect.
+        has_renewed_token: Whether the service has rejected its token once.
+    """
+
+    call: Call
+    settings: Settings
+    elapsed: float = 0.0
+    count: int = 0
+    counted: int = 0
+    outcome_unknown: bool = False
+    has_renewed_token: bool = False
+
+    def error(self, failure: Failure) -> RequestError:
+        """Return the error to raise if the last attempt is not repeated."""
+        return to_error(
+            self.call.method, self.call.path, failure, attempts=self.count, unknown=self.outcome_unknown
+        )
+
+    def next_wait(self, failure: Failure, rng: random.Random) -> float | None:
+        """Return the seconds to wait before the next attempt, or None to give up."""
+        if not self.call.retried:
+            return None
+        return next_wait(
+            self.call.method,
+            self.call.path,
+            failure,
+            attempt=self.count,
+            counted=self.counted,
+            elapsed=self.elapsed,
+            policy=self.settings.retry,
+            rng=rng,
+        )
+
+
 class HTTP:
-    """The connections, the token and the retries of one client."""
+    """Sends the requests of one client. Has its connections, its token and its event loop."""
 
     def __init__(
         self,
@@ -44,125 +88,56 @@ class HTTP:
         self._rng = rng or random.Random()  # noqa: S311  (jitter)
         self._redactor = Redactor()
         self._transport = Transport(settings, self._redactor, http_client)
-        self._slots = PriorityLimiter(settings.max_connections)
+        self._limiter = PriorityLimiter(settings.max_connections)
         self._tokens = TokenSource(settings.credential_provider, self._exchange)
         self._holders: list[SigintGuard | None] = []
         self._loop: object = None
         self._closed = False
 
     async def request(self, call: Call) -> Reply:
-        """Sends a call of the user's.
+        """Send a request of the user's.
 
         Raises:
             ClientClosedError: after `aclose`.
-            RequestError: a subclass that says what came back.
+            RequestError: the subclass for the failure.
             ConfigurationError: when there are no credentials.
         """
         self.check_open()
         return await self.request_for_lease(call)
 
     async def request_for_lease(self, call: Call) -> Reply:
-        """The same for a lease, whose teardown must still go out after the client was closed."""
+        """Send a request for a lease: its teardown must go out even after the client was closed."""
         if not self._holders:
             self.check_open()
         self._check_loop()
-        settings = call.settings or self._settings
-        spent = 0.0  # seconds, without those in which others had their turn
-        attempts = counted = 0
-        unknown = False
-        renewed = False
+        attempts = _Attempts(call, call.settings or self._settings)
         while True:
-            began = anyio.current_time()
-            # Before its turn, because all who wait for a token wait for the same one.
-            token = await self._tokens.get() if call.authenticated else None
-            spent += anyio.current_time() - began
-            await self._slots.acquire(call.priority)
-            began = anyio.current_time()
-            try:
-                left = settings.retry.total_timeout - spent
-                if left <= 0:
-                    # The token took all the time. Sent now, a `start` would be given up before its answer
-                    # comes.
-                    late = Failure(
-                        kind=FailureKind.TIMED_OUT, detail="the time was used up before it could be sent"
-                    )
-                    raise to_error(call.method, call.path, late, attempts=attempts, unknown=unknown)
-                attempts += 1
-                outcome = await self._attempt(call, token, attempts, min(settings.timeout, left))
-            finally:
-                self._slots.release(call.priority)
-            seconds = anyio.current_time() - began
-            spent += seconds
-            said = outcome.status or (outcome.kind.value if isinstance(outcome, Failure) else "")
-            log(
-                Event.HTTP_REQUEST,
-                "%s %s: %s, %.2f s",
-                call.method,
-                call.path,
-                said,
-                seconds,
-                method=call.method,
-                path=call.path,
-                status=outcome.status,
-                seconds=seconds,
-                attempt=attempts,
-                request_id=outcome.request_id,
-            )
+            # Before its turn, because all requests that wait for a token wait for the same one.
+            token = await self._token_for(attempts)
+            outcome = await self._send_in_turn(attempts, token)
             if isinstance(outcome, Reply):
                 return outcome
-            unknown = unknown or (call.has_effect and may_have_taken_effect(call.method, outcome))
-            if outcome.status == 401 and token is not None and not renewed:
-                renewed = True
+            if call.has_effect and may_have_taken_effect(call.method, outcome):
+                attempts.outcome_unknown = True
+            if outcome.status == 401 and token is not None and not attempts.has_renewed_token:
+                attempts.has_renewed_token = True
                 self._tokens.invalidate(token)
-                continue
-            counted += counts_as_retry(outcome)
-            wait = (
-                next_wait(
-                    call.method,
-                    call.path,
-                    outcome,
-                    attempt=attempts,
-                    counted=counted,
-                    elapsed=spent,
-                    policy=settings.retry,
-                    rng=self._rng,
-                )
-                if call.retried
-                else None
-            )
-            error = to_error(call.method, call.path, outcome, attempts=attempts, unknown=unknown)
-            if wait is None:
-                raise error
-            log(
-                Event.HTTP_RETRY,
-                "again in %.1f s: %s",
-                wait,
-                error,
-                method=call.method,
-                path=call.path,
-                status=outcome.status,
-                wait=wait,
-                attempt=attempts,
-                request_id=outcome.request_id,
-            )
-            if self._on_retry is not None:
-                self._on_retry(call.method, call.path, outcome, attempt=attempts, wait=wait)
-            await anyio.sleep(wait)
-            spent += wait
+            else:
+                await self._wait_to_retry(attempts, outcome)
 
     async def request_once(self, call: Call) -> Reply:
-        """`request_held` without retries, for a teardown, which paces itself."""
+        """Send a request without retries, for a teardown, which has its own."""
         return await self.request_for_lease(evolve(call, retried=False, priority=Priority.RELEASE))
 
     def check_open(self) -> None:
-        """Lets an open client pass.
+        """Check that the client is open.
 
         Raises:
             ClientClosedError: after `aclose`.
         """
         if self._closed:
             raise ClientClosedError(
-                "this AsyncCortecs is closed: make the call inside its `async with` block, or make a new one"
+                "this AsyncCortecs is closed. Use it inside its `async with` block, or create a new one."
             )
 
     def _check_loop(self) -> None:
@@ -171,26 +146,26 @@ class HTTP:
             self._loop = loop
         elif self._loop is not loop:
             raise ConfigurationError(
-                "this AsyncCortecs was used on another event loop before, and connections cannot move: make "
-                "one in each `asyncio.run`, and in each process after a fork"
+                "this AsyncCortecs was used on another event loop before, and its connections cannot move. "
+                "Create a client in each `asyncio.run`, and in each process after a fork."
             )
 
     def hold(self) -> None:
-        """A lease begins: until it has released, the pool stays open, past `aclose`, and Ctrl-C is ours."""
+        """Keep the connections open, past `aclose`, and handle Ctrl-C, until `release` or `abandon`."""
         self._holders.append(SigintGuard.acquire())
 
     async def release(self) -> None:
-        """A lease has ended."""
+        """End a `hold`; close the connections if it was the last one of a closed client."""
         self.abandon()
         await self._close_if_done()
 
     def abandon(self) -> None:
-        """The same where nothing can be awaited."""
-        if interrupts := self._holders.pop():
-            interrupts.release()
+        """End a `hold` without closing the connections."""
+        if sigint_guard := self._holders.pop():
+            sigint_guard.release()
 
     async def aclose(self) -> None:
-        """Refuses further calls, and closes the connection pool as soon as no lease needs it."""
+        """Reject further calls, and close the connections as soon as no lease needs them."""
         self._closed = True
         await self._close_if_done()
 
@@ -203,31 +178,98 @@ class HTTP:
             await self._on_close()
         await self._transport.aclose()
 
-    async def _attempt(
-        self, call: Call, token: Token | None, attempts: int, timeout: float
-    ) -> Reply | Failure:
+    async def _token_for(self, attempts: _Attempts) -> Token | None:
+        if not attempts.call.authenticated:
+            return None
+        began = anyio.current_time()
+        token = await self._tokens.get()
+        attempts.elapsed += anyio.current_time() - began
+        return token
+
+    async def _send_in_turn(self, attempts: _Attempts, token: Token | None) -> Reply | Failure:
+        """Wait until there is room for the request, and send it once.
+
+        Raises:
+            RequestTimeoutError: when the time is used up before it is sent.
+        """
+        call, settings = attempts.call, attempts.settings
+        await self._limiter.acquire(call.priority)
+        began = anyio.current_time()
+        try:
+            left = settings.retry.total_timeout - attempts.elapsed
+            if left <= 0:
+                # The token took all the time. A `start` that is sent now would be given up before its answer.
+                raise attempts.error(
+                    Failure(kind=FailureKind.TIMED_OUT, detail="no time was left to send it")
+                )
+            attempts.count += 1
+            outcome = await self._send(call, token, attempts.count, min(settings.timeout, left))
+        finally:
+            self._limiter.release(call.priority)
+        seconds = anyio.current_time() - began
+        attempts.elapsed += seconds
+        log(
+            Event.HTTP_REQUEST,
+            method=call.method,
+            path=call.path,
+            status=outcome.status,
+            seconds=seconds,
+            attempt=attempts.count,
+            request_id=outcome.request_id,
+            answer=_answer(outcome),
+        )
+        return outcome
+
+    async def _send(self, call: Call, token: Token | None, attempt: int, timeout: float) -> Reply | Failure:
         self._transport.check_ready()
         if call.witness is None:
-            return await self._transport.send(call, token, attempts, timeout)
+            return await self._transport.send(call, token, attempt, timeout)
         witness = call.witness
 
-        async def send_and_tell() -> Reply | Failure:
-            outcome = await self._transport.send(call, token, attempts, timeout)
+        async def send_with_witness() -> Reply | Failure:
+            outcome = await self._transport.send(call, token, attempt, timeout)
             witness.settled(outcome)
             return outcome
 
         witness.sending()
-        return (await run_uncancellable(send_and_tell, resume=False)).unwrap()
+        return (await run_uncancellable(send_with_witness, resume=False)).unwrap()
+
+    async def _wait_to_retry(self, attempts: _Attempts, failure: Failure) -> None:
+        """Wait until the request may be sent again.
+
+        Raises:
+            RequestError: when it may not.
+        """
+        call = attempts.call
+        attempts.counted += counts_as_retry(failure)
+        error = attempts.error(failure)
+        wait = attempts.next_wait(failure, self._rng)
+        if wait is None:
+            raise error
+        log(
+            Event.HTTP_RETRY,
+            method=call.method,
+            path=call.path,
+            status=failure.status,
+            wait=wait,
+            attempt=attempts.count,
+            request_id=failure.request_id,
+            error=error,
+        )
+        if self._on_retry is not None:
+            self._on_retry(call.method, call.path, failure, attempt=attempts.count, wait=wait)
+        await anyio.sleep(wait)
+        attempts.elapsed += wait
 
     async def _exchange(self, credentials: Credentials) -> Token:
         problem = credentials_problem(credentials)
         if problem:
-            del credentials  # of another type, they would show themselves in a traceback with locals
+            del credentials  # a traceback with locals would show them if they are of another type
             raise ConfigurationError(problem)
         self._redactor.remember(credentials.client_secret)
         if self._on_credentials is not None:
             self._on_credentials(credentials)
-        asked_at = anyio.current_time()
+        requested_at = anyio.current_time()
         reply = await self.request_for_lease(
             Call(
                 method="POST",
@@ -243,18 +285,27 @@ class HTTP:
         )
         value, lifetime = reply.decode(_read_token)
         self._redactor.remember(value)
-        return Token(value=value, renew_at=renewal_time(asked_at, lifetime))
+        return Token(value=value, renew_at=renewal_time(requested_at, lifetime))
+
+
+def _answer(outcome: Reply | Failure) -> str:
+    """Return the outcome of an attempt for the log, with what the service said about a failure."""
+    if isinstance(outcome, Reply):
+        return str(outcome.status)
+    text = str(outcome.status or outcome.kind.value)
+    return f"{text} {outcome.body!r}" if outcome.body else text
 
 
 def _read_token(data: Any) -> tuple[Secret, float]:
+    """Return the access token of an answer, and the seconds that it is valid."""
     token = data.get("access_token") if isinstance(data, Mapping) else None
     if not isinstance(token, str) or not token:
-        raise ShapeError("an object with 'access_token' was expected")
+        raise ShapeError("expected an object with 'access_token'")
     if not (token.isascii() and token.isprintable() and " " not in token):
-        # The HTTP stack would refuse the header, and show it in the error.
-        raise ShapeError("'access_token' has characters that no header can carry")
+        # The HTTP stack would reject the header, and show it in the error.
+        raise ShapeError("'access_token' has characters that a header cannot carry")
     lifetime = data.get("expires_in")
-    # Documented as 3600 s; without a usable number, renewing on a 401 is all that is left.
+    # Documented as 3600 s. If it is not a usable number, a 401 still renews the token.
     if isinstance(lifetime, (int, float)) and 0 < lifetime < 1e9:
         return Secret(token), float(lifetime)
     return Secret(token), 3600.0

@@ -1,4 +1,4 @@
-"""How many requests of a client are under way at once, and whose turn is next."""
+"""The limit on a client's concurrent requests, and the order in which the others wait."""
 
 from __future__ import annotations
 
@@ -9,33 +9,33 @@ import anyio
 
 
 class Priority(enum.Enum):
-    """What a request is for, the most urgent first."""
+    """What a request is for, most urgent first."""
 
-    POLL = "a look"  # never waits: a client has few of these at a time, and many wait for each
-    RELEASE = "a release"  # of what is billed until it is through
-    CALL = "a call"
+    POLL = "poll"  # never waits: a client has few of these at a time, and many tasks wait for each
+    RELEASE = "release"  # the instance is billed until it is done
+    CALL = "call"
 
 
 class PriorityLimiter:
-    """Lets so many requests through at a time; the others wait, in the order of their urgency.
+    """Limits concurrent requests. The others wait in the order of their priority.
 
-    A fifth is kept for releases, and one at least, so that calls which hang cannot hold them up.
+    A fifth of the slots, but at least one, is reserved for releases, so that hanging calls cannot delay them.
 
     Args:
-        size: Requests at a time, looks not counted.
+        size: Concurrent requests, without polls.
     """
 
     def __init__(self, size: int) -> None:
         self._busy = 0
         calls = max(1, size - max(1, size // 5))
-        self._room = {Priority.RELEASE: max(size, calls + 1), Priority.CALL: calls}
-        self._queues: dict[Priority, deque[anyio.Event]] = {priority: deque() for priority in self._room}
+        self._limits = {Priority.RELEASE: max(size, calls + 1), Priority.CALL: calls}
+        self._queues: dict[Priority, deque[anyio.Event]] = {priority: deque() for priority in self._limits}
 
     async def acquire(self, priority: Priority) -> None:
-        """Waits for its turn; `leave` must follow."""
+        """Wait for a slot. Call `release` afterwards."""
         if priority is Priority.POLL:
             return
-        if self._busy < self._room[priority]:
+        if self._busy < self._limits[priority]:
             self._busy += 1
             return
         turn = anyio.Event()
@@ -43,7 +43,7 @@ class PriorityLimiter:
         try:
             await turn.wait()
         except BaseException:
-            # Cancelled just when it was let through, perhaps.
+            # It may have got its slot at the moment of the cancellation.
             if turn.is_set():
                 self.release(priority)
             else:
@@ -51,11 +51,11 @@ class PriorityLimiter:
             raise
 
     def release(self, priority: Priority) -> None:
-        """It is through."""
+        """Release the slot."""
         if priority is Priority.POLL:
             return
         self._busy -= 1
         for waiting, queue in self._queues.items():
-            while queue and self._busy < self._room[waiting]:
+            while queue and self._busy < self._limits[waiting]:
                 self._busy += 1
                 queue.popleft().set()

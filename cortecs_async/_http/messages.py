@@ -1,4 +1,4 @@
-"""A request and its answer, as the resources and the transport speak of them."""
+"""Requests, answers and failures, as the resources and the transport exchange them."""
 
 from __future__ import annotations
 
@@ -18,57 +18,66 @@ T = TypeVar("T")
 
 @frozen(kw_only=True)
 class Call:
-    """A request as the resources describe it; `path` is below the API base URL and already checked."""
+    """A request as the resources describe it.
+
+    Attributes:
+        method: HTTP method.
+        path: Path below the API base URL, already validated.
+        json: Body.
+        params: Query parameters.
+        authenticated: Whether it is sent with an access token.
+        retried: False for the poller, which polls again anyway.
+        priority: Its place among the requests that wait.
+        settings: Timeout, retries and headers, if they are not the client's.
+        witness: Receives the outcome of each attempt, and makes an attempt uncancellable once it is sent.
+            Between attempts, the request can be cancelled as usual.
+    """
 
     method: str
     path: str
-    # Bodies can hold the client secret.
-    json: Mapping[str, Any] | None = field(default=None, repr=False)
+    json: Mapping[str, Any] | None = field(default=None, repr=False)  # may hold the client secret
     params: Mapping[str, str] | None = None
     authenticated: bool = True
-    # False for the poller, whose next tick is its retry.
     retried: bool = True
     priority: Priority = Priority.CALL
-    # Instead of the client's: its time, retries and headers.
     settings: Settings | None = field(default=None, repr=False)
-
-    # Given for what must not be lost to a cancellation: once sent, an attempt is seen to its end, and this is
-    # told of it before the cancellation goes on. Between attempts it can be cancelled as usual.
     witness: Witness | None = field(default=None, repr=False)
 
     @property
     def has_effect(self) -> bool:
-        """True when it changes something that outlives it; fetching a token does not."""
+        """Whether it changes something on the service. Fetching a token does not."""
         return self.authenticated and self.method != "GET"
 
 
 class OnRetry(Protocol):
-    """Called before a failed request is sent again, with seconds in `wait`."""
+    """Called before a failed request is retried, with the seconds until then in `wait`."""
 
     def __call__(self, method: str, path: str, failure: Failure, *, attempt: int, wait: float) -> None: ...
 
 
 class Witness(Protocol):
-    """Who must know of every attempt of a request, whatever becomes of its caller."""
+    """Receives every attempt of a request and its outcome, even if the caller is cancelled."""
 
     def sending(self) -> None:
-        """An attempt is about to be sent."""
+        """Note that an attempt is about to be sent."""
         ...
 
     def settled(self, outcome: Reply | Failure) -> None:
-        """It has ended. Not called when the loop itself was broken off."""
+        """Note the outcome of the attempt. Not called if the event loop itself is interrupted."""
         ...
 
 
 @frozen(kw_only=True)
 class Reply:
-    """A success answer.
+    """A successful answer.
 
     Attributes:
+        call: The request.
+        status: HTTP status.
         data: The JSON, or None for an empty body.
-        request_id: The answer's `x-request-id`, where there is one.
+        request_id: The answer's `x-request-id`, if it has one.
         attempts: How often the request was sent.
-        headers: The answer's, whatever the case of their names; nothing in them has been looked at.
+        headers: Headers of the answer, unchecked; their names are case-insensitive.
     """
 
     call: Call
@@ -79,10 +88,10 @@ class Reply:
     headers: Mapping[str, str] = field(factory=dict, repr=False)
 
     def decode(self, decoder: Callable[[Any], T]) -> T:
-        """What the decoder makes of the data.
+        """Return what the decoder makes of the data.
 
         Raises:
-            DecodeError: when it is not of the documented shape.
+            DecodeError: when the data does not have the documented shape.
         """
         try:
             return decoder(self.data)
@@ -90,8 +99,8 @@ class Reply:
             problem = str(error)
         unknown = self.call.has_effect
         raise DecodeError(
-            f"{self.call.method} {self.call.path} answered {self.status} with JSON of another shape than "
-            f"documented: {problem}. The service may have changed: look for a newer cortecs-async."
+            f"{self.call.method} {self.call.path} returned {self.status} with JSON that does not have the "
+            f"documented shape: {problem}. The service may have changed: check for a newer cortecs-async."
             f"{start_warning(self.call.method, self.call.path, unknown=unknown)}",
             method=self.call.method,
             path=self.call.path,
@@ -108,23 +117,23 @@ _EXCHANGE_HINT = (
 
 
 def start_warning(method: str, path: str, *, unknown: bool) -> str:
-    """What to add to the message when a start may have worked all the same."""
+    """Return what to add to the message of an error when a start may have worked."""
     if unknown and is_start(method, path):
-        return " An instance may have been started all the same: client.instances.list() tells."
+        return " An instance may have been started: check client.instances.list()."
     return ""
 
 
 def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown: bool) -> RequestError:
-    """The error for a request that is given up: what was asked, what came back, what to do.
+    """Return the error for a request that is given up: the request, what happened, and what to do.
 
     Args:
         method: HTTP method.
         path: Path below the API base URL.
         failure: How the last attempt failed.
-        attempts: How often it was sent.
-        unknown: True when one of the attempts may have worked.
+        attempts: How often the request was sent.
+        unknown: Whether one of the attempts may have worked.
     """
-    what = f"{method} {path}"
+    request = f"{method} {path}"
     tries = f" (sent {attempts} times)" if attempts > 1 else ""
     common: dict[str, Any] = {
         "method": method,
@@ -137,14 +146,13 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
         case FailureKind.STATUS:
             status = failure.status or 0
             error_class = error_class_for(status)
-            phrase = http.client.responses.get(status, "(no standard status)")
-            said = f": {failure.body!r}" if failure.body else ""
-            seen = f" [request id {failure.request_id}]" if failure.request_id else ""
+            phrase = http.client.responses.get(status, "(not a standard status)")
+            request_id = f" [request id {failure.request_id}]" if failure.request_id else ""
+            hint = _EXCHANGE_HINT if path == EXCHANGE_PATH and 400 <= status < 500 else error_class.hint
+            advice = f" {hint}" if hint else ""
             later = f" Retry after {failure.retry_after:g} s." if failure.retry_after is not None else ""
-            advice = _EXCHANGE_HINT if path == EXCHANGE_PATH and 400 <= status < 500 else error_class.hint
-            hint = f" {advice}" if advice else ""
             return error_class(
-                f"{what} answered {status} {phrase}{said}{seen}{tries}.{hint}{later}{warning}",
+                f"{request} returned {status} {phrase}{request_id}{tries}.{advice}{later}{warning}",
                 status_code=status,
                 body=failure.body,
                 request_id=failure.request_id,
@@ -152,55 +160,60 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
                 **common,
             )
         case FailureKind.UNREADABLE:
-            return DecodeError(
-                f"{what} answered {failure.status} with a body that is not JSON: {failure.body!r}{tries}."
-                f" Something between here and the service may have answered in its place.{warning}",
+            error = DecodeError(
+                f"{request} returned {failure.status} with a body that is not JSON{tries}. A proxy may have "
+                f"answered instead of the service: check api_base_url and the network.{warning}",
                 **common,
             )
+            if failure.body:
+                error.add_note(f"cortecs_async: the body begins with {failure.body!r}")
+            return error
         case FailureKind.REDIRECTED:
             return TransportError(
-                f"{what} was redirected ({failure.status}) to {failure.detail!r}, and not followed: "
-                f"credentials go only to the host of api_base_url. If the service has moved, change that."
-                f"{warning}",
+                f"{request} was redirected ({failure.status}) to {failure.detail!r}. The redirect was not "
+                "followed, because credentials are sent only to the host of api_base_url. If the service has "
+                f"moved, change api_base_url.{warning}",
                 **common,
             )
         case FailureKind.TIMED_OUT:
-            return RequestTimeoutError(f"{what} timed out{tries}: {failure.detail}.{warning}", **common)
+            return RequestTimeoutError(f"{request} timed out{tries}: {failure.detail}.{warning}", **common)
         case FailureKind.NOT_SENT:
             return TransportError(
-                f"{what} could not be sent{tries}: {failure.detail}. Check api_base_url and the network.",
+                f"{request} could not be sent{tries}: {failure.detail}. Check api_base_url and the network.",
                 **common,
             )
         case FailureKind.LOST:
-            return TransportError(f"{what} lost its connection{tries}: {failure.detail}.{warning}", **common)
+            return TransportError(
+                f"{request} got no complete answer{tries}: {failure.detail}.{warning}", **common
+            )
 
 
 class ShapeError(ValueError):
-    """JSON that is not of the documented shape; the HTTP layer makes a DecodeError of it."""
+    """JSON that does not have the documented shape. The HTTP layer turns it into a DecodeError."""
 
 
 class FailureKind(enum.Enum):
     """How an attempt failed."""
 
-    NOT_SENT = "not sent"  # no connection: the service never saw it
-    LOST = "lost"  # sent, and then no whole answer
-    TIMED_OUT = "timed out"  # sent, and no whole answer in time
+    NOT_SENT = "not sent"  # the service never received it
+    LOST = "lost"  # sent, but no complete answer
+    TIMED_OUT = "timed out"  # sent, but no complete answer in time
     UNREADABLE = "unreadable"  # a success status whose body is not JSON
-    REDIRECTED = "redirected"  # to where the request must not follow
+    REDIRECTED = "redirected"  # to where the request must not go
     STATUS = "status"  # an error status
 
 
 @frozen(kw_only=True)
 class Failure:
-    """An attempt that gave no usable answer.
+    """An attempt without a usable answer.
 
     Attributes:
         kind: How it failed.
-        detail: For people; holds no secrets.
-        status: The HTTP status, where one was read.
+        detail: Details for people, without secrets.
+        status: HTTP status, if one was read.
         retry_after: Seconds that the service asked to wait.
         body: Redacted excerpt of the answer.
-        request_id: The answer's request id.
+        request_id: Request id of the answer.
     """
 
     kind: FailureKind
@@ -212,5 +225,5 @@ class Failure:
 
 
 def is_start(method: str, path: str) -> bool:
-    """True for the request that begins to cost something."""
+    """Return whether this request starts an instance, which is billed."""
     return (method, path) == ("POST", "/instances/start")

@@ -1,6 +1,6 @@
-"""One attempt of a request: onto the wire, and what comes back as data or as a failure.
+"""One attempt of a request: send it, and return data or a failure.
 
-With _connections.py the only one that imports httpx: a move to another HTTP client is a change to these two.
+Only this module and connections.py import httpx, so a change of the HTTP library is a change to these two.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .._errors import ClientClosedError, ConfigurationError
 from .._secrets import Redactor, Secret
 from .._version import __version__
 from .auth import Token
-from .connections import Connections, HTTPClient, Pool, found_none_free, kind_of
+from .connections import Connections, HTTPClient, Pool, is_pool_timeout, kind_of
 from .limiter import Priority
 from .messages import Call, Failure, FailureKind, Reply
 from .retry import parse_retry_after
@@ -33,35 +33,35 @@ _EXCERPT = 300
 _MAX_REDIRECTS = 3
 _CONNECT_TIMEOUT = 10.0
 
-# Of the seconds that an attempt has, those to get a connection in: only when they are over before the attempt
-# is, is it known that nothing was sent.
-_TO_CONNECT = 0.9
+# The share of an attempt's time in which it must get a connection. If this time-out comes before that of the
+# attempt, it is known that nothing was sent.
+_CONNECT_SHARE = 0.9
 
-# Seconds to wait for a connection of the caller's own client, before what is urgent takes one of ours.
-_PATIENCE = 1.0
+# Seconds that urgent requests wait for a connection of the caller's own client, before they use one of ours.
+_URGENT_POOL_TIMEOUT = 1.0
 
 
 @frozen
-class _Signed:
-    """The headers of a request: the same as long as token and settings are."""
+class _CachedHeaders:
+    """The headers of requests with the same token and settings."""
 
     token: Token | None
     settings: Settings
-    is_ours: bool  # or goes out on the caller's client, which adds its own
+    is_ours: bool  # sent by our client, not by the caller's, which adds its own headers
     headers: httpx.Headers = field(repr=False)
 
 
 class Transport:
-    """The connections of a client.
+    """Sends the requests of a client.
 
     Args:
-        settings: The client's.
-        redactor: Knows what must not show.
-        http_client: The caller's own client, to be used instead of ours.
+        settings: Settings of the client.
+        redactor: Removes secrets from what is shown.
+        http_client: The caller's own HTTP client, to use instead of ours.
 
     Raises:
-        ConfigurationError: for a base URL that nothing can be sent to, a transport that is not installed, or
-            certificates or proxies in the environment that cannot be used.
+        ConfigurationError: for an unusable base URL, a transport that is not installed, or certificates or
+            proxies in the environment that cannot be used.
     """
 
     def __init__(self, settings: Settings, redactor: Redactor, http_client: HTTPClient | None) -> None:
@@ -70,22 +70,22 @@ class Transport:
         self._redactor = redactor
         self._given = http_client
         self.connections: Connections = Connections(settings, http_client)
-        # For what cannot wait, when the caller's client has no connection left.
+        # For urgent requests, when the caller's client has no free connection.
         self._spare: Pool | None = None
         self._is_closed = False
-        self._signed: _Signed | None = None
+        self._cached_headers: _CachedHeaders | None = None
 
     async def send(self, call: Call, token: Token | None, attempts: int, timeout: float) -> Reply | Failure:
-        """Sends a request once.
+        """Send a request once.
 
-        Failures are values, not exceptions: an exception from inside httpx would take along frames whose
-        locals hold the token and the body.
+        Failures are values, not exceptions: the traceback of an exception of httpx has frames whose locals
+        hold the token and the body.
 
         Args:
-            call: What to send.
+            call: The request.
             token: Authorizes it.
-            attempts: For the reply: how often it was sent, with this one.
-            timeout: Seconds for all of it.
+            attempts: How often it was sent, including this attempt.
+            timeout: Seconds for the whole attempt.
         """
         with anyio.move_on_after(timeout):
             await self.connections.prune()
@@ -106,21 +106,21 @@ class Transport:
         return Failure(kind=FailureKind.TIMED_OUT, detail=f"no answer within {timeout:g} s")
 
     def check_ready(self) -> None:
-        """Must come before `send`: once that has begun, a request counts as sent.
+        """Check that requests can be sent. Call it before `send`, after which a request counts as sent.
 
         Raises:
             ClientClosedError: when the connections are closed.
-            ConfigurationError: when this event loop cannot have the transport that was asked for.
+            ConfigurationError: when the transport does not work on this event loop.
         """
         if self._is_closed:
             raise ClientClosedError("this AsyncCortecs is closed")
         if self._given is not None and self._given.is_closed:
-            raise ClientClosedError("the http_client that this AsyncCortecs was given is closed")
+            raise ClientClosedError("the http_client of this AsyncCortecs is closed")
         if self._settings.transport == "aiohttp" and in_trio():
-            raise ConfigurationError("transport='aiohttp' is for asyncio: on trio leave it out")
+            raise ConfigurationError("transport='aiohttp' works on asyncio only: leave it out on trio")
 
     async def aclose(self) -> None:
-        """Closes our own connections; not the caller's client."""
+        """Close our own connections, but not the caller's client."""
         self._is_closed = True
         try:
             if self._spare is not None:
@@ -131,26 +131,26 @@ class Transport:
     async def _send_on(
         self, pool: Pool, call: Call, token: Token | None, attempts: int, timeout: float
     ) -> Reply | Failure | None:
-        """Sends a request on this pool; None when an urgent one found no free connection."""
+        """Send a request with this pool. Return None if an urgent request found no free connection."""
         pool.busy += 1
         try:
             response = await self._follow(pool.client, call, token, timeout)
         except anyio.get_cancelled_exc_class() as cancelled:
-            # The locals of the HTTP stack's frames hold the token and the body.
+            # The frames of httpx have locals that hold the token and the body.
             cancelled.__traceback__ = None
             raise
         except Exception as error:
             kind = kind_of(error)
             if kind is None:
                 raise
-            is_full = isinstance(error, httpx.PoolTimeout) or found_none_free(error)
-            if is_full and self._is_impatient(pool.client, call):
+            is_full = isinstance(error, httpx.PoolTimeout) or is_pool_timeout(error)
+            if is_full and self._is_urgent(pool.client, call):
                 return None
             return Failure(kind=kind, detail=self._describe(error))
         finally:
             pool.busy -= 1
             pool.idle_since = anyio.current_time()
-        return self._sort(call, response, attempts)
+        return self._interpret(call, response, attempts)
 
     async def _follow(
         self, client: httpx.AsyncClient, call: Call, token: Token | None, timeout: float
@@ -165,7 +165,7 @@ class Transport:
             response = await client.send(request, auth=None, follow_redirects=False)
         return response
 
-    def _is_impatient(self, client: httpx.AsyncClient, call: Call) -> bool:
+    def _is_urgent(self, client: httpx.AsyncClient, call: Call) -> bool:
         return client is self._given and call.priority is not Priority.CALL
 
     def _build(
@@ -177,31 +177,31 @@ class Transport:
         *,
         url: httpx.URL | None = None,
     ) -> httpx.Request:
-        soon = _TO_CONNECT * timeout
-        limits = httpx.Timeout(
+        to_connect = _CONNECT_SHARE * timeout
+        timeouts = httpx.Timeout(
             None,
-            connect=min(_CONNECT_TIMEOUT, soon),
-            pool=min(_PATIENCE, soon) if self._is_impatient(client, call) else soon,
+            connect=min(_CONNECT_TIMEOUT, to_connect),
+            pool=min(_URGENT_POOL_TIMEOUT, to_connect) if self._is_urgent(client, call) else to_connect,
         )
-        # The caller's own client adds its headers, cookies and parameters; ours has none to add.
-        make = client.build_request if client is self._given else httpx.Request
-        return make(
+        # The caller's own client adds its headers, cookies and parameters. Ours has none, and this is faster.
+        build = client.build_request if client is self._given else httpx.Request
+        return build(
             call.method,
             url or self._settings.api_base_url + call.path,
             params=None if url else call.params,
             json=_reveal(call.json),
             headers=self._headers(client, token, call.settings or self._settings),
-            extensions={"timeout": limits.as_dict()},
+            extensions={"timeout": timeouts.as_dict()},
         )
 
     def _headers(self, client: httpx.AsyncClient, token: Token | None, settings: Settings) -> httpx.Headers:
         is_ours = client is not self._given
-        signed = self._signed
+        cached = self._cached_headers
         if (
-            signed is None
-            or signed.token is not token
-            or signed.settings is not settings
-            or signed.is_ours is not is_ours
+            cached is None
+            or cached.token is not token
+            or cached.settings is not settings
+            or cached.is_ours is not is_ours
         ):
             headers = client.headers.copy() if is_ours else httpx.Headers()
             headers.update(settings.headers)
@@ -210,15 +210,17 @@ class Transport:
                 headers["User-Agent"] = USER_AGENT
             if token is not None:
                 headers["Authorization"] = f"Bearer {token.value.reveal()}"
-            signed = self._signed = _Signed(token, settings, is_ours, headers)
-        return signed.headers
+            cached = self._cached_headers = _CachedHeaders(token, settings, is_ours, headers)
+        return cached.headers
 
-    def _sort(self, call: Call, response: httpx.Response, attempts: int) -> Reply | Failure:
-        # Of a success too: it stands in logs and spans, and an answer may echo what was sent.
+    def _interpret(self, call: Call, response: httpx.Response, attempts: int) -> Reply | Failure:
+        # That of a successful answer too: logs and spans show it, and an answer may echo what was sent.
         request_id = self._redactor.redact(response.headers.get("x-request-id", ""))[:_EXCERPT] or None
         if response.is_redirect:
             return Failure(
-                kind=FailureKind.REDIRECTED, status=response.status_code, detail=self._where(response)
+                kind=FailureKind.REDIRECTED,
+                status=response.status_code,
+                detail=self._redirect_location(response),
             )
         if not response.is_success:
             return Failure(
@@ -234,7 +236,8 @@ class Transport:
             return Failure(
                 kind=FailureKind.UNREADABLE,
                 status=response.status_code,
-                # Half a token is a secret that nobody knows yet, so nobody could blank it out.
+                # A truncated answer to the token request may hold part of a token that is not known yet, and
+                # so cannot be redacted.
                 body=self._excerpt(response) if call.authenticated else "",
                 request_id=request_id,
             )
@@ -251,12 +254,12 @@ class Transport:
         try:
             text = response.text
         except (ValueError, TypeError, LookupError, AssertionError):
-            # A charset that Python knows and that is not one of text, such as "hex".
+            # The charset is one that Python knows but that does not decode text, such as "hex".
             text = response.content.decode("latin-1")
         text = self._redactor.redact("".join(each for each in text if each.isprintable() or each.isspace()))
         return self._redactor.redact(" ".join(text.split()))[:_EXCERPT]
 
-    def _where(self, response: httpx.Response) -> str:
+    def _redirect_location(self, response: httpx.Response) -> str:
         return self._redactor.redact(response.headers.get("location", ""))[:_EXCERPT]
 
     def _describe(self, error: Exception) -> str:
@@ -273,22 +276,25 @@ def _reveal(body: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 def _check_url(url: str) -> None:
     try:
-        # The host is decoded only when it is asked for.
-        readable = bool(httpx.URL(url).host)
+        # httpx decodes the host only on access.
+        is_usable = bool(httpx.URL(url).host)
     except (httpx.InvalidURL, ValueError):
-        readable = False
-    if not readable:
-        raise ConfigurationError(f"api_base_url {url!r} is not a URL that httpx can send to")
+        is_usable = False
+    if not is_usable:
+        raise ConfigurationError(f"api_base_url {url!r} is not a URL that httpx can send requests to")
 
 
 def _redirect_target(method: str, response: httpx.Response) -> httpx.URL | None:
-    """Where to follow to: the same origin only, because the request carries credentials."""
+    """Return the URL to follow: of the same origin only, because the request carries credentials."""
     if response.next_request is None:
         return None
     if method != "GET" and response.status_code not in {307, 308}:
         return None
-    # httpx has read the Location, and leaves it to us whether to follow.
     target, origin = response.next_request.url, response.request.url
-    # Raw, because decoding a host of somebody else's can fail.
-    same = (target.scheme, target.raw_host, target.port) == (origin.scheme, origin.raw_host, origin.port)
-    return target if same and not target.userinfo else None
+    # Raw, because decoding the host of another origin can fail.
+    is_same_origin = (target.scheme, target.raw_host, target.port) == (
+        origin.scheme,
+        origin.raw_host,
+        origin.port,
+    )
+    return target if is_same_origin and not target.userinfo else None

@@ -195,10 +195,6 @@ class InstanceLease(Endpoint):
         self._phase = _Phase.RUNNING
         log(
             Event.LEASE_RUNNING,
-            "instance %s runs %s at %s",
-            self.instance_id,
-            self.model,
-            self.base_url,
             instance_id=self.instance_id,
             model=self.model,
             base_url=self.base_url,
@@ -286,26 +282,23 @@ class InstanceLease(Endpoint):
                 failure.add_note(f"cortecs_async: {held.name} MAY STILL BE BILLED")
             log(
                 Event.LEASE_NOT_RELEASED,
-                "%s: %r",
-                held.name,
-                failure,
                 instance_id=held.instance_id,
                 model=model,
                 error_type=type(failure).__name__,
+                name=held.name,
+                error=failure,
             )
         elif release.goal is not None and (final := state.final) is not None:
             log(
                 Event.LEASE_ENDED,
-                "%s is %s: %s",
-                held.name,
-                release.goal.value,
-                final,
                 instance_id=held.instance_id,
                 model=model,
                 goal=release.goal.value,
                 seconds=final.seconds,
                 cost=final.cost,
                 currency=final.currency,
+                name=held.name,
+                receipt=final,
             )
 
     def _note(self, cause: BaseException, failure: BaseException | None) -> None:
@@ -323,10 +316,9 @@ class InstanceLease(Endpoint):
         if self._services.promises.abandon(held.open_key):
             log(
                 Event.LEASE_ABANDONED,
-                "%s was never released: that is left to the reaper",
-                held.name,
                 instance_id=held.instance_id,
                 model=self._state.info().model,
+                name=held.name,
             )
         self._report.abandon()
 

@@ -149,7 +149,7 @@ class Prices:
         try:
             self._add(await self._hardware_types.list_once())
         except Exception as error:  # noqa: BLE001  (no error about a price may fail a start)
-            log(Event.LEASE_NO_PRICES, "no price list: %s", error, error_type=type(error).__name__)
+            log(Event.LEASE_NO_PRICES, error_type=type(error).__name__, error=error)
             return False
         return True
 

@@ -85,8 +85,6 @@ class Provisioning:
         )
         log(
             Event.LEASE_STARTED,
-            "instance %s started",
-            instance.instance_id,
             instance_id=instance.instance_id,
             model=instance.instance_args.hf_name,
             request_id=held.attempt.request_id if held.attempt else None,
@@ -102,9 +100,6 @@ class Provisioning:
             held.key = None
         log(
             Event.LEASE_RESTARTED if origin is Origin.RESTARTED else Event.LEASE_FOUND,
-            "instance %s %s",
-            instance.instance_id,
-            origin.value,
             instance_id=instance.instance_id,
             model=instance.instance_args.hf_name,
         )

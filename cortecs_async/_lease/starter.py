@@ -208,14 +208,12 @@ class Starter:
                         raise
                     log(
                         Event.LEASE_START_RETRY,
-                        "again in %.1f s: %s",
-                        wait,
-                        error,
                         model=start.args.hf_name,
                         attempt=attempt,
                         wait=wait,
                         status=start.failure.status,
                         request_id=start.failure.request_id,
+                        error=error,
                     )
                     self.observer.retry("POST", "/instances/start", start.failure, attempt=attempt, wait=wait)
                     await anyio.sleep(wait)
@@ -223,11 +221,10 @@ class Starter:
                     continue
                 log(
                     Event.LEASE_START_UNANSWERED,
-                    "%s",
-                    error,
                     model=start.args.hf_name,
                     status=start.failure.status,
                     request_id=start.failure.request_id,
+                    error=error,
                 )
                 if found := await self.resolve(start, eager=False):
                     return found
@@ -237,11 +234,7 @@ class Starter:
                     error.outcome_unknown = False
                     error.add_note("cortecs_async: its instance was looked for, and none has appeared")
                     raise
-                log(
-                    Event.LEASE_START_REPEATED,
-                    "no instance has appeared: starting again",
-                    model=start.args.hf_name,
-                )
+                log(Event.LEASE_START_REPEATED, model=start.args.hf_name)
             finally:
                 if start.state is StartState.NOT_STARTED:
                     self._close(start)
@@ -309,8 +302,6 @@ class Starter:
                 if isinstance(match.outcome, Instance) and match.is_final and (eager or is_over):
                     log(
                         Event.LEASE_ADOPTED,
-                        "instance %s is that of the lost start",
-                        match.outcome.instance_id,
                         instance_id=match.outcome.instance_id,
                         model=start.args.hf_name,
                     )
@@ -344,10 +335,9 @@ class Starter:
                 raise
             log(
                 Event.LEASE_LOOK_FAILED,
-                "looking for the instance of a lost start: %s",
-                error,
                 model=start.args.hf_name,
                 error_type=type(error).__name__,
+                error=error,
             )
             return None
         return listing if self._claims.idle_generation(model_id) == generation else None

@@ -77,9 +77,8 @@ class Watchdog:
         if self.verdict is not None:
             log(
                 Event.LEASE_EXPIRED if time.cancelled_caught else Event.LEASE_LOST,
-                "%s",
-                self.verdict,
                 instance_id=instance_id,
+                reason=self.verdict,
             )
             self._block.cancel()
 
@@ -100,11 +99,9 @@ class Watchdog:
             except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
                 log(
                     Event.LEASE_UNREADABLE,
-                    "instance %s cannot be read: %s",
-                    self.instance.instance_id,
-                    error,
                     instance_id=self.instance.instance_id,
                     error_type=type(error).__name__,
+                    error=error,
                 )
                 await anyio.sleep(self.policy.lost_interval)
 

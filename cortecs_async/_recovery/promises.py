@@ -225,14 +225,7 @@ class Promises:
         # Only of this service and account: this client's `sweep` could not release others.
         count = await self._off_loop(lambda: self.store.count_orphans(self.api, self.account))
         if count:
-            log(
-                Event.GUARD_ORPHANS,
-                "processes that died have left %s behind: "
-                "`python -m cortecs_async sweep` (or client.sweep()) releases %s",
-                "an instance or start" if count == 1 else f"{count} instances or starts",
-                "it" if count == 1 else "them",
-                count=count,
-            )
+            log(Event.GUARD_ORPHANS, count=count)
 
     async def aclose(self) -> None:
         """Leave the store: the client is closed and has no lease any more."""

@@ -216,14 +216,7 @@ class PromiseStore:
                 return
         except OSError as error:
             if self.journal_problem is None:
-                log(
-                    Event.GUARD_NO_JOURNAL,
-                    "the journal in %s cannot be written (%s): should this machine die, `sweep` will not "
-                    "know of what is started now",
-                    self.directory,
-                    error,
-                    directory=str(self.directory),
-                )
+                log(Event.GUARD_NO_JOURNAL, directory=str(self.directory), error=error)
             self.journal_problem = str(error)
         else:
             self._rewritten_size = self._journal.size
@@ -243,7 +236,7 @@ class PromiseStore:
         try:
             self._reaper.send(messages)
         except GuardError as error:
-            log(Event.GUARD_REAPER_REPLACED, "%s: starting another", error)
+            log(Event.GUARD_REAPER_REPLACED, reason=error)
             self._start_reaper()
 
     def _start_reaper(self) -> None:
@@ -255,11 +248,7 @@ class PromiseStore:
             self._reaper.send([*self._path_message(), *self._arm_records.values(), *self.state.snapshot()])
         except GuardError as error:
             if self.reaper_problem is None:
-                log(
-                    Event.GUARD_NO_REAPER,
-                    "no reaper (%s): should this process be killed, its instances run on until `sweep`",
-                    error,
-                )
+                log(Event.GUARD_NO_REAPER, error=error)
             self.reaper_problem = str(error)
         else:
             self.reaper_problem = None
@@ -280,9 +269,9 @@ class PromiseStore:
             self._reaper_deaths = [*recent, now]
             if len(self._reaper_deaths) > _MAX_REAPER_DEATHS:
                 self.reaper_problem = "it dies again and again"
-                log(Event.GUARD_REAPER_GIVEN_UP, "the reaper dies again and again: going on without one")
+                log(Event.GUARD_REAPER_GIVEN_UP)
                 return
-            log(Event.GUARD_REAPER_REPLACED, "the reaper died: starting another")
+            log(Event.GUARD_REAPER_REPLACED, reason="the reaper died")
             self._start_reaper()
 
 

@@ -121,13 +121,7 @@ def _reporter(state: JournalState, journal: JournalFile) -> Callable[[Record], N
             journal.append([record], durable=False)
         except OSError as error:
             # Not a failure: the next sweep finds that the instance is gone.
-            log(
-                Event.GUARD_SWEEP_UNWRITTEN,
-                "%s cannot be written: %s",
-                journal.path,
-                error,
-                journal=str(journal.path),
-            )
+            log(Event.GUARD_SWEEP_UNWRITTEN, journal=str(journal.path), error=error)
 
     return report
 
@@ -155,7 +149,7 @@ async def _recover(
     recovery = Recovery(
         instances=instances,
         foreign_claims=claims,
-        note=lambda text: log(Event.GUARD_SWEEP, "%s", text),
+        note=lambda text: log(Event.GUARD_SWEEP, text=text),
         timeout=timeout,
         visible_until=anyio.current_time() + max(VISIBILITY_WINDOW - age, 0.0),
         wall_clock=wall_clock,

@@ -161,8 +161,9 @@ class TestEach:
     async def test_an_unknown_instance(self, service: Service, status: int) -> None:
         service.on("GET", "/instances/nope", Answer(status=status, json={"message": "unknown instance"}))
         async with service.client() as client:
-            with pytest.raises((BadRequestError, NotFoundError), match="unknown instance"):
+            with pytest.raises((BadRequestError, NotFoundError)) as caught:
                 await client.instances.get("nope")
+        assert "unknown instance" in caught.value.body
 
     @alternating("how", ["start", "ensure"])
     async def test_bad_arguments_send_nothing(self, service: Service, how: str) -> None:
@@ -325,8 +326,9 @@ class TestLostThenRefused:
         service.on("POST", "/instances/stop", LOST, Answer(status=refusal, json={"message": "not now"}))
         service.on("GET", "/instances/", Answer(json={"instances": [instance(status=status)]}))
         async with service.client() as client:
-            with pytest.raises(APIStatusError, match="not now") as caught:
+            with pytest.raises(APIStatusError) as caught:
                 await client.instances.stop("instance-1")
+        assert "not now" in caught.value.body
         assert caught.value.status_code == refusal
         assert caught.value.path == "/instances/stop"
 
@@ -343,8 +345,9 @@ class TestLostThenRefused:
         service.on("POST", "/instances/restart", LOST, Answer(status=409, json={"message": "not now"}))
         service.on("GET", "/instances/", Answer(json={"instances": [instance(status="stopped")]}))
         async with service.client() as client:
-            with pytest.raises(ConflictError, match="not now"):
+            with pytest.raises(ConflictError) as caught:
                 await client.instances.restart("instance-1")
+        assert "not now" in caught.value.body
 
     @alternating("refusal", REFUSALS)
     async def test_a_delete_is_done_when_the_list_says_so(self, service: Service, refusal: int) -> None:
@@ -361,8 +364,9 @@ class TestLostThenRefused:
         )
         service.on("GET", "/instances/", Answer(json={"instances": [instance("instance-1")]}))
         async with service.client() as client:
-            with pytest.raises(APIStatusError, match="not now"):
+            with pytest.raises(APIStatusError) as caught:
                 await client.instances.delete("instance-1")
+        assert "not now" in caught.value.body
 
     @alternating("odd", [{}, "", None, {"instance-1": {}}], ids=repr)
     async def test_a_delete_is_not_done_because_the_list_is_unreadable(

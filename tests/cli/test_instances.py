@@ -370,7 +370,9 @@ class TestStopAndRemove:
         shown = call("stop", one, "nobody", two, one)
         assert shown.exit_code == 1
         assert shown.stdout == f"{one}  stopped\n{two}  already stopped\n"
-        assert re.fullmatch(r"nobody  .* does not exist.*\n", shown.stderr)
+        assert re.fullmatch(
+            r"nobody  POST /instances/stop returned 400 .* Check .* instance id.*\n", shown.stderr
+        )
         assert account.billing == (three,)
 
     def test_rm_rejects_instances_that_are_not_stopped(self, account: Emulator, call: Call) -> None:

@@ -154,7 +154,7 @@ async def test_a_failure_is_shared_by_all_who_waited_and_by_no_one_after(service
         assert len({id(error) for error in errors}) == 100
         assert len({str(error) for error in errors}) == 1
         assert errors[0].path == "/oauth2/token"
-        assert "invalid_client" in str(errors[0])
+        assert "invalid_client" in errors[0].body
         assert await client.instances.list() == ()
     assert service.token_requests == 2
 

@@ -95,8 +95,9 @@ class TestStatuses:
         assert error.body == '{"message": "words of the service"}'
         assert (error.method, error.path) == ("GET", "/instances/")
         assert not error.outcome_unknown
-        for part in ("GET /instances/", str(status), "words of the service", "r-77", type(error).hint):
+        for part in ("GET /instances/", str(status), "r-77", type(error).hint):
             assert part in str(error)
+        assert "words of the service" not in str(error)
 
     @alternating(
         "status,unknown",
@@ -157,7 +158,7 @@ class TestStatuses:
         assert error.body == "" or error.body.isprintable()
         if shown is not None:
             assert shown in error.body
-            assert error.body == "" or error.body in str(error)
+            assert error.body == "" or error.body not in str(error)
 
     @on_one_backend
     @given(
@@ -173,7 +174,9 @@ class TestStatuses:
 
     async def test_a_compressed_error_body(self, service: Service) -> None:
         answer = Answer(status=400, content=gzip.compress(b"squeezed"), headers={"Content-Encoding": "gzip"})
-        assert "squeezed" in str(await list_error(service, answer))
+        error = await list_error(service, answer)
+        assert isinstance(error, errors.APIStatusError)
+        assert error.body == "squeezed"
 
     async def test_a_huge_error_body_is_cut(self, service: Service) -> None:
         error = await list_error(service, Answer(status=500, content=b"x" * 1_000_000))
@@ -361,7 +364,8 @@ class TestNotJSON:
         error = await list_error(service, Answer(content=b"<html>a proxy's login page"))
         assert type(error) is DecodeError
         assert not error.outcome_unknown
-        assert "a proxy's login page" in str(error)
+        assert "a proxy's login page" not in str(error)
+        assert "a proxy's login page" in error.__notes__[0]
 
     @grid(strength=1, status=[200, 201, 202, 204], content=[b"", b" \n"], anyio_backend=BACKENDS)
     async def test_an_empty_success(self, service: Service, status: int, content: bytes) -> None:

@@ -89,7 +89,7 @@ class TestOwnPools:
 
     @pytest.mark.sockets
     async def test_pools_that_a_burst_left_behind_are_closed(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_connections, "_IDLE", 0.0)
+        monkeypatch.setattr(_connections, "_IDLE_TIMEOUT", 0.0)
         async with served(max_connections=10) as (emu, client):
             emu.add_fault(Fault("delay", route="balance", times=8, seconds=0.1))
             async with anyio.create_task_group() as tasks:
@@ -231,7 +231,7 @@ class TestSharedClient:
 
     @pytest.fixture(autouse=True)
     def _hurry(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(_transport, "_PATIENCE", 0.05)
+        monkeypatch.setattr(_transport, "_URGENT_POOL_TIMEOUT", 0.05)
 
     @asynccontextmanager
     async def shared(self, **options: Any) -> AsyncIterator[tuple[Emulator, AsyncCortecs, httpx.AsyncClient]]:
@@ -270,7 +270,7 @@ class TestSharedClient:
             await client.instances.list()
             await tasks.start(occupy, http, 2)
             # Soon, and on a machine that is busy still long before the attempt is over.
-            monkeypatch.setattr(_transport, "_TO_CONNECT", 0.01)
+            monkeypatch.setattr(_transport, "_CONNECT_SHARE", 0.01)
             with pytest.raises(errors.TransportError, match="PoolTimeout") as caught:
                 await client.instances.start(MODEL, HARDWARE)
             assert not caught.value.outcome_unknown
@@ -284,7 +284,7 @@ class TestSharedClient:
 async def test_a_shared_client_on_aiohttp_holds_up_no_release(monkeypatch: pytest.MonkeyPatch) -> None:
     # Its time for a free connection has the connecting in it, and is called a ConnectTimeout.
     httpx_aiohttp = pytest.importorskip("httpx_aiohttp")
-    monkeypatch.setattr(_transport, "_PATIENCE", 0.05)
+    monkeypatch.setattr(_transport, "_URGENT_POOL_TIMEOUT", 0.05)
     # None is kept: an idle one would do for the release.
     limits = httpx.Limits(max_connections=2, keepalive_expiry=0.001)
     async with (

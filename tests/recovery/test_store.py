@@ -197,8 +197,8 @@ async def test_a_client_warns_when_it_opens_that_there_is_something_to_sweep(
     async with world(journal="auto"):
         pass
     (record,) = caplog.records
-    assert "2 instances or starts behind" in record.message
-    assert "sweep` (or client.sweep()) releases them" in record.message
+    assert "Instances or starts of dead processes: 2. " in record.message
+    assert "Run `cortecs-async sweep` or client.sweep()" in record.message
     assert len(list(read_journals(journals))) == 1  # the journal without promises was removed
     caplog.clear()
     async with world(journal="off"):
@@ -223,7 +223,7 @@ async def test_a_client_does_not_warn_of_what_its_sweep_could_not_release(
         await anyio.sleep(61)
         async with world(journal="auto"):
             (record,) = caplog.records
-        assert "left an instance or start behind" in record.message
+        assert "Instances or starts of dead processes: 1. " in record.message
         store = client._wiring.promises.store
         assert store.count_orphans(emu.api_base_url, "") == 1
         assert store.count_orphans(emu.api_base_url, account) == 0

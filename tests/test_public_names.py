@@ -1,0 +1,107 @@
+"""What a class says of where it comes from: the module that users import it from, never a private one."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+import traceback
+import typing
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import cortecs_async
+from cortecs_async import AsyncCortecs, Credentials, RetryPolicy, errors, signals, types
+from cortecs_async._public import LAZY
+
+
+def public_classes() -> Iterator[tuple[str, type]]:
+    """Yield the classes that users can import, each with the module that it should show."""
+    seen: set[Any] = set()
+    for module in (cortecs_async, errors, types, signals):
+        names = [*vars(module)] if module is signals else module.__all__
+        for name in names:
+            value = getattr(module, name)
+            if isinstance(value, type) and value not in seen and is_ours(module, value):
+                seen.add(value)
+                yield f"{module.__name__}.{name}", value
+
+
+def is_ours(module: ModuleType, value: type) -> bool:
+    return module is not signals or value.__module__ == module.__name__
+
+
+CLASSES = dict(public_classes())
+
+
+def test_the_classes_are_found() -> None:
+    # Or the tests below would pass for want of classes.
+    assert len(CLASSES) > 60
+    assert {"cortecs_async.AsyncCortecs", "cortecs_async.errors.BadRequestError"} <= set(CLASSES)
+    assert {"cortecs_async.types.Telemetry", "cortecs_async.signals.cancel_on_sigterm"} <= set(CLASSES)
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_shows_where_users_import_it_from(name: str) -> None:
+    assert repr(CLASSES[name]) in {f"<class '{name}'>", f"<enum '{name.rpartition('.')[2]}'>"}
+    assert f"{CLASSES[name].__module__}.{CLASSES[name].__qualname__}" == name
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_a_class_pickles_and_copies(name: str) -> None:
+    assert pickle.loads(pickle.dumps(CLASSES[name])) is CLASSES[name]  # noqa: S301
+    assert copy.deepcopy(CLASSES[name]) is CLASSES[name]
+
+
+# An attribute of a mixin of AsyncCortecs has a type that is imported for type checkers only.
+@pytest.mark.parametrize("name", [each for each in CLASSES if each != "cortecs_async.AsyncCortecs"])
+def test_the_annotations_of_a_class_can_be_resolved(name: str) -> None:
+    hints = typing.get_type_hints(CLASSES[name])
+    assert not any(isinstance(each, (str, typing.ForwardRef)) for each in hints.values())
+
+
+@pytest.mark.parametrize("module", ["cortecs_async", "cortecs_async.types"])
+def test_the_table_has_every_name_of_a_lazy_module(module: str) -> None:
+    assert {*LAZY[module]} == {*sys.modules[module].__all__} - {"__version__"}
+
+
+def test_a_traceback_shows_the_public_name() -> None:
+    lines = traceback.format_exception_only(errors.ConfigurationError("no client_id"))
+    assert lines == ["cortecs_async.ConfigurationError: no client_id\n"]
+    error = errors.BadRequestError("refused", method="GET", path="/", status_code=400)
+    assert traceback.format_exception_only(error) == ["cortecs_async.errors.BadRequestError: refused\n"]
+
+
+@pytest.mark.parametrize("value", [Credentials, RetryPolicy, AsyncCortecs])
+def test_hovers_and_help_show_it_too(value: type) -> None:
+    assert value.__module__ == "cortecs_async"
+
+
+PROGRAM = """
+import sys
+from cortecs_async import AsyncCortecs
+client = AsyncCortecs(client_id="a", client_secret="b")
+import cortecs_async._batch.setup
+from cortecs_async import _errors
+from cortecs_async._public import LAZY
+for public, names in LAZY.items():
+    for name, private in names.items():
+        value = getattr(sys.modules["cortecs_async." + private], name)
+        if isinstance(value, type):
+            print(value.__module__)
+print(_errors.BadRequestError.__module__)
+assert not {"cortecs_async.types", "cortecs_async.errors"} & set(sys.modules)
+"""
+
+
+@pytest.mark.smoke
+def test_nobody_needs_to_import_the_public_module_first() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60
+    )
+    shown = set(done.stdout.split())
+    assert shown == {"cortecs_async", "cortecs_async.types", "cortecs_async.errors"}
