@@ -1,7 +1,7 @@
-"""What is measured in a fresh process: `python _child.py TASK ARGUMENT...` prints what it found as JSON.
+"""Run one task in a fresh process and print its result as JSON: `python _child.py TASK ARGUMENT...`.
 
-The environment says where the emulator is. The tasks are `leases SIDE COUNT`, `memory KIND COUNT`,
-`bare COUNT` and `answers SIDE COUNT CONCURRENCY`.
+The tasks are `leases SIDE COUNT`, `memory KIND COUNT`, `bare COUNT` and `chat SIDE COUNT CONCURRENCY`. The
+environment variables of the SDK point at the emulator.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from _measure import children_cpu, memory_of, settle_memory
+from _measure import children_cpu, freeze_memory, memory_of
 from _server import MODEL
 
 from cortecs_async import AsyncCortecs
 
 OURS = {"ours": "httpx", "ours, aiohttp": "aiohttp"}
-"""The name of a side, and the transport that it has."""
+"""The names of our sides in the report, and their transports."""
 
 PEER = "cortecs-py"
 
@@ -36,64 +36,64 @@ _CONCURRENCIES = (2, 5, 10, 20)
 
 
 @attrs.frozen
-class Moment:
-    """The clocks at one moment. The first is the same in every process."""
+class Clocks:
+    """The clocks at one moment. The monotonic clock is the same in every process."""
 
     monotonic: float = attrs.field(factory=time.monotonic)
     cpu: float = attrs.field(factory=lambda: time.process_time() + children_cpu())
 
 
 def leases(side: str, count: int) -> dict[str, Any]:
-    """So many leases at once from start to gone, all held until all are up."""
+    """Start `count` leases in parallel, release them when all are running, and measure both phases."""
     return peer_leases(count) if side == PEER else asyncio.run(our_leases(OURS[side], count))
 
 
-def found(moments: list[Moment], before: int) -> dict[str, Any]:
-    """What all of it took, by phase: times are seconds, memory is in kB."""
-    begun, up, down, end = moments
+def by_phase(clocks: list[Clocks], memory_before: int) -> dict[str, Any]:
+    """Return the cost of a run and of its release phase: times in seconds, memory in kB."""
+    began, running, released, end = clocks
     return {
-        "times": [begun.monotonic, up.monotonic, down.monotonic],
-        "wall": down.monotonic - begun.monotonic,
-        "cpu": end.cpu - begun.cpu,
-        "down_wall": down.monotonic - up.monotonic,
-        "down_cpu": down.cpu - up.cpu,
-        "memory": memory_of(what="VmHWM") - before,
+        "times": [began.monotonic, running.monotonic, released.monotonic],
+        "elapsed": released.monotonic - began.monotonic,
+        "cpu": end.cpu - began.cpu,
+        "release_elapsed": released.monotonic - running.monotonic,
+        "release_cpu": released.cpu - running.cpu,
+        "memory": memory_of(field="VmHWM") - memory_before,
     }
 
 
 async def our_leases(transport: Any, count: int) -> dict[str, Any]:
-    """Ours, as it is by default: with the reaper and the journal."""
-    # Imports are not what a lease costs: the peer's come with its module, ours with the first request.
+    """Measure our client with its defaults, which include the reaper and the journal."""
+    # Import everything first: our client imports some modules with its first request.
     async with AsyncCortecs(transport=transport) as client:
         assert await client.models.list()
-    settle_memory()
-    before = memory_of(what="VmHWM")
-    moments = [Moment()]
+    freeze_memory()
+    memory_before = memory_of(field="VmHWM")
+    clocks = [Clocks()]
     async with AsyncCortecs(transport=transport) as client, asyncio.TaskGroup() as tasks:
-        up = asyncio.Event()
+        all_running = asyncio.Event()
         entered = 0
 
-        async def one() -> None:
+        async def lease() -> None:
             nonlocal entered
             async with client.instance(MODEL):
                 entered += 1
                 if entered == count:
-                    up.set()
-                await up.wait()
+                    all_running.set()
+                await all_running.wait()
 
-        running = [tasks.create_task(one()) for _ in range(count)]
-        await up.wait()
-        moments.append(Moment())
+        running = [tasks.create_task(lease()) for _ in range(count)]
+        await all_running.wait()
+        clocks.append(Clocks())
         await asyncio.gather(*running)
-        moments.append(Moment())
-    # With the reaper, which has ended by now.
-    moments.append(Moment())
-    return found(moments, before)
+        clocks.append(Clocks())
+    # After the client is closed, so that the CPU time of its reaper counts.
+    clocks.append(Clocks())
+    return by_phase(clocks, memory_before)
 
 
 def peer_leases(count: int) -> dict[str, Any]:
-    """The vendor's client as it is used: one client, a thread a lease, its own polling."""
-    from cortecs_py import Cortecs  # noqa: PLC0415  (only this side is to have it in memory)
+    """Measure the vendor's client as its users call it: one client, one thread per lease, its own polling."""
+    from cortecs_py import Cortecs  # noqa: PLC0415  (only this side has it in memory)
 
     client = Cortecs()
 
@@ -101,37 +101,32 @@ def peer_leases(count: int) -> dict[str, Any]:
         client.stop(instance.instance_id)
         client.delete(instance.instance_id)
 
-    settle_memory()
-    before = memory_of(what="VmHWM")
-    moments = [Moment()]
+    freeze_memory()
+    memory_before = memory_of(field="VmHWM")
+    clocks = [Clocks()]
     with concurrent.futures.ThreadPoolExecutor(count) as threads:
         instances = list(threads.map(client.start, [MODEL] * count))
-        moments.append(Moment())
+        clocks.append(Clocks())
         list(threads.map(release, instances))
-        moments.append(Moment())
-    moments.append(Moment())
-    return found(moments, before)
+        clocks.append(Clocks())
+    clocks.append(Clocks())
+    return by_phase(clocks, memory_before)
 
 
-def memory(kind: str, count: int) -> dict[str, Any]:
-    """Bytes that a waiting lease has."""
-    return {"bytes": asyncio.run(waiting_memory(kind, count)) / count}
-
-
-async def waiting_memory(kind: str, count: int) -> float:
-    """Bytes that so many leases have which all wait for their instance."""
+async def waiting_memory(kind: str, count: int) -> dict[str, Any]:
+    """Return the bytes per lease while `count` leases wait for their instances."""
     async with AsyncCortecs() as client:
 
         async def wait() -> None:
             async with client.instance(MODEL):
-                raise AssertionError("no instance runs here")
+                raise AssertionError("no instance ever runs here")
 
         async def begin(number: int) -> list[asyncio.Task[None]]:
             tasks = [asyncio.create_task(wait()) for _ in range(number)]
-            # Asked as somebody else would: a lease says nothing while it waits.
+            # Poll the service, because a lease reports nothing while it waits.
             while len(await client.instances.list()) < number:  # noqa: ASYNC110
                 await asyncio.sleep(0.2)
-            # For the first looks, after which nothing changes any more.
+            # Wait for the first polls. After them, nothing changes.
             await asyncio.sleep(1.2)
             return tasks
 
@@ -142,23 +137,23 @@ async def waiting_memory(kind: str, count: int) -> float:
             assert all(isinstance(outcome, asyncio.CancelledError) for outcome in outcomes)
             assert not await client.instances.list()
 
-        # What the client itself has: modules, converters, the reaper, and as many connections as it ever has.
+        # Load all that the client has only once: modules, converters, the reaper, and its connections.
         await end(await begin(150))
         if kind == "tracemalloc":
             tracemalloc.start()
-        before = held(kind)
+        before = allocated(kind)
         tasks = await begin(count)
         samples = []
         for _ in range(5):
-            # At different moments: an answer may just be on its way.
+            # At different moments, because a response may be arriving.
             await asyncio.sleep(0.23)
-            samples.append(held(kind))
+            samples.append(allocated(kind))
         await end(tasks)
-        return statistics.median(samples) - before
+        return {"bytes": (statistics.median(samples) - before) / count}
 
 
-def held(kind: str) -> int:
-    """Bytes that this process has."""
+def allocated(kind: str) -> int:
+    """Return the bytes that this process holds."""
     gc.collect()
     if kind == "tracemalloc":
         return tracemalloc.get_traced_memory()[0]
@@ -166,8 +161,8 @@ def held(kind: str) -> int:
 
 
 async def bare(count: int) -> dict[str, Any]:
-    """Requests a second of bare httpx: a small GET, and start, stop and delete of so many instances."""
-    import httpx  # noqa: PLC0415  (the other tasks leave its import to those that they measure)
+    """Return the requests per second of bare httpx: small GETs, and the requests of `count` leases."""
+    import httpx  # noqa: PLC0415  (in the other tasks, the import belongs to what they measure)
 
     url = os.environ["CORTECS_API_BASE_URL"]
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
@@ -184,37 +179,37 @@ async def bare(count: int) -> dict[str, Any]:
             assert json.loads((await client.get("/user/balance")).raise_for_status().content)["currency"]
 
         async def start(_: object) -> str:
-            answer = await client.post("/instances/start", json={"model_id": MODEL.replace("/", "--")})
-            instance_id: str = json.loads(answer.raise_for_status().content)["instance"]["instance_id"]
+            response = await client.post("/instances/start", json={"model_id": MODEL.replace("/", "--")})
+            instance_id: str = json.loads(response.raise_for_status().content)["instance"]["instance_id"]
             return instance_id
 
         async def stop(instance_id: str) -> None:
-            answer = await client.post("/instances/stop", json={"instance_id": instance_id})
-            assert json.loads(answer.raise_for_status().content)["instance"]
+            response = await client.post("/instances/stop", json={"instance_id": instance_id})
+            assert json.loads(response.raise_for_status().content)["instance"]
 
         async def delete(instance_id: str) -> None:
-            answer = await client.delete(f"/instances/{instance_id}")
-            assert json.loads(answer.raise_for_status().content)["instance_id"] == instance_id
+            response = await client.delete(f"/instances/{instance_id}")
+            assert json.loads(response.raise_for_status().content)["instance_id"] == instance_id
 
-        await spread_over(20, get, range(200))
+        await run_concurrently(20, get, range(200))
         rates: dict[int, list[float]] = {concurrency: [] for concurrency in _CONCURRENCIES}
         for _ in range(3):
-            for concurrency, found in rates.items():
-                begun = time.perf_counter()
-                await spread_over(concurrency, get, range(200))
-                found.append(200 / (time.perf_counter() - begun))
-        medians = {concurrency: statistics.median(found) for concurrency, found in rates.items()}
+            for concurrency, samples in rates.items():
+                began = time.perf_counter()
+                await run_concurrently(concurrency, get, range(200))
+                samples.append(200 / (time.perf_counter() - began))
+        medians = {concurrency: statistics.median(samples) for concurrency, samples in rates.items()}
         best = max(medians, key=lambda concurrency: medians[concurrency])
-        begun = time.perf_counter()
-        ids = await spread_over(best, start, range(count))
-        await spread_over(best, stop, ids)
-        await spread_over(best, delete, ids)
-        mixed = 3 * count / (time.perf_counter() - begun)
+        began = time.perf_counter()
+        ids = await run_concurrently(best, start, range(count))
+        await run_concurrently(best, stop, ids)
+        await run_concurrently(best, delete, ids)
+        mixed = 3 * count / (time.perf_counter() - began)
     return {"concurrency": best, "get": medians[best], "mix": mixed}
 
 
-async def spread_over(concurrency: int, work: Callable[[Any], Awaitable[Any]], items: Any) -> list[Any]:
-    """Does the work for all items, so many at a time; what came of it, in no order."""
+async def run_concurrently(concurrency: int, work: Callable[[Any], Awaitable[Any]], items: Any) -> list[Any]:
+    """Call `work` for every item, and return the results in no particular order."""
     iterator = iter(items)
 
     async def worker() -> list[Any]:
@@ -224,41 +219,41 @@ async def spread_over(concurrency: int, work: Callable[[Any], Awaitable[Any]], i
     return list(itertools.chain(*results))
 
 
-def answers(side: str, count: int, concurrency: int) -> dict[str, Any]:
-    """Answers so many requests; CPU seconds for all of it, and the most memory in kB."""
+def chat(side: str, count: int, concurrency: int) -> dict[str, Any]:
+    """Send `count` chat completions, and return the CPU seconds and the peak memory in kB."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "in.jsonl")
         prompts = map("hello {}".format, range(count))
         if side.startswith("batch"):
             with source.open("w") as file:
                 file.writelines(itertools.starmap(batch_line, enumerate(prompts)))
-        settle_memory()
-        begun = Moment()
+        freeze_memory()
+        before = Clocks()
         match side:
             case "batch":
-                asyncio.run(by_batch(source, count, concurrency, "aiohttp"))
+                asyncio.run(with_batch(source, count, concurrency, "aiohttp"))
             case "batch, httpx":
-                asyncio.run(by_batch(source, count, concurrency, "httpx"))
+                asyncio.run(with_batch(source, count, concurrency, "httpx"))
             case "bare aiohttp":
-                asyncio.run(by_aiohttp(list(prompts), concurrency))
+                asyncio.run(with_aiohttp(list(prompts), concurrency))
             case _:
-                asyncio.run(by_openai(list(prompts), concurrency))
-        return {"cpu": Moment().cpu - begun.cpu, "memory": memory_of(what="VmHWM")}
+                asyncio.run(with_openai(list(prompts), concurrency))
+        return {"cpu": Clocks().cpu - before.cpu, "memory": memory_of(field="VmHWM")}
 
 
 def batch_line(number: int, prompt: str) -> str:
-    """A line of an input."""
+    """Return a line of a batch's input."""
     request = {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/chat/completions"}
-    return json.dumps({**request, "body": body_of(prompt)}) + "\n"
+    return json.dumps({**request, "body": chat_body(prompt)}) + "\n"
 
 
-def body_of(prompt: str) -> dict[str, Any]:
-    """A chat completion."""
+def chat_body(prompt: str) -> dict[str, Any]:
+    """Return the body of a chat completion."""
     return {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "max_tokens": 8}
 
 
-async def by_batch(source: Path, count: int, concurrency: int, transport: Any) -> None:
-    """`client.run_batch`: from a file to a file, durable."""
+async def with_batch(source: Path, count: int, concurrency: int, transport: Any) -> None:
+    """Send the requests with `client.run_batch`, from a file to a file."""
     async with AsyncCortecs() as client:
         report = await client.run_batch(
             source, source.with_suffix(".out"), MODEL, concurrency=concurrency, transport=transport
@@ -266,9 +261,9 @@ async def by_batch(source: Path, count: int, concurrency: int, transport: Any) -
         assert report.succeeded == count
 
 
-async def by_aiohttp(prompts: Sequence[str], concurrency: int) -> None:
-    """As few lines of aiohttp as it takes: from memory to memory."""
-    import aiohttp  # noqa: PLC0415  (the other sides leave it to what they measure)
+async def with_aiohttp(prompts: Sequence[str], concurrency: int) -> None:
+    """Send the requests with as little code around aiohttp as possible, from memory to memory."""
+    import aiohttp  # noqa: PLC0415  (for the other sides, the import belongs to what they measure)
 
     async with AsyncCortecs() as client, client.instance(MODEL) as inst:
         url = f"{inst.base_url}/chat/completions"
@@ -276,38 +271,38 @@ async def by_aiohttp(prompts: Sequence[str], concurrency: int) -> None:
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers) as session:
 
             async def ask(prompt: str) -> str:
-                async with session.post(url, json=body_of(prompt)) as answer:
-                    text: str = (await answer.json())["choices"][0]["message"]["content"]
+                async with session.post(url, json=chat_body(prompt)) as response:
+                    text: str = (await response.json())["choices"][0]["message"]["content"]
                     return text
 
-            assert len(await spread_over(concurrency, ask, prompts)) == len(prompts)
+            assert len(await run_concurrently(concurrency, ask, prompts)) == len(prompts)
 
 
-async def by_openai(prompts: Sequence[str], concurrency: int) -> None:
-    """`AsyncOpenAI`, a task a request, and a semaphore, as the tutorials have it."""
+async def with_openai(prompts: Sequence[str], concurrency: int) -> None:
+    """Send the requests as in tutorials: with `AsyncOpenAI`, one task per request, and a semaphore."""
     semaphore = asyncio.Semaphore(concurrency)
     async with AsyncCortecs() as client, client.instance(MODEL) as inst, inst.openai() as llm:
 
         async def ask(prompt: str) -> str | None:
             async with semaphore:
-                messages: Any = body_of(prompt)["messages"]
-                answer = await llm.chat.completions.create(model=MODEL, messages=messages, max_tokens=8)
-                return answer.choices[0].message.content
+                messages: Any = chat_body(prompt)["messages"]
+                completion = await llm.chat.completions.create(model=MODEL, messages=messages, max_tokens=8)
+                return completion.choices[0].message.content
 
         assert all(await asyncio.gather(*map(ask, prompts)))
 
 
 def main() -> None:
-    """Runs a task."""
+    """Run the task on the command line."""
     match sys.argv[1:]:
         case ["leases", side, count]:
             result = leases(side, int(count))
         case ["memory", kind, count]:
-            result = memory(kind, int(count))
+            result = asyncio.run(waiting_memory(kind, int(count)))
         case ["bare", count]:
             result = asyncio.run(bare(int(count)))
-        case ["answers", side, count, concurrency]:
-            result = answers(side, int(count), int(concurrency))
+        case ["chat", side, count, concurrency]:
+            result = chat(side, int(count), int(concurrency))
         case _:
             raise SystemExit(__doc__)
     print(json.dumps(result))

@@ -1,4 +1,4 @@
-"""How things are measured: in turn, in small batches, by the CPU time that they take."""
+"""Measure CPU time and memory: the sides of a comparison take turns in small batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Samples = dict[str, list[float]]
 
 @attrs.frozen
 class Spread:
-    """A median, the quartiles around it, and from how many rounds."""
+    """A median, its quartiles, and the number of rounds."""
 
     median: float
     low: float
@@ -34,7 +34,7 @@ class Spread:
 
 
 def spread(values: Iterable[float]) -> Spread:
-    """The median and the quartiles."""
+    """Return the median and the quartiles."""
     values = list(values)
     if len(values) == 1:
         return Spread(values[0], values[0], values[0], 1)
@@ -43,31 +43,31 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def quotients(samples: Samples, name: str, base: str) -> list[float]:
-    """What `name` took beside what `base` took in the same round."""
-    return [mine / other for mine, other in zip(samples[name], samples[base], strict=True)]
+    """Return, by round, what `name` took divided by what `base` took."""
+    return [one / other for one, other in zip(samples[name], samples[base], strict=True)]
 
 
-def settle_memory() -> None:
-    """Hides what is there already from the garbage collector, so that each side pays for its own."""
+def freeze_memory() -> None:
+    """Hide existing objects from the garbage collector, so that each side pays only for its own."""
     gc.collect()
     gc.freeze()
 
 
 async def alternate(sides: Mapping[str, Work], *, rounds: int, batch: int, warm_up: int = 3) -> Samples:
-    """CPU seconds a call of each side, by round.
+    """Return the CPU seconds per call of each side, by round.
 
-    Small batches in turn, because a machine that is slow for a moment is then slow for all sides of a round;
-    each round begins with another side, so that none has always the same neighbour before it.
+    The sides take turns in small batches: if the machine is slow for a moment, it is slow for all sides of a
+    round. Each round starts with another side, so that no side always runs after the same one.
 
     Args:
-        sides: An async function each, by name.
-        rounds: How many count.
-        batch: Calls of one side in a row.
-        warm_up: Rounds before, that do not count.
+        sides: An async function per side, by name.
+        rounds: The number of rounds that count.
+        batch: The number of calls of one side in a row.
+        warm_up: The number of rounds before, which do not count.
     """
     samples: Samples = {name: [] for name in sides}
     names = list(sides)
-    settle_memory()
+    freeze_memory()
     for number in range(rounds + warm_up):
         for name in names[number % len(names) :] + names[: number % len(names)]:
             work = sides[name]
@@ -82,52 +82,52 @@ async def alternate(sides: Mapping[str, Work], *, rounds: int, batch: int, warm_
 def alternate_programs(
     programs: Mapping[str, str], *, python: str, env: Mapping[str, str], rounds: int
 ) -> Samples:
-    """CPU seconds of fresh interpreters, by round; one round before does not count.
+    """Return the CPU seconds of programs in fresh interpreters, by round, after a round that does not count.
 
     Args:
-        programs: What each runs, by name.
+        programs: The sources, by name.
         python: The interpreter.
-        env: Its environment.
-        rounds: How many count.
+        env: The environment variables.
+        rounds: The number of rounds that count.
     """
     samples: Samples = {name: [] for name in programs}
     names = list(programs)
     for number in range(rounds + 1):
         for name in names[number % len(names) :] + names[: number % len(names)]:
-            taken = children_cpu()
-            # Not where this runs: the tree lies there, and what is installed is to be measured.
+            before = children_cpu()
+            # -P and another directory, so that Python imports the installed package, not the working tree.
             subprocess.run([python, "-P", "-c", programs[name]], check=True, env=env, cwd=CHILD.parent)
             if number:
-                samples[name].append(children_cpu() - taken)
+                samples[name].append(children_cpu() - before)
     return samples
 
 
 def children_cpu() -> float:
-    """CPU seconds of all child processes that have ended."""
+    """Return the CPU seconds of all child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
-def memory_of(pid: int | str = "self", what: str = "VmRSS") -> int:
-    """Memory of a process in kB: resident now (VmRSS), or the most that it ever was (VmHWM).
+def memory_of(pid: int | str = "self", field: str = "VmRSS") -> int:
+    """Return the memory of a process in kB: resident (VmRSS) or its peak (VmHWM).
 
-    Not `ru_maxrss`: that begins with what the process had that it was forked from.
+    Linux starts `ru_maxrss` at the memory of the parent, so it is no use here.
     """
     status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    match = re.search(rf"{what}:\s+(\d+)", status)
+    match = re.search(rf"{field}:\s+(\d+)", status)
     assert match is not None
     return int(match[1])
 
 
 def child(task: str, *arguments: object, env: Mapping[str, str]) -> dict[str, Any]:
-    """What a task of `_child.py` finds in a fresh process.
+    """Run a task of `_child.py` in a fresh process and return its result.
 
     Raises:
-        RuntimeError: when it fails, with what it said.
+        RuntimeError: if the task fails, with its output.
     """
     command = [sys.executable, str(CHILD), task, *map(str, arguments)]
     done = subprocess.run(command, env={**os.environ, **env}, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{task} {arguments} failed:\n{done.stderr[-3000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result

@@ -1,4 +1,4 @@
-"""What a row of the benchmarks found, and how it is written down."""
+"""The results of the benchmarks, and the report on them."""
 
 from __future__ import annotations
 
@@ -13,36 +13,42 @@ from pathlib import Path
 from typing import Any
 
 import attrs
-from _measure import Spread, spread
+from _measure import Samples, Spread, spread
 
 FOLDER = Path(__file__).parent
 RESULTS_JSON = FOLDER / "results.json"
 RESULTS_MD = FOLDER / "results.md"
-HEADLINE = FOLDER.parent / "docs" / "benchmarks.md"
+DOCS_PAGE = FOLDER.parent / "docs" / "benchmarks.md"
 
-# What two runs on the same machine may differ by.
-AGREEMENT = 0.15
+# Ratios of two runs on the same machine may differ by this much.
+TOLERANCE = 0.15
 
-_PACKAGES = ("httpx", "httpcore", "anyio", "attrs", "cattrs", "aiohttp", "httpx-aiohttp")
-_PEER_PACKAGES = ("cortecs-py", "pydantic", "requests", "starlette", "uvicorn")
+# Ours, those of the vendor's client, and those of the emulator.
+_PACKAGES = (
+    *("httpx", "httpcore", "anyio", "attrs", "cattrs", "aiohttp", "httpx-aiohttp"),
+    *("cortecs-py", "pydantic", "requests", "starlette", "uvicorn"),
+)
 
 _INTRODUCTION = """
-Made by `python benchmarks/run.py --write` (or `nox -s bench -- --write`); `--compare` runs everything again
-and says how much each ratio differs. All sides of a comparison run in turn in one run, in small batches, on
-loopback, against the same emulator in a process of its own: the clients on one processor, the emulator on
-another. CPU time, not wall time, wherever a process can be charged for it. A ratio is the median of the
-rounds, and its spread the quartiles; below 1.00 the first is the cheaper one.
+`python benchmarks/run.py --write` (or `nox -s bench -- --write`) measures everything and writes this page.
+`--compare` measures everything again and prints how much each ratio differs.
+
+The sides of a comparison take turns in small batches, in one run. They send their requests over loopback to
+the same emulator, which is a process of its own: the clients run on one processor, the emulator on another.
+CPU time is compared where a process can be charged for it, and elapsed time elsewhere. A ratio is the median
+of all rounds; below 1.00 means that the first side is cheaper. "Ours" is this client with its default
+transport, httpx, and "ours, aiohttp" is this client with `transport="aiohttp"`. `cortecs-py` is the vendor's.
 """
 
 
 @attrs.frozen
 class Ratio:
-    """One figure that another run must find again.
+    """A figure that another run can reproduce.
 
     Attributes:
         label: What was divided by what; unique in its row.
         value: The median and its spread.
-        target: What it must not exceed, if that was promised.
+        target: The highest acceptable median, if there is one.
     """
 
     label: str
@@ -51,7 +57,7 @@ class Ratio:
 
     @property
     def verdict(self) -> str:
-        """The target and whether it is met, in words."""
+        """The target, and whether it is met; empty without a target."""
         if self.target is None:
             return ""
         return f"at most {self.target:g}: {'met' if self.value.median <= self.target else '**not met**'}"
@@ -66,22 +72,22 @@ class Table:
 
 
 def paragraphs(text: str | Sequence[str]) -> Sequence[str]:
-    """What stands between empty lines, without its line breaks."""
+    """Split a text at its empty lines, and remove the other line breaks."""
     return [" ".join(part.split()) for part in text.split("\n\n")] if isinstance(text, str) else text
 
 
 @attrs.frozen
 class Row:
-    """One benchmark's result.
+    """The result of one benchmark.
 
     Attributes:
-        name: What `--only` calls it.
+        name: Its name for `--only`.
         title: The heading.
         ratios: The figures to compare.
         tables: Absolute figures.
-        text: Plain words. The first paragraph says what was measured, and stands before the figures.
-        figures: What the plots are drawn from.
-        plots: File names of the plots, beside the results.
+        text: Paragraphs. The first one says what was measured, and precedes the figures.
+        figures: The data of the plots.
+        plots: The file names of the plots.
     """
 
     name: str
@@ -94,17 +100,33 @@ class Row:
 
 
 def ratio(label: str, values: Iterable[float], target: float | None = None) -> Ratio:
-    """The ratio whose rounds these are."""
+    """Return a ratio from its values, one per round."""
     return Ratio(label, spread(values), target)
 
 
-def surroundings() -> str:
-    """Where and with what it was measured."""
+def spread_table(first: str, unit: str, samples: Samples, scale: float) -> Table:
+    """Return a table of CPU times: the median, the quartiles and the number of rounds by name.
+
+    Args:
+        first: The heading of the names.
+        unit: The heading of the medians.
+        samples: CPU seconds by round, by name.
+        scale: Units per second.
+    """
+    lines = []
+    for name, values in samples.items():
+        cpu = spread(each * scale for each in values)
+        lines.append((name, f"{cpu.median:.0f}", f"{cpu.low:.0f} to {cpu.high:.0f}", str(cpu.rounds)))
+    return Table((first, unit, "quartiles", "rounds"), lines)
+
+
+def describe_environment() -> str:
+    """Describe the machine and the versions of the packages."""
     today = dt.datetime.now(dt.UTC).date()
     return (
         f"Measured on {today}: {platform.python_implementation()} {platform.python_version()}, "
         f"{platform.system()} {platform.release()} {platform.machine()}, {os.cpu_count()} processors"
-        f"{_processor()}; {_versions(_PACKAGES)}. Beside it: {_versions(_PEER_PACKAGES)}."
+        f"{_processor()}; {_versions()}."
     )
 
 
@@ -117,9 +139,9 @@ def _processor() -> str:
     return f" ({', '.join(sorted(names))})" if names else ""
 
 
-def _versions(packages: Iterable[str]) -> str:
+def _versions() -> str:
     versions = []
-    for package in packages:
+    for package in _PACKAGES:
         try:
             versions.append(f"{package} {importlib.metadata.version(package)}")
         except importlib.metadata.PackageNotFoundError:
@@ -128,19 +150,18 @@ def _versions(packages: Iterable[str]) -> str:
 
 
 def markdown_table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table; all columns but the first to the right."""
+    """Return a Markdown table, with all columns but the first aligned to the right."""
     rule = ["---", *("---:" for _ in columns[1:])]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (columns, rule, *lines))
 
 
 def ratio_table(ratios: Iterable[Ratio]) -> str:
-    """The ratios of a row."""
+    """Return a Markdown table of ratios."""
     columns = ("figure", "median", "quartiles", "rounds", "target")
     lines = []
     for each in ratios:
         low, high = (_number(bound) for bound in (each.value.low, each.value.high))
-        several = each.value.rounds > 1
-        quartiles = f"{low} to {high}" if several else ""
+        quartiles = f"{low} to {high}" if each.value.rounds > 1 else ""
         lines.append(
             (each.label, _number(each.value.median), quartiles, str(each.value.rounds), each.verdict)
         )
@@ -152,7 +173,7 @@ def _number(value: float) -> str:
 
 
 def section(row: Row) -> str:
-    """A row as Markdown."""
+    """Return the section of a row, in Markdown."""
     parts = [f"## {row.title}", *row.text[:1]]
     if row.ratios:
         parts.append(ratio_table(row.ratios))
@@ -162,77 +183,79 @@ def section(row: Row) -> str:
     return "\n\n".join(parts)
 
 
-def report(rows: Sequence[Row], where: dict[str, str]) -> str:
-    """The whole document.
+def report(rows: Sequence[Row], environments: dict[str, str]) -> str:
+    """Return the whole report, in Markdown.
 
     Args:
-        rows: In the order of the document.
-        where: The surroundings of each row, by its name.
+        rows: The rows, in the order of the report.
+        environments: The environment of each row, by the name of the row.
     """
-    common = where[rows[-1].name]
-    promised = [
+    common = environments[rows[-1].name]
+    with_target = [
         attrs.evolve(each, label=f"{row.name}: {each.label}")
         for row in rows
         for each in row.ratios
         if each.target is not None
     ]
     parts = ["# Benchmarks", *paragraphs(_INTRODUCTION), common]
-    if promised:
-        parts += ["## What was promised", ratio_table(promised)]
+    if with_target:
+        parts += ["## Targets", ratio_table(with_target)]
     for row in rows:
         parts.append(section(row))
-        if where[row.name] != common:
-            parts.append(where[row.name])
+        if environments[row.name] != common:
+            parts.append(environments[row.name])
     return "\n\n".join(parts) + "\n"
 
 
-def save(rows: Sequence[Row], where: dict[str, str]) -> None:
-    """Keeps the rows beside the benchmarks, for people and for the next run."""
-    content = [{**attrs.asdict(row), "surroundings": where[row.name]} for row in rows]
+def save(rows: Sequence[Row], environments: dict[str, str]) -> None:
+    """Save the rows as JSON for the next run, and as Markdown for people."""
+    content = [{**attrs.asdict(row), "environment": environments[row.name]} for row in rows]
     RESULTS_JSON.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    RESULTS_MD.write_text(report(rows, where), encoding="utf-8")
+    RESULTS_MD.write_text(report(rows, environments), encoding="utf-8")
 
 
-def update_headline(rows: Iterable[Row]) -> None:
-    """Update the medians of the figures that are in the table of docs/benchmarks.md."""
-    text = HEADLINE.read_text(encoding="utf-8")
+def update_docs_table(rows: Iterable[Row]) -> None:
+    """Update the medians in the table of docs/benchmarks.md."""
+    text = DOCS_PAGE.read_text(encoding="utf-8")
     for row in rows:
         for each in row.ratios:
             cell = re.escape(f"| {row.name}: {each.label} | ")
             text = re.sub(
                 rf"^({cell})[0-9.]+", rf"\g<1>{_number(each.value.median)}", text, flags=re.MULTILINE
             )
-    HEADLINE.write_text(text, encoding="utf-8")
+    DOCS_PAGE.write_text(text, encoding="utf-8")
 
 
 def load() -> tuple[list[Row], dict[str, str]]:
-    """The rows of the last run that was kept, and their surroundings; none if there was none."""
+    """Load the saved rows, and the environment of each by the name of the row."""
     if not RESULTS_JSON.exists():
         return [], {}
-    rows, where = [], {}
+    rows, environments = [], {}
     for content in json.loads(RESULTS_JSON.read_text(encoding="utf-8")):
-        where[content["name"]] = content.pop("surroundings")
+        environments[content["name"]] = content.pop("environment")
         ratios = [Ratio(each["label"], Spread(**each["value"]), each["target"]) for each in content["ratios"]]
         tables = [Table(**each) for each in content["tables"]]
         rows.append(Row(**{**content, "ratios": ratios, "tables": tables}))
-    return rows, where
+    return rows, environments
 
 
 def comparison(before: Iterable[Row], now: Iterable[Row]) -> str:
-    """How much each ratio differs from the last run's."""
-    known = {(row.name, each.label): each.value.median for row in before for each in row.ratios}
+    """Return a Markdown table that shows how much each ratio differs from that of an earlier run."""
+    earlier = {(row.name, each.label): each.value.median for row in before for each in row.ratios}
     lines = []
-    apart = 0
+    differing = 0
     for row in now:
         for each in row.ratios:
-            old, new = known.get((row.name, each.label)), each.value.median
+            old, new = earlier.get((row.name, each.label)), each.value.median
             if not old:
                 continue
             difference = new / old - 1
-            is_apart = abs(difference) > AGREEMENT
-            apart += is_apart
-            mark = " **apart**" if is_apart else ""
+            differs = abs(difference) > TOLERANCE
+            differing += differs
+            mark = " **differs**" if differs else ""
             cells = (f"{row.name}: {each.label}", _number(old), _number(new), f"{difference:+.1%}{mark}")
             lines.append(cells)
-    heading = f"Beside the last run: {apart} of {len(lines)} ratios differ by more than {AGREEMENT:.0%}."
-    return f"{heading}\n\n{markdown_table(('figure', 'then', 'now', 'difference'), lines)}"
+    heading = (
+        f"{differing} of {len(lines)} ratios differ from the saved results by more than {TOLERANCE:.0%}."
+    )
+    return f"{heading}\n\n{markdown_table(('figure', 'saved', 'now', 'difference'), lines)}"

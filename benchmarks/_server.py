@@ -1,7 +1,7 @@
-"""The emulator in a process of its own, so that its work is not charged to a client.
+"""The emulator in a process of its own, so that its CPU time is not charged to a client.
 
-`Server` starts it and asks it what it saw; run as a program this module is that process. The two speak
-JSON, a line each way, through its standard input and output.
+`Server` starts the process and queries it. Run as a program, this module is the process. A query is a line of
+JSON on its standard input, and the result is a line of JSON on its standard output.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Self
 
 from cortecs_async.emulator import Emulator, serve_emulator
 
-# The processors that there are, read before this process keeps to one of them.
+# The available processors, before this process is pinned to one of them.
 _PROCESSORS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
@@ -31,16 +31,16 @@ _NUM_STEPS = 5
 
 
 class Server:
-    """A process with the emulator: a context manager.
+    """A context manager that runs the emulator in its own process.
 
     Args:
-        ready_after: Seconds from the start of an instance until it runs.
-        answer_seconds: Seconds that each answer of an instance takes.
-        is_light: The instances' endpoints are no emulator but a server that says always the same, and takes
-            a small part of the CPU.
+        ready_after: Seconds from the start of an instance until it is running.
+        answer_seconds: Seconds that an instance takes to answer a request.
+        is_light: Whether the endpoints of the instances are a server that always gives the same answer, and
+            takes little CPU time, instead of the emulator.
 
     Attributes:
-        env: The variables that point a client at it, with a state directory that is new.
+        env: The environment variables that point a client at the emulator, with a new state directory.
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class Server:
         self._states = tempfile.TemporaryDirectory()
 
     def __enter__(self) -> Self:
-        # The first of the steps is there from the beginning.
+        # A new instance has already taken the first step.
         options = {"step_seconds": self.ready_after / (_NUM_STEPS - 1), **self._options}
         command = [sys.executable, __file__, json.dumps(options), *map(str, _PROCESSORS[:1])]
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ
         )
-        self.env = {**self._ask({"what": "env"}), "CORTECS_STATE_DIR": self._states.name}
+        self.env = {**self._query("env"), "CORTECS_STATE_DIR": self._states.name}
         return self
 
     def __exit__(
@@ -78,7 +78,7 @@ class Server:
 
     @property
     def token_request(self) -> dict[str, str]:
-        """The body that gets a token."""
+        """The body of a request for an access token."""
         return {
             "grant_type": "client_credentials",
             "client_id": self.env["CORTECS_CLIENT_ID"],
@@ -86,48 +86,48 @@ class Server:
         }
 
     def counts(self, since: float = -math.inf, until: float = math.inf) -> dict[str, int]:
-        """How many requests of each route came between two times of `time.monotonic` of any process."""
-        found: dict[str, int] = self._ask({"what": "counts", "since": since, "until": until})
-        return found
+        """Return the number of requests per route between two times of `time.monotonic` (of any process)."""
+        counts: dict[str, int] = self._query("counts", since=since, until=until)
+        return counts
 
-    def span(self) -> tuple[int, float]:
-        """How many requests of the endpoints came since the last time, and seconds from first to last."""
-        count, seconds = self._ask({"what": "span"})
+    def chat_span(self) -> tuple[int, float]:
+        """Return the number of chat requests since the last call, and the seconds from first to last."""
+        count, seconds = self._query("chat_span")
         return count, seconds
 
     def existing(self) -> int:
-        """How many instances there are."""
-        found: int = self._ask({"what": "existing"})
-        return found
+        """Return the number of existing instances."""
+        count: int = self._query("existing")
+        return count
 
-    def _ask(self, question: dict[str, Any]) -> Any:
+    def _query(self, name: str, **arguments: float) -> Any:
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.write(json.dumps([name, arguments]) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())
 
 
-def keep_apart() -> None:
-    """Keeps this process and the clients that it starts to one processor; a server keeps to another.
+def pin_to_client_processor() -> None:
+    """Pin this process, and the clients it starts, to one processor. A server uses another one.
 
-    So neither moves between them, and threads that wait for each other's lock take no more or less CPU by
-    the luck of a second processor being free.
+    Otherwise the CPU time of threads that wait for each other's lock depends on whether a second processor
+    happens to be free.
     """
     if len(_PROCESSORS) > 1:
         os.sched_setaffinity(0, _PROCESSORS[-1:])
 
 
-def forget_surroundings() -> None:
-    """No proxy, credential or address of the machine gets into what is measured."""
+def clear_environment() -> None:
+    """Delete the environment variables that change a measurement: proxies, credentials and addresses."""
     for name in list(os.environ):
         if re.fullmatch(r"(CORTECS|OPENAI)_.*|(all|https?|no)_proxy", name, re.IGNORECASE):
             del os.environ[name]
 
 
-class _Light(asyncio.Protocol):
-    """An endpoint that does no more than it must."""
+class _LightEndpoint(asyncio.Protocol):
+    """An endpoint that always gives the same answer."""
 
     answer_seconds = 0.0
     times: ClassVar[list[float]] = []
@@ -175,12 +175,12 @@ class _Light(asyncio.Protocol):
 
 
 def _serve_light(answer_seconds: float) -> str:
-    """Serves it in a thread; its URL."""
-    _Light.answer_seconds = answer_seconds
+    """Serve light endpoints in a thread, and return their URL."""
+    _LightEndpoint.answer_seconds = answer_seconds
     ready: queue.Queue[int] = queue.Queue()
 
     async def serve() -> None:
-        server = await asyncio.get_running_loop().create_server(_Light, "127.0.0.1", 0, backlog=2048)
+        server = await asyncio.get_running_loop().create_server(_LightEndpoint, "127.0.0.1", 0, backlog=2048)
         ready.put(server.sockets[0].getsockname()[1])
         await server.serve_forever()
 
@@ -188,48 +188,43 @@ def _serve_light(answer_seconds: float) -> str:
     return f"http://127.0.0.1:{ready.get()}"
 
 
-class _Answers:
-    """What the process says of itself."""
+class _Queries:
+    """Answers the queries of a `Server`."""
 
     def __init__(self, emulator: Emulator) -> None:
         self._emulator = emulator
         self._env = emulator.env()
-        self._seen = 0
+        self._num_seen = 0
 
-    def to(self, question: dict[str, Any]) -> Any:
-        """The answer to a question."""
-        match question["what"]:
-            case "env":
-                return self._env
-            case "span":
-                return self._span()
-            case "existing":
-                return len(self._emulator.existing)
-            case _:
-                routes = (
-                    each.route or each.path
-                    for each in self._emulator.requests
-                    if question["since"] <= each.at <= question["until"]
-                )
-                return dict(collections.Counter(routes))
+    def env(self) -> dict[str, str]:
+        return self._env
 
-    def _span(self) -> tuple[int, float]:
+    def existing(self) -> int:
+        return len(self._emulator.existing)
+
+    def counts(self, since: float, until: float) -> dict[str, int]:
+        requests = (each for each in self._emulator.requests if since <= each.at <= until)
+        return dict(collections.Counter(each.route or each.path for each in requests))
+
+    def chat_span(self) -> tuple[int, float]:
         requests = self._emulator.requests
-        times = [each.at for each in requests[self._seen :] if each.route == "chat"] + _Light.times
-        self._seen = len(requests)
-        _Light.times.clear()
+        times = [each.at for each in requests[self._num_seen :] if each.route == "chat"]
+        times += _LightEndpoint.times
+        self._num_seen = len(requests)
+        _LightEndpoint.times.clear()
         return len(times), times[-1] - times[0]
 
 
 async def _serve(*, is_light: bool, **options: float) -> None:
     async with serve_emulator(num_steps=_NUM_STEPS, balance=1e9, **options) as emulator:
-        answers = _Answers(emulator)
+        queries = _Queries(emulator)
         if is_light:
-            # For the instances that are started from now on; the API stays where it is.
+            # Only new instances use this URL. That of the API does not change.
             emulator.root_url = _serve_light(options["answer_seconds"])
-        # It serves in a thread: this loop has nothing else to do than to wait for the next question.
+        # The emulator serves in a thread, so this loop may block.
         for line in sys.stdin:
-            print(json.dumps(answers.to(json.loads(line))), flush=True)
+            name, arguments = json.loads(line)
+            print(json.dumps(getattr(queries, name)(**arguments)), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
-"""What the SDK costs beside its transport and its peers: `python benchmarks/run.py [--write | --compare]`.
+"""Measure what the SDK costs, compared with its HTTP library and with the vendor's client.
 
-About ten minutes for everything. `--write` keeps the result beside this file, with the plots; without it
-the result of the last run is the one to compare with.
+A full run takes about ten minutes. The report goes to standard output.
 """
 
 from __future__ import annotations
@@ -13,78 +12,91 @@ from collections.abc import Callable, Sequence
 
 from _plots import draw
 from _profile import profile
-from _report import FOLDER, RESULTS_MD, Row, comparison, load, report, save, surroundings, update_headline
-from _server import forget_surroundings, keep_apart
+from _report import (
+    FOLDER,
+    RESULTS_MD,
+    Row,
+    comparison,
+    describe_environment,
+    load,
+    report,
+    save,
+    update_docs_table,
+)
+from _server import clear_environment, pin_to_client_processor
 from rows import batch, call, decode, lag, leases, memory, pool, reaper, startup
 
-Measurement = Callable[[], Sequence[Row]]
-
-
-def one(row: Callable[[], Row]) -> Measurement:
-    """A measurement of one row as one of several."""
-    return lambda: [row()]
-
-
-# In the order of the document. `teardown` is read from the same runs as `leases`.
-MEASUREMENTS: dict[tuple[str, ...], Measurement] = {
-    ("call",): one(call.row),
+# In the order of the report. The runs of `leases` also measure `teardown`.
+BENCHMARKS: dict[tuple[str, ...], Callable[[], Sequence[Row]]] = {
+    ("call",): call.rows,
     ("leases", "teardown"): leases.rows,
-    ("memory",): one(memory.row),
-    ("lag",): one(lag.row),
-    ("import",): one(startup.row),
-    ("decode",): one(decode.row),
-    ("pool",): one(pool.row),
-    ("batch",): one(batch.row),
-    ("reaper",): one(reaper.row),
+    ("memory",): memory.rows,
+    ("lag",): lag.rows,
+    ("import",): startup.rows,
+    ("decode",): decode.rows,
+    ("pool",): pool.rows,
+    ("batch",): batch.rows,
+    ("reaper",): reaper.rows,
 }
-NAMES = [name for names in MEASUREMENTS for name in names]
+NAMES = [name for names in BENCHMARKS for name in names]
 
 
-def measure(wanted: Sequence[str]) -> list[Row]:
-    """The rows that are asked for."""
+def measure(chosen: Sequence[str]) -> list[Row]:
+    """Run the benchmarks with these names."""
     rows: list[Row] = []
-    for names, measurement in MEASUREMENTS.items():
-        if not set(names) & set(wanted):
+    for names, benchmark in BENCHMARKS.items():
+        if set(names).isdisjoint(chosen):
             continue
-        begun = time.monotonic()
-        rows += measurement()
-        # To standard error: the report alone is the output.
-        print(f"{' and '.join(names)}: {time.monotonic() - begun:.0f} s", file=sys.stderr, flush=True)
+        began = time.monotonic()
+        rows += benchmark()
+        # To standard error, so that standard output has nothing but the report.
+        print(f"{' and '.join(names)}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
     return rows
 
 
 def main() -> None:
-    """Measures, prints, compares with the last run, and keeps the result if that is asked for."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES)
+        "--only",
+        nargs="+",
+        choices=NAMES,
+        default=NAMES,
+        metavar="NAME",
+        help=f"run these benchmarks only: {', '.join(NAMES)}",
     )
     parser.add_argument(
         "--write",
         action="store_true",
-        help=f"keep the result in {RESULTS_MD.name}, and its main figures in docs/benchmarks.md",
+        help=f"save the results and plots, update {RESULTS_MD.name} and the table in docs/benchmarks.md",
     )
-    parser.add_argument("--compare", action="store_true", help="print the comparison with the last run alone")
-    parser.add_argument("--profile", action="store_true", help="where the CPU of 1,000 leases goes, instead")
+    parser.add_argument(
+        "--compare", action="store_true", help="print only how much each ratio differs from the saved results"
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="print which functions take the CPU time of 1,000 leases, and exit",
+    )
     options = parser.parse_args()
-    forget_surroundings()
-    keep_apart()
+    clear_environment()
+    pin_to_client_processor()
     if options.profile:
         profile()
         return
-    before, where = load()
+    before, environments = load()
     rows = measure(options.only)
+    new_environments = dict.fromkeys((row.name for row in rows), describe_environment())
     if not options.compare:
-        print(report(rows, dict.fromkeys((row.name for row in rows), surroundings())))
+        print(report(rows, new_environments))
     if before:
         print(comparison(before, rows))
     if options.write:
-        where |= dict.fromkeys((row.name for row in rows), surroundings())
-        known = {row.name: row for row in (*before, *rows)}
-        kept = [known[name] for name in NAMES if name in known]
-        save(kept, where)
-        update_headline(kept)
-        for row in kept:
+        by_name = {row.name: row for row in (*before, *rows)}
+        saved = [by_name[name] for name in NAMES if name in by_name]
+        save(saved, environments | new_environments)
+        update_docs_table(saved)
+        for row in saved:
             for plot in row.plots:
                 draw(plot, row.figures, FOLDER)
 

@@ -1,4 +1,4 @@
-"""Runs the Python blocks of a Markdown page, in order, as its reader would."""
+"""Run the Python blocks of a Markdown page, in order."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from cortecs_async import AsyncCortecs
 
 
 def run_examples(page: Path, **names: Any) -> None:
-    """Runs every block of `page`.
+    """Run every block of a page.
 
-    A block that calls `asyncio.run` or `trio.run` is a program, run as it is. Any other is the body of an
-    async function that has a `client`, made from the environment, and `names`.
+    A block that calls `asyncio.run` or `trio.run` runs as it is. Any other block runs as the body of an async
+    function, with a `client` made from the environment, and with the variables in `names`.
     """
 
     def run(example: Example) -> None:
@@ -36,7 +36,7 @@ def run_examples(page: Path, **names: Any) -> None:
 
 
 def files_of(page: Path) -> dict[str, str]:
-    """The Python blocks of `page` by the names of files that stand in their first lines."""
+    """Return the Python blocks of a page by the file names in their first lines."""
     blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", page.read_text(), re.DOTALL)
     assert len(blocks) == page.read_text().count("```python")
     return dict(blocks)

@@ -235,7 +235,7 @@ async def kill_the_driver(program: str, folder: Path, **env: str) -> None:
         with Program(program, env=env, log=folder / "output", cwd=folder) as driver:
             await until(lambda: driver.has_ended, TIMEOUT)
             assert driver.process.returncode == 0, driver.output
-            assert driver.has_said("0 left")
+            assert driver.has_printed("0 left")
         assert emulator.existing == ()
         asked = sum(each.route == "chat" for each in emulator.requests)
     lines = [json.loads(line) for line in answers.read_text(encoding="utf-8").splitlines()]

@@ -1,9 +1,9 @@
-"""Programs of docs/orchestrators/, run as files by real processes, and the emulator that they lease from."""
+"""Run the programs of docs/orchestrators/ in real processes, against an emulator."""
 
 from __future__ import annotations
 
+import itertools
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from _processes import PROC, REAPER, is_alive, kill, read, reapers_of
+from _examples import files_of
+from _processes import children_of, is_reaper, kill, pids, read, reapers_of
 from anyio.from_thread import start_blocking_portal
 from attrs import define, field
 
@@ -22,15 +23,15 @@ PAGES = Path(__file__).parent.parent / "docs" / "orchestrators"
 
 BIN = Path(sys.executable).parent
 
-# Long enough for a job to be ended meanwhile, in whatever way.
-LONG = 120.0
+# Long enough for a test to end the job meanwhile.
+DELAY = 120.0
 
 
 def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Waits for what sets no event: processes and files.
+    """Poll until a condition on processes or files is true.
 
     Raises:
-        TimeoutError: when it does not come about.
+        TimeoutError: if it is not true in time.
     """
     deadline = time.monotonic() + seconds
     while not condition():
@@ -40,13 +41,13 @@ def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
 
 
 @define(eq=False)
-class Stage:
-    """An emulator, and a folder in which the programs of a page lie.
+class Workspace:
+    """A folder with the programs of a page, and an emulator for them.
 
     Attributes:
-        emulator: Where they lease.
-        folder: Where they lie, and their home.
-        env: Their environment.
+        emulator: The emulator.
+        folder: The folder, which is also the home of the programs.
+        env: The environment variables of the programs.
     """
 
     emulator: Emulator
@@ -58,7 +59,7 @@ class Stage:
 
     @contextmanager
     def run(self, *command: str | Path, **env: str) -> Iterator[Run]:
-        """A command that runs in the folder; nothing of it outlives the block."""
+        """Run a command in the folder, and kill it and its children when the block ends."""
         self._logs += 1
         log = self.folder / f"{self._logs}.log"
         with log.open("wb") as output:
@@ -78,43 +79,42 @@ class Stage:
                 kill(pid)
             process.wait()
 
-    def slow_answers(self) -> None:
-        """The next question to a model is answered very late: the job is in its block meanwhile."""
-        self.emulator.add_fault(Fault("delay", route="chat", seconds=LONG))
+    def delay_next_answer(self) -> None:
+        """Delay the next answer of a model, so that the job stays in its block."""
+        self.emulator.add_fault(Fault("delay", route="chat", seconds=DELAY))
 
-    def refused_answers(self) -> None:
-        """The next question to a model is refused: the job fails in its block."""
+    def refuse_next_answer(self) -> None:
+        """Refuse the next request to a model, so that the job fails in its block."""
         self.emulator.add_fault(Fault("status", route="chat", status=400))
 
-    def begin(self) -> None:
-        """Forgets what was requested before: a case begins."""
+    def reset(self) -> None:
+        """Begin a test: forget earlier faults, requests and journals."""
         self.emulator.clear_faults()
         self._seen = len(self.emulator.requests)
         self._before = self._journals()
 
     def count(self, route: str) -> int:
-        """How many requests of a route this case has sent."""
+        """Return the number of requests of a route in this test."""
         return sum(each.route == route for each in self.emulator.requests[self._seen :])
 
-    def wait_for_the_block(self) -> None:
-        """Returns when a job is in its block, waiting for its answer."""
+    def wait_for_block(self) -> None:
+        """Wait until a job is in its block and waits for an answer."""
         until(lambda: self.count("chat") == 1, 120)
 
-    def assert_nothing_is_left(self, *, by: str, seconds: float = 30.0) -> None:
-        """That this case rented one instance and gave it back.
+    def assert_released(self, *, by: str, seconds: float = 30.0) -> None:
+        """Check that this test started one instance, and that it is released.
 
         Args:
-            by: "block" when it must have been the block itself, which uses its client's token. "reaper" when
-                it must have been the reaper, or "release" when another process, each with a token of its own.
-                "either" when it is a race between block and reaper.
-            seconds: How long that may take from now.
+            by: What must release it: "block", which uses the token of its client; "reaper" or "release" (by
+                another process), which fetch their own token; or "either", which is block or reaper.
+            seconds: The timeout from now.
         """
         until(lambda: not self.emulator.existing, seconds)
         assert self.count("start") == 1
         assert self.count("token") in {"block": {1}, "either": {1, 2}}.get(by, {2})
         if by == "release":
-            # It asks for the list once more than a reaper: whether the instance exists. The last one comes
-            # when it is gone. In the books of the process that acquired it, it stays until its time is up.
+            # It lists the instances once more than a reaper, to check that the instance exists. The last list
+            # confirms the deletion. The journal of the process that acquired it remains until the deadline.
             until(lambda: self.count("list") >= 3, seconds)
         else:
             until(lambda: self._journals() <= self._before, seconds)
@@ -125,56 +125,45 @@ class Stage:
 
 @define(eq=False)
 class Run:
-    """A command under way."""
+    """A running command."""
 
     process: subprocess.Popen[bytes]
     log: Path
 
     @property
     def output(self) -> str:
-        """All that it has written so far."""
+        """The output so far."""
         return self.log.read_text(errors="replace")
 
-    def holder(self) -> int:
-        """The one process of it that has a reaper: the one that holds the instance."""
+    def lease_owner(self) -> int:
+        """Return the process id of the owner of the instance: the only process that has a reaper."""
         (pid,) = [pid for pid in (self.process.pid, *descendants(self.process.pid)) if reapers_of(pid)]
         return pid
 
     def send(self, number: signal.Signals) -> None:
-        """Sends it a signal."""
+        """Send a signal."""
         self.process.send_signal(number)
 
     def wait(self, seconds: float = 60.0) -> int:
-        """Waits for its end; returns its status."""
+        """Wait until the command has ended, and return its exit status."""
         return self.process.wait(seconds)
 
 
-def descendants(pid: int) -> tuple[int, ...]:
-    """The living children of a process, theirs, and so on; without reapers, which are to outlive it."""
-    found: list[int] = []
-    for each in PROC.iterdir():
-        if not each.name.isdigit() or not is_alive(int(each.name)):
-            continue
-        parent = read(int(each.name), "stat").rpartition(b")")[2].split()
-        if parent and int(parent[1]) == pid and not is_reaper(int(each.name)):
-            found += [int(each.name), *descendants(int(each.name))]
-    return tuple(found)
-
-
-def is_reaper(pid: int) -> bool:
-    """Whether a process is a reaper."""
-    return REAPER in read(pid, "cmdline")
+def descendants(pid: int) -> list[int]:
+    """Return the ids of the running descendants of a process, except reapers, which must outlive it."""
+    children = itertools.filterfalse(is_reaper, children_of(pid))
+    return [each for child in children for each in (child, *descendants(child))]
 
 
 @contextmanager
-def stage(page: str, folder: Path) -> Iterator[Stage]:
-    """The programs of a page, each a block whose first line is a comment with its name, and an emulator."""
-    text = (PAGES / f"{page}.md").read_text()
-    blocks = re.findall(r"```python\n# (\w+\.py)\n(.*?)```", text, re.DOTALL)
-    assert len(blocks) == text.count("```python"), "a program without a name"
-    for name, source in blocks:
+def open_workspace(page: str, folder: Path) -> Iterator[Workspace]:
+    """Write the programs of a page to a folder, and serve an emulator.
+
+    A program is a block of Python whose first line is a comment with its file name.
+    """
+    for name, source in files_of(PAGES / f"{page}.md").items():
         (folder / name).write_text(source)
-    # Stopping takes a while, so that a release is seen to be waited for.
+    # Stopping takes a while, so that a test notices if a release is not waited for.
     serving = serve_emulator(step_seconds=0.02, stop_seconds=0.5)
     with start_blocking_portal() as portal, portal.wrap_async_context_manager(serving) as emu:
         env = {
@@ -187,11 +176,10 @@ def stage(page: str, folder: Path) -> Iterator[Stage]:
             **emu.env(),
         }
         try:
-            yield Stage(emu, folder, env)
+            yield Workspace(emu, folder, env)
         finally:
-            # What was acquired with a limit has a reaper until that is over.
-            for each in PROC.iterdir():
-                if each.name.isdigit() and is_reaper(int(each.name)):
-                    home = f"HOME={folder}".encode()
-                    if home in read(int(each.name), "environ").split(b"\0"):
-                        kill(int(each.name))
+            # An acquired instance has a reaper until its deadline.
+            home = f"HOME={folder}".encode()
+            for pid in filter(is_reaper, pids()):
+                if home in read(pid, "environ").split(b"\0"):
+                    kill(pid)

@@ -1,4 +1,4 @@
-"""Programs under test as processes of their own, and what Linux says of them in /proc."""
+"""Run programs under test as processes, and read their state from /proc."""
 
 from __future__ import annotations
 
@@ -16,39 +16,52 @@ import anyio
 PROC = Path("/proc")
 
 REAPER = b"from cortecs_async._recovery.reaper import main"
-"""What the command line of a reaper, and of nothing else, contains."""
+"""Identifies the command line of a reaper."""
 
 
 async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
-    """Waits for what sets no event: processes, other threads and files.
+    """Poll until a condition on processes, threads or files is true.
 
     Raises:
-        TimeoutError: when it does not come about.
+        TimeoutError: if it is not true in time.
     """
     with anyio.fail_after(seconds):
-        while not condition():  # noqa: ASYNC110  (see above)
+        while not condition():  # noqa: ASYNC110  (these set no event)
             await anyio.sleep(0.02)
 
 
 def state_of(pid: int) -> str:
-    """The letter that the system has for the state of a process; empty when there is none."""
+    """Return the letter for the state of a process in Linux; empty if there is no such process."""
     return _stat(pid)[0]
 
 
 def is_alive(pid: int) -> bool:
-    """Whether a process runs. One that is dead and not yet waited for does not."""
+    """Return whether a process is running. A zombie is not."""
     return state_of(pid) not in {"", "Z", "X"}
 
 
+def pids() -> list[int]:
+    """Return the ids of all processes."""
+    return [int(each.name) for each in PROC.iterdir() if each.name.isdigit()]
+
+
+def children_of(parent: int) -> list[int]:
+    """Return the ids of the running children of a process."""
+    return [pid for pid in pids() if _stat(pid)[1] == parent and is_alive(pid)]
+
+
+def is_reaper(pid: int) -> bool:
+    """Return whether a process is a reaper."""
+    return REAPER in read(pid, "cmdline")
+
+
 def reapers_of(parent: int) -> tuple[int, ...]:
-    """The reapers among the living children of a process."""
-    pids = [int(each.name) for each in PROC.iterdir() if each.name.isdigit()]
-    children = [pid for pid in pids if _stat(pid)[1] == parent]
-    return tuple(pid for pid in children if is_alive(pid) and REAPER in read(pid, "cmdline"))
+    """Return the ids of the running reapers of a process."""
+    return tuple(filter(is_reaper, children_of(parent)))
 
 
 def read(pid: int, name: str) -> bytes:
-    """A file of a process: its command line, its environment; empty when there is no such process."""
+    """Read a file of a process in /proc; empty if there is no such process."""
     try:
         return (PROC / str(pid) / name).read_bytes()
     except OSError:
@@ -56,7 +69,7 @@ def read(pid: int, name: str) -> bytes:
 
 
 def kill(pid: int) -> None:
-    """Ends a process for good, if it is still there."""
+    """Kill a process, if it exists."""
     try:
         os.kill(pid, signal.SIGKILL)
     except ProcessLookupError:
@@ -64,20 +77,20 @@ def kill(pid: int) -> None:
 
 
 def _stat(pid: int) -> tuple[str, int]:
-    # Behind the name, which stands in parentheses and may contain some.
+    # After the name, which is in parentheses and may contain some.
     fields = read(pid, "stat").rpartition(b")")[2].split()
     return (fields[0].decode(), int(fields[1])) if fields else ("", 0)
 
 
 class Program:
-    """A Python program that runs from here on; in a `with`, nothing of it outlives the block.
+    """A running Python program. As a context manager, it kills the program and its reapers on exit.
 
     Args:
-        source: Its text.
-        arguments: For its `sys.argv`.
-        env: All of its environment but the paths.
-        log: The file that it writes its output to.
-        cwd: Its working directory; by default that of the tests.
+        source: The source code.
+        arguments: The arguments in `sys.argv`.
+        env: The environment variables, except the paths.
+        log: The file for the output.
+        cwd: The working directory; that of the tests by default.
     """
 
     def __init__(
@@ -86,64 +99,64 @@ class Program:
         self._log = log
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                # Without the working directory, which may hold another version of what is tested.
+                # -P, because the working directory may contain another version of the package.
                 [sys.executable, "-P", "-c", source, *arguments],
                 env={"PATH": os.defpath, **env, "PYTHONPATH": os.pathsep.join(sys.path)},
                 cwd=cwd,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                process_group=0,  # as a shell does it, so that all of it can be interrupted at once
+                process_group=0,  # as in a shell, so that `send_all` reaches the whole group
             )
         self._reapers: set[int] = set()
 
     @property
     def pid(self) -> int:
-        """Its process id, which is also that of its group."""
+        """The process id, which is also the id of the process group."""
         return self.process.pid
 
     @property
     def has_ended(self) -> bool:
-        """Whether it has."""
+        """Whether the program has ended."""
         return self.process.poll() is not None
 
     @property
     def output(self) -> str:
-        """All that it has written so far."""
+        """The output so far."""
         return self._log.read_text(errors="replace")
 
-    def has_said(self, line: str) -> bool:
-        """Whether it has written this line."""
+    def has_printed(self, line: str) -> bool:
+        """Return whether the program has printed a line."""
         return f"{line}\n" in self.output
 
     def numbers(self, word: str) -> list[int]:
-        """The numbers that it has written behind a word, each on a line of its own."""
+        """Return the numbers on the lines that begin with a word."""
         lines = [line.split() for line in self.output.splitlines() if line.startswith(f"{word} ")]
         return [int(line[1]) for line in lines]
 
     def reapers(self) -> tuple[int, ...]:
-        """Its living reapers."""
+        """Return the process ids of the running reapers."""
         found = reapers_of(self.pid)
         self._reapers.update(found)
         return found
 
     def reaper(self) -> int:
-        """Its only one."""
+        """Return the process id of the only running reaper."""
         (found,) = self.reapers()
         return found
 
     @property
     def has_left_a_reaper(self) -> bool:
-        """Whether one that it had when it was last sent a signal, or asked about, is alive."""
+        """Whether a reaper that the program had at the last signal or query is running."""
         return any(is_alive(pid) for pid in self._reapers)
 
     def send(self, number: signal.Signals) -> None:
-        """Sends it a signal, unless it has ended."""
-        self.reapers()  # once it is dead, they are nobody's children
+        """Send a signal, unless the program has ended."""
+        self.reapers()  # remember them, because reapers of a dead program are not found
         self.process.send_signal(number)
 
     def send_all(self, number: signal.Signals) -> None:
-        """Sends its process group a signal, as Ctrl-C in a terminal does."""
+        """Send a signal to the process group, as Ctrl-C in a terminal does."""
         self.reapers()
         os.killpg(self.pid, number)
 

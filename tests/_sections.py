@@ -1,7 +1,7 @@
-"""Runs the Python blocks of one section of a page in a process of its own, and tells what came of it.
+"""Run the Python blocks of a section of a page in a process of its own, and return a result.
 
-A process, because the sections set variables of the environment and defaults of their frameworks, and what a
-framework sends home it may send when the interpreter ends.
+The sections set environment variables and defaults of their frameworks. Besides, a framework may send
+telemetry when the interpreter exits.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from cortecs_async import AsyncCortecs
 from cortecs_async.emulator import serve_emulator
 
 DOCS = Path(__file__).parent.parent / "docs"
-# Some take long to import on a busy machine.
-SECONDS = 600.0
+# Some frameworks take long to import on a busy machine.
+TIMEOUT = 600.0
 
 
 def run_section(page: str, heading: str, *, show: str) -> Any:
-    """Runs the blocks under `heading` of a page on an emulator, and gives the value of `show` after them.
+    """Run the blocks under a heading of a page on an emulator, and then evaluate an expression.
 
     Args:
         page: The page in docs/.
-        heading: The section. Its blocks share their names, and have `client` and `inst`.
-        show: An expression; its value is what JSON makes of it.
+        heading: The heading of the section. Its blocks share their variables, and have `client` and `inst`.
+        show: The expression. Its value is converted to JSON and back.
 
     Raises:
-        AssertionError: when the section fails, complains of what it left open, leaves an instance, or looks
-            up another host.
+        AssertionError: if the section fails, warns of unclosed resources, leaves an instance, or connects to
+            another host.
     """
     with tempfile.TemporaryDirectory() as scratch:
         hosts, result = Path(scratch, "hosts"), Path(scratch, "result")
@@ -46,27 +46,25 @@ def run_section(page: str, heading: str, *, show: str) -> Any:
             [sys.executable, "-W", "default::ResourceWarning", __file__, page, heading, show, hosts, result],
             env={
                 **os.environ,
-                "HOME": scratch,  # some programs write to it
+                "HOME": scratch,  # some frameworks write to it
                 "CORTECS_STATE_DIR": f"{scratch}/state",
-                "PYTHONPATH": str(
-                    Path(__file__).parent
-                ),  # with PYTHONSAFEPATH, its own folder is not searched
+                "PYTHONPATH": str(Path(__file__).parent),  # PYTHONSAFEPATH would leave it out
             },
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=SECONDS,
+            timeout=TIMEOUT,
             check=False,
         )
         assert done.returncode == 0, done.stderr
-        # Also from a thread, and from what the garbage collector finds.
+        # Includes exceptions of threads, and warnings of the garbage collector.
         assert re.search("Traceback|unclosed", done.stderr) is None, done.stderr
         assert set(hosts.read_text().split()) == {"127.0.0.1"}, hosts.read_text()
         return json.loads(result.read_text())
 
 
 def blocks(page: str, heading: str) -> list[str]:
-    """The Python blocks under `heading`, each on the lines that it has in the page."""
+    """Return the Python blocks under a heading, each with the line numbers of the page."""
     text = Path(DOCS, page).read_text()
     section = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert section is not None, f"{page} has no section {heading}"
@@ -76,8 +74,8 @@ def blocks(page: str, heading: str) -> list[str]:
 
 
 def main(page: str, heading: str, show: str, hosts: str, result: str) -> None:
-    """What the process does."""
-    note_hosts(hosts)
+    """Run the process."""
+    record_hosts(hosts)
     with serve_emulator(step_seconds=0.01) as emulator:
         os.environ.update(emulator.env())
         shown = asyncio.run(run_blocks(page, heading, show))
@@ -87,11 +85,11 @@ def main(page: str, heading: str, show: str, hosts: str, result: str) -> None:
 
 
 async def run_blocks(page: str, heading: str, show: str) -> Any:
-    """Runs the blocks and gives what is to be shown."""
+    """Run the blocks, and return the value of `show`."""
     async with AsyncCortecs() as client, client.instance(MODEL) as inst:
         names: dict[str, Any] = {"client": client, "inst": inst}
         for source in blocks(page, heading):
-            # The whole path: some frameworks read the source of a function.
+            # With the whole path, because some frameworks read the source of a function.
             code = compile(source, str(DOCS / page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
             pending = eval(code, names)  # noqa: S307
             if inspect.isawaitable(pending):
@@ -99,8 +97,8 @@ async def run_blocks(page: str, heading: str, show: str) -> Any:
         return eval(show, names)  # noqa: S307
 
 
-def note_hosts(path: str) -> None:
-    """Writes down every host that is looked up or connected to, until the very end of the process."""
+def record_hosts(path: str) -> None:
+    """Record every host that is looked up or connected to, until the end of the process."""
     file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:

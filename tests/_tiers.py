@@ -43,7 +43,7 @@ def is_real(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in REAL)
 
 
-def complaint(marks: Collection[str], events: Collection[str], busy: float, waited: float) -> str | None:
+def violation(marks: Collection[str], events: Collection[str], busy: float, waited: float) -> str | None:
     """Explain why a test belongs to another tier; None if it does not.
 
     Args:
@@ -86,5 +86,5 @@ class TierCheck:
         yield
         busy = time.process_time() - self._busy_before
         waited = time.monotonic() - self._began - busy
-        if found := complaint({mark.name for mark in item.iter_markers()}, self._events, busy, waited):
+        if found := violation({mark.name for mark in item.iter_markers()}, self._events, busy, waited):
             pytest.fail(found, pytrace=False)

@@ -1,12 +1,12 @@
 """Virtual time on asyncio: an event loop whose clock is a number.
 
-When nothing is ready, the loop's selector moves the clock to the next timer instead of waiting for it, so an
-hour of polling takes no time and every run sees the same times. trio brings the same with
-`trio.testing.MockClock(autojump_threshold=0)`; `conftest.py` gives one or the other to every async test.
+When nothing is ready, the loop's selector advances the clock to the next timer instead of waiting for it. So
+an hour of polling takes no time, and every run has the same times. trio has the same with
+`trio.testing.MockClock(autojump_threshold=0)`. `conftest.py` gives one or the other to every async test.
 
-What runs outside the loop does not stop the clock, here as with trio: while a worker thread of anyio's, a
-subprocess or a remote peer works, the clock jumps to the next timer. Tests with those carry the mark
-`sockets` and get real time.
+The clock does not wait for work outside the event loop, here as in trio: while a worker thread of anyio, a
+subprocess or a remote peer is busy, the clock jumps to the next timer. Tests that need them are marked
+`sockets`, and run on real time.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
 DEADLOCK_AFTER = 5.0
-"""Real seconds that a loop without timers waits for something outside it, before it is called a deadlock."""
+"""Real seconds that a loop without timers waits for sockets, threads and signals before it is a deadlock."""
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
@@ -32,30 +32,30 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     """
 
     def __init__(self, *, deadlock_after: float = DEADLOCK_AFTER) -> None:
-        # Set first: the base class may ask for the time while it is built.
+        # Set this first, because the constructor of the base class may use the clock.
         self._virtual_selector = _VirtualTimeSelector(deadlock_after)
         super().__init__(self._virtual_selector)
 
     def time(self) -> float:
-        """Virtual seconds since the loop was made."""
+        """Return the virtual seconds since the loop was created."""
         return self._virtual_selector.now
 
     def run_in_executor(
         self, executor: Executor | None, func: Callable[[*Ts], T], *args: *Ts
     ) -> asyncio.Future[T]:
-        # asyncio looks up addresses in a thread. No timer may overtake that, or connecting would time out.
+        # asyncio looks up addresses in a thread. The clock must wait for it, or connecting would time out.
         future = super().run_in_executor(executor, func, *args)
         self._virtual_selector.threads += 1
         future.add_done_callback(self._virtual_selector.thread_done)
         return future
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        # Python 3.12 allows the threads five minutes to end, which are over at once here.
+        # Without the timeout of Python 3.12, which would expire at once on virtual time.
         await super().shutdown_default_executor()
 
 
 class _VirtualTimeSelector(selectors.BaseSelector):
-    """Real readiness, virtual waiting: asyncio waits nowhere but in its selector."""
+    """A selector that waits on virtual time, and reports real readiness. asyncio waits nowhere else."""
 
     def __init__(self, deadlock_after: float) -> None:
         self.now = 0.0
@@ -67,23 +67,22 @@ class _VirtualTimeSelector(selectors.BaseSelector):
         self.threads -= 1
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        # What is ready now comes before any jump, so a local answer is never overtaken by its own time-out.
+        # Check for readiness before the clock jumps, so that a local response arrives before its timeout.
         ready = self._real.select(0)
         if ready or timeout == 0:
             return ready
         if timeout is None or self.threads:
-            return self._wait_for_the_outside()
-        # asyncio asks for `when - now`, so this lands on the timer itself.
+            return self._wait_on_real_time()
+        # asyncio passes `when - now`, so this is exactly the time of the timer.
         self.now += max(0.0, timeout)
         return []
 
-    def _wait_for_the_outside(self) -> list[tuple[selectors.SelectorKey, int]]:
+    def _wait_on_real_time(self) -> list[tuple[selectors.SelectorKey, int]]:
         ready = self._real.select(self._deadlock_after)
         if not ready:
             raise RuntimeError(
-                f"deadlock in virtual time: at {self.now} s every task waits, for no timer or for one that "
-                f"a thread holds up, and no socket, thread or signal woke the loop in "
-                f"{self._deadlock_after} s of real time"
+                f"deadlock in virtual time: at {self.now} s every task waits, and no timer, socket, thread "
+                f"or signal woke the event loop within {self._deadlock_after} s of real time"
             )
         return ready
 

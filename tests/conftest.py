@@ -1,8 +1,8 @@
-"""What every test gets: an event loop on virtual time, on both backends, and a clean environment.
+"""Fixtures of all tests: an event loop on virtual time, on both backends, and a clean environment.
 
-Async tests need no mark (`anyio_mode = "auto"`). Each runs twice, on asyncio and on trio, with a fresh clock
-that jumps whenever every task waits. A test marked `sockets` or `smoke` gets the same two loops on real time.
-To run on one backend only, skip on `anyio_backend_name`, or override `anyio_backend` in the test's module.
+Async tests need no mark (`anyio_mode = "auto"`). Each runs twice, on asyncio and on trio, with a new clock
+that jumps whenever every task waits. Tests marked `sockets` or `smoke` run on real time instead. To run a
+test on one backend only, skip on `anyio_backend_name`, or override `anyio_backend` in the test's module.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import httpx
 import pytest
 import trio.testing
@@ -35,10 +34,9 @@ from cortecs_async._aio.threads import System
 from cortecs_async._client.wiring import Wiring
 from cortecs_async.emulator import Emulator, serve_emulator
 
-# `anyio_backend` has a test's scope, so that no test sees another's clock, and async hypothesis tests depend
-# on it: the health check would refuse them all. The price: whatever fixture such a test takes is shared by
-# its examples (on trio the clock too, which runs on).
-# A slow machine is no failure (deadline), and every run tries the same examples.
+# No deadline, because the machine may be slow. Derandomized, so that every run tries the same examples.
+# Without the health check, because it rejects every async test: `anyio_backend` has the scope of a test, so
+# that each test has its own clock. The examples of a test share its fixtures, and on trio its clock.
 settings.register_profile(
     "cortecs_async",
     deadline=None,
@@ -47,7 +45,7 @@ settings.register_profile(
 )
 settings.load_profile("cortecs_async")
 
-# Variables that change what the client, the OpenAI client or the HTTP stack does.
+# Environment variables that affect the client, the OpenAI client or the HTTP libraries.
 _AMBIENT_PREFIXES = ("CORTECS_", "OPENAI_", "SSL_CERT_")
 _AMBIENT_NAMES = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSLKEYLOGFILE"})
 
@@ -63,15 +61,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--check-tiers"):
         config.pluginmanager.register(TierCheck())
-    # A test that you name runs, whatever its tier: deselecting it would only be confusing.
-    # pytest 8 does not read our settings: it selects no tier.
+    # Tests that you name on the command line run, whatever their tier.
+    # pytest 8 does not read our settings, so it selects no tier.
     is_default = [config.option.markexpr] == config.getini("addopts")[-1:]
     if is_default and config.args and all("::" in each for each in config.args):
         config.option.markexpr = ""
 
 
 def pytest_report_header() -> list[str]:
-    # `pytest` tests what is installed, `python -m pytest` the tree.
+    # `pytest` tests the installed package, `python -m pytest` the working tree.
     found = [f"cortecs_async: {Path(cortecs_async.__file__).parent}"]
     if collect_ignore:
         found.append("oracle tests are left out: `nox -s oracle` installs what they need")
@@ -80,7 +78,7 @@ def pytest_report_header() -> list[str]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _signals_reach_children() -> None:
-    """A shell in the background has SIGINT ignored, `nohup` has SIGHUP, and children inherit that."""
+    """Restore the signals that background shells (SIGINT) and `nohup` (SIGHUP) ignore in child processes."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGTERM):
@@ -95,13 +93,13 @@ def _states(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def state_dir(_states: Path) -> Path:
-    """Where the journals of this test lie; made when the first is written."""
-    return _states / uuid.uuid4().hex[:8]  # short, because the address of a socket must be
+    """The state directory of this test. It is created with the first journal."""
+    return _states / uuid.uuid4().hex[:8]  # short, because the path of a socket must be short
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
-    """No credential, address, proxy or journal of the machine reaches a test."""
+    """Hide the credentials, addresses, proxies and journals of the machine from the tests."""
     for name in list(os.environ):
         if name.upper().startswith(_AMBIENT_PREFIXES) or name.upper() in _AMBIENT_NAMES:
             monkeypatch.delenv(name)
@@ -109,8 +107,8 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None
 
 
 @pytest.fixture(autouse=True)
-def _log_as_it_was() -> Iterator[None]:
-    """The command line, run in process, takes the log for itself."""
+def _restore_loggers() -> Iterator[None]:
+    """Restore the loggers, which the command line configures when it runs in process."""
     loggers = [logging.getLogger(name) for name in ("cortecs_async", "cortecs_async.guard")]
     before = [(each.level, each.handlers[:], each.propagate) for each in loggers]
     yield
@@ -122,7 +120,7 @@ def _log_as_it_was() -> Iterator[None]:
 
 @pytest.fixture(params=["asyncio", "trio"])
 def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
-    """The backend of an async test and its options: virtual time unless marked `sockets` or `smoke`."""
+    """Return the backend of an async test, with virtual time unless it is marked `sockets` or `smoke`."""
     if is_real(request.node):
         return request.param, {}
     if request.param == "trio":
@@ -130,7 +128,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
     return request.param, {"loop_factory": VirtualTimeLoop}
 
 
-# These tests need third-party packages, which `nox -s oracle` installs.
+# `nox -s oracle` installs the packages that these tests need.
 ORACLES = ["emulator/test_openapi.py", "emulator/test_vendor_client.py", "test_migrating.py"]
 collect_ignore = [] if find_spec("cortecs_py") and find_spec("schemathesis") else ORACLES
 
@@ -139,20 +137,20 @@ EMULATOR_OPTIONS = frozenset(inspect.signature(Emulator).parameters)
 
 @pytest.fixture
 def world() -> Callable[..., AbstractAsyncContextManager[tuple[Emulator, AsyncCortecs]]]:
-    """`async with world() as (emu, client)`: an emulator on the clock of the test, and a client, in process.
+    """Open an emulator on the test's clock, and a client, in process: `async with world() as (emu, client)`.
 
-    Options that the emulator knows are its own, the rest are the client's.
+    Options that the emulator accepts go to the emulator, and all others to the client.
     """
 
     @asynccontextmanager
     async def opened(**options: Any) -> AsyncIterator[tuple[Emulator, AsyncCortecs]]:
-        theirs = {name: options.pop(name) for name in EMULATOR_OPTIONS & options.keys()}
-        emulator = Emulator(**{"clock": anyio.current_time, **theirs})
+        emulator_options = {name: options.pop(name) for name in EMULATOR_OPTIONS & options.keys()}
+        emulator = Emulator(**{"clock": anyio.current_time, **emulator_options})
         defaults = {
             "client_id": emulator.client_id,
             "client_secret": emulator.client_secret,
             "api_base_url": emulator.api_base_url,
-            # On virtual time nothing waits for threads and child processes.
+            # Virtual time does not wait for threads and child processes.
             "guard": "off",
             "journal": "off",
         }
@@ -176,17 +174,16 @@ def served(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
 
 @pytest.fixture
 def batch_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The file work of batches runs in the loop: virtual time does not wait for threads."""
+    """Run the file work of batches in the event loop, because virtual time does not wait for threads."""
 
     async def inline(work: Callable[[], Any], *, abandon: bool = False) -> Any:
-        await anyio.lowlevel.checkpoint()
-        return work()
+        return await in_the_loop(work)
 
     monkeypatch.setattr(_threads, "run_in_thread", inline)
 
 
 @pytest.fixture
 def journals(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> Path:
-    """The directory of the journals. Clients use the emulator's clock, and write journals without threads."""
+    """Return the directory of the journals. Clients use the emulator's clock, and write without threads."""
     monkeypatch.setattr(Wiring, "system", System(emulated_wall_clock, off_loop=in_the_loop))
     return state_dir / "journal"

@@ -918,7 +918,7 @@ MUTANTS = [
         "_http/client.py",
         "        self._redactor.remember(credentials.client_secret)\n",
         "",
-        "test_secrets.py::test_an_echo_in_any_spelling",
+        "test_secrets.py::test_an_echo_in_any_encoding_is_redacted",
     ),
     Mutant(
         "shows the token when the service echoes it",
@@ -932,14 +932,14 @@ MUTANTS = [
         "_secrets.py",
         '        urllib.parse.quote(secret, safe=""),\n',
         "",
-        "test_secrets.py::test_every_spelling_is_redacted",
+        "test_secrets.py::test_every_encoding_is_redacted",
     ),
     Mutant(
         "leaves the token in the traceback of a cancellation",
         "_http/transport.py",
         "            cancelled.__traceback__ = None\n",
         "",
-        "test_secrets.py::test_the_callers_cancellation",
+        "test_secrets.py::test_no_cancellation_of_the_caller_shows_a_secret",
     ),
     Mutant(
         "uses the client id as the name of the account",
@@ -1303,7 +1303,7 @@ MUTANTS = [
         "test_layers.py::test_the_package_keeps_its_layers",
     ),
     Mutant(
-        "lets only releases use a spare connection when yours are all in use",
+        "does not poll on a spare connection when the caller's http_client has none free",
         "_http/transport.py",
         "call.priority is not Priority.CALL",
         "call.priority is Priority.RELEASE",
@@ -1314,7 +1314,7 @@ MUTANTS = [
         "_secrets.py",
         "            self._secrets.remove(secret)\n",
         "            return\n",
-        "test_secrets.py::test_the_secret_is_remembered_however_many_tokens_there_were",
+        "test_secrets.py::test_the_secret_is_redacted_after_many_tokens",
     ),
     Mutant(
         "never wakes its reaper for an instance that it has given up",
@@ -1434,8 +1434,8 @@ def verdict(mutant: Mutant, outcome: Outcome) -> str:
         return ""
     if outcome.code == PASSED:
         return "SURVIVES"
-    said = "did not end" if outcome.code is None else f"ended with exit code {outcome.code}"
-    return f"ERROR: the test {said}\n{outcome.output}"
+    ending = "did not end" if outcome.code is None else f"ended with exit code {outcome.code}"
+    return f"ERROR: the test {ending}\n{outcome.output}"
 
 
 def main(words: Sequence[str]) -> int:

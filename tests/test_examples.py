@@ -1,4 +1,4 @@
-"""The programs of docs/examples, run as their reader runs them: each on its own, on a served emulator."""
+"""Run the programs in docs/examples on an emulator."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ PROGRAMS = sorted((DOCS / "examples").glob("*.py"))
 
 @pytest.fixture
 def emulator() -> Iterator[Emulator]:
-    """Its pause between two pieces lasts until three chats were asked for: streams one after another hang."""
+    """Serve an emulator whose streams pause until three chats have begun, which then must be parallel."""
 
-    async def until_three_are_asked(_seconds: float) -> None:
+    async def wait_for_three_chats(_seconds: float) -> None:
         while sum(record.route == "chat" for record in served.requests) < 3:  # noqa: ASYNC110
             await anyio.sleep(0.01)
 
-    with serving(sleep=until_three_are_asked) as served:
+    with serving(sleep=wait_for_three_chats) as served:
         yield served
 
 
 @pytest.fixture
 def run(emulator: Emulator, tmp_path: Path) -> Callable[..., str]:
-    """Runs an example in an empty directory and gives what it printed; nothing may be left of it."""
+    """Run an example in an empty directory, check that it leaves nothing, and return its output."""
 
-    def ran(name: str, *arguments: str) -> str:
+    def run_example(name: str, *arguments: str) -> str:
         pytest.importorskip("openai")
         before = sorted(tmp_path.iterdir())
         done = subprocess.run(
-            # Errors on warnings, as everywhere in the tests; -P as PYTHONSAFEPATH in nox.
+            # Warnings are errors, as in all tests.
             [sys.executable, "-W", "error", str(DOCS / "examples" / name), *arguments],
             cwd=tmp_path,
             env={**os.environ, **emulator.env()},
             capture_output=True,
             text=True,
-            timeout=120,  # the first to import openai compiles it
+            timeout=120,  # the first import of openai compiles it
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, "")
@@ -57,7 +57,7 @@ def run(emulator: Emulator, tmp_path: Path) -> Callable[..., str]:
         assert sorted(tmp_path.iterdir()) == before
         return done.stdout
 
-    return ran
+    return run_example
 
 
 def test_basics(run: Callable[..., str]) -> None:
@@ -90,7 +90,7 @@ def test_batch_jobs(run: Callable[..., str], emulator: Emulator) -> None:
     assert sum(record.route == "chat" and record.status == 200 for record in emulator.requests) >= 3
 
 
-def test_batch_jobs_with_a_folder_to_keep(
+def test_batch_jobs_keeps_its_files_in_a_folder(
     run: Callable[..., str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("kept")
@@ -111,17 +111,17 @@ def test_multi_agents(run: Callable[..., str]) -> None:
 
 def test_realtime_streams(run: Callable[..., str]) -> None:
     shown = run("realtime_streams.py")
-    came = re.findall(r"^(\S.*\S) +\| (.*)$", shown, re.MULTILINE)
+    printed = re.findall(r"^(\S.*\S) +\| (.*)$", shown, re.MULTILINE)
     sky, grass, iliad = "Why is the sky blue?", "Why is grass green?", "Recite the Iliad."
     pieces = {
-        question: [piece for asked, piece in came if asked == question] for question in (sky, grass, iliad)
+        question: [piece for asked, piece in printed if asked == question] for question in (sky, grass, iliad)
     }
     assert (len(pieces[sky]), len(pieces[grass])) == (20, 20)
     assert pieces[iliad] == ["This", " is", " the", " cortecs_async", " emulator", "(that will do)"]
     assert shown.endswith("\nRecite the Iliad.\nThis is the cortecs_async emulator\n")
 
 
-def test_what_the_page_of_the_model_says(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_emulated_model_run(emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openai")
     for name, value in emulator.env().items():
         monkeypatch.setenv(name, value)

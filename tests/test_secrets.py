@@ -1,6 +1,6 @@
-"""The client secret and the access token show nowhere: not in errors, tracebacks with locals, logs or reprs.
+"""Test that no error, traceback with locals, log record or repr shows the client secret or the access token.
 
-Also not when the service says them back, in whatever spelling.
+This includes responses of the service that echo them, in any encoding.
 """
 
 from __future__ import annotations
@@ -28,43 +28,43 @@ from cortecs_async import APIStatusError, AsyncCortecs, ConfigurationError, Cort
 from cortecs_async._secrets import Redactor
 
 HERE = Path(__file__).parent
-HUSH = (SECRET, TOKEN)
+SECRETS = (SECRET, TOKEN)
 
 
-# --- where a secret could show --------------------------------------------------------------------
+# --- the detector ---------------------------------------------------------------------------------
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything that hangs on it."""
+    """Yield an error, its causes and contexts, and the errors in its groups."""
     seen: set[int] = set()
-    waiting: list[BaseException | None] = [error]
-    while waiting:
-        each = waiting.pop()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        each = pending.pop()
         if each is None or id(each) in seen:
             continue
         seen.add(id(each))
         yield each
-        waiting += [each.__cause__, each.__context__]
+        pending += [each.__cause__, each.__context__]
         if isinstance(each, BaseExceptionGroup):
-            waiting += each.exceptions
+            pending += each.exceptions
 
 
 def frames(error: BaseException) -> Iterator[FrameType]:
-    """All frames of its traceback but this test's own, which may know the secrets."""
+    """Yield the frames of a traceback, except those of the tests, which may have the secrets."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if Path(frame.f_code.co_filename).parent != HERE:
             yield frame
 
 
-def shown(value: object) -> str:
+def safe_repr(value: object) -> str:
     try:
         return repr(value)
-    except Exception as error:  # noqa: BLE001  (an object that is only half made)
+    except Exception as error:  # noqa: BLE001  (an object that is not initialized yet)
         return f"no repr: {error}"
 
 
-def told(error: BaseException) -> Iterator[tuple[str, str]]:
-    """Everything that an error report could show of an error: where, and what."""
+def reported(error: BaseException) -> Iterator[tuple[str, str]]:
+    """Yield every text that an error report could contain, and its origin."""
     for each in chain(error):
         name = type(each).__name__
         yield f"{name}: str", str(each)
@@ -74,13 +74,14 @@ def told(error: BaseException) -> Iterator[tuple[str, str]]:
         yield f"{name}: format", "".join(traceback.format_exception(each))
         for frame in frames(each):
             for variable, value in frame.f_locals.items():
-                # As Sentry and pytest show locals: the repr, containers opened up.
-                yield f"{name}: {frame.f_code.co_qualname} {variable}", shown(value)
+                # Sentry and pytest show the repr of each local variable.
+                yield f"{name}: {frame.f_code.co_qualname} {variable}", safe_repr(value)
         if isinstance(each, CortecsError):
             yield f"{name}: pickle", repr(pickle.dumps(each, 0))
 
 
-def spellings(secret: str) -> set[str]:
+def encodings(secret: str) -> set[str]:
+    """Return the encodings of a secret that must not appear."""
     escaped = json.dumps(secret)[1:-1]
     return {
         secret,
@@ -88,13 +89,16 @@ def spellings(secret: str) -> set[str]:
         escaped.replace("/", "\\/"),
         urllib.parse.quote(secret, safe=""),
         html.escape(secret),
-        secret[: len(secret) // 2],  # the part that remains if a text is cut before it is redacted
+        secret[: len(secret) // 2],  # what remains if a text is cut before it is redacted
     }
 
 
 def leaks(error: BaseException, *secrets: str) -> list[str]:
-    hidden = {each for secret in secrets or HUSH for each in spellings(secret)}
-    return [f"{where}: {what[:200]}" for where, what in told(error) if any(each in what for each in hidden)]
+    """Return the origins and texts of an error report that contain a secret."""
+    hidden = {each for secret in secrets or SECRETS for each in encodings(secret)}
+    return [
+        f"{origin}: {text[:200]}" for origin, text in reported(error) if any(each in text for each in hidden)
+    ]
 
 
 async def failure_of(call: Awaitable[object]) -> Exception:
@@ -105,8 +109,7 @@ async def failure_of(call: Awaitable[object]) -> Exception:
     raise AssertionError("no error")
 
 
-def test_this_detector_detects() -> None:
-    # The rest of this file says "nothing found", so: is anything found where there is something?
+def test_the_detector_finds_leaks() -> None:
     secret = SECRET
     namespace: dict[str, Any] = {}
     exec(compile("def leak(value):\n    raise KeyError", "elsewhere.py", "exec"), namespace)  # noqa: S102
@@ -129,15 +132,15 @@ def echo(text: str = BOTH, status: int = 400, **options: Any) -> Answer:
     return Answer(status=status, content=text.encode(), **options)
 
 
-class Chatty(httpx.ReadError):
-    """A transport error whose text has secrets in it, as that of a refused header has."""
+class LeakyError(httpx.ReadError):
+    """A transport error whose text contains secrets, like that of an invalid header."""
 
     def __init__(self, message: str, *, request: httpx.Request) -> None:
         super().__init__(f"refused: {request.headers.raw!r} {request.content!r}", request=request)
 
 
 LIST = ("GET", "/instances/")
-TROUBLE: dict[str, tuple[tuple[str, str], list[Any]]] = {
+FAILURES: dict[str, tuple[tuple[str, str], list[Any]]] = {
     **{
         f"status {status}": (LIST, [echo(status=status)])
         for status in (400, 402, 403, 404, 409, 418, 422, 429, 500, 503)
@@ -161,7 +164,7 @@ TROUBLE: dict[str, tuple[tuple[str, str], list[Any]]] = {
             )
         ],
     ),
-    "in an odd charset": (
+    "in an unsupported charset": (
         LIST,
         [Answer(status=400, content=BOTH.encode(), headers={"Content-Type": "text/plain; charset=hex"})],
     ),
@@ -170,61 +173,64 @@ TROUBLE: dict[str, tuple[tuple[str, str], list[Any]]] = {
         LIST,
         [Answer(status=302, headers={"Location": f"https://evil.test/?{SECRET}&{TOKEN}"})],
     ),
-    "in a redirect that is none": (
+    "in an invalid redirect": (
         LIST,
         [Answer(status=302, headers={"Location": f"data:{SECRET},{TOKEN}"})],
     ),
-    "in no JSON": (LIST, [Answer(content=f"<html>{BOTH}".encode())]),
-    "in another shape": (LIST, [Answer(json={"instances": BOTH})]),
-    "in another shape, deeper": (LIST, [Answer(json={"instances": [{"instance_id": [BOTH]}]})]),
-    "in an empty answer": (LIST, [Answer()]),
-    "in an error of the transport": (LIST, [Answer(failure=Chatty)]),
+    "in HTML": (LIST, [Answer(content=f"<html>{BOTH}".encode())]),
+    "in an unexpected shape": (LIST, [Answer(json={"instances": BOTH})]),
+    "in an unexpected shape, nested": (LIST, [Answer(json={"instances": [{"instance_id": [BOTH]}]})]),
+    "in an empty response": (LIST, [Answer()]),
+    "in an error of the transport": (LIST, [Answer(failure=LeakyError)]),
     "a timeout": (LIST, [Answer(delay=1000.0)]),
     "a connect error": (LIST, [Answer(failure=httpx.ConnectError)]),
-    "an exchange refused": (("POST", "/oauth2/token"), [echo(SECRET, status=401)]),
-    "an exchange refused in JSON": (
+    "a token request refused": (("POST", "/oauth2/token"), [echo(SECRET, status=401)]),
+    "a token request refused in JSON": (
         ("POST", "/oauth2/token"),
         [Answer(status=400, json={"client_secret": SECRET})],
     ),
-    "an exchange that fails": (("POST", "/oauth2/token"), [echo(SECRET, status=500)]),
-    "an exchange redirected": (
+    "a token request that fails": (("POST", "/oauth2/token"), [echo(SECRET, status=500)]),
+    "a token request redirected": (
         ("POST", "/oauth2/token"),
         [Answer(status=307, headers={"Location": f"https://evil.test/{SECRET}"})],
     ),
-    "an exchange cut off in the token": (
+    "a token response cut off in the token": (
         ("POST", "/oauth2/token"),
         [Answer(content=f'{{"access_token": "{TOKEN}", "expi'.encode())],
     ),
-    "an exchange of another shape": (
+    "a token response of an unexpected shape": (
         ("POST", "/oauth2/token"),
         [Answer(json={"token": TOKEN, "echo": SECRET})],
     ),
-    "an exchange with a list": (("POST", "/oauth2/token"), [Answer(json=[TOKEN, SECRET])]),
-    "an exchange with a broken token": (("POST", "/oauth2/token"), [token(f"{TOKEN}\r\nX: 1")]),
-    "an exchange with an umlaut": (("POST", "/oauth2/token"), [token(f"{TOKEN}ä")]),
-    "an exchange with a surrogate": (("POST", "/oauth2/token"), [token(f"{TOKEN}\ud800")]),
-    "an exchange that times out": (("POST", "/oauth2/token"), [Answer(delay=1000.0)]),
-    "an exchange that is lost": (("POST", "/oauth2/token"), [Answer(failure=Chatty)]),
+    "a token response with a list": (("POST", "/oauth2/token"), [Answer(json=[TOKEN, SECRET])]),
+    "a token response with a line break in the token": (
+        ("POST", "/oauth2/token"),
+        [token(f"{TOKEN}\r\nX: 1")],
+    ),
+    "a token response with an umlaut": (("POST", "/oauth2/token"), [token(f"{TOKEN}ä")]),
+    "a token response with a surrogate": (("POST", "/oauth2/token"), [token(f"{TOKEN}\ud800")]),
+    "a token request that times out": (("POST", "/oauth2/token"), [Answer(delay=1000.0)]),
+    "a token request that is lost": (("POST", "/oauth2/token"), [Answer(failure=LeakyError)]),
 }
 
 
-@grid(strength=1, case=TROUBLE, max_retries=[0, 2], anyio_backend=BACKENDS)
+@grid(strength=1, case=FAILURES, max_retries=[0, 2], anyio_backend=BACKENDS)
 async def test_no_error_shows_a_secret(case: str, max_retries: int, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     service = Service()
-    route, answers = TROUBLE[case]
+    route, answers = FAILURES[case]
     service.on(*route, *answers)
     async with service.client(max_retries=max_retries) as client:
         error = await failure_of(client.instances.list())
     assert isinstance(error, CortecsError)
     assert leaks(error) == []
-    assert not any(secret in caplog.text for secret in HUSH)
+    assert not any(secret in caplog.text for secret in SECRETS)
 
 
-@alternating("case", ["an exchange refused", "an exchange cut off in the token", "in no JSON"])
-async def test_nor_the_copies_for_those_who_waited(case: str) -> None:
+@alternating("case", ["a token request refused", "a token response cut off in the token", "in HTML"])
+async def test_no_copy_of_an_error_for_concurrent_callers_shows_a_secret(case: str) -> None:
     service = Service()
-    route, answers = TROUBLE[case]
+    route, answers = FAILURES[case]
     service.on(*route, *answers)
     errors: list[Exception] = []
 
@@ -249,7 +255,7 @@ ODD_SECRETS = [
     "two  blanks\tand a tab-secret",
     "$pecial.*(regex)[secret",
 ]
-SPELLINGS: dict[str, Callable[[str], str]] = {
+ENCODINGS: dict[str, Callable[[str], str]] = {
     "plain": str,
     "json": lambda text: json.dumps({"client_secret": text}),
     "unicode json": lambda text: json.dumps({"client_secret": text}, ensure_ascii=False),
@@ -261,34 +267,34 @@ SPELLINGS: dict[str, Callable[[str], str]] = {
 
 
 @pytest.mark.parametrize("secret", ODD_SECRETS)
-def test_every_spelling_is_redacted(secret: str) -> None:
+def test_every_encoding_is_redacted(secret: str) -> None:
     redactor = Redactor()
     redactor.remember(Secret(secret))
-    for name, spell in SPELLINGS.items():
-        text = redactor.redact(f"refused: {spell(secret)}")
+    for name, encode in ENCODINGS.items():
+        text = redactor.redact(f"refused: {encode(secret)}")
         assert text.startswith("refused: "), name
-        assert not any(each in text for each in spellings(secret)), name
+        assert not any(each in text for each in encodings(secret)), name
         assert "***" in text, name
 
 
-@grid(strength=1, secret=ODD_SECRETS, spelling=SPELLINGS, anyio_backend=BACKENDS)
-async def test_an_echo_in_any_spelling(secret: str, spelling: str) -> None:
+@grid(strength=1, secret=ODD_SECRETS, encoding=ENCODINGS, anyio_backend=BACKENDS)
+async def test_an_echo_in_any_encoding_is_redacted(secret: str, encoding: str) -> None:
     service = Service()
-    service.on("POST", "/oauth2/token", echo(f"refused: {SPELLINGS[spelling](secret)}", status=401))
+    service.on("POST", "/oauth2/token", echo(f"refused: {ENCODINGS[encoding](secret)}", status=401))
     async with service.client(client_secret=secret) as client:
         error = await failure_of(client.instances.list())
     assert isinstance(error, APIStatusError)
     assert "refused" in error.body
     assert leaks(error, secret) == []
-    # Nor with its blanks folded.
+    # Nor with its whitespace collapsed.
     assert " ".join(secret.split()) not in f"{error} {error.body}"
 
 
-async def test_one_secret_that_begins_with_another() -> None:
-    asked = iter(["short", "short-and-then-more"])
+async def test_a_secret_that_begins_with_another_is_redacted() -> None:
+    secrets = iter(["short", "short-and-then-more"])
 
     async def provide() -> Credentials:
-        return Credentials(client_id="a", client_secret=next(asked))
+        return Credentials(client_id="a", client_secret=next(secrets))
 
     service = Service()
     service.on("GET", "/instances/", Answer(status=401))
@@ -300,7 +306,7 @@ async def test_one_secret_that_begins_with_another() -> None:
 
 
 @on_one_backend
-async def test_the_secret_is_remembered_however_many_tokens_there_were() -> None:
+async def test_the_secret_is_redacted_after_many_tokens() -> None:
     service = Service()
     service.on("POST", "/oauth2/token", *[token(f"{TOKEN}-{number}", 100) for number in range(62)])
     service.on("GET", "/instances/", Answer(json={"instances": []}))
@@ -315,7 +321,7 @@ async def test_the_secret_is_remembered_however_many_tokens_there_were() -> None
     assert service.token_requests == 60
 
 
-class TestUnusableCredentials:
+class TestInvalidCredentials:
     @alternating(
         "odd",
         [
@@ -328,7 +334,7 @@ class TestUnusableCredentials:
         ],
         ids=repr,
     )
-    async def test_from_a_provider(self, odd: Any) -> None:
+    async def test_of_a_provider_are_not_shown(self, odd: Any) -> None:
         async def provide() -> Any:
             return odd
 
@@ -338,7 +344,7 @@ class TestUnusableCredentials:
         assert leaks(error) == []
 
     @alternating("secret", [f"{SECRET}\udcff", SECRET.encode()], ids=ascii)
-    async def test_from_the_caller(self, secret: Any) -> None:
+    async def test_of_the_caller_are_not_shown(self, secret: Any) -> None:
         async with Service().client(client_secret=secret) as client:
             error = await failure_of(client.instances.list())
         assert isinstance(error, ConfigurationError)
@@ -353,7 +359,9 @@ class TestUnusableCredentials:
             {"default_headers": {"Host": "x"}},
         ],
     )
-    def test_with_other_bad_settings(self, bad: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_with_other_invalid_settings_are_not_shown(
+        self, bad: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         with pytest.raises(ConfigurationError) as caught:
             AsyncCortecs(CLIENT_ID, SECRET, **bad)
         assert leaks(caught.value) == []
@@ -364,10 +372,10 @@ class TestUnusableCredentials:
         assert leaks(caught.value) == []
 
 
-async def test_a_start_that_is_refused_shows_nothing_either() -> None:
+async def test_a_refused_start_or_stop_shows_no_secret() -> None:
     service = Service()
     service.on("POST", "/instances/start", echo())
-    service.on("POST", "/instances/stop", Answer(failure=Chatty), echo())
+    service.on("POST", "/instances/stop", Answer(failure=LeakyError), echo())
     service.on("GET", "/instances/instance-1", echo(status=404))
     async with service.client() as client:
         for call in (client.instances.start("a/b"), client.instances.stop("instance-1")):
@@ -377,7 +385,7 @@ async def test_a_start_that_is_refused_shows_nothing_either() -> None:
 # --- reprs ----------------------------------------------------------------------------------------
 
 
-async def test_reprs_of_everything_the_client_is_made_of() -> None:
+async def test_no_repr_of_the_client_and_its_parts_shows_a_secret() -> None:
     service = Service()
     service.on("GET", "/instances/instance-1", ok())
     async with service.client(default_headers={"X-Key": "k3y-of-the-caller"}) as client:
@@ -394,24 +402,24 @@ async def test_reprs_of_everything_the_client_is_made_of() -> None:
         reprs += [repr(vars(each)) for each in (client.instances, client.models, client.user)]
         reprs += [repr(client.instance("a/b"))]
     for text in reprs:
-        assert not any(secret in text for secret in (*HUSH, "k3y-of-the-caller"))
+        assert not any(secret in text for secret in (*SECRETS, "k3y-of-the-caller"))
     assert API in repr(client)
     assert "closed" in repr(client)
 
 
-def test_credentials_and_secret() -> None:
+def test_no_repr_of_credentials_shows_the_secret() -> None:
     assert SECRET not in repr(Credentials(client_id=CLIENT_ID, client_secret=SECRET))
     assert SECRET not in f"{Secret(SECRET)} {Secret(SECRET)!r}"
 
 
-# --- the whole HTTP stack, but for the network ----------------------------------------------------
+# --- the whole HTTP stack without the network -----------------------------------------------------
 
 
-class Wire(httpcore.AsyncNetworkBackend):
-    """A network that answers every request by its path, or hangs where it is told to."""
+class Network(httpcore.AsyncNetworkBackend):
+    """A network that responds to every request by its path, or hangs in a `read` or `write`."""
 
-    def __init__(self, answer: Callable[[str], bytes], *, hang_in: str = "", hang_on: str = "") -> None:
-        self.answer = answer
+    def __init__(self, respond: Callable[[str], bytes], *, hang_in: str = "", hang_on: str = "") -> None:
+        self.respond = respond
         self.hang_in = hang_in
         self.hang_on = hang_on
         self.sent = b""
@@ -424,18 +432,18 @@ class Wire(httpcore.AsyncNetworkBackend):
 
 
 class _Stream(httpcore.AsyncNetworkStream):
-    def __init__(self, wire: Wire) -> None:
-        self._wire = wire
+    def __init__(self, network: Network) -> None:
+        self._network = network
         self._request = b""
 
     async def _hang(self, where: str) -> None:
         line = self._request.split(b"\r\n", 1)[0].decode()
-        if self._wire.hang_in == where and self._wire.hang_on in line:
+        if self._network.hang_in == where and self._network.hang_on in line:
             await anyio.sleep(1000.0)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         self._request += buffer
-        self._wire.sent += buffer
+        self._network.sent += buffer
         await self._hang("write")
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
@@ -444,7 +452,7 @@ class _Stream(httpcore.AsyncNetworkStream):
             return b""
         path = self._request.split(b" ", 2)[1].decode()
         self._request = b""
-        return self._wire.answer(path)
+        return self._network.respond(path)
 
     async def aclose(self) -> None:
         pass
@@ -463,7 +471,7 @@ def raw(status: int, data: bytes, *headers: str) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + data
 
 
-def plain_answer(path: str) -> bytes:
+def plain_response(path: str) -> bytes:
     if path.endswith("/oauth2/token"):
         return raw(200, json.dumps({"access_token": TOKEN, "expires_in": 3600}).encode())
     if path.endswith("/instances/"):
@@ -472,9 +480,9 @@ def plain_answer(path: str) -> bytes:
 
 
 @asynccontextmanager
-async def over(wire: Wire, **options: Any) -> AsyncIterator[AsyncCortecs]:
+async def client_over(network: Network, **options: Any) -> AsyncIterator[AsyncCortecs]:
     transport = httpx.AsyncHTTPTransport()
-    transport._pool = httpcore.AsyncConnectionPool(network_backend=wire)
+    transport._pool = httpcore.AsyncConnectionPool(network_backend=network)
     async with httpx.AsyncClient(transport=transport) as http_client:
         async with AsyncCortecs(
             CLIENT_ID, SECRET, api_base_url="http://localhost/v1", http_client=http_client, **options
@@ -486,19 +494,19 @@ async def test_no_log_record_of_any_logger_shows_a_secret(caplog: pytest.LogCapt
     caplog.set_level(logging.DEBUG)
     for name in ("httpx", "httpcore", "cortecs_async"):
         caplog.set_level(logging.DEBUG, logger=name)
-    wire = Wire(plain_answer)
-    async with over(wire, max_retries=1) as client:
+    network = Network(plain_response)
+    async with client_over(network, max_retries=1) as client:
         await client.instances.list()
         await failure_of(client.user.balance())
         await failure_of(client.instances.start("a/b"))
         await failure_of(client.instances.stop("instance-1"))
-    # They did go over the wire, and the loggers did speak.
-    assert SECRET.encode() in wire.sent
-    assert f"Bearer {TOKEN}".encode() in wire.sent
+    # The secrets were sent, and the loggers were active.
+    assert SECRET.encode() in network.sent
+    assert f"Bearer {TOKEN}".encode() in network.sent
     assert {"httpx", "httpcore.http11"} <= {record.name for record in caplog.records}
     for record in caplog.records:
         text = f"{record.getMessage()} {record.args!r} {record.msg!r} {vars(record)!r}"
-        assert not any(secret in text for secret in HUSH), record
+        assert not any(secret in text for secret in SECRETS), record
 
 
 BROKEN = {
@@ -506,39 +514,43 @@ BROKEN = {
     "garbage": b"\0\1\2 no HTTP\r\n\r\n",
     "half a head": b"HTTP/1.1 200 OK\r\nContent-Le",
     "half a body": b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"instances": [',
-    "a lying length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
+    "a wrong length": b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n",
     "bad chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
     "an endless header": b"HTTP/1.1 200 OK\r\nX: " + b"x" * 200_000,
 }
 
 
 @grid(kind=BROKEN, where=["/oauth2/token", "/instances/start"], anyio_backend=BACKENDS)
-async def test_a_broken_wire(kind: str, where: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_no_error_of_a_broken_response_shows_a_secret(
+    kind: str, where: str, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
-    wire = Wire(lambda path: BROKEN[kind] if path.endswith(where) else plain_answer(path))
-    async with over(wire, max_retries=1) as client:
+    network = Network(lambda path: BROKEN[kind] if path.endswith(where) else plain_response(path))
+    async with client_over(network, max_retries=1) as client:
         error = await failure_of(client.instances.start("a/b"))
     assert isinstance(error, CortecsError)
     assert leaks(error) == []
-    assert not any(secret in caplog.text for secret in HUSH)
-    # A start that met it is sent once, and may have worked; one that has no token was never sent.
-    starts = wire.sent.count(b"POST /v1/instances/start")
+    assert not any(secret in caplog.text for secret in SECRETS)
+    # A start with a broken response is sent once, and may have worked. Without a token it is not sent.
+    starts = network.sent.count(b"POST /v1/instances/start")
     assert starts == (1 if where == "/instances/start" else 0)
     assert getattr(error, "outcome_unknown", None) is bool(starts)
 
 
 @grid(hang_in=["read", "write"], hang_on=["/oauth2/token", "/instances/"], anyio_backend=BACKENDS)
-async def test_the_clients_own_timeout(hang_in: str, hang_on: str) -> None:
-    async with over(Wire(plain_answer, hang_in=hang_in, hang_on=hang_on), max_retries=0) as client:
+async def test_no_timeout_of_the_client_shows_a_secret(hang_in: str, hang_on: str) -> None:
+    async with client_over(
+        Network(plain_response, hang_in=hang_in, hang_on=hang_on), max_retries=0
+    ) as client:
         error = await failure_of(client.instances.list())
     assert isinstance(error, TimeoutError)
     assert leaks(error) == []
 
 
 @grid(hang_in=["read", "write"], hang_on=["/oauth2/token", "/instances/"], anyio_backend=BACKENDS)
-async def test_the_callers_cancellation(hang_in: str, hang_on: str) -> None:
-    # It passes through the frames of the HTTP stack, whose locals hold what is being sent.
-    async with over(Wire(plain_answer, hang_in=hang_in, hang_on=hang_on)) as client:
+async def test_no_cancellation_of_the_caller_shows_a_secret(hang_in: str, hang_on: str) -> None:
+    # It passes through frames of the HTTP stack whose locals contain the request.
+    async with client_over(Network(plain_response, hang_in=hang_in, hang_on=hang_on)) as client:
         with pytest.raises(TimeoutError) as caught:
             with anyio.fail_after(5.0):
                 await client.instances.list()

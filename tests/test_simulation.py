@@ -1,8 +1,9 @@
-"""A thousand random lives under random faults, on both backends: nothing is left, and only ours is touched.
+"""Test that random programs under random faults leave no instance, and touch no instance of another user.
 
-The default tier runs eighty programs, `proofs` a thousand, and `nox -s simulate` a hundred thousand.
-CORTECS_SIMULATIONS is how many programs there are, and CORTECS_SIMULATION_SEED makes them others. A failure
-prints the shrunk program: `simulate("asyncio", Program(...))` inside `virtual_world()` runs it again.
+The default tier runs 80 programs, `proofs` runs 1,000, and `nox -s simulate` runs 100,000. Set
+CORTECS_SIMULATIONS to the number of programs, and CORTECS_SIMULATION_SEED for other programs. A failed test
+prints a small program that fails. To run it again, call `simulate("asyncio", Program(...))` inside
+`virtual_world()`.
 """
 
 from __future__ import annotations
@@ -31,30 +32,30 @@ from cortecs_async.emulator import Fault
 SIMULATIONS = int(os.environ.get("CORTECS_SIMULATIONS", "1000"))
 SEED = int(os.environ.get("CORTECS_SIMULATION_SEED", "0"))
 BACKENDS: tuple[Backend, ...] = ("asyncio", "trio")
-# Small enough for the time that a test may take, and for several workers to share them evenly.
-IN_A_PART = min(500, max(1, SIMULATIONS // 4))
-PARTS = math.ceil(SIMULATIONS / len(BACKENDS) / IN_A_PART)
+# Few enough for the timeout of a test, and for several workers to share the parts evenly.
+PART_SIZE = min(500, max(1, SIMULATIONS // 4))
+PARTS = math.ceil(SIMULATIONS / len(BACKENDS) / PART_SIZE)
 
-# A part without these would say little.
-NEEDED = ("with faults", "bodies", "starts without an answer")
+# A part must have programs with each of these.
+NEEDED = ("with faults", "bodies", "starts without a response")
 
 
 @pytest.fixture(autouse=True)
 def _virtual_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # A test that fails has to be done with shrinking before faulthandler_timeout.
+    # A failed test must end its shrinking before `faulthandler_timeout`.
     limit = "hypothesis.internal.conjecture.engine.MAX_SHRINKING_SECONDS"
     monkeypatch.setattr(limit, 90, raising=False)
     with virtual_world():
         yield
 
 
-def run_many(backend: Backend, number: int, *, of: int, phases: tuple[Phase, ...]) -> Counter[str]:
-    """Runs random programs, the same for the same seed; what does not hold fails the test."""
+def run_programs(backend: Backend, number: int, *, count: int, phases: tuple[Phase, ...]) -> Counter[str]:
+    """Run the random programs of a seed, and fail the test at the first violation."""
     tally: Counter[str] = Counter()
 
     @seed(number)
     @settings(
-        max_examples=of,
+        max_examples=count,
         phases=phases,
         derandomize=False,
         database=None,
@@ -75,49 +76,49 @@ def run_many(backend: Backend, number: int, *, of: int, phases: tuple[Phase, ...
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_few_programs_leave_nothing(backend: Backend) -> None:
-    tally = run_many(backend, BACKENDS.index(backend), of=40, phases=(Phase.generate, Phase.shrink))
+    tally = run_programs(backend, BACKENDS.index(backend), count=40, phases=(Phase.generate, Phase.shrink))
     assert [name for name in NEEDED if not tally[name]] == []
 
 
 @pytest.mark.proofs
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_nothing_is_left_and_nothing_foreign_touched(backend: Backend, part: int) -> None:
+def test_many_programs_leave_nothing(backend: Backend, part: int) -> None:
     number = (SEED * 100_000 + part) * len(BACKENDS) + BACKENDS.index(backend)
-    tally = run_many(backend, number, of=IN_A_PART, phases=(Phase.generate, Phase.shrink))
+    tally = run_programs(backend, number, count=PART_SIZE, phases=(Phase.generate, Phase.shrink))
     assert [name for name in NEEDED if not tally[name]] == []
 
 
-async def test_a_strangers_equal_instance_is_taken_for_that_of_a_start_lost_before_the_deed(
+async def test_the_equal_instance_of_another_user_is_adopted_if_the_start_was_lost_without_effect(
     world: World,
 ) -> None:
-    """What no client can decide: the service has no tags, so one new instance that fits counts as proven.
+    """The case that the simulation leaves out, because no client can decide it.
 
-    The simulation leaves this out. A client that took nothing here would leave its own instance running
-    whenever an answer is lost.
+    The service has no tags, so a single new instance that matches counts as the client's own. A client that
+    did not adopt it would leave its own instance running whenever a response is lost.
     """
     foreign: list[str] = []
 
     async with world() as (emu, client):
-        # The look at what exists is five seconds old when it arrives.
+        # The baseline is five seconds old when it arrives.
         emu.add_fault(Fault("delay", route="list", when="after", seconds=5.0))
         emu.add_fault(Fault("drop", route="start", when="before"))
 
-        async def neighbour() -> None:
+        async def start_foreign() -> None:
             await anyio.sleep(2.0)
             foreign.append(emu.start_instance(MODEL, HARDWARE))
 
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(neighbour)
+            tasks.start_soon(start_foreign)
             async with client.instance(MODEL, HARDWARE) as inst:
                 assert [inst.instance_id] == foreign
         assert [entry.status for entry in emu.ledger] == ["deleted"]
 
 
-# --- the simulation notices a client that ... ---------------------------------------------------------------
+# --- the simulation detects a client that ... ---------------------------------------------------------------
 
 
-async def never_looks(self: Starter, start: StartAttempt, *, eager: bool) -> Instance | None:
+async def never_resolves(self: Starter, start: StartAttempt, *, eager: bool) -> Instance | None:
     """Instead of `Starter.resolve`."""
     start.interrupted()
     start.state = StartState.NOT_STARTED
@@ -125,34 +126,34 @@ async def never_looks(self: Starter, start: StartAttempt, *, eager: bool) -> Ins
     return None
 
 
-def takes_any(mine: Any, starts: Any, instances: Any) -> Instance | None:
+def match_any(start: Any, starts: Any, instances: Any) -> Instance | None:
     """Instead of `match_start`."""
-    return next((each for each in reversed(instances) if mine.fits(each)), None)
+    return next((each for each in reversed(instances) if start.fits(each)), None)
 
 
-async def believes(self: Teardown) -> None:
+async def does_nothing(self: Teardown) -> None:
     """Instead of `Teardown.run`."""
 
 
-async def can_be_cancelled(work: Callable[[], Any], *, resume: bool) -> TaskResult[Any]:
+async def run_cancellable(work: Callable[[], Any], *, resume: bool) -> TaskResult[Any]:
     """Instead of `run_uncancellable`, for a release."""
     return TaskResult(value=await work())
 
 
 SABOTAGE = {
-    "does not look for what a lost answer hid": (Starter, "resolve", never_looks),
-    "takes any instance that fits": (_starter, "match_start", takes_any),
-    "believes without a stop that an instance is gone": (Teardown, "run", believes),
-    "lets its release be cancelled": (_lease, "run_uncancellable", can_be_cancelled),
+    "does not look for the instance of an unanswered start": (Starter, "resolve", never_resolves),
+    "adopts any matching instance": (_starter, "match_start", match_any),
+    "does not release its instance": (Teardown, "run", does_nothing),
+    "lets a cancellation interrupt its release": (_lease, "run_uncancellable", run_cancellable),
 }
 
 
 @pytest.mark.proofs
 @grid(strength=1, client=SABOTAGE, backend=BACKENDS)
-def test_the_simulation_notices_a_client_that(
+def test_the_simulation_detects_a_client_that(
     client: str, backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner, name, instead = SABOTAGE[client]
     monkeypatch.setattr(owner, name, instead)
     with pytest.raises(pytest.fail.Exception):
-        run_many(backend, 0, of=300, phases=(Phase.generate,))
+        run_programs(backend, 0, count=300, phases=(Phase.generate,))

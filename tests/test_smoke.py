@@ -39,11 +39,13 @@ def program(source: str, *arguments: str, emulator: Emulator, folder: Path) -> P
 
 
 @pytest.mark.parametrize(("number", "backend"), [(signal.SIGKILL, "asyncio"), (signal.SIGINT, "trio")])
-async def test_kill_and_ctrl_c_leave_nothing(tmp_path: Path, number: signal.Signals, backend: str) -> None:
+async def test_kill_and_ctrl_c_leave_no_instance(
+    tmp_path: Path, number: signal.Signals, backend: str
+) -> None:
     async with serve_emulator(step_seconds=0.01) as emulator:
         foreign = emulator.start_instance(MODEL, HARDWARE)
         with program(LEASE, backend, emulator=emulator, folder=tmp_path) as lease:
-            await until(lambda: lease.has_said("body") or lease.has_ended)
+            await until(lambda: lease.has_printed("body") or lease.has_ended)
             assert len(emulator.existing) == 2, lease.output
             lease.send(number)
             await until(lambda: lease.has_ended and not lease.has_left_a_reaper)
@@ -100,7 +102,7 @@ async def test_the_openai_client_chats_with_a_leased_instance() -> None:
         assert emulator.existing == ()
 
 
-async def test_a_lease_on_the_aiohttp_transport() -> None:
+async def test_a_lease_works_on_the_aiohttp_transport() -> None:
     pytest.importorskip("httpx_aiohttp")
     async with serve_emulator(step_seconds=0.01) as emulator:
         async with client_of(emulator, transport="aiohttp") as client, client.instance(MODEL) as inst:

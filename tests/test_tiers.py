@@ -8,7 +8,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import pytest
-from _tiers import MOST_SECONDS, complaint
+from _tiers import MOST_SECONDS, violation
 
 SLOW = MOST_SECONDS + 0.1
 
@@ -29,10 +29,10 @@ SLOW = MOST_SECONDS + 0.1
         (["nightly"], [], SLOW, SLOW, None),
     ],
 )
-def test_complaints(
+def test_a_violation_names_its_reason(
     marks: Collection[str], events: Collection[str], busy: float, waited: float, expected: str | None
 ) -> None:
-    found = complaint(marks, events, busy, waited)
+    found = violation(marks, events, busy, waited)
     assert found == expected if expected is None else (found or "").startswith(expected)
 
 

@@ -1,4 +1,4 @@
-"""Every step of docs/tutorial.md, as its reader takes it, and what it shows."""
+"""Run the steps of docs/tutorial.md, and compare their output with the page."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ pytestmark = pytest.mark.sockets
 
 TUTORIAL = Path(__file__).parent.parent / "docs" / "tutorial.md"
 SECTIONS = sections(TUTORIAL)
-# What cannot be taken as it is: what installs, what runs on in another terminal, and what needs an account.
-OTHERS = {"# Tutorial", "The emulator", "With an account", "Next steps"}
+# Sections that cannot run as they are: they install, keep running in a terminal, or need an account.
+EXCLUDED = {"# Tutorial", "The emulator", "With an account", "Next steps"}
 
 
-@pytest.mark.parametrize("title", sorted(SECTIONS.keys() - OTHERS))
-def test_each_section_shows_what_it_says(title: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("title", sorted(SECTIONS.keys() - EXCLUDED))
+def test_each_section_prints_what_the_page_shows(title: str, tmp_path: Path) -> None:
     pytest.importorskip("openai")
-    # The page uses six seconds. Two show the same output.
+    # The page uses six seconds. Two give the same output.
     steps = [evolve(step, text=re.sub("(?<=max_lifetime=)6", "2", step.text)) for step in SECTIONS[title]]
-    # At the pace of the page where it is looked at; elsewhere without the wait.
+    # Only the output of "Progress" depends on how long a start takes.
     with serving(step_seconds=1.0 if title == "Progress" else 0.01) as emulator:
         env = environment(emulator, tmp_path)
 
@@ -59,7 +59,7 @@ def test_the_emulator_prints_the_lines_of_the_page(tmp_path: Path) -> None:
     assert "".join(lines).replace(port, "8808") == shown.text
 
 
-def test_doctor_finds_everything_in_its_place(tmp_path: Path) -> None:
+def test_doctor_finds_no_problem(tmp_path: Path) -> None:
     (command,) = SECTIONS["With an account"]
     with serving() as emulator:
         shown = typed(command.text, tmp_path, environment(emulator, tmp_path))

@@ -1,4 +1,4 @@
-"""The clock that all other async tests rely on."""
+"""Test the virtual clock of the async tests."""
 
 from __future__ import annotations
 
@@ -20,35 +20,34 @@ from hypothesis import strategies as st
 SECOND = 1.0
 HOUR = 3600.0
 WEEK = 7 * 24 * HOUR
-A_REAL_MOMENT = 0.02
+REAL_PAUSE = 0.02
 
 
 @pytest.fixture
-def real_seconds_at_most() -> Iterator[float]:
-    """Fails a test that waited for real. Generous: a busy machine may stall for seconds, not for an hour."""
-    limit = 20.0
+def fails_if_slow() -> Iterator[None]:
+    """Fail a test that waits on real time. A busy machine may stall for seconds, but not for an hour."""
     start = time.monotonic()
-    yield limit
-    assert time.monotonic() - start < limit
+    yield
+    assert time.monotonic() - start < 20.0
 
 
-@pytest.mark.usefixtures("real_seconds_at_most")
+@pytest.mark.usefixtures("fails_if_slow")
 async def test_an_hour_passes_in_no_time() -> None:
     start = anyio.current_time()
     await anyio.sleep(HOUR)
     assert anyio.current_time() - start == HOUR
 
 
-@pytest.mark.usefixtures("real_seconds_at_most")
-async def test_a_week_passes_too() -> None:
-    # asyncio never waits for more than a day at once.
+@pytest.mark.usefixtures("fails_if_slow")
+async def test_a_week_passes_in_no_time() -> None:
+    # asyncio waits for at most a day at a time.
     start = anyio.current_time()
     await anyio.sleep(WEEK)
     assert anyio.current_time() - start == pytest.approx(WEEK)
 
 
 async def test_every_test_starts_at_zero() -> None:
-    # Together with the tests above: the clock is not shared.
+    # The tests above have advanced their own clocks.
     assert anyio.current_time() == 0.0
 
 
@@ -84,7 +83,7 @@ async def test_fail_after_fires_at_its_deadline() -> None:
     assert anyio.current_time() - start == pytest.approx(90.0)
 
 
-async def test_a_deadline_that_is_met_leaves_no_trace() -> None:
+async def test_a_deadline_has_no_effect_after_its_block() -> None:
     start = anyio.current_time()
     with anyio.fail_after(HOUR):
         await anyio.sleep(SECOND)
@@ -92,7 +91,7 @@ async def test_a_deadline_that_is_met_leaves_no_trace() -> None:
     assert anyio.current_time() - start == pytest.approx(2.0)
 
 
-async def test_the_clock_stands_while_a_task_can_run() -> None:
+async def test_the_clock_stands_still_while_a_task_can_run() -> None:
     seen: list[float] = []
     ready = anyio.Event()
 
@@ -112,14 +111,14 @@ async def test_the_clock_stands_while_a_task_can_run() -> None:
 
 
 @given(delay=st.floats(min_value=0.0, max_value=WEEK))
-async def test_hypothesis_works_with_async_tests(delay: float) -> None:
+async def test_hypothesis_runs_async_tests(delay: float) -> None:
     start = anyio.current_time()
     await anyio.sleep(delay)
     assert anyio.current_time() - start == pytest.approx(delay, abs=1e-6)
 
 
 @pytest.mark.sockets
-async def test_real_sockets_work() -> None:
+async def test_sockets_work() -> None:
     async def echo(stream: SocketStream) -> None:
         async with stream:
             await stream.send(await stream.receive())
@@ -134,47 +133,46 @@ async def test_real_sockets_work() -> None:
         tasks.cancel_scope.cancel()
 
 
-async def test_a_thread_is_waited_for() -> None:
-    # No timer is set, so there is nowhere to jump to.
+async def test_a_loop_without_timers_waits_for_a_thread() -> None:
     assert await anyio.to_thread.run_sync(os.getpid) == os.getpid()
 
 
 @pytest.mark.sockets
-async def test_the_mark_brings_real_time() -> None:
+async def test_a_test_marked_sockets_runs_on_real_time() -> None:
     real, loop = time.monotonic(), anyio.current_time()
-    await anyio.sleep(A_REAL_MOMENT)
-    # Clocks may be read in another order than they run, hence half.
-    assert time.monotonic() - real >= A_REAL_MOMENT / 2
-    assert anyio.current_time() - loop >= A_REAL_MOMENT / 2
+    await anyio.sleep(REAL_PAUSE)
+    # Half, because the two clocks are not read at the same moment.
+    assert time.monotonic() - real >= REAL_PAUSE / 2
+    assert anyio.current_time() - loop >= REAL_PAUSE / 2
 
 
 def test_a_deadlock_is_an_error() -> None:
     def loop_factory() -> VirtualTimeLoop:
         return VirtualTimeLoop(deadlock_after=0.05)
 
-    async def wait_for_ever() -> None:
+    async def wait_forever() -> None:
         await anyio.Event().wait()
 
     with pytest.raises(RuntimeError, match="deadlock in virtual time"):
-        anyio.run(wait_for_ever, backend_options={"loop_factory": loop_factory})
+        anyio.run(wait_forever, backend_options={"loop_factory": loop_factory})
 
 
 @pytest.mark.parametrize("timeout", [None, HOUR])
-def test_a_thread_of_the_loop_is_no_deadlock_and_holds_the_clock(timeout: float | None) -> None:
+def test_a_thread_of_the_loop_is_no_deadlock_and_stops_the_clock(timeout: float | None) -> None:
     async def wait_for_a_thread() -> str:
         async with asyncio.timeout(timeout):
-            result = await asyncio.get_running_loop().run_in_executor(None, _slowly)
+            result = await asyncio.get_running_loop().run_in_executor(None, _sleep)
         assert anyio.current_time() == 0.0
         await anyio.sleep(HOUR)
         assert anyio.current_time() == HOUR
         return result
 
-    # Closing the loop waits for its threads as well; Python 3.12 warns where that times out.
+    # Closing the loop also waits for its threads. Python 3.12 warns if that times out.
     assert anyio.run(wait_for_a_thread, backend_options={"loop_factory": VirtualTimeLoop}) == "done"
 
 
-def _slowly() -> str:
-    time.sleep(A_REAL_MOMENT)
+def _sleep() -> str:
+    time.sleep(REAL_PAUSE)
     return "done"
 
 
@@ -183,7 +181,7 @@ AMBIENT = ["CORTECS_CLIENT_SECRET", "OPENAI_API_KEY", "HTTPS_PROXY", "https_prox
 
 @pytest.fixture(scope="module")
 def dirty_environment() -> Iterator[None]:
-    # The wider scope makes this run before the fixture of conftest.py, as the machine's own variables do.
+    # The module's scope sets these before the fixture in conftest.py clears the environment.
     with pytest.MonkeyPatch.context() as patch:
         for name in AMBIENT:
             patch.setenv(name, "ambient")
@@ -191,7 +189,7 @@ def dirty_environment() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("dirty_environment")
-def test_the_environment_is_clean() -> None:
+def test_the_environment_is_cleared() -> None:
     assert not set(AMBIENT) & set(os.environ)
 
 

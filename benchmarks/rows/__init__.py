@@ -1,1 +1,1 @@
-"""The rows: a module each, with a function that measures it."""
+"""The benchmarks: each module has a function `rows` that runs one and returns its results."""

@@ -1,4 +1,4 @@
-"""Batches: how many answers a second, beside what does nothing but ask."""
+"""Measure the answers per second of a batch, compared with code that only sends the requests."""
 
 from __future__ import annotations
 
@@ -14,73 +14,75 @@ _ANSWER_SECONDS = 0.05
 _REQUESTS = {"AsyncOpenAI, gather": 2_000, "batch, httpx": 3_000}
 _MANY = 6_000
 
-# The slow ones less often: they take as long as all the others.
+# The slow sides run fewer rounds, because each round takes as long as all those of the others.
 _ROUNDS = 9
 _SLOW_ROUNDS = 3
 
 _LENGTHS = (10_000, 50_000)
 
-# At least 90 % of its rate.
+# A batch reaches at least 90% of the rate of bare aiohttp.
 _TARGET = 1 / 0.9
 
 
 def rates(server: Server) -> dict[str, list[tuple[float, float]]]:
-    """Answers a second and CPU seconds an answer of each side, by round."""
-    found: dict[str, list[tuple[float, float]]] = {side: [] for side in _SIDES}
+    """Return, by round, the answers per second and the CPU seconds per answer of each side."""
+    samples: dict[str, list[tuple[float, float]]] = {side: [] for side in _SIDES}
     for number in range(_ROUNDS):
         sides = [side for side in _SIDES if number < _SLOW_ROUNDS or side not in _REQUESTS]
         first = number % len(sides)
         for side in sides[first:] + sides[:first]:
             count = _REQUESTS.get(side, _MANY)
-            cpu = child("answers", side, count, _CONCURRENCY, env=server.env)["cpu"]
-            seen, seconds = server.span()
-            assert seen == count
-            found[side].append((count / (seconds + _ANSWER_SECONDS), cpu / count))
-    return found
+            cpu = child("chat", side, count, _CONCURRENCY, env=server.env)["cpu"]
+            num_requests, seconds = server.chat_span()
+            assert num_requests == count
+            samples[side].append((count / (seconds + _ANSWER_SECONDS), cpu / count))
+    return samples
 
 
-def row() -> Row:
-    """Answers a second, on the emulator and on a server that leaves the processor to the client."""
+def rows() -> list[Row]:
+    """Measure batches on the emulator, and on a server that takes little CPU time."""
     ratios, lines = [], []
     for is_light, name in ((False, "emulator"), (True, "light server")):
         with Server(answer_seconds=_ANSWER_SECONDS, is_light=is_light) as server:
-            found = rates(server)
+            by_side = rates(server)
             assert server.existing() == 0
-        ours = found["batch"]
+        ours = by_side["batch"]
         targets = {} if is_light else {"bare aiohttp": _TARGET, "AsyncOpenAI, gather": 1.0}
         for side in _SIDES[1:]:
-            each = [theirs[0] / mine[0] for theirs, mine in zip(found[side], ours, strict=False)]
-            ratios.append(ratio(f"{side} / batch, {name}: answers a second", each, targets.get(side)))
-        for side, samples in found.items():
+            quotients = [peer[0] / batch[0] for peer, batch in zip(by_side[side], ours, strict=False)]
+            ratios.append(ratio(f"{side} / batch, {name}: answers per second", quotients, targets.get(side)))
+        for side, samples in by_side.items():
             rate, cpu = (statistics.median(each) for each in zip(*samples, strict=True))
             lines.append((f"{name}, {side}", f"{rate:,.0f}", f"{cpu * 1e6:,.0f}", str(len(samples))))
     with Server() as server:
-        memory = {count: child("answers", "batch", count, 64, env=server.env)["memory"] for count in _LENGTHS}
+        memory = {count: child("chat", "batch", count, 64, env=server.env)["memory"] for count in _LENGTHS}
     few, many = _LENGTHS
     ratios.append(
         ratio(f"batch: peak memory with {many:,} lines / with {few:,}", [memory[many] / memory[few]])
     )
-    return Row(
+    row = Row(
         name="batch",
         title="Answers of a batch",
         text=f"""
-            Chat completions against an endpoint that takes {1000 * _ANSWER_SECONDS:.0f} ms for each, any
-            number at once; {_CONCURRENCY} are. `batch` is `client.run_batch` from a file to a file, every
-            answer on the disk; `bare aiohttp` is a loop around `session.post` from memory to memory;
-            `AsyncOpenAI, gather` is a task a request and a semaphore. The rate is counted at the server,
-            from the first request to the last answer, without start and release of the instance. More than
-            {_CONCURRENCY / _ANSWER_SECONDS:,.0f} a second cannot be.
+            {_CONCURRENCY} chat completions in parallel, against an endpoint that takes
+            {1000 * _ANSWER_SECONDS:.0f} ms for each, so that at most
+            {_CONCURRENCY / _ANSWER_SECONDS:,.0f} per second are possible. `batch` is `client.run_batch`,
+            from a file to a file, with every answer on disk. `bare aiohttp` is a loop around `session.post`,
+            from memory to memory. `AsyncOpenAI, gather` is one task per request, with a semaphore. The
+            server counts the rate from the first request to the last answer, without the start and release
+            of the instance.
 
-            At these rates the emulator takes a processor for itself, which hides some of what the sides cost.
-            The light server says always the same, and leaves it to the client how fast it goes. Nothing was
-            promised for that.
+            At these rates the emulator uses its whole processor, which hides some of the cost of each side.
+            The light server always gives the same answer, so that the client limits the rate. There is no
+            target for it.
 
-            CPU an answer is that of the client's process and of its reaper, imports and lease included. The
-            batch reads its input twice, and its answers are parsed and written.
+            The CPU time per answer includes imports, the lease and the reaper. A batch reads its input twice,
+            and parses and writes its answers.
 
-            Peak memory: {memory[few] / 1000:.0f} MB with {few:,} lines, and {memory[many] / 1000:.0f} MB with
-            {many:,}.
+            Peak memory of a batch: {memory[few] / 1000:.0f} MB with {few:,} lines, and
+            {memory[many] / 1000:.0f} MB with {many:,}.
         """,
         ratios=ratios,
-        tables=[Table(("server, side", "answers a second", "CPU an answer, µs", "rounds"), lines)],
+        tables=[Table(("server, side", "answers per second", "CPU per answer, µs", "rounds"), lines)],
     )
+    return [row]

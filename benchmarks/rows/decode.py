@@ -1,11 +1,11 @@
-"""Decoding a long list."""
+"""Measure the decoding of a long list."""
 
 from __future__ import annotations
 
 import json
 import time
 
-from _measure import quotients, settle_memory, spread
+from _measure import freeze_memory, quotients, spread
 from _report import Row, Table, ratio
 from cortecs_py.schemas import Instance
 
@@ -15,8 +15,8 @@ _COUNT = 10_000
 _ROUNDS = 11
 
 
-def listed(count: int) -> bytes:
-    """The list's answer with `count` instances in it."""
+def list_response(count: int) -> bytes:
+    """Return the response body of a list of `count` instances."""
     instance = {
         "base_url": "https://abcd-123456.eu/v1",
         "instance_args": {
@@ -34,19 +34,19 @@ def listed(count: int) -> bytes:
     ).encode()
 
 
-def row() -> Row:
-    """Our types beside the vendor's pydantic models."""
-    body = listed(_COUNT)
+def rows() -> list[Row]:
+    """Measure decoding into our types, and into the vendor's pydantic models."""
+    body = list_response(_COUNT)
 
     def ours() -> int:
         return len(decode_instances(json.loads(body)))
 
-    def theirs() -> int:
+    def peer() -> int:
         return len([Instance(**each) for each in json.loads(body)["instances"]])
 
-    sides = {"ours": ours, "cortecs-py": theirs}
+    sides = {"ours": ours, "cortecs-py": peer}
     samples: dict[str, list[float]] = {name: [] for name in sides}
-    settle_memory()
+    freeze_memory()
     for number in range(_ROUNDS + 1):
         for name in sorted(sides, reverse=bool(number % 2)):
             start = time.process_time()
@@ -54,14 +54,15 @@ def row() -> Row:
             if number:
                 samples[name].append(time.process_time() - start)
     lines = [(name, f"{spread(values).median * 1000:.0f}", str(_ROUNDS)) for name, values in samples.items()]
-    return Row(
+    row = Row(
         name="decode",
         title="Decoding",
         text=f"""
-            A list of {_COUNT:,} instances, from the bytes to checked objects: ours into frozen attrs
-            classes, cortecs-py into its pydantic models (whose core is compiled). Both begin with
-            `json.loads`.
+            A list of {_COUNT:,} instances, decoded from bytes into validated objects: by our client into
+            frozen attrs classes, and by cortecs-py into pydantic models, whose core is compiled. Both start
+            with `json.loads`.
         """,
         ratios=[ratio("ours / cortecs-py", quotients(samples, "ours", "cortecs-py"), 1.0)],
         tables=[Table(("side", "CPU, ms", "rounds"), lines)],
     )
+    return [row]

@@ -1,4 +1,4 @@
-"""Leases by the thousand, from start to gone."""
+"""Measure up to a thousand leases in parallel, from start to deletion."""
 
 from __future__ import annotations
 
@@ -7,139 +7,142 @@ import statistics
 from typing import Any
 
 from _child import OURS, PEER
-from _measure import child, spread
+from _measure import child
 from _report import Ratio, Row, Table, ratio
 from _server import Server
 
 READY_AFTER = 2.0
 
-# How many at once, and how often. Each round takes more than 5 s, which is how long the peer waits.
+# Leases in parallel: rounds. Each round takes more than 5 s, the polling interval of the peer.
 _SCHEDULE = {1: 3, 10: 8, 100: 3, 200: 5, 1000: 3}
-TEARDOWN = 200
-_MOST = 1000
+TEARDOWN_COUNT = 200
+_MAX_COUNT = 1000
 _GROWTH = (10, 100, 1000)
 
-Found = dict[int, dict[str, list[dict[str, Any]]]]
+Runs = dict[int, dict[str, list[dict[str, Any]]]]
+"""The results of a fresh process per round, by the number of leases and by side."""
 
 
-def measured(server: Server) -> tuple[Found, list[dict[str, Any]]]:
-    """What a fresh process found, by number of leases and side; and what bare httpx does in each round."""
-    everything: Found = {}
+def measured(server: Server) -> tuple[Runs, list[dict[str, Any]]]:
+    """Return the runs, and the rates of bare httpx in each round."""
+    all_runs: Runs = {}
     bare: list[dict[str, Any]] = []
     for count, rounds in _SCHEDULE.items():
-        everything[count] = {side: [] for side in (*OURS, PEER)}
+        all_runs[count] = {side: [] for side in (*OURS, PEER)}
         for _ in range(rounds):
-            for side, runs in everything[count].items():
+            for side, runs in all_runs[count].items():
                 run = child("leases", side, count, env=server.env)
-                begun, up, down = run["times"]
-                run["routes"] = server.counts(begun, down)
-                run["down_routes"] = server.counts(up, down)
-                assert server.existing() == 0, f"{side} left something behind"
+                began, running, released = run["times"]
+                run["routes"] = server.counts(began, released)
+                release_routes = server.counts(running, released)
+                assert server.existing() == 0, f"{side} left instances"
                 for route in ("start", "stop", "delete"):
                     assert run["routes"][route] == count, (side, run["routes"])
                 run["requests"] = sum(run["routes"].values())
-                run["down_requests"] = sum(run["down_routes"].values())
+                run["release_requests"] = sum(release_routes.values())
                 runs.append(run)
-            if count == _MOST:
-                # In between, so that it meets the same moods of the machine.
+            if count == _MAX_COUNT:
+                # In turn with the sides, so that all meet the same conditions.
                 bare.append(child("bare", count, env=server.env))
                 assert server.existing() == 0
-    return everything, bare
+    return all_runs, bare
 
 
 def median(runs: list[dict[str, Any]], name: str) -> float:
-    """Of the rounds."""
+    """Return the median of a figure over the rounds."""
     return statistics.median(run[name] for run in runs)
 
 
-def beside_peer(sides: dict[str, list[dict[str, Any]]], side: str, name: str) -> list[float]:
-    """What a side takes beside what the peer takes, in the same round."""
+def compared_with_peer(sides: dict[str, list[dict[str, Any]]], side: str, name: str) -> list[float]:
+    """Return, by round, a figure of a side divided by that of the peer."""
     return [run[name] / peer[name] for run, peer in zip(sides[side], sides[PEER], strict=True)]
 
 
-def exponent(everything: Found, side: str, name: str) -> float:
-    """The slope of what it takes over the number of leases, both as logarithms: 1 grows in proportion."""
+def exponent(all_runs: Runs, side: str, name: str) -> float:
+    """Return the exponent with which a figure grows with the number of leases; 1 is linear."""
     points = [
-        (math.log(count), math.log(max(1e-9, median(everything[count][side], name)))) for count in _GROWTH
+        (math.log(count), math.log(max(1e-9, median(all_runs[count][side], name)))) for count in _GROWTH
     ]
     return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
 def rows() -> list[Row]:
-    """Leases from start to gone, and from what is the same run, the teardown of 200."""
+    """Measure leases from start to deletion, and in the same runs the release of 200."""
     with Server(READY_AFTER) as server:
-        everything, bare = measured(server)
-    return [lease_row(everything, bare), teardown_row(everything)]
+        all_runs, bare = measured(server)
+    return [lease_row(all_runs, bare), teardown_row(all_runs)]
 
 
-def bounds(everything: Found, bare: list[dict[str, Any]]) -> list[Ratio]:
-    """The wall of a thousand beside what provisioning and bare transport would take."""
-    found = []
+def bounds(all_runs: Runs, bare: list[dict[str, Any]]) -> list[Ratio]:
+    """Return the elapsed time of 1,000 leases, divided by provisioning plus the time of bare httpx."""
+    ratios = []
     for side in OURS:
-        for what, name, target in (("the same requests", "mix", 1.5), ("as many small GETs", "get", None)):
-            walls = [
-                run["wall"] / (READY_AFTER + run["requests"] / beside[name])
-                for run, beside in zip(everything[_MOST][side], bare, strict=True)
+        for requests, name, target in (("same requests", "mix", 1.5), ("as many small GETs", "get", None)):
+            quotients = [
+                run["elapsed"] / (READY_AFTER + run["requests"] / rates[name])
+                for run, rates in zip(all_runs[_MAX_COUNT][side], bare, strict=True)
             ]
-            label = f"{side}: wall of 1,000 / (provisioning + bare httpx for {what})"
-            found.append(ratio(label, walls, target))
-    return found
+            label = (
+                f"{side}: elapsed time, {num_leases(_MAX_COUNT)} / (provisioning + bare httpx, {requests})"
+            )
+            ratios.append(ratio(label, quotients, target))
+    return ratios
 
 
-def lease_row(everything: Found, bare: list[dict[str, Any]]) -> Row:
-    """From start to gone."""
-    ratios = bounds(everything, bare)
+def lease_row(all_runs: Runs, bare: list[dict[str, Any]]) -> Row:
+    """Return the results from start to deletion."""
+    ratios = bounds(all_runs, bare)
     for side in OURS:
-        requests = [run["requests"] / _MOST for run in everything[_MOST][side]]
-        ratios.append(ratio(f"{side}: requests a lease at 1,000", requests, 3.3))
+        requests = [run["requests"] / _MAX_COUNT for run in all_runs[_MAX_COUNT][side]]
+        ratios.append(ratio(f"{side}: requests per lease, {num_leases(_MAX_COUNT)}", requests, 3.3))
     for side in (*OURS, PEER):
         ratios.extend(
-            ratio(f"{side}: growth exponent of {what}, 10 to 1,000", [exponent(everything, side, name)])
+            ratio(f"{side}: growth exponent of {what}, 10 to 1,000 leases", [exponent(all_runs, side, name)])
             for what, name in (("CPU", "cpu"), ("requests", "requests"))
         )
-    for count, sides in everything.items():
+    for count, sides in all_runs.items():
         for side in OURS:
-            ratios.append(ratio(f"{side} / {PEER}: CPU of {count:,}", beside_peer(sides, side, "cpu")))
+            label = f"{side} / {PEER}: CPU, {num_leases(count)}"
+            ratios.append(ratio(label, compared_with_peer(sides, side, "cpu")))
     for side in OURS:
-        walls = beside_peer(everything[_MOST], side, "wall")
-        ratios.append(ratio(f"{side} / {PEER}: wall of {_MOST:,}", walls))
+        label = f"{side} / {PEER}: elapsed time, {num_leases(_MAX_COUNT)}"
+        ratios.append(ratio(label, compared_with_peer(all_runs[_MAX_COUNT], side, "elapsed")))
     lines = [
-        line(count, side, runs) for count, sides in everything.items() for side, runs in sides.items() if runs
+        line(count, side, runs) for count, sides in all_runs.items() for side, runs in sides.items() if runs
     ]
     columns = (
-        *("leases", "side", "wall, s", "less provisioning, s", "CPU, s", "CPU a lease, ms"),
-        *("requests a lease", "tokens", "peak memory, MB", "rounds"),
+        *("leases", "side", "elapsed, s", "without provisioning, s", "CPU, s", "CPU per lease, ms"),
+        *("requests per lease", "token requests", "peak memory, MB", "rounds"),
     )
     rate = {name: statistics.median(each[name] for each in bare) for name in ("get", "mix")}
     return Row(
         name="leases",
-        title="Leases, from start to gone",
+        title="Leases, from start to deletion",
         text=f"""
-            So many leases at once, each process fresh, all held until all are up; an instance runs
-            {READY_AFTER:g} s after its start. Ours as it is by default, with the reaper (whose CPU is in
-            the sum) and the journal, and gone means read to be gone. cortecs-py as it is used: one
-            client, a thread a lease, its own polling; it never looks whether what it deleted is gone. CPU
-            and memory are those of the client's process beyond what it had before the first lease, when
-            everything was imported; tokens are requests for one. Nothing was left in the account by
-            either.
+            Leases in parallel, in a fresh process per run. An instance is running {READY_AFTER:g} s after its
+            start, and the blocks end when all instances are running. Our client has its defaults: it
+            confirms that the instances are deleted, and it has a journal and a reaper, whose CPU time counts.
+            cortecs-py is used as its users call it: one client, one thread per lease, its own polling. It
+            does not confirm that instances are deleted. CPU and memory are those of the client's process,
+            without imports. No side left instances.
 
-            Bare httpx made {rate["get"]:.0f} small GETs a second at its best among few concurrencies, and
-            {rate["mix"]:.0f} requests a second, as many at a time, of the kind that leases make: starts,
-            stops and deletes of {_MOST:,} instances. The wall of {_MOST:,} leases must be at most 1.5
-            times the provisioning time and the time that bare httpx takes for the same requests. Beside
-            it, without a promise, the same with the small GETs, which the emulator answers sooner than a
-            start among many.
+            Bare httpx sent {rate["get"]:.0f} small GETs per second at its best concurrency. At the same
+            concurrency, it sent {rate["mix"]:.0f} requests per second of the kind that leases send: starts,
+            stops and deletions of {_MAX_COUNT:,} instances. The target for the elapsed time of
+            {num_leases(_MAX_COUNT)} is at most 1.5 times the sum of the provisioning time and the time of
+            bare httpx for the same requests. There is no target for the ratio with small GETs, which the
+            emulator answers faster than a start.
 
-            {dearer(everything)} A lease that is alone pays for the TLS configuration, the start of the
-            reaper, and the journal; and it looks at its instance more often, so that it knows earlier. A
-            thousand share all of that.
+            {more_expensive(all_runs)} A single lease pays alone for the TLS configuration, the start of the
+            reaper, and the journal, and polls its instance more often for a shorter lag. A thousand leases
+            share all of that.
         """,
         ratios=ratios,
         tables=[Table(columns, lines)],
         figures={
             side: {
-                name: [[count, median(sides[side], name)] for count, sides in everything.items()]
-                for name in ("wall", "cpu")
+                name: [[count, median(sides[side], name)] for count, sides in all_runs.items()]
+                for name in ("elapsed", "cpu")
             }
             for side in (*OURS, PEER)
         },
@@ -147,26 +150,35 @@ def lease_row(everything: Found, bare: list[dict[str, Any]]) -> Row:
     )
 
 
-def dearer(everything: Found) -> str:
-    """Where a peer takes less."""
-    found = [
-        f"{side} with {count:,} ({median(sides[side], 'cpu') / median(sides[PEER], 'cpu'):.1f} times)"
+def num_leases(count: int) -> str:
+    """Return a number of leases in words."""
+    return f"{count:,} lease" if count == 1 else f"{count:,} leases"
+
+
+def more_expensive(all_runs: Runs) -> str:
+    """Say where the peer takes less CPU time."""
+    quotients = {
+        (side, count): median(sides[side], "cpu") / median(sides[PEER], "cpu")
         for side in OURS
-        for count, sides in everything.items()
-        if median(sides[side], "cpu") > median(sides[PEER], "cpu")
+        for count, sides in all_runs.items()
+    }
+    cases = [
+        f"{side} with {num_leases(count)} ({quotient:.1f} times as much)"
+        for (side, count), quotient in quotients.items()
+        if quotient > 1
     ]
-    return f"Slower than a peer: beside {PEER}, more CPU is taken by {', '.join(found) or 'none'}."
+    return f"More expensive: more CPU time than {PEER} is taken by {', '.join(cases) or 'none'}."
 
 
 def line(count: int, side: str, runs: list[dict[str, Any]]) -> tuple[str, ...]:
-    """One line of the table."""
-    wall, cpu = median(runs, "wall"), median(runs, "cpu")
+    """Return a line of the table."""
+    elapsed, cpu = median(runs, "elapsed"), median(runs, "cpu")
     tokens = statistics.median(run["routes"].get("token", 0) for run in runs)
     return (
         f"{count:,}",
         side,
-        f"{wall:.2f}",
-        f"{wall - READY_AFTER:.2f}",
+        f"{elapsed:.2f}",
+        f"{elapsed - READY_AFTER:.2f}",
         f"{cpu:.3f}",
         f"{cpu / count * 1000:.2f}",
         f"{median(runs, 'requests') / count:.2f}",
@@ -176,39 +188,32 @@ def line(count: int, side: str, runs: list[dict[str, Any]]) -> tuple[str, ...]:
     )
 
 
-def teardown_row(everything: Found) -> Row:
-    """From the moment that the blocks end."""
-    sides = everything[TEARDOWN]
-    words = {"down_wall": "wall", "down_cpu": "CPU", "down_requests": "requests"}
+def teardown_row(all_runs: Runs) -> Row:
+    """Return the results of the release alone."""
+    sides = all_runs[TEARDOWN_COUNT]
+    labels = {"release_elapsed": "elapsed time", "release_cpu": "CPU", "release_requests": "requests"}
     ratios = [
-        ratio(f"{side} / {PEER}: {word}", beside_peer(sides, side, name))
+        ratio(f"{side} / {PEER}: {label}", compared_with_peer(sides, side, name))
         for side in OURS
-        for name, word in words.items()
+        for name, label in labels.items()
     ]
     lines = []
     for side, runs in sides.items():
-        wall, cpu, requests = (
-            spread([run[name] for run in runs]) for name in ("down_wall", "down_cpu", "down_requests")
-        )
-        lines.append(
-            (
-                side,
-                f"{wall.median:.3f}",
-                f"{cpu.median:.3f}",
-                f"{requests.median / TEARDOWN:.2f}",
-                str(wall.rounds),
-            )
-        )
+        elapsed, cpu, requests = (median(runs, name) for name in labels)
+        per_lease = requests / TEARDOWN_COUNT
+        lines.append((side, f"{elapsed:.3f}", f"{cpu:.3f}", f"{per_lease:.2f}", str(len(runs))))
     return Row(
         name="teardown",
-        title=f"The end of {TEARDOWN} leases at once",
+        title=f"Release of {TEARDOWN_COUNT} leases in parallel",
         text=f"""
-            From the moment that {TEARDOWN} blocks end until all instances are gone: ours stops, deletes
-            and reads that they are gone; cortecs-py, on threads, stops and deletes, and reads nothing.
+            From the end of {TEARDOWN_COUNT} blocks until all instances are deleted. Our client stops and
+            deletes the instances, and confirms that they are deleted. cortecs-py, on threads, stops and
+            deletes them.
 
-            Both take what the CPU of their requests takes, in one thread or under one lock of the
-            interpreter, so it is the transport that decides. The reading is one list for all.
+            The elapsed time of both sides is the CPU time of their requests, because one thread, or the
+            interpreter's lock, runs them all. So it depends on the transport. One list confirms all
+            deletions.
         """,
         ratios=ratios,
-        tables=[Table(("side", "wall, s", "CPU, s", "requests a lease", "rounds"), lines)],
+        tables=[Table(("side", "elapsed, s", "CPU, s", "requests per lease", "rounds"), lines)],
     )

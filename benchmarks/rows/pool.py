@@ -1,4 +1,4 @@
-"""Many requests at once."""
+"""Measure requests in parallel."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ import time
 from collections.abc import Awaitable, Callable
 
 import httpx
-from _measure import settle_memory
+from _measure import freeze_memory
 from _report import Row, Table, ratio
 from _server import Server
 
 from cortecs_async import AsyncCortecs
 
-# How many at once, and how many rounds.
+# Requests in parallel: rounds.
 _SCHEDULE = {10: 7, 50: 7, 100: 5, 200: 4}
-_LEAST_REQUESTS = 300
-# Enough of them that the end, when fewer and fewer are under way, is a small part of it.
-_REQUESTS_EACH = 3
+_MIN_REQUESTS = 300
+# Requests per worker: enough that the end, when fewer workers are busy, hardly counts.
+_REQUESTS_PER_WORKER = 3
 
 Pace = tuple[float, float]
 
 
 async def pace(work: Callable[[], Awaitable[object]], concurrency: int, requests: int) -> Pace:
-    """Requests a second, and CPU seconds a request."""
-    left = iter(range(requests))
+    """Return the requests per second, and the CPU seconds per request."""
+    numbers = iter(range(requests))
 
     async def worker() -> None:
-        for _ in left:
+        for _ in numbers:
             await work()
 
-    wall, cpu = time.perf_counter(), time.process_time()
+    began, cpu_before = time.perf_counter(), time.process_time()
     await asyncio.gather(*(worker() for _ in range(concurrency)))
-    return requests / (time.perf_counter() - wall), (time.process_time() - cpu) / requests
+    return requests / (time.perf_counter() - began), (time.process_time() - cpu_before) / requests
 
 
 async def measured(server: Server, concurrency: int, *, reverse: bool) -> dict[str, Pace]:
-    """One round: the paces of bare httpx and of ours.
+    """Return the paces of bare httpx and of our client in one round.
 
-    With new clients, because the pace of a pool depends on the order in which its connections came to be.
+    The clients are new, because the pace of a pool depends on the order in which it opened its connections.
     """
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     async with (
@@ -61,15 +61,15 @@ async def measured(server: Server, concurrency: int, *, reverse: bool) -> dict[s
         sides = {"bare httpx": with_httpx, "ours": ours}
         for work in sides.values():
             await pace(work, concurrency, 2 * concurrency)
-        settle_memory()
-        requests = max(_LEAST_REQUESTS, _REQUESTS_EACH * concurrency)
+        freeze_memory()
+        requests = max(_MIN_REQUESTS, _REQUESTS_PER_WORKER * concurrency)
         return {
             name: await pace(sides[name], concurrency, requests) for name in sorted(sides, reverse=reverse)
         }
 
 
-def row() -> Row:
-    """Requests a second over concurrency."""
+def rows() -> list[Row]:
+    """Measure several concurrencies."""
     ratios, lines = [], []
     with Server() as server:
         os.environ.update(server.env)
@@ -78,22 +78,27 @@ def row() -> Row:
                 asyncio.run(measured(server, concurrency, reverse=bool(number % 2)))
                 for number in range(rounds)
             ]
-            label = f"ours / bare httpx, {concurrency} at once: CPU a request"
+            label = f"ours / bare httpx, {concurrency} in parallel: CPU per request"
             ratios.append(ratio(label, [each["ours"][1] / each["bare httpx"][1] for each in paces]))
             for name in ("bare httpx", "ours"):
-                rate, cpu = (statistics.median(each) for each in zip(*(x[name] for x in paces), strict=True))
+                rate, cpu = (
+                    statistics.median(each) for each in zip(*(pace[name] for pace in paces), strict=True)
+                )
                 lines.append((f"{concurrency}", name, f"{rate:.0f}", f"{cpu * 1e6:.0f}", str(rounds)))
-    return Row(
+    row = Row(
         name="pool",
-        title="Many requests at once",
+        title="Requests in parallel",
         text="""
-            `client.user.balance()` beside the same request in one `httpx.AsyncClient` whose pool is not
-            bounded, so many at once without a pause.
+            `client.user.balance()` in parallel without pauses, compared with the same request in one
+            `httpx.AsyncClient` whose pool has no limits.
 
-            The more connections one pool of httpx has, the dearer is each request, because it looks
-            through all of them whenever a request begins or ends. So ours spreads its requests over small
-            pools, and bounds how many are under way.
+            A request gets more expensive with each connection in a pool of httpx, because the pool searches
+            all of its connections whenever a request starts or ends. Our client therefore spreads its
+            requests over small pools, and limits how many it sends in parallel.
         """,
         ratios=ratios,
-        tables=[Table(("at once", "side", "requests a second", "CPU a request, µs", "rounds"), lines)],
+        tables=[
+            Table(("in parallel", "side", "requests per second", "CPU per request, µs", "rounds"), lines)
+        ],
     )
+    return [row]

@@ -1,4 +1,4 @@
-"""Importing the client, and the way to its first answer."""
+"""Measure the import of the client, and the time to its first response."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from _measure import alternate_programs, quotients, spread
-from _report import Row, Table, ratio
+from _measure import alternate_programs, quotients
+from _report import Row, ratio, spread_table
 from _server import Server
 
 _ROOT = Path(__file__).parents[2]
@@ -40,21 +40,21 @@ import httpx
 
 async def main():
     async with httpx.AsyncClient() as client:
-        answer = await client.get(os.environ["CORTECS_API_BASE_URL"] + "/models/")
-        assert json.loads(answer.content)["models"]
+        response = await client.get(os.environ["CORTECS_API_BASE_URL"] + "/models/")
+        assert json.loads(response.content)["models"]
 
 asyncio.run(main())
 """
 
-_ANSWERS = {"first answer, bare httpx": _BARE, "first answer, ours": _OURS}
+_RESPONSES = {"first response, bare httpx": _BARE, "first response, ours": _OURS}
 
 
 @contextmanager
 def bare_environment() -> Iterator[tuple[str, dict[str, str], str]]:
-    """An interpreter that has the package without its extras, its environment, and what it is, in words.
+    """Yield an interpreter that has the package without extras, its environment variables, and a description.
 
-    httpx imports click, rich and pygments, for its command line, where they are installed: beside them it
-    would look dear, and we cheap.
+    httpx imports click, rich and pygments for its command line if they are installed. That would make httpx
+    look more expensive than it is.
     """
     env = dict(os.environ)
     with tempfile.TemporaryDirectory() as folder:
@@ -62,51 +62,42 @@ def bare_environment() -> Iterator[tuple[str, dict[str, str], str]]:
         try:
             subprocess.run([sys.executable, "-m", "venv", folder], check=True, capture_output=True)
             install = [str(python), "-m", "pip", "install", "--quiet", str(_ROOT)]
-            # The tree must not stand in for what is installed.
+            # Do not import the working tree instead of the installed package.
             env.pop("PYTHONPATH", None)
             subprocess.run(install, check=True, capture_output=True, env=env)
         except (OSError, subprocess.CalledProcessError):
-            words = "in the environment of the benchmarks, since no other could be made: with what it has "
-            words += "installed, `import httpx` looks dearer than it is"
-            yield sys.executable, dict(os.environ), words
+            description = "the environment of the benchmarks, because a new one could not be created: its "
+            description += "packages make `import httpx` look more expensive than it is"
+            yield sys.executable, dict(os.environ), description
         else:
-            yield str(python), env, "in a new environment with the package, without extras, and nothing else"
+            yield str(python), env, "a new environment that has only the package without extras"
 
 
-def row() -> Row:
-    """Fresh interpreters."""
-    with bare_environment() as (python, env, words), Server() as server:
+def rows() -> list[Row]:
+    """Measure fresh interpreters."""
+    with bare_environment() as (python, env, description), Server() as server:
         samples = alternate_programs(
-            _IMPORTS | _ANSWERS, python=python, env={**env, **server.env}, rounds=_ROUNDS
+            _IMPORTS | _RESPONSES, python=python, env={**env, **server.env}, rounds=_ROUNDS
         )
         assert server.counts() == {"models": 2 * (_ROUNDS + 1)}
-    of_import = quotients(samples, "import AsyncCortecs", "import httpx")
-    of_answer = quotients(samples, "first answer, ours", "first answer, bare httpx")
-    lines = []
-    for name, values in samples.items():
-        found = spread(values)
-        lines.append(
-            (
-                name,
-                f"{found.median * 1000:.0f}",
-                f"{found.low * 1000:.0f} to {found.high * 1000:.0f}",
-                str(found.rounds),
-            )
-        )
-    return Row(
+    imports = quotients(samples, "import AsyncCortecs", "import httpx")
+    responses = quotients(samples, "first response, ours", "first response, bare httpx")
+    row = Row(
         name="import",
-        title="Import and start-up",
+        title="Import and startup",
         text=f"""
-            CPU of fresh interpreters, {words}. The first answer is the honest total: import, a client,
-            `client.models.list()`, the end of it, beside the same in bare httpx.
+            The CPU time of fresh interpreters, in {description}. The first response is the total: import,
+            create a client, call `client.models.list()` and close the client, compared with the same in bare
+            httpx.
 
-            The import alone is cheap because it leaves httpx for the first client; so what counts is the
-            second figure. Slower than a peer, there: on top of httpx ours imports attrs and its own modules
-            and builds its decoders.
+            The import alone is cheap because httpx is imported with the first client, so the second ratio is
+            the one that counts. More expensive there: our client imports attrs and its own modules in
+            addition to httpx, and builds its decoders.
         """,
         ratios=[
-            ratio("import AsyncCortecs / import httpx", of_import, 1.3),
-            ratio("first answer, ours / bare httpx", of_answer),
+            ratio("import AsyncCortecs / import httpx", imports, 1.3),
+            ratio("first response, ours / bare httpx", responses),
         ],
-        tables=[Table(("program", "CPU, ms", "quartiles", "rounds"), lines)],
+        tables=[spread_table("program", "CPU, ms", samples, 1000)],
     )
+    return [row]

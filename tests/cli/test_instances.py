@@ -340,7 +340,7 @@ class TestStopping:
                 anyio.run(until, lambda: any(each.route in {"list", "get"} for each in served.requests))
                 running.send(signal.SIGINT)
                 assert running.process.wait(timeout=30) == 130
-                assert running.has_said(f"{instance_id} was asked to stop and is stopping.")
+                assert running.has_printed(f"{instance_id} was asked to stop and is stopping.")
 
     def test_stop_waits_for_an_instance_that_is_already_stopping(
         self, call: Call, monkeypatch: pytest.MonkeyPatch

@@ -304,12 +304,12 @@ def test_reuse_leaves_the_instance_as_it_was(emu: Emulator, call: Call) -> None:
 class TestSignals:
     def test_each_signal_is_forwarded_once(self, emu: Emulator, tmp_path: Path) -> None:
         with program(emu, tmp_path, MODEL, "--", *LISTEN) as running:
-            wait_for(lambda: running.has_said("ready"))
-            assert running.has_said("group True")
-            assert running.has_said("hangup heard")
+            wait_for(lambda: running.has_printed("ready"))
+            assert running.has_printed("group True")
+            assert running.has_printed("hangup heard")
             for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
                 running.send(number)
-                wait_for(functools.partial(running.has_said, f"got {number}"))
+                wait_for(functools.partial(running.has_printed, f"got {number}"))
             assert running.process.wait(timeout=30) == 5
             assert running.numbers("got") == [signal.SIGINT, signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM]
         assert emu.existing == ()
@@ -317,8 +317,8 @@ class TestSignals:
     def test_ignored_sighup_stays_ignored(self, emu: Emulator, tmp_path: Path) -> None:
         before = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         with program(emu, tmp_path, MODEL, "--", *LISTEN, before=before) as running:
-            wait_for(lambda: running.has_said("ready"))
-            assert running.has_said("hangup ignored")
+            wait_for(lambda: running.has_printed("ready"))
+            assert running.has_printed("hangup ignored")
             running.send(signal.SIGHUP)
             running.send(signal.SIGTERM)
             assert running.process.wait(timeout=30) == 5

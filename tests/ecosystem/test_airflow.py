@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import attrs
 import httpx
 import pytest
-from _jobs import BIN, Run, Stage, stage, until
+from _jobs import BIN, Run, Workspace, open_workspace, until
 
 pytestmark = pytest.mark.sockets
 
@@ -41,25 +41,25 @@ class Airflow:
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with stage("airflow", tmp_path_factory.mktemp("airflow")) as scene:
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    with open_workspace("airflow", tmp_path_factory.mktemp("airflow")) as workspace:
         # The program on the page, with a shorter time.
-        one = (scene.folder / "one_task.py").read_text()
+        one = (workspace.folder / "one_task.py").read_text()
         assert one.count("hours=1") == 1
         hasty = one.replace("hours=1", "seconds=15").replace("one_task", "hasty_task")
-        (scene.folder / "hasty_task.py").write_text(hasty)
-        yield scene
+        (workspace.folder / "hasty_task.py").write_text(hasty)
+        yield workspace
 
 
 @pytest.fixture(scope="module")
-def airflow(scene: Stage) -> Iterator[Airflow]:
+def airflow(workspace: Workspace) -> Iterator[Airflow]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"http://127.0.0.1:{free.getsockname()[1]}"
     settings = {
-        "HOME": str(scene.folder / "airflow"),
+        "HOME": str(workspace.folder / "airflow"),
         "CORE__LOAD_EXAMPLES": "False",
-        "CORE__DAGS_FOLDER": str(scene.folder),
+        "CORE__DAGS_FOLDER": str(workspace.folder),
         "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
         "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
         "CORE__EXECUTION_API_SERVER_URL": f"{address}/execution/",
@@ -68,9 +68,9 @@ def airflow(scene: Stage) -> Iterator[Airflow]:
         "API__WORKERS": "1",
     }
     prefixed = {"AIRFLOW_HOME" if name == "HOME" else f"AIRFLOW__{name}": settings[name] for name in settings}
-    scene.env |= prefixed
+    workspace.env |= prefixed
     with (
-        scene.run(BIN / "airflow", "standalone") as run,
+        workspace.run(BIN / "airflow", "standalone") as run,
         httpx.Client(base_url=f"{address}/api/v2", timeout=120, trust_env=False) as api,
     ):
 
@@ -87,56 +87,56 @@ def airflow(scene: Stage) -> Iterator[Airflow]:
 
 
 @pytest.fixture
-def case(scene: Stage, airflow: Airflow) -> Stage:
-    scene.begin()
-    return scene
+def case(workspace: Workspace, airflow: Airflow) -> Workspace:
+    workspace.reset()
+    return workspace
 
 
-def test_success(case: Stage, airflow: Airflow) -> None:
+def test_success(case: Workspace, airflow: Airflow) -> None:
     assert airflow.end_of(airflow.start("one_task")) == {"ask": "success"}
-    case.assert_nothing_is_left(by="block")
+    case.assert_released(by="block")
 
 
-def test_failure(case: Stage, airflow: Airflow) -> None:
-    case.refused_answers()
+def test_failure(case: Workspace, airflow: Airflow) -> None:
+    case.refuse_next_answer()
     assert airflow.end_of(airflow.start("one_task")) == {"ask": "failed"}
-    case.assert_nothing_is_left(by="block")
+    case.assert_released(by="block")
 
 
-def test_marked_as_failed(case: Stage, airflow: Airflow) -> None:
-    case.slow_answers()
+def test_marked_as_failed(case: Workspace, airflow: Airflow) -> None:
+    case.delay_next_answer()
     run = airflow.start("one_task")
-    case.wait_for_the_block()
+    case.wait_for_block()
     airflow.mark_failed(run, "ask")
     assert airflow.end_of(run) == {"ask": "failed"}
-    case.assert_nothing_is_left(by="block")
+    case.assert_released(by="block")
 
 
-def test_many_tasks(case: Stage, airflow: Airflow) -> None:
+def test_many_tasks(case: Workspace, airflow: Airflow) -> None:
     states = airflow.end_of(airflow.start("many_tasks"))
     assert states == {"acquire_instance": "success", "ask": "success", "release_instance": "success"}
     assert case.count("chat") == 2
-    case.assert_nothing_is_left(by="release")
+    case.assert_released(by="release")
 
 
-def test_one_of_many_tasks_fails(case: Stage, airflow: Airflow) -> None:
-    case.refused_answers()
+def test_one_of_many_tasks_fails(case: Workspace, airflow: Airflow) -> None:
+    case.refuse_next_answer()
     states = airflow.end_of(airflow.start("many_tasks"))
     assert (states["acquire_instance"], states["release_instance"]) == ("success", "success")
-    case.assert_nothing_is_left(by="release")
+    case.assert_released(by="release")
 
 
-def test_timeout(case: Stage, airflow: Airflow) -> None:
-    case.slow_answers()
+def test_timeout(case: Workspace, airflow: Airflow) -> None:
+    case.delay_next_answer()
     assert airflow.end_of(airflow.start("hasty_task")) == {"ask": "failed"}
     assert case.count("chat") == 1
-    case.assert_nothing_is_left(by="block")
+    case.assert_released(by="block")
 
 
-def test_killed(case: Stage, airflow: Airflow) -> None:
-    case.slow_answers()
+def test_killed(case: Workspace, airflow: Airflow) -> None:
+    case.delay_next_answer()
     run = airflow.start("one_task")
-    case.wait_for_the_block()
-    os.kill(airflow.run.holder(), signal.SIGKILL)
+    case.wait_for_block()
+    os.kill(airflow.run.lease_owner(), signal.SIGKILL)
     assert airflow.end_of(run) == {"ask": "failed"}
-    case.assert_nothing_is_left(by="reaper")
+    case.assert_released(by="reaper")

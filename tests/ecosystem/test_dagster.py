@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 import httpx
 import pytest
-from _jobs import BIN, Run, Stage, stage, until
+from _jobs import BIN, Run, Workspace, open_workspace, until
 
 pytestmark = pytest.mark.sockets
 
@@ -63,23 +63,23 @@ class Dagster:
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with stage("dagster", tmp_path_factory.mktemp("dagster")) as scene:
-        yield scene
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    with open_workspace("dagster", tmp_path_factory.mktemp("dagster")) as workspace:
+        yield workspace
 
 
 @pytest.fixture(scope="module")
-def dagster(scene: Stage) -> Iterator[Dagster]:
+def dagster(workspace: Workspace) -> Iterator[Dagster]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    home = scene.folder / "dagster"
+    home = workspace.folder / "dagster"
     home.mkdir()
     (home / "dagster.yaml").write_text(SETTINGS)
-    scene.env["DAGSTER_HOME"] = str(home)
+    workspace.env["DAGSTER_HOME"] = str(home)
     files = ("-f", "one_op.py", "-f", "many_ops.py")
     with (
-        scene.run(BIN / "dagster-webserver", *files, "-h", "127.0.0.1", "-p", str(port)) as run,
+        workspace.run(BIN / "dagster-webserver", *files, "-h", "127.0.0.1", "-p", str(port)) as run,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120, trust_env=False) as http,
     ):
 
@@ -94,9 +94,9 @@ def dagster(scene: Stage) -> Iterator[Dagster]:
 
 
 @pytest.fixture
-def case(scene: Stage, dagster: Dagster) -> Stage:
-    scene.begin()
-    return scene
+def case(workspace: Workspace, dagster: Dagster) -> Workspace:
+    workspace.reset()
+    return workspace
 
 
 @pytest.fixture(params=["one_op", "many_ops"])
@@ -104,30 +104,30 @@ def job(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-def test_success(case: Stage, dagster: Dagster, job: str) -> None:
+def test_success(case: Workspace, dagster: Dagster, job: str) -> None:
     assert dagster.end_of(dagster.start(job)) == "SUCCESS"
-    case.assert_nothing_is_left(by="block")
+    case.assert_released(by="block")
 
 
-def test_failure(case: Stage, dagster: Dagster, job: str) -> None:
-    case.refused_answers()
+def test_failure(case: Workspace, dagster: Dagster, job: str) -> None:
+    case.refuse_next_answer()
     assert dagster.end_of(dagster.start(job)) == "FAILURE"
-    case.assert_nothing_is_left(by="block")
+    case.assert_released(by="block")
 
 
-def test_terminated(case: Stage, dagster: Dagster, job: str) -> None:
-    case.slow_answers()
+def test_terminated(case: Workspace, dagster: Dagster, job: str) -> None:
+    case.delay_next_answer()
     run = dagster.start(job)
-    case.wait_for_the_block()
+    case.wait_for_block()
     dagster.terminate(run)
     assert dagster.end_of(run) == "CANCELED"
-    case.assert_nothing_is_left(by="block")
+    case.assert_released(by="block")
 
 
-def test_killed(case: Stage, dagster: Dagster, job: str) -> None:
-    case.slow_answers()
+def test_killed(case: Workspace, dagster: Dagster, job: str) -> None:
+    case.delay_next_answer()
     run = dagster.start(job)
-    case.wait_for_the_block()
-    os.kill(dagster.run.holder(), signal.SIGKILL)
+    case.wait_for_block()
+    os.kill(dagster.run.lease_owner(), signal.SIGKILL)
     assert dagster.end_of(run) == "FAILURE"
-    case.assert_nothing_is_left(by="reaper")
+    case.assert_released(by="reaper")

@@ -12,7 +12,7 @@ from typing import Any
 import attrs
 import httpx
 import pytest
-from _jobs import BIN, Run, Stage, stage, until
+from _jobs import BIN, Run, Workspace, open_workspace, until
 
 pytestmark = pytest.mark.sockets
 
@@ -50,25 +50,25 @@ class Deployment:
 
 
 @pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with stage("prefect", tmp_path_factory.mktemp("prefect")) as scene:
-        scene.env |= {
-            "PREFECT_HOME": str(scene.folder / "prefect"),
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workspace]:
+    with open_workspace("prefect", tmp_path_factory.mktemp("prefect")) as workspace:
+        workspace.env |= {
+            "PREFECT_HOME": str(workspace.folder / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "DO_NOT_TRACK": "1",
             "PREFECT_RUNNER_POLL_FREQUENCY": "1",
         }
-        yield scene
+        yield workspace
 
 
 @pytest.fixture(scope="module")
-def server(scene: Stage) -> Iterator[httpx.Client]:
+def server(workspace: Workspace) -> Iterator[httpx.Client]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    scene.env["PREFECT_API_URL"] = url = f"http://127.0.0.1:{port}/api"
+    workspace.env["PREFECT_API_URL"] = url = f"http://127.0.0.1:{port}/api"
     with (
-        scene.run(BIN / "prefect", "server", "start", "--no-ui", f"--port={port}"),
+        workspace.run(BIN / "prefect", "server", "start", "--no-ui", f"--port={port}"),
         httpx.Client(base_url=url, timeout=120, trust_env=False) as server,
     ):
 
@@ -83,63 +83,63 @@ def server(scene: Stage) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="module")
-def deployment(scene: Stage, server: httpx.Client) -> Iterator[Deployment]:
-    with scene.run(sys.executable, "flows.py") as runner:
+def deployment(workspace: Workspace, server: httpx.Client) -> Iterator[Deployment]:
+    with workspace.run(sys.executable, "flows.py") as runner:
         until(lambda: server.get("/deployments/name/answers/answers").is_success, 60)
         found = server.get("/deployments/name/answers/answers").json()["id"]
         yield Deployment(server, runner, found)
 
 
 @pytest.fixture
-def case(scene: Stage) -> Stage:
-    scene.begin()
-    return scene
+def case(workspace: Workspace) -> Workspace:
+    workspace.reset()
+    return workspace
 
 
-def test_success(case: Stage, deployment: Deployment) -> None:
+def test_success(case: Workspace, deployment: Deployment) -> None:
     assert deployment.end_of(deployment.start())["type"] == "COMPLETED"
-    case.assert_nothing_is_left(by="block")
+    case.assert_released(by="block")
 
 
-def test_failure(case: Stage, deployment: Deployment) -> None:
-    case.refused_answers()
+def test_failure(case: Workspace, deployment: Deployment) -> None:
+    case.refuse_next_answer()
     ended = deployment.end_of(deployment.start())
     assert ended["type"] == "FAILED"
     assert "BadRequestError" in ended["message"]
-    case.assert_nothing_is_left(by="block")
+    case.assert_released(by="block")
 
 
-def test_cancelled(case: Stage, deployment: Deployment) -> None:
-    case.slow_answers()
+def test_cancelled(case: Workspace, deployment: Deployment) -> None:
+    case.delay_next_answer()
     run = deployment.start()
-    case.wait_for_the_block()
+    case.wait_for_block()
     deployment.cancel(run)
     assert deployment.end_of(run)["type"] == "CANCELLED"
-    case.assert_nothing_is_left(by="block")
+    case.assert_released(by="block")
 
 
-def test_killed(case: Stage, deployment: Deployment) -> None:
-    case.slow_answers()
+def test_killed(case: Workspace, deployment: Deployment) -> None:
+    case.delay_next_answer()
     run = deployment.start()
-    case.wait_for_the_block()
-    os.kill(deployment.runner.holder(), signal.SIGKILL)
+    case.wait_for_block()
+    os.kill(deployment.runner.lease_owner(), signal.SIGKILL)
     assert deployment.end_of(run)["type"] == "CRASHED"
-    case.assert_nothing_is_left(by="reaper")
+    case.assert_released(by="reaper")
 
 
-def test_the_runner_is_shut_down(case: Stage, deployment: Deployment) -> None:
-    case.slow_answers()
+def test_the_runner_is_shut_down(case: Workspace, deployment: Deployment) -> None:
+    case.delay_next_answer()
     run = deployment.start()
-    case.wait_for_the_block()
+    case.wait_for_block()
     deployment.runner.send(signal.SIGTERM)
     assert deployment.end_of(run)["type"] == "CANCELLED"
-    case.assert_nothing_is_left(by="block")
+    case.assert_released(by="block")
 
 
-def test_timeout(case: Stage, server: httpx.Client) -> None:
-    case.slow_answers()
+def test_timeout(case: Workspace, server: httpx.Client) -> None:
+    case.delay_next_answer()
     short = "import asyncio, flows; asyncio.run(flows.answers.with_options(timeout_seconds=8)(['Why?']))"
     with case.run(sys.executable, "-c", short) as program:
         assert program.wait() == 1
         assert "FlowRunTimeoutError: Scope timed out after 8.0 second(s)." in program.output
-    case.assert_nothing_is_left(by="block")
+    case.assert_released(by="block")

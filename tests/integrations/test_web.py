@@ -371,7 +371,7 @@ async def test_forked_children_of_killed_processes_do_not_keep_the_instance(
                 stack.enter_context(Program(WORKER, MODEL, HARDWARE, env=env, log=tmp_path / f"{number}"))
                 for number in range(2)
             ]
-            await until(lambda: all(each.has_said("runs") for each in programs), 60)
+            await until(lambda: all(each.has_printed("runs") for each in programs), 60)
             assert len(emu.ledger) == 1
             children = [number for each in programs for number in each.numbers("child")]
             try:

@@ -219,7 +219,7 @@ class Scene:
         await until(lambda: self.held or self.program.has_ended)
 
     async def until_body(self) -> None:
-        await until(lambda: self.program.has_said("body") or self.program.has_ended)
+        await until(lambda: self.program.has_printed("body") or self.program.has_ended)
 
     async def until_over(self) -> str:
         """Wait until the program and its reaper have ended, and return what is wrong then."""
@@ -539,7 +539,7 @@ async def closes(folder: Path, backend: str, *, lives_on: bool) -> None:
         await it.until_held()
         reaper = it.program.reaper()
         assert it.journals
-        await until(lambda: it.program.has_said("closed") if lives_on else it.program.has_ended)
+        await until(lambda: it.program.has_printed("closed") if lives_on else it.program.has_ended)
         assert not is_alive(reaper)
         assert it.program.reapers() == ()
         assert it.journals == []
