@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import http.client
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
@@ -146,7 +147,7 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
         case FailureKind.STATUS:
             status = failure.status or 0
             error_class = error_class_for(status)
-            phrase = http.client.responses.get(status, "(not a standard status)")
+            phrase = http.client.responses.get(status, "(not a standard status)") + _reason(failure.body)
             request_id = f" [request id {failure.request_id}]" if failure.request_id else ""
             hint = _EXCHANGE_HINT if path == EXCHANGE_PATH and 400 <= status < 500 else error_class.hint
             advice = f" {hint}" if hint else ""
@@ -186,6 +187,17 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
             return TransportError(
                 f"{request} got no complete answer{tries}: {failure.detail}.{warning}", **common
             )
+
+
+def _reason(body: str) -> str:
+    """Return the service's own words, which the API reference expects in `message` or `error`."""
+    try:
+        data = json.loads(body)
+    except ValueError:
+        return ""  # HTML of a proxy, or an excerpt
+    words = [data.get(name) for name in ("message", "error")] if isinstance(data, dict) else []
+    text = next((each for each in words if isinstance(each, str) and each.strip()), "")
+    return f": {' '.join(text.split()).rstrip('.')}" if text else ""
 
 
 class ShapeError(ValueError):

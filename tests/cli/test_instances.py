@@ -587,7 +587,7 @@ class TestUntrustedText:
         assert "very-secret-indeed" not in shown.output
 
     def test_vv_logs_every_request(self, served: Emulator, call: Call) -> None:
-        assert re.search(r"^GET /instances/: 200, \d\.\d\d s$", call("-vv", "ls").stderr, re.MULTILINE)
+        assert re.search(r"^GET /instances/: 200 in \d\.\d\d s$", call("-vv", "ls").stderr, re.MULTILINE)
         assert "GET" not in call("-v", "ls").stderr
 
 

@@ -95,9 +95,26 @@ class TestStatuses:
         assert error.body == '{"message": "words of the service"}'
         assert (error.method, error.path) == ("GET", "/instances/")
         assert not error.outcome_unknown
-        for part in ("GET /instances/", str(status), "r-77", type(error).hint):
+        for part in ("GET /instances/", str(status), ": words of the service [", "r-77", type(error).hint):
             assert part in str(error)
-        assert "words of the service" not in str(error)
+        assert "{" not in str(error)
+
+    @pytest.mark.parametrize(
+        ("body", "reason"),
+        [
+            ('{"error": "No free\\n capacity."}', ": No free capacity."),
+            ('{"message": "  ", "error": "Busy"}', ": Busy."),
+            ('{"message": ["Busy"]}', "."),
+            ('["Busy"]', "."),
+            ("<html>Busy</html>", "."),
+            ('{"message": "' + 400 * "x" + '"}', "."),
+        ],
+    )
+    async def test_the_message_has_the_reason_of_the_service_but_no_raw_response(
+        self, service: Service, body: str, reason: str
+    ) -> None:
+        error = await list_error(service, Answer(status=409, content=body.encode()))
+        assert str(error).startswith(f"GET /instances/ returned 409 Conflict{reason} ")
 
     @alternating(
         "status,unknown",
