@@ -154,7 +154,7 @@ class TestArchitecture:
     PACKAGE = ROOT / "cortecs_async"
 
     def test_every_file_and_folder_exists(self) -> None:
-        named = set(re.findall(r"`([\w/]+(?:/|\.(?:py|md|toml)))`", self.PAGE))
+        named = set(re.findall(r"`([\w/]+(?:/|\.(?:py|md|toml|json)))`", self.PAGE))
         assert len(named) > 20
         assert {
             name for name in named if not ((self.PACKAGE / name).exists() or (ROOT / name).exists())
