@@ -17,12 +17,12 @@ from .output import (
     error_text,
     format_time,
     has_ended,
+    one_line,
     print_facts,
     print_json,
     print_note,
     print_table,
     print_warning,
-    sanitize,
     step_text,
 )
 from .runtime import FAILED, call_api, exit_interrupted, run_async
@@ -167,7 +167,8 @@ def _confirm(verb: str, instances: list[Instance], *, yes: bool) -> tuple[str, .
         sys.exit(0)
     if not yes:
         for instance in instances:
-            print_warning(f"{instance.instance_id}  {instance.status}  {instance.instance_args.hf_name}")
+            row = f"{instance.instance_id}  {instance.status}  {instance.instance_args.hf_name}"
+            print_warning(one_line(row))
         question = f"{verb} {count(len(instances), 'instance')}"
         if not _is_terminal():
             raise click.ClickException(
@@ -199,7 +200,7 @@ def _print_results(results: Iterable[tuple[str, str | CortecsError]]) -> None:
             failed = True
             print_warning(f"{instance_id}  {error_text(result)}")
         else:
-            click.echo(sanitize(f"{instance_id}  {result}"))
+            click.echo(one_line(f"{instance_id}  {result}"))
     if failed:
         sys.exit(FAILED)
 

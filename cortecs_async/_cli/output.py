@@ -52,6 +52,11 @@ def sanitize(value: T) -> T:
     return cast("T", changed)
 
 
+def one_line(value: object) -> str:
+    """Format a value for output that has one line for each thing, such as a row of a table."""
+    return sanitize(str(value)).replace("\n", " ")
+
+
 def format_time(time: float | datetime) -> str:
     """Format a Unix timestamp in local time, or a datetime in its own time zone."""
     if time == math.inf:
@@ -198,7 +203,7 @@ def to_plain(value: object) -> Any:
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Print names and values on standard output, one pair a line. Leaves out None and empty texts."""
-    shown = [(name, sanitize(str(value))) for name, value in facts if value not in {None, ""}]
+    shown = [(name, one_line(value)) for name, value in facts if value not in {None, ""}]
     width = max(len(name) for name, _ in shown)
     for name, value in shown:
         click.echo(f"{click.style(f'{name:{width}}', bold=True)}  {value}")
@@ -224,7 +229,7 @@ def make_table(
         optional: Columns to leave out, in this order, until the others fit.
     """
     # As Text, so that markup from the service, such as [red], has no effect.
-    texts = [[Text("-" if cell is None else sanitize(str(cell))) for cell in row] for row in rows]
+    texts = [[Text("-" if cell is None else one_line(cell)) for cell in row] for row in rows]
     rows_by_name = [dict(zip(columns, row, strict=True)) for row in texts]
     unlimited = Console(width=_UNLIMITED)
     shown, removable = list(columns), list(optional)

@@ -18,9 +18,9 @@ from .output import (
     error_text,
     has_ended,
     make_table,
+    one_line,
     print_note,
     print_warning,
-    sanitize,
     stdout_console,
     step_text,
     to_json,
@@ -166,7 +166,7 @@ class _Lines:
             details.append(error_text(change.error).replace("\n", "  "))
         elif change.instance is not None:
             details += [step_text(change.instance), change.instance.base_url]
-        click.echo(sanitize("  ".join([*filter(None, details), f"{change.elapsed:.1f} s"])))
+        click.echo(one_line("  ".join([*filter(None, details), f"{change.elapsed:.1f} s"])))
 
 
 class _LiveTable:

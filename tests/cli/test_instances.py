@@ -591,6 +591,37 @@ class TestUntrustedText:
         assert "GET" not in call("-v", "ls").stderr
 
 
+def test_line_break_in_a_text_of_the_service_starts_no_line(
+    account: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "AsyncCortecs", runtime.AsyncCortecs)
+    evil = "a\nb"
+    listed = {
+        "instance_id": evil,
+        "base_url": evil,
+        "instance_args": {"model_id": evil, "hardware_type_id": evil},
+        "instance_status": {"status": "stopped"},
+        "worker_statuses": [
+            {"init_progress": {"current_step": 1, "num_steps": 2, "description": evil}},
+        ],
+    }
+    body = {"instances": [listed]}
+    account.add_fault(Fault("status", route="list", status=200, body=body, times=None))
+    account.add_fault(Fault("status", route="get", status=200, body={"instance": listed}, times=None))
+    account.add_fault(Fault("status", route="stop", status=200, body={"instance": listed}, times=None))
+    _, line = call("ls").stdout.splitlines()
+    assert line.split() == ["a", "b", "a", "b", "a", "b", "1", "stopped", "1/2", "a", "b", "-", "a", "b"]
+    facts = [line.split()[0] for line in call("show", "i").stdout.splitlines()]
+    assert facts == ["id", "status", "model", "hardware", "workers", "base", "step"]
+    assert call("stop", evil).stdout == "a b  stopped\n"
+    assert call("rm", "--all").stderr.splitlines()[0] == "a b  stopped  a b"
+    account.clear_faults()
+    body = {"instances": [{**listed, "instance_id": "i"}]}
+    account.add_fault(Fault("status", route="list", status=200, body=body, times=None))
+    (change,) = call("watch").stdout.splitlines()
+    assert re.fullmatch(r"i  stopped  1/2 a b  a b  \d\.\d s", change)
+
+
 def test_sanitize_covers_all_fields() -> None:
     instance = Instance(
         instance_id="a\x1b",

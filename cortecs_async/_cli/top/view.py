@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ... import Instance
 from ...types import Balance, HardwareType, Owner
-from ..output import format_money, format_time, has_ended, sanitize, step_text
+from ..output import format_money, format_time, has_ended, one_line, sanitize, step_text
 
 ELSEWHERE = "elsewhere"
 
@@ -194,8 +194,7 @@ def details(instance: Instance | None, snapshot: Snapshot, now: float) -> Text:
         [instance.base_url or "no endpoint"],
         [owner_text(instance, snapshot)],
     ]
-    joined = ("   ".join(str(fact) for fact in facts if fact).replace("\n", " ") for facts in lines)
-    text = Text(sanitize("\n".join(joined)))
+    text = Text("\n".join(one_line("   ".join(str(fact) for fact in facts if fact)) for facts in lines))
     text.highlight_regex(r"\A[^\n]*", "bold")
     return text
 
@@ -294,7 +293,7 @@ def _status_style(instance: Instance) -> str:
 
 def _cell(value: object, column: Column, style: str) -> Text:
     # As Text, so that markup from the service, such as [red], has no effect. The table cuts off a long one.
-    text = "-" if value is None else sanitize(str(value)).replace("\n", " ")
+    text = "-" if value is None else one_line(value)
     justify: JustifyMethod = "right" if column.is_number else "left"
     return Text(text, style, justify=justify, overflow="ellipsis", no_wrap=True)
 
