@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from .. import CortecsError, Instance, Progress
-from ..errors import InstanceGoneError, StartTimeoutError
+from ..errors import APIStatusError, InstanceGoneError, StartTimeoutError
 from ..integrations.rich import ProvisioningBar
 
 T = TypeVar("T")
@@ -92,9 +92,12 @@ def has_ended(instance: Instance) -> bool:
 
 
 def error_text(error: CortecsError) -> str:
-    """Format an error with its notes and a hint for the command line."""
-    hints = [hint for kind, hint in _HINTS if isinstance(error, kind)]
-    return sanitize("\n".join([str(error), *hints, *getattr(error, "__notes__", [])]))
+    """Format an error with its notes and a hint for the command line, and with -v what the service said."""
+    lines = [str(error)]
+    if isinstance(error, APIStatusError) and error.body and is_verbose():
+        lines.append(f"response: {one_line(error.body)}")
+    lines += [hint for kind, hint in _HINTS if isinstance(error, kind)]
+    return sanitize("\n".join([*lines, *getattr(error, "__notes__", [])]))
 
 
 def stdout_console() -> Console:

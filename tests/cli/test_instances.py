@@ -622,6 +622,23 @@ def test_line_break_in_a_text_of_the_service_starts_no_line(
     assert re.fullmatch(r"i  stopped  1/2 a b  a b  \d\.\d s", change)
 
 
+def test_verbose_prints_the_response_below_an_error(account: Emulator, call: Call) -> None:
+    body = f'{{"error": "no\x1b[2J tea",\n "secret": "{account.client_secret}"}}'
+    account.add_fault(Fault("status", route="balance", status=418, body=body, times=None))
+    assert "tea" not in call("balance").stderr
+    shown = call("-v", "balance")
+    assert shown.exit_code == 1
+    _, response = shown.stderr.splitlines()
+    assert response == 'response: {"error": "no[2J tea", "secret": "***"}'
+    account.clear_faults()
+    # One without a body, and the output of `stop` for each instance.
+    account.add_fault(Fault("status", route="balance", status=418, body="", times=None))
+    assert "response:" not in call("-v", "balance").stderr
+    account.add_fault(Fault("status", route="stop", status=400, body="busy", times=None))
+    shown = call("-v", "stop", account.start_instance(MODEL, HARDWARE))
+    assert shown.stderr.endswith("\nresponse: busy\n")
+
+
 def test_sanitize_covers_all_fields() -> None:
     instance = Instance(
         instance_id="a\x1b",
