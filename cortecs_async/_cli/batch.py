@@ -14,9 +14,9 @@ from ..signals import cancel_on_sigterm
 from ..types import BatchPlan, BatchProgress, BatchReport
 from .batch_display import BatchDisplay, LineDisplay, LiveDisplay, format_duration, format_number
 from .options import (
-    DURATION,
-    MONEY,
+    amount,
     context_length_option,
+    duration,
     json_option,
     max_lifetime_option,
     start_timeout_option,
@@ -46,16 +46,12 @@ _PLAN_ARGUMENTS = (
 )
 
 
-class _Concurrency(click.ParamType[int | str]):
-    name = "auto|N"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        text = str(value)
-        if text == "auto":
-            return text
-        if not text.isdecimal() or int(text) < 1:
-            self.fail(f'concurrency "{text}" is invalid (examples: auto, 1, 64)', param, ctx)
-        return int(text)
+def _parse_concurrency(value: str) -> int | str:
+    if value == "auto":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f'concurrency "{value}" is invalid (examples: auto, 1, 64)')
+    return int(value)
 
 
 @click.command()
@@ -74,18 +70,19 @@ class _Concurrency(click.ParamType[int | str]):
 @click.option("--instances", type=click.IntRange(min=1), default=1, help="Start this many instances.")
 @click.option(
     "--concurrency",
-    type=_Concurrency(),
+    type=_parse_concurrency,
+    metavar="AUTO|N",
     default="auto",
     help="Send this many requests in parallel to each instance; auto finds the best number.",
 )
 @click.option(
-    "--max-cost", type=MONEY, help="Limit the cost of all instances together, in the account's currency."
+    "--max-cost", type=amount, help="Limit the cost of all instances together, in the account's currency."
 )
 @max_lifetime_option
 @start_timeout_option
 @click.option(
     "--request-timeout",
-    type=DURATION,
+    type=duration,
     default="10m",
     help="Time out each attempt of a request after this time.",
 )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
+from functools import partial
 
 import anyio
 import click
 
 from .. import AsyncCortecs, CortecsError, Instance
 from ..errors import BadRequestError, ConflictError, InstanceGoneError, NotFoundError
-from .options import DURATION, json_option
+from .options import duration, json_option
 from .output import (
     count,
     error_text,
@@ -20,8 +21,8 @@ from .output import (
     one_line,
     print_facts,
     print_json,
+    print_list,
     print_note,
-    print_table,
     print_warning,
     step_text,
 )
@@ -47,12 +48,8 @@ _Action = Callable[[AsyncCortecs, str], Awaitable[str]]
 def ls(status: str | None, as_json: bool) -> None:
     """List all instances of the account, including those that you did not start."""
     found = [instance for instance in _list() if status is None or instance.status.lower() == status.lower()]
-    if as_json:
-        print_json(found)
-    elif found:
-        print_table(_COLUMNS, map(_row, found), optional=_OPTIONAL_COLUMNS)
-    else:
-        print_note("No instances." if status is None else f'No instances with status "{status}".')
+    empty = "No instances." if status is None else f'No instances with status "{status}".'
+    print_list(found, _COLUMNS, _row, optional=_OPTIONAL_COLUMNS, empty=empty, as_json=as_json)
 
 
 @click.command()
@@ -84,7 +81,7 @@ def show(instance_id: str, as_json: bool) -> None:
 @_ids_argument
 @click.option("--all", "every", is_flag=True, help="Stop every instance of the account.")
 @click.option("--wait/--no-wait", default=True, help="Wait until they are stopped.")
-@click.option("--timeout", type=DURATION, default="2m", help="Stop waiting after this time.")
+@click.option("--timeout", type=duration, default="2m", help="Stop waiting after this time.")
 @_yes_option
 def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: bool) -> None:
     """Stop instances and their billing.
@@ -96,11 +93,8 @@ def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: boo
     _check_choice(ids, every)
     if every:
         ids = _confirm("stop", [instance for instance in _list() if not has_ended(instance)], yes=yes)
-
-    async def stop_one(client: AsyncCortecs, instance_id: str) -> str:
-        return await _stop(client, instance_id, timeout=timeout if wait else 0.0)
-
-    _print_results(run_async(_for_each, ids, stop_one))
+    action = partial(_stop, timeout=timeout if wait else 0.0)
+    _print_results(run_async(_for_each, ids, action))
 
 
 @click.command()
@@ -125,11 +119,8 @@ def rm(ids: tuple[str, ...], every: bool, stop_first: bool, yes: bool) -> None:
         if skipped := len(listed) - len(chosen):
             print_note(f"Skipped {count(skipped, 'instance')} not yet stopped. Pass --stop to delete all.")
         ids = _confirm("delete", chosen, yes=yes)
-
-    async def remove_one(client: AsyncCortecs, instance_id: str) -> str:
-        return await _remove(client, listed.get(instance_id), instance_id, stop_first=stop_first)
-
-    _print_results(run_async(_for_each, ids, remove_one))
+    action = partial(_remove, listed=listed, stop_first=stop_first)
+    _print_results(run_async(_for_each, ids, action))
 
 
 def _row(instance: Instance) -> tuple[object, ...]:
@@ -251,8 +242,9 @@ async def _stop(client: AsyncCortecs, instance_id: str, *, timeout: float) -> st
 
 
 async def _remove(
-    client: AsyncCortecs, instance: Instance | None, instance_id: str, *, stop_first: bool
+    client: AsyncCortecs, instance_id: str, *, listed: Mapping[str, Instance], stop_first: bool
 ) -> str:
+    instance = listed.get(instance_id)
     if instance is None:
         raise CortecsError("does not exist. Run `cortecs-async ls` to list your instances.")
     if stop_first:

@@ -212,12 +212,23 @@ def print_facts(facts: Iterable[tuple[str, object]]) -> None:
         click.echo(f"{click.style(f'{name:{width}}', bold=True)}  {value}")
 
 
-def print_table(
-    columns: Sequence[str], rows: Iterable[Iterable[object]], *, optional: Sequence[str] = ()
+def print_list(
+    found: Sequence[T],
+    columns: Sequence[str],
+    row: Callable[[T], Iterable[object]],
+    *,
+    optional: Sequence[str] = (),
+    empty: str,
+    as_json: bool,
 ) -> None:
-    """Print a table on standard output. `make_table` documents the arguments."""
-    console = stdout_console()
-    console.print(make_table(console.width, columns, rows, optional=optional))
+    """Print objects on standard output, as JSON or as a table. `empty` is a note for an empty table."""
+    if as_json:
+        print_json(found)
+    elif found:
+        console = stdout_console()
+        console.print(make_table(console.width, columns, map(row, found), optional=optional))
+    else:
+        print_note(empty)
 
 
 def make_table(

@@ -25,7 +25,7 @@ from click.testing import Result
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._cli import cli, instances, runtime, watch
-from cortecs_async._cli.options import DURATION, MONEY
+from cortecs_async._cli.options import amount, duration
 from cortecs_async._cli.output import has_ended, make_table, sanitize, to_json
 from cortecs_async.emulator import Emulator, Fault
 
@@ -698,7 +698,7 @@ def test_has_ended() -> None:
     ],
 )
 def test_durations(text: str, seconds: float) -> None:
-    assert DURATION.convert(text, None, None) == seconds
+    assert duration(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -706,20 +706,20 @@ def test_durations(text: str, seconds: float) -> None:
 )
 def test_invalid_durations(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"is invalid \(examples: 90s, 15m, 2h\)"):
-        DURATION.convert(text, None, None)
+        duration(text)
 
 
 def test_duration_longer_than_ten_years() -> None:
     with pytest.raises(click.BadParameter, match="longer than ten years"):
-        DURATION.convert("99999999d", None, None)
-    assert DURATION.convert("3650d", None, None) == 3650 * 86400
+        duration("99999999d")
+    assert duration("3650d") == 3650 * 86400
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "much", ""])
 def test_invalid_amounts(text: str) -> None:
     with pytest.raises(click.BadParameter):
-        MONEY.convert(text, None, None)
-    assert MONEY.convert("2.50", None, None) == 2.5
+        amount(text)
+    assert amount("2.50") == 2.5
 
 
 @pytest.mark.sockets
