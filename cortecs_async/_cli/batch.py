@@ -7,11 +7,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 
 from .. import AsyncCortecs
 from ..signals import cancel_on_sigterm
-from ..types import BatchPlan, BatchProgress, BatchReport
+from ..types import BatchPlan, BatchReport
 from .batch_display import BatchDisplay, LineDisplay, LiveDisplay, format_duration, format_number
 from .options import (
     amount,
@@ -30,7 +31,6 @@ from .output import (
     print_note,
     sanitize,
     stderr_console,
-    to_plain,
 )
 from .runtime import run_async, termination_signals
 
@@ -123,10 +123,15 @@ def batch(*, dry_run: bool, as_json: bool, **options: Any) -> None:
     try:
         report = run_async(_batch, options, display)
     except (SystemExit, click.ClickException):
-        _print_how_to_continue(display.last)
+        last = display.last
+        if last is not None and 0 < last.done < last.total:
+            print_note(
+                f"{last.done:,} of {last.total:,} requests are answered and saved. "
+                "Run the same command again to continue."
+            )
         raise
     if as_json:
-        print_json({**to_plain(report), "cost": report.cost, "currency": report.currency})
+        print_json({**attrs.asdict(report, recurse=False), "cost": report.cost, "currency": report.currency})
     elif not is_quiet():
         print_facts(_report_facts(sanitize(report)))
     if report.failed:
@@ -154,14 +159,6 @@ async def _batch(options: dict[str, Any], display: BatchDisplay) -> BatchReport:
 async def _plan(options: dict[str, Any]) -> BatchPlan:
     async with AsyncCortecs(guard="off") as client:
         return await client.plan_batch(**{name: options[name] for name in _PLAN_ARGUMENTS})
-
-
-def _print_how_to_continue(last: BatchProgress | None) -> None:
-    if last is not None and 0 < last.done < last.total:
-        print_note(
-            f"{last.done:,} of {last.total:,} requests are answered and saved. "
-            "Run the same command again to continue."
-        )
 
 
 def _report_facts(report: BatchReport) -> list[tuple[str, str]]:

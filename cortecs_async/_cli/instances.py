@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from functools import partial
 
@@ -93,8 +93,7 @@ def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: boo
     _check_choice(ids, every)
     if every:
         ids = _confirm("stop", [instance for instance in _list() if not has_ended(instance)], yes=yes)
-    action = partial(_stop, timeout=timeout if wait else 0.0)
-    _print_results(run_async(_for_each, ids, action))
+    _apply(partial(_stop, timeout=timeout if wait else 0.0), ids)
 
 
 @click.command()
@@ -119,12 +118,10 @@ def rm(ids: tuple[str, ...], every: bool, stop_first: bool, yes: bool) -> None:
         if skipped := len(listed) - len(chosen):
             print_note(f"Skipped {count(skipped, 'instance')} not yet stopped. Pass --stop to delete all.")
         ids = _confirm("delete", chosen, yes=yes)
-    action = partial(_remove, listed=listed, stop_first=stop_first)
-    _print_results(run_async(_for_each, ids, action))
+    _apply(partial(_remove, listed=listed, stop_first=stop_first), ids)
 
 
 def _row(instance: Instance) -> tuple[object, ...]:
-    """Return the cells of an instance, in the order of `_COLUMNS`."""
     args = instance.instance_args
     return (
         instance.instance_id,
@@ -183,10 +180,10 @@ def _is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def _print_results(results: Iterable[tuple[str, str | CortecsError]]) -> None:
-    """Print a line for each instance, on standard error for failures. Exit with 1 if there are any."""
+def _apply(action: _Action, ids: tuple[str, ...]) -> None:
+    """Run an action for all instances, and print a line for each. Exit with 1 if one failed."""
     failed = False
-    for instance_id, result in results:
+    for instance_id, result in run_async(_for_each, ids, action):
         if isinstance(result, CortecsError):
             failed = True
             print_warning(f"{instance_id}  {error_text(result)}")

@@ -67,7 +67,6 @@ max_lifetime_option = click.option(
 
 
 def json_option(help_text: str = "Print JSON with all fields.") -> Callable[[F], F]:
-    """Return the option `--json`."""
     return click.option("--json", "as_json", is_flag=True, help=help_text)
 
 

@@ -135,12 +135,10 @@ class _BestEffortStream:
 
 
 def is_quiet() -> bool:
-    """Return whether --quiet was given."""
     return _has_option("quiet")
 
 
 def is_verbose() -> bool:
-    """Return whether --verbose was given."""
     return _has_option("verbose")
 
 
@@ -186,22 +184,13 @@ def print_json(value: object) -> None:
 
 def to_json(value: object, *, indent: int | None = None) -> str:
     """Return data classes and plain values as JSON in which control characters are escaped."""
-    text = json.dumps(to_plain(value), indent=indent, ensure_ascii=False)
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=_to_plain)
     return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
 
 
-def to_plain(value: object) -> Any:
-    """Convert data classes to values that `json` can write."""
-    kind: Any = type(value)
-    if attrs.has(kind):
-        return {each.name: to_plain(getattr(value, each.name)) for each in attrs.fields(kind)}
-    if isinstance(value, dict):
-        return {str(name): to_plain(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [to_plain(each) for each in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return value
+def _to_plain(value: Any) -> object:
+    # `json` calls this for what it cannot write itself, also in the result of this.
+    return value.isoformat() if isinstance(value, datetime) else attrs.asdict(value, recurse=False)
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:

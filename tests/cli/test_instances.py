@@ -52,7 +52,7 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Emulator:
         http = httpx.AsyncClient(transport=emulator.transport())
         return AsyncCortecs(http_client=http, guard="off", journal="off")
 
-    for module in (runtime, instances):
+    for module in (runtime, instances, watch):
         monkeypatch.setattr(module, "AsyncCortecs", client)
     return emulator
 
@@ -594,7 +594,6 @@ class TestUntrustedText:
 def test_line_break_in_a_text_of_the_service_starts_no_line(
     account: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watch, "AsyncCortecs", runtime.AsyncCortecs)
     evil = "a\nb"
     listed = {
         "instance_id": evil,
