@@ -96,7 +96,6 @@ def start_options(command: F) -> F:
 
 
 def limit_options(command: F) -> F:
-    """Add the limits on the time and the cost of an instance."""
     max_cost_option = click.option(
         "--max-cost", type=amount, help="Delete the instance before it costs more, in the account's currency."
     )

@@ -178,7 +178,6 @@ def start_progress() -> Generator[Callable[[Progress], None] | None]:
 
 
 def print_json(value: object) -> None:
-    """Print data classes and plain values as JSON on standard output."""
     click.echo(to_json(value, indent=2))
 
 

@@ -111,12 +111,12 @@ async def _run(command: list[str], model: str, hardware: str | None, options: di
                         exit_code = await _run_command(command, lease)
             except anyio.get_cancelled_exc_class() as cancelled:
                 print_nothing_left(cancelled)
-                _print_receipt(lease, exit_code)
                 raise
     except CortecsError as error:
         _print_error(error_text(error))
         exit_code = LEASE_FAILED
-    _print_receipt(lease, exit_code)
+    finally:
+        _print_receipt(lease, exit_code)
     return exit_code
 
 

@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import click
@@ -32,12 +34,19 @@ from cortecs_async.emulator import Emulator, Fault
 Call = Callable[..., Result]
 
 
+@contextmanager
+def connected(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Emulator]:
+    """Serve an emulator that the commands of this process connect to."""
+    with serving(**options) as emulator:
+        for name, value in emulator.env().items():
+            monkeypatch.setenv(name, value)
+        yield emulator
+
+
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """An emulator whose starts do not finish during a test."""
-    with serving(step_seconds=600) as emulator:
-        for name, value in emulator.env().items():
-            monkeypatch.setenv(name, value)
+    with connected(monkeypatch, step_seconds=600) as emulator:
         yield emulator
 
 
@@ -128,9 +137,7 @@ class TestReading:
         assert json.loads(call("balance", "--json").stdout) == {"current_balance": 1000.0, "currency": "EUR"}
 
     def test_available_hardware_only(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-        with serving(capacity={HARDWARE: 0}) as served:
-            for name, value in served.env().items():
-                monkeypatch.setenv(name, value)
+        with connected(monkeypatch, capacity={HARDWARE: 0}):
             assert HARDWARE in call("hardware").stdout
             assert HARDWARE not in call("hardware", "--available").stdout
 
@@ -306,9 +313,7 @@ class TestStart:
 class TestStopping:
     @pytest.fixture
     def slow_to_stop(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-        with serving(stop_seconds=0.3) as emulator:
-            for name, value in emulator.env().items():
-                monkeypatch.setenv(name, value)
+        with connected(monkeypatch, stop_seconds=0.3) as emulator:
             yield emulator
 
     def test_stop_waits_until_the_instance_is_stopped(self, slow_to_stop: Emulator, call: Call) -> None:
@@ -322,9 +327,7 @@ class TestStopping:
         assert call("stop", instance_id, "--no-wait").stdout == f"{instance_id}  stopping\n"
 
     def test_stop_that_times_out_fails(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-        with serving(stop_seconds=600) as served:
-            for name, value in served.env().items():
-                monkeypatch.setenv(name, value)
+        with connected(monkeypatch, stop_seconds=600) as served:
             instance_id = served.start_instance(MODEL, HARDWARE)
             shown = call("stop", instance_id, "--timeout", "0.2s")
             assert (shown.exit_code, shown.stdout) == (1, "")
@@ -345,18 +348,14 @@ class TestStopping:
     def test_stop_waits_for_an_instance_that_is_already_stopping(
         self, call: Call, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with serving(stop_seconds=0.5) as served:
-            for name, value in served.env().items():
-                monkeypatch.setenv(name, value)
+        with connected(monkeypatch, stop_seconds=0.5) as served:
             instance_id = served.start_instance(MODEL, HARDWARE)
             assert call("stop", "--no-wait", instance_id).stdout == f"{instance_id}  stopping\n"
             assert call("stop", "--no-wait", instance_id).stdout == f"{instance_id}  stopping\n"
             assert call("stop", "--all", "--yes").stdout == f"{instance_id}  stopped\n"
 
     def test_instance_deleted_meanwhile_is_gone(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-        with serving(stop_seconds=600) as served:
-            for name, value in served.env().items():
-                monkeypatch.setenv(name, value)
+        with connected(monkeypatch, stop_seconds=600) as served:
             instance_id = served.start_instance(MODEL, HARDWARE)
             served.add_fault(Fault("status", route="list", status=200, body={"instances": []}, times=None))
             served.add_fault(Fault("status", route="get", status=404, times=None))
@@ -622,13 +621,13 @@ def test_line_break_in_a_text_of_the_service_starts_no_line(
 
 
 def test_verbose_prints_the_response_below_an_error(account: Emulator, call: Call) -> None:
-    body = f'{{"error": "no\x1b[2J tea",\n "secret": "{account.client_secret}"}}'
+    body = f'{{"detail": "no\x1b[2J tea",\n "secret": "{account.client_secret}"}}'
     account.add_fault(Fault("status", route="balance", status=418, body=body, times=None))
     assert "tea" not in call("balance").stderr
     shown = call("-v", "balance")
     assert shown.exit_code == 1
     _, response = shown.stderr.splitlines()
-    assert response == 'response: {"error": "no[2J tea", "secret": "***"}'
+    assert response == 'response: {"detail": "no[2J tea", "secret": "***"}'
     account.clear_faults()
     # One without a body, and the output of `stop` for each instance.
     account.add_fault(Fault("status", route="balance", status=418, body="", times=None))

@@ -116,7 +116,6 @@ class TopApp(App[None]):
         self.push_screen(Help())
 
     def action_confirm(self, action: str) -> None:
-        """Ask for confirmation, then stop or delete the selected instance."""
         instance = self._snapshot.find(self._selected())
         if instance is None:
             return
