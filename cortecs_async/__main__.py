@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 
@@ -51,21 +52,20 @@ def _discard_unwritable_errors() -> None:
     try:
         sys.stderr.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+        _discard(2)
 
 
 def _fail(error: OSError) -> None:
     """Exit because output cannot be written, for example to a full disk."""
-    try:
+    with contextlib.suppress(OSError):  # standard error may be gone too
         sys.stderr.write(f"Error: {error}\n")
-        sys.stderr.flush()
-    except OSError:
-        pass  # standard error is gone too
-    # Python flushes the buffers again at exit, and would fail with its own message and exit code.
-    null = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        os.dup2(null, stream)
+    # Python flushes the buffer again at exit, and would fail with its own message and exit code.
+    _discard(1)
     sys.exit(1)
+
+
+def _discard(stream: int) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from ..types import HardwareType
+from ..types import HardwareType, ModelPreview
 from .options import json_option
-from .output import format_money, print_json, print_note, print_table, sanitize
+from .output import format_money, print_json, print_list, sanitize
 from .runtime import call_api
 
 
@@ -15,16 +15,7 @@ from .runtime import call_api
 def models(as_json: bool) -> None:
     """List the models that you can start. Needs no credentials."""
     found = call_api(lambda client: client.models.list())
-    if as_json:
-        print_json(found)
-    elif found:
-        rows = (
-            (each.hf_name or each.model_id, each.screen_name, ", ".join(each.hardware_configs))
-            for each in found
-        )
-        print_table(("model", "name", "hardware"), rows)
-    else:
-        print_note("No models.")
+    print_list(found, ("model", "name", "hardware"), _model_row, empty="No models.", as_json=as_json)
 
 
 @click.command()
@@ -39,12 +30,8 @@ def hardware(available: bool, as_json: bool) -> None:
     found = call_api(
         lambda client: client.hardware_types.list_available() if available else client.hardware_types.list()
     )
-    if as_json:
-        print_json(found)
-    elif found:
-        print_table(("hardware", "per minute", "details"), map(_row, found))
-    else:
-        print_note("No hardware is available now." if available else "No hardware types.")
+    empty = "No hardware is available now." if available else "No hardware types."
+    print_list(found, ("hardware", "per minute", "details"), _hardware_row, empty=empty, as_json=as_json)
 
 
 @click.command()
@@ -58,7 +45,11 @@ def balance(as_json: bool) -> None:
         click.echo(sanitize(format_money(found.current_balance, found.currency)))
 
 
-def _row(hardware_type: HardwareType) -> tuple[object, ...]:
+def _model_row(model: ModelPreview) -> tuple[object, ...]:
+    return model.hf_name or model.model_id, model.screen_name, ", ".join(model.hardware_configs)
+
+
+def _hardware_row(hardware_type: HardwareType) -> tuple[object, ...]:
     price = hardware_type.price_per_minute
     details = {**hardware_type.hardware_info, **hardware_type.price_info}
     return (

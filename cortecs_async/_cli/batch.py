@@ -7,16 +7,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import attrs
 import click
 
 from .. import AsyncCortecs
 from ..signals import cancel_on_sigterm
-from ..types import BatchPlan, BatchProgress, BatchReport
+from ..types import BatchPlan, BatchReport
 from .batch_display import BatchDisplay, LineDisplay, LiveDisplay, format_duration, format_number
 from .options import (
-    DURATION,
-    MONEY,
+    amount,
     context_length_option,
+    duration,
     json_option,
     max_lifetime_option,
     start_timeout_option,
@@ -30,7 +31,6 @@ from .output import (
     print_note,
     sanitize,
     stderr_console,
-    to_plain,
 )
 from .runtime import run_async, termination_signals
 
@@ -46,16 +46,12 @@ _PLAN_ARGUMENTS = (
 )
 
 
-class _Concurrency(click.ParamType[int | str]):
-    name = "auto|N"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int | str:
-        text = str(value)
-        if text == "auto":
-            return text
-        if not text.isdecimal() or int(text) < 1:
-            self.fail(f'concurrency "{text}" is invalid (examples: auto, 1, 64)', param, ctx)
-        return int(text)
+def _parse_concurrency(value: str) -> int | str:
+    if value == "auto":
+        return value
+    if not value.isdecimal() or int(value) < 1:
+        raise click.BadParameter(f'concurrency "{value}" is invalid (examples: auto, 1, 64)')
+    return int(value)
 
 
 @click.command()
@@ -74,18 +70,19 @@ class _Concurrency(click.ParamType[int | str]):
 @click.option("--instances", type=click.IntRange(min=1), default=1, help="Start this many instances.")
 @click.option(
     "--concurrency",
-    type=_Concurrency(),
+    type=_parse_concurrency,
+    metavar="AUTO|N",
     default="auto",
     help="Send this many requests in parallel to each instance; auto finds the best number.",
 )
 @click.option(
-    "--max-cost", type=MONEY, help="Limit the cost of all instances together, in the account's currency."
+    "--max-cost", type=amount, help="Limit the cost of all instances together, in the account's currency."
 )
 @max_lifetime_option
 @start_timeout_option
 @click.option(
     "--request-timeout",
-    type=DURATION,
+    type=duration,
     default="10m",
     help="Time out each attempt of a request after this time.",
 )
@@ -126,10 +123,15 @@ def batch(*, dry_run: bool, as_json: bool, **options: Any) -> None:
     try:
         report = run_async(_batch, options, display)
     except (SystemExit, click.ClickException):
-        _print_how_to_continue(display.last)
+        last = display.last
+        if last is not None and 0 < last.done < last.total:
+            print_note(
+                f"{last.done:,} of {last.total:,} requests are answered and saved. "
+                "Run the same command again to continue."
+            )
         raise
     if as_json:
-        print_json({**to_plain(report), "cost": report.cost, "currency": report.currency})
+        print_json({**attrs.asdict(report, recurse=False), "cost": report.cost, "currency": report.currency})
     elif not is_quiet():
         print_facts(_report_facts(sanitize(report)))
     if report.failed:
@@ -157,14 +159,6 @@ async def _batch(options: dict[str, Any], display: BatchDisplay) -> BatchReport:
 async def _plan(options: dict[str, Any]) -> BatchPlan:
     async with AsyncCortecs(guard="off") as client:
         return await client.plan_batch(**{name: options[name] for name in _PLAN_ARGUMENTS})
-
-
-def _print_how_to_continue(last: BatchProgress | None) -> None:
-    if last is not None and 0 < last.done < last.total:
-        print_note(
-            f"{last.done:,} of {last.total:,} requests are answered and saved. "
-            "Run the same command again to continue."
-        )
 
 
 def _report_facts(report: BatchReport) -> list[tuple[str, str]]:

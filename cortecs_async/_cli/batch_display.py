@@ -31,7 +31,6 @@ class BatchDisplay:
         """Show a change while an instance starts."""
 
     def progress(self, progress: BatchProgress) -> None:
-        """Show how many requests are answered."""
         self.last = progress
 
     def __enter__(self) -> Self:

@@ -32,11 +32,7 @@ _FORWARDED = (
 
 
 class CannotRunError(Exception):
-    """The command could not be started.
-
-    Attributes:
-        exit_code: As in a shell: 127 if the command does not exist, 126 if it is not executable.
-    """
+    """The command could not be started. `exit_code` is that of a shell."""
 
     def __init__(self, command: str, error: OSError) -> None:
         super().__init__(f"{command}: {error.strerror}")
@@ -44,11 +40,7 @@ class CannotRunError(Exception):
 
 
 def check_command(name: str) -> None:
-    """Check that a command can probably be started.
-
-    Raises:
-        CannotRunError: if it certainly cannot.
-    """
+    """Raise `CannotRunError` if a command certainly cannot be started."""
     if shutil.which(name) is None:
         exists = Path(name).exists() if "/" in name else shutil.which(name, mode=os.F_OK) is not None
         code = errno.EACCES if exists else errno.ENOENT
@@ -62,10 +54,7 @@ class ChildProcess:
 
     It stays in the process group of this program, so that Ctrl-C, Ctrl-Z and reading from the terminal work
     as if the shell had started it. Signals that reach this program are forwarded to the command and have no
-    other effect.
-
-    Raises:
-        CannotRunError: on entering, if it cannot be started.
+    other effect. Entering raises `CannotRunError` if it cannot be started.
     """
 
     def __init__(self, command: list[str], env: Mapping[str, str]) -> None:
@@ -99,11 +88,7 @@ class ChildProcess:
             self._restore_handlers()
 
     async def wait(self) -> int:
-        """Wait until the command ends.
-
-        Returns:
-            Its exit code as in a shell: 128 + n if signal n ended it.
-        """
+        """Wait until the command ends. Returns its exit code as in a shell: 128 + n if signal n ended it."""
         await self._wait_for_exit()
         return self._reap()
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import click
-from click.shell_completion import get_completion_class
+from click.shell_completion import BashComplete, FishComplete, ZshComplete
 
 _NAME = "cortecs-async"
 _VARIABLE = "_CORTECS_ASYNC_COMPLETE"
+_SHELLS = {"bash": BashComplete, "zsh": ZshComplete, "fish": FishComplete}
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(list(_SHELLS)))
 def completion(shell: str) -> None:
     """Print a script that completes commands and options.
 
@@ -21,8 +22,5 @@ def completion(shell: str) -> None:
 
     Completion sends no requests to the service.
     """  # noqa: D301  (\b keeps click from wrapping a paragraph)
-    shell_completion = get_completion_class(shell)
-    if shell_completion is None:
-        raise click.ClickException(f"This version of click does not support {shell}.")
     root = click.get_current_context().find_root().command
-    click.echo(shell_completion(root, {}, _NAME, _VARIABLE).source())
+    click.echo(_SHELLS[shell](root, {}, _NAME, _VARIABLE).source())

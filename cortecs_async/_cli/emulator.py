@@ -13,16 +13,11 @@ if TYPE_CHECKING:
     from ..emulator import Emulator
 
 
-class _Capacity(click.ParamType[tuple[str, int]]):
-    name = "HARDWARE=SETS"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> tuple[str, int]:
-        hardware, _, sets = str(value).partition("=")
-        if not hardware or not sets.isdecimal():
-            self.fail(f'capacity "{value}" is invalid (example: NVIDIA_H100_1=4)', param, ctx)
-        return hardware, int(sets)
+def _parse_capacity(value: str) -> tuple[str, int]:
+    hardware, _, sets = value.partition("=")
+    if not hardware or not sets.isdecimal():
+        raise click.BadParameter(f'capacity "{value}" is invalid (example: NVIDIA_H100_1=4)')
+    return hardware, int(sets)
 
 
 @click.command()
@@ -51,7 +46,8 @@ class _Capacity(click.ParamType[tuple[str, int]]):
 @click.option("--balance", default=1000.0, help="Set the account's balance in EUR.")
 @click.option(
     "--capacity",
-    type=_Capacity(),
+    type=_parse_capacity,
+    metavar="HARDWARE=SETS",
     multiple=True,
     help="Set how many GPU sets of a hardware type exist; repeatable.",
 )

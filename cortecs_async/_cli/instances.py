@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
+from functools import partial
 
 import anyio
 import click
 
 from .. import AsyncCortecs, CortecsError, Instance
 from ..errors import BadRequestError, ConflictError, InstanceGoneError, NotFoundError
-from .options import DURATION, json_option
+from .options import duration, json_option
 from .output import (
     count,
     error_text,
     format_time,
     has_ended,
+    one_line,
     print_facts,
     print_json,
+    print_list,
     print_note,
-    print_table,
     print_warning,
-    sanitize,
     step_text,
 )
 from .runtime import FAILED, call_api, exit_interrupted, run_async
@@ -47,12 +48,8 @@ _Action = Callable[[AsyncCortecs, str], Awaitable[str]]
 def ls(status: str | None, as_json: bool) -> None:
     """List all instances of the account, including those that you did not start."""
     found = [instance for instance in _list() if status is None or instance.status.lower() == status.lower()]
-    if as_json:
-        print_json(found)
-    elif found:
-        print_table(_COLUMNS, map(_row, found), optional=_OPTIONAL_COLUMNS)
-    else:
-        print_note("No instances." if status is None else f'No instances with status "{status}".')
+    empty = "No instances." if status is None else f'No instances with status "{status}".'
+    print_list(found, _COLUMNS, _row, optional=_OPTIONAL_COLUMNS, empty=empty, as_json=as_json)
 
 
 @click.command()
@@ -84,7 +81,7 @@ def show(instance_id: str, as_json: bool) -> None:
 @_ids_argument
 @click.option("--all", "every", is_flag=True, help="Stop every instance of the account.")
 @click.option("--wait/--no-wait", default=True, help="Wait until they are stopped.")
-@click.option("--timeout", type=DURATION, default="2m", help="Stop waiting after this time.")
+@click.option("--timeout", type=duration, default="2m", help="Stop waiting after this time.")
 @_yes_option
 def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: bool) -> None:
     """Stop instances and their billing.
@@ -96,11 +93,7 @@ def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: boo
     _check_choice(ids, every)
     if every:
         ids = _confirm("stop", [instance for instance in _list() if not has_ended(instance)], yes=yes)
-
-    async def stop_one(client: AsyncCortecs, instance_id: str) -> str:
-        return await _stop(client, instance_id, timeout=timeout if wait else 0.0)
-
-    _print_results(run_async(_for_each, ids, stop_one))
+    _apply(partial(_stop, timeout=timeout if wait else 0.0), ids)
 
 
 @click.command()
@@ -125,15 +118,10 @@ def rm(ids: tuple[str, ...], every: bool, stop_first: bool, yes: bool) -> None:
         if skipped := len(listed) - len(chosen):
             print_note(f"Skipped {count(skipped, 'instance')} not yet stopped. Pass --stop to delete all.")
         ids = _confirm("delete", chosen, yes=yes)
-
-    async def remove_one(client: AsyncCortecs, instance_id: str) -> str:
-        return await _remove(client, listed.get(instance_id), instance_id, stop_first=stop_first)
-
-    _print_results(run_async(_for_each, ids, remove_one))
+    _apply(partial(_remove, listed=listed, stop_first=stop_first), ids)
 
 
 def _row(instance: Instance) -> tuple[object, ...]:
-    """Return the cells of an instance, in the order of `_COLUMNS`."""
     args = instance.instance_args
     return (
         instance.instance_id,
@@ -167,7 +155,8 @@ def _confirm(verb: str, instances: list[Instance], *, yes: bool) -> tuple[str, .
         sys.exit(0)
     if not yes:
         for instance in instances:
-            print_warning(f"{instance.instance_id}  {instance.status}  {instance.instance_args.hf_name}")
+            row = f"{instance.instance_id}  {instance.status}  {instance.instance_args.hf_name}"
+            print_warning(one_line(row))
         question = f"{verb} {count(len(instances), 'instance')}"
         if not _is_terminal():
             raise click.ClickException(
@@ -191,15 +180,15 @@ def _is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def _print_results(results: Iterable[tuple[str, str | CortecsError]]) -> None:
-    """Print a line for each instance, on standard error for failures. Exit with 1 if there are any."""
+def _apply(action: _Action, ids: tuple[str, ...]) -> None:
+    """Run an action for all instances, and print a line for each. Exit with 1 if one failed."""
     failed = False
-    for instance_id, result in results:
+    for instance_id, result in run_async(_for_each, ids, action):
         if isinstance(result, CortecsError):
             failed = True
             print_warning(f"{instance_id}  {error_text(result)}")
         else:
-            click.echo(sanitize(f"{instance_id}  {result}"))
+            click.echo(one_line(f"{instance_id}  {result}"))
     if failed:
         sys.exit(FAILED)
 
@@ -250,8 +239,9 @@ async def _stop(client: AsyncCortecs, instance_id: str, *, timeout: float) -> st
 
 
 async def _remove(
-    client: AsyncCortecs, instance: Instance | None, instance_id: str, *, stop_first: bool
+    client: AsyncCortecs, instance_id: str, *, listed: Mapping[str, Instance], stop_first: bool
 ) -> str:
+    instance = listed.get(instance_id)
     if instance is None:
         raise CortecsError("does not exist. Run `cortecs-async ls` to list your instances.")
     if stop_first:

@@ -20,37 +20,29 @@ _UNITS = (86400.0, 3600.0, 60.0, 1.0)
 _MAX_DURATION = 3650 * 86400.0
 
 
-class _Duration(click.ParamType[float]):
-    name = "DURATION"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        text = str(value).strip().lower()
-        # A bare number means seconds, but not after a unit: "1h30" is ambiguous.
-        match = _DURATION.fullmatch(f"{text}s" if re.fullmatch(_NUMBER, text) else text)
-        parts = match.groups(default="0") if match else ()
-        seconds = sum(float(part) * unit for part, unit in zip(parts, _UNITS, strict=False))
-        if not 0 < seconds < math.inf:
-            self.fail(f'duration "{value}" is invalid (examples: 90s, 15m, 2h)', param, ctx)
-        if seconds > _MAX_DURATION:
-            self.fail(f'duration "{value}" is longer than ten years', param, ctx)
-        return seconds
+def duration(value: str) -> float:
+    """Parse a duration, for the `type` of an option. Returns seconds."""
+    text = value.strip().lower()
+    # A bare number means seconds, but not after a unit: "1h30" is ambiguous.
+    match = _DURATION.fullmatch(f"{text}s" if re.fullmatch(_NUMBER, text) else text)
+    parts = match.groups(default="0") if match else ()
+    seconds = sum(float(part) * unit for part, unit in zip(parts, _UNITS, strict=False))
+    if not 0 < seconds < math.inf:
+        raise click.BadParameter(f'duration "{value}" is invalid (examples: 90s, 15m, 2h)')
+    if seconds > _MAX_DURATION:
+        raise click.BadParameter(f'duration "{value}" is longer than ten years')
+    return seconds
 
 
-class _Money(click.ParamType[float]):
-    name = "AMOUNT"
-
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            amount = float(str(value))
-        except ValueError:
-            amount = math.nan
-        if not 0 < amount < math.inf:
-            self.fail(f'amount "{value}" is invalid (examples: 5, 2.50)', param, ctx)
-        return amount
-
-
-DURATION = _Duration()
-MONEY = _Money()
+def amount(value: str) -> float:
+    """Parse an amount of money, for the `type` of an option."""
+    try:
+        money = float(value)
+    except ValueError:
+        money = math.nan
+    if not 0 < money < math.inf:
+        raise click.BadParameter(f'amount "{value}" is invalid (examples: 5, 2.50)')
+    return money
 
 
 workers_option = click.option(
@@ -65,23 +57,33 @@ context_length_option = click.option(
 )
 start_timeout_option = click.option(
     "--start-timeout",
-    type=DURATION,
+    type=duration,
     default="15m",
     help="Fail if an instance is not running after this time.",
 )
 max_lifetime_option = click.option(
-    "--max-lifetime", type=DURATION, help="Delete an instance after this time, such as 90s or 1h30m."
+    "--max-lifetime", type=duration, help="Delete an instance after this time, such as 90s or 1h30m."
 )
 
 
 def json_option(help_text: str = "Print JSON with all fields.") -> Callable[[F], F]:
-    """Return the option `--json`."""
     return click.option("--json", "as_json", is_flag=True, help=help_text)
 
 
 def start_options(command: F) -> F:
     """Add the arguments of a start: model, hardware, workers, context length, billing interval."""
 
+    @click.argument("model")
+    @click.argument("hardware", required=False)
+    @click.option("--hardware", "hardware_type", help="Set the hardware type, as the argument does.")
+    @workers_option
+    @context_length_option
+    @click.option(
+        "--billing-interval",
+        type=click.Choice(["per_minute", "per_hour"]),
+        default="per_minute",
+        help="Pay for each minute or each hour begun.",
+    )
     @functools.wraps(command)
     def with_hardware(*args: Any, hardware: str | None, hardware_type: str | None, **options: Any) -> object:
         if hardware and hardware_type and hardware != hardware_type:
@@ -90,31 +92,11 @@ def start_options(command: F) -> F:
             )
         return command(*args, hardware=hardware or hardware_type, **options)
 
-    return _add(
-        cast("F", with_hardware),
-        click.argument("model"),
-        click.argument("hardware", required=False),
-        click.option("--hardware", "hardware_type", help="Set the hardware type, as the argument does."),
-        workers_option,
-        context_length_option,
-        click.option(
-            "--billing-interval",
-            type=click.Choice(["per_minute", "per_hour"]),
-            default="per_minute",
-            help="Pay for each minute or each hour begun.",
-        ),
-    )
+    return cast("F", with_hardware)
 
 
 def limit_options(command: F) -> F:
-    """Add the limits on the time and the cost of an instance."""
-    max_cost = click.option(
-        "--max-cost", type=MONEY, help="Delete the instance before it costs more, in the account's currency."
+    max_cost_option = click.option(
+        "--max-cost", type=amount, help="Delete the instance before it costs more, in the account's currency."
     )
-    return _add(command, max_lifetime_option, max_cost)
-
-
-def _add(command: F, *options: Callable[[F], F]) -> F:
-    for option in reversed(options):
-        command = option(command)
-    return command
+    return max_lifetime_option(max_cost_option(command))

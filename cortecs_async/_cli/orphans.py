@@ -7,8 +7,8 @@ import sys
 import click
 
 from ..types import Orphan
-from .options import DURATION, json_option
-from .output import format_time, print_json, print_note, print_table
+from .options import duration, json_option
+from .output import format_time, print_list
 from .runtime import FAILED, call_api
 
 _MEANING = {
@@ -35,7 +35,7 @@ def orphans(as_json: bool) -> None:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="List them like `orphans`, but release nothing.")
-@click.option("--timeout", type=DURATION, default="5m", help="Stop sweeping after this time.")
+@click.option("--timeout", type=duration, default="5m", help="Stop sweeping after this time.")
 @json_option()
 def sweep(dry_run: bool, timeout: float, as_json: bool) -> None:
     """Release the instances that dead processes left behind.
@@ -50,12 +50,8 @@ def sweep(dry_run: bool, timeout: float, as_json: bool) -> None:
 def _run(*, dry_run: bool, as_json: bool, timeout: float = 300.0) -> None:
     # No reaper needed: an instance stays in the journal until it is released.
     found = call_api(lambda client: client.sweep(dry_run=dry_run, timeout=timeout))
-    if as_json:
-        print_json(found)
-    elif found:
-        print_table(("state", "instance", "requested at", "by", "meaning"), map(_row, found))
-    else:
-        print_note("No orphaned instances.")
+    columns = ("state", "instance", "requested at", "by", "meaning")
+    print_list(found, columns, _row, empty="No orphaned instances.", as_json=as_json)
     if any(orphan.state in {"found", "unsettled", "ambiguous", "left"} for orphan in found):
         sys.exit(FAILED)
 

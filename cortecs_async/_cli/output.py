@@ -17,7 +17,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from .. import CortecsError, Instance, Progress
-from ..errors import InstanceGoneError, StartTimeoutError
+from ..errors import APIStatusError, InstanceGoneError, StartTimeoutError
 from ..integrations.rich import ProvisioningBar
 
 T = TypeVar("T")
@@ -50,6 +50,11 @@ def sanitize(value: T) -> T:
         changes = {each.name: sanitize(getattr(value, each.name)) for each in attrs.fields(kind)}
         changed = attrs.evolve(changed, **changes)
     return cast("T", changed)
+
+
+def one_line(value: object) -> str:
+    """Format a value for output that has one line for each thing, such as a row of a table."""
+    return sanitize(str(value)).replace("\n", " ")
 
 
 def format_time(time: float | datetime) -> str:
@@ -87,9 +92,12 @@ def has_ended(instance: Instance) -> bool:
 
 
 def error_text(error: CortecsError) -> str:
-    """Format an error with its notes and a hint for the command line."""
-    hints = [hint for kind, hint in _HINTS if isinstance(error, kind)]
-    return sanitize("\n".join([str(error), *hints, *getattr(error, "__notes__", [])]))
+    """Format an error with its notes and a hint for the command line, and with -v what the service said."""
+    lines = [str(error)]
+    if isinstance(error, APIStatusError) and error.body and is_verbose():
+        lines.append(f"response: {one_line(error.body)}")
+    lines += [hint for kind, hint in _HINTS if isinstance(error, kind)]
+    return sanitize("\n".join([*lines, *getattr(error, "__notes__", [])]))
 
 
 def stdout_console() -> Console:
@@ -127,12 +135,10 @@ class _BestEffortStream:
 
 
 def is_quiet() -> bool:
-    """Return whether --quiet was given."""
     return _has_option("quiet")
 
 
 def is_verbose() -> bool:
-    """Return whether --verbose was given."""
     return _has_option("verbose")
 
 
@@ -172,44 +178,45 @@ def start_progress() -> Generator[Callable[[Progress], None] | None]:
 
 
 def print_json(value: object) -> None:
-    """Print data classes and plain values as JSON on standard output."""
     click.echo(to_json(value, indent=2))
 
 
 def to_json(value: object, *, indent: int | None = None) -> str:
     """Return data classes and plain values as JSON in which control characters are escaped."""
-    text = json.dumps(to_plain(value), indent=indent, ensure_ascii=False)
+    text = json.dumps(value, indent=indent, ensure_ascii=False, default=_to_plain)
     return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text)
 
 
-def to_plain(value: object) -> Any:
-    """Convert data classes to values that `json` can write."""
-    kind: Any = type(value)
-    if attrs.has(kind):
-        return {each.name: to_plain(getattr(value, each.name)) for each in attrs.fields(kind)}
-    if isinstance(value, dict):
-        return {str(name): to_plain(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [to_plain(each) for each in value]
-    if isinstance(value, datetime):
-        return value.isoformat()
-    return value
+def _to_plain(value: Any) -> object:
+    # `json` calls this for what it cannot write itself, also in the result of this.
+    return value.isoformat() if isinstance(value, datetime) else attrs.asdict(value, recurse=False)
 
 
 def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     """Print names and values on standard output, one pair a line. Leaves out None and empty texts."""
-    shown = [(name, sanitize(str(value))) for name, value in facts if value not in {None, ""}]
+    shown = [(name, one_line(value)) for name, value in facts if value not in {None, ""}]
     width = max(len(name) for name, _ in shown)
     for name, value in shown:
         click.echo(f"{click.style(f'{name:{width}}', bold=True)}  {value}")
 
 
-def print_table(
-    columns: Sequence[str], rows: Iterable[Iterable[object]], *, optional: Sequence[str] = ()
+def print_list(
+    found: Sequence[T],
+    columns: Sequence[str],
+    row: Callable[[T], Iterable[object]],
+    *,
+    optional: Sequence[str] = (),
+    empty: str,
+    as_json: bool,
 ) -> None:
-    """Print a table on standard output. `make_table` documents the arguments."""
-    console = stdout_console()
-    console.print(make_table(console.width, columns, rows, optional=optional))
+    """Print objects on standard output, as JSON or as a table. `empty` is a note for an empty table."""
+    if as_json:
+        print_json(found)
+    elif found:
+        console = stdout_console()
+        console.print(make_table(console.width, columns, map(row, found), optional=optional))
+    else:
+        print_note(empty)
 
 
 def make_table(
@@ -224,7 +231,7 @@ def make_table(
         optional: Columns to leave out, in this order, until the others fit.
     """
     # As Text, so that markup from the service, such as [red], has no effect.
-    texts = [[Text("-" if cell is None else sanitize(str(cell))) for cell in row] for row in rows]
+    texts = [[Text("-" if cell is None else one_line(cell)) for cell in row] for row in rows]
     rows_by_name = [dict(zip(columns, row, strict=True)) for row in texts]
     unlimited = Console(width=_UNLIMITED)
     shown, removable = list(columns), list(optional)

@@ -13,7 +13,7 @@ from .. import AsyncCortecs, CortecsError
 from ..signals import cancel_on_sigterm
 from .child_process import CannotRunError, ChildProcess, check_command
 from .environment import CREDENTIALS, INFERENCE_KEYS
-from .options import DURATION, limit_options, start_options, start_timeout_option
+from .options import duration, limit_options, start_options, start_timeout_option
 from .output import error_text, is_verbose, print_note, print_nothing_left, print_warning, start_progress
 from .runtime import run_async, termination_signals
 
@@ -51,7 +51,7 @@ class _RunCommand(click.Command):
 @start_timeout_option
 @click.option(
     "--teardown-timeout",
-    type=DURATION,
+    type=duration,
     default="2m",
     help="Fail if the instance is not deleted after this time.",
 )
@@ -111,12 +111,12 @@ async def _run(command: list[str], model: str, hardware: str | None, options: di
                         exit_code = await _run_command(command, lease)
             except anyio.get_cancelled_exc_class() as cancelled:
                 print_nothing_left(cancelled)
-                _print_receipt(lease, exit_code)
                 raise
     except CortecsError as error:
         _print_error(error_text(error))
         exit_code = LEASE_FAILED
-    _print_receipt(lease, exit_code)
+    finally:
+        _print_receipt(lease, exit_code)
     return exit_code
 
 

@@ -25,11 +25,7 @@ INTERRUPTED = 130
 
 
 def set_up_logging(verbosity: int) -> None:
-    """Show the log of the SDK on standard error.
-
-    Args:
-        verbosity: -1 for critical messages only, 0 for warnings, 1 for info, 2 for every request.
-    """
+    """Show the log on standard error: -1 critical messages only, 0 warnings, 1 info, 2 every request."""
     level = {-1: logging.CRITICAL, 0: logging.WARNING, 1: logging.INFO}.get(verbosity, logging.DEBUG)
     logger = logging.getLogger("cortecs_async")
     logger.handlers[:] = [_StderrHandler()]
@@ -73,7 +69,6 @@ def call_api(request: Callable[[AsyncCortecs], Awaitable[T]]) -> T:
 
 
 def exit_interrupted() -> NoReturn:
-    """Exit after Ctrl-C with the code that shells expect."""
     print_note("Interrupted.")
     sys.exit(INTERRUPTED)
 
@@ -85,11 +80,7 @@ def termination_signals() -> tuple[signal.Signals, ...]:
 
 
 def import_optional(module: str, extra: str) -> ModuleType:
-    """Import a module that needs optional packages.
-
-    Raises:
-        click.ClickException: if a package is missing. The message names the extra to install.
-    """
+    """Import a module that needs optional packages. If one is missing, exit and name the extra to install."""
     try:
         return importlib.import_module(module)
     except ImportError as error:

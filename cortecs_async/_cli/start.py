@@ -9,7 +9,7 @@ import click
 
 from .. import AsyncCortecs, CortecsError, Instance, InstanceHandle, RequestError
 from ..signals import cancel_on_sigterm
-from .options import DURATION, json_option, limit_options, start_options
+from .options import duration, json_option, limit_options, start_options
 from .output import (
     format_time,
     print_json,
@@ -26,7 +26,7 @@ _DEFAULT_TIMEOUT = 900.0
 _wait_option = click.option("--wait", is_flag=True, help="Wait until the instance is running.")
 _timeout_option = click.option(
     *("--start-timeout", "--timeout", "timeout"),
-    type=DURATION,
+    type=duration,
     help="Stop waiting after this time.  [default: 15m]",
 )
 _json_option = json_option("Print the instance as JSON, not only its id.")

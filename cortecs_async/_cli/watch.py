@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import anyio
 import click
@@ -18,9 +19,9 @@ from .output import (
     error_text,
     has_ended,
     make_table,
+    one_line,
     print_note,
     print_warning,
-    sanitize,
     stdout_console,
     step_text,
     to_json,
@@ -33,28 +34,20 @@ _OPTIONAL_COLUMNS = ("base url", "model")
 
 @define(kw_only=True)
 class _Change:
-    """A change of an instance.
-
-    Attributes:
-        instance_id: The instance.
-        elapsed: Seconds since the watch began.
-        instance: The new state; None if it does not exist.
-        error: Why it cannot be watched.
-        is_last: Whether this ends the watch of the instance.
-    """
-
     instance_id: str
-    elapsed: float
-    instance: Instance | None = None
-    error: CortecsError | None = None
+    elapsed: float  # seconds since the watch began
+    instance: Instance | None = None  # None if it does not exist
+    error: CortecsError | None = None  # why it cannot be watched
     is_last: bool = False
 
     @property
     def status(self) -> str:
-        """The status, `gone` or `error`."""
         if self.error is not None:
             return "error"
         return "gone" if self.instance is None else self.instance.status
+
+
+_Show = Callable[[_Change], None]
 
 
 @click.command()
@@ -70,13 +63,18 @@ def watch(ids: tuple[str, ...], until_running: bool, as_json: bool) -> None:
     that exist now. Exits with 1 if an instance could not be watched. If the service cannot be reached at the
     start, it exits at once; later it retries for ten minutes.
     """
-    is_live = sys.stdout.isatty() and not as_json
-    display = _LiveTable() if is_live else _Lines(as_json=as_json)
+    display: AbstractContextManager[_Show]
+    if as_json:
+        display = nullcontext(_print_json)
+    elif sys.stdout.isatty():
+        display = _LiveTable()
+    else:
+        display = nullcontext(_print_line)
     if not run_async(_watch, ids, until_running, display):
         sys.exit(FAILED)
 
 
-async def _watch(ids: tuple[str, ...], until_running: bool, display: _LiveTable | _Lines) -> bool:
+async def _watch(ids: tuple[str, ...], until_running: bool, display: AbstractContextManager[_Show]) -> bool:
     """Watch instances. Returns whether all went well."""
     async with AsyncCortecs(guard="off") as client:
         # Even if ids are given, so that a service that cannot be reached is an error at once.
@@ -85,46 +83,39 @@ async def _watch(ids: tuple[str, ...], until_running: bool, display: _LiveTable 
         if not chosen:
             print_note("No instances.")
             return True
-        watcher = _Watcher(client, until_running, display)
-        with display if isinstance(display, _LiveTable) else nullcontext():
+        with display as show:
+            watcher = _Watcher(client, until_running, show)
             await watcher.run(chosen)
     return not watcher.failed
 
 
 class _Watcher:
-    def __init__(self, client: AsyncCortecs, until_running: bool, display: _LiveTable | _Lines) -> None:
+    def __init__(self, client: AsyncCortecs, until_running: bool, show: _Show) -> None:
         self._client = client
         self._until_running = until_running
-        self._display = display
+        self._show_change = show
         self._began = time.monotonic()
+        self._tasks = anyio.create_task_group()
         self._output_error: OSError | None = None
         self.failed = False
 
     async def run(self, ids: tuple[str, ...]) -> None:
-        """Watch all instances in parallel until each watch has ended."""
-        async with anyio.create_task_group() as tasks:
+        async with self._tasks:
             for instance_id in dict.fromkeys(ids):
-                tasks.start_soon(self._watch, instance_id, tasks.cancel_scope)
+                self._tasks.start_soon(self._watch, instance_id)
         if self._output_error is not None:
             raise self._output_error  # outside the group: click handles a closed pipe
 
-    async def _watch(self, instance_id: str, all_watches: anyio.CancelScope) -> None:
+    async def _watch(self, instance_id: str) -> None:
         try:
-            try:
-                await self._show_changes(instance_id)
-            except CortecsError as error:
-                self._show(instance_id, error=error, is_last=True)
-        except OSError as error:
-            self._output_error = error
-            all_watches.cancel()
-
-    async def _show_changes(self, instance_id: str) -> None:
-        async for instance in self._client.instances.watch(instance_id):
-            is_last = has_ended(instance) or (self._until_running and instance.is_usable)
-            self._show(instance_id, instance, is_last=is_last)
-            if is_last:
-                return
-        self._show(instance_id, is_last=True)
+            async for instance in self._client.instances.watch(instance_id):
+                is_last = has_ended(instance) or (self._until_running and instance.is_usable)
+                self._show(instance_id, instance, is_last=is_last)
+                if is_last:
+                    return
+            self._show(instance_id, is_last=True)
+        except CortecsError as error:
+            self._show(instance_id, error=error, is_last=True)
 
     def _show(
         self,
@@ -138,40 +129,38 @@ class _Watcher:
         if error is not None or (is_last and self._until_running and not is_usable):
             self.failed = True
         elapsed = time.monotonic() - self._began
-        self._display.show(
-            _Change(instance_id=instance_id, elapsed=elapsed, instance=instance, error=error, is_last=is_last)
-        )
+        try:
+            self._show_change(
+                _Change(
+                    instance_id=instance_id, elapsed=elapsed, instance=instance, error=error, is_last=is_last
+                )
+            )
+        except OSError as output_error:
+            self._output_error = output_error
+            self._tasks.cancel_scope.cancel()
 
 
-class _Lines:
-    """A line for each change, for pipes and files."""
-
-    def __init__(self, *, as_json: bool) -> None:
-        self._as_json = as_json
-
-    def show(self, change: _Change) -> None:
-        """Print a change."""
-        if self._as_json:
-            fields = {
-                "instance_id": change.instance_id,
-                "status": change.status,
-                "elapsed": round(change.elapsed, 3),
-                "instance": change.instance,
-                "error": None if change.error is None else str(change.error),
-            }
-            click.echo(to_json(fields))
-            return
-        details: list[str | None] = [change.instance_id, change.status]
-        if change.error is not None:
-            details.append(error_text(change.error).replace("\n", "  "))
-        elif change.instance is not None:
-            details += [step_text(change.instance), change.instance.base_url]
-        click.echo(sanitize("  ".join([*filter(None, details), f"{change.elapsed:.1f} s"])))
+def _print_json(change: _Change) -> None:
+    fields = {
+        "instance_id": change.instance_id,
+        "status": change.status,
+        "elapsed": round(change.elapsed, 3),
+        "instance": change.instance,
+        "error": None if change.error is None else str(change.error),
+    }
+    click.echo(to_json(fields))
 
 
-class _LiveTable:
-    """A live table, for terminals."""
+def _print_line(change: _Change) -> None:
+    details: list[str | None] = [change.instance_id, change.status]
+    if change.error is not None:
+        details.append(error_text(change.error).replace("\n", "  "))
+    elif change.instance is not None:
+        details += [step_text(change.instance), change.instance.base_url]
+    click.echo(one_line("  ".join([*filter(None, details), f"{change.elapsed:.1f} s"])))
 
+
+class _LiveTable(AbstractContextManager[_Show]):
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._changes: dict[str, _Change] = {}
@@ -180,8 +169,9 @@ class _LiveTable:
         self._console = stdout_console()
         self._live = Live(console=self._console, get_renderable=self._table, refresh_per_second=4)
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> _Show:
         self._live.start()
+        return self._show
 
     def __exit__(self, *exc_info: object) -> None:
         self._live.stop()
@@ -189,8 +179,7 @@ class _LiveTable:
             if change.error is not None:
                 print_warning(f"{change.instance_id}  {error_text(change.error)}")
 
-    def show(self, change: _Change) -> None:
-        """Update the row of the instance."""
+    def _show(self, change: _Change) -> None:
         self._changes[change.instance_id] = change
         if change.instance is not None:
             self._models[change.instance_id] = change.instance.instance_args.hf_name

@@ -137,6 +137,7 @@ def test_port_in_use_is_a_one_line_error() -> None:
 def test_invalid_capacity_is_a_usage_error(capacity: str) -> None:
     result = CliRunner().invoke(cli, ["emulator", "--capacity", capacity])
     assert result.exit_code == 2
+    assert f"Invalid value for '--capacity': capacity \"{capacity}\" is invalid" in result.output
     assert "NVIDIA_H100_1=4" in result.output
 
 

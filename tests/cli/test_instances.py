@@ -10,7 +10,9 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 import click
@@ -25,19 +27,26 @@ from click.testing import Result
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._cli import cli, instances, runtime, watch
-from cortecs_async._cli.options import DURATION, MONEY
+from cortecs_async._cli.options import amount, duration
 from cortecs_async._cli.output import has_ended, make_table, sanitize, to_json
 from cortecs_async.emulator import Emulator, Fault
 
 Call = Callable[..., Result]
 
 
+@contextmanager
+def connected(monkeypatch: pytest.MonkeyPatch, **options: Any) -> Iterator[Emulator]:
+    """Serve an emulator that the commands of this process connect to."""
+    with serving(**options) as emulator:
+        for name, value in emulator.env().items():
+            monkeypatch.setenv(name, value)
+        yield emulator
+
+
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
     """An emulator whose starts do not finish during a test."""
-    with serving(step_seconds=600) as emulator:
-        for name, value in emulator.env().items():
-            monkeypatch.setenv(name, value)
+    with connected(monkeypatch, step_seconds=600) as emulator:
         yield emulator
 
 
@@ -52,7 +61,7 @@ def account(monkeypatch: pytest.MonkeyPatch) -> Emulator:
         http = httpx.AsyncClient(transport=emulator.transport())
         return AsyncCortecs(http_client=http, guard="off", journal="off")
 
-    for module in (runtime, instances):
+    for module in (runtime, instances, watch):
         monkeypatch.setattr(module, "AsyncCortecs", client)
     return emulator
 
@@ -128,9 +137,7 @@ class TestReading:
         assert json.loads(call("balance", "--json").stdout) == {"current_balance": 1000.0, "currency": "EUR"}
 
     def test_available_hardware_only(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-        with serving(capacity={HARDWARE: 0}) as served:
-            for name, value in served.env().items():
-                monkeypatch.setenv(name, value)
+        with connected(monkeypatch, capacity={HARDWARE: 0}):
             assert HARDWARE in call("hardware").stdout
             assert HARDWARE not in call("hardware", "--available").stdout
 
@@ -306,9 +313,7 @@ class TestStart:
 class TestStopping:
     @pytest.fixture
     def slow_to_stop(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
-        with serving(stop_seconds=0.3) as emulator:
-            for name, value in emulator.env().items():
-                monkeypatch.setenv(name, value)
+        with connected(monkeypatch, stop_seconds=0.3) as emulator:
             yield emulator
 
     def test_stop_waits_until_the_instance_is_stopped(self, slow_to_stop: Emulator, call: Call) -> None:
@@ -322,9 +327,7 @@ class TestStopping:
         assert call("stop", instance_id, "--no-wait").stdout == f"{instance_id}  stopping\n"
 
     def test_stop_that_times_out_fails(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-        with serving(stop_seconds=600) as served:
-            for name, value in served.env().items():
-                monkeypatch.setenv(name, value)
+        with connected(monkeypatch, stop_seconds=600) as served:
             instance_id = served.start_instance(MODEL, HARDWARE)
             shown = call("stop", instance_id, "--timeout", "0.2s")
             assert (shown.exit_code, shown.stdout) == (1, "")
@@ -345,18 +348,14 @@ class TestStopping:
     def test_stop_waits_for_an_instance_that_is_already_stopping(
         self, call: Call, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        with serving(stop_seconds=0.5) as served:
-            for name, value in served.env().items():
-                monkeypatch.setenv(name, value)
+        with connected(monkeypatch, stop_seconds=0.5) as served:
             instance_id = served.start_instance(MODEL, HARDWARE)
             assert call("stop", "--no-wait", instance_id).stdout == f"{instance_id}  stopping\n"
             assert call("stop", "--no-wait", instance_id).stdout == f"{instance_id}  stopping\n"
             assert call("stop", "--all", "--yes").stdout == f"{instance_id}  stopped\n"
 
     def test_instance_deleted_meanwhile_is_gone(self, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
-        with serving(stop_seconds=600) as served:
-            for name, value in served.env().items():
-                monkeypatch.setenv(name, value)
+        with connected(monkeypatch, stop_seconds=600) as served:
             instance_id = served.start_instance(MODEL, HARDWARE)
             served.add_fault(Fault("status", route="list", status=200, body={"instances": []}, times=None))
             served.add_fault(Fault("status", route="get", status=404, times=None))
@@ -591,6 +590,53 @@ class TestUntrustedText:
         assert "GET" not in call("-v", "ls").stderr
 
 
+def test_line_break_in_a_text_of_the_service_starts_no_line(
+    account: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evil = "a\nb"
+    listed = {
+        "instance_id": evil,
+        "base_url": evil,
+        "instance_args": {"model_id": evil, "hardware_type_id": evil},
+        "instance_status": {"status": "stopped"},
+        "worker_statuses": [
+            {"init_progress": {"current_step": 1, "num_steps": 2, "description": evil}},
+        ],
+    }
+    body = {"instances": [listed]}
+    account.add_fault(Fault("status", route="list", status=200, body=body, times=None))
+    account.add_fault(Fault("status", route="get", status=200, body={"instance": listed}, times=None))
+    account.add_fault(Fault("status", route="stop", status=200, body={"instance": listed}, times=None))
+    _, line = call("ls").stdout.splitlines()
+    assert line.split() == ["a", "b", "a", "b", "a", "b", "1", "stopped", "1/2", "a", "b", "-", "a", "b"]
+    facts = [line.split()[0] for line in call("show", "i").stdout.splitlines()]
+    assert facts == ["id", "status", "model", "hardware", "workers", "base", "step"]
+    assert call("stop", evil).stdout == "a b  stopped\n"
+    assert call("rm", "--all").stderr.splitlines()[0] == "a b  stopped  a b"
+    account.clear_faults()
+    body = {"instances": [{**listed, "instance_id": "i"}]}
+    account.add_fault(Fault("status", route="list", status=200, body=body, times=None))
+    (change,) = call("watch").stdout.splitlines()
+    assert re.fullmatch(r"i  stopped  1/2 a b  a b  \d\.\d s", change)
+
+
+def test_verbose_prints_the_response_below_an_error(account: Emulator, call: Call) -> None:
+    body = f'{{"detail": "no\x1b[2J tea",\n "secret": "{account.client_secret}"}}'
+    account.add_fault(Fault("status", route="balance", status=418, body=body, times=None))
+    assert "tea" not in call("balance").stderr
+    shown = call("-v", "balance")
+    assert shown.exit_code == 1
+    _, response = shown.stderr.splitlines()
+    assert response == 'response: {"detail": "no[2J tea", "secret": "***"}'
+    account.clear_faults()
+    # One without a body, and the output of `stop` for each instance.
+    account.add_fault(Fault("status", route="balance", status=418, body="", times=None))
+    assert "response:" not in call("-v", "balance").stderr
+    account.add_fault(Fault("status", route="stop", status=400, body="busy", times=None))
+    shown = call("-v", "stop", account.start_instance(MODEL, HARDWARE))
+    assert shown.stderr.endswith("\nresponse: busy\n")
+
+
 def test_sanitize_covers_all_fields() -> None:
     instance = Instance(
         instance_id="a\x1b",
@@ -650,7 +696,7 @@ def test_has_ended() -> None:
     ],
 )
 def test_durations(text: str, seconds: float) -> None:
-    assert DURATION.convert(text, None, None) == seconds
+    assert duration(text) == seconds
 
 
 @pytest.mark.parametrize(
@@ -658,20 +704,20 @@ def test_durations(text: str, seconds: float) -> None:
 )
 def test_invalid_durations(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"is invalid \(examples: 90s, 15m, 2h\)"):
-        DURATION.convert(text, None, None)
+        duration(text)
 
 
 def test_duration_longer_than_ten_years() -> None:
     with pytest.raises(click.BadParameter, match="longer than ten years"):
-        DURATION.convert("99999999d", None, None)
-    assert DURATION.convert("3650d", None, None) == 3650 * 86400
+        duration("99999999d")
+    assert duration("3650d") == 3650 * 86400
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "much", ""])
 def test_invalid_amounts(text: str) -> None:
     with pytest.raises(click.BadParameter):
-        MONEY.convert(text, None, None)
-    assert MONEY.convert("2.50", None, None) == 2.5
+        amount(text)
+    assert amount("2.50") == 2.5
 
 
 @pytest.mark.sockets

@@ -17,7 +17,7 @@ from textual.widgets import DataTable, Footer, Static
 from ... import AsyncCortecs, CortecsError, Instance
 from ..output import error_text, sanitize
 from .screens import Confirmation, Help
-from .view import Column, Snapshot, cells, columns, details, header, owner_text, summary, warning
+from .view import Column, Snapshot, cells, columns, details, make_cell, owner_text, summary, warning
 
 # Seconds between two requests for the balance.
 _BALANCE_INTERVAL = 30.0
@@ -52,12 +52,9 @@ class TopApp(App[None]):
     """The instances of an account, live.
 
     Args:
-        client: The client; it is not closed here.
+        client: It is not closed here.
         interval: Seconds between refreshes; None to refresh only on request.
         now: Returns the Unix time in seconds.
-
-    Attributes:
-        late_errors: Errors from after the screen was closed.
     """
 
     CSS = _CSS
@@ -84,11 +81,10 @@ class TopApp(App[None]):
         self._balance_requested_at: float | None = None
         self._is_refreshing = False
         self._width = 0
-        self.late_errors: list[str] = []
+        self.late_errors: list[str] = []  # from after the screen was closed
         self._actions: set[asyncio.Task[None]] = set()
 
     def compose(self) -> ComposeResult:
-        """Create the widgets."""
         yield Static(id="summary")
         yield Static(id="problem")
         yield DataTable[Text](id="instances", cursor_type="row")
@@ -97,7 +93,6 @@ class TopApp(App[None]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """Refresh now and then regularly."""
         self._width = self.size.width
         self._draw()
         self.action_refresh()
@@ -105,27 +100,22 @@ class TopApp(App[None]):
             self.set_interval(self._interval, self.action_refresh)
 
     def on_resize(self, event: Resize) -> None:
-        """Choose the columns for the new width."""
         # `self.size` is still the old size.
         self._width = event.size.width
         self._draw()
 
     def on_data_table_row_highlighted(self) -> None:
-        """Show the details of the selected instance."""
         self._draw_details()
 
     def action_refresh(self) -> None:
-        """Refresh, unless a refresh is in progress."""
         if not self._is_refreshing:
             self._is_refreshing = True
             self.run_worker(self._refresh())
 
     def action_help(self) -> None:
-        """Show the help."""
         self.push_screen(Help())
 
     def action_confirm(self, action: str) -> None:
-        """Ask for confirmation, then stop or delete the selected instance."""
         instance = self._snapshot.find(self._selected())
         if instance is None:
             return
@@ -152,7 +142,6 @@ class TopApp(App[None]):
 
     @property
     def has_data(self) -> bool:
-        """Whether a refresh has succeeded."""
         return self._snapshot.at is not None
 
     @property
@@ -267,7 +256,7 @@ class TopApp(App[None]):
         self._shown = shown, ids
         table.clear(columns=True)
         for column in shown:
-            table.add_column(header(column), width=column.width, key=column.key)
+            table.add_column(make_cell(column.title, column), width=column.width, key=column.key)
         for instance_id, row in zip(ids, rows, strict=True):
             table.add_row(*row, key=instance_id)
         if ids:

@@ -10,7 +10,7 @@ import click
 from ... import AsyncCortecs
 from ...signals import cancel_on_sigterm
 from ..environment import CREDENTIALS
-from ..options import DURATION
+from ..options import duration
 from ..output import print_note, print_warning
 from ..runtime import FAILED, import_optional, run_async, termination_signals
 
@@ -18,7 +18,7 @@ from ..runtime import FAILED, import_optional, run_async, termination_signals
 @click.command()
 @click.option(
     "--interval",
-    type=DURATION,
+    type=duration,
     default="2s",
     help="Refresh this often (at least 1s), with one request each time.",
 )

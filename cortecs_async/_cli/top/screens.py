@@ -35,14 +35,7 @@ of each interval begun, for each worker."""
 
 
 class Confirmation(ModalScreen[bool]):
-    """Asks whether to stop or delete an instance. The result is the answer.
-
-    Args:
-        action: `stop` or `delete`.
-        instance_id: The instance.
-        facts: Its model and status, and its owner, a line each.
-        warning: A warning; may be empty.
-    """
+    """Asks whether to stop or delete an instance. The result is the answer."""
 
     AUTO_FOCUS = "#no"  # so that pressing a key once too often does no harm
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -61,7 +54,6 @@ class Confirmation(ModalScreen[bool]):
         self._warning = warning
 
     def compose(self) -> ComposeResult:
-        """Create the widgets."""
         with Vertical(classes="window"):
             yield Static(Text(f"{self._action.capitalize()} {self._instance_id}?", "bold"), id="question")
             # Only this scrolls, so that the question and the buttons stay visible.
@@ -81,15 +73,12 @@ class Confirmation(ModalScreen[bool]):
         self.query_one("#scroll").styles.max_height = max(height, 1)
 
     def action_scroll(self, lines: int) -> None:
-        """Scroll the text."""
         self.query_one("#scroll").scroll_relative(y=lines, animate=False)
 
     def on_button_pressed(self, event: Button.Pressed) -> None:
-        """Answer with a button."""
         self.dismiss(event.button.id == "yes")
 
     def action_answer(self, answer: bool) -> None:
-        """Answer with a key."""
         self.dismiss(answer)
 
 
@@ -99,6 +88,5 @@ class Help(ModalScreen[None]):
     BINDINGS: ClassVar[list[BindingType]] = [("escape,q,question_mark,enter", "dismiss", "Close")]
 
     def compose(self) -> ComposeResult:
-        """Create the widgets."""
         with Vertical(classes="window"):
             yield Static(Text(HELP), id="help")

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ... import Instance
 from ...types import Balance, HardwareType, Owner
-from ..output import format_money, format_time, has_ended, sanitize, step_text
+from ..output import format_money, format_time, has_ended, one_line, sanitize, step_text
 
 ELSEWHERE = "elsewhere"
 
@@ -33,34 +33,21 @@ _OPTIONAL_COLUMNS = ("model", "age", "cost")
 
 @frozen(kw_only=True)
 class Snapshot:
-    """The data that the screen shows.
+    """The data that the screen shows."""
 
-    Attributes:
-        at: Unix time in seconds of the last successful refresh; None before the first.
-        instances: In the order of the service.
-        owners: By instance id.
-        hardware: By id of the hardware type.
-        balance: None while unknown.
-        actions: What is being done to an instance, such as `stopping`, by its id.
-        problem: Why the last refresh failed, or what it lacks; empty if all is well.
-        is_stale: Whether the last refresh failed.
-    """
-
-    at: float | None = None
+    at: float | None = None  # Unix time of the last successful refresh
     instances: tuple[Instance, ...] = ()
-    owners: Mapping[str, Owner] = field(factory=dict)
-    hardware: Mapping[str, HardwareType] = field(factory=dict)
+    owners: Mapping[str, Owner] = field(factory=dict)  # by instance id
+    hardware: Mapping[str, HardwareType] = field(factory=dict)  # by id of the hardware type
     balance: Balance | None = None
-    actions: Mapping[str, str] = field(factory=dict)
-    problem: str = ""
-    is_stale: bool = False
+    actions: Mapping[str, str] = field(factory=dict)  # such as "stopping", by instance id
+    problem: str = ""  # why the last refresh failed, or what it lacks
+    is_stale: bool = False  # whether the last refresh failed
 
     def find(self, instance_id: str | None) -> Instance | None:
-        """Return the instance with this id; None if it is gone."""
         return next((each for each in self.instances if each.instance_id == instance_id), None)
 
     def owner_kind(self, instance: Instance) -> str:
-        """Return the kind of owner of an instance, `elsewhere` if no journal names one."""
         owner = self.owners.get(instance.instance_id)
         return owner.kind if owner is not None else ELSEWHERE
 
@@ -73,12 +60,10 @@ class Snapshot:
 
 @frozen
 class Column:
-    """A column: its key, its title, its width, and whether it is aligned to the right."""
-
     key: str
     title: str
     width: int
-    is_number: bool = False
+    is_number: bool = False  # aligned to the right
 
 
 def columns(width: int, snapshot: Snapshot) -> tuple[Column, ...]:
@@ -116,7 +101,6 @@ def columns(width: int, snapshot: Snapshot) -> tuple[Column, ...]:
 
 
 def cells(instance: Instance, snapshot: Snapshot, now: float, shown: Sequence[Column]) -> list[Text]:
-    """Return the cells of an instance for these columns."""
     args, owner = instance.instance_args, snapshot.owner_kind(instance)
     action = snapshot.actions.get(instance.instance_id)
     widths = {each.key: each.width for each in shown}
@@ -137,12 +121,14 @@ def cells(instance: Instance, snapshot: Snapshot, now: float, shown: Sequence[Co
         "status": "bold magenta" if action else _status_style(instance),
         "owner": _OWNER_STYLES.get(owner, "dim"),
     }
-    return [_cell(values[each.key], each, styles.get(each.key, "")) for each in shown]
+    return [make_cell(values[each.key], each, styles.get(each.key, "")) for each in shown]
 
 
-def header(column: Column) -> Text:
-    """Return the heading of a column."""
-    return _cell(column.title, column, "")
+def make_cell(value: object, column: Column, style: str = "") -> Text:
+    # As Text, so that markup from the service, such as [red], has no effect. The table cuts off a long one.
+    text = "-" if value is None else one_line(value)
+    justify: JustifyMethod = "right" if column.is_number else "left"
+    return Text(text, style, justify=justify, overflow="ellipsis", no_wrap=True)
 
 
 def summary(snapshot: Snapshot, now: float, width: int) -> Text:
@@ -170,7 +156,6 @@ def summary(snapshot: Snapshot, now: float, width: int) -> Text:
 
 
 def details(instance: Instance | None, snapshot: Snapshot, now: float) -> Text:
-    """Return all facts of an instance, for below the table."""
     if instance is None:
         return Text()
     args = instance.instance_args
@@ -194,14 +179,12 @@ def details(instance: Instance | None, snapshot: Snapshot, now: float) -> Text:
         [instance.base_url or "no endpoint"],
         [owner_text(instance, snapshot)],
     ]
-    joined = ("   ".join(str(fact) for fact in facts if fact).replace("\n", " ") for facts in lines)
-    text = Text(sanitize("\n".join(joined)))
+    text = Text("\n".join(one_line("   ".join(str(fact) for fact in facts if fact)) for facts in lines))
     text.highlight_regex(r"\A[^\n]*", "bold")
     return text
 
 
 def owner_text(instance: Instance, snapshot: Snapshot) -> str:
-    """Describe the owner of an instance."""
     kind = snapshot.owner_kind(instance)
     owner = snapshot.owners.get(instance.instance_id)
     if owner is None:
@@ -290,13 +273,6 @@ def _status(instance: Instance, width: int) -> str:
 
 def _status_style(instance: Instance) -> str:
     return _STATUS_STYLES.get(instance.status.lower(), "bold red" if has_ended(instance) else "")
-
-
-def _cell(value: object, column: Column, style: str) -> Text:
-    # As Text, so that markup from the service, such as [red], has no effect. The table cuts off a long one.
-    text = "-" if value is None else sanitize(str(value)).replace("\n", " ")
-    justify: JustifyMethod = "right" if column.is_number else "left"
-    return Text(text, style, justify=justify, overflow="ellipsis", no_wrap=True)
 
 
 def _total_width(chosen: Iterable[Column]) -> int:
