@@ -34,13 +34,9 @@ def is_transient_status(status: int) -> bool:
 
 def is_transient(failure: Failure) -> bool:
     """Return whether a request that failed like this may succeed when it is sent again."""
-    match failure.kind:
-        case FailureKind.STATUS:
-            return is_transient_status(failure.status or 0)
-        case FailureKind.REDIRECTED:
-            return False
-        case _:
-            return True
+    if failure.kind is FailureKind.STATUS:
+        return is_transient_status(failure.status or 0)
+    return failure.kind is not FailureKind.REDIRECTED
 
 
 def may_have_taken_effect(method: str, failure: Failure) -> bool:
