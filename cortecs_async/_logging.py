@@ -32,12 +32,7 @@ class Event(enum.Enum):
         logger: Logger of the event.
     """
 
-    LEASE_STARTED = (
-        "lease.started",
-        INFO,
-        "Started instance %(instance_id)s",
-        "instance_id model request_id",
-    )
+    LEASE_STARTED = "lease.started", INFO, "Started instance %(instance_id)s", "instance_id model request_id"
     LEASE_FOUND = "lease.found", INFO, "Using existing instance %(instance_id)s", "instance_id model"
     LEASE_RESTARTED = "lease.restarted", INFO, "Restarted instance %(instance_id)s", "instance_id model"
     LEASE_RUNNING = (

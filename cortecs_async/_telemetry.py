@@ -275,11 +275,7 @@ class Report:
             self._observer.failed(call)
 
     def let_through(self) -> None:
-        """Raise the interruption that was kept.
-
-        Raises:
-            BaseException: a KeyboardInterrupt or SystemExit.
-        """
+        """Raise the interruption that was kept, if there is one."""
         error, self.interruption = self.interruption, None
         if error is not None:
             raise error

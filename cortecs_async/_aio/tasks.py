@@ -40,11 +40,7 @@ class TaskResult(Generic[T]):
     interruption: BaseException | None = None
 
     def unwrap(self) -> T:
-        """Return the value.
-
-        Raises:
-            BaseException: the interruption, else the error.
-        """
+        """Return the value, or raise the interruption, else the error."""
         if self.interruption is not None:
             raise self.interruption
         if self.error is not None:

@@ -29,8 +29,6 @@ class _Attempts:
     """The attempts of one call so far.
 
     Attributes:
-        call: The call.
-        settings: Its time-outs and retries.
         elapsed: Seconds spent on it, without those in which it waited for its turn.
         count: How often it was sent.
         counted: How many of the attempts count against `max_retries`.

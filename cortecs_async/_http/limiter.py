@@ -20,9 +20,7 @@ class PriorityLimiter:
     """Limits concurrent requests. The others wait in the order of their priority.
 
     A fifth of the slots, but at least one, is reserved for releases, so that hanging calls cannot delay them.
-
-    Args:
-        size: Concurrent requests, without polls.
+    Polls need no slot.
     """
 
     def __init__(self, size: int) -> None:
