@@ -15,8 +15,7 @@ import anyio.lowlevel
 import anyio.to_thread
 from attrs import define, field, frozen
 
-from .clock import WallClock
-from .eventloop import in_trio
+from .eventloop import WallClock, in_trio
 
 T = TypeVar("T")
 
