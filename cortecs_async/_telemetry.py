@@ -140,7 +140,8 @@ class Observer:
             )
         self.telemetry = telemetry
         self._has_failed = False
-        self._abandoned: deque[Report] = deque()
+        # Of leases that the garbage collector found, which must not call the telemetry.
+        self.abandoned: deque[Report] = deque()
 
     def retry(self, method: str, path: str, failure: Failure, *, attempt: int, wait: float) -> None:
         """Report that a request is retried."""
@@ -168,15 +169,11 @@ class Observer:
             self._has_failed = True
             log(Event.TELEMETRY_FAILED, exc_info=True, call=call)
 
-    def abandon(self, report: Report) -> None:
-        """Keep the report of a lease that the garbage collector found, which must not call the telemetry."""
-        self._abandoned.append(report)
-
     def catch_up(self) -> None:
-        """Report the leases that were kept."""
-        while self._abandoned:
+        """Report the abandoned leases."""
+        while self.abandoned:
             try:
-                report = self._abandoned.popleft()
+                report = self.abandoned.popleft()
             except IndexError:  # another thread has taken it
                 return
             report.tell_abandoned()
@@ -237,7 +234,7 @@ class Report:
         """Leave the lease to the reaper. Safe to call in `__del__`."""
         if self._lease is not None:
             self._abandoned_at = self._clock()
-            self._observer.abandon(self)
+            self._observer.abandoned.append(self)
 
     def tell_abandoned(self) -> None:
         """Report that the lease was abandoned."""
