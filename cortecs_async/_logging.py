@@ -238,11 +238,7 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def set_up_log(environ: Mapping[str, str]) -> None:
-    """Set the level of CORTECS_LOG, unless the program has set one, and add a handler if there is none.
-
-    Raises:
-        ConfigurationError: when CORTECS_LOG is not a level.
-    """
+    """Set the level of CORTECS_LOG, unless the program has set one, and add a handler if there is none."""
     level = environ.get(VARIABLE, "").strip().lower()
     del environ  # a traceback that shows locals would show every secret in it
     if not level:

@@ -144,7 +144,6 @@ class Observer:
         self.abandoned: deque[Report] = deque()
 
     def retry(self, method: str, path: str, failure: Failure, *, attempt: int, wait: float) -> None:
-        """Report that a request is retried."""
         if self.telemetry is None:
             return
         retry = RequestRetry(
@@ -185,10 +184,7 @@ class Report:
     A KeyboardInterrupt or SystemExit in the code of the user comes from a signal handler. It is raised where
     a lease is entered. Where a lease is released, `interruption` keeps it until that is done.
 
-    Args:
-        observer: Observer of the client.
-        look: Returns the present state of the lease. It must not keep the lease alive.
-        clock: Clock of the event loop.
+    `look` returns the present state of the lease. It must not keep the lease alive.
     """
 
     def __init__(self, observer: Observer, look: Callable[[], LeaseInfo], clock: Callable[[], float]) -> None:
@@ -202,7 +198,6 @@ class Report:
         self.interruption: BaseException | None = None
 
     def begin(self) -> None:
-        """Begin the lease."""
         self._observer.catch_up()
         self._began_at = self._clock()
         self._lease = self._begin("lease")
@@ -225,7 +220,6 @@ class Report:
         self._end(phase, _outcome(error), error, self._clock())
 
     def end(self, error: BaseException | None) -> None:
-        """End the lease."""
         self.leave(error)
         lease, self._lease = self._lease, None
         self._end(lease, _outcome(error), error, self._clock())
@@ -237,7 +231,6 @@ class Report:
             self._observer.abandoned.append(self)
 
     def tell_abandoned(self) -> None:
-        """Report that the lease was abandoned."""
         for begun in (self._phase, self._lease):
             self._end(begun, "abandoned", None, self._abandoned_at)
         self._phase = self._lease = None

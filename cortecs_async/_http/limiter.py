@@ -49,7 +49,6 @@ class PriorityLimiter:
             raise
 
     def release(self, priority: Priority) -> None:
-        """Release the slot."""
         if priority is Priority.POLL:
             return
         self._busy -= 1

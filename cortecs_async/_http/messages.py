@@ -55,11 +55,9 @@ class Witness(Protocol):
 
     def sending(self) -> None:
         """Note that an attempt is about to be sent."""
-        ...
 
     def settled(self, outcome: Reply | Failure) -> None:
         """Note the outcome of the attempt. Not called if the event loop itself is interrupted."""
-        ...
 
 
 @frozen(kw_only=True)
