@@ -43,11 +43,7 @@ def _positive(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
 
 
 def check_mode(name: str, mode: Any) -> None:
-    """Check the value of `guard` or `journal`.
-
-    Raises:
-        ConfigurationError: for an invalid value.
-    """
+    """Check the value of `guard` or `journal`."""
     if mode not in get_args(Mode):
         raise ConfigurationError(f"{name} must be one of {', '.join(get_args(Mode))}, not {mode!r}")
 
@@ -144,12 +140,7 @@ def resolve_settings(
     transport: TransportName,
     environ: Mapping[str, str],
 ) -> Settings:
-    """Resolve the settings: an argument wins over the environment, and that over the default.
-
-    Raises:
-        ConfigurationError: for an invalid or unsafe base URL, contradictory credentials, or a header that the
-            client sets itself.
-    """
+    """Resolve the settings: an argument wins over the environment, and that over the default."""
     variables = {name: environ.get(f"CORTECS_{name}", "").strip() for name in ("CLIENT_ID", "API_BASE_URL")}
     secret_variable = Secret(environ.get("CORTECS_CLIENT_SECRET", "").strip())
     del environ  # a traceback that shows locals would show the secret, and all else in the environment
@@ -186,11 +177,7 @@ def override(
     retry_policy: RetryPolicy | None,
     headers: Mapping[str, str] | None,
 ) -> Settings:
-    """Return the settings with these values replaced and these headers added.
-
-    Raises:
-        ConfigurationError: as `resolve_settings` does.
-    """
+    """Return the settings with these values replaced and these headers added."""
     retry = retry_policy or settings.retry
     if max_retries is not None:
         retry = evolve(retry, max_retries=max_retries)

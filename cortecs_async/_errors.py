@@ -50,10 +50,11 @@ class RequestError(CortecsError):
     """A request failed.
 
     Attributes:
-        method: HTTP method of the request. path: Path below the API base URL. attempts: How often the
-        request was sent, including the first time. outcome_unknown: True when the service may have carried
-        out the request although no answer confirms it.
-            Such a `start` may have started a billed instance: check `client.instances.list()`.
+        method: HTTP method of the request.
+        path: Path below the API base URL.
+        attempts: How often the request was sent, including the first time.
+        outcome_unknown: True when the service may have carried out the request although no answer confirms
+            it. Such a `start` may have started a billed instance: check `client.instances.list()`.
     """
 
     def __init__(

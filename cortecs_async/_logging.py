@@ -32,12 +32,7 @@ class Event(enum.Enum):
         logger: Logger of the event.
     """
 
-    LEASE_STARTED = (
-        "lease.started",
-        INFO,
-        "Started instance %(instance_id)s",
-        "instance_id model request_id",
-    )
+    LEASE_STARTED = "lease.started", INFO, "Started instance %(instance_id)s", "instance_id model request_id"
     LEASE_FOUND = "lease.found", INFO, "Using existing instance %(instance_id)s", "instance_id model"
     LEASE_RESTARTED = "lease.restarted", INFO, "Restarted instance %(instance_id)s", "instance_id model"
     LEASE_RUNNING = (
@@ -243,11 +238,7 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def set_up_log(environ: Mapping[str, str]) -> None:
-    """Set the level of CORTECS_LOG, unless the program has set one, and add a handler if there is none.
-
-    Raises:
-        ConfigurationError: when CORTECS_LOG is not a level.
-    """
+    """Set the level of CORTECS_LOG, unless the program has set one, and add a handler if there is none."""
     level = environ.get(VARIABLE, "").strip().lower()
     del environ  # a traceback that shows locals would show every secret in it
     if not level:

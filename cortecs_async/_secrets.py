@@ -87,7 +87,6 @@ class Redactor:
         self._spellings: tuple[Secret, ...] = ()
 
     def remember(self, secret: Secret) -> None:
-        """Remove this secret from now on."""
         # The newest last, so that secrets in use are kept.
         if secret in self._secrets:
             self._secrets.remove(secret)

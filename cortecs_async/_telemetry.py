@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
-from attrs import frozen
+from attrs import define, frozen
 
 from ._errors import ConfigurationError
 from ._http.messages import Failure, FailureKind
@@ -138,27 +138,13 @@ class Observer:
                 "telemetry must be an instance of a subclass of cortecs_async.types.Telemetry, "
                 f"not {telemetry!r}"
             )
-        self._telemetry = telemetry
+        self.telemetry = telemetry
         self._has_failed = False
-        self._abandoned: deque[Report] = deque()
-
-    @property
-    def is_on(self) -> bool:
-        """Whether there is a telemetry."""
-        return self._telemetry is not None
-
-    def begin(self, phase: Phase, lease: LeaseInfo, parent: Any) -> Any:
-        """Report that a phase begins."""
-        return None if self._telemetry is None else self._telemetry.begin(phase, lease, parent)
-
-    def end(self, phase: Phase, lease: LeaseInfo, begun: Any, end: PhaseEnd) -> None:
-        """Report that a phase has ended."""
-        if self._telemetry is not None:
-            self._telemetry.end(phase, lease, begun, end)
+        # Of leases that the garbage collector found, which must not call the telemetry.
+        self.abandoned: deque[Report] = deque()
 
     def retry(self, method: str, path: str, failure: Failure, *, attempt: int, wait: float) -> None:
-        """Report that a request is retried."""
-        if self._telemetry is None:
+        if self.telemetry is None:
             return
         retry = RequestRetry(
             method=method,
@@ -170,7 +156,7 @@ class Observer:
             request_id=failure.request_id,
         )
         try:
-            self._telemetry.retry(retry)
+            self.telemetry.retry(retry)
         except (KeyboardInterrupt, SystemExit):
             raise  # from a signal handler
         except BaseException:  # noqa: BLE001  (code of the user)
@@ -182,16 +168,11 @@ class Observer:
             self._has_failed = True
             log(Event.TELEMETRY_FAILED, exc_info=True, call=call)
 
-    def abandon(self, report: Report) -> None:
-        """Keep the report of a lease that the garbage collector found, which must not call the telemetry."""
-        if self._telemetry is not None:
-            self._abandoned.append(report)
-
     def catch_up(self) -> None:
-        """Report the leases that were kept."""
-        while self._abandoned:
+        """Report the abandoned leases."""
+        while self.abandoned:
             try:
-                report = self._abandoned.popleft()
+                report = self.abandoned.popleft()
             except IndexError:  # another thread has taken it
                 return
             report.tell_abandoned()
@@ -203,10 +184,7 @@ class Report:
     A KeyboardInterrupt or SystemExit in the code of the user comes from a signal handler. It is raised where
     a lease is entered. Where a lease is released, `interruption` keeps it until that is done.
 
-    Args:
-        observer: Observer of the client.
-        look: Returns the present state of the lease. It must not keep the lease alive.
-        clock: Clock of the event loop.
+    `look` returns the present state of the lease. It must not keep the lease alive.
     """
 
     def __init__(self, observer: Observer, look: Callable[[], LeaseInfo], clock: Callable[[], float]) -> None:
@@ -220,9 +198,6 @@ class Report:
         self.interruption: BaseException | None = None
 
     def begin(self) -> None:
-        """Begin the lease."""
-        if not self._observer.is_on:
-            return
         self._observer.catch_up()
         self._began_at = self._clock()
         self._lease = self._begin("lease")
@@ -230,63 +205,56 @@ class Report:
 
     def turn(self, phase: Phase) -> None:
         """End the present phase without an error, and begin this one."""
-        if not self._observer.is_on:
-            return
         self.leave(None)
         self._phase = self._begin(phase)
         self.let_through()
 
     def tear_down(self) -> None:
         """Begin the teardown, unless it has begun before an interruption."""
-        if self._observer.is_on and self._phase is None:
+        if self._phase is None:
             self._phase = self._begin("teardown")
 
     def leave(self, error: BaseException | None) -> None:
         """End the present phase, if there is one, with `error`."""
         phase, self._phase = self._phase, None
-        self._end(phase, _outcome(error), error, self._clock)
+        self._end(phase, _outcome(error), error, self._clock())
 
     def end(self, error: BaseException | None) -> None:
-        """End the lease."""
         self.leave(error)
         lease, self._lease = self._lease, None
-        self._end(lease, _outcome(error), error, self._clock)
+        self._end(lease, _outcome(error), error, self._clock())
 
     def abandon(self) -> None:
         """Leave the lease to the reaper. Safe to call in `__del__`."""
         if self._lease is not None:
             self._abandoned_at = self._clock()
-            self._observer.abandon(self)
+            self._observer.abandoned.append(self)
 
     def tell_abandoned(self) -> None:
-        """Report that the lease was abandoned."""
         for begun in (self._phase, self._lease):
-            self._end(begun, "abandoned", None, lambda: self._abandoned_at)
+            self._end(begun, "abandoned", None, self._abandoned_at)
         self._phase = self._lease = None
 
-    def _begin(self, phase: Phase) -> _Begun:
-        begun = _Begun(phase, self._clock())
+    def _begin(self, phase: Phase) -> _Begun | None:
+        """Begin a phase. Return None if the client has no telemetry: then nothing is reported."""
+        telemetry = self._observer.telemetry
+        if telemetry is None:
+            return None
+        begun = _Begun(phase, self._clock(), telemetry)
         parent = self._lease.value if self._lease is not None else None
         try:
-            begun.value = self._observer.begin(phase, self._look(), parent)
+            begun.value = telemetry.begin(phase, self._look(), parent)
         except BaseException as error:  # noqa: BLE001  (code of the user)
             self._caught(error, "begin")
             begun.is_told = False
         return begun
 
-    def _end(
-        self,
-        begun: _Begun | None,
-        outcome: Outcome,
-        error: BaseException | None,
-        clock: Callable[[], float],
-    ) -> None:
+    def _end(self, begun: _Begun | None, outcome: Outcome, error: BaseException | None, now: float) -> None:
         if begun is None or not begun.is_told:
             return
-        now = clock()
         end = PhaseEnd(outcome=outcome, seconds=now - begun.at, elapsed=now - self._began_at, error=error)
         try:
-            self._observer.end(begun.phase, self._look(), begun.value, end)
+            begun.telemetry.end(begun.phase, self._look(), begun.value, end)
         except BaseException as raised:  # noqa: BLE001  (code of the user)
             self._caught(raised, "end")
 
@@ -297,26 +265,21 @@ class Report:
             self._observer.failed(call)
 
     def let_through(self) -> None:
-        """Raise the interruption that was kept.
-
-        Raises:
-            BaseException: a KeyboardInterrupt or SystemExit.
-        """
+        """Raise the interruption that was kept, if there is one."""
         error, self.interruption = self.interruption, None
         if error is not None:
             raise error
 
 
+@define(eq=False)
 class _Begun:
     """A phase that has begun, and what `Telemetry.begin` returned for it."""
 
-    __slots__ = ("at", "is_told", "phase", "value")
-
-    def __init__(self, phase: Phase, at: float) -> None:
-        self.phase: Phase = phase
-        self.at = at
-        self.value: Any = None
-        self.is_told = True
+    phase: Phase
+    at: float
+    telemetry: Telemetry
+    value: Any = None
+    is_told: bool = True
 
 
 def _route(method: str, path: str) -> str:

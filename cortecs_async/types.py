@@ -2,68 +2,41 @@
 
 from typing import TYPE_CHECKING
 
-from ._public import lazy_getattr
+from ._public import LAZY, lazy_getattr
 
 if TYPE_CHECKING:
-    from ._api.domain import (
-        AffectedInstances,
-        Balance,
-        HardwareConfig,
-        HardwareType,
-        InitProgress,
-        Instance,
-        InstanceArgs,
-        InstanceStatus,
-        Model,
-        ModelPreview,
-        Progress,
-        WorkerStatus,
-    )
-    from ._batch.plan import BatchPlan
-    from ._batch.report import BatchProgress, BatchReport
-    from ._client.diagnosis import Finding
-    from ._client.with_options import Calls, Response
-    from ._lease.endpoint import InstanceHandle, OpenAIKwargs
-    from ._lease.mapping import Results
-    from ._lease.pricing import Receipt
-    from ._recovery.owners import Owner
-    from ._recovery.sweep import Orphan
-    from ._telemetry import LeaseInfo, PhaseEnd, RequestRetry, Telemetry
-
-__all__ = [
-    "AffectedInstances",
-    "Balance",
-    "BatchPlan",
-    "BatchProgress",
-    "BatchReport",
-    "Calls",
-    "Finding",
-    "HardwareConfig",
-    "HardwareType",
-    "InitProgress",
-    "Instance",
-    "InstanceArgs",
-    "InstanceHandle",
-    "InstanceStatus",
-    "LeaseInfo",
-    "Model",
-    "ModelPreview",
-    "OpenAIKwargs",
-    "Orphan",
-    "Owner",
-    "PhaseEnd",
-    "Progress",
-    "Receipt",
-    "RequestRetry",
-    "Response",
-    "Results",
-    "Telemetry",
-    "WorkerStatus",
-]
-
-if not TYPE_CHECKING:  # type checkers would accept every name
+    from ._api.domain import AffectedInstances as AffectedInstances
+    from ._api.domain import Balance as Balance
+    from ._api.domain import HardwareConfig as HardwareConfig
+    from ._api.domain import HardwareType as HardwareType
+    from ._api.domain import InitProgress as InitProgress
+    from ._api.domain import Instance as Instance
+    from ._api.domain import InstanceArgs as InstanceArgs
+    from ._api.domain import InstanceStatus as InstanceStatus
+    from ._api.domain import Model as Model
+    from ._api.domain import ModelPreview as ModelPreview
+    from ._api.domain import Progress as Progress
+    from ._api.domain import WorkerStatus as WorkerStatus
+    from ._batch.plan import BatchPlan as BatchPlan
+    from ._batch.report import BatchProgress as BatchProgress
+    from ._batch.report import BatchReport as BatchReport
+    from ._client.diagnosis import Finding as Finding
+    from ._client.with_options import Calls as Calls
+    from ._client.with_options import Response as Response
+    from ._lease.endpoint import InstanceHandle as InstanceHandle
+    from ._lease.endpoint import OpenAIKwargs as OpenAIKwargs
+    from ._lease.mapping import Results as Results
+    from ._lease.pricing import Receipt as Receipt
+    from ._recovery.owners import Owner as Owner
+    from ._recovery.sweep import Orphan as Orphan
+    from ._telemetry import LeaseInfo as LeaseInfo
+    from ._telemetry import PhaseEnd as PhaseEnd
+    from ._telemetry import RequestRetry as RequestRetry
+    from ._telemetry import Telemetry as Telemetry
+else:  # type checkers would accept every name
+    __all__ = list(LAZY[__name__])
     __getattr__ = lazy_getattr(__name__)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *LAZY[__name__]})

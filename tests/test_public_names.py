@@ -23,7 +23,7 @@ def public_classes() -> Iterator[tuple[str, type]]:
     """Yield the classes that users can import, each with the module that it should show."""
     seen: set[Any] = set()
     for module in (cortecs_async, errors, types, signals):
-        names = [*vars(module)] if module is signals else module.__all__
+        names = getattr(module, "__all__", [*vars(module)])
         for name in names:
             value = getattr(module, name)
             if isinstance(value, type) and value not in seen and is_ours(module, value):

@@ -1,9 +1,13 @@
-"""Which event loop is running."""
+"""Which event loop is running, and its clock. Also the type of the wall clock."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
+
+WallClock = Callable[[], float]
+"""Returns Unix time in seconds. Journals use it, because another process can compare it with its clock."""
 
 
 def in_trio() -> bool:
@@ -19,3 +23,12 @@ def current_loop() -> object:
 
         return trio.lowlevel.current_trio_token()
     return asyncio.get_running_loop()
+
+
+def loop_clock() -> Callable[[], float]:
+    """Return the clock of the running event loop, which other threads may read too."""
+    if in_trio():
+        import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+
+        return trio.lowlevel.current_clock().current_time
+    return asyncio.get_running_loop().time

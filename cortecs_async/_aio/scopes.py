@@ -47,10 +47,7 @@ class CancellableBlock:
             self._task.cancel()
 
     async def leave(self, raised: BaseException | None) -> tuple[BaseException | None, bool]:
-        """End the block.
-
-        Args:
-            raised: The exception that left the block.
+        """End the block, which `raised` has left.
 
         Returns:
             The exception to raise instead, and whether `cancel` ended the block: then there is no exception.

@@ -70,7 +70,6 @@ class SigintGuard:
             signal.signal(signal.SIGINT, signal.default_int_handler if self._main.done() else self._previous)
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Handle SIGINT."""
         if self._loop.is_closed():
             signal.signal(number, signal.default_int_handler)
             signal.default_int_handler(number, frame)

@@ -29,9 +29,6 @@ class SingleFlight(Generic[T]):
 
     The first task makes the call, and the others wait for it. If the first task is cancelled, the next one
     makes the call again.
-
-    Args:
-        call: The call to share.
     """
 
     def __init__(self, call: Callable[[], Awaitable[T]]) -> None:
@@ -93,17 +90,11 @@ class Broadcast:
 
 @define(eq=False)
 class Backoff:
-    """Pauses that double with every failure, and start again after a success.
-
-    Attributes:
-        first: The pause after the first failure, in seconds.
-        limit: The longest pause, in seconds.
-        failures: Failures in a row.
-    """
+    """Pauses that double with every failure, from `first` up to `limit` seconds."""
 
     first: float
     limit: float
-    failures: int = 0
+    failures: int = 0  # in a row
 
     def next(self) -> float:
         """Count a failure, and return the seconds to wait after it."""
@@ -111,7 +102,7 @@ class Backoff:
         return exponential(self.failures - 1, first=self.first, limit=self.limit)
 
     def reset(self) -> None:
-        """Start again after a success."""
+        """Start again with the first pause, after a success."""
         self.failures = 0
 
 

@@ -26,13 +26,10 @@ T = TypeVar("T")
 
 @define
 class TaskResult(Generic[T]):
-    """How the work ended, and what interrupted the caller meanwhile.
+    """How the work ended: with a value or an error.
 
-    Attributes:
-        value: What the work returned.
-        error: What it raised instead.
-        interruption: The cancellation or KeyboardInterrupt that the caller received while it waited. The
-            caller must raise it.
+    The interruption is the cancellation or KeyboardInterrupt that the caller received while it waited. The
+    caller must raise it.
     """
 
     value: T | None = None
@@ -40,11 +37,7 @@ class TaskResult(Generic[T]):
     interruption: BaseException | None = None
 
     def unwrap(self) -> T:
-        """Return the value.
-
-        Raises:
-            BaseException: the interruption, else the error.
-        """
+        """Return the value, or raise the interruption, else the error."""
         if self.interruption is not None:
             raise self.interruption
         if self.error is not None:
@@ -53,12 +46,10 @@ class TaskResult(Generic[T]):
 
 
 async def run_uncancellable(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
-    """Run `work` in its own task, and return only when it has ended.
+    """Run `work` in its own task, and return only when it has ended. It must limit its own time.
 
-    Args:
-        work: The work. It must limit its own time.
-        resume: Call `work` again if its task is cancelled, as `asyncio.run` cancels every task at its end.
-            Only for work that can continue where it stopped.
+    With `resume`, `work` is called again if its task is cancelled, as `asyncio.run` cancels every task at its
+    end. Use this only for work that can continue where it stopped.
     """
     if in_trio():
         return await _on_trio(work, resume=resume)
@@ -98,8 +89,7 @@ def redeliver_cancellation(interruption: BaseException, cause: BaseException) ->
 class BackgroundTask:
     """Work in the background, without a task group. Call `stop` to end it. Its errors are logged.
 
-    Args:
-        work: The work. A release must not depend on it, because the end of the event loop ends it.
+    A release must not depend on it, because the end of the event loop ends it.
     """
 
     def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -115,7 +105,6 @@ class BackgroundTask:
             self._task = asyncio.get_running_loop().create_task(self._run())
 
     def stop(self) -> None:
-        """Cancel the work."""
         if self._task is not None:
             self._task.cancel()
         if self._scope is not None:

@@ -15,8 +15,7 @@ import anyio.lowlevel
 import anyio.to_thread
 from attrs import define, field, frozen
 
-from .clock import WallClock
-from .eventloop import in_trio
+from .eventloop import WallClock, in_trio
 
 T = TypeVar("T")
 
@@ -55,12 +54,7 @@ async def off_loop(work: Callable[[], T], /) -> T:
 
 @frozen
 class System:
-    """The clock and the threads that a client uses for its journal.
-
-    Attributes:
-        wall_clock: Returns Unix time in seconds.
-        off_loop: Runs blocking work.
-    """
+    """The clock and the threads that a client uses for its journal."""
 
     wall_clock: WallClock = time.time
     off_loop: OffLoop = off_loop
@@ -77,27 +71,18 @@ if hasattr(os, "register_at_fork"):
 
 @define(eq=False)
 class StopFlag:
-    """Tells a thread to stop because its caller was cancelled."""
+    """Stops a thread whose caller was cancelled."""
 
     event: threading.Event = field(factory=threading.Event)
 
     def check(self) -> None:
-        """Stop the thread if its caller was cancelled.
-
-        Raises:
-            RuntimeError: then; no caller receives it.
-        """
+        """End the thread with an error, which no caller receives, if its caller was cancelled."""
         if self.event.is_set():
             raise RuntimeError("the caller of this thread was cancelled")
 
 
 async def run_in_thread(work: Callable[[], T], *, abandon: bool = False) -> T:
-    """Run blocking work in a thread, and return its result.
-
-    Args:
-        work: The work.
-        abandon: Do not wait for it if the caller is cancelled.
-    """
+    """Run blocking work in a thread. With `abandon`, do not wait for it if the caller is cancelled."""
     try:
         limiter = _batch_limiter.get()
     except LookupError:

@@ -12,7 +12,7 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field
 
-from .._aio.clock import loop_clock
+from .._aio.eventloop import loop_clock
 from .._errors import EndpointError
 from .._http.messages import Failure, FailureKind
 from .._logging import Event, log

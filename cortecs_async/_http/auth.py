@@ -28,12 +28,7 @@ def renewal_time(now: float, expires_in: float) -> float:
 
 
 class TokenSource:
-    """The current access token of a client.
-
-    Args:
-        provider: Returns the credentials.
-        exchange: Fetches a token for them.
-    """
+    """The current access token of a client, which `exchange` fetches for the provider's credentials."""
 
     def __init__(
         self, provider: CredentialProvider, exchange: Callable[[Credentials], Awaitable[Token]]
@@ -44,12 +39,7 @@ class TokenSource:
         self._fetches: SingleFlight[Token] = SingleFlight(self._fetch)
 
     async def get(self) -> Token:
-        """Return a token that is not due for renewal.
-
-        Raises:
-            CortecsError: what the exchange raised; each waiting caller gets its own copy.
-            Exception: what the credential provider raised.
-        """
+        """Return a token that is not due for renewal. Raise what the provider or the exchange raises."""
         if self._token is not None and anyio.current_time() < self._token.renew_at:
             return self._token
         return await self._fetches.get()

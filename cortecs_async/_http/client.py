@@ -29,8 +29,6 @@ class _Attempts:
     """The attempts of one call so far.
 
     Attributes:
-        call: The call.
-        settings: Its time-outs and retries.
         elapsed: Seconds spent on it, without those in which it waited for its turn.
         count: How often it was sent.
         counted: How many of the attempts count against `max_retries`.
@@ -50,21 +48,6 @@ class _Attempts:
         """Return the error to raise if the last attempt is not repeated."""
         return to_error(
             self.call.method, self.call.path, failure, attempts=self.count, unknown=self.outcome_unknown
-        )
-
-    def next_wait(self, failure: Failure, rng: random.Random) -> float | None:
-        """Return the seconds to wait before the next attempt, or None to give up."""
-        if not self.call.retried:
-            return None
-        return next_wait(
-            self.call.method,
-            self.call.path,
-            failure,
-            attempt=self.count,
-            counted=self.counted,
-            elapsed=self.elapsed,
-            policy=self.settings.retry,
-            rng=rng,
         )
 
 
@@ -95,13 +78,7 @@ class HTTP:
         self._closed = False
 
     async def request(self, call: Call) -> Reply:
-        """Send a request of the user's.
-
-        Raises:
-            ClientClosedError: after `aclose`.
-            RequestError: the subclass for the failure.
-            ConfigurationError: when there are no credentials.
-        """
+        """Send a request of the user's."""
         self.check_open()
         return await self.request_for_lease(call)
 
@@ -130,11 +107,6 @@ class HTTP:
         return await self.request_for_lease(evolve(call, retried=False, priority=Priority.RELEASE))
 
     def check_open(self) -> None:
-        """Check that the client is open.
-
-        Raises:
-            ClientClosedError: after `aclose`.
-        """
         if self._closed:
             raise ClientClosedError(
                 "this AsyncCortecs is closed. Use it inside its `async with` block, or create a new one."
@@ -187,11 +159,7 @@ class HTTP:
         return token
 
     async def _send_in_turn(self, attempts: _Attempts, token: Token | None) -> Reply | Failure:
-        """Wait until there is room for the request, and send it once.
-
-        Raises:
-            RequestTimeoutError: when the time is used up before it is sent.
-        """
+        """Wait until there is room for the request, and send it once, unless its time is used up before."""
         call, settings = attempts.call, attempts.settings
         await self._limiter.acquire(call.priority)
         began = anyio.current_time()
@@ -235,15 +203,22 @@ class HTTP:
         return (await run_uncancellable(send_with_witness, resume=False)).unwrap()
 
     async def _wait_to_retry(self, attempts: _Attempts, failure: Failure) -> None:
-        """Wait until the request may be sent again.
-
-        Raises:
-            RequestError: when it may not.
-        """
+        """Wait until the request may be sent again. Raise the error of the failure if it may not."""
         call = attempts.call
         attempts.counted += counts_as_retry(failure)
         error = attempts.error(failure)
-        wait = attempts.next_wait(failure, self._rng)
+        if not call.retried:
+            raise error
+        wait = next_wait(
+            call.method,
+            call.path,
+            failure,
+            attempt=attempts.count,
+            counted=attempts.counted,
+            elapsed=attempts.elapsed,
+            policy=attempts.settings.retry,
+            rng=self._rng,
+        )
         if wait is None:
             raise error
         log(
@@ -297,7 +272,6 @@ def _answer(outcome: Reply | Failure) -> str:
 
 
 def _read_token(data: Any) -> tuple[Secret, float]:
-    """Return the access token of an answer, and the seconds that it is valid."""
     token = data.get("access_token") if isinstance(data, Mapping) else None
     if not isinstance(token, str) or not token:
         raise ShapeError("expected an object with 'access_token'")

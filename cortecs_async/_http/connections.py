@@ -41,19 +41,12 @@ _MAX_POLLS = 24
 
 @define(eq=False)
 class Pool:
-    """An HTTP client and its load.
-
-    Attributes:
-        client: The HTTP client.
-        size: How many requests it may have at a time.
-        busy: How many it has.
-        idle_since: When its last request ended, in seconds of `anyio.current_time`.
-    """
+    """An HTTP client, and how many requests it may have and has at a time."""
 
     client: httpx.AsyncClient
     size: float
     busy: int = 0
-    idle_since: float = math.inf
+    idle_since: float = math.inf  # in seconds of `anyio.current_time`
 
 
 class _NoCookies(CookieJar):
@@ -65,11 +58,7 @@ class _NoCookies(CookieJar):
 
 
 class Connections:
-    """The connections of a client.
-
-    Args:
-        settings: Settings of the client.
-        given: The caller's own HTTP client, to use instead of ours.
+    """The connections of a client, or the caller's own HTTP client (`given`) instead.
 
     Raises:
         ConfigurationError: for a transport that is not installed, or for certificates or proxies in the
@@ -115,11 +104,7 @@ class Connections:
                     stack.push_async_callback(pool.client.aclose)
 
     def new_client(self) -> httpx.AsyncClient:
-        """Create an HTTP client with its own connections.
-
-        Raises:
-            ConfigurationError: as for the class.
-        """
+        """Create an HTTP client with its own connections. It raises what the class raises."""
         create: Callable[..., httpx.AsyncClient] = httpx.AsyncClient
         max_connections: int | None = None
         if self._settings.transport == "aiohttp":
@@ -127,9 +112,9 @@ class Connections:
             create, max_connections = client_class(), self._settings.max_connections + _MAX_POLLS
         # Pools of httpx are unlimited: the limiter decides which requests are sent.
         limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=_POOL_SIZE)
+        if self._tls is None:
+            self._tls = tls_context(self._settings)
         try:
-            if self._tls is None:
-                self._tls = tls_context(self._settings)
             return create(
                 trust_env=trusts_environment(self._settings),
                 verify=self._tls,
@@ -137,8 +122,6 @@ class Connections:
                 limits=limits,
             )
         except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
-            if isinstance(error, ConfigurationError):
-                raise
             problem = _problem(error)
         raise ConfigurationError(problem)
 
@@ -155,11 +138,7 @@ def trusts_environment(settings: Settings) -> bool:
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext:
-    """Return the TLS context, with the certificates of the environment if those are used.
-
-    Raises:
-        ConfigurationError: for certificates of the environment that cannot be used.
-    """
+    """Return the TLS context, with the certificates of the environment if those are used."""
     try:
         return httpx.create_ssl_context(trust_env=trusts_environment(settings))
     except (OSError, ValueError) as error:
@@ -193,11 +172,7 @@ def kind_of(error: Exception) -> FailureKind | None:
 
 
 def client_class() -> Any:
-    """Return the subclass of `httpx.AsyncClient` that uses aiohttp.
-
-    Raises:
-        ConfigurationError: when it is not installed.
-    """
+    """Return the subclass of `httpx.AsyncClient` that uses aiohttp."""
     try:
         from httpx_aiohttp import HttpxAiohttpClient  # noqa: PLC0415  (optional, and slow to import)
     except ImportError:

@@ -20,9 +20,7 @@ class PriorityLimiter:
     """Limits concurrent requests. The others wait in the order of their priority.
 
     A fifth of the slots, but at least one, is reserved for releases, so that hanging calls cannot delay them.
-
-    Args:
-        size: Concurrent requests, without polls.
+    Polls need no slot.
     """
 
     def __init__(self, size: int) -> None:
@@ -51,7 +49,6 @@ class PriorityLimiter:
             raise
 
     def release(self, priority: Priority) -> None:
-        """Release the slot."""
         if priority is Priority.POLL:
             return
         self._busy -= 1

@@ -22,13 +22,8 @@ class Call:
     """A request as the resources describe it.
 
     Attributes:
-        method: HTTP method.
         path: Path below the API base URL, already validated.
-        json: Body.
-        params: Query parameters.
-        authenticated: Whether it is sent with an access token.
         retried: False for the poller, which polls again anyway.
-        priority: Its place among the requests that wait.
         settings: Timeout, retries and headers, if they are not the client's.
         witness: Receives the outcome of each attempt, and makes an attempt uncancellable once it is sent.
             Between attempts, the request can be cancelled as usual.
@@ -61,11 +56,9 @@ class Witness(Protocol):
 
     def sending(self) -> None:
         """Note that an attempt is about to be sent."""
-        ...
 
     def settled(self, outcome: Reply | Failure) -> None:
         """Note the outcome of the attempt. Not called if the event loop itself is interrupted."""
-        ...
 
 
 @frozen(kw_only=True)
@@ -73,12 +66,10 @@ class Reply:
     """A successful answer.
 
     Attributes:
-        call: The request.
-        status: HTTP status.
         data: The JSON, or None for an empty body.
         request_id: The answer's `x-request-id`, if it has one.
         attempts: How often the request was sent.
-        headers: Headers of the answer, unchecked; their names are case-insensitive.
+        headers: Unchecked; their names are case-insensitive.
     """
 
     call: Call
@@ -89,11 +80,7 @@ class Reply:
     headers: Mapping[str, str] = field(factory=dict, repr=False)
 
     def decode(self, decoder: Callable[[Any], T]) -> T:
-        """Return what the decoder makes of the data.
-
-        Raises:
-            DecodeError: when the data does not have the documented shape.
-        """
+        """Return what the decoder makes of the data. Turn its `ShapeError` into a `DecodeError`."""
         try:
             return decoder(self.data)
         except ShapeError as error:
@@ -127,12 +114,7 @@ def start_warning(method: str, path: str, *, unknown: bool) -> str:
 def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown: bool) -> RequestError:
     """Return the error for a request that is given up: the request, what happened, and what to do.
 
-    Args:
-        method: HTTP method.
-        path: Path below the API base URL.
-        failure: How the last attempt failed.
-        attempts: How often the request was sent.
-        unknown: Whether one of the attempts may have worked.
+    The failure is that of the last attempt; `unknown` tells whether any of them may have worked.
     """
     request = f"{method} {path}"
     tries = f" (sent {attempts} times)" if attempts > 1 else ""
@@ -220,12 +202,10 @@ class Failure:
     """An attempt without a usable answer.
 
     Attributes:
-        kind: How it failed.
         detail: Details for people, without secrets.
         status: HTTP status, if one was read.
         retry_after: Seconds that the service asked to wait.
         body: Redacted excerpt of the answer.
-        request_id: Request id of the answer.
     """
 
     kind: FailureKind

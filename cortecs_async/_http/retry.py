@@ -34,13 +34,9 @@ def is_transient_status(status: int) -> bool:
 
 def is_transient(failure: Failure) -> bool:
     """Return whether a request that failed like this may succeed when it is sent again."""
-    match failure.kind:
-        case FailureKind.STATUS:
-            return is_transient_status(failure.status or 0)
-        case FailureKind.REDIRECTED:
-            return False
-        case _:
-            return True
+    if failure.kind is FailureKind.STATUS:
+        return is_transient_status(failure.status or 0)
+    return failure.kind is not FailureKind.REDIRECTED
 
 
 def may_have_taken_effect(method: str, failure: Failure) -> bool:
@@ -84,16 +80,9 @@ def next_wait(
 ) -> float | None:
     """Return the seconds to wait before the next attempt, or None to give up.
 
-    Args:
-        method: HTTP method.
-        path: Path below the API base URL.
-        failure: How the last attempt failed.
-        attempt: Attempts made so far, at least 1.
-        counted: How many of them failed with anything but 429, which asks to come back later. If 429s were
-            counted and half of all answers were 429, one request in sixty would be given up.
-        elapsed: Seconds since the first attempt began.
-        policy: The limits.
-        rng: Source of the jitter.
+    `attempt` is the number of attempts so far. `counted` are those that failed with anything but 429, which
+    asks to come back later: if 429s were counted and half of all answers were 429, one request in sixty would
+    be given up. `elapsed` are the seconds since the first attempt began.
     """
     if policy.max_retries == 0 or counted > policy.max_retries or not can_repeat(method, path, failure):
         return None

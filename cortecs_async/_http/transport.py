@@ -52,12 +52,7 @@ class _CachedHeaders:
 
 
 class Transport:
-    """Sends the requests of a client.
-
-    Args:
-        settings: Settings of the client.
-        redactor: Removes secrets from what is shown.
-        http_client: The caller's own HTTP client, to use instead of ours.
+    """Sends the requests of a client, on its own connections or on the caller's `http_client`.
 
     Raises:
         ConfigurationError: for an unusable base URL, a transport that is not installed, or certificates or
@@ -79,13 +74,7 @@ class Transport:
         """Send a request once.
 
         Failures are values, not exceptions: the traceback of an exception of httpx has frames whose locals
-        hold the token and the body.
-
-        Args:
-            call: The request.
-            token: Authorizes it.
-            attempts: How often it was sent, including this attempt.
-            timeout: Seconds for the whole attempt.
+        hold the token and the body. `attempts` includes this one, and `timeout` is for the whole attempt.
         """
         with anyio.move_on_after(timeout):
             await self.connections.prune()
@@ -106,12 +95,7 @@ class Transport:
         return Failure(kind=FailureKind.TIMED_OUT, detail=f"no answer within {timeout:g} s")
 
     def check_ready(self) -> None:
-        """Check that requests can be sent. Call it before `send`, after which a request counts as sent.
-
-        Raises:
-            ClientClosedError: when the connections are closed.
-            ConfigurationError: when the transport does not work on this event loop.
-        """
+        """Check that requests can be sent. Call it before `send`, after which a request counts as sent."""
         if self._is_closed:
             raise ClientClosedError("this AsyncCortecs is closed")
         if self._given is not None and self._given.is_closed:
@@ -220,7 +204,7 @@ class Transport:
             return Failure(
                 kind=FailureKind.REDIRECTED,
                 status=response.status_code,
-                detail=self._redirect_location(response),
+                detail=self._redactor.redact(response.headers.get("location", ""))[:_EXCERPT],
             )
         if not response.is_success:
             return Failure(
@@ -259,13 +243,9 @@ class Transport:
         text = self._redactor.redact("".join(each for each in text if each.isprintable() or each.isspace()))
         return self._redactor.redact(" ".join(text.split()))[:_EXCERPT]
 
-    def _redirect_location(self, response: httpx.Response) -> str:
-        return self._redactor.redact(response.headers.get("location", ""))[:_EXCERPT]
-
     def _describe(self, error: Exception) -> str:
-        return self._redactor.redact(
-            f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-        )
+        name = type(error).__name__
+        return self._redactor.redact(f"{name}: {error}" if str(error) else name)
 
 
 def _reveal(body: Mapping[str, Any] | None) -> dict[str, Any] | None:

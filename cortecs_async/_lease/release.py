@@ -9,7 +9,7 @@ from collections.abc import Callable
 import anyio
 from attrs import define
 
-from .._aio.clock import loop_clock
+from .._aio.eventloop import loop_clock
 from .._aio.tasks import run_uncancellable
 from .._api.instances import Instances, Origin
 from .._api.teardown import Goal, Teardown

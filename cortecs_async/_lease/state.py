@@ -8,7 +8,7 @@ from collections.abc import Callable
 import anyio
 from attrs import define, evolve, field, frozen
 
-from .._aio.clock import loop_clock
+from .._aio.eventloop import loop_clock
 from .._api.domain import Instance
 from .._api.instances import Instances, Origin
 from .._config import PollPolicy

@@ -16,7 +16,7 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field, frozen
 
-from .._aio.clock import WallClock
+from .._aio.eventloop import WallClock
 from .._aio.synchronization import Backoff
 from .._api.domain import Instance
 from .._api.instances import Instances

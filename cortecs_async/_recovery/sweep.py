@@ -13,7 +13,7 @@ from typing import Literal
 import anyio
 from attrs import frozen
 
-from .._aio.clock import WallClock
+from .._aio.eventloop import WallClock
 from .._api.domain import Instance, to_hf_name
 from .._api.instances import Instances
 from .._logging import Event, log

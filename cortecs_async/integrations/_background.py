@@ -63,12 +63,7 @@ class StartOptions(TypedDict, total=False):
 
 @frozen
 class Unavailable:
-    """The state of a managed instance that is not running.
-
-    Attributes:
-        reason: Why not, for the error message.
-        retry_after: Seconds until the next attempt makes sense; None if no instance will be started again.
-    """
+    """The state of a managed instance that is not running, as `NotReadyError` shows it."""
 
     reason: str
     retry_after: float | None = _RETRY_AFTER

@@ -74,11 +74,7 @@ class _InstanceHealth:
         self._has_answered, self._silent_since, self._rests = True, None, 0
 
     def record_silence(self, failure: Failure) -> None:
-        """Note that no item of a chunk was answered.
-
-        Raises:
-            EndpointError: If the instance has not answered for too long.
-        """
+        """Note that no item of a chunk was answered. Raise if the instance has not answered for too long."""
         now = anyio.current_time()
         if self._silent_since is None:
             self._silent_since = now

@@ -144,10 +144,14 @@ class SharedInstance(ManagedInstance):
         return received
 
     async def _connect(self) -> SocketStream:
+        assert fcntl is not None  # noqa: S101  (for the type checker: `_check` has raised otherwise)
         lock = self._open_lock()
         try:
-            if _acquire(lock):
-                self._start_owner(lock)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass  # another process has started the owner
+        else:
+            self._start_owner(lock)
         finally:
             os.close(lock)
         stream = await anyio.connect_unix(self._path(".sock"))
@@ -198,16 +202,6 @@ class SharedInstance(ManagedInstance):
         key = [self._name, self._spec, account, socket.gethostname(), os.getuid(), __version__]
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return directory / "shared" / f"{digest[:16]}{suffix}"
-
-
-def _acquire(lock: int) -> bool:
-    """Take the lock unless another process holds it. Return whether this process has it."""
-    assert fcntl is not None  # noqa: S101  (for the type checker: `_check` has raised otherwise)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 _connections: weakref.WeakSet[SocketStream] = weakref.WeakSet()

@@ -39,13 +39,11 @@ class InstanceSpec(TypedDict):
 
 
 def encode(state: State) -> bytes:
-    """Encode a state as a line of JSON."""
     text = state.to_json() if isinstance(state, InstanceHandle) else json.dumps(asdict(state))
     return text.encode() + b"\n"
 
 
 def decode(line: bytes) -> State:
-    """Decode a state from its line."""
     data: dict[str, Any] = json.loads(line)
     return Unavailable(**data) if "reason" in data else InstanceHandle.from_json(line.decode())
 
@@ -55,16 +53,11 @@ class SharedInstanceServer:
     """Sends the state of an instance to all connected processes, and ends when the last one has left.
 
     An unexpected error ends the server and so releases the instance.
-
-    Attributes:
-        instance: The instance.
-        linger: Seconds to keep it after the last process has left.
-        users: Number of connected processes that are not leaving.
     """
 
     instance: ManagedInstance
     linger: float
-    users: int = 0
+    users: int = 0  # connected processes that are not leaving
     _changed: anyio.Event = field(factory=anyio.Event)
 
     async def serve(self, listener: SocketListener) -> None:

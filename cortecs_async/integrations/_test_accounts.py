@@ -69,20 +69,12 @@ _RULE_NAMES: Final = frozenset(field.name for field in attrs.fields(Rules))
 
 @attrs.frozen(kw_only=True)
 class Account:
-    """The account of one test.
-
-    Attributes:
-        emulator: The emulator that holds the account.
-        rules: What the test may leave behind.
-        currency: The currency of the bills.
-        state_dir: The directory of the test's journals.
-        test: The test's id.
-    """
+    """The account of one test."""
 
     emulator: Emulator
     rules: Rules
     currency: str
-    state_dir: Path
+    state_dir: Path  # of the journals of the test
     test: str
 
     def find_problems(self) -> str:
@@ -194,13 +186,9 @@ def make_client(item: pytest.Item, emulator: Emulator) -> AsyncCortecs:
 
 def close_client(client: AsyncCortecs) -> None:
     """Close a client of `make_client`, whether or not an event loop is running in this thread."""
-
-    def close() -> None:
-        asyncio.run(client.aclose())
-
     # Use another thread, because the event loop of this one belongs to the test or to another plugin.
     with ThreadPoolExecutor(max_workers=1) as thread:
-        thread.submit(close).result()
+        thread.submit(lambda: asyncio.run(client.aclose())).result()
 
 
 def _options(item: pytest.Item, marker: str) -> dict[str, Any]:
@@ -243,11 +231,7 @@ def _reject_unknown(marker: str, options: Iterable[str], known: Iterable[str]) -
 
 
 def _build(marker: str, build: Callable[[], T]) -> T:
-    """Call `build`, and turn an error of its arguments into one that names the marker.
-
-    Raises:
-        pytest.fail.Exception: If an argument is invalid.
-    """
+    """Call `build`, and turn an error of its arguments into one that names the marker."""
     try:
         return build()
     except (TypeError, ValueError, ConfigurationError) as error:

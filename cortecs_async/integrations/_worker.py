@@ -53,12 +53,7 @@ class Result:
 
 
 def run_chunk(work: Work, inst: InstanceHandle, items: list[Any]) -> list[Result]:
-    """Run `work` on a chunk of items.
-
-    Raises:
-        ValueError: If `work` does not return one result per item.
-        Exception: Whatever `work` raises.
-    """
+    """Run `work` on a chunk of items."""
     results = asyncio.run(_call(work, inst, items))
     if len(results) != len(items):
         raise ValueError(f"work returned {len(results)} results for {len(items)} items: return one per item")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from attrs import define
+
 from .. import ConfigurationError, __version__
 from ..types import LeaseInfo, PhaseEnd, RequestRetry, Telemetry
 
@@ -15,13 +17,6 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import MeterProvider
     from opentelemetry.trace import Span, TracerProvider
 
-_SPANS = {
-    "lease": "cortecs.lease",
-    "start": "cortecs.lease.start",
-    "wait": "cortecs.lease.wait",
-    "body": "cortecs.lease.body",
-    "teardown": "cortecs.lease.teardown",
-}
 
 # Seconds. The default buckets of OpenTelemetry suit requests, not durations of minutes and hours.
 _STARTS = (1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 180.0, 240.0, 300.0, 450.0, 600.0, 900.0, 1800.0)
@@ -95,8 +90,8 @@ class OpenTelemetry(Telemetry):
         """Start the span of a phase."""
         current = self._context.get_current()
         context = current if parent is None else self._trace.set_span_in_context(parent.span, current)
-        span = self._tracer.start_span(_SPANS[phase], context, attributes=_lease_attributes(lease))
-        begun = _PhaseSpan(span)
+        name = "cortecs.lease" if phase == "lease" else f"cortecs.lease.{phase}"
+        begun = _PhaseSpan(self._tracer.start_span(name, context, attributes=_lease_attributes(lease)))
         if phase == "lease":
             self._active.add(1, {"cortecs.operation": lease.operation})
         else:
@@ -178,16 +173,14 @@ class OpenTelemetry(Telemetry):
             self._context.attach(current)
 
 
+@define(eq=False)
 class _PhaseSpan:
     """A span; if it was made current, the contexts before that and with it."""
 
-    __slots__ = ("before", "has_ended", "here", "span")
-
-    def __init__(self, span: Span) -> None:
-        self.span = span
-        self.before: Context | None = None
-        self.here: Context | None = None
-        self.has_ended = False
+    span: Span
+    before: Context | None = None
+    here: Context | None = None
+    has_ended: bool = False
 
 
 def _lease_attributes(lease: LeaseInfo) -> dict[str, str | int]:

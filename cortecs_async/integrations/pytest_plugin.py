@@ -7,7 +7,6 @@ The emulator and the client are imported by the first test that uses a fixture.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -83,8 +82,15 @@ def cortecs_emulator(
 
     A test that leaves an instance in it fails. Set options with `@pytest.mark.cortecs_emulator(...)`.
     """
-    with _explain_missing_extra():
+    try:
         from ._test_accounts import open_account  # noqa: PLC0415  (see the module's docstring)
+    except ImportError as error:
+        if error.name not in {"starlette", "uvicorn"}:
+            raise
+        pytest.fail(
+            "the fixtures of cortecs_async need starlette and uvicorn: pip install 'cortecs-async[testing]'",
+            pytrace=False,
+        )
     item: pytest.Item = request.node
     item.stash[_HAS_FAILED] = False
     with open_account(item, tmp_path_factory.mktemp("cortecs")) as account:
@@ -112,16 +118,3 @@ def cortecs_client(request: pytest.FixtureRequest, cortecs_emulator: Emulator) -
 
 def _is_marked(node: pytest.Collector | pytest.Item) -> bool:
     return any(node.get_closest_marker(name) for name in (EMULATOR, FAULT))
-
-
-@contextmanager
-def _explain_missing_extra() -> Generator[None]:
-    try:
-        yield
-    except ImportError as error:
-        if error.name not in {"starlette", "uvicorn"}:
-            raise
-        pytest.fail(
-            "the fixtures of cortecs_async need starlette and uvicorn: pip install 'cortecs-async[testing]'",
-            pytrace=False,
-        )

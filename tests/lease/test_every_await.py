@@ -33,7 +33,7 @@ from attrs import Factory, define, frozen
 from trio._core._run import _r as trio_dice
 
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy, errors
-from cortecs_async._aio.clock import loop_clock
+from cortecs_async._aio.eventloop import loop_clock
 from cortecs_async._aio.tasks import TaskResult
 from cortecs_async.emulator import Emulator, Fault
 
