@@ -28,6 +28,9 @@ _UNSUPPORTED: Final = frozenset(
 # Their schemas apply to the same value as the schema that contains them.
 _COMBINING: Final = ("anyOf", "oneOf", "allOf")
 _MAX_DEPTH: Final = 60
+# About a second. Each level of alternatives multiplies the checks.
+_MAX_CHECKS: Final = 400_000
+TOO_COMPLEX: Final = "The JSON schema is too complex for the emulator."
 
 
 def _is_string(value: Any) -> bool:
@@ -115,6 +118,7 @@ class Document:
             raise ApiError(400, "A JSON schema must be an object.")
         self.root: Mapping[str, Any] = root
         self._targets: dict[str, Schema] = {}
+        self._checks = 0
         self._check(root, "#", 0)
         unchecked = list(self._targets)
         for ref in unchecked:
@@ -206,9 +210,16 @@ class Document:
         return found
 
     def is_valid(self, value: Any, schema: Schema) -> bool:
-        """Return whether a value is valid under a schema of this document."""
+        """Return whether a value is valid under a schema of this document.
+
+        Raises:
+            ApiError: 400 after too many checks, summed over all calls.
+        """
         if isinstance(schema, bool):
             return schema
+        self._checks += 1
+        if self._checks > _MAX_CHECKS:
+            raise ApiError(400, TOO_COMPLEX)
 
         def is_valid(part: Schema) -> bool:
             return self.is_valid(value, part)
