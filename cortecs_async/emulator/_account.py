@@ -81,7 +81,7 @@ class Account:
     queues: dict[str, InferenceQueue] = attrs.field(factory=dict)
     """With `parallel`: the inference queue of each instance, until its run ends."""
     answers: int = 0
-    """How many inference answers have been numbered."""
+    """How many inference answers have been given."""
 
     def issue_token(self, now: float) -> str:
         """Issue a new access token."""
@@ -92,11 +92,6 @@ class Account:
     def is_valid_token(self, token: str, now: float) -> bool:
         """Return whether a token was issued here and has not expired."""
         return now < self.tokens.get(token, now)
-
-    def next_answer_number(self) -> int:
-        """Return the number of the next inference answer, counted from 1."""
-        self.answers += 1
-        return self.answers
 
     def reserve_slot(self, instance_id: str, now: float) -> Slot:
         """Reserve the time in which an inference answer is worked on.

@@ -10,7 +10,7 @@ from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from cortecs_async.emulator._messages import Request
 from cortecs_async.emulator._streaming import ConnectionCut, Delivery
@@ -26,38 +26,26 @@ class Core(Protocol):
         ...
 
 
-def starlette_app(core: Core) -> Starlette:
-    """Build the application of an emulator, to serve, mount or wrap in middleware.
+@final
+class EmulatorApp(Starlette):
+    """The application of an emulator, to serve, mount or wrap in middleware.
 
-    The core does the routing, because the in-process transport needs it too.
+    The emulator does the routing, because the in-process transport needs it too.
     """
-    return _App(_AsgiApp(core))
-
-
-@final
-class _App(Starlette):
-    """A Starlette application that skips Starlette's own machinery, which is slow, unless it is in use."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(routes=[Mount("/", app=app)])
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        unchanged = not self.user_middleware and not self.exception_handlers and len(self.routes) == 1
-        if unchanged and scope["type"] == "http":
-            await self._app(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
-
-
-@final
-class _AsgiApp:
-    __slots__ = ("_core",)
 
     def __init__(self, core: Core) -> None:
+        super().__init__(routes=[Mount("/", app=self._answer)])
         self._core = core
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # Starlette's own machinery is slow: skip it unless it is in use.
+        unchanged = not self.user_middleware and not self.exception_handlers and len(self.routes) == 1
+        if unchanged and scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request.
 
         Raises:
@@ -107,10 +95,10 @@ async def _send(delivery: Delivery, send: Send) -> None:
         headers["content-length"] = str(len(response.body))
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": response.status, "headers": raw})
-    if response.events is None and not delivery.body.is_cut:
+    if response.events is None and not delivery.is_cut:
         await send({"type": "http.response.body", "body": response.body, "more_body": False})
         return
-    async for chunk in delivery.body:
+    async for chunk in delivery:
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -13,7 +13,7 @@ import httpx
 from starlette.applications import Starlette
 
 from cortecs_async.emulator._account import Account, read_args
-from cortecs_async.emulator._asgi import starlette_app
+from cortecs_async.emulator._asgi import EmulatorApp
 from cortecs_async.emulator._faults import Fault, FaultPlan, fault_response
 from cortecs_async.emulator._inference import running_instance
 from cortecs_async.emulator._messages import ApiError, Request, Response, error_response
@@ -21,7 +21,7 @@ from cortecs_async.emulator._queue import Slot
 from cortecs_async.emulator._records import LedgerEntry, RequestRecord
 from cortecs_async.emulator._routing import API, INFERENCE, Match, find_route, handle
 from cortecs_async.emulator._settings import Settings
-from cortecs_async.emulator._streaming import Delivery, ResponseBody
+from cortecs_async.emulator._streaming import Delivery
 from cortecs_async.emulator._transport import EmulatorTransport
 
 # The date at zero of a clock that is not the machine's own: 2025-01-01T00:00:00Z.
@@ -128,7 +128,7 @@ class Emulator:
         self._faults = FaultPlan()
         self._requests: list[RequestRecord] = []
         self._delayed: list[_DelayedRequest] = []
-        self._app = starlette_app(self)
+        self._app = EmulatorApp(self)
 
     def __repr__(self) -> str:
         return f"Emulator(api_base_url={self.api_base_url!r}, client_id={self.client_id!r})"
@@ -324,13 +324,12 @@ class Emulator:
         if response is None:
             return None
         response.headers["x-request-id"] = f"emulator-request-{number + 1}"
-        body = ResponseBody(
+        return Delivery(
             response,
             cut=kind == "truncate",
             pause=lambda: self._sleep(self._settings.token_seconds),
             is_running=functools.partial(self._is_running, response.instance_id),
         )
-        return Delivery(response, body)
 
     async def _work(self, response: Response, slot: Slot) -> Response:
         """Wait until an answer is ready, and return it, or an error if its instance stops before."""

@@ -159,7 +159,7 @@ class _Answer:
     """An answer with choices, sent complete or as a stream."""
 
     number: int
-    """Counts the answers of the account."""
+    """Counts the answers of the account, from 1."""
     instance_id: str
     options: requests.Options
     common: Mapping[str, Any]
@@ -177,11 +177,11 @@ class _Answer:
         kind: str,
     ) -> "_Answer":
         model = _check_model(instance, options.model)
-        number = account.next_answer_number()
-        answer_id = f"{id_prefix}-{instance.instance_id}-{number}"
+        account.answers += 1
+        answer_id = f"{id_prefix}-{instance.instance_id}-{account.answers}"
         created = int(account.settings.epoch + now)
         common = {"id": answer_id, "object": kind, "created": created, "model": model}
-        return cls(number, instance.instance_id, options, common)
+        return cls(account.answers, instance.instance_id, options, common)
 
     def complete(
         self, contents: Sequence[dict[str, Any]], choices: Sequence[Choice], prompt_tokens: int

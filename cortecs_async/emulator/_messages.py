@@ -41,11 +41,6 @@ class Response:
     instance_id: str | None = None
     """The instance that answers: its load delays the response, and a stream is cut when it stops running."""
 
-    @property
-    def whole_body(self) -> bytes:
-        """The complete body, streamed or not."""
-        return self.body if self.events is None else b"".join(self.events)
-
 
 class ApiError(ValueError):
     """The emulated service rejects a request; nothing has changed.

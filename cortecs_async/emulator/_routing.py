@@ -1,12 +1,14 @@
 """Find the route of a request, and handle it."""
 
 import functools
+import re
 from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Final, Literal
 from urllib.parse import urlencode
 
 import attrs
+from starlette.routing import compile_path
 
 from cortecs_async.emulator._account import Account
 from cortecs_async.emulator._messages import JSON_TYPE, ApiError, Request, Response
@@ -31,18 +33,10 @@ class Route:
     handler: Handler
     needs: Credential | None = "token"
 
-    def match(self, path: str) -> Mapping[str, str] | None:
-        """Return the parameters in a path, or None if it does not match."""
-        patterns, segments = self.path.split("/"), path.split("/")
-        if len(patterns) != len(segments):
-            return None
-        params: dict[str, str] = {}
-        for pattern, segment in zip(patterns, segments, strict=True):
-            if pattern.startswith("{") and segment:
-                params[pattern[1:-1]] = segment
-            elif pattern != segment:
-                return None
-        return params
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Matches a path; its groups are the parameters."""
+        return compile_path(self.path)[0]
 
 
 @functools.cache
@@ -107,12 +101,12 @@ def find_route(method: str, path: str) -> Match:
     same_path: str | None = None
     allow: list[str] = []
     for route in ROUTES:
-        params = route.match(path)
+        found = route.pattern.fullmatch(path)
         # /instances/start is a path of its own: GET there is a wrong method, not the instance "start".
-        if params is None or same_path not in (None, route.path):
+        if found is None or same_path not in (None, route.path):
             continue
         if route.method == method:
-            return Match(route, params)
+            return Match(route, found.groupdict())
         same_path = route.path
         allow.append(route.method)
     if allow:

@@ -3,8 +3,6 @@
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import final
 
-import attrs
-
 from cortecs_async.emulator._messages import Response
 
 
@@ -13,13 +11,13 @@ class ConnectionCut(Exception):  # noqa: N818 - it is an event, not an error
 
 
 @final
-class ResponseBody(AsyncIterator[bytes]):
-    """The body of a response, chunk by chunk as it is sent.
+class Delivery(AsyncIterator[bytes]):
+    """A response, and its body chunk by chunk as the caller receives it.
 
     This is a class instead of a generator so that a caller who stops reading leaves nothing to close.
     """
 
-    __slots__ = ("_chunks", "_is_running", "_pause", "_position", "_streamed", "is_cut")
+    __slots__ = ("_chunks", "_is_running", "_pause", "_position", "_streamed", "is_cut", "response")
 
     def __init__(
         self,
@@ -29,7 +27,7 @@ class ResponseBody(AsyncIterator[bytes]):
         pause: Callable[[], Awaitable[None]],
         is_running: Callable[[], bool],
     ) -> None:
-        """Prepare the body.
+        """Prepare the delivery.
 
         Args:
             response: The response to send.
@@ -37,7 +35,8 @@ class ResponseBody(AsyncIterator[bytes]):
             pause: Waits between two chunks of a streamed response.
             is_running: Whether the instance that answers is still running.
         """
-        body = response.whole_body
+        self.response = response
+        body = response.body if response.events is None else b"".join(response.events)
         if cut:
             self._chunks: tuple[bytes, ...] = (body[: len(body) // 2],)
         else:
@@ -67,11 +66,3 @@ class ResponseBody(AsyncIterator[bytes]):
         chunk = self._chunks[self._position]
         self._position += 1
         return chunk
-
-
-@attrs.frozen
-class Delivery:
-    """What the caller receives."""
-
-    response: Response
-    body: ResponseBody

@@ -10,7 +10,7 @@ import httpx
 
 from cortecs_async.emulator._asgi import Core
 from cortecs_async.emulator._messages import Request
-from cortecs_async.emulator._streaming import ConnectionCut, ResponseBody
+from cortecs_async.emulator._streaming import ConnectionCut, Delivery
 
 # The messages of h11 and httpcore, so that code that reads them sees nothing new.
 _DROPPED: Final = "Server disconnected without sending a response."
@@ -58,7 +58,7 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
         return httpx.Response(
             response.status,
             headers={**response.headers, **framing},
-            stream=_Stream(delivery.body, request, timeout, expected),
+            stream=_Stream(delivery, request, timeout, expected),
             extensions={"http_version": b"HTTP/1.1"},
         )
 
@@ -66,9 +66,9 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
 @final
 class _Stream(httpx.AsyncByteStream):
     def __init__(
-        self, body: ResponseBody, request: httpx.Request, timeout: float | None, expected: int | None
+        self, delivery: Delivery, request: httpx.Request, timeout: float | None, expected: int | None
     ) -> None:
-        self._body = body
+        self._delivery = delivery
         self._request = request
         self._timeout = timeout
         self._expected = expected
@@ -80,7 +80,7 @@ class _Stream(httpx.AsyncByteStream):
     async def __anext__(self) -> bytes:
         try:
             with _read_timeout(self._timeout, self._request):
-                chunk = await anext(self._body)
+                chunk = await anext(self._delivery)
         except ConnectionCut:
             cut = _CUT_STREAM if self._expected is None else _CUT_BODY.format(self._received, self._expected)
             raise httpx.RemoteProtocolError(cut, request=self._request) from None
