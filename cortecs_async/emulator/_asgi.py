@@ -46,11 +46,6 @@ class EmulatorApp(Starlette):
             await super().__call__(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request.
-
-        Raises:
-            ConnectionResetError: When a fault cuts the connection, but the server cannot.
-        """
         request = await _read(scope, receive)
         if request is None:
             return

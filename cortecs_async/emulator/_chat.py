@@ -13,11 +13,7 @@ from cortecs_async.emulator._tools import CALL_PREFIX, Tool, Turn, read_turn, to
 
 
 def chat_choices(chat: ChatRequest, *, limit: int, answer_number: int) -> list[Choice]:
-    """Generate the choices of an answer, each of at most `limit` tokens.
-
-    Raises:
-        ApiError: 400 if a schema is not supported or has no valid value.
-    """
+    """Generate the choices of an answer, each of at most `limit` tokens."""
     turn = read_turn(chat.messages, chat.toolbox)
     tools = tools_to_call(chat.toolbox, turn)
     if not tools:

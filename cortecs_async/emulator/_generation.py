@@ -20,8 +20,6 @@ _TOKENS_PER_MESSAGE: Final = 4
 
 @attrs.frozen
 class ToolCall:
-    """One call of a tool."""
-
     call_id: str
     name: str
     tokens: tuple[str, ...]
@@ -55,7 +53,6 @@ class Choice:
 
     @property
     def text(self) -> str:
-        """The complete text."""
         return "".join(self.tokens)
 
     @property
@@ -70,7 +67,6 @@ def tokenize(text: str) -> tuple[str, ...]:
 
 
 def count_prompt_tokens(messages: Sequence[Message]) -> int:
-    """Count the prompt tokens of a chat."""
     texts = [message.content for message in messages]
     texts += [text for message in messages for call in message.calls for text in (call.name, call.arguments)]
     return _TOKENS_PER_MESSAGE * len(messages) + sum(len(tokenize(text)) for text in texts)

@@ -26,11 +26,6 @@ Params = Mapping[str, str]
 
 
 def require_api_key(account: Account, request: Request) -> None:
-    """Check the API key of a request.
-
-    Raises:
-        ApiError: 401 if it is missing or wrong.
-    """
     if request.bearer_token != account.settings.api_key:
         raise ApiError(
             401, "Incorrect API key provided.", code="invalid_api_key", headers={"www-authenticate": "Bearer"}
@@ -51,7 +46,6 @@ def v1_models(account: Account, _request: Request, params: Params, now: float) -
 
 
 def chat(account: Account, request: Request, params: Params, now: float) -> Response:
-    """Handle POST /chat/completions."""
     instance = running_instance(account, params["instance_id"], now)
     chat = requests.read_chat(json_object(request))
     kind = "chat.completion.chunk" if chat.options.stream else "chat.completion"
@@ -67,7 +61,6 @@ def chat(account: Account, request: Request, params: Params, now: float) -> Resp
 
 
 def completions(account: Account, request: Request, params: Params, now: float) -> Response:
-    """Handle POST /completions."""
     instance = running_instance(account, params["instance_id"], now)
     completion = requests.read_completion(json_object(request))
     options = completion.options
@@ -115,11 +108,6 @@ def embeddings(account: Account, request: Request, params: Params, now: float) -
 
 
 def running_instance(account: Account, instance_id: str, now: float) -> Instance:
-    """Return an instance that is running.
-
-    Raises:
-        ApiError: 404 if it does not exist, 503 if it is not running.
-    """
     instance = account.instances.get(instance_id)
     if instance is None:
         raise ApiError(404, f"Instance {instance_id} does not exist.", code="instance_not_found")

@@ -35,8 +35,6 @@ class Options:
 
 @attrs.frozen
 class ChatRequest:
-    """A request for a chat completion."""
-
     options: Options
     messages: tuple[Message, ...]
     toolbox: Toolbox
@@ -47,8 +45,6 @@ class ChatRequest:
 
 @attrs.frozen
 class CompletionRequest:
-    """A request for text completions."""
-
     options: Options
     prompts: tuple[str, ...]
     echo: bool
@@ -56,8 +52,6 @@ class CompletionRequest:
 
 @attrs.frozen
 class EmbeddingsRequest:
-    """A request for embeddings."""
-
     model: str
     inputs: tuple[str, ...]
     prompt_tokens: tuple[int, ...]
@@ -67,11 +61,6 @@ class EmbeddingsRequest:
 
 
 def read_chat(body: Mapping[str, Any]) -> ChatRequest:
-    """Read the body of a chat request.
-
-    Raises:
-        ApiError: 400 if the body is malformed, or uses a JSON schema that is not supported.
-    """
     max_tokens = integer_field(body, "max_completion_tokens", least=1)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -99,11 +88,6 @@ def _document(response_format: Mapping[str, Any]) -> Document:
 
 
 def read_completion(body: Mapping[str, Any]) -> CompletionRequest:
-    """Read the body of a completion request.
-
-    Raises:
-        ApiError: 400 if the body is malformed.
-    """
     prompt = body.get("prompt")
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
@@ -114,11 +98,6 @@ def read_completion(body: Mapping[str, Any]) -> CompletionRequest:
 
 
 def read_embeddings(body: Mapping[str, Any]) -> EmbeddingsRequest:
-    """Read the body of an embeddings request.
-
-    Raises:
-        ApiError: 400 if the body is malformed.
-    """
     inputs = _inputs(body.get("input"))
     encoding = string_field(body, "encoding_format")
     if encoding not in {None, "float", "base64"}:

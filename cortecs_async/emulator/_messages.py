@@ -11,8 +11,6 @@ JSON_TYPE = "application/json"
 
 @attrs.frozen
 class Request:
-    """One complete request."""
-
     method: str
     path: str
     """Without the query, percent-decoded."""
@@ -43,7 +41,7 @@ class Response:
 
 
 class ApiError(ValueError):
-    """The emulated service rejects a request; nothing has changed.
+    """The emulated service rejects a request; nothing has changed. Anything that reads a request raises it.
 
     Attributes:
         status: The HTTP status.
@@ -69,7 +67,6 @@ def json_response(
     *,
     instance_id: str | None = None,
 ) -> Response:
-    """Build a JSON response."""
     return Response(
         status,
         json.dumps(value).encode(),
@@ -97,11 +94,6 @@ def openai_error(status: int, message: str, code: str | None = None) -> dict[str
 
 
 def json_object(request: Request) -> dict[str, Any]:
-    """Parse the body of a request as a JSON object.
-
-    Raises:
-        ApiError: 400 if the content type is not JSON, or the body is not a JSON object.
-    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != JSON_TYPE:
         raise ApiError(400, f"The body must be {JSON_TYPE}, not {content_type or 'untyped'}.")
@@ -121,11 +113,7 @@ def _reject_constant(name: str) -> NoReturn:
 
 
 def string_field(body: Mapping[str, Any], name: str) -> str | None:
-    """Return a string of the body; None if it is absent or null.
-
-    Raises:
-        ApiError: 400 for another type.
-    """
+    """Return a string of the body; None if it is absent or null."""
     value = body.get(name)
     if value is None or isinstance(value, str):
         return value
@@ -133,11 +121,6 @@ def string_field(body: Mapping[str, Any], name: str) -> str | None:
 
 
 def required_string(body: Mapping[str, Any], name: str) -> str:
-    """Return a string that the body must have.
-
-    Raises:
-        ApiError: 400 if it is absent, null or of another type.
-    """
     value = string_field(body, name)
     if value is None:
         raise ApiError(400, f"{name} is required.")
@@ -145,11 +128,7 @@ def required_string(body: Mapping[str, Any], name: str) -> str:
 
 
 def integer_field(body: Mapping[str, Any], name: str, *, least: int, most: int | None = None) -> int | None:
-    """Return an integer of the body; None if it is absent or null. `8.0` is an integer, as in JSON Schema.
-
-    Raises:
-        ApiError: 400 for another type or outside `least` to `most`.
-    """
+    """Return an integer of the body; None if it is absent or null. `8.0` is an integer, as in JSON Schema."""
     value = body.get(name)
     if value is None:
         return None
@@ -164,11 +143,7 @@ def integer_field(body: Mapping[str, Any], name: str, *, least: int, most: int |
 
 
 def boolean_field(body: Mapping[str, Any], name: str) -> bool:
-    """Return a boolean of the body; False if it is absent or null.
-
-    Raises:
-        ApiError: 400 for another type.
-    """
+    """Return a boolean of the body; False if it is absent or null."""
     value = body.get(name)
     if value is None:
         return False

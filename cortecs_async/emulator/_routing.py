@@ -90,14 +90,12 @@ class Match:
 
     @property
     def name(self) -> str | None:
-        """The name of the route."""
         return None if self.route is None else self.route.name
 
 
 # Under load the same few paths repeat; the limit is for paths that callers make up.
 @functools.lru_cache(maxsize=4096)
 def find_route(method: str, path: str) -> Match:
-    """Find the route of a request."""
     same_path: str | None = None
     allow: list[str] = []
     for route in ROUTES:
@@ -117,11 +115,6 @@ def find_route(method: str, path: str) -> Match:
 
 
 def handle(account: Account, request: Request, match: Match, now: float) -> Response:
-    """Do what a request asks for.
-
-    Raises:
-        ApiError: If the service would reject it.
-    """
     if match.location is not None:
         query = urlencode(request.query)
         return Response(307, headers={"location": f"{match.location}?{query}" if query else match.location})

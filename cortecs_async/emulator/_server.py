@@ -153,12 +153,6 @@ class _Server(uvicorn.Server):
 
 
 def _bind(host: str, port: int, *, allow_remote: bool) -> socket.socket:
-    """Listen on an address.
-
-    Raises:
-        ValueError: If it is not a loopback address and `allow_remote` is False.
-        OSError: If it cannot be bound.
-    """
     address = "127.0.0.1" if host == "localhost" else host
     if not allow_remote and not _is_loopback(address):
         msg = (

@@ -48,12 +48,6 @@ class Delivery(AsyncIterator[bytes]):
         self._position = 0
 
     async def __anext__(self) -> bytes:
-        """Return the next chunk.
-
-        Raises:
-            ConnectionCut: When the connection ends before the response does.
-            StopAsyncIteration: At the end.
-        """
         if self._position == len(self._chunks):
             if self.is_cut:
                 raise ConnectionCut

@@ -32,12 +32,6 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
         self._core = core
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send one request.
-
-        Raises:
-            httpx.ReadTimeout: If the response takes longer than the request's read timeout.
-            httpx.RemoteProtocolError: If a fault drops the connection.
-        """
         received = Request(
             method=request.method,
             path=request.url.path,

@@ -109,11 +109,6 @@ class Document:
     """A JSON schema that has been checked completely, with the targets of its references."""
 
     def __init__(self, root: Any) -> None:
-        """Check the schema.
-
-        Raises:
-            ApiError: 400 if it is malformed, or uses something that is not supported.
-        """
         if not isinstance(root, dict):
             raise ApiError(400, "A JSON schema must be an object.")
         self.root: Mapping[str, Any] = root
@@ -142,7 +137,6 @@ class Document:
             self._heights = {ref: self.height(target) for ref, target in self._targets.items()}
 
     def target(self, ref: str) -> Schema:
-        """Return the schema that a reference names."""
         return self._targets[ref]
 
     def height(self, schema: Schema) -> float:
@@ -312,7 +306,6 @@ def _is_within(size: int, schema: Mapping[str, Any], what: str) -> bool:
 
 
 def is_valid_number(value: Fraction, schema: Mapping[str, Any]) -> bool:
-    """Return whether a number is within the limits of a schema."""
     return (
         ("minimum" not in schema or value >= exact(schema["minimum"]))
         and ("maximum" not in schema or value <= exact(schema["maximum"]))
