@@ -6,9 +6,10 @@ that; under any other server, a cut is an exception from the application.
 
 from collections.abc import Callable
 from typing import Final, Protocol, final
-from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
 from starlette.routing import Mount
 from starlette.types import Receive, Scope, Send
 
@@ -61,25 +62,19 @@ class EmulatorApp(Starlette):
 
 async def _read(scope: Scope, receive: Receive) -> Request | None:
     """Read the request; None if the caller disconnects in the middle of it."""
+    request = HttpRequest(scope, receive)
     # Read it completely before anything is cut: closing a socket with unread bytes resets the connection.
-    parts: list[bytes] = []
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    query: bytes = scope["query_string"]
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        return None
     return Request(
         method=scope["method"],
         path=scope["path"],
-        query=tuple(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else (),
+        query=tuple(request.query_params.multi_items()),
         # In reverse, so that the first header of a name wins.
-        headers={
-            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
-        },
-        body=b"".join(parts),
+        headers=dict(reversed(request.headers.items())),
+        body=body,
     )
 
 

@@ -303,7 +303,8 @@ class Emulator:
             fault = self._faults.take(match.name)
             kind = None if fault is None else fault.kind
             number = len(self._requests)
-            self._requests.append(RequestRecord(request.method, request.path, match.name, None, now, kind))
+            record = RequestRecord(request.method, request.path, match.name, None, now, kind)
+            self._requests.append(record)
             if fault is None or fault.after:
                 response, slot = self._begin(request, match, now)
         if fault is not None and fault.kind == "delay" and not fault.after:
@@ -316,13 +317,10 @@ class Emulator:
             response = fault_response(fault, inference=inference)
         elif kind == "drop":
             response = None
-        status = None if response is None else response.status
-        with self._lock:
-            self._requests[number] = RequestRecord(
-                request.method, request.path, match.name, status, now, kind
-            )
         if response is None:
             return None
+        with self._lock:
+            self._requests[number] = attrs.evolve(record, status=response.status)
         response.headers["x-request-id"] = f"emulator-request-{number + 1}"
         return Delivery(
             response,
@@ -333,11 +331,9 @@ class Emulator:
 
     async def _work(self, response: Response, slot: Slot) -> Response:
         """Wait until an answer is ready, and return it, or an error if its instance stops before."""
-        if response.instance_id is None:
-            return response
         interval = self._settings.answer_seconds
         # Between sleeps, check that the instance still runs: an event could not wake callers on other loops.
-        for _ in range(math.ceil((slot.ends - self._clock()) / interval) if interval else 0):
+        for _ in range(math.ceil((slot.ends - self._clock()) / interval)):
             try:
                 await self._sleep(max(0.0, min(interval, slot.ends - self._clock())))
             except BaseException:
@@ -351,9 +347,7 @@ class Emulator:
                     return error_response(error, inference=True)
         return response
 
-    def _is_running(self, instance_id: str | None) -> bool:
-        if instance_id is None:
-            return True
+    def _is_running(self, instance_id: str) -> bool:
         with self._lock:
             now = self._now()
             instance = self._account.instances.get(instance_id)
@@ -391,7 +385,7 @@ class Emulator:
     def _begin(self, request: Request, match: Match, now: float) -> tuple[Response, Slot | None]:
         """Handle a request, and reserve the time in which the instance works on it, if it takes any."""
         response = self._handle(request, match, now)
-        if response.instance_id is None or not self._settings.answer_seconds:
+        if not response.instance_id or not self._settings.answer_seconds:
             return response, None
         try:
             return response, self._account.reserve_slot(response.instance_id, now)

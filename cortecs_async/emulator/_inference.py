@@ -20,9 +20,7 @@ from cortecs_async.emulator._generation import (
     tokenize,
 )
 from cortecs_async.emulator._instance import Instance
-from cortecs_async.emulator._messages import ApiError, Request, Response, json_object, json_response
-
-Params = Mapping[str, str]
+from cortecs_async.emulator._messages import ApiError, Params, Request, Response, json_object, json_response
 
 
 def require_api_key(account: Account, request: Request) -> None:

@@ -9,6 +9,7 @@ from cortecs_async.emulator._generation import Message, ToolCall, tokenize
 from cortecs_async.emulator._jsonschema.schema import Document
 from cortecs_async.emulator._messages import (
     ApiError,
+    as_integer,
     boolean_field,
     integer_field,
     required_string,
@@ -128,14 +129,9 @@ def _inputs(value: Any) -> list[str | list[int]]:
 
 
 def _are_tokens(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_token, value))
-
-
-def _is_token(value: Any) -> bool:
-    # 8.0 is an integer, as in JSON Schema.
-    if isinstance(value, float):
-        return value >= 0 and value.is_integer()
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not isinstance(value, list) or not value:
+        return False
+    return all(as_integer(token) is not None and token >= 0 for token in value)
 
 
 def _options(body: Mapping[str, Any], max_tokens: int | None) -> Options:

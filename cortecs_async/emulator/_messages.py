@@ -7,6 +7,8 @@ from typing import Any, NoReturn
 import attrs
 
 JSON_TYPE = "application/json"
+# The parameters in a path, by name.
+Params = Mapping[str, str]
 
 
 @attrs.frozen
@@ -36,8 +38,8 @@ class Response:
     """The headers of the response itself; the transport adds its own."""
     events: tuple[bytes, ...] | None = None
     """The chunks of a streamed response, sent one by one instead of `body`."""
-    instance_id: str | None = None
-    """The instance that answers: its load delays the response, and a stream is cut when it stops running."""
+    instance_id: str = ""
+    """The instance that answers. Its load delays the response, and a stream is cut when it stops running."""
 
 
 class ApiError(ValueError):
@@ -65,7 +67,7 @@ def json_response(
     value: Any,
     headers: Mapping[str, str] | None = None,
     *,
-    instance_id: str | None = None,
+    instance_id: str = "",
 ) -> Response:
     return Response(
         status,
@@ -127,14 +129,19 @@ def required_string(body: Mapping[str, Any], name: str) -> str:
     return value
 
 
-def integer_field(body: Mapping[str, Any], name: str, *, least: int, most: int | None = None) -> int | None:
-    """Return an integer of the body; None if it is absent or null. `8.0` is an integer, as in JSON Schema."""
-    value = body.get(name)
-    if value is None:
-        return None
+def as_integer(value: Any) -> int | None:
+    """Return a value as an integer, or None if it is none. As in JSON Schema 8.0 is one, but true is not."""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def integer_field(body: Mapping[str, Any], name: str, *, least: int, most: int | None = None) -> int | None:
+    """Return an integer of the body; None if it is absent or null."""
+    if body.get(name) is None:
+        return None
+    value = as_integer(body[name])
+    if value is None:
         raise ApiError(400, f"{name} must be an integer.")
     if value < least or (most is not None and value > most):
         allowed = f"at least {least}" if most is None else f"from {least} to {most}"

@@ -1,20 +1,19 @@
 """The routes under /api/v1. Each is a function from a request to a response."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 from cortecs_async.emulator._account import Account, read_args
 from cortecs_async.emulator._catalog import HARDWARE, MODELS
 from cortecs_async.emulator._messages import (
     ApiError,
+    Params,
     Request,
     Response,
     json_object,
     json_response,
     required_string,
 )
-
-Params = Mapping[str, str]
 
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 

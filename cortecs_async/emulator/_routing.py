@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from importlib import resources
 from typing import Final, Literal
 from urllib.parse import urlencode
@@ -11,7 +11,7 @@ import attrs
 from starlette.routing import compile_path
 
 from cortecs_async.emulator._account import Account
-from cortecs_async.emulator._messages import JSON_TYPE, ApiError, Request, Response
+from cortecs_async.emulator._messages import JSON_TYPE, ApiError, Params, Request, Response
 
 from . import _inference as inference
 from . import _provisioning as provisioning
@@ -19,7 +19,7 @@ from . import _provisioning as provisioning
 API: Final = "/api/v1"
 INFERENCE: Final = "/inference"
 
-Handler = Callable[[Account, Request, Mapping[str, str], float], Response]
+Handler = Callable[[Account, Request, Params, float], Response]
 Credential = Literal["token", "api_key"]
 
 
@@ -44,7 +44,7 @@ def _openapi_document() -> bytes:
     return resources.files("cortecs_async.emulator").joinpath("openapi.json").read_bytes()
 
 
-def _openapi(_account: Account, _request: Request, _params: Mapping[str, str], _now: float) -> Response:
+def _openapi(_account: Account, _request: Request, _params: Params, _now: float) -> Response:
     return Response(200, _openapi_document(), {"content-type": JSON_TYPE})
 
 
@@ -82,7 +82,7 @@ class Match:
     """The result of routing a request: a route, a redirect, a wrong method, or nothing."""
 
     route: Route | None = None
-    params: Mapping[str, str] = attrs.field(factory=dict)
+    params: Params = attrs.field(factory=dict)
     allow: tuple[str, ...] = ()
     """The methods of the path, if that of the request is not among them."""
     location: str | None = None

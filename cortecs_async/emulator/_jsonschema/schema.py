@@ -12,7 +12,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from cortecs_async.emulator._jsonschema.formats import FORMATS
-from cortecs_async.emulator._messages import ApiError
+from cortecs_async.emulator._messages import ApiError, as_integer
 
 Schema = Mapping[str, Any] | bool
 
@@ -47,8 +47,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_integer(value: Any) -> bool:
-    # In JSON Schema 8.0 is an integer, but true is not.
-    return _is_number(value) and value == int(value)
+    return as_integer(value) is not None
 
 
 def _is_size(value: Any) -> bool:
