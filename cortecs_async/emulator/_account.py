@@ -143,11 +143,8 @@ class Account:
 
     def free_sets(self, hardware_type_id: str, now: float) -> int:
         """Return how many GPU sets of a hardware type are free."""
-        used = sum(
-            self.instances[instance_id].args.num_workers
-            for instance_id in self.billing(now)
-            if self.instances[instance_id].args.hardware.hardware_type_id == hardware_type_id
-        )
+        billed = [self.instances[instance_id].args for instance_id in self.billing(now)]
+        used = sum(args.num_workers for args in billed if args.hardware.hardware_type_id == hardware_type_id)
         return max(0, self.settings.capacity.get(hardware_type_id, HARDWARE[hardware_type_id].sets) - used)
 
     def _check_balance_and_capacity(self, args: InstanceArgs, now: float) -> None:

@@ -323,8 +323,8 @@ class Emulator:
             self._requests[number] = attrs.evolve(record, status=response.status)
         response.headers["x-request-id"] = f"emulator-request-{number + 1}"
         return Delivery(
-            response,
-            cut=kind == "truncate",
+            response=response,
+            is_cut=kind == "truncate",
             pause=lambda: self._sleep(self._settings.token_seconds),
             is_running=functools.partial(self._is_running, response.instance_id),
         )

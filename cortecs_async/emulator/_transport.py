@@ -6,6 +6,7 @@ from typing import Final, final
 
 import anyio
 import anyio.lowlevel
+import attrs
 import httpx
 
 from cortecs_async.emulator._asgi import Core
@@ -58,27 +59,25 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
 
 
 @final
+@attrs.define(eq=False)
 class _Stream(httpx.AsyncByteStream):
-    def __init__(
-        self, delivery: Delivery, request: httpx.Request, timeout: float | None, expected: int | None
-    ) -> None:
-        self._delivery = delivery
-        self._request = request
-        self._timeout = timeout
-        self._expected = expected
-        self._received = 0
+    delivery: Delivery
+    request: httpx.Request
+    timeout: float | None
+    expected: int | None
+    received: int = 0
 
     def __aiter__(self) -> "_Stream":
         return self
 
     async def __anext__(self) -> bytes:
         try:
-            with _read_timeout(self._timeout, self._request):
-                chunk = await anext(self._delivery)
+            with _read_timeout(self.timeout, self.request):
+                chunk = await anext(self.delivery)
         except ConnectionCut:
-            cut = _CUT_STREAM if self._expected is None else _CUT_BODY.format(self._received, self._expected)
-            raise httpx.RemoteProtocolError(cut, request=self._request) from None
-        self._received += len(chunk)
+            cut = _CUT_STREAM if self.expected is None else _CUT_BODY.format(self.received, self.expected)
+            raise httpx.RemoteProtocolError(cut, request=self.request) from None
+        self.received += len(chunk)
         return chunk
 
 
