@@ -45,11 +45,7 @@ class Response:
 class ApiError(ValueError):
     """The emulated service rejects a request; nothing has changed. Anything that reads a request raises it.
 
-    Attributes:
-        status: The HTTP status.
-        message: The reason, for people.
-        code: A machine-readable reason (inference only).
-        headers: Headers of the response.
+    Only inference sends the code, a reason for programs.
     """
 
     def __init__(
