@@ -28,11 +28,7 @@ _DEFAULT_CONTEXT_LENGTH = 32000
 
 
 def read_args(body: Mapping[str, Any]) -> InstanceArgs:
-    """Check the body of a start and fill in the defaults. Null counts as absent.
-
-    Raises:
-        ApiError: 400 if the service would reject the arguments.
-    """
+    """Check the body of a start and fill in the defaults. Null counts as absent."""
     model_id = required_string(body, "model_id")
     hardware_type_id = string_field(body, "hardware_type_id")
     context_length = integer_field(body, "context_length", least=1)
@@ -66,8 +62,6 @@ def read_args(body: Mapping[str, Any]) -> InstanceArgs:
 
 @attrs.define
 class Account:
-    """One account at the emulated service."""
-
     settings: Settings
     root_url: str
     instances: dict[str, Instance] = attrs.field(factory=dict)
@@ -81,10 +75,9 @@ class Account:
     queues: dict[str, InferenceQueue] = attrs.field(factory=dict)
     """With `parallel`: the inference queue of each instance, until its run ends."""
     answers: int = 0
-    """How many inference answers have been numbered."""
+    """How many inference answers have been given."""
 
     def issue_token(self, now: float) -> str:
-        """Issue a new access token."""
         token = f"emulator-token-{len(self.tokens) + 1}"
         self.tokens[token] = now + self.settings.token_lifetime
         return token
@@ -93,17 +86,8 @@ class Account:
         """Return whether a token was issued here and has not expired."""
         return now < self.tokens.get(token, now)
 
-    def next_answer_number(self) -> int:
-        """Return the number of the next inference answer, counted from 1."""
-        self.answers += 1
-        return self.answers
-
     def reserve_slot(self, instance_id: str, now: float) -> Slot:
-        """Reserve the time in which an inference answer is worked on.
-
-        Raises:
-            ApiError: 429 if the queue is full.
-        """
+        """Reserve the time in which an inference answer is worked on."""
         settings = self.settings
         if settings.parallel is None:
             return Slot(now, now + settings.answer_seconds)
@@ -120,22 +104,15 @@ class Account:
             queue.release(slot, now)
 
     def get(self, instance_id: str) -> Instance:
-        """Return an instance by its id.
-
-        Raises:
-            ApiError: `unknown_status` if it does not exist.
-        """
         instance = self.instances.get(instance_id)
         if instance is None:
             raise ApiError(self.settings.unknown_status, f"Instance {instance_id} does not exist.")
         return instance
 
     def status(self, instance: Instance, now: float) -> LedgerStatus:
-        """Return the present status of an instance."""
         return status_of(instance, now, self.settings)
 
     def json(self, instance: Instance, now: float) -> dict[str, Any]:
-        """Return an instance as JSON."""
         return instance_json(instance, now, self.settings, self.root_url)
 
     def billing(self, now: float) -> tuple[str, ...]:
@@ -156,7 +133,6 @@ class Account:
         return tuple(ledger_entry(instance, now, self.settings) for instance in all_instances)
 
     def total_cost(self, now: float) -> float:
-        """Return the cost of all instances so far."""
         return round(
             self.deleted_cost + sum(cost_of(instance, now) for instance in self.instances.values()), 6
         )
@@ -167,11 +143,8 @@ class Account:
 
     def free_sets(self, hardware_type_id: str, now: float) -> int:
         """Return how many GPU sets of a hardware type are free."""
-        used = sum(
-            self.instances[instance_id].args.num_workers
-            for instance_id in self.billing(now)
-            if self.instances[instance_id].args.hardware.hardware_type_id == hardware_type_id
-        )
+        billed = [self.instances[instance_id].args for instance_id in self.billing(now)]
+        used = sum(args.num_workers for args in billed if args.hardware.hardware_type_id == hardware_type_id)
         return max(0, self.settings.capacity.get(hardware_type_id, HARDWARE[hardware_type_id].sets) - used)
 
     def _check_balance_and_capacity(self, args: InstanceArgs, now: float) -> None:
@@ -185,20 +158,10 @@ class Account:
             )
 
     def start(self, args: InstanceArgs, now: float) -> Instance:
-        """Start a new instance.
-
-        Raises:
-            ApiError: 402 without balance, 503 without capacity.
-        """
         self._check_balance_and_capacity(args, now)
         return self._save(Instance(len(self.instances) + len(self.deleted) + 1, args, (Run(now),)))
 
     def restart(self, instance_id: str, now: float) -> Instance:
-        """Start a stopped instance again.
-
-        Raises:
-            ApiError: If it is unknown, 400 if it is not stopped, 402 or 503 as for a start.
-        """
         instance = self.get(instance_id)
         status = self.status(instance, now)
         if status != "stopped":
@@ -207,11 +170,6 @@ class Account:
         return self._save(instance.restart(now))
 
     def stop(self, instance_id: str, now: float) -> Instance:
-        """Stop an instance that is running or pending.
-
-        Raises:
-            ApiError: If it is unknown, 400 if it is already stopped or stopping.
-        """
         instance = self.get(instance_id)
         status = self.status(instance, now)
         if status not in {"pending", "running"}:
@@ -227,11 +185,6 @@ class Account:
         return ids
 
     def delete(self, instance_id: str, now: float, *, force: bool = False) -> Instance:
-        """Delete an instance.
-
-        Raises:
-            ApiError: If it is unknown, 400 if it is not stopped and `force` is False.
-        """
         instance = self.get(instance_id)
         status = self.status(instance, now)
         if status != "stopped" and not force:

@@ -6,11 +6,12 @@ that; under any other server, a cut is an exception from the application.
 
 from collections.abc import Callable
 from typing import Final, Protocol, final
-from urllib.parse import parse_qsl
 
 from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect
+from starlette.requests import Request as HttpRequest
 from starlette.routing import Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from cortecs_async.emulator._messages import Request
 from cortecs_async.emulator._streaming import ConnectionCut, Delivery
@@ -26,43 +27,26 @@ class Core(Protocol):
         ...
 
 
-def starlette_app(core: Core) -> Starlette:
-    """Build the application of an emulator, to serve, mount or wrap in middleware.
+@final
+class EmulatorApp(Starlette):
+    """The application of an emulator, to serve, mount or wrap in middleware.
 
-    The core does the routing, because the in-process transport needs it too.
+    The emulator does the routing, because the in-process transport needs it too.
     """
-    return _App(_AsgiApp(core))
-
-
-@final
-class _App(Starlette):
-    """A Starlette application that skips Starlette's own machinery, which is slow, unless it is in use."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        super().__init__(routes=[Mount("/", app=app)])
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        unchanged = not self.user_middleware and not self.exception_handlers and len(self.routes) == 1
-        if unchanged and scope["type"] == "http":
-            await self._app(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
-
-
-@final
-class _AsgiApp:
-    __slots__ = ("_core",)
 
     def __init__(self, core: Core) -> None:
+        super().__init__(routes=[Mount("/", app=self._answer)])
         self._core = core
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request.
+        # Starlette's own machinery is slow: skip it unless it is in use.
+        unchanged = not self.user_middleware and not self.exception_handlers and len(self.routes) == 1
+        if unchanged and scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
-        Raises:
-            ConnectionResetError: When a fault cuts the connection, but the server cannot.
-        """
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = await _read(scope, receive)
         if request is None:
             return
@@ -78,25 +62,19 @@ class _AsgiApp:
 
 async def _read(scope: Scope, receive: Receive) -> Request | None:
     """Read the request; None if the caller disconnects in the middle of it."""
+    request = HttpRequest(scope, receive)
     # Read it completely before anything is cut: closing a socket with unread bytes resets the connection.
-    parts: list[bytes] = []
-    more = True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return None
-        parts.append(message.get("body", b""))
-        more = message.get("more_body", False)
-    query: bytes = scope["query_string"]
+    try:
+        body = await request.body()
+    except ClientDisconnect:
+        return None
     return Request(
         method=scope["method"],
         path=scope["path"],
-        query=tuple(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else (),
+        query=tuple(request.query_params.multi_items()),
         # In reverse, so that the first header of a name wins.
-        headers={
-            name.decode("latin-1"): value.decode("latin-1") for name, value in reversed(scope["headers"])
-        },
-        body=b"".join(parts),
+        headers=dict(reversed(request.headers.items())),
+        body=body,
     )
 
 
@@ -107,10 +85,10 @@ async def _send(delivery: Delivery, send: Send) -> None:
         headers["content-length"] = str(len(response.body))
     raw = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": response.status, "headers": raw})
-    if response.events is None and not delivery.body.is_cut:
+    if response.events is None and not delivery.is_cut:
         await send({"type": "http.response.body", "body": response.body, "more_body": False})
         return
-    async for chunk in delivery.body:
+    async for chunk in delivery:
         await send({"type": "http.response.body", "body": chunk, "more_body": True})
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -21,7 +21,6 @@ class Hardware:
     """Free sets by default: enough for a test with thousands of instances."""
 
     def json(self, currency: str) -> dict[str, Any]:
-        """Return the hardware type as JSON."""
         return {
             "hardware_type_id": self.hardware_type_id,
             "price_info": {

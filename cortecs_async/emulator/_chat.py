@@ -13,16 +13,11 @@ from cortecs_async.emulator._tools import CALL_PREFIX, Tool, Turn, read_turn, to
 
 
 def chat_choices(chat: ChatRequest, *, limit: int, answer_number: int) -> list[Choice]:
-    """Generate the choices of an answer, each of at most `limit` tokens.
-
-    Raises:
-        ApiError: 400 if a schema is not supported or has no valid value.
-    """
+    """Generate the choices of an answer, each of at most `limit` tokens."""
     turn = read_turn(chat.messages, chat.toolbox)
     tools = tools_to_call(chat.toolbox, turn)
     if not tools:
-        texts = (_text(chat, turn, number) for number in range(chat.options.n))
-        return [text_choice(text, limit=limit, stop=chat.options.stop) for text in texts]
+        return [text_choice(text, limit=limit, stop=chat.options.stop) for text in _texts(chat, turn)]
     calls = [(tool, tokenize(_to_json(_arguments(tool, turn)))) for tool in tools]
     return [_tool_choice(chat, calls, limit, (answer_number, number)) for number in range(chat.options.n)]
 
@@ -44,10 +39,14 @@ def _tool_choice(
     return Choice((), "stop" if chat.toolbox.choice == "named" else "tool_calls", tuple(sent))
 
 
-def _text(chat: ChatRequest, turn: Turn, number: int) -> str:
-    if chat.document is None:
-        return chat_text(chat.options.model, turn.user_text, turn.results, number, as_json=chat.as_json)
-    return _to_json(write_value(chat.document, turn.text))
+def _texts(chat: ChatRequest, turn: Turn) -> list[str]:
+    """Return the text of each choice. Those for a JSON schema are all the same."""
+    if chat.document is not None:
+        return [_to_json(write_value(chat.document, turn.text))] * chat.options.n
+    return [
+        chat_text(chat.options.model, turn.user_text, turn.results, number, as_json=chat.as_json)
+        for number in range(chat.options.n)
+    ]
 
 
 def _arguments(tool: Tool, turn: Turn) -> Any:

@@ -13,7 +13,7 @@ import httpx
 from starlette.applications import Starlette
 
 from cortecs_async.emulator._account import Account, read_args
-from cortecs_async.emulator._asgi import starlette_app
+from cortecs_async.emulator._asgi import EmulatorApp
 from cortecs_async.emulator._faults import Fault, FaultPlan, fault_response
 from cortecs_async.emulator._inference import running_instance
 from cortecs_async.emulator._messages import ApiError, Request, Response, error_response
@@ -21,7 +21,7 @@ from cortecs_async.emulator._queue import Slot
 from cortecs_async.emulator._records import LedgerEntry, RequestRecord
 from cortecs_async.emulator._routing import API, INFERENCE, Match, find_route, handle
 from cortecs_async.emulator._settings import Settings
-from cortecs_async.emulator._streaming import Delivery, ResponseBody
+from cortecs_async.emulator._streaming import Delivery
 from cortecs_async.emulator._transport import EmulatorTransport
 
 # The date at zero of a clock that is not the machine's own: 2025-01-01T00:00:00Z.
@@ -128,7 +128,7 @@ class Emulator:
         self._faults = FaultPlan()
         self._requests: list[RequestRecord] = []
         self._delayed: list[_DelayedRequest] = []
-        self._app = starlette_app(self)
+        self._app = EmulatorApp(self)
 
     def __repr__(self) -> str:
         return f"Emulator(api_base_url={self.api_base_url!r}, client_id={self.client_id!r})"
@@ -303,7 +303,8 @@ class Emulator:
             fault = self._faults.take(match.name)
             kind = None if fault is None else fault.kind
             number = len(self._requests)
-            self._requests.append(RequestRecord(request.method, request.path, match.name, None, now, kind))
+            record = RequestRecord(request.method, request.path, match.name, None, now, kind)
+            self._requests.append(record)
             if fault is None or fault.after:
                 response, slot = self._begin(request, match, now)
         if fault is not None and fault.kind == "delay" and not fault.after:
@@ -316,29 +317,23 @@ class Emulator:
             response = fault_response(fault, inference=inference)
         elif kind == "drop":
             response = None
-        status = None if response is None else response.status
-        with self._lock:
-            self._requests[number] = RequestRecord(
-                request.method, request.path, match.name, status, now, kind
-            )
         if response is None:
             return None
+        with self._lock:
+            self._requests[number] = attrs.evolve(record, status=response.status)
         response.headers["x-request-id"] = f"emulator-request-{number + 1}"
-        body = ResponseBody(
-            response,
-            cut=kind == "truncate",
+        return Delivery(
+            response=response,
+            is_cut=kind == "truncate",
             pause=lambda: self._sleep(self._settings.token_seconds),
             is_running=functools.partial(self._is_running, response.instance_id),
         )
-        return Delivery(response, body)
 
     async def _work(self, response: Response, slot: Slot) -> Response:
         """Wait until an answer is ready, and return it, or an error if its instance stops before."""
-        if response.instance_id is None:
-            return response
         interval = self._settings.answer_seconds
         # Between sleeps, check that the instance still runs: an event could not wake callers on other loops.
-        for _ in range(math.ceil((slot.ends - self._clock()) / interval) if interval else 0):
+        for _ in range(math.ceil((slot.ends - self._clock()) / interval)):
             try:
                 await self._sleep(max(0.0, min(interval, slot.ends - self._clock())))
             except BaseException:
@@ -352,9 +347,7 @@ class Emulator:
                     return error_response(error, inference=True)
         return response
 
-    def _is_running(self, instance_id: str | None) -> bool:
-        if instance_id is None:
-            return True
+    def _is_running(self, instance_id: str) -> bool:
         with self._lock:
             now = self._now()
             instance = self._account.instances.get(instance_id)
@@ -392,7 +385,7 @@ class Emulator:
     def _begin(self, request: Request, match: Match, now: float) -> tuple[Response, Slot | None]:
         """Handle a request, and reserve the time in which the instance works on it, if it takes any."""
         response = self._handle(request, match, now)
-        if response.instance_id is None or not self._settings.answer_seconds:
+        if not response.instance_id or not self._settings.answer_seconds:
             return response, None
         try:
             return response, self._account.reserve_slot(response.instance_id, now)

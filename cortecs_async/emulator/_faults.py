@@ -86,7 +86,6 @@ class FaultPlan:
         self.pending.append(_PendingFault(fault))
 
     def clear(self) -> None:
-        """Remove all faults."""
         self.pending.clear()
 
     def unmet(self) -> tuple[Fault, ...]:

@@ -20,8 +20,6 @@ _TOKENS_PER_MESSAGE: Final = 4
 
 @attrs.frozen
 class ToolCall:
-    """One call of a tool."""
-
     call_id: str
     name: str
     tokens: tuple[str, ...]
@@ -55,7 +53,6 @@ class Choice:
 
     @property
     def text(self) -> str:
-        """The complete text."""
         return "".join(self.tokens)
 
     @property
@@ -70,7 +67,6 @@ def tokenize(text: str) -> tuple[str, ...]:
 
 
 def count_prompt_tokens(messages: Sequence[Message]) -> int:
-    """Count the prompt tokens of a chat."""
     texts = [message.content for message in messages]
     texts += [text for message in messages for call in message.calls for text in (call.name, call.arguments)]
     return _TOKENS_PER_MESSAGE * len(messages) + sum(len(tokenize(text)) for text in texts)
@@ -86,14 +82,9 @@ def text_choice(text: str, *, limit: int, stop: Sequence[str]) -> Choice:
 def chat_text(
     model_name: str, user_text: str, tool_results: Sequence[tuple[str, str]], number: int, *, as_json: bool
 ) -> str:
-    """Generate the answer to a chat.
+    """Generate the answer to a chat; `number` counts the choices from 0.
 
-    Args:
-        model_name: The model that the emulator replaces.
-        user_text: The user's last message.
-        tool_results: The results of tools since then, each with the name of its tool.
-        number: The number of the choice, counted from 0.
-        as_json: Whether to answer with a JSON object.
+    Each of `tool_results` is the name of a tool and what it returned since the user's last message.
     """
     if as_json:
         answer: dict[str, Any] = {

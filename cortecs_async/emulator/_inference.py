@@ -20,17 +20,10 @@ from cortecs_async.emulator._generation import (
     tokenize,
 )
 from cortecs_async.emulator._instance import Instance
-from cortecs_async.emulator._messages import ApiError, Request, Response, json_object, json_response
-
-Params = Mapping[str, str]
+from cortecs_async.emulator._messages import ApiError, Params, Request, Response, json_object, json_response
 
 
 def require_api_key(account: Account, request: Request) -> None:
-    """Check the API key of a request.
-
-    Raises:
-        ApiError: 401 if it is missing or wrong.
-    """
     if request.bearer_token != account.settings.api_key:
         raise ApiError(
             401, "Incorrect API key provided.", code="invalid_api_key", headers={"www-authenticate": "Bearer"}
@@ -51,7 +44,6 @@ def v1_models(account: Account, _request: Request, params: Params, now: float) -
 
 
 def chat(account: Account, request: Request, params: Params, now: float) -> Response:
-    """Handle POST /chat/completions."""
     instance = running_instance(account, params["instance_id"], now)
     chat = requests.read_chat(json_object(request))
     kind = "chat.completion.chunk" if chat.options.stream else "chat.completion"
@@ -67,7 +59,6 @@ def chat(account: Account, request: Request, params: Params, now: float) -> Resp
 
 
 def completions(account: Account, request: Request, params: Params, now: float) -> Response:
-    """Handle POST /completions."""
     instance = running_instance(account, params["instance_id"], now)
     completion = requests.read_completion(json_object(request))
     options = completion.options
@@ -115,11 +106,6 @@ def embeddings(account: Account, request: Request, params: Params, now: float) -
 
 
 def running_instance(account: Account, instance_id: str, now: float) -> Instance:
-    """Return an instance that is running.
-
-    Raises:
-        ApiError: 404 if it does not exist, 503 if it is not running.
-    """
     instance = account.instances.get(instance_id)
     if instance is None:
         raise ApiError(404, f"Instance {instance_id} does not exist.", code="instance_not_found")
@@ -159,7 +145,7 @@ class _Answer:
     """An answer with choices, sent complete or as a stream."""
 
     number: int
-    """Counts the answers of the account."""
+    """Counts the answers of the account, from 1."""
     instance_id: str
     options: requests.Options
     common: Mapping[str, Any]
@@ -177,11 +163,11 @@ class _Answer:
         kind: str,
     ) -> "_Answer":
         model = _check_model(instance, options.model)
-        number = account.next_answer_number()
-        answer_id = f"{id_prefix}-{instance.instance_id}-{number}"
+        account.answers += 1
+        answer_id = f"{id_prefix}-{instance.instance_id}-{account.answers}"
         created = int(account.settings.epoch + now)
         common = {"id": answer_id, "object": kind, "created": created, "model": model}
-        return cls(number, instance.instance_id, options, common)
+        return cls(account.answers, instance.instance_id, options, common)
 
     def complete(
         self, contents: Sequence[dict[str, Any]], choices: Sequence[Choice], prompt_tokens: int

@@ -9,6 +9,7 @@ from cortecs_async.emulator._generation import Message, ToolCall, tokenize
 from cortecs_async.emulator._jsonschema.schema import Document
 from cortecs_async.emulator._messages import (
     ApiError,
+    as_integer,
     boolean_field,
     integer_field,
     required_string,
@@ -35,8 +36,6 @@ class Options:
 
 @attrs.frozen
 class ChatRequest:
-    """A request for a chat completion."""
-
     options: Options
     messages: tuple[Message, ...]
     toolbox: Toolbox
@@ -47,8 +46,6 @@ class ChatRequest:
 
 @attrs.frozen
 class CompletionRequest:
-    """A request for text completions."""
-
     options: Options
     prompts: tuple[str, ...]
     echo: bool
@@ -56,8 +53,6 @@ class CompletionRequest:
 
 @attrs.frozen
 class EmbeddingsRequest:
-    """A request for embeddings."""
-
     model: str
     inputs: tuple[str, ...]
     prompt_tokens: tuple[int, ...]
@@ -67,11 +62,6 @@ class EmbeddingsRequest:
 
 
 def read_chat(body: Mapping[str, Any]) -> ChatRequest:
-    """Read the body of a chat request.
-
-    Raises:
-        ApiError: 400 if the body is malformed, or uses a JSON schema that is not supported.
-    """
     max_tokens = integer_field(body, "max_completion_tokens", least=1)
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -99,11 +89,6 @@ def _document(response_format: Mapping[str, Any]) -> Document:
 
 
 def read_completion(body: Mapping[str, Any]) -> CompletionRequest:
-    """Read the body of a completion request.
-
-    Raises:
-        ApiError: 400 if the body is malformed.
-    """
     prompt = body.get("prompt")
     prompts = [prompt] if isinstance(prompt, str) else prompt
     if not isinstance(prompts, list) or not prompts or not all(isinstance(text, str) for text in prompts):
@@ -114,11 +99,6 @@ def read_completion(body: Mapping[str, Any]) -> CompletionRequest:
 
 
 def read_embeddings(body: Mapping[str, Any]) -> EmbeddingsRequest:
-    """Read the body of an embeddings request.
-
-    Raises:
-        ApiError: 400 if the body is malformed.
-    """
     inputs = _inputs(body.get("input"))
     encoding = string_field(body, "encoding_format")
     if encoding not in {None, "float", "base64"}:
@@ -149,14 +129,9 @@ def _inputs(value: Any) -> list[str | list[int]]:
 
 
 def _are_tokens(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(map(_is_token, value))
-
-
-def _is_token(value: Any) -> bool:
-    # 8.0 is an integer, as in JSON Schema.
-    if isinstance(value, float):
-        return value >= 0 and value.is_integer()
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if not isinstance(value, list) or not value:
+        return False
+    return all(as_integer(token) is not None and token >= 0 for token in value)
 
 
 def _options(body: Mapping[str, Any], max_tokens: int | None) -> Options:

@@ -63,7 +63,6 @@ class Instance:
 
     @property
     def instance_id(self) -> str:
-        """The id on the wire."""
         return f"instance-{10000 + self.number}"
 
     @property
@@ -92,7 +91,6 @@ class Instance:
 
 
 def status_of(instance: Instance, now: float, settings: Settings) -> LedgerStatus:
-    """Return the present status of an instance."""
     if instance.deleted_at is not None:
         return "deleted"
     run = instance.run
@@ -133,7 +131,6 @@ def cost_of(instance: Instance, now: float) -> float:
 
 
 def ledger_entry(instance: Instance, now: float, settings: Settings) -> LedgerEntry:
-    """Return the instance as it appears on the bill."""
     args = instance.args
     status = status_of(instance, now, settings)
     return LedgerEntry(
@@ -153,7 +150,6 @@ def ledger_entry(instance: Instance, now: float, settings: Settings) -> LedgerEn
 
 
 def instance_json(instance: Instance, now: float, settings: Settings, root_url: str) -> dict[str, Any]:
-    """Return the instance as JSON."""
     args, run = instance.args, instance.run
     status = status_of(instance, now, settings)
     args_json: dict[str, Any] = {

@@ -7,12 +7,12 @@ from typing import Any, NoReturn
 import attrs
 
 JSON_TYPE = "application/json"
+# The parameters in a path, by name.
+Params = Mapping[str, str]
 
 
 @attrs.frozen
 class Request:
-    """One complete request."""
-
     method: str
     path: str
     """Without the query, percent-decoded."""
@@ -38,23 +38,14 @@ class Response:
     """The headers of the response itself; the transport adds its own."""
     events: tuple[bytes, ...] | None = None
     """The chunks of a streamed response, sent one by one instead of `body`."""
-    instance_id: str | None = None
-    """The instance that answers: its load delays the response, and a stream is cut when it stops running."""
-
-    @property
-    def whole_body(self) -> bytes:
-        """The complete body, streamed or not."""
-        return self.body if self.events is None else b"".join(self.events)
+    instance_id: str = ""
+    """The instance that answers. Its load delays the response, and a stream is cut when it stops running."""
 
 
 class ApiError(ValueError):
-    """The emulated service rejects a request; nothing has changed.
+    """The emulated service rejects a request; nothing has changed. Anything that reads a request raises it.
 
-    Attributes:
-        status: The HTTP status.
-        message: The reason, for people.
-        code: A machine-readable reason (inference only).
-        headers: Headers of the response.
+    Only inference sends the code, a reason for programs.
     """
 
     def __init__(
@@ -72,9 +63,8 @@ def json_response(
     value: Any,
     headers: Mapping[str, str] | None = None,
     *,
-    instance_id: str | None = None,
+    instance_id: str = "",
 ) -> Response:
-    """Build a JSON response."""
     return Response(
         status,
         json.dumps(value).encode(),
@@ -102,11 +92,6 @@ def openai_error(status: int, message: str, code: str | None = None) -> dict[str
 
 
 def json_object(request: Request) -> dict[str, Any]:
-    """Parse the body of a request as a JSON object.
-
-    Raises:
-        ApiError: 400 if the content type is not JSON, or the body is not a JSON object.
-    """
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if content_type != JSON_TYPE:
         raise ApiError(400, f"The body must be {JSON_TYPE}, not {content_type or 'untyped'}.")
@@ -126,11 +111,7 @@ def _reject_constant(name: str) -> NoReturn:
 
 
 def string_field(body: Mapping[str, Any], name: str) -> str | None:
-    """Return a string of the body; None if it is absent or null.
-
-    Raises:
-        ApiError: 400 for another type.
-    """
+    """Return a string of the body; None if it is absent or null."""
     value = body.get(name)
     if value is None or isinstance(value, str):
         return value
@@ -138,29 +119,25 @@ def string_field(body: Mapping[str, Any], name: str) -> str | None:
 
 
 def required_string(body: Mapping[str, Any], name: str) -> str:
-    """Return a string that the body must have.
-
-    Raises:
-        ApiError: 400 if it is absent, null or of another type.
-    """
     value = string_field(body, name)
     if value is None:
         raise ApiError(400, f"{name} is required.")
     return value
 
 
-def integer_field(body: Mapping[str, Any], name: str, *, least: int, most: int | None = None) -> int | None:
-    """Return an integer of the body; None if it is absent or null. `8.0` is an integer, as in JSON Schema.
-
-    Raises:
-        ApiError: 400 for another type or outside `least` to `most`.
-    """
-    value = body.get(name)
-    if value is None:
-        return None
+def as_integer(value: Any) -> int | None:
+    """Return a value as an integer, or None if it is none. As in JSON Schema 8.0 is one, but true is not."""
     if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def integer_field(body: Mapping[str, Any], name: str, *, least: int, most: int | None = None) -> int | None:
+    """Return an integer of the body; None if it is absent or null."""
+    if body.get(name) is None:
+        return None
+    value = as_integer(body[name])
+    if value is None:
         raise ApiError(400, f"{name} must be an integer.")
     if value < least or (most is not None and value > most):
         allowed = f"at least {least}" if most is None else f"from {least} to {most}"
@@ -169,11 +146,7 @@ def integer_field(body: Mapping[str, Any], name: str, *, least: int, most: int |
 
 
 def boolean_field(body: Mapping[str, Any], name: str) -> bool:
-    """Return a boolean of the body; False if it is absent or null.
-
-    Raises:
-        ApiError: 400 for another type.
-    """
+    """Return a boolean of the body; False if it is absent or null."""
     value = body.get(name)
     if value is None:
         return False

@@ -1,12 +1,13 @@
 """The routes under /api/v1. Each is a function from a request to a response."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final
 
 from cortecs_async.emulator._account import Account, read_args
 from cortecs_async.emulator._catalog import HARDWARE, MODELS
 from cortecs_async.emulator._messages import (
     ApiError,
+    Params,
     Request,
     Response,
     json_object,
@@ -14,23 +15,15 @@ from cortecs_async.emulator._messages import (
     required_string,
 )
 
-Params = Mapping[str, str]
-
 _BOOLEANS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
 def require_token(account: Account, request: Request, now: float) -> None:
-    """Check the access token of a request.
-
-    Raises:
-        ApiError: 401 if it is missing, unknown or expired.
-    """
     if not account.is_valid_token(request.bearer_token or "", now):
         raise ApiError(401, "Bearer token missing or invalid.", headers={"www-authenticate": "Bearer"})
 
 
 def token(account: Account, request: Request, _params: Params, now: float) -> Response:
-    """Handle POST /oauth2/token."""
     body = json_object(request)
     if required_string(body, "grant_type") != "client_credentials":
         raise ApiError(400, "grant_type must be client_credentials.")
@@ -49,38 +42,32 @@ def token(account: Account, request: Request, _params: Params, now: float) -> Re
 
 
 def balance(account: Account, _request: Request, _params: Params, now: float) -> Response:
-    """Handle GET /user/balance."""
     return json_response(
         200, {"current_balance": account.balance(now), "currency": account.settings.currency}
     )
 
 
 def list_instances(account: Account, _request: Request, _params: Params, now: float) -> Response:
-    """Handle GET /instances/."""
     return json_response(
         200, {"instances": [account.json(instance, now) for instance in account.instances.values()]}
     )
 
 
 def get_instance(account: Account, _request: Request, params: Params, now: float) -> Response:
-    """Handle GET /instances/{instance_id}."""
     return json_response(200, {"instance": account.json(account.get(params["instance_id"]), now)})
 
 
 def start(account: Account, request: Request, _params: Params, now: float) -> Response:
-    """Handle POST /instances/start."""
     instance = account.start(read_args(json_object(request)), now)
     return json_response(202, {"message": "Instance is starting.", "instance": account.json(instance, now)})
 
 
 def restart(account: Account, request: Request, _params: Params, now: float) -> Response:
-    """Handle POST /instances/restart."""
     instance = account.restart(_instance_id(request), now)
     return json_response(202, {"message": "Instance is starting.", "instance": account.json(instance, now)})
 
 
 def stop(account: Account, request: Request, _params: Params, now: float) -> Response:
-    """Handle POST /instances/stop."""
     instance = account.stop(_instance_id(request), now)
     return json_response(
         200, {"message": "Instance stopped successfully", "instance": account.json(instance, now)}
@@ -88,7 +75,6 @@ def stop(account: Account, request: Request, _params: Params, now: float) -> Res
 
 
 def delete(account: Account, _request: Request, params: Params, now: float) -> Response:
-    """Handle DELETE /instances/{instance_id}."""
     instance_id = params["instance_id"]
     account.delete(instance_id, now)
     return json_response(200, {"message": "Instance deleted successfully.", "instance_id": instance_id})
@@ -103,18 +89,15 @@ def stop_all(account: Account, _request: Request, _params: Params, now: float) -
 
 
 def delete_all(account: Account, request: Request, _params: Params, now: float) -> Response:
-    """Handle DELETE /instances/delete-all."""
     ids = account.delete_all(now, force=_boolean_query(request, "force_deletion"))
     return json_response(200, {"message": "All instances deleted successfully.", "instance_ids": ids})
 
 
 def models(_account: Account, _request: Request, _params: Params, _now: float) -> Response:
-    """Handle GET /models/."""
     return json_response(200, {"models": [model.preview() for model in MODELS.values()]})
 
 
 def model(_account: Account, _request: Request, params: Params, _now: float) -> Response:
-    """Handle GET /models/{model_id}."""
     model = MODELS.get(params["model_id"])
     if model is None:
         raise ApiError(400, f"Unknown model_id {params['model_id']!r}.")
@@ -122,12 +105,10 @@ def model(_account: Account, _request: Request, params: Params, _now: float) -> 
 
 
 def hardware_types(account: Account, _request: Request, _params: Params, _now: float) -> Response:
-    """Handle GET /hardware-types/."""
     return _hardware_types(account, HARDWARE)
 
 
 def available(account: Account, _request: Request, _params: Params, now: float) -> Response:
-    """Handle GET /hardware-types/available."""
     return _hardware_types(account, [each for each in HARDWARE if account.free_sets(each, now) > 0])
 
 

@@ -37,9 +37,6 @@ class InferenceQueue:
 
         A released slot goes to the next caller, who thereby overtakes those that already wait: their times
         are fixed.
-
-        Raises:
-            ApiError: 429 if the queue is full.
         """
         while self._reserved and self._reserved[0].ends <= now:
             self._reserved.popleft()

@@ -1,15 +1,17 @@
 """Find the route of a request, and handle it."""
 
 import functools
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable
 from importlib import resources
 from typing import Final, Literal
 from urllib.parse import urlencode
 
 import attrs
+from starlette.routing import compile_path
 
 from cortecs_async.emulator._account import Account
-from cortecs_async.emulator._messages import JSON_TYPE, ApiError, Request, Response
+from cortecs_async.emulator._messages import JSON_TYPE, ApiError, Params, Request, Response
 
 from . import _inference as inference
 from . import _provisioning as provisioning
@@ -17,7 +19,7 @@ from . import _provisioning as provisioning
 API: Final = "/api/v1"
 INFERENCE: Final = "/inference"
 
-Handler = Callable[[Account, Request, Mapping[str, str], float], Response]
+Handler = Callable[[Account, Request, Params, float], Response]
 Credential = Literal["token", "api_key"]
 
 
@@ -31,18 +33,10 @@ class Route:
     handler: Handler
     needs: Credential | None = "token"
 
-    def match(self, path: str) -> Mapping[str, str] | None:
-        """Return the parameters in a path, or None if it does not match."""
-        patterns, segments = self.path.split("/"), path.split("/")
-        if len(patterns) != len(segments):
-            return None
-        params: dict[str, str] = {}
-        for pattern, segment in zip(patterns, segments, strict=True):
-            if pattern.startswith("{") and segment:
-                params[pattern[1:-1]] = segment
-            elif pattern != segment:
-                return None
-        return params
+    @functools.cached_property
+    def pattern(self) -> re.Pattern[str]:
+        """Matches a path; its groups are the parameters."""
+        return compile_path(self.path)[0]
 
 
 @functools.cache
@@ -50,7 +44,7 @@ def _openapi_document() -> bytes:
     return resources.files("cortecs_async.emulator").joinpath("openapi.json").read_bytes()
 
 
-def _openapi(_account: Account, _request: Request, _params: Mapping[str, str], _now: float) -> Response:
+def _openapi(_account: Account, _request: Request, _params: Params, _now: float) -> Response:
     return Response(200, _openapi_document(), {"content-type": JSON_TYPE})
 
 
@@ -88,7 +82,7 @@ class Match:
     """The result of routing a request: a route, a redirect, a wrong method, or nothing."""
 
     route: Route | None = None
-    params: Mapping[str, str] = attrs.field(factory=dict)
+    params: Params = attrs.field(factory=dict)
     allow: tuple[str, ...] = ()
     """The methods of the path, if that of the request is not among them."""
     location: str | None = None
@@ -96,23 +90,21 @@ class Match:
 
     @property
     def name(self) -> str | None:
-        """The name of the route."""
         return None if self.route is None else self.route.name
 
 
 # Under load the same few paths repeat; the limit is for paths that callers make up.
 @functools.lru_cache(maxsize=4096)
 def find_route(method: str, path: str) -> Match:
-    """Find the route of a request."""
     same_path: str | None = None
     allow: list[str] = []
     for route in ROUTES:
-        params = route.match(path)
+        found = route.pattern.fullmatch(path)
         # /instances/start is a path of its own: GET there is a wrong method, not the instance "start".
-        if params is None or same_path not in (None, route.path):
+        if found is None or same_path not in (None, route.path):
             continue
         if route.method == method:
-            return Match(route, params)
+            return Match(route, found.groupdict())
         same_path = route.path
         allow.append(route.method)
     if allow:
@@ -123,11 +115,6 @@ def find_route(method: str, path: str) -> Match:
 
 
 def handle(account: Account, request: Request, match: Match, now: float) -> Response:
-    """Do what a request asks for.
-
-    Raises:
-        ApiError: If the service would reject it.
-    """
     if match.location is not None:
         query = urlencode(request.query)
         return Response(307, headers={"location": f"{match.location}?{query}" if query else match.location})

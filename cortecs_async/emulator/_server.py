@@ -27,7 +27,7 @@ class _Protocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         buffered = _BufferedTransport(transport, self.loop)
-        super().connection_made(buffered)
+        super().connection_made(buffered)  # type: ignore[arg-type]
         self._application: Any = self.app
         self._requests: set[asyncio.Task[Any]] = set()
         self._cut = {"abort": buffered.abort, "close": buffered.close}
@@ -54,14 +54,13 @@ class _Protocol(H11Protocol):
 
 
 @final
-class _BufferedTransport(asyncio.Transport):
-    """Joins the writes of one iteration of the event loop.
+class _BufferedTransport:
+    """Wraps a transport, and joins the writes of one iteration of the event loop.
 
     uvicorn writes the head and the body of a response separately, and system calls dominate small ones.
     """
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__()
         self._transport = transport
         self._loop = loop
         self._buffer: list[bytes | bytearray | memoryview] = []
@@ -85,17 +84,8 @@ class _BufferedTransport(asyncio.Transport):
         self._buffer.clear()
         self._transport.abort()
 
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def pause_reading(self) -> None:
-        self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._transport.resume_reading()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._transport.get_extra_info(name, default)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
 
 
 @final
@@ -163,12 +153,6 @@ class _Server(uvicorn.Server):
 
 
 def _bind(host: str, port: int, *, allow_remote: bool) -> socket.socket:
-    """Listen on an address.
-
-    Raises:
-        ValueError: If it is not a loopback address and `allow_remote` is False.
-        OSError: If it cannot be bound.
-    """
     address = "127.0.0.1" if host == "localhost" else host
     if not allow_remote and not _is_loopback(address):
         msg = (

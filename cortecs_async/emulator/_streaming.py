@@ -13,65 +13,39 @@ class ConnectionCut(Exception):  # noqa: N818 - it is an event, not an error
 
 
 @final
-class ResponseBody(AsyncIterator[bytes]):
-    """The body of a response, chunk by chunk as it is sent.
+@attrs.define(eq=False, kw_only=True)
+class Delivery(AsyncIterator[bytes]):
+    """A response, and its body chunk by chunk as the caller receives it.
 
     This is a class instead of a generator so that a caller who stops reading leaves nothing to close.
     """
 
-    __slots__ = ("_chunks", "_is_running", "_pause", "_position", "_streamed", "is_cut")
+    response: Response
+    is_cut: bool
+    """Whether the connection is cut after half of the body."""
+    pause: Callable[[], Awaitable[None]]
+    """Waits between two chunks of a streamed response."""
+    is_running: Callable[[], bool]
+    """Whether the instance that answers is still running."""
+    _chunks: tuple[bytes, ...] = attrs.field(init=False)
+    _position: int = attrs.field(init=False, default=0)
 
-    def __init__(
-        self,
-        response: Response,
-        *,
-        cut: bool,
-        pause: Callable[[], Awaitable[None]],
-        is_running: Callable[[], bool],
-    ) -> None:
-        """Prepare the body.
-
-        Args:
-            response: The response to send.
-            cut: Whether to cut the connection after half of the body.
-            pause: Waits between two chunks of a streamed response.
-            is_running: Whether the instance that answers is still running.
-        """
-        body = response.whole_body
-        if cut:
-            self._chunks: tuple[bytes, ...] = (body[: len(body) // 2],)
-        else:
-            self._chunks = (body,) if response.events is None else response.events
-        self._streamed = response.events is not None and not cut
-        self.is_cut = cut
-        self._pause = pause
-        self._is_running = is_running
-        self._position = 0
+    def __attrs_post_init__(self) -> None:
+        self._chunks = (self.response.body,) if self.response.events is None else self.response.events
+        if self.is_cut:
+            body = b"".join(self._chunks)
+            self._chunks = (body[: len(body) // 2],)
 
     async def __anext__(self) -> bytes:
-        """Return the next chunk.
-
-        Raises:
-            ConnectionCut: When the connection ends before the response does.
-            StopAsyncIteration: At the end.
-        """
         if self._position == len(self._chunks):
             if self.is_cut:
                 raise ConnectionCut
             raise StopAsyncIteration
-        if self._streamed:
+        if self.response.events is not None and not self.is_cut:
             if self._position:
-                await self._pause()
-            if not self._is_running():
+                await self.pause()
+            if not self.is_running():
                 raise ConnectionCut
         chunk = self._chunks[self._position]
         self._position += 1
         return chunk
-
-
-@attrs.frozen
-class Delivery:
-    """What the caller receives."""
-
-    response: Response
-    body: ResponseBody

@@ -15,8 +15,6 @@ CALL_PREFIX: Final = "call_emulator_"
 
 @attrs.frozen
 class Tool:
-    """A tool that the request offers."""
-
     name: str
     parameters: Mapping[str, Any]
     """A JSON schema, checked when the tool is called."""
@@ -49,11 +47,6 @@ class Turn:
 
 
 def read_toolbox(body: Mapping[str, Any]) -> Toolbox:
-    """Read the tools of a chat request.
-
-    Raises:
-        ApiError: 400 if the body is malformed.
-    """
     offered = body.get("tools")
     if offered is not None and not isinstance(offered, list):
         raise ApiError(400, "tools must be a list.")

@@ -6,11 +6,12 @@ from typing import Final, final
 
 import anyio
 import anyio.lowlevel
+import attrs
 import httpx
 
 from cortecs_async.emulator._asgi import Core
 from cortecs_async.emulator._messages import Request
-from cortecs_async.emulator._streaming import ConnectionCut, ResponseBody
+from cortecs_async.emulator._streaming import ConnectionCut, Delivery
 
 # The messages of h11 and httpcore, so that code that reads them sees nothing new.
 _DROPPED: Final = "Server disconnected without sending a response."
@@ -32,12 +33,6 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
         self._core = core
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send one request.
-
-        Raises:
-            httpx.ReadTimeout: If the response takes longer than the request's read timeout.
-            httpx.RemoteProtocolError: If a fault drops the connection.
-        """
         received = Request(
             method=request.method,
             path=request.url.path,
@@ -58,33 +53,31 @@ class EmulatorTransport(httpx.AsyncBaseTransport):
         return httpx.Response(
             response.status,
             headers={**response.headers, **framing},
-            stream=_Stream(delivery.body, request, timeout, expected),
+            stream=_Stream(delivery, request, timeout, expected),
             extensions={"http_version": b"HTTP/1.1"},
         )
 
 
 @final
+@attrs.define(eq=False)
 class _Stream(httpx.AsyncByteStream):
-    def __init__(
-        self, body: ResponseBody, request: httpx.Request, timeout: float | None, expected: int | None
-    ) -> None:
-        self._body = body
-        self._request = request
-        self._timeout = timeout
-        self._expected = expected
-        self._received = 0
+    delivery: Delivery
+    request: httpx.Request
+    timeout: float | None
+    expected: int | None
+    received: int = 0
 
     def __aiter__(self) -> "_Stream":
         return self
 
     async def __anext__(self) -> bytes:
         try:
-            with _read_timeout(self._timeout, self._request):
-                chunk = await anext(self._body)
+            with _read_timeout(self.timeout, self.request):
+                chunk = await anext(self.delivery)
         except ConnectionCut:
-            cut = _CUT_STREAM if self._expected is None else _CUT_BODY.format(self._received, self._expected)
-            raise httpx.RemoteProtocolError(cut, request=self._request) from None
-        self._received += len(chunk)
+            cut = _CUT_STREAM if self.expected is None else _CUT_BODY.format(self.received, self.expected)
+            raise httpx.RemoteProtocolError(cut, request=self.request) from None
+        self.received += len(chunk)
         return chunk
 
 

@@ -174,6 +174,15 @@ CASES: list[tuple[Any, Any]] = [
         {"type": "array", "items": {"enum": ["x", "y", "z"]}, "minItems": 3, "uniqueItems": True},
         ["x", "y", "z"],
     ),
+    # Writing an item checks only as many values of the enum as it needs.
+    (
+        {"type": "array", "items": {"enum": list(range(5000))}, "minItems": 100, "uniqueItems": True},
+        list(range(100)),
+    ),
+    (
+        {"type": "array", "items": {"type": "string", "enum": [1, "a", None, "b"]}, "minItems": 5},
+        ["a", "b", "a", "b", "a"],
+    ),
     ({"type": "array", "items": {"type": "boolean"}, "minItems": 2, "uniqueItems": True}, [True, False]),
     ({"type": "array", "items": {"type": "string"}, "minItems": 3, "uniqueItems": True}, None),
     (
@@ -344,6 +353,15 @@ def test_a_default_is_used_if_it_is_valid(default: str) -> None:
         ({"$ref": "#"}, "refers to itself for the same value"),
         ({"anyOf": [{"type": "string"}, {"allOf": [{"$ref": "#"}]}]}, "refers to itself for the same value"),
         (json.loads('{"items":' * 70 + "true" + "}" * 70), "nested more than"),
+        # Eighteen levels of two equal alternatives: every value is checked 2**18 times, and never valid.
+        (
+            {
+                "$ref": "#/$defs/0",
+                "$defs": {str(n): {"oneOf": [{"$ref": f"#/$defs/{n + 1}"}] * 2} for n in range(18)}
+                | {"18": {"type": "string"}},
+            },
+            "too complex",
+        ),
         # Fifty types of two fields, each of the next type: a value with 2**50 fields.
         (
             {

@@ -18,7 +18,6 @@ class Format:
     """Writes a string for a number: a different one for each number below a few hundred."""
 
     def matches(self, value: str) -> bool:
-        """Return whether a string has the format."""
         return re.fullmatch(self.pattern, value, re.ASCII) is not None
 
 

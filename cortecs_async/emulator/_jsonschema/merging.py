@@ -14,8 +14,7 @@ class UnsatisfiableError(ValueError):
 def merge(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """Return the schema under which a value is valid if it is valid under both.
 
-    Raises:
-        UnsatisfiableError: If no value can be, as far as that is easy to see.
+    Raise UnsatisfiableError if that is easily seen to be impossible.
     """
     merged = {**one, **other}
     for keyword in one.keys() & other.keys() & _MERGERS.keys():

@@ -27,12 +27,7 @@ class UnsupportedPatternError(ValueError):
 def candidates(pattern: str, index: int) -> Iterator[str]:
     """Yield strings that may match, shorter ones first.
 
-    Args:
-        pattern: A regular expression that compiles.
-        index: Selects among the possible characters and alternatives.
-
-    Raises:
-        UnsupportedPatternError: If the expression is not supported.
+    The pattern must compile. The index selects among the possible characters and alternatives.
     """
     for extra in range(_MAX_EXTRA):
         yield _Generator(pattern, index, extra).alternatives()

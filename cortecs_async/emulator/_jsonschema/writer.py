@@ -11,6 +11,7 @@ from cortecs_async.emulator._jsonschema.formats import FORMATS
 from cortecs_async.emulator._jsonschema.merging import UnsatisfiableError, merge
 from cortecs_async.emulator._jsonschema.patterns import UnsupportedPatternError, candidates
 from cortecs_async.emulator._jsonschema.schema import (
+    TOO_COMPLEX,
     Document,
     Schema,
     as_list,
@@ -85,7 +86,7 @@ class _Writer:
     def _count_step(self) -> None:
         self._steps += 1
         if self._steps > _MAX_STEPS:
-            raise ApiError(400, "The JSON schema is too complex for the emulator.")
+            raise ApiError(400, TOO_COMPLEX)
 
     def _suggestions(self, schema: Schema) -> Iterator[Any]:
         """Yield the default and the examples of a schema that are valid."""
@@ -141,10 +142,11 @@ class _Writer:
 
     def _value(self, flat: Mapping[str, Any], name: str, refs: _Refs) -> Any:
         if "enum" in flat:
-            valid = [value for value in flat["enum"] if self._document.is_valid(value, flat)]
-            if not valid:
-                raise UnsatisfiableError(f"no value of an enum or const is valid for {name!r}")
-            return valid[self._index % len(valid)]
+            rest = {keyword: value for keyword, value in flat.items() if keyword != "enum"}
+            valid = (value for value in flat["enum"] if self._document.is_valid(value, rest))
+            for value in itertools.islice(itertools.cycle(valid), self._index, None):
+                return value
+            raise UnsatisfiableError(f"no value of an enum or const is valid for {name!r}")
         for value in self._suggestions(flat):
             return value
         types = as_list(flat.get("type") or [])
