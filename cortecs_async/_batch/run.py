@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 
 import anyio
 from attrs import define, field
@@ -60,13 +61,7 @@ class _BatchInstance:
 
 @define(eq=False)
 class Batch:
-    """One run of a batch.
-
-    Attributes:
-        options: Its options.
-        sender_config: Creates the senders to the endpoints.
-        new_lease: Creates the lease of an instance.
-    """
+    """One run of a batch."""
 
     options: BatchOptions
     sender_config: SenderConfig
@@ -79,11 +74,7 @@ class Batch:
     _answering_since: float | None = None
 
     async def run(self) -> BatchReport:
-        """Answer the requests that are left, and sort the output if asked to.
-
-        Raises:
-            CortecsError: The batch could not be finished. The output has every answer that was counted.
-        """
+        """Answer the requests that are left, and sort the output if asked to."""
         options = self.options
         output = Output(options.target)
         try:
@@ -168,11 +159,7 @@ class Batch:
     async def _run_instance(
         self, instance: _BatchInstance, queue: RequestQueue, writer: AnswerWriter
     ) -> None:
-        """Answer requests on one instance. If it fails, leave its work to the others.
-
-        Raises:
-            CortecsError: The last instance failed before the work was done, or a teardown failed.
-        """
+        """Answer requests on one instance. If it fails and is not the last, leave its work to the others."""
         try:
             with instance.scope:
                 try:
@@ -197,7 +184,7 @@ class Batch:
             self._active -= 1
 
     async def _answer_on(self, instance: _BatchInstance, queue: RequestQueue, writer: AnswerWriter) -> None:
-        async with instance.lease as handle, self.sender_config.sender(handle.base_url) as sender:
+        async with instance.lease as handle, aclosing(self.sender_config.sender(handle.base_url)) as sender:
             instance.pool = WorkerPool(
                 instance_id=handle.instance_id,
                 model=self.options.model,
