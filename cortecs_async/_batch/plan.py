@@ -147,8 +147,8 @@ async def run_preflight(options: BatchOptions, output: Output | None) -> Preflig
 def read_files(options: BatchOptions, output: Output | None, stopped: StopFlag) -> Preflight:
     """Read and check both files, until `stopped` is set.
 
-    Cut off an incomplete last line of the open `output`, and with `retry_failed` remove its error lines. Without
-    an `output`, change nothing.
+    Cut off an incomplete last line of the open `output`, and with `retry_failed` remove its error lines.
+    Without an `output`, change nothing.
     """
     status = stat_regular_file(options.source)
     with file_errors("cannot be read", options.target):

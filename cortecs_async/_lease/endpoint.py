@@ -129,16 +129,9 @@ class Endpoint:
         """
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise InvalidArgumentError(f"concurrency must be a whole number from 1, not {concurrency!r}")
-        from .mapping import maps_of, start_map  # noqa: PLC0415  (imports anyio, which a handle does not need)
+        from .mapping import new_map  # noqa: PLC0415  (imports anyio, which a handle does not need)
 
-        return start_map(
-            fn,
-            items,
-            limit=lambda: concurrency,
-            ordered=ordered,
-            return_exceptions=return_exceptions,
-            maps=maps_of(self),
-        )
+        return new_map(self, fn, items, concurrency, ordered=ordered, return_exceptions=return_exceptions)
 
     def openai(self, *, api_key: str | None = None, **options: Any) -> openai.AsyncOpenAI:
         """Return an `openai.AsyncOpenAI` for this instance. Close it, or use it with `async with`.

@@ -58,7 +58,6 @@ class StartAttempt:
     """The start of one lease, and the witness of its requests.
 
     Attributes:
-        args: What to start.
         policy: Sets how long a lost start may still take effect.
         claims: The other starts of the client.
         on_started: Called with the instance as soon as it is known, even if the caller was cancelled.
@@ -68,7 +67,7 @@ class StartAttempt:
         sent_at: When the last request was sent, in seconds of `anyio.current_time`; billing counts from here.
         unresolved: The start as others match it; set before the request is sent.
         failure: How the last request failed.
-        visible_until: When an instance of a lost start must be listed, in seconds of `anyio.current_time`.
+        visible_until: When an instance of a lost start must be listed, on the same clock.
     """
 
     args: InstanceArgs
@@ -90,7 +89,6 @@ class StartAttempt:
         return self.state in {StartState.SENT, StartState.UNKNOWN}
 
     def sending(self) -> None:
-        """Note that the request is about to be sent."""
         self.state = StartState.SENT
         self.sent_at = anyio.current_time()
         self.claims.begin_request(self.args.model_id)
@@ -111,7 +109,6 @@ class StartAttempt:
             self.failure = outcome
 
     def started(self, instance: Instance) -> None:
-        """Claim the instance."""
         self.resolved(StartState.STARTED)
         self.claims.ids.add(instance.instance_id)
         self.on_started(instance)
@@ -170,7 +167,6 @@ class Starter:
         self._turns = PriorityLimiter(2 * self.max_connections)
 
     def prepare(self, args: InstanceArgs, on_started: Callable[[Instance], None]) -> StartAttempt:
-        """Return a start that has not begun."""
         return StartAttempt(args=args, policy=self.retry, claims=self._claims, on_started=on_started)
 
     async def start(self, start: StartAttempt) -> Instance:
@@ -268,15 +264,12 @@ class Starter:
             self._turns.release(Priority.CALL)
 
     async def resolve(self, start: StartAttempt, *, eager: bool) -> Instance | None:
-        """Find the instance of a start whose outcome is unknown.
+        """Find the instance of a start whose outcome is unknown. Return None if nothing was started.
 
         Args:
             start: The start.
             eager: Adopt the instance as soon as it is listed, to release it, and keep asking until cancelled.
                 Otherwise wait until no other candidate can appear.
-
-        Returns:
-            The instance; None if nothing was started.
 
         Raises:
             AmbiguousStartError: if it cannot be told which instance the start created.
@@ -375,13 +368,9 @@ class Starter:
 def _match(
     start: UnresolvedStart, own: Iterable[UnresolvedStart], instances: list[Instance], foreign: ForeignClaims
 ) -> _Match:
-    """Decide which of the unclaimed instances a start created.
+    """Decide which of the unclaimed `instances` a start created.
 
-    Args:
-        start: The start in question.
-        own: The unresolved starts of this client, with `start`.
-        instances: What exists, without what is claimed.
-        foreign: The claims of other clients and processes.
+    `own` are the unresolved starts of this client, with `start`; `foreign` those of other clients.
     """
     unresolved = sorted([*own, *foreign.unanswered], key=lambda each: each.order)
     outcome = match_start(start, unresolved, instances)

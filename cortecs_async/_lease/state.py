@@ -39,7 +39,6 @@ class HeldInstance:
 
     @property
     def name(self) -> str:
-        """What the lease holds, for messages."""
         if self.instance_id is not None:
             return f"instance {self.instance_id}"
         return f"a start of {self.attempt.args.hf_name}" if self.attempt is not None else "nothing"
@@ -55,7 +54,6 @@ class HeldInstance:
         return self.key or (self.attempt.key if self.attempt is not None else None)
 
     def may_hold_something(self) -> bool:
-        """Return whether there is an instance, or may be."""
         if self.instance_id is not None:
             return True
         return self.attempt is not None and self.attempt.is_open
@@ -80,10 +78,7 @@ class LeaseState:
     """The state of one lease. It holds no reference to the lease, so that a dropped lease is collected.
 
     Attributes:
-        services: What the client provides.
-        options: The arguments of the lease.
         operation: The method of the client that created the lease.
-        held: The instance.
         newest: The newest snapshot of the instance.
         began: When the lease was entered, in seconds of `now`.
         lifetime: Seconds that the instance may live, from the start request on.
@@ -104,11 +99,6 @@ class LeaseState:
 
     @property
     def instance(self) -> Instance:
-        """The newest snapshot of the instance.
-
-        Raises:
-            InvalidArgumentError: if the instance is not started yet.
-        """
         if self.newest is None:
             raise InvalidArgumentError(
                 "this lease has no instance yet: use it inside `async with client.instance(...) as inst:`"
@@ -116,7 +106,6 @@ class LeaseState:
         return self.newest
 
     def enter(self, operation: Operation) -> None:
-        """Begin the lease in the current event loop."""
         self.operation = operation
         self._clock = loop_clock()
         self.began = self._clock()
@@ -127,7 +116,6 @@ class LeaseState:
 
     @property
     def age(self) -> float:
-        """Seconds since billing began."""
         return self.now() - self.billed_from
 
     @property
@@ -148,7 +136,6 @@ class LeaseState:
 
     @property
     def receipt(self) -> Receipt:
-        """The time and cost until now; after the end, of the whole lease."""
         return self.final or self._count(self.now())
 
     def close(self, stopped_at: float | None) -> None:
@@ -166,7 +153,6 @@ class LeaseState:
         return receipt(self.instance.instance_id, seconds, args, price)
 
     def info(self) -> LeaseInfo:
-        """Return the lease as telemetry sees it."""
         held, final = self.held, self.final
         args = self.options.args if self.newest is None else self.newest.instance_args
         # This lease does not pay for an instance that ran before.

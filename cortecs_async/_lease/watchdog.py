@@ -22,12 +22,9 @@ class Watchdog:
     """Cancels a lease's block when its instance is lost or its time is up.
 
     Attributes:
-        poller: The client's poller.
-        policy: Sets the polling intervals.
         instance: The newest snapshot.
         expires_at: When the lifetime ends, in seconds of `anyio.current_time`; infinity for never.
         limit: The argument that sets the lifetime, with its value.
-        ends_on_loss: Whether a lost instance cancels the block.
         verdict: Why the block was cancelled.
     """
 
@@ -42,7 +39,6 @@ class Watchdog:
     _background: BackgroundTask | None = None
 
     def enter(self) -> None:
-        """Begin the block."""
         self._block.enter()
         if self.ends_on_loss or math.isfinite(self.expires_at):
             self._background = BackgroundTask(self._watch)
