@@ -317,7 +317,7 @@ MUTANTS = [
         "starts while an equal start is unresolved",
         "_lease/starter.py",
         "while self._claims.unresolved.get(model_id):  # noqa: ASYNC110  (rare, and bounded)\n"
-        "                await anyio.sleep(self.poll.min_interval)\n"
+        "                await anyio.sleep(self.settings.poll.min_interval)\n"
         "            await self._turns.acquire(Priority.CALL)\n"
         "            if not self._claims.unresolved.get(model_id):\n",
         "await self._turns.acquire(Priority.CALL)\n            if True:\n",
@@ -340,8 +340,8 @@ MUTANTS = [
     Mutant(
         "adopts an instance that another process may be starting",
         "_lease/starter.py",
-        "is_final=outcome is None or not is_contested",
-        "is_final=True",
+        "return outcome, outcome is None or not is_contested",
+        "return outcome, True",
         "recovery/test_mutations.py::test_an_instance_that_another_process_is_starting_is_not_adopted",
     ),
     Mutant(
@@ -375,8 +375,8 @@ MUTANTS = [
     Mutant(
         "does not raise AmbiguousStartError",
         "_lease/starter.py",
-        "                        raise self._ambiguous(start, match.outcome)",
-        "                        self._ambiguous(start, match.outcome)",
+        "                        raise self._ambiguous(start, outcome)",
+        "                        self._ambiguous(start, outcome)",
         "lease/test_starter.py::test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_touched",
     ),
     Mutant(
@@ -724,7 +724,7 @@ MUTANTS = [
     Mutant(
         "does not enforce max_lifetime",
         "_lease/watchdog.py",
-        "with anyio.CancelScope(deadline=self.expires_at) as time:",
+        "with anyio.CancelScope(deadline=self._state.expires_at) as time:",
         "with anyio.CancelScope() as time:",
         "lease/test_pricing.py::test_the_block_ends_when_its_lifetime_is_up",
     ),

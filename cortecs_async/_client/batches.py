@@ -183,5 +183,5 @@ class BatchMethods:
             retry_failed=retry_failed,
             override_model=override_model,
         )
-        wiring = self._wiring
-        return await plan(options, args, wiring.models, wiring.hardware_types, wiring.user)
+        endpoints = self._wiring.own
+        return await plan(options, args, endpoints.models, endpoints.hardware_types, endpoints.user)

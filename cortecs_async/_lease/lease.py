@@ -133,14 +133,7 @@ class InstanceLease(Endpoint):
             RequestError: if the service rejects the start, or cannot be reached.
         """
         await self._enter("instance" if self._options.borrowed is None else "attach")
-        self._watchdog = Watchdog(
-            poller=self._services.instances.poller,
-            policy=self._services.poll,
-            instance=self.instance,
-            expires_at=self._state.expires_at,
-            limit=self._state.limit,
-            ends_on_loss=self._options.on_loss == "cancel",
-        )
+        self._watchdog = Watchdog(self._state, self.instance)
         self._watchdog.enter()
         return self
 
