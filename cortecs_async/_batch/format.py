@@ -47,9 +47,6 @@ class Request:
 
     Attributes:
         number: Its line, counted from 1.
-        custom_id: Its id in the input.
-        path: Path below the endpoint's base URL.
-        body: The JSON to send.
         request_id: A digest of what is sent. It is the `id` of the answer, and tells which input an output
             belongs to.
         failures: Failed attempts, whatever their cause, without rejections because of load.
@@ -197,7 +194,6 @@ def format_answer(request: Request, status: int, request_id: str | None, body: b
 
 
 def format_error(request: Request, code: str, message: str) -> AnswerLine:
-    """Return the output line for a request that got no response."""
     return _answer_line(request, "null", json.dumps({"code": code, "message": message}))
 
 

@@ -142,7 +142,6 @@ class AnswerCounter:
             self._recent.append((now, len(lines), tokens))
 
     def counts(self) -> dict[str, int]:
-        """Return the public fields."""
         return asdict(self, filter=lambda attribute, _: not attribute.name.startswith("_"))
 
     def rates(self, now: float, since: float) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing
+from contextlib import aclosing, closing
 
 import anyio
 from attrs import define, field
@@ -41,8 +41,6 @@ _PROGRESS_INTERVAL = 0.25
 
 @define(eq=False)
 class _BatchInstance:
-    """One instance of a batch."""
-
     lease: InstanceLease
     limit: ConcurrencyLimit
     pool: WorkerPool | None = None
@@ -61,8 +59,6 @@ class _BatchInstance:
 
 @define(eq=False)
 class Batch:
-    """One run of a batch."""
-
     options: BatchOptions
     sender_config: SenderConfig
     new_lease: Callable[[], InstanceLease]
@@ -76,11 +72,10 @@ class Batch:
     async def run(self) -> BatchReport:
         """Answer the requests that are left, and sort the output if asked to."""
         options = self.options
-        output = Output(options.target)
-        try:
+        with closing(Output(options.target)) as output:
             preflight = await run_preflight(options, output)
-            index, plan = preflight.index, preflight.plan
-            try:
+            plan = preflight.plan
+            with closing(preflight.index) as index:
                 counter = AnswerCounter(
                     total=plan.total,
                     succeeded=plan.succeeded,
@@ -103,10 +98,6 @@ class Batch:
                     receipts=tuple(self._receipts()),
                     incidents=tuple(self._incidents),
                 )
-            finally:
-                index.close()
-        finally:
-            output.close()
 
     def _receipts(self) -> list[Receipt]:
         return [receipt for each in self._instances if (receipt := each.receipt) is not None]

@@ -78,13 +78,7 @@ def choose_transport(
 
 @frozen(kw_only=True)
 class SenderConfig:
-    """What all senders of a batch share.
-
-    Attributes:
-        http_client: The caller's own HTTP client.
-        key: The key for inference.
-        timeout: Seconds for one attempt.
-    """
+    """What all senders of a batch share. `timeout` is in seconds, for one attempt."""
 
     settings: Settings
     transport: Literal["aiohttp", "httpx"]

@@ -40,12 +40,7 @@ def new_batch(
     transport: BatchTransport,
     request_timeout: float,
 ) -> Batch:
-    """Return a batch whose leases share the `max_cost` of `lease`. The default of `key` is the environment's.
-
-    Raises:
-        InvalidArgumentError: An argument is invalid.
-        ConfigurationError: There is no key, or the transport is not available.
-    """
+    """Return a batch whose leases share the `max_cost` of `lease`."""
     key = Secret(inference_key(key.reveal() if key is not None else None))
     check_seconds("request_timeout", request_timeout)
     if lease.max_cost is not None:

@@ -23,15 +23,7 @@ R = TypeVar("R")
 
 
 def inference_key(api_key: str | None = None) -> str:
-    """Return your inference API key (not the provisioning credentials).
-
-    Args:
-        api_key: The key. Default: the environment variable CORTECS_API_KEY, else OPENAI_API_KEY (the name in
-            the vendor's examples).
-
-    Raises:
-        ConfigurationError: if there is no key, or it has characters that no header may have.
-    """
+    """Return the inference API key: the argument, or else that of the environment."""
     key = api_key or os.environ.get("CORTECS_API_KEY") or os.environ.get("OPENAI_API_KEY")
     # Secrets that orchestrators mount as files often end with a newline.
     key = (key or "").strip()

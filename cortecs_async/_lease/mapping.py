@@ -149,11 +149,7 @@ def new_map(
     ordered: bool,
     return_exceptions: bool,
 ) -> Results[R]:
-    """Return the results of a map that begins when the first result is asked for.
-
-    Raises:
-        InvalidArgumentError: if `fn` is not callable, `items` is not iterable, or the lease has ended.
-    """
+    """Return the results of a map that begins when the first result is asked for."""
     maps = maps_of(endpoint)
     if not callable(fn):
         raise InvalidArgumentError(f"map calls an async function for each item, and {fn!r} cannot be called")
@@ -197,11 +193,7 @@ class _Run(Generic[T, R]):
     _task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the task, in the context of the caller.
-
-        Raises:
-            InvalidArgumentError: if the lease has ended.
-        """
+        """Start the task, in the context of the caller."""
         if self._maps.over:
             raise InvalidArgumentError("the lease of this map was left: take the results inside its block")
         self._maps.runs.add(self)
@@ -244,7 +236,6 @@ class _Run(Generic[T, R]):
         return taken
 
     def returns_error(self, error: BaseException) -> bool:
-        """Return whether an error is a result."""
         return self._return_exceptions and isinstance(error, Exception)
 
     def exhausted(self) -> bool:

@@ -28,7 +28,7 @@ _PREFETCH_TIMEOUT = 10.0
 
 @frozen(kw_only=True)
 class Price:
-    """The price of one GPU set, in `currency` as the service names it; empty if it does not."""
+    """The price of one GPU set. `currency` is as the service names it; empty if it does not."""
 
     per_minute: float
     currency: str = ""
@@ -90,11 +90,7 @@ def receipt(instance_id: str, seconds: float, args: InstanceArgs, price: Price |
 
 
 def seconds_for(max_cost: float, price: Price, args: InstanceArgs) -> float:
-    """Return how many seconds an instance may live on a budget.
-
-    Raises:
-        InvalidArgumentError: if the budget does not pay for one interval.
-    """
+    """Return how many seconds an instance may live on a budget. Raise if it does not pay for one interval."""
     cost = interval_cost(price, args)
     if cost <= 0 or math.isinf(max_cost / cost):
         return math.inf
@@ -145,13 +141,7 @@ class Prices:
         return True
 
     async def limit(self, options: LeaseOptions) -> tuple[float, str]:
-        """Return how many seconds an instance may live, and the limit as text, such as `max_lifetime=60 s`.
-
-        Raises:
-            InvalidArgumentError: if `max_cost` does not pay for one interval.
-            PriceUnknownError: if `max_cost` needs a price and there is none.
-            RequestError: if the service rejects the request for prices, or cannot be reached.
-        """
+        """Return how many seconds an instance may live, and the limit as text: `max_lifetime=60 s`."""
         args, max_lifetime, max_cost = options.args, options.max_lifetime, options.max_cost
         lifetime, name = math.inf, ""
         if max_lifetime is not None:

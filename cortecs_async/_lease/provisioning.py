@@ -19,29 +19,24 @@ from .state import LeaseState
 
 
 async def start(state: LeaseState) -> None:
-    """Start an instance, reuse one, or attach to one.
-
-    Raises:
-        RequestTimeoutError: if there is no instance by the deadline.
-        CortecsError: as `Starter.start` and `Instances.find_or_start`.
-    """
+    """Start an instance, reuse one, or attach to one."""
     services, options, held = state.services, state.options, state.held
-    start = held.attempt = services.starter.prepare(options.args, partial(_started, state))
+    attempt = held.attempt = services.starter.prepare(options.args, partial(_started, state))
     with anyio.CancelScope(deadline=state.began + options.start_timeout):
         if options.borrowed is not None:
             await _found(state, await services.instances.get(options.borrowed), Origin.FOUND)
         elif options.reuse:
             # After a restart, the returned snapshot is newer than the one found.
             state.newest = await services.instances.find_or_start(
-                options.args, start=lambda: services.starter.start(start), found=partial(_found, state)
+                options.args, start=lambda: services.starter.start(attempt), found=partial(_found, state)
             )
         else:
-            await services.starter.start(start)
+            await services.starter.start(attempt)
         # Until this is written, the intent covers the instance.
         await services.promises.flush()
     if state.newest is None:
         # The deadline fell between two attempts, or while looking for the instance of a lost start.
-        unknown = start.state is StartState.UNKNOWN
+        unknown = attempt.state is StartState.UNKNOWN
         raise RequestTimeoutError(
             f"no instance could be started within start_timeout={options.start_timeout:g} s: the service "
             "was busy or could not be reached. "
@@ -96,12 +91,7 @@ async def _found(state: LeaseState, instance: Instance, origin: Origin) -> None:
 
 
 async def wait(state: LeaseState) -> None:
-    """Wait until the instance is usable.
-
-    Raises:
-        LeaseExpiredError: if its time is up before that.
-        CortecsError: as `wait_until_running`.
-    """
+    """Wait until the instance is usable."""
     options, poll = state.options, state.services.poll
     instance_id = state.instance.instance_id
     try:

@@ -131,13 +131,7 @@ class Release:
 
 
 async def release_acquired(services: LeaseServices, handle: InstanceHandle | str, timeout: float) -> None:
-    """Stop and delete an acquired instance, in a task that the caller cannot cancel.
-
-    Raises:
-        InvalidArgumentError: if `handle` is neither a handle nor an id, or belongs to another account.
-        TeardownError: if the instance is not confirmed deleted within `timeout` seconds.
-        RequestError: if the service rejects the request for the list.
-    """
+    """Stop and delete an acquired instance, in a task that the caller cannot cancel."""
     account = handle.account if isinstance(handle, InstanceHandle) else None
     instance_id = check_body_id(handle.instance_id if isinstance(handle, InstanceHandle) else handle)
     info = LeaseInfo(operation="release", instance_id=instance_id)

@@ -27,7 +27,6 @@ class HeldInstance:
 
     Attributes:
         instance_id: The id; None while no instance is known.
-        origin: Where the instance came from.
         key: The key of its open record; None if there is nothing to release.
         attempt: The start that created it, or may have.
     """
@@ -54,9 +53,7 @@ class HeldInstance:
         return self.key or (self.attempt.key if self.attempt is not None else None)
 
     def may_hold_something(self) -> bool:
-        if self.instance_id is not None:
-            return True
-        return self.attempt is not None and self.attempt.is_open
+        return self.instance_id is not None or (self.attempt is not None and self.attempt.is_open)
 
 
 @frozen(kw_only=True)
@@ -153,10 +150,10 @@ class LeaseState:
         return receipt(self.instance.instance_id, seconds, args, price)
 
     def info(self) -> LeaseInfo:
-        held, final = self.held, self.final
-        args = self.options.args if self.newest is None else self.newest.instance_args
+        held = self.held
         # This lease does not pay for an instance that ran before.
-        is_billed = final is not None and held.origin is not Origin.FOUND
+        final = None if held.origin is Origin.FOUND else self.final
+        args = self.options.args if self.newest is None else self.newest.instance_args
         return LeaseInfo(
             operation=self.operation,
             model=args.hf_name,
@@ -165,8 +162,8 @@ class LeaseState:
             instance_id=held.instance_id,
             source=_source(held),
             request_id=held.attempt.request_id if held.attempt is not None else None,
-            cost=final.cost if final is not None and is_billed else None,
-            currency=final.currency if final is not None and is_billed else "",
+            cost=final.cost if final is not None else None,
+            currency=final.currency if final is not None else "",
         )
 
 
