@@ -110,7 +110,7 @@ class RequestParser:
 
     _path: str
     _model: str
-    _override_model: bool = field(kw_only=True)
+    override_model: bool = field(kw_only=True)
 
     def parse(self, number: int, raw: bytes) -> tuple[Request, dict[str, Any]] | None:
         """Return the request of a line, and its body; None for a blank line."""
@@ -138,7 +138,7 @@ class RequestParser:
         if body.get("stream"):
             raise _LineError("batches do not support streaming; remove `stream` from the body")
         model = body.get("model", self._model)
-        if model not in (self._model, self._model.replace("/", "--", 1)) and not self._override_model:
+        if model not in (self._model, self._model.replace("/", "--", 1)) and not self.override_model:
             raise _LineError(
                 f"the request names the model {model!r}, but this batch runs {self._model}; "
                 f"pass override_model=True (--override-model) to send it to {self._model}"
