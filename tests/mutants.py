@@ -317,7 +317,7 @@ MUTANTS = [
         "starts while an equal start is unresolved",
         "_lease/starter.py",
         "while self._claims.unresolved.get(model_id):  # noqa: ASYNC110  (rare, and bounded)\n"
-        "                await anyio.sleep(self.poll.min_interval)\n"
+        "                await anyio.sleep(self.settings.poll.min_interval)\n"
         "            await self._turns.acquire(Priority.CALL)\n"
         "            if not self._claims.unresolved.get(model_id):\n",
         "await self._turns.acquire(Priority.CALL)\n            if True:\n",
@@ -340,8 +340,8 @@ MUTANTS = [
     Mutant(
         "adopts an instance that another process may be starting",
         "_lease/starter.py",
-        "is_final=outcome is None or not is_contested",
-        "is_final=True",
+        "return outcome, outcome is None or not is_contested",
+        "return outcome, True",
         "recovery/test_mutations.py::test_an_instance_that_another_process_is_starting_is_not_adopted",
     ),
     Mutant(
@@ -375,14 +375,14 @@ MUTANTS = [
     Mutant(
         "does not raise AmbiguousStartError",
         "_lease/starter.py",
-        "                        raise self._ambiguous(start, match.outcome)",
-        "                        self._ambiguous(start, match.outcome)",
+        "                        raise self._ambiguous(start, outcome)",
+        "                        self._ambiguous(start, outcome)",
         "lease/test_starter.py::test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_touched",
     ),
     Mutant(
         "releases a lease without resolving its start",
         "_lease/release.py",
-        "await self.starter.resolve(start, eager=True)",
+        "await self.services.starter.resolve(start, eager=True)",
         "pass",
         "lease/test_starter.py::test_cancelled_while_it_is_looked_for_it_is_found_and_released",
     ),
@@ -666,7 +666,7 @@ MUTANTS = [
         "_lease/lease.py",
         (
             "            # The caller never got the instance, so `on_exit` does not apply.\n"
-            "            self._provisioning.revoke_hand_over()\n"
+            "            provisioning.revoke_hand_over(state)\n"
             '            await self._end(error, "delete")'
         ),
         "            await self._end(error, self._options.on_exit)",
@@ -689,14 +689,14 @@ MUTANTS = [
     Mutant(
         "does not leave a failed release to the reaper",
         "_lease/release.py",
-        "            self.promises.record_abandoned(key)\n",
+        "            promises.record_abandoned(key)\n",
         "            pass\n",
         "lease/test_lease.py::test_a_release_that_times_out_is_left_to_the_reaper",
     ),
     Mutant(
         "never records a promise as kept",
         "_lease/release.py",
-        "                self.promises.record_gone(key)\n",
+        "                promises.record_gone(key)\n",
         "                pass\n",
         "recovery/test_store.py::test_every_step_of_a_lease_is_in_the_journal_before_it_counts",
     ),
@@ -710,21 +710,21 @@ MUTANTS = [
     Mutant(
         "releases a running instance that it reuses",
         "_lease/release.py",
-        "        case Origin.FOUND:\n            return None",
-        "        case Origin.FOUND:\n            return Goal.GONE",
+        "            case Origin.FOUND:\n                return None",
+        "            case Origin.FOUND:\n                return Goal.GONE",
         "lease/test_lease.py::test_reuse_leaves_a_running_instance_running",
     ),
     Mutant(
         "deletes an instance that it restarted",
         "_lease/release.py",
-        'return None if on_exit == "keep" else Goal.STOPPED',
-        'return None if on_exit == "keep" else Goal.GONE',
+        'return None if self.on_exit == "keep" else Goal.STOPPED',
+        'return None if self.on_exit == "keep" else Goal.GONE',
         "lease/test_lease.py::test_reuse_stops_again_what_it_restarted",
     ),
     Mutant(
         "does not enforce max_lifetime",
         "_lease/watchdog.py",
-        "with anyio.CancelScope(deadline=self.expires_at) as time:",
+        "with anyio.CancelScope(deadline=self._state.expires_at) as time:",
         "with anyio.CancelScope() as time:",
         "lease/test_pricing.py::test_the_block_ends_when_its_lifetime_is_up",
     ),
@@ -759,8 +759,8 @@ MUTANTS = [
     Mutant(
         "does not promise the release of an acquired instance",
         "_lease/release.py",
-        "await services.promises.flush()",
-        "pass",
+        "        await services.promises.flush()\n        await release.run()",
+        "        await release.run()",
         "lease/test_acquire.py::test_the_release_of_an_acquired_instance_is_promised_before_it_begins",
     ),
     # Ctrl-C

@@ -41,23 +41,15 @@ _MIN_WINDOW = 16
 
 
 class ConcurrencyLimit:
-    """A fixed limit of parallel requests.
-
-    Attributes:
-        value: The limit now, at least 1.
-    """
+    """A fixed limit of parallel requests, at least 1."""
 
     def __init__(self, value: int) -> None:
         self.value = value
 
     def record_answer(self, now: float, began: float, work: float, *, is_full: bool) -> None:
-        """Record that a request was answered.
+        """Record that a request of the size `work`, in any unit, was answered.
 
-        Args:
-            now: Seconds of any clock.
-            began: When it was sent, by the same clock.
-            work: Its size, in tokens or any other unit.
-            is_full: Whether the limit was in use. Otherwise the answer says nothing about it.
+        Unless `is_full`, the limit was not in use, and the answer says nothing about it.
         """
 
     def record_rejection(self, now: float, began: float) -> None:
@@ -92,12 +84,7 @@ class _Measurement:
 
 
 class AdaptiveLimit(ConcurrencyLimit):
-    """A limit that adapts to the endpoint.
-
-    Args:
-        initial: The first limit.
-        highest: The highest limit.
-    """
+    """A limit that adapts to the endpoint."""
 
     def __init__(self, *, initial: int = 32, highest: int = 1024) -> None:
         super().__init__(min(initial, highest))

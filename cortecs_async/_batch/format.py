@@ -47,9 +47,6 @@ class Request:
 
     Attributes:
         number: Its line, counted from 1.
-        custom_id: Its id in the input.
-        path: Path below the endpoint's base URL.
-        body: The JSON to send.
         request_id: A digest of what is sent. It is the `id` of the answer, and tells which input an output
             belongs to.
         failures: Failed attempts, whatever their cause, without rejections because of load.
@@ -73,7 +70,6 @@ class Request:
 
     @property
     def key(self) -> bytes:
-        """A digest of the custom_id."""
         return digest_custom_id(self.custom_id)
 
 
@@ -87,13 +83,7 @@ class Usage:
 
 @define(eq=False)
 class AnswerLine:
-    """A line to write to the output.
-
-    Attributes:
-        request: The request that it answers.
-        text: The line.
-        usage: The tokens of an answer; None for an error line.
-    """
+    """A line to write to the output. Error lines have no `usage`."""
 
     request: Request
     text: bytes
@@ -102,13 +92,7 @@ class AnswerLine:
 
 @frozen
 class ParsedAnswer:
-    """What a line of the output says.
-
-    Attributes:
-        key: A digest of the custom_id.
-        request_id: The `request_id` of the request that it answers.
-        succeeded: False for an error line.
-    """
+    """What a line of the output says. `key` is a digest of the custom_id."""
 
     key: bytes
     request_id: str
@@ -120,27 +104,16 @@ def digest_custom_id(custom_id: str) -> bytes:
     return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
+@frozen
 class RequestParser:
-    """Parses lines of the input.
+    """Parses lines of the input. `path` is for error messages."""
 
-    Args:
-        path: The input, for error messages.
-        model: The model that the batch runs.
-        override_model: Accept requests that name another model.
-    """
-
-    def __init__(self, path: str, model: str, *, override_model: bool) -> None:
-        self._path = path
-        self._model = model
-        self._spellings = (model, model.replace("/", "--", 1))
-        self._override = override_model
+    _path: str
+    _model: str
+    override_model: bool = field(kw_only=True)
 
     def parse(self, number: int, raw: bytes) -> tuple[Request, dict[str, Any]] | None:
-        """Return the request of a line, and its body; None for a blank line.
-
-        Raises:
-            BatchFileError: The line is not a request, or not one that this batch can answer.
-        """
+        """Return the request of a line, and its body; None for a blank line."""
         line = raw.strip()
         if not line:
             return None
@@ -165,7 +138,7 @@ class RequestParser:
         if body.get("stream"):
             raise _LineError("batches do not support streaming; remove `stream` from the body")
         model = body.get("model", self._model)
-        if model not in self._spellings and not self._override:
+        if model not in (self._model, self._model.replace("/", "--", 1)) and not self.override_model:
             raise _LineError(
                 f"the request names the model {model!r}, but this batch runs {self._model}; "
                 f"pass override_model=True (--override-model) to send it to {self._model}"
@@ -180,11 +153,6 @@ class RequestParser:
 
 
 def parse_answer(path: str, number: int, raw: bytes) -> ParsedAnswer:
-    """Return what a line of the output says.
-
-    Raises:
-        BatchFileError: It is not a line of a batch output.
-    """
     try:
         data = _parse_object(raw)
     except _LineError as error:
@@ -198,7 +166,6 @@ def parse_answer(path: str, number: int, raw: bytes) -> ParsedAnswer:
 
 
 def foreign_output_error(problem: str, path: str, number: int) -> BatchFileError:
-    """Return the error for a file that holds something else than the output of a batch."""
     message = f"not a line of a batch output: {problem}. Choose another output file."
     return BatchFileError(message, path=path, line=number)
 
@@ -227,7 +194,6 @@ def format_answer(request: Request, status: int, request_id: str | None, body: b
 
 
 def format_error(request: Request, code: str, message: str) -> AnswerLine:
-    """Return the output line for a request that got no response."""
     return _answer_line(request, "null", json.dumps({"code": code, "message": message}))
 
 

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
-from attrs import define, field
+from attrs import define
 
 from .output import write_errors
 
@@ -29,14 +29,7 @@ _BUFFER_SIZE = 170 * _RECORD.size
 
 
 class Partitions:
-    """Records in a temporary file, partitioned by the digest of their custom_id.
-
-    Args:
-        count: Number of partitions.
-
-    Raises:
-        BatchWriteError: The temporary file cannot be written. The methods raise it too.
-    """
+    """Records in a temporary file, partitioned by the digest of their custom_id."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -47,7 +40,6 @@ class Partitions:
         self._size = 0
 
     def add(self, key: bytes, request: bytes, line: int, offset: int) -> None:
-        """Add a record."""
         partition = int.from_bytes(key[:4], "little") % self.count
         buffer = self._buffers[partition]
         buffer += _RECORD.pack(key, request, line, offset)
@@ -69,7 +61,6 @@ class Partitions:
         self._file.seek(self._size)
 
     def close(self) -> None:
-        """Delete the temporary file."""
         self._file.close()
 
 
@@ -108,38 +99,23 @@ class Comparison:
     foreign_answer: Conflict | None = None
 
 
-@define(eq=False)
 class Index:
-    """The lines of an input and of its output.
+    """The lines of an input of about `size` bytes, and of its output."""
 
-    Args:
-        size: Approximate bytes of the input.
-    """
-
-    size: int
-    last_line: int = field(default=0, init=False)
-    _requests: Partitions = field(init=False)
-    _answers: Partitions = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        count = min(max(1, self.size // _PARTITION_SIZE), _MAX_PARTITIONS)
+    def __init__(self, size: int) -> None:
+        count = min(max(1, size // _PARTITION_SIZE), _MAX_PARTITIONS)
         self._requests, self._answers = Partitions(count), Partitions(count)
+        self.last_line: int = 0
 
     def add_request(self, key: bytes, request_id: str, line: int) -> None:
-        """Add a line of the input."""
         self.last_line = line
         self._requests.add(key, _digest(request_id), line, 0)
 
     def add_answer(self, key: bytes, request_id: str, line: int, offset: int) -> None:
-        """Add a line of the output, and the byte where it begins."""
         self._answers.add(key, _digest(request_id), line, offset)
 
-    def compare(self, check: Callable[[], None] = lambda: None) -> Comparison:
-        """Compare the output with the input.
-
-        Args:
-            check: Called for every partition. It may raise to stop.
-        """
+    def compare(self, check: Callable[[], None]) -> Comparison:
+        """Compare the output with the input. `check` is called for every partition, and may raise to stop."""
         result = Comparison(bytearray(self.last_line // 8 + 1))
         for partition in range(self._requests.count):
             check()
@@ -172,7 +148,6 @@ class Index:
                 yield lines[key], offset
 
     def close(self) -> None:
-        """Delete the temporary files."""
         self._requests.close()
         self._answers.close()
 

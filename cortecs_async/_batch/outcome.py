@@ -65,8 +65,7 @@ class FailedAttempt:
     """An attempt without an answer.
 
     Attributes:
-        reason: Why it failed.
-        detail: The same, for people.
+        detail: The reason, for people.
         line: The error line to write if the request is not tried again.
         retry_after: Seconds that the endpoint asked to wait.
         is_timeout: Whether it used up the time allowed for an attempt.
@@ -149,7 +148,6 @@ class EndpointHealth:
     _probes: Backoff = field(factory=lambda: Backoff(first=_FIRST_DELAY, limit=_MAX_DELAY))
 
     def record_success(self, now: float) -> None:
-        """Record that the endpoint has answered."""
         self.last_success = now
         self.suspect_since = None
         self._failures = 0
@@ -166,21 +164,16 @@ class EndpointHealth:
     def record_failure(self, now: float, *, concurrency: int, is_unclear: bool) -> None:
         """Record a failed attempt, and make the endpoint suspect if there is reason to.
 
-        Args:
-            now: Now.
-            concurrency: The endpoint's current limit of parallel requests.
-            is_unclear: Nothing tells what caused the failure, and no request in flight will.
+        `is_unclear` means that nothing tells what caused the failure, and no request in flight will.
         """
         self._failures += 1
         if self.suspect_since is None and (is_unclear or self._failures >= max(concurrency, _MIN_FAILURES)):
             self.suspect_since = now
 
     def next_probe_delay(self) -> float:
-        """Return the seconds until the next probe."""
         return min(_jitter(self._probes.next()), _MAX_PROBE_DELAY)
 
     def suspect_seconds(self, now: float) -> float:
-        """Return for how long the endpoint has been suspect."""
         return 0.0 if self.suspect_since is None else now - self.suspect_since
 
     def has_timed_out(self, failed: FailedAttempt, now: float) -> bool:

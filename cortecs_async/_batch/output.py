@@ -37,14 +37,7 @@ _LINE_PREFIX = b'{"id":"batch_req_'
 
 
 class Output:
-    """An output file, open and locked. The file is created if it does not exist.
-
-    Args:
-        path: The file.
-
-    Raises:
-        BatchFileError: The file cannot be written, is not a regular file, or another process is writing it.
-    """
+    """An output file, open and locked. It is created if it does not exist."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,11 +54,7 @@ class Output:
         self._is_new = False
 
     def truncate(self, end: int) -> None:
-        """Cut off an incomplete line that a process left when it died.
-
-        Args:
-            end: The end of the last complete line, in bytes.
-        """
+        """Cut off an incomplete line that a process left when it died. `end` is where that begins."""
         with self._busy:
             # The descriptor of a closed file may belong to another file by now.
             if self._is_closed:
@@ -104,11 +93,7 @@ class Output:
         return begin
 
     def check_free_space(self, needed: int) -> None:
-        """Check that the disk has room for so many bytes.
-
-        Raises:
-            BatchFileError: It has less.
-        """
+        """Check that the disk has room for so many bytes."""
         free = shutil.disk_usage(self.path.absolute().parent).free
         if free < needed:
             raise BatchFileError(
@@ -117,15 +102,7 @@ class Output:
             )
 
     def remove_lines(self, is_removed: Callable[[bytes], bool], check: Callable[[], None]) -> None:
-        """Remove lines, atomically.
-
-        Args:
-            is_removed: Returns whether to remove a line.
-            check: Called for every line. It may raise, which leaves the file unchanged.
-
-        Raises:
-            BatchWriteError: The file could not be rewritten.
-        """
+        """Remove lines, atomically. If `check`, called for every line, raises, the file is unchanged."""
 
         def write_others(target: BinaryIO) -> None:
             for _, _, line in read_lines(self.path):
@@ -147,9 +124,6 @@ class Output:
             last_line: The last line of the input.
             answer_offsets: Returns the line of each request, and the byte where its answer begins.
             check: Called for every line. It may raise, which leaves the file unchanged.
-
-        Raises:
-            BatchWriteError: The file could not be sorted. It is complete all the same.
         """
         problem, advice = f"{self.path} is complete but could not be sorted", "Temporary files go to TMPDIR."
         # A memory map of a file, so that the system may drop its pages.
@@ -215,11 +189,7 @@ class Output:
 
 
 def read_complete_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yield like `read_lines`, but leave out an incomplete last line. A missing file has no lines.
-
-    Raises:
-        BatchFileError: The incomplete line is not one that a batch leaves.
-    """
+    """Yield like `read_lines`, but leave out an incomplete last line. A missing file has no lines."""
     if not path.exists():
         return
     for number, offset, line in read_lines(path):
@@ -254,7 +224,6 @@ def file_errors(problem: str, path: Path) -> Generator[None]:
 
 @contextlib.contextmanager
 def write_errors(problem: str, advice: str, path: Path | str) -> Generator[None]:
-    """Raise errors of the system as `BatchWriteError`."""
     try:
         yield
     except CortecsError:
@@ -264,11 +233,6 @@ def write_errors(problem: str, advice: str, path: Path | str) -> Generator[None]
 
 
 def stat_regular_file(path: Path) -> os.stat_result:
-    """Return the status of a regular file.
-
-    Raises:
-        BatchFileError: It is another kind of file, or cannot be read.
-    """
     with file_errors("cannot be read", path):
         status = path.stat()
     _check_regular(status, path)

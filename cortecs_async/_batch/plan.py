@@ -76,11 +76,7 @@ class BatchPlan:
 
 @frozen(kw_only=True)
 class BatchOptions:
-    """The files, the model as the endpoint names it, and the options of `client.run_batch`.
-
-    Raises:
-        InvalidArgumentError: An option is invalid.
-    """
+    """The files, the model as the endpoint names it, and the options of `client.run_batch`."""
 
     source: Path
     target: Path
@@ -109,13 +105,11 @@ class BatchOptions:
             raise InvalidArgumentError("on_progress must be callable")
 
     def new_limit(self) -> ConcurrencyLimit:
-        """Return the concurrency limit of one instance."""
         if self.concurrency != "auto":
             return ConcurrencyLimit(self.concurrency)
         return AdaptiveLimit(highest=int(max(1, min(1024, _max_connections() // self.instances))))
 
     def new_parser(self) -> RequestParser:
-        """Return a parser of the input."""
         return RequestParser(str(self.source), self.model, override_model=self.override_model)
 
 
@@ -136,9 +130,8 @@ class Preflight:
 
     Attributes:
         index: Their lines. Close it after use.
-        plan: What is to be done.
         done: A bit for each line of the input, set if it is answered.
-        input_status: The status of the input, to notice changes.
+        input_status: To notice changes.
     """
 
     index: Index
@@ -148,21 +141,14 @@ class Preflight:
 
 
 async def run_preflight(options: BatchOptions, output: Output | None) -> Preflight:
-    """Run `read_files` in a thread."""
     return await run_stoppable(lambda stopped: read_files(options, output, stopped))
 
 
 def read_files(options: BatchOptions, output: Output | None, stopped: StopFlag) -> Preflight:
-    """Read and check both files. Remove what is to be written again.
+    """Read and check both files, until `stopped` is set.
 
-    Args:
-        options: The options.
-        output: The open output. Its incomplete last line is cut off, and with `retry_failed`, its error lines
-            are removed. None to change nothing.
-        stopped: Set when the caller no longer waits.
-
-    Raises:
-        BatchFileError: Something is wrong with a file.
+    Cut off an incomplete last line of the open `output`, and with `retry_failed` remove its error lines.
+    Without an `output`, change nothing.
     """
     status = stat_regular_file(options.source)
     with file_errors("cannot be read", options.target):
@@ -257,7 +243,6 @@ class _Sizes:
     longest: tuple[int, int] = (0, 0)
 
     def add(self, number: int, path: str, body: Mapping[str, Any]) -> None:
-        """Add a request."""
         prompt = _count_characters(body) // _CHARACTERS_PER_TOKEN
         limit = 0 if path == "/embeddings" else body.get("max_completion_tokens") or body.get("max_tokens")
         known = limit if isinstance(limit, int) else None

@@ -112,7 +112,6 @@ def total_cost(receipts: Sequence[Receipt]) -> float | None:
 
 
 def currency_of(receipts: Sequence[Receipt]) -> str:
-    """Return the currency of the costs."""
     return next((each.currency for each in receipts), "")
 
 
@@ -130,7 +129,6 @@ class AnswerCounter:
     _recent: deque[tuple[float, int, int]] = field(factory=deque)
 
     def add(self, now: float, lines: Sequence[AnswerLine]) -> None:
-        """Count lines that are now on disk."""
         usages = [line.usage for line in lines if line.usage is not None]
         tokens = sum(usage.completion_tokens for usage in usages)
         self.succeeded += len(usages)
@@ -144,7 +142,6 @@ class AnswerCounter:
             self._recent.append((now, len(lines), tokens))
 
     def counts(self) -> dict[str, int]:
-        """Return the public fields."""
         return asdict(self, filter=lambda attribute, _: not attribute.name.startswith("_"))
 
     def rates(self, now: float, since: float) -> tuple[float, float]:

@@ -59,11 +59,10 @@ class RequestQueue:
     _in_progress: int = 0
     _changed: Broadcast = field(factory=Broadcast)
     _drained: Broadcast = field(factory=Broadcast)
-    _finished: anyio.Event = field(factory=anyio.Event)
+    finished: anyio.Event = field(factory=anyio.Event)
 
     @property
     def is_finished(self) -> bool:
-        """Whether every request is answered."""
         waiting = self._buffer or self._returned or self._delayed or self._last
         return self._is_read and not (waiting or self._in_progress)
 
@@ -72,19 +71,13 @@ class RequestQueue:
         with anyio.CancelScope(deadline=self._delayed[0][0] if self._delayed else float("inf")):
             await self._changed.wait()
 
-    async def wait_until_finished(self) -> None:
-        """Wait until every request is answered."""
-        await self._finished.wait()
-
     def get_nowait(self) -> Request | None:
-        """Return the next request, or None if none is available now."""
         request = self._next()
         if request is not None:
             self._in_progress += 1
         return request
 
     def task_done(self) -> None:
-        """Record that a request is answered."""
         self._in_progress -= 1
         if self.is_finished:
             self._notify()
@@ -95,7 +88,6 @@ class RequestQueue:
         self._requeued(request)
 
     def retry_later(self, request: Request, seconds: float) -> None:
-        """Hand a request out again after this time."""
         heapq.heappush(self._delayed, (anyio.current_time() + seconds, next(self._order), request))
         self._requeued(request)
 
@@ -110,11 +102,7 @@ class RequestQueue:
         self._notify()
 
     async def read(self) -> None:
-        """Read the input ahead until its end.
-
-        Raises:
-            BatchFileError: The input has changed or cannot be read.
-        """
+        """Read the input ahead until its end."""
         lines = self._lines()
         while chunk := await threads.run_in_thread(lambda: _read_chunk(lines)):
             self._buffer.extend(chunk)
@@ -152,7 +140,7 @@ class RequestQueue:
     def _notify(self) -> None:
         self._changed.notify()
         if self.is_finished:
-            self._finished.set()
+            self.finished.set()
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         try:

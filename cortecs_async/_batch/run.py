@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing, closing
 
 import anyio
 from attrs import define, field
@@ -40,8 +41,6 @@ _PROGRESS_INTERVAL = 0.25
 
 @define(eq=False)
 class _BatchInstance:
-    """One instance of a batch."""
-
     lease: InstanceLease
     limit: ConcurrencyLimit
     pool: WorkerPool | None = None
@@ -60,14 +59,6 @@ class _BatchInstance:
 
 @define(eq=False)
 class Batch:
-    """One run of a batch.
-
-    Attributes:
-        options: Its options.
-        sender_config: Creates the senders to the endpoints.
-        new_lease: Creates the lease of an instance.
-    """
-
     options: BatchOptions
     sender_config: SenderConfig
     new_lease: Callable[[], InstanceLease]
@@ -79,17 +70,12 @@ class Batch:
     _answering_since: float | None = None
 
     async def run(self) -> BatchReport:
-        """Answer the requests that are left, and sort the output if asked to.
-
-        Raises:
-            CortecsError: The batch could not be finished. The output has every answer that was counted.
-        """
+        """Answer the requests that are left, and sort the output if asked to."""
         options = self.options
-        output = Output(options.target)
-        try:
+        with closing(Output(options.target)) as output:
             preflight = await run_preflight(options, output)
-            index, plan = preflight.index, preflight.plan
-            try:
+            plan = preflight.plan
+            with closing(preflight.index) as index:
                 counter = AnswerCounter(
                     total=plan.total,
                     succeeded=plan.succeeded,
@@ -112,10 +98,6 @@ class Batch:
                     receipts=tuple(self._receipts()),
                     incidents=tuple(self._incidents),
                 )
-            finally:
-                index.close()
-        finally:
-            output.close()
 
     def _receipts(self) -> list[Receipt]:
         return [receipt for each in self._instances if (receipt := each.receipt) is not None]
@@ -168,11 +150,7 @@ class Batch:
     async def _run_instance(
         self, instance: _BatchInstance, queue: RequestQueue, writer: AnswerWriter
     ) -> None:
-        """Answer requests on one instance. If it fails, leave its work to the others.
-
-        Raises:
-            CortecsError: The last instance failed before the work was done, or a teardown failed.
-        """
+        """Answer requests on one instance. If it fails and is not the last, leave its work to the others."""
         try:
             with instance.scope:
                 try:
@@ -197,7 +175,7 @@ class Batch:
             self._active -= 1
 
     async def _answer_on(self, instance: _BatchInstance, queue: RequestQueue, writer: AnswerWriter) -> None:
-        async with instance.lease as handle, self.sender_config.sender(handle.base_url) as sender:
+        async with instance.lease as handle, aclosing(self.sender_config.sender(handle.base_url)) as sender:
             instance.pool = WorkerPool(
                 instance_id=handle.instance_id,
                 model=self.options.model,

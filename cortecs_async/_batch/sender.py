@@ -11,8 +11,7 @@ import importlib
 import io
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from types import TracebackType
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, get_args
 from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -58,13 +57,7 @@ def choose_transport(
 ) -> Literal["aiohttp", "httpx"]:
     """Return the transport to use.
 
-    Args:
-        transport: The caller's choice.
-        http_client: The caller's own client, which may be there for its proxies or certificates.
-
-    Raises:
-        ConfigurationError: aiohttp was chosen and is not available.
-        InvalidArgumentError: There is no such transport.
+    The caller's own `http_client` counts, because it may be there for its proxies or certificates.
     """
     if transport not in get_args(BatchTransport):
         raise InvalidArgumentError(f"transport must be 'auto', 'aiohttp' or 'httpx', not {transport!r}")
@@ -85,15 +78,7 @@ def choose_transport(
 
 @frozen(kw_only=True)
 class SenderConfig:
-    """What all senders of a batch share.
-
-    Attributes:
-        settings: The client's settings.
-        transport: The HTTP library.
-        http_client: The caller's own HTTP client.
-        key: The key for inference.
-        timeout: Seconds for one attempt.
-    """
+    """What all senders of a batch share. `timeout` is in seconds, for one attempt."""
 
     settings: Settings
     transport: Literal["aiohttp", "httpx"]
@@ -102,7 +87,7 @@ class SenderConfig:
     timeout: float
 
     def sender(self, base_url: str) -> Sender:
-        """Return a sender to an endpoint. Use it in an `async with` block."""
+        """Return a sender to an endpoint. Close it."""
         config = evolve(self, settings=evolve(self.settings, api_base_url=base_url.rstrip("/")))
         proxy = _find_proxy(config.settings)
         # aiohttp supports only plain HTTP proxies.
@@ -118,14 +103,6 @@ class Sender:
         self._config = config
         self._redactor = Redactor()
         self._redactor.remember(config.key)
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        await self._close()
 
     async def post(self, path: str, body: bytes) -> Reply | Failure:
         """Send a request once, and return failures instead of raising them.
@@ -149,7 +126,7 @@ class Sender:
     async def _post(self, url: str, body: bytes) -> Reply:
         raise NotImplementedError
 
-    async def _close(self) -> None:
+    async def aclose(self) -> None:
         raise NotImplementedError
 
     def _classify(self, error: Exception) -> FailureKind | None:
@@ -224,7 +201,7 @@ class _AiohttpSender(Sender):
         ) as response:
             return self._reply(response.status, response.headers, await response.read())
 
-    async def _close(self) -> None:
+    async def aclose(self) -> None:
         await self._session.close()
 
     def _classify(self, error: Exception) -> FailureKind | None:
@@ -257,7 +234,7 @@ class _HttpxSender(Sender):
             pool.busy -= 1
         return self._reply(response.status_code, response.headers, response.content)
 
-    async def _close(self) -> None:
+    async def aclose(self) -> None:
         await self._connections.aclose()
 
     def _classify(self, error: Exception) -> FailureKind | None:

@@ -1,15 +1,14 @@
 """Check the arguments of `client.run_batch` and `client.plan_batch`, and create what they need.
 
-`begin` creates the `Batch`, whose `run` does the work. `plan` adds model, hardware and price to the
+`new_batch` creates the `Batch`, whose `run` does the work. `plan` adds model, hardware and price to the
 contents of the files.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
 
 from attrs import evolve
 
@@ -29,80 +28,49 @@ from .plan import BatchOptions, BatchPlan, run_preflight
 from .run import Batch
 from .sender import BatchTransport, SenderConfig, choose_transport
 
-AnyPath = str | os.PathLike[str]
 
-
-class BatchServices(Protocol):
-    """The parts of a client that a batch needs."""
-
-    settings: Settings
-    http_client: HTTPClient | None
-    models: Models
-    hardware_types: HardwareTypes
-    user: User
-
-    def lease(self, options: LeaseOptions) -> InstanceLease:
-        """Return a lease of an instance."""
-        ...
-
-
-def begin(
-    services: BatchServices,
+def new_batch(
+    options: BatchOptions,
     lease: LeaseOptions,
-    source: AnyPath,
-    target: AnyPath,
+    new_lease: Callable[[LeaseOptions], InstanceLease],
     *,
+    settings: Settings,
+    http_client: HTTPClient | None,
     key: Secret | None,
     transport: BatchTransport,
     request_timeout: float,
-    options: Mapping[str, Any],
 ) -> Batch:
-    """Check all arguments, and return the batch.
-
-    `lease` has the options of each lease, with the budget of all leases in `max_cost`; `options` are those of
-    `BatchOptions`. Without a `key`, the environment's is used.
-
-    Raises:
-        InvalidArgumentError: An argument is invalid.
-        ConfigurationError: There is no key, or the transport is not available.
-    """
+    """Return a batch whose leases share the `max_cost` of `lease`."""
     key = Secret(inference_key(key.reveal() if key is not None else None))
     check_seconds("request_timeout", request_timeout)
-    batch_options = _options(lease.args, source, target, options)
     if lease.max_cost is not None:
-        lease = evolve(lease, max_cost=lease.max_cost / batch_options.instances)
+        lease = evolve(lease, max_cost=lease.max_cost / options.instances)
     sender_config = SenderConfig(
-        settings=services.settings,
-        transport=choose_transport(transport, services.http_client),
-        http_client=services.http_client,
+        settings=settings,
+        transport=choose_transport(transport, http_client),
+        http_client=http_client,
         key=key,
         timeout=request_timeout,
     )
-    return Batch(batch_options, sender_config, lambda: services.lease(lease))
+    return Batch(options, sender_config, lambda: new_lease(lease))
 
 
 async def plan(
-    services: BatchServices, args: InstanceArgs, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
+    options: BatchOptions, args: InstanceArgs, models: Models, hardware_types: HardwareTypes, user: User
 ) -> BatchPlan:
-    """Return what a batch would do.
-
-    Raises:
-        InvalidArgumentError: An argument is invalid, or not possible with the model.
-        RequestError: The service did not answer, or does not know the model.
-    """
-    batch_options = _options(args, source, target, options)
-    preflight = await run_preflight(batch_options, None)
+    """Return what a batch would do: what the files say, with the hardware, the price and the balance."""
+    preflight = await run_preflight(options, None)
     preflight.index.close()
-    model = await services.models.get(args.model_id)
+    model = await models.get(args.model_id)
     args = with_defaults(args, model)
     _check_context_length(model, args)
     hardware_type_id = args.hardware_type_id
-    types = {each.hardware_type_id: each for each in await services.hardware_types.list()}
-    available = {each.hardware_type_id for each in await services.hardware_types.list_available()}
+    types = {each.hardware_type_id: each for each in await hardware_types.list()}
+    available = {each.hardware_type_id for each in await hardware_types.list_available()}
     hardware = types.get(hardware_type_id or "")
     price = hardware.price_per_minute if hardware is not None else None
-    balance = await services.user.balance()
-    instances = min(batch_options.instances, max(preflight.plan.left, 1))
+    balance = await user.balance()
+    instances = min(options.instances, max(preflight.plan.left, 1))
     return evolve(
         preflight.plan,
         context_length=args.context_length,
@@ -119,11 +87,7 @@ async def plan(
 
 
 def _check_context_length(model: Model, args: InstanceArgs) -> None:
-    """Check that the model runs on this hardware, with this context length.
-
-    Raises:
-        InvalidArgumentError: It does not.
-    """
+    """Check that the model runs on this hardware, with this context length."""
     name = model.hf_name or model.model_id
     config = model.hardware_configs.get(args.hardware_type_id or "")
     if config is None:
@@ -141,14 +105,8 @@ def _check_context_length(model: Model, args: InstanceArgs) -> None:
         )
 
 
-def _options(
-    args: InstanceArgs, source: AnyPath, target: AnyPath, options: Mapping[str, Any]
-) -> BatchOptions:
-    source, target = _path("input", source), _path("output", target)
-    return BatchOptions(source=source, target=target, model=args.hf_name, **options)
-
-
-def _path(name: str, value: AnyPath) -> Path:
+def check_path(name: str, value: str | os.PathLike[str]) -> Path:
+    """Return the path that the argument `name` means, with links resolved."""
     try:
         path = Path(value)
         if "\0" in str(path):

@@ -42,12 +42,9 @@ class WorkerPool:
     """Answers requests on one instance until the queue is finished.
 
     Args:
-        instance_id: The instance.
         model: The model, as the endpoint names it.
         post: Sends a body to a path of its endpoint.
         queue: The unanswered requests, shared with other pools.
-        writer: Receives the answers.
-        limit: The number of parallel requests.
         max_retries: Retries after the first attempt, before a request becomes an error line.
 
     Attributes:
@@ -62,7 +59,7 @@ class WorkerPool:
     _limit: ConcurrencyLimit
     _max_retries: int
     running: int = 0
-    _tasks: TaskGroup | None = None
+    _tasks: TaskGroup = field(init=False)
     _size: int = 0
     _idle: int = 0
     _error: Exception | None = None
@@ -90,12 +87,12 @@ class WorkerPool:
         return self._limit.value if self._health.suspect_since is None else 0
 
     def _grow(self) -> None:
-        while self._tasks is not None and self._size < self._target_size:
+        while self._size < self._target_size:
             self._size += 1
             self._tasks.start_soon(self._run_worker)
 
     def _stop(self, error: Exception) -> None:
-        if self._error is None and self._tasks is not None:
+        if self._error is None:
             self._error = error
             self._tasks.cancel_scope.cancel()
 
@@ -177,7 +174,7 @@ class WorkerPool:
                 return
         is_unclear = not self.running or (has_failed_before and not is_to_blame)
         health.record_failure(now, concurrency=self._limit.value, is_unclear=is_unclear)
-        if health.suspect_since is not None and not self._is_probing and self._tasks is not None:
+        if health.suspect_since is not None and not self._is_probing:
             self._is_probing = True
             self._tasks.start_soon(self._probe, request.path)
         if failed.is_timeout:
@@ -228,7 +225,7 @@ class WorkerPool:
         async with anyio.create_task_group() as tasks:
 
             async def cancel_when_finished() -> None:
-                await self._queue.wait_until_finished()
+                await self._queue.finished.wait()
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(cancel_when_finished)
@@ -243,7 +240,7 @@ class WorkerPool:
     async def _wait_until(self, deadline: float) -> None:
         # Other instances may finish the queue meanwhile.
         with anyio.CancelScope(deadline=deadline):
-            await self._queue.wait_until_finished()
+            await self._queue.finished.wait()
 
     def _give_up(self, failed: FailedAttempt, seconds: float) -> None:
         problems = {

@@ -26,7 +26,6 @@ class AnswerWriter:
     """Writes answers in groups.
 
     Args:
-        output: The output.
         on_written: Called with each group once it is on disk, and with the byte where each line begins.
     """
 
@@ -39,7 +38,6 @@ class AnswerWriter:
     _lock: anyio.Lock = field(factory=anyio.Lock)
 
     def put(self, line: AnswerLine) -> None:
-        """Add an answer."""
         self._pending.append(line)
         self._pending_bytes += len(line.text)
         if len(self._pending) == 1:
@@ -47,20 +45,13 @@ class AnswerWriter:
 
     @property
     def is_full(self) -> bool:
-        """Whether too many answers wait for the disk."""
         return len(self._pending) >= _MAX_PENDING or self._pending_bytes >= _MAX_PENDING_BYTES
 
     async def wait_for_space(self) -> None:
-        """Wait while it is full."""
         while self.is_full:
             await self._written.wait()
 
     async def run(self) -> None:
-        """Write answers until cancelled.
-
-        Raises:
-            BatchWriteError: The output cannot be written.
-        """
         while True:
             while not self._pending:
                 await self._added.wait()
@@ -68,11 +59,6 @@ class AnswerWriter:
             await self.flush()
 
     async def flush(self) -> None:
-        """Write all pending answers.
-
-        Raises:
-            BatchWriteError: The output cannot be written.
-        """
         # The lock keeps the groups in order.
         async with self._lock:
             lines, self._pending, self._pending_bytes = self._pending, [], 0

@@ -101,7 +101,8 @@ class BatchMethods:
             CortecsError: as `instance`, if it happens to the last instance.
         """
         # Not at the top, because most programs run no batch.
-        from .._batch.setup import begin  # noqa: PLC0415
+        from .._batch.plan import BatchOptions  # noqa: PLC0415
+        from .._batch.setup import check_path, new_batch  # noqa: PLC0415
 
         key = Secret(api_key) if api_key is not None else None
         del api_key  # a traceback that shows locals would show it
@@ -115,23 +116,27 @@ class BatchMethods:
             max_cost=max_cost,
             on_progress=on_provisioning,
         )
-        batch = begin(
-            self._wiring,
+        options = BatchOptions(
+            source=check_path("input", input),
+            target=check_path("output", output),
+            model=lease.args.hf_name,
+            instances=instances,
+            concurrency=concurrency,
+            max_retries=max_retries,
+            ordered=ordered,
+            retry_failed=retry_failed,
+            override_model=override_model,
+            on_progress=on_progress,
+        )
+        batch = new_batch(
+            options,
             lease,
-            input,
-            output,
+            self._wiring.lease,
+            settings=self._wiring.settings,
+            http_client=self._wiring.http_client,
             key=key,
             transport=transport,
             request_timeout=request_timeout,
-            options={
-                "instances": instances,
-                "concurrency": concurrency,
-                "max_retries": max_retries,
-                "ordered": ordered,
-                "retry_failed": retry_failed,
-                "override_model": override_model,
-                "on_progress": on_progress,
-            },
         )
         return await batch.run()
 
@@ -166,12 +171,17 @@ class BatchMethods:
             InvalidArgumentError: if the model does not run on the hardware, or the context is too long.
             RequestError: if the service cannot be reached, or does not know the model.
         """
-        from .._batch.setup import plan  # noqa: PLC0415
+        from .._batch.plan import BatchOptions  # noqa: PLC0415
+        from .._batch.setup import check_path, plan  # noqa: PLC0415
 
         args = check_start(model_id, hardware_type_id, context_length, num_workers, "per_minute")
-        options = {
-            "instances": instances,
-            "retry_failed": retry_failed,
-            "override_model": override_model,
-        }
-        return await plan(self._wiring, args, input, output, options)
+        options = BatchOptions(
+            source=check_path("input", input),
+            target=check_path("output", output),
+            model=args.hf_name,
+            instances=instances,
+            retry_failed=retry_failed,
+            override_model=override_model,
+        )
+        endpoints = self._wiring.own
+        return await plan(options, args, endpoints.models, endpoints.hardware_types, endpoints.user)

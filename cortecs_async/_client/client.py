@@ -148,10 +148,11 @@ class AsyncCortecs(BatchMethods, CallMethods):
             state_dir=state_dir,
             telemetry=telemetry,
         )
-        self.instances: Instances = self._wiring.instances
-        self.models: Models = self._wiring.models
-        self.hardware_types: HardwareTypes = self._wiring.hardware_types
-        self.user: User = self._wiring.user
+        endpoints = self._wiring.own
+        self.instances: Instances = endpoints.instances
+        self.models: Models = endpoints.models
+        self.hardware_types: HardwareTypes = endpoints.hardware_types
+        self.user: User = endpoints.user
         self._closed = False
 
     def instance(

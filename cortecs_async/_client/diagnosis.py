@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
@@ -54,28 +53,15 @@ class Finding:
 
 
 async def diagnose(settings: Settings, http: HTTP, promises: Promises) -> tuple[Finding, ...]:
-    """Run one check after the other, each in bounded time. Starts nothing that is billed.
-
-    Args:
-        settings: The settings of the client.
-        http: Sends the requests.
-        promises: The journal and the reaper of the client.
-    """
+    """Run one check after the other, each in bounded time. Starts nothing that is billed."""
     run = _Checks(settings=settings, http=http, promises=promises)
-    checks: dict[str, Callable[[], Awaitable[Finding]]] = {
-        "credentials": run.credentials,
-        "service": run.service,
-        "token": run.token,
-        "clock": run.clock,
-        "journal": run.journal,
-        "reaper": run.reaper,
-    }
     findings: list[Finding] = []
-    for name, check in checks.items():
+    for check in (run.credentials, run.service, run.token, run.clock, run.journal, run.reaper):
         with anyio.move_on_after(_CHECK_TIMEOUT) as scope:
             findings.append(await check())
         if scope.cancelled_caught:
-            findings.append(Finding(name=name, ok=False, detail=f"timed out after {_CHECK_TIMEOUT:g} s"))
+            detail = f"timed out after {_CHECK_TIMEOUT:g} s"
+            findings.append(Finding(name=check.__name__, ok=False, detail=detail))
     return tuple(findings)
 
 
@@ -99,12 +85,8 @@ class _Checks:
         self.has_credentials = problem is None
         if problem is None:
             return Finding(name="credentials", ok=True, detail="found a client id and a client secret")
-        return Finding(
-            name="credentials",
-            ok=False,
-            detail=problem,
-            hint="Create them on your account page on cortecs.ai.",
-        )
+        hint = "Create them on your account page on cortecs.ai."
+        return Finding(name="credentials", ok=False, detail=problem, hint=hint)
 
     async def service(self) -> Finding:
         base = self.settings.api_base_url
@@ -161,12 +143,8 @@ class _Checks:
         try:
             await self.promises.system.off_loop(check_reaper)
         except GuardError as error:
-            return Finding(
-                name="reaper",
-                ok=False,
-                detail=str(error),
-                hint="Without it, the instances of a killed process keep running until `sweep`.",
-            )
+            hint = "Without it, the instances of a killed process keep running until `sweep`."
+            return Finding(name="reaper", ok=False, detail=str(error), hint=hint)
         return Finding(name="reaper", ok=True, detail="starts and responds")
 
     def _journal(self) -> Finding:

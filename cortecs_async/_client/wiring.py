@@ -75,11 +75,7 @@ class Wiring:
         )
         self._leased = leased = Instances(self.http.request_for_lease, settings.poll)
         self._releasing = Instances(self.http.request_once, settings.poll, twin=leased)
-        own = self.endpoints(self.http.request)
-        self.instances: Instances = own.instances
-        self.models: Models = own.models
-        self.hardware_types: HardwareTypes = own.hardware_types
-        self.user: User = own.user
+        self.own: Endpoints = self.endpoints(self.http.request)
         self._services = LeaseServices(
             http=self.http,
             instances=leased,
@@ -89,10 +85,8 @@ class Wiring:
             starter=Starter(
                 instances=leased,
                 promises=self.promises,
-                retry=settings.retry,
-                poll=settings.poll,
+                settings=settings,
                 observer=self._observer,
-                max_connections=settings.max_connections,
             ),
             prices=Prices(HardwareTypes(self.http.request_for_lease), Models(self.http.request_for_lease)),
             observer=self._observer,
@@ -112,17 +106,14 @@ class Wiring:
         await self.promises.aclose()
 
     def lease(self, options: LeaseOptions) -> InstanceLease:
-        """Return a lease that is not entered yet."""
         return InstanceLease(self._services, options)
 
     async def release(self, handle: InstanceHandle | str, timeout: float) -> None:
-        """Release an acquired instance: `AsyncCortecs.release`."""
         check_seconds("teardown_timeout", timeout)
         self.http.check_open()
         await release_acquired(self._services, handle, timeout)
 
     async def sweep(self, *, dry_run: bool, timeout: float) -> tuple[Orphan, ...]:
-        """Release what dead processes left: `AsyncCortecs.sweep`."""
         check_seconds("timeout", timeout)
         self.http.check_open()
         self.http.hold()
@@ -132,21 +123,15 @@ class Wiring:
             await self.http.release()
 
     async def owners(self) -> Mapping[str, Owner]:
-        """Return the owners of instances: `AsyncCortecs.owners`."""
         self.http.check_open()
         return await owners(self.promises)
 
     async def diagnose(self) -> tuple[Finding, ...]:
-        """Check the setup: `AsyncCortecs.diagnose`."""
         self.http.check_open()
         return await diagnose(self.settings, self.http, self.promises)
 
     async def open(self) -> None:
-        """Enter the client, and log if there is something to sweep.
-
-        Raises:
-            ClientClosedError: if the client is closed.
-        """
+        """Enter the client, and log if there is something to sweep."""
         self.http.check_open()
         try:
             await self.promises.report_orphans()

@@ -23,15 +23,7 @@ R = TypeVar("R")
 
 
 def inference_key(api_key: str | None = None) -> str:
-    """Return your inference API key (not the provisioning credentials).
-
-    Args:
-        api_key: The key. Default: the environment variable CORTECS_API_KEY, else OPENAI_API_KEY (the name in
-            the vendor's examples).
-
-    Raises:
-        ConfigurationError: if there is no key, or it has characters that no header may have.
-    """
+    """Return the inference API key: the argument, or else that of the environment."""
     key = api_key or os.environ.get("CORTECS_API_KEY") or os.environ.get("OPENAI_API_KEY")
     # Secrets that orchestrators mount as files often end with a newline.
     key = (key or "").strip()
@@ -129,16 +121,9 @@ class Endpoint:
         """
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise InvalidArgumentError(f"concurrency must be a whole number from 1, not {concurrency!r}")
-        from .mapping import maps_of, start_map  # noqa: PLC0415  (imports anyio, which a handle does not need)
+        from .mapping import new_map  # noqa: PLC0415  (imports anyio, which a handle does not need)
 
-        return start_map(
-            fn,
-            items,
-            limit=lambda: concurrency,
-            ordered=ordered,
-            return_exceptions=return_exceptions,
-            maps=maps_of(self),
-        )
+        return new_map(self, fn, items, concurrency, ordered=ordered, return_exceptions=return_exceptions)
 
     def openai(self, *, api_key: str | None = None, **options: Any) -> openai.AsyncOpenAI:
         """Return an `openai.AsyncOpenAI` for this instance. Close it, or use it with `async with`.

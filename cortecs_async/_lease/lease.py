@@ -3,12 +3,13 @@
 The steps of a lease, and where to find each:
 
 1. Check the arguments: `check_start` (`_api/validation.py`) and `LeaseOptions` (`options.py`). If there is a
-   `max_cost`, read the price: `Provisioning.limit` (`provisioning.py`).
+   `max_cost`, read the price: `Prices.limit` (`pricing.py`).
 2. List the instances that exist now, the baseline: `Starter._attempt` (`starter.py`).
 3. Open the journal, arm the reaper, and note the baseline: `Promises.baseline` (`_recovery/promises.py`).
 4. Record the intent, and send the start once it is on disk: `Promises.record_intent`, `Instances.start_once`.
 5. Sort the outcome: `StartAttempt.settled`. If it is unknown, find the instance: `Starter.resolve`.
-6. Wait until the instance runs: `Provisioning.wait`. Run the block under the `Watchdog` (`watchdog.py`).
+6. Wait until the instance runs: `wait` (`provisioning.py`). Run the block under the `Watchdog`
+   (`watchdog.py`).
 7. Stop, delete, confirm that it is gone, and record that: `Release.run` (`release.py`), in a task that the
    caller cannot cancel.
 
@@ -28,11 +29,11 @@ from .._api.domain import Instance
 from .._errors import AmbiguousStartError, CortecsError, InvalidArgumentError, LeaseExpiredError
 from .._logging import Event, log
 from .._telemetry import Operation, Report
+from . import provisioning
 from .endpoint import Endpoint, InstanceHandle
 from .mapping import maps_of
 from .options import LeaseOptions, OnExit
 from .pricing import Receipt
-from .provisioning import Provisioning
 from .release import Release
 from .starter import StartState
 from .state import LeaseServices, LeaseState
@@ -57,7 +58,6 @@ class InstanceLease(Endpoint):
         self._options = options
         self._phase = _Phase.NEW
         self._state = LeaseState(services=services, options=options)
-        self._provisioning = Provisioning(self._state)
         self._report = Report(services.observer, self._state.info, self._state.now)
         self._watchdog: Watchdog | None = None
 
@@ -133,14 +133,7 @@ class InstanceLease(Endpoint):
             RequestError: if the service rejects the start, or cannot be reached.
         """
         await self._enter("instance" if self._options.borrowed is None else "attach")
-        self._watchdog = Watchdog(
-            poller=self._services.instances.poller,
-            policy=self._services.poll,
-            instance=self.instance,
-            expires_at=self._state.expires_at,
-            limit=self._state.limit,
-            ends_on_loss=self._options.on_loss == "cancel",
-        )
+        self._watchdog = Watchdog(self._state, self.instance)
         self._watchdog.enter()
         return self
 
@@ -154,7 +147,7 @@ class InstanceLease(Endpoint):
             self._report.let_through()
         except BaseException as error:
             self._services.http.hold()
-            self._provisioning.revoke_hand_over()
+            provisioning.revoke_hand_over(self._state)
             await self._end(error, "delete")
             raise
         return self.handle
@@ -170,16 +163,16 @@ class InstanceLease(Endpoint):
         # First, because `_abandon` drops it again if the lease is dropped while it starts.
         self._services.http.hold()
         self._phase = _Phase.STARTING
-        self._state.enter(operation)
-        provisioning, report = self._provisioning, self._report
+        state, report = self._state, self._report
+        state.enter(operation)
         try:
             report.begin()
             report.turn("start")
-            await provisioning.limit()
-            await provisioning.start()
+            state.lifetime, state.limit = await self._services.prices.limit(self._options)
+            await provisioning.start(state)
             report.turn("wait")
-            await provisioning.wait()
-            await provisioning.hand_over()
+            await provisioning.wait(state)
+            await provisioning.hand_over(state)
             if operation == "acquire":
                 report.leave(None)
             else:
@@ -189,7 +182,7 @@ class InstanceLease(Endpoint):
             raise
         except BaseException as error:
             # The caller never got the instance, so `on_exit` does not apply.
-            self._provisioning.revoke_hand_over()
+            provisioning.revoke_hand_over(state)
             await self._end(error, "delete")
             raise
         self._phase = _Phase.RUNNING
@@ -198,7 +191,7 @@ class InstanceLease(Endpoint):
             instance_id=self.instance_id,
             model=self.model,
             base_url=self.base_url,
-            seconds=self._state.now() - self._state.began,
+            seconds=state.now() - state.began,
         )
 
     async def __aexit__(
@@ -237,16 +230,8 @@ class InstanceLease(Endpoint):
         failure: BaseException | None = None
         interruption: BaseException | None = None
         if held.may_hold_something():
-            release = Release(
-                instances=self._services.releasing,
-                starter=self._services.starter,
-                promises=self._services.promises,
-                held=held,
-                on_exit=on_exit,
-                deadline=anyio.current_time() + self._options.teardown_timeout,
-                settle=self._services.poll.settle,
-                on_work=report.tear_down,
-            )
+            deadline = anyio.current_time() + self._options.teardown_timeout
+            release = Release(self._services, held, on_exit, deadline, report.tear_down)
             ended = await run_uncancellable(release.run, resume=True)
             failure, interruption = ended.error or release.failure, ended.interruption
             report.leave(failure)

@@ -17,6 +17,7 @@ from weakref import WeakKeyDictionary
 import anyio
 import anyio.lowlevel
 from anyio.abc import TaskGroup
+from attrs import define, field
 
 from .._aio.eventloop import in_trio
 from .._aio.synchronization import Broadcast
@@ -68,9 +69,8 @@ class Results(AsyncIterator[R], Generic[R]):
     the same map.
     """
 
-    def __init__(self, run: _Run[Any, R], maps: Maps) -> None:
+    def __init__(self, run: _Run[Any, R]) -> None:
         self._run = run
-        self._maps = maps
         self._closed = False
         self._context = contextvars.copy_context()
 
@@ -89,7 +89,7 @@ class Results(AsyncIterator[R], Generic[R]):
         await anyio.lowlevel.checkpoint_if_cancelled()
         while not self._closed:
             if not run.started:
-                self._start()
+                self._context.run(run.start)
             if run.has_next():
                 value, error = run.take()
                 if error is None:
@@ -122,12 +122,6 @@ class Results(AsyncIterator[R], Generic[R]):
     ) -> None:
         await self.aclose()
 
-    def _start(self) -> None:
-        if self._maps.over:
-            raise InvalidArgumentError("the lease of this map was left: take the results inside its block")
-        self._maps.runs.add(self._run)
-        self._context.run(self._run.start, self._maps)
-
     async def _fail(self, error: BaseException) -> None:
         await self.aclose()
         try:
@@ -146,28 +140,17 @@ class Results(AsyncIterator[R], Generic[R]):
             run.stop_soon()
 
 
-def start_map(
+def new_map(
+    endpoint: object,
     fn: Callable[[T], Awaitable[R]],
     items: Iterable[T] | AsyncIterable[T],
+    concurrency: int,
     *,
-    limit: Callable[[], int],
     ordered: bool,
     return_exceptions: bool,
-    maps: Maps,
 ) -> Results[R]:
-    """Return the results of a map that begins when the first result is asked for.
-
-    Args:
-        fn: The function to call.
-        items: Its arguments.
-        limit: Returns the concurrency; called before each item. As many more results may wait to be taken.
-        ordered: Whether to give results in the order of the items, not as they are ready.
-        return_exceptions: Whether an exception of `fn` is a result.
-        maps: The maps of the endpoint.
-
-    Raises:
-        InvalidArgumentError: if `fn` is not callable, `items` is not iterable, or the lease has ended.
-    """
+    """Return the results of a map that begins when the first result is asked for."""
+    maps = maps_of(endpoint)
     if not callable(fn):
         raise InvalidArgumentError(f"map calls an async function for each item, and {fn!r} cannot be called")
     if maps.over:
@@ -177,50 +160,48 @@ def start_map(
         source = items.__aiter__() if isinstance(items, AsyncIterable) else iter(items)
     except TypeError:
         raise InvalidArgumentError(f"map needs an iterable or async iterable, not {items!r}") from None
-    return Results(_Run(fn, source, limit, ordered=ordered, return_exceptions=return_exceptions), maps)
+    return Results(_Run(fn, source, maps, concurrency, ordered, return_exceptions))
 
 
+@define(eq=False)
 class _Run(Generic[T, R]):
     """The running calls of a map. They hold no reference to `Results`, which can be dropped at any time."""
 
-    def __init__(
-        self,
-        fn: Callable[[T], Awaitable[R]],
-        source: AsyncIterator[T] | Iterator[T],
-        limit: Callable[[], int],
-        *,
-        ordered: bool,
-        return_exceptions: bool,
-    ) -> None:
-        self._fn: Callable[[T], Awaitable[R]] | None = fn
-        self._source: AsyncIterator[T] | Iterator[T] | None = source
-        self._limit = limit
-        self._ordered = ordered
-        self._return_exceptions = return_exceptions
-        self.started: bool = False
-        self.over: bool = False
-        self.changed: Broadcast = Broadcast()  # a result is ready, or the map has ended
-        self.source_error: BaseException | None = None
-        self._room = Broadcast()
-        self._ended = Broadcast()
-        self._done: dict[
-            int, tuple[R | None, BaseException | None]
-        ] = {}  # results not yet taken, by position
-        self._begun = self._running = self._completed = self._taken = 0
-        self._all_begun = False
-        self._failed = False
-        self._stopped = False
-        self._maps: Maps | None = None
-        self._task: asyncio.Task[None] | None = None
+    _fn: Callable[[T], Awaitable[R]] | None
+    _source: AsyncIterator[T] | Iterator[T] | None
+    _maps: Maps
+    _concurrency: int
+    _ordered: bool
+    _return_exceptions: bool
+    started: bool = False
+    over: bool = False
+    changed: Broadcast = field(factory=Broadcast)  # a result is ready, or the map has ended
+    source_error: BaseException | None = None
+    _room: Broadcast = field(factory=Broadcast)
+    _ended: Broadcast = field(factory=Broadcast)
+    # Results not yet taken, by position.
+    _done: dict[int, tuple[R | None, BaseException | None]] = field(factory=dict)
+    _begun: int = 0
+    _running: int = 0
+    _completed: int = 0
+    _taken: int = 0
+    _all_begun: bool = False
+    _failed: bool = False
+    _stopped: bool = False
+    _scope: anyio.CancelScope = field(init=False)
+    _call_soon: Callable[..., object] = field(init=False)
+    _task: asyncio.Task[None] | None = None
 
-    def start(self, maps: Maps) -> None:
+    def start(self) -> None:
         """Start the task, in the context of the caller."""
-        self._maps = maps
+        if self._maps.over:
+            raise InvalidArgumentError("the lease of this map was left: take the results inside its block")
+        self._maps.runs.add(self)
         self._scope = anyio.CancelScope()
         if in_trio():
             import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
 
-            self._call_soon: Callable[..., object] = trio.lowlevel.current_trio_token().run_sync_soon
+            self._call_soon = trio.lowlevel.current_trio_token().run_sync_soon
             trio.lowlevel.spawn_system_task(self._main, context=contextvars.copy_context())
         else:
             loop = asyncio.get_running_loop()
@@ -255,7 +236,6 @@ class _Run(Generic[T, R]):
         return taken
 
     def returns_error(self, error: BaseException) -> bool:
-        """Return whether an error is a result."""
         return self._return_exceptions and isinstance(error, Exception)
 
     def exhausted(self) -> bool:
@@ -274,8 +254,7 @@ class _Run(Generic[T, R]):
         # They may refer to this object.
         self._fn = self._source = None
         _RUNNING.discard(self)
-        if self._maps is not None:
-            self._maps.runs.discard(self)
+        self._maps.runs.discard(self)
         self.changed.notify()
         self._ended.notify()
 
@@ -302,7 +281,7 @@ class _Run(Generic[T, R]):
         self.changed.notify()
 
     def _has_room(self) -> bool:
-        limit = max(1, self._limit())
+        limit = self._concurrency
         return self._running < limit and self._begun - self._taken < 2 * limit
 
     async def _next_item(self) -> T:

@@ -24,9 +24,6 @@ class LeaseOptions:
     Attributes:
         args: What to start, as `check_start` returns it.
         borrowed: The id of an instance to attach to; None to start one.
-
-    Raises:
-        InvalidArgumentError: if an option is invalid.
     """
 
     args: InstanceArgs

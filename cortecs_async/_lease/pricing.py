@@ -15,6 +15,7 @@ from .._api.domain import HardwareType, InstanceArgs
 from .._api.resources import HardwareTypes, Models
 from .._errors import InvalidArgumentError, PriceUnknownError
 from .._logging import Event, log
+from .options import LeaseOptions
 
 _INTERVAL_SECONDS = {"per_minute": 60.0, "per_hour": 3600.0}
 
@@ -27,12 +28,7 @@ _PREFETCH_TIMEOUT = 10.0
 
 @frozen(kw_only=True)
 class Price:
-    """The price of one GPU set.
-
-    Attributes:
-        per_minute: The price of a minute, in `currency`.
-        currency: As the service names it; empty if it does not.
-    """
+    """The price of one GPU set. `currency` is as the service names it; empty if it does not."""
 
     per_minute: float
     currency: str = ""
@@ -73,17 +69,14 @@ class Receipt:
 
 
 def intervals_begun(seconds: float, billing_interval: str | None) -> int:
-    """Return the number of billing intervals begun in this time, at least one."""
     return max(1, math.ceil(seconds / _interval_seconds(billing_interval) - 1e-9))
 
 
 def interval_cost(price: Price, args: InstanceArgs) -> float:
-    """Return the cost of one billing interval of an instance, for all of its workers."""
     return _interval_seconds(args.billing_interval) / 60.0 * price.per_minute * args.num_workers
 
 
 def receipt(instance_id: str, seconds: float, args: InstanceArgs, price: Price | None) -> Receipt:
-    """Return the receipt of an instance that was billed for this time."""
     intervals = intervals_begun(seconds, args.billing_interval)
     return Receipt(
         instance_id=instance_id,
@@ -97,11 +90,7 @@ def receipt(instance_id: str, seconds: float, args: InstanceArgs, price: Price |
 
 
 def seconds_for(max_cost: float, price: Price, args: InstanceArgs) -> float:
-    """Return how many seconds an instance may live on a budget.
-
-    Raises:
-        InvalidArgumentError: if the budget does not pay for one interval.
-    """
+    """Return how many seconds an instance may live on a budget. Raise if it does not pay for one interval."""
     cost = interval_cost(price, args)
     if cost <= 0 or math.isinf(max_cost / cost):
         return math.inf
@@ -119,7 +108,6 @@ def _interval_seconds(billing_interval: str | None) -> float:
 
 
 def read_price(hardware_type: HardwareType) -> Price | None:
-    """Return the price of a hardware type; None if it has none that can be read."""
     per_minute = hardware_type.price_per_minute
     return None if per_minute is None else Price(per_minute=per_minute, currency=hardware_type.currency)
 
@@ -134,7 +122,6 @@ class Prices:
         self._prefetching = SingleFlight(self._read_once)
 
     def of(self, hardware_type_id: str | None) -> Price | None:
-        """Return the price of a hardware type; None if it is not known yet."""
         return self._known.get(hardware_type_id or "")
 
     async def prefetch(self, hardware_type_id: str | None) -> None:
@@ -153,16 +140,9 @@ class Prices:
             return False
         return True
 
-    async def limit(
-        self, args: InstanceArgs, *, max_lifetime: float | None, max_cost: float | None
-    ) -> tuple[float, str]:
-        """Return how many seconds an instance may live, and the limit as text, such as `max_lifetime=60 s`.
-
-        Raises:
-            InvalidArgumentError: if `max_cost` does not pay for one interval.
-            PriceUnknownError: if `max_cost` needs a price and there is none.
-            RequestError: if the service rejects the request for prices, or cannot be reached.
-        """
+    async def limit(self, options: LeaseOptions) -> tuple[float, str]:
+        """Return how many seconds an instance may live, and the limit as text: `max_lifetime=60 s`."""
+        args, max_lifetime, max_cost = options.args, options.max_lifetime, options.max_cost
         lifetime, name = math.inf, ""
         if max_lifetime is not None:
             lifetime, name = max_lifetime, f"max_lifetime={max_lifetime:g} s"

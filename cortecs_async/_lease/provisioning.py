@@ -1,9 +1,13 @@
-"""Start an instance for a lease, or find one, and wait until it is usable."""
+"""Start an instance for a lease, or find one, and wait until it is usable.
+
+These are the steps before a lease's block begins. Each is recorded before it is taken.
+"""
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
-from attrs import define
 
 from .._api.domain import Instance
 from .._api.instances import Origin
@@ -14,150 +18,119 @@ from .starter import StartState
 from .state import LeaseState
 
 
-@define(eq=False, repr=False)
-class Provisioning:
-    """What a lease does before its block begins. Each step is recorded before it is taken."""
-
-    state: LeaseState
-
-    async def limit(self) -> None:
-        """Set how long the instance may live.
-
-        Raises:
-            CortecsError: as `Prices.limit`.
-        """
-        state = self.state
-        options = state.options
-        state.lifetime, state.limit = await state.services.prices.limit(
-            options.args, max_lifetime=options.max_lifetime, max_cost=options.max_cost
-        )
-
-    async def start(self) -> None:
-        """Start an instance, reuse one, or attach to one.
-
-        Raises:
-            RequestTimeoutError: if there is no instance by the deadline.
-            CortecsError: as `Starter.start` and `Instances.find_or_start`.
-        """
-        state = self.state
-        services, options, held = state.services, state.options, state.held
-        start = held.attempt = services.starter.prepare(options.args, self._started)
-        with anyio.CancelScope(deadline=state.began + options.start_timeout):
-            if options.borrowed is not None:
-                await self._found(await services.instances.get(options.borrowed), Origin.FOUND)
-            elif options.reuse:
-                # After a restart, the returned snapshot is newer than the one found.
-                state.newest = await services.instances.find_or_start(
-                    options.args, start=lambda: services.starter.start(start), found=self._found
-                )
-            else:
-                await services.starter.start(start)
-            # Until this is written, the intent covers the instance.
-            await services.promises.flush()
-        if state.newest is None:
-            # The deadline fell between two attempts, or while looking for the instance of a lost start.
-            unknown = start.state is StartState.UNKNOWN
-            raise RequestTimeoutError(
-                f"no instance could be started within start_timeout={options.start_timeout:g} s: the service "
-                "was busy or could not be reached. "
-                + ("One start may have worked; this is being checked." if unknown else "Nothing was started.")
-                + " See the log of cortecs_async.http.",
-                method="POST",
-                path="/instances/start",
-                outcome_unknown=unknown,
+async def start(state: LeaseState) -> None:
+    """Start an instance, reuse one, or attach to one."""
+    services, options, held = state.services, state.options, state.held
+    attempt = held.attempt = services.starter.prepare(options.args, partial(_started, state))
+    with anyio.CancelScope(deadline=state.began + options.start_timeout):
+        if options.borrowed is not None:
+            await _found(state, await services.instances.get(options.borrowed), Origin.FOUND)
+        elif options.reuse:
+            # After a restart, the returned snapshot is newer than the one found.
+            state.newest = await services.instances.find_or_start(
+                options.args, start=lambda: services.starter.start(attempt), found=partial(_found, state)
             )
-        if held.origin is Origin.STARTED:
-            await services.prices.prefetch(state.newest.instance_args.hardware_type_id)
-
-    def _started(self, instance: Instance) -> None:
-        # Only the response has the id. From here on the release knows it, even after a cancellation.
-        state = self.state
-        held, promises = state.held, state.services.promises
-        if held.key is not None:
-            promises.record_gone(held.key)  # of a restart that failed
-        state.newest = instance
-        held.instance_id, held.origin = instance.instance_id, Origin.STARTED
-        held.key = promises.record_created(
-            held.attempt.key if held.attempt else None,
-            instance.instance_id,
-            goal="gone",
-            expires_at=state.expiry(),
-        )
-        log(
-            Event.LEASE_STARTED,
-            instance_id=instance.instance_id,
-            model=instance.instance_args.hf_name,
-            request_id=held.attempt.request_id if held.attempt else None,
-        )
-
-    async def _found(self, instance: Instance, origin: Origin) -> None:
-        state = self.state
-        held, promises = state.held, state.services.promises
-        state.newest = instance
-        held.instance_id, held.origin = instance.instance_id, origin
-        if held.key is not None:
-            promises.record_gone(held.key)  # another program restarted it first
-            held.key = None
-        log(
-            Event.LEASE_RESTARTED if origin is Origin.RESTARTED else Event.LEASE_FOUND,
-            instance_id=instance.instance_id,
-            model=instance.instance_args.hf_name,
-        )
-        if origin is Origin.RESTARTED:
-            held.key = promises.record_created(
-                None, instance.instance_id, goal="stopped", expires_at=state.expiry()
-            )
-            await promises.flush(strict=True)
-
-    async def wait(self) -> None:
-        """Wait until the instance is usable.
-
-        Raises:
-            LeaseExpiredError: if its time is up before that.
-            CortecsError: as `wait_until_running`.
-        """
-        state = self.state
-        options, poll = state.options, state.services.poll
-        instance_id = state.instance.instance_id
-        try:
-            state.newest = await wait_until_running(
-                state.services.instances.poller,
-                instance_id,
-                poll,
-                timeout=min(options.start_timeout, state.expires_at - state.began),
-                began=state.began,
-                settle=0.0 if options.borrowed else poll.settle,
-                known=state.newest,
-                on_progress=options.on_progress,
-            )
-        except StartTimeoutError as error:
-            if state.age < state.lifetime:
-                raise
-            raise LeaseExpiredError(
-                f"instance {instance_id} has used up {state.limit} before it ran ({error})",
-                instance_id=instance_id,
-            ) from None
-
-    async def hand_over(self) -> None:
-        """Record what `on_exit` asks for, so that it also applies if this process is killed."""
-        state = self.state
-        held, options, promises = state.held, state.options, state.services.promises
-        if held.key is None or options.on_exit == "delete":
-            return
-        if options.on_exit == "keep":
-            promises.record_handed_over(held.key)
         else:
-            instance_id = state.instance.instance_id
-            promises.record_created(held.key, instance_id, goal="stopped", expires_at=state.expiry())
-        await promises.flush()
+            await services.starter.start(attempt)
+        # Until this is written, the intent covers the instance.
+        await services.promises.flush()
+    if state.newest is None:
+        # The deadline fell between two attempts, or while looking for the instance of a lost start.
+        unknown = attempt.state is StartState.UNKNOWN
+        raise RequestTimeoutError(
+            f"no instance could be started within start_timeout={options.start_timeout:g} s: the service "
+            "was busy or could not be reached. "
+            + ("One start may have worked; this is being checked." if unknown else "Nothing was started.")
+            + " See the log of cortecs_async.http.",
+            method="POST",
+            path="/instances/start",
+            outcome_unknown=unknown,
+        )
+    if held.origin is Origin.STARTED:
+        await services.prices.prefetch(state.newest.instance_args.hardware_type_id)
 
-    def revoke_hand_over(self) -> None:
-        """Record that the instance is to be deleted, in case `hand_over` recorded something else."""
-        state = self.state
-        held = state.held
-        is_ours = held.key is not None and held.origin is Origin.STARTED
-        if is_ours and state.options.on_exit != "delete":
-            instance_id = state.instance.instance_id
-            state.services.promises.record_created(
-                held.key, instance_id, goal="gone", expires_at=state.expiry()
-            )
+
+def _started(state: LeaseState, instance: Instance) -> None:
+    # Only the response has the id. From here on the release knows it, even after a cancellation.
+    held, promises = state.held, state.services.promises
+    if held.key is not None:
+        promises.record_gone(held.key)  # of a restart that failed
+    state.newest = instance
+    held.instance_id, held.origin = instance.instance_id, Origin.STARTED
+    held.key = promises.record_created(
+        held.attempt.key if held.attempt else None,
+        instance.instance_id,
+        goal="gone",
+        expires_at=state.expiry(),
+    )
+    log(
+        Event.LEASE_STARTED,
+        instance_id=instance.instance_id,
+        model=instance.instance_args.hf_name,
+        request_id=held.attempt.request_id if held.attempt else None,
+    )
+
+
+async def _found(state: LeaseState, instance: Instance, origin: Origin) -> None:
+    held, promises = state.held, state.services.promises
+    state.newest = instance
+    held.instance_id, held.origin = instance.instance_id, origin
+    if held.key is not None:
+        promises.record_gone(held.key)  # another program restarted it first
+        held.key = None
+    log(
+        Event.LEASE_RESTARTED if origin is Origin.RESTARTED else Event.LEASE_FOUND,
+        instance_id=instance.instance_id,
+        model=instance.instance_args.hf_name,
+    )
+    if origin is Origin.RESTARTED:
+        held.key = promises.record_created(
+            None, instance.instance_id, goal="stopped", expires_at=state.expiry()
+        )
+        await promises.flush(strict=True)
+
+
+async def wait(state: LeaseState) -> None:
+    """Wait until the instance is usable."""
+    options, poll = state.options, state.services.poll
+    instance_id = state.instance.instance_id
+    try:
+        state.newest = await wait_until_running(
+            state.services.instances.poller,
+            instance_id,
+            poll,
+            timeout=min(options.start_timeout, state.expires_at - state.began),
+            began=state.began,
+            settle=0.0 if options.borrowed else poll.settle,
+            known=state.newest,
+            on_progress=options.on_progress,
+        )
+    except StartTimeoutError as error:
+        if state.age < state.lifetime:
+            raise
+        raise LeaseExpiredError(
+            f"instance {instance_id} has used up {state.limit} before it ran ({error})",
+            instance_id=instance_id,
+        ) from None
+
+
+async def hand_over(state: LeaseState) -> None:
+    """Record what `on_exit` asks for, so that it also applies if this process is killed."""
+    held, options, promises = state.held, state.options, state.services.promises
+    if held.key is None or options.on_exit == "delete":
+        return
+    if options.on_exit == "keep":
+        promises.record_handed_over(held.key)
+    else:
+        instance_id = state.instance.instance_id
+        promises.record_created(held.key, instance_id, goal="stopped", expires_at=state.expiry())
+    await promises.flush()
+
+
+def revoke_hand_over(state: LeaseState) -> None:
+    """Record that the instance is to be deleted, in case `hand_over` recorded something else."""
+    held = state.held
+    is_ours = held.key is not None and held.origin is Origin.STARTED
+    if is_ours and state.options.on_exit != "delete":
+        instance_id = state.instance.instance_id
+        state.services.promises.record_created(held.key, instance_id, goal="gone", expires_at=state.expiry())

@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable, Iterable
 
 import anyio
-from attrs import define, field, frozen
+from attrs import define, field
 
 from .._aio.synchronization import SingleFlight
 from .._api.domain import Instance, InstanceArgs
@@ -25,7 +25,7 @@ from .._api.instances import Instances
 from .._api.matching import Ambiguous, Claims, UnresolvedStart, match_start
 from .._api.polling import is_transient_error, poll_interval
 from .._api.wire import decode_instance
-from .._config import PollPolicy, RetryPolicy
+from .._config import RetryPolicy, Settings
 from .._errors import AmbiguousStartError, ClientClosedError, CortecsError, DecodeError, RequestError
 from .._http.limiter import Priority, PriorityLimiter
 from .._http.messages import Failure, FailureKind, Reply
@@ -58,7 +58,6 @@ class StartAttempt:
     """The start of one lease, and the witness of its requests.
 
     Attributes:
-        args: What to start.
         policy: Sets how long a lost start may still take effect.
         claims: The other starts of the client.
         on_started: Called with the instance as soon as it is known, even if the caller was cancelled.
@@ -68,7 +67,7 @@ class StartAttempt:
         sent_at: When the last request was sent, in seconds of `anyio.current_time`; billing counts from here.
         unresolved: The start as others match it; set before the request is sent.
         failure: How the last request failed.
-        visible_until: When an instance of a lost start must be listed, in seconds of `anyio.current_time`.
+        visible_until: When an instance of a lost start must be listed, on the same clock.
     """
 
     args: InstanceArgs
@@ -90,7 +89,6 @@ class StartAttempt:
         return self.state in {StartState.SENT, StartState.UNKNOWN}
 
     def sending(self) -> None:
-        """Note that the request is about to be sent."""
         self.state = StartState.SENT
         self.sent_at = anyio.current_time()
         self.claims.begin_request(self.args.model_id)
@@ -111,7 +109,6 @@ class StartAttempt:
             self.failure = outcome
 
     def started(self, instance: Instance) -> None:
-        """Claim the instance."""
         self.resolved(StartState.STARTED)
         self.claims.ids.add(instance.instance_id)
         self.on_started(instance)
@@ -144,22 +141,14 @@ class _Listing:
     baseline: str | None = None  # its name in the journal, once it is used
 
 
-@frozen
-class _Match:
-    outcome: Instance | Ambiguous | None
-    is_final: bool  # False while it may belong to a start of another process
-
-
 @define(eq=False, kw_only=True, slots=False)
 class Starter:
     """Starts the instances of one client's leases."""
 
     instances: Instances
     promises: Promises
-    retry: RetryPolicy
-    poll: PollPolicy
+    settings: Settings
     observer: Observer
-    max_connections: int
     _rng: random.Random = field(factory=random.Random)
     _recent: _Listing | None = None
 
@@ -167,11 +156,10 @@ class Starter:
         self._claims = self.instances.claims
         self._listing = SingleFlight(self._list)
         # Twice as many as can be sent at once, so that the next have their baseline when the first are done.
-        self._turns = PriorityLimiter(2 * self.max_connections)
+        self._turns = PriorityLimiter(2 * self.settings.max_connections)
 
     def prepare(self, args: InstanceArgs, on_started: Callable[[Instance], None]) -> StartAttempt:
-        """Return a start that has not begun."""
-        return StartAttempt(args=args, policy=self.retry, claims=self._claims, on_started=on_started)
+        return StartAttempt(args=args, policy=self.settings.retry, claims=self._claims, on_started=on_started)
 
     async def start(self, start: StartAttempt) -> Instance:
         """Start an instance; if the response is lost, find the instance.
@@ -201,7 +189,7 @@ class Starter:
                         attempt=attempt,
                         counted=counted,
                         elapsed=spent,
-                        policy=self.retry,
+                        policy=self.settings.retry,
                         rng=self._rng,
                     )
                     if wait is None:
@@ -230,7 +218,7 @@ class Starter:
                     return found
                 # 503 means "no capacity" as often as "down", so the caller decides whether to try again.
                 may_repeat = start.failure.status != 503 and is_transient(start.failure)
-                if counted > self.retry.max_retries or not may_repeat:
+                if counted > self.settings.retry.max_retries or not may_repeat:
                     error.outcome_unknown = False
                     error.add_note("cortecs_async: its instance was looked for, and none has appeared")
                     raise
@@ -261,22 +249,19 @@ class Starter:
         """Wait for a turn in which no start of the model is unresolved: both instances would match."""
         while True:
             while self._claims.unresolved.get(model_id):  # noqa: ASYNC110  (rare, and bounded)
-                await anyio.sleep(self.poll.min_interval)
+                await anyio.sleep(self.settings.poll.min_interval)
             await self._turns.acquire(Priority.CALL)
             if not self._claims.unresolved.get(model_id):
                 return
             self._turns.release(Priority.CALL)
 
     async def resolve(self, start: StartAttempt, *, eager: bool) -> Instance | None:
-        """Find the instance of a start whose outcome is unknown.
+        """Find the instance of a start whose outcome is unknown. Return None if nothing was started.
 
         Args:
             start: The start.
             eager: Adopt the instance as soon as it is listed, to release it, and keep asking until cancelled.
                 Otherwise wait until no other candidate can appear.
-
-        Returns:
-            The instance; None if nothing was started.
 
         Raises:
             AmbiguousStartError: if it cannot be told which instance the start created.
@@ -291,30 +276,26 @@ class Starter:
             listing = await self._list_while_idle(start, eager=eager)
             if listing is not None:
                 foreign = await self.promises.foreign_claims()
-                match = _match(
+                outcome, is_final = _match(
                     start.unresolved,
                     self._claims.unresolved.get(start.args.model_id, []),
                     self._claims.without_claimed(listing.instances, foreign.ids),
                     foreign,
                 )
-                grace = 0.0 if match.is_final else _COMPETING_GRACE
+                grace = 0.0 if is_final else _COMPETING_GRACE
                 is_over = listing.began >= start.visible_until + grace
-                if isinstance(match.outcome, Instance) and match.is_final and (eager or is_over):
-                    log(
-                        Event.LEASE_ADOPTED,
-                        instance_id=match.outcome.instance_id,
-                        model=start.args.hf_name,
-                    )
+                if isinstance(outcome, Instance) and is_final and (eager or is_over):
+                    log(Event.LEASE_ADOPTED, instance_id=outcome.instance_id, model=start.args.hf_name)
                     start.adopted = True
-                    start.started(match.outcome)
-                    return match.outcome
+                    start.started(outcome)
+                    return outcome
                 if is_over:
-                    if match.outcome is not None:
-                        raise self._ambiguous(start, match.outcome)
+                    if outcome is not None:
+                        raise self._ambiguous(start, outcome)
                     start.resolved(StartState.NOT_STARTED)
                     self._close(start)
                     return None
-            await anyio.sleep(poll_interval(anyio.current_time() - began, self.poll))
+            await anyio.sleep(poll_interval(anyio.current_time() - began, self.settings.poll))
 
     async def _list_while_idle(self, start: StartAttempt, *, eager: bool) -> _Listing | None:
         """Return a list that was read while no start of the model was in progress; None without one.
@@ -374,17 +355,14 @@ class Starter:
 
 def _match(
     start: UnresolvedStart, own: Iterable[UnresolvedStart], instances: list[Instance], foreign: ForeignClaims
-) -> _Match:
-    """Decide which of the unclaimed instances a start created.
+) -> tuple[Instance | Ambiguous | None, bool]:
+    """Return which of the unclaimed `instances` a start created, and whether that is final.
 
-    Args:
-        start: The start in question.
-        own: The unresolved starts of this client, with `start`.
-        instances: What exists, without what is claimed.
-        foreign: The claims of other clients and processes.
+    It is not while the instance may belong to a start of another process. `own` are the unresolved starts of
+    this client, with `start`.
     """
     unresolved = sorted([*own, *foreign.unanswered], key=lambda each: each.order)
     outcome = match_start(start, unresolved, instances)
     competing = [*foreign.starting, *foreign.orphaned_starts]
     is_contested = any(other.fits(instance) for other in competing for instance in instances)
-    return _Match(outcome, is_final=outcome is None or not is_contested)
+    return outcome, outcome is None or not is_contested

@@ -27,7 +27,6 @@ class HeldInstance:
 
     Attributes:
         instance_id: The id; None while no instance is known.
-        origin: Where the instance came from.
         key: The key of its open record; None if there is nothing to release.
         attempt: The start that created it, or may have.
     """
@@ -39,7 +38,6 @@ class HeldInstance:
 
     @property
     def name(self) -> str:
-        """What the lease holds, for messages."""
         if self.instance_id is not None:
             return f"instance {self.instance_id}"
         return f"a start of {self.attempt.args.hf_name}" if self.attempt is not None else "nothing"
@@ -55,10 +53,7 @@ class HeldInstance:
         return self.key or (self.attempt.key if self.attempt is not None else None)
 
     def may_hold_something(self) -> bool:
-        """Return whether there is an instance, or may be."""
-        if self.instance_id is not None:
-            return True
-        return self.attempt is not None and self.attempt.is_open
+        return self.instance_id is not None or (self.attempt is not None and self.attempt.is_open)
 
 
 @frozen(kw_only=True)
@@ -80,10 +75,7 @@ class LeaseState:
     """The state of one lease. It holds no reference to the lease, so that a dropped lease is collected.
 
     Attributes:
-        services: What the client provides.
-        options: The arguments of the lease.
         operation: The method of the client that created the lease.
-        held: The instance.
         newest: The newest snapshot of the instance.
         began: When the lease was entered, in seconds of `now`.
         lifetime: Seconds that the instance may live, from the start request on.
@@ -104,11 +96,6 @@ class LeaseState:
 
     @property
     def instance(self) -> Instance:
-        """The newest snapshot of the instance.
-
-        Raises:
-            InvalidArgumentError: if the instance is not started yet.
-        """
         if self.newest is None:
             raise InvalidArgumentError(
                 "this lease has no instance yet: use it inside `async with client.instance(...) as inst:`"
@@ -116,7 +103,6 @@ class LeaseState:
         return self.newest
 
     def enter(self, operation: Operation) -> None:
-        """Begin the lease in the current event loop."""
         self.operation = operation
         self._clock = loop_clock()
         self.began = self._clock()
@@ -127,7 +113,6 @@ class LeaseState:
 
     @property
     def age(self) -> float:
-        """Seconds since billing began."""
         return self.now() - self.billed_from
 
     @property
@@ -148,7 +133,6 @@ class LeaseState:
 
     @property
     def receipt(self) -> Receipt:
-        """The time and cost until now; after the end, of the whole lease."""
         return self.final or self._count(self.now())
 
     def close(self, stopped_at: float | None) -> None:
@@ -166,11 +150,10 @@ class LeaseState:
         return receipt(self.instance.instance_id, seconds, args, price)
 
     def info(self) -> LeaseInfo:
-        """Return the lease as telemetry sees it."""
-        held, final = self.held, self.final
-        args = self.options.args if self.newest is None else self.newest.instance_args
+        held = self.held
         # This lease does not pay for an instance that ran before.
-        is_billed = final is not None and held.origin is not Origin.FOUND
+        final = None if held.origin is Origin.FOUND else self.final
+        args = self.options.args if self.newest is None else self.newest.instance_args
         return LeaseInfo(
             operation=self.operation,
             model=args.hf_name,
@@ -179,8 +162,8 @@ class LeaseState:
             instance_id=held.instance_id,
             source=_source(held),
             request_id=held.attempt.request_id if held.attempt is not None else None,
-            cost=final.cost if final is not None and is_billed else None,
-            currency=final.currency if final is not None and is_billed else "",
+            cost=final.cost if final is not None else None,
+            currency=final.currency if final is not None else "",
         )
 
 

@@ -10,11 +10,10 @@ from attrs import define, field
 from .._aio.scopes import CancellableBlock
 from .._aio.tasks import BackgroundTask
 from .._api.domain import Instance
-from .._api.polling import Poller
 from .._api.waiting import TERMINAL_STATUSES
-from .._config import PollPolicy
 from .._errors import InstanceLostError, LeaseExpiredError, LifecycleError
 from .._logging import Event, log
+from .state import LeaseState
 
 
 @define(eq=False)
@@ -22,29 +21,19 @@ class Watchdog:
     """Cancels a lease's block when its instance is lost or its time is up.
 
     Attributes:
-        poller: The client's poller.
-        policy: Sets the polling intervals.
-        instance: The newest snapshot.
-        expires_at: When the lifetime ends, in seconds of `anyio.current_time`; infinity for never.
-        limit: The argument that sets the lifetime, with its value.
-        ends_on_loss: Whether a lost instance cancels the block.
+        instance: The newest snapshot. The lease shows it once the block has ended.
         verdict: Why the block was cancelled.
     """
 
-    poller: Poller
-    policy: PollPolicy
+    _state: LeaseState
     instance: Instance
-    expires_at: float
-    limit: str
-    ends_on_loss: bool
     verdict: LifecycleError | None = None
     _block: CancellableBlock = field(factory=CancellableBlock)
     _background: BackgroundTask | None = None
 
     def enter(self) -> None:
-        """Begin the block."""
         self._block.enter()
-        if self.ends_on_loss or math.isfinite(self.expires_at):
+        if self._state.options.on_loss == "cancel" or math.isfinite(self._state.lifetime):
             self._background = BackgroundTask(self._watch)
 
     async def leave(self, raised: BaseException | None) -> BaseException | None:
@@ -63,7 +52,7 @@ class Watchdog:
 
     async def _watch(self) -> None:
         instance_id = self.instance.instance_id
-        with anyio.CancelScope(deadline=self.expires_at) as time:
+        with anyio.CancelScope(deadline=self._state.expires_at) as time:
             state = await self._until_lost()
             self.verdict = InstanceLostError(
                 f"instance {instance_id} {state} while the block was running; "
@@ -72,7 +61,7 @@ class Watchdog:
             )
         if time.cancelled_caught:
             self.verdict = LeaseExpiredError(
-                f"instance {instance_id} has used up {self.limit}", instance_id=instance_id
+                f"instance {instance_id} has used up {self._state.limit}", instance_id=instance_id
             )
         if self.verdict is not None:
             log(
@@ -83,8 +72,9 @@ class Watchdog:
             self._block.cancel()
 
     async def _until_lost(self) -> str:
-        if not self.ends_on_loss:
+        if self._state.options.on_loss == "ignore":
             await anyio.sleep_forever()
+        policy = self._state.services.poll
         while True:
             try:
                 found = await self._next(known=self.instance)
@@ -92,7 +82,7 @@ class Watchdog:
                     self.instance = found or self.instance
                     continue
                 # Read it twice: one wrong response must not cancel the block.
-                await anyio.sleep(self.policy.min_interval)
+                await anyio.sleep(policy.min_interval)
                 found = await self._next(known=None)
                 if _is_lost(found):
                     return "vanished" if found is None else f"became {found.status!r}"
@@ -103,12 +93,12 @@ class Watchdog:
                     error_type=type(error).__name__,
                     error=error,
                 )
-                await anyio.sleep(self.policy.lost_interval)
+                await anyio.sleep(policy.lost_interval)
 
     async def _next(self, *, known: Instance | None) -> Instance | None:
-        return await self.poller.next(
-            self.poller.subscribe(self.instance.instance_id, known=known, interval=self.policy.lost_interval)
-        )
+        services = self._state.services
+        poller, interval = services.instances.poller, services.poll.lost_interval
+        return await poller.next(poller.subscribe(self.instance.instance_id, known=known, interval=interval))
 
 
 def _is_lost(instance: Instance | None) -> bool:

@@ -210,7 +210,7 @@ class TestIndex:
                 number,
                 number * 100,
             )
-        result = index.compare()
+        result = index.compare(lambda: None)
         assert result.duplicate_request is result.duplicate_answer is result.foreign_answer is None
         assert {name for n, name in enumerate(ids, 1) if is_done(result.done, n)} == set(answers)
         expected = {(ids.index(name) + 1, number * 100) for number, name in enumerate(answers, 1)}
@@ -222,7 +222,7 @@ class TestIndex:
         names = [f"r{number % 40}" for number in range(1, 81)]
         for number, name in enumerate(names, 1):
             index.add_request(digest_custom_id(name), "batch_req_" + "0" * 32, number)
-        conflict = index.compare().duplicate_request
+        conflict = index.compare(lambda: None).duplicate_request
         assert conflict is not None
         assert (conflict.line, conflict.other) == (41, 1)
         index.close()

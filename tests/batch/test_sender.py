@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +73,7 @@ async def post(transport: Literal["aiohttp", "httpx"], base_url: str = ENDPOINT)
     config = SenderConfig(
         settings=settings, transport=transport, http_client=None, key=Secret("the-key"), timeout=20.0
     )
-    async with config.sender(base_url) as sender:
+    async with aclosing(config.sender(base_url)) as sender:
         return await sender.post("/chat/completions", b'{"model":"m"}')
 
 

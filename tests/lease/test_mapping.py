@@ -113,28 +113,6 @@ async def test_a_slow_first_item_does_not_stop_the_others(inst: InstanceHandle) 
     await results.aclose()
 
 
-async def test_the_limit_is_asked_for_before_each_item() -> None:
-    limit = 1
-    calls = Calls()
-    results = mapping.start_map(
-        calls,
-        range(1000),
-        limit=lambda: limit,
-        ordered=True,
-        return_exceptions=False,
-        maps=mapping.Maps(),
-    )
-    for expected in (1, 5, 2, 0):
-        limit = expected
-        for _ in range(12):
-            await anext(results)
-        calls.most = calls.running
-        for _ in range(12):
-            await anext(results)
-        assert calls.most == max(1, expected)
-    await results.aclose()
-
-
 async def test_the_context_is_that_of_the_call(inst: InstanceHandle) -> None:
     seen: list[str] = []
 
@@ -557,7 +535,7 @@ def test_the_end_of_the_loop_ends_it(inst: InstanceHandle) -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)  # trio does not expose its tasks
 async def test_a_task_that_is_cancelled_before_its_first_step_is_over(inst: InstanceHandle) -> None:
     results = inst.map(Calls(), range(3))
-    results._start()
+    results._run.start()
     assert results._run._task is not None
     results._run._task.cancel()
     with anyio.fail_after(5), pytest.raises(errors.InvalidArgumentError, match="was cancelled"):
