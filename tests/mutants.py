@@ -479,6 +479,20 @@ MUTANTS = [
         "recovery/test_mutations.py::test_the_reaper_looks_for_the_instance_of_an_unresolved_start_for_a_minute",
     ),
     Mutant(
+        "gives a lost start the instance of an equal start of the same dead process",
+        "_recovery/recover.py",
+        "claimed.add(pending.promise.instance_id)",
+        "pass",
+        "recovery/test_recover.py::test_the_instance_of_an_equal_start_is_not_taken_for_that_of_a_lost_start",
+    ),
+    Mutant(
+        "gives a lost start the instance of an equal start that is not due",
+        "_recovery/sweep.py",
+        "claims.ids.update(skipped_ids)",
+        "pass",
+        "recovery/test_sweep.py::test_the_instance_of_an_equal_start_that_is_not_due_is_not_touched",
+    ),
+    Mutant(
         "passes its whole environment to the reaper",
         "_recovery/reaper_process.py",
         " if name in _ENVIRONMENT}",
@@ -1090,14 +1104,14 @@ MUTANTS = [
     Mutant(
         "sweeps the instances of other credentials",
         "_recovery/sweep.py",
-        "            if pending.promise.account != promises.account:\n",
+        "            if promise.account != promises.account:\n",
         "            if False:\n",
         "recovery/test_sweep.py::test_promises_of_other_credentials_are_not_touched",
     ),
     Mutant(
         "sweeps an acquired instance before its deadline",
         "_recovery/sweep.py",
-        "            elif pending.promise.needs_recovery(now):\n",
+        "            elif promise.needs_recovery(now):\n",
         "            elif True:\n",
         "lease/test_acquire.py::test_what_was_acquired_for_a_time_is_swept_after_it",
     ),

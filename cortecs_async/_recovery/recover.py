@@ -118,17 +118,19 @@ class Recovery:
     async def run(self, promises: Iterable[PendingPromise]) -> dict[PendingPromise, RecoveryResult]:
         """Keep these promises, in parallel, and return what became of each."""
         unresolved: list[PendingPromise] = []
+        claimed: set[str] = set()
         async with anyio.create_task_group() as tasks:
             for pending in promises:
                 candidates = pending.promise.candidates
                 if candidates:
                     self.results[pending] = RecoveryResult(state="ambiguous", candidates=candidates)
                 elif pending.promise.instance_id is not None:
+                    claimed.add(pending.promise.instance_id)
                     tasks.start_soon(self._release, pending, pending.promise.instance_id)
                 else:
                     unresolved.append(pending)
             if unresolved:
-                tasks.start_soon(self._resolve_and_release, unresolved, tasks)
+                tasks.start_soon(self._resolve_and_release, unresolved, claimed, tasks)
         return self.results
 
     async def _release(self, pending: PendingPromise, instance_id: str) -> None:
@@ -181,10 +183,17 @@ class Recovery:
                 return False
         return False
 
-    async def _resolve_and_release(self, promises: Sequence[PendingPromise], tasks: TaskGroup) -> None:
-        """Look for the instances that unresolved starts made, and release each once it is proven."""
+    async def _resolve_and_release(
+        self, promises: Sequence[PendingPromise], claimed: set[str], tasks: TaskGroup
+    ) -> None:
+        """Look for the instances that unresolved starts made, and release each once it is proven.
+
+        Args:
+            promises: The promises of these starts.
+            claimed: The instances of the other promises. Those that are found are added.
+            tasks: Runs the releases.
+        """
         unresolved = {pending: pending.unresolved_start() for pending in promises}
-        claimed: set[str] = set()
         backoff = Backoff(first=2 * _LIST_INTERVAL, limit=_MAX_LIST_INTERVAL)
         deadline = anyio.current_time() + self.timeout
         while unresolved:

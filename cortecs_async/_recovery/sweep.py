@@ -71,21 +71,30 @@ async def sweep(
     results: list[Orphan] = []
     try:
         due: list[PendingPromise] = []
+        skipped_ids: set[str] = set()
         now = wall_clock()
         for pending in _all_pending(promises, journals):
-            if pending.promise.account != promises.account:
+            promise = pending.promise
+            if promise.account != promises.account:
                 results.append(_orphan(pending, "foreign"))
-            elif pending.promise.needs_recovery(now):
+            elif promise.needs_recovery(now):
                 due.append(pending)
+                continue
             else:
                 results.append(_orphan(pending, "held"))
+            if promise.api == promises.api:
+                skipped_ids.update(promise.candidates)
+                if promise.instance_id is not None:
+                    skipped_ids.add(promise.instance_id)
         paths = {journal.path for journal, _ in journals}
         own = promises.store.state
         own_keys = {pending.promise.key for pending in due if pending.state is own}
 
         def claims() -> ForeignClaims:
             foreign = promises.store.foreign_states(without=paths)
-            return collect_foreign_claims(promises.api, own, own_keys, foreign, wall_clock())
+            claims = collect_foreign_claims(promises.api, own, own_keys, foreign, wall_clock())
+            claims.ids.update(skipped_ids)
+            return claims
 
         if dry_run:
             results += _preview(due, listed, claims(), now)
