@@ -181,14 +181,21 @@ MUTANTS = [
     Mutant(
         "starts without a required journal",
         "_recovery/promises.py",
-        'if self._journal == "required" and problem:',
+        'if self._journal == "required" and problem is not None:',
         "if False:",
         "recovery/test_store.py::test_without_a_disk_a_required_journal_is_an_error",
     ),
     Mutant(
+        "takes an error without a text for a working journal",
+        "_recovery/promises.py",
+        'if self._journal == "required" and problem is not None:',
+        'if self._journal == "required" and problem:',
+        "recovery/test_store.py::test_an_error_without_a_text_is_a_missing_journal_all_the_same",
+    ),
+    Mutant(
         "starts without a required reaper",
         "_recovery/promises.py",
-        'if self._guard == "required" and problem:',
+        'if self._guard == "required" and problem is not None:',
         "if False:",
         "recovery/test_mutations.py::test_nothing_starts_without_a_required_reaper",
     ),

@@ -200,13 +200,13 @@ class Promises:
         if not strict:
             return
         problem = self.store.journal_problem
-        if self._journal == "required" and problem:
+        if self._journal == "required" and problem is not None:
             raise JournalError(
                 f"the journal in {self.store.directory} cannot be written: {problem}. Nothing was started. "
                 "Set state_dir= or CORTECS_STATE_DIR to another directory."
             )
         problem = self.store.reaper_problem
-        if self._guard == "required" and problem:
+        if self._guard == "required" and problem is not None:
             raise GuardError(f"the reaper is not running: {problem}. Nothing was started.")
 
     async def foreign_claims(self) -> ForeignClaims:
