@@ -1096,8 +1096,8 @@ MUTANTS = [
     Mutant(
         "treats a new instance that is not visible yet as deleted",
         "_api/waiting.py",
-        "    if not settled:\n        return Readiness.WAIT\n",
-        "",
+        "if is_settled and latest is None:",
+        "if latest is None:",
         "lease/test_lease.py::test_a_new_instance_may_not_be_visible_yet",
     ),
     # Sweep and owners

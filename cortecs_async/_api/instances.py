@@ -47,11 +47,9 @@ class StartWitness(Witness):
         self._model_id = model_id
 
     def sending(self) -> None:
-        """Count the request."""
         self._claims.begin_request(self._model_id)
 
     def settled(self, outcome: Reply | Failure) -> None:
-        """Count its end, and claim the instance."""
         self._claims.end_request(self._model_id)
         if isinstance(outcome, Reply):
             with contextlib.suppress(DecodeError):

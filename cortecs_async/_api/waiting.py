@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import inspect
 import math
 from collections.abc import Awaitable, Callable
@@ -25,26 +24,6 @@ TERMINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "dele
 def has_ended(instance: Instance | None) -> bool:
     """Return whether the instance is gone, or has a terminal status."""
     return instance is None or instance.status.lower() in TERMINAL_STATUSES
-
-
-class Readiness(enum.Enum):
-    """What a reading means for a wait until the instance runs."""
-
-    USABLE = enum.auto()
-    WAIT = enum.auto()
-    FAILED = enum.auto()
-    GONE = enum.auto()
-
-
-def assess_reading(instance: Instance | None, *, settled: bool) -> Readiness:
-    """Return what a reading means. Before the state has `settled`, only a usable instance ends the wait."""
-    if instance is not None and instance.is_usable:
-        return Readiness.USABLE
-    if not settled:
-        return Readiness.WAIT
-    if instance is None:
-        return Readiness.GONE
-    return Readiness.FAILED if has_ended(instance) else Readiness.WAIT
 
 
 async def wait_until_running(
@@ -90,15 +69,14 @@ async def wait_until_running(
         now = anyio.current_time()
         if is_news and latest is not None and on_progress is not None:
             with anyio.CancelScope(deadline=deadline):
-                await call_back(on_progress, Progress(instance=latest, elapsed=now - began))
+                await _call_back(on_progress, Progress(instance=latest, elapsed=now - began))
             now = anyio.current_time()
         if has_reading:
-            readiness = assess_reading(latest, settled=is_settled)
-            if readiness is Readiness.USABLE and latest is not None:
+            if latest is not None and latest.is_usable:
                 return latest
-            if readiness is Readiness.GONE:
+            if is_settled and latest is None:
                 raise _gone(instance_id)
-            if readiness is Readiness.FAILED and latest is not None:
+            if is_settled and latest is not None and has_ended(latest):
                 raise StartFailedError(
                     f"instance {instance_id} did not start: its status is {latest.status!r}",
                     instance_id=instance_id,
@@ -134,8 +112,7 @@ async def wait_until(
             return instance
 
 
-async def call_back(callback: ProgressCallback, progress: Progress) -> None:
-    """Call a callback that may be async."""
+async def _call_back(callback: ProgressCallback, progress: Progress) -> None:
     result = callback(progress)
     if inspect.isawaitable(result):
         await result
