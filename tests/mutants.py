@@ -93,8 +93,8 @@ MUTANTS = [
     Mutant(
         "takes only a shared lock on its journal",
         "_recovery/journal.py",
-        "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
-        "fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX",
+        "kind = fcntl.LOCK_SH",
         "recovery/test_journal.py::TestFile::test_it_cannot_be_locked_while_its_owner_lives",
     ),
     Mutant(

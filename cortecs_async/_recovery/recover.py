@@ -83,10 +83,6 @@ class PendingPromise:
     promise: Promise
     report: Callable[[Record], None]
 
-    def unresolved_start(self) -> UnresolvedStart:
-        """Return its start, for a promise without an instance id."""
-        return unresolved_start_of(self.state, self.promise)
-
     def record_gone(self) -> None:
         """Record that the promise is kept."""
         self.report({"kind": "GONE", "entry": self.promise.key})
@@ -103,7 +99,6 @@ class Recovery:
         timeout: Seconds until it gives up on a promise.
         visible_until: Until when the instance of an unresolved start may appear, in seconds of
             `anyio.current_time`.
-        wall_clock: Returns Unix time in seconds.
         results: The promises that are done.
     """
 
@@ -188,12 +183,9 @@ class Recovery:
     ) -> None:
         """Look for the instances that unresolved starts made, and release each once it is proven.
 
-        Args:
-            promises: The promises of these starts.
-            claimed: The instances of the other promises. Those that are found are added.
-            tasks: Runs the releases.
+        Those that are found are added to `claimed`, the instances of all promises.
         """
-        unresolved = {pending: pending.unresolved_start() for pending in promises}
+        unresolved = {pending: unresolved_start_of(pending.state, pending.promise) for pending in promises}
         backoff = Backoff(first=2 * _LIST_INTERVAL, limit=_MAX_LIST_INTERVAL)
         deadline = anyio.current_time() + self.timeout
         while unresolved:
@@ -267,16 +259,8 @@ def resolve_start(
 ) -> Instance | Ambiguous | None:
     """Return the instance that the start of a dead process made, if that is proven.
 
-    Args:
-        promise: The promise of the start.
-        start: The start.
-        starts: All unresolved starts of dead processes, with this one, in their order.
-        unclaimed: The instances that no process is known to own.
-        claims: What other processes claim.
-        now: Unix time in seconds.
-
-    Returns:
-        None if no instance is visible that the start can have made.
+    `starts` are all unresolved starts of dead processes, with this one, in their order. `unclaimed` are the
+    instances that no process is known to own. The result is None if the start can have made none of them.
     """
     outcome = match_start(start, starts, unclaimed)
     if isinstance(outcome, Instance) and not _is_proven(outcome, promise, claims, now):

@@ -17,7 +17,7 @@ from .._aio.clock import WallClock
 from .._api.domain import Instance, to_hf_name
 from .._api.instances import Instances
 from .._logging import Event, log
-from .claims import ForeignClaims, collect_foreign_claims
+from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .journal import JournalFile, orphaned_journals
 from .promises import Promises
 from .records import JournalState, Record
@@ -59,11 +59,7 @@ async def sweep(
 ) -> tuple[Orphan, ...]:
     """Release what is proven to be left behind, or with `dry_run` only report it.
 
-    Args:
-        instances: Sends the requests, without retries.
-        promises: The client's, for the account and the directory.
-        dry_run: Touch nothing.
-        timeout: Seconds for all of it.
+    `instances` sends the requests, without retries. The `timeout` is for all of it, in seconds.
     """
     listed = await instances.list()  # its token also tells the account
     wall_clock = promises.system.wall_clock
@@ -176,7 +172,7 @@ def _preview(
     claimed = {pending.promise.instance_id for pending in due} | claims.ids
     unclaimed = [each for each in listed if each.instance_id not in claimed]
     unresolved = {
-        pending: pending.unresolved_start()
+        pending: unresolved_start_of(pending.state, pending.promise)
         for pending in due
         if pending.promise.instance_id is None and not pending.promise.candidates
     }
