@@ -331,12 +331,9 @@ class Instances:
     ) -> Instance:
         """Find, restart or start an instance with these arguments, as `ensure` does, without waiting for it.
 
-        Args:
-            args: The arguments that the instance must have.
-            start: Starts a new one.
-            found: Called with an existing instance and its origin. For `RESTARTED` it is called before the
-                request, because the restart may work although its answer is lost. If the restart is refused,
-                it is called again with `FOUND`: another process restarted the instance, which owns it.
+        `found` is called with an existing instance and its origin. For `RESTARTED` it is called before the
+        request, because the restart may work although its answer is lost. If the restart is refused, it is
+        called again with `FOUND`: another process restarted the instance, which owns it.
         """
         async with self.ensure_lock:
             same_model = [

@@ -57,12 +57,8 @@ def match_start(
 ) -> Instance | Ambiguous | None:
     """Return the instance that one start created, None if there is none yet, or `Ambiguous`.
 
-    The same starts in the same order always get the same instances, whichever start is in question.
-
-    Args:
-        start: The start in question.
-        starts: All unresolved starts, including `start`.
-        instances: The existing instances, without those that are known to belong to somebody else.
+    The same starts in the same order always get the same instances, whichever start is in question. `starts`
+    are all unresolved ones, with `start`. `instances` are without those that are known to be someone else's.
     """
     group, candidates = _connected(start, starts, instances)
     assignment = _assign(candidates, group)

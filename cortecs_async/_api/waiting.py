@@ -39,17 +39,9 @@ async def wait_until_running(
 ) -> Instance:
     """Wait until the instance runs and has a base URL.
 
-    Args:
-        poller: The client's poller.
-        instance_id: The instance.
-        policy: For its `stall_timeout`.
-        timeout: Seconds; None for no limit.
-        settle: Seconds for which "stopped" and "missing" are ignored, because the service may still show the
-            state from before the start.
-        known: A snapshot that the caller has already.
-        began: When the wait began, in seconds of `anyio.current_time`: `timeout` and the elapsed time count
-            from there. Default: now.
-        on_progress: Called with every change, and with `known`.
+    For `settle` seconds, "stopped" and "missing" are ignored, because the service may still show the state
+    from before the start. `timeout`, in seconds, and the elapsed time count from `began`, in seconds of
+    `anyio.current_time`; None means from now. `on_progress` is called with every change, and with `known`.
 
     Raises:
         StartFailedError: the instance has a terminal status.

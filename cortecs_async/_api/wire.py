@@ -223,6 +223,6 @@ _READERS: dict[Any, _Hook] = {
     str: _read_str,
     int: _read_int,
     float: _read_float,
-    bool: lambda value, _: bool(value),
+    bool: lambda value, _: bool(value),  # else it would be read as an int
     datetime: _read_datetime,
 }

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import anyio
-import attrs
 
 from .._aio.threads import System
 from .._api.domain import InstanceArgs
 from .._api.matching import UnresolvedStart
+from .._api.wire import encode_start
 from .._config import Mode, Settings
 from .._errors import GuardError, JournalError
 from .._logging import Event, log
@@ -102,8 +102,8 @@ class Promises:
         self._join()
         key = self.store.new_key()
         self._own_keys.add(key)
-        sent_args = {name: value for name, value in attrs.asdict(args).items() if value is not None}
-        self.store.put({"kind": "INTENT", **self._common(key), "args": sent_args, "baseline": baseline})
+        sent = encode_start(args)
+        self.store.put({"kind": "INTENT", **self._common(key), "args": sent, "baseline": baseline})
         try:
             await self.flush(strict=True)
         except BaseException:

@@ -86,7 +86,6 @@ class JournalState:
     """The open promises of one process.
 
     Attributes:
-        promises: By key.
         baselines: Sets of ids, by the names that promises refer to.
         owner: The record of the process that made the promises.
         is_orphaned: The reaper has taken over from a dead owner.

@@ -8,7 +8,7 @@ process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -212,12 +212,11 @@ class Recovery:
         *,
         is_final: bool,
     ) -> None:
-        claims = self.foreign_claims()
-        unclaimed = [each for each in listed if each.instance_id not in claimed | claims.ids]
-        starts = sorted([*claims.orphaned_starts, *unresolved.values()], key=lambda each: each.order)
-        for pending, start in list(unresolved.items()):
+        outcomes = match_starts(
+            unresolved, listed, claimed, claims=self.foreign_claims(), now=self.wall_clock()
+        )
+        for pending, outcome in outcomes.items():
             promise = pending.promise
-            outcome = resolve_start(promise, start, starts, unclaimed, claims=claims, now=self.wall_clock())
             if isinstance(outcome, Instance):
                 instance_id = outcome.instance_id
                 claimed.add(instance_id)
@@ -248,24 +247,28 @@ class Recovery:
             return None
 
 
-def resolve_start(
-    promise: Promise,
-    start: UnresolvedStart,
-    starts: Sequence[UnresolvedStart],
-    unclaimed: Iterable[Instance],
+def match_starts(
+    unresolved: Mapping[PendingPromise, UnresolvedStart],
+    listed: Iterable[Instance],
+    claimed: set[str],
     *,
     claims: ForeignClaims,
     now: float,
-) -> Instance | Ambiguous | None:
-    """Return the instance that the start of a dead process made, if that is proven.
+) -> dict[PendingPromise, Instance | Ambiguous | None]:
+    """Return for each unresolved start of a dead process the instance that it made, if that is proven.
 
-    `starts` are all unresolved starts of dead processes, with this one, in their order. `unclaimed` are the
-    instances that no process is known to own. The result is None if the start can have made none of them.
+    `claimed` are the instances of other promises of these processes, and `claims` those of other processes.
+    The result is None if no instance is visible that the start can have made.
     """
-    outcome = match_start(start, starts, unclaimed)
-    if isinstance(outcome, Instance) and not _is_proven(outcome, promise, claims, now):
-        return Ambiguous((outcome.instance_id,))
-    return outcome
+    unclaimed = [each for each in listed if each.instance_id not in claimed | claims.ids]
+    starts = sorted([*claims.orphaned_starts, *unresolved.values()], key=lambda each: each.order)
+    outcomes: dict[PendingPromise, Instance | Ambiguous | None] = {}
+    for pending, start in unresolved.items():
+        outcome = match_start(start, starts, unclaimed)
+        if isinstance(outcome, Instance) and not _is_proven(outcome, pending.promise, claims, now):
+            outcome = Ambiguous((outcome.instance_id,))
+        outcomes[pending] = outcome
+    return outcomes
 
 
 def _is_proven(instance: Instance, promise: Promise, claims: ForeignClaims, now: float) -> bool:

@@ -21,7 +21,7 @@ from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .journal import JournalFile, orphaned_journals
 from .promises import Promises
 from .records import JournalState, Record
-from .recover import VISIBILITY_WINDOW, PendingPromise, Recovery, resolve_start
+from .recover import VISIBILITY_WINDOW, PendingPromise, Recovery, match_starts
 
 OrphanState = Literal["found", "unsettled", "released", "gone", "ambiguous", "left", "held", "foreign"]
 
@@ -169,14 +169,13 @@ def _preview(
     due: Sequence[PendingPromise], listed: Sequence[Instance], claims: ForeignClaims, now: float
 ) -> Iterable[Orphan]:
     existing = {each.instance_id for each in listed}
-    claimed = {pending.promise.instance_id for pending in due} | claims.ids
-    unclaimed = [each for each in listed if each.instance_id not in claimed]
+    claimed = {pending.promise.instance_id for pending in due if pending.promise.instance_id is not None}
     unresolved = {
         pending: unresolved_start_of(pending.state, pending.promise)
         for pending in due
         if pending.promise.instance_id is None and not pending.promise.candidates
     }
-    starts = sorted([*claims.orphaned_starts, *unresolved.values()], key=lambda each: each.order)
+    outcomes = match_starts(unresolved, listed, claimed, claims=claims, now=now)
     for pending in due:
         promise = pending.promise
         if promise.candidates:
@@ -185,7 +184,7 @@ def _preview(
         elif promise.instance_id is not None:
             yield _orphan(pending, "found" if promise.instance_id in existing else "gone")
         else:
-            outcome = resolve_start(promise, unresolved[pending], starts, unclaimed, claims=claims, now=now)
+            outcome = outcomes[pending]
             if outcome is None:
                 is_recent = now - promise.at < VISIBILITY_WINDOW
                 yield _orphan(pending, "unsettled" if is_recent else "gone")
