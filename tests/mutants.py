@@ -316,7 +316,7 @@ MUTANTS = [
     Mutant(
         "adopts an instance while another of its starts is pending",
         "_api/matching.py",
-        "return None if model_id in self._in_progress else self._ended",
+        "return None if self._in_progress[model_id] else self._ended",
         "return self._ended",
         "recovery/test_mutations.py::test_the_instance_of_a_pending_plain_start_is_not_adopted",
     ),

@@ -154,11 +154,7 @@ class Promises:
         self.store.put({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
 
     def abandon(self, key: str | None) -> bool:
-        """Record `ABANDONED` and write it soon, where nothing can be awaited.
-
-        Returns:
-            False if the promise is not open.
-        """
+        """Record `ABANDONED` and write it soon, where nothing can be awaited. Return whether it was open."""
         if key is None or not self.store.is_open(key):
             return False
         self.record_abandoned(key)
