@@ -93,8 +93,8 @@ MUTANTS = [
     Mutant(
         "takes only a shared lock on its journal",
         "_recovery/journal.py",
-        "fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)",
-        "fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)",
+        "kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX",
+        "kind = fcntl.LOCK_SH",
         "recovery/test_journal.py::TestFile::test_it_cannot_be_locked_while_its_owner_lives",
     ),
     Mutant(
@@ -181,14 +181,21 @@ MUTANTS = [
     Mutant(
         "starts without a required journal",
         "_recovery/promises.py",
-        'if self._journal == "required" and problem:',
+        'if self._journal == "required" and problem is not None:',
         "if False:",
         "recovery/test_store.py::test_without_a_disk_a_required_journal_is_an_error",
     ),
     Mutant(
+        "takes an error without a text for a working journal",
+        "_recovery/promises.py",
+        'if self._journal == "required" and problem is not None:',
+        'if self._journal == "required" and problem:',
+        "recovery/test_store.py::test_an_error_without_a_text_is_a_missing_journal_all_the_same",
+    ),
+    Mutant(
         "starts without a required reaper",
         "_recovery/promises.py",
-        'if self._guard == "required" and problem:',
+        'if self._guard == "required" and problem is not None:',
         "if False:",
         "recovery/test_mutations.py::test_nothing_starts_without_a_required_reaper",
     ),
@@ -309,7 +316,7 @@ MUTANTS = [
     Mutant(
         "adopts an instance while another of its starts is pending",
         "_api/matching.py",
-        "return None if model_id in self._in_progress else self._ended",
+        "return None if self._in_progress[model_id] else self._ended",
         "return self._ended",
         "recovery/test_mutations.py::test_the_instance_of_a_pending_plain_start_is_not_adopted",
     ),
@@ -477,6 +484,20 @@ MUTANTS = [
         "visible_until=anyio.current_time() + VISIBILITY_WINDOW",
         "visible_until=anyio.current_time()",
         "recovery/test_mutations.py::test_the_reaper_looks_for_the_instance_of_an_unresolved_start_for_a_minute",
+    ),
+    Mutant(
+        "gives a lost start the instance of an equal start of the same dead process",
+        "_recovery/recover.py",
+        "claimed.add(pending.promise.instance_id)",
+        "pass",
+        "recovery/test_recover.py::test_the_instance_of_an_equal_start_is_not_taken_for_that_of_a_lost_start",
+    ),
+    Mutant(
+        "gives a lost start the instance of an equal start that is not due",
+        "_recovery/sweep.py",
+        "claims.ids.update(skipped_ids)",
+        "pass",
+        "recovery/test_sweep.py::test_the_instance_of_an_equal_start_that_is_not_due_is_not_touched",
     ),
     Mutant(
         "passes its whole environment to the reaper",
@@ -1075,8 +1096,8 @@ MUTANTS = [
     Mutant(
         "treats a new instance that is not visible yet as deleted",
         "_api/waiting.py",
-        "    if not settled:\n        return Readiness.WAIT\n",
-        "",
+        "if is_settled and latest is None:",
+        "if latest is None:",
         "lease/test_lease.py::test_a_new_instance_may_not_be_visible_yet",
     ),
     # Sweep and owners
@@ -1090,14 +1111,14 @@ MUTANTS = [
     Mutant(
         "sweeps the instances of other credentials",
         "_recovery/sweep.py",
-        "            if pending.promise.account != promises.account:\n",
+        "            if promise.account != promises.account:\n",
         "            if False:\n",
         "recovery/test_sweep.py::test_promises_of_other_credentials_are_not_touched",
     ),
     Mutant(
         "sweeps an acquired instance before its deadline",
         "_recovery/sweep.py",
-        "            elif pending.promise.needs_recovery(now):\n",
+        "            elif promise.needs_recovery(now):\n",
         "            elif True:\n",
         "lease/test_acquire.py::test_what_was_acquired_for_a_time_is_swept_after_it",
     ),

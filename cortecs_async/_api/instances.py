@@ -47,11 +47,9 @@ class StartWitness(Witness):
         self._model_id = model_id
 
     def sending(self) -> None:
-        """Count the request."""
         self._claims.begin_request(self._model_id)
 
     def settled(self, outcome: Reply | Failure) -> None:
-        """Count its end, and claim the instance."""
         self._claims.end_request(self._model_id)
         if isinstance(outcome, Reply):
             with contextlib.suppress(DecodeError):
@@ -333,12 +331,9 @@ class Instances:
     ) -> Instance:
         """Find, restart or start an instance with these arguments, as `ensure` does, without waiting for it.
 
-        Args:
-            args: The arguments that the instance must have.
-            start: Starts a new one.
-            found: Called with an existing instance and its origin. For `RESTARTED` it is called before the
-                request, because the restart may work although its answer is lost. If the restart is refused,
-                it is called again with `FOUND`: another process restarted the instance, which owns it.
+        `found` is called with an existing instance and its origin. For `RESTARTED` it is called before the
+        request, because the restart may work although its answer is lost. If the restart is refused, it is
+        called again with `FOUND`: another process restarted the instance, which owns it.
         """
         async with self.ensure_lock:
             same_model = [

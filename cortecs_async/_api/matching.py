@@ -14,10 +14,11 @@ than starts for them, another process created one of them, and it is not known w
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs, Model
 
@@ -57,12 +58,8 @@ def match_start(
 ) -> Instance | Ambiguous | None:
     """Return the instance that one start created, None if there is none yet, or `Ambiguous`.
 
-    The same starts in the same order always get the same instances, whichever start is in question.
-
-    Args:
-        start: The start in question.
-        starts: All unresolved starts, including `start`.
-        instances: The existing instances, without those that are known to belong to somebody else.
+    The same starts in the same order always get the same instances, whichever start is in question. `starts`
+    are all unresolved ones, with `start`. `instances` are without those that are known to be someone else's.
     """
     group, candidates = _connected(start, starts, instances)
     assignment = _assign(candidates, group)
@@ -125,19 +122,17 @@ class Claims:
 
     ids: set[str] = field(factory=set)
     unresolved: dict[str, list[UnresolvedStart]] = field(factory=dict)
-    _in_progress: dict[str, int] = field(factory=dict)
+    _in_progress: Counter[str] = field(factory=Counter)
     _ended: int = 0
 
     def begin_request(self, model_id: str) -> None:
         """Count a start that is being sent."""
-        self._in_progress[model_id] = self._in_progress.get(model_id, 0) + 1
+        self._in_progress[model_id] += 1
 
     def end_request(self, model_id: str) -> None:
         """Count the end of a start, with or without an answer."""
         self._ended += 1
         self._in_progress[model_id] -= 1
-        if not self._in_progress[model_id]:
-            del self._in_progress[model_id]
 
     def add_unresolved(self, model_id: str, start: UnresolvedStart) -> None:
         """Add a start that got no answer."""
@@ -156,7 +151,7 @@ class Claims:
 
         If two calls return the same number, no start of the model was in progress between them.
         """
-        return None if model_id in self._in_progress else self._ended
+        return None if self._in_progress[model_id] else self._ended
 
     def without_claimed(self, instances: Iterable[Instance], others: Container[str]) -> list[Instance]:
         """Return the instances that exist and belong to no known start, here or in `others`."""
@@ -193,13 +188,8 @@ def with_defaults(args: InstanceArgs, model: Model | None) -> InstanceArgs:
     if context is None and config is not None:
         longest = config.max_context_length
         context = None if longest is None else min(DEFAULT_CONTEXT_LENGTH, longest)
-    return InstanceArgs(
-        model_id=args.model_id,
-        hardware_type_id=hardware,
-        billing_interval=args.billing_interval or "per_minute",
-        context_length=context,
-        num_workers=args.num_workers,
-    )
+    billing_interval = args.billing_interval or "per_minute"
+    return evolve(args, hardware_type_id=hardware, billing_interval=billing_interval, context_length=context)
 
 
 def choose(instances: Iterable[Instance], args: InstanceArgs, model: Model | None) -> Instance | None:

@@ -43,13 +43,10 @@ _MAX_STEPS = 10_000
 
 
 def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None = None) -> float:
-    """Return the seconds until the next poll.
+    """Return the seconds until the next poll, after so many elapsed seconds.
 
-    Args:
-        elapsed: Seconds waited so far.
-        policy: The limits.
-        distance: Seconds between now and the expected end of the wait, before or after it. The closer it is,
-            the shorter the interval, which is never longer than without it. None: no end is expected.
+    `distance` is that between now and the expected end of the wait, before or after it. The closer it is, the
+    shorter the interval, which is never longer than without it. None: no end is expected.
     """
     scale = elapsed if distance is None else min(elapsed, distance)
     return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)
@@ -121,14 +118,12 @@ class Subscription:
     """One task's wait for one instance: the newest reading, and whether the task has taken it.
 
     Attributes:
-        instance_id: The instance.
         since: When the wait began, in seconds of `anyio.current_time`; the poll interval depends on it.
         due: When the next poll is due, on the same clock.
         trust_list: Whether the list alone proves that the instance is gone; see `Poller.subscribe`.
         interval: Seconds between polls; None leaves them to the policy.
         request_number: The number of the last request by its id; at first, of the last one for any id.
         reading: The newest reading; None means that the instance is gone.
-        has_reading: Whether there is a reading yet.
         is_news: Whether the task has not taken the reading yet.
         error: Ends the wait.
         failing_since: When the first of the present series of failures was, on the same clock.

@@ -100,8 +100,6 @@ class Teardown:
 
     Attributes:
         instances: Sends the requests, without retries: the teardown has its own.
-        instance_id: The instance.
-        goal: The state to reach.
         deadline: In seconds of `anyio.current_time`.
         state: The last observed state.
         settled_at: Until then, on the same clock, "missing" is not believed: the instance was just started,
@@ -109,7 +107,6 @@ class Teardown:
         has_acted: Whether the service accepted a stop or a delete.
         stopped_at: When the service last accepted a stop, on the same clock.
         stop_refused: Whether the last stop was refused.
-        last_error: The last failure.
     """
 
     instances: Instances

@@ -1,4 +1,4 @@
-"""Checks of arguments before a request is sent.
+"""Checks of arguments before a request is sent. Each raises `InvalidArgumentError`.
 
 `DELETE /instances/delete-all` deletes every instance of the account. So an id that could reach another route
 than its own is rejected here, whatever the HTTP stack would do with it.
@@ -24,12 +24,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._~:-]+")
 
 
 def check_instance_id(instance_id: str) -> str:
-    """Check an instance id for use in a path, and return it.
-
-    Raises:
-        InvalidArgumentError: it is not a string, is empty, has characters other than ASCII letters, digits
-            and `._~:-`, or is the name of another route, such as `delete-all`.
-    """
+    """Check an instance id for use in a path, and return it."""
     _check_segment("instance_id", instance_id)
     if instance_id.casefold() in _ROUTES:
         raise InvalidArgumentError(
@@ -43,9 +38,6 @@ def check_body_id(instance_id: str) -> str:
 
     Any text is allowed, because it cannot reach another route. So an instance whose id is not allowed in a
     path can be stopped, though not deleted.
-
-    Raises:
-        InvalidArgumentError: it is not a string, is empty, or has lone surrogates.
     """
     _check_text("instance_id", instance_id)
     if any("\ud800" <= character <= "\udfff" for character in instance_id):
@@ -54,11 +46,7 @@ def check_body_id(instance_id: str) -> str:
 
 
 def check_model_id(model_id: str) -> str:
-    """Check a model id, `a/b` or `a--b`, and return it in the service's spelling.
-
-    Raises:
-        InvalidArgumentError: it is not a string, is empty, or has characters that no model id has.
-    """
+    """Check a model id, `a/b` or `a--b`, and return it in the service's spelling."""
     _check_text("model_id", model_id)
     for part in model_id.split("/", 1):
         _check_segment("model_id", part)
@@ -87,11 +75,7 @@ def check_start(
     num_workers: int,
     billing_interval: str,
 ) -> InstanceArgs:
-    """Check the arguments of a start by the published reference, and return them.
-
-    Raises:
-        InvalidArgumentError: one of them is not allowed.
-    """
+    """Check the arguments of a start by the published reference, and return them."""
     if hardware_type_id is not None:
         _check_segment("hardware_type_id", hardware_type_id)
     if context_length is not None:
@@ -120,11 +104,7 @@ def _check_integer(name: str, value: int) -> None:
 
 
 def check_seconds(name: str, value: float | None, *, optional: bool = False) -> None:
-    """Check that a value is a positive number of seconds, or None if it is optional.
-
-    Raises:
-        InvalidArgumentError: it is not.
-    """
+    """Check that a value is a positive number of seconds, or None if it is optional."""
     if value is None and optional:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value <= 0:
@@ -132,11 +112,7 @@ def check_seconds(name: str, value: float | None, *, optional: bool = False) -> 
 
 
 def check_amount(name: str, value: float | None) -> None:
-    """Check that a value is a positive amount of money, or None.
-
-    Raises:
-        InvalidArgumentError: it is not.
-    """
+    """Check that a value is a positive amount of money, or None."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:

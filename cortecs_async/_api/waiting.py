@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import inspect
 import math
 from collections.abc import Awaitable, Callable
@@ -27,26 +26,6 @@ def has_ended(instance: Instance | None) -> bool:
     return instance is None or instance.status.lower() in TERMINAL_STATUSES
 
 
-class Readiness(enum.Enum):
-    """What a reading means for a wait until the instance runs."""
-
-    USABLE = enum.auto()
-    WAIT = enum.auto()
-    FAILED = enum.auto()
-    GONE = enum.auto()
-
-
-def assess_reading(instance: Instance | None, *, settled: bool) -> Readiness:
-    """Return what a reading means. Before the state has `settled`, only a usable instance ends the wait."""
-    if instance is not None and instance.is_usable:
-        return Readiness.USABLE
-    if not settled:
-        return Readiness.WAIT
-    if instance is None:
-        return Readiness.GONE
-    return Readiness.FAILED if has_ended(instance) else Readiness.WAIT
-
-
 async def wait_until_running(
     poller: Poller,
     instance_id: str,
@@ -60,17 +39,9 @@ async def wait_until_running(
 ) -> Instance:
     """Wait until the instance runs and has a base URL.
 
-    Args:
-        poller: The client's poller.
-        instance_id: The instance.
-        policy: For its `stall_timeout`.
-        timeout: Seconds; None for no limit.
-        settle: Seconds for which "stopped" and "missing" are ignored, because the service may still show the
-            state from before the start.
-        known: A snapshot that the caller has already.
-        began: When the wait began, in seconds of `anyio.current_time`: `timeout` and the elapsed time count
-            from there. Default: now.
-        on_progress: Called with every change, and with `known`.
+    For `settle` seconds, "stopped" and "missing" are ignored, because the service may still show the state
+    from before the start. `timeout`, in seconds, and the elapsed time count from `began`, in seconds of
+    `anyio.current_time`; None means from now. `on_progress` is called with every change, and with `known`.
 
     Raises:
         StartFailedError: the instance has a terminal status.
@@ -90,15 +61,14 @@ async def wait_until_running(
         now = anyio.current_time()
         if is_news and latest is not None and on_progress is not None:
             with anyio.CancelScope(deadline=deadline):
-                await call_back(on_progress, Progress(instance=latest, elapsed=now - began))
+                await _call_back(on_progress, Progress(instance=latest, elapsed=now - began))
             now = anyio.current_time()
         if has_reading:
-            readiness = assess_reading(latest, settled=is_settled)
-            if readiness is Readiness.USABLE and latest is not None:
+            if latest is not None and latest.is_usable:
                 return latest
-            if readiness is Readiness.GONE:
+            if is_settled and latest is None:
                 raise _gone(instance_id)
-            if readiness is Readiness.FAILED and latest is not None:
+            if is_settled and latest is not None and has_ended(latest):
                 raise StartFailedError(
                     f"instance {instance_id} did not start: its status is {latest.status!r}",
                     instance_id=instance_id,
@@ -134,8 +104,7 @@ async def wait_until(
             return instance
 
 
-async def call_back(callback: ProgressCallback, progress: Progress) -> None:
-    """Call a callback that may be async."""
+async def _call_back(callback: ProgressCallback, progress: Progress) -> None:
     result = callback(progress)
     if inspect.isawaitable(result):
         await result

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from functools import cache, partial
-from types import GenericAlias, UnionType
+from types import GenericAlias
 from typing import Any, TypeVar, get_args, get_origin
 
 import attrs
@@ -35,12 +35,10 @@ T = TypeVar("T")
 
 
 def decode_instance(data: Any) -> Instance:
-    """Return the instance in the `instance` field of an answer."""
     return _decode(_member(data, "instance"), Instance)
 
 
 def decode_instances(data: Any) -> tuple[Instance, ...]:
-    """Return the instances in the `instances` field of an answer."""
     return _decode(_member(data, "instances"), tuple[Instance, ...])
 
 
@@ -50,7 +48,6 @@ def decode_affected(data: Any) -> AffectedInstances:
 
 
 def decode_models(data: Any) -> tuple[ModelPreview, ...]:
-    """Return the models in the `models` field of an answer."""
     previews = _member(data, "models")
     if isinstance(previews, list):
         previews = [_with_hardware(each) for each in previews]
@@ -58,17 +55,14 @@ def decode_models(data: Any) -> tuple[ModelPreview, ...]:
 
 
 def decode_model(data: Any) -> Model:
-    """Return the model in the `model` field of an answer."""
     return _decode(_member(data, "model"), Model)
 
 
 def decode_hardware_types(data: Any) -> tuple[HardwareType, ...]:
-    """Return the hardware types in the `hardware_types` field of an answer."""
     return _decode(_member(data, "hardware_types"), tuple[HardwareType, ...])
 
 
 def decode_balance(data: Any) -> Balance:
-    """Return the account's balance."""
     return _decode(data, Balance)
 
 
@@ -118,7 +112,6 @@ def _converter(*, detailed: bool) -> cattrs.Converter:
     converter.register_structure_hook_func(lambda cls: cls == Mapping[str, Any], _read_mapping)
     factories: list[tuple[Callable[[Any], bool], Callable[..., _Hook]]] = [
         (attrs.has, _object_hook),
-        (lambda cls: isinstance(cls, UnionType), _optional_hook),
         (lambda cls: get_origin(cls) is tuple, _tuple_hook),
         (lambda cls: cls == tuple[WorkerStatus, ...], _workers_hook),  # the last one that fits is used
     ]
@@ -138,12 +131,6 @@ def _object_hook(cls: Any, converter: cattrs.Converter) -> _Hook:
         return read_fields(value, cls)
 
     return read
-
-
-def _optional_hook(cls: Any, converter: cattrs.Converter) -> _Hook:
-    # For `X | None`. A null never reaches this, because it is removed with its field.
-    hook: _Hook = converter.get_structure_hook(get_args(cls)[0])
-    return hook
 
 
 def _tuple_hook(cls: Any, converter: cattrs.Converter) -> _Hook:
@@ -236,6 +223,6 @@ _READERS: dict[Any, _Hook] = {
     str: _read_str,
     int: _read_int,
     float: _read_float,
-    bool: lambda value, _: bool(value),
+    bool: lambda value, _: bool(value),  # else it would be read as an int
     datetime: _read_datetime,
 }

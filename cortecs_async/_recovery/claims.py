@@ -41,12 +41,7 @@ def collect_foreign_claims(
 ) -> ForeignClaims:
     """Return the claims of other promises, of any account: two accounts may be one under two client ids.
 
-    Args:
-        api: The base URL of the service.
-        own: The state that has our promises, and perhaps other ones.
-        own_keys: The keys of our promises in `own`. In other states the same keys are other promises.
-        foreign: The other states.
-        now: Unix time in seconds.
+    `own_keys` are those of our promises in `own`. In the other states, the same keys are other promises.
     """
     claims = ForeignClaims()
     for state in (own, *foreign):

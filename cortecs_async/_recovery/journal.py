@@ -70,7 +70,6 @@ class JournalFile:
 
     @property
     def size(self) -> int:
-        """Size in bytes."""
         return os.fstat(self._fd).st_size
 
     def exists(self) -> bool:
@@ -89,7 +88,9 @@ class JournalFile:
 
     def read(self) -> JournalState:
         """Return the state that the records give."""
-        return fold(_read(self._fd))
+        with os.fdopen(self._fd, "rb", closefd=False) as file:
+            file.seek(0)
+            return fold(file.read())
 
     def remove(self) -> None:
         """Delete the file: all promises are kept."""
@@ -140,11 +141,11 @@ def is_owned(path: Path) -> bool | None:
         return None
     try:
         try:
-            _lock_shared(fd)
+            _lock(fd, shared=True)
         except OSError:
             return True
         # Closing is not enough: a child that is forked at this moment keeps a copy of the descriptor.
-        _unlock(fd)
+        fcntl.flock(fd, fcntl.LOCK_UN)
         return False
     finally:
         os.close(fd)
@@ -218,30 +219,11 @@ def _write(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _read(fd: int) -> bytes:
-    chunks: list[bytes] = []
-    offset = 0
-    while chunk := os.pread(fd, 1 << 20, offset):
-        chunks.append(chunk)
-        offset += len(chunk)
-    return b"".join(chunks)
-
-
-def _lock(fd: int) -> None:
+def _lock(fd: int, *, shared: bool = False) -> None:
     if fcntl is None:
         raise OSError("this platform has no file locks")
-    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-def _lock_shared(fd: int) -> None:
-    if fcntl is None:
-        raise OSError("this platform has no file locks")
-    fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-def _unlock(fd: int) -> None:
-    if fcntl is not None:
-        fcntl.flock(fd, fcntl.LOCK_UN)
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    fcntl.flock(fd, kind | fcntl.LOCK_NB)
 
 
 def _lock_unless_owned(fd: int) -> None:
@@ -255,8 +237,8 @@ def _lock_unless_owned(fd: int) -> None:
             _lock(fd)
         except OSError:
             # This fails if the lock is an owner's, but not if it is a shared one.
-            _lock_shared(fd)
-            _unlock(fd)
+            _lock(fd, shared=True)
+            fcntl.flock(fd, fcntl.LOCK_UN)
             time.sleep(_LOCK_RETRY_DELAY)
         else:
             return

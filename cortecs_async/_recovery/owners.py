@@ -44,11 +44,7 @@ class Owner:
 
 
 async def owners(promises: Promises) -> Mapping[str, Owner]:
-    """Return the owners of all instances that a journal names, by instance id.
-
-    Args:
-        promises: The client's, for the service and the directory.
-    """
+    """Return the owners of all instances that a journal names, by instance id."""
     if not promises.uses_journal:
         return _by_instance(_of_this_process(promises))
     return await promises.system.off_loop(

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import anyio
-import attrs
 
 from .._aio.threads import System
 from .._api.domain import InstanceArgs
 from .._api.matching import UnresolvedStart
+from .._api.wire import encode_start
 from .._config import Mode, Settings
 from .._errors import GuardError, JournalError
 from .._logging import Event, log
@@ -50,20 +50,10 @@ def state_directory(given: str | os.PathLike[str] | None) -> Path:
 class Promises:
     """Records the promises of one client.
 
-    Args:
-        settings: The settings that the reaper needs to reach the service.
-        journal: Whether to write a journal, and whether it is required.
-        guard: Whether to start a reaper, and whether it is required.
-        directory: The state directory.
-        system: The clock and the threads to use.
-
     Attributes:
-        system: The clock and the threads in use.
         store: The promises of all clients of this process.
         api: The base URL of the service.
         account: Fingerprint of the account; empty before the first token.
-        uses_journal: Whether this client writes and reads journals.
-        uses_reaper: Whether this client starts a reaper when it needs one.
     """
 
     def __init__(
@@ -77,6 +67,7 @@ class Promises:
         self._guard: Mode = guard
         self.uses_journal: bool = journal != "off"
         self.uses_reaper: bool = guard != "off"
+        self._blocks = self.uses_journal or self.uses_reaper
         self.store: PromiseStore = store_for(
             directory, journal=self.uses_journal, guard=self.uses_reaper, wall_clock=system.wall_clock
         )
@@ -106,15 +97,13 @@ class Promises:
     async def record_intent(self, args: InstanceArgs, baseline: str) -> str:
         """Record that a start is about to be sent, and return the key once the journal and the reaper know.
 
-        Raises:
-            JournalError: if a journal is required and cannot be written.
-            GuardError: if a reaper is required and none is running.
+        Raises as `flush` with `strict`; then nothing is promised.
         """
         self._join()
         key = self.store.new_key()
         self._own_keys.add(key)
-        sent_args = {name: value for name, value in attrs.asdict(args).items() if value is not None}
-        self.store.put({"kind": "INTENT", **self._common(key), "args": sent_args, "baseline": baseline})
+        sent = encode_start(args)
+        self.store.put({"kind": "INTENT", **self._common(key), "args": sent, "baseline": baseline})
         try:
             await self.flush(strict=True)
         except BaseException:
@@ -125,13 +114,10 @@ class Promises:
     def record_created(
         self, key: str | None, instance_id: str, *, goal: str, expires_at: float | None = None
     ) -> str:
-        """Record the promise to release an instance, and return its key.
+        """Record the promise to release an instance, and return its key: that of its start, if it has one.
 
-        Args:
-            key: The key of its start, or None for a new promise.
-            instance_id: The instance.
-            goal: "gone" or "stopped".
-            expires_at: Unix time in seconds at which the reaper releases it in any case; None for never.
+        The goal is "gone" or "stopped". At `expires_at`, Unix time in seconds, the reaper releases the
+        instance in any case; None for never.
         """
         self._join()
         key = key or self.store.new_key()
@@ -168,11 +154,7 @@ class Promises:
         self.store.put({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
 
     def abandon(self, key: str | None) -> bool:
-        """Record `ABANDONED` and write it soon, where nothing can be awaited.
-
-        Returns:
-            False if the promise is not open.
-        """
+        """Record `ABANDONED` and write it soon, where nothing can be awaited. Return whether it was open."""
         if key is None or not self.store.is_open(key):
             return False
         self.record_abandoned(key)
@@ -186,12 +168,9 @@ class Promises:
     async def flush(self, *, strict: bool = False) -> None:
         """Wait until every promise so far is in the journal and known to the reaper.
 
-        Args:
-            strict: Raise if a required journal or reaper is not available.
-
         Raises:
-            JournalError: if a journal is required and cannot be written.
-            GuardError: if a reaper is required and none is running.
+            JournalError: if `strict`, and a required journal cannot be written.
+            GuardError: if `strict`, and a required reaper is not running.
         """
         queued = self.store.queued
         async with self._flush_lock:
@@ -200,13 +179,13 @@ class Promises:
         if not strict:
             return
         problem = self.store.journal_problem
-        if self._journal == "required" and problem:
+        if self._journal == "required" and problem is not None:
             raise JournalError(
                 f"the journal in {self.store.directory} cannot be written: {problem}. Nothing was started. "
                 "Set state_dir= or CORTECS_STATE_DIR to another directory."
             )
         problem = self.store.reaper_problem
-        if self._guard == "required" and problem:
+        if self._guard == "required" and problem is not None:
             raise GuardError(f"the reaper is not running: {problem}. Nothing was started.")
 
     async def foreign_claims(self) -> ForeignClaims:
@@ -258,10 +237,6 @@ class Promises:
 
     def _common(self, key: str) -> Record:
         return {"entry": key, "account": self.account, "api": self.api, "at": self.system.wall_clock()}
-
-    @property
-    def _blocks(self) -> bool:
-        return self.uses_journal or self.uses_reaper
 
     def _commit_soon(self) -> None:
         if not self._blocks:

@@ -67,10 +67,7 @@ Reap = Callable[
 class Reaper:
     """The reaper's knowledge and decisions, without the pipe.
 
-    Args:
-        answer: Sends a message to the parent.
-        reap: Keeps promises; None for `recover.reap`, which needs the HTTP stack.
-        wall_clock: Returns Unix time in seconds.
+    `answer` sends a message to the parent, and `reap` keeps promises: `recover.reap` if it is None.
     """
 
     def __init__(

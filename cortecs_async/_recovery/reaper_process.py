@@ -41,9 +41,8 @@ _ENVIRONMENT = frozenset({
 class ReaperProcess:
     """A reaper, which can be started again when it is dead. Its caller makes sure that calls do not overlap.
 
-    Args:
-        on_death: Called in a thread when the reaper has died by itself.
-        on_action: Called in a thread with the record of an action of the reaper.
+    Both callbacks are called in a thread: `on_death` when the reaper has died by itself, and `on_action` with
+    the record of an action of the reaper.
     """
 
     def __init__(self, on_death: Callable[[], None], on_action: Callable[[Record], None]) -> None:

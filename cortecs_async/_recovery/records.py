@@ -58,9 +58,7 @@ class Promise:
     def due_at(self, *, owner_lives: bool, grace: float = 0.0) -> float | None:
         """Return the Unix time from which another process should keep the promise, or None for never.
 
-        Args:
-            owner_lives: Whether the process that made the promise is alive.
-            grace: Seconds after `expires_at` that a living owner has to release the instance itself.
+        `grace` is how many seconds after `expires_at` a living owner has to release the instance itself.
         """
         if self.candidates:
             return None
@@ -86,7 +84,6 @@ class JournalState:
     """The open promises of one process.
 
     Attributes:
-        promises: By key.
         baselines: Sets of ids, by the names that promises refer to.
         owner: The record of the process that made the promises.
         is_orphaned: The reaper has taken over from a dead owner.

@@ -8,7 +8,7 @@ process.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -83,10 +83,6 @@ class PendingPromise:
     promise: Promise
     report: Callable[[Record], None]
 
-    def unresolved_start(self) -> UnresolvedStart:
-        """Return its start, for a promise without an instance id."""
-        return unresolved_start_of(self.state, self.promise)
-
     def record_gone(self) -> None:
         """Record that the promise is kept."""
         self.report({"kind": "GONE", "entry": self.promise.key})
@@ -103,7 +99,6 @@ class Recovery:
         timeout: Seconds until it gives up on a promise.
         visible_until: Until when the instance of an unresolved start may appear, in seconds of
             `anyio.current_time`.
-        wall_clock: Returns Unix time in seconds.
         results: The promises that are done.
     """
 
@@ -118,17 +113,19 @@ class Recovery:
     async def run(self, promises: Iterable[PendingPromise]) -> dict[PendingPromise, RecoveryResult]:
         """Keep these promises, in parallel, and return what became of each."""
         unresolved: list[PendingPromise] = []
+        claimed: set[str] = set()
         async with anyio.create_task_group() as tasks:
             for pending in promises:
                 candidates = pending.promise.candidates
                 if candidates:
                     self.results[pending] = RecoveryResult(state="ambiguous", candidates=candidates)
                 elif pending.promise.instance_id is not None:
+                    claimed.add(pending.promise.instance_id)
                     tasks.start_soon(self._release, pending, pending.promise.instance_id)
                 else:
                     unresolved.append(pending)
             if unresolved:
-                tasks.start_soon(self._resolve_and_release, unresolved, tasks)
+                tasks.start_soon(self._resolve_and_release, unresolved, claimed, tasks)
         return self.results
 
     async def _release(self, pending: PendingPromise, instance_id: str) -> None:
@@ -181,10 +178,14 @@ class Recovery:
                 return False
         return False
 
-    async def _resolve_and_release(self, promises: Sequence[PendingPromise], tasks: TaskGroup) -> None:
-        """Look for the instances that unresolved starts made, and release each once it is proven."""
-        unresolved = {pending: pending.unresolved_start() for pending in promises}
-        claimed: set[str] = set()
+    async def _resolve_and_release(
+        self, promises: Sequence[PendingPromise], claimed: set[str], tasks: TaskGroup
+    ) -> None:
+        """Look for the instances that unresolved starts made, and release each once it is proven.
+
+        Those that are found are added to `claimed`, the instances of all promises.
+        """
+        unresolved = {pending: unresolved_start_of(pending.state, pending.promise) for pending in promises}
         backoff = Backoff(first=2 * _LIST_INTERVAL, limit=_MAX_LIST_INTERVAL)
         deadline = anyio.current_time() + self.timeout
         while unresolved:
@@ -211,12 +212,11 @@ class Recovery:
         *,
         is_final: bool,
     ) -> None:
-        claims = self.foreign_claims()
-        unclaimed = [each for each in listed if each.instance_id not in claimed | claims.ids]
-        starts = sorted([*claims.orphaned_starts, *unresolved.values()], key=lambda each: each.order)
-        for pending, start in list(unresolved.items()):
+        outcomes = match_starts(
+            unresolved, listed, claimed, claims=self.foreign_claims(), now=self.wall_clock()
+        )
+        for pending, outcome in outcomes.items():
             promise = pending.promise
-            outcome = resolve_start(promise, start, starts, unclaimed, claims=claims, now=self.wall_clock())
             if isinstance(outcome, Instance):
                 instance_id = outcome.instance_id
                 claimed.add(instance_id)
@@ -247,32 +247,28 @@ class Recovery:
             return None
 
 
-def resolve_start(
-    promise: Promise,
-    start: UnresolvedStart,
-    starts: Sequence[UnresolvedStart],
-    unclaimed: Iterable[Instance],
+def match_starts(
+    unresolved: Mapping[PendingPromise, UnresolvedStart],
+    listed: Iterable[Instance],
+    claimed: set[str],
     *,
     claims: ForeignClaims,
     now: float,
-) -> Instance | Ambiguous | None:
-    """Return the instance that the start of a dead process made, if that is proven.
+) -> dict[PendingPromise, Instance | Ambiguous | None]:
+    """Return for each unresolved start of a dead process the instance that it made, if that is proven.
 
-    Args:
-        promise: The promise of the start.
-        start: The start.
-        starts: All unresolved starts of dead processes, with this one, in their order.
-        unclaimed: The instances that no process is known to own.
-        claims: What other processes claim.
-        now: Unix time in seconds.
-
-    Returns:
-        None if no instance is visible that the start can have made.
+    `claimed` are the instances of other promises of these processes, and `claims` those of other processes.
+    The result is None if no instance is visible that the start can have made.
     """
-    outcome = match_start(start, starts, unclaimed)
-    if isinstance(outcome, Instance) and not _is_proven(outcome, promise, claims, now):
-        return Ambiguous((outcome.instance_id,))
-    return outcome
+    unclaimed = [each for each in listed if each.instance_id not in claimed | claims.ids]
+    starts = sorted([*claims.orphaned_starts, *unresolved.values()], key=lambda each: each.order)
+    outcomes: dict[PendingPromise, Instance | Ambiguous | None] = {}
+    for pending, start in unresolved.items():
+        outcome = match_start(start, starts, unclaimed)
+        if isinstance(outcome, Instance) and not _is_proven(outcome, pending.promise, claims, now):
+            outcome = Ambiguous((outcome.instance_id,))
+        outcomes[pending] = outcome
+    return outcomes
 
 
 def _is_proven(instance: Instance, promise: Promise, claims: ForeignClaims, now: float) -> bool:

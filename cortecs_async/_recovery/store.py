@@ -35,12 +35,6 @@ _DURABLE_KINDS = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED"})
 class PromiseStore:
     """The open promises of a process. Clients `join` it before they use it, and `leave` it after.
 
-    Args:
-        directory: The directory of the journals.
-        journal: Whether to write a journal.
-        guard: Whether to start a reaper.
-        wall_clock: Returns Unix time in seconds.
-
     Attributes:
         state: The committed records.
         queued: Number of records that were queued.
@@ -166,9 +160,7 @@ class PromiseStore:
     def count_orphans(self, api: str, account: str) -> int:
         """Return the number of promises that dead owners left, and remove their journals that hold none.
 
-        Args:
-            api: Count only promises with this base URL.
-            account: Count only promises of this account; of all if empty.
+        Only promises of this service and account count, or those of all accounts if `account` is empty.
         """
         count, now = 0, self._wall_clock()
         for journal in orphaned_journals(self.directory):

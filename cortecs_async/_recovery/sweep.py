@@ -17,11 +17,11 @@ from .._aio.eventloop import WallClock
 from .._api.domain import Instance, to_hf_name
 from .._api.instances import Instances
 from .._logging import Event, log
-from .claims import ForeignClaims, collect_foreign_claims
+from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .journal import JournalFile, orphaned_journals
 from .promises import Promises
 from .records import JournalState, Record
-from .recover import VISIBILITY_WINDOW, PendingPromise, Recovery, resolve_start
+from .recover import VISIBILITY_WINDOW, PendingPromise, Recovery, match_starts
 
 OrphanState = Literal["found", "unsettled", "released", "gone", "ambiguous", "left", "held", "foreign"]
 
@@ -59,11 +59,7 @@ async def sweep(
 ) -> tuple[Orphan, ...]:
     """Release what is proven to be left behind, or with `dry_run` only report it.
 
-    Args:
-        instances: Sends the requests, without retries.
-        promises: The client's, for the account and the directory.
-        dry_run: Touch nothing.
-        timeout: Seconds for all of it.
+    `instances` sends the requests, without retries. The `timeout` is for all of it, in seconds.
     """
     listed = await instances.list()  # its token also tells the account
     wall_clock = promises.system.wall_clock
@@ -71,21 +67,30 @@ async def sweep(
     results: list[Orphan] = []
     try:
         due: list[PendingPromise] = []
+        skipped_ids: set[str] = set()
         now = wall_clock()
         for pending in _all_pending(promises, journals):
-            if pending.promise.account != promises.account:
+            promise = pending.promise
+            if promise.account != promises.account:
                 results.append(_orphan(pending, "foreign"))
-            elif pending.promise.needs_recovery(now):
+            elif promise.needs_recovery(now):
                 due.append(pending)
+                continue
             else:
                 results.append(_orphan(pending, "held"))
+            if promise.api == promises.api:
+                skipped_ids.update(promise.candidates)
+                if promise.instance_id is not None:
+                    skipped_ids.add(promise.instance_id)
         paths = {journal.path for journal, _ in journals}
         own = promises.store.state
         own_keys = {pending.promise.key for pending in due if pending.state is own}
 
         def claims() -> ForeignClaims:
             foreign = promises.store.foreign_states(without=paths)
-            return collect_foreign_claims(promises.api, own, own_keys, foreign, wall_clock())
+            claims = collect_foreign_claims(promises.api, own, own_keys, foreign, wall_clock())
+            claims.ids.update(skipped_ids)
+            return claims
 
         if dry_run:
             results += _preview(due, listed, claims(), now)
@@ -164,14 +169,13 @@ def _preview(
     due: Sequence[PendingPromise], listed: Sequence[Instance], claims: ForeignClaims, now: float
 ) -> Iterable[Orphan]:
     existing = {each.instance_id for each in listed}
-    claimed = {pending.promise.instance_id for pending in due} | claims.ids
-    unclaimed = [each for each in listed if each.instance_id not in claimed]
+    claimed = {pending.promise.instance_id for pending in due if pending.promise.instance_id is not None}
     unresolved = {
-        pending: pending.unresolved_start()
+        pending: unresolved_start_of(pending.state, pending.promise)
         for pending in due
         if pending.promise.instance_id is None and not pending.promise.candidates
     }
-    starts = sorted([*claims.orphaned_starts, *unresolved.values()], key=lambda each: each.order)
+    outcomes = match_starts(unresolved, listed, claimed, claims=claims, now=now)
     for pending in due:
         promise = pending.promise
         if promise.candidates:
@@ -180,7 +184,7 @@ def _preview(
         elif promise.instance_id is not None:
             yield _orphan(pending, "found" if promise.instance_id in existing else "gone")
         else:
-            outcome = resolve_start(promise, unresolved[pending], starts, unclaimed, claims=claims, now=now)
+            outcome = outcomes[pending]
             if outcome is None:
                 is_recent = now - promise.at < VISIBILITY_WINDOW
                 yield _orphan(pending, "unsettled" if is_recent else "gone")

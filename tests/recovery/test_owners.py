@@ -229,14 +229,15 @@ class TestSharedLocks:
     ) -> None:
         JournalFile.create(tmp_path, []).close()
         (path,) = tmp_path.iterdir()
-        lock_shared = _journal._lock_shared
+        lock = _journal._lock
         copies: list[int] = []
 
-        def forked(fd: int) -> None:
-            lock_shared(fd)
+        def forked(fd: int, *, shared: bool) -> None:
+            assert shared
+            lock(fd, shared=True)
             copies.append(os.dup(fd))
 
-        monkeypatch.setattr(_journal, "_lock_shared", forked)
+        monkeypatch.setattr(_journal, "_lock", forked)
         assert is_owned(path) is False
         monkeypatch.undo()
         locked = try_lock(path)

@@ -1,4 +1,8 @@
-"""Test an instance that a dead process acquired: released when it expires, unless it is deleted before."""
+"""Test the recovery of what a dead process left.
+
+An instance that it acquired is released when it expires, unless it is deleted before. The instance of a lost
+start is released, and not one of another start.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,13 @@ from _world import HARDWARE, MODEL, World, emulated_wall_clock
 from cortecs_async import AsyncCortecs
 from cortecs_async._recovery.claims import collect_foreign_claims
 from cortecs_async._recovery.records import JournalState, Record
-from cortecs_async._recovery.recover import _HELD_POLL_INTERVAL, PendingPromise, Recovery, RecoveryResult
+from cortecs_async._recovery.recover import (
+    _HELD_POLL_INTERVAL,
+    VISIBILITY_WINDOW,
+    PendingPromise,
+    Recovery,
+    RecoveryResult,
+)
 from cortecs_async.emulator import Emulator, Fault
 
 LIFETIME = 3600.0
@@ -120,4 +130,52 @@ async def test_a_held_instance_that_only_seems_to_be_missing_is_kept(
             tasks.start_soon(clear_faults)
             assert (await held.recover()).state == "released"
         assert held.until <= emulated_wall_clock() < held.until + 60
+        assert emu.existing == ()
+
+
+async def test_the_instance_of_an_equal_start_is_not_taken_for_that_of_a_lost_start(
+    world: World, journals: Path
+) -> None:
+    async with world() as (emu, client):
+        answered = emu.start_instance(MODEL, HARDWARE)
+        now = emulated_wall_clock()
+        args = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}
+        common = {"account": "a", "api": emu.api_base_url, "at": now, "args": args, "baseline": "b"}
+        state = JournalState()
+        for record in (
+            {"kind": "BASELINE", "baseline": "b", "ids": []},
+            {"kind": "INTENT", "entry": "answered", **common},
+            {"kind": "INTENT", "entry": "lost", **common},
+            {"kind": "CREATED", "entry": "answered", "instance_id": answered, "goal": "gone"},
+        ):
+            assert state.apply(record)
+        reported: list[Record] = []
+
+        def report(record: Record) -> None:
+            state.apply(record)
+            reported.append(record)
+
+        recovery = Recovery(
+            instances=client._wiring._releasing,
+            foreign_claims=lambda: collect_foreign_claims(
+                emu.api_base_url, state, {"answered", "lost"}, [], emulated_wall_clock()
+            ),
+            note=lambda _: None,
+            timeout=300.0,
+            visible_until=anyio.current_time() + VISIBILITY_WINDOW,
+            wall_clock=emulated_wall_clock,
+        )
+        appeared: list[str] = []
+        async with anyio.create_task_group() as tasks:
+
+            async def appear_late() -> None:
+                await anyio.sleep(3.0)
+                appeared.append(emu.start_instance(MODEL, HARDWARE))
+
+            tasks.start_soon(appear_late)
+            pending = [PendingPromise(state, promise, report) for promise in state.promises.values()]
+            results = await recovery.run(pending)
+        found = [each["instance_id"] for each in reported if each["kind"] == "CREATED"]
+        assert found == appeared
+        assert [each.state for each in results.values()] == ["released", "released"]
         assert emu.existing == ()

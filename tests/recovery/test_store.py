@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import anyio.to_thread
@@ -125,6 +125,20 @@ async def test_without_a_disk_a_required_journal_is_an_error(
     world: World, journals: Path, state_dir: Path, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     break_disk(monkeypatch, how, state_dir)
+    async with world(journal="required") as (emu, client):
+        with pytest.raises(errors.JournalError, match="Nothing was started"):
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        assert emu.ledger == ()
+
+
+async def test_an_error_without_a_text_is_a_missing_journal_all_the_same(
+    world: World, journals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> NoReturn:
+        raise OSError
+
+    monkeypatch.setattr(JournalFile, "create", fail)
     async with world(journal="required") as (emu, client):
         with pytest.raises(errors.JournalError, match="Nothing was started"):
             async with client.instance(MODEL, HARDWARE):

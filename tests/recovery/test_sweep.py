@@ -144,6 +144,29 @@ async def test_the_instance_of_an_intent_is_waited_for_before_it_is_closed(
     assert list(read_journals(journals)) == []
 
 
+@pytest.mark.parametrize("account", ["the same", "another"])
+async def test_the_instance_of_an_equal_start_that_is_not_due_is_not_touched(
+    world: World, journals: Path, account: str
+) -> None:
+    async with swept(world) as (emu, client):
+        theirs = emu.start_instance(MODEL, HARDWARE)
+        journal_of(
+            emu,
+            journals,
+            baseline(),
+            intent("theirs", **({"account": account} if account == "another" else {})),
+            created(theirs, "theirs", expires_at=EPOCH + anyio.current_time() + 3600.0),
+            {"kind": "HELD", "entry": "theirs"},
+            intent("lost"),
+        ).close()
+        skipped = ("foreign" if account == "another" else "held", theirs)
+        found = await client.orphans()
+        assert {(each.state, each.instance_id) for each in found} == {skipped, ("unsettled", None)}
+        swept_orphans = await client.sweep()
+        assert {(each.state, each.instance_id) for each in swept_orphans} == {skipped, ("gone", None)}
+        assert emu.billing == (theirs,)
+
+
 async def test_two_candidates_are_ambiguous_and_not_touched(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
         two = emu.start_instance(MODEL, HARDWARE), emu.start_instance(MODEL, HARDWARE)
