@@ -1234,7 +1234,7 @@ MUTANTS = [
     Mutant(
         "sends requests at full concurrency during an outage",
         "_batch/workers.py",
-        "return self._limit.value if self._health.suspect_since is None else 0",
+        "return self.limit.value if self._health.suspect_since is None else 0",
         "return self._limit.value",
         "batch/test_run.py::TestFailures::test_an_outage_fails_no_request",
     ),
@@ -1276,7 +1276,7 @@ MUTANTS = [
     Mutant(
         "loses the requests under way on a lost instance",
         "_batch/workers.py",
-        "            self._queue.put_back(request)\n            raise",
+        "            self.queue.put_back(request)\n            raise",
         "            raise",
         "batch/test_workers.py::test_requests_in_flight_on_a_lost_instance_are_sent_to_another",
     ),

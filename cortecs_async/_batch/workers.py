@@ -51,13 +51,13 @@ class WorkerPool:
         running: Requests in flight.
     """
 
-    _instance_id: str
-    _model: str
-    _post: Callable[[str, bytes], Awaitable[Reply | Failure]]
-    _queue: RequestQueue
-    _writer: AnswerWriter
-    _limit: ConcurrencyLimit
-    _max_retries: int
+    instance_id: str
+    model: str
+    post: Callable[[str, bytes], Awaitable[Reply | Failure]]
+    queue: RequestQueue
+    writer: AnswerWriter
+    limit: ConcurrencyLimit
+    max_retries: int
     running: int = 0
     _tasks: TaskGroup = field(init=False)
     _size: int = 0
@@ -84,7 +84,7 @@ class WorkerPool:
 
     @property
     def _target_size(self) -> int:
-        return self._limit.value if self._health.suspect_since is None else 0
+        return self.limit.value if self._health.suspect_since is None else 0
 
     def _grow(self) -> None:
         while self._size < self._target_size:
@@ -98,17 +98,17 @@ class WorkerPool:
 
     async def _run_worker(self) -> None:
         try:
-            while self._size <= self._target_size and not self._queue.is_finished:
+            while self._size <= self._target_size and not self.queue.is_finished:
                 if self._health.resume_at > self._clock():
                     await self._wait_until(self._health.resume_at)
                     continue
-                if self._writer.is_full:
-                    await self._writer.wait_for_space()
-                request = self._queue.get_nowait()
+                if self.writer.is_full:
+                    await self.writer.wait_for_space()
+                request = self.queue.get_nowait()
                 if request is None:
                     self._idle += 1
                     try:
-                        await self._queue.wait_for_change()
+                        await self.queue.wait_for_change()
                     finally:
                         self._idle -= 1
                     continue
@@ -124,9 +124,9 @@ class WorkerPool:
         began = self._clock()
         self.running += 1
         try:
-            outcome = await self._post(request.path, request.body)
+            outcome = await self.post(request.path, request.body)
         except BaseException:
-            self._queue.put_back(request)
+            self.queue.put_back(request)
             raise
         finally:
             self.running -= 1
@@ -140,12 +140,12 @@ class WorkerPool:
         self._answers += 1
         usage = result.usage
         tokens = 1 if usage is None else usage.prompt_tokens + usage.completion_tokens or 1
-        is_full = self._size - self._idle >= _FULL_SHARE * self._limit.value
-        self._limit.record_answer(now, began, tokens, is_full=is_full)
+        is_full = self._size - self._idle >= _FULL_SHARE * self.limit.value
+        self.limit.record_answer(now, began, tokens, is_full=is_full)
 
     def _complete(self, line: AnswerLine) -> None:
-        self._writer.put(line)
-        self._queue.task_done()
+        self.writer.put(line)
+        self.queue.task_done()
 
     def _handle_failure(self, request: Request, failed: FailedAttempt, began: float, now: float) -> None:
         health = self._health
@@ -159,7 +159,7 @@ class WorkerPool:
             failed.reason is FailureReason.UNAVAILABLE and is_up
         )
         if self.running and is_rejection:
-            self._limit.record_rejection(now, began)
+            self.limit.record_rejection(now, began)
             request.rejections += 1
             self._retry_later(request, failed, request.rejections)
             return
@@ -169,11 +169,11 @@ class WorkerPool:
         if is_to_blame:
             # The first time, the failure before counts too.
             request.own_failures += 1 if request.own_failures else 2
-            if request.own_failures > self._max_retries or request.timeouts >= _MAX_REQUEST_TIMEOUTS:
+            if request.own_failures > self.max_retries or request.timeouts >= _MAX_REQUEST_TIMEOUTS:
                 self._complete(failed.line)
                 return
         is_unclear = not self.running or (has_failed_before and not is_to_blame)
-        health.record_failure(now, concurrency=self._limit.value, is_unclear=is_unclear)
+        health.record_failure(now, concurrency=self.limit.value, is_unclear=is_unclear)
         if health.suspect_since is not None and not self._is_probing:
             self._is_probing = True
             self._tasks.start_soon(self._probe, request.path)
@@ -182,7 +182,7 @@ class WorkerPool:
             if self._timeouts >= max(_MAX_TIMEOUTS, self._answers):
                 self._stop(self._endpoint_error(f"has timed out {self._timeouts} times: {failed.detail}"))
             log(Event.BATCH_RETRY_LAST, custom_id=request.custom_id, reason=failed.detail)
-            self._queue.retry_last(request)
+            self.queue.retry_last(request)
         else:
             self._retry_later(request, failed, request.failures)
 
@@ -190,14 +190,14 @@ class WorkerPool:
         # Without the `Retry-After`, which holds for this endpoint only. Another one may be free.
         wait = retry_delay(failures - 1)
         log(Event.BATCH_RETRY, custom_id=request.custom_id, wait=wait, reason=failed.detail)
-        self._queue.retry_later(request, wait)
+        self.queue.retry_later(request, wait)
 
     async def _probe(self, path: str) -> None:
         """Send probes until the endpoint answers anything, or give it up after too long."""
         health = self._health
-        request = probe_request(path, self._model)
+        request = probe_request(path, self.model)
         try:
-            while health.suspect_since is not None and not self._queue.is_finished:
+            while health.suspect_since is not None and not self.queue.is_finished:
                 if health.resume_at > self._clock():
                     await self._wait_until(health.resume_at)
                     continue
@@ -208,7 +208,7 @@ class WorkerPool:
                 if isinstance(verdict, AnswerLine):
                     health.record_success(now)
                     return
-                log(Event.BATCH_DOUBT, instance_id=self._instance_id, reason=verdict.detail)
+                log(Event.BATCH_DOUBT, instance_id=self.instance_id, reason=verdict.detail)
                 health.record_retry_after(verdict, now)
                 # Requests in flight may still be answered: some answers take longer than the timeout.
                 if health.has_timed_out(verdict, now) and not self.running:
@@ -225,12 +225,12 @@ class WorkerPool:
         async with anyio.create_task_group() as tasks:
 
             async def cancel_when_finished() -> None:
-                await self._queue.finished.wait()
+                await self.queue.finished.wait()
                 tasks.cancel_scope.cancel()
 
             tasks.start_soon(cancel_when_finished)
             with anyio.move_on_after(_PROBE_TIMEOUT) as scope:
-                outcome = await self._post(request.path, request.body)
+                outcome = await self.post(request.path, request.body)
             if scope.cancelled_caught:
                 detail = f"no answer within {_PROBE_TIMEOUT:g} s"
                 outcome = Failure(kind=FailureKind.TIMED_OUT, detail=detail)
@@ -240,7 +240,7 @@ class WorkerPool:
     async def _wait_until(self, deadline: float) -> None:
         # Other instances may finish the queue meanwhile.
         with anyio.CancelScope(deadline=deadline):
-            await self._queue.finished.wait()
+            await self.queue.finished.wait()
 
     def _give_up(self, failed: FailedAttempt, seconds: float) -> None:
         problems = {
@@ -252,7 +252,7 @@ class WorkerPool:
 
     def _endpoint_error(self, problem: str) -> EndpointError:
         return EndpointError(
-            f"the endpoint of instance {self._instance_id} {problem}. All answers are kept; run the same "
+            f"the endpoint of instance {self.instance_id} {problem}. All answers are kept; run the same "
             "batch again to continue.",
-            instance_id=self._instance_id,
+            instance_id=self.instance_id,
         )

@@ -220,8 +220,8 @@ class InstanceHandle(Endpoint):
     """
 
     instance_id: str
-    base_url: str
-    model: str
+    base_url: str  # pyright: ignore[reportIncompatibleMethodOverride]  # a field may be read like a property
+    model: str  # pyright: ignore[reportIncompatibleMethodOverride]
     account: str = field(repr=False)
     expires_at: float | None = None
 

@@ -145,7 +145,7 @@ def is_owned(path: Path) -> bool | None:
         except OSError:
             return True
         # Closing is not enough: a child that is forked at this moment keeps a copy of the descriptor.
-        fcntl.flock(fd, fcntl.LOCK_UN)
+        _unlock(fd)
         return False
     finally:
         os.close(fd)
@@ -226,6 +226,11 @@ def _lock(fd: int, *, shared: bool = False) -> None:
     fcntl.flock(fd, kind | fcntl.LOCK_NB)
 
 
+def _unlock(fd: int) -> None:
+    if fcntl is not None:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
 def _lock_unless_owned(fd: int) -> None:
     """Lock a file, and wait for the shared locks of `is_owned`.
 
@@ -238,7 +243,7 @@ def _lock_unless_owned(fd: int) -> None:
         except OSError:
             # This fails if the lock is an owner's, but not if it is a shared one.
             _lock(fd, shared=True)
-            fcntl.flock(fd, fcntl.LOCK_UN)
+            _unlock(fd)
             time.sleep(_LOCK_RETRY_DELAY)
         else:
             return
