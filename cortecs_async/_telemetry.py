@@ -201,13 +201,13 @@ class Report:
         self._observer.catch_up()
         self._began_at = self._clock()
         self._lease = self._begin("lease")
-        self.let_through()
+        self.raise_kept_interruption()
 
-    def turn(self, phase: Phase) -> None:
+    def begin_phase(self, phase: Phase) -> None:
         """End the present phase without an error, and begin this one."""
         self.leave(None)
         self._phase = self._begin(phase)
-        self.let_through()
+        self.raise_kept_interruption()
 
     def tear_down(self) -> None:
         """Begin the teardown, unless it has begun before an interruption."""
@@ -264,7 +264,7 @@ class Report:
         else:
             self._observer.failed(call)
 
-    def let_through(self) -> None:
+    def raise_kept_interruption(self) -> None:
         """Raise the interruption that was kept, if there is one."""
         error, self.interruption = self.interruption, None
         if error is not None:

@@ -66,10 +66,10 @@ def run(ctx: click.Context, /, model: str, hardware: str | None, **options: Any)
 
     \b
     The command gets these environment variables:
-      OPENAI_BASE_URL               the address of the instance
+      OPENAI_BASE_URL               the URL of the instance
       OPENAI_API_KEY                your CORTECS_API_KEY or OPENAI_API_KEY
       OPENAI_MODEL, CORTECS_MODEL   the name to pass as model
-      CORTECS_INSTANCE_ID           the instance
+      CORTECS_INSTANCE_ID           the id of the instance
     It does not get CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET.
 
     Signals are forwarded to the command. When the command ends, the instance is deleted, and run returns
@@ -78,7 +78,8 @@ def run(ctx: click.Context, /, model: str, hardware: str | None, **options: Any)
 
     \b
     Exits with the exit code of the command (128 + n if signal n ended it), or:
-      125   the lease failed
+      125   the instance did not start, was lost, reached a limit, or could not be
+            deleted
       126   the command is not executable
       127   the command does not exist
     """  # noqa: D301  (\b keeps click from wrapping a paragraph)

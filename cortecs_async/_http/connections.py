@@ -177,7 +177,7 @@ def client_class() -> Any:
         from httpx_aiohttp import HttpxAiohttpClient  # noqa: PLC0415  (optional, and slow to import)
     except ImportError:
         raise ConfigurationError(
-            "transport='aiohttp' needs two more packages: pip install 'cortecs-async[aiohttp]'"
+            "transport='aiohttp' requires the extra aiohttp: pip install 'cortecs-async[aiohttp]'"
         ) from None
     return HttpxAiohttpClient
 

@@ -102,7 +102,7 @@ def status_of(instance: Instance, now: float, settings: Settings) -> LedgerStatu
 def step_of(worker: int, elapsed: float, settings: Settings) -> int:
     """Return the step, 1 to `num_steps`, of a worker (counted from 0), `elapsed` seconds after the start.
 
-    Each worker is one step behind the one before it.
+    Each worker starts one step later than the one before it.
     """
     last = settings.num_steps
     if settings.step_seconds <= 0:

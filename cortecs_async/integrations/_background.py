@@ -95,8 +95,8 @@ class ManagedInstance(abc.ABC):
         """
         if self._tasks is None:
             raise InvalidArgumentError(
-                f"{self!r} is used outside its `async with` block: enter it in the lifespan of the app that "
-                "is served (servers do not run the lifespans of mounted apps)"
+                f"{self!r} must be used inside its `async with` block. Enter it in the lifespan of the app "
+                "that is served (servers do not run the lifespans of mounted apps)"
             )
         if isinstance(self._state, Unavailable):
             raise NotReadyError(self._state.reason, retry_after=self._state.retry_after)
@@ -124,14 +124,14 @@ class ManagedInstance(abc.ABC):
         return self._state
 
     async def __aenter__(self) -> Self:
-        """Begin to start an instance, and return at once.
+        """Begin to start an instance, without waiting for it to run.
 
         Raises:
-            InvalidArgumentError: If an argument is invalid, or the block is entered already.
+            InvalidArgumentError: If an argument is invalid, or the block was already entered.
             ConfigurationError: If it cannot work on this machine.
         """
         if self._tasks is not None:
-            raise InvalidArgumentError(f"{self!r} is entered already")
+            raise InvalidArgumentError(f"{self!r} was already entered")
         await self._check()
         self._changed = anyio.Event()
         self._state = Unavailable("the instance is being started")
@@ -290,5 +290,5 @@ def _remaining(name: str, limit: float | None, used: float) -> float | None:
     if limit is None or not used:
         return limit
     if limit <= used:
-        raise InvalidArgumentError(f"{name} is used up by the instances so far")
+        raise InvalidArgumentError(f"{name} has been reached by the instances started so far")
     return limit - used

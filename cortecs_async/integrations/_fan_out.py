@@ -81,7 +81,7 @@ class _InstanceHealth:
         silence = now - self._silent_since
         if silence > (_SILENCE_TIMEOUT if self._has_answered else _INITIAL_SILENCE_TIMEOUT):
             raise EndpointError(
-                f"instance {self.instance_id} has answered nothing for {silence:.0f} s: {failure}",
+                f"instance {self.instance_id} has not answered for {silence:.0f} s: {failure}",
                 instance_id=self.instance_id,
             )
         if now >= self.resume_at:  # chunks that fail together count as one
@@ -180,7 +180,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             ("max_attempts", max_attempts),
         ):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise InvalidArgumentError(f"{name} must be a whole number from 1, not {number!r}")
+                raise InvalidArgumentError(f"{name} must be a whole number of at least 1, not {number!r}")
         self._leases = list(leases)
         if not self._leases:
             raise InvalidArgumentError("fan_out needs at least one lease: [client.instance(...), ...]")

@@ -18,7 +18,7 @@ _WAKE_INTERVAL = 1.0
 # Statuses that another attempt may change: they concern the endpoint, the key or the load, not the request.
 _RETRYABLE_STATUSES = frozenset({401, 403, 404, 408, 409, 425, 429})
 
-# Names in openai, httpx, aiohttp and in packages built on them for a request that got no answer.
+# Names in openai, httpx, aiohttp and in packages built on them for a request that received no response.
 _CONNECTION_ERRORS = frozenset(
     {"APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError"}
 )

@@ -114,7 +114,7 @@ class OpenTelemetry(Telemetry):
             description = f"{type(end.error).__name__}: {end.error}"
             span.set_status(self._trace.StatusCode.ERROR, description)
         elif end.outcome == "abandoned":
-            span.set_status(self._trace.StatusCode.ERROR, "never released: left to the reaper")
+            span.set_status(self._trace.StatusCode.ERROR, "not released: the reaper releases it")
         span.end()
 
     def retry(self, retry: RequestRetry) -> None:
