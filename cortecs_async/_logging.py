@@ -114,7 +114,7 @@ class Event(enum.Enum):
     HTTP_REQUEST = (
         "http.request",
         DEBUG,
-        "%(method)s %(path)s: %(answer)s in %(seconds).2f s",
+        "%(method)s %(path)s: %(outcome)s in %(seconds).2f s",
         "method path status seconds attempt request_id",
     )
     HTTP_RETRY = (

@@ -1,4 +1,4 @@
-"""Turn signals into a cancellation, for programs without an orderly shutdown of their own."""
+"""Turn signals into a cancellation, for programs that do not handle shutdown themselves."""
 
 from __future__ import annotations
 

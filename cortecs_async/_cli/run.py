@@ -26,7 +26,7 @@ _COMMAND = "cortecs_async.command"
 
 
 class _RunCommand(click.Command):
-    """Splits off what follows `--`. click itself cannot tell HARDWARE from COMMAND."""
+    """Splits off the command after `--`. click itself cannot distinguish HARDWARE from COMMAND."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own, command = args, list[str]()
@@ -141,7 +141,7 @@ async def _run_command(command: list[str], lease: InstanceLease) -> int:
 
 
 def _environment(lease: InstanceLease) -> dict[str, str]:
-    """Return the environment of the command, with what it needs for inference and no credentials."""
+    """Return the environment of the command, with the variables for inference and without credentials."""
     endpoint = lease.openai_kwargs()
     return {
         **{name: value for name, value in os.environ.items() if name not in CREDENTIALS},

@@ -77,7 +77,7 @@ def watch(ids: tuple[str, ...], until_running: bool, as_json: bool) -> None:
 async def _watch(ids: tuple[str, ...], until_running: bool, display: AbstractContextManager[_Show]) -> bool:
     """Watch instances. Returns whether all went well."""
     async with AsyncCortecs(guard="off") as client:
-        # Even if ids are given, so that a service that cannot be reached is an error at once.
+        # Even if ids are given, so that an unreachable service is an error immediately.
         listed = await client.instances.list()
         chosen = ids or tuple(instance.instance_id for instance in listed)
         if not chosen:

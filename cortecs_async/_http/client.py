@@ -52,7 +52,7 @@ class _Attempts:
 
 
 class HTTP:
-    """Sends the requests of one client. Has its connections, its token and its event loop."""
+    """Sends the requests of one client, with its connections and its token, on one event loop."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class HTTP:
         while True:
             # Before it takes a slot, because all requests that wait for a token wait for the same one.
             token = await self._token_for(attempts)
-            outcome = await self._send_in_turn(attempts, token)
+            outcome = await self._send_with_slot(attempts, token)
             if isinstance(outcome, Reply):
                 return outcome
             if call.has_effect and may_have_taken_effect(call.method, outcome):
@@ -164,7 +164,7 @@ class HTTP:
         attempts.elapsed += anyio.current_time() - began
         return token
 
-    async def _send_in_turn(self, attempts: _Attempts, token: Token | None) -> Reply | Failure:
+    async def _send_with_slot(self, attempts: _Attempts, token: Token | None) -> Reply | Failure:
         """Wait for a free slot, and send the request once, unless it times out before that."""
         call, settings = attempts.call, attempts.settings
         await self._limiter.acquire(call.priority)
@@ -190,7 +190,7 @@ class HTTP:
             seconds=seconds,
             attempt=attempts.count,
             request_id=outcome.request_id,
-            answer=_answer(outcome),
+            outcome=_outcome_text(outcome),
         )
         return outcome
 
@@ -269,7 +269,7 @@ class HTTP:
         return Token(value=value, renew_at=renewal_time(requested_at, lifetime))
 
 
-def _answer(outcome: Reply | Failure) -> str:
+def _outcome_text(outcome: Reply | Failure) -> str:
     """Return the outcome of an attempt for the log, with the text of the service about a failure."""
     if isinstance(outcome, Reply):
         return str(outcome.status)

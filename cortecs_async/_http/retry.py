@@ -40,7 +40,7 @@ def is_transient(failure: Failure) -> bool:
 
 
 def may_have_taken_effect(method: str, failure: Failure) -> bool:
-    """Return whether the service may have carried out the request."""
+    """Return whether the service may have processed the request."""
     if method == "GET" or failure.kind is FailureKind.NOT_SENT:
         return False
     if failure.kind is FailureKind.STATUS:

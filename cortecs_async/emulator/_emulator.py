@@ -84,9 +84,9 @@ class Emulator:
             parallel: How many answers each instance works on in parallel, regardless of its workers; more
                 wait in order. None for no limit. A caller that disconnects while it waits releases its
                 place to the next that arrives.
-            queue: How many answers may wait; one more gets a 429 with `Retry-After`. None for no limit.
-            capacity: The number of GPU sets by hardware type; types that are not listed are unlimited. Each
-                worker uses one set.
+            queue: How many answers may wait; further ones get a 429 with `Retry-After`. None for no limit.
+            capacity: The number of GPU sets by hardware type; types that are not listed have
+                10,000. Each worker uses one set.
             balance: The account's balance before the first start, in `currency`. When it is used up, starts
                 are rejected, but no instance is stopped.
             currency: The currency of the balance and of the invented prices.
@@ -213,7 +213,7 @@ class Emulator:
 
     @property
     def existing(self) -> tuple[str, ...]:
-        """The ids of the instances that are not deleted, whatever their status."""
+        """The ids of the instances that are not deleted, regardless of their status."""
         with self._lock:
             self._now()
             return tuple(self._account.instances)
@@ -281,7 +281,7 @@ class Emulator:
             self._account.stop(instance_id, self._now())
 
     def delete_instance(self, instance_id: str) -> None:
-        """Delete an instance without HTTP, whatever its status.
+        """Delete an instance without HTTP, regardless of its status.
 
         Raises:
             ValueError: If it is unknown.

@@ -82,7 +82,7 @@ class Instance:
         return attrs.evolve(self, runs=(*self.runs, Run(now)))
 
     def delete(self, now: float) -> "Instance":
-        """Return the instance after its deletion, whatever its status was."""
+        """Return the instance after its deletion, regardless of its status."""
         run = self.run
         if run.stopped_at is None or run.stopped_at > now:
             requested_at = now if run.stop_requested_at is None else run.stop_requested_at

@@ -129,7 +129,7 @@ class OpenTelemetry(Telemetry):
         )
 
     def _record_metrics(self, phase: str, lease: LeaseInfo, end: PhaseEnd) -> None:
-        # No ids: each value of an attribute creates a time series of its own.
+        # No ids: each value of an attribute creates another time series.
         attributes: dict[str, str] = {"cortecs.operation": lease.operation}
         if lease.model:
             attributes["cortecs.model"] = lease.model
