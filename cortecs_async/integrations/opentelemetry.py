@@ -45,8 +45,7 @@ class OpenTelemetry(Telemetry):
             from opentelemetry import context, metrics, trace  # noqa: PLC0415  (optional)
         except ModuleNotFoundError:
             raise ConfigurationError(
-                "OpenTelemetry() needs the opentelemetry-api package: "
-                "pip install 'cortecs-async[opentelemetry]'"
+                "OpenTelemetry() requires the extra opentelemetry: pip install 'cortecs-async[opentelemetry]'"
             ) from None
         self._context = context
         self._trace = trace
