@@ -59,15 +59,14 @@ class RetryPolicy:
     """How often and how long requests are retried. Requests that are not safe to repeat are never retried.
 
     Attributes:
-        max_retries: Retries after the first attempt. 0 turns retries off. A 429, which asks to come back
-            later, does not count: it is retried until `total_timeout`.
+        max_retries: Retries after the first attempt. 0 turns retries off. 429 responses do not count; they
+            are retried until `total_timeout`.
         initial_backoff: Upper limit of the first random wait, in seconds. It doubles with every attempt.
         max_backoff: Highest upper limit of a random wait, in seconds.
         max_retry_after: Longest Retry-After to wait for, in seconds. For a longer one, the error is raised.
         total_timeout: Seconds for one call with all its attempts and waits.
-        adoption_window: Seconds to look for the instance of a lease whose start timed out, before the start
-            counts as failed. If the connection broke or an error came back, the service has finished with the
-            start, and a sixth of this time is enough.
+        adoption_window: Seconds to search for the instance after a start timed out, before the start counts
+            as failed. A sixth of this after a broken connection or an error status.
     """
 
     max_retries: int = field(default=5, validator=_at_least(0))
@@ -84,11 +83,11 @@ class PollPolicy:
 
     The pause between two polls is the time waited so far times `growth`, between `min_interval` and
     `max_interval`. So a change is seen at most max(`min_interval`, `growth` times the wait) late, and never
-    later than `max_interval`, plus the time of the answer.
+    later than `max_interval`, plus the time of the response.
 
     Attributes:
         min_interval: Shortest pause in seconds.
-        max_interval: Longest pause in seconds. The vendor's own client always waits 5 s.
+        max_interval: Longest pause in seconds. The vendor's client always waits 5 s.
         growth: Pause as a share of the time waited so far.
         settle: Seconds after a start in which polls that find the instance stopped or missing are ignored.
         lost_interval: Seconds between two polls of a leased instance during the block.
@@ -140,12 +139,15 @@ def resolve_settings(
     transport: TransportName,
     environ: Mapping[str, str],
 ) -> Settings:
-    """Resolve the settings: an argument wins over the environment, and that over the default."""
+    """Resolve the settings.
+
+    Arguments take precedence over the environment, which takes precedence over defaults.
+    """
     variables = {name: environ.get(f"CORTECS_{name}", "").strip() for name in ("CLIENT_ID", "API_BASE_URL")}
     secret_variable = Secret(environ.get("CORTECS_CLIENT_SECRET", "").strip())
     del environ  # a traceback that shows locals would show the secret, and all else in the environment
     if credential_provider is not None and (client_id or client_secret):
-        raise ConfigurationError("give either credential_provider or client_id and client_secret, not both")
+        raise ConfigurationError("pass either credential_provider or client_id and client_secret, not both")
     if credential_provider is None:
         credential_provider = _static_provider(
             client_id or variables["CLIENT_ID"],
@@ -201,7 +203,7 @@ def _static_provider(client_id: str, client_secret: Secret) -> CredentialProvide
         # Raised on first use, because the lists of models and hardware types need no credentials.
         if missing:
             raise ConfigurationError(
-                f"no {' and no '.join(missing)}: pass client_id= and client_secret= to AsyncCortecs, "
+                f"missing {' and '.join(missing)}: pass client_id= and client_secret= to AsyncCortecs, "
                 "or set CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET"
             )
         return Credentials(client_id=client_id, client_secret=client_secret)
@@ -232,8 +234,8 @@ def check_api_base_url(url: str, *, allow_insecure_http: bool) -> str:
         raise ConfigurationError("api_base_url must not have a query or fragment")
     if parts.scheme == "http" and not is_loopback_host(host) and not allow_insecure_http:
         raise ConfigurationError(
-            f"api_base_url {url!r} is plain http: the credentials would travel unencrypted. "
-            "Use https, or pass allow_insecure_http=True if you must."
+            f"api_base_url {url!r} uses plain http, which sends credentials unencrypted. "
+            "Use https, or pass allow_insecure_http=True."
         )
     return url.rstrip("/")
 

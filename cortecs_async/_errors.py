@@ -52,9 +52,9 @@ class RequestError(CortecsError):
     Attributes:
         method: HTTP method of the request.
         path: Path below the API base URL.
-        attempts: How often the request was sent, including the first time.
-        outcome_unknown: True when the service may have carried out the request although no answer confirms
-            it. Such a `start` may have started a billed instance: check `client.instances.list()`.
+        attempts: Number of attempts, including the first.
+        outcome_unknown: True if the service may have processed the request, but no response confirms it. Such
+            a `start` may have started a billed instance: check `client.instances.list()`.
     """
 
     def __init__(
@@ -68,15 +68,15 @@ class RequestError(CortecsError):
 
 
 class TransportError(RequestError):
-    """No answer arrived: no connection, a lost connection, or a redirect to another host."""
+    """No response arrived: no connection, a lost connection, or a redirect to another host."""
 
 
 class RequestTimeoutError(TransportError, TimeoutError):
-    """No answer arrived in time. Also a `TimeoutError`."""
+    """No response arrived in time. Also a `TimeoutError`."""
 
 
 class DecodeError(RequestError):
-    """An answer is not JSON, or does not have the documented shape."""
+    """A response is not JSON, or does not have the documented shape."""
 
 
 class APIStatusError(RequestError):
@@ -84,8 +84,8 @@ class APIStatusError(RequestError):
 
     Attributes:
         status_code: HTTP status.
-        body: Beginning of the answer's text, at most 300 characters, with secrets replaced by `***`.
-        request_id: The answer's `x-request-id`, if it has one.
+        body: Beginning of the response body, at most 300 characters, with secrets replaced by `***`.
+        request_id: The response's `x-request-id`, if it has one.
         retry_after: Seconds that the service asked to wait, if it did.
     """
 
@@ -231,7 +231,7 @@ class LeaseExpiredError(LifecycleError, TimeoutError):
 
 
 class AmbiguousStartError(CortecsError):
-    """A start got no answer, and several new instances match it. None of them was touched.
+    """The response to a start was lost, and several new instances match it. None was touched.
 
     Attributes:
         candidates: Ids of the instances. One of them may come from this start **and be billed**.
@@ -257,7 +257,7 @@ class BatchFileError(InvalidArgumentError):
 
 
 class BatchWriteError(CortecsError, OSError):
-    """The output of a batch cannot be written any more. It has all answers that were counted as done.
+    """The output of a batch can no longer be written. It contains every answer that was counted.
 
     Attributes:
         path: The file.
@@ -269,7 +269,7 @@ class BatchWriteError(CortecsError, OSError):
 
 
 class EndpointError(LifecycleError):
-    """The instance runs, but its endpoint rejects the key, or does not answer for too long."""
+    """The instance is running, but its endpoint rejects the key or stopped answering."""
 
 
 publish(

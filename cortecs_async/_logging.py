@@ -56,7 +56,7 @@ class Event(enum.Enum):
     LEASE_ABANDONED = (
         "lease.abandoned",
         CRITICAL,
-        "The lease of %(name)s was never released: the reaper will release it",
+        "%(name)s was not released before its lease was dropped; the reaper releases it",
         "instance_id model",
     )
     LEASE_LOST = "lease.lost", WARNING, "%(reason)s", "instance_id"
@@ -70,7 +70,7 @@ class Event(enum.Enum):
     LEASE_UNWATCHED = (
         "lease.unwatched",
         ERROR,
-        "Watching an instance failed: its block and its release continue",
+        "Status checks failed. The block continues, and the instance is still released",
     )
     LEASE_INTERRUPTED = "lease.interrupted", WARNING, "Interrupted: %(consequence)s"
     LEASE_START_RETRY = (
@@ -82,25 +82,25 @@ class Event(enum.Enum):
     LEASE_START_UNANSWERED = (
         "lease.start_unanswered",
         WARNING,
-        "Looking for the instance of a start with unknown outcome: %(error)s",
+        "No response to a start; searching for its instance: %(error)s",
         "model status request_id",
     )
     LEASE_START_REPEATED = (
         "lease.start_repeated",
         WARNING,
-        "No instance of %(model)s has appeared: starting again",
+        "The start of %(model)s had no effect; sending it again",
         "model",
     )
     LEASE_ADOPTED = (
         "lease.adopted",
         INFO,
-        "Found instance %(instance_id)s of the start with unknown outcome",
+        "Adopted instance %(instance_id)s, whose start response was lost",
         "instance_id model",
     )
     LEASE_LOOK_FAILED = (
         "lease.look_failed",
         WARNING,
-        "Could not look for the instance of a start with unknown outcome: %(error)s",
+        "Could not search for the instance of an unresolved start: %(error)s",
         "model error_type",
     )
     LEASE_TEARDOWN_RETRY = (
@@ -114,7 +114,7 @@ class Event(enum.Enum):
     HTTP_REQUEST = (
         "http.request",
         DEBUG,
-        "%(method)s %(path)s: %(answer)s in %(seconds).2f s",
+        "%(method)s %(path)s: %(outcome)s in %(seconds).2f s",
         "method path status seconds attempt request_id",
     )
     HTTP_RETRY = (
@@ -127,44 +127,53 @@ class Event(enum.Enum):
     WATCH_FAILED = (
         "watch.failed",
         WARNING,
-        "Could not read instances, retrying in %(wait).1f s: %(error)s",
+        "Polling failed, retrying in %(wait).1f s: %(error)s",
         "wait failures error_type request_id",
     )
     WATCH_RECOVERED = (
         "watch.recovered",
         INFO,
-        "Reading instances works again; failures before: %(failures)d",
+        "Polling works again after %(failures)d failures",
         "failures",
     )
 
     GUARD_ORPHANS = (
         "guard.orphans",
         WARNING,
-        "Instances or starts of dead processes: %(count)d. Run `cortecs-async sweep` or client.sweep()",
+        (
+            "Dead processes left %(count)d instances or unresolved starts. "
+            "Run `cortecs-async sweep` or client.sweep()"
+        ),
         "count",
     )
     GUARD_NO_JOURNAL = (
         "guard.no_journal",
         WARNING,
-        "The journal in %(directory)s cannot be written: if this machine dies, `sweep` finds none: %(error)s",
+        (
+            "Cannot write the journal in %(directory)s (%(error)s): "
+            "if this machine dies, `sweep` cannot find its instances"
+        ),
         "directory",
     )
     GUARD_NO_REAPER = (
         "guard.no_reaper",
         WARNING,
-        "There is no reaper (%(error)s): if this process is killed, its instances keep running until `sweep`",
+        "The reaper is not running (%(error)s): if this process is killed, its instances run until `sweep`",
     )
     GUARD_REAPER_REPLACED = "guard.reaper_replaced", WARNING, "Starting another reaper: %(reason)s"
     GUARD_REAPER_GIVEN_UP = (
         "guard.reaper_given_up",
         CRITICAL,
-        "The reaper died too often: continuing without one",
+        (
+            "The reaper died repeatedly; continuing without it. "
+            "If this process is killed, its instances keep running"
+        ),
     )
     GUARD_SWEEP = "guard.sweep", INFO, "%(text)s"
     GUARD_SWEEP_UNWRITTEN = (
         "guard.sweep_unwritten",
         WARNING,
-        "%(journal)s cannot be written: %(error)s",
+        "Cannot write the journal %(journal)s: %(error)s",
         "journal",
     )
 
@@ -192,7 +201,7 @@ class Event(enum.Enum):
         "Continuing without one of %(instances)d instances: %(error)s",
         "error_type",
     )
-    BATCH_ERROR = "batch.error", ERROR, "The batch had another error: %(error)s", "error_type"
+    BATCH_ERROR = "batch.error", ERROR, "Another error in the batch: %(error)s", "error_type"
 
     TELEMETRY_FAILED = (
         "telemetry.failed",
@@ -215,12 +224,12 @@ class Event(enum.Enum):
 
 
 def log(event: Event, /, *, exc_info: bool = False, **values: Any) -> None:
-    """Log an event. Whatever the program's handlers and filters raise is ignored.
+    """Log an event. Errors of the program's handlers and filters are ignored.
 
     Args:
         event: The event.
         exc_info: Show the exception that is being handled.
-        **values: All fields of the event, None where a value is not known, and what else its message shows.
+        **values: All fields of the event (None for an unknown value), and other values in its message.
     """
     if not event.logger.isEnabledFor(event.level):
         return

@@ -1,7 +1,7 @@
-"""The public modules that users import each class from, whatever private module defines it.
+"""The public modules that users import each class from, independent of the private module that defines it.
 
 A class shows its public module in tracebacks, `repr` and pickles. `cortecs_async` and `cortecs_async.types`
-load a class when it is asked for, so that a program without a client does not load all that a client needs.
+load a class on first use, so that a program without a client does not load the client's modules.
 """
 
 from __future__ import annotations

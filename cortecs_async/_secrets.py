@@ -50,7 +50,7 @@ class Credentials:
 
     Attributes:
         client_id: The id.
-        client_secret: The secret; a plain string is wrapped at once.
+        client_secret: The secret; a plain string is converted to a `Secret`.
     """
 
     client_id: str
@@ -58,7 +58,7 @@ class Credentials:
 
 
 def credentials_problem(credentials: Any) -> str | None:
-    """Return what is wrong with the result of a credential provider, without showing any of it."""
+    """Return the problem with the result of a credential provider, without showing any of its values."""
     if not isinstance(credentials, Credentials):
         return f"credential_provider must return Credentials, not a {type(credentials).__name__}"
     values: dict[str, Any] = {
@@ -81,9 +81,9 @@ class Redactor:
     """Removes the secrets that a client has used recently from text."""
 
     def __init__(self) -> None:
-        # Limited, because tokens are replaced, and an answer cannot repeat a token that is long out of use.
+        # Limited, because tokens are replaced, and responses do not repeat a token that is no longer used.
         self._secrets: deque[Secret] = deque(maxlen=16)
-        # Computed once, because the request id of every answer is redacted.
+        # Computed once, because the request id of every response is redacted.
         self._spellings: tuple[Secret, ...] = ()
 
     def remember(self, secret: Secret) -> None:

@@ -1,4 +1,4 @@
-"""Telemetry: what a client reports about its leases, and the code that keeps an error there from doing harm.
+"""Telemetry: the lease events that a client reports, isolated from errors in the user's code.
 
 Nothing here waits, and no error of a `Telemetry` leaves this module, so it neither prevents nor delays a
 release. The task that has or releases the lease calls it. The garbage collector never does, because it can
@@ -25,7 +25,7 @@ Source = Literal["started", "adopted", "restarted", "found"]
 
 @frozen(kw_only=True)
 class LeaseInfo:
-    """The present state of a lease.
+    """The current state of a lease.
 
     Attributes:
         operation: The method of the client that created the lease.
@@ -33,8 +33,8 @@ class LeaseInfo:
         hardware_type_id: Hardware type; None while unknown.
         num_workers: Number of workers; None while unknown.
         instance_id: Id of the instance; None while unknown.
-        source: Where the instance came from: `started`; `adopted`: started, but the answer was lost and the
-            instance was found afterwards; `restarted`; or `found`: it was running. None while unknown.
+        source: Where the instance came from: `started`; `adopted`: started, but the response was lost and
+            the instance was found afterwards; `restarted`; or `found`: it was running. None while unknown.
         request_id: Request id that the service gave the start, if it gave one.
         cost: Estimated cost at the end of the lease, if a price is known. None for an instance that was
             found, because its owner pays for it.
@@ -60,7 +60,7 @@ class PhaseEnd:
         outcome: `ok`; `error`; `cancelled`: by a cancellation, Ctrl-C, or anything else that is not an
             `Exception`; or `abandoned`: it could not be released here, and the reaper releases it.
         seconds: Duration of the phase.
-        elapsed: Seconds since the beginning of the lease. At the end of `wait`: the time until it ran.
+        elapsed: Seconds since the beginning of the lease. At the end of `wait`: the time until running.
         error: The exception, unless the outcome is `ok` or `abandoned`.
     """
 
@@ -77,11 +77,11 @@ class RequestRetry:
     Attributes:
         method: HTTP method.
         route: Path below the API base URL, with `{id}` in place of an id.
-        status: HTTP status of the answer; None if there was none.
+        status: HTTP status of the response; None if there was none.
         reason: The status, or what happened to the request: `timed out`, `lost`, `not sent`, `unreadable`.
         attempt: How often it was sent so far.
         wait: Seconds until it is sent again.
-        request_id: Request id of the answer, if it has one.
+        request_id: Request id of the response, if it has one.
     """
 
     method: str
@@ -107,7 +107,7 @@ class Telemetry:
 
         Args:
             phase: The phase.
-            lease: The present state of the lease.
+            lease: The current state of the lease.
             parent: What this method returned for the phase `lease`, if this is one of its phases.
 
         Returns:
@@ -120,7 +120,7 @@ class Telemetry:
 
         Args:
             phase: The phase.
-            lease: The present state of the lease.
+            lease: The current state of the lease.
             begun: What `begin` returned.
             end: How the phase ended.
         """
@@ -140,7 +140,7 @@ class Observer:
             )
         self.telemetry = telemetry
         self._has_failed = False
-        # Of leases that the garbage collector found, which must not call the telemetry.
+        # Reports of leases that the garbage collector dropped. It must not call the telemetry itself.
         self.abandoned: deque[Report] = deque()
 
     def retry(self, method: str, path: str, failure: Failure, *, attempt: int, wait: float) -> None:
@@ -175,7 +175,7 @@ class Observer:
                 report = self.abandoned.popleft()
             except IndexError:  # another thread has taken it
                 return
-            report.tell_abandoned()
+            report.report_abandoned()
 
 
 class Report:
@@ -184,12 +184,14 @@ class Report:
     A KeyboardInterrupt or SystemExit in the code of the user comes from a signal handler. It is raised where
     a lease is entered. Where a lease is released, `interruption` keeps it until that is done.
 
-    `look` returns the present state of the lease. It must not keep the lease alive.
+    `get_info` returns the current state of the lease. It must not keep the lease alive.
     """
 
-    def __init__(self, observer: Observer, look: Callable[[], LeaseInfo], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, observer: Observer, get_info: Callable[[], LeaseInfo], clock: Callable[[], float]
+    ) -> None:
         self._observer = observer
-        self._look = look
+        self._get_info = get_info
         self._clock = clock
         self._lease: _Begun | None = None
         self._phase: _Begun | None = None
@@ -201,13 +203,13 @@ class Report:
         self._observer.catch_up()
         self._began_at = self._clock()
         self._lease = self._begin("lease")
-        self.let_through()
+        self.raise_kept_interruption()
 
-    def turn(self, phase: Phase) -> None:
-        """End the present phase without an error, and begin this one."""
+    def begin_phase(self, phase: Phase) -> None:
+        """End the current phase without an error, and begin this one."""
         self.leave(None)
         self._phase = self._begin(phase)
-        self.let_through()
+        self.raise_kept_interruption()
 
     def tear_down(self) -> None:
         """Begin the teardown, unless it has begun before an interruption."""
@@ -215,7 +217,7 @@ class Report:
             self._phase = self._begin("teardown")
 
     def leave(self, error: BaseException | None) -> None:
-        """End the present phase, if there is one, with `error`."""
+        """End the current phase, if there is one, with `error`."""
         phase, self._phase = self._phase, None
         self._end(phase, _outcome(error), error, self._clock())
 
@@ -230,31 +232,31 @@ class Report:
             self._abandoned_at = self._clock()
             self._observer.abandoned.append(self)
 
-    def tell_abandoned(self) -> None:
+    def report_abandoned(self) -> None:
         for begun in (self._phase, self._lease):
             self._end(begun, "abandoned", None, self._abandoned_at)
         self._phase = self._lease = None
 
     def _begin(self, phase: Phase) -> _Begun | None:
-        """Begin a phase. Return None if the client has no telemetry: then nothing is reported."""
+        """Begin a phase. Return None if the client has no telemetry."""
         telemetry = self._observer.telemetry
         if telemetry is None:
             return None
         begun = _Begun(phase, self._clock(), telemetry)
         parent = self._lease.value if self._lease is not None else None
         try:
-            begun.value = telemetry.begin(phase, self._look(), parent)
+            begun.value = telemetry.begin(phase, self._get_info(), parent)
         except BaseException as error:  # noqa: BLE001  (code of the user)
             self._caught(error, "begin")
-            begun.is_told = False
+            begun.is_reported = False
         return begun
 
     def _end(self, begun: _Begun | None, outcome: Outcome, error: BaseException | None, now: float) -> None:
-        if begun is None or not begun.is_told:
+        if begun is None or not begun.is_reported:
             return
         end = PhaseEnd(outcome=outcome, seconds=now - begun.at, elapsed=now - self._began_at, error=error)
         try:
-            begun.telemetry.end(begun.phase, self._look(), begun.value, end)
+            begun.telemetry.end(begun.phase, self._get_info(), begun.value, end)
         except BaseException as raised:  # noqa: BLE001  (code of the user)
             self._caught(raised, "end")
 
@@ -264,7 +266,7 @@ class Report:
         else:
             self._observer.failed(call)
 
-    def let_through(self) -> None:
+    def raise_kept_interruption(self) -> None:
         """Raise the interruption that was kept, if there is one."""
         error, self.interruption = self.interruption, None
         if error is not None:
@@ -279,7 +281,7 @@ class _Begun:
     at: float
     telemetry: Telemetry
     value: Any = None
-    is_told: bool = True
+    is_reported: bool = True
 
 
 def _route(method: str, path: str) -> str:

@@ -1,4 +1,4 @@
-"""Turn signals into a cancellation, for programs without an orderly shutdown of their own."""
+"""Turn signals into a cancellation, for programs that do not handle shutdown themselves."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
         if threading.current_thread() is not threading.main_thread():
             raise ConfigurationError("cancel_on_sigterm() works in the main thread only")
         if in_trio():
-            import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+            import trio  # noqa: PLC0415  (optional, but installed if this code runs)
 
             self._run_in_loop = trio.lowlevel.current_trio_token().run_sync_soon
         else:

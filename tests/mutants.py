@@ -643,14 +643,14 @@ MUTANTS = [
     Mutant(
         "lets a cancellation interrupt its release on asyncio",
         "_aio/tasks.py",
-        "return await _on_asyncio(work, resume=resume)",
+        "return await _on_asyncio(work, restart_if_cancelled=restart_if_cancelled)",
         "return TaskResult(value=await work())",
         "lease/test_cancellation.py::test_a_cancellation_during_the_release_still_reaches_the_caller",
     ),
     Mutant(
         "lets a cancellation interrupt its release on trio",
         "_aio/tasks.py",
-        "return await _on_trio(work, resume=resume)",
+        "return await _on_trio(work, restart_if_cancelled=restart_if_cancelled)",
         "return TaskResult(value=await work())",
         "lease/test_cancellation.py::test_a_cancellation_during_the_release_still_reaches_the_caller",
     ),

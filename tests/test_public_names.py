@@ -71,8 +71,8 @@ def test_the_table_has_every_name_of_a_lazy_module(module: str) -> None:
 
 
 def test_a_traceback_shows_the_public_name() -> None:
-    lines = traceback.format_exception_only(errors.ConfigurationError("no client_id"))
-    assert lines == ["cortecs_async.ConfigurationError: no client_id\n"]
+    lines = traceback.format_exception_only(errors.ConfigurationError("missing client_id"))
+    assert lines == ["cortecs_async.ConfigurationError: missing client_id\n"]
     error = errors.BadRequestError("refused", method="GET", path="/", status_code=400)
     assert traceback.format_exception_only(error) == ["cortecs_async.errors.BadRequestError: refused\n"]
 

@@ -135,7 +135,7 @@ async def does_nothing(self: Teardown) -> None:
     """Instead of `Teardown.run`."""
 
 
-async def run_cancellable(work: Callable[[], Any], *, resume: bool) -> TaskResult[Any]:
+async def run_cancellable(work: Callable[[], Any], *, restart_if_cancelled: bool) -> TaskResult[Any]:
     """Instead of `run_uncancellable`, for a release."""
     return TaskResult(value=await work())
 

@@ -19,7 +19,7 @@ def in_trio() -> bool:
 def current_loop() -> object:
     """Return the running event loop, for comparison only."""
     if in_trio():
-        import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+        import trio  # noqa: PLC0415  (optional, but installed if this code runs)
 
         return trio.lowlevel.current_trio_token()
     return asyncio.get_running_loop()
@@ -28,7 +28,7 @@ def current_loop() -> object:
 def loop_clock() -> Callable[[], float]:
     """Return the clock of the running event loop, which other threads may read too."""
     if in_trio():
-        import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+        import trio  # noqa: PLC0415  (optional, but installed if this code runs)
 
         return trio.lowlevel.current_clock().current_time
     return asyncio.get_running_loop().time

@@ -1,7 +1,7 @@
-"""Ctrl-C on asyncio while something must be released: a cancellation, however often it is pressed.
+"""Ctrl-C on asyncio while something must be released: it always cancels, even when pressed repeatedly.
 
-`asyncio.run` cancels the main task at the first Ctrl-C. At the next, it raises KeyboardInterrupt from
-whatever code of the event loop is running. Between two steps of tasks, this loses the wake-up that the loop
+`asyncio.run` cancels the main task at the first Ctrl-C. At the next, it raises KeyboardInterrupt in
+any code of the event loop that is running. Between two steps of tasks, this loses the wake-up that the loop
 was about to deliver: the task that waits for it never runs again, `asyncio.run` waits for that task
 forever, and the reaper waits for this process to end.
 """
@@ -21,7 +21,7 @@ BLOCKED = 1.0
 
 
 class SigintGuard:
-    """Handles Ctrl-C in one run of an event loop while something must be released, and counts what must be.
+    """Handles Ctrl-C in one run of an event loop while something must be released. Counts its holders.
 
     Every Ctrl-C cancels the main task, not only the first. A cancellation does not reach a task whose code
     blocks the loop. So if the loop has not handled a Ctrl-C within a second, the next one raises
@@ -53,16 +53,16 @@ class SigintGuard:
             current = cls(asyncio.get_running_loop(), handler)
             signal.signal(signal.SIGINT, current.handle)
         elif current._loop.is_closed():
-            # A lease of an earlier run was never left. This run goes without a handler.
+            # A lease of an earlier run was never exited. This run has no handler.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             return None
         current._holders += 1
         return current
 
     def release(self) -> None:
-        """End an `acquire`: it is released, or left to the reaper."""
+        """End an `acquire`, after a release, or when it is left to the reaper."""
         self._holders -= 1
-        # The garbage collector calls this in any thread; signals are the main thread's.
+        # The garbage collector calls this in any thread; only the main thread can set signal handlers.
         if self._holders or threading.current_thread() is not threading.main_thread():
             return
         if signal.getsignal(signal.SIGINT) == self.handle:

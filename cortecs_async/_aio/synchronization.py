@@ -1,4 +1,4 @@
-"""What tasks share: one call for many callers, a signal to all that wait, and pauses that grow."""
+"""Shared calls (`SingleFlight`), notifications (`Broadcast`) and growing pauses (`Backoff`)."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Flight(Generic[T]):
 
 
 class SingleFlight(Generic[T]):
-    """Makes one call for all tasks that want its result at the same time.
+    """Makes one call for all tasks that need its result at the same time.
 
     The first task makes the call, and the others wait for it. If the first task is cancelled, the next one
     makes the call again.
@@ -42,7 +42,7 @@ class SingleFlight(Generic[T]):
             since: Do not accept a call that began before this time, in seconds of `anyio.current_time`.
 
         Raises:
-            Exception: what the call raised; a `CortecsError` is copied for each task.
+            Exception: the error of the call; a `CortecsError` is copied for each task.
         """
         while (flight := self._flight) is not None:
             await flight.done.wait()

@@ -1,8 +1,8 @@
 """Run work to its end in its own task, even if the caller is cancelled.
 
-An anyio scope cancels the awaits in a plain `finally`, and a second `task.cancel()` those in a shielded
-scope. Work in a task that no other code knows is safe from both, while the caller waits for it again after
-each cancellation.
+In a cancelled anyio scope, every await in a `finally` is cancelled too. A shield prevents that, but not a
+second `task.cancel()`. Work in its own task, which no other code knows, is safe from both. The caller waits
+for this task, and continues to wait after each cancellation.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ class TaskResult(Generic[T]):
         return cast("T", self.value)
 
 
-async def run_uncancellable(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
+async def run_uncancellable(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bool) -> TaskResult[T]:
     """Run `work` in its own task, and return only when it has ended. It must limit its own time.
 
-    With `resume`, `work` is called again if its task is cancelled, as `asyncio.run` cancels every task at its
-    end. Use this only for work that can continue where it stopped.
+    With `restart_if_cancelled`, `work` is called again if its task is cancelled. For example,
+    `asyncio.run` cancels every task at its end. Use this only for work that can continue where it stopped.
     """
     if in_trio():
-        return await _on_trio(work, resume=resume)
+        return await _on_trio(work, restart_if_cancelled=restart_if_cancelled)
     sigint_guard = SigintGuard.acquire()
     try:
-        return await _on_asyncio(work, resume=resume)
+        return await _on_asyncio(work, restart_if_cancelled=restart_if_cancelled)
     finally:
         if sigint_guard is not None:
             sigint_guard.release()
@@ -64,7 +64,7 @@ async def run_uncancellable(work: Callable[[], Awaitable[T]], *, resume: bool) -
 def enable_ki_protection(*functions: Callable[..., object]) -> None:
     """On trio, keep Ctrl-C out of the frames of these functions. It is still raised where they wait."""
     if in_trio():
-        import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+        import trio  # noqa: PLC0415  (optional, but installed if this code runs)
 
         for function in (*functions, _on_trio):
             trio.lowlevel.enable_ki_protection(function)
@@ -89,7 +89,7 @@ def redeliver_cancellation(interruption: BaseException, cause: BaseException) ->
 class BackgroundTask:
     """Work in the background, without a task group. Call `stop` to end it. Its errors are logged.
 
-    A release must not depend on it, because the end of the event loop ends it.
+    It ends with the event loop, so a release must not depend on it.
     """
 
     def __init__(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -97,7 +97,7 @@ class BackgroundTask:
         self._task: asyncio.Task[None] | None = None
         self._scope: anyio.CancelScope | None = None
         if in_trio():
-            import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+            import trio  # noqa: PLC0415  (optional, but installed if this code runs)
 
             self._scope = anyio.CancelScope()
             trio.lowlevel.spawn_system_task(self._run, context=contextvars.copy_context())
@@ -118,25 +118,27 @@ class BackgroundTask:
                 log(Event.LEASE_UNWATCHED, exc_info=True)
 
 
-async def _supervise(work: Callable[[], Awaitable[T]], *, resume: bool) -> T:
+async def _supervise(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bool) -> T:
     while True:
         try:
             return await work()
         except (asyncio.CancelledError, KeyboardInterrupt):
             # A KeyboardInterrupt (see sigint.py) can hit any code. Under `asyncio.run`, an earlier Ctrl-C has
             # cancelled the main task already, so nothing is lost by continuing.
-            if not resume:
+            if not restart_if_cancelled:
                 raise
             log(Event.LEASE_INTERRUPTED, consequence="the release continues until it is done")
 
 
-async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
+async def _on_asyncio(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bool) -> TaskResult[T]:
     interruption: BaseException | None = None
     while True:
-        task = asyncio.get_running_loop().create_task(_supervise(work, resume=resume))
-        if not resume:
+        task = asyncio.get_running_loop().create_task(
+            _supervise(work, restart_if_cancelled=restart_if_cancelled)
+        )
+        if not restart_if_cancelled:
             # At its end, `asyncio.run` cancels every task that it knows. It must not know work that cannot
-            # resume. It does know the caller's task, which waits for the work, so the loop keeps running.
+            # continue. It does know the caller's task, which waits for the work, so the loop keeps running.
             asyncio._unregister_task(task)  # noqa: SLF001  (documented for extensions of asyncio)
         # Without the shield, a cancelled scope of anyio would cancel this at every turn of the loop.
         with anyio.CancelScope(shield=True):
@@ -147,7 +149,7 @@ async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Task
                     interruption = cancelled
         if not task.cancelled():
             break
-        if not resume:
+        if not restart_if_cancelled:
             return TaskResult(error=asyncio.CancelledError(), interruption=interruption)
         # The task was cancelled before its first step, outside the `try` in `_supervise`.
     if error := task.exception():
@@ -155,8 +157,8 @@ async def _on_asyncio(work: Callable[[], Awaitable[T]], *, resume: bool) -> Task
     return TaskResult(value=task.result(), interruption=interruption)
 
 
-async def _on_trio(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
-    import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+async def _on_trio(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bool) -> TaskResult[T]:
+    import trio  # noqa: PLC0415  (optional, but installed if this code runs)
 
     result: TaskResult[T] = TaskResult()
     done = trio.Event()
@@ -183,12 +185,12 @@ async def _on_trio(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskRes
             except KeyboardInterrupt as interrupt:
                 # A release continues without its caller, because trio waits for system tasks. Other work
                 # needs the caller, which releases what the work creates.
-                if result.interruption is not None and resume:
+                if result.interruption is not None and restart_if_cancelled:
                     raise
                 log(
                     Event.LEASE_INTERRUPTED,
-                    consequence="the release continues; interrupt again to leave at once"
-                    if resume
+                    consequence="the release continues; interrupt again to exit now"
+                    if restart_if_cancelled
                     else "a step that must not be left half done is finished first",
                 )
                 result.interruption = interrupt

@@ -19,9 +19,9 @@ from .eventloop import WallClock, in_trio
 
 T = TypeVar("T")
 
-# A few threads are enough, because the journal serializes their work. The default executor will not do: the
-# user's work may keep all of its threads busy. Neither will anyio's threads on asyncio: they keep the task
-# that first used them alive, and with it a lease that is never exited.
+# A few threads are enough, because the journal serializes their work. Not the default executor: the user's
+# work may keep all of its threads busy. Not anyio's threads on asyncio: they keep the task that first used
+# them alive, and with it a lease that is never exited.
 _executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cortecs-journal")
 _limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("cortecs_async_journal")
 _batch_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("cortecs_async_batch")

@@ -202,7 +202,7 @@ class Batch:
 
     async def _flush(self, writer: AnswerWriter) -> None:
         """Write the answers that were paid for, however often the run is cancelled."""
-        result = await run_uncancellable(writer.flush, resume=True)
+        result = await run_uncancellable(writer.flush, restart_if_cancelled=True)
         if isinstance(result.error, CortecsError):
             self._record_error(result.error)
         elif result.error is not None:

@@ -1,4 +1,4 @@
-"""`cortecs-async models`, `hardware` and `balance`: what you can rent, and the money for it."""
+"""`cortecs-async models`, `hardware` and `balance`: what you can rent, and your balance."""
 
 from __future__ import annotations
 

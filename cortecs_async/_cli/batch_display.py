@@ -1,4 +1,4 @@
-"""What `cortecs-async batch` shows while it runs: a live display on a terminal, lines elsewhere."""
+"""The progress display of `cortecs-async batch`: live on a terminal, otherwise lines."""
 
 from __future__ import annotations
 

@@ -22,8 +22,8 @@ NOT_FOUND = 127
 # Seconds between SIGTERM and SIGKILL for a command whose instance is gone.
 GRACE_PERIOD = 10.0
 
-# A terminal sends these to its whole foreground process group, which includes the command. Python does not
-# tell a handler who sent a signal, so in the foreground they are assumed to come from the terminal.
+# A terminal sends these to its whole foreground process group, which includes the command. A Python handler
+# cannot see who sent a signal, so in the foreground they are assumed to come from the terminal.
 _FROM_TERMINAL = frozenset({signal.SIGINT, signal.SIGQUIT})
 _FORWARDED = (
     *(signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT),

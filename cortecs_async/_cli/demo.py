@@ -32,7 +32,7 @@ _HARDWARE = "NVIDIA_H100_1"
     default=1.0,
     help="Take this long for each of the five steps of the start.",
 )
-@click.option("--prompt", default="Why should a GPU never outlive its program?", help="Ask the model this.")
+@click.option("--prompt", default="Why should a GPU never outlive its program?", help="The question to ask.")
 def demo(step_seconds: float, prompt: str) -> None:
     """Try a lease on the built-in emulator, without an account.
 

@@ -1,4 +1,4 @@
-"""`cortecs-async doctor`: check everything that a lease relies on."""
+"""`cortecs-async doctor`: check the requirements of a lease."""
 
 from __future__ import annotations
 

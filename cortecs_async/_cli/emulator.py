@@ -41,7 +41,7 @@ def _parse_capacity(value: str) -> tuple[str, int]:
 @click.option(
     "--parallel",
     type=click.IntRange(min=1),
-    help="Let an instance answer only this many requests in parallel, while others wait.",
+    help="Limit the requests that an instance answers in parallel; others wait.",
 )
 @click.option("--balance", default=1000.0, help="Set the account's balance in EUR.")
 @click.option(

@@ -23,7 +23,7 @@ logger = logging.getLogger("cortecs_async.cli")
 
 
 def load_env_file(path: Path | None) -> None:
-    """Set the variables of a .env file that the environment lacks.
+    """Set the variables of a .env file that are not set in the environment.
 
     Args:
         path: The file. None for `.env` in the working directory, if there is one. That file is trusted less,

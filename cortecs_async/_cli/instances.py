@@ -88,7 +88,7 @@ def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: boo
 
     A stopped instance can be restarted. A failure with one instance does not affect the others; the command
     exits with 1 if an instance could not be stopped, or not in time. --all includes the instances of other
-    people and programs, so it lists them and asks first.
+    people and programs, so it lists them and asks for confirmation.
     """
     _check_choice(ids, every)
     if every:
@@ -109,7 +109,7 @@ def rm(ids: tuple[str, ...], every: bool, stop_first: bool, yes: bool) -> None:
     An instance that is not stopped is rejected, unless you pass --stop. Then it is stopped and deleted, and
     the command returns once the service confirms that it is gone; Ctrl-C does not interrupt this. A failure
     with one instance does not affect the others; the command exits with 1 if an instance is left. --all
-    includes the instances of other people and programs, so it lists them and asks first.
+    includes the instances of other people and programs, so it lists them and asks for confirmation.
     """
     _check_choice(ids, every)
     listed = {instance.instance_id: instance for instance in _list()}

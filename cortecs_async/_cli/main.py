@@ -38,11 +38,12 @@ class _Group(click.Group):
 @click.option(
     "--env-file",
     type=click.Path(dir_okay=False, exists=True, path_type=Path),
-    help="Read CORTECS_* and OPENAI_API_KEY from this file instead of .env, if the environment lacks them.",
+    help="Read CORTECS_* and OPENAI_API_KEY from this file instead of .env, "
+    "if they are not set in the environment.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print only results and errors.")
 @click.option(
-    "-v", "--verbose", count=True, show_default=False, help="Log what happens; -vv logs every request."
+    "-v", "--verbose", count=True, show_default=False, help="Log each step; -vv logs every request."
 )
 def cli(env_file: Path | None, quiet: bool, verbose: int) -> None:
     """Rent dedicated LLM instances on cortecs.ai, and release them when your code ends."""

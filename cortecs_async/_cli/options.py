@@ -28,7 +28,8 @@ def duration(value: str) -> float:
     parts = match.groups(default="0") if match else ()
     seconds = sum(float(part) * unit for part, unit in zip(parts, _UNITS, strict=False))
     if not 0 < seconds < math.inf:
-        raise click.BadParameter(f'duration "{value}" is invalid (examples: 90s, 15m, 2h)')
+        reason = "; it must be more than 0" if match and text and not seconds else ""
+        raise click.BadParameter(f'duration "{value}" is invalid (examples: 90s, 15m, 2h){reason}')
     if seconds > _MAX_DURATION:
         raise click.BadParameter(f'duration "{value}" is longer than ten years')
     return seconds
@@ -75,7 +76,7 @@ def start_options(command: F) -> F:
 
     @click.argument("model")
     @click.argument("hardware", required=False)
-    @click.option("--hardware", "hardware_type", help="Set the hardware type, as the argument does.")
+    @click.option("--hardware", "hardware_type", help="Same as the HARDWARE argument.")
     @workers_option
     @context_length_option
     @click.option(

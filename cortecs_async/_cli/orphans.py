@@ -28,7 +28,7 @@ _MEANING = {
 def orphans(as_json: bool) -> None:
     """List the instances that dead processes left behind.
 
-    Covers the processes of this machine, and changes nothing. Exits with 1 if something is left to do.
+    Covers the processes of this machine, and changes nothing. Exits with 1 if any are left.
     """
     _run(dry_run=True, as_json=as_json)
 
@@ -42,7 +42,7 @@ def sweep(dry_run: bool, timeout: float, as_json: bool) -> None:
 
     Covers the processes of this machine. Releases only instances that their journals prove to be theirs, and
     none that a running process owns. Needs the same CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET as those
-    processes had. Exits with 1 if something is left to do.
+    processes had. Exits with 1 if any are left.
     """
     _run(dry_run=dry_run, timeout=timeout, as_json=as_json)
 

@@ -25,7 +25,7 @@ T = TypeVar("T")
 # Columns of standard output when it is not a terminal, so that no line is wrapped.
 _UNLIMITED = 100_000
 
-# What to do about an error, on the command line.
+# Hints for errors on the command line.
 _HINTS: tuple[tuple[type[CortecsError], str], ...] = (
     (InstanceGoneError, "Run `cortecs-async ls` to list your instances."),
     (StartTimeoutError, "Pass --start-timeout to allow more time."),
@@ -53,7 +53,7 @@ def sanitize(value: T) -> T:
 
 
 def one_line(value: object) -> str:
-    """Format a value for output that has one line for each thing, such as a row of a table."""
+    """Format a value on one line, such as for a row of a table."""
     return sanitize(str(value)).replace("\n", " ")
 
 
@@ -92,7 +92,7 @@ def has_ended(instance: Instance) -> bool:
 
 
 def error_text(error: CortecsError) -> str:
-    """Format an error with its notes and a hint for the command line, and with -v what the service said."""
+    """Format an error with its notes and a hint for the command line; -v adds the response of the service."""
     lines = [str(error)]
     if isinstance(error, APIStatusError) and error.body and is_verbose():
         lines.append(f"response: {one_line(error.body)}")
@@ -154,8 +154,8 @@ def print_note(text: str) -> None:
 
 
 def print_warning(text: str) -> None:
-    """Print a line on standard error, even with --quiet: a failure, or what keeps being billed."""
-    # A terminal that has disappeared must not end what still has to be released.
+    """Print a line on standard error, even with --quiet: a failure, or an instance that is still billed."""
+    # If the terminal has disappeared, the release must still continue.
     with contextlib.suppress(OSError):
         click.echo(sanitize(text), err=True)
 
@@ -188,7 +188,7 @@ def to_json(value: object, *, indent: int | None = None) -> str:
 
 
 def _to_plain(value: Any) -> object:
-    # `json` calls this for what it cannot write itself, also in the result of this.
+    # `json` calls this for objects that it cannot write itself, including those in the result.
     return value.isoformat() if isinstance(value, datetime) else attrs.asdict(value, recurse=False)
 
 

@@ -26,7 +26,7 @@ _COMMAND = "cortecs_async.command"
 
 
 class _RunCommand(click.Command):
-    """Splits off what follows `--`. click itself cannot tell HARDWARE from COMMAND."""
+    """Splits off the command after `--`. click itself cannot distinguish HARDWARE from COMMAND."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         own, command = args, list[str]()
@@ -66,10 +66,10 @@ def run(ctx: click.Context, /, model: str, hardware: str | None, **options: Any)
 
     \b
     The command gets these environment variables:
-      OPENAI_BASE_URL               the address of the instance
+      OPENAI_BASE_URL               the URL of the instance
       OPENAI_API_KEY                your CORTECS_API_KEY or OPENAI_API_KEY
       OPENAI_MODEL, CORTECS_MODEL   the name to pass as model
-      CORTECS_INSTANCE_ID           the instance
+      CORTECS_INSTANCE_ID           the id of the instance
     It does not get CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET.
 
     Signals are forwarded to the command. When the command ends, the instance is deleted, and run returns
@@ -78,7 +78,8 @@ def run(ctx: click.Context, /, model: str, hardware: str | None, **options: Any)
 
     \b
     Exits with the exit code of the command (128 + n if signal n ended it), or:
-      125   the lease failed
+      125   the instance did not start, was lost, reached a limit, or could not be
+            deleted
       126   the command is not executable
       127   the command does not exist
     """  # noqa: D301  (\b keeps click from wrapping a paragraph)
@@ -140,7 +141,7 @@ async def _run_command(command: list[str], lease: InstanceLease) -> int:
 
 
 def _environment(lease: InstanceLease) -> dict[str, str]:
-    """Return the environment of the command, with what it needs for inference and no credentials."""
+    """Return the environment of the command, with the variables for inference and without credentials."""
     endpoint = lease.openai_kwargs()
     return {
         **{name: value for name, value in os.environ.items() if name not in CREDENTIALS},

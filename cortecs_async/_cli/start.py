@@ -113,7 +113,7 @@ async def _restart(instance_id: str, timeout: float | None, as_json: bool) -> No
 
 
 async def _report(client: AsyncCortecs, instance: Instance, timeout: float | None, *, as_json: bool) -> None:
-    """Print what was started, and wait until it is running if there is a timeout."""
+    """Print the started instance, and wait until it is running if there is a timeout."""
     instance_id = instance.instance_id
     print_note(
         f"{instance_id} is billed until you stop it: cortecs-async stop {instance_id}\n"
@@ -168,6 +168,6 @@ def _print(started: Instance | InstanceHandle, *, as_json: bool) -> None:
         else:
             click.echo(sanitize(started.instance_id))
     except OSError:
-        # A full disk or a closed pipe. Without the id, nobody could stop the instance.
+        # A full disk or a closed pipe. Without the id, the user could not stop the instance.
         print_warning(f"{started.instance_id} is billed until you stop it.")
         raise

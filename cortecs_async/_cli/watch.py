@@ -53,15 +53,15 @@ _Show = Callable[[_Change], None]
 @click.command()
 @click.argument("ids", metavar="[ID]...", nargs=-1)
 @click.option(
-    "--until-running", is_flag=True, help="Exit when all are running, or with 1 if one cannot get there."
+    "--until-running", is_flag=True, help="Exit when all are running, or with 1 if one fails to start."
 )
 @json_option("Print each change as a JSON object on its own line.")
 def watch(ids: tuple[str, ...], until_running: bool, as_json: bool) -> None:
     """Watch instances until all are stopped or gone.
 
-    Shows a live table on a terminal, and a line for each change elsewhere. Without ids, watches all instances
+    Shows a live table on a terminal, and otherwise a line for each change. Without ids, watches all instances
     that exist now. Exits with 1 if an instance could not be watched. If the service cannot be reached at the
-    start, it exits at once; later it retries for ten minutes.
+    start, it exits immediately; later it retries for ten minutes.
     """
     display: AbstractContextManager[_Show]
     if as_json:
@@ -77,7 +77,7 @@ def watch(ids: tuple[str, ...], until_running: bool, as_json: bool) -> None:
 async def _watch(ids: tuple[str, ...], until_running: bool, display: AbstractContextManager[_Show]) -> bool:
     """Watch instances. Returns whether all went well."""
     async with AsyncCortecs(guard="off") as client:
-        # Even if ids are given, so that a service that cannot be reached is an error at once.
+        # Even if ids are given, so that an unreachable service is an error immediately.
         listed = await client.instances.list()
         chosen = ids or tuple(instance.instance_id for instance in listed)
         if not chosen:

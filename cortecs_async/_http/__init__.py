@@ -1,1 +1,1 @@
-"""One request: its token, its turn, its attempts, and the typed error that it ends in."""
+"""Sending a request: its access token, its slot, its attempts, and the typed error if it fails."""

@@ -1,4 +1,4 @@
-"""The access token: fetched once for any number of waiting callers, and renewed before it expires."""
+"""The access token: fetched once for all callers that wait for it, and renewed before it expires."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Token:
 def renewal_time(now: float, expires_in: float) -> float:
     """Return when to renew a token that was requested at `now` and is valid for `expires_in` seconds.
 
-    That is a tenth of its lifetime early, but at most a minute, so that it does not expire on its way.
+    That is a tenth of its lifetime early, but at most a minute, so that it does not expire on the way.
     """
     return now + expires_in - min(60.0, 0.1 * expires_in)
 
@@ -39,7 +39,7 @@ class TokenSource:
         self._fetches: SingleFlight[Token] = SingleFlight(self._fetch)
 
     async def get(self) -> Token:
-        """Return a token that is not due for renewal. Raise what the provider or the exchange raises."""
+        """Return a token that is not due for renewal. Errors of the provider and the exchange are raised."""
         if self._token is not None and anyio.current_time() < self._token.renew_at:
             return self._token
         return await self._fetches.get()

@@ -29,7 +29,7 @@ class _Attempts:
     """The attempts of one call so far.
 
     Attributes:
-        elapsed: Seconds spent on it, without those in which it waited for its turn.
+        elapsed: Seconds spent on it, not counting the wait for a free slot.
         count: How often it was sent.
         counted: How many of the attempts count against `max_retries`.
         outcome_unknown: Whether one of them may have taken effect.
@@ -52,7 +52,7 @@ class _Attempts:
 
 
 class HTTP:
-    """Sends the requests of one client. Has its connections, its token and its event loop."""
+    """Sends the requests of one client, with its connections and its token, on one event loop."""
 
     def __init__(
         self,
@@ -78,20 +78,23 @@ class HTTP:
         self._closed = False
 
     async def request(self, call: Call) -> Reply:
-        """Send a request of the user's."""
+        """Send a request that the user made."""
         self.check_open()
         return await self.request_for_lease(call)
 
     async def request_for_lease(self, call: Call) -> Reply:
-        """Send a request for a lease: its teardown must go out even after the client was closed."""
+        """Send a request, even after the client was closed if a lease still holds the connections.
+
+        A lease may need to send requests after the client was closed.
+        """
         if not self._holders:
             self.check_open()
         self._check_loop()
         attempts = _Attempts(call, call.settings or self._settings)
         while True:
-            # Before its turn, because all requests that wait for a token wait for the same one.
+            # Before it takes a slot, because all requests that wait for a token wait for the same one.
             token = await self._token_for(attempts)
-            outcome = await self._send_in_turn(attempts, token)
+            outcome = await self._send_with_slot(attempts, token)
             if isinstance(outcome, Reply):
                 return outcome
             if call.has_effect and may_have_taken_effect(call.method, outcome):
@@ -118,12 +121,15 @@ class HTTP:
             self._loop = loop
         elif self._loop is not loop:
             raise ConfigurationError(
-                "this AsyncCortecs was used on another event loop before, and its connections cannot move. "
+                "this AsyncCortecs belongs to another event loop. "
                 "Create a client in each `asyncio.run`, and in each process after a fork."
             )
 
     def hold(self) -> None:
-        """Keep the connections open, past `aclose`, and handle Ctrl-C, until `release` or `abandon`."""
+        """Keep the connections open, even after `aclose`, until `release` or `abandon`.
+
+        Until then, it also handles Ctrl-C, so that a KeyboardInterrupt does not break off a release.
+        """
         self._holders.append(SigintGuard.acquire())
 
     async def release(self) -> None:
@@ -143,7 +149,7 @@ class HTTP:
 
     async def _close_if_done(self) -> None:
         if self._closed and not self._holders:
-            (await run_uncancellable(self._close, resume=True)).unwrap()
+            (await run_uncancellable(self._close, restart_if_cancelled=True)).unwrap()
 
     async def _close(self) -> None:
         if self._on_close is not None:
@@ -158,17 +164,17 @@ class HTTP:
         attempts.elapsed += anyio.current_time() - began
         return token
 
-    async def _send_in_turn(self, attempts: _Attempts, token: Token | None) -> Reply | Failure:
-        """Wait until there is room for the request, and send it once, unless its time is used up before."""
+    async def _send_with_slot(self, attempts: _Attempts, token: Token | None) -> Reply | Failure:
+        """Wait for a free slot, and send the request once, unless it times out before that."""
         call, settings = attempts.call, attempts.settings
         await self._limiter.acquire(call.priority)
         began = anyio.current_time()
         try:
             left = settings.retry.total_timeout - attempts.elapsed
             if left <= 0:
-                # The token took all the time. A `start` that is sent now would be given up before its answer.
+                # The token took all the time. A `start` sent now would time out before its response.
                 raise attempts.error(
-                    Failure(kind=FailureKind.TIMED_OUT, detail="no time was left to send it")
+                    Failure(kind=FailureKind.TIMED_OUT, detail="timed out before it was sent")
                 )
             attempts.count += 1
             outcome = await self._send(call, token, attempts.count, min(settings.timeout, left))
@@ -184,7 +190,7 @@ class HTTP:
             seconds=seconds,
             attempt=attempts.count,
             request_id=outcome.request_id,
-            answer=_answer(outcome),
+            outcome=_outcome_text(outcome),
         )
         return outcome
 
@@ -200,7 +206,7 @@ class HTTP:
             return outcome
 
         witness.sending()
-        return (await run_uncancellable(send_with_witness, resume=False)).unwrap()
+        return (await run_uncancellable(send_with_witness, restart_if_cancelled=False)).unwrap()
 
     async def _wait_to_retry(self, attempts: _Attempts, failure: Failure) -> None:
         """Wait until the request may be sent again. Raise the error of the failure if it may not."""
@@ -263,8 +269,8 @@ class HTTP:
         return Token(value=value, renew_at=renewal_time(requested_at, lifetime))
 
 
-def _answer(outcome: Reply | Failure) -> str:
-    """Return the outcome of an attempt for the log, with what the service said about a failure."""
+def _outcome_text(outcome: Reply | Failure) -> str:
+    """Return the outcome of an attempt for the log, with the text of the service about a failure."""
     if isinstance(outcome, Reply):
         return str(outcome.status)
     text = str(outcome.status or outcome.kind.value)

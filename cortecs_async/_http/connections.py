@@ -35,13 +35,13 @@ _POOL_SIZE = 2
 # Seconds after which httpx closes an idle connection.
 _IDLE_TIMEOUT = 5.0
 
-# Polls that may be in progress in addition to what is limited: by the poller, a list, and a token.
+# Concurrent requests that the limiter does not count: polls, a list, and a token request.
 _MAX_POLLS = 24
 
 
 @define(eq=False)
 class Pool:
-    """An HTTP client, and how many requests it may have and has at a time."""
+    """An HTTP client, with its limit and its number of concurrent requests."""
 
     client: httpx.AsyncClient
     size: float
@@ -69,11 +69,11 @@ class Connections:
         self._settings = settings
         self._given = given
         self._tls: ssl.SSLContext | None = None
-        # The first is created now, because bad certificates or proxies must show before anything is sent.
+        # The first is created now, so that bad certificates or proxies raise before anything is sent.
         self.pools: list[Pool] = [Pool(given, math.inf) if given is not None else self._new_pool()]
 
     def checkout(self) -> Pool:
-        """Return a pool with room for one more request."""
+        """Return a pool that can take another request."""
         # The first with room, so that few requests keep few connections open.
         for pool in self.pools:
             if pool.busy < pool.size:
@@ -104,7 +104,7 @@ class Connections:
                     stack.push_async_callback(pool.client.aclose)
 
     def new_client(self) -> httpx.AsyncClient:
-        """Create an HTTP client with its own connections. It raises what the class raises."""
+        """Create an HTTP client with its own connections. It raises the same errors as the class."""
         create: Callable[..., httpx.AsyncClient] = httpx.AsyncClient
         max_connections: int | None = None
         if self._settings.transport == "aiohttp":
@@ -177,7 +177,7 @@ def client_class() -> Any:
         from httpx_aiohttp import HttpxAiohttpClient  # noqa: PLC0415  (optional, and slow to import)
     except ImportError:
         raise ConfigurationError(
-            "transport='aiohttp' needs two more packages: pip install 'cortecs-async[aiohttp]'"
+            "transport='aiohttp' requires the extra aiohttp: pip install 'cortecs-async[aiohttp]'"
         ) from None
     return HttpxAiohttpClient
 

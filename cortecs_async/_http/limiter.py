@@ -17,7 +17,7 @@ class Priority(enum.Enum):
 
 
 class PriorityLimiter:
-    """Limits concurrent requests. The others wait in the order of their priority.
+    """Limits concurrent requests. Other requests wait in the order of their priority.
 
     A fifth of the slots, but at least one, is reserved for releases, so that hanging calls cannot delay them.
     Polls need no slot.
@@ -36,16 +36,16 @@ class PriorityLimiter:
         if self._busy < self._limits[priority]:
             self._busy += 1
             return
-        turn = anyio.Event()
-        self._queues[priority].append(turn)
+        slot = anyio.Event()
+        self._queues[priority].append(slot)
         try:
-            await turn.wait()
+            await slot.wait()
         except BaseException:
-            # It may have got its slot at the moment of the cancellation.
-            if turn.is_set():
+            # It may have received its slot at the moment of the cancellation.
+            if slot.is_set():
                 self.release(priority)
             else:
-                self._queues[priority].remove(turn)
+                self._queues[priority].remove(slot)
             raise
 
     def release(self, priority: Priority) -> None:

@@ -1,4 +1,4 @@
-"""Requests, answers and failures, as the resources and the transport exchange them."""
+"""Requests, responses and failures, as the resources and the transport exchange them."""
 
 from __future__ import annotations
 
@@ -63,11 +63,11 @@ class Witness(Protocol):
 
 @frozen(kw_only=True)
 class Reply:
-    """A successful answer.
+    """A successful response.
 
     Attributes:
         data: The JSON, or None for an empty body.
-        request_id: The answer's `x-request-id`, if it has one.
+        request_id: The response's `x-request-id`, if it has one.
         attempts: How often the request was sent.
         headers: Unchecked; their names are case-insensitive.
     """
@@ -80,7 +80,7 @@ class Reply:
     headers: Mapping[str, str] = field(factory=dict, repr=False)
 
     def decode(self, decoder: Callable[[Any], T]) -> T:
-        """Return what the decoder makes of the data. Turn its `ShapeError` into a `DecodeError`."""
+        """Decode the data. Turn a `ShapeError` of the decoder into a `DecodeError`."""
         try:
             return decoder(self.data)
         except ShapeError as error:
@@ -112,12 +112,12 @@ def start_warning(method: str, path: str, *, unknown: bool) -> str:
 
 
 def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown: bool) -> RequestError:
-    """Return the error for a request that is given up: the request, what happened, and what to do.
+    """Return the error for a request that is not retried: the request, what happened, and what to do.
 
-    The failure is that of the last attempt; `unknown` tells whether any of them may have worked.
+    The failure is that of the last attempt; `unknown` is whether any of them may have worked.
     """
     request = f"{method} {path}"
-    tries = f" (sent {attempts} times)" if attempts > 1 else ""
+    tries = f" ({attempts} attempts)" if attempts > 1 else ""
     common: dict[str, Any] = {
         "method": method,
         "path": path,
@@ -145,7 +145,7 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
         case FailureKind.UNREADABLE:
             error = DecodeError(
                 f"{request} returned {failure.status} with a body that is not JSON{tries}. A proxy may have "
-                f"answered instead of the service: check api_base_url and the network.{warning}",
+                f"responded instead of the service: check api_base_url and the network.{warning}",
                 **common,
             )
             if failure.body:
@@ -167,12 +167,12 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
             )
         case FailureKind.LOST:
             return TransportError(
-                f"{request} got no complete answer{tries}: {failure.detail}.{warning}", **common
+                f"{request} received no complete response{tries}: {failure.detail}.{warning}", **common
             )
 
 
 def _reason(body: str) -> str:
-    """Return the service's own words, which the API reference expects in `message` or `error`."""
+    """Return the error text of the service, which the API reference puts in `message` or `error`."""
     try:
         data = json.loads(body)
     except ValueError:
@@ -190,8 +190,8 @@ class FailureKind(enum.Enum):
     """How an attempt failed."""
 
     NOT_SENT = "not sent"  # the service never received it
-    LOST = "lost"  # sent, but no complete answer
-    TIMED_OUT = "timed out"  # sent, but no complete answer in time
+    LOST = "lost"  # sent, but no complete response
+    TIMED_OUT = "timed out"  # sent, but no complete response in time
     UNREADABLE = "unreadable"  # a success status whose body is not JSON
     REDIRECTED = "redirected"  # to where the request must not go
     STATUS = "status"  # an error status
@@ -199,13 +199,13 @@ class FailureKind(enum.Enum):
 
 @frozen(kw_only=True)
 class Failure:
-    """An attempt without a usable answer.
+    """An attempt without a usable response.
 
     Attributes:
         detail: Details for people, without secrets.
         status: HTTP status, if one was read.
         retry_after: Seconds that the service asked to wait.
-        body: Redacted excerpt of the answer.
+        body: Redacted excerpt of the response body.
     """
 
     kind: FailureKind

@@ -1,6 +1,6 @@
 """Which requests may be retried, and when. Pure: no clock, no I/O, and the randomness is an argument.
 
-The service has no idempotency key. A `start` whose answer is lost may have started a billed instance, and a
+The service has no idempotency key. A `start` whose response is lost may have started a billed instance, and a
 second one would start another, so it is retried only when the first certainly had no effect. The other
 requests of the API can be retried: a GET changes nothing, and a `stop`, `delete` or `restart` names its
 instance. A POST or PATCH that is not in the published API is treated like a start.
@@ -40,7 +40,7 @@ def is_transient(failure: Failure) -> bool:
 
 
 def may_have_taken_effect(method: str, failure: Failure) -> bool:
-    """Return whether the service may have carried out the request."""
+    """Return whether the service may have processed the request."""
     if method == "GET" or failure.kind is FailureKind.NOT_SENT:
         return False
     if failure.kind is FailureKind.STATUS:
@@ -80,9 +80,9 @@ def next_wait(
 ) -> float | None:
     """Return the seconds to wait before the next attempt, or None to give up.
 
-    `attempt` is the number of attempts so far. `counted` are those that failed with anything but 429, which
-    asks to come back later: if 429s were counted and half of all answers were 429, one request in sixty would
-    be given up. `elapsed` are the seconds since the first attempt began.
+    `attempt` is the number of attempts so far. `counted` are those that failed with anything but 429:
+    if 429s were counted and half of all responses were 429, one request in sixty would fail.
+    `elapsed` are the seconds since the first attempt began.
     """
     if policy.max_retries == 0 or counted > policy.max_retries or not can_repeat(method, path, failure):
         return None
@@ -102,7 +102,7 @@ def backoff(attempt: int, *, policy: RetryPolicy, rng: random.Random) -> float:
 def parse_retry_after(headers: Mapping[str, str], *, now: datetime) -> float | None:
     """Return the seconds of a Retry-After header in either of its forms (RFC 9110, 10.2.3), or None.
 
-    A date is compared with the answer's Date header if it has one, so that a wrong local clock does no harm.
+    A date is compared with the response's Date header if it has one, in case the local clock is wrong.
     """
     value = headers.get("retry-after", "").strip()
     if not value:

@@ -92,7 +92,7 @@ class Transport:
                 return Failure(kind=FailureKind.NOT_SENT, detail=f"no connection was free, and {error}")
             outcome = await self._send_on(self._spare, call, token, attempts, timeout)
             return outcome or Failure(kind=FailureKind.NOT_SENT, detail="no connection was free")
-        return Failure(kind=FailureKind.TIMED_OUT, detail=f"no answer within {timeout:g} s")
+        return Failure(kind=FailureKind.TIMED_OUT, detail=f"no response within {timeout:g} s")
 
     def check_ready(self) -> None:
         """Check that requests can be sent. Call it before `send`, after which a request counts as sent."""
@@ -198,7 +198,7 @@ class Transport:
         return cached.headers
 
     def _interpret(self, call: Call, response: httpx.Response, attempts: int) -> Reply | Failure:
-        # That of a successful answer too: logs and spans show it, and an answer may echo what was sent.
+        # Redacted for successful responses too: logs and spans show it, and it may echo what was sent.
         request_id = self._redactor.redact(response.headers.get("x-request-id", ""))[:_EXCERPT] or None
         if response.is_redirect:
             return Failure(
@@ -220,8 +220,8 @@ class Transport:
             return Failure(
                 kind=FailureKind.UNREADABLE,
                 status=response.status_code,
-                # A truncated answer to the token request may hold part of a token that is not known yet, and
-                # so cannot be redacted.
+                # A truncated response to the token request may hold part of a token that is not known yet,
+                # and so cannot be redacted.
                 body=self._excerpt(response) if call.authenticated else "",
                 request_id=request_id,
             )

@@ -144,7 +144,7 @@ class InstanceLease(Endpoint):
         try:
             await self._services.http.release()
             self._report.end(None)
-            self._report.let_through()
+            self._report.raise_kept_interruption()
         except BaseException as error:
             self._services.http.hold()
             provisioning.revoke_hand_over(self._state)
@@ -167,16 +167,16 @@ class InstanceLease(Endpoint):
         state.enter(operation)
         try:
             report.begin()
-            report.turn("start")
+            report.begin_phase("start")
             state.lifetime, state.limit = await self._services.prices.limit(self._options)
             await provisioning.start(state)
-            report.turn("wait")
+            report.begin_phase("wait")
             await provisioning.wait(state)
             await provisioning.hand_over(state)
             if operation == "acquire":
                 report.leave(None)
             else:
-                report.turn("body")
+                report.begin_phase("body")
         except GeneratorExit:
             self._abandon()
             raise
@@ -232,7 +232,7 @@ class InstanceLease(Endpoint):
         if held.may_hold_something():
             deadline = anyio.current_time() + self._options.teardown_timeout
             release = Release(self._services, held, on_exit, deadline, report.tear_down)
-            ended = await run_uncancellable(release.run, resume=True)
+            ended = await run_uncancellable(release.run, restart_if_cancelled=True)
             failure, interruption = ended.error or release.failure, ended.interruption
             report.leave(failure)
             if ended.error is not None:

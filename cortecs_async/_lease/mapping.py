@@ -199,7 +199,7 @@ class _Run(Generic[T, R]):
         self._maps.runs.add(self)
         self._scope = anyio.CancelScope()
         if in_trio():
-            import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+            import trio  # noqa: PLC0415  (optional, but installed if this code runs)
 
             self._call_soon = trio.lowlevel.current_trio_token().run_sync_soon
             trio.lowlevel.spawn_system_task(self._main, context=contextvars.copy_context())

@@ -165,7 +165,7 @@ async def release_acquired(services: LeaseServices, handle: InstanceHandle | str
 
     services.http.hold()
     try:
-        ended = await run_uncancellable(run, resume=True)
+        ended = await run_uncancellable(run, restart_if_cancelled=True)
         report.leave(ended.error)
         ended.interruption = ended.interruption or report.interruption
         ended.unwrap()

@@ -20,7 +20,7 @@ EXTENSION: Final = "cortecs_async.emulator"
 
 
 class Core(Protocol):
-    """What the transports need of an emulator."""
+    """The interface of the emulator that the transports use."""
 
     async def exchange(self, request: Request, /) -> Delivery | None:
         """Answer one request; None if its connection is dropped."""

@@ -42,7 +42,7 @@ class Emulator:
     """A Cortecs account that costs nothing.
 
     Its state depends only on the requests so far and on `clock()`: it has no background tasks and computes
-    the present state when it is asked. You can read and change it from any thread.
+    its state on each request. You can read and change it from any thread.
     """
 
     def __init__(
@@ -76,17 +76,17 @@ class Emulator:
             api_key: The key for the inference endpoints.
             step_seconds: Seconds that each provisioning step takes.
             num_steps: The number of provisioning steps. A worker is running when it reaches the last one;
-                each further worker is one step behind.
+                each additional worker starts one step later.
             stop_seconds: Seconds that an instance is `stopping` (and billed) after a stop.
             token_seconds: Seconds between two chunks of a streamed inference answer.
             answer_seconds: Seconds that an instance works on each inference answer (chat, completions,
-                embeddings) before it sends anything. Errors come at once.
+                embeddings) before it sends anything. Errors are sent immediately.
             parallel: How many answers each instance works on in parallel, regardless of its workers; more
                 wait in order. None for no limit. A caller that disconnects while it waits releases its
                 place to the next that arrives.
-            queue: How many answers may wait; one more gets a 429 with `Retry-After`. None for no limit.
-            capacity: The number of GPU sets by hardware type; a type that is missing has plenty. Each
-                worker uses one set.
+            queue: How many answers may wait; further ones get a 429 with `Retry-After`. None for no limit.
+            capacity: The number of GPU sets by hardware type; types that are not listed have
+                10,000. Each worker uses one set.
             balance: The account's balance before the first start, in `currency`. When it is used up, starts
                 are rejected, but no instance is stopped.
             currency: The currency of the balance and of the invented prices.
@@ -95,7 +95,7 @@ class Emulator:
             num_workers_in_args: False leaves `num_workers` out of `instance_args`, as every documented
                 example does.
             root_url: The URL at which callers reach it; serving the emulator sets it.
-            clock: Returns the present in seconds, from any fixed point.
+            clock: Returns the current time in seconds, from any fixed point.
             sleep: Waits for a number of seconds on the same clock.
 
         Raises:
@@ -213,7 +213,7 @@ class Emulator:
 
     @property
     def existing(self) -> tuple[str, ...]:
-        """The ids of the instances that are not deleted, whatever their status."""
+        """The ids of the instances that are not deleted, regardless of their status."""
         with self._lock:
             self._now()
             return tuple(self._account.instances)
@@ -281,7 +281,7 @@ class Emulator:
             self._account.stop(instance_id, self._now())
 
     def delete_instance(self, instance_id: str) -> None:
-        """Delete an instance without HTTP, whatever its status.
+        """Delete an instance without HTTP, regardless of its status.
 
         Raises:
             ValueError: If it is unknown.
@@ -367,7 +367,7 @@ class Emulator:
             return self._begin(request, match, self._now())
 
     def _now(self) -> float:
-        """Return the present, after processing every delayed request that is due. The lock must be held."""
+        """Process every delayed request that is due, and return the current time. The lock must be held."""
         now = self._clock()
         due = sorted((each for each in self._delayed if each.due <= now), key=lambda each: each.due)
         if due:

@@ -82,7 +82,7 @@ class Instance:
         return attrs.evolve(self, runs=(*self.runs, Run(now)))
 
     def delete(self, now: float) -> "Instance":
-        """Return the instance after its deletion, whatever its status was."""
+        """Return the instance after its deletion, regardless of its status."""
         run = self.run
         if run.stopped_at is None or run.stopped_at > now:
             requested_at = now if run.stop_requested_at is None else run.stop_requested_at
@@ -102,7 +102,7 @@ def status_of(instance: Instance, now: float, settings: Settings) -> LedgerStatu
 def step_of(worker: int, elapsed: float, settings: Settings) -> int:
     """Return the step, 1 to `num_steps`, of a worker (counted from 0), `elapsed` seconds after the start.
 
-    Each worker is one step behind the one before it.
+    Each worker starts one step later than the one before it.
     """
     last = settings.num_steps
     if settings.step_seconds <= 0:

@@ -1,7 +1,7 @@
 """When an instance works on each inference answer, given how many it works on in parallel.
 
 Nothing runs here. Every answer takes the same time, so the time of each is known when its request arrives,
-and the caller sleeps until then, on whatever event loop it has.
+and the caller sleeps until then, on its own event loop.
 """
 
 from collections import deque

@@ -35,7 +35,7 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        # A disconnected caller does not wait any more. In process, such a request is cancelled too.
+        # A disconnected caller no longer waits. In process, such a request is cancelled too.
         for request in self._requests:
             request.cancel()
 
@@ -90,7 +90,7 @@ class _BufferedTransport:
 
 @final
 class _Server(uvicorn.Server):
-    """A uvicorn server that reacts and stops at once: no polling, no grace period for open connections."""
+    """A uvicorn server that reacts and stops immediately: no polling, no grace period for connections."""
 
     def __init__(self, app: ASGIApp, on_ready: Callable[[], None]) -> None:
         super().__init__(
@@ -223,9 +223,9 @@ def serve_emulator(
 ) -> "ServedEmulator":
     """Serve an emulator on a real socket during a `with` or `async with` block.
 
-    It runs on its own event loop in another thread, so it responds whatever your event loop does. Entering
-    and leaving block for a few milliseconds instead of awaiting. So they cannot be cancelled halfway, and
-    work with any event loop and clock, and without one. Leaving cuts open connections.
+    It runs on its own event loop in another thread, so it responds even if your event loop is blocked.
+    Entering and leaving block for a few milliseconds instead of awaiting. So they cannot be cancelled
+    halfway, and work with any event loop and clock, and without one. Leaving cuts open connections.
 
     Args:
         emulator: The emulator to serve; its `clock` and `sleep` must work in another thread. None creates

@@ -11,7 +11,7 @@ from cortecs_async.emulator._catalog import HARDWARE
 def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, int]) -> None:
     for hardware_type_id, sets in value.items():
         if hardware_type_id not in HARDWARE:
-            msg = f"capacity names {hardware_type_id!r}; the emulator knows {', '.join(HARDWARE)}"
+            msg = f"unknown hardware type {hardware_type_id!r} in capacity (known: {', '.join(HARDWARE)})"
             raise ValueError(msg)
         if sets < 0:
             msg = f"The capacity of {hardware_type_id} must not be negative"
@@ -20,7 +20,7 @@ def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, i
 
 def _needs_parallel(settings: "Settings", _: object, __: int) -> None:
     if settings.parallel is None:
-        msg = "queue limits the requests that wait for a parallel answer: pass parallel too"
+        msg = "queue requires parallel: pass parallel too"
         raise ValueError(msg)
 
 

@@ -20,17 +20,17 @@ logger = logging.getLogger("cortecs_async.web")
 # The `Retry-After` in seconds while an instance is being started.
 _RETRY_AFTER = 10.0
 
-# After these errors nothing is started again: another start would exceed a limit, leave one more instance
+# After these errors nothing is started again: another start would exceed a limit, leave another instance
 # that cannot be distinguished from a foreign one, or be rejected in the same way.
 _FINAL = (LeaseExpiredError, AmbiguousStartError, InvalidArgumentError)
 
 
 class NotReadyError(CortecsError, RuntimeError):
-    """No instance is running. Answer with a 503, its `headers` and its message.
+    """No instance is running. Respond with a 503, its `headers` and its message.
 
     Attributes:
         status_code: 503.
-        retry_after: Seconds until the next attempt makes sense; None if no instance will be started again.
+        retry_after: Seconds to wait before the next attempt; None if no instance will be started again.
     """
 
     status_code = 503
@@ -46,10 +46,10 @@ class NotReadyError(CortecsError, RuntimeError):
 
 
 class StartOptions(TypedDict, total=False):
-    """The options of `client.instance` that make sense here.
+    """The options of `client.instance` that background and shared instances accept.
 
-    `max_lifetime` and `max_cost` limit the sum of all instances that one block starts, one after the other.
-    Once a limit is used up, nothing is started again.
+    `max_lifetime` and `max_cost` limit the total of all instances that one block starts, one after the other.
+    Once a limit is reached, nothing is started again.
     """
 
     context_length: int | None
@@ -95,8 +95,8 @@ class ManagedInstance(abc.ABC):
         """
         if self._tasks is None:
             raise InvalidArgumentError(
-                f"{self!r} is used outside its `async with` block: enter it in the lifespan of the app that "
-                "is served (servers do not run the lifespans of mounted apps)"
+                f"{self!r} must be used inside its `async with` block. Enter it in the lifespan of the app "
+                "that is served (servers do not run the lifespans of mounted apps)"
             )
         if isinstance(self._state, Unavailable):
             raise NotReadyError(self._state.reason, retry_after=self._state.retry_after)
@@ -124,14 +124,14 @@ class ManagedInstance(abc.ABC):
         return self._state
 
     async def __aenter__(self) -> Self:
-        """Begin to start an instance, and return at once.
+        """Begin to start an instance, without waiting for it to run.
 
         Raises:
-            InvalidArgumentError: If an argument is invalid, or the block is entered already.
+            InvalidArgumentError: If an argument is invalid, or the block was already entered.
             ConfigurationError: If it cannot work on this machine.
         """
         if self._tasks is not None:
-            raise InvalidArgumentError(f"{self!r} is entered already")
+            raise InvalidArgumentError(f"{self!r} was already entered")
         await self._check()
         self._changed = anyio.Event()
         self._state = Unavailable("the instance is being started")
@@ -190,12 +190,12 @@ class ManagedInstance(abc.ABC):
 
 
 class BackgroundInstance(ManagedInstance):
-    """An instance beside a block: `async with BackgroundInstance(client, MODEL) as instance:`.
+    """An instance that runs in the background: `async with BackgroundInstance(client, MODEL) as instance:`.
 
-    Entering returns at once. `instance.handle()` returns the running instance or raises `NotReadyError`.
+    Entering returns immediately. `instance.handle()` returns the running instance or raises `NotReadyError`.
     Leaving releases the instance, as leaving a lease does; a release that fails is logged. A lost instance is
-    replaced at once. A start that fails is tried again after `pause`, unless that would exceed a limit. Every
-    process has its own instance: for a server with several workers, use `SharedInstance`.
+    replaced immediately. A start that fails is tried again after `pause`, unless that would exceed a limit.
+    Every process has its own instance: for a server with several workers, use `SharedInstance`.
 
     Args:
         client: The client that starts the instances. Close it after this block.
@@ -290,5 +290,5 @@ def _remaining(name: str, limit: float | None, used: float) -> float | None:
     if limit is None or not used:
         return limit
     if limit <= used:
-        raise InvalidArgumentError(f"{name} is used up by the instances so far")
+        raise InvalidArgumentError(f"{name} has been reached by the instances started so far")
     return limit - used

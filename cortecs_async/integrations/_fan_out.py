@@ -25,14 +25,14 @@ logger = logging.getLogger("cortecs_async.fleet")
 T = TypeVar("T")
 
 Submit = Callable[[InstanceHandle, list[Any]], Awaitable[list[Result]]]
-"""Runs a chunk on some worker. Once cancelled, its results are not needed any more."""
+"""Runs a chunk on some worker. Once cancelled, its results are no longer needed."""
 
 # Seconds that an instance rests after a chunk without a single answer; doubled after each further one.
 _FIRST_REST = 2.0
 _LONGEST_REST = 30.0
 
-# Seconds without an answer, from the first failure on, after which an instance is given up: as long as
-# `run_batch` waits. Less if the instance has never answered, because then the workers' key is usually wrong.
+# Seconds without an answer, from the first failure on, after which an instance counts as failed, as in
+# `run_batch`. Less if the instance has never answered, because then the workers' key is usually wrong.
 _SILENCE_TIMEOUT = 180.0
 _INITIAL_SILENCE_TIMEOUT = 20.0
 
@@ -81,7 +81,7 @@ class _InstanceHealth:
         silence = now - self._silent_since
         if silence > (_SILENCE_TIMEOUT if self._has_answered else _INITIAL_SILENCE_TIMEOUT):
             raise EndpointError(
-                f"instance {self.instance_id} has answered nothing for {silence:.0f} s: {failure}",
+                f"instance {self.instance_id} has not answered for {silence:.0f} s: {failure}",
                 instance_id=self.instance_id,
             )
         if now >= self.resume_at:  # chunks that fail together count as one
@@ -180,7 +180,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             ("max_attempts", max_attempts),
         ):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-                raise InvalidArgumentError(f"{name} must be a whole number from 1, not {number!r}")
+                raise InvalidArgumentError(f"{name} must be a whole number of at least 1, not {number!r}")
         self._leases = list(leases)
         if not self._leases:
             raise InvalidArgumentError("fan_out needs at least one lease: [client.instance(...), ...]")
@@ -197,7 +197,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         self._main: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Begin to lease.
+        """Begin to start the instances.
 
         Raises:
             InvalidArgumentError: If it was entered before.
@@ -240,7 +240,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
 
         Raises:
             CortecsError: The error of the last instance to end, or of a release that failed.
-            Exception: Whatever `work` or the items raise, or Ray or Dask if they cannot run a chunk.
+            Exception: Any error of `work` or the items, or of Ray or Dask if they cannot run a chunk.
             InvalidArgumentError: Outside the block.
             StopAsyncIteration: At the end.
         """
@@ -265,7 +265,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             raise self._error
 
     def _fail(self, error: BaseException) -> None:
-        """Stop everything with this error. Tasks call this instead of raising, which would make a group."""
+        """Stop all tasks with this error. Raising it in a task would create an exception group."""
         self._error = self._error or error
         self._scope.cancel()
 
@@ -276,7 +276,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             self._fail(error)
         while not self._queue.is_done:
             await self._queue.wait_for_change()
-        # Instances that are still starting are not needed any more.
+        # Instances that are still starting are no longer needed.
         for scope in self._starting:
             scope.cancel()
 

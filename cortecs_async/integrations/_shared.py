@@ -1,4 +1,4 @@
-"""One instance for all processes of a machine that ask for the same."""
+"""One instance for all processes of a machine that request the same one."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ try:
 except ImportError:  # not on Windows
     fcntl = None  # type: ignore[assignment]
 
-# Seconds until the next attempt to connect to the owner process: the first one, then twice as long each time,
-# up to `pause`.
+# Seconds before the second attempt to connect to the owner process. Doubles with each attempt, up to `pause`.
 _INITIAL_BACKOFF = 0.25
 
-# Seconds that the last process to leave allows for everything beside the teardown itself.
+# Seconds that the last process to leave waits in addition to the teardown timeout.
 _LEAVE_MARGIN = 30.0
 
 # The longest socket address, in bytes, that every system supports.
@@ -39,27 +38,26 @@ _LONGEST_ADDRESS = 103
 
 
 class SharedInstance(ManagedInstance):
-    """One instance for all processes of this machine that ask for the same, such as the workers of a server.
+    """One instance for all processes of this machine that request the same one, such as a server's workers.
 
     Use `async with SharedInstance(MODEL) as shared:` in each process, then as a `BackgroundInstance`. The
     first process starts another one, the owner, which holds the instance. Every process keeps a connection to
     the owner. When the last connection ends, the instance is released; the last process to leave waits for
     that.
 
-    No worker is the owner, because servers replace workers all the time: after a crash, after a number of
-    requests, or for new code. The instance would end with each of them. The owner keeps the promise that no
-    instance outlives the code that asked for it: it lives no longer than the connections, which the operating
-    system closes however a worker ends; it starts nothing without a reaper of its own; and if it is killed,
-    the workers start another one.
+    No worker is the owner, because servers often replace workers: after a crash, after a number of requests,
+    or for new code. The instance would end with each of them. The owner does not outlive the connections,
+    which the operating system closes however a worker ends. It starts nothing without its own reaper. If it
+    is killed, the workers start another one.
 
-    Processes share if they agree on all arguments, CORTECS_CLIENT_ID, CORTECS_API_BASE_URL, the state
-    directory (CORTECS_STATE_DIR), the host's name, the user, and the version of this package. Credentials
-    come from the environment. Needs unix sockets and file locks.
+    Processes share an instance if they have the same arguments, CORTECS_CLIENT_ID, CORTECS_API_BASE_URL, the
+    state directory (CORTECS_STATE_DIR), the host's name, the user, and the version of this package.
+    Credentials come from the environment. Needs unix sockets and file locks.
 
     Args:
         model_id: As for `client.instance`.
         hardware_type_id: As for `client.instance`.
-        name: Processes with different names do not share.
+        name: Processes with different names do not share an instance.
         pause: As for `BackgroundInstance`.
         linger: Seconds to keep the instance after the last process has left, for servers that replace all of
             their workers at about the same time. The last process to leave waits for that too, so a shutdown

@@ -3,7 +3,7 @@
 `SharedInstance` starts it with two file descriptors, of its lock and of its listening socket, and with the
 spec of the instance. On every change of state, the server sends each connected process a line of JSON. A
 process sends nothing; it closes its side of the connection when it leaves. If others are still connected, the
-server then closes that connection at once. The last connection stays open until the instance is released.
+server then closes that connection immediately. The last connection stays open until the instance is released.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from attrs import asdict, define, field
 from .. import AsyncCortecs, InstanceHandle
 from ._background import BackgroundInstance, ManagedInstance, StartOptions, State, Unavailable
 
-# Seconds for the first connection. The process that started this one connects at once, unless it died.
+# Seconds for the first connection. The process that started this one connects immediately, unless it died.
 _FIRST_CONNECTION_TIMEOUT = 10.0
 
 

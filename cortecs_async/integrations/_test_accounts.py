@@ -30,7 +30,7 @@ _CHECK_INTERVAL: Final = 0.05
 _IDLE_CHECKS: Final = 20
 
 # Without a child process and files, which take most of a lease's time. The intervals are short because the
-# emulator can take any load, and its next answer shows every change.
+# emulator can take any load, and its next response shows every change.
 _CLIENT_DEFAULTS: Final[Mapping[str, Any]] = {
     "guard": "off",
     "journal": "off",
@@ -147,8 +147,8 @@ def open_account(item: pytest.Item, state_dir: Path) -> Generator[Account]:
     _reject_unknown(EMULATOR, options, {*parameters, *_RULE_NAMES} - {"root_url"})
     rule_options = {name: options.pop(name) for name in _RULE_NAMES & options.keys()}
     rules = _build(EMULATOR, lambda: Rules(**rule_options))
-    # An instance that runs at once is running in the answer to its start. Otherwise a client with the default
-    # policy polls half a second later.
+    # An instance without provisioning steps is running in the response to its start. Otherwise a
+    # client with the default policy polls half a second later.
     options.setdefault("step_seconds", 0.0)
     emulator = _build(EMULATOR, lambda: Emulator(**options))
     for fault in _faults(item):

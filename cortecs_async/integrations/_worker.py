@@ -1,4 +1,4 @@
-"""What runs on a worker of a cluster: one chunk of items, in an event loop of its own."""
+"""The code that runs on a worker of a cluster: one chunk of items, in its own event loop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WAKE_INTERVAL = 1.0
 # Statuses that another attempt may change: they concern the endpoint, the key or the load, not the request.
 _RETRYABLE_STATUSES = frozenset({401, 403, 404, 408, 409, 425, 429})
 
-# Names in openai, httpx, aiohttp and in packages built on them for a request that got no answer.
+# Names in openai, httpx, aiohttp and in packages built on them for a request that received no response.
 _CONNECTION_ERRORS = frozenset(
     {"APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError"}
 )
@@ -31,7 +31,7 @@ class Failure:
     Attributes:
         code: The name of the exception's class.
         message: The exception's message.
-        status: The HTTP status, if there was an answer.
+        status: The HTTP status, if there was a response.
         is_trouble: Whether another attempt may succeed, perhaps on another instance.
     """
 
@@ -82,7 +82,7 @@ async def _wake_regularly() -> None:
 def _failure(error: Exception, secret: str) -> Failure:
     message = str(error)
     if secret:
-        # The endpoint's answer may quote the key that it rejects.
+        # The endpoint's response may quote the key that it rejects.
         message = message.replace(secret, "***")
     chain = list(_chain(error))
     status = next((found for link in chain if (found := _status(link)) is not None), None)

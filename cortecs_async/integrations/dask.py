@@ -31,21 +31,21 @@ def fan_out(
 ) -> FanOut[T]:
     """Run `work` on all items in Dask tasks, a chunk of items at a time. Use it with `async with`.
 
-    Each item has one outcome. If a worker dies, its chunk is done again (Dask's `allowed-failures`); if an
-    instance is lost, its chunks are done on another one. An item that fails has an outcome with an error; the
-    others continue.
+    Each item has one outcome. If a worker dies, its chunk is repeated (Dask's `allowed-failures`). If an
+    instance is lost, its chunks are repeated on another one. An item that fails has an outcome with an error;
+    the others continue.
 
     Args:
         work: Called on a worker as `await work(inst, items)`, with an `InstanceHandle` and a chunk. Return a
             list with a value or an exception for each item, as `inst.map(..., return_exceptions=True)` does.
-            An exception that it raises ends everything.
+            An exception that it raises ends the fan-out.
         items: The items; read as they are needed.
         leases: `client.instance(...)`, not entered, one for each instance. `fan_out` enters and leaves them.
         dask: A `distributed.Client(asynchronous=True)` of this event loop.
         chunk_size: Items in a task.
         chunks_per_instance: Tasks that use an instance at the same time.
-        max_attempts: Attempts for an item that gets no answer, or one of 401, 403, 404, 408, 409, 425, 429 or
-            500 and above.
+        max_attempts: Attempts for an item that gets no response, or one of 401, 403, 404, 408, 409, 425, 429
+            or 500 and above.
         dask_options: Options of `Client.submit`: `workers`, `resources`, `priority`, ...
 
     Raises:

@@ -45,8 +45,7 @@ class OpenTelemetry(Telemetry):
             from opentelemetry import context, metrics, trace  # noqa: PLC0415  (optional)
         except ModuleNotFoundError:
             raise ConfigurationError(
-                "OpenTelemetry() needs the opentelemetry-api package: "
-                "pip install 'cortecs-async[opentelemetry]'"
+                "OpenTelemetry() requires the extra opentelemetry: pip install 'cortecs-async[opentelemetry]'"
             ) from None
         self._context = context
         self._trace = trace
@@ -114,7 +113,7 @@ class OpenTelemetry(Telemetry):
             description = f"{type(end.error).__name__}: {end.error}"
             span.set_status(self._trace.StatusCode.ERROR, description)
         elif end.outcome == "abandoned":
-            span.set_status(self._trace.StatusCode.ERROR, "never released: left to the reaper")
+            span.set_status(self._trace.StatusCode.ERROR, "not released: the reaper releases it")
         span.end()
 
     def retry(self, retry: RequestRetry) -> None:
@@ -129,7 +128,7 @@ class OpenTelemetry(Telemetry):
         )
 
     def _record_metrics(self, phase: str, lease: LeaseInfo, end: PhaseEnd) -> None:
-        # No ids: each value of an attribute creates a time series of its own.
+        # No ids: each value of an attribute creates another time series.
         attributes: dict[str, str] = {"cortecs.operation": lease.operation}
         if lease.model:
             attributes["cortecs.model"] = lease.model

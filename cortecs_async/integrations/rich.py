@@ -22,7 +22,7 @@ class ProvisioningBar:
 
     Use it as a context manager and pass it to `client.instance(..., on_progress=bar)`; the README shows how.
     On a terminal the bars move until every instance is running. Elsewhere (a log file, a pipe) every change
-    is a line of its own. Leaving the block removes the bars, also if a start fails.
+    has its own line. Leaving the block removes the bars, also if a start fails.
 
     Args:
         console: Where to draw. Default: standard error, so that it stays out of a program's output.
@@ -70,7 +70,7 @@ class ProvisioningBar:
             self._bars.start()
         self._bars.update(self._tasks[instance.instance_id], completed=progress.fraction, description=label)
         if self._bars.finished:
-            # Make room for what the program prints once all instances are running.
+            # Make room for the program's output once all instances are running.
             self._stop()
 
     def _stop(self) -> None:

@@ -1,9 +1,9 @@
 """For web apps: an instance that runs beside the app, or one that all workers of a server share.
 
-A start takes minutes, but a server must answer sooner. Entering therefore returns at once. `handle()` returns
-the instance once it is running; until then it raises `NotReadyError`, which your app answers with a 503. A
-lost instance is replaced, and a failed start is tried again. No framework is imported: docs/web.md shows the
-code for FastAPI, Starlette and Litestar.
+A start takes minutes, but a server must respond sooner. Entering therefore returns immediately. `handle()`
+returns the instance once it is running; until then it raises `NotReadyError`, which your app turns into a
+503. A lost instance is replaced, and a failed start is tried again. No framework is imported: docs/web.md
+shows the code for FastAPI, Starlette and Litestar.
 """
 
 from ._background import BackgroundInstance, NotReadyError, StartOptions

@@ -707,6 +707,21 @@ def test_invalid_durations(text: str) -> None:
         duration(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("0", "2h); it must be more than 0"),
+        ("0h0s", "2h); it must be more than 0"),
+        ("", "2h)"),
+        ("5x", "2h)"),
+    ],
+)
+def test_a_duration_of_zero_names_the_reason(text: str, end: str) -> None:
+    with pytest.raises(click.BadParameter) as caught:
+        duration(text)
+    assert caught.value.message.endswith(end)
+
+
 def test_duration_longer_than_ten_years() -> None:
     with pytest.raises(click.BadParameter, match="longer than ten years"):
         duration("99999999d")

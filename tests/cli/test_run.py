@@ -260,7 +260,10 @@ def test_missing_command_or_model_is_a_usage_error(call: Call, arguments: list[s
 def test_usage_shows_where_the_command_goes(call: Call) -> None:
     shown = call("run", "--help").stdout
     assert "run [OPTIONS] MODEL [HARDWARE] -- COMMAND [ARGS]..." in shown
-    assert re.search(r"125 +the lease failed\n +126 ", shown)
+    assert re.search(
+        r"125 +the instance did not start, was lost, reached a limit, or could not be\n +deleted\n +126 ",
+        shown,
+    )
 
 
 @pytest.mark.parametrize(

@@ -249,7 +249,7 @@ class TestTransport:
         error = await list_error(service, Answer(failure=failure), max_retries=1)
         assert not error.outcome_unknown
         assert error.attempts == 2
-        assert "sent 2 times" in str(error)
+        assert "(2 attempts)" in str(error)
 
     @alternating("failure", [httpx.ConnectError, httpx.ReadError, httpx.ReadTimeout])
     async def test_is_gone_the_next_time(self, service: Service, failure: type[httpx.TransportError]) -> None:

@@ -211,7 +211,7 @@ async def test_an_instance_that_never_answers_is_given_up(world: World) -> None:
             )
 
         with pytest.raises(
-            errors.EndpointError, match=r"answered nothing for .* s: AuthenticationError: wrong"
+            errors.EndpointError, match=r"has not answered for .* s: AuthenticationError: wrong"
         ):
             async with fan_out(refuse, range(400), [client.instance(MODEL)]) as outcomes:
                 async for outcome in outcomes:

@@ -323,7 +323,7 @@ async def test_cleared(cortecs_emulator):
         ("cortecs_emulator(num_steps=0)", "*cortecs_emulator: 'num_steps' must be >= 1: 0"),
         (
             "cortecs_emulator(capacity={'X': 1})",
-            "*cortecs_emulator: capacity names 'X'; the emulator knows *",
+            "*cortecs_emulator: unknown hardware type 'X' in capacity (known: *",
         ),
         ("cortecs_emulator(allow_leaks='all')", "*allow_leaks must be False, 'stopped' or True, not 'all'"),
         ("cortecs_fault()", "*cortecs_fault: *missing 1 required positional argument*"),

@@ -202,7 +202,7 @@ async def test_misuse(world: World) -> None:
         with pytest.raises(errors.InvalidArgumentError, match="lifespan"):
             await instance.wait()
         async with instance:
-            with pytest.raises(errors.InvalidArgumentError, match="entered already"):
+            with pytest.raises(errors.InvalidArgumentError, match="already entered"):
                 await instance.__aenter__()
             await instance.wait()
         with pytest.raises(errors.InvalidArgumentError, match="lifespan"):

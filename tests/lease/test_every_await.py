@@ -691,12 +691,12 @@ def test_the_awaits_cover_the_whole_life(state_dir: Path) -> None:
     assert phases("asyncio: every task", "lease") >= start | {"stop", "delete"}
 
 
-async def awaited(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
+async def awaited(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bool) -> TaskResult[T]:
     """Release as a plain `finally` does."""
     return TaskResult(value=await work())
 
 
-async def shielded(work: Callable[[], Awaitable[T]], *, resume: bool) -> TaskResult[T]:
+async def shielded(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bool) -> TaskResult[T]:
     """Release as anyio's documentation recommends."""
     with anyio.CancelScope(shield=True):
         value = await work()

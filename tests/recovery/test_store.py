@@ -117,7 +117,7 @@ async def test_without_a_disk_the_lease_runs_with_a_warning(
                 pass
         assert emu.existing == ()
         assert len(emu.ledger) == 3
-    assert caplog.text.count("cannot be written") == 1
+    assert caplog.text.count("Cannot write the journal") == 1
 
 
 @pytest.mark.parametrize("how", ["full", "read-only", "no directory", "no locks"])
@@ -211,7 +211,7 @@ async def test_a_client_warns_when_it_opens_that_there_is_something_to_sweep(
     async with world(journal="auto"):
         pass
     (record,) = caplog.records
-    assert "Instances or starts of dead processes: 2. " in record.message
+    assert "Dead processes left 2 instances or unresolved starts. " in record.message
     assert "Run `cortecs-async sweep` or client.sweep()" in record.message
     assert len(list(read_journals(journals))) == 1  # the journal without promises was removed
     caplog.clear()
@@ -237,7 +237,7 @@ async def test_a_client_does_not_warn_of_what_its_sweep_could_not_release(
         await anyio.sleep(61)
         async with world(journal="auto"):
             (record,) = caplog.records
-        assert "Instances or starts of dead processes: 1. " in record.message
+        assert "Dead processes left 1 instances or unresolved starts. " in record.message
         store = client._wiring.promises.store
         assert store.count_orphans(emu.api_base_url, "") == 1
         assert store.count_orphans(emu.api_base_url, account) == 0

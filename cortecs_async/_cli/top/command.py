@@ -41,7 +41,7 @@ def top(interval: float) -> None:
 async def _top(interval: float) -> None:
     from .app import TopApp  # noqa: PLC0415  (optional, checked by the caller)
 
-    # No retries: the next refresh retries a failed one, and deletions have retries of their own.
+    # No retries: the next refresh retries a failed one, and deletions have their own retries.
     async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(max_retries=0) as client:
         app = TopApp(client, interval=interval)
         try:

@@ -26,9 +26,10 @@ q   quit (or Ctrl-C): changes nothing
 
 Owners recorded on this machine:
 mine, process  a running process
-held           the holder of a handle
-orphan         dead: run `cortecs-async sweep`
-elsewhere      none
+held           acquired, not expired
+orphan         its process died; run
+               `cortecs-async sweep`
+elsewhere      no owner on this machine
 
 age counts from the start. cost is the list price
 of each interval begun, for each worker."""

@@ -41,7 +41,7 @@ class Snapshot:
     hardware: Mapping[str, HardwareType] = field(factory=dict)  # by id of the hardware type
     balance: Balance | None = None
     actions: Mapping[str, str] = field(factory=dict)  # such as "stopping", by instance id
-    problem: str = ""  # why the last refresh failed, or what it lacks
+    problem: str = ""  # why the last refresh failed, or what is missing
     is_stale: bool = False  # whether the last refresh failed
 
     def find(self, instance_id: str | None) -> Instance | None:
@@ -67,7 +67,7 @@ class Column:
 
 
 def columns(width: int, snapshot: Snapshot) -> tuple[Column, ...]:
-    """Choose the columns that fit into a width, in characters. The details show what is left out."""
+    """Choose the columns that fit into a width, in characters. The details show the omitted columns."""
     is_wide = width >= 110
     available = width - 2  # without the scroll bar
     ids = (each.instance_id for each in snapshot.instances)
@@ -90,7 +90,7 @@ def columns(width: int, snapshot: Snapshot) -> tuple[Column, ...]:
     spare = available - _total_width(chosen)
     widths = {each.key: each.width for each in chosen}
     if "model" in widths:
-        # The status gets at least the room for "pending 3/5", then what the longest model names do not need.
+        # The status is at least as wide as "pending 3/5", plus the width that the longest model names leave.
         shared = spare + widths["model"] + widths["status"]
         widths["status"] = _clamp(11, shared - 22, 30)
         widths["model"] = shared - widths["status"]
