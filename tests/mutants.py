@@ -509,7 +509,7 @@ MUTANTS = [
     Mutant(
         "relies on a reaper that does not answer",
         "_recovery/reaper_process.py",
-        '        self.kill()\n        raise GuardError("the reaper did not answer")',
+        '        self.kill()\n        raise GuardError("the reaper did not respond")',
         "",
         "recovery/test_mutations.py::test_a_reaper_that_does_not_answer_is_killed",
     ),

@@ -220,7 +220,7 @@ class Poller:
             InvalidArgumentError: another task waits on the same subscription.
         """
         if subscription in self._waiters:
-            raise InvalidArgumentError("another task already waits on this watch: call watch() in each task")
+            raise InvalidArgumentError("another task is already using this watch. Call watch() in each task.")
         self._waiters[subscription] = None
         if subscription.due < self._next_poll:
             self._next_poll = max(subscription.due, self._paused_until)

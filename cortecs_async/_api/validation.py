@@ -28,7 +28,8 @@ def check_instance_id(instance_id: str) -> str:
     _check_segment("instance_id", instance_id)
     if instance_id.casefold() in _ROUTES:
         raise InvalidArgumentError(
-            f"instance_id {instance_id!r} is the name of another request. Pass the id of an instance."
+            f"instance_id {instance_id!r} is reserved by the API (it is part of another endpoint's URL). "
+            "Pass an instance id."
         )
     return str.__str__(instance_id)  # in an f-string, a member of a `str` enum may become its name
 

@@ -123,11 +123,13 @@ class InstanceLease(Endpoint):
         If this raises, an instance that was started has been stopped and deleted.
 
         Raises:
-            InvalidArgumentError: if the lease was entered before, or `max_cost` pays for no interval.
-            PriceUnknownError: if `max_cost` needs a price that the service does not give.
-            GuardError: or `JournalError`, if one is required and missing. Nothing was started.
+            InvalidArgumentError: if the lease was already entered, or `max_cost` is less than one billing
+                interval.
+            PriceUnknownError: if `max_cost` needs a price that the service does not return.
+            GuardError: if a required reaper is not running. Nothing was started.
+            JournalError: if a required journal cannot be written. Nothing was started.
             AmbiguousStartError: if the response to the start was lost, and several instances could be it.
-            LeaseExpiredError: if `max_lifetime` or `max_cost` is used up before the instance is running.
+            LeaseExpiredError: if `max_lifetime` or `max_cost` is reached before the instance is running.
             LifecycleError: if the instance fails, or is not running in time.
             RequestTimeoutError: if no start succeeded within `start_timeout`.
             RequestError: if the service rejects the start, or cannot be reached.
@@ -155,8 +157,8 @@ class InstanceLease(Endpoint):
     async def _enter(self, operation: Operation) -> None:
         if self._phase is not _Phase.NEW:
             raise InvalidArgumentError(
-                f"a lease serves one `async with`, and this one is {self._phase.value}: "
-                "call client.instance(...) again"
+                f"this lease was already entered (it is {self._phase.value}). "
+                "Create a new one with client.instance(...)"
             )
         self._services.http.check_open()
         enable_ki_protection(InstanceLease.__aexit__, InstanceLease._end)
@@ -200,8 +202,8 @@ class InstanceLease(Endpoint):
         """Stop and delete the instance, and return once the service confirms that it is gone.
 
         Raises:
-            InstanceLostError: if the instance stopped or vanished, which cancelled the block.
-            LeaseExpiredError: if `max_lifetime` or `max_cost` was used up, which cancelled the block.
+            InstanceLostError: if the instance stopped or disappeared, which cancelled the block.
+            LeaseExpiredError: if `max_lifetime` or `max_cost` was reached, which cancelled the block.
             TeardownError: if the release fails within `teardown_timeout`, unless the block raised.
         """
         if self._phase is not _Phase.RUNNING or self._watchdog is None:

@@ -38,10 +38,10 @@ async def start(state: LeaseState) -> None:
         # The deadline fell between two attempts, or while looking for the instance of a lost start.
         unknown = attempt.state is StartState.UNKNOWN
         raise RequestTimeoutError(
-            f"no instance could be started within start_timeout={options.start_timeout:g} s: the service "
-            "was busy or could not be reached. "
+            f"could not start an instance within start_timeout={options.start_timeout:g} s: the service "
+            "was busy or unreachable. "
             + ("One start may have worked; this is being checked." if unknown else "Nothing was started.")
-            + " See the log of cortecs_async.http.",
+            + " Set CORTECS_LOG=info for details.",
             method="POST",
             path="/instances/start",
             outcome_unknown=unknown,
@@ -109,7 +109,7 @@ async def wait(state: LeaseState) -> None:
         if state.age < state.lifetime:
             raise
         raise LeaseExpiredError(
-            f"instance {instance_id} has used up {state.limit} before it ran ({error})",
+            f"instance {instance_id} reached {state.limit} before it was running ({error})",
             instance_id=instance_id,
         ) from None
 

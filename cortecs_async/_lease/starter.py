@@ -50,7 +50,7 @@ class StartState(enum.Enum):
     UNKNOWN = "no usable response: it may have worked"
     STARTED = "its instance is known"
     AMBIGUOUS = "its instance cannot be told from others"
-    GIVEN_UP = "no longer looked for in this process"
+    GIVEN_UP = "search given up in this process"
 
 
 @define(eq=False)
@@ -220,7 +220,7 @@ class Starter:
                 may_repeat = start.failure.status != 503 and is_transient(start.failure)
                 if counted > self.settings.retry.max_retries or not may_repeat:
                     error.outcome_unknown = False
-                    error.add_note("cortecs_async: its instance was looked for, and none has appeared")
+                    error.add_note("cortecs_async: searched for its instance; nothing was started")
                     raise
                 log(Event.LEASE_START_REPEATED, model=start.args.hf_name)
             finally:
@@ -328,10 +328,13 @@ class Starter:
         start.resolved(StartState.AMBIGUOUS)
         if start.key is not None:
             self.promises.record_ambiguous(start.key, candidates)
+        several = len(candidates) > 1
+        matches = "several new instances match" if several else "a new instance matches"
+        billed = "ONE OF THEM MAY BE YOURS AND BILLED" if several else "IT MAY BE YOURS AND BILLED"
         return AmbiguousStartError(
-            f"the response to a start of {start.args.hf_name} was lost, and it is unknown which instance it "
-            f"created: {', '.join(candidates)} appeared since. None was touched. ONE OF THEM MAY BE YOURS, "
-            "AND IS BILLED: check client.instances.list(), and stop the one that is not someone else's.",
+            f"the response to a start of {start.args.hf_name} was lost, and {matches} it: "
+            f"{', '.join(candidates)}. None was touched. {billed}: check client.instances.list(), and stop "
+            "yours.",
             candidates=candidates,
         )
 

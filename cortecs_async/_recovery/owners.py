@@ -29,8 +29,8 @@ class Owner:
 
     Attributes:
         kind: `mine`: this process. `process`: another process, which is alive. `orphan`: a process that died
-            or gave up on the instance; its reaper or `sweep` releases it. `held`: whoever has the handle that
-            `acquire` returned, until `expires_at`.
+            or gave up on the instance; its reaper or `sweep` releases it. `held`: owned through a handle from
+            `acquire`, until `expires_at`.
         owner: Host and process id of the process that asked for the instance.
         started_at: Unix time in seconds at which this owner asked for the start, or took the instance over,
             as `release` does.

@@ -115,7 +115,7 @@ class ReaperProcess:
         problem = _send(process.stdin.fileno(), numbered, deadline)
         if problem:
             self.kill()
-            raise GuardError(f"the reaper has died: {problem}")
+            raise GuardError(f"the reaper died: {problem}")
         with self._changed:
             self._changed.wait_for(
                 lambda: self._last_acknowledged >= self._last_sent or self._ended is process,
@@ -124,7 +124,7 @@ class ReaperProcess:
             if self._last_acknowledged >= self._last_sent:
                 return
         self.kill()
-        raise GuardError("the reaper did not answer")
+        raise GuardError("the reaper did not respond")
 
     def shutdown(self) -> None:
         """End the reaper: all promises are kept."""
@@ -212,5 +212,5 @@ def _write(fd: int, data: bytes, deadline: float) -> None:
     ready.register(fd, select.POLLOUT)
     while view:
         if not ready.poll(max(deadline - time.monotonic(), 0.0) * 1000):
-            raise TimeoutError("it does not read any more")
+            raise TimeoutError("it stopped reading")
         view = view[os.write(fd, view) :]

@@ -28,14 +28,14 @@ OrphanState = Literal["found", "unsettled", "released", "gone", "ambiguous", "le
 
 @frozen(kw_only=True)
 class Orphan:
-    """A promise of a process that died before it kept it.
+    """An instance, or an unresolved start, that a dead process left behind.
 
     Attributes:
         state: `found`: a sweep releases it. `unsettled`: requested less than a minute ago, so it may still
-            appear. `released`: just now. `gone`: it was already, or the start made nothing. `ambiguous`: it
-            may be one of `candidates`; only you can decide which, and nothing is touched. `left`: the service
-            did not release it in time. `held`: acquired, and not expired. `foreign`: it belongs to other
-            credentials or to another service (see `api_base_url`).
+            appear. `released`: by this sweep. `gone`: it no longer existed, or the start created none.
+            `ambiguous`: it may be one of `candidates`; only you can decide which. Nothing is touched.
+            `left`: the service did not release it in time. `held`: acquired, and not expired. `foreign`: it
+            belongs to other credentials or to another service (see `api_base_url`).
         instance_id: The instance, if it is known.
         model: The model that was started; empty if only the id was recorded.
         candidates: Ids that it may be.
