@@ -39,7 +39,7 @@ class Origin(enum.Enum):
 class StartWitness(Witness):
     """Counts a plain start while it is in progress, and claims its instance.
 
-    Without this, a lease of the same client that looks for its own lost start might adopt the instance.
+    Without this, a lease of the same client that searches for its own lost start might adopt the instance.
     """
 
     def __init__(self, claims: Claims, model_id: str) -> None:
@@ -182,7 +182,7 @@ class Instances:
         try:
             reply = await self._send(call)
         except _Refused as error:
-            # If the answer to an earlier attempt was lost, that attempt may have changed the status.
+            # If the response to an earlier attempt was lost, that attempt may have changed the status.
             instance = await self._listed(instance_id) if error.outcome_unknown else None
             if instance is None or instance.status in unchanged:
                 raise
@@ -334,7 +334,7 @@ class Instances:
         """Find, restart or start an instance with these arguments, as `ensure` does, without waiting for it.
 
         `found` is called with an existing instance and its origin. For `RESTARTED` it is called before the
-        request, because the restart may work although its answer is lost. If the restart is refused, it is
+        request, because the restart may work although its response is lost. If the restart is refused, it is
         called again with `FOUND`: another process restarted the instance, which owns it.
         """
         async with self.ensure_lock:

@@ -32,13 +32,14 @@ from .._http.retry import is_transient_status
 from .._logging import Event, log
 from .domain import Instance, Progress
 
-# Seconds. An answer with a longer `Retry-After` must not suspend all waits of the client, also its teardowns.
+# Seconds. A response with a longer `Retry-After` must not suspend all waits of the client, which include its
+# teardowns.
 _MAX_RETRY_AFTER = 60.0
 
 # Requests by id in one poll, for instances that the list lacks. The others follow in the next polls.
 _MAX_REQUESTS_BY_ID = 20
 
-# A larger number of steps is taken for a mistake.
+# A larger number of steps is treated as an error of the service.
 _MAX_STEPS = 10_000
 
 
@@ -126,7 +127,7 @@ class Subscription:
         reading: The newest reading; None means that the instance is gone.
         is_news: Whether the task has not taken the reading yet.
         error: Ends the wait.
-        failing_since: When the first of the present series of failures was, on the same clock.
+        failing_since: When the current run of failures began, on the same clock.
         changed: Notified when there is news or an error, or when this task is to become the leader.
     """
 
@@ -276,7 +277,7 @@ class Poller:
         try:
             readings = await self._read(waiting)
             self._publish(readings, began)
-            # Last, so that a slow answer does not delay the news of the other instances.
+            # Last, so that a slow response does not delay the news of the other instances.
             missing = [each for each in waiting if each.instance_id not in readings]
             if missing:
                 self._publish(await self._read_by_id(missing), began)

@@ -2,7 +2,8 @@
 
 `next_action` decides what to do from the last observed state of the instance. `Teardown.run` does it, and
 repeats this until the state that was read is the goal. A response alone is never trusted: a lost response may
-hide a success, and it is undocumented how the service answers the `stop` of a pending or stopped instance.
+hide a success, and it is undocumented how the service responds to the `stop` of a pending or stopped
+instance.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ class Teardown:
                 try:
                     self.state = await self._perform(action)
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
-                    # Already stopped, already gone, or not ready for it yet: the next reading tells.
+                    # Already stopped, already gone, or not ready for it yet: the next reading shows which.
                     self.stop_refused = action is Action.STOP
                     await self._recover(action, refusal)
                 except ClientClosedError as error:

@@ -5,15 +5,16 @@ The steps of a lease, and where to find each:
 1. Check the arguments: `check_start` (`_api/validation.py`) and `LeaseOptions` (`options.py`). If there is a
    `max_cost`, read the price: `Prices.limit` (`pricing.py`).
 2. List the instances that exist now, the baseline: `Starter._attempt` (`starter.py`).
-3. Open the journal, arm the reaper, and note the baseline: `Promises.baseline` (`_recovery/promises.py`).
-4. Record the intent, and send the start once it is on disk: `Promises.record_intent`, `Instances.start_once`.
-5. Sort the outcome: `StartAttempt.settled`. If it is unknown, find the instance: `Starter.resolve`.
-6. Wait until the instance runs: `wait` (`provisioning.py`). Run the block under the `Watchdog`
+3. Record the intent in the journal and the reaper; the first promise creates the journal and starts the
+   reaper: `Promises.record_intent` (`_recovery/promises.py`), `PromiseStore.commit`.
+4. Send the start: `Instances.start_once` (`_api/instances.py`).
+5. Classify the outcome: `StartAttempt.settled`. If it is unknown, find the instance: `Starter.resolve`.
+6. Wait until the instance is running: `wait` (`provisioning.py`). Run the block under the `Watchdog`
    (`watchdog.py`).
 7. Stop, delete, confirm that it is gone, and record that: `Release.run` (`release.py`), in a task that the
    caller cannot cancel.
 
-`InstanceLease._enter` takes steps 2 to 6 and `InstanceLease._end` step 7.
+`InstanceLease._enter` takes steps 1 (the price) to 6, and `InstanceLease._end` step 7.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class InstanceLease(Endpoint):
     @property
     def base_url(self) -> str:
         """The URL of the OpenAI-compatible endpoint; ends in `/v1`."""
-        # Never empty inside the block, which begins when there is a URL.
+        # Never empty inside the block: the block begins only when there is a URL.
         return self.instance.base_url or ""
 
     @property
@@ -162,7 +163,7 @@ class InstanceLease(Endpoint):
             )
         self._services.http.check_open()
         enable_ki_protection(InstanceLease.__aexit__, InstanceLease._end)
-        # First, because `_abandon` drops it again if the lease is dropped while it starts.
+        # First, because `_abandon` ends the hold, also when a lease is garbage-collected while it starts.
         self._services.http.hold()
         self._phase = _Phase.STARTING
         state, report = self._state, self._report
@@ -225,13 +226,16 @@ class InstanceLease(Endpoint):
             raise outcome
 
     async def _end(self, cause: BaseException | None, on_exit: OnExit) -> None:
-        """Release the instance. Raises only without a `cause`, which the caller raises."""
+        """Release the instance.
+
+        If there is a `cause`, the caller raises it. Otherwise this raises what went wrong.
+        """
         self._phase = _Phase.ENDED
         report, held = self._report, self._state.held
         report.leave(cause)
         failure: BaseException | None = None
         interruption: BaseException | None = None
-        if held.may_hold_something():
+        if held.may_have_instance():
             deadline = anyio.current_time() + self._options.teardown_timeout
             release = Release(self._services, held, on_exit, deadline, report.tear_down)
             ended = await run_uncancellable(release.run, resume=True)
@@ -243,7 +247,7 @@ class InstanceLease(Endpoint):
         try:
             await self._services.http.release()
         finally:
-            # An instance that may still be billed is reported before the cancellation that ended the block.
+            # A failed release takes precedence over a cancellation: the instance may still be billed.
             if failure is not None and not isinstance(cause, Exception):
                 report.end(failure)
             else:

@@ -63,10 +63,10 @@ def maps_of(endpoint: object) -> Maps:
 class Results(AsyncIterator[R], Generic[R]):
     """The results of a map, for `async for`.
 
-    Nothing runs before you ask for the first result. If you stop early, the running calls are cancelled: soon
-    after the last reference is dropped (`break` from `async for ... in inst.map(...)` is enough), or at once
-    with `aclose` or `async with`, which return when all calls have ended. Several tasks may take results from
-    the same map.
+    No call begins before you request the first result. If you stop early, the running calls are cancelled:
+    soon after the last reference is dropped (`break` from `async for ... in inst.map(...)` is enough), or
+    immediately with `aclose` or `async with`, which return when all calls have ended. Several tasks may take
+    results from the same map.
     """
 
     def __init__(self, run: _Run[Any, R]) -> None:
@@ -149,7 +149,7 @@ def new_map(
     ordered: bool,
     return_exceptions: bool,
 ) -> Results[R]:
-    """Return the results of a map that begins when the first result is asked for."""
+    """Return the results of a map that begins when the first result is requested."""
     maps = maps_of(endpoint)
     if not callable(fn):
         raise InvalidArgumentError(f"fn must be an async function, not {fn!r}")
@@ -201,7 +201,7 @@ class _Run(Generic[T, R]):
         self._maps.runs.add(self)
         self._scope = anyio.CancelScope()
         if in_trio():
-            import trio  # noqa: PLC0415  (optional: it is there, or this would not run)
+            import trio  # noqa: PLC0415  (optional, but installed if this code runs)
 
             self._call_soon = trio.lowlevel.current_trio_token().run_sync_soon
             trio.lowlevel.spawn_system_task(self._main, context=contextvars.copy_context())

@@ -32,10 +32,10 @@ async def start(state: LeaseState) -> None:
             )
         else:
             await services.starter.start(attempt)
-        # Until this is written, the intent covers the instance.
+        # Until this is written, the intent in the journal covers the instance.
         await services.promises.flush()
     if state.newest is None:
-        # The deadline fell between two attempts, or while looking for the instance of a lost start.
+        # The deadline fell between two attempts, or during the search for the instance of a lost start.
         unknown = attempt.state is StartState.UNKNOWN
         raise RequestTimeoutError(
             f"could not start an instance within start_timeout={options.start_timeout:g} s: the service "

@@ -83,7 +83,7 @@ class Release:
             return
         with anyio.CancelScope(deadline=self.deadline) as time:
             try:
-                await self.services.starter.resolve(start, eager=True)
+                await self.services.starter.resolve(start, to_release=True)
             except (AmbiguousStartError, ClientClosedError) as error:
                 self.failure = error
         if time.cancelled_caught:

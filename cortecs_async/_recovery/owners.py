@@ -1,4 +1,4 @@
-"""Who owns each instance, by what the journals say. Only reads, and sends no request to the service.
+"""The owner of each instance, according to the journals. Only reads, and sends no request to the service.
 
 This is `client.owners()`, and what `cortecs-async top` shows.
 """
@@ -76,7 +76,7 @@ def _of_other_processes(promises: Promises) -> Iterator[tuple[str, Owner]]:
         if state.owner.get("id") in own_ids:
             continue
         named = [each for each in state.promises.values() if each.instance_id and each.api == promises.api]
-        # Only where it matters: this costs a system call or two.
+        # Only where it is needed: this costs a system call or two.
         is_living = is_owned(path) if named else None
         if is_living is not None:
             now = promises.system.wall_clock()

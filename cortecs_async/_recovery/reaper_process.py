@@ -1,4 +1,4 @@
-"""The parent's side of the reaper: start the process, send it each record, and wait for its answers.
+"""The parent's side of the reaper: start the process, send it each record, and wait for its responses.
 
 `store` uses one `ReaperProcess`, and starts it again when it dies. The child's side is `reaper`.
 """
@@ -21,7 +21,7 @@ from .._secrets import Secret
 from .reaper import BOOTSTRAP
 from .records import Record, encode
 
-# Seconds to wait for an answer. On a loaded machine, the reaper starts in a tenth of that.
+# Seconds to wait for a response. On a loaded machine, the reaper starts in a tenth of that.
 _REAPER_ACK_TIMEOUT = 15.0
 
 # Seconds to wait until BYE is written, and then until the process exits.
@@ -91,10 +91,10 @@ class ReaperProcess:
             raise GuardError(f"no thread can be started to listen to the reaper: {error}") from None
 
     def handshake(self) -> None:
-        """Send where the HTTP stack is imported from, and wait for the answer.
+        """Send where the HTTP stack is imported from, and wait for the response.
 
         Raises:
-            GuardError: if the reaper does not answer.
+            GuardError: if the reaper does not respond.
         """
         self.send([{"kind": "HELLO", "path": [each or str(Path.cwd()) for each in sys.path]}])
 
@@ -102,7 +102,7 @@ class ReaperProcess:
         """Send messages, and wait until the reaper has acknowledged all of them.
 
         Raises:
-            GuardError: if it does not in time. It is killed then.
+            GuardError: if it does not do so in time. Then it is killed.
         """
         process = self._process
         if process is None or process.stdin is None:
@@ -127,7 +127,7 @@ class ReaperProcess:
         raise GuardError("the reaper did not respond")
 
     def shutdown(self) -> None:
-        """End the reaper: all promises are kept."""
+        """End the reaper: all promises are fulfilled."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -141,7 +141,7 @@ class ReaperProcess:
             process.wait()
 
     def detach(self) -> None:
-        """Close the pipe and let the reaper keep the promises that are left."""
+        """Close the pipe and let the reaper fulfill the remaining promises."""
         process, self._process = self._process, None
         if process is not None:
             _close_pipe(process)
@@ -171,7 +171,7 @@ class ReaperProcess:
             for line in stream:
                 message = json.loads(line)
                 if "deed" in message:
-                    # A detached reaper works for promises that the store does not have any more.
+                    # A detached reaper works on promises that the store no longer has.
                     if process is self._process and message["deed"]["kind"] in _ACTION_KINDS:
                         self._on_action(message["deed"])
                     continue
