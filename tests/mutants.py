@@ -1066,7 +1066,7 @@ MUTANTS = [
         "leaves other waits without a poller after a cancellation",
         "_api/polling.py",
         (
-            "            # This task may have been cancelled just when it was to become the leader.\n"
+            "            # This task may have been cancelled just before it would have become the leader.\n"
             "            self._wake_next_leader()"
         ),
         "",

@@ -120,7 +120,7 @@ class Claims:
 
     Attributes:
         ids: The ids of the instances whose start is known.
-        unresolved: By model, the starts without a response, until it is known what they created.
+        unresolved: By model, the starts without a response whose outcome is not known yet.
     """
 
     ids: set[str] = field(factory=set)
@@ -142,7 +142,7 @@ class Claims:
         self.unresolved.setdefault(model_id, []).append(start)
 
     def resolve(self, model_id: str, start: UnresolvedStart) -> None:
-        """Remove a start: it is known what it created, or the search is given up."""
+        """Remove a start: its outcome is known, or the search is given up."""
         starts = self.unresolved.get(model_id, [])
         if start in starts:
             starts.remove(start)

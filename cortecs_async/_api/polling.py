@@ -44,10 +44,11 @@ _MAX_STEPS = 10_000
 
 
 def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None = None) -> float:
-    """Return the seconds until the next poll, after so many elapsed seconds.
+    """Return the seconds until the next poll, after `elapsed` seconds of waiting.
 
-    `distance` is that between now and the expected end of the wait, before or after it. The closer it is, the
-    shorter the interval, which is never longer than without it. None: no end is expected.
+    `distance` is the number of seconds between now and the expected end of the wait, before or after it. The
+    closer the end, the shorter the interval. It is never longer than without `distance`. None means that no
+    end is expected.
     """
     scale = elapsed if distance is None else min(elapsed, distance)
     return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)
@@ -55,7 +56,7 @@ def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None 
 
 @define
 class StepTimes:
-    """When the steps of a start were first seen. They tell when the start is expected to end.
+    """When the steps of a start were first seen, to estimate when the start will end.
 
     It is undocumented what a step is, and whether all take equally long. So only the interval between polls
     depends on this, within the limits of the policy.
@@ -128,7 +129,7 @@ class Subscription:
         is_news: Whether the task has not taken the reading yet.
         error: Ends the wait.
         failing_since: When the current run of failures began, on the same clock.
-        changed: Notified when there is news or an error, or when this task is to become the leader.
+        changed: Notified when there is news or an error, or when this task must become the leader.
     """
 
     instance_id: str
@@ -146,7 +147,7 @@ class Subscription:
     changed: Broadcast = field(factory=Broadcast)
 
     def publish(self, reading: Instance | None, *, now: float) -> None:
-        """Keep a new reading. One that is equal to the last is no news."""
+        """Store a new reading, and notify the task if it differs from the last."""
         self.failing_since = None
         if not self.has_reading or reading != self.reading:
             self.step_times.record(reading, now)
@@ -242,7 +243,7 @@ class Poller:
             del self._waiters[subscription]
             if not self._waiters:
                 self._backoff.reset()
-            # This task may have been cancelled just when it was to become the leader.
+            # This task may have been cancelled just before it would have become the leader.
             self._wake_next_leader()
 
     async def _lead(self) -> None:
@@ -294,7 +295,7 @@ class Poller:
     def _publish(self, readings: Readings, began: float) -> None:
         now = anyio.current_time()
         for subscription in self._waiters:
-            # A task that came after the request was sent may know something newer.
+            # A task that subscribed after the request was sent may already have newer information.
             if subscription.since > began or subscription.instance_id not in readings:
                 continue
             reading = readings[subscription.instance_id]
@@ -326,7 +327,7 @@ class Poller:
         return {instance_id: listed.get(instance_id) for instance_id in wanted & known}
 
     async def _read_by_id(self, missing: list[Subscription]) -> Readings:
-        """Request instances by their ids: as many as one poll may, the longest waiting first."""
+        """Request instances by their ids, up to the limit of one poll; the longest waiting first."""
         in_turn = sorted(missing, key=lambda each: each.request_number)
         chosen = list(dict.fromkeys(each.instance_id for each in in_turn))[:_MAX_REQUESTS_BY_ID]
         timeout = self._policy.max_interval

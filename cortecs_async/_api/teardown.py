@@ -1,4 +1,4 @@
-"""Stopping and deleting one instance, until the service confirms it.
+"""Stop and delete one instance, and repeat this until the service confirms it.
 
 `next_action` decides what to do from the last observed state of the instance. `Teardown.run` does it, and
 repeats this until the state that was read is the goal. A response alone is never trusted: a lost response may

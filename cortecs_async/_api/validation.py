@@ -1,7 +1,7 @@
 """Checks of arguments before a request is sent. Each raises `InvalidArgumentError`.
 
-`DELETE /instances/delete-all` deletes every instance of the account. So an id that could reach another route
-than its own is rejected here, whatever the HTTP stack would do with it.
+`DELETE /instances/delete-all` deletes every instance of the account. So an id that could reach a different
+route is rejected here, regardless of how the HTTP stack encodes it.
 """
 
 from __future__ import annotations

@@ -195,7 +195,7 @@ class WorkerPool:
         self._queue.retry_later(request, wait)
 
     async def _probe(self, path: str) -> None:
-        """Send probes until the endpoint answers anything, or give it up after too long."""
+        """Send probes until the endpoint answers one, or give up the instance when this takes too long."""
         health = self._health
         request = probe_request(path, self._model)
         try:

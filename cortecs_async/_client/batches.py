@@ -28,7 +28,7 @@ class BatchMethods:
 
     async def run_batch(
         self,
-        input: str | os.PathLike[str],  # noqa: A002  (what it is)
+        input: str | os.PathLike[str],  # noqa: A002  (the plain word is the clearest name)
         output: str | os.PathLike[str],
         model_id: str,
         hardware_type_id: str | None = None,
@@ -91,10 +91,9 @@ class BatchMethods:
             on_provisioning: Called with a `Progress` at every change while an instance starts.
 
         Raises:
-            BatchFileError: if a file is invalid, with the line, before anything is started.
-            InvalidArgumentError: if another argument is invalid, before anything is started.
-            ConfigurationError: if there is no key, or the transport is not available, before anything is
-                started.
+            BatchFileError: if a file is invalid, with the line. Nothing was started.
+            InvalidArgumentError: if another argument is invalid. Nothing was started.
+            ConfigurationError: if there is no key, or the transport is not available. Nothing was started.
             BatchWriteError: if the output cannot be written, or a temporary file cannot be created.
             EndpointError: if the last endpoint rejects the key, answers nothing for three minutes, or mostly
                 times out.
@@ -143,7 +142,7 @@ class BatchMethods:
 
     async def plan_batch(
         self,
-        input: str | os.PathLike[str],  # noqa: A002  (what it is)
+        input: str | os.PathLike[str],  # noqa: A002  (the plain word is the clearest name)
         output: str | os.PathLike[str],
         model_id: str,
         hardware_type_id: str | None = None,

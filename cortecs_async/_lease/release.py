@@ -61,7 +61,7 @@ class Release:
 
     @property
     def stopped_at(self) -> float | None:
-        """When the instance was last told to stop, in seconds of `anyio.current_time`."""
+        """When the service last accepted a stop, in seconds of `anyio.current_time`."""
         return None if self._teardown is None else self._teardown.stopped_at
 
     async def run(self) -> None:

@@ -4,7 +4,7 @@ The service has no idempotency key, so a start whose outcome is unknown is never
 attempt:
 
 1. List what exists (the baseline), and record the intent in journal and reaper.
-2. Send the start. `StartAttempt` learns the outcome, whatever happens to the task that sent it.
+2. Send the start. `StartAttempt` receives the outcome, even if the task that sent it is cancelled.
 3. If the service rejects the start, nothing was started: close the record, and retry as `RetryPolicy` allows.
 4. If the outcome is unknown, list until a new instance with the same arguments appears, and adopt it. If none
    can appear any more, nothing was started. If several could be ours, raise AmbiguousStartError.
@@ -49,7 +49,7 @@ class StartState(enum.Enum):
     SENT = "sent, no response yet"
     UNKNOWN = "no usable response: it may have worked"
     STARTED = "its instance is known"
-    AMBIGUOUS = "its instance cannot be told from others"
+    AMBIGUOUS = "several instances match it"
     GIVEN_UP = "search given up in this process"
 
 
@@ -156,7 +156,7 @@ class Starter:
     def __attrs_post_init__(self) -> None:
         self._claims = self.instances.claims
         self._listing = SingleFlight(self._list)
-        # Twice as many as can be sent at once, so that the next have their baseline when the first are done.
+        # Twice the number of parallel requests, so that the next starts have their baseline in time.
         self._slots = PriorityLimiter(2 * self.settings.max_connections)
 
     def prepare(self, args: InstanceArgs, on_started: Callable[[Instance], None]) -> StartAttempt:
@@ -166,7 +166,7 @@ class Starter:
         """Start an instance; if the response is lost, find the instance.
 
         Raises:
-            AmbiguousStartError: if it cannot be told which instance the start created.
+            AmbiguousStartError: if it is not clear which instance the start created.
             JournalError: or `GuardError`, if one is required and missing. Nothing was sent.
             RequestError: if nothing was started or, with `outcome_unknown`, if that is not known.
         """
@@ -265,7 +265,7 @@ class Starter:
                 polling until cancelled. Otherwise wait until no other candidate can appear.
 
         Raises:
-            AmbiguousStartError: if it cannot be told which instance the start created.
+            AmbiguousStartError: if it is not clear which instance the start created.
             RequestError: if the instances cannot be listed, unless `to_release`.
         """
         start.interrupted()

@@ -112,7 +112,7 @@ class JournalFile:
 
 
 def try_lock(path: Path) -> JournalFile | None:
-    """Lock the journal at `path`. Return None if its owner lives, or if it does not exist any more."""
+    """Lock the journal at `path`. Return None if its owner lives, or if the file no longer exists."""
     try:
         fd = os.open(path, _OPEN_FLAGS)
     except OSError:
@@ -129,7 +129,7 @@ def try_lock(path: Path) -> JournalFile | None:
 
 
 def is_owned(path: Path) -> bool | None:
-    """Return whether the owner of the journal at `path` lives, or None if it does not exist any more.
+    """Return whether the owner of the journal at `path` lives, or None if the file no longer exists.
 
     This takes a shared lock for a moment, which `try_lock` waits for.
     """

@@ -182,7 +182,7 @@ def main() -> None:
 
 
 def serve(reap: Reap | None = None) -> None:
-    """Receive messages until the parent says BYE or dies."""
+    """Receive messages until the parent sends BYE or dies."""
     reaper = Reaper(_send_to_parent, reap)
     buffer = b""
     while not reaper.has_bye:

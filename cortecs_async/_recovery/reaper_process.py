@@ -39,9 +39,9 @@ _ENVIRONMENT = frozenset({
 
 
 class ReaperProcess:
-    """A reaper, which can be started again when it is dead. Its caller makes sure that calls do not overlap.
+    """A reaper, which can be started again when it is dead. The caller must not overlap calls.
 
-    Both callbacks are called in a thread: `on_death` when the reaper has died by itself, and `on_action` with
+    Both callbacks are called in a thread: `on_death` when the reaper died unexpectedly, and `on_action` with
     the record of an action of the reaper.
     """
 

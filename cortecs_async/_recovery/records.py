@@ -35,7 +35,7 @@ class Promise:
         expires_at: Unix time in seconds at which the instance is released, even if its owner lives; None for
             never.
         held: The instance was handed over (`acquire`): it is released at `expires_at` and not before.
-        unanswered: The start got no response, or one that does not say what it did.
+        unanswered: The start got no response, or an unreadable one.
         abandoned: Its process gave up on it.
         candidates: Ids that may be the instance. Some are not ours, so only a person can decide.
     """

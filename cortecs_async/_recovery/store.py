@@ -119,7 +119,7 @@ class PromiseStore:
         return [state for path, state in read_journals(self.directory) if path != own and path not in without]
 
     def commit(self) -> None:
-        """Write what is queued to the journal, and send it to the reaper. Blocks.
+        """Write the queued records to the journal, and send them to the reaper. Blocks.
 
         Never raises: `journal_problem` and `reaper_problem` say what went wrong.
         """
