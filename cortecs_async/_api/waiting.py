@@ -19,8 +19,8 @@ from .polling import Poller, Subscription
 ProgressCallback = Callable[[Progress], Awaitable[None] | None]
 """Called with every change while an instance starts; may be async. If it raises, the start ends."""
 
-# Statuses, in lower case, that an instance does not leave without a request. Only "stopped" is documented. The
-# others are common names; with any other status, a wait continues until its deadline.
+# Statuses, in lower case, that an instance does not leave without a request. Only "stopped" is documented;
+# the others are common names. With any other status, a wait continues until its deadline.
 TERMINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
 
 
