@@ -29,7 +29,7 @@ _Refused = (BadRequestError, NotFoundError, ConflictError)
 
 
 class Origin(enum.Enum):
-    """Where an instance came from."""
+    """How a lease got its instance."""
 
     FOUND = "found"
     RESTARTED = "restarted"

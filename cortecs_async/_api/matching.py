@@ -47,7 +47,7 @@ class Ambiguous:
     """There are more instances than starts that can have created them.
 
     Attributes:
-        candidates: The ids of the instances that the start in question can have created.
+        candidates: The ids of the instances that the start can have created.
     """
 
     candidates: tuple[str, ...]
@@ -58,8 +58,9 @@ def match_start(
 ) -> Instance | Ambiguous | None:
     """Return the instance that one start created, None if there is none yet, or `Ambiguous`.
 
-    The same starts in the same order always get the same instances, whichever start is in question. `starts`
-    are all unresolved ones, with `start`. `instances` are without those that are known to be someone else's.
+    The same starts in the same order always get the same instances, regardless of which of them is `start`.
+    `starts` are all unresolved starts, including `start`. `instances` must not include those that are known
+    to belong to others.
     """
     group, candidates = _connected(start, starts, instances)
     assignment = _assign(candidates, group)
@@ -86,7 +87,7 @@ def _connected(
             other for other in starts if other not in group and any(other.fits(each) for each in found)
         ]
         group.update(new_starts)
-    # Sorted, so that the assignment does not depend on the start in question.
+    # Sorted, so that the assignment does not depend on which start is matched.
     return (
         [other for other in starts if other in group],
         sorted(candidates, key=lambda each: each.instance_id),

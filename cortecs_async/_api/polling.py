@@ -212,7 +212,7 @@ class Poller:
         return subscription
 
     async def next(self, subscription: Subscription) -> Instance | None:
-        """Wait for the next changed reading. Changes that came before the newest one are skipped.
+        """Wait for the next changed reading. Changes before the newest one are skipped.
 
         Returns:
             The instance, or None when it is gone.

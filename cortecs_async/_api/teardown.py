@@ -103,8 +103,8 @@ class Teardown:
         instances: Sends the requests, without retries: the teardown has its own.
         deadline: In seconds of `anyio.current_time`.
         state: The last observed state.
-        settled_at: Until then, on the same clock, "missing" is not believed: the instance was just started,
-            and the service may not show it yet.
+        settled_at: Until then, on the same clock, "missing" is ignored: the instance was just started, and
+            the service may not list it yet.
         has_acted: Whether the service accepted a stop or a delete.
         stopped_at: When the service last accepted a stop, on the same clock.
         stop_refused: Whether the last stop was refused.

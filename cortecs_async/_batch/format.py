@@ -177,7 +177,7 @@ def format_answer(request: Request, status: int, request_id: str | None, body: b
         ValueError: A success is not a JSON object, and so not an answer.
     """
     try:
-        # Keep the response as it came instead of encoding it again. Line breaks in valid JSON are whitespace.
+        # Keep the response as received, not encoded again. Line breaks in valid JSON are whitespace.
         text = _decode(body).strip().replace("\r", " ").replace("\n", " ")
         data = _DECODER.decode(text)
     except (ValueError, RecursionError):

@@ -155,7 +155,7 @@ class EndpointHealth:
         self._probes.reset()
 
     def record_retry_after(self, failed: FailedAttempt, now: float) -> None:
-        """Send nothing before the time that the endpoint asked for."""
+        """Send no requests until the `Retry-After` of a failure has elapsed."""
         resume_at = now + failed.retry_after
         if resume_at > self.resume_at:
             self._extension += resume_at - max(self.resume_at, now)

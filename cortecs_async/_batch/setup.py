@@ -122,5 +122,5 @@ def check_path(name: str, value: str | os.PathLike[str]) -> Path:
         raise InvalidArgumentError(f"{name} must be a path without null characters, not {value!r}") from None
 
 
-# Everything that the public names come from is loaded now.
+# The modules of all public names are loaded now.
 publish_loaded()

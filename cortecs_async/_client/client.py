@@ -1,8 +1,7 @@
 """`AsyncCortecs`: the client, its signatures and their documentation.
 
 It imports neither httpx nor anyio, so that importing the class is quick: `wiring.py` does, when the first
-client is created. The methods for batches and for single requests are mixins in `batches.py` and
-`with_options.py`, because this module would be 600 lines long with them.
+client is created. The mixins in `batches.py` and `with_options.py` keep this module short.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class Endpoint:
 
         Args:
             fn: An async function of one argument.
-            items: The arguments, an iterable or async iterable. If it raises, the results before that come
+            items: The arguments, an iterable or async iterable. If it raises, you get the earlier results
                 first.
             concurrency: Maximum number of calls to run in parallel.
             ordered: Yield results in item order; False yields each as soon as it is ready.

@@ -115,7 +115,7 @@ async def wait(state: LeaseState) -> None:
 
 
 async def hand_over(state: LeaseState) -> None:
-    """Record what `on_exit` asks for, so that it also applies if this process is killed."""
+    """Record the effect of `on_exit`, so that it also applies if this process is killed."""
     held, options, promises = state.held, state.options, state.services.promises
     if held.key is None or options.on_exit == "delete":
         return

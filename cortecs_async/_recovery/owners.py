@@ -19,7 +19,7 @@ from .store import all_stores
 
 OwnerKind = Literal["mine", "process", "orphan", "held"]
 
-# If several journals name an instance, the owner that will act first comes first.
+# If several journals name an instance, the first of these kinds wins: it is the one that acts first.
 _PRECEDENCE: tuple[OwnerKind, ...] = ("mine", "process", "orphan", "held")
 
 
@@ -31,8 +31,8 @@ class Owner:
         kind: `mine`: this process. `process`: another process, which is alive. `orphan`: a process that died
             or gave up on the instance; its reaper or `sweep` releases it. `held`: owned through a handle from
             `acquire`, until `expires_at`.
-        owner: Host and process id of the process that asked for the instance.
-        started_at: Unix time in seconds at which this owner asked for the start, or took the instance over,
+        owner: Host and process id of the process that requested the instance.
+        started_at: Unix time in seconds at which this owner requested the start, or took the instance over,
             as `release` does.
         expires_at: Unix time in seconds at which the instance is released in any case; None for never.
     """

@@ -39,7 +39,7 @@ class Orphan:
         instance_id: The instance, if it is known.
         model: The model that was started; empty if only the id was recorded.
         candidates: Ids of the instances that it may be, if ambiguous.
-        started_at: Unix time in seconds at which that process asked for the start, or took the instance over,
+        started_at: Unix time in seconds at which that process requested the start, or took the instance over,
             as `release` does.
         owner: Host and process id of that process.
         api_base_url: The service that it used.
@@ -145,7 +145,7 @@ async def _recover(
     undecided: list[PendingPromise] = []
     for pending in due:
         if pending.promise.candidates and not existing.intersection(pending.promise.candidates):
-            # Resolved by a person: none of the candidates exists any more.
+            # Resolved by hand: none of the candidates exists any more.
             pending.record_gone()
             results.append(_orphan(pending, "gone"))
         else:
