@@ -325,9 +325,9 @@ MUTANTS = [
         "_lease/starter.py",
         "while self._claims.unresolved.get(model_id):  # noqa: ASYNC110  (rare, and bounded)\n"
         "                await anyio.sleep(self.settings.poll.min_interval)\n"
-        "            await self._turns.acquire(Priority.CALL)\n"
+        "            await self._slots.acquire(Priority.CALL)\n"
         "            if not self._claims.unresolved.get(model_id):\n",
-        "await self._turns.acquire(Priority.CALL)\n            if True:\n",
+        "await self._slots.acquire(Priority.CALL)\n            if True:\n",
         "recovery/test_mutations.py::test_no_lease_starts_while_an_equal_start_is_unresolved",
     ),
     Mutant(
@@ -389,7 +389,7 @@ MUTANTS = [
     Mutant(
         "releases a lease without resolving its start",
         "_lease/release.py",
-        "await self.services.starter.resolve(start, eager=True)",
+        "await self.services.starter.resolve(start, to_release=True)",
         "pass",
         "lease/test_starter.py::test_cancelled_while_it_is_looked_for_it_is_found_and_released",
     ),
@@ -509,7 +509,7 @@ MUTANTS = [
     Mutant(
         "relies on a reaper that does not answer",
         "_recovery/reaper_process.py",
-        '        self.kill()\n        raise GuardError("the reaper did not answer")',
+        '        self.kill()\n        raise GuardError("the reaper did not respond")',
         "",
         "recovery/test_mutations.py::test_a_reaper_that_does_not_answer_is_killed",
     ),
@@ -544,7 +544,7 @@ MUTANTS = [
     Mutant(
         "does not send the credentials to a replacement reaper",
         "_recovery/store.py",
-        "*self._path_message(), *self._arm_records.values(), *self.state.snapshot()",
+        "*self._path_message(), *self._credential_records.values(), *self.state.snapshot()",
         "*self._path_message(), *self.state.snapshot()",
         "recovery/test_mutations.py::test_a_replacement_reaper_is_told_everything_again",
     ),
@@ -558,8 +558,8 @@ MUTANTS = [
     Mutant(
         "does not send its promises to the reaper",
         "_recovery/store.py",
-        "messages = [*self._path_message(), *arm_records, *records]",
-        "messages = [*self._path_message(), *arm_records]",
+        "messages = [*self._path_message(), *credential_records, *records]",
+        "messages = [*self._path_message(), *credential_records]",
         "recovery/test_mutations.py::test_the_reaper_is_told_of_a_start_before_it_is_sent_and_of_its_instance_after",
     ),
     Mutant(
@@ -1066,7 +1066,7 @@ MUTANTS = [
         "leaves other waits without a poller after a cancellation",
         "_api/polling.py",
         (
-            "            # This task may have been cancelled just when it was to become the leader.\n"
+            "            # This task may have been cancelled just before it would have become the leader.\n"
             "            self._wake_next_leader()"
         ),
         "",

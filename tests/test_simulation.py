@@ -118,7 +118,7 @@ async def test_the_equal_instance_of_another_user_is_adopted_if_the_start_was_lo
 # --- the simulation detects a client that ... ---------------------------------------------------------------
 
 
-async def never_resolves(self: Starter, start: StartAttempt, *, eager: bool) -> Instance | None:
+async def never_resolves(self: Starter, start: StartAttempt, *, to_release: bool) -> Instance | None:
     """Instead of `Starter.resolve`."""
     start.interrupted()
     start.state = StartState.NOT_STARTED

@@ -4,8 +4,8 @@ The fields follow the published API reference (docs.cortecs.ai, section API). Mo
 not in it: these follow the vendor's client.
 
 To add a field, for example to `Instance`, add it here with its name in the JSON, an annotation and a default.
-`wire.py` then reads it; without a default, an answer that lacks the field is rejected. Then add it to the
-answers of the emulator, and to the payloads in `tests/api/test_wire.py`.
+`wire.py` then reads it; without a default, a response that lacks the field is rejected. Then add it to the
+responses of the emulator, and to the payloads in `tests/api/test_wire.py`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class InstanceArgs:
         hardware_type_id: The GPU set of each worker, such as `NVIDIA_H100_1`.
         billing_interval: `per_minute` or `per_hour`.
         context_length: The longest context in tokens.
-        num_workers: The number of workers, 1 to 8. No documented answer has this field: if it is missing,
+        num_workers: The number of workers, 1 to 8. No documented response has this field: if it is missing,
             the number is taken as 1.
     """
 

@@ -29,7 +29,7 @@ _Refused = (BadRequestError, NotFoundError, ConflictError)
 
 
 class Origin(enum.Enum):
-    """Where an instance came from."""
+    """How a lease got its instance."""
 
     FOUND = "found"
     RESTARTED = "restarted"
@@ -39,7 +39,7 @@ class Origin(enum.Enum):
 class StartWitness(Witness):
     """Counts a plain start while it is in progress, and claims its instance.
 
-    Without this, a lease of the same client that looks for its own lost start might adopt the instance.
+    Without this, a lease of the same client that searches for its own lost start might adopt the instance.
     """
 
     def __init__(self, claims: Claims, model_id: str) -> None:
@@ -86,7 +86,7 @@ class Instances:
         self.claims: Claims = twin.claims if twin else Claims()
 
     async def list(self) -> tuple[Instance, ...]:
-        """Return all instances of the account, whoever started them (`GET /instances/`).
+        """Return all instances of the account, including those that you did not start (`GET /instances/`).
 
         Raises:
             RequestError: the request failed.
@@ -94,7 +94,7 @@ class Instances:
         return (await self._send(Call(method="GET", path="/instances/"))).decode(decode_instances)
 
     async def list_now(self) -> tuple[Instance, ...]:
-        """Return all instances, before other requests that wait for their turn."""
+        """Return all instances, ahead of other requests that wait for a free slot."""
         call = Call(method="GET", path="/instances/", priority=Priority.POLL)
         return (await self._send(call)).decode(decode_instances)
 
@@ -118,7 +118,7 @@ class Instances:
         num_workers: int = 1,
         billing_interval: str = "per_minute",
     ) -> Instance:
-        """Start an instance, and return at once, while it initializes (`POST /instances/start`).
+        """Start an instance without waiting for it to run (`POST /instances/start`).
 
         A start is not idempotent: it is repeated only when it is certain that nothing was started. If the
         error's `outcome_unknown` is true, an instance may have been started all the same.
@@ -149,7 +149,7 @@ class Instances:
         return (await self._send(call)).decode(decode_instance)
 
     async def restart(self, instance_id: str) -> Instance:
-        """Start a stopped instance again, and return at once (`POST /instances/restart`).
+        """Restart a stopped instance without waiting for it to run (`POST /instances/restart`).
 
         Raises:
             InvalidArgumentError: the id is not valid; no request was sent.
@@ -164,7 +164,7 @@ class Instances:
     async def stop(self, instance_id: str) -> Instance:
         """Stop an instance, which ends its billing (`POST /instances/stop`).
 
-        It is undocumented whether the instance is stopped when the service answers: `get` tells.
+        It is undocumented whether the instance is already stopped when this returns; check with `get`.
 
         Raises:
             InvalidArgumentError: the id is not valid; no request was sent.
@@ -182,7 +182,7 @@ class Instances:
         try:
             reply = await self._send(call)
         except _Refused as error:
-            # If the answer to an earlier attempt was lost, that attempt may have changed the status.
+            # If the response to an earlier attempt was lost, that attempt may have changed the status.
             instance = await self._listed(instance_id) if error.outcome_unknown else None
             if instance is None or instance.status in unchanged:
                 raise
@@ -205,7 +205,9 @@ class Instances:
                 raise
 
     async def stop_all(self) -> AffectedInstances:
-        """Stop all running instances **of the account**, whoever started them (`POST /instances/stop-all`).
+        """Stop all running instances **of the account** (`POST /instances/stop-all`).
+
+        This includes instances that you did not start.
 
         Returns:
             The ids of the stopped instances. If the request was repeated, only those of the last attempt.
@@ -292,8 +294,8 @@ class Instances:
 
         A running instance is preferred, then a pending one, then a stopped one, which is restarted. The call
         returns when the instance is running and has a `base_url`. An argument that you leave out means the
-        model's default, as for `start`, also in the comparison. Concurrent calls of one client take turns, so
-        that two calls do not start two instances.
+        model's default, as for `start`, also in the comparison. Concurrent calls of one client run one after
+        the other, so that two calls do not start two instances.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
@@ -332,7 +334,7 @@ class Instances:
         """Find, restart or start an instance with these arguments, as `ensure` does, without waiting for it.
 
         `found` is called with an existing instance and its origin. For `RESTARTED` it is called before the
-        request, because the restart may work although its answer is lost. If the restart is refused, it is
+        request, because the restart may work although its response is lost. If the restart is refused, it is
         called again with `FOUND`: another process restarted the instance, which owns it.
         """
         async with self.ensure_lock:

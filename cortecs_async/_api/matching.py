@@ -1,13 +1,13 @@
-"""Which instance did a start create whose answer was lost?
+"""Find the instance that a start created when its response was lost.
 
 The service has no tags, so the instance is found by its properties. A start can have created an instance if
 the instance did not exist before it (it is not in the `baseline`) and has the arguments that were sent.
 
-Several starts can be unresolved at the same time, and fit the same instances. So all starts and instances
-that are connected by such fits are considered together. If each of these instances can be assigned to a start
-of its own, the assignment is accepted: each start gets its instance, or none yet. If there are more instances
-than starts for them, another process created one of them, and it is not known which. Then the result is
-`Ambiguous`, and none of them is touched.
+Several starts can be unresolved at the same time, and match the same instances. So all starts and instances
+that share possible matches, directly or through others, are considered together. If each of these instances
+can be assigned to a start of its own, the assignment is accepted: each start gets its instance, or none yet.
+If there are more instances than starts for them, another process created one of them, and it is not known
+which. Then the result is `Ambiguous`, and none of them is touched.
 
 `ensure` and `reuse` also compare arguments here: see `choose`.
 """
@@ -47,7 +47,7 @@ class Ambiguous:
     """There are more instances than starts that can have created them.
 
     Attributes:
-        candidates: The ids of the instances that the start in question can have created.
+        candidates: The ids of the instances that the start can have created.
     """
 
     candidates: tuple[str, ...]
@@ -58,8 +58,9 @@ def match_start(
 ) -> Instance | Ambiguous | None:
     """Return the instance that one start created, None if there is none yet, or `Ambiguous`.
 
-    The same starts in the same order always get the same instances, whichever start is in question. `starts`
-    are all unresolved ones, with `start`. `instances` are without those that are known to be someone else's.
+    The same starts in the same order always get the same instances, regardless of which of them is `start`.
+    `starts` are all unresolved starts, including `start`. `instances` must not include those that are known
+    to belong to others.
     """
     group, candidates = _connected(start, starts, instances)
     assignment = _assign(candidates, group)
@@ -71,7 +72,10 @@ def match_start(
 def _connected(
     start: UnresolvedStart, starts: Sequence[UnresolvedStart], instances: Iterable[Instance]
 ) -> tuple[list[UnresolvedStart], list[Instance]]:
-    """Return the starts and instances that are connected to `start` by fits, in a fixed order."""
+    """Return the starts and instances that share possible matches with `start`, in a fixed order.
+
+    They share them directly, or through other starts and instances.
+    """
     remaining = sorted(instances, key=lambda each: each.instance_id)
     group, candidates = {start}, list[Instance]()
     new_starts = [start]
@@ -83,7 +87,7 @@ def _connected(
             other for other in starts if other not in group and any(other.fits(each) for each in found)
         ]
         group.update(new_starts)
-    # Sorted, so that the assignment does not depend on the start in question.
+    # Sorted, so that the assignment does not depend on which start is matched.
     return (
         [other for other in starts if other in group],
         sorted(candidates, key=lambda each: each.instance_id),
@@ -117,7 +121,7 @@ class Claims:
 
     Attributes:
         ids: The ids of the instances whose start is known.
-        unresolved: By model, the starts without an answer, until it is known what they created.
+        unresolved: By model, the starts without a response whose outcome is not known yet.
     """
 
     ids: set[str] = field(factory=set)
@@ -130,16 +134,16 @@ class Claims:
         self._in_progress[model_id] += 1
 
     def end_request(self, model_id: str) -> None:
-        """Count the end of a start, with or without an answer."""
+        """Count the end of a start, with or without a response."""
         self._ended += 1
         self._in_progress[model_id] -= 1
 
     def add_unresolved(self, model_id: str, start: UnresolvedStart) -> None:
-        """Add a start that got no answer."""
+        """Add a start that got no response."""
         self.unresolved.setdefault(model_id, []).append(start)
 
     def resolve(self, model_id: str, start: UnresolvedStart) -> None:
-        """Remove a start: it is known what it created, or it is given up."""
+        """Remove a start: its outcome is known, or the search is given up."""
         starts = self.unresolved.get(model_id, [])
         if start in starts:
             starts.remove(start)
@@ -147,9 +151,11 @@ class Claims:
             self.unresolved.pop(model_id, None)
 
     def idle_generation(self, model_id: str) -> int | None:
-        """Return a number that changes with each start that ends; None while one of the model is in progress.
+        """Return the number of starts that have ended; None while a start of the model is in progress.
 
-        If two calls return the same number, no start of the model was in progress between them.
+        Call this before and after a list request. If both calls return the same number, no start of the model
+        was in progress in between. Then each new instance in the list is claimed or belongs to an unresolved
+        start.
         """
         return None if self._in_progress[model_id] else self._ended
 
@@ -171,7 +177,7 @@ def fits(actual: InstanceArgs, sent: InstanceArgs) -> bool:
         and _agrees(actual.hardware_type_id, sent.hardware_type_id)
         and _agrees(actual.context_length, sent.context_length)
         and _agrees(actual.billing_interval, sent.billing_interval)
-        # No documented answer has this field, and without it the number is read as 1. So 1 fits any number.
+        # No documented response has this field, and without it the number is read as 1. So 1 fits any number.
         and actual.num_workers in {1, sent.num_workers}
     )
 

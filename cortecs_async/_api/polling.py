@@ -32,21 +32,23 @@ from .._http.retry import is_transient_status
 from .._logging import Event, log
 from .domain import Instance, Progress
 
-# Seconds. An answer with a longer `Retry-After` must not suspend all waits of the client, also its teardowns.
+# Seconds. A response with a longer `Retry-After` must not suspend all waits of the client, which include its
+# teardowns.
 _MAX_RETRY_AFTER = 60.0
 
 # Requests by id in one poll, for instances that the list lacks. The others follow in the next polls.
 _MAX_REQUESTS_BY_ID = 20
 
-# A larger number of steps is taken for a mistake.
+# A larger number of steps is treated as an error of the service.
 _MAX_STEPS = 10_000
 
 
 def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None = None) -> float:
-    """Return the seconds until the next poll, after so many elapsed seconds.
+    """Return the seconds until the next poll, after `elapsed` seconds of waiting.
 
-    `distance` is that between now and the expected end of the wait, before or after it. The closer it is, the
-    shorter the interval, which is never longer than without it. None: no end is expected.
+    `distance` is the number of seconds between now and the expected end of the wait, before or after it. The
+    closer the end, the shorter the interval. It is never longer than without `distance`. None means that no
+    end is expected.
     """
     scale = elapsed if distance is None else min(elapsed, distance)
     return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)
@@ -54,7 +56,7 @@ def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None 
 
 @define
 class StepTimes:
-    """When the steps of a start were first seen. They tell when the start is expected to end.
+    """When the steps of a start were first seen, to estimate when the start will end.
 
     It is undocumented what a step is, and whether all take equally long. So only the interval between polls
     depends on this, within the limits of the policy.
@@ -126,8 +128,8 @@ class Subscription:
         reading: The newest reading; None means that the instance is gone.
         is_news: Whether the task has not taken the reading yet.
         error: Ends the wait.
-        failing_since: When the first of the present series of failures was, on the same clock.
-        changed: Notified when there is news or an error, or when this task is to become the leader.
+        failing_since: When the current run of failures began, on the same clock.
+        changed: Notified when there is news or an error, or when this task must become the leader.
     """
 
     instance_id: str
@@ -145,7 +147,7 @@ class Subscription:
     changed: Broadcast = field(factory=Broadcast)
 
     def publish(self, reading: Instance | None, *, now: float) -> None:
-        """Keep a new reading. One that is equal to the last is no news."""
+        """Store a new reading, and notify the task if it differs from the last."""
         self.failing_since = None
         if not self.has_reading or reading != self.reading:
             self.step_times.record(reading, now)
@@ -210,7 +212,7 @@ class Poller:
         return subscription
 
     async def next(self, subscription: Subscription) -> Instance | None:
-        """Wait for the next changed reading. Changes that came before the newest one are skipped.
+        """Wait for the next changed reading. Changes before the newest one are skipped.
 
         Returns:
             The instance, or None when it is gone.
@@ -220,7 +222,7 @@ class Poller:
             InvalidArgumentError: another task waits on the same subscription.
         """
         if subscription in self._waiters:
-            raise InvalidArgumentError("another task already waits on this watch: call watch() in each task")
+            raise InvalidArgumentError("another task is already using this watch. Call watch() in each task.")
         self._waiters[subscription] = None
         if subscription.due < self._next_poll:
             self._next_poll = max(subscription.due, self._paused_until)
@@ -241,7 +243,7 @@ class Poller:
             del self._waiters[subscription]
             if not self._waiters:
                 self._backoff.reset()
-            # This task may have been cancelled just when it was to become the leader.
+            # This task may have been cancelled just before it would have become the leader.
             self._wake_next_leader()
 
     async def _lead(self) -> None:
@@ -276,7 +278,7 @@ class Poller:
         try:
             readings = await self._read(waiting)
             self._publish(readings, began)
-            # Last, so that a slow answer does not delay the news of the other instances.
+            # Last, so that a slow response does not delay the news of the other instances.
             missing = [each for each in waiting if each.instance_id not in readings]
             if missing:
                 self._publish(await self._read_by_id(missing), began)
@@ -293,7 +295,7 @@ class Poller:
     def _publish(self, readings: Readings, began: float) -> None:
         now = anyio.current_time()
         for subscription in self._waiters:
-            # A task that came after the request was sent may know something newer.
+            # A task that subscribed after the request was sent may already have newer information.
             if subscription.since > began or subscription.instance_id not in readings:
                 continue
             reading = readings[subscription.instance_id]
@@ -325,7 +327,7 @@ class Poller:
         return {instance_id: listed.get(instance_id) for instance_id in wanted & known}
 
     async def _read_by_id(self, missing: list[Subscription]) -> Readings:
-        """Request instances by their ids: as many as one poll may, the longest waiting first."""
+        """Request instances by their ids, up to the limit of one poll; the longest waiting first."""
         in_turn = sorted(missing, key=lambda each: each.request_number)
         chosen = list(dict.fromkeys(each.instance_id for each in in_turn))[:_MAX_REQUESTS_BY_ID]
         timeout = self._policy.max_interval

@@ -1,8 +1,9 @@
-"""Stopping and deleting one instance, until the service confirms it.
+"""Stop and delete one instance, and repeat this until the service confirms it.
 
 `next_action` decides what to do from the last observed state of the instance. `Teardown.run` does it, and
 repeats this until the state that was read is the goal. A response alone is never trusted: a lost response may
-hide a success, and it is undocumented how the service answers the `stop` of a pending or stopped instance.
+hide a success, and it is undocumented how the service responds to the `stop` of a pending or stopped
+instance.
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ class Teardown:
         instances: Sends the requests, without retries: the teardown has its own.
         deadline: In seconds of `anyio.current_time`.
         state: The last observed state.
-        settled_at: Until then, on the same clock, "missing" is not believed: the instance was just started,
-            and the service may not show it yet.
+        settled_at: Until then, on the same clock, "missing" is ignored: the instance was just started, and
+            the service may not list it yet.
         has_acted: Whether the service accepted a stop or a delete.
         stopped_at: When the service last accepted a stop, on the same clock.
         stop_refused: Whether the last stop was refused.
@@ -132,7 +133,7 @@ class Teardown:
                 try:
                     self.state = await self._perform(action)
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
-                    # Already stopped, already gone, or not ready for it yet: the next reading tells.
+                    # Already stopped, already gone, or not ready for it yet: the next reading shows which.
                     self.stop_refused = action is Action.STOP
                     await self._recover(action, refusal)
                 except ClientClosedError as error:

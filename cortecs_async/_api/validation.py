@@ -1,7 +1,7 @@
 """Checks of arguments before a request is sent. Each raises `InvalidArgumentError`.
 
-`DELETE /instances/delete-all` deletes every instance of the account. So an id that could reach another route
-than its own is rejected here, whatever the HTTP stack would do with it.
+`DELETE /instances/delete-all` deletes every instance of the account. So an id that could reach a different
+route is rejected here, regardless of how the HTTP stack encodes it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def check_instance_id(instance_id: str) -> str:
     _check_segment("instance_id", instance_id)
     if instance_id.casefold() in _ROUTES:
         raise InvalidArgumentError(
-            f"instance_id {instance_id!r} is the name of another request. Pass the id of an instance."
+            f"instance_id {instance_id!r} is reserved by the API (it is part of another endpoint's URL). "
+            "Pass an instance id."
         )
     return str.__str__(instance_id)  # in an f-string, a member of a `str` enum may become its name
 

@@ -1,4 +1,7 @@
-"""Waiting until an instance is usable, stopped or gone. `polling.py` reads it, this module decides."""
+"""Wait until an instance is usable, stopped or gone.
+
+`polling.py` reads the state, and this module evaluates it.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +19,8 @@ from .polling import Poller, Subscription
 ProgressCallback = Callable[[Progress], Awaitable[None] | None]
 """Called with every change while an instance starts; may be async. If it raises, the start ends."""
 
-# Statuses, in lower case, that an instance does not leave by itself. Only "stopped" is documented. The others
-# are common names; with any other status, a wait continues until its deadline.
+# Statuses, in lower case, that an instance does not leave without a request. Only "stopped" is documented;
+# the others are common names. With any other status, a wait continues until its deadline.
 TERMINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
 
 
@@ -137,7 +140,7 @@ class InstanceWatch:
     """An async iterator over the changes of an instance, from `client.instances.watch`.
 
     It ends when the instance is gone, and raises `InstanceGoneError` if it never existed. If several changes
-    come while your code is busy, you get only the newest. There is nothing to close.
+    arrive while your code is busy, you get only the newest. You do not need to close it.
     """
 
     def __init__(self, poller: Poller, instance_id: str) -> None:

@@ -121,8 +121,8 @@ class AdaptiveLimit(ConcurrencyLimit):
 
     @override
     def record_rejection(self, now: float, began: float) -> None:
-        # Requests sent before the last decrease say nothing about the present limit; and immediate rejections
-        # come too fast to be told apart.
+        # Requests sent before the last decrease say nothing about the present limit. And immediate rejections
+        # come so fast that several may have the same cause.
         if began >= self._lowered_at and now - self._lowered_at >= max(_MIN_DECREASE_INTERVAL, self._latency):
             self._lowered_at = now
             self._best = None
@@ -182,7 +182,7 @@ class AdaptiveLimit(ConcurrencyLimit):
         self._best = measured
         self._failed_probes = 0
         if self._probes_upward and self.value * 2 <= self._rejected_value:
-            # The server can do more than it could: grow as in the beginning.
+            # The server can handle more than before: grow as at the beginning.
             self._phase = _Phase.GROW
             self._grow(now)
         else:

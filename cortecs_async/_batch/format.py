@@ -47,14 +47,14 @@ class Request:
 
     Attributes:
         number: Its line, counted from 1.
-        request_id: A digest of what is sent. It is the `id` of the answer, and tells which input an output
+        request_id: A digest of what is sent. It is the `id` of the answer, and shows which input an output
             belongs to.
-        failures: Failed attempts, whatever their cause, without rejections because of load.
+        failures: Failed attempts of any cause, not counting rejections because of load.
         own_failures: Failures that count against the limit of retries.
         timeouts: Attempts that timed out.
         rejections: Attempts rejected because the endpoint had too many requests.
         endpoint_has_answered: Returns whether the endpoint has answered another request since the last of
-            these failures, so that this request is to blame; None before the first.
+            these failures, so that this request is at fault; None before the first.
     """
 
     number: int
@@ -100,7 +100,7 @@ class ParsedAnswer:
 
 
 def digest_custom_id(custom_id: str) -> bytes:
-    """Return a digest of a custom_id, of 128 bits, so that collisions are not a concern."""
+    """Return a digest of a custom_id. With 128 bits, collisions are not a concern."""
     return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
@@ -177,7 +177,7 @@ def format_answer(request: Request, status: int, request_id: str | None, body: b
         ValueError: A success is not a JSON object, and so not an answer.
     """
     try:
-        # Keep the response as it came instead of encoding it again. Line breaks in valid JSON are whitespace.
+        # Keep the response as received, not encoded again. Line breaks in valid JSON are whitespace.
         text = _decode(body).strip().replace("\r", " ").replace("\n", " ")
         data = _DECODER.decode(text)
     except (ValueError, RecursionError):

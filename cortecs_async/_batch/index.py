@@ -20,7 +20,7 @@ from .output import write_errors
 _RECORD = struct.Struct("<16s16sQQ")
 Record = tuple[bytes, bytes, int, int]
 
-# Bytes of input for each partition, so that a partition holds some ten thousand lines.
+# Bytes of input for each partition, so that a partition holds about ten thousand lines.
 _PARTITION_SIZE = 4 << 20
 _MAX_PARTITIONS = 1024
 

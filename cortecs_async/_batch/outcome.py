@@ -1,9 +1,9 @@
 """Decide what the outcome of an attempt says about its request and about the endpoint. No clock, no I/O.
 
-One failure alone does not tell its cause: an instance that dies, or whose server restarts, answers 404, 502
-or nothing. The request is to blame if the endpoint has answered another one since the request last failed.
-Otherwise the endpoint is suspect: the batch sends nothing to it but probes, one at a time. A probe is a small
-request that every healthy endpoint answers.
+A single failure does not show its cause: an instance that fails, or whose server restarts, responds with 404,
+502 or not at all. The request is at fault if the endpoint has answered another one since the request last
+failed. Otherwise the endpoint is suspect: the batch only sends probes to it, one at a time. A probe is a
+small request that every healthy endpoint answers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ KEY_TIMEOUT = 10.0
 # This many failures in a row make an endpoint suspect, even if the concurrency is lower.
 _MIN_FAILURES = 4
 
-# The statuses by which a model server rejects a request as such.
+# The statuses with which a model server rejects an invalid request.
 _REQUEST_ERRORS = frozenset({400, 413, 422})
 
 _rng = random.Random()  # noqa: S311  (jitter)
@@ -52,12 +52,12 @@ _PROBE_BODIES: dict[str, dict[str, Any]] = {
 
 
 class FailureReason(enum.Enum):
-    """Why an attempt failed, as far as its own outcome tells."""
+    """Why an attempt failed, judging by its own outcome."""
 
     RATE_LIMITED = enum.auto()  # 429: the endpoint is up
     UNAVAILABLE = enum.auto()  # 503: rate limited, or the endpoint is not up
     KEY_REJECTED = enum.auto()
-    OTHER = enum.auto()  # the endpoint or the request; other answers will tell
+    OTHER = enum.auto()  # the endpoint or the request; other answers will show which
 
 
 @frozen
@@ -68,7 +68,7 @@ class FailedAttempt:
         detail: The reason, for people.
         line: The error line to write if the request is not tried again.
         retry_after: Seconds that the endpoint asked to wait.
-        is_timeout: Whether it used up the time allowed for an attempt.
+        is_timeout: Whether the attempt timed out.
     """
 
     reason: FailureReason
@@ -136,8 +136,8 @@ class EndpointHealth:
 
     Attributes:
         last_success: When it last answered.
-        resume_at: When it may be sent requests again, after `Retry-After`.
-        suspect_since: Since when it is suspect; None while it is not.
+        resume_at: When requests may be sent to it again, after `Retry-After`.
+        suspect_since: When it became suspect; None if it is not.
     """
 
     last_success: float = float("-inf")
@@ -155,7 +155,7 @@ class EndpointHealth:
         self._probes.reset()
 
     def record_retry_after(self, failed: FailedAttempt, now: float) -> None:
-        """Send nothing before the time that the endpoint asked for."""
+        """Send no requests until the `Retry-After` of a failure has elapsed."""
         resume_at = now + failed.retry_after
         if resume_at > self.resume_at:
             self._extension += resume_at - max(self.resume_at, now)
@@ -164,7 +164,7 @@ class EndpointHealth:
     def record_failure(self, now: float, *, concurrency: int, is_unclear: bool) -> None:
         """Record a failed attempt, and make the endpoint suspect if there is reason to.
 
-        `is_unclear` means that nothing tells what caused the failure, and no request in flight will.
+        `is_unclear` means that the cause of the failure is unknown, and no request in flight can show it.
         """
         self._failures += 1
         if self.suspect_since is None and (is_unclear or self._failures >= max(concurrency, _MIN_FAILURES)):

@@ -54,7 +54,7 @@ class Output:
         self._is_new = False
 
     def truncate(self, end: int) -> None:
-        """Cut off an incomplete line that a process left when it died. `end` is where that begins."""
+        """Cut off the incomplete line, beginning at `end`, of a process that died while it wrote."""
         with self._busy:
             # The descriptor of a closed file may belong to another file by now.
             if self._is_closed:
@@ -68,7 +68,7 @@ class Output:
         """Write lines to the disk, and return the byte where the first one begins.
 
         Raises:
-            BatchWriteError: They could not be written. The file has none of them.
+            BatchWriteError: They could not be written. The file contains none of them.
         """
         data = b"".join(lines)
         with self._busy:
@@ -93,7 +93,7 @@ class Output:
         return begin
 
     def check_free_space(self, needed: int) -> None:
-        """Check that the disk has room for so many bytes."""
+        """Check that the disk has `needed` bytes free."""
         free = shutil.disk_usage(self.path.absolute().parent).free
         if free < needed:
             raise BatchFileError(

@@ -83,7 +83,7 @@ class RequestQueue:
             self._notify()
 
     def put_back(self, request: Request) -> None:
-        """Put a request back that was not attempted to the end."""
+        """Put back a request whose attempt was interrupted."""
         self._returned.append(request)
         self._requeued(request)
 
@@ -92,7 +92,7 @@ class RequestQueue:
         self._requeued(request)
 
     def retry_last(self, request: Request) -> None:
-        """Hand a request out again after all others, because its attempts are slow and mostly fail."""
+        """Retry a request after all others, because its attempts are slow and mostly fail."""
         self._last.append(request)
         self._requeued(request)
 

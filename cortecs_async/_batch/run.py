@@ -50,7 +50,7 @@ class _BatchInstance:
 
     @property
     def receipt(self) -> Receipt | None:
-        """Its use and cost; None if it was not even started."""
+        """Its use and cost; None if it was never started."""
         try:
             return self.lease.receipt
         except InvalidArgumentError:
@@ -70,7 +70,7 @@ class Batch:
     _answering_since: float | None = None
 
     async def run(self) -> BatchReport:
-        """Answer the requests that are left, and sort the output if asked to."""
+        """Answer the remaining requests, and sort the output if requested."""
         options = self.options
         with closing(Output(options.target)) as output:
             preflight = await run_preflight(options, output)
@@ -113,7 +113,7 @@ class Batch:
             self.options.source, self.options.new_parser(), preflight.done, preflight.input_status
         )
         writer = AnswerWriter(output, on_written)
-        # An instance without a request to answer would be billed all the same.
+        # An instance without requests would still be billed.
         count = min(self.options.instances, preflight.plan.left)
         self._instances = [_BatchInstance(self.new_lease(), self.options.new_limit()) for _ in range(count)]
         self._active = count
@@ -201,7 +201,7 @@ class Batch:
             log(Event.BATCH_ERROR, error_type=type(error).__name__, error=error)
 
     async def _flush(self, writer: AnswerWriter) -> None:
-        """Write the answers that were paid for, however often the run is cancelled."""
+        """Write the answers that were paid for, even if the run is cancelled repeatedly."""
         result = await run_uncancellable(writer.flush, restart_if_cancelled=True)
         if isinstance(result.error, CortecsError):
             self._record_error(result.error)

@@ -44,7 +44,7 @@ _LARGE_BODY = 1 << 20
 
 @define
 class Reply:
-    """A response, whatever its status."""
+    """A response with any status."""
 
     status: int
     body: bytes = field(repr=False)

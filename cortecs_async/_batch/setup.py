@@ -58,7 +58,7 @@ def new_batch(
 async def plan(
     options: BatchOptions, args: InstanceArgs, models: Models, hardware_types: HardwareTypes, user: User
 ) -> BatchPlan:
-    """Return what a batch would do: what the files say, with the hardware, the price and the balance."""
+    """Return the plan of a batch: the contents of the files, the hardware, the price and the balance."""
     preflight = await run_preflight(options, None)
     preflight.index.close()
     model = await models.get(args.model_id)
@@ -116,11 +116,11 @@ def check_path(name: str, value: str | os.PathLike[str]) -> Path:
     except TypeError:
         raise InvalidArgumentError(f"{name} must be a path, not {type(value).__name__}") from None
     except (OSError, RuntimeError):
-        # Opening the path will report the problem. Python before 3.13 raises RuntimeError for circular links.
+        # Opening the path reports the problem. Python before 3.13 raises RuntimeError for circular links.
         return Path(value)
     except ValueError:
         raise InvalidArgumentError(f"{name} must be a path without null characters, not {value!r}") from None
 
 
-# Everything that the public names come from is loaded now.
+# The modules of all public names are loaded now.
 publish_loaded()

@@ -27,7 +27,8 @@ from .writer import AnswerWriter
 # not finish once rarely does the next time.
 _MAX_REQUEST_TIMEOUTS = 2
 
-# This many timeouts, if they are also more than the answers, cost more than they bring: give up the instance.
+# Give up the instance after this many timeouts, if there are also more timeouts than answers: it is not worth
+# its price.
 _MAX_TIMEOUTS = 64
 
 # Seconds for a probe.
@@ -150,8 +151,8 @@ class WorkerPool:
     def _handle_failure(self, request: Request, failed: FailedAttempt, began: float, now: float) -> None:
         health = self._health
         health.record_retry_after(failed, now)
-        # An answer since the attempt began may have come just before the endpoint failed. Only one after a
-        # failure shows that the request is to blame.
+        # Only an answer that came after this request failed shows that the endpoint works and the request is
+        # at fault. An answer during this attempt may have come just before the endpoint failed.
         has_failed_before = request.endpoint_has_answered is not None
         is_to_blame = request.endpoint_has_answered is not None and request.endpoint_has_answered()
         is_up = is_to_blame or health.last_success >= began
@@ -167,11 +168,12 @@ class WorkerPool:
         request.failures += 1
         request.timeouts += failed.is_timeout
         if is_to_blame:
-            # The first time, the failure before counts too.
+            # The first time, count the earlier failure too: now it is clear that the request caused it.
             request.own_failures += 1 if request.own_failures else 2
             if request.own_failures > self.max_retries or request.timeouts >= _MAX_REQUEST_TIMEOUTS:
                 self._complete(failed.line)
                 return
+        # No request in flight can show what caused the failure, or none has shown it since the last failure.
         is_unclear = not self.running or (has_failed_before and not is_to_blame)
         health.record_failure(now, concurrency=self.limit.value, is_unclear=is_unclear)
         if health.suspect_since is not None and not self._is_probing:
@@ -193,7 +195,7 @@ class WorkerPool:
         self.queue.retry_later(request, wait)
 
     async def _probe(self, path: str) -> None:
-        """Send probes until the endpoint answers anything, or give it up after too long."""
+        """Send probes until the endpoint answers one, or give up the instance when this takes too long."""
         health = self._health
         request = probe_request(path, self.model)
         try:

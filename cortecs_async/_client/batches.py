@@ -28,7 +28,7 @@ class BatchMethods:
 
     async def run_batch(
         self,
-        input: str | os.PathLike[str],  # noqa: A002  (what it is)
+        input: str | os.PathLike[str],  # noqa: A002  (the plain word is the clearest name)
         output: str | os.PathLike[str],
         model_id: str,
         hardware_type_id: str | None = None,
@@ -52,12 +52,12 @@ class BatchMethods:
         on_progress: BatchProgressCallback | None = None,
         on_provisioning: ProgressCallback | None = None,
     ) -> BatchReport:
-        """Answer a file of requests, on instances that live as long as that takes.
+        """Answer a file of requests on temporary instances.
 
         Both files have the format of OpenAI's Batch API, for `/v1/chat/completions`, `/v1/completions` and
         `/v1/embeddings`. Each request gets one output line: an answer, or an error. An answer is on disk
         before it is counted, and requests that the output already answers are skipped. So if a run ends
-        early, for whatever reason, call this again with the same arguments to continue.
+        early, for any reason, call this again with the same arguments to continue.
 
         Args:
             input: The file of requests. It is read twice and must not change in between.
@@ -69,8 +69,9 @@ class BatchMethods:
             billing_interval: `per_minute` or `per_hour`.
             start_timeout: Seconds until an instance must be usable.
             teardown_timeout: Seconds for the release of an instance.
-            max_lifetime: Seconds that each instance may live.
-            max_cost: What all instances together may cost, in the account's currency, in equal parts.
+            max_lifetime: Maximum seconds from the start request of each instance to its release.
+            max_cost: Limit on the total cost of all instances, divided equally among them, in the account's
+                currency.
             instances: How many instances to use, at most one per request. If one is lost, the others take
                 over its requests.
             concurrency: Requests to send in parallel to each instance; `auto` finds the best number.
@@ -90,14 +91,13 @@ class BatchMethods:
             on_provisioning: Called with a `Progress` at every change while an instance starts.
 
         Raises:
-            BatchFileError: if a file is invalid, with the line, before anything is started.
-            InvalidArgumentError: if another argument is invalid, before anything is started.
-            ConfigurationError: if there is no key, or the transport is not available, before anything is
-                started.
+            BatchFileError: if a file is invalid, with the line. Nothing was started.
+            InvalidArgumentError: if another argument is invalid. Nothing was started.
+            ConfigurationError: if there is no key, or the transport is not available. Nothing was started.
             BatchWriteError: if the output cannot be written, or a temporary file cannot be created.
             EndpointError: if the last endpoint rejects the key, answers nothing for three minutes, or mostly
                 times out.
-            LeaseExpiredError: if `max_lifetime` or `max_cost` is used up before the work is done.
+            LeaseExpiredError: if `max_lifetime` or `max_cost` is reached before the work is done.
             CortecsError: as `instance`, if it happens to the last instance.
         """
         # Not at the top, because most programs run no batch.
@@ -142,7 +142,7 @@ class BatchMethods:
 
     async def plan_batch(
         self,
-        input: str | os.PathLike[str],  # noqa: A002  (what it is)
+        input: str | os.PathLike[str],  # noqa: A002  (the plain word is the clearest name)
         output: str | os.PathLike[str],
         model_id: str,
         hardware_type_id: str | None = None,

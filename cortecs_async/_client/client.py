@@ -1,8 +1,7 @@
 """`AsyncCortecs`: the client, its signatures and their documentation.
 
 It imports neither httpx nor anyio, so that importing the class is quick: `wiring.py` does, when the first
-client is created. The methods for batches and for single requests are mixins in `batches.py` and
-`with_options.py`, because this module would be 600 lines long with them.
+client is created. The mixins in `batches.py` and `with_options.py` keep this module short.
 """
 
 from __future__ import annotations
@@ -70,13 +69,13 @@ class AsyncCortecs(BatchMethods, CallMethods):
         allow_insecure_http: Allow a plain-http base URL on another machine, which exposes your credentials
             to the network.
         guard: The reaper, a child process that releases your instances if this process is killed. It starts
-            before the first lease. `auto` warns if it cannot run, `required` then refuses to start anything,
-            and `off` disables it. It uses the proxies and certificates of the environment, not `http_client`.
+            before the first lease. `auto` warns if it cannot run, `required` raises `GuardError`, and `off`
+            disables it. It uses the proxies and certificates of the environment, not `http_client`.
         journal: The file that `sweep` reads if the reaper died as well: `auto`, `required` or `off`.
         state_dir: The directory of the journals. Default: the environment variable CORTECS_STATE_DIR, else
             the user's state directory. In a container, use a volume that outlives it.
-        max_connections: The most requests to send in parallel. More wait for their turn; releases go first,
-            and a fifth is reserved for them. A few status checks come on top.
+        max_connections: Maximum number of parallel requests. Others queue; releases go first, and a fifth is
+            reserved for them. Status checks do not queue.
         transport: `httpx`; or `aiohttp`, which uses about two thirds of the CPU, works on asyncio only, and
             needs the extra `aiohttp`.
         telemetry: Receives lease lifecycle events. `cortecs_async.integrations.opentelemetry.OpenTelemetry()`
@@ -136,7 +135,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
         check_mode("guard", guard)
         check_mode("journal", journal)
         if http_client is not None and transport != "httpx":
-            raise ConfigurationError("give either http_client or transport, not both")
+            raise ConfigurationError("pass either http_client or transport, not both")
         # Not at the top, because it imports httpx and everything else, which `--help` need not wait for.
         from .wiring import Wiring  # noqa: PLC0415
 
@@ -192,18 +191,18 @@ class AsyncCortecs(BatchMethods, CallMethods):
                 which leaves it **running and billed**. If entering fails, the instance is always deleted.
             reuse: Use an instance with these arguments if there is one, as `instances.ensure` does. It is
                 left as it was found: running, or stopped again.
-            max_lifetime: Seconds that the instance may live, from the start request on. Then the block is
-                cancelled, the instance released, and `LeaseExpiredError` raised. If the event loop is
-                blocked, the reaper releases the instance some seconds later.
-            max_cost: The same limit as an amount in the account's currency, at the list price. The instance
-                lives for as many whole billing intervals as the amount pays for.
-            on_loss: If the instance stops or vanishes during the block, `cancel` ends the block with
+            max_lifetime: Maximum seconds from the start request to the release. Then the block is cancelled,
+                the instance is released, and `LeaseExpiredError` is raised. If the event loop is blocked, the
+                reaper releases the instance some seconds later.
+            max_cost: The same limit as an amount in the account's currency, at the list price. The limit is
+                converted to whole billing intervals.
+            on_loss: If the instance stops or disappears during the block, `cancel` ends the block with
                 `InstanceLostError`, and `ignore` keeps it running.
             on_progress: Called with a `Progress` at every change while the instance starts; may be async. If
                 it raises, the start fails and the instance is deleted.
 
         Raises:
-            InvalidArgumentError: if an argument is invalid, at once and before any request.
+            InvalidArgumentError: if an argument is invalid; no request is sent.
         """
         return self._wiring.lease(
             LeaseOptions(
@@ -239,8 +238,8 @@ class AsyncCortecs(BatchMethods, CallMethods):
             on_progress: As for `instance`.
 
         Raises:
-            InvalidArgumentError: if the id is invalid, at once. Entering raises `BadRequestError` or
-                `NotFoundError` if the id is unknown, and `StartFailedError` if the instance is stopped.
+            InvalidArgumentError: if the id is invalid; no request is sent. Entering raises `BadRequestError`
+                or `NotFoundError` if the id is unknown, and `StartFailedError` if the instance is stopped.
         """
         return self._wiring.lease(
             LeaseOptions(
@@ -281,12 +280,12 @@ class AsyncCortecs(BatchMethods, CallMethods):
             billing_interval: `per_minute` or `per_hour`.
             start_timeout: Seconds until the instance must be usable.
             teardown_timeout: Seconds to release an instance that does not become usable.
-            max_lifetime: Seconds that the instance may live, from the start request on. Always set a limit.
+            max_lifetime: Maximum seconds from the start request to the release. Always set a limit.
             max_cost: The same limit as an amount.
             on_progress: As for `instance`.
 
         Raises:
-            InvalidArgumentError: if an argument is invalid, before any request.
+            InvalidArgumentError: if an argument is invalid; no request is sent.
             CortecsError: as when you enter `instance(...)`; there is no instance then.
         """
         lease = self._wiring.lease(
@@ -316,21 +315,21 @@ class AsyncCortecs(BatchMethods, CallMethods):
         Raises:
             InvalidArgumentError: if `handle` is neither, or belongs to another account.
             TeardownError: if the instance is not confirmed deleted in time; the reaper continues.
-            RequestError: if the service rejects the request for the list.
+            RequestError: if the instances cannot be listed.
         """
         await self._wiring.release(handle, teardown_timeout)
 
     async def sweep(self, *, dry_run: bool = False, timeout: float = 300.0) -> tuple[Orphan, ...]:
-        """Release the instances that dead processes left behind, as far as their journals prove it.
+        """Release instances that dead processes left behind.
 
-        It never touches instances of a running process, or instances that may be someone else's.
+        Only instances that a journal proves to be theirs are touched.
 
         Args:
-            dry_run: Only report what there is.
+            dry_run: Only report what a sweep would release.
             timeout: Seconds for the whole sweep.
 
         Returns:
-            What was found, and what happened to it: see `Orphan.state`.
+            One `Orphan` for each; its `state` says what happened.
 
         Raises:
             InvalidArgumentError: if the timeout is invalid.

@@ -93,7 +93,7 @@ class _Checks:
         error = await self._ask("/hardware-types/", authenticated=False)
         if error is None or _is_from_service(error):
             self.is_reached = True
-            return Finding(name="service", ok=True, detail=f"{base} answers")
+            return Finding(name="service", ok=True, detail=f"{base} responds")
         hint = "Check the network, CORTECS_API_BASE_URL, and HTTPS_PROXY if you use a proxy."
         if isinstance(error, APIStatusError) and error.status_code >= 500:
             hint = "The service has a problem; try again later."
@@ -119,11 +119,14 @@ class _Checks:
     async def clock(self) -> Finding:
         differences = [ahead for at, reply in self.replies if (ahead := _ahead(at, reply)) is not None]
         if not differences:
-            return Finding(name="clock", ok=True, detail="not compared: the service sends no time")
+            reason = "the service sends no valid Date header"
+            if not self.replies:
+                reason = "no request succeeded" if self.is_reached else "the service cannot be reached"
+            return Finding(name="clock", ok=True, detail=f"not checked: {reason}")
         # The last response is that of the token check, which no proxy caches.
         ahead = differences[-1]
         if abs(ahead) <= _MAX_CLOCK_DIFFERENCE:
-            return Finding(name="clock", ok=True, detail="agrees with the clock of the service")
+            return Finding(name="clock", ok=True, detail="in sync with the service")
         where = "ahead of" if ahead > 0 else "behind"
         return Finding(
             name="clock",
@@ -134,12 +137,12 @@ class _Checks:
 
     async def journal(self) -> Finding:
         if not self.promises.uses_journal:
-            return Finding(name="journal", ok=True, detail='switched off: journal="off"')
+            return Finding(name="journal", ok=True, detail='disabled (journal="off")')
         return await self.promises.system.off_loop(self._journal)
 
     async def reaper(self) -> Finding:
         if not self.promises.uses_reaper:
-            return Finding(name="reaper", ok=True, detail='switched off: guard="off"')
+            return Finding(name="reaper", ok=True, detail='disabled (guard="off")')
         try:
             await self.promises.system.off_loop(check_reaper)
         except GuardError as error:

@@ -141,5 +141,5 @@ class Wiring:
             raise
 
 
-# Everything that the public names come from is loaded now.
+# The modules of all public names are loaded now.
 publish_loaded()

@@ -37,7 +37,7 @@ class Response:
         data: The decoded JSON, with fields that this client does not know; None for an empty body.
         request_id: The `x-request-id` header, for the vendor's support; None if the service sends none
             (whether it does is undocumented).
-        attempts: How often the request was sent.
+        attempts: Number of times that the request was sent.
         headers: The headers by name, case-insensitive.
     """
 
@@ -122,7 +122,7 @@ class CallMethods:
                 the same name.
 
         Raises:
-            ConfigurationError: if a value is invalid, at once.
+            ConfigurationError: if a value is invalid.
         """
         settings = override(
             self._settings,
@@ -153,8 +153,8 @@ class CallMethods:
             params: The query.
 
         Raises:
-            InvalidArgumentError: if an argument is invalid, before any request. Also for a start: use
-                `instances.start`, so that no lease takes the instance for its own.
+            InvalidArgumentError: if an argument is invalid; no request is sent. Also for a start: use
+                `instances.start`, so that no lease adopts the instance.
             RequestError: if the service rejects the request, or the response is not JSON.
         """
         return _to_response(await self._wiring.http.request(_checked(method, path, json, params)))

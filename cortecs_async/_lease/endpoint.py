@@ -103,24 +103,26 @@ class Endpoint:
     ) -> Results[R] | Results[R | Exception]:
         """Call `await fn(item)` for each item in parallel; iterate over the results with `async for`.
 
-        Items are read as fast as you take results: at most `2 * concurrency` calls are begun whose results
-        you have not taken, so a stream of any length needs little memory. If you leave the loop or the lease,
-        the running calls are cancelled.
+        Items are read as fast as you take results: at most `2 * concurrency` results are pending or waiting
+        to be consumed, so a stream of any length needs little memory. If you leave the loop or the lease, the
+        running calls are cancelled.
 
         Args:
             fn: An async function of one argument.
-            items: The arguments, an iterable or async iterable. If it raises, the results before that come
+            items: The arguments, an iterable or async iterable. If it raises, you get the earlier results
                 first.
-            concurrency: The most calls to run in parallel.
-            ordered: Give results in the order of the items. False gives each as soon as it is ready.
-            return_exceptions: Give an exception of `fn` as a result. Otherwise it is raised at its item's
-                turn, the other calls are cancelled, and no further item is begun.
+            concurrency: Maximum number of calls to run in parallel.
+            ordered: Yield results in item order; False yields each as soon as it is ready.
+            return_exceptions: Yield an exception of `fn` as a result. Otherwise it is raised in place of the
+                result, the other calls are cancelled, and no further call begins.
 
         Raises:
             InvalidArgumentError: if an argument is invalid, or the lease has ended.
         """
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
-            raise InvalidArgumentError(f"concurrency must be a whole number from 1, not {concurrency!r}")
+            raise InvalidArgumentError(
+                f"concurrency must be a whole number of at least 1, not {concurrency!r}"
+            )
         from .mapping import new_map  # noqa: PLC0415  (imports anyio, which a handle does not need)
 
         return new_map(self, fn, items, concurrency, ordered=ordered, return_exceptions=return_exceptions)
@@ -216,7 +218,7 @@ class InstanceHandle(Endpoint):
         base_url: The URL of the OpenAI-compatible endpoint; ends in `/v1`.
         model: The name to pass as `model` to the endpoint.
         account: A fingerprint of the account.
-        expires_at: When the instance is released by itself, as Unix time in seconds; None for never.
+        expires_at: Unix time in seconds at which the instance is released automatically; None for never.
     """
 
     instance_id: str

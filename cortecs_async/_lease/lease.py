@@ -5,15 +5,16 @@ The steps of a lease, and where to find each:
 1. Check the arguments: `check_start` (`_api/validation.py`) and `LeaseOptions` (`options.py`). If there is a
    `max_cost`, read the price: `Prices.limit` (`pricing.py`).
 2. List the instances that exist now, the baseline: `Starter._attempt` (`starter.py`).
-3. Open the journal, arm the reaper, and note the baseline: `Promises.baseline` (`_recovery/promises.py`).
-4. Record the intent, and send the start once it is on disk: `Promises.record_intent`, `Instances.start_once`.
-5. Sort the outcome: `StartAttempt.settled`. If it is unknown, find the instance: `Starter.resolve`.
-6. Wait until the instance runs: `wait` (`provisioning.py`). Run the block under the `Watchdog`
+3. Record the intent in the journal and the reaper; the first promise creates the journal and starts the
+   reaper: `Promises.record_intent` (`_recovery/promises.py`), `PromiseStore.commit`.
+4. Send the start: `Instances.start_once` (`_api/instances.py`).
+5. Classify the outcome: `StartAttempt.settled`. If it is unknown, find the instance: `Starter.resolve`.
+6. Wait until the instance is running: `wait` (`provisioning.py`). Run the block under the `Watchdog`
    (`watchdog.py`).
 7. Stop, delete, confirm that it is gone, and record that: `Release.run` (`release.py`), in a task that the
    caller cannot cancel.
 
-`InstanceLease._enter` takes steps 2 to 6 and `InstanceLease._end` step 7.
+`InstanceLease._enter` takes steps 1 (the price) to 6, and `InstanceLease._end` step 7.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class InstanceLease(Endpoint):
     @property
     def base_url(self) -> str:
         """The URL of the OpenAI-compatible endpoint; ends in `/v1`."""
-        # Never empty inside the block, which begins when there is a URL.
+        # Never empty inside the block: the block begins only when there is a URL.
         return self.instance.base_url or ""
 
     @property
@@ -123,11 +124,13 @@ class InstanceLease(Endpoint):
         If this raises, an instance that was started has been stopped and deleted.
 
         Raises:
-            InvalidArgumentError: if the lease was entered before, or `max_cost` pays for no interval.
-            PriceUnknownError: if `max_cost` needs a price that the service does not give.
-            GuardError: or `JournalError`, if one is required and missing. Nothing was started.
+            InvalidArgumentError: if the lease was already entered, or `max_cost` is less than one billing
+                interval.
+            PriceUnknownError: if `max_cost` needs a price that the service does not return.
+            GuardError: if a required reaper is not running. Nothing was started.
+            JournalError: if a required journal cannot be written. Nothing was started.
             AmbiguousStartError: if the response to the start was lost, and several instances could be it.
-            LeaseExpiredError: if `max_lifetime` or `max_cost` is used up before the instance is running.
+            LeaseExpiredError: if `max_lifetime` or `max_cost` is reached before the instance is running.
             LifecycleError: if the instance fails, or is not running in time.
             RequestTimeoutError: if no start succeeded within `start_timeout`.
             RequestError: if the service rejects the start, or cannot be reached.
@@ -155,12 +158,12 @@ class InstanceLease(Endpoint):
     async def _enter(self, operation: Operation) -> None:
         if self._phase is not _Phase.NEW:
             raise InvalidArgumentError(
-                f"a lease serves one `async with`, and this one is {self._phase.value}: "
-                "call client.instance(...) again"
+                f"this lease was already entered (it is {self._phase.value}). "
+                "Create a new one with client.instance(...)"
             )
         self._services.http.check_open()
         enable_ki_protection(InstanceLease.__aexit__, InstanceLease._end)
-        # First, because `_abandon` drops it again if the lease is dropped while it starts.
+        # First, because `_abandon` ends the hold, also when a lease is garbage-collected while it starts.
         self._services.http.hold()
         self._phase = _Phase.STARTING
         state, report = self._state, self._report
@@ -200,8 +203,8 @@ class InstanceLease(Endpoint):
         """Stop and delete the instance, and return once the service confirms that it is gone.
 
         Raises:
-            InstanceLostError: if the instance stopped or vanished, which cancelled the block.
-            LeaseExpiredError: if `max_lifetime` or `max_cost` was used up, which cancelled the block.
+            InstanceLostError: if the instance stopped or disappeared, which cancelled the block.
+            LeaseExpiredError: if `max_lifetime` or `max_cost` was reached, which cancelled the block.
             TeardownError: if the release fails within `teardown_timeout`, unless the block raised.
         """
         if self._phase is not _Phase.RUNNING or self._watchdog is None:
@@ -223,13 +226,16 @@ class InstanceLease(Endpoint):
             raise outcome
 
     async def _end(self, cause: BaseException | None, on_exit: OnExit) -> None:
-        """Release the instance. Raises only without a `cause`, which the caller raises."""
+        """Release the instance.
+
+        If there is a `cause`, the caller raises it. Otherwise this raises what went wrong.
+        """
         self._phase = _Phase.ENDED
         report, held = self._report, self._state.held
         report.leave(cause)
         failure: BaseException | None = None
         interruption: BaseException | None = None
-        if held.may_hold_something():
+        if held.may_have_instance():
             deadline = anyio.current_time() + self._options.teardown_timeout
             release = Release(self._services, held, on_exit, deadline, report.tear_down)
             ended = await run_uncancellable(release.run, restart_if_cancelled=True)
@@ -241,7 +247,7 @@ class InstanceLease(Endpoint):
         try:
             await self._services.http.release()
         finally:
-            # An instance that may still be billed is reported before the cancellation that ended the block.
+            # A failed release takes precedence over a cancellation: the instance may still be billed.
             if failure is not None and not isinstance(cause, Exception):
                 report.end(failure)
             else:

@@ -63,10 +63,10 @@ def maps_of(endpoint: object) -> Maps:
 class Results(AsyncIterator[R], Generic[R]):
     """The results of a map, for `async for`.
 
-    Nothing runs before you ask for the first result. If you stop early, the running calls are cancelled: soon
-    after the last reference is dropped (`break` from `async for ... in inst.map(...)` is enough), or at once
-    with `aclose` or `async with`, which return when all calls have ended. Several tasks may take results from
-    the same map.
+    No call begins before you request the first result. If you stop early, the running calls are cancelled:
+    soon after the last reference is dropped (`break` from `async for ... in inst.map(...)` is enough), or
+    immediately with `aclose` or `async with`, which return when all calls have ended. Several tasks may take
+    results from the same map.
     """
 
     def __init__(self, run: _Run[Any, R]) -> None:
@@ -102,7 +102,7 @@ class Results(AsyncIterator[R], Generic[R]):
                     await self._fail(run.source_error)
                 break
             if run.over:
-                raise InvalidArgumentError("this map was cancelled: its lease or its event loop has ended")
+                raise InvalidArgumentError("this map was cancelled because its lease or event loop ended")
             await run.changed.wait()
         raise StopAsyncIteration
 
@@ -149,12 +149,12 @@ def new_map(
     ordered: bool,
     return_exceptions: bool,
 ) -> Results[R]:
-    """Return the results of a map that begins when the first result is asked for."""
+    """Return the results of a map that begins when the first result is requested."""
     maps = maps_of(endpoint)
     if not callable(fn):
-        raise InvalidArgumentError(f"map calls an async function for each item, and {fn!r} cannot be called")
+        raise InvalidArgumentError(f"fn must be an async function, not {fn!r}")
     if maps.over:
-        raise InvalidArgumentError("the lease was left: call map inside its block")
+        raise InvalidArgumentError("the lease has ended. Call map inside its `async with` block")
     source: AsyncIterator[T] | Iterator[T]
     try:
         source = items.__aiter__() if isinstance(items, AsyncIterable) else iter(items)
@@ -195,7 +195,9 @@ class _Run(Generic[T, R]):
     def start(self) -> None:
         """Start the task, in the context of the caller."""
         if self._maps.over:
-            raise InvalidArgumentError("the lease of this map was left: take the results inside its block")
+            raise InvalidArgumentError(
+                "the lease has ended. Iterate over the results inside its `async with` block"
+            )
         self._maps.runs.add(self)
         self._scope = anyio.CancelScope()
         if in_trio():

@@ -90,15 +90,20 @@ def receipt(instance_id: str, seconds: float, args: InstanceArgs, price: Price |
 
 
 def seconds_for(max_cost: float, price: Price, args: InstanceArgs) -> float:
-    """Return how many seconds an instance may live on a budget. Raise if it does not pay for one interval."""
+    """Return how many seconds an instance may run on a budget.
+
+    Raises:
+        InvalidArgumentError: if the budget is less than one billing interval.
+    """
     cost = interval_cost(price, args)
     if cost <= 0 or math.isinf(max_cost / cost):
         return math.inf
     affordable = math.floor(max_cost / cost + 1e-9)
     if affordable < 1:
+        workers = f"{args.num_workers} worker{'' if args.num_workers == 1 else 's'}"
         raise InvalidArgumentError(
-            f"max_cost={max_cost:g} does not pay for one interval ({args.billing_interval}, "
-            f"{args.num_workers} worker(s)), which costs {cost:g} {price.currency}".rstrip()
+            f"max_cost={max_cost:g} is less than one billing interval ({args.billing_interval}, "
+            f"{workers}), which costs {cost:g} {price.currency}".rstrip()
         )
     return affordable * _interval_seconds(args.billing_interval) - _RESERVE
 
@@ -141,7 +146,7 @@ class Prices:
         return True
 
     async def limit(self, options: LeaseOptions) -> tuple[float, str]:
-        """Return how many seconds an instance may live, and the limit as text: `max_lifetime=60 s`."""
+        """Return how many seconds an instance may run, and the limit as text: `max_lifetime=60 s`."""
         args, max_lifetime, max_cost = options.args, options.max_lifetime, options.max_cost
         lifetime, name = math.inf, ""
         if max_lifetime is not None:
@@ -162,8 +167,8 @@ class Prices:
         price = self.of(hardware)
         if price is None:
             raise PriceUnknownError(
-                f"max_cost needs a price, and the service gives none that can be read for {hardware!r}: "
-                "use max_lifetime (seconds) instead. Nothing was started."
+                f"max_cost needs a price, but the service returned no usable price for {hardware!r}. "
+                "Use max_lifetime (seconds) instead. Nothing was started."
             )
         return price
 

@@ -32,16 +32,16 @@ async def start(state: LeaseState) -> None:
             )
         else:
             await services.starter.start(attempt)
-        # Until this is written, the intent covers the instance.
+        # Until this is written, the intent in the journal covers the instance.
         await services.promises.flush()
     if state.newest is None:
-        # The deadline fell between two attempts, or while looking for the instance of a lost start.
+        # The deadline fell between two attempts, or during the search for the instance of a lost start.
         unknown = attempt.state is StartState.UNKNOWN
         raise RequestTimeoutError(
-            f"no instance could be started within start_timeout={options.start_timeout:g} s: the service "
-            "was busy or could not be reached. "
+            f"could not start an instance within start_timeout={options.start_timeout:g} s: the service "
+            "was busy or unreachable. "
             + ("One start may have worked; this is being checked." if unknown else "Nothing was started.")
-            + " See the log of cortecs_async.http.",
+            + " Set CORTECS_LOG=info for details.",
             method="POST",
             path="/instances/start",
             outcome_unknown=unknown,
@@ -109,13 +109,13 @@ async def wait(state: LeaseState) -> None:
         if state.age < state.lifetime:
             raise
         raise LeaseExpiredError(
-            f"instance {instance_id} has used up {state.limit} before it ran ({error})",
+            f"instance {instance_id} reached {state.limit} before it was running ({error})",
             instance_id=instance_id,
         ) from None
 
 
 async def hand_over(state: LeaseState) -> None:
-    """Record what `on_exit` asks for, so that it also applies if this process is killed."""
+    """Record the effect of `on_exit`, so that it also applies if this process is killed."""
     held, options, promises = state.held, state.options, state.services.promises
     if held.key is None or options.on_exit == "delete":
         return

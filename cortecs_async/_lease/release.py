@@ -61,7 +61,7 @@ class Release:
 
     @property
     def stopped_at(self) -> float | None:
-        """When the instance was last told to stop, in seconds of `anyio.current_time`."""
+        """When the service last accepted a stop, in seconds of `anyio.current_time`."""
         return None if self._teardown is None else self._teardown.stopped_at
 
     async def run(self) -> None:
@@ -83,13 +83,13 @@ class Release:
             return
         with anyio.CancelScope(deadline=self.deadline) as time:
             try:
-                await self.services.starter.resolve(start, eager=True)
+                await self.services.starter.resolve(start, to_release=True)
             except (AmbiguousStartError, ClientClosedError) as error:
                 self.failure = error
         if time.cancelled_caught:
             self.failure = CortecsError(
                 f"it is unknown whether a start of {start.args.hf_name} created an instance. IT MAY BE "
-                "BILLED: the reaper keeps looking for it, and so does `python -m cortecs_async sweep`."
+                "BILLED: the reaper keeps searching for it, and so does `python -m cortecs_async sweep`."
             )
         if self.failure is not None:
             start.resolved(StartState.GIVEN_UP)
@@ -148,8 +148,8 @@ async def release_acquired(services: LeaseServices, handle: InstanceHandle | str
             if instance_id not in listed:
                 if account not in {None, services.promises.account}:
                     raise InvalidArgumentError(
-                        f"instance {instance_id} was acquired with other credentials, "
-                        "and these do not show it"
+                        f"instance {instance_id} was acquired with other credentials; the current ones "
+                        "cannot see it. Use the credentials that acquired it"
                     )
                 if key is not None:
                     services.promises.record_gone(key)

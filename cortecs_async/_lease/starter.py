@@ -4,7 +4,7 @@ The service has no idempotency key, so a start whose outcome is unknown is never
 attempt:
 
 1. List what exists (the baseline), and record the intent in journal and reaper.
-2. Send the start. `StartAttempt` learns the outcome, whatever happens to the task that sent it.
+2. Send the start. `StartAttempt` receives the outcome, even if the task that sent it is cancelled.
 3. If the service rejects the start, nothing was started: close the record, and retry as `RetryPolicy` allows.
 4. If the outcome is unknown, list until a new instance with the same arguments appears, and adopt it. If none
    can appear any more, nothing was started. If several could be ours, raise AmbiguousStartError.
@@ -49,13 +49,13 @@ class StartState(enum.Enum):
     SENT = "sent, no response yet"
     UNKNOWN = "no usable response: it may have worked"
     STARTED = "its instance is known"
-    AMBIGUOUS = "its instance cannot be told from others"
-    GIVEN_UP = "no longer looked for in this process"
+    AMBIGUOUS = "several instances match it"
+    GIVEN_UP = "search given up in this process"
 
 
 @define(eq=False)
 class StartAttempt:
-    """The start of one lease, and the witness of its requests.
+    """The start of one lease. It receives the outcome of its requests.
 
     Attributes:
         policy: Sets how long a lost start may still take effect.
@@ -65,9 +65,10 @@ class StartAttempt:
         adopted: Whether the response was lost and the instance was found in a list.
         request_id: The service's id of the last request, if it sent one.
         sent_at: When the last request was sent, in seconds of `anyio.current_time`; billing counts from here.
-        unresolved: The start as others match it; set before the request is sent.
+        unresolved: What other processes need to match this start with an instance; set before the request is
+            sent.
         failure: How the last request failed.
-        visible_until: When an instance of a lost start must be listed, on the same clock.
+        visible_until: When an instance of a lost start must be listed by, on the same clock.
     """
 
     args: InstanceArgs
@@ -94,7 +95,7 @@ class StartAttempt:
         self.claims.begin_request(self.args.model_id)
 
     def settled(self, outcome: Reply | Failure) -> None:
-        """Sort the outcome of the request: started, nothing started, or unknown."""
+        """Classify the outcome of the request: started, nothing started, or unknown."""
         self.claims.end_request(self.args.model_id)
         self.request_id = outcome.request_id
         if isinstance(outcome, Reply):
@@ -114,7 +115,7 @@ class StartAttempt:
         self.on_started(instance)
 
     def resolved(self, state: StartState) -> None:
-        """Set the state, and stop looking for an instance."""
+        """Set the state, and end the search for the instance."""
         self.state = state
         if self.unresolved is not None:
             self.claims.resolve(self.args.model_id, self.unresolved)
@@ -155,8 +156,8 @@ class Starter:
     def __attrs_post_init__(self) -> None:
         self._claims = self.instances.claims
         self._listing = SingleFlight(self._list)
-        # Twice as many as can be sent at once, so that the next have their baseline when the first are done.
-        self._turns = PriorityLimiter(2 * self.settings.max_connections)
+        # Twice the number of parallel requests, so that the next starts have their baseline in time.
+        self._slots = PriorityLimiter(2 * self.settings.max_connections)
 
     def prepare(self, args: InstanceArgs, on_started: Callable[[Instance], None]) -> StartAttempt:
         return StartAttempt(args=args, policy=self.settings.retry, claims=self._claims, on_started=on_started)
@@ -165,12 +166,12 @@ class Starter:
         """Start an instance; if the response is lost, find the instance.
 
         Raises:
-            AmbiguousStartError: if it cannot be told which instance the start created.
+            AmbiguousStartError: if it is not clear which instance the start created.
             JournalError: or `GuardError`, if one is required and missing. Nothing was sent.
             RequestError: if nothing was started or, with `outcome_unknown`, if that is not known.
         """
         attempt = counted = 0
-        spent = 0.0  # seconds of attempts and pauses, without waits for a turn
+        spent = 0.0  # seconds of attempts and pauses, not counting waits for a slot
         while True:
             attempt += 1
             try:
@@ -214,13 +215,13 @@ class Starter:
                     request_id=start.failure.request_id,
                     error=error,
                 )
-                if found := await self.resolve(start, eager=False):
+                if found := await self.resolve(start, to_release=False):
                     return found
                 # 503 means "no capacity" as often as "down", so the caller decides whether to try again.
                 may_repeat = start.failure.status != 503 and is_transient(start.failure)
                 if counted > self.settings.retry.max_retries or not may_repeat:
                     error.outcome_unknown = False
-                    error.add_note("cortecs_async: its instance was looked for, and none has appeared")
+                    error.add_note("cortecs_async: searched for its instance; nothing was started")
                     raise
                 log(Event.LEASE_START_REPEATED, model=start.args.hf_name)
             finally:
@@ -230,10 +231,10 @@ class Starter:
     async def _attempt(self, start: StartAttempt) -> Instance:
         """List the baseline, record the intent, and send the start.
 
-        In a turn: if it waited long for a connection, its baseline would miss what others started since.
+        Takes a slot first. Otherwise the baseline could be outdated by the time a connection is free.
         """
         start.failure = None
-        await self._acquire_turn(start.args.model_id)
+        await self._acquire_slot(start.args.model_id)
         try:
             listing = await self._baseline()
             # The journal drops a baseline that no open start uses; against an empty one everything is new.
@@ -243,29 +244,29 @@ class Starter:
             start.unresolved = self.promises.unresolved_start(start.key)
             return await self.instances.start_once(start.args, start)
         finally:
-            self._turns.release(Priority.CALL)
+            self._slots.release(Priority.CALL)
 
-    async def _acquire_turn(self, model_id: str) -> None:
-        """Wait for a turn in which no start of the model is unresolved: both instances would match."""
+    async def _acquire_slot(self, model_id: str) -> None:
+        """Take a slot while no start of the model is unresolved: the instances of both would match."""
         while True:
             while self._claims.unresolved.get(model_id):  # noqa: ASYNC110  (rare, and bounded)
                 await anyio.sleep(self.settings.poll.min_interval)
-            await self._turns.acquire(Priority.CALL)
+            await self._slots.acquire(Priority.CALL)
             if not self._claims.unresolved.get(model_id):
                 return
-            self._turns.release(Priority.CALL)
+            self._slots.release(Priority.CALL)
 
-    async def resolve(self, start: StartAttempt, *, eager: bool) -> Instance | None:
+    async def resolve(self, start: StartAttempt, *, to_release: bool) -> Instance | None:
         """Find the instance of a start whose outcome is unknown. Return None if nothing was started.
 
         Args:
             start: The start.
-            eager: Adopt the instance as soon as it is listed, to release it, and keep asking until cancelled.
-                Otherwise wait until no other candidate can appear.
+            to_release: Adopt the instance as soon as it is listed, because it is released anyway, and keep
+                polling until cancelled. Otherwise wait until no other candidate can appear.
 
         Raises:
-            AmbiguousStartError: if it cannot be told which instance the start created.
-            RequestError: if the service rejects the request for the list, unless `eager`.
+            AmbiguousStartError: if it is not clear which instance the start created.
+            RequestError: if the instances cannot be listed, unless `to_release`.
         """
         start.interrupted()
         assert start.unresolved is not None  # noqa: S101  (set before it was sent)
@@ -273,7 +274,7 @@ class Starter:
             self.promises.record_unanswered(start.key)
         began = anyio.current_time()
         while True:
-            listing = await self._list_while_idle(start, eager=eager)
+            listing = await self._list_while_idle(start, to_release=to_release)
             if listing is not None:
                 foreign = await self.promises.foreign_claims()
                 outcome, is_final = _match(
@@ -284,7 +285,7 @@ class Starter:
                 )
                 grace = 0.0 if is_final else _COMPETING_GRACE
                 is_over = listing.began >= start.visible_until + grace
-                if isinstance(outcome, Instance) and is_final and (eager or is_over):
+                if isinstance(outcome, Instance) and is_final and (to_release or is_over):
                     log(Event.LEASE_ADOPTED, instance_id=outcome.instance_id, model=start.args.hf_name)
                     start.adopted = True
                     start.started(outcome)
@@ -297,7 +298,7 @@ class Starter:
                     return None
             await anyio.sleep(poll_interval(anyio.current_time() - began, self.settings.poll))
 
-    async def _list_while_idle(self, start: StartAttempt, *, eager: bool) -> _Listing | None:
+    async def _list_while_idle(self, start: StartAttempt, *, to_release: bool) -> _Listing | None:
         """Return a list that was read while no start of the model was in progress; None without one.
 
         In such a list, each new instance is claimed or belongs to an unresolved start.
@@ -312,7 +313,7 @@ class Starter:
             raise
         except Exception as error:
             # A release also continues after errors of a credential provider or a transport.
-            if not eager and not (isinstance(error, CortecsError) and is_transient_error(error)):
+            if not to_release and not (isinstance(error, CortecsError) and is_transient_error(error)):
                 raise
             log(
                 Event.LEASE_LOOK_FAILED,
@@ -328,10 +329,13 @@ class Starter:
         start.resolved(StartState.AMBIGUOUS)
         if start.key is not None:
             self.promises.record_ambiguous(start.key, candidates)
+        several = len(candidates) > 1
+        matches = "several new instances match" if several else "a new instance matches"
+        billed = "ONE OF THEM MAY BE YOURS AND BILLED" if several else "IT MAY BE YOURS AND BILLED"
         return AmbiguousStartError(
-            f"the response to a start of {start.args.hf_name} was lost, and it is unknown which instance it "
-            f"created: {', '.join(candidates)} appeared since. None was touched. ONE OF THEM MAY BE YOURS, "
-            "AND IS BILLED: check client.instances.list(), and stop the one that is not someone else's.",
+            f"the response to a start of {start.args.hf_name} was lost, and {matches} it: "
+            f"{', '.join(candidates)}. None was touched. {billed}: check client.instances.list(), and stop "
+            "yours.",
             candidates=candidates,
         )
 
@@ -341,7 +345,7 @@ class Starter:
             start.key = None
 
     async def _baseline(self) -> _Listing:
-        """Return a recent list, or one that is being read, or a new one."""
+        """Return a recent list, or join a request in progress, or read a new list."""
         recent = self._recent
         if recent is not None and recent.began >= anyio.current_time() - _BASELINE_MAX_AGE:
             return recent

@@ -1,4 +1,4 @@
-"""The state of one lease: the instance it holds, how long it may live, and what it costs."""
+"""The state of one lease: the instance it holds, how long it may run, and what it costs."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class HeldInstance:
         """The key of the open record, of the instance or else of the start."""
         return self.key or (self.attempt.key if self.attempt is not None else None)
 
-    def may_hold_something(self) -> bool:
+    def may_have_instance(self) -> bool:
         return self.instance_id is not None or (self.attempt is not None and self.attempt.is_open)
 
 
@@ -78,7 +78,7 @@ class LeaseState:
         operation: The method of the client that created the lease.
         newest: The newest snapshot of the instance.
         began: When the lease was entered, in seconds of `now`.
-        lifetime: Seconds that the instance may live, from the start request on.
+        lifetime: Maximum seconds from the start request to the release.
         limit: The argument that sets `lifetime`, with its value.
         final: The receipt, once the lease has ended.
     """

@@ -61,7 +61,7 @@ class Watchdog:
             )
         if time.cancelled_caught:
             self.verdict = LeaseExpiredError(
-                f"instance {instance_id} has used up {self._state.limit}", instance_id=instance_id
+                f"instance {instance_id} reached {self._state.limit}", instance_id=instance_id
             )
         if self.verdict is not None:
             log(
@@ -85,7 +85,7 @@ class Watchdog:
                 await anyio.sleep(policy.min_interval)
                 found = await self._next(known=None)
                 if _is_lost(found):
-                    return "vanished" if found is None else f"became {found.status!r}"
+                    return "disappeared" if found is None else f"became {found.status!r}"
             except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
                 log(
                     Event.LEASE_UNREADABLE,

@@ -1,6 +1,6 @@
-"""Claims: which instances other processes own, or may be starting, by what their journals say.
+"""Claims: which instances other processes own, or may be starting, according to their journals.
 
-Whoever looks for the instance of an unresolved start needs this: `promises` for a lease, `recover` for a dead
+The search for the instance of an unresolved start uses this: `promises` for a lease, `recover` for a dead
 process. An instance that another process claims is never taken.
 """
 
@@ -15,7 +15,7 @@ from .._api.domain import InstanceArgs
 from .._api.matching import UnresolvedStart
 from .records import JournalState, Promise
 
-# A start of a living process may be in progress for so many seconds.
+# Maximum seconds for which a start of a living process can be in progress.
 _MAX_START_DURATION = 600.0
 
 
@@ -26,8 +26,8 @@ class ForeignClaims:
     Attributes:
         ids: Instances that they own, and candidates of their ambiguous starts.
         starting: Starts of living processes that may be in progress.
-        unanswered: Starts of living processes that got no answer, and whose instances those look for.
-        orphaned_starts: Starts of dead processes, whose instances their reapers look for.
+        unanswered: Starts of living processes that got no response; those processes search for the instances.
+        orphaned_starts: Starts of dead processes; their reapers search for the instances.
     """
 
     ids: set[str] = field(factory=set)

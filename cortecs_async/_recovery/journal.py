@@ -1,8 +1,8 @@
 """The journal: promises on disk, for `sweep` and the reaper to find when their process is dead.
 
 Each process appends to one file in the state directory, and holds a lock on it while it lives. A file whose
-lock is free belongs to a dead process; a process id would not tell, because ids are used again. A journal
-holds no secrets: an account is named by a fingerprint.
+lock is free belongs to a dead process; a process id would not be reliable, because ids are reused. A journal
+contains no secrets: an account is named by a fingerprint.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ except ImportError:  # on Windows, where creating a journal raises OSError
 
 _SUFFIX = ".jsonl"
 
-# Age in seconds from which a draft is known to be of a process that died while it wrote it.
+# Age in seconds above which a draft belongs to a process that died while it wrote the draft.
 _MAX_DRAFT_AGE = 3600.0
 
-# `is_owned` locks a file for a moment. How often to try again then, and after how many seconds.
+# `is_owned` locks a file for a moment. Number of retries then, and seconds between them.
 _LOCK_RETRIES, _LOCK_RETRY_DELAY = 100, 0.001
 
 _OPEN_FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
@@ -54,7 +54,7 @@ class JournalFile:
         """Append records. With `durable`, return only when they would survive a power loss.
 
         Raises:
-            OSError: if they could not be written. The file is as before then.
+            OSError: if they could not be written. Then the file is unchanged.
         """
         # Looked up each time, because the reaper may write to the file too.
         size = self.size
@@ -80,26 +80,26 @@ class JournalFile:
         """Replace all records, atomically.
 
         Raises:
-            OSError: if that fails. The file is as before then.
+            OSError: if that fails. Then the file is unchanged.
         """
         fd = _write_whole(self.path, encode(records))
         os.close(self._fd)
         self._fd = fd
 
     def read(self) -> JournalState:
-        """Return the state that the records give."""
+        """Return the state that the records produce."""
         with os.fdopen(self._fd, "rb", closefd=False) as file:
             file.seek(0)
             return fold(file.read())
 
     def remove(self) -> None:
-        """Delete the file: all promises are kept."""
+        """Delete the file: all promises are fulfilled."""
         with contextlib.suppress(OSError):
             self.path.unlink()
         self.close()
 
     def close(self) -> None:
-        """Unlock the file, and leave it where it is."""
+        """Unlock the file, and leave it in the directory."""
         with contextlib.suppress(OSError):
             os.close(self._fd)
 
@@ -112,7 +112,7 @@ class JournalFile:
 
 
 def try_lock(path: Path) -> JournalFile | None:
-    """Lock the journal at `path`. Return None if its owner lives, or if it does not exist any more."""
+    """Lock the journal at `path`. Return None if its owner lives, or if the file no longer exists."""
     try:
         fd = os.open(path, _OPEN_FLAGS)
     except OSError:
@@ -129,7 +129,7 @@ def try_lock(path: Path) -> JournalFile | None:
 
 
 def is_owned(path: Path) -> bool | None:
-    """Return whether the owner of the journal at `path` lives, or None if it does not exist any more.
+    """Return whether the owner of the journal at `path` lives, or None if the file no longer exists.
 
     This takes a shared lock for a moment, which `try_lock` waits for.
     """
@@ -195,7 +195,7 @@ def _write_whole(path: Path, data: bytes) -> int:
     try:
         fd = os.open(draft, _OPEN_FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
         try:
-            # Locked before it is renamed, so that no other process takes it for a dead owner's.
+            # Lock before the rename. Otherwise another process could take it for the file of a dead owner.
             _lock(fd)
             _write(fd, data)
             os.fsync(fd)

@@ -1,4 +1,4 @@
-"""Who owns each instance, by what the journals say. Only reads, and sends no request to the service.
+"""The owner of each instance, according to the journals. Only reads, and sends no request to the service.
 
 This is `client.owners()`, and what `cortecs-async top` shows.
 """
@@ -19,7 +19,7 @@ from .store import all_stores
 
 OwnerKind = Literal["mine", "process", "orphan", "held"]
 
-# If several journals name an instance, the owner that will act first comes first.
+# If several journals name an instance, the first of these kinds wins: it is the one that acts first.
 _PRECEDENCE: tuple[OwnerKind, ...] = ("mine", "process", "orphan", "held")
 
 
@@ -29,10 +29,10 @@ class Owner:
 
     Attributes:
         kind: `mine`: this process. `process`: another process, which is alive. `orphan`: a process that died
-            or gave up on the instance; its reaper or `sweep` releases it. `held`: whoever has the handle that
-            `acquire` returned, until `expires_at`.
-        owner: Host and process id of the process that asked for the instance.
-        started_at: Unix time in seconds at which this owner asked for the start, or took the instance over,
+            or gave up on the instance; its reaper or `sweep` releases it. `held`: owned through a handle from
+            `acquire`, until `expires_at`.
+        owner: Host and process id of the process that requested the instance.
+        started_at: Unix time in seconds at which this owner requested the start, or took the instance over,
             as `release` does.
         expires_at: Unix time in seconds at which the instance is released in any case; None for never.
     """
@@ -76,7 +76,7 @@ def _of_other_processes(promises: Promises) -> Iterator[tuple[str, Owner]]:
         if state.owner.get("id") in own_ids:
             continue
         named = [each for each in state.promises.values() if each.instance_id and each.api == promises.api]
-        # Only where it matters: this costs a system call or two.
+        # Only where it is needed: this costs a system call or two.
         is_living = is_owned(path) if named else None
         if is_living is not None:
             now = promises.system.wall_clock()

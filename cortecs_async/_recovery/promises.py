@@ -77,14 +77,14 @@ class Promises:
         self._own_keys: set[str] = set()
 
     def remember_credentials(self, credentials: Credentials) -> None:
-        """Take the credentials of the latest token, and send them to the reaper."""
+        """Store the credentials of the latest token, and send them to the reaper."""
         if credentials == self._credentials:
             return
         self._credentials = credentials
         self.account = fingerprint(self.api, credentials.client_id)
         if self._joined_generation is not None:
             self._put_credentials()
-            # The old ones may be revoked before the next promise is made.
+            # The old ones may be revoked before the next promise is recorded.
             self._commit_soon()
 
     def baseline(self, ids: Iterable[str]) -> str:
@@ -97,7 +97,7 @@ class Promises:
     async def record_intent(self, args: InstanceArgs, baseline: str) -> str:
         """Record that a start is about to be sent, and return the key once the journal and the reaper know.
 
-        Raises as `flush` with `strict`; then nothing is promised.
+        Raises as `flush` with `strict`; then no promise is recorded.
         """
         self._join()
         key = self.store.new_key()
@@ -137,20 +137,20 @@ class Promises:
         self.store.put({"kind": "HELD", "entry": key})
 
     def record_gone(self, key: str) -> None:
-        """Record that the promise is kept, or that there was nothing to keep."""
+        """Record that the promise is fulfilled, or that there was nothing to release."""
         self._own_keys.discard(key)
         self.store.put({"kind": "GONE", "entry": key})
 
     def record_unanswered(self, key: str) -> None:
-        """Record that a start got no answer, and that this process looks for its instance."""
+        """Record that a start got no response, and that this process searches for its instance."""
         self.store.put({"kind": "UNANSWERED", "entry": key})
 
     def record_abandoned(self, key: str) -> None:
-        """Record that this process gave up: the reaper or `sweep` keeps the promise."""
+        """Record that this process gave up: the reaper or `sweep` fulfills the promise."""
         self.store.put({"kind": "ABANDONED", "entry": key})
 
     def record_ambiguous(self, key: str, candidates: Iterable[str]) -> None:
-        """Record that it cannot be decided which of these instances a start made."""
+        """Record that it cannot be decided which of these instances a start created."""
         self.store.put({"kind": "AMBIGUOUS", "entry": key, "candidates": list(candidates)})
 
     def abandon(self, key: str | None) -> bool:
@@ -162,7 +162,7 @@ class Promises:
         return True
 
     def unresolved_start(self, key: str) -> UnresolvedStart:
-        """Return the start of an intent in the form in which other processes match it."""
+        """Return what other processes need to match the start of an intent with an instance."""
         return unresolved_start_of(self.store.state, self.store.state.promises[key])
 
     async def flush(self, *, strict: bool = False) -> None:
@@ -207,7 +207,7 @@ class Promises:
             log(Event.GUARD_ORPHANS, count=count)
 
     async def aclose(self) -> None:
-        """Leave the store: the client is closed and has no lease any more."""
+        """Leave the store: the client is closed and has no open lease."""
         if self._joined_generation is not None:
             await self._off_loop(self._leave)
 

@@ -1,10 +1,10 @@
 """The reaper: a child process that releases instances when its parent has died.
 
 The reaper reads a pipe, and only its parent has the write end. The end of the pipe means that the parent is
-dead; a process id would not tell, because ids are used again. The parent sends each promise before it acts on
-it. When the parent dies, the reaper keeps the promises that are left: it releases instances, and looks for
-those that a start may have made. While the parent lives, it only releases instances that have expired or that
-the parent gave up on. How it does this is in `recover`; the parent's side is `reaper_process`.
+dead; a process id would not be reliable, because ids are reused. The parent sends each promise before it acts
+on it. When the parent dies, the reaper fulfills the remaining promises: it releases instances, and searches
+for those that a start may have created. While the parent lives, it only releases instances that have expired
+or that the parent gave up on. How it does this is in `recover`; the parent's side is `reaper_process`.
 
 The reaper ignores SIGTERM, SIGHUP and Ctrl-C, has a session of its own, and survives SIGKILL, `os._exit` and
 the OOM killer if they hit only its parent. It does not survive the loss of the machine, the container or the
@@ -44,20 +44,20 @@ main()
 
 _STDIN, _STDOUT = 0, 1
 
-# Seconds after an instance expires in which a living parent can release it itself.
+# Seconds after an instance expires in which a living parent can still release it.
 GRACE = 5.0
 
-# Seconds to wait after the parent's death, for a request that is still on its way.
+# Seconds to wait after the parent's death, for a request that is still in flight.
 _IN_FLIGHT_DELAY = 0.5
 
-# The dying parent may hold the lock of its journal a moment longer than the pipe. How often to try again, and
-# after how many seconds.
+# The dying parent may hold the lock of its journal a moment longer than the pipe. Number of retries, and
+# seconds between them.
 _LOCK_RETRIES, _LOCK_RETRY_DELAY = 20, 0.05
 
 # Seconds until the clock is read again: it may be set, or the machine may have been suspended.
 _MAX_WAIT = 10.0
 
-# Keeps promises, as `recover.reap` does.
+# Fulfills promises, as `recover.reap` does.
 Reap = Callable[
     [JournalState, Sequence[Promise], dict[str, Record], Callable[[Record], None], Path | None],
     None,
@@ -65,14 +65,14 @@ Reap = Callable[
 
 
 class Reaper:
-    """The reaper's knowledge and decisions, without the pipe.
+    """The state and the decisions of the reaper, without the pipe.
 
-    `answer` sends a message to the parent, and `reap` keeps promises: `recover.reap` if it is None.
+    `send` sends a message to the parent, and `reap` fulfills promises: `recover.reap` if it is None.
     """
 
     def __init__(
         self,
-        answer: Callable[[Record], None],
+        send: Callable[[Record], None],
         reap: Reap | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -80,7 +80,7 @@ class Reaper:
         self.accounts: dict[str, Record] = {}
         self.journal: Path | None = None
         self.has_bye = False
-        self._answer = answer
+        self._send = send
         self._reap = reap
         self._wall_clock = wall_clock
         self._begun_keys: set[str] = set()
@@ -101,15 +101,18 @@ class Reaper:
             case _:
                 if not self.state.apply(message):
                     return
-        self._answer({"ack": message["number"]})
+        self._send({"ack": message["number"]})
 
     def next_due(self) -> float | None:
-        """Return the Unix time of the next promise to keep while the parent lives, or None."""
+        """Return the Unix time of the next promise to fulfill while the parent lives, or None."""
         due = [promise.due_at(owner_lives=True, grace=GRACE) for promise in self._not_begun()]
         return min((each for each in due if each is not None), default=None)
 
     def recover_due(self) -> None:
-        """Keep, in a thread, what the living parent does not: it gave up, or its event loop is blocked."""
+        """Release, in a thread, what the living parent failed to release.
+
+        It gave up, or its event loop is blocked.
+        """
         now = self._wall_clock()
         due = [each for each in self._not_begun() if each.is_due(now, owner_lives=True, grace=GRACE)]
         if not due:
@@ -122,12 +125,12 @@ class Reaper:
         self._threads.append(thread)
 
     def recover_after_parent(self) -> None:
-        """Keep everything that the dead parent left, and then remove the journal."""
+        """Release what the dead parent left, and then remove the journal."""
         from .journal import try_lock  # noqa: PLC0415  (needed only here)
 
-        # Nothing reads the answers any more. If a forked child holds the pipe open, it would fill up.
-        self._answer = _discard
-        # Locked, so that no `sweep` does the same at the same time.
+        # No process reads the messages any more. If a forked child holds the pipe open, it would fill up.
+        self._send = _discard
+        # Locked, so that no `sweep` works on the same promises.
         locked = try_lock(self.journal) if self.journal is not None else None
         for _ in range(_LOCK_RETRIES):
             if locked is not None or self.journal is None or not self.journal.exists():
@@ -161,14 +164,14 @@ class Reaper:
         """Apply a record of the reaper's own, write it to the journal, and send it to a living parent."""
         self.state.apply(record)
         if self.journal is not None:
-            # A full disk or a deleted journal is no reason to stop.
+            # Continue after a full disk or a deleted journal.
             with contextlib.suppress(OSError):
                 fd = os.open(self.journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
                 try:
                     os.write(fd, encode([record]))
                 finally:
                     os.close(fd)
-        self._answer({"deed": record})
+        self._send({"deed": record})
 
 
 def main() -> None:
@@ -179,8 +182,8 @@ def main() -> None:
 
 
 def serve(reap: Reap | None = None) -> None:
-    """Receive messages until the parent says BYE or dies."""
-    reaper = Reaper(_answer, reap)
+    """Receive messages until the parent sends BYE or dies."""
+    reaper = Reaper(_send_to_parent, reap)
     buffer = b""
     while not reaper.has_bye:
         due = reaper.next_due()
@@ -196,9 +199,9 @@ def serve(reap: Reap | None = None) -> None:
         reaper.recover_due()
 
 
-def _answer(message: Record) -> None:
+def _send_to_parent(message: Record) -> None:
     if "deed" in message:
-        # Not worth waiting for a parent that is stopped and does not read.
+        # Do not block if the parent is suspended.
         ready = select.poll()
         ready.register(_STDOUT, select.POLLOUT)
         if not ready.poll(0):

@@ -1,4 +1,4 @@
-"""The parent's side of the reaper: start the process, send it each record, and wait for its answers.
+"""The parent's side of the reaper: start the process, send it each record, and wait for its responses.
 
 `store` uses one `ReaperProcess`, and starts it again when it dies. The child's side is `reaper`.
 """
@@ -21,7 +21,7 @@ from .._secrets import Secret
 from .reaper import BOOTSTRAP
 from .records import Record, encode
 
-# Seconds to wait for an answer. On a loaded machine, the reaper starts in a tenth of that.
+# Seconds to wait for a response. On a loaded machine, the reaper starts in a tenth of that.
 _REAPER_ACK_TIMEOUT = 15.0
 
 # Seconds to wait until BYE is written, and then until the process exits.
@@ -39,9 +39,9 @@ _ENVIRONMENT = frozenset({
 
 
 class ReaperProcess:
-    """A reaper, which can be started again when it is dead. Its caller makes sure that calls do not overlap.
+    """A reaper, which can be started again when it is dead. The caller must not overlap calls.
 
-    Both callbacks are called in a thread: `on_death` when the reaper has died by itself, and `on_action` with
+    Both callbacks are called in a thread: `on_death` when the reaper died unexpectedly, and `on_action` with
     the record of an action of the reaper.
     """
 
@@ -91,10 +91,10 @@ class ReaperProcess:
             raise GuardError(f"no thread can be started to listen to the reaper: {error}") from None
 
     def handshake(self) -> None:
-        """Send where the HTTP stack is imported from, and wait for the answer.
+        """Send where the HTTP stack is imported from, and wait for the response.
 
         Raises:
-            GuardError: if the reaper does not answer.
+            GuardError: if the reaper does not respond.
         """
         self.send([{"kind": "HELLO", "path": [each or str(Path.cwd()) for each in sys.path]}])
 
@@ -102,7 +102,7 @@ class ReaperProcess:
         """Send messages, and wait until the reaper has acknowledged all of them.
 
         Raises:
-            GuardError: if it does not in time. It is killed then.
+            GuardError: if it does not do so in time. Then it is killed.
         """
         process = self._process
         if process is None or process.stdin is None:
@@ -115,7 +115,7 @@ class ReaperProcess:
         problem = _send(process.stdin.fileno(), numbered, deadline)
         if problem:
             self.kill()
-            raise GuardError(f"the reaper has died: {problem}")
+            raise GuardError(f"the reaper died: {problem}")
         with self._changed:
             self._changed.wait_for(
                 lambda: self._last_acknowledged >= self._last_sent or self._ended is process,
@@ -124,10 +124,10 @@ class ReaperProcess:
             if self._last_acknowledged >= self._last_sent:
                 return
         self.kill()
-        raise GuardError("the reaper did not answer")
+        raise GuardError("the reaper did not respond")
 
     def shutdown(self) -> None:
-        """End the reaper: all promises are kept."""
+        """End the reaper: all promises are fulfilled."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -141,7 +141,7 @@ class ReaperProcess:
             process.wait()
 
     def detach(self) -> None:
-        """Close the pipe and let the reaper keep the promises that are left."""
+        """Close the pipe and let the reaper fulfill the remaining promises."""
         process, self._process = self._process, None
         if process is not None:
             _close_pipe(process)
@@ -171,7 +171,7 @@ class ReaperProcess:
             for line in stream:
                 message = json.loads(line)
                 if "deed" in message:
-                    # A detached reaper works for promises that the store does not have any more.
+                    # A detached reaper works on promises that the store no longer has.
                     if process is self._process and message["deed"]["kind"] in _ACTION_KINDS:
                         self._on_action(message["deed"])
                     continue
@@ -212,5 +212,5 @@ def _write(fd: int, data: bytes, deadline: float) -> None:
     ready.register(fd, select.POLLOUT)
     while view:
         if not ready.poll(max(deadline - time.monotonic(), 0.0) * 1000):
-            raise TimeoutError("it does not read any more")
+            raise TimeoutError("it stopped reading")
         view = view[os.write(fd, view) :]

@@ -1,7 +1,7 @@
 """Promises as records: the format of the journal and of the pipe to the reaper.
 
-A record is a JSON object with a `kind`. Applied in order, records give a `JournalState`: the promises that
-are still open. Everything else in this package writes records, or decides by the state that they give.
+A record is a JSON object with a `kind`. Applied in order, records produce a `JournalState`: the promises that
+are still open. Everything else in this package writes records, or makes decisions based on this state.
 
 The reaper imports this module when it starts, so it uses little, and only of the standard library.
 """
@@ -16,26 +16,26 @@ Record = dict[str, Any]
 
 FORMAT = 1
 
-# Baselines without a start are kept up to this number: their starts may follow.
+# Keep at most this many baselines that no start uses yet.
 _MAX_UNUSED_BASELINES = 16
 
 
 class Promise:
-    """The promise to release an instance, or to find out what a start made and release that.
+    """The promise to release an instance, or to find the instance that a start created and release it.
 
     Attributes:
         key: Its name in the journal.
-        account: Fingerprint of the base URL and client id whose credentials can keep it.
+        account: Fingerprint of the base URL and client id whose credentials can fulfill it.
         api: The base URL, for people.
         args: The arguments that were sent, without those left to the service; empty for a restart.
         at: Unix time in seconds, just before the request was sent.
         baseline: Name of the set of ids that existed before the start; None without a start.
-        instance_id: None until the start is answered, or its instance is found.
+        instance_id: None until the response to the start arrives, or its instance is found.
         goal: "gone" or "stopped".
         expires_at: Unix time in seconds at which the instance is released, even if its owner lives; None for
             never.
         held: The instance was handed over (`acquire`): it is released at `expires_at` and not before.
-        unanswered: The start got no answer, or one that does not say what it did.
+        unanswered: The start got no response, or an unreadable one.
         abandoned: Its process gave up on it.
         candidates: Ids that may be the instance. Some are not ours, so only a person can decide.
     """
@@ -56,7 +56,7 @@ class Promise:
         self.candidates: tuple[str, ...] = ()
 
     def due_at(self, *, owner_lives: bool, grace: float = 0.0) -> float | None:
-        """Return the Unix time from which another process should keep the promise, or None for never.
+        """Return the Unix time from which another process should fulfill the promise, or None for never.
 
         `grace` is how many seconds after `expires_at` a living owner has to release the instance itself.
         """
@@ -71,12 +71,12 @@ class Promise:
         return self.expires_at + grace
 
     def is_due(self, now: float, *, owner_lives: bool, grace: float = 0.0) -> bool:
-        """Return whether another process should keep the promise at a Unix time."""
+        """Return whether another process should fulfill the promise at a Unix time."""
         due_at = self.due_at(owner_lives=owner_lives, grace=grace)
         return due_at is not None and now >= due_at
 
     def needs_recovery(self, now: float) -> bool:
-        """Return whether `sweep`, or a person, has something to do, now that the owner is dead."""
+        """Return whether `sweep`, or a person, must act, given that the owner is dead."""
         return bool(self.candidates) or self.abandoned or self.is_due(now, owner_lives=False)
 
 
@@ -86,7 +86,7 @@ class JournalState:
     Attributes:
         baselines: Sets of ids, by the names that promises refer to.
         owner: The record of the process that made the promises.
-        is_orphaned: The reaper has taken over from a dead owner.
+        is_orphaned: Whether the reaper has taken over from a dead owner.
     """
 
     def __init__(self) -> None:
@@ -113,11 +113,11 @@ class JournalState:
 
     def baseline_of(self, promise: Promise) -> frozenset[str]:
         """Return the ids that existed before the start of a promise."""
-        # Starts that share a baseline share one set: each may hold it for as long as it waits.
+        # Starts that share a baseline share one set, because each may hold it for a long time.
         return self.baselines.get(promise.baseline or "", frozenset())
 
     def snapshot(self) -> list[Record]:
-        """Return the fewest records that give this state."""
+        """Return the smallest list of records that produces this state."""
         records: list[Record] = [self.owner] if self.owner else []
         records += [
             {"kind": "BASELINE", "baseline": name, "ids": sorted(ids)} for name, ids in self.baselines.items()
@@ -185,7 +185,7 @@ def _apply_created(state: JournalState, record: Record) -> None:
     promise.expires_at = None if expires_at is None else float(expires_at)
     promise.goal = str(record["goal"])
     promise.instance_id = str(record["instance_id"])
-    promise.held = False  # the holder has released it
+    promise.held = False  # we are responsible again
     state.promises[promise.key] = promise
 
 
@@ -222,7 +222,7 @@ def _apply_orphaned(state: JournalState, _: Record) -> None:
 
 
 def _apply_note(_: JournalState, __: Record) -> None:
-    """Do nothing: a note says what the reaper does, for people."""
+    """Do nothing: a note tells people what the reaper does."""
 
 
 _APPLY = {
@@ -263,7 +263,7 @@ def decode(data: bytes) -> list[Record]:
 
 
 def fold(data: bytes) -> JournalState:
-    """Return the state that the bytes of a journal give."""
+    """Return the state that the records of a journal produce."""
     state = JournalState()
     for record in decode(data):
         state.apply(record)

@@ -1,8 +1,7 @@
-"""Keep the promises of dead processes: `Recovery`, which the reaper and `sweep` share.
+"""Release what dead processes left: `Recovery`, which the reaper and `sweep` share.
 
-For each promise, `Recovery` releases the instance if its id is known. Otherwise it lists the instances again
-and again until the one that the start made is proven, and releases that. `reap` does this in the reaper's
-process.
+For each promise, `Recovery` releases the instance if its id is known. Otherwise it polls the list until it is
+certain which instance the start created, and releases that one. `reap` does this in the reaper's process.
 """
 
 from __future__ import annotations
@@ -33,24 +32,24 @@ from .records import JournalState, Promise, Record
 # after the death of its parent.
 VISIBILITY_WINDOW = 60.0
 
-# An instance is proven to be of a start only if the service initialized it within so many seconds before and
+# An instance is attributed to a start only if the service initialized it within this many seconds before and
 # after the request. Before, because the service's clock may differ.
 _MAX_BEFORE_REQUEST, _MAX_AFTER_REQUEST = 300.0, 3600.0
 
 # Seconds between two lists while a start is unresolved, and at most after failures.
 _LIST_INTERVAL, _MAX_LIST_INTERVAL = 0.5, 10.0
 
-# Seconds after which a teardown that fails is reported and begins again.
+# Seconds after which a failing teardown is reported and begins again.
 _TEARDOWN_TIMEOUT = 600.0
 
 # The holder of an acquired instance may delete it before it expires: seconds between two polls, and for one.
 _HELD_POLL_INTERVAL, _HELD_POLL_TIMEOUT = 300.0, 30.0
 
-# Polls in a row that must find it missing. A single one may be the service's mistake.
+# Number of consecutive polls that must find it missing. A single one may be an error of the service.
 _REQUIRED_ABSENCES = 2
 
-# Seconds until the reaper gives up. What is left stays in the journal. A service on this machine is most
-# likely an emulator, which ended together with its program.
+# Seconds until the reaper gives up. Unfulfilled promises stay in the journal. A service on this machine is
+# most likely an emulator, which ended together with its program.
 _REAPER_TIMEOUT, _LOCAL_REAPER_TIMEOUT = 24 * 3600.0, 300.0
 
 # Seconds for one request of the reaper.
@@ -61,11 +60,11 @@ RecoveryState = Literal["released", "gone", "ambiguous", "left"]
 
 @frozen(kw_only=True)
 class RecoveryResult:
-    """What became of one promise.
+    """The outcome of one promise.
 
     Attributes:
-        state: `released`: now. `gone`: it was already, or the start made nothing. `ambiguous`: nothing was
-            touched. `left`: the service did not release it in time.
+        state: `released`: by this run. `gone`: it no longer existed, or the start created none. `ambiguous`:
+            nothing was touched. `left`: the service did not release it in time.
         instance_id: The instance, if it is known.
         candidates: Instances that it may be, if ambiguous.
     """
@@ -77,27 +76,27 @@ class RecoveryResult:
 
 @frozen(eq=False)
 class PendingPromise:
-    """A promise to keep, the state that it is in, and a function that records changes to it."""
+    """A promise to fulfill, the journal state that contains it, and a function that records changes to it."""
 
     state: JournalState
     promise: Promise
     report: Callable[[Record], None]
 
     def record_gone(self) -> None:
-        """Record that the promise is kept."""
+        """Record that the promise is fulfilled."""
         self.report({"kind": "GONE", "entry": self.promise.key})
 
 
 @define(eq=False)
 class Recovery:
-    """Keeps promises of one account.
+    """Fulfills promises of one account.
 
     Attributes:
         instances: Sends the requests, without retries.
-        foreign_claims: Returns what other processes claim. Called for each list.
-        note: Receives texts about what is done, for people.
+        foreign_claims: Returns the claims of other processes. Called after each list request.
+        note: Receives each step as a text for people.
         timeout: Seconds until it gives up on a promise.
-        visible_until: Until when the instance of an unresolved start may appear, in seconds of
+        visible_until: When an instance of an unresolved start must be listed by, in seconds of
             `anyio.current_time`.
         results: The promises that are done.
     """
@@ -111,7 +110,7 @@ class Recovery:
     results: dict[PendingPromise, RecoveryResult] = field(factory=dict)
 
     async def run(self, promises: Iterable[PendingPromise]) -> dict[PendingPromise, RecoveryResult]:
-        """Keep these promises, in parallel, and return what became of each."""
+        """Fulfill these promises in parallel, and return the outcome of each."""
         unresolved: list[PendingPromise] = []
         claimed: set[str] = set()
         async with anyio.create_task_group() as tasks:
@@ -131,7 +130,7 @@ class Recovery:
     async def _release(self, pending: PendingPromise, instance_id: str) -> None:
         promise = pending.promise
         held_until = promise.expires_at if promise.held else None
-        if held_until is not None and await self._is_deleted_before(instance_id, held_until):
+        if held_until is not None and await self._wait_for_holder(instance_id, held_until):
             pending.record_gone()
             self.results[pending] = RecoveryResult(state="gone", instance_id=instance_id)
             return
@@ -158,7 +157,7 @@ class Recovery:
                 self.results[pending] = RecoveryResult(state=state, instance_id=instance_id)
                 return
 
-    async def _is_deleted_before(self, instance_id: str, expires_at: float) -> bool:
+    async def _wait_for_holder(self, instance_id: str, expires_at: float) -> bool:
         """Wait until a held instance expires or its holder deletes it. Return whether it was deleted."""
         absences = 0
         while (remaining := expires_at - self.wall_clock()) > 0:
@@ -181,9 +180,9 @@ class Recovery:
     async def _resolve_and_release(
         self, promises: Sequence[PendingPromise], claimed: set[str], tasks: TaskGroup
     ) -> None:
-        """Look for the instances that unresolved starts made, and release each once it is proven.
+        """Find the instances that unresolved starts created, and release each once it is attributed.
 
-        Those that are found are added to `claimed`, the instances of all promises.
+        Each instance that is found is added to `claimed`, the instances of all promises.
         """
         unresolved = {pending: unresolved_start_of(pending.state, pending.promise) for pending in promises}
         backoff = Backoff(first=2 * _LIST_INTERVAL, limit=_MAX_LIST_INTERVAL)
@@ -255,10 +254,10 @@ def match_starts(
     claims: ForeignClaims,
     now: float,
 ) -> dict[PendingPromise, Instance | Ambiguous | None]:
-    """Return for each unresolved start of a dead process the instance that it made, if that is proven.
+    """Return the instance that each unresolved start of a dead process created, if that is certain.
 
     `claimed` are the instances of other promises of these processes, and `claims` those of other processes.
-    The result is None if no instance is visible that the start can have made.
+    The result is None if no visible instance can have been created by the start.
     """
     unclaimed = [each for each in listed if each.instance_id not in claimed | claims.ids]
     starts = sorted([*claims.orphaned_starts, *unresolved.values()], key=lambda each: each.order)
@@ -288,7 +287,7 @@ def reap(
     report: Callable[[Record], None],
     journal: Path | None,
 ) -> None:
-    """Keep the reaper's promises, with the settings and credentials in `accounts`, or give up on them."""
+    """Fulfill the reaper's promises with the settings and credentials in `accounts`, or give up on them."""
 
     async def run() -> None:
         async with anyio.create_task_group() as tasks:

@@ -21,14 +21,14 @@ from .journal import JournalFile, orphaned_journals, read_journals
 from .reaper_process import ReaperProcess
 from .records import FORMAT, JournalState, Promise, Record
 
-# The journal is rewritten without closed promises when it is larger than its size after the last time, in
-# bytes, times the factor, plus the slack.
+# The journal is rewritten without closed promises when it exceeds FACTOR x its size after the last rewrite +
+# SLACK bytes.
 _REWRITE_FACTOR, _REWRITE_SLACK = 4, 1 << 18
 
-# After more than this number of reaper deaths within so many seconds, the reaper is not replaced any more.
+# After more than this number of reaper deaths within this many seconds, the reaper is no longer replaced.
 _MAX_REAPER_DEATHS, _REAPER_DEATHS_WINDOW = 5, 60.0
 
-# Records that must survive a power loss. Losing another one costs requests, and no instance.
+# Records that must survive a power loss. Losing any other record only costs extra requests.
 _DURABLE_KINDS = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED"})
 
 
@@ -62,7 +62,7 @@ class PromiseStore:
         self._journal: JournalFile | None = None
         self._rewritten_size = 0
         self._reaper = ReaperProcess(self._on_reaper_death, self.put)
-        self._arm_records: dict[str, Record] = {}  # by account
+        self._credential_records: dict[str, Record] = {}  # by account
         self._sent_path: Path | None = None  # the journal that the reaper knows
         self._reaper_deaths: list[float] = []
         self._clients = 0
@@ -73,7 +73,7 @@ class PromiseStore:
         self.reaper_problem: str | None = None
 
     def join(self) -> int:
-        """Count a client, and return the current `generation`."""
+        """Add a client, and return the current `generation`."""
         with self._queue_lock:
             self._clients += 1
             return self.generation
@@ -119,7 +119,7 @@ class PromiseStore:
         return [state for path, state in read_journals(self.directory) if path != own and path not in without]
 
     def commit(self) -> None:
-        """Write what is queued to the journal, and send it to the reaper. Blocks.
+        """Write the queued records to the journal, and send them to the reaper. Blocks.
 
         Never raises: `journal_problem` and `reaper_problem` say what went wrong.
         """
@@ -127,20 +127,20 @@ class PromiseStore:
             with self._queue_lock:
                 records, self._queue = self._queue, []
                 queued = self.queued
-            arm_records = [record for record in records if record["kind"] == "ARM"]
+            credential_records = [record for record in records if record["kind"] == "ARM"]
             records = [record for record in records if record["kind"] != "ARM"]
-            self._arm_records.update({record["account"]: record for record in arm_records})
+            self._credential_records.update({record["account"]: record for record in credential_records})
             for record in records:
                 self.state.apply(record)
             if self._uses_journal:
                 with _fork_lock:
                     self._write_journal(records)
             if self._uses_reaper:
-                self._send_to_reaper(arm_records, records)
+                self._send_to_reaper(credential_records, records)
             self.committed = queued
 
     def leave(self) -> None:
-        """Count a client less. The last one ends the reaper and removes the journal if no promise is open."""
+        """Remove a client. The last one ends the reaper and removes the journal if no promise is open."""
         self.commit()
         with self._commit_lock:
             with self._queue_lock:
@@ -155,10 +155,15 @@ class PromiseStore:
                 self._reaper.shutdown()
                 if self._journal is not None:
                     self._journal.remove()
-            self._journal, self._sent_path, self.state, self._arm_records = None, None, JournalState(), {}
+            self._journal, self._sent_path, self.state, self._credential_records = (
+                None,
+                None,
+                JournalState(),
+                {},
+            )
 
     def count_orphans(self, api: str, account: str) -> int:
-        """Return the number of promises that dead owners left, and remove their journals that hold none.
+        """Return the number of promises that dead owners left, and remove the journals without promises.
 
         Only promises of this service and account count, or those of all accounts if `account` is empty.
         """
@@ -217,12 +222,12 @@ class PromiseStore:
     def _is_oversized(self, journal: JournalFile) -> bool:
         return journal.size > _REWRITE_FACTOR * self._rewritten_size + _REWRITE_SLACK
 
-    def _send_to_reaper(self, arm_records: list[Record], records: list[Record]) -> None:
+    def _send_to_reaper(self, credential_records: list[Record], records: list[Record]) -> None:
         if not self._reaper.is_running:
             if self.state.promises:
                 self._start_reaper()
             return
-        messages = [*self._path_message(), *arm_records, *records]
+        messages = [*self._path_message(), *credential_records, *records]
         if not messages:
             return
         try:
@@ -237,7 +242,9 @@ class PromiseStore:
                 self._reaper.start()
             self._reaper.handshake()
             self._sent_path = None
-            self._reaper.send([*self._path_message(), *self._arm_records.values(), *self.state.snapshot()])
+            self._reaper.send(
+                [*self._path_message(), *self._credential_records.values(), *self.state.snapshot()]
+            )
         except GuardError as error:
             if self.reaper_problem is None:
                 log(Event.GUARD_NO_REAPER, error=error)
@@ -260,7 +267,7 @@ class PromiseStore:
             recent = [each for each in self._reaper_deaths if now - each < _REAPER_DEATHS_WINDOW]
             self._reaper_deaths = [*recent, now]
             if len(self._reaper_deaths) > _MAX_REAPER_DEATHS:
-                self.reaper_problem = "it dies again and again"
+                self.reaper_problem = "it died repeatedly"
                 log(Event.GUARD_REAPER_GIVEN_UP)
                 return
             log(Event.GUARD_REAPER_REPLACED, reason="the reaper died")
@@ -268,7 +275,7 @@ class PromiseStore:
 
 
 def check_reaper() -> None:
-    """Start a reaper without promises, wait for its answer, and end it. Blocks.
+    """Start a reaper without promises, wait for its response, and end it. Blocks.
 
     Raises:
         GuardError: if no reaper can run here.
@@ -304,7 +311,7 @@ def store_for(
 
 
 # Held while the pipe to a reaper or a locked journal is opened. A child that is forked at that moment would
-# keep it open: the reaper would not see the end of the pipe, and the lock would say that the owner lives.
+# keep it open: the reaper would not see the end of the pipe, and the lock would suggest a living owner.
 _fork_lock = threading.Lock()
 
 

@@ -1,8 +1,8 @@
-"""Sweep: release what dead processes left, by the journals whose lock is free.
+"""Sweep: release what dead processes left, according to the journals whose lock is free.
 
 `sweep` takes each promise of such a journal, and each that this process gave up on. It skips promises of
-other accounts, and held instances that have not expired; `Recovery` keeps the rest. A dry run decides in the
-same way, but from a single list of instances, and touches nothing.
+other accounts, and held instances that have not expired; `Recovery` fulfills the rest. A dry run decides in
+the same way, but from a single list of instances, and touches nothing.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ OrphanState = Literal["found", "unsettled", "released", "gone", "ambiguous", "le
 
 @frozen(kw_only=True)
 class Orphan:
-    """A promise of a process that died before it kept it.
+    """An instance, or an unresolved start, that a dead process left behind.
 
     Attributes:
         state: `found`: a sweep releases it. `unsettled`: requested less than a minute ago, so it may still
-            appear. `released`: just now. `gone`: it was already, or the start made nothing. `ambiguous`: it
-            may be one of `candidates`; only you can decide which, and nothing is touched. `left`: the service
-            did not release it in time. `held`: acquired, and not expired. `foreign`: it belongs to other
-            credentials or to another service (see `api_base_url`).
+            appear. `released`: by this sweep. `gone`: it no longer existed, or the start created none.
+            `ambiguous`: it may be one of `candidates`; only you can decide which. Nothing is touched.
+            `left`: the service did not release it in time. `held`: acquired, and not expired. `foreign`: it
+            belongs to other credentials or to another service (see `api_base_url`).
         instance_id: The instance, if it is known.
         model: The model that was started; empty if only the id was recorded.
-        candidates: Ids that it may be.
-        started_at: Unix time in seconds at which that process asked for the start, or took the instance over,
+        candidates: Ids of the instances that it may be, if ambiguous.
+        started_at: Unix time in seconds at which that process requested the start, or took the instance over,
             as `release` does.
         owner: Host and process id of that process.
         api_base_url: The service that it used.
@@ -57,11 +57,11 @@ class Orphan:
 async def sweep(
     instances: Instances, promises: Promises, *, dry_run: bool, timeout: float
 ) -> tuple[Orphan, ...]:
-    """Release what is proven to be left behind, or with `dry_run` only report it.
+    """Release what dead processes left behind, or with `dry_run` only report it.
 
     `instances` sends the requests, without retries. The `timeout` is for all of it, in seconds.
     """
-    listed = await instances.list()  # its token also tells the account
+    listed = await instances.list()  # first, because its token also sets the account
     wall_clock = promises.system.wall_clock
     journals = await promises.system.off_loop(lambda: _lock_journals(promises))
     results: list[Orphan] = []
@@ -145,7 +145,7 @@ async def _recover(
     undecided: list[PendingPromise] = []
     for pending in due:
         if pending.promise.candidates and not existing.intersection(pending.promise.candidates):
-            # A person has decided: none of the candidates exists any more.
+            # Resolved by hand: none of the candidates exists any more.
             pending.record_gone()
             results.append(_orphan(pending, "gone"))
         else:

@@ -18,7 +18,7 @@ from cortecs_async._cli import cli, doctor
 from cortecs_async.emulator import serve_emulator
 from cortecs_async.types import Finding
 
-GOOD = Finding(name="service", ok=True, detail="https://api.test/v1 answers")
+GOOD = Finding(name="service", ok=True, detail="https://api.test/v1 responds")
 HINTED = Finding(name="journal", ok=True, detail="/state can be written", hint="sweep them")
 BAD = Finding(name="token", ok=False, detail="401 [bold]\x1b[2J", hint="check client_id")
 
@@ -41,7 +41,7 @@ def test_findings_and_hints_are_printed(run_doctor: Callable[..., Result]) -> No
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
     assert lines[:3] == [
-        "✓ service        https://api.test/v1 answers",
+        "✓ service        https://api.test/v1 responds",
         "✓ journal        /state can be written",
         "                 sweep them",
     ]

@@ -389,7 +389,7 @@ class TestLoss:
             f"trap 'echo told > {note}; exit 0' TERM; while :; do sleep 0.05; done",
         )
         assert done.exit_code == 125
-        assert "has used up max_lifetime=1 s" in done.stderr
+        assert "reached max_lifetime=1 s" in done.stderr
         assert note.read_text() == "told\n"
         assert emu.existing == ()
 

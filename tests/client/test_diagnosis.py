@@ -56,7 +56,7 @@ async def test_all_is_well_and_nothing_is_started_or_left(world: World, journals
         assert wrong(findings) == set()
         assert [each.hint for each in findings.values()] == [""] * len(NAMES)
         assert str(journals) in findings["journal"].detail
-        assert "not compared" in findings["clock"].detail
+        assert "not checked" in findings["clock"].detail
         assert emu.ledger == ()
         assert [each.route for each in emu.requests] == ["hardware_types", "token", "balance"]
     assert files(journals) == 0
@@ -144,14 +144,14 @@ async def test_clocks_that_are_apart(apart: timedelta, age: int, said: str | Non
     headers = {"Date": format_datetime(NOW + apart, usegmt=True), "Age": str(age)}
     findings = await found_with(headers)
     assert findings["clock"].ok is (said is None)
-    assert (said or "agrees") in findings["clock"].detail
+    assert (said or "in sync") in findings["clock"].detail
 
 
 @alternating("date", ["yesterday", "", "Mon, 99 May 2026 12:00:00 GMT", "0"])
 async def test_a_date_that_is_none_is_not_compared(date: str) -> None:
     findings = await found_with({"Date": date})
     assert findings["clock"] == Finding(
-        name="clock", ok=True, detail="not compared: the service sends no time"
+        name="clock", ok=True, detail="not checked: the service sends no valid Date header"
     )
 
 

@@ -307,7 +307,7 @@ async def test_a_cancellation_from_within_does_not_hang(inst: InstanceHandle) ->
         ({"concurrency": 1.5}, "whole number"),
         ({"concurrency": True}, "whole number"),
         ({"concurrency": "auto"}, "whole number"),
-        ({"fn": None}, "cannot be called"),
+        ({"fn": None}, "must be an async function, not None"),
         ({"items": 5}, "not 5"),
         ({"items": None}, "not None"),
     ],
@@ -615,7 +615,7 @@ async def test_a_map_that_begins_after_the_lease_is_refused(world: Any) -> None:
     async with world() as (_, client):
         async with client.instance(MODEL) as inst:
             results = inst.map(calls, range(100))
-        with pytest.raises(errors.InvalidArgumentError, match="inside its block"):
+        with pytest.raises(errors.InvalidArgumentError, match="inside its `async with` block"):
             await anext(results)
     assert calls.begun == []
 

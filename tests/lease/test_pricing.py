@@ -51,7 +51,7 @@ class TestArithmetic:
         assert cost <= 1.0
 
     def test_a_budget_below_one_interval_is_refused(self) -> None:
-        with pytest.raises(errors.InvalidArgumentError, match="does not pay for one interval"):
+        with pytest.raises(errors.InvalidArgumentError, match="is less than one billing interval"):
             seconds_for(2.9, PRICE, PER_HOUR)
 
     def test_what_costs_nothing_lasts_for_ever(self) -> None:
@@ -128,7 +128,7 @@ async def test_the_shorter_of_the_two_counts(world: World) -> None:
 
 async def test_a_lifetime_that_ends_while_it_starts(world: World) -> None:
     async with world(step_seconds=100.0) as (emu, client):
-        with pytest.raises(errors.LeaseExpiredError, match="before it ran"):
+        with pytest.raises(errors.LeaseExpiredError, match="before it was running"):
             async with client.instance(MODEL, HARDWARE, max_lifetime=50):
                 pytest.fail("entered")
         assert emu.existing == ()

@@ -211,7 +211,7 @@ async def test_after_as_many_tries_as_were_asked_for_it_is_an_error(world: World
             async with client.instance(MODEL, HARDWARE):
                 pytest.fail("entered")
         assert not caught.value.outcome_unknown
-        assert "none has appeared" in caught.value.__notes__[0]
+        assert "nothing was started" in caught.value.__notes__[0]
         assert routes(emu).count("start") == 2
         assert emu.ledger == ()
 

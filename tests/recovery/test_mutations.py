@@ -392,7 +392,7 @@ def test_a_reaper_that_does_not_answer_is_killed(
     monkeypatch.setattr("cortecs_async._recovery.reaper_process._REAPER_ACK_TIMEOUT", 0.05)
     guard = ReaperProcess(lambda: None, lambda _: None)
     guard.start()
-    with pytest.raises(GuardError, match="did not answer"):
+    with pytest.raises(GuardError, match="did not respond"):
         guard.handshake()
     assert not guard.is_running
     assert [each.returncode for each in processes] == [-9]

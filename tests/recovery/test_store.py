@@ -443,7 +443,7 @@ async def test_new_credentials_reach_the_reaper_at_once(reapers: None) -> None:
             with anyio.fail_after(10):
                 while promises.store.committed < promises.store.queued:  # noqa: ASYNC110  (it has no event)
                     await anyio.sleep(0.01)
-            (armed,) = promises.store._arm_records.values()
+            (armed,) = promises.store._credential_records.values()
             assert "another" in armed["sealed"].reveal()
             assert "another" not in repr(armed)
 
