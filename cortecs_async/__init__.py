@@ -5,7 +5,7 @@ All errors are in `cortecs_async.errors`, and all data classes in `cortecs_async
 
 from typing import TYPE_CHECKING
 
-from ._public import lazy_getattr
+from ._public import lazy_getattr as _lazy_getattr
 from ._version import __version__
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 if not TYPE_CHECKING:  # type checkers would accept every name
-    __getattr__ = lazy_getattr(__name__)
+    __getattr__ = _lazy_getattr(__name__)
 
 
 def __dir__() -> list[str]:

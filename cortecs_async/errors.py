@@ -1,5 +1,7 @@
 """All errors of this package: `from cortecs_async import errors`, then `except errors.RateLimitError`."""
 
+from typing import TYPE_CHECKING
+
 from ._errors import AmbiguousStartError as AmbiguousStartError
 from ._errors import APIStatusError as APIStatusError
 from ._errors import AuthenticationError as AuthenticationError
@@ -33,3 +35,6 @@ from ._errors import StartTimeoutError as StartTimeoutError
 from ._errors import TeardownError as TeardownError
 from ._errors import TransportError as TransportError
 from ._errors import UnprocessableEntityError as UnprocessableEntityError
+
+if not TYPE_CHECKING:  # type checkers read the imports
+    __all__ = [name for name in globals() if name.endswith("Error")]

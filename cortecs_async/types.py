@@ -2,7 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from ._public import LAZY, lazy_getattr
+from ._public import LAZY as _LAZY
+from ._public import lazy_getattr as _lazy_getattr
 
 if TYPE_CHECKING:
     from ._api.domain import AffectedInstances as AffectedInstances
@@ -34,9 +35,9 @@ if TYPE_CHECKING:
     from ._telemetry import RequestRetry as RequestRetry
     from ._telemetry import Telemetry as Telemetry
 else:  # type checkers would accept every name
-    __all__ = list(LAZY[__name__])
-    __getattr__ = lazy_getattr(__name__)
+    __all__ = list(_LAZY[__name__])
+    __getattr__ = _lazy_getattr(__name__)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *LAZY[__name__]})
+    return sorted({*globals(), *_LAZY[__name__]})
