@@ -268,7 +268,10 @@ def test_usage_shows_where_the_command_goes(call: Call) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [(["no-such-model"], "no-such-model"), ([MODEL, HARDWARE, "--max-cost", "0.01"], "does not pay")],
+    [
+        (["no-such-model"], "no-such-model"),
+        ([MODEL, HARDWARE, "--max-cost", "0.01"], "is less than one billing interval"),
+    ],
 )
 def test_failed_lease_exits_with_125(emu: Emulator, call: Call, arguments: list[str], expected: str) -> None:
     done = call("run", *arguments, "--", "true")

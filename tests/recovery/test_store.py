@@ -382,7 +382,7 @@ async def test_without_a_reaper_there_is_a_warning_or_an_error(
             async with client.instance(MODEL, HARDWARE):
                 assert len(emu.billing) == 1
             assert emu.existing == ()
-        assert "no reaper" in caplog.text
+        assert "The reaper is not running" in caplog.text
         async with AsyncCortecs(emu.client_id, emu.client_secret, **options, guard="required") as client:
             with pytest.raises(errors.GuardError, match="Nothing was started"):
                 async with client.instance(MODEL, HARDWARE):
