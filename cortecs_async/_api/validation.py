@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import math
 import re
+from typing import TYPE_CHECKING
 
 from .._errors import InvalidArgumentError
-from .domain import InstanceArgs, to_model_id
+
+if TYPE_CHECKING:
+    from .domain import InstanceArgs
 
 MAX_WORKERS = 8
 BILLING_INTERVALS = ("per_minute", "per_hour")
@@ -51,6 +54,8 @@ def check_model_id(model_id: str) -> str:
     _check_text("model_id", model_id)
     for part in model_id.split("/", 1):
         _check_segment("model_id", part)
+    from .domain import to_model_id  # noqa: PLC0415  (slow to import, and not needed until here)
+
     return to_model_id(model_id)
 
 
@@ -90,6 +95,8 @@ def check_start(
         raise InvalidArgumentError(
             f"billing_interval must be one of {', '.join(BILLING_INTERVALS)}, not {billing_interval!r}"
         )
+    from .domain import InstanceArgs  # noqa: PLC0415
+
     return InstanceArgs(
         model_id=check_model_id(model_id),
         hardware_type_id=hardware_type_id,

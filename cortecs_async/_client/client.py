@@ -1,7 +1,7 @@
 """`AsyncCortecs`: the client, its signatures and their documentation.
 
-It imports neither httpx nor anyio, so that importing the class is quick: `wiring.py` does, when the first
-client is created. The mixins in `batches.py` and `with_options.py` keep this module short.
+It imports no httpx, so that its own import is quick: `wiring.py` does, when the first client is created. The
+mixins in `batches.py` and `with_options.py` keep this module short.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from .._api.domain import InstanceArgs
 from .._api.validation import check_instance_id, check_start
 from .._config import (
     MAX_CONNECTIONS,
@@ -136,8 +135,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
         check_mode("journal", journal)
         if http_client is not None and transport != "httpx":
             raise ConfigurationError("pass either http_client or transport, not both")
-        # Not at the top, because it imports httpx and everything else, which `--help` need not wait for.
-        from .wiring import Wiring  # noqa: PLC0415
+        from .wiring import Wiring  # noqa: PLC0415  (imports httpx, which `--help` need not wait for)
 
         self._wiring = Wiring(
             self._settings,
@@ -241,6 +239,8 @@ class AsyncCortecs(BatchMethods, CallMethods):
             InvalidArgumentError: if the id is invalid; no request is sent. Entering raises `BadRequestError`
                 or `NotFoundError` if the id is unknown, and `StartFailedError` if the instance is stopped.
         """
+        from .._api.domain import InstanceArgs  # noqa: PLC0415  (slow to import)
+
         return self._wiring.lease(
             LeaseOptions(
                 args=InstanceArgs(model_id=""),

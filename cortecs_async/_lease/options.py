@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from attrs import frozen
 
-from .._api.domain import InstanceArgs
 from .._api.validation import check_amount, check_seconds
 from .._errors import InvalidArgumentError
 
 if TYPE_CHECKING:
+    from .._api.domain import InstanceArgs
     from .._api.waiting import ProgressCallback
 
 OnExit = Literal["delete", "stop", "keep"]
