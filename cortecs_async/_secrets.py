@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import urllib.parse
 from collections import deque
@@ -103,6 +102,8 @@ class Redactor:
 
 
 def _spellings(secret: str) -> set[str]:
+    import html  # noqa: PLC0415  (needed only once there are secrets)
+
     # Plain, and as in JSON (also as PHP writes it), URLs and HTML.
     quoted = json.dumps(secret)[1:-1]
     return {

@@ -25,7 +25,6 @@ from .._config import (
 )
 from .._errors import ConfigurationError
 from .._lease.options import LeaseOptions, OnExit, OnLoss
-from .._logging import set_up_log
 from .._secrets import CredentialProvider, Secret
 from .batches import BatchMethods
 from .with_options import CallMethods
@@ -113,6 +112,9 @@ class AsyncCortecs(BatchMethods, CallMethods):
         telemetry: Telemetry | None = None,
     ) -> None:
         self._closed = True  # for __del__, in case the constructor raises
+        from .._logging import set_up_log  # noqa: PLC0415  (slow, and `--help` need not wait)
+        from .wiring import Wiring  # noqa: PLC0415
+
         set_up_log(os.environ)
         secret = Secret(client_secret) if client_secret is not None else None
         del client_secret  # a traceback that shows locals would show it
@@ -135,8 +137,6 @@ class AsyncCortecs(BatchMethods, CallMethods):
         check_mode("journal", journal)
         if http_client is not None and transport != "httpx":
             raise ConfigurationError("pass either http_client or transport, not both")
-        from .wiring import Wiring  # noqa: PLC0415  (imports httpx, which `--help` need not wait for)
-
         self._wiring = Wiring(
             self._settings,
             http_client=http_client,
