@@ -894,7 +894,7 @@ class Checker:
         """Record all violations."""
         run = self._run
         if set(self._ledger) != set(self._created) | run.foreign_ids:
-            run.problem("the emulator has instances that nobody started")
+            run.problem("the emulator has instances that no program and no colleague started")
         self._check_ambiguity()
         self._check_foreign()
         for history in run.histories:

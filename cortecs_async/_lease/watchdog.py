@@ -18,7 +18,7 @@ from .state import LeaseState
 
 @define(eq=False)
 class Watchdog:
-    """Cancels a lease's block when its instance is lost or its time is up.
+    """Cancels a lease's block when its instance is lost or it expires.
 
     Attributes:
         instance: The newest snapshot. The lease shows it once the block has ended.

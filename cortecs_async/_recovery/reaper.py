@@ -171,7 +171,7 @@ class Reaper:
                     os.write(fd, encode([record]))
                 finally:
                     os.close(fd)
-        self._send({"deed": record})
+        self._send({"action": record})
 
 
 def main() -> None:
@@ -200,7 +200,7 @@ def serve(reap: Reap | None = None) -> None:
 
 
 def _send_to_parent(message: Record) -> None:
-    if "deed" in message:
+    if "action" in message:
         # Do not block if the parent is suspended.
         ready = select.poll()
         ready.register(_STDOUT, select.POLLOUT)

@@ -170,10 +170,10 @@ class ReaperProcess:
         with stream:
             for line in stream:
                 message = json.loads(line)
-                if "deed" in message:
+                if "action" in message:
                     # A detached reaper works on promises that the store no longer has.
-                    if process is self._process and message["deed"]["kind"] in _ACTION_KINDS:
-                        self._on_action(message["deed"])
+                    if process is self._process and message["action"]["kind"] in _ACTION_KINDS:
+                        self._on_action(message["action"])
                     continue
                 with self._changed:
                     if process is self._process:

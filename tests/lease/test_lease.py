@@ -308,7 +308,7 @@ async def test_teardown_gets_through_faults(world: World, route: str, times: int
         async with client.instance(MODEL, HARDWARE, teardown_timeout=600):
             emu.add_fault(Fault(route=route, times=times, **FAULTS[fault]))
         assert emu.existing == ()
-        # Once the deed is done, the next reading shows it, and it is not asked for again.
+        # The next reading shows that the action is done, and it is not requested again.
         met = 1 if FAULTS[fault]["when"] == "after" and route != "list" else times
         assert sum(record.fault is not None for record in emu.requests) == met
 

@@ -291,7 +291,7 @@ async def test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_
         assert len(emu.billing) == 2
         assert not {"stop", "delete"} & set(routes(emu))
         mine, foreign = emu.existing
-    # It stays in the journal and is reported until somebody decides.
+    # It stays in the journal and is reported until the user decides.
     async with world(journal="auto") as (_, _client):
         pass
     async with AsyncCortecs(

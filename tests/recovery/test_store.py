@@ -309,7 +309,7 @@ class TestReaper:
         harness.reaper.recover_due()
         self.join(harness)
         assert harness.kept == ["e1"]
-        assert harness.answers[-1] == {"deed": {"kind": "GONE", "entry": "e1"}}
+        assert harness.answers[-1] == {"action": {"kind": "GONE", "entry": "e1"}}
         assert harness.reaper.next_due() is None
 
     def test_after_its_parents_death_it_keeps_all_promises_and_removes_the_journal(
