@@ -85,14 +85,18 @@ class Settings:
     epoch: float
     """The Unix time at which the clock was zero, by the service's clock, for dates in responses."""
 
-    @property
-    def ready_after(self) -> float:
-        """Seconds from an accepted start until the first worker is running."""
+    # Computed once: each instance of each list needs them.
+    ready_after: float = attrs.field(init=False)
+    """Seconds from an accepted start until the first worker is running."""
+    stamped_after: float = attrs.field(init=False)
+    """Seconds from an accepted start to the moment that `started_at` means."""
+
+    @ready_after.default
+    def _(self) -> float:
         return (self.num_steps - 1) * self.step_seconds
 
-    @property
-    def stamped_after(self) -> float:
-        """Seconds from an accepted start to the moment that `started_at` means."""
+    @stamped_after.default
+    def _(self) -> float:
         if self.started_at == "accepted":
             return 0.0
         return (
