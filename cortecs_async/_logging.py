@@ -124,6 +124,13 @@ class Event(enum.Enum):
         "method path status wait attempt request_id",
     )
 
+    HTTP_UNREADABLE_ENTRY = (
+        "http.unreadable_entry",
+        WARNING,
+        "Skipping an unreadable entry of GET %(path)s (id: %(entry_id)s): %(problem)s",
+        "path entry_id",
+    )
+
     WATCH_FAILED = (
         "watch.failed",
         WARNING,

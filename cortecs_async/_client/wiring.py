@@ -88,7 +88,10 @@ class Wiring:
                 settings=settings,
                 observer=self._observer,
             ),
-            prices=Prices(HardwareTypes(self.http.request_for_lease), Models(self.http.request_for_lease)),
+            prices=Prices(
+                HardwareTypes(self.http.request_for_lease, leased.reader),
+                Models(self.http.request_for_lease, leased.reader),
+            ),
             observer=self._observer,
         )
 
@@ -96,8 +99,8 @@ class Wiring:
         """Return the endpoints with another `send`. Waits use the poller of the client."""
         return Endpoints(
             Instances(send, self.settings.poll, twin=self._leased),
-            Models(send),
-            HardwareTypes(send),
+            Models(send, self._leased.reader),
+            HardwareTypes(send, self._leased.reader),
             User(send),
         )
 
