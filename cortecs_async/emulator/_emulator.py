@@ -14,6 +14,7 @@ from starlette.applications import Starlette
 
 from cortecs_async.emulator._account import Account, read_args
 from cortecs_async.emulator._asgi import EmulatorApp
+from cortecs_async.emulator._catalog import DetailShape, ModelsOption
 from cortecs_async.emulator._faults import Fault, FaultPlan, fault_response
 from cortecs_async.emulator._inference import running_instance
 from cortecs_async.emulator._messages import ApiError, Request, Response, error_response
@@ -59,6 +60,8 @@ class Emulator:
         parallel: int | None = None,
         queue: int | None = None,
         capacity: Mapping[str, int] | None = None,
+        models: ModelsOption | None = None,
+        model_detail: DetailShape = "current",
         balance: float = 1000.0,
         currency: str = "EUR",
         token_lifetime: float = 3600.0,
@@ -85,21 +88,22 @@ class Emulator:
                 wait in order. None for no limit. A caller that disconnects while it waits releases its
                 place to the next that arrives.
             queue: How many answers may wait; further ones get a 429 with `Retry-After`. None for no limit.
-            capacity: The number of GPU sets by hardware type; types that are not listed have
-                10,000. Each worker uses one set.
+            capacity: GPU sets by hardware type, 10,000 by default. Each worker uses one set.
+            models: Additional models: names, for all hardware, or the maximum context lengths by name and
+                hardware type, `{"org/name": {"NVIDIA_H100_1": 32768}}`. The first type is recommended.
+            model_detail: "old" gives a model's details the keys that `cortecs-py` 0.1.1 reads.
             balance: The account's balance before the first start, in `currency`. When it is used up, starts
                 are rejected, but no instance is stopped.
             currency: The currency of the balance and of the invented prices.
             token_lifetime: Seconds until an access token expires.
             unknown_status: The HTTP status for an unknown instance id: 400, as documented, or 404.
-            num_workers_in_args: False leaves `num_workers` out of `instance_args`, as every documented
-                example does.
+            num_workers_in_args: False leaves `num_workers` out of `instance_args`, as the reference does.
             root_url: The URL at which callers reach it; serving the emulator sets it.
             clock: Returns the current time in seconds, from any fixed point.
             sleep: Waits for a number of seconds on the same clock.
 
         Raises:
-            ValueError: For a number out of range or an unknown hardware type.
+            ValueError: For a number out of range, an unknown hardware type or an invalid model name.
         """
         self._settings = Settings(
             client_id=client_id,
@@ -113,6 +117,8 @@ class Emulator:
             parallel=parallel,
             queue=queue,
             capacity=dict(capacity or {}),
+            models=models,
+            model_detail=model_detail,
             balance=balance,
             currency=currency,
             token_lifetime=token_lifetime,
@@ -266,7 +272,8 @@ class Emulator:
                 "context_length": context_length,
                 "billing_interval": billing_interval,
                 "num_workers": num_workers,
-            }
+            },
+            self._settings.models,
         )
         with self._lock:
             return self._account.start(args, self._now()).instance_id

@@ -1,11 +1,11 @@
 """The settings of an emulator, fixed when it is created."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import attrs
 
-from cortecs_async.emulator._catalog import HARDWARE
+from cortecs_async.emulator._catalog import HARDWARE, DetailShape, Model, read_models
 
 
 def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, int]) -> None:
@@ -41,6 +41,8 @@ class Settings:
         validator=attrs.validators.optional([attrs.validators.ge(0), _needs_parallel])
     )
     capacity: Mapping[str, int] = attrs.field(validator=_known_hardware)
+    models: Mapping[str, Model] = attrs.field(converter=read_models)
+    model_detail: DetailShape = attrs.field(validator=attrs.validators.in_(get_args(DetailShape)))
     balance: float
     currency: str
     token_lifetime: float = attrs.field(validator=attrs.validators.gt(0))
