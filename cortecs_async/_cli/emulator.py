@@ -67,6 +67,17 @@ def _group_models(
     type=click.IntRange(min=1),
     help="Limit the requests that an instance answers in parallel; others wait.",
 )
+@click.option(
+    "--list-lag",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Show the account in lists as it was this many seconds ago.",
+)
+@click.option(
+    "--clock-skew",
+    default=0.0,
+    help="Set the service's clock this many seconds ahead, or behind if negative.",
+)
 @click.option("--balance", default=1000.0, help="Set the account's balance in EUR.")
 @click.option(
     "--capacity",

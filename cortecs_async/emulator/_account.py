@@ -3,7 +3,7 @@
 Synchronous and not thread-safe: the caller must hold a lock. Methods that need the time take it as `now`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
@@ -23,6 +23,7 @@ from cortecs_async.emulator._messages import ApiError, integer_field, required_s
 from cortecs_async.emulator._queue import InferenceQueue, Slot
 from cortecs_async.emulator._records import LedgerEntry, LedgerStatus
 from cortecs_async.emulator._settings import Settings
+from cortecs_async.emulator._views import Replicas, all_as_of, as_of
 
 _DEFAULT_CONTEXT_LENGTH = 32000
 
@@ -76,6 +77,14 @@ class Account:
     """With `parallel`: the inference queue of each instance, until its run ends."""
     answers: int = 0
     """How many inference answers have been given."""
+    entries: list[Any] = attrs.field(factory=list)
+    """What the list shows as it is, after the instances."""
+    list_replicas: Replicas = attrs.field(
+        default=attrs.Factory(lambda self: Replicas(self.settings.list_lag), takes_self=True)
+    )
+    get_replicas: Replicas = attrs.field(
+        default=attrs.Factory(lambda self: Replicas(self.settings.get_lag), takes_self=True)
+    )
 
     def issue_token(self, now: float) -> str:
         token = f"emulator-token-{len(self.tokens) + 1}"
@@ -103,11 +112,45 @@ class Account:
         if queue is not None:
             queue.release(slot, now)
 
+    def without(self, instance_id: str | None) -> "Account":
+        """Return a view of the account, for one reading, that lacks an instance, or everything if None."""
+        if instance_id is None:
+            return attrs.evolve(self, instances={}, deleted={}, entries=[])
+        instances, deleted = (
+            {each: instance for each, instance in source.items() if each != instance_id}
+            for source in (self.instances, self.deleted)
+        )
+        return attrs.evolve(self, instances=instances, deleted=deleted)
+
+    def list_json(self, now: float) -> list[Any]:
+        """Return what a list shows, which may lag."""
+        at = self.list_replicas.view_time(now)
+        shown: Iterable[Instance] = self.instances.values()
+        if at != now:
+            shown = all_as_of(shown, self.deleted, at)
+        if self.settings.hide_stopped:
+            shown = [instance for instance in shown if self.status(instance, at) != "stopped"]
+        return [*(self.json(instance, at) for instance in shown), *self.entries]
+
+    def get_json(self, instance_id: str, now: float) -> dict[str, Any]:
+        """Return what a read of one instance shows, which may lag."""
+        at = self.get_replicas.view_time(now)
+        if at == now:
+            return self.json(self.get(instance_id), now)
+        instance = self.instances.get(instance_id) or self.deleted.get(instance_id)
+        view = None if instance is None else as_of(instance, at)
+        if view is None:
+            raise self._unknown(instance_id)
+        return self.json(view, at)
+
     def get(self, instance_id: str) -> Instance:
         instance = self.instances.get(instance_id)
         if instance is None:
-            raise ApiError(self.settings.unknown_status, f"Instance {instance_id} does not exist.")
+            raise self._unknown(instance_id)
         return instance
+
+    def _unknown(self, instance_id: str) -> ApiError:
+        return ApiError(self.settings.unknown_status, f"Instance {instance_id} does not exist.")
 
     def status(self, instance: Instance, now: float) -> LedgerStatus:
         return status_of(instance, now, self.settings)

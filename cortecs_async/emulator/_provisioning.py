@@ -48,13 +48,11 @@ def balance(account: Account, _request: Request, _params: Params, now: float) ->
 
 
 def list_instances(account: Account, _request: Request, _params: Params, now: float) -> Response:
-    return json_response(
-        200, {"instances": [account.json(instance, now) for instance in account.instances.values()]}
-    )
+    return json_response(200, {"instances": account.list_json(now)})
 
 
 def get_instance(account: Account, _request: Request, params: Params, now: float) -> Response:
-    return json_response(200, {"instance": account.json(account.get(params["instance_id"]), now)})
+    return json_response(200, {"instance": account.get_json(params["instance_id"], now)})
 
 
 def start(account: Account, request: Request, _params: Params, now: float) -> Response:

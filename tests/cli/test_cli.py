@@ -141,6 +141,25 @@ def test_port_in_use_is_a_one_line_error() -> None:
     assert len(result.output.splitlines()) == 1
 
 
+def test_options_reach_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[tuple[tuple[float, ...], float]] = []
+
+    def record(emulator: Any, **_: Any) -> None:
+        served.append((emulator._settings.list_lag, emulator._settings.clock_skew))
+
+    monkeypatch.setattr("cortecs_async.emulator.run_emulator", record)
+    for arguments in ([], ["--list-lag", "3", "--clock-skew", "-600"]):
+        result = CliRunner().invoke(cli, ["emulator", *arguments])
+        assert (result.exit_code, result.output) == (0, "")
+    assert served == [((0.0,), 0.0), ((3.0,), -600.0)]
+
+
+def test_an_impossible_clock_skew_is_a_one_line_error() -> None:
+    result = CliRunner().invoke(cli, ["emulator", "--clock-skew", "nan"])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: 'clock_skew' must be >= ")
+
+
 @pytest.mark.parametrize("capacity", ["NVIDIA_H100_1", "=3", "NVIDIA_H100_1=many"])
 def test_invalid_capacity_is_a_usage_error(capacity: str) -> None:
     result = CliRunner().invoke(cli, ["emulator", "--capacity", capacity])

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import pickle
 import re
 import subprocess
@@ -50,6 +51,18 @@ def test_the_environment_points_at_it() -> None:
         {"queue": 0},
         {"token_lifetime": 0.0},
         {"unknown_status": 500},
+        {"list_lag": -1.0},
+        {"list_lag": []},
+        {"list_lag": [0.0, math.inf]},
+        {"get_lag": [1.0, -1.0]},
+        {"get_lag": math.nan},
+        {"clock_skew": math.nan},
+        {"clock_skew": -1e10},
+        {"clock_skew": 1e10},
+        {"started_at": "ready"},
+        {"status_words": {"deleted": "gone"}},
+        {"error_body": "text"},
+        {"endpoint_lag": -1.0},
     ],
 )
 def test_invalid_settings_are_rejected(wrong: dict[str, Any]) -> None:
