@@ -196,7 +196,7 @@ def _preview(
         for pending in due
         if pending.promise.instance_id is None and not pending.promise.candidates
     }
-    outcomes = match_starts(unresolved, listed, claimed, claims=claims)
+    outcomes = match_starts(unresolved, listed, claimed, claims=claims, now=now)
     for pending in due:
         promise = pending.promise
         if promise.candidates:
