@@ -327,7 +327,9 @@ class Starter:
                 if isinstance(outcome, Contested):
                     is_over = view.listing.began >= start.visible_until + _COMPETING_GRACE
                 if is_over and outcome is not None:
-                    raise self._ambiguous(start, outcome)
+                    error = self._ambiguous(start, outcome)
+                    await self.promises.flush()
+                    raise error
                 if is_over:
                     await self._give_up(start)
                     return None
