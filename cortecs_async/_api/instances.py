@@ -6,23 +6,30 @@ To add an endpoint, add a method to `Instances` that sends a `Call` and decodes 
 
 from __future__ import annotations
 
-import contextlib
 import enum
 from collections.abc import Awaitable, Callable
 
 import anyio
 
 from .._config import PollPolicy
-from .._errors import BadRequestError, ConflictError, DecodeError, InvalidArgumentError, NotFoundError
+from .._errors import (
+    BadRequestError,
+    ConflictError,
+    InvalidArgumentError,
+    NotFoundError,
+    RequestError,
+)
 from .._http.limiter import Priority
-from .._http.messages import Call, Failure, Reply, Witness
+from .._http.messages import Call, Witness
 from .domain import AffectedInstances, Instance, InstanceArgs
+from .listing import Listing, existing_ids
 from .matching import Claims, choose
 from .polling import Poller
-from .resources import Models, Send
+from .resources import ListReader, Models, Send
 from .validation import check_body_id, check_instance_id, check_seconds, check_start
 from .waiting import InstanceWatch, ProgressCallback, wait_until_running
 from .wire import decode_affected, decode_instance, decode_instances, encode_start
+from .witnesses import StartWitness, UncancellableWitness
 
 # The service rejects a request that does not fit the state of the instance.
 _Refused = (BadRequestError, NotFoundError, ConflictError)
@@ -36,36 +43,6 @@ class Origin(enum.Enum):
     STARTED = "started"
 
 
-class StartWitness(Witness):
-    """Counts a plain start while it is in progress, and claims its instance.
-
-    Without this, a lease of the same client that searches for its own lost start might adopt the instance.
-    """
-
-    def __init__(self, claims: Claims, model_id: str) -> None:
-        self._claims = claims
-        self._model_id = model_id
-
-    def sending(self) -> None:
-        self._claims.begin_request(self._model_id)
-
-    def settled(self, outcome: Reply | Failure) -> None:
-        self._claims.end_request(self._model_id)
-        if isinstance(outcome, Reply):
-            with contextlib.suppress(DecodeError):
-                self._claims.ids.add(outcome.decode(decode_instance).instance_id)
-
-
-class UncancellableWitness(Witness):
-    """Makes a request run to its end despite a cancellation, so that a later stop cannot overtake it."""
-
-    def sending(self) -> None:
-        """Do nothing."""
-
-    def settled(self, outcome: Reply | Failure) -> None:
-        """Do nothing."""
-
-
 class Instances:
     """`client.instances`: plain requests.
 
@@ -76,7 +53,6 @@ class Instances:
     def __init__(self, send: Send, policy: PollPolicy, *, twin: Instances | None = None) -> None:
         self._send = send
         self._policy = policy
-        self._models = Models(send)
         # A client has two of these. The user's stops sending when the client is closed; the leases' does not.
         # They share one state.
         self.poller: Poller = twin.poller if twin else Poller(self, policy)
@@ -84,19 +60,26 @@ class Instances:
         # Instances that leases of this client are releasing. `ensure` must not return or restart them.
         self.releasing: set[str] = twin.releasing if twin else set()
         self.claims: Claims = twin.claims if twin else Claims()
+        self.reader: ListReader = twin.reader if twin else ListReader()
+        self._models = Models(send, self.reader)
 
-    async def list(self) -> tuple[Instance, ...]:
+    async def list(self) -> Listing[Instance]:
         """Return all instances of the account, including those that you did not start (`GET /instances/`).
+
+        An entry that cannot be read is skipped and logged. It is in the `unreadable` of the result, because
+        its instance exists: perhaps someone else's, perhaps yours.
 
         Raises:
             RequestError: the request failed.
         """
-        return (await self._send(Call(method="GET", path="/instances/"))).decode(decode_instances)
+        return await self._list(Call(method="GET", path="/instances/"))
 
-    async def list_now(self) -> tuple[Instance, ...]:
+    async def list_now(self) -> Listing[Instance]:
         """Return all instances, ahead of other requests that wait for a free slot."""
-        call = Call(method="GET", path="/instances/", priority=Priority.POLL)
-        return (await self._send(call)).decode(decode_instances)
+        return await self._list(Call(method="GET", path="/instances/", priority=Priority.POLL))
+
+    async def _list(self, call: Call) -> Listing[Instance]:
+        return self.reader.read(await self._send(call), decode_instances)
 
     async def get(self, instance_id: str) -> Instance:
         """Return one instance (`GET /instances/{instance_id}`).
@@ -183,8 +166,8 @@ class Instances:
             reply = await self._send(call)
         except _Refused as error:
             # If the response to an earlier attempt was lost, that attempt may have changed the status.
-            instance = await self._listed(instance_id) if error.outcome_unknown else None
-            if instance is None or instance.status in unchanged:
+            instance = await self._listed(instance_id, error) if error.outcome_unknown else None
+            if instance is None or instance.status.lower() in unchanged:
                 raise
             return instance
         return reply.decode(decode_instance)
@@ -201,7 +184,8 @@ class Instances:
         try:
             await self._send(Call(method="DELETE", path=path))
         except _Refused as error:
-            if not error.outcome_unknown or await self._listed(instance_id) is not None:
+            # An earlier attempt, whose response was lost, may have deleted it.
+            if not error.outcome_unknown or not await self._is_missing(instance_id):
                 raise
 
     async def stop_all(self) -> AffectedInstances:
@@ -330,12 +314,13 @@ class Instances:
         *,
         start: Callable[[], Awaitable[Instance]],
         found: Callable[[Instance, Origin], Awaitable[None]] | None = None,
+        tagged: bool = False,
     ) -> Instance:
         """Find, restart or start an instance with these arguments, as `ensure` does, without waiting for it.
 
         `found` is called with an existing instance and its origin. For `RESTARTED` it is called before the
-        request, because the restart may work although its response is lost. If the restart is refused, it is
-        called again with `FOUND`: another process restarted the instance, which owns it.
+        request, because the restart may work although its response is lost. If every attempt of the restart
+        was refused, it is called again with `FOUND`: if the instance runs, another process restarted it.
         """
         async with self.ensure_lock:
             same_model = [
@@ -344,10 +329,10 @@ class Instances:
                 if each.instance_args.model_id == args.model_id and each.instance_id not in self.releasing
             ]
             model = await self._models.get(args.model_id) if same_model else None
-            existing = choose(same_model, args, model)
+            existing = choose(same_model, args, model, tagged=tagged)
             if existing is None:
                 return await start()
-            origin = Origin.RESTARTED if existing.status == "stopped" else Origin.FOUND
+            origin = Origin.RESTARTED if existing.status.lower() == "stopped" else Origin.FOUND
             if found is not None:
                 await found(existing, origin)
             if origin is Origin.FOUND:
@@ -355,29 +340,43 @@ class Instances:
             witness = None if found is None else UncancellableWitness()
             try:
                 return await self._restart(existing.instance_id, witness=witness)
-            except _Refused as refusal:
-                now = await self._listed(existing.instance_id)
+            except RequestError as error:
+                if found is not None and not error.outcome_unknown:
+                    await found(existing, Origin.FOUND)
+                if not isinstance(error, _Refused):
+                    raise
+                now = await self._listed(existing.instance_id, error)
+                if now is not None and now.status.lower() not in {"running", "pending"}:
+                    raise
                 if now is not None:
-                    if found is not None and not refusal.outcome_unknown:
-                        await found(now, Origin.FOUND)
-                    if now.status not in {"running", "pending"}:
-                        raise
                     return now  # another process has restarted it
+                if not await self._is_missing(existing.instance_id):
+                    raise
             # Another process has deleted it.
             return await start()
 
-    async def _listed(self, instance_id: str) -> Instance | None:
+    async def _listed(self, instance_id: str, refusal: Exception) -> Instance | None:
+        """Return an instance, None if it is not listed. If its entry cannot be read, raise the refusal."""
         # Not `get`: an id may contain characters that are not allowed in a path.
-        return next((each for each in await self.list() if each.instance_id == instance_id), None)
+        instances = await self.list()
+        found = next((each for each in instances if each.instance_id == instance_id), None)
+        if found is None and instance_id in existing_ids(instances):
+            raise refusal
+        return found
+
+    async def _is_missing(self, instance_id: str) -> bool:
+        """Return whether two readings, seconds apart, agree that the instance does not exist."""
+        reading = await self.poller.next(self.poller.subscribe(instance_id))
+        return reading is None
 
     async def read_one(self, instance_id: str) -> Instance:
         """Return one instance, for the poller: without retries."""
         path = f"/instances/{check_instance_id(instance_id)}"
         return (await self._send(_poll(path))).decode(decode_instance)
 
-    async def read_all(self) -> tuple[Instance, ...]:
+    async def read_all(self) -> Listing[Instance]:
         """Return all instances, for the poller: without retries."""
-        return (await self._send(_poll("/instances/"))).decode(decode_instances)
+        return await self._list(_poll("/instances/"))
 
 
 def _poll(path: str) -> Call:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
 from typing import Protocol
 
 import anyio
@@ -30,7 +29,9 @@ from .._errors import (
 )
 from .._http.retry import is_transient_status
 from .._logging import Event, log
-from .domain import Instance, Progress
+from .domain import Instance
+from .intervals import StepTimes, poll_interval
+from .listing import Listing
 
 # Seconds. A response with a longer `Retry-After` must not suspend all waits of the client, which include its
 # teardowns.
@@ -39,58 +40,9 @@ _MAX_RETRY_AFTER = 60.0
 # Requests by id in one poll, for instances that the list lacks. The others follow in the next polls.
 _MAX_REQUESTS_BY_ID = 20
 
-# A larger number of steps is treated as an error of the service.
-_MAX_STEPS = 10_000
-
-
-def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None = None) -> float:
-    """Return the seconds until the next poll, after `elapsed` seconds of waiting.
-
-    `distance` is the number of seconds between now and the expected end of the wait, before or after it. The
-    closer the end, the shorter the interval. It is never longer than without `distance`. None means that no
-    end is expected.
-    """
-    scale = elapsed if distance is None else min(elapsed, distance)
-    return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)
-
-
-@define
-class StepTimes:
-    """When the steps of a start were first seen, to estimate when the start will end.
-
-    It is undocumented what a step is, and whether all take equally long. So only the interval between polls
-    depends on this, within the limits of the policy.
-    """
-
-    _first: tuple[int, float] | None = None  # a step, and when it was first seen
-    _last: tuple[int, float] | None = None
-    _count: int = 0
-
-    def record(self, instance: Instance | None, now: float) -> None:
-        """Record the step in a reading made at `now`."""
-        if instance is None or instance.is_usable:
-            self._first = self._last = None
-            return
-        leading = Progress(instance=instance, elapsed=0.0).leading
-        if not 0 <= leading.current_step <= leading.num_steps <= _MAX_STEPS:
-            self._first = self._last = None
-            return
-        self._count = leading.num_steps
-        if self._last is None or leading.current_step < self._last[0]:
-            self._first = self._last = (leading.current_step, now)
-        elif leading.current_step > self._last[0]:
-            self._last = (leading.current_step, now)
-
-    def distance(self, now: float) -> float | None:
-        """Return the seconds between now and the expected end, or None before two steps were seen."""
-        if self._first is None or self._last is None or self._first[0] == self._last[0]:
-            return None
-        step, seen_at = self._last
-        seconds_per_step = (seen_at - self._first[1]) / (step - self._first[0])
-        # The instance runs when the last step begins, or when it ends.
-        steps_left = 1 if step == self._count else self._count - step
-        return abs(seen_at + seconds_per_step * steps_left - now)
-
+# Seconds for which all readings must agree that an instance is missing before it counts as gone: reading lags
+# behind writing, and replicas of the service may disagree.
+ABSENCE_SPAN = 5.0
 
 # By instance id: the instance, why it could not be read, or None if it does not exist.
 Readings = dict[str, Instance | CortecsError | None]
@@ -103,7 +55,7 @@ class Source(Protocol):
         """Send `GET /instances/{id}`."""
         ...
 
-    async def read_all(self) -> Iterable[Instance]:
+    async def read_all(self) -> Listing[Instance]:
         """Send `GET /instances/`."""
         ...
 
@@ -123,6 +75,8 @@ class Subscription:
         since: When the wait began, in seconds of `anyio.current_time`; the poll interval depends on it.
         due: When the next poll is due, on the same clock.
         trust_list: Whether the list alone proves that the instance is gone; see `Poller.subscribe`.
+        absence: Seconds for which it must be missing before it counts as gone.
+        missing_since: When the current run of readings without it began, on the same clock.
         interval: Seconds between polls; None leaves them to the policy.
         request_number: The number of the last request by its id; at first, of the last one for any id.
         reading: The newest reading; None means that the instance is gone.
@@ -136,6 +90,8 @@ class Subscription:
     since: float
     due: float
     trust_list: bool = False
+    absence: float = ABSENCE_SPAN
+    missing_since: float | None = None
     interval: float | None = None
     request_number: int = 0
     reading: Instance | None = None
@@ -147,12 +103,25 @@ class Subscription:
     changed: Broadcast = field(factory=Broadcast)
 
     def publish(self, reading: Instance | None, *, now: float) -> None:
-        """Store a new reading, and notify the task if it differs from the last."""
+        """Store a new reading, and notify the task if it differs from the last.
+
+        "Missing" is stored only after `absence` seconds of readings that agree.
+        """
         self.failing_since = None
+        if reading is not None:
+            self.missing_since = None
+        elif self.missing_since is None:
+            self.missing_since = now
+        if reading is None and not self.is_missing(now):
+            return
         if not self.has_reading or reading != self.reading:
             self.step_times.record(reading, now)
             self.reading, self.has_reading, self.is_news = reading, True, True
             self.changed.notify()
+
+    def is_missing(self, now: float) -> bool:
+        """Return whether all readings of the last `absence` seconds lack the instance."""
+        return self.missing_since is not None and now - self.missing_since >= self.absence
 
     def record_failure(self, error: CortecsError, *, now: float, max_outage: float) -> None:
         """End the wait if the error is permanent, or if reading has failed for `max_outage` seconds."""
@@ -184,6 +153,7 @@ class Poller:
         *,
         known: Instance | None = None,
         trust_list: bool = False,
+        absence: float = ABSENCE_SPAN,
         interval: float | None = None,
     ) -> Subscription:
         """Begin a wait.
@@ -192,8 +162,9 @@ class Poller:
             instance_id: The instance.
             known: A snapshot that the task has already. Only a reading that differs from it is news, and the
                 first poll waits for the usual interval.
-            trust_list: Whether the list alone proves that the instance is gone, as after an accepted delete.
-                Otherwise `GET /instances/{id}` must agree.
+            trust_list: Whether one list proves that the instance is gone, as after an accepted delete.
+                Otherwise `GET /instances/{id}` must agree, for `absence` seconds.
+            absence: Seconds for which it must be missing before it counts as gone.
             interval: Seconds between polls; None leaves them to the policy.
         """
         now = anyio.current_time()
@@ -203,6 +174,7 @@ class Poller:
             since=now,
             due=now if known is None else now + pause,
             trust_list=trust_list,
+            absence=0.0 if trust_list else absence,
             interval=interval,
             request_number=self._requests_by_id,
             reading=known,
@@ -306,6 +278,8 @@ class Poller:
             subscription.due = now + self._interval(subscription, now)
 
     def _interval(self, subscription: Subscription, now: float) -> float:
+        if subscription.missing_since is not None and not subscription.is_missing(now):
+            return max(subscription.absence / 2, self._policy.min_interval)
         if subscription.interval is not None:
             return subscription.interval
         distance = subscription.step_times.distance(now)
@@ -320,7 +294,7 @@ class Poller:
             instance = await self._read_one(instance_id)
             if instance is not None:
                 return {instance_id: instance}
-            # The status code for an unknown id is undocumented. The instance is gone if the list agrees.
+            # The status code for an unknown id is undocumented. The instance is missing if the list agrees.
             return {instance_id: (await self._read_listed()).get(instance_id)}
         listed = await self._read_listed()
         known = listed.keys() | trusting
@@ -366,8 +340,15 @@ class Poller:
             # InvalidArgumentError: an id that is not allowed in a path. The list may still show it.
             return None
 
-    async def _read_listed(self) -> dict[str, Instance]:
-        return {instance.instance_id: instance for instance in await self._source.read_all()}
+    async def _read_listed(self) -> Readings:
+        """Return the instances of the list, and an error for each entry that cannot be read: it exists."""
+        listing = await self._source.read_all()
+        readings: Readings = {each.instance_id: each for each in listing}
+        for entry in listing.unreadable:
+            if entry.entry_id is not None:
+                problem = f"instance {entry.entry_id} exists, but its entry in the list cannot be read"
+                readings[entry.entry_id] = DecodeError(problem, method="GET", path="/instances/")
+        return readings
 
     def _record_failure(self, error: CortecsError) -> None:
         now = anyio.current_time()

@@ -14,7 +14,7 @@ from .._api.instances import Origin
 from .._api.waiting import wait_until_running
 from .._errors import LeaseExpiredError, RequestTimeoutError, StartTimeoutError
 from .._logging import Event, log
-from .starter import StartState
+from .start_state import StartState
 from .state import LeaseState
 
 
@@ -28,7 +28,10 @@ async def start(state: LeaseState) -> None:
         elif options.reuse:
             # After a restart, the returned snapshot is newer than the one found.
             state.newest = await services.instances.find_or_start(
-                options.args, start=lambda: services.starter.start(attempt), found=partial(_found, state)
+                options.args,
+                start=lambda: services.starter.start(attempt),
+                found=partial(_found, state),
+                tagged=services.starter.settings.tag_starts,
             )
         else:
             await services.starter.start(attempt)
@@ -36,7 +39,7 @@ async def start(state: LeaseState) -> None:
         await services.promises.flush()
     if state.newest is None:
         # The deadline fell between two attempts, or during the search for the instance of a lost start.
-        unknown = attempt.state is StartState.UNKNOWN
+        unknown = attempt.state is StartState.UNKNOWN or bool(attempt.not_seen)
         raise RequestTimeoutError(
             f"could not start an instance within start_timeout={options.start_timeout:g} s: the service "
             "was busy or unreachable. "
@@ -76,8 +79,10 @@ async def _found(state: LeaseState, instance: Instance, origin: Origin) -> None:
     state.newest = instance
     held.instance_id, held.origin = instance.instance_id, origin
     if held.key is not None:
-        promises.record_gone(held.key)  # another program restarted it first
-        held.key = None
+        # The restart was refused: if the instance runs, another program has restarted it.
+        key, held.key = held.key, None
+        await promises.close(key)
+        return
     log(
         Event.LEASE_RESTARTED if origin is Origin.RESTARTED else Event.LEASE_FOUND,
         instance_id=instance.instance_id,

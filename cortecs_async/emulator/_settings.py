@@ -7,7 +7,7 @@ from typing import Any, Final, Literal, get_args
 
 import attrs
 
-from cortecs_async.emulator._catalog import HARDWARE
+from cortecs_async.emulator._catalog import HARDWARE, DetailShape, Model, read_models
 from cortecs_async.emulator._messages import ErrorBody
 
 StartedAt = Literal["running", "accepted", "initialized", "first_running", "constant", "none", "local_time"]
@@ -67,6 +67,8 @@ class Settings:
         validator=attrs.validators.optional([attrs.validators.ge(0), _needs_parallel])
     )
     capacity: Mapping[str, int] = attrs.field(validator=_known_hardware)
+    models: Mapping[str, Model] = attrs.field(converter=read_models)
+    model_detail: DetailShape = attrs.field(validator=attrs.validators.in_(get_args(DetailShape)))
     balance: float
     currency: str
     token_lifetime: float = attrs.field(validator=attrs.validators.gt(0))

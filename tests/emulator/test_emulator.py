@@ -1,6 +1,7 @@
 """The emulator's surface: settings, secrets, imports, other servers."""
 
 import inspect
+import json
 import math
 import pickle
 import re
@@ -98,10 +99,8 @@ async def test_it_is_a_plain_asgi_application() -> None:
         transport=httpx.ASGITransport(emulator.app), base_url="http://any"
     ) as client:
         document = await client.get("/openapi.json")
-        assert (
-            document.content
-            == resources.files("cortecs_async.emulator").joinpath("openapi.json").read_bytes()
-        )
+        text = resources.files("cortecs_async.emulator").joinpath("openapi.json").read_text(encoding="utf-8")
+        assert document.json() == json.loads(text)
         redirected = await client.get("/api/v1/models", follow_redirects=True)
         assert redirected.status_code == 200
         emulator.add_fault(Fault("drop"))
