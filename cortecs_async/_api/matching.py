@@ -112,10 +112,10 @@ class Ambiguous:
 
 @frozen
 class Contested:
-    """The instance may be the one of a start that is still in progress.
+    """The instances may be those of starts that are still in progress.
 
     Attributes:
-        candidates: The id of the instance.
+        candidates: The ids of the instances that the start can have created.
     """
 
     candidates: tuple[str, ...]
@@ -162,7 +162,9 @@ def match_start(
     group, candidates = _connected(start, starts, instances, fits)
     assignment = _assign(candidates, group, fits)
     if assignment is None:
-        return Ambiguous(tuple(each.instance_id for each in candidates if fits(start, each)))
+        ids = tuple(each.instance_id for each in candidates if fits(start, each))
+        # The surplus may belong to the starts in progress.
+        return Ambiguous(ids) if _assign(candidates, [*group, *in_progress], fits) is None else Contested(ids)
     found = assignment.get(start)
     if found is not None and any(fits(other, each) for other in in_progress for each in candidates):
         return Contested((found.instance_id,))

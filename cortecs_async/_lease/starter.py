@@ -43,11 +43,6 @@ from .tags import StartTags
 # How many seconds old a list may be to serve as a baseline, so that a stream of starts shares lists.
 _BASELINE_MAX_AGE = 1.0
 
-_NOT_SEEN = (
-    "the response to a start was lost, and no instance has appeared so far. If one still does, the reaper "
-    "releases it, and so does `cortecs-async sweep`"
-)
-
 # Seconds to wait longer while a new instance may belong to a start of another process.
 _COMPETING_GRACE = 60.0
 
@@ -97,14 +92,6 @@ class Starter:
             JournalError: or `GuardError`, if one is required and missing. Nothing was sent.
             RequestError: if nothing was started or, with `outcome_unknown`, if that is not known.
         """
-        try:
-            return await self._start(start)
-        except CortecsError as error:
-            if start.not_seen:
-                error.add_note(f"cortecs_async: {_NOT_SEEN}")
-            raise
-
-    async def _start(self, start: StartAttempt) -> Instance:
         attempt = counted = 0
         spent = 0.0  # seconds of attempts and pauses, not counting waits for a slot
         while True:
@@ -268,6 +255,7 @@ class Starter:
         assert start.unresolved is not None  # noqa: S101
         start.resolved(StartState.NOT_SEEN)
         start.not_seen[start.key] = start.unresolved.as_last()
+        log(Event.LEASE_START_NOT_SEEN, model=start.args.hf_name)
         self.promises.record_abandoned(start.key)
         start.key = None
         await self.promises.flush()
