@@ -13,12 +13,10 @@ import pytest
 from _grids import alternating
 from _processes import reapers_of
 from _scripted import API, SECRET, TOKEN, Answer, Service, token
-from _world import World, in_the_loop
+from _world import World
 
 from cortecs_async import AsyncCortecs, Credentials, errors
-from cortecs_async._aio.threads import System
 from cortecs_async._client import diagnosis as _diagnosis
-from cortecs_async._client.wiring import Wiring
 from cortecs_async._errors import GuardError
 from cortecs_async._recovery.journal import JournalFile
 from cortecs_async._recovery.reaper_process import ReaperProcess
@@ -26,12 +24,12 @@ from cortecs_async.emulator import Fault
 from cortecs_async.types import Finding
 
 NAMES = ["credentials", "service", "token", "clock", "journal", "reaper"]
-NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+NOW = datetime(2025, 1, 1, tzinfo=UTC)  # of an emulator on virtual time, at its zero
 
 
 @pytest.fixture(autouse=True)
-def _at_noon(journals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Wiring, "system", System(NOW.timestamp, off_loop=in_the_loop))
+def _by_the_emulators_clock(journals: Path) -> None:
+    """Give every client the clock of the emulator."""
 
 
 async def found(client: AsyncCortecs) -> dict[str, Finding]:
@@ -56,7 +54,7 @@ async def test_all_is_well_and_nothing_is_started_or_left(world: World, journals
         assert wrong(findings) == set()
         assert [each.hint for each in findings.values()] == [""] * len(NAMES)
         assert str(journals) in findings["journal"].detail
-        assert "not checked" in findings["clock"].detail
+        assert findings["clock"].detail == "in sync with the service"
         assert emu.ledger == ()
         assert [each.route for each in emu.requests] == ["hardware_types", "token", "balance"]
     assert files(journals) == 0
@@ -145,6 +143,21 @@ async def test_clocks_that_are_apart(apart: timedelta, age: int, said: str | Non
     findings = await found_with(headers)
     assert findings["clock"].ok is (said is None)
     assert (said or "in sync") in findings["clock"].detail
+
+
+@alternating("skew,said", [(61, "61 s behind"), (-600, "600 s ahead of"), (59, "in sync with")])
+async def test_the_clock_of_the_service_may_be_skewed(world: World, skew: int, said: str) -> None:
+    async with world(clock_skew=skew) as (_, client):
+        findings = await found(client)
+    assert wrong(findings) == (set() if abs(skew) <= 60 else {"clock"})
+    assert said in findings["clock"].detail
+
+
+async def test_a_service_without_a_date_is_not_compared(world: World) -> None:
+    async with world(date_header=False) as (_, client):
+        findings = await found(client)
+    assert wrong(findings) == set()
+    assert findings["clock"].detail == "not checked: the service sends no valid Date header"
 
 
 @alternating("date", ["yesterday", "", "Mon, 99 May 2026 12:00:00 GMT", "0"])
