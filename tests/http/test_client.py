@@ -107,7 +107,10 @@ class TestStatuses:
             ('{"message": ["Busy"]}', "."),
             ('["Busy"]', "."),
             ("<html>Busy</html>", "."),
-            ('{"message": "' + 400 * "x" + '"}', "."),
+            ('{"error": {"message": "Busy!", "type": "x"}}', ": Busy!."),
+            ('{"error": {"type": "Busy"}}', "."),
+            ('{"message": "Bus', "."),
+            ('{"message": "' + 400 * "x" + '"}', f": {300 * 'x'}."),
         ],
     )
     async def test_the_message_has_the_reason_of_the_service_but_no_raw_response(
@@ -403,14 +406,30 @@ class TestNotJSON:
             assert await client.instances.list() == ()
 
     async def test_another_shape_says_where_and_shows_no_values(self, service: Service) -> None:
-        odd = {"instances": [instance(), instance(instance_id=["v4lue"])]}  # type: ignore[arg-type]
+        odd = {"instances": {"v4lue": instance()}}
         error = await list_error(service, Answer(json=odd), max_retries=5)
         assert type(error) is DecodeError
-        assert "[1].instance_id" in str(error)
+        assert "at $, a list was expected, but it is of type dict" in str(error)
         assert "v4lue" not in str(error)
         assert "newer cortecs-async" in str(error)
         assert error.attempts == 1
         assert not error.outcome_unknown
+
+    async def test_an_entry_of_another_shape_says_where_and_shows_no_values(
+        self, service: Service, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        odd = {"instances": [instance(), instance(instance_id=["v4lue"])]}  # type: ignore[arg-type]
+        service.on("GET", "/instances/", Answer(json=odd))
+        service.on("GET", "/instances/instance-2", Answer(json={"instance": odd["instances"][1]}))
+        async with service.client() as client:
+            listing = await client.instances.list()
+            assert [each.instance_id for each in listing] == ["instance-1"]
+            assert [each.entry_id for each in listing.unreadable] == [None]
+            assert "at $.instance_id, a string was expected" in listing.unreadable[0].problem
+            with pytest.raises(DecodeError, match=r"at \$\.instance_id, a string was expected") as caught:
+                await client.instances.get("instance-2")
+        assert service.routes == ["GET /instances/", "GET /instances/instance-2"]
+        assert "v4lue" not in f"{listing!r} {caught.value} {caplog.text}"
 
     async def test_another_shape_after_a_start(self, service: Service) -> None:
         error = await start_error(service, ok(instance_id=None))  # type: ignore[arg-type]
