@@ -193,8 +193,7 @@ async def test_one_that_another_deletes_in_between_is_gone(world: World) -> None
             requests = await run(emu, work)
         assert work.state is ObservedState.GONE
         assert not work.delete_accepted
-        # The stop was accepted, so the first reading without it leads to a delete, which is refused.
-        # After the accepted stop, one reading without it leads to a delete. That is refused, which is no proof.
+        # After the accepted stop, one reading without it leads to a delete, whose refusal proves nothing.
         assert requests == [
             *((0.0, "stop"), (0.0, "get"), (0.5, "get"), (1.0, "get")),
             *((1.5, "get"), (1.5, "list"), (1.5, "delete"), (1.5, "get"), (1.5, "list")),
@@ -270,7 +269,7 @@ async def test_an_accepted_delete_is_waited_for_while_it_is_listed(world: World)
 
 # --- readings that lag --------------------------------------------------------------------------------------
 
-LAGS = {
+LAGS: dict[str, dict[str, Any]] = {
     "fresh first": {"list_lag": (0, 15), "get_lag": (0, 15)},
     "late first": {"list_lag": (15, 0), "get_lag": (15, 0)},
     "one late of three": {"list_lag": (0, 0, 15), "get_lag": (0, 15, 0)},
