@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
-from _world import client_of, emulated_wall_clock
+from _world import HARDWARE, MODEL, client_of, emulated_wall_clock
 
-from cortecs_async import AsyncCortecs
+from cortecs_async import AsyncCortecs, errors
 from cortecs_async._recovery.journal import read_journals, try_lock
 from cortecs_async._recovery.reaper import Reaper
 from cortecs_async._recovery.records import Promise, Record
@@ -94,6 +94,13 @@ class Process:
         states = dict(read_journals(self.journal.parent))
         return list(states[self.journal].promises.values())
 
+    async def start_and_die(self) -> None:
+        """Start an instance, in a process that is killed before it is running."""
+        with contextlib.suppress(errors.CortecsError):  # its requests hang until they time out
+            async with self.client.instance(MODEL, HARDWARE, teardown_timeout=1.0):
+                await anyio.sleep_forever()
+        assert self._transport.is_dead
+
     def kill(self) -> Path | None:
         """End it without a release: nothing more is sent or written. Return the journal that it leaves."""
         self._transport.is_dead = True
@@ -141,7 +148,7 @@ async def reap(
         )
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def process(emu: Emulator, journals: Path, **options: Any) -> AsyncIterator[Process]:
     """Open a client as another process of this machine has it."""
     transport = _MortalTransport(emu.transport())
