@@ -407,6 +407,42 @@ MUTANTS = [
         "        if True:\n",
         "api/test_instances.py::test_concurrent_ensures_start_one_instance",
     ),
+    # What cannot be read
+    Mutant(
+        "takes an instance that it cannot read for a deleted one",
+        "_api/instances.py",
+        "if found is None and instance_id in existing_ids(instances):",
+        "if False:",
+        "api/test_listing.py::test_an_unreadable_instance_was_not_deleted",
+    ),
+    Mutant(
+        "forgets the ids of the entries that it cannot read",
+        "_api/listing.py",
+        "frozenset(unreadable.union(each.instance_id for each in instances))",
+        "frozenset(each.instance_id for each in instances)",
+        "api/test_wire.py::TestUnreadableEntries::test_an_instance_among_others",
+    ),
+    Mutant(
+        "logs an unreadable entry with every list",
+        "_api/resources.py",
+        "self._logged.add(key)",
+        "pass",
+        "api/test_listing.py::test_an_unreadable_instance_is_logged_once_per_client",
+    ),
+    Mutant(
+        "reads a price in cents as a price in euros",
+        "_api/prices.py",
+        "value if _CENTS.isdisjoint(words) else value / 100",
+        "value",
+        "lease/test_pricing.py::TestArithmetic::test_prices_are_read_liberally_but_never_guessed",
+    ),
+    Mutant(
+        "counts hours by the price per minute",
+        "_lease/pricing.py",
+        'price.per_hour if args.billing_interval == "per_hour" else price.per_minute',
+        '60 * price.per_minute if args.billing_interval == "per_hour" else price.per_minute',
+        "lease/test_pricing.py::TestArithmetic::test_hourly_billing_counts_by_the_hourly_price",
+    ),
     # The reaper
     Mutant(
         "has a reaper that dies on Ctrl-C or when the terminal closes",
@@ -759,8 +795,8 @@ MUTANTS = [
     Mutant(
         "computes costs without the number of workers",
         "_lease/pricing.py",
-        "/ 60.0 * price.per_minute * args.num_workers",
-        "/ 60.0 * price.per_minute",
+        "else price.per_minute) * args.num_workers",
+        "else price.per_minute)",
         "lease/test_pricing.py::TestArithmetic::test_a_budget_lasts_as_long_as_its_intervals_but_for_a_reserve",
     ),
     Mutant(
