@@ -13,7 +13,14 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from .._config import PollPolicy
-from .._errors import BadRequestError, ConflictError, DecodeError, InvalidArgumentError, NotFoundError
+from .._errors import (
+    BadRequestError,
+    ConflictError,
+    DecodeError,
+    InvalidArgumentError,
+    NotFoundError,
+    RequestError,
+)
 from .._http.limiter import Priority
 from .._http.messages import Call, Failure, Reply, Witness
 from .domain import AffectedInstances, Instance, InstanceArgs
@@ -208,7 +215,8 @@ class Instances:
         try:
             await self._send(Call(method="DELETE", path=path))
         except _Refused as error:
-            if not error.outcome_unknown or await self._listed(instance_id, error) is not None:
+            # An earlier attempt, whose response was lost, may have deleted it.
+            if not error.outcome_unknown or not await self._is_missing(instance_id):
                 raise
 
     async def stop_all(self) -> AffectedInstances:
@@ -341,8 +349,8 @@ class Instances:
         """Find, restart or start an instance with these arguments, as `ensure` does, without waiting for it.
 
         `found` is called with an existing instance and its origin. For `RESTARTED` it is called before the
-        request, because the restart may work although its response is lost. If the restart is refused, it is
-        called again with `FOUND`: another process restarted the instance, which owns it.
+        request, because the restart may work although its response is lost. If every attempt of the restart
+        was refused, it is called again with `FOUND`: if the instance runs, another process restarted it.
         """
         async with self.ensure_lock:
             same_model = [
@@ -362,14 +370,18 @@ class Instances:
             witness = None if found is None else UncancellableWitness()
             try:
                 return await self._restart(existing.instance_id, witness=witness)
-            except _Refused as refusal:
-                now = await self._listed(existing.instance_id, refusal)
+            except RequestError as error:
+                if found is not None and not error.outcome_unknown:
+                    await found(existing, Origin.FOUND)
+                if not isinstance(error, _Refused):
+                    raise
+                now = await self._listed(existing.instance_id, error)
+                if now is not None and now.status not in {"running", "pending"}:
+                    raise
                 if now is not None:
-                    if found is not None and not refusal.outcome_unknown:
-                        await found(now, Origin.FOUND)
-                    if now.status not in {"running", "pending"}:
-                        raise
                     return now  # another process has restarted it
+                if not await self._is_missing(existing.instance_id):
+                    raise
             # Another process has deleted it.
             return await start()
 
@@ -381,6 +393,11 @@ class Instances:
         if found is None and instance_id in existing_ids(instances):
             raise refusal
         return found
+
+    async def _is_missing(self, instance_id: str) -> bool:
+        """Return whether two readings, seconds apart, agree that the instance does not exist."""
+        reading = await self.poller.next(self.poller.subscribe(instance_id))
+        return reading is None
 
     async def read_one(self, instance_id: str) -> Instance:
         """Return one instance, for the poller: without retries."""

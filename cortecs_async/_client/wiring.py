@@ -76,6 +76,7 @@ class Wiring:
         self._leased = leased = Instances(self.http.request_for_lease, settings.poll)
         self._releasing = Instances(self.http.request_once, settings.poll, twin=leased)
         self.own: Endpoints = self.endpoints(self.http.request)
+        models = Models(self.http.request_for_lease, leased.reader)
         self._services = LeaseServices(
             http=self.http,
             instances=leased,
@@ -84,14 +85,12 @@ class Wiring:
             promises=self.promises,
             starter=Starter(
                 instances=leased,
+                models=models,
                 promises=self.promises,
                 settings=settings,
                 observer=self._observer,
             ),
-            prices=Prices(
-                HardwareTypes(self.http.request_for_lease, leased.reader),
-                Models(self.http.request_for_lease, leased.reader),
-            ),
+            prices=Prices(HardwareTypes(self.http.request_for_lease, leased.reader), models),
             observer=self._observer,
         )
 

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from .records import JournalState, Record, encode, fold
@@ -25,6 +25,9 @@ _SUFFIX = ".jsonl"
 
 # Age in seconds above which a draft belongs to a process that died while it wrote the draft.
 _MAX_DRAFT_AGE = 3600.0
+
+# Seconds to wait for `decision_lock`, whose holder may be suspended, and between two attempts.
+_DECISION_TIMEOUT, _DECISION_RETRY_DELAY = 5.0, 0.005
 
 # `is_owned` locks a file for a moment. Number of retries then, and seconds between them.
 _LOCK_RETRIES, _LOCK_RETRY_DELAY = 100, 0.001
@@ -103,9 +106,20 @@ class JournalFile:
         with contextlib.suppress(OSError):
             os.close(self._fd)
 
-    def close_or_remove(self, state: JournalState) -> None:
-        """Unlock the file, and delete it if `state` has no promises left."""
+    def close_or_remove(self, state: JournalState, *, is_searched: bool | None = None) -> None:
+        """Unlock the file, and delete it if `state` has no promises left.
+
+        While a start is unresolved in another journal, the past ids are kept: the search for its instance
+        must not take these. `is_searched` is the result of `has_unresolved`, if the caller has it already.
+        """
         if state.promises:
+            self.close()
+            return
+        if state.past_ids and is_searched is None:
+            is_searched = has_unresolved(self.path.parent)
+        if state.past_ids and is_searched:
+            with contextlib.suppress(OSError):
+                self.rewrite(state.snapshot())
             self.close()
         else:
             self.remove()
@@ -180,6 +194,52 @@ def read_journals(directory: Path) -> Iterator[tuple[Path, JournalState]]:
     for path in _paths(directory):
         with contextlib.suppress(OSError):
             yield path, fold(path.read_bytes())
+
+
+def has_unresolved(directory: Path) -> bool:
+    """Return whether the instance of a start in any of the journals is still searched for."""
+    for path in _paths(directory):
+        with contextlib.suppress(OSError):
+            data = path.read_bytes()
+            # Journals that are kept for their past ids can be many, and have no intents.
+            if b'"INTENT"' in data and fold(data).has_unresolved():
+                return True
+    return False
+
+
+def foreign_states(directory: Path, *, without: Container[Path] = ()) -> list[JournalState]:
+    """Return the states of the journals in a directory, except those at the paths in `without`."""
+    states: list[JournalState] = []
+    for path, state in read_journals(directory):
+        if path not in without:
+            # A dead owner whose reaper has not begun, or is dead too.
+            state.is_orphaned = state.is_orphaned or (state.has_unresolved() and is_owned(path) is False)
+            states.append(state)
+    return states
+
+
+@contextlib.contextmanager
+def decision_lock(directory: Path) -> Iterator[None]:
+    """Let only one process at a time decide which instance belongs to which start, and record it.
+
+    Raises nothing: without file locks, or if another process keeps this one for too long, the decision is
+    made all the same.
+    """
+    fd = -1
+    with contextlib.suppress(OSError):
+        fd = os.open(directory, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    deadline = time.monotonic() + _DECISION_TIMEOUT
+    while fd >= 0 and time.monotonic() < deadline:
+        try:
+            _lock(fd)
+            break
+        except OSError:
+            time.sleep(_DECISION_RETRY_DELAY)
+    try:
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def _paths(directory: Path) -> list[Path]:

@@ -3,12 +3,12 @@
 Synchronous and not thread-safe: the caller must hold a lock. Methods that need the time take it as `now`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
 
-from cortecs_async.emulator._catalog import HARDWARE, MODELS
+from cortecs_async.emulator._catalog import HARDWARE, Model
 from cortecs_async.emulator._instance import (
     BILLED,
     Instance,
@@ -23,18 +23,19 @@ from cortecs_async.emulator._messages import ApiError, integer_field, required_s
 from cortecs_async.emulator._queue import InferenceQueue, Slot
 from cortecs_async.emulator._records import LedgerEntry, LedgerStatus
 from cortecs_async.emulator._settings import Settings
+from cortecs_async.emulator._views import Replicas, all_as_of, as_of
 
 _DEFAULT_CONTEXT_LENGTH = 32000
 
 
-def read_args(body: Mapping[str, Any]) -> InstanceArgs:
+def read_args(body: Mapping[str, Any], models: Mapping[str, Model]) -> InstanceArgs:
     """Check the body of a start and fill in the defaults. Null counts as absent."""
     model_id = required_string(body, "model_id")
     hardware_type_id = string_field(body, "hardware_type_id")
     context_length = integer_field(body, "context_length", least=1)
     billing_interval = string_field(body, "billing_interval") or "per_minute"
     num_workers = integer_field(body, "num_workers", least=1, most=8) or 1
-    model = MODELS.get(model_id)
+    model = models.get(model_id)
     if model is None:
         raise ApiError(400, f"Unknown model_id {model_id!r}.")
     if hardware_type_id is None:
@@ -76,6 +77,14 @@ class Account:
     """With `parallel`: the inference queue of each instance, until its run ends."""
     answers: int = 0
     """How many inference answers have been given."""
+    entries: list[Any] = attrs.field(factory=list)
+    """What the list shows as it is, after the instances."""
+    list_replicas: Replicas = attrs.field(
+        default=attrs.Factory(lambda self: Replicas(self.settings.list_lag), takes_self=True)
+    )
+    get_replicas: Replicas = attrs.field(
+        default=attrs.Factory(lambda self: Replicas(self.settings.get_lag), takes_self=True)
+    )
 
     def issue_token(self, now: float) -> str:
         token = f"emulator-token-{len(self.tokens) + 1}"
@@ -103,11 +112,45 @@ class Account:
         if queue is not None:
             queue.release(slot, now)
 
+    def without(self, instance_id: str | None) -> "Account":
+        """Return a view of the account, for one reading, that lacks an instance, or everything if None."""
+        if instance_id is None:
+            return attrs.evolve(self, instances={}, deleted={}, entries=[])
+        instances, deleted = (
+            {each: instance for each, instance in source.items() if each != instance_id}
+            for source in (self.instances, self.deleted)
+        )
+        return attrs.evolve(self, instances=instances, deleted=deleted)
+
+    def list_json(self, now: float) -> list[Any]:
+        """Return what a list shows, which may lag."""
+        at = self.list_replicas.view_time(now)
+        shown: Iterable[Instance] = self.instances.values()
+        if at != now:
+            shown = all_as_of(shown, self.deleted, at)
+        if self.settings.hide_stopped:
+            shown = [instance for instance in shown if self.status(instance, at) != "stopped"]
+        return [*(self.json(instance, at) for instance in shown), *self.entries]
+
+    def get_json(self, instance_id: str, now: float) -> dict[str, Any]:
+        """Return what a read of one instance shows, which may lag."""
+        at = self.get_replicas.view_time(now)
+        if at == now:
+            return self.json(self.get(instance_id), now)
+        instance = self.instances.get(instance_id) or self.deleted.get(instance_id)
+        view = None if instance is None else as_of(instance, at)
+        if view is None:
+            raise self._unknown(instance_id)
+        return self.json(view, at)
+
     def get(self, instance_id: str) -> Instance:
         instance = self.instances.get(instance_id)
         if instance is None:
-            raise ApiError(self.settings.unknown_status, f"Instance {instance_id} does not exist.")
+            raise self._unknown(instance_id)
         return instance
+
+    def _unknown(self, instance_id: str) -> ApiError:
+        return ApiError(self.settings.unknown_status, f"Instance {instance_id} does not exist.")
 
     def status(self, instance: Instance, now: float) -> LedgerStatus:
         return status_of(instance, now, self.settings)

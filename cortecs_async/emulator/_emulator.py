@@ -1,48 +1,36 @@
-"""The emulator: one locked account, its faults, and the properties that tests read."""
+"""The emulator: its options, and what tests read and change."""
 
-import functools
-import math
-import threading
+import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, final
 
 import anyio
-import attrs
 import httpx
 from starlette.applications import Starlette
 
-from cortecs_async.emulator._account import Account, read_args
+from cortecs_async.emulator._account import read_args
 from cortecs_async.emulator._asgi import EmulatorApp
-from cortecs_async.emulator._faults import Fault, FaultPlan, fault_response
-from cortecs_async.emulator._inference import running_instance
-from cortecs_async.emulator._messages import ApiError, Request, Response, error_response
-from cortecs_async.emulator._queue import Slot
+from cortecs_async.emulator._catalog import DetailShape, ModelsOption
+from cortecs_async.emulator._faults import Fault
+from cortecs_async.emulator._messages import ErrorBody
 from cortecs_async.emulator._records import LedgerEntry, RequestRecord
-from cortecs_async.emulator._routing import API, INFERENCE, Match, find_route, handle
-from cortecs_async.emulator._settings import Settings
-from cortecs_async.emulator._streaming import Delivery
+from cortecs_async.emulator._routing import API
+from cortecs_async.emulator._service import Service
+from cortecs_async.emulator._settings import Settings, StartedAt
 from cortecs_async.emulator._transport import EmulatorTransport
 
 # The date at zero of a clock that is not the machine's own: 2025-01-01T00:00:00Z.
 _EPOCH: Final = 1_735_689_600.0
 
 
-@attrs.frozen
-class _DelayedRequest:
-    """A request whose caller disconnected during a delay. It is still processed when it is due."""
-
-    due: float
-    request: Request
-    match: Match
-
-
 @final
-class Emulator:
+class Emulator(Service):
     """A Cortecs account that costs nothing.
 
     Its state depends only on the requests so far and on `clock()`: it has no background tasks and computes
-    its state on each request. You can read and change it from any thread.
+    its state on each request. You can read and change it from any thread; the properties show the truth, even
+    if responses lag.
     """
 
     def __init__(
@@ -59,11 +47,22 @@ class Emulator:
         parallel: int | None = None,
         queue: int | None = None,
         capacity: Mapping[str, int] | None = None,
+        models: ModelsOption | None = None,
+        model_detail: DetailShape = "current",
         balance: float = 1000.0,
         currency: str = "EUR",
         token_lifetime: float = 3600.0,
         unknown_status: int = 400,
         num_workers_in_args: bool = True,
+        list_lag: float | Sequence[float] = 0.0,
+        get_lag: float | Sequence[float] = 0.0,
+        hide_stopped: bool = False,
+        clock_skew: float = 0.0,
+        date_header: bool = True,
+        started_at: StartedAt = "running",
+        status_words: Mapping[str, str] | None = None,
+        error_body: ErrorBody = "message",
+        endpoint_lag: float = 0.0,
         root_url: str = "http://localhost",
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[Any]] = anyio.sleep,
@@ -85,23 +84,46 @@ class Emulator:
                 wait in order. None for no limit. A caller that disconnects while it waits releases its
                 place to the next that arrives.
             queue: How many answers may wait; further ones get a 429 with `Retry-After`. None for no limit.
-            capacity: The number of GPU sets by hardware type; types that are not listed have
-                10,000. Each worker uses one set.
+            capacity: GPU sets by hardware type, 10,000 by default. Each worker uses one set.
+            models: Additional models: names, for all hardware, or the maximum context lengths by name and
+                hardware type, `{"org/name": {"NVIDIA_H100_1": 32768}}`. The first type is recommended.
+            model_detail: "old" gives a model's details the keys that `cortecs-py` 0.1.1 reads.
             balance: The account's balance before the first start, in `currency`. When it is used up, starts
                 are rejected, but no instance is stopped.
             currency: The currency of the balance and of the invented prices.
             token_lifetime: Seconds until an access token expires.
             unknown_status: The HTTP status for an unknown instance id: 400, as documented, or 404.
-            num_workers_in_args: False leaves `num_workers` out of `instance_args`, as every documented
-                example does.
+            num_workers_in_args: False leaves `num_workers` out of `instance_args`, as the reference does.
+            list_lag: Seconds that the list of instances lags: it shows starts, statuses, stops, and deletions
+                as of that long ago. With several lags, the lists show them in turn, as replicas do that
+                disagree. Requests that change something, the bill, and inference never lag.
+            get_lag: The same for a request of one instance. A deleted instance is shown that much longer,
+                and a new one is unknown that long.
+            hide_stopped: True leaves stopped instances out of the list; they can still be requested by id.
+            clock_skew: Seconds that the service's clock is ahead (negative: behind), in all its dates.
+            date_header: Whether responses have a `Date` header, by the service's clock. Turn it off under a
+                server that adds its own.
+            started_at: What the `started_at` of an instance means. It is null until then.
+                `"running"`: when the latest run became running.
+                `"accepted"`: when the latest start or restart was accepted.
+                `"initialized"`: when the latest run reached its second step.
+                `"first_running"`: when any run first became running; a restart does not change it.
+                `"constant"`: always 2020-01-01T00:00:00Z. `"none"`: always null.
+                `"local_time"`: as `"running"`, but in a time zone two hours ahead, falsely marked as UTC.
+            status_words: Other words for statuses in responses, by `pending`, `running`, `stopping` or
+                `stopped`.
+            error_body: The body of a provisioning error: `"message"` and `"error"` are JSON with the message
+                under that key, `"openai"` is the error of inference, `"html"` a page, `"empty"` nothing.
+            endpoint_lag: Seconds after an instance became running in which its inference endpoint still
+                answers 502 with HTML.
             root_url: The URL at which callers reach it; serving the emulator sets it.
             clock: Returns the current time in seconds, from any fixed point.
             sleep: Waits for a number of seconds on the same clock.
 
         Raises:
-            ValueError: For a number out of range or an unknown hardware type.
+            ValueError: For a number out of range, an unknown hardware type or an invalid model name.
         """
-        self._settings = Settings(
+        settings = Settings(
             client_id=client_id,
             client_secret=client_secret,
             api_key=api_key,
@@ -113,21 +135,26 @@ class Emulator:
             parallel=parallel,
             queue=queue,
             capacity=dict(capacity or {}),
+            models=models,
+            model_detail=model_detail,
             balance=balance,
             currency=currency,
             token_lifetime=token_lifetime,
             unknown_status=unknown_status,
             num_workers_in_args=num_workers_in_args,
+            list_lag=list_lag,
+            get_lag=get_lag,
+            hide_stopped=hide_stopped,
+            clock_skew=clock_skew,
+            date_header=date_header,
+            started_at=started_at,
+            status_words=dict(status_words or {}),
+            error_body=error_body,
+            endpoint_lag=endpoint_lag,
             # The machine's own clock gives true dates, any other clock the same dates in every run.
-            epoch=time.time() - time.monotonic() if clock is time.monotonic else _EPOCH,
+            epoch=clock_skew + (time.time() - time.monotonic() if clock is time.monotonic else _EPOCH),
         )
-        self._clock = clock
-        self._sleep = sleep
-        self._lock = threading.Lock()
-        self._account = Account(self._settings, root_url.rstrip("/"))
-        self._faults = FaultPlan()
-        self._requests: list[RequestRecord] = []
-        self._delayed: list[_DelayedRequest] = []
+        super().__init__(settings, root_url=root_url, clock=clock, sleep=sleep)
         self._app = EmulatorApp(self)
 
     def __repr__(self) -> str:
@@ -205,6 +232,21 @@ class Emulator:
         with self._lock:
             return self._faults.unmet()
 
+    def add_entry(self, entry: Any) -> None:
+        """Add any JSON value to the list of instances, after them, as if the service had written it.
+
+        Raises:
+            TypeError: If it is not a JSON value.
+        """
+        copy = json.loads(json.dumps(entry))
+        with self._lock:
+            self._account.entries.append(copy)
+
+    def clear_entries(self) -> None:
+        """Remove all values that `add_entry` has added."""
+        with self._lock:
+            self._account.entries.clear()
+
     @property
     def ledger(self) -> tuple[LedgerEntry, ...]:
         """The bill of every instance, deleted ones included, in the order of their starts."""
@@ -266,10 +308,20 @@ class Emulator:
                 "context_length": context_length,
                 "billing_interval": billing_interval,
                 "num_workers": num_workers,
-            }
+            },
+            self._settings.models,
         )
         with self._lock:
             return self._account.start(args, self._now()).instance_id
+
+    def restart_instance(self, instance_id: str) -> None:
+        """Restart a stopped instance without HTTP.
+
+        Raises:
+            ValueError: If it is unknown, not stopped, or the service would reject the restart.
+        """
+        with self._lock:
+            self._account.restart(instance_id, self._now())
 
     def stop_instance(self, instance_id: str) -> None:
         """Stop an instance without HTTP.
@@ -288,106 +340,3 @@ class Emulator:
         """
         with self._lock:
             self._account.delete(instance_id, self._now(), force=True)
-
-    async def exchange(self, request: Request, /) -> Delivery | None:
-        """Answer one request; None if its connection is dropped. Called by the transports.
-
-        The lock is held to change the state, and never during a wait.
-        """
-        match = find_route(request.method, request.path)
-        inference = request.path.startswith(INFERENCE)
-        response: Response | None = None
-        slot: Slot | None = None
-        with self._lock:
-            now = self._now()
-            fault = self._faults.take(match.name)
-            kind = None if fault is None else fault.kind
-            number = len(self._requests)
-            record = RequestRecord(request.method, request.path, match.name, None, now, kind)
-            self._requests.append(record)
-            if fault is None or fault.after:
-                response, slot = self._begin(request, match, now)
-        if fault is not None and fault.kind == "delay" and not fault.after:
-            response, slot = await self._begin_later(request, match, now, fault.seconds)
-        if response is not None and slot is not None:
-            response = await self._work(response, slot)
-        if fault is not None and fault.kind == "delay" and fault.after:
-            await self._sleep(fault.seconds)
-        if fault is not None and fault.kind in {"status", "garbage"}:
-            response = fault_response(fault, inference=inference)
-        elif kind == "drop":
-            response = None
-        if response is None:
-            return None
-        with self._lock:
-            self._requests[number] = attrs.evolve(record, status=response.status)
-        response.headers["x-request-id"] = f"emulator-request-{number + 1}"
-        return Delivery(
-            response=response,
-            is_cut=kind == "truncate",
-            pause=lambda: self._sleep(self._settings.token_seconds),
-            is_running=functools.partial(self._is_running, response.instance_id),
-        )
-
-    async def _work(self, response: Response, slot: Slot) -> Response:
-        """Wait until an answer is ready, and return it, or an error if its instance stops before."""
-        interval = self._settings.answer_seconds
-        # Between sleeps, check that the instance still runs: an event could not wake callers on other loops.
-        for _ in range(math.ceil((slot.ends - self._clock()) / interval)):
-            try:
-                await self._sleep(max(0.0, min(interval, slot.ends - self._clock())))
-            except BaseException:
-                with self._lock:
-                    self._account.release_slot(response.instance_id, slot, self._clock())
-                raise
-            with self._lock:
-                try:
-                    running_instance(self._account, response.instance_id, self._now())
-                except ApiError as error:
-                    return error_response(error, inference=True)
-        return response
-
-    def _is_running(self, instance_id: str) -> bool:
-        with self._lock:
-            now = self._now()
-            instance = self._account.instances.get(instance_id)
-            return instance is not None and self._account.status(instance, now) == "running"
-
-    async def _begin_later(
-        self, request: Request, match: Match, now: float, seconds: float
-    ) -> tuple[Response, Slot | None]:
-        try:
-            await self._sleep(seconds)
-        except BaseException:
-            # The caller has disconnected. A service does not notice: it processes the request when due.
-            with self._lock:
-                self._delayed.append(_DelayedRequest(now + seconds, request, match))
-            raise
-        with self._lock:
-            return self._begin(request, match, self._now())
-
-    def _now(self) -> float:
-        """Process every delayed request that is due, and return the current time. The lock must be held."""
-        now = self._clock()
-        due = sorted((each for each in self._delayed if each.due <= now), key=lambda each: each.due)
-        if due:
-            self._delayed = [each for each in self._delayed if each.due > now]
-            for each in due:
-                self._handle(each.request, each.match, each.due)
-        return now
-
-    def _handle(self, request: Request, match: Match, now: float) -> Response:
-        try:
-            return handle(self._account, request, match, now)
-        except ApiError as error:
-            return error_response(error, inference=request.path.startswith(INFERENCE))
-
-    def _begin(self, request: Request, match: Match, now: float) -> tuple[Response, Slot | None]:
-        """Handle a request, and reserve the time in which the instance works on it, if it takes any."""
-        response = self._handle(request, match, now)
-        if not response.instance_id or not self._settings.answer_seconds:
-            return response, None
-        try:
-            return response, self._account.reserve_slot(response.instance_id, now)
-        except ApiError as error:
-            return error_response(error, inference=True), None

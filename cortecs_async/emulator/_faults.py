@@ -2,17 +2,31 @@
 
 import json
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import attrs
 
-from cortecs_async.emulator._messages import JSON_TYPE, Response, openai_error
+from cortecs_async.emulator._messages import (
+    HTML_TYPE,
+    JSON_TYPE,
+    ApiError,
+    ErrorBody,
+    Response,
+    error_response,
+)
 from cortecs_async.emulator._routing import ROUTE_NAMES
 
-FaultKind = Literal["drop", "status", "delay", "truncate", "garbage"]
+FaultKind = Literal["drop", "status", "delay", "truncate", "garbage", "omit", "late"]
 FaultTime = Literal["before", "after"]
 
 _GARBAGE = "<!doctype html><title>Not JSON</title><p>The emulator was asked for garbage."
+
+
+# Kinds that only make sense on some routes.
+_ROUTES_OF: Final[Mapping[str, frozenset[str]]] = {
+    "omit": frozenset({"list", "get"}),
+    "late": frozenset({"start", "restart", "stop", "stop_all", "delete", "delete_all"}),
+}
 
 
 # attrs.validators.optional, which mypy does not accept beside a default that is an int.
@@ -29,20 +43,26 @@ class Fault:
     Attributes:
         kind: `drop` cuts the connection without a response; `status` responds with `status` and `body`;
             `delay` waits `seconds`; `truncate` sends all headers and half of the body, then cuts the
-            connection; `garbage` responds 200 with `body`, or with HTML.
-        route: The name of the route that it affects; None for every request.
+            connection; `garbage` responds 200 with `body`, or with HTML; `omit` responds to a `list` or `get`
+            as if an instance did not exist; `late` cuts the connection of a start, restart, stop or deletion
+            without a response, and processes the request `seconds` later.
+        route: The name of the route that it affects; None for every request (`omit` and `late`: on the routes
+            of that kind).
         when: `before` the request is processed, so that nothing happens (a `delay` only makes it happen
             later), or `after`: it happens, but the response is lost or replaced. `truncate` and `garbage`
-            are always after.
+            are always after; `omit` and `late` ignore it.
         times: How many requests it affects; None for all.
         skip: How many matching requests pass before the first that it affects.
         status: The status of a `status` fault.
-        body: Text or bytes as they are, anything else as JSON; None for an error message.
+        body: Text or bytes as they are (text that begins with `<` as HTML, which looks like the error of a
+            proxy), anything else as JSON; None for an error as the API sends it, by default a JSON `message`.
         headers: Headers of a `status` or `garbage` response, in addition to or instead of its own.
-        seconds: How long a `delay` takes.
+        seconds: How long a `delay` takes, or how late a `late` request is processed.
+        instance_id: The instance that an `omit` fault leaves out; None for everything.
 
     Raises:
-        ValueError: For an unknown kind, time or route, or a number out of range.
+        ValueError: For an unknown kind, time or route, a route that the kind does not affect, an
+            `instance_id` without `omit`, or a number out of range.
     """
 
     kind: FaultKind = attrs.field(validator=attrs.validators.in_(get_args(FaultKind)))
@@ -56,11 +76,29 @@ class Fault:
     body: Any = None
     headers: Mapping[str, str] = attrs.field(factory=dict)
     seconds: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
+    instance_id: str | None = None
+
+    def __attrs_post_init__(self) -> None:
+        routes = _ROUTES_OF.get(self.kind, ROUTE_NAMES)
+        if self.route is not None and self.route not in routes:
+            msg = f"'route' must be one of {sorted(routes)} for {self.kind!r}: {self.route!r}"
+            raise ValueError(msg)
+        if self.instance_id is not None and self.kind != "omit":
+            msg = f"'kind' must be 'omit' for an instance_id: {self.kind!r}"
+            raise ValueError(msg)
 
     @property
     def after(self) -> bool:
         """Whether the request is processed in spite of the fault."""
-        return self.when == "after" or self.kind in {"truncate", "garbage"}
+        return self.kind in {"truncate", "garbage"} or (self.when == "after" and self.kind not in _ROUTES_OF)
+
+    def affects(self, route: str | None, instance_id: str | None) -> bool:
+        """Return whether it can affect a request, given its route and the instance in its path."""
+        if self.route not in (None, route) or (
+            self.kind in _ROUTES_OF and route not in _ROUTES_OF[self.kind]
+        ):
+            return False
+        return None in (self.instance_id, instance_id) or self.instance_id == instance_id
 
 
 @attrs.define
@@ -92,7 +130,7 @@ class FaultPlan:
         """Return the faults that have affected no request yet, in order."""
         return tuple(pending.fault for pending in self.pending if pending.seen <= pending.fault.skip)
 
-    def take(self, route: str | None) -> Fault | None:
+    def take(self, route: str | None, instance_id: str | None) -> Fault | None:
         """Return the fault that affects this request, if any.
 
         A request is affected by one fault at most. A fault behind another still counts the request towards
@@ -100,7 +138,7 @@ class FaultPlan:
         """
         found: Fault | None = None
         for pending in self.pending:
-            if pending.fault.route not in (None, route):
+            if not pending.fault.affects(route, instance_id):
                 continue
             if found is None:
                 found = pending.fault if pending.meets() else None
@@ -109,22 +147,21 @@ class FaultPlan:
         return found
 
 
-def fault_response(fault: Fault, *, inference: bool) -> Response:
-    """Build the response of a `status` or `garbage` fault."""
-    body, content_type = _content(fault, inference=inference)
+def fault_response(fault: Fault, error_body: ErrorBody) -> Response:
+    """Build the response of a `status` or `garbage` fault; `error_body` is how the route's errors look."""
     headers = {name.lower(): value for name, value in fault.headers.items()}
+    body = _GARBAGE if fault.kind == "garbage" and fault.body is None else fault.body
+    if body is None:
+        message = f"Emulated fault: status {fault.status}."
+        return error_response(ApiError(fault.status, message, headers=headers), error_body)
+    content, content_type = _content(body)
     status = 200 if fault.kind == "garbage" else fault.status
-    return Response(status, body, {"content-type": content_type, **headers})
+    return Response(status, content, {"content-type": content_type, **headers})
 
 
-def _content(fault: Fault, *, inference: bool) -> tuple[bytes, str]:
-    if isinstance(fault.body, bytes | str):
-        body = fault.body.encode() if isinstance(fault.body, str) else fault.body
+def _content(body: Any) -> tuple[bytes, str]:
+    if isinstance(body, bytes):
         return body, "text/plain; charset=utf-8"
-    if fault.body is not None:
-        return json.dumps(fault.body).encode(), JSON_TYPE
-    if fault.kind == "garbage":
-        return _GARBAGE.encode(), "text/html; charset=utf-8"
-    message = f"Emulated fault: status {fault.status}."
-    value = openai_error(fault.status, message) if inference else {"message": message}
-    return json.dumps(value).encode(), JSON_TYPE
+    if isinstance(body, str):
+        return body.encode(), HTML_TYPE if body.startswith("<") else "text/plain; charset=utf-8"
+    return json.dumps(body).encode(), JSON_TYPE

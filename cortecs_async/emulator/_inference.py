@@ -19,7 +19,7 @@ from cortecs_async.emulator._generation import (
     text_choice,
     tokenize,
 )
-from cortecs_async.emulator._instance import Instance
+from cortecs_async.emulator._instance import EPSILON, Instance
 from cortecs_async.emulator._messages import ApiError, Params, Request, Response, json_object, json_response
 
 
@@ -112,6 +112,11 @@ def running_instance(account: Account, instance_id: str, now: float) -> Instance
     status = account.status(instance, now)
     if status != "running":
         raise ApiError(503, f"Instance {instance_id} is {status}.", code="instance_not_running")
+    settings = account.settings
+    if settings.endpoint_lag:
+        serves_from = instance.run.started_at + settings.ready_after + settings.endpoint_lag
+        if now < serves_from - EPSILON:
+            raise ApiError(502, f"The server of instance {instance_id} does not respond.", body="html")
     return instance
 
 

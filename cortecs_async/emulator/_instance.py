@@ -1,5 +1,6 @@
 """The state of one instance: pure functions of what happened to it and of the time."""
 
+import functools
 import math
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -13,7 +14,11 @@ from cortecs_async.emulator._settings import Settings
 BILLED: Final = frozenset({"pending", "running", "stopping"})
 
 # Tolerance for sums of floats: far above their error, far below any interval that matters.
-_EPSILON: Final = 1e-9
+EPSILON: Final = 1e-9
+
+# What `started_at="constant"` shows, and how far `"local_time"` is ahead.
+_CONSTANT_STAMP: Final = "2020-01-01T00:00:00Z"
+_LOCAL_OFFSET: Final = 2 * 3600
 
 _MINUTES: Final = {"per_minute": 1, "per_hour": 60}
 
@@ -49,6 +54,11 @@ class Run:
         """Return how long it has lasted so far."""
         end = now if self.stopped_at is None else min(now, self.stopped_at)
         return max(0.0, end - self.started_at)
+
+    def progress(self, now: float) -> float:
+        """Return how long it has been provisioned. A stop freezes the progress."""
+        end = now if self.stop_requested_at is None else min(now, self.stop_requested_at)
+        return end - self.started_at
 
 
 @attrs.frozen
@@ -95,8 +105,8 @@ def status_of(instance: Instance, now: float, settings: Settings) -> LedgerStatu
         return "deleted"
     run = instance.run
     if run.stopped_at is not None:
-        return "stopped" if now >= run.stopped_at - _EPSILON else "stopping"
-    return "running" if now - run.started_at >= settings.ready_after - _EPSILON else "pending"
+        return "stopped" if now >= run.stopped_at - EPSILON else "stopping"
+    return "running" if now - run.started_at >= settings.ready_after - EPSILON else "pending"
 
 
 def step_of(worker: int, elapsed: float, settings: Settings) -> int:
@@ -108,9 +118,9 @@ def step_of(worker: int, elapsed: float, settings: Settings) -> int:
     if settings.step_seconds <= 0:
         return last
     # Compared before the division: a tiny step would overflow the floor.
-    if elapsed >= settings.ready_after + worker * settings.step_seconds - _EPSILON:
+    if elapsed >= settings.ready_after + worker * settings.step_seconds - EPSILON:
         return last
-    return max(1, min(last, 1 + math.floor(elapsed / settings.step_seconds + _EPSILON) - worker))
+    return max(1, min(last, 1 + math.floor(elapsed / settings.step_seconds + EPSILON) - worker))
 
 
 def describe(step: int, num_steps: int) -> str:
@@ -126,7 +136,7 @@ def cost_of(instance: Instance, now: float) -> float:
     """Return the cost of an instance so far, in the account's currency."""
     args = instance.args
     minutes = _MINUTES[args.billing_interval]
-    intervals = sum(max(1, math.ceil(run.seconds(now) / (60 * minutes) - _EPSILON)) for run in instance.runs)
+    intervals = sum(max(1, math.ceil(run.seconds(now) / (60 * minutes) - EPSILON)) for run in instance.runs)
     return round(intervals * minutes * args.hardware.price_per_minute * args.num_workers, 6)
 
 
@@ -160,16 +170,14 @@ def instance_json(instance: Instance, now: float, settings: Settings, root_url: 
     }
     if settings.num_workers_in_args:
         args_json["num_workers"] = args.num_workers
-    # A stop freezes the progress; a run that was stopped before it was running never has a started_at.
-    elapsed = (now if run.stop_requested_at is None else min(now, run.stop_requested_at)) - run.started_at
-    ran = elapsed >= settings.ready_after - _EPSILON
+    elapsed = run.progress(now)
     return {
         "instance_id": instance.instance_id,
         "base_url": f"{root_url}/inference/{instance.instance_id}/v1" if status == "running" else None,
         "instance_args": args_json,
         "instance_status": {
-            "status": status,
-            "started_at": timestamp(run.started_at + settings.ready_after, settings.epoch) if ran else None,
+            "status": settings.status_words.get(status, status),
+            "started_at": _started_at(instance, now, settings),
             "stopped_at": timestamp(run.stopped_at, settings.epoch)
             if run.stopped_at is not None and status == "stopped"
             else None,
@@ -179,6 +187,22 @@ def instance_json(instance: Instance, now: float, settings: Settings, root_url: 
             for worker in range(args.num_workers)
         ],
     }
+
+
+def _started_at(instance: Instance, now: float, settings: Settings) -> str | None:
+    """Return the stamp of a start, which means what `Settings.started_at` says; None if there is none yet."""
+    meaning = settings.started_at
+    if meaning == "constant":
+        return _CONSTANT_STAMP
+    if meaning == "none":
+        return None
+    # A run that was stopped before it got this far never has a stamp.
+    stamped_after = settings.stamped_after
+    for run in instance.runs if meaning == "first_running" else (instance.run,):
+        if run.progress(now) >= stamped_after - EPSILON:
+            offset = _LOCAL_OFFSET if meaning == "local_time" else 0
+            return timestamp(run.started_at + stamped_after + offset, settings.epoch)
+    return None
 
 
 def _progress(worker: int, elapsed: float, settings: Settings) -> dict[str, Any]:
@@ -192,4 +216,11 @@ def _progress(worker: int, elapsed: float, settings: Settings) -> dict[str, Any]
 
 def timestamp(at: float, epoch: float) -> str:
     """Format a time of the emulator's clock as the service does: ISO 8601 in UTC, whole seconds."""
-    return datetime.fromtimestamp(epoch + at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    # Cut to the second as the `Date` header is, so that no stamp is later than the response that shows it.
+    return _stamp(int(epoch + at))
+
+
+# Lists repeat the same stamps.
+@functools.lru_cache(maxsize=1024)
+def _stamp(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

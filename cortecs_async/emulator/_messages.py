@@ -1,12 +1,16 @@
 """Requests and responses as plain data, independent of what carries them (ASGI or httpx)."""
 
+import html
 import json
 from collections.abc import Mapping
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import attrs
 
 JSON_TYPE = "application/json"
+HTML_TYPE = "text/html; charset=utf-8"
+# The shapes of an error's body.
+ErrorBody = Literal["message", "error", "openai", "html", "empty"]
 # The parameters in a path, by name.
 Params = Mapping[str, str]
 
@@ -45,17 +49,25 @@ class Response:
 class ApiError(ValueError):
     """The emulated service rejects a request; nothing has changed. Anything that reads a request raises it.
 
-    Only inference sends the code, a reason for programs.
+    Only inference sends the code, a reason for programs. `body` is the shape of the body if it is not that
+    of the route's other errors.
     """
 
     def __init__(
-        self, status: int, message: str, *, code: str | None = None, headers: Mapping[str, str] | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        body: ErrorBody | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.code = code
         self.headers: Mapping[str, str] = {} if headers is None else headers
+        self.body = body
 
 
 def json_response(
@@ -73,13 +85,23 @@ def json_response(
     )
 
 
-def error_response(error: ApiError, *, inference: bool) -> Response:
-    """Build the response for an error: Cortecs' `message`, or OpenAI's `error` for inference."""
-    body = openai_error(error.status, error.message, error.code) if inference else {"message": error.message}
-    return json_response(error.status, body, error.headers)
+def error_response(error: ApiError, body: ErrorBody) -> Response:
+    """Build the response for an error, with a body of that shape unless the error has its own."""
+    shape = error.body or body
+    if shape == "empty":
+        return Response(error.status, headers=dict(error.headers))
+    if shape == "html":
+        title = f"Error {error.status}"
+        page = f"<!doctype html><title>{title}</title><h1>{title}</h1><p>{html.escape(error.message)}"
+        return Response(error.status, page.encode(), {"content-type": HTML_TYPE, **error.headers})
+    if shape == "openai":
+        value = _openai_error(error.status, error.message, error.code)
+    else:
+        value = {shape: error.message}
+    return json_response(error.status, value, error.headers)
 
 
-def openai_error(status: int, message: str, code: str | None = None) -> dict[str, Any]:
+def _openai_error(status: int, message: str, code: str | None = None) -> dict[str, Any]:
     """Build the error body of an OpenAI-compatible endpoint."""
     kinds = {
         401: "authentication_error",

@@ -1,11 +1,19 @@
 """The settings of an emulator, fixed when it is created."""
 
-from collections.abc import Mapping
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, get_args
 
 import attrs
 
-from cortecs_async.emulator._catalog import HARDWARE
+from cortecs_async.emulator._catalog import HARDWARE, DetailShape, Model, read_models
+from cortecs_async.emulator._messages import ErrorBody
+
+StartedAt = Literal["running", "accepted", "initialized", "first_running", "constant", "none", "local_time"]
+
+_STATUSES: Final = ("pending", "running", "stopping", "stopped")
+# 31 years: enough for every clock, and all stamps have four-digit years.
+_MOST_SKEW: Final = 1e9
 
 
 def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, int]) -> None:
@@ -21,6 +29,23 @@ def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, i
 def _needs_parallel(settings: "Settings", _: object, __: int) -> None:
     if settings.parallel is None:
         msg = "queue requires parallel: pass parallel too"
+        raise ValueError(msg)
+
+
+def _as_lags(value: float | Sequence[float]) -> tuple[float, ...]:
+    return (value,) if isinstance(value, int | float) else tuple(value)
+
+
+def _valid_lags(_: object, attribute: "attrs.Attribute[Any]", value: tuple[float, ...]) -> None:
+    if not value or not all(0 <= lag < math.inf for lag in value):
+        msg = f"{attribute.name!r} must be seconds >= 0, or a sequence of them: {value}"
+        raise ValueError(msg)
+
+
+def _known_statuses(_: object, attribute: "attrs.Attribute[Any]", value: Mapping[str, str]) -> None:
+    unknown = [status for status in value if status not in _STATUSES]
+    if unknown:
+        msg = f"unknown status {unknown[0]!r} in {attribute.name} (known: {', '.join(_STATUSES)})"
         raise ValueError(msg)
 
 
@@ -41,15 +66,41 @@ class Settings:
         validator=attrs.validators.optional([attrs.validators.ge(0), _needs_parallel])
     )
     capacity: Mapping[str, int] = attrs.field(validator=_known_hardware)
+    models: Mapping[str, Model] = attrs.field(converter=read_models)
+    model_detail: DetailShape = attrs.field(validator=attrs.validators.in_(get_args(DetailShape)))
     balance: float
     currency: str
     token_lifetime: float = attrs.field(validator=attrs.validators.gt(0))
     unknown_status: int = attrs.field(validator=attrs.validators.in_((400, 404)))
     num_workers_in_args: bool
+    list_lag: tuple[float, ...] = attrs.field(converter=_as_lags, validator=_valid_lags)
+    get_lag: tuple[float, ...] = attrs.field(converter=_as_lags, validator=_valid_lags)
+    hide_stopped: bool
+    clock_skew: float = attrs.field(
+        validator=[attrs.validators.ge(-_MOST_SKEW), attrs.validators.le(_MOST_SKEW)]
+    )
+    date_header: bool
+    started_at: StartedAt = attrs.field(validator=attrs.validators.in_(get_args(StartedAt)))
+    status_words: Mapping[str, str] = attrs.field(validator=_known_statuses)
+    error_body: ErrorBody = attrs.field(validator=attrs.validators.in_(get_args(ErrorBody)))
+    endpoint_lag: float = attrs.field(validator=attrs.validators.ge(0))
     epoch: float
-    """The Unix time at which the clock was zero, for timestamps in responses."""
+    """The Unix time at which the clock was zero, by the service's clock, for dates in responses."""
 
-    @property
-    def ready_after(self) -> float:
-        """Seconds from an accepted start until the first worker is running."""
+    # Computed once: each instance of each list needs them.
+    ready_after: float = attrs.field(init=False)
+    """Seconds from an accepted start until the first worker is running."""
+    stamped_after: float = attrs.field(init=False)
+    """Seconds from an accepted start to the moment that `started_at` means."""
+
+    @ready_after.default
+    def _(self) -> float:
         return (self.num_steps - 1) * self.step_seconds
+
+    @stamped_after.default
+    def _(self) -> float:
+        if self.started_at == "accepted":
+            return 0.0
+        return (
+            min(self.step_seconds, self.ready_after) if self.started_at == "initialized" else self.ready_after
+        )
