@@ -409,11 +409,11 @@ MUTANTS = [
     ),
     # What cannot be read
     Mutant(
-        "takes an instance that it cannot read for a deleted one",
+        "starts another instance in place of one that it cannot read",
         "_api/instances.py",
         "if found is None and instance_id in existing_ids(instances):",
         "if False:",
-        "api/test_listing.py::test_an_unreadable_instance_was_not_deleted",
+        "api/test_listing.py::test_ensure_does_not_replace_an_instance_that_became_unreadable",
     ),
     Mutant(
         "forgets the ids of the entries that it cannot read",

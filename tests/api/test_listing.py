@@ -14,7 +14,7 @@ from _scripted import Answer, Service, instance
 
 from cortecs_async import AsyncCortecs
 from cortecs_async._api.listing import read_date
-from cortecs_async._errors import DecodeError, NotFoundError
+from cortecs_async._errors import DecodeError, NotFoundError, RequestError
 from cortecs_async.types import HardwareType, Listing, UnreadableEntry
 
 ODD = UnreadableEntry(entry_id="odd", problem="at $, an object was expected, but it is null")
@@ -192,7 +192,7 @@ async def test_an_unreadable_instance_was_not_deleted() -> None:
     service.on("DELETE", "/instances/instance-1", LOST, Answer(status=404))
     service.on("GET", "/instances/", Answer(json=UNREADABLE))
     async with service.client() as client:
-        with pytest.raises(NotFoundError):
+        with pytest.raises(RequestError):
             await client.instances.delete("instance-1")
         service.on("DELETE", "/instances/instance-1", LOST, Answer(status=404))
         service.on("GET", "/instances/", Answer(json={"instances": []}))
