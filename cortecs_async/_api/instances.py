@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import enum
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 
@@ -30,7 +31,7 @@ from .polling import Poller
 from .resources import ListReader, Models, Send
 from .validation import check_body_id, check_instance_id, check_seconds, check_start
 from .waiting import InstanceWatch, ProgressCallback, wait_until_running
-from .wire import decode_affected, decode_instance, decode_instances, encode_start
+from .wire import decode_affected, decode_instance, decode_instances, decode_started, encode_start
 
 # The service rejects a request that does not fit the state of the instance.
 _Refused = (BadRequestError, NotFoundError, ConflictError)
@@ -50,18 +51,19 @@ class StartWitness(Witness):
     Without this, a lease of the same client that searches for its own lost start might adopt the instance.
     """
 
-    def __init__(self, claims: Claims, model_id: str) -> None:
+    def __init__(self, claims: Claims, args: InstanceArgs) -> None:
         self._claims = claims
-        self._model_id = model_id
+        self._args = args
 
     def sending(self) -> None:
-        self._claims.begin_request(self._model_id)
+        self._claims.begin_request(self._args.model_id)
 
     def settled(self, outcome: Reply | Failure) -> None:
-        self._claims.end_request(self._model_id)
+        self._claims.end_request(self._args.model_id)
         if isinstance(outcome, Reply):
             with contextlib.suppress(DecodeError):
-                self._claims.ids.add(outcome.decode(decode_instance).instance_id)
+                instance = outcome.decode(partial(decode_started, args=self._args))
+                self._claims.ids.add(instance.instance_id)
 
 
 class UncancellableWitness(Witness):
@@ -154,13 +156,13 @@ class Instances:
         return await self._start(args)
 
     async def _start(self, args: InstanceArgs) -> Instance:
-        return await self.start_once(args, StartWitness(self.claims, args.model_id), retried=True)
+        return await self.start_once(args, StartWitness(self.claims, args), retried=True)
 
     async def start_once(self, args: InstanceArgs, witness: Witness, *, retried: bool = False) -> Instance:
         """Start an instance with checked arguments, by default without retries."""
         body = encode_start(args)
         call = Call(method="POST", path="/instances/start", json=body, retried=retried, witness=witness)
-        return (await self._send(call)).decode(decode_instance)
+        return (await self._send(call)).decode(partial(decode_started, args=args))
 
     async def restart(self, instance_id: str) -> Instance:
         """Restart a stopped instance without waiting for it to run (`POST /instances/restart`).

@@ -18,6 +18,7 @@ from __future__ import annotations
 import enum
 import random
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 from attrs import define, field, frozen
@@ -29,7 +30,7 @@ from .._api.listing import Listing, existing_ids
 from .._api.matching import Ambiguous, Claims, Contested, Outcome, UnresolvedStart
 from .._api.polling import is_transient_error, poll_interval
 from .._api.resources import Models
-from .._api.wire import decode_instance
+from .._api.wire import decode_started
 from .._config import RetryPolicy, Settings
 from .._errors import AmbiguousStartError, ClientClosedError, CortecsError, DecodeError, RequestError
 from .._http.limiter import Priority, PriorityLimiter
@@ -114,7 +115,7 @@ class StartAttempt:
         self.request_id = outcome.request_id
         if isinstance(outcome, Reply):
             try:
-                self.started(outcome.decode(decode_instance))
+                self.started(outcome.decode(partial(decode_started, args=self.args)))
             except DecodeError:
                 self._set_unknown(Failure(kind=FailureKind.UNREADABLE, status=outcome.status))
         elif may_have_taken_effect("POST", outcome):
