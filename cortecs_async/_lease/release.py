@@ -26,7 +26,7 @@ from .._errors import (
 from .._telemetry import LeaseInfo, Report
 from .endpoint import InstanceHandle
 from .options import OnExit
-from .starter import StartState
+from .start_state import StartState
 from .state import HeldInstance, LeaseServices
 
 
