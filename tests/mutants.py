@@ -403,6 +403,42 @@ MUTANTS = [
         "        if True:\n",
         "api/test_instances.py::test_concurrent_ensures_start_one_instance",
     ),
+    # What cannot be read
+    Mutant(
+        "starts another instance in place of one that it cannot read",
+        "_api/instances.py",
+        "if found is None and instance_id in existing_ids(instances):",
+        "if False:",
+        "api/test_listing.py::test_ensure_does_not_replace_an_instance_that_became_unreadable",
+    ),
+    Mutant(
+        "forgets the ids of the entries that it cannot read",
+        "_api/listing.py",
+        "frozenset(unreadable.union(each.instance_id for each in instances))",
+        "frozenset(each.instance_id for each in instances)",
+        "api/test_wire.py::TestUnreadableEntries::test_an_instance_among_others",
+    ),
+    Mutant(
+        "logs an unreadable entry with every list",
+        "_api/resources.py",
+        "self._logged.add(key)",
+        "pass",
+        "api/test_listing.py::test_an_unreadable_instance_is_logged_once_per_client",
+    ),
+    Mutant(
+        "reads a price in cents as a price in euros",
+        "_api/prices.py",
+        "value if _CENTS.isdisjoint(words) else value / 100",
+        "value",
+        "lease/test_pricing.py::TestArithmetic::test_prices_are_read_liberally_but_never_guessed",
+    ),
+    Mutant(
+        "counts hours by the price per minute",
+        "_lease/pricing.py",
+        'price.per_hour if args.billing_interval == "per_hour" else price.per_minute',
+        '60 * price.per_minute if args.billing_interval == "per_hour" else price.per_minute',
+        "lease/test_pricing.py::TestArithmetic::test_hourly_billing_counts_by_the_hourly_price",
+    ),
     # The reaper
     Mutant(
         "has a reaper that dies on Ctrl-C or when the terminal closes",
@@ -755,8 +791,8 @@ MUTANTS = [
     Mutant(
         "computes costs without the number of workers",
         "_lease/pricing.py",
-        "price.per_minute) * args.num_workers",
-        "price.per_minute)",
+        "else price.per_minute) * args.num_workers",
+        "else price.per_minute)",
         "lease/test_pricing.py::TestArithmetic::test_a_budget_lasts_as_long_as_its_intervals_but_for_a_reserve",
     ),
     Mutant(
@@ -1039,7 +1075,7 @@ MUTANTS = [
     ),
     Mutant(
         "always polls at max_interval",
-        "_api/polling.py",
+        "_api/intervals.py",
         "return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)",
         "return policy.max_interval",
         "api/test_polling.py::test_the_interval_stays_within_its_bounds",
