@@ -55,10 +55,11 @@ class TestListing:
             assert found.date == 1.5
             assert found == (hardware,)
 
-    def test_the_repr_shows_everything(self) -> None:
+    def test_the_repr_shows_what_cannot_be_read(self) -> None:
+        assert repr(Listing("a", date=1.5)) == "('a',)"
         assert repr(Listing("a", unreadable=[ODD], date=1.5)) == (
             "Listing(('a',), unreadable=(UnreadableEntry(entry_id='odd', "
-            "problem='at $, an object was expected, but it is null'),), date=1.5)"
+            "problem='at $, an object was expected, but it is null'),))"
         )
 
 
