@@ -1039,7 +1039,7 @@ MUTANTS = [
     ),
     Mutant(
         "always polls at max_interval",
-        "_api/polling.py",
+        "_api/intervals.py",
         "return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)",
         "return policy.max_interval",
         "api/test_polling.py::test_the_interval_stays_within_its_bounds",
