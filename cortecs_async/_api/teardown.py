@@ -147,7 +147,9 @@ class Teardown:
                     self.state = await self._perform(action)
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
                     # Already stopped, already gone, or not ready for it yet: the next reading shows which.
-                    self.stop_refused = self.stop_repeated = action is Action.STOP
+                    self.stop_refused = action is Action.STOP
+                    # A conflict is with something that exists.
+                    self.stop_repeated = self.stop_refused and not isinstance(refusal, ConflictError)
                     await self._recover(action, refusal)
                 except DecodeError as error:
                     await self._recover(action, error)

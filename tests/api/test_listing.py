@@ -189,7 +189,6 @@ LOST = Answer(failure=httpx.ReadError)
 UNREADABLE = {"instances": [{"instance_id": "instance-1", "instance_status": "?"}]}
 
 
-@pytest.mark.xfail(strict=True, reason="delete waits for PollPolicy.max_outage, then raises DecodeError")
 async def test_an_unreadable_instance_was_not_deleted() -> None:
     service = Service()
     service.on("DELETE", "/instances/instance-1", LOST, Answer(status=404))
