@@ -16,7 +16,7 @@ from _evidence import Process, open_promises, process
 from _grids import BACKENDS, alternating, grid
 from _world import HARDWARE, MODEL, World, client_of
 
-from cortecs_async import errors
+from cortecs_async import AsyncCortecs, errors
 from cortecs_async._api.domain import InstanceArgs
 from cortecs_async._lease.tags import StartTags
 from cortecs_async.emulator import Emulator, Fault
@@ -36,6 +36,11 @@ def sent_lengths(emu: Emulator) -> list[int | None]:
     with emu._lock:
         instances = [*emu._account.instances.values(), *emu._account.deleted.values()]
     return [each.args.context_length for each in sorted(instances, key=lambda each: each.number)]
+
+
+def seed(client: AsyncCortecs, number: int) -> None:
+    """Make the tags of a client the same in every run."""
+    client._wiring._services.starter._rng.seed(number)
 
 
 @pytest.mark.parametrize("length", [101, 102, 199, 200, 201, 1_000, 8_192, 32_000, 131_072])
@@ -68,6 +73,7 @@ async def test_without_the_option_there_is_no_tag(world: World) -> None:
 
 async def test_the_tag_is_in_the_intent_before_the_start_is_sent(world: World, journals: Path) -> None:
     async with world(tag_starts=True, journal="required") as (emu, client):
+        seed(client, 1)
         promised: list[tuple[Any, int | None]] = []
         exchange = emu.exchange
 
@@ -147,6 +153,8 @@ async def test_equal_lost_starts_of_several_people_each_get_their_own(
             )
             for number in range(2 + (colleague != "none"))
         ]
+        for number, each in enumerate(people):
+            seed(each.client, number)
         emu.add_fault(Fault("drop", route="start", when="after", times=2))
         found: list[tuple[int | None, str]] = []
 
@@ -171,6 +179,29 @@ async def test_equal_lost_starts_of_several_people_each_get_their_own(
         assert len(ids) == len(set(ids)) == len(people)
         assert len(emu.ledger) == len(people)
         assert emu.existing == ()
+
+
+async def test_equal_tags_are_ambiguous_and_nothing_is_touched(world: World, tmp_path: Path) -> None:
+    async with (
+        world() as (emu, _),
+        process(emu, tmp_path / "one", tag_starts=True) as one,
+        process(emu, tmp_path / "two", tag_starts=True) as two,
+    ):
+        for each in (one, two):
+            seed(each.client, 1)
+        emu.add_fault(Fault("drop", route="start", when="after", times=2))
+
+        async def lease(person: Process) -> None:
+            with pytest.raises(errors.AmbiguousStartError) as caught:
+                async with person.client.instance(MODEL, HARDWARE, context_length=LENGTH):
+                    pytest.fail("entered")
+            assert caught.value.candidates == emu.existing
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lease, one)
+            tasks.start_soon(lease, two)
+        assert len(emu.billing) == len(emu.ledger) == 2
+        assert len(set(sent_lengths(emu))) == 1
 
 
 @pytest.mark.parametrize("tagged", [True, False])
