@@ -28,6 +28,9 @@ from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs, Model
 # disagree. After: the service may carry a start out late, and initialization takes time.
 _MAX_BEFORE_START, _MAX_AFTER_START = 120.0, 1800.0
 
+# A tag lowers the context length of a start by less than this share.
+MAX_TAG_SHARE = 0.01
+
 # A timestamp that is older than this number of seconds says nothing: a constant, for example.
 _MAX_STAMP_AGE = 30 * 86400.0
 
@@ -109,10 +112,10 @@ class Ambiguous:
 
 @frozen
 class Contested:
-    """The instance may be the one of a start that is still in progress.
+    """The instances may be those of starts that are still in progress.
 
     Attributes:
-        candidates: The id of the instance.
+        candidates: The ids of the instances that the start can have created.
     """
 
     candidates: tuple[str, ...]
@@ -159,7 +162,9 @@ def match_start(
     group, candidates = _connected(start, starts, instances, fits)
     assignment = _assign(candidates, group, fits)
     if assignment is None:
-        return Ambiguous(tuple(each.instance_id for each in candidates if fits(start, each)))
+        ids = tuple(each.instance_id for each in candidates if fits(start, each))
+        # The surplus may belong to the starts in progress.
+        return Ambiguous(ids) if _assign(candidates, [*group, *in_progress], fits) is None else Contested(ids)
     found = assignment.get(start)
     if found is not None and any(fits(other, each) for other in in_progress for each in candidates):
         return Contested((found.instance_id,))
@@ -289,14 +294,29 @@ def with_defaults(args: InstanceArgs, model: Model | None) -> InstanceArgs:
     return evolve(args, hardware_type_id=hardware, billing_interval=billing_interval, context_length=context)
 
 
-def choose(instances: Iterable[Instance], args: InstanceArgs, model: Model | None) -> Instance | None:
+def choose(
+    instances: Iterable[Instance], args: InstanceArgs, model: Model | None, *, tagged: bool = False
+) -> Instance | None:
     """Return the best instance with these arguments: a running one, else a pending one, else a stopped one.
 
-    Return None if there is none. An argument that was left out means the model's default on both sides.
+    Return None if there is none. An argument that was left out means the model's default on both sides. With
+    `tagged`, the context length may be smaller by a tag.
     """
     wanted = with_defaults(args, model)
-    fitting = [each for each in instances if with_defaults(each.instance_args, model) == wanted]
+
+    def is_wanted(instance: Instance) -> bool:
+        actual = with_defaults(instance.instance_args, model)
+        if tagged and actual.context_length is not None and wanted.context_length is not None:
+            lowered_by = wanted.context_length - actual.context_length
+            if 0 <= lowered_by < wanted.context_length * MAX_TAG_SHARE:
+                actual = evolve(actual, context_length=wanted.context_length)
+        return actual == wanted
+
+    fitting = [each for each in instances if is_wanted(each)]
     by_status = [
-        each for status in ("running", "pending", "stopped") for each in fitting if each.status == status
+        each
+        for status in ("running", "pending", "stopped")
+        for each in fitting
+        if each.status.lower() == status
     ]
     return by_status[0] if by_status else None

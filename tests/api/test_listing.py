@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from _scripted import Answer, Service, instance
@@ -54,10 +55,11 @@ class TestListing:
             assert found.date == 1.5
             assert found == (hardware,)
 
-    def test_the_repr_shows_everything(self) -> None:
+    def test_the_repr_shows_what_cannot_be_read(self) -> None:
+        assert repr(Listing("a", date=1.5)) == "('a',)"
         assert repr(Listing("a", unreadable=[ODD], date=1.5)) == (
             "Listing(('a',), unreadable=(UnreadableEntry(entry_id='odd', "
-            "problem='at $, an object was expected, but it is null'),), date=1.5)"
+            "problem='at $, an object was expected, but it is null'),))"
         )
 
 
@@ -187,16 +189,26 @@ LOST = Answer(failure=httpx.ReadError)
 UNREADABLE = {"instances": [{"instance_id": "instance-1", "instance_status": "?"}]}
 
 
+@pytest.mark.xfail(strict=True, reason="delete waits for PollPolicy.max_outage, then raises DecodeError")
 async def test_an_unreadable_instance_was_not_deleted() -> None:
     service = Service()
     service.on("DELETE", "/instances/instance-1", LOST, Answer(status=404))
     service.on("GET", "/instances/", Answer(json=UNREADABLE))
     async with service.client() as client:
+        start = anyio.current_time()
         with pytest.raises(NotFoundError):
             await client.instances.delete("instance-1")
-        service.on("DELETE", "/instances/instance-1", LOST, Answer(status=404))
-        service.on("GET", "/instances/", Answer(json={"instances": []}))
+        assert anyio.current_time() - start < 30.0
+
+
+async def test_an_instance_is_deleted_once_readings_agree_that_it_is_missing() -> None:
+    service = Service()
+    service.on("DELETE", "/instances/instance-1", LOST, Answer(status=404))
+    service.on("GET", "/instances/", Answer(json={"instances": []}))
+    async with service.client() as client:
         await client.instances.delete("instance-1")
+    assert service.routes[2:] == ["GET /instances/instance-1", "GET /instances/"] * 3
+    assert service.times[-1] - service.times[-2 * 3] == 5.0
 
 
 async def test_an_unreadable_instance_is_not_taken_for_stopped() -> None:
