@@ -179,6 +179,7 @@ FAILURES: dict[str, tuple[tuple[str, str], list[Any]]] = {
     ),
     "in HTML": (LIST, [Answer(content=f"<html>{BOTH}".encode())]),
     "in an unexpected shape": (LIST, [Answer(json={"instances": BOTH})]),
+    "in an unexpected shape, nested": (LIST, [Answer(json={"instances": {"instance_id": [BOTH]}})]),
     "in an empty response": (LIST, [Answer()]),
     "in an error of the transport": (LIST, [Answer(failure=LeakyError)]),
     "a timeout": (LIST, [Answer(delay=1000.0)]),
@@ -240,6 +241,17 @@ async def test_no_unreadable_entry_shows_a_secret(caplog: pytest.LogCaptureFixtu
     assert isinstance(error, CortecsError)
     assert leaks(error) == []
     assert not any(secret in f"{listing!r} {caplog.text}" for secret in SECRETS)
+
+
+async def test_no_entry_that_cannot_be_read_shows_a_secret(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    service = Service()
+    odd = [BOTH, [BOTH], {"instance_id": [BOTH]}, {"instance_id": "a", "instance_args": {"model_id": [BOTH]}}]
+    service.on(*LIST, Answer(json={"instances": odd}))
+    async with service.client() as client:
+        instances = await client.instances.list()
+    assert len(instances.unreadable) == len(odd)
+    assert not any(secret in f"{caplog.text} {instances!r}" for secret in SECRETS)
 
 
 @alternating("case", ["a token request refused", "a token response cut off in the token", "in HTML"])

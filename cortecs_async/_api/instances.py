@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 
@@ -28,7 +29,7 @@ from .polling import Poller
 from .resources import ListReader, Models, Send
 from .validation import check_body_id, check_instance_id, check_seconds, check_start
 from .waiting import InstanceWatch, ProgressCallback, wait_until_running
-from .wire import decode_affected, decode_instance, decode_instances, encode_start
+from .wire import decode_affected, decode_instance, decode_instances, decode_started, encode_start
 from .witnesses import StartWitness, UncancellableWitness
 
 # The service rejects a request that does not fit the state of the instance.
@@ -123,13 +124,13 @@ class Instances:
         return await self._start(args)
 
     async def _start(self, args: InstanceArgs) -> Instance:
-        return await self.start_once(args, StartWitness(self.claims, args.model_id), retried=True)
+        return await self.start_once(args, StartWitness(self.claims, args), retried=True)
 
     async def start_once(self, args: InstanceArgs, witness: Witness, *, retried: bool = False) -> Instance:
         """Start an instance with checked arguments, by default without retries."""
         body = encode_start(args)
         call = Call(method="POST", path="/instances/start", json=body, retried=retried, witness=witness)
-        return (await self._send(call)).decode(decode_instance)
+        return (await self._send(call)).decode(partial(decode_started, args=args))
 
     async def restart(self, instance_id: str) -> Instance:
         """Restart a stopped instance without waiting for it to run (`POST /instances/restart`).
@@ -185,7 +186,8 @@ class Instances:
             await self._send(Call(method="DELETE", path=path))
         except _Refused as error:
             # An earlier attempt, whose response was lost, may have deleted it.
-            if not error.outcome_unknown or not await self._is_missing(instance_id):
+            is_deleted = error.outcome_unknown and await self._listed(instance_id, error) is None
+            if not is_deleted or not await self._is_missing(instance_id):
                 raise
 
     async def stop_all(self) -> AffectedInstances:

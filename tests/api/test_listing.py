@@ -15,7 +15,7 @@ from _scripted import Answer, Service, instance
 
 from cortecs_async import AsyncCortecs
 from cortecs_async._api.listing import read_date
-from cortecs_async._errors import DecodeError, NotFoundError
+from cortecs_async._errors import CortecsError, DecodeError, NotFoundError
 from cortecs_async.types import HardwareType, Listing, UnreadableEntry
 
 ODD = UnreadableEntry(entry_id="odd", problem="at $, an object was expected, but it is null")
@@ -189,7 +189,6 @@ LOST = Answer(failure=httpx.ReadError)
 UNREADABLE = {"instances": [{"instance_id": "instance-1", "instance_status": "?"}]}
 
 
-@pytest.mark.xfail(strict=True, reason="delete waits for PollPolicy.max_outage, then raises DecodeError")
 async def test_an_unreadable_instance_was_not_deleted() -> None:
     service = Service()
     service.on("DELETE", "/instances/instance-1", LOST, Answer(status=404))
@@ -231,3 +230,18 @@ async def test_ensure_does_not_replace_an_instance_that_became_unreadable() -> N
             await client.instances.ensure("org--model", "NVIDIA_H100_1")
     assert service.routes[-1] == "GET /instances/"
     assert "POST /instances/start" not in service.routes
+
+
+async def test_a_start_whose_response_is_odd_but_for_the_id_is_not_repeated() -> None:
+    service = Service()
+    odd = {**instance("mine", "pending"), "instance_args": None}
+    service.on("GET", "/instances/", Answer(json={"instances": []}), Answer(json={"instances": [odd]}))
+    service.on("POST", "/instances/start", Answer(json={"instance": odd}))
+    async with service.client(guard="off", journal="off") as client:
+        started = await client.instances.start("org/model", context_length=8192)
+        assert (started.instance_id, started.instance_args.context_length) == ("mine", 8192)
+        with pytest.raises(CortecsError, match="mine"):
+            async with client.instance("org/model", start_timeout=20, teardown_timeout=5):
+                pytest.fail("entered")
+    assert service.routes.count("POST /instances/start") == 2
+    assert "POST /instances/stop" in service.routes

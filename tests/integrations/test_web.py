@@ -64,8 +64,8 @@ async def test_leaving_during_the_start_releases_the_instance(world: World) -> N
     ("how", "age", "confirming"),
     [
         ("stop_instance", 4.0, 0.5),
-        # Missing for 5 s, twice, for the block, and once more for the teardown.
-        ("delete_instance", 64.0, 5.0 + 0.5 + 5.0 + 5.5),
+        # Missing for 5 s for the block, and once more for the teardown.
+        ("delete_instance", 64.0, 5.0 + 0.5 + 5.5),
         # And not before it is a minute old.
         ("delete_instance", 4.0, 60.0 + 10.0),
     ],

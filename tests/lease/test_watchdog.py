@@ -24,9 +24,7 @@ async def meddle(emu: Emulator, after: float, how: Callable[[str], None]) -> Non
     how(emu.existing[0])
 
 
-@pytest.mark.parametrize(
-    ("how", "confirming"), [("stop_instance", 0.5), ("delete_instance", 5.0 + 0.5 + 5.0)]
-)
+@pytest.mark.parametrize(("how", "confirming"), [("stop_instance", 0.5), ("delete_instance", 5.0 + 0.5)])
 async def test_the_block_is_cancelled_with_a_typed_error(world: World, how: str, confirming: float) -> None:
     async with world(step_seconds=1.0) as (emu, client), anyio.create_task_group() as tasks:
         tasks.start_soon(meddle, emu, 100.0, getattr(emu, how))
