@@ -23,7 +23,7 @@ import pytest
 import trio.testing
 from _evidence import PROXY_PAGE, FakeReaper, Process, open_promises, process, reap
 from _grids import BACKENDS, grid
-from _promises import ACCOUNT, ARGS, BASELINE, created, intent, state_of
+from _promises import ACCOUNT, ARGS, BASELINE, OWNER, created, intent, state_of
 from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock
 
@@ -913,6 +913,29 @@ async def test_no_single_list_closes_the_promise_of_a_dead_process(
             await mine.reap(path)
         assert emu.existing == ()
         tasks.cancel_scope.cancel()
+
+
+@alternating("dry_run", [True, False])
+async def test_no_single_list_settles_an_ambiguous_start(
+    world: World, journals: Path, *, dry_run: bool
+) -> None:
+    async with world() as (emu, _), process(emu, journals) as later:
+        await later.client.user.balance()  # the first token also says which account it is
+        candidates = [emu.start_instance(MODEL, HARDWARE) for _ in range(2)]
+        common = {"account": later.client._wiring.promises.account, "api": emu.api_base_url}
+        JournalFile.create(
+            journals,
+            [
+                OWNER,
+                BASELINE,
+                intent(**common),
+                {"kind": "AMBIGUOUS", "entry": "e1", "candidates": candidates},
+            ],
+        ).close()
+        emu.add_fault(Fault("omit", route="list"))
+        sweep = later.client.orphans if dry_run else later.client.sweep
+        assert [each.state for each in await sweep()] == ["ambiguous"]
+        assert emu.billing == tuple(candidates)
 
 
 # --- what somebody keeps ------------------------------------------------------------------------------------
