@@ -22,7 +22,7 @@ import httpx
 import pytest
 import trio.testing
 from _evidence import PROXY_PAGE, FakeReaper, Process, open_promises, process, reap
-from _grids import BACKENDS, grid
+from _grids import BACKENDS, alternating, grid
 from _promises import ACCOUNT, ARGS, BASELINE, OWNER, created, intent, state_of
 from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock
