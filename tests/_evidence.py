@@ -94,10 +94,10 @@ class Process:
         states = dict(read_journals(self.journal.parent))
         return list(states[self.journal].promises.values())
 
-    async def start_and_die(self) -> None:
+    async def start_and_die(self, options: dict[str, Any] | None = None) -> None:
         """Start an instance, in a process that is killed before it is running."""
         with contextlib.suppress(errors.CortecsError):  # its requests hang until they time out
-            async with self.client.instance(MODEL, HARDWARE, teardown_timeout=1.0):
+            async with self.client.instance(MODEL, HARDWARE, teardown_timeout=1.0, **(options or {})):
                 await anyio.sleep_forever()
         assert self._transport.is_dead
 

@@ -181,7 +181,9 @@ async def test_equal_lost_starts_of_several_people_each_get_their_own(
         assert emu.existing == ()
 
 
-async def test_equal_tags_are_ambiguous_and_nothing_is_touched(world: World, tmp_path: Path) -> None:
+async def test_equal_tags_are_ambiguous_and_nothing_is_touched(
+    world: World, journals: Path, tmp_path: Path
+) -> None:
     async with (
         world() as (emu, _),
         process(emu, tmp_path / "one", tag_starts=True) as one,

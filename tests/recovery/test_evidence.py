@@ -7,6 +7,8 @@ released. Whoever takes an instance over keeps it.
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import threading
 from collections.abc import Callable, Generator
@@ -16,19 +18,25 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import httpx
 import pytest
 import trio.testing
 from _evidence import PROXY_PAGE, FakeReaper, Process, open_promises, process, reap
-from _grids import BACKENDS, grid
+from _grids import BACKENDS, alternating, grid
+from _promises import ACCOUNT, ARGS, BASELINE, OWNER, created, intent, state_of
 from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock
 
 from cortecs_async import AsyncCortecs, errors
 from cortecs_async._aio.threads import System
+from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
+from cortecs_async._api.matching import match_start
 from cortecs_async._client.wiring import Wiring
-from cortecs_async._lease.starter import StartAttempt, Starter
+from cortecs_async._lease.start_state import StartAttempt
+from cortecs_async._lease.starter import Starter
+from cortecs_async._recovery.claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from cortecs_async._recovery.journal import JournalFile, read_journals
-from cortecs_async._recovery.records import Record
+from cortecs_async._recovery.records import Record, encode, fold
 from cortecs_async.emulator import Emulator, Fault
 
 # --- a start that was refused or never sent -----------------------------------------------------------------
@@ -425,6 +433,124 @@ async def test_some_are_killed_while_the_others_search(world: World, journals: P
         assert emu.existing == ()
 
 
+@pytest.mark.parametrize("by", ["lease", "sweep", "its reaper"])
+async def test_only_one_process_decides_at_a_time(
+    world: World, journals: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    match = ForeignClaims.match
+    locked: list[bool] = []
+
+    def note(claims: ForeignClaims, *args: Any, **options: Any) -> Any:
+        fd = os.open(journals, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            locked.append(True)
+        else:
+            locked.append(False)
+        finally:
+            os.close(fd)
+        return match(claims, *args, **options)
+
+    monkeypatch.setattr(ForeignClaims, "match", note)
+    async with (
+        world() as (emu, _),
+        process(emu, journals) as mine,
+        process(emu, journals) as later,
+        anyio.create_task_group() as tasks,
+    ):
+        emu.add_fault(Fault("drop", route="start", when="after"))
+        if by == "lease":
+            async with mine.client.instance(MODEL, HARDWARE):
+                pass
+        else:
+            tasks.start_soon(mine.start_and_die)
+            await anyio.sleep(0.3)
+            path = mine.kill()
+            locked.clear()
+            await (later.client.sweep() if by == "sweep" else mine.reap(path))
+            tasks.cancel_scope.cancel()
+        assert emu.existing == ()
+    assert locked
+    assert all(locked)
+
+
+def listed(instance_id: str) -> Instance:
+    """Return an instance that fits `intent()`."""
+    args = InstanceArgs(model_id=ARGS["model_id"], hardware_type_id=HARDWARE)
+    return Instance(
+        instance_id=instance_id, instance_args=args, instance_status=InstanceStatus(status="running")
+    )
+
+
+def test_a_claim_that_was_given_up_after_the_list_was_read_counts() -> None:
+    mine = unresolved_start_of(state := state_of(BASELINE, intent()), state.promises["e1"])
+    theirs = state_of(created("e2", instance_id="i-7"))
+    earlier = collect_foreign_claims(ACCOUNT["api"], [(theirs, ())])
+    later = collect_foreign_claims(ACCOUNT["api"], [])
+    assert later.match(mine, [listed("i-7")], listed_at=None) == listed("i-7")
+    assert later.with_earlier(earlier).match(mine, [listed("i-7")], listed_at=None) is None
+
+
+@pytest.mark.parametrize("ending", [{"kind": "GONE"}, {"kind": "HELD"}])
+def test_the_instance_of_a_closed_promise_stays_known(ending: Record) -> None:
+    state = state_of(created("e2", instance_id="i-7"), {**ending, "entry": "e2"})
+    assert state.promises == {}
+    for each in (state, fold(encode(state.snapshot()))):
+        assert collect_foreign_claims(ACCOUNT["api"], [(each, ())]).ids == {"i-7"}
+
+
+@pytest.mark.parametrize("last", [{"kind": "ABANDONED", "entry": "e1"}, {"kind": "ORPHANED"}])
+def test_starts_that_no_lease_waits_for_come_last(last: Record) -> None:
+    old = state_of(BASELINE, intent(at=1000.0), last)
+    new = state_of(BASELINE, intent(at=2000.0), {"kind": "UNANSWERED", "entry": "e1"})
+    starts = [unresolved_start_of(each, each.promises["e1"]) for each in (old, new)]
+    outcomes = [match_start(start, starts, [listed("i-7")]) for start in starts]
+    assert outcomes == [None, listed("i-7")]
+
+
+class _HalfReadable(httpx.AsyncBaseTransport):
+    """A service that writes the arguments of an instance only after a while."""
+
+    def __init__(self, inner: httpx.AsyncBaseTransport, instance_id: str) -> None:
+        self.inner = inner
+        self.instance_id = instance_id
+        self.is_readable = False
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await self.inner.handle_async_request(request)
+        if self.is_readable or not request.url.path.endswith("/instances/"):
+            return response
+        data = json.loads(await response.aread())
+        for each in data["instances"]:
+            if each["instance_id"] == self.instance_id:
+                each["instance_args"] = None
+        return httpx.Response(200, headers={"date": response.headers["date"]}, json=data)
+
+
+async def test_an_instance_that_could_not_be_read_before_the_start_is_not_taken(
+    world: World, journals: Path
+) -> None:
+    async with world() as (emu, _):
+        theirs = emu.start_instance(MODEL, HARDWARE)
+        transport = _HalfReadable(emu.transport(), theirs)
+        async with (
+            httpx.AsyncClient(transport=transport) as http,
+            client_of(emu, http_client=http, guard="off", journal="auto") as client,
+            anyio.create_task_group() as tasks,
+        ):
+            emu.add_fault(Fault("drop", route="start", when="before"))
+
+            async def become_readable() -> None:
+                await anyio.sleep(1.0)
+                transport.is_readable = True
+
+            tasks.start_soon(become_readable)
+            async with client.instance(MODEL, HARDWARE) as inst:
+                assert emu.billing == (theirs, inst.instance_id)
+        assert emu.existing == (theirs,)
+
+
 # --- timestamps ---------------------------------------------------------------------------------------------
 
 STAMPS = ["running", "accepted", "initialized", "first_running", "constant", "none", "local_time"]
@@ -673,6 +799,143 @@ async def test_a_killed_start_that_is_not_visible_for_long_is_released_all_the_s
         assert emu.existing == ()
         assert await later.client.sweep() == ()
         tasks.cancel_scope.cancel()
+
+
+async def test_a_reaper_waits_for_another_candidate(world: World, journals: Path) -> None:
+    async with (
+        world() as (emu, _),
+        process(emu, journals) as mine,
+        anyio.create_task_group() as tasks,
+    ):
+        emu.add_fault(Fault("late", route="start", seconds=4.0))
+        tasks.start_soon(mine.start_and_die)
+        await anyio.sleep(1.0)
+        path = mine.kill()
+
+        async def colleague() -> None:
+            await anyio.sleep(1.0)
+            emu.start_instance(MODEL, HARDWARE)
+
+        tasks.start_soon(colleague)
+        await mine.reap(path)
+        assert len(emu.billing) == 2
+        (promise,) = open_promises(journals)
+        assert promise.candidates == emu.billing
+        tasks.cancel_scope.cancel()
+
+
+# --- what is gone -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["omit", "garbage"])
+async def test_one_reading_without_the_instance_does_not_end_a_block(world: World, kind: Any) -> None:
+    async with world() as (emu, client):
+        async with client.instance(MODEL, HARDWARE) as inst:
+            for route in ("list", "get"):
+                body = {"instances": []} if route == "list" else {"message": "not found"}
+                if kind == "omit":
+                    emu.add_fault(Fault("omit", route=route, instance_id=inst.instance_id))
+                else:
+                    status = 200 if route == "list" else 404
+                    emu.add_fault(Fault("status", route=route, status=status, body=body))
+            await anyio.sleep(60.0)
+            assert emu.unmet_faults == ()
+        assert emu.existing == ()
+
+
+@grid(anyio_backend=BACKENDS, seconds=[0.5, 4.0, 20.0], stop=[404, 400, 500])
+async def test_a_release_is_not_done_because_the_instance_cannot_be_seen(
+    world: World, seconds: float, stop: int
+) -> None:
+    async with world() as (emu, client), anyio.create_task_group() as tasks:
+        async with client.instance(MODEL, HARDWARE):
+            await anyio.sleep(100.0)
+            # Nothing shows it for a while. The first stop is refused, and the others fail.
+            emu.add_fault(Fault("status", route="stop", status=stop))
+            emu.add_fault(Fault("status", route="stop", status=502, body=PROXY_PAGE, times=None))
+            emu.add_fault(Fault("omit", times=None))
+
+            async def recover() -> None:
+                await anyio.sleep(seconds)
+                emu.clear_faults()
+
+            tasks.start_soon(recover)
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
+async def test_a_stop_is_asked_again_before_an_instance_counts_as_gone(world: World) -> None:
+    async with world() as (emu, client):
+        async with client.instance(MODEL, HARDWARE):
+            await anyio.sleep(100.0)
+            # A replica that does not know the instance answers for six seconds.
+            emu.add_fault(Fault("status", route="stop", status=404))
+            emu.add_fault(Fault("omit", times=4))
+        assert emu.existing == ()
+        assert [each.route for each in emu.requests].count("stop") == 2
+
+
+async def test_a_new_instance_that_nothing_shows_for_long_is_released(world: World) -> None:
+    async with world() as (emu, client), anyio.create_task_group() as tasks:
+        emu.add_fault(Fault("status", route="stop", status=404, times=None))
+        emu.add_fault(Fault("omit", skip=1, times=None))  # after the baseline
+
+        async def recover() -> None:
+            await anyio.sleep(30.0)
+            emu.clear_faults()
+
+        tasks.start_soon(recover)
+        with anyio.move_on_after(0.2):
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
+@pytest.mark.parametrize("by", ["sweep", "its reaper"])
+async def test_no_single_list_closes_the_promise_of_a_dead_process(
+    world: World, journals: Path, by: str
+) -> None:
+    async with (
+        world(step_seconds=100.0) as (emu, _),
+        process(emu, journals) as mine,
+        process(emu, journals) as later,
+        anyio.create_task_group() as tasks,
+    ):
+        tasks.start_soon(mine.start_and_die)
+        await anyio.sleep(70.0)
+        path = mine.kill()
+        emu.add_fault(Fault("status", route="stop", status=404))
+        emu.add_fault(Fault("omit", times=3))
+        if by == "sweep":
+            assert [each.state for each in await later.client.sweep()] == ["released"]
+        else:
+            await mine.reap(path)
+        assert emu.existing == ()
+        tasks.cancel_scope.cancel()
+
+
+@alternating("dry_run", [True, False])
+async def test_no_single_list_settles_an_ambiguous_start(
+    world: World, journals: Path, *, dry_run: bool
+) -> None:
+    async with world() as (emu, _), process(emu, journals) as later:
+        await later.client.user.balance()  # the first token also says which account it is
+        candidates = [emu.start_instance(MODEL, HARDWARE) for _ in range(2)]
+        common = {"account": later.client._wiring.promises.account, "api": emu.api_base_url}
+        JournalFile.create(
+            journals,
+            [
+                OWNER,
+                BASELINE,
+                intent(**common),
+                {"kind": "AMBIGUOUS", "entry": "e1", "candidates": candidates},
+            ],
+        ).close()
+        emu.add_fault(Fault("omit", route="list"))
+        sweep = later.client.orphans if dry_run else later.client.sweep
+        assert [each.state for each in await sweep()] == ["ambiguous"]
+        assert emu.billing == tuple(candidates)
 
 
 # --- what somebody keeps ------------------------------------------------------------------------------------
