@@ -23,7 +23,7 @@ import pytest
 import trio.testing
 from _evidence import PROXY_PAGE, FakeReaper, Process, open_promises, process, reap
 from _grids import BACKENDS, alternating, grid
-from _promises import ACCOUNT, ARGS, BASELINE, OWNER, created, intent, state_of
+from _promises import BASELINE, OWNER, created, intent, state_of
 from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock
 
@@ -475,9 +475,12 @@ async def test_only_one_process_decides_at_a_time(
     assert all(locked)
 
 
+API = "https://api.test"  # of the records in _promises.py
+
+
 def listed(instance_id: str) -> Instance:
     """Return an instance that fits `intent()`."""
-    args = InstanceArgs(model_id=ARGS["model_id"], hardware_type_id=HARDWARE)
+    args = InstanceArgs(model_id=MODEL.replace("/", "--"), hardware_type_id=HARDWARE)
     return Instance(
         instance_id=instance_id, instance_args=args, instance_status=InstanceStatus(status="running")
     )
@@ -486,8 +489,8 @@ def listed(instance_id: str) -> Instance:
 def test_a_claim_that_was_given_up_after_the_list_was_read_counts() -> None:
     mine = unresolved_start_of(state := state_of(BASELINE, intent()), state.promises["e1"])
     theirs = state_of(created("e2", instance_id="i-7"))
-    earlier = collect_foreign_claims(ACCOUNT["api"], [(theirs, ())])
-    later = collect_foreign_claims(ACCOUNT["api"], [])
+    earlier = collect_foreign_claims(API, [(theirs, ())])
+    later = collect_foreign_claims(API, [])
     assert later.match(mine, [listed("i-7")], listed_at=None) == listed("i-7")
     assert later.with_earlier(earlier).match(mine, [listed("i-7")], listed_at=None) is None
 
@@ -497,7 +500,7 @@ def test_the_instance_of_a_closed_promise_stays_known(ending: Record) -> None:
     state = state_of(created("e2", instance_id="i-7"), {**ending, "entry": "e2"})
     assert state.promises == {}
     for each in (state, fold(encode(state.snapshot()))):
-        assert collect_foreign_claims(ACCOUNT["api"], [(each, ())]).ids == {"i-7"}
+        assert collect_foreign_claims(API, [(each, ())]).ids == {"i-7"}
 
 
 @pytest.mark.parametrize("last", [{"kind": "ABANDONED", "entry": "e1"}, {"kind": "ORPHANED"}])
@@ -832,7 +835,7 @@ async def test_one_reading_without_the_instance_does_not_end_a_block(world: Worl
     async with world() as (emu, client):
         async with client.instance(MODEL, HARDWARE) as inst:
             for route in ("list", "get"):
-                body = {"instances": []} if route == "list" else {"message": "not found"}
+                body: dict[str, Any] = {"instances": []} if route == "list" else {"message": "not found"}
                 if kind == "omit":
                     emu.add_fault(Fault("omit", route=route, instance_id=inst.instance_id))
                 else:
@@ -841,6 +844,26 @@ async def test_one_reading_without_the_instance_does_not_end_a_block(world: Worl
             await anyio.sleep(60.0)
             assert emu.unmet_faults == ()
         assert emu.existing == ()
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+async def test_one_reading_without_the_instance_does_not_end_a_watch(world: World, seconds: float) -> None:
+    async with world(step_seconds=10.0) as (emu, client), anyio.create_task_group() as tasks:
+        instance_id = emu.start_instance(MODEL, HARDWARE)
+        seen: list[str] = []
+
+        async def watch() -> None:
+            seen.extend([each.status async for each in client.instances.watch(instance_id)])
+
+        tasks.start_soon(watch)
+        await anyio.sleep(20.0)
+        emu.add_fault(Fault("omit", times=None))
+        await anyio.sleep(seconds)
+        emu.clear_faults()
+        await anyio.sleep(100.0)
+        assert seen == []  # it has not ended
+        emu.delete_instance(instance_id)
+    assert seen[-1] == "running"
 
 
 @grid(anyio_backend=BACKENDS, seconds=[0.5, 4.0, 20.0], stop=[404, 400, 500])
