@@ -217,8 +217,8 @@ MUTANTS = [
     Mutant(
         "records no promise for a start until it is answered",
         "_recovery/records.py",
-        "else int(untagged)\n    state.promises[promise.key] = promise",
-        "else int(untagged)",
+        "else int(tag)\n    state.promises[promise.key] = promise",
+        "else int(tag)",
         "recovery/test_journal.py::TestJournalState::test_an_intent_is_open_until_it_is_gone",
     ),
     Mutant(
@@ -1522,7 +1522,7 @@ MUTANTS = [
     Mutant(
         "does not exclude instances without the tag of a start",
         "_api/matching.py",
-        "return has_no_tag or self.is_confirmed_by(instance, listed_at) is False",
+        "return has_other_length or self.is_confirmed_by(instance, listed_at) is False",
         "return self.is_confirmed_by(instance, listed_at) is False",
         "lease/test_tags.py::test_an_instance_without_the_tag_is_not_taken",
     ),
@@ -1550,8 +1550,8 @@ MUTANTS = [
     Mutant(
         "records no tag in the intent",
         "_recovery/promises.py",
-        '            "untagged": untagged,\n',
-        '            "untagged": None,\n',
+        '            "tag": tag,\n',
+        '            "tag": None,\n',
         "lease/test_tags.py::test_the_tag_is_in_the_intent_before_the_start_is_sent",
     ),
     Mutant(

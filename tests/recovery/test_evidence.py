@@ -344,7 +344,7 @@ async def test_a_start_whose_coroutine_is_closed_after_its_intent_leaves_no_prom
 # --- many processes with equal starts -----------------------------------------------------------------------
 
 CROWD = 20
-SELDOM = PollPolicy(min_interval=2.0)  # because each poll reads the journals of all
+SELDOM = PollPolicy(min_interval=4.0)  # because each poll reads the journals of all
 
 
 @grid(anyio_backend=BACKENDS, lag=[0.0, 1.0, 3.0])
