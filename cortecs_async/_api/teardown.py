@@ -55,7 +55,7 @@ class ObservedState(enum.Enum):
     STOPPING = enum.auto()  # a stop was accepted, or refused without being stopped yet
     STOPPED = enum.auto()
     DELETED = enum.auto()  # a delete was accepted, but not confirmed yet
-    MISSING = enum.auto()  # the last reading lacks it, which proves nothing
+    MISSING = enum.auto()  # the last reading lacks it, which is not enough
     GONE = enum.auto()
     UNSURE = enum.auto()  # the last request failed
 
@@ -114,7 +114,7 @@ class Teardown:
             the service may not list it yet.
         delete_accepted: Whether the service accepted a delete.
         missing_since: When the current run of readings without the instance began, on the same clock.
-        stop_repeated: Whether the service has refused a stop since then.
+        stop_repeated: Whether the service has refused a stop since then, but not with a conflict.
         has_acted: Whether the service accepted a stop or a delete.
         stopped_at: When the service last accepted a stop, on the same clock.
         stop_refused: Whether the last stop was refused.
@@ -148,7 +148,7 @@ class Teardown:
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
                     # Already stopped, already gone, or not ready for it yet: the next reading shows which.
                     self.stop_refused = action is Action.STOP
-                    # A conflict is with something that exists.
+                    # A conflict means that the instance exists.
                     self.stop_repeated = self.stop_refused and not isinstance(refusal, ConflictError)
                     await self._recover(action, refusal)
                 except DecodeError as error:
@@ -184,7 +184,7 @@ class Teardown:
                     reading = await wait_until(poller, instance_id, has_ended, absence=0.0)
                     if reading is not None:
                         return interpret(reading, stop_refused=True)
-                    # It may only not be visible. The delete fails unless it is stopped.
+                    # It may just not be visible. The delete fails unless it is stopped.
                     return ObservedState.STOPPED if self.goal is Goal.GONE else self._missing()
                 self.stop_refused = False
                 return ObservedState.LIVE
@@ -209,7 +209,7 @@ class Teardown:
                 return state
 
     def _after_unreadable(self, action: Action) -> ObservedState:
-        """Return how to go on when the description of the instance cannot be read."""
+        """Return the state after a response whose description of the instance cannot be read."""
         if action is Action.STOP:
             # The service accepted it.
             self.stopped_at = anyio.current_time()

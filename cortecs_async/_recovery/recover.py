@@ -33,15 +33,15 @@ from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .journal import decision_lock, foreign_states
 from .records import JournalState, Promise, Record
 
-# Seconds after its request in which the instance of a start may appear. One that appears later is more
-# likely that of an equal start of somebody else.
+# Seconds after the request of an unresolved start in which its instance is searched for. One that appears
+# later more likely belongs to an equal start of someone else.
 LATE_WINDOW = 300.0
 
-# Seconds after its request before an instance is attributed to a start: another candidate may appear.
+# Seconds after the request before an instance is attributed to a start: another candidate may appear.
 _MIN_AGE = 5.0
 
-# Seconds after its request from which an instance is attributed to a start only if its timestamp confirms it:
-# somebody else may have started an equal one since.
+# Seconds after the request from which an instance is attributed to a start only if its timestamp or its tag
+# confirms it: someone else may have started an equal one since.
 _MAX_UNCONFIRMED_AGE = 3600.0
 
 # Seconds to wait longer while the instance may belong to a start that is in progress.
@@ -52,7 +52,7 @@ _CONTESTED_GRACE = 60.0
 _LIST_INTERVAL, _SLOW_LIST_INTERVAL, _MAX_LIST_INTERVAL = 0.5, 5.0, 10.0
 _QUICK_SEARCH = 60.0
 
-# Seconds after its request in which a missing instance may only not be visible yet.
+# Seconds after the request of a start in which a missing instance may just not be visible yet.
 _VISIBILITY_TIME = 60.0
 
 # Seconds after which a failing teardown is reported and begins again.
@@ -207,7 +207,7 @@ class Recovery:
         """
         began = anyio.current_time()
         deadline = began + self.timeout
-        # Two lists at least, seconds apart: a single one proves no absence.
+        # At least two lists, seconds apart: a single one does not prove that it is missing.
         final_at = {
             pending: began + max(LATE_WINDOW - self._age(pending.promise), ABSENCE_SPAN)
             for pending in promises
@@ -222,7 +222,7 @@ class Recovery:
             if listing is not None:
                 backoff.reset()
                 overdue = {pending: now - final_at[pending] for pending in unresolved}
-                # Anew each time: the owner, if it lives, may learn that its tags prove nothing.
+                # Each time, because the owner, if it lives, may learn that the service returns no tags.
                 starts = {each: unresolved_start_of(each.state, each.promise) for each in unresolved}
                 with self.decision_lock():
                     claims = self.foreign_claims().with_earlier(earlier)
@@ -252,7 +252,7 @@ class Recovery:
     ) -> Iterator[tuple[PendingPromise, Instance]]:
         """Record what is certain, and yield the instances to release.
 
-        `overdue` are the seconds since each search should have ended.
+        `overdue` is, for each search, the number of seconds since its end; negative before.
         """
         for pending, outcome in outcomes.items():
             promise = pending.promise
@@ -302,7 +302,7 @@ def match_starts(
             is_confirmed = start.is_confirmed_by(outcome, listing.date) or start.has_tag_of(outcome)
             outcome = outcome if is_confirmed else Ambiguous((outcome.instance_id,))
         if outcome is None:
-            # Evidence against an instance is a reason not to touch it, but not one to forget it.
+            # The evidence against these may be wrong, so the promise is not closed.
             doubtful = tuple(
                 each.instance_id
                 for each in unclaimed
