@@ -1,8 +1,8 @@
-"""Test that random programs under random faults leave no instance, and touch no instance of another user.
+"""Test that random worlds under random faults keep the promise: see `_simulation`.
 
-The default tier runs 80 programs, `proofs` runs 1,000, and `nox -s simulate` runs 100,000. Set
-CORTECS_SIMULATIONS to the number of programs, and CORTECS_SIMULATION_SEED for other programs. A failed test
-prints a small program that fails. To run it again, call `simulate("asyncio", Program(...))` inside
+The default tier runs 80 worlds, `proofs` runs 1,000, and `nox -s simulate` runs 100,000. Set
+CORTECS_SIMULATIONS to the number of worlds, and CORTECS_SIMULATION_SEED for other worlds. A failed test
+prints a small world that fails. To run it again, call `simulate("asyncio", World(...))` inside
 `virtual_world()`.
 """
 
@@ -17,8 +17,9 @@ from typing import Any
 import anyio
 import pytest
 from _grids import grid
-from _simulation import Backend, Program, programs, simulate, virtual_world
-from _world import HARDWARE, MODEL, World
+from _simulation import Backend, World, simulate, virtual_world, worlds
+from _world import HARDWARE, MODEL
+from _world import World as WorldFixture
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
 from cortecs_async._aio.tasks import TaskResult
@@ -36,8 +37,8 @@ BACKENDS: tuple[Backend, ...] = ("asyncio", "trio")
 PART_SIZE = min(500, max(1, SIMULATIONS // 4))
 PARTS = math.ceil(SIMULATIONS / len(BACKENDS) / PART_SIZE)
 
-# A part must have programs with each of these.
-NEEDED = ("with faults", "bodies", "starts without a response")
+# A part must have worlds with each of these.
+NEEDED = ("with faults", "with several processes", "with a reaper at work", "with a foreign instance", "bodies")
 
 
 @pytest.fixture(autouse=True)
@@ -49,8 +50,8 @@ def _virtual_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def run_programs(backend: Backend, number: int, *, count: int, phases: tuple[Phase, ...]) -> Counter[str]:
-    """Run the random programs of a seed, and fail the test at the first violation."""
+def run_worlds(backend: Backend, number: int, *, count: int, phases: tuple[Phase, ...]) -> Counter[str]:
+    """Run the random worlds of a seed, and fail the test at the first violation."""
     tally: Counter[str] = Counter()
 
     @seed(number)
@@ -63,34 +64,34 @@ def run_programs(backend: Backend, number: int, *, count: int, phases: tuple[Pha
         report_multiple_bugs=False,
         suppress_health_check=list(HealthCheck),
     )
-    @given(programs)
-    def check(program: Program) -> None:
-        outcome = simulate(backend, program)
+    @given(worlds)
+    def check(world: World) -> None:
+        outcome = simulate(backend, world)
         tally.update(outcome.tally)
         if outcome.problems:
-            pytest.fail("\n".join([*outcome.problems, repr(program)]), pytrace=False)
+            pytest.fail("\n".join([*outcome.problems, repr(world)]), pytrace=False)
 
     check()
     return tally
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_a_few_programs_leave_nothing(backend: Backend) -> None:
-    tally = run_programs(backend, BACKENDS.index(backend), count=40, phases=(Phase.generate, Phase.shrink))
+def test_a_few_worlds_leave_nothing(backend: Backend) -> None:
+    tally = run_worlds(backend, BACKENDS.index(backend), count=40, phases=(Phase.generate, Phase.shrink))
     assert [name for name in NEEDED if not tally[name]] == []
 
 
 @pytest.mark.proofs
 @pytest.mark.parametrize("part", range(PARTS))
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_many_programs_leave_nothing(backend: Backend, part: int) -> None:
+def test_many_worlds_leave_nothing(backend: Backend, part: int) -> None:
     number = (SEED * 100_000 + part) * len(BACKENDS) + BACKENDS.index(backend)
-    tally = run_programs(backend, number, count=PART_SIZE, phases=(Phase.generate, Phase.shrink))
+    tally = run_worlds(backend, number, count=PART_SIZE, phases=(Phase.generate, Phase.shrink))
     assert [name for name in NEEDED if not tally[name]] == []
 
 
 async def test_the_equal_instance_of_another_user_is_adopted_if_the_start_was_lost_without_effect(
-    world: World,
+    world: WorldFixture,
 ) -> None:
     """The case that the simulation leaves out, because no client can decide it.
 
@@ -156,4 +157,4 @@ def test_the_simulation_detects_a_client_that(
     owner, name, instead = SABOTAGE[client]
     monkeypatch.setattr(owner, name, instead)
     with pytest.raises(pytest.fail.Exception):
-        run_programs(backend, 0, count=300, phases=(Phase.generate,))
+        run_worlds(backend, 0, count=300, phases=(Phase.generate,))

@@ -113,7 +113,7 @@ class Checker:
         self._check_touches()
         self._check_foreign()
         for history in run.histories:
-            if history.left_at <= self._killed_at(history):
+            if self._was_left(history):
                 self._check_exception(history)
                 self._check_timeouts(history)
                 self._check_body(history)
@@ -147,6 +147,11 @@ class Checker:
             ),
             "too late": bool(self._excuses.late),
         })  # fmt: skip
+
+    def _was_left(self, history: LeaseHistory) -> bool:
+        """Return whether a lease ended, or lasts, and was not cut off by a kill."""
+        killed_at = self._killed_at(history)
+        return math.isinf(killed_at) or history.left_at < killed_at
 
     def _killed_at(self, history: LeaseHistory) -> float:
         return self._run.processes[history.process].killed_at
@@ -323,7 +328,7 @@ class Checker:
         entry = self._ledger[instance_id]
         is_stop = history.plan.on_exit == "stop" and history.instance_id is not None
         ended_at = entry.stopped_at if is_stop else entry.deleted_at
-        if instance_id in self._excuses.ids or history.left_at > self._killed_at(history):
+        if instance_id in self._excuses.ids or not self._was_left(history):
             return
         if ended_at is None or ended_at > history.left_at:
             self._run.problem(f"{history.name} ended before {instance_id} did, without an error")
@@ -344,7 +349,7 @@ class Checker:
                 if history.entered_at > until:
                     clusters.append([])
                 clusters[-1].append(history)
-                is_open = history.may_leave_instance or history.left_at > self._killed_at(history)
+                is_open = history.may_leave_instance or not self._was_left(history)
                 until = max(until, math.inf if is_open else history.left_at)
         return clusters
 

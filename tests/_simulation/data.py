@@ -237,8 +237,13 @@ def _one_in(number: int, strategy: st.SearchStrategy[T]) -> st.SearchStrategy[T 
     return st.integers(1, number).flatmap(lambda drawn: strategy if drawn == number else st.none())
 
 
+def _several(strategy: st.SearchStrategy[T], counts: Sequence[int]) -> st.SearchStrategy[tuple[T, ...]]:
+    # Lists of hypothesis are mostly short.
+    return st.sampled_from(counts).flatmap(lambda count: st.tuples(*[strategy] * count))
+
+
 _routes = st.sampled_from(
-    ["start", "start", "start", "start", "list", "get", "stop", "delete", "token", "hardware_types", None]
+    [*["start"] * 8, "list", "list", "get", "stop", "delete", "token", "hardware_types", None]
 )
 _whens = st.sampled_from(["after", "after", "before"])
 _times: dict[str, st.SearchStrategy[Any]] = {
@@ -355,8 +360,8 @@ def _leases(kinds: Sequence[StartSpec]) -> st.SearchStrategy[Lease]:
 def _processes(kinds: Sequence[StartSpec]) -> st.SearchStrategy[Process]:
     return st.builds(
         Process,
-        leases=st.lists(_leases(kinds), min_size=1, max_size=3).map(tuple),
-        machine=st.sampled_from([0, 0, 0, 1]),
+        leases=_several(_leases(kinds), [1, 1, 2, 3]),
+        machine=st.sampled_from([0, 0, 0, 0, 0, 1]),
         begins_at=st.just(0.0) | _seconds(3) | _seconds(60),
         cancel=_one_in(4, _cancels),
         cancels_client=st.booleans(),
@@ -368,14 +373,14 @@ def _processes(kinds: Sequence[StartSpec]) -> st.SearchStrategy[Process]:
 
 # Few specs, because equal starts are the ones that can be confused.
 _groups: st.SearchStrategy[tuple[Process, ...]] = st.lists(_specs, min_size=1, max_size=2).flatmap(
-    lambda kinds: st.lists(_processes(kinds), min_size=1, max_size=3).map(tuple)
+    lambda kinds: _several(_processes(kinds), [1, 1, 2, 3])
 )
 
 _kills = st.builds(
     Kill,
     what=st.sampled_from(["process", "process", "process", "reaper", "both", "machine"]),
     process=st.integers(0, 2),
-    step=st.none() | st.integers(1, 40),
+    step=st.none() | st.integers(1, 16) | st.integers(1, 60),
     after=_seconds(20) | _seconds(150),
 )
 
@@ -408,40 +413,36 @@ _services = st.builds(
     ]),
 )  # fmt: skip
 
+_sweeps = st.builds(
+    Sweep,
+    machine=st.sampled_from([0, 0, 1]),
+    at=_seconds(150),
+    killed_after=_one_in(4, _seconds(10)),
+)
+
+_foreign = st.builds(
+    ForeignAction,
+    at=_seconds(20) | _seconds(150),
+    kind=st.sampled_from(["start", "start", "start", "stop", "restart", "delete"]),
+    target=st.integers(0, 5),
+    while_unresolved=st.sampled_from([True, True, False]),
+)
+
+_outages = st.builds(
+    Outage,
+    begins_at=_seconds(60),
+    duration=_seconds(60) | _seconds(400),
+    kind=st.sampled_from(["busy", "cut", "refused", "silent", "lost"]),
+)
+
 worlds: st.SearchStrategy[World] = st.builds(
     World,
     processes=_groups,
-    kills=st.just(()) | st.lists(_kills, max_size=2).map(tuple),
-    sweeps=st.just(())
-    | st.lists(
-        st.builds(
-            Sweep,
-            machine=st.sampled_from([0, 0, 1]),
-            at=_seconds(150),
-            killed_after=_one_in(4, _seconds(10)),
-        ),
-        max_size=2,
-    ).map(tuple),
-    foreign=st.lists(
-        st.builds(
-            ForeignAction,
-            at=_seconds(60) | _seconds(150),
-            kind=st.sampled_from(["start", "start", "start", "stop", "restart", "delete"]),
-            target=st.integers(0, 5),
-            while_unresolved=st.sampled_from([True, True, False]),
-        ),
-        max_size=4,
-    ).map(tuple),
-    faults=st.lists(_faults, max_size=4).map(tuple),
-    outages=st.lists(
-        st.builds(
-            Outage,
-            begins_at=_seconds(60),
-            duration=_seconds(60) | _seconds(400),
-            kind=st.sampled_from(["busy", "cut", "refused", "silent", "lost"]),
-        ),
-        max_size=1,
-    ).map(tuple),
+    kills=_several(_kills, [0, 0, 1, 1, 2]),
+    sweeps=_several(_sweeps, [0, 0, 0, 1, 2]),
+    foreign=_several(_foreign, [0, 0, 1, 2, 4]),
+    faults=_several(_faults, [0, 1, 1, 2, 3]),
+    outages=_several(_outages, [0, 0, 0, 0, 1]),
     clocks=st.sampled_from([(0.0, 0.0), (0.0, 0.0), (360.0, -360.0), (-3600.0, 86_400.0)]),
     pause_before_sweep=st.sampled_from([400.0, 400.0, 5000.0]),
     service=_services,
