@@ -54,6 +54,11 @@ def _known_transport(_: object, attribute: attrs.Attribute[Any], value: Any) -> 
         raise ConfigurationError(f"{attribute.name} must be {choice}, not {value!r}")
 
 
+def _is_bool(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    if not isinstance(value, bool):  # "false" must not count as true
+        raise ConfigurationError(f"{attribute.name} must be True or False, not {value!r}")
+
+
 @frozen(kw_only=True)
 class RetryPolicy:
     """How often and how long requests are retried. Requests that are not safe to repeat are never retried.
@@ -89,7 +94,8 @@ class PollPolicy:
         min_interval: Shortest pause in seconds.
         max_interval: Longest pause in seconds. The vendor's client always waits 5 s.
         growth: Pause as a share of the time waited so far.
-        settle: Seconds after a start in which polls that find the instance stopped or missing are ignored.
+        settle: Seconds after a start in which polls that find the instance stopped are ignored. Polls that do
+            not find it are ignored six times as long.
         lost_interval: Seconds between two polls of a leased instance during the block.
         max_outage: Seconds of failed polls after which a wait raises the last error.
         stall_timeout: Seconds without any change after which a start fails; None: only its deadline counts.
@@ -116,6 +122,7 @@ class Settings:
     headers: Mapping[str, str] = field(repr=False)
     max_connections: int = field(default=MAX_CONNECTIONS, validator=_positive)
     transport: TransportName = field(default="httpx", validator=_known_transport)
+    tag_starts: bool = field(default=False, validator=_is_bool)
 
     @property
     def is_loopback(self) -> bool:
@@ -137,6 +144,7 @@ def resolve_settings(
     allow_insecure_http: bool,
     max_connections: int,
     transport: TransportName,
+    tag_starts: bool,
     environ: Mapping[str, str],
 ) -> Settings:
     """Resolve the settings.
@@ -168,6 +176,7 @@ def resolve_settings(
         headers=_check_headers("default_headers", default_headers or {}),
         max_connections=max_connections,
         transport=transport,
+        tag_starts=tag_starts,
     )
 
 

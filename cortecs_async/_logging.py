@@ -88,8 +88,20 @@ class Event(enum.Enum):
     LEASE_START_REPEATED = (
         "lease.start_repeated",
         WARNING,
-        "The start of %(model)s had no effect; sending it again",
+        (
+            "No instance of the start of %(model)s has appeared; sending it again. "
+            "If the first one still appears, it is released"
+        ),
         "model",
+    )
+    LEASE_TAG_NOT_RETURNED = (
+        "lease.tag_not_returned",
+        WARNING,
+        (
+            "The service does not return the context length that was sent for instance %(instance_id)s: "
+            "starts are not tagged any more"
+        ),
+        "instance_id model",
     )
     LEASE_ADOPTED = (
         "lease.adopted",
@@ -122,6 +134,13 @@ class Event(enum.Enum):
         INFO,
         "Retrying in %(wait).1f s: %(error)s",
         "method path status wait attempt request_id",
+    )
+
+    HTTP_UNREADABLE_ENTRY = (
+        "http.unreadable_entry",
+        WARNING,
+        "Skipping an unreadable entry of GET %(path)s (id: %(entry_id)s): %(problem)s",
+        "path entry_id",
     )
 
     WATCH_FAILED = (

@@ -49,6 +49,7 @@ LAZY = {
         "InstanceHandle": "_lease.endpoint",
         "InstanceStatus": "_api.domain",
         "LeaseInfo": "_telemetry",
+        "Listing": "_api.listing",
         "Model": "_api.domain",
         "ModelPreview": "_api.domain",
         "OpenAIKwargs": "_lease.endpoint",
@@ -61,6 +62,7 @@ LAZY = {
         "Response": "_client.with_options",
         "Results": "_lease.mapping",
         "Telemetry": "_telemetry",
+        "UnreadableEntry": "_api.listing",
         "WorkerStatus": "_api.domain",
     },
 }

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from ._api.domain import ModelPreview as ModelPreview
     from ._api.domain import Progress as Progress
     from ._api.domain import WorkerStatus as WorkerStatus
+    from ._api.listing import Listing as Listing
+    from ._api.listing import UnreadableEntry as UnreadableEntry
     from ._batch.plan import BatchPlan as BatchPlan
     from ._batch.report import BatchProgress as BatchProgress
     from ._batch.report import BatchReport as BatchReport

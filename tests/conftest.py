@@ -129,7 +129,12 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 
 
 # `nox -s oracle` installs the packages that these tests need.
-ORACLES = ["emulator/test_openapi.py", "emulator/test_vendor_client.py", "test_migrating.py"]
+ORACLES = [
+    "emulator/test_openapi.py",
+    "emulator/test_vendor_client.py",
+    "emulator/test_vendor_package.py",
+    "test_migrating.py",
+]
 collect_ignore = [] if find_spec("cortecs_py") and find_spec("schemathesis") else ORACLES
 
 EMULATOR_OPTIONS = frozenset(inspect.signature(Emulator).parameters)

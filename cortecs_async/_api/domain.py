@@ -10,12 +10,14 @@ responses of the emulator, and to the payloads in `tests/api/test_wire.py`.
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
 from attrs import field, frozen
+
+from .prices import read_price
 
 # Tokens: the context length of a start that gives none, unless the model allows less (documented).
 DEFAULT_CONTEXT_LENGTH = 32_000
@@ -106,7 +108,8 @@ class Instance:
 
     Attributes:
         instance_id: The id of the instance.
-        base_url: The URL of its OpenAI-compatible endpoint, ending in `/v1`; None until it is initialized.
+        base_url: The URL of its OpenAI-compatible endpoint, ending in `/v1`; None until it is initialized, or
+            when it is not a string.
         instance_args: The arguments that it was started with.
         instance_status: Its state when the snapshot was taken.
         worker_statuses: The state of each worker; may be empty.
@@ -125,8 +128,8 @@ class Instance:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the instance is running **and** has a `base_url`; either can come first."""
-        return self.status == "running" and bool(self.base_url)
+        """Whether the instance is running (in any case) **and** has a `base_url`; either can come first."""
+        return self.status.lower() == "running" and bool(self.base_url)
 
 
 @frozen(kw_only=True)
@@ -212,7 +215,8 @@ class HardwareConfig:
 
     Attributes:
         hardware_type_id: The hardware type.
-        params: Options of the inference server; only `--max-model-len` is known.
+        params: Options of the inference server. Only `--max-model-len` is known, and its older spelling
+            `max_context_length`, which the service sent beside `params`.
         requirements: What the model needs; the keys are undocumented.
     """
 
@@ -222,9 +226,21 @@ class HardwareConfig:
 
     @property
     def max_context_length(self) -> int | None:
-        """The longest context on this hardware in tokens (`--max-model-len`); None when it is not given."""
-        value = self.params.get("--max-model-len")
-        return value if isinstance(value, int) else None
+        """The longest context on this hardware in tokens; None when it is not given.
+
+        It is taken from `--max-model-len` or the older `max_context_length` in `params`, which may also be
+        written as text (`"32768"`).
+        """
+        values = (_to_tokens(self.params.get(name)) for name in ("--max-model-len", "max_context_length"))
+        return next((value for value in values if value is not None), None)
+
+
+def _to_tokens(value: Any) -> int | None:
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,15}", value):
+        value = int(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    # vLLM takes -1 as "as long as the memory allows".
+    return int(value) if is_number and 0 < value < 1e15 and value == int(value) else None
 
 
 @frozen(kw_only=True)
@@ -260,21 +276,27 @@ class HardwareType:
 
     @property
     def price_per_minute(self) -> float | None:
-        """The price per minute, in `currency`.
+        """The price of the set per minute, in `currency`; None when it is not clear.
 
-        It is taken from the key of `price_info` that contains "minute", or else "hour". None when there is no
-        such key, or several with different prices.
+        A key of `price_info` is read only if each of its words is known: "minute", "hour", or "hourly", once;
+        "price", "cost", "rate", "per", or "in"; "eur" or "usd", unless `currency` is another; and "cent",
+        "cents", or "ct", which divide the price by 100. `price_per_minute`, `pricePerMinute`, and
+        `EUR/minute` are read; `price_per_gpu_minute` and `setup_cost_per_hour` are not. The value must be a
+        number, and not negative.
+
+        If there is only a price per hour, this is a sixtieth of it. If prices for the same time disagree, or
+        a text in `price_info` mentions cents or a unit, the price is not clear.
         """
-        numbers = {
-            key.lower(): float(value)
-            for key, value in self.price_info.items()
-            if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        }
-        for unit, minutes in (("minute", 1.0), ("hour", 60.0)):
-            prices = {value for key, value in numbers.items() if unit in key and value >= 0}
-            if len(prices) == 1:
-                return prices.pop() / minutes
-        return None
+        return read_price(self.price_info, "minute")
+
+    @property
+    def price_per_hour(self) -> float | None:
+        """The price of the set per hour, in `currency`; None when it is not clear.
+
+        Hourly billing uses it. It is read as `price_per_minute` is, and need not be 60 times as much. If
+        there is only a price per minute, this is 60 times that.
+        """
+        return read_price(self.price_info, "hour")
 
     @property
     def currency(self) -> str:

@@ -13,13 +13,21 @@ from collections.abc import Awaitable, Callable
 import anyio
 
 from .._config import PollPolicy
-from .._errors import BadRequestError, ConflictError, DecodeError, InvalidArgumentError, NotFoundError
+from .._errors import (
+    BadRequestError,
+    ConflictError,
+    DecodeError,
+    InvalidArgumentError,
+    NotFoundError,
+    RequestError,
+)
 from .._http.limiter import Priority
 from .._http.messages import Call, Failure, Reply, Witness
 from .domain import AffectedInstances, Instance, InstanceArgs
+from .listing import Listing, existing_ids
 from .matching import Claims, choose
 from .polling import Poller
-from .resources import Models, Send
+from .resources import ListReader, Models, Send
 from .validation import check_body_id, check_instance_id, check_seconds, check_start
 from .waiting import InstanceWatch, ProgressCallback, wait_until_running
 from .wire import decode_affected, decode_instance, decode_instances, encode_start
@@ -76,7 +84,6 @@ class Instances:
     def __init__(self, send: Send, policy: PollPolicy, *, twin: Instances | None = None) -> None:
         self._send = send
         self._policy = policy
-        self._models = Models(send)
         # A client has two of these. The user's stops sending when the client is closed; the leases' does not.
         # They share one state.
         self.poller: Poller = twin.poller if twin else Poller(self, policy)
@@ -84,19 +91,26 @@ class Instances:
         # Instances that leases of this client are releasing. `ensure` must not return or restart them.
         self.releasing: set[str] = twin.releasing if twin else set()
         self.claims: Claims = twin.claims if twin else Claims()
+        self.reader: ListReader = twin.reader if twin else ListReader()
+        self._models = Models(send, self.reader)
 
-    async def list(self) -> tuple[Instance, ...]:
+    async def list(self) -> Listing[Instance]:
         """Return all instances of the account, including those that you did not start (`GET /instances/`).
+
+        An entry that cannot be read is skipped and logged. It is in the `unreadable` of the result, because
+        its instance exists: perhaps someone else's, perhaps yours.
 
         Raises:
             RequestError: the request failed.
         """
-        return (await self._send(Call(method="GET", path="/instances/"))).decode(decode_instances)
+        return await self._list(Call(method="GET", path="/instances/"))
 
-    async def list_now(self) -> tuple[Instance, ...]:
+    async def list_now(self) -> Listing[Instance]:
         """Return all instances, ahead of other requests that wait for a free slot."""
-        call = Call(method="GET", path="/instances/", priority=Priority.POLL)
-        return (await self._send(call)).decode(decode_instances)
+        return await self._list(Call(method="GET", path="/instances/", priority=Priority.POLL))
+
+    async def _list(self, call: Call) -> Listing[Instance]:
+        return self.reader.read(await self._send(call), decode_instances)
 
     async def get(self, instance_id: str) -> Instance:
         """Return one instance (`GET /instances/{instance_id}`).
@@ -183,7 +197,7 @@ class Instances:
             reply = await self._send(call)
         except _Refused as error:
             # If the response to an earlier attempt was lost, that attempt may have changed the status.
-            instance = await self._listed(instance_id) if error.outcome_unknown else None
+            instance = await self._listed(instance_id, error) if error.outcome_unknown else None
             if instance is None or instance.status in unchanged:
                 raise
             return instance
@@ -201,7 +215,8 @@ class Instances:
         try:
             await self._send(Call(method="DELETE", path=path))
         except _Refused as error:
-            if not error.outcome_unknown or await self._listed(instance_id) is not None:
+            # An earlier attempt, whose response was lost, may have deleted it.
+            if not error.outcome_unknown or not await self._is_missing(instance_id):
                 raise
 
     async def stop_all(self) -> AffectedInstances:
@@ -334,8 +349,8 @@ class Instances:
         """Find, restart or start an instance with these arguments, as `ensure` does, without waiting for it.
 
         `found` is called with an existing instance and its origin. For `RESTARTED` it is called before the
-        request, because the restart may work although its response is lost. If the restart is refused, it is
-        called again with `FOUND`: another process restarted the instance, which owns it.
+        request, because the restart may work although its response is lost. If every attempt of the restart
+        was refused, it is called again with `FOUND`: if the instance runs, another process restarted it.
         """
         async with self.ensure_lock:
             same_model = [
@@ -355,29 +370,43 @@ class Instances:
             witness = None if found is None else UncancellableWitness()
             try:
                 return await self._restart(existing.instance_id, witness=witness)
-            except _Refused as refusal:
-                now = await self._listed(existing.instance_id)
+            except RequestError as error:
+                if found is not None and not error.outcome_unknown:
+                    await found(existing, Origin.FOUND)
+                if not isinstance(error, _Refused):
+                    raise
+                now = await self._listed(existing.instance_id, error)
+                if now is not None and now.status not in {"running", "pending"}:
+                    raise
                 if now is not None:
-                    if found is not None and not refusal.outcome_unknown:
-                        await found(now, Origin.FOUND)
-                    if now.status not in {"running", "pending"}:
-                        raise
                     return now  # another process has restarted it
+                if not await self._is_missing(existing.instance_id):
+                    raise
             # Another process has deleted it.
             return await start()
 
-    async def _listed(self, instance_id: str) -> Instance | None:
+    async def _listed(self, instance_id: str, refusal: Exception) -> Instance | None:
+        """Return an instance, None if it is not listed. If its entry cannot be read, raise the refusal."""
         # Not `get`: an id may contain characters that are not allowed in a path.
-        return next((each for each in await self.list() if each.instance_id == instance_id), None)
+        instances = await self.list()
+        found = next((each for each in instances if each.instance_id == instance_id), None)
+        if found is None and instance_id in existing_ids(instances):
+            raise refusal
+        return found
+
+    async def _is_missing(self, instance_id: str) -> bool:
+        """Return whether two readings, seconds apart, agree that the instance does not exist."""
+        reading = await self.poller.next(self.poller.subscribe(instance_id))
+        return reading is None
 
     async def read_one(self, instance_id: str) -> Instance:
         """Return one instance, for the poller: without retries."""
         path = f"/instances/{check_instance_id(instance_id)}"
         return (await self._send(_poll(path))).decode(decode_instance)
 
-    async def read_all(self) -> tuple[Instance, ...]:
+    async def read_all(self) -> Listing[Instance]:
         """Return all instances, for the poller: without retries."""
-        return (await self._send(_poll("/instances/"))).decode(decode_instances)
+        return await self._list(_poll("/instances/"))
 
 
 def _poll(path: str) -> Call:

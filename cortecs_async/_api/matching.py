@@ -1,7 +1,9 @@
 """Find the instance that a start created when its response was lost.
 
 The service has no tags, so the instance is found by its properties. A start can have created an instance if
-the instance did not exist before it (it is not in the `baseline`) and has the arguments that were sent.
+the instance did not exist before it (it is not in the `baseline`) and has the arguments that were sent. The
+timestamp of the instance cannot prove this, because it is undocumented what it means, but it can be evidence
+against it: see `UnresolvedStart.is_contradicted_by`.
 
 Several starts can be unresolved at the same time, and match the same instances. So all starts and instances
 that share possible matches, directly or through others, are considered together. If each of these instances
@@ -15,12 +17,19 @@ which. Then the result is `Ambiguous`, and none of them is touched.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from attrs import define, evolve, field, frozen
 
 from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs, Model
+
+# Seconds that a timestamp of an instance may be before or after its start. Before: the service's machines may
+# disagree. After: the service may carry a start out late, and initialization takes time.
+_MAX_BEFORE_START, _MAX_AFTER_START = 120.0, 1800.0
+
+# A timestamp that is older than this number of seconds says nothing: a constant, for example.
+_MAX_STAMP_AGE = 30 * 86400.0
 
 
 @frozen(kw_only=True, eq=False)
@@ -30,16 +39,57 @@ class UnresolvedStart:
     Attributes:
         args: The arguments that were sent. None stands for a default of the service, and fits any value.
         baseline: The ids of the instances that existed before the start.
+        service_at: When the baseline was read, by the service's clock, as Unix time in seconds; None if the
+            service sends no dates.
+        untagged: The context length before it was lowered to tag the start; None without a tag.
         order: The sort key. Sort starts by it, so that every process assigns the instances in the same way.
     """
 
     args: InstanceArgs
     baseline: frozenset[str]
-    order: tuple[float, str] = (0.0, "")
+    service_at: float | None = None
+    untagged: int | None = None
+    order: tuple[bool, float, str] = (False, 0.0, "")
+
+    def as_last(self) -> UnresolvedStart:
+        """Return the start, in the order after all those that a lease waits for.
+
+        It is better to use an instance than to release it.
+        """
+        return evolve(self, order=(True, *self.order[1:]))
 
     def fits(self, instance: Instance) -> bool:
-        """Return whether this start can have created the instance."""
-        return instance.instance_id not in self.baseline and fits(instance.instance_args, self.args)
+        """Return whether this start can have created the instance, by its id and arguments."""
+        if instance.instance_id in self.baseline:
+            return False
+        return fits(instance.instance_args, self.args) or (
+            # The service may not return the tag.
+            self.untagged is not None
+            and fits(instance.instance_args, evolve(self.args, context_length=self.untagged))
+        )
+
+    def has_tag_of(self, instance: Instance) -> bool:
+        """Return whether the instance has the tag of this start."""
+        tag = None if self.untagged is None else self.args.context_length
+        return tag is not None and instance.instance_args.context_length == tag and self.fits(instance)
+
+    def is_contradicted_by(self, instance: Instance, listed_at: float | None) -> bool:
+        """Return whether its tag or timestamp is evidence that another start created the instance.
+
+        Only the service's clock counts: the dates of its responses, at the baseline and at this list
+        (`listed_at`). An instance that is clearly older than the baseline but not in it is a stopped one that
+        the service did not list and somebody restarted. One that is clearly younger was started later. A
+        timestamp that this clock has not reached yet, or one that is implausibly old, says nothing.
+        """
+        if self.untagged is not None and instance.instance_args.context_length == self.untagged:
+            return True
+        stamp = instance.instance_status.started_at
+        if stamp is None or self.service_at is None:
+            return False
+        age = stamp.timestamp() - self.service_at
+        if listed_at is not None and stamp.timestamp() > listed_at + _MAX_BEFORE_START:
+            return False
+        return -_MAX_STAMP_AGE < age < -_MAX_BEFORE_START or age > _MAX_AFTER_START
 
 
 @frozen
@@ -53,24 +103,67 @@ class Ambiguous:
     candidates: tuple[str, ...]
 
 
-def match_start(
-    start: UnresolvedStart, starts: Sequence[UnresolvedStart], instances: Iterable[Instance]
-) -> Instance | Ambiguous | None:
-    """Return the instance that one start created, None if there is none yet, or `Ambiguous`.
+@frozen
+class Contested:
+    """The instance may be the one of a start that is still in progress.
 
-    The same starts in the same order always get the same instances, regardless of which of them is `start`.
-    `starts` are all unresolved starts, including `start`. `instances` must not include those that are known
-    to belong to others.
+    Attributes:
+        candidates: The id of the instance.
     """
-    group, candidates = _connected(start, starts, instances)
-    assignment = _assign(candidates, group)
+
+    candidates: tuple[str, ...]
+
+
+Outcome = Instance | Ambiguous | Contested | None
+"""The instance that a start created, None if there is none yet, or why that is not certain."""
+
+_Fits = Callable[[UnresolvedStart, Instance], bool]
+
+
+def match_start(
+    start: UnresolvedStart,
+    starts: Iterable[UnresolvedStart],
+    instances: Sequence[Instance],
+    *,
+    in_progress: Sequence[UnresolvedStart] = (),
+    listed_at: float | None = None,
+) -> Outcome:
+    """Return the instance that one start created, None if there is none yet, or why that is not certain.
+
+    The same starts always get the same instances, regardless of which of them is `start`. `starts` are all
+    unresolved starts, including `start`; `in_progress` are those whose outcome is not known yet. `instances`
+    must not include those that are known to belong to others. `listed_at` is when they were listed, by the
+    service's clock, as Unix time in seconds.
+    """
+    starts = sorted(starts, key=lambda each: each.order)
+    tagged = [each for each in instances if start.has_tag_of(each)]
+    if len(tagged) == 1:
+        return tagged[0]
+    others_tags = {
+        each.instance_id
+        for each in instances
+        if any(other is not start and other.has_tag_of(each) for other in [*starts, *in_progress])
+    }
+
+    def fits(start: UnresolvedStart, instance: Instance) -> bool:
+        return (
+            instance.instance_id not in others_tags
+            and start.fits(instance)
+            and not start.is_contradicted_by(instance, listed_at)
+        )
+
+    group, candidates = _connected(start, starts, instances, fits)
+    assignment = _assign(candidates, group, fits)
     if assignment is None:
-        return Ambiguous(tuple(each.instance_id for each in candidates if start.fits(each)))
-    return assignment.get(start)
+        return Ambiguous(tuple(each.instance_id for each in candidates if fits(start, each)))
+    found = assignment.get(start)
+    if found is not None and any(fits(other, each) for other in in_progress for each in candidates):
+        return Contested((found.instance_id,))
+    return found
 
 
 def _connected(
-    start: UnresolvedStart, starts: Sequence[UnresolvedStart], instances: Iterable[Instance]
+    start: UnresolvedStart, starts: Sequence[UnresolvedStart], instances: Iterable[Instance], fits: _Fits
 ) -> tuple[list[UnresolvedStart], list[Instance]]:
     """Return the starts and instances that share possible matches with `start`, in a fixed order.
 
@@ -80,11 +173,11 @@ def _connected(
     group, candidates = {start}, list[Instance]()
     new_starts = [start]
     while new_starts:
-        found = [each for each in remaining if any(new.fits(each) for new in new_starts)]
+        found = [each for each in remaining if any(fits(new, each) for new in new_starts)]
         remaining = [each for each in remaining if each not in found]
         candidates += found
         new_starts = [
-            other for other in starts if other not in group and any(other.fits(each) for each in found)
+            other for other in starts if other not in group and any(fits(other, each) for each in found)
         ]
         group.update(new_starts)
     # Sorted, so that the assignment does not depend on which start is matched.
@@ -95,13 +188,13 @@ def _connected(
 
 
 def _assign(
-    instances: Sequence[Instance], starts: Sequence[UnresolvedStart]
+    instances: Sequence[Instance], starts: Sequence[UnresolvedStart], fits: _Fits
 ) -> dict[UnresolvedStart, Instance] | None:
     """Assign each instance to a start of its own (bipartite matching). Return None if that is impossible."""
     assignment: dict[UnresolvedStart, Instance] = {}
 
     def assign(instance: Instance, tried: set[UnresolvedStart]) -> bool:
-        fitting = [start for start in starts if start not in tried and start.fits(instance)]
+        fitting = [start for start in starts if start not in tried and fits(start, instance)]
         # Free starts first: otherwise many equal starts would reassign their instances in a long chain.
         for start in sorted(fitting, key=lambda each: each in assignment):
             if start in tried:
@@ -159,15 +252,9 @@ class Claims:
         """
         return None if self._in_progress[model_id] else self._ended
 
-    def without_claimed(self, instances: Iterable[Instance], others: Container[str]) -> list[Instance]:
-        """Return the instances that exist and belong to no known start, here or in `others`."""
-        return [
-            each
-            for each in instances
-            if each.instance_id not in self.ids
-            and each.instance_id not in others
-            and each.status.lower() != "deleted"
-        ]
+    def without_claimed(self, instances: Iterable[Instance]) -> list[Instance]:
+        """Return the instances that belong to no known start of this client."""
+        return [each for each in instances if each.instance_id not in self.ids]
 
 
 def fits(actual: InstanceArgs, sent: InstanceArgs) -> bool:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
 from typing import Protocol
 
 import anyio
@@ -31,6 +30,7 @@ from .._errors import (
 from .._http.retry import is_transient_status
 from .._logging import Event, log
 from .domain import Instance, Progress
+from .listing import Listing
 
 # Seconds. A response with a longer `Retry-After` must not suspend all waits of the client, which include its
 # teardowns.
@@ -38,6 +38,10 @@ _MAX_RETRY_AFTER = 60.0
 
 # Requests by id in one poll, for instances that the list lacks. The others follow in the next polls.
 _MAX_REQUESTS_BY_ID = 20
+
+# Seconds for which all readings must agree that an instance is missing before it counts as gone: reading lags
+# behind writing, and replicas of the service may disagree.
+ABSENCE_SPAN = 5.0
 
 # A larger number of steps is treated as an error of the service.
 _MAX_STEPS = 10_000
@@ -103,7 +107,7 @@ class Source(Protocol):
         """Send `GET /instances/{id}`."""
         ...
 
-    async def read_all(self) -> Iterable[Instance]:
+    async def read_all(self) -> Listing[Instance]:
         """Send `GET /instances/`."""
         ...
 
@@ -123,6 +127,8 @@ class Subscription:
         since: When the wait began, in seconds of `anyio.current_time`; the poll interval depends on it.
         due: When the next poll is due, on the same clock.
         trust_list: Whether the list alone proves that the instance is gone; see `Poller.subscribe`.
+        absence: Seconds for which it must be missing before it counts as gone.
+        missing_since: When the current run of readings without it began, on the same clock.
         interval: Seconds between polls; None leaves them to the policy.
         request_number: The number of the last request by its id; at first, of the last one for any id.
         reading: The newest reading; None means that the instance is gone.
@@ -136,6 +142,8 @@ class Subscription:
     since: float
     due: float
     trust_list: bool = False
+    absence: float = ABSENCE_SPAN
+    missing_since: float | None = None
     interval: float | None = None
     request_number: int = 0
     reading: Instance | None = None
@@ -147,12 +155,25 @@ class Subscription:
     changed: Broadcast = field(factory=Broadcast)
 
     def publish(self, reading: Instance | None, *, now: float) -> None:
-        """Store a new reading, and notify the task if it differs from the last."""
+        """Store a new reading, and notify the task if it differs from the last.
+
+        "Missing" is stored only after `absence` seconds of readings that agree.
+        """
         self.failing_since = None
+        if reading is not None:
+            self.missing_since = None
+        elif self.missing_since is None:
+            self.missing_since = now
+        if reading is None and not self.is_missing(now):
+            return
         if not self.has_reading or reading != self.reading:
             self.step_times.record(reading, now)
             self.reading, self.has_reading, self.is_news = reading, True, True
             self.changed.notify()
+
+    def is_missing(self, now: float) -> bool:
+        """Return whether all readings of the last `absence` seconds lack the instance."""
+        return self.missing_since is not None and now - self.missing_since >= self.absence
 
     def record_failure(self, error: CortecsError, *, now: float, max_outage: float) -> None:
         """End the wait if the error is permanent, or if reading has failed for `max_outage` seconds."""
@@ -184,6 +205,7 @@ class Poller:
         *,
         known: Instance | None = None,
         trust_list: bool = False,
+        absence: float = ABSENCE_SPAN,
         interval: float | None = None,
     ) -> Subscription:
         """Begin a wait.
@@ -192,8 +214,9 @@ class Poller:
             instance_id: The instance.
             known: A snapshot that the task has already. Only a reading that differs from it is news, and the
                 first poll waits for the usual interval.
-            trust_list: Whether the list alone proves that the instance is gone, as after an accepted delete.
-                Otherwise `GET /instances/{id}` must agree.
+            trust_list: Whether one list proves that the instance is gone, as after an accepted delete.
+                Otherwise `GET /instances/{id}` must agree, for `absence` seconds.
+            absence: Seconds for which it must be missing before it counts as gone.
             interval: Seconds between polls; None leaves them to the policy.
         """
         now = anyio.current_time()
@@ -203,6 +226,7 @@ class Poller:
             since=now,
             due=now if known is None else now + pause,
             trust_list=trust_list,
+            absence=0.0 if trust_list else absence,
             interval=interval,
             request_number=self._requests_by_id,
             reading=known,
@@ -306,6 +330,8 @@ class Poller:
             subscription.due = now + self._interval(subscription, now)
 
     def _interval(self, subscription: Subscription, now: float) -> float:
+        if subscription.missing_since is not None and not subscription.is_missing(now):
+            return max(subscription.absence / 2, self._policy.min_interval)
         if subscription.interval is not None:
             return subscription.interval
         distance = subscription.step_times.distance(now)
@@ -320,7 +346,7 @@ class Poller:
             instance = await self._read_one(instance_id)
             if instance is not None:
                 return {instance_id: instance}
-            # The status code for an unknown id is undocumented. The instance is gone if the list agrees.
+            # The status code for an unknown id is undocumented. The instance is missing if the list agrees.
             return {instance_id: (await self._read_listed()).get(instance_id)}
         listed = await self._read_listed()
         known = listed.keys() | trusting
@@ -366,8 +392,15 @@ class Poller:
             # InvalidArgumentError: an id that is not allowed in a path. The list may still show it.
             return None
 
-    async def _read_listed(self) -> dict[str, Instance]:
-        return {instance.instance_id: instance for instance in await self._source.read_all()}
+    async def _read_listed(self) -> Readings:
+        """Return the instances of the list, and an error for each entry that cannot be read: it exists."""
+        listing = await self._source.read_all()
+        readings: Readings = {each.instance_id: each for each in listing}
+        for entry in listing.unreadable:
+            if entry.entry_id is not None:
+                problem = f"instance {entry.entry_id} exists, but its entry in the list cannot be read"
+                readings[entry.entry_id] = DecodeError(problem, method="GET", path="/instances/")
+        return readings
 
     def _record_failure(self, error: CortecsError) -> None:
         now = anyio.current_time()

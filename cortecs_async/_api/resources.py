@@ -7,29 +7,63 @@ method here or in `instances.py` that sends the request. Then add the route to t
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 from .._http.messages import Call, Reply
+from .._logging import Event, log
 from .domain import Balance, HardwareType, Model, ModelPreview
+from .listing import Listing, read_date
 from .validation import check_model_id
 from .wire import decode_balance, decode_hardware_types, decode_model, decode_models
 
 Send = Callable[[Call], Awaitable[Reply]]
 
+T = TypeVar("T")
+
+
+class ListReader:
+    """Decodes the lists that one client reads, and logs each unreadable entry once."""
+
+    def __init__(self) -> None:
+        self._logged: set[tuple[str, str]] = set()
+
+    def read(self, reply: Reply, decode: Callable[[object, float | None], Listing[T]]) -> Listing[T]:
+        """Decode a list and its `Date` header.
+
+        Raises:
+            DecodeError: the response contains no list.
+        """
+        date = read_date(reply.headers.get("date"))
+        listing = reply.decode(lambda data: decode(data, date))
+        path = reply.call.path
+        kind = path.split("/")[1]  # the same for all hardware types and for the available ones
+        for entry in listing.unreadable:
+            # Without an id, entries with the same problem are logged as one.
+            key = kind, entry.problem if entry.entry_id is None else entry.entry_id
+            if key not in self._logged:
+                self._logged.add(key)
+                log(Event.HTTP_UNREADABLE_ENTRY, path=path, entry_id=entry.entry_id, problem=entry.problem)
+        return listing
+
 
 class Models:
     """`client.models`. It needs no credentials: the vendor's client sends none."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, reader: ListReader | None = None) -> None:
         self._send = send
+        self._reader = reader or ListReader()
 
-    async def list(self) -> tuple[ModelPreview, ...]:
+    async def list(self) -> Listing[ModelPreview]:
         """Return the models that can be provisioned (`GET /models/`).
+
+        An entry that cannot be read is skipped and logged; it is in the `unreadable` of the result.
 
         Raises:
             RequestError: the request failed.
         """
         reply = await self._send(Call(method="GET", path="/models/", authenticated=False))
-        return reply.decode(decode_models)
+        return self._reader.read(reply, decode_models)
 
     async def get(self, model_id: str) -> Model:
         """Return one model with its hardware configurations (`GET /models/{model_id}`).
@@ -42,39 +76,44 @@ class Models:
             BadRequestError: or `NotFoundError`: the service does not have the model.
             RequestError: the request failed in another way.
         """
-        path = f"/models/{check_model_id(model_id)}"
-        reply = await self._send(Call(method="GET", path=path, authenticated=False))
-        return reply.decode(decode_model)
+        requested_id = check_model_id(model_id)
+        reply = await self._send(Call(method="GET", path=f"/models/{requested_id}", authenticated=False))
+        return reply.decode(partial(decode_model, requested_id=requested_id))
 
 
 class HardwareTypes:
     """`client.hardware_types`. It needs no credentials: the vendor's client sends none."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, reader: ListReader | None = None) -> None:
         self._send = send
+        self._reader = reader or ListReader()
 
-    async def list(self) -> tuple[HardwareType, ...]:
+    async def list(self) -> Listing[HardwareType]:
         """Return all hardware types (`GET /hardware-types/`).
+
+        An entry that cannot be read is skipped and logged; it is in the `unreadable` of the result.
 
         Raises:
             RequestError: the request failed.
         """
         reply = await self._send(Call(method="GET", path="/hardware-types/", authenticated=False))
-        return reply.decode(decode_hardware_types)
+        return self._reader.read(reply, decode_hardware_types)
 
-    async def list_once(self) -> tuple[HardwareType, ...]:
+    async def list_once(self) -> Listing[HardwareType]:
         """Return all hardware types, without retries."""
         call = Call(method="GET", path="/hardware-types/", authenticated=False, retried=False)
-        return (await self._send(call)).decode(decode_hardware_types)
+        return self._reader.read(await self._send(call), decode_hardware_types)
 
-    async def list_available(self) -> tuple[HardwareType, ...]:
+    async def list_available(self) -> Listing[HardwareType]:
         """Return the hardware types that have free capacity now (`GET /hardware-types/available`).
+
+        An entry that cannot be read is skipped and logged; it is in the `unreadable` of the result.
 
         Raises:
             RequestError: the request failed.
         """
         reply = await self._send(Call(method="GET", path="/hardware-types/available", authenticated=False))
-        return reply.decode(decode_hardware_types)
+        return self._reader.read(reply, decode_hardware_types)
 
 
 class User:

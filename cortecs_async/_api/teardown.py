@@ -4,6 +4,10 @@
 repeats this until the state that was read is the goal. A response alone is never trusted: a lost response may
 hide a success, and it is undocumented how the service responds to the `stop` of a pending or stopped
 instance.
+
+An instance that is missing in one reading may exist: reading lags behind writing, and replicas may
+disagree. So it counts as gone only after an accepted delete, or when two readings seconds apart agree and
+the service has refused another stop in between.
 """
 
 from __future__ import annotations
@@ -26,13 +30,14 @@ from .._errors import (
 from .._logging import Event, log
 from .domain import Instance
 from .instances import Instances
+from .polling import ABSENCE_SPAN
 from .waiting import has_ended, wait_until
 
 # Seconds after which a stop or a delete that was accepted, but has no effect, is sent again.
 _EFFECT_TIMEOUT = 10.0
 
-# Seconds before a new instance that cannot be read yet is stopped again.
-_UNREADABLE_PAUSE = 1.0
+# Seconds before a new instance that is not visible yet is stopped again.
+_INVISIBLE_PAUSE = 1.0
 
 
 class Goal(enum.Enum):
@@ -49,6 +54,7 @@ class ObservedState(enum.Enum):
     STOPPING = enum.auto()  # a stop was accepted, or refused without being stopped yet
     STOPPED = enum.auto()
     DELETED = enum.auto()  # a delete was accepted, but not confirmed yet
+    MISSING = enum.auto()  # the last reading lacks it, which proves nothing
     GONE = enum.auto()
     UNSURE = enum.auto()  # the last request failed
 
@@ -67,7 +73,7 @@ class Action(enum.Enum):
 def next_action(goal: Goal, state: ObservedState) -> Action:
     """Return the next step towards the goal."""
     match state:
-        case ObservedState.LIVE:
+        case ObservedState.LIVE | ObservedState.MISSING:
             return Action.STOP
         case ObservedState.STOPPING:
             return Action.AWAIT_STOP
@@ -81,14 +87,14 @@ def next_action(goal: Goal, state: ObservedState) -> Action:
             return Action.READ
 
 
-def interpret(instance: Instance | None, *, stop_refused: bool) -> ObservedState:
-    """Return what a reading says about the state; None means that there is no such instance.
+def interpret(instance: Instance, *, stop_refused: bool) -> ObservedState:
+    """Return what a reading of an existing instance says about the state.
 
     After a refused stop, any terminal status counts as stopped. Before, only "stopped" does.
     """
-    if instance is None or instance.status.lower() == "deleted":
+    if instance.status.lower() == "deleted":
         return ObservedState.GONE
-    if instance.status == "stopped":
+    if instance.status.lower() == "stopped":
         return ObservedState.STOPPED
     if not stop_refused:
         return ObservedState.LIVE
@@ -103,8 +109,11 @@ class Teardown:
         instances: Sends the requests, without retries: the teardown has its own.
         deadline: In seconds of `anyio.current_time`.
         state: The last observed state.
-        settled_at: Until then, on the same clock, "missing" is ignored: the instance was just started, and
+        visible_at: Until then, on the same clock, "missing" is ignored: the instance was just started, and
             the service may not list it yet.
+        delete_accepted: Whether the service accepted a delete.
+        missing_since: When the current run of readings without the instance began, on the same clock.
+        stop_repeated: Whether the service has refused a stop since then.
         has_acted: Whether the service accepted a stop or a delete.
         stopped_at: When the service last accepted a stop, on the same clock.
         stop_refused: Whether the last stop was refused.
@@ -115,7 +124,10 @@ class Teardown:
     goal: Goal
     deadline: float
     state: ObservedState = ObservedState.LIVE
-    settled_at: float = -math.inf
+    visible_at: float = -math.inf
+    delete_accepted: bool = False
+    missing_since: float | None = None
+    stop_repeated: bool = False
     has_acted: bool = False
     stopped_at: float | None = None
     stop_refused: bool = False
@@ -134,7 +146,7 @@ class Teardown:
                     self.state = await self._perform(action)
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
                     # Already stopped, already gone, or not ready for it yet: the next reading shows which.
-                    self.stop_refused = action is Action.STOP
+                    self.stop_refused = self.stop_repeated = action is Action.STOP
                     await self._recover(action, refusal)
                 except ClientClosedError as error:
                     self.last_error = error  # the user closed `http_client`: no request can be sent
@@ -157,18 +169,22 @@ class Teardown:
                 instance = await self.instances.stop(instance_id)
                 self.stopped_at = anyio.current_time()
                 self.has_acted = True
+                self.missing_since = None
                 # The response is enough if a delete follows: that fails unless it is stopped.
                 is_enough = self.goal is Goal.GONE and has_ended(instance)
                 return ObservedState.STOPPED if is_enough else ObservedState.STOPPING
             case Action.AWAIT_STOP:
                 with anyio.move_on_after(_EFFECT_TIMEOUT):
-                    reading = await wait_until(poller, instance_id, has_ended)
-                    return interpret(reading, stop_refused=True)
+                    reading = await wait_until(poller, instance_id, has_ended, absence=0.0)
+                    if reading is not None:
+                        return interpret(reading, stop_refused=True)
+                    # It may only not be visible. The delete fails unless it is stopped.
+                    return ObservedState.STOPPED if self.goal is Goal.GONE else self._missing()
                 self.stop_refused = False
                 return ObservedState.LIVE
             case Action.DELETE:
                 await self.instances.delete(instance_id)
-                self.has_acted = True
+                self.has_acted = self.delete_accepted = True
                 return ObservedState.DELETED
             case Action.VERIFY:
                 with anyio.move_on_after(_EFFECT_TIMEOUT):
@@ -176,12 +192,25 @@ class Teardown:
                     return ObservedState.GONE
                 return ObservedState.UNSURE
             case Action.READ | Action.NOTHING:
-                reading = await poller.next(poller.subscribe(instance_id))
-                never_seen = reading is None and self.stopped_at is None
-                if never_seen and anyio.current_time() < self.settled_at:
-                    await anyio.sleep(_UNREADABLE_PAUSE)
-                    return ObservedState.LIVE
-                return interpret(reading, stop_refused=self.stop_refused)
+                reading = await poller.next(poller.subscribe(instance_id, absence=0.0))
+                if reading is not None:
+                    self.missing_since = None
+                    return interpret(reading, stop_refused=self.stop_refused)
+                state = self._missing()
+                if state is ObservedState.MISSING:
+                    is_young = anyio.current_time() < self.visible_at
+                    await anyio.sleep(_INVISIBLE_PAUSE if is_young else ABSENCE_SPAN)
+                return state
+
+    def _missing(self) -> ObservedState:
+        """Return what a reading without the instance says about the state."""
+        now = anyio.current_time()
+        if self.delete_accepted:
+            return ObservedState.GONE
+        if self.missing_since is None:
+            self.missing_since, self.stop_repeated = now, False
+        is_long = now >= max(self.missing_since + ABSENCE_SPAN, self.visible_at)
+        return ObservedState.GONE if is_long and self.stop_repeated else ObservedState.MISSING
 
     async def _recover(self, action: Action, error: Exception) -> None:
         self.state = ObservedState.UNSURE
@@ -205,4 +234,4 @@ class Teardown:
 
 
 def _is_gone(instance: Instance | None) -> bool:
-    return interpret(instance, stop_refused=False) is ObservedState.GONE
+    return instance is None or instance.status.lower() == "deleted"

@@ -14,7 +14,7 @@ import anyio
 from .._config import PollPolicy
 from .._errors import InstanceGoneError, LifecycleError, StartFailedError, StartTimeoutError
 from .domain import Instance, Progress
-from .polling import Poller, Subscription
+from .polling import ABSENCE_SPAN, Poller, Subscription
 
 ProgressCallback = Callable[[Progress], Awaitable[None] | None]
 """Called with every change while an instance starts; may be async. If it raises, the start ends."""
@@ -22,6 +22,11 @@ ProgressCallback = Callable[[Progress], Awaitable[None] | None]
 # Statuses, in lower case, that an instance does not leave without a request. Only "stopped" is documented;
 # the others are common names. With any other status, a wait continues until its deadline.
 TERMINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
+
+
+# An instance that was just started may be missing for this many times `PollPolicy.settle`: reading lags
+# behind writing, by an undocumented time.
+VISIBILITY_FACTOR = 6
 
 
 def has_ended(instance: Instance | None) -> bool:
@@ -42,9 +47,10 @@ async def wait_until_running(
 ) -> Instance:
     """Wait until the instance runs and has a base URL.
 
-    For `settle` seconds, "stopped" and "missing" are ignored, because the service may still show the state
-    from before the start. `timeout`, in seconds, and the elapsed time count from `began`, in seconds of
-    `anyio.current_time`; None means from now. `on_progress` is called with every change, and with `known`.
+    For `settle` seconds, "stopped" is ignored, because the service may still show the state from before the
+    start; "missing" is ignored `VISIBILITY_FACTOR` times as long. `timeout`, in seconds, and the elapsed time
+    count from `began`, in seconds of `anyio.current_time`; None means from now. `on_progress` is called with
+    every change, and with `known`.
 
     Raises:
         StartFailedError: the instance has a terminal status.
@@ -53,7 +59,7 @@ async def wait_until_running(
         RequestError: the service rejected the request, or could not be reached for `policy.max_outage`.
     """
     changed_at = anyio.current_time()
-    settled_at = changed_at + settle
+    settled_at, visible_at = changed_at + settle, changed_at + VISIBILITY_FACTOR * settle
     began = changed_at if began is None else began
     deadline = began + (math.inf if timeout is None else timeout)
     stall = math.inf if policy.stall_timeout is None else policy.stall_timeout
@@ -69,7 +75,7 @@ async def wait_until_running(
         if has_reading:
             if latest is not None and latest.is_usable:
                 return latest
-            if is_settled and latest is None:
+            if latest is None and now >= visible_at:
                 raise _gone(instance_id)
             if is_settled and latest is not None and has_ended(latest):
                 raise StartFailedError(
@@ -79,10 +85,15 @@ async def wait_until_running(
         if now >= min(deadline, changed_at + stall):
             raise _timed_out(instance_id, latest, waited=now - began, unchanged=now - changed_at)
         if not is_settled and now >= settled_at:
-            # "Stopped" and "missing" count from now on, but not those read before: wait for the next reading.
+            # "Stopped" counts from now on, but not one that was read before: wait for the next reading.
             is_settled = True
             has_reading = subscription.has_reading = False
-        wake_at = min(deadline, changed_at + stall, math.inf if is_settled else settled_at)
+        wake_at = min(
+            deadline,
+            changed_at + stall,
+            math.inf if is_settled else settled_at,
+            math.inf if now >= visible_at else visible_at,
+        )
         is_news = False
         with anyio.CancelScope(deadline=wake_at):
             reading = await poller.next(subscription)
@@ -93,14 +104,19 @@ async def wait_until_running(
 
 
 async def wait_until(
-    poller: Poller, instance_id: str, reached: Callable[[Instance | None], bool], *, trust_list: bool = False
+    poller: Poller,
+    instance_id: str,
+    reached: Callable[[Instance | None], bool],
+    *,
+    trust_list: bool = False,
+    absence: float = ABSENCE_SPAN,
 ) -> Instance | None:
-    """Wait, without a timeout, until `reached` accepts a reading, and return it; None means gone.
+    """Wait, without a timeout, until `reached` accepts a reading, and return it; None means missing.
 
     Raises:
         RequestError: the service rejected the request, or could not be reached for `max_outage` seconds.
     """
-    subscription = poller.subscribe(instance_id, trust_list=trust_list)
+    subscription = poller.subscribe(instance_id, trust_list=trust_list, absence=absence)
     while True:
         instance = await poller.next(subscription)
         if reached(instance):

@@ -3,6 +3,9 @@
 A cattrs converter reads every field of the domain classes by its name and its annotation. Unknown fields are
 ignored, and unknown statuses are kept. A null counts as a missing field, and a missing field takes its
 default. Without a default, or with a value of another type, decoding raises `ShapeError`.
+
+A list is decoded entry by entry. An entry that cannot be read must not hide the others, so it becomes an
+`UnreadableEntry` of the `Listing`. Only what is not a list at all raises.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 import attrs
 import cattrs
-from cattrs.gen import make_dict_structure_fn
+from cattrs.gen import make_dict_structure_fn, override
 
 from .._http.messages import ShapeError
 from .domain import (
@@ -30,6 +33,7 @@ from .domain import (
     ModelPreview,
     WorkerStatus,
 )
+from .listing import Listing, UnreadableEntry
 
 T = TypeVar("T")
 
@@ -38,8 +42,8 @@ def decode_instance(data: Any) -> Instance:
     return _decode(_member(data, "instance"), Instance)
 
 
-def decode_instances(data: Any) -> tuple[Instance, ...]:
-    return _decode(_member(data, "instances"), tuple[Instance, ...])
+def decode_instances(data: Any, date: float | None = None) -> Listing[Instance]:
+    return _decode_list(_member(data, "instances"), Instance, "instance_id", date)
 
 
 def decode_affected(data: Any) -> AffectedInstances:
@@ -47,19 +51,21 @@ def decode_affected(data: Any) -> AffectedInstances:
     return _decode({} if data is None else data, AffectedInstances)
 
 
-def decode_models(data: Any) -> tuple[ModelPreview, ...]:
+def decode_models(data: Any, date: float | None = None) -> Listing[ModelPreview]:
     previews = _member(data, "models")
     if isinstance(previews, list):
         previews = [_with_hardware(each) for each in previews]
-    return _decode(previews, tuple[ModelPreview, ...])
+    return _decode_list(previews, ModelPreview, "model_id", date)
 
 
-def decode_model(data: Any) -> Model:
-    return _decode(_member(data, "model"), Model)
+def decode_model(data: Any, requested_id: str | None = None) -> Model:
+    """Return one model. One that does not name itself gets the id that was requested."""
+    model = _member(data, "model")
+    return _decode(_with_context_lengths(model, requested_id) if isinstance(model, dict) else model, Model)
 
 
-def decode_hardware_types(data: Any) -> tuple[HardwareType, ...]:
-    return _decode(_member(data, "hardware_types"), tuple[HardwareType, ...])
+def decode_hardware_types(data: Any, date: float | None = None) -> Listing[HardwareType]:
+    return _decode_list(_member(data, "hardware_types"), HardwareType, "hardware_type_id", date)
 
 
 def decode_balance(data: Any) -> Balance:
@@ -80,12 +86,38 @@ def _member(data: Any, name: str) -> Any:
 def _decode(data: Any, cls: type[T]) -> T:
     with contextlib.suppress(Exception):
         return _converter(detailed=False).structure(data, cls)
-    # The fast converter does not say what is wrong, and where. Read it again, for the message.
+    raise ShapeError(_problem(data, cls)) from None
+
+
+def _decode_list(entries: Any, cls: type[T], id_field: str, date: float | None) -> Listing[T]:
+    if not isinstance(entries, list):
+        # Not anything that can be iterated: `{}` would mean "no instances", and a string its letters.
+        raise ShapeError(f"at $, {_MismatchError('a list', entries)}")
+    read = _converter(detailed=False).get_structure_hook(cls)
+    readable: list[T] = []
+    unreadable: list[UnreadableEntry] = []
+    for entry in entries:
+        try:
+            readable.append(read(entry, cls))
+        except Exception:  # noqa: BLE001  (whatever cattrs raises for a wrong value)
+            entry_id = entry.get(id_field) if isinstance(entry, dict) else None
+            unreadable.append(
+                UnreadableEntry(
+                    entry_id=entry_id if isinstance(entry_id, str) else None, problem=_problem(entry, cls)
+                )
+            )
+    return Listing(readable, unreadable=unreadable, date=date)
+
+
+def _problem(data: Any, cls: type) -> str:
+    """Return why the data cannot be read, and where."""
+    # The fast converter does not say. Read it again, for the message.
+    problem, path = "it cannot be read", "$"
     try:
-        return _converter(detailed=True).structure(data, cls)
+        _converter(detailed=True).structure(data, cls)
     except (cattrs.BaseValidationError, _MismatchError) as error:
         problem, _, path = cattrs.transform_error(error, "$", _describe)[0].rpartition(" @ ")
-        raise ShapeError(f"at {path}, {problem}") from None
+    return f"at {path}, {problem}"
 
 
 def _describe(error: BaseException, _: type | None) -> str:
@@ -122,7 +154,7 @@ def _converter(*, detailed: bool) -> cattrs.Converter:
 
 
 def _object_hook(cls: Any, converter: cattrs.Converter) -> _Hook:
-    read_fields = make_dict_structure_fn(cls, converter)
+    read_fields = make_dict_structure_fn(cls, converter, **_FIELD_READERS.get(cls, {}))
 
     def read(value: Any, _: Any) -> Any:
         if not isinstance(value, dict):
@@ -145,7 +177,7 @@ def _tuple_hook(cls: Any, converter: cattrs.Converter) -> _Hook:
     read_items = converter.get_structure_hook(items)
 
     def read(value: Any, _: Any) -> tuple[Any, ...]:
-        # Not anything that can be iterated: `{}` would mean "no instances", and a string its letters.
+        # Not anything that can be iterated: a string would become its letters.
         if not isinstance(value, list):
             raise _MismatchError("a list", value)
         return tuple(read_items(value, items))
@@ -214,16 +246,39 @@ def _workers_hook(_: Any, converter: cattrs.Converter) -> _Hook:
 
 
 def _with_hardware(preview: Any) -> Any:
-    # The vendor's client prefers `model_name`, an older spelling of `model_id`, and takes the hardware from
-    # `hardware_info`.
+    # The vendor's client takes the hardware from `hardware_info`.
     if not isinstance(preview, dict):
         return preview
     hardware = preview.get("hardware_info")
     return {
         **preview,
-        "model_id": preview.get("model_name") or preview.get("model_id"),
+        "model_id": _model_id(preview),
         "hardware_configs": hardware.get("hardware_configs") if isinstance(hardware, dict) else None,
     }
+
+
+def _with_context_lengths(model: dict[Any, Any], requested_id: str | None) -> dict[Any, Any]:
+    configs = model.get("hardware_configs")
+    if isinstance(configs, dict):
+        configs = {name: _with_context_length(config) for name, config in configs.items()}
+    return {**model, "model_id": _model_id(model) or requested_id, "hardware_configs": configs}
+
+
+def _with_context_length(config: Any) -> Any:
+    # The vendor's client before 0.1.2 reads `max_context_length` beside `params`.
+    if not isinstance(config, dict) or config.get("max_context_length") is None:
+        return config
+    params = config.get("params")
+    if params is not None and not isinstance(params, dict):
+        return config
+    return {**config, "params": {"max_context_length": config["max_context_length"], **(params or {})}}
+
+
+def _model_id(model: dict[Any, Any]) -> Any:
+    # The vendor's client prefers `model_name`, an older spelling of `model_id`. It reads neither of a single
+    # model, so both may be missing there.
+    name = model.get("model_name")
+    return name if name and isinstance(name, str) else model.get("model_id")
 
 
 _READERS: dict[Any, _Hook] = {
@@ -232,4 +287,11 @@ _READERS: dict[Any, _Hook] = {
     float: _read_float,
     bool: lambda value, _: bool(value),  # else it would be read as an int
     datetime: _read_datetime,
+}
+
+# Fields that may have any value, because nothing but showing or using them depends on it.
+_FIELD_READERS: dict[Any, dict[str, Any]] = {
+    # Without a URL an instance is not usable, but it can be found, stopped, and deleted.
+    Instance: {"base_url": override(struct_hook=lambda value, _: value if isinstance(value, str) else None)},
+    Model: {"hf_name": override(struct_hook=lambda value, _: value if isinstance(value, str) else "")},
 }

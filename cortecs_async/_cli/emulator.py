@@ -20,6 +20,30 @@ def _parse_capacity(value: str) -> tuple[str, int]:
     return hardware, int(sets)
 
 
+def _parse_model(value: str) -> tuple[str, str, int]:
+    """Split NAME=HARDWARE:LENGTH; a name alone has no hardware, and the length 0."""
+    name, given, config = value.partition("=")
+    hardware, _, length = config.partition(":")
+    if not given:
+        return name, "", 0
+    if not hardware or not length.isdecimal():
+        raise click.BadParameter(f'model "{value}" is invalid (example: org/name=NVIDIA_H100_1:32768)')
+    return name, hardware, int(length)
+
+
+def _group_models(
+    _context: click.Context, _option: click.Parameter, values: tuple[tuple[str, str, int], ...]
+) -> dict[str, dict[str, int] | None]:
+    """Collect the hardware of each model; None stands for all hardware."""
+    models: dict[str, dict[str, int] | None] = {}
+    for name, hardware, length in values:
+        known = models.get(name, {})
+        if known is None or hardware in known or (known and not hardware):
+            raise click.BadParameter(f'model "{name}" is given twice for the same hardware')
+        models[name] = {**known, hardware: length} if hardware else None
+    return models
+
+
 @click.command()
 @click.option("--host", default="127.0.0.1", help="Listen on this address.")
 @click.option("--port", default=8808, help="Listen on this port; 0 picks a free one.")
@@ -43,6 +67,17 @@ def _parse_capacity(value: str) -> tuple[str, int]:
     type=click.IntRange(min=1),
     help="Limit the requests that an instance answers in parallel; others wait.",
 )
+@click.option(
+    "--list-lag",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Show the account in lists as it was this many seconds ago.",
+)
+@click.option(
+    "--clock-skew",
+    default=0.0,
+    help="Set the service's clock this many seconds ahead, or behind if negative.",
+)
 @click.option("--balance", default=1000.0, help="Set the account's balance in EUR.")
 @click.option(
     "--capacity",
@@ -50,6 +85,15 @@ def _parse_capacity(value: str) -> tuple[str, int]:
     metavar="HARDWARE=SETS",
     multiple=True,
     help="Set how many GPU sets of a hardware type exist; repeatable.",
+)
+@click.option(
+    "--model",
+    "models",
+    type=_parse_model,
+    metavar="NAME[=HARDWARE:LENGTH]",
+    multiple=True,
+    callback=_group_models,
+    help="Add a model: on all hardware, or on this one with this maximum context length; repeatable.",
 )
 @click.option(
     "--allow-remote", is_flag=True, help="Allow an address that other machines can reach, unencrypted."

@@ -1,7 +1,7 @@
 """`AsyncCortecs`: the client, its signatures and their documentation.
 
 It imports no httpx, so that its own import is quick: `wiring.py` does, when the first client is created. The
-mixins in `batches.py` and `with_options.py` keep this module short.
+mixins in `batches.py`, `recovery.py` and `with_options.py` keep this module short.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .._errors import ConfigurationError
 from .._lease.options import LeaseOptions, OnExit, OnLoss
 from .._secrets import CredentialProvider, Secret
 from .batches import BatchMethods
+from .recovery import RecoveryMethods
 from .with_options import CallMethods
 
 if TYPE_CHECKING:
@@ -36,13 +37,11 @@ if TYPE_CHECKING:
     from .._http.connections import HTTPClient
     from .._lease.endpoint import InstanceHandle
     from .._lease.lease import InstanceLease
-    from .._recovery.owners import Owner
-    from .._recovery.sweep import Orphan
     from .._telemetry import Telemetry
     from .diagnosis import Finding
 
 
-class AsyncCortecs(BatchMethods, CallMethods):
+class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
     """A client for the cortecs.ai provisioning API, for asyncio and trio.
 
     Use it with `async with`, or call `aclose()`. Any number of tasks of one event loop can share a client.
@@ -76,6 +75,9 @@ class AsyncCortecs(BatchMethods, CallMethods):
             reserved for them. Status checks do not queue.
         transport: `httpx`; or `aiohttp`, which uses about two thirds of the CPU, works on asyncio only, and
             needs the extra `aiohttp`.
+        tag_starts: Ask for a slightly smaller context length in each lease, by a random amount of less than
+            1 %. The instance of a start whose response is lost can then be told apart from equal instances
+            of other people. This needs a service that returns the context length.
         telemetry: Receives lease lifecycle events. `cortecs_async.integrations.opentelemetry.OpenTelemetry()`
             turns them into spans and metrics.
 
@@ -109,6 +111,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
         state_dir: str | os.PathLike[str] | None = None,
         max_connections: int = MAX_CONNECTIONS,
         transport: TransportName = "httpx",
+        tag_starts: bool = False,
         telemetry: Telemetry | None = None,
     ) -> None:
         self._closed = True  # for __del__, in case the constructor raises
@@ -131,6 +134,7 @@ class AsyncCortecs(BatchMethods, CallMethods):
             allow_insecure_http=allow_insecure_http,
             max_connections=max_connections,
             transport=transport,
+            tag_starts=tag_starts,
             environ=os.environ,
         )
         check_mode("guard", guard)
@@ -318,40 +322,6 @@ class AsyncCortecs(BatchMethods, CallMethods):
             RequestError: if the instances cannot be listed.
         """
         await self._wiring.release(handle, teardown_timeout)
-
-    async def sweep(self, *, dry_run: bool = False, timeout: float = 300.0) -> tuple[Orphan, ...]:
-        """Release instances that dead processes left behind.
-
-        Only instances that a journal proves to be theirs are touched.
-
-        Args:
-            dry_run: Only report what a sweep would release.
-            timeout: Seconds for the whole sweep.
-
-        Returns:
-            One `Orphan` for each; its `state` says what happened.
-
-        Raises:
-            InvalidArgumentError: if the timeout is invalid.
-            RequestError: if the service rejects a request, or cannot be reached.
-        """
-        return await self._wiring.sweep(dry_run=dry_run, timeout=timeout)
-
-    async def orphans(self) -> tuple[Orphan, ...]:
-        """Return what `sweep` would find.
-
-        Raises:
-            RequestError: if the service rejects a request, or cannot be reached.
-        """
-        return await self.sweep(dry_run=True)
-
-    async def owners(self) -> Mapping[str, Owner]:
-        """Return the owners of all instances in the journals of the state directory, by instance id.
-
-        An instance that is missing here was started by hand, on another machine, or with `acquire` without a
-        limit. This reads files only and sends no request.
-        """
-        return await self._wiring.owners()
 
     async def diagnose(self) -> tuple[Finding, ...]:
         """Check credentials, service, token, clock, journal and reaper, in bounded time.

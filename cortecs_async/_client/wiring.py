@@ -76,6 +76,7 @@ class Wiring:
         self._leased = leased = Instances(self.http.request_for_lease, settings.poll)
         self._releasing = Instances(self.http.request_once, settings.poll, twin=leased)
         self.own: Endpoints = self.endpoints(self.http.request)
+        models = Models(self.http.request_for_lease, leased.reader)
         self._services = LeaseServices(
             http=self.http,
             instances=leased,
@@ -84,11 +85,12 @@ class Wiring:
             promises=self.promises,
             starter=Starter(
                 instances=leased,
+                models=models,
                 promises=self.promises,
                 settings=settings,
                 observer=self._observer,
             ),
-            prices=Prices(HardwareTypes(self.http.request_for_lease), Models(self.http.request_for_lease)),
+            prices=Prices(HardwareTypes(self.http.request_for_lease, leased.reader), models),
             observer=self._observer,
         )
 
@@ -96,8 +98,8 @@ class Wiring:
         """Return the endpoints with another `send`. Waits use the poller of the client."""
         return Endpoints(
             Instances(send, self.settings.poll, twin=self._leased),
-            Models(send),
-            HardwareTypes(send),
+            Models(send, self._leased.reader),
+            HardwareTypes(send, self._leased.reader),
             User(send),
         )
 

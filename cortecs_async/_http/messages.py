@@ -129,7 +129,9 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
         case FailureKind.STATUS:
             status = failure.status or 0
             error_class = error_class_for(status)
-            phrase = http.client.responses.get(status, "(not a standard status)") + _reason(failure.body)
+            phrase = http.client.responses.get(status, "(not a standard status)")
+            if failure.reason:
+                phrase += f": {failure.reason.rstrip('.')}"
             request_id = f" [request id {failure.request_id}]" if failure.request_id else ""
             hint = _EXCHANGE_HINT if path == EXCHANGE_PATH and 400 <= status < 500 else error_class.hint
             advice = f" {hint}" if hint else ""
@@ -171,15 +173,21 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
             )
 
 
-def _reason(body: str) -> str:
-    """Return the error text of the service, which the API reference puts in `message` or `error`."""
+def error_reason(body: bytes) -> str:
+    """Return the error text in a JSON error of the service, or an empty string.
+
+    The API reference puts it in `message` or `error`. An object in `error` is the form of OpenAI's API.
+    """
     try:
         data = json.loads(body)
-    except ValueError:
-        return ""  # HTML of a proxy, or an excerpt
-    words = [data.get(name) for name in ("message", "error")] if isinstance(data, dict) else []
-    text = next((each for each in words if isinstance(each, str) and each.strip()), "")
-    return f": {' '.join(text.split()).rstrip('.')}" if text else ""
+    except (ValueError, RecursionError):
+        return ""
+    if not isinstance(data, dict):
+        return ""
+    error = data.get("error")
+    texts = [data.get("message"), error.get("message") if isinstance(error, dict) else error]
+    text = next((each for each in texts if isinstance(each, str) and each.strip()), "")
+    return " ".join(text.split())
 
 
 class ShapeError(ValueError):
@@ -206,6 +214,8 @@ class Failure:
         status: HTTP status, if one was read.
         retry_after: Seconds that the service asked to wait.
         body: Redacted excerpt of the response body.
+        reason: The error text in the service's own words: its JSON has it in `message` or `error`. Empty for
+            any other body, such as the HTML of a proxy.
     """
 
     kind: FailureKind
@@ -213,6 +223,7 @@ class Failure:
     status: int | None = None
     retry_after: float | None = None
     body: str = ""
+    reason: str = ""
     request_id: str | None = None
 
 

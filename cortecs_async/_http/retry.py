@@ -39,13 +39,21 @@ def is_transient(failure: Failure) -> bool:
     return failure.kind is not FailureKind.REDIRECTED
 
 
+# Internal Server Error, and Gateway Timeout: the service failed, or was not waited for, while it worked on
+# the request. No text in the body changes that.
+_FAILED_INSIDE = frozenset({500, 504})
+
+
 def may_have_taken_effect(method: str, failure: Failure) -> bool:
     """Return whether the service may have processed the request."""
     if method == "GET" or failure.kind is FailureKind.NOT_SENT:
         return False
-    if failure.kind is FailureKind.STATUS:
-        # A 4xx rejects the request; but a proxy sends 408 for one that it has passed on.
-        return failure.status is None or failure.status >= 500 or failure.status == 408
+    if failure.kind is FailureKind.STATUS and failure.status not in _FAILED_INSIDE:
+        # A 4xx rejects the request, and so does any status with an error in the service's own words, such as
+        # 503 "no capacity". Without them, a proxy may have sent a 5xx or 408 for a request that it passed on.
+        return not failure.reason and (
+            failure.status is None or failure.status >= 500 or failure.status == 408
+        )
     return True
 
 
@@ -53,7 +61,10 @@ def can_repeat(method: str, path: str, failure: Failure) -> bool:
     """Return whether it is safe to send the request again."""
     if not is_transient(failure):
         return False
-    return is_idempotent(method, path) or not may_have_taken_effect(method, failure)
+    if is_idempotent(method, path):
+        return True
+    # 503 means "no capacity" as often as "down", so the caller decides whether to try again.
+    return failure.status != 503 and not may_have_taken_effect(method, failure)
 
 
 # POSTs of the published API that are safe to send twice.

@@ -24,7 +24,7 @@ from .._version import __version__
 from .auth import Token
 from .connections import Connections, HTTPClient, Pool, is_pool_timeout, kind_of
 from .limiter import Priority
-from .messages import Call, Failure, FailureKind, Reply
+from .messages import Call, Failure, FailureKind, Reply, error_reason
 from .retry import parse_retry_after
 
 USER_AGENT = f"cortecs-async/{__version__} python/{platform.python_version()} httpx/{httpx.__version__}"
@@ -212,6 +212,7 @@ class Transport:
                 status=response.status_code,
                 retry_after=parse_retry_after(response.headers, now=datetime.now(UTC)),
                 body=self._excerpt(response),
+                reason=self._redactor.redact(error_reason(response.content))[:_EXCERPT],
                 request_id=request_id,
             )
         try:

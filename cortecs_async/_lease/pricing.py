@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import anyio
-from attrs import frozen
+from attrs import Factory, field, frozen
 
 from .._aio.synchronization import SingleFlight
 from .._api.domain import HardwareType, InstanceArgs
@@ -28,9 +28,16 @@ _PREFETCH_TIMEOUT = 10.0
 
 @frozen(kw_only=True)
 class Price:
-    """The price of one GPU set. `currency` is as the service names it; empty if it does not."""
+    """The price of one GPU set.
+
+    Attributes:
+        per_minute: For billing per minute.
+        per_hour: For billing per hour. Default: 60 times `per_minute`.
+        currency: As the service names it; empty if it does not.
+    """
 
     per_minute: float
+    per_hour: float = field(default=Factory(lambda self: 60 * self.per_minute, takes_self=True))
     currency: str = ""
 
 
@@ -73,7 +80,13 @@ def intervals_begun(seconds: float, billing_interval: str | None) -> int:
 
 
 def interval_cost(price: Price, args: InstanceArgs) -> float:
-    return _interval_seconds(args.billing_interval) / 60.0 * price.per_minute * args.num_workers
+    """Return what one billing interval costs, for all workers."""
+    return (price.per_hour if args.billing_interval == "per_hour" else price.per_minute) * args.num_workers
+
+
+def cost_per_minute(price: Price, args: InstanceArgs) -> float:
+    """Return what a minute costs on average, for all workers."""
+    return interval_cost(price, args) * 60.0 / _interval_seconds(args.billing_interval)
 
 
 def receipt(instance_id: str, seconds: float, args: InstanceArgs, price: Price | None) -> Receipt:
@@ -113,8 +126,10 @@ def _interval_seconds(billing_interval: str | None) -> float:
 
 
 def read_price(hardware_type: HardwareType) -> Price | None:
-    per_minute = hardware_type.price_per_minute
-    return None if per_minute is None else Price(per_minute=per_minute, currency=hardware_type.currency)
+    per_minute, per_hour = hardware_type.price_per_minute, hardware_type.price_per_hour
+    if per_minute is None or per_hour is None:
+        return None
+    return Price(per_minute=per_minute, per_hour=per_hour, currency=hardware_type.currency)
 
 
 class Prices:

@@ -36,7 +36,7 @@ async def start(state: LeaseState) -> None:
         await services.promises.flush()
     if state.newest is None:
         # The deadline fell between two attempts, or during the search for the instance of a lost start.
-        unknown = attempt.state is StartState.UNKNOWN
+        unknown = attempt.state is StartState.UNKNOWN or bool(attempt.not_seen)
         raise RequestTimeoutError(
             f"could not start an instance within start_timeout={options.start_timeout:g} s: the service "
             "was busy or unreachable. "
@@ -76,8 +76,10 @@ async def _found(state: LeaseState, instance: Instance, origin: Origin) -> None:
     state.newest = instance
     held.instance_id, held.origin = instance.instance_id, origin
     if held.key is not None:
-        promises.record_gone(held.key)  # another program restarted it first
-        held.key = None
+        # The restart was refused: if the instance runs, another program has restarted it.
+        key, held.key = held.key, None
+        await promises.close(key)
+        return
     log(
         Event.LEASE_RESTARTED if origin is Origin.RESTARTED else Event.LEASE_FOUND,
         instance_id=instance.instance_id,

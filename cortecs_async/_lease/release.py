@@ -6,13 +6,16 @@ import math
 from collections.abc import Callable
 
 import anyio
-from attrs import define
+from attrs import define, field
 
 from .._aio.eventloop import loop_clock
 from .._aio.tasks import run_uncancellable
+from .._api.domain import Instance
 from .._api.instances import Origin
+from .._api.listing import existing_ids
 from .._api.teardown import Goal, Teardown
 from .._api.validation import check_body_id
+from .._api.waiting import VISIBILITY_FACTOR
 from .._errors import (
     AmbiguousStartError,
     ClientClosedError,
@@ -44,6 +47,7 @@ class Release:
     on_work: Callable[[], None]
     failure: CortecsError | None = None
     _teardown: Teardown | None = None
+    _appeared: list[tuple[str, Instance]] = field(factory=list)
     _is_closed: bool = False
 
     @property
@@ -69,10 +73,13 @@ class Release:
         if self.goal is not None or self.held.instance_id is None:
             self.on_work()
         if not self._is_closed:
-            # Once these two are done, another call of them does nothing.
+            # What is only queued would be lost if the process were killed now.
+            await self.services.promises.flush()
+            # Once these are done, another call of them does nothing.
             await self._find()
             await self._tear_down()
             self._close()
+            await self._find_not_seen()
             self._is_closed = True
         # Not strict: if the journal misses a release, the next sweep only finds that the instance is gone.
         await self.services.promises.flush()
@@ -95,26 +102,50 @@ class Release:
             start.resolved(StartState.GIVEN_UP)
 
     async def _tear_down(self) -> None:
-        goal, instance_id, instances = self.goal, self.held.instance_id, self.services.releasing
+        goal, instance_id = self.goal, self.held.instance_id
         if goal is None or instance_id is None:
             return
-        began = self.held.billed_from
         if self._teardown is None:
-            self._teardown = Teardown(
-                instances=instances,
-                instance_id=instance_id,
-                goal=goal,
-                deadline=self.deadline,
-                # A missing instance may just not be listed yet.
-                settled_at=-math.inf if began is None else began + self.services.poll.settle,
-            )
-        instances.releasing.add(instance_id)
+            self._teardown = self._teardown_of(instance_id, goal)
+        await self._run(self._teardown)
+
+    async def _find_not_seen(self) -> None:
+        """Release the instances of earlier requests of the start that have appeared since it was given up."""
+        start = self.held.attempt
+        if start is None or not start.not_seen:
+            return
+        with anyio.CancelScope(deadline=self.deadline):
+            self._appeared += await self.services.starter.find_not_seen(start)
+        start.not_seen.clear()
+        while self._appeared:
+            key, instance = self._appeared[-1]
+            if await self._run(self._teardown_of(instance.instance_id, Goal.GONE)):
+                self.services.promises.record_gone(key)
+            self._appeared.pop()
+
+    def _teardown_of(self, instance_id: str, goal: Goal) -> Teardown:
+        began = self.held.billed_from
+        settle = VISIBILITY_FACTOR * self.services.poll.settle
+        return Teardown(
+            instances=self.services.releasing,
+            instance_id=instance_id,
+            goal=goal,
+            deadline=self.deadline,
+            visible_at=-math.inf if began is None else began + settle,
+        )
+
+    async def _run(self, teardown: Teardown) -> bool:
+        """Run a teardown, and return whether it succeeded."""
+        instance_id, releasing = teardown.instance_id, self.services.releasing.releasing
+        releasing.add(instance_id)
         try:
-            await self._teardown.run()
+            await teardown.run()
         except TeardownError as error:
             self.failure = error
+            return False
         finally:
-            instances.releasing.discard(instance_id)
+            releasing.discard(instance_id)
+        return True
 
     def _close(self) -> None:
         key, promises = self.held.open_key, self.services.promises
@@ -143,17 +174,13 @@ async def release_acquired(services: LeaseServices, handle: InstanceHandle | str
         nonlocal release
         if release is None:
             # The list also fetches the token, which sets the account.
-            listed = {each.instance_id for each in await services.instances.list_now()}
+            existing = existing_ids(await services.instances.list_now())
+            if instance_id not in existing and account not in {None, services.promises.account}:
+                raise InvalidArgumentError(
+                    f"instance {instance_id} was acquired with other credentials; the current ones "
+                    "cannot see it. Use the credentials that acquired it"
+                )
             key = services.promises.store.key_of(instance_id)
-            if instance_id not in listed:
-                if account not in {None, services.promises.account}:
-                    raise InvalidArgumentError(
-                        f"instance {instance_id} was acquired with other credentials; the current ones "
-                        "cannot see it. Use the credentials that acquired it"
-                    )
-                if key is not None:
-                    services.promises.record_gone(key)
-                return
             # Recorded first, so that it also happens if this process is killed.
             key = services.promises.record_created(key, instance_id, goal="gone")
             held = HeldInstance(instance_id=instance_id, origin=Origin.STARTED, key=key)

@@ -5,25 +5,30 @@ attempt:
 
 1. List what exists (the baseline), and record the intent in journal and reaper.
 2. Send the start. `StartAttempt` receives the outcome, even if the task that sent it is cancelled.
-3. If the service rejects the start, nothing was started: close the record, and retry as `RetryPolicy` allows.
-4. If the outcome is unknown, list until a new instance with the same arguments appears, and adopt it. If none
-   can appear any more, nothing was started. If several could be ours, raise AmbiguousStartError.
+3. If the service rejects the start, or it was not sent, nothing was started: close the record, durably, and
+   retry as `RetryPolicy` allows.
+4. If the outcome is unknown, list until a new instance with the same arguments appears, and adopt it. If
+   several could be ours, raise AmbiguousStartError. If none appears in time, the start may be sent again. The
+   record of the first one stays open, because its instance may still appear: the reaper and `sweep` search
+   for it, and so does the release of the lease, once.
 """
 
 from __future__ import annotations
 
 import enum
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import anyio
-from attrs import define, field
+from attrs import define, field, frozen
 
 from .._aio.synchronization import SingleFlight
 from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances
-from .._api.matching import Ambiguous, Claims, UnresolvedStart, match_start
+from .._api.listing import Listing, existing_ids
+from .._api.matching import Ambiguous, Claims, Contested, Outcome, UnresolvedStart
 from .._api.polling import is_transient_error, poll_interval
+from .._api.resources import Models
 from .._api.wire import decode_instance
 from .._config import RetryPolicy, Settings
 from .._errors import AmbiguousStartError, ClientClosedError, CortecsError, DecodeError, RequestError
@@ -34,9 +39,15 @@ from .._logging import Event, log
 from .._recovery.claims import ForeignClaims
 from .._recovery.promises import Promises
 from .._telemetry import Observer
+from .tags import StartTags
 
 # How many seconds old a list may be to serve as a baseline, so that a stream of starts shares lists.
 _BASELINE_MAX_AGE = 1.0
+
+_NOT_SEEN = (
+    "the response to a start was lost, and no instance has appeared so far. If one still does, the reaper "
+    "releases it, and so does `cortecs-async sweep`"
+)
 
 # Seconds to wait longer while a new instance may belong to a start of another process.
 _COMPETING_GRACE = 60.0
@@ -50,6 +61,7 @@ class StartState(enum.Enum):
     UNKNOWN = "no usable response: it may have worked"
     STARTED = "its instance is known"
     AMBIGUOUS = "several instances match it"
+    NOT_SEEN = "no instance has appeared yet"
     GIVEN_UP = "search given up in this process"
 
 
@@ -68,7 +80,8 @@ class StartAttempt:
         unresolved: What other processes need to match this start with an instance; set before the request is
             sent.
         failure: How the last request failed.
-        visible_until: When an instance of a lost start must be listed by, on the same clock.
+        visible_until: Until when this start waits for the instance of its lost request, on the same clock.
+        not_seen: The keys of earlier requests whose instance has not appeared, with what matches them.
     """
 
     args: InstanceArgs
@@ -83,6 +96,7 @@ class StartAttempt:
     unresolved: UnresolvedStart | None = None
     failure: Failure | None = None
     visible_until: float = 0.0
+    not_seen: dict[str, UnresolvedStart] = field(factory=dict)
 
     @property
     def is_open(self) -> bool:
@@ -137,9 +151,17 @@ class StartAttempt:
 
 @define(eq=False)
 class _Listing:
-    instances: tuple[Instance, ...]
+    instances: Listing[Instance]
     began: float
     baseline: str | None = None  # its name in the journal, once it is used
+
+
+@frozen
+class _View:
+    """A list, and what other starts claimed before it was read."""
+
+    listing: _Listing
+    claims: ForeignClaims
 
 
 @define(eq=False, kw_only=True, slots=False)
@@ -147,6 +169,7 @@ class Starter:
     """Starts the instances of one client's leases."""
 
     instances: Instances
+    models: Models
     promises: Promises
     settings: Settings
     observer: Observer
@@ -156,6 +179,7 @@ class Starter:
     def __attrs_post_init__(self) -> None:
         self._claims = self.instances.claims
         self._listing = SingleFlight(self._list)
+        self._tags = StartTags(self.models, self._rng, enabled=self.settings.tag_starts)
         # Twice the number of parallel requests, so that the next starts have their baseline in time.
         self._slots = PriorityLimiter(2 * self.settings.max_connections)
 
@@ -170,6 +194,14 @@ class Starter:
             JournalError: or `GuardError`, if one is required and missing. Nothing was sent.
             RequestError: if nothing was started or, with `outcome_unknown`, if that is not known.
         """
+        try:
+            return await self._start(start)
+        except CortecsError as error:
+            if start.not_seen:
+                error.add_note(f"cortecs_async: {_NOT_SEEN}")
+            raise
+
+    async def _start(self, start: StartAttempt) -> Instance:
         attempt = counted = 0
         spent = 0.0  # seconds of attempts and pauses, not counting waits for a slot
         while True:
@@ -220,31 +252,40 @@ class Starter:
                 # 503 means "no capacity" as often as "down", so the caller decides whether to try again.
                 may_repeat = start.failure.status != 503 and is_transient(start.failure)
                 if counted > self.settings.retry.max_retries or not may_repeat:
-                    error.outcome_unknown = False
-                    error.add_note("cortecs_async: searched for its instance; nothing was started")
                     raise
                 log(Event.LEASE_START_REPEATED, model=start.args.hf_name)
-            finally:
-                if start.state is StartState.NOT_STARTED:
-                    self._close(start)
 
     async def _attempt(self, start: StartAttempt) -> Instance:
         """List the baseline, record the intent, and send the start.
 
         Takes a slot first. Otherwise the baseline could be outdated by the time a connection is free.
         """
-        start.failure = None
+        start.failure, start.state = None, StartState.NOT_STARTED
         await self._acquire_slot(start.args.model_id)
         try:
             listing = await self._baseline()
             # The journal drops a baseline that no open start uses; against an empty one everything is new.
             if listing.baseline is None or not self.promises.store.has_baseline(listing.baseline):
-                listing.baseline = self.promises.baseline(each.instance_id for each in listing.instances)
-            start.key = await self.promises.record_intent(start.args, listing.baseline)
+                listing.baseline = self.promises.baseline(existing_ids(listing.instances))
+            sent, untagged = await self._tags.apply(start.args)
+            start.key = await self.promises.record_intent(
+                sent, listing.baseline, service_at=listing.instances.date, untagged=untagged
+            )
             start.unresolved = self.promises.unresolved_start(start.key)
-            return await self.instances.start_once(start.args, start)
+            instance = await self.instances.start_once(sent, start)
+        except GeneratorExit:
+            if start.key is not None and start.state is StartState.NOT_STARTED:
+                self.promises.close_soon(start.key)
+            raise
+        except BaseException:
+            if start.key is not None and start.state is StartState.NOT_STARTED:
+                key, start.key = start.key, None
+                await self.promises.close(key)
+            raise
         finally:
             self._slots.release(Priority.CALL)
+        self._tags.check_echo(sent, instance)
+        return instance
 
     async def _acquire_slot(self, model_id: str) -> None:
         """Take a slot while no start of the model is unresolved: the instances of both would match."""
@@ -257,12 +298,12 @@ class Starter:
             self._slots.release(Priority.CALL)
 
     async def resolve(self, start: StartAttempt, *, to_release: bool) -> Instance | None:
-        """Find the instance of a start whose outcome is unknown. Return None if nothing was started.
+        """Find the instance of a start whose outcome is unknown. Return None if none has appeared in time.
 
         Args:
             start: The start.
             to_release: Adopt the instance as soon as it is listed, because it is released anyway, and keep
-                polling until cancelled. Otherwise wait until no other candidate can appear.
+                polling until cancelled. Otherwise wait until the time is over: another candidate may appear.
 
         Raises:
             AmbiguousStartError: if it is not clear which instance the start created.
@@ -274,31 +315,59 @@ class Starter:
             self.promises.record_unanswered(start.key)
         began = anyio.current_time()
         while True:
-            listing = await self._list_while_idle(start, to_release=to_release)
-            if listing is not None:
-                foreign = await self.promises.foreign_claims()
-                outcome, is_final = _match(
-                    start.unresolved,
-                    self._claims.unresolved.get(start.args.model_id, []),
-                    self._claims.without_claimed(listing.instances, foreign.ids),
-                    foreign,
-                )
-                grace = 0.0 if is_final else _COMPETING_GRACE
-                is_over = listing.began >= start.visible_until + grace
-                if isinstance(outcome, Instance) and is_final and (to_release or is_over):
+            view = await self._view(start, to_release=to_release)
+            if view is not None:
+                is_over = view.listing.began >= start.visible_until
+                outcome = await self._decide(start.key, start.unresolved, view, take=to_release or is_over)
+                if isinstance(outcome, Instance):
                     log(Event.LEASE_ADOPTED, instance_id=outcome.instance_id, model=start.args.hf_name)
                     start.adopted = True
                     start.started(outcome)
                     return outcome
+                if isinstance(outcome, Contested):
+                    is_over = view.listing.began >= start.visible_until + _COMPETING_GRACE
+                if is_over and outcome is not None:
+                    raise self._ambiguous(start, outcome)
                 if is_over:
-                    if outcome is not None:
-                        raise self._ambiguous(start, outcome)
-                    start.resolved(StartState.NOT_STARTED)
-                    self._close(start)
+                    await self._give_up(start)
                     return None
             await anyio.sleep(poll_interval(anyio.current_time() - began, self.settings.poll))
 
-    async def _list_while_idle(self, start: StartAttempt, *, to_release: bool) -> _Listing | None:
+    async def find_not_seen(self, start: StartAttempt) -> list[tuple[str, Instance]]:
+        """Search once for instances of requests that had none when their time was over."""
+        found: list[tuple[str, Instance]] = []
+        for key, unresolved in start.not_seen.items():
+            # The reaper may have found it.
+            view = await self._view(start, to_release=True) if self.promises.store.is_open(key) else None
+            if view is not None:
+                outcome = await self._decide(key, unresolved, view, take=True)
+                if isinstance(outcome, Instance):
+                    found.append((key, outcome))
+        return found
+
+    async def _decide(self, key: str | None, start: UnresolvedStart, view: _View, *, take: bool) -> Outcome:
+        """Decide which instance a start created. Without `take`, do not claim it yet."""
+        listing = view.listing.instances
+        unclaimed = self._claims.without_claimed(listing)
+
+        def decide(claims: ForeignClaims) -> Outcome:
+            outcome = claims.match(start, unclaimed, listed_at=listing.date)
+            return None if isinstance(outcome, Instance) and not take else outcome
+
+        assert key is not None  # noqa: S101  (set before it was sent)
+        return await self.promises.decide(key, view.claims, decide)
+
+    async def _give_up(self, start: StartAttempt) -> None:
+        """Leave the search to the reaper and `sweep`."""
+        assert start.key is not None  # noqa: S101  (set before it was sent)
+        assert start.unresolved is not None  # noqa: S101
+        start.resolved(StartState.NOT_SEEN)
+        start.not_seen[start.key] = start.unresolved.as_last()
+        self.promises.record_abandoned(start.key)
+        start.key = None
+        await self.promises.flush()
+
+    async def _view(self, start: StartAttempt, *, to_release: bool) -> _View | None:
         """Return a list that was read while no start of the model was in progress; None without one.
 
         In such a list, each new instance is claimed or belongs to an unresolved start.
@@ -307,6 +376,7 @@ class Starter:
         generation = self._claims.idle_generation(model_id)
         if generation is None:
             return None
+        claims = await self.promises.foreign_claims(start.key)
         try:
             listing = await self._listing.get(since=anyio.current_time())
         except ClientClosedError:
@@ -322,10 +392,12 @@ class Starter:
                 error=error,
             )
             return None
-        return listing if self._claims.idle_generation(model_id) == generation else None
+        if self._claims.idle_generation(model_id) != generation:
+            return None
+        return _View(listing, claims)
 
-    def _ambiguous(self, start: StartAttempt, outcome: Ambiguous | Instance) -> AmbiguousStartError:
-        candidates = outcome.candidates if isinstance(outcome, Ambiguous) else (outcome.instance_id,)
+    def _ambiguous(self, start: StartAttempt, outcome: Ambiguous | Contested) -> AmbiguousStartError:
+        candidates = outcome.candidates
         start.resolved(StartState.AMBIGUOUS)
         if start.key is not None:
             self.promises.record_ambiguous(start.key, candidates)
@@ -339,11 +411,6 @@ class Starter:
             candidates=candidates,
         )
 
-    def _close(self, start: StartAttempt) -> None:
-        if start.key is not None:
-            self.promises.record_gone(start.key)
-            start.key = None
-
     async def _baseline(self) -> _Listing:
         """Return a recent list, or join a request in progress, or read a new list."""
         recent = self._recent
@@ -355,18 +422,3 @@ class Starter:
         began = anyio.current_time()
         self._recent = _Listing(await self.instances.list_now(), began)
         return self._recent
-
-
-def _match(
-    start: UnresolvedStart, own: Iterable[UnresolvedStart], instances: list[Instance], foreign: ForeignClaims
-) -> tuple[Instance | Ambiguous | None, bool]:
-    """Return which of the unclaimed `instances` a start created, and whether that is final.
-
-    It is not while the instance may belong to a start of another process. `own` are the unresolved starts of
-    this client, with `start`.
-    """
-    unresolved = sorted([*own, *foreign.unanswered], key=lambda each: each.order)
-    outcome = match_start(start, unresolved, instances)
-    competing = [*foreign.starting, *foreign.orphaned_starts]
-    is_contested = any(other.fits(instance) for other in competing for instance in instances)
-    return outcome, outcome is None or not is_contested

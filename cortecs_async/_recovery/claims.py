@@ -2,6 +2,10 @@
 
 The search for the instance of an unresolved start uses this: `promises` for a lease, `recover` for a dead
 process. An instance that another process claims is never taken.
+
+A list and the journals cannot be read at the same moment. So the claims are read before the list and after
+it, and what either of them says counts. The decision is then made, and recorded, under the lock that all
+processes with this state directory share: see `journal.decision_lock`.
 """
 
 from __future__ import annotations
@@ -9,14 +13,11 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 
 import attrs
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
-from .._api.domain import InstanceArgs
-from .._api.matching import UnresolvedStart
+from .._api.domain import Instance, InstanceArgs
+from .._api.matching import Ambiguous, Outcome, UnresolvedStart, match_start
 from .records import JournalState, Promise
-
-# Maximum seconds for which a start of a living process can be in progress.
-_MAX_START_DURATION = 600.0
 
 
 @frozen
@@ -24,47 +25,94 @@ class ForeignClaims:
     """The instances and starts of other processes and clients.
 
     Attributes:
-        ids: Instances that they own, and candidates of their ambiguous starts.
-        starting: Starts of living processes that may be in progress.
-        unanswered: Starts of living processes that got no response; those processes search for the instances.
-        orphaned_starts: Starts of dead processes; their reapers search for the instances.
+        ids: Instances that they own or owned.
+        ambiguous_ids: Candidates of their ambiguous starts. Nobody takes these.
+        in_progress: Starts of living processes whose outcome is not known yet, not even to them.
+        unresolved: Starts that got no response. Their processes, or the reapers of these, search for the
+            instances.
     """
 
     ids: set[str] = field(factory=set)
-    starting: list[UnresolvedStart] = field(factory=list)
-    unanswered: list[UnresolvedStart] = field(factory=list)
-    orphaned_starts: list[UnresolvedStart] = field(factory=list)
+    ambiguous_ids: set[str] = field(factory=set)
+    in_progress: list[UnresolvedStart] = field(factory=list)
+    unresolved: list[UnresolvedStart] = field(factory=list)
+
+    def with_earlier(self, earlier: ForeignClaims) -> ForeignClaims:
+        """Return these claims, and the instances that were claimed `earlier`, before the list was read.
+
+        Such an instance may have been deleted, and its promise closed, after the list showed it.
+        """
+        return evolve(
+            self, ids=self.ids | earlier.ids, ambiguous_ids=self.ambiguous_ids | earlier.ambiguous_ids
+        )
+
+    def match(
+        self,
+        start: UnresolvedStart,
+        instances: Iterable[Instance],
+        own: Iterable[UnresolvedStart] = (),
+        *,
+        listed_at: float | None,
+    ) -> Outcome:
+        """Return the outcome of `match_start` for the instances that nobody claims.
+
+        `own` are other unresolved starts of the caller. If the start gets none of them but can have created
+        the candidate of an ambiguous start, its outcome is ambiguous too.
+        """
+        candidates = [
+            each
+            for each in instances
+            if each.instance_id not in self.ids and each.status.lower() != "deleted"
+        ]
+        outcome = match_start(
+            start,
+            {start, *own, *self.unresolved},
+            [each for each in candidates if each.instance_id not in self.ambiguous_ids],
+            in_progress=self.in_progress,
+            listed_at=listed_at,
+        )
+        if outcome is None:
+            doubtful = [
+                each for each in candidates if each.instance_id in self.ambiguous_ids and start.fits(each)
+            ]
+            if doubtful:
+                return Ambiguous(tuple(each.instance_id for each in doubtful))
+        return outcome
 
 
 def collect_foreign_claims(
-    api: str, own: JournalState, own_keys: Container[str], foreign: Iterable[JournalState], now: float
+    api: str, states: Iterable[tuple[JournalState, Container[str | None]]]
 ) -> ForeignClaims:
     """Return the claims of other promises, of any account: two accounts may be one under two client ids.
 
-    `own_keys` are those of our promises in `own`. In the other states, the same keys are other promises.
+    With each state come the keys of those of its promises for which the caller decides.
     """
     claims = ForeignClaims()
-    for state in (own, *foreign):
+    for state, own_keys in states:
+        claims.ids.update(list(state.past_ids))
         for promise in list(state.promises.values()):
-            if promise.api != api or (state is own and promise.key in own_keys):
+            if promise.api != api or promise.key in own_keys:
                 continue
             if promise.instance_id is not None:
                 claims.ids.add(promise.instance_id)
             elif promise.candidates:
-                claims.ids.update(promise.candidates)
-            elif state.is_orphaned:
-                claims.orphaned_starts.append(unresolved_start_of(state, promise))
-            elif now - promise.at < _MAX_START_DURATION:
-                starts = claims.unanswered if promise.unanswered else claims.starting
-                starts.append(unresolved_start_of(state, promise))
+                claims.ambiguous_ids.update(promise.candidates)
+            elif state.is_orphaned or promise.abandoned or promise.unanswered:
+                claims.unresolved.append(unresolved_start_of(state, promise))
+            else:
+                claims.in_progress.append(unresolved_start_of(state, promise))
     return claims
 
 
 def unresolved_start_of(state: JournalState, promise: Promise) -> UnresolvedStart:
     """Return the start that a promise records."""
     known = {each.name for each in attrs.fields(InstanceArgs)}
-    return UnresolvedStart(
+    start = UnresolvedStart(
         args=InstanceArgs(**{name: value for name, value in promise.args.items() if name in known}),
         baseline=state.baseline_of(promise),
-        order=(promise.at, f"{state.owner.get('id')}{promise.key}"),
+        service_at=promise.service_at,
+        untagged=promise.untagged,
+        order=(False, promise.at, f"{state.owner.get('id')}{promise.key}"),
     )
+    # No lease waits for it any more.
+    return start.as_last() if state.is_orphaned or promise.abandoned else start

@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 
 from .records import JournalState, Record, encode, fold
@@ -25,6 +25,9 @@ _SUFFIX = ".jsonl"
 
 # Age in seconds above which a draft belongs to a process that died while it wrote the draft.
 _MAX_DRAFT_AGE = 3600.0
+
+# Seconds to wait for `decision_lock`, whose holder may be suspended, and between two attempts.
+_DECISION_TIMEOUT, _DECISION_RETRY_DELAY = 5.0, 0.005
 
 # `is_owned` locks a file for a moment. Number of retries then, and seconds between them.
 _LOCK_RETRIES, _LOCK_RETRY_DELAY = 100, 0.001
@@ -104,11 +107,19 @@ class JournalFile:
             os.close(self._fd)
 
     def close_or_remove(self, state: JournalState) -> None:
-        """Unlock the file, and delete it if `state` has no promises left."""
-        if state.promises:
+        """Unlock the file, and delete it if `state` has no promises left.
+
+        While a start is unresolved in another journal, the file is kept: it names instances that the search
+        for the one of this start must not take.
+        """
+        if state.promises or (state.past_ids and self._others_have_unresolved()):
             self.close()
         else:
             self.remove()
+
+    def _others_have_unresolved(self) -> bool:
+        others = (state for path, state in read_journals(self.path.parent) if path != self.path)
+        return any(state.has_unresolved() for state in others)
 
 
 def try_lock(path: Path) -> JournalFile | None:
@@ -180,6 +191,41 @@ def read_journals(directory: Path) -> Iterator[tuple[Path, JournalState]]:
     for path in _paths(directory):
         with contextlib.suppress(OSError):
             yield path, fold(path.read_bytes())
+
+
+def foreign_states(directory: Path, *, without: Container[Path] = ()) -> list[JournalState]:
+    """Return the states of the journals in a directory, except those at the paths in `without`."""
+    states: list[JournalState] = []
+    for path, state in read_journals(directory):
+        if path not in without:
+            # A dead owner whose reaper has not begun, or is dead too.
+            state.is_orphaned = state.is_orphaned or (state.has_unresolved() and is_owned(path) is False)
+            states.append(state)
+    return states
+
+
+@contextlib.contextmanager
+def decision_lock(directory: Path) -> Iterator[None]:
+    """Let only one process at a time decide which instance belongs to which start, and record it.
+
+    Raises nothing: without file locks, or if another process keeps this one for too long, the decision is
+    made all the same.
+    """
+    fd = -1
+    with contextlib.suppress(OSError):
+        fd = os.open(directory, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    deadline = time.monotonic() + _DECISION_TIMEOUT
+    while fd >= 0 and time.monotonic() < deadline:
+        try:
+            _lock(fd)
+            break
+        except OSError:
+            time.sleep(_DECISION_RETRY_DELAY)
+    try:
+        yield
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def _paths(directory: Path) -> list[Path]:

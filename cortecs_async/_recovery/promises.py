@@ -17,9 +17,10 @@ from typing import TypeVar
 
 import anyio
 
+from .._aio.tasks import run_uncancellable
 from .._aio.threads import System
-from .._api.domain import InstanceArgs
-from .._api.matching import UnresolvedStart
+from .._api.domain import Instance, InstanceArgs
+from .._api.matching import Outcome, UnresolvedStart
 from .._api.wire import encode_start
 from .._config import Mode, Settings
 from .._errors import GuardError, JournalError
@@ -74,7 +75,6 @@ class Promises:
         self._credentials: Credentials | None = None
         self._flush_lock = anyio.Lock()
         self._joined_generation: int | None = None
-        self._own_keys: set[str] = set()
 
     def remember_credentials(self, credentials: Credentials) -> None:
         """Store the credentials of the latest token, and send them to the reaper."""
@@ -94,22 +94,55 @@ class Promises:
         self.store.put({"kind": "BASELINE", "baseline": name, "ids": sorted(ids)})
         return name
 
-    async def record_intent(self, args: InstanceArgs, baseline: str) -> str:
+    async def record_intent(
+        self,
+        args: InstanceArgs,
+        baseline: str,
+        *,
+        service_at: float | None = None,
+        untagged: int | None = None,
+    ) -> str:
         """Record that a start is about to be sent, and return the key once the journal and the reaper know.
 
-        Raises as `flush` with `strict`; then no promise is recorded.
+        `service_at` and `untagged` are those of `UnresolvedStart`. Raises as `flush` with `strict`; then no
+        promise is recorded.
         """
         self._join()
         key = self.store.new_key()
-        self._own_keys.add(key)
-        sent = encode_start(args)
-        self.store.put({"kind": "INTENT", **self._common(key), "args": sent, "baseline": baseline})
+        self.store.put({
+            "kind": "INTENT",
+            **self._common(key),
+            "args": encode_start(args),
+            "baseline": baseline,
+            "service_at": service_at,
+            "untagged": untagged,
+        })  # fmt: skip
         try:
             await self.flush(strict=True)
+        except GeneratorExit:
+            self.close_soon(key)
+            raise
         except BaseException:
-            self.record_gone(key)
+            await self.close(key)
             raise
         return key
+
+    async def close(self, key: str) -> None:
+        """Record that nothing was started, and return when that is as durable as the intent was.
+
+        Otherwise, if the process were killed later, the reaper would search for an instance, and could take
+        that of an equal start. A cancellation is raised only when this is done.
+        """
+        self._put_nothing(key)
+        (await run_uncancellable(self.flush, restart_if_cancelled=True)).unwrap()
+
+    def close_soon(self, key: str) -> None:
+        """Record that nothing was started, where nothing can be awaited."""
+        self._put_nothing(key)
+        self._commit_soon()
+
+    def _put_nothing(self, key: str) -> None:
+        self.store.put({"kind": "GONE", "entry": key, "durable": True})
 
     def record_created(
         self, key: str | None, instance_id: str, *, goal: str, expires_at: float | None = None
@@ -121,7 +154,6 @@ class Promises:
         """
         self._join()
         key = key or self.store.new_key()
-        self._own_keys.add(key)
         self.store.put({
             "kind": "CREATED",
             **self._common(key),
@@ -138,7 +170,6 @@ class Promises:
 
     def record_gone(self, key: str) -> None:
         """Record that the promise is fulfilled, or that there was nothing to release."""
-        self._own_keys.discard(key)
         self.store.put({"kind": "GONE", "entry": key})
 
     def record_unanswered(self, key: str) -> None:
@@ -188,14 +219,34 @@ class Promises:
         if self._guard == "required" and problem is not None:
             raise GuardError(f"the reaper is not running: {problem}. Nothing was started.")
 
-    async def foreign_claims(self) -> ForeignClaims:
-        """Return what other clients and processes claim of this account."""
-        # Otherwise a promise that this client has just closed would count as another client's.
+    async def foreign_claims(self, key: str | None) -> ForeignClaims:
+        """Return what all promises but `key` claim, in this process and others."""
         await self.flush()
-        states = await self._off_loop(self.store.foreign_states)
-        return collect_foreign_claims(
-            self.api, self.store.state, self._own_keys, states, self.system.wall_clock()
-        )
+        return await self._off_loop(lambda: self._collect_claims(key))
+
+    def _collect_claims(self, key: str | None) -> ForeignClaims:
+        foreign = [(state, ()) for state in self.store.foreign_states()]
+        return collect_foreign_claims(self.api, [(self.store.state, {key}), *foreign])
+
+    async def decide(
+        self, key: str, earlier: ForeignClaims, decide: Callable[[ForeignClaims], Outcome]
+    ) -> Outcome:
+        """Decide about the start `key`, while no other process with this state directory decides.
+
+        `decide` gets what others claim now, or claimed `earlier`, before the instances were listed. If it
+        returns an instance, this is recorded as the one of the start.
+        """
+
+        def work() -> Outcome:
+            with self.store.decision_lock():
+                self.store.commit()
+                decision = decide(self._collect_claims(key).with_earlier(earlier))
+                if isinstance(decision, Instance):
+                    self.record_created(key, decision.instance_id, goal="gone")
+                    self.store.commit()
+            return decision
+
+        return await self._off_loop(work)
 
     async def report_orphans(self) -> None:
         """Log a warning if dead processes left something to sweep."""

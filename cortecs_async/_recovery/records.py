@@ -19,6 +19,9 @@ FORMAT = 1
 # Keep at most this many baselines that no start uses yet.
 _MAX_UNUSED_BASELINES = 16
 
+# Keep at most this many ids of instances that no promise is about any more.
+_MAX_PAST_IDS = 1000
+
 
 class Promise:
     """The promise to release an instance, or to find the instance that a start created and release it.
@@ -30,6 +33,9 @@ class Promise:
         args: The arguments that were sent, without those left to the service; empty for a restart.
         at: Unix time in seconds, just before the request was sent.
         baseline: Name of the set of ids that existed before the start; None without a start.
+        service_at: When the baseline was read, by the service's clock, as Unix time in seconds; None if the
+            service sends no dates.
+        untagged: The context length before it was lowered to tag the start; None without a tag.
         instance_id: None until the response to the start arrives, or its instance is found.
         goal: "gone" or "stopped".
         expires_at: Unix time in seconds at which the instance is released, even if its owner lives; None for
@@ -47,6 +53,8 @@ class Promise:
         self.args: dict[str, Any] = args
         self.at: float = at
         self.baseline: str | None = None
+        self.service_at: float | None = None
+        self.untagged: int | None = None
         self.instance_id: str | None = None
         self.goal: str = "gone"
         self.expires_at: float | None = None
@@ -85,6 +93,8 @@ class JournalState:
 
     Attributes:
         baselines: Sets of ids, by the names that promises refer to.
+        past_ids: Instances that a promise was about, oldest first. A list may show them for a while after
+            they are deleted, and always if they were handed over. No search may take them.
         owner: The record of the process that made the promises.
         is_orphaned: Whether the reaper has taken over from a dead owner.
     """
@@ -92,6 +102,7 @@ class JournalState:
     def __init__(self) -> None:
         self.promises: dict[str, Promise] = {}
         self.baselines: dict[str, frozenset[str]] = {}
+        self.past_ids: dict[str, None] = {}
         self.owner: Record = {}
         self.is_orphaned: bool = False
 
@@ -111,6 +122,23 @@ class JournalState:
             return False
         return True
 
+    def has_unresolved(self) -> bool:
+        """Return whether the instance of a start is still searched for."""
+        return any(each.instance_id is None for each in self.promises.values())
+
+    def close(self, key: str) -> None:
+        """Remove a promise, and remember its instance."""
+        promise = self.promises.pop(key, None)
+        if promise is not None and promise.instance_id is not None:
+            self.add_past(promise.instance_id)
+
+    def add_past(self, instance_id: str) -> None:
+        """Remember an instance that no promise is about any more."""
+        self.past_ids.pop(instance_id, None)
+        self.past_ids[instance_id] = None
+        if len(self.past_ids) > _MAX_PAST_IDS:
+            del self.past_ids[next(iter(self.past_ids))]
+
     def baseline_of(self, promise: Promise) -> frozenset[str]:
         """Return the ids that existed before the start of a promise."""
         # Starts that share a baseline share one set, because each may hold it for a long time.
@@ -122,6 +150,8 @@ class JournalState:
         records += [
             {"kind": "BASELINE", "baseline": name, "ids": sorted(ids)} for name, ids in self.baselines.items()
         ]
+        if self.past_ids:
+            records.append({"kind": "PAST", "ids": list(self.past_ids)})
         for promise in self.promises.values():
             records += _records_of(promise)
         return records
@@ -130,7 +160,8 @@ class JournalState:
 def _records_of(promise: Promise) -> Iterable[Record]:
     common = {"entry": promise.key, "account": promise.account, "api": promise.api, "at": promise.at}
     if promise.baseline is not None:
-        yield {"kind": "INTENT", **common, "args": promise.args, "baseline": promise.baseline}
+        more = {"service_at": promise.service_at, "untagged": promise.untagged}
+        yield {"kind": "INTENT", **common, "args": promise.args, "baseline": promise.baseline, **more}
     if promise.instance_id is not None:
         yield {
             "kind": "CREATED",
@@ -176,6 +207,9 @@ def _new_promise(record: Record) -> Promise:
 def _apply_intent(state: JournalState, record: Record) -> None:
     promise = _new_promise(record)
     promise.baseline = str(record["baseline"])
+    service_at, untagged = record.get("service_at"), record.get("untagged")
+    promise.service_at = None if service_at is None else float(service_at)
+    promise.untagged = None if untagged is None else int(untagged)
     state.promises[promise.key] = promise
 
 
@@ -194,7 +228,7 @@ def _apply_held(state: JournalState, record: Record) -> None:
         promise.held = True
         if promise.expires_at is None:
             # Only the holder will ever release it.
-            del state.promises[promise.key]
+            state.close(promise.key)
 
 
 def _apply_unanswered(state: JournalState, record: Record) -> None:
@@ -214,7 +248,12 @@ def _apply_ambiguous(state: JournalState, record: Record) -> None:
 
 
 def _apply_gone(state: JournalState, record: Record) -> None:
-    state.promises.pop(str(record["entry"]), None)
+    state.close(str(record["entry"]))
+
+
+def _apply_past(state: JournalState, record: Record) -> None:
+    for instance_id in record["ids"]:
+        state.add_past(str(instance_id))
 
 
 def _apply_orphaned(state: JournalState, _: Record) -> None:
@@ -235,6 +274,7 @@ _APPLY = {
     "ABANDONED": _apply_abandoned,
     "AMBIGUOUS": _apply_ambiguous,
     "GONE": _apply_gone,
+    "PAST": _apply_past,
     "ORPHANED": _apply_orphaned,
     "NOTE": _apply_note,
 }

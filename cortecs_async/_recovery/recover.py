@@ -1,15 +1,18 @@
 """Release what dead processes left: `Recovery`, which the reaper and `sweep` share.
 
-For each promise, `Recovery` releases the instance if its id is known. Otherwise it polls the list until it is
-certain which instance the start created, and releases that one. `reap` does this in the reaper's process.
+For each promise, `Recovery` releases the instance if its id is known. Otherwise it polls the list until it
+is certain which instance the start created, and releases that one. An instance may appear minutes after its
+start was sent: the service may be slow to carry it out, or to list it. `reap` does this in the reaper's
+process.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import anyio
 from anyio.abc import TaskGroup
@@ -19,25 +22,34 @@ from .._aio.eventloop import WallClock
 from .._aio.synchronization import Backoff
 from .._api.domain import Instance
 from .._api.instances import Instances
-from .._api.matching import Ambiguous, UnresolvedStart, match_start
+from .._api.listing import Listing
+from .._api.matching import Ambiguous, Contested, Outcome, UnresolvedStart
+from .._api.polling import ABSENCE_SPAN
 from .._api.teardown import Goal, Teardown
 from .._config import PollPolicy, RetryPolicy, Settings
 from .._errors import ClientClosedError, TeardownError
 from .._secrets import Credentials, Secret
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
-from .journal import read_journals
+from .journal import decision_lock, foreign_states
 from .records import JournalState, Promise, Record
 
-# Seconds in which the instance of a start may become visible: for `sweep` after its request, for the reaper
-# after the death of its parent.
-VISIBILITY_WINDOW = 60.0
+# Seconds after its request in which the instance of a start may appear. One that appears later is more
+# likely that of an equal start of somebody else.
+LATE_WINDOW = 300.0
 
-# An instance is attributed to a start only if the service initialized it within this many seconds before and
-# after the request. Before, because the service's clock may differ.
-_MAX_BEFORE_REQUEST, _MAX_AFTER_REQUEST = 300.0, 3600.0
+# Seconds after its request before an instance is attributed to a start: another candidate may appear.
+_MIN_AGE = 5.0
 
-# Seconds between two lists while a start is unresolved, and at most after failures.
-_LIST_INTERVAL, _MAX_LIST_INTERVAL = 0.5, 10.0
+# Seconds to wait longer while the instance may belong to a start that is in progress.
+_CONTESTED_GRACE = 60.0
+
+# Seconds between two lists while a start is unresolved: at first, after the seconds of `_QUICK_SEARCH`, and
+# at most after failures.
+_LIST_INTERVAL, _SLOW_LIST_INTERVAL, _MAX_LIST_INTERVAL = 0.5, 5.0, 10.0
+_QUICK_SEARCH = 60.0
+
+# Seconds after its request in which a missing instance may only not be visible yet.
+_VISIBILITY_TIME = 60.0
 
 # Seconds after which a failing teardown is reported and begins again.
 _TEARDOWN_TIMEOUT = 600.0
@@ -55,7 +67,10 @@ _REAPER_TIMEOUT, _LOCAL_REAPER_TIMEOUT = 24 * 3600.0, 300.0
 # Seconds for one request of the reaper.
 _MAX_REQUEST_TIMEOUT = 30.0
 
-RecoveryState = Literal["released", "gone", "ambiguous", "left"]
+if TYPE_CHECKING:
+    from .._http.connections import HTTPClient
+
+RecoveryState = Literal["released", "gone", "ambiguous", "left", "unsettled"]
 
 
 @frozen(kw_only=True)
@@ -64,7 +79,8 @@ class RecoveryResult:
 
     Attributes:
         state: `released`: by this run. `gone`: it no longer existed, or the start created none. `ambiguous`:
-            nothing was touched. `left`: the service did not release it in time.
+            nothing was touched. `left`: the service did not release it in time. `unsettled`: it was not
+            seen, but may still appear.
         instance_id: The instance, if it is known.
         candidates: Instances that it may be, if ambiguous.
     """
@@ -93,19 +109,18 @@ class Recovery:
 
     Attributes:
         instances: Sends the requests, without retries.
-        foreign_claims: Returns the claims of other processes. Called after each list request.
+        foreign_claims: Returns the claims of other processes. Called before and after each list request.
+        decision_lock: Returns the lock for decisions; see `journal.decision_lock`.
         note: Receives each step as a text for people.
         timeout: Seconds until it gives up on a promise.
-        visible_until: When an instance of an unresolved start must be listed by, in seconds of
-            `anyio.current_time`.
         results: The promises that are done.
     """
 
     instances: Instances
     foreign_claims: Callable[[], ForeignClaims]
+    decision_lock: Callable[[], AbstractContextManager[None]]
     note: Callable[[str], None]
     timeout: float
-    visible_until: float
     wall_clock: WallClock
     results: dict[PendingPromise, RecoveryResult] = field(factory=dict)
 
@@ -117,6 +132,7 @@ class Recovery:
             for pending in promises:
                 candidates = pending.promise.candidates
                 if candidates:
+                    claimed.update(candidates)
                     self.results[pending] = RecoveryResult(state="ambiguous", candidates=candidates)
                 elif pending.promise.instance_id is not None:
                     claimed.add(pending.promise.instance_id)
@@ -142,6 +158,7 @@ class Recovery:
                 instance_id=instance_id,
                 goal=Goal.STOPPED if promise.goal == Goal.STOPPED.value else Goal.GONE,
                 deadline=min(deadline, anyio.current_time() + _TEARDOWN_TIMEOUT),
+                visible_at=anyio.current_time() + max(_VISIBILITY_TIME - self._age(promise), 0.0),
             )
             try:
                 await teardown.run()
@@ -184,50 +201,62 @@ class Recovery:
 
         Each instance that is found is added to `claimed`, the instances of all promises.
         """
+        began = anyio.current_time()
+        deadline = began + self.timeout
+        # Two lists at least, seconds apart: a single one proves no absence.
+        final_at = {
+            pending: began + max(LATE_WINDOW - self._age(pending.promise), ABSENCE_SPAN)
+            for pending in promises
+        }
         unresolved = {pending: unresolved_start_of(pending.state, pending.promise) for pending in promises}
         backoff = Backoff(first=2 * _LIST_INTERVAL, limit=_MAX_LIST_INTERVAL)
-        deadline = anyio.current_time() + self.timeout
         while unresolved:
-            began = anyio.current_time()
-            pause = _LIST_INTERVAL
-            listed = await self._list()
-            if listed is not None:
+            now = anyio.current_time()
+            pause = _LIST_INTERVAL if now < began + _QUICK_SEARCH else _SLOW_LIST_INTERVAL
+            earlier = self.foreign_claims()
+            listing = await self._list()
+            if listing is not None:
                 backoff.reset()
-                self._resolve(unresolved, listed, claimed, tasks, is_final=began >= self.visible_until)
-            elif anyio.current_time() >= deadline:
-                self.results.update({pending: RecoveryResult(state="left") for pending in unresolved})
-                return
+                overdue = {pending: now - final_at[pending] for pending in unresolved}
+                with self.decision_lock():
+                    claims = self.foreign_claims().with_earlier(earlier)
+                    outcomes = match_starts(unresolved, listing, claimed, claims=claims)
+                    found = list(self._record(outcomes, overdue))
+                for pending, instance in found:
+                    del unresolved[pending]
+                    claimed.add(instance.instance_id)
+                    tasks.start_soon(self._release, pending, instance.instance_id)
+                for pending in unresolved.keys() & self.results.keys():
+                    del unresolved[pending]
             else:
                 pause = backoff.next()
+            if unresolved and now >= deadline:
+                state: RecoveryState = "left" if listing is None else "unsettled"
+                self.results.update({pending: RecoveryResult(state=state) for pending in unresolved})
+                return
             if unresolved:
-                await anyio.sleep(pause)
+                await anyio.sleep(max(min(pause, deadline - anyio.current_time()), 0.0))
 
-    def _resolve(
-        self,
-        unresolved: dict[PendingPromise, UnresolvedStart],
-        listed: Iterable[Instance],
-        claimed: set[str],
-        tasks: TaskGroup,
-        *,
-        is_final: bool,
-    ) -> None:
-        outcomes = match_starts(
-            unresolved, listed, claimed, claims=self.foreign_claims(), now=self.wall_clock()
-        )
+    def _age(self, promise: Promise) -> float:
+        """Return the seconds since the request of a promise, by the clock of this machine."""
+        return max(self.wall_clock() - promise.at, 0.0)
+
+    def _record(
+        self, outcomes: Mapping[PendingPromise, Outcome], overdue: Mapping[PendingPromise, float]
+    ) -> Iterator[tuple[PendingPromise, Instance]]:
+        """Record what is certain, and yield the instances to release.
+
+        `overdue` are the seconds since each search should have ended.
+        """
         for pending, outcome in outcomes.items():
             promise = pending.promise
             if isinstance(outcome, Instance):
-                instance_id = outcome.instance_id
-                claimed.add(instance_id)
-                created = {
-                    "kind": "CREATED",
-                    "entry": promise.key,
-                    "instance_id": instance_id,
-                    "goal": "gone",
-                }
-                pending.report(created)
-                tasks.start_soon(self._release, pending, instance_id)
-            elif not is_final:
+                if self._age(promise) < _MIN_AGE:
+                    continue
+                created = {"kind": "CREATED", "entry": promise.key, "instance_id": outcome.instance_id}
+                pending.report({**created, "goal": "gone"})
+                yield pending, outcome
+            elif overdue[pending] < (_CONTESTED_GRACE if isinstance(outcome, Contested) else 0.0):
                 continue
             elif outcome is None:
                 pending.record_gone()
@@ -236,9 +265,8 @@ class Recovery:
                 candidates = outcome.candidates
                 pending.report({"kind": "AMBIGUOUS", "entry": promise.key, "candidates": list(candidates)})
                 self.results[pending] = RecoveryResult(state="ambiguous", candidates=candidates)
-            del unresolved[pending]
 
-    async def _list(self) -> tuple[Instance, ...] | None:
+    async def _list(self) -> Listing[Instance] | None:
         try:
             return await self.instances.list()
         except Exception as error:  # noqa: BLE001  (also those of a credential provider or a transport)
@@ -248,36 +276,32 @@ class Recovery:
 
 def match_starts(
     unresolved: Mapping[PendingPromise, UnresolvedStart],
-    listed: Iterable[Instance],
+    listing: Listing[Instance],
     claimed: set[str],
     *,
     claims: ForeignClaims,
-    now: float,
-) -> dict[PendingPromise, Instance | Ambiguous | None]:
+) -> dict[PendingPromise, Outcome]:
     """Return the instance that each unresolved start of a dead process created, if that is certain.
 
     `claimed` are the instances of other promises of these processes, and `claims` those of other processes.
     The result is None if no visible instance can have been created by the start.
     """
-    unclaimed = [each for each in listed if each.instance_id not in claimed | claims.ids]
-    starts = sorted([*claims.orphaned_starts, *unresolved.values()], key=lambda each: each.order)
-    outcomes: dict[PendingPromise, Instance | Ambiguous | None] = {}
+    unclaimed = [each for each in listing if each.instance_id not in claimed]
+    outcomes: dict[PendingPromise, Outcome] = {}
     for pending, start in unresolved.items():
-        outcome = match_start(start, starts, unclaimed)
-        if isinstance(outcome, Instance) and not _is_proven(outcome, pending.promise, claims, now):
-            outcome = Ambiguous((outcome.instance_id,))
+        outcome = claims.match(start, unclaimed, unresolved.values(), listed_at=listing.date)
+        if outcome is None:
+            # Evidence against an instance is a reason not to touch it, but not one to forget it.
+            doubtful = tuple(
+                each.instance_id
+                for each in unclaimed
+                if each.instance_id not in claims.ids
+                and start.fits(each)
+                and start.is_contradicted_by(each, listing.date)
+            )
+            outcome = Ambiguous(doubtful) if doubtful else None
         outcomes[pending] = outcome
     return outcomes
-
-
-def _is_proven(instance: Instance, promise: Promise, claims: ForeignClaims, now: float) -> bool:
-    if any(start.fits(instance) for start in claims.starting + claims.unanswered):
-        return False
-    initialized = instance.instance_status.started_at
-    if initialized is None:
-        return now <= promise.at + _MAX_AFTER_REQUEST
-    earliest, latest = promise.at - _MAX_BEFORE_REQUEST, promise.at + _MAX_AFTER_REQUEST
-    return earliest <= initialized.timestamp() <= latest
 
 
 def reap(
@@ -293,40 +317,45 @@ def reap(
         async with anyio.create_task_group() as tasks:
             for account in {promise.account for promise in promises} & accounts.keys():
                 mine = [promise for promise in promises if promise.account == account]
-                tasks.start_soon(_reap_account, state, mine, accounts[account], report, journal)
+                tasks.start_soon(reap_account, state, mine, accounts[account], report, journal)
 
     anyio.run(run)
 
 
-async def _reap_account(
+async def reap_account(
     state: JournalState,
     promises: Sequence[Promise],
     account: Record,
     report: Callable[[Record], None],
     journal: Path | None,
+    *,
+    http_client: HTTPClient | None = None,
+    wall_clock: WallClock = time.time,
 ) -> None:
+    """Fulfill the reaper's promises of one account, with the settings and credentials in `account`."""
     from .._http.client import HTTP  # noqa: PLC0415  (imports httpx, which `cortecs_async.types` must not)
 
     def note(text: str) -> None:
-        report({"kind": "NOTE", "text": text, "at": time.time()})
+        report({"kind": "NOTE", "text": text, "at": wall_clock()})
 
     def claims() -> ForeignClaims:
-        paths_and_states = read_journals(journal.parent) if journal is not None else ()
-        foreign = [each for path, each in paths_and_states if path != journal]
-        return collect_foreign_claims(settings.api_base_url, state, keys, foreign, time.time())
+        foreign = foreign_states(journal.parent, without={journal}) if journal is not None else []
+        return collect_foreign_claims(
+            settings.api_base_url, [(state, keys), *((each, ()) for each in foreign)]
+        )
 
     keys = {promise.key for promise in promises}
     try:
         settings = _settings_of(account)
-        http = HTTP(settings)
+        http = HTTP(settings, http_client=http_client)
         try:
             recovery = Recovery(
                 instances=Instances(http.request_once, settings.poll),
                 foreign_claims=claims,
+                decision_lock=lambda: decision_lock(journal.parent) if journal is not None else nullcontext(),
                 note=note,
                 timeout=_LOCAL_REAPER_TIMEOUT if settings.is_loopback else _REAPER_TIMEOUT,
-                visible_until=anyio.current_time() + VISIBILITY_WINDOW,
-                wall_clock=time.time,
+                wall_clock=wall_clock,
             )
             await recovery.run([PendingPromise(state, promise, report) for promise in promises])
         finally:

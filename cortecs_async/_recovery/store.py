@@ -12,12 +12,13 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Container
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from .._errors import GuardError
 from .._logging import Event, log
-from .journal import JournalFile, orphaned_journals, read_journals
+from .journal import JournalFile, decision_lock, foreign_states, orphaned_journals
 from .reaper_process import ReaperProcess
 from .records import FORMAT, JournalState, Promise, Record
 
@@ -28,8 +29,9 @@ _REWRITE_FACTOR, _REWRITE_SLACK = 4, 1 << 18
 # After more than this number of reaper deaths within this many seconds, the reaper is no longer replaced.
 _MAX_REAPER_DEATHS, _REAPER_DEATHS_WINDOW = 5, 60.0
 
-# Records that must survive a power loss. Losing any other record only costs extra requests.
-_DURABLE_KINDS = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED"})
+# Records that must survive a power loss, as must those with `durable`. Losing any other record only costs
+# extra requests.
+_DURABLE_KINDS = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED", "AMBIGUOUS"})
 
 
 class PromiseStore:
@@ -111,12 +113,16 @@ class PromiseStore:
         """Return the promises that this process gave up on."""
         return [promise for promise in list(self.state.promises.values()) if promise.abandoned]
 
-    def foreign_states(self, *, without: Container[Path] = ()) -> list[JournalState]:
+    def foreign_states(self, *, without: Iterable[Path] = ()) -> list[JournalState]:
         """Return the states of the journals of other processes, except those at the paths in `without`."""
         if not self._uses_journal:
             return []
-        own = self._journal.path if self._journal else None
-        return [state for path, state in read_journals(self.directory) if path != own and path not in without]
+        own = [self._journal.path] if self._journal else []
+        return foreign_states(self.directory, without={*own, *without})
+
+    def decision_lock(self) -> AbstractContextManager[None]:
+        """Return the lock for decisions about instances; see `journal.decision_lock`."""
+        return decision_lock(self.directory) if self._uses_journal else nullcontext()
 
     def commit(self) -> None:
         """Write the queued records to the journal, and send them to the reaper. Blocks.
@@ -154,7 +160,7 @@ class PromiseStore:
             else:
                 self._reaper.shutdown()
                 if self._journal is not None:
-                    self._journal.remove()
+                    self._journal.close_or_remove(self.state)
             self._journal, self._sent_path, self.state, self._credential_records = (
                 None,
                 None,
@@ -208,7 +214,7 @@ class PromiseStore:
                 self._journal.rewrite(self.state.snapshot())
             else:
                 if records:
-                    durable = any(record["kind"] in _DURABLE_KINDS for record in records)
+                    durable = any(each["kind"] in _DURABLE_KINDS or "durable" in each for each in records)
                     self._journal.append(records, durable=durable)
                 return
         except OSError as error:

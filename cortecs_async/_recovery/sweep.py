@@ -8,20 +8,24 @@ the same way, but from a single list of instances, and touches nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Literal
 
 import anyio
 from attrs import frozen
 
-from .._aio.eventloop import WallClock
 from .._api.domain import Instance, to_hf_name
 from .._api.instances import Instances
+from .._api.listing import Listing, existing_ids
+from .._api.matching import Contested
+from .._api.polling import ABSENCE_SPAN
 from .._logging import Event, log
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .journal import JournalFile, orphaned_journals
 from .promises import Promises
 from .records import JournalState, Record
-from .recover import VISIBILITY_WINDOW, PendingPromise, Recovery, match_starts
+from .recover import LATE_WINDOW, PendingPromise, Recovery, match_starts
+from .store import PromiseStore
 
 OrphanState = Literal["found", "unsettled", "released", "gone", "ambiguous", "left", "held", "foreign"]
 
@@ -31,8 +35,8 @@ class Orphan:
     """An instance, or an unresolved start, that a dead process left behind.
 
     Attributes:
-        state: `found`: a sweep releases it. `unsettled`: requested less than a minute ago, so it may still
-            appear. `released`: by this sweep. `gone`: it no longer existed, or the start created none.
+        state: `found`: a sweep releases it. `unsettled`: requested less than five minutes ago, so it may
+            still appear. `released`: by this sweep. `gone`: it no longer existed, or the start created none.
             `ambiguous`: it may be one of `candidates`; only you can decide which. Nothing is touched.
             `left`: the service did not release it in time. `held`: acquired, and not expired. `foreign`: it
             belongs to other credentials or to another service (see `api_base_url`).
@@ -63,49 +67,48 @@ async def sweep(
     """
     listed = await instances.list()  # first, because its token also sets the account
     wall_clock = promises.system.wall_clock
-    journals = await promises.system.off_loop(lambda: _lock_journals(promises))
+    journals = await promises.system.off_loop(lambda: _lock_journals(promises, dry_run=dry_run))
     results: list[Orphan] = []
     try:
         due: list[PendingPromise] = []
-        skipped_ids: set[str] = set()
         now = wall_clock()
         for pending in _all_pending(promises, journals):
             promise = pending.promise
-            if promise.account != promises.account:
-                results.append(_orphan(pending, "foreign"))
-            elif promise.needs_recovery(now):
+            if promise.account == promises.account and promise.needs_recovery(now):
                 due.append(pending)
                 continue
-            else:
-                results.append(_orphan(pending, "held"))
-            if promise.api == promises.api:
-                skipped_ids.update(promise.candidates)
-                if promise.instance_id is not None:
-                    skipped_ids.add(promise.instance_id)
+            results.append(_orphan(pending, "held" if promise.account == promises.account else "foreign"))
         paths = {journal.path for journal, _ in journals}
-        own = promises.store.state
-        own_keys = {pending.promise.key for pending in due if pending.state is own}
+        states = [promises.store.state, *(state for _, state in journals)]
+        due_keys = [{each.promise.key for each in due if each.state is state} for state in states]
 
         def claims() -> ForeignClaims:
-            foreign = promises.store.foreign_states(without=paths)
-            claims = collect_foreign_claims(promises.api, own, own_keys, foreign, wall_clock())
-            claims.ids.update(skipped_ids)
-            return claims
+            foreign = [(state, ()) for state in promises.store.foreign_states(without=paths)]
+            return collect_foreign_claims(promises.api, [*zip(states, due_keys, strict=True), *foreign])
 
+        existing = await _existing_ids(instances, listed, due)
         if dry_run:
-            results += _preview(due, listed, claims(), now)
+            results += _preview(due, listed, existing, claims(), now)
         else:
-            results += await _recover(instances, due, listed, claims, timeout, wall_clock=wall_clock)
+            results += await _recover(instances, promises, due, existing, claims, timeout=timeout)
     finally:
         for journal, state in journals:
             journal.close_or_remove(state)
     return tuple(sorted(results, key=lambda each: each.started_at))
 
 
-def _lock_journals(promises: Promises) -> list[tuple[JournalFile, JournalState]]:
+def _lock_journals(promises: Promises, *, dry_run: bool) -> list[tuple[JournalFile, JournalState]]:
     if not promises.uses_journal:
         return []
-    return [(journal, journal.read()) for journal in orphaned_journals(promises.store.directory)]
+    journals = [(journal, journal.read()) for journal in orphaned_journals(promises.store.directory)]
+    for journal, state in journals:
+        # With the lock, this process looks like the owner. Others must know that these starts have none.
+        orphaned: Record = {"kind": "ORPHANED"}
+        if dry_run or state.is_orphaned or not state.has_unresolved():
+            state.apply(orphaned)
+        else:
+            _reporter(state, journal)(orphaned)
+    return journals
 
 
 def _all_pending(
@@ -113,10 +116,15 @@ def _all_pending(
 ) -> Iterable[PendingPromise]:
     store = promises.store
     for promise in store.abandoned():
-        yield PendingPromise(store.state, promise, store.put)
+        yield PendingPromise(store.state, promise, partial(_report_own, store))
     for journal, state in journals:
         for promise in list(state.promises.values()):
             yield PendingPromise(state, promise, _reporter(state, journal))
+
+
+def _report_own(store: PromiseStore, record: Record) -> None:
+    store.put(record)
+    store.commit()
 
 
 def _reporter(state: JournalState, journal: JournalFile) -> Callable[[Record], None]:
@@ -131,16 +139,27 @@ def _reporter(state: JournalState, journal: JournalFile) -> Callable[[Record], N
     return report
 
 
+async def _existing_ids(
+    instances: Instances, listed: Listing[Instance], due: Sequence[PendingPromise]
+) -> frozenset[str]:
+    """Return the ids that exist. If the list lacks one of `due`, another list, seconds later, counts too."""
+    wanted = {each for pending in due for each in (pending.promise.instance_id, *pending.promise.candidates)}
+    existing = existing_ids(listed)
+    if wanted - {None} <= existing:
+        return existing
+    await anyio.sleep(ABSENCE_SPAN)
+    return existing | existing_ids(await instances.list())
+
+
 async def _recover(
     instances: Instances,
+    promises: Promises,
     due: Sequence[PendingPromise],
-    listed: Iterable[Instance],
+    existing: frozenset[str],
     claims: Callable[[], ForeignClaims],
-    timeout: float,
     *,
-    wall_clock: WallClock,
+    timeout: float,
 ) -> list[Orphan]:
-    existing = {each.instance_id for each in listed}
     results: list[Orphan] = []
     undecided: list[PendingPromise] = []
     for pending in due:
@@ -150,14 +169,13 @@ async def _recover(
             results.append(_orphan(pending, "gone"))
         else:
             undecided.append(pending)
-    age = wall_clock() - max((pending.promise.at for pending in undecided), default=0.0)
     recovery = Recovery(
         instances=instances,
         foreign_claims=claims,
+        decision_lock=promises.store.decision_lock,
         note=lambda text: log(Event.GUARD_SWEEP, text=text),
         timeout=timeout,
-        visible_until=anyio.current_time() + max(VISIBILITY_WINDOW - age, 0.0),
-        wall_clock=wall_clock,
+        wall_clock=promises.system.wall_clock,
     )
     recovered = await recovery.run(undecided)
     return results + [
@@ -166,16 +184,19 @@ async def _recover(
 
 
 def _preview(
-    due: Sequence[PendingPromise], listed: Sequence[Instance], claims: ForeignClaims, now: float
+    due: Sequence[PendingPromise],
+    listed: Listing[Instance],
+    existing: frozenset[str],
+    claims: ForeignClaims,
+    now: float,
 ) -> Iterable[Orphan]:
-    existing = {each.instance_id for each in listed}
     claimed = {pending.promise.instance_id for pending in due if pending.promise.instance_id is not None}
     unresolved = {
         pending: unresolved_start_of(pending.state, pending.promise)
         for pending in due
         if pending.promise.instance_id is None and not pending.promise.candidates
     }
-    outcomes = match_starts(unresolved, listed, claimed, claims=claims, now=now)
+    outcomes = match_starts(unresolved, listed, claimed, claims=claims)
     for pending in due:
         promise = pending.promise
         if promise.candidates:
@@ -185,8 +206,8 @@ def _preview(
             yield _orphan(pending, "found" if promise.instance_id in existing else "gone")
         else:
             outcome = outcomes[pending]
-            if outcome is None:
-                is_recent = now - promise.at < VISIBILITY_WINDOW
+            if outcome is None or isinstance(outcome, Contested):
+                is_recent = outcome is not None or now - promise.at < LATE_WINDOW
                 yield _orphan(pending, "unsettled" if is_recent else "gone")
             elif isinstance(outcome, Instance):
                 yield _orphan(pending, "found", outcome.instance_id)

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from cortecs_async.emulator._catalog import HARDWARE, MODELS
+from cortecs_async.emulator._catalog import HARDWARE, Model
 from cortecs_async.emulator._instance import (
     BILLED,
     Instance,
@@ -28,14 +28,14 @@ from cortecs_async.emulator._views import Replicas, all_as_of, as_of
 _DEFAULT_CONTEXT_LENGTH = 32000
 
 
-def read_args(body: Mapping[str, Any]) -> InstanceArgs:
+def read_args(body: Mapping[str, Any], models: Mapping[str, Model]) -> InstanceArgs:
     """Check the body of a start and fill in the defaults. Null counts as absent."""
     model_id = required_string(body, "model_id")
     hardware_type_id = string_field(body, "hardware_type_id")
     context_length = integer_field(body, "context_length", least=1)
     billing_interval = string_field(body, "billing_interval") or "per_minute"
     num_workers = integer_field(body, "num_workers", least=1, most=8) or 1
-    model = MODELS.get(model_id)
+    model = models.get(model_id)
     if model is None:
         raise ApiError(400, f"Unknown model_id {model_id!r}.")
     if hardware_type_id is None:

@@ -1,11 +1,17 @@
 """The emulator's own models, hardware and prices. All figures are invented."""
 
-from collections.abc import Mapping
-from typing import Any, Final
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
 
 import attrs
 
 PRICE_SOURCE: Final = "invented by the cortecs_async emulator"
+
+ModelsOption = str | Iterable[str] | Mapping[str, Mapping[str, int] | None]
+"""Names, or maximum context lengths by name and hardware type. Without lengths: 131072 on all hardware."""
+
+DetailShape = Literal["current", "old"]
 
 
 @attrs.frozen
@@ -40,8 +46,8 @@ class Model:
     model_id: str
     screen_name: str
     creator: str
-    size: int
-    """Billions of parameters."""
+    size: int | None
+    """Billions of parameters, if known."""
     recommended_config: str
     max_model_len: Mapping[str, int]
     """The maximum context length in tokens, by hardware type."""
@@ -65,26 +71,34 @@ class Model:
             "hardware_info": {"hardware_configs": list(self.max_model_len)},
         }
 
-    def detail(self) -> dict[str, Any]:
-        """Return the model as JSON, with its hardware configurations."""
-        return {
-            **self.preview(),
-            "recommended_config": self.recommended_config,
-            "hardware_configs": {
-                hardware_type_id: {
-                    "hardware_type_id": hardware_type_id,
-                    "params": {"--max-model-len": max_model_len},
-                    "requirements": {"vram_gb": HARDWARE[hardware_type_id].vram_gb},
-                }
-                for hardware_type_id, max_model_len in self.max_model_len.items()
-            },
+    def detail(self, shape: DetailShape) -> dict[str, Any]:
+        """Return the model as JSON, with its hardware configurations.
+
+        The old shape has no `model_id`, and the key of the context length that version 0.1.1 of the vendor's
+        client reads.
+        """
+        key = "--max-model-len"
+        detail = self.preview()
+        if shape == "old":
+            key = "max_context_length"
+            del detail["model_id"]
+        detail["recommended_config"] = self.recommended_config
+        detail["hardware_configs"] = {
+            hardware_type_id: {
+                "hardware_type_id": hardware_type_id,
+                "params": {key: max_model_len},
+                "requirements": {"vram_gb": HARDWARE[hardware_type_id].vram_gb},
+            }
+            for hardware_type_id, max_model_len in self.max_model_len.items()
         }
+        return detail
 
 
 HARDWARE: Final[Mapping[str, Hardware]] = {
     hardware.hardware_type_id: hardware
     for hardware in (
         Hardware("NVIDIA_L4_1", "NVIDIA L4", 1, 24, 0.015),
+        Hardware("NVIDIA_L4_2", "NVIDIA L4", 2, 48, 0.03),
         Hardware("NVIDIA_L40S_1", "NVIDIA L40S", 1, 48, 0.03),
         Hardware("NVIDIA_L40S_2", "NVIDIA L40S", 2, 96, 0.06),
         Hardware("NVIDIA_H100_1", "NVIDIA H100", 1, 80, 0.05),
@@ -145,5 +159,89 @@ MODELS: Final[Mapping[str, Model]] = {
             "NVIDIA_L40S_1",
             {"NVIDIA_L40S_1": 16384, "NVIDIA_H100_1": 16384},
         ),
+        # The models that the vendor's tests and examples use.
+        Model(
+            "Qwen--Qwen2-7B-Instruct",
+            "Qwen 2 7B",
+            "Qwen",
+            7,
+            "NVIDIA_L4_1",
+            {"NVIDIA_L4_1": 32768, "NVIDIA_L4_2": 32768, "NVIDIA_L40S_1": 32768, "NVIDIA_H100_1": 32768},
+        ),
+        Model(
+            "cortecs--phi-4-FP8-Dynamic",
+            "Phi 4 FP8",
+            "cortecs",
+            14,
+            "NVIDIA_L40S_1",
+            {"NVIDIA_L4_2": 16384, "NVIDIA_L40S_1": 16384, "NVIDIA_H100_1": 16384},
+        ),
+        Model(
+            "neuralmagic--Meta-Llama-3.1-8B-Instruct-FP8",
+            "Meta Llama 3.1 8B FP8",
+            "Neural Magic",
+            8,
+            "NVIDIA_L4_1",
+            {"NVIDIA_L4_1": 65536, "NVIDIA_L4_2": 131072, "NVIDIA_L40S_1": 131072, "NVIDIA_H100_1": 131072},
+        ),
+        Model(
+            "neuralmagic--Meta-Llama-3.1-70B-Instruct-FP8",
+            "Meta Llama 3.1 70B FP8",
+            "Neural Magic",
+            70,
+            "NVIDIA_H100_2",
+            {"NVIDIA_H100_1": 16384, "NVIDIA_H100_2": 131072, "NVIDIA_H100_4": 131072},
+        ),
     )
 }
+
+# A name on Hugging Face. There, too, a part starts with a letter or digit and has no double hyphen.
+_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+_DEFAULT_MAX_MODEL_LEN: Final = 131072
+
+
+def read_models(models: ModelsOption | None) -> Mapping[str, Model]:
+    """Return all models by id. The given ones replace those of this module with the same names."""
+    if models is None:
+        return MODELS
+    if isinstance(models, str):
+        models = [models]
+    given = models.items() if isinstance(models, Mapping) else ((name, None) for name in models)
+    read: dict[str, Model] = {}
+    for name, max_model_len in given:
+        model = _read_model(name, max_model_len)
+        if model.model_id in read:
+            raise ValueError(f"duplicate model {model.hf_name!r} in models")
+        read[model.model_id] = model
+    return {**MODELS, **read}
+
+
+def _read_model(name: str, max_model_len: Mapping[str, int] | None) -> Model:
+    hf_name = name.replace("--", "/")
+    if not _NAME.fullmatch(hf_name):
+        raise ValueError(f"invalid model name {name!r} in models (example: org/name)")
+    if max_model_len is None:
+        max_model_len = dict.fromkeys(HARDWARE, _DEFAULT_MAX_MODEL_LEN)
+    if not max_model_len:
+        raise ValueError(f"no hardware type for {hf_name} in models (None means all)")
+    for hardware_type_id, length in max_model_len.items():
+        if hardware_type_id not in HARDWARE:
+            raise ValueError(
+                f"unknown hardware type {hardware_type_id!r} for {hf_name} in models "
+                f"(known: {', '.join(HARDWARE)})"
+            )
+        if not isinstance(length, int) or length < 1:
+            raise ValueError(
+                f"the context length of {hf_name} on {hardware_type_id} must be a positive integer, "
+                f"not {length!r}"
+            )
+    creator, screen_name = hf_name.split("/")
+    return Model(
+        model_id=hf_name.replace("/", "--"),
+        screen_name=screen_name,
+        creator=creator,
+        size=None,
+        recommended_config=next(iter(max_model_len)),
+        max_model_len=dict(max_model_len),
+    )

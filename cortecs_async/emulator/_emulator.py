@@ -11,6 +11,7 @@ from starlette.applications import Starlette
 
 from cortecs_async.emulator._account import read_args
 from cortecs_async.emulator._asgi import EmulatorApp
+from cortecs_async.emulator._catalog import DetailShape, ModelsOption
 from cortecs_async.emulator._faults import Fault
 from cortecs_async.emulator._messages import ErrorBody
 from cortecs_async.emulator._records import LedgerEntry, RequestRecord
@@ -46,6 +47,8 @@ class Emulator(Service):
         parallel: int | None = None,
         queue: int | None = None,
         capacity: Mapping[str, int] | None = None,
+        models: ModelsOption | None = None,
+        model_detail: DetailShape = "current",
         balance: float = 1000.0,
         currency: str = "EUR",
         token_lifetime: float = 3600.0,
@@ -81,15 +84,16 @@ class Emulator(Service):
                 wait in order. None for no limit. A caller that disconnects while it waits releases its
                 place to the next that arrives.
             queue: How many answers may wait; further ones get a 429 with `Retry-After`. None for no limit.
-            capacity: The number of GPU sets by hardware type; types that are not listed have
-                10,000. Each worker uses one set.
+            capacity: GPU sets by hardware type, 10,000 by default. Each worker uses one set.
+            models: Additional models: names, for all hardware, or the maximum context lengths by name and
+                hardware type, `{"org/name": {"NVIDIA_H100_1": 32768}}`. The first type is recommended.
+            model_detail: "old" gives a model's details the keys that `cortecs-py` 0.1.1 reads.
             balance: The account's balance before the first start, in `currency`. When it is used up, starts
                 are rejected, but no instance is stopped.
             currency: The currency of the balance and of the invented prices.
             token_lifetime: Seconds until an access token expires.
             unknown_status: The HTTP status for an unknown instance id: 400, as documented, or 404.
-            num_workers_in_args: False leaves `num_workers` out of `instance_args`, as every documented
-                example does.
+            num_workers_in_args: False leaves `num_workers` out of `instance_args`, as the reference does.
             list_lag: Seconds that the list of instances lags: it shows starts, statuses, stops, and deletions
                 as of that long ago. With several lags, the lists show them in turn, as replicas do that
                 disagree. Requests that change something, the bill, and inference never lag.
@@ -117,7 +121,7 @@ class Emulator(Service):
             sleep: Waits for a number of seconds on the same clock.
 
         Raises:
-            ValueError: For a number out of range or an unknown hardware type.
+            ValueError: For a number out of range, an unknown hardware type or an invalid model name.
         """
         settings = Settings(
             client_id=client_id,
@@ -131,6 +135,8 @@ class Emulator(Service):
             parallel=parallel,
             queue=queue,
             capacity=dict(capacity or {}),
+            models=models,
+            model_detail=model_detail,
             balance=balance,
             currency=currency,
             token_lifetime=token_lifetime,
@@ -302,7 +308,8 @@ class Emulator(Service):
                 "context_length": context_length,
                 "billing_interval": billing_interval,
                 "num_workers": num_workers,
-            }
+            },
+            self._settings.models,
         )
         with self._lock:
             return self._account.start(args, self._now()).instance_id

@@ -1,5 +1,6 @@
 """The state of one instance: pure functions of what happened to it and of the time."""
 
+import functools
 import math
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -215,4 +216,11 @@ def _progress(worker: int, elapsed: float, settings: Settings) -> dict[str, Any]
 
 def timestamp(at: float, epoch: float) -> str:
     """Format a time of the emulator's clock as the service does: ISO 8601 in UTC, whole seconds."""
-    return datetime.fromtimestamp(epoch + at, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    # Cut to the second as the `Date` header is, so that no stamp is later than the response that shows it.
+    return _stamp(int(epoch + at))
+
+
+# Lists repeat the same stamps.
+@functools.lru_cache(maxsize=1024)
+def _stamp(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

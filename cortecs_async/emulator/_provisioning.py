@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from cortecs_async.emulator._account import Account, read_args
-from cortecs_async.emulator._catalog import HARDWARE, MODELS
+from cortecs_async.emulator._catalog import HARDWARE
 from cortecs_async.emulator._messages import (
     ApiError,
     Params,
@@ -56,7 +56,8 @@ def get_instance(account: Account, _request: Request, params: Params, now: float
 
 
 def start(account: Account, request: Request, _params: Params, now: float) -> Response:
-    instance = account.start(read_args(json_object(request)), now)
+    args = read_args(json_object(request), account.settings.models)
+    instance = account.start(args, now)
     return json_response(202, {"message": "Instance is starting.", "instance": account.json(instance, now)})
 
 
@@ -91,15 +92,15 @@ def delete_all(account: Account, request: Request, _params: Params, now: float) 
     return json_response(200, {"message": "All instances deleted successfully.", "instance_ids": ids})
 
 
-def models(_account: Account, _request: Request, _params: Params, _now: float) -> Response:
-    return json_response(200, {"models": [model.preview() for model in MODELS.values()]})
+def models(account: Account, _request: Request, _params: Params, _now: float) -> Response:
+    return json_response(200, {"models": [model.preview() for model in account.settings.models.values()]})
 
 
-def model(_account: Account, _request: Request, params: Params, _now: float) -> Response:
-    model = MODELS.get(params["model_id"])
+def model(account: Account, _request: Request, params: Params, _now: float) -> Response:
+    model = account.settings.models.get(params["model_id"])
     if model is None:
         raise ApiError(400, f"Unknown model_id {params['model_id']!r}.")
-    return json_response(200, {"model": model.detail()})
+    return json_response(200, {"model": model.detail(account.settings.model_detail)})
 
 
 def hardware_types(account: Account, _request: Request, _params: Params, _now: float) -> Response:

@@ -1,6 +1,7 @@
 """Find the route of a request, and handle it."""
 
 import functools
+import json
 import re
 from collections.abc import Callable
 from importlib import resources
@@ -11,7 +12,7 @@ import attrs
 from starlette.routing import compile_path
 
 from cortecs_async.emulator._account import Account
-from cortecs_async.emulator._messages import JSON_TYPE, ApiError, Params, Request, Response
+from cortecs_async.emulator._messages import ApiError, Params, Request, Response, json_response
 
 from . import _inference as inference
 from . import _provisioning as provisioning
@@ -39,13 +40,13 @@ class Route:
         return compile_path(self.path)[0]
 
 
-@functools.cache
-def _openapi_document() -> bytes:
-    return resources.files("cortecs_async.emulator").joinpath("openapi.json").read_bytes()
-
-
-def _openapi(_account: Account, _request: Request, _params: Params, _now: float) -> Response:
-    return Response(200, _openapi_document(), {"content-type": JSON_TYPE})
+def _openapi(account: Account, _request: Request, _params: Params, _now: float) -> Response:
+    document = json.loads(resources.files("cortecs_async.emulator").joinpath("openapi.json").read_bytes())
+    models = account.settings.models
+    schemas = document["components"]["schemas"]
+    schemas["ModelId"]["enum"] = list(models)
+    schemas["ModelName"]["enum"] = [model.hf_name for model in models.values()]
+    return json_response(200, document)
 
 
 # Literal segments come before a parameter that would also match them.

@@ -29,6 +29,12 @@ class _DelayedRequest:
     match: Match
 
 
+# Under load many responses are sent in the same second.
+@functools.lru_cache(maxsize=64)
+def _http_date(seconds: int) -> str:
+    return formatdate(seconds, usegmt=True)
+
+
 class Service:
     """Everything of an emulator that answers requests."""
 
@@ -79,8 +85,7 @@ class Service:
             self._requests[number] = attrs.evolve(record, status=response.status)
         response.headers["x-request-id"] = f"emulator-request-{number + 1}"
         if self._settings.date_header:
-            date = formatdate(self._settings.epoch + self._clock(), usegmt=True)
-            response.headers.setdefault("date", date)
+            response.headers.setdefault("date", _http_date(int(self._settings.epoch + self._clock())))
         return Delivery(
             response=response,
             is_cut=kind == "truncate",

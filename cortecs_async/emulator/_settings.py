@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, get_args
 
 import attrs
 
-from cortecs_async.emulator._catalog import HARDWARE
+from cortecs_async.emulator._catalog import HARDWARE, DetailShape, Model, read_models
 from cortecs_async.emulator._messages import ErrorBody
 
 StartedAt = Literal["running", "accepted", "initialized", "first_running", "constant", "none", "local_time"]
@@ -66,6 +66,8 @@ class Settings:
         validator=attrs.validators.optional([attrs.validators.ge(0), _needs_parallel])
     )
     capacity: Mapping[str, int] = attrs.field(validator=_known_hardware)
+    models: Mapping[str, Model] = attrs.field(converter=read_models)
+    model_detail: DetailShape = attrs.field(validator=attrs.validators.in_(get_args(DetailShape)))
     balance: float
     currency: str
     token_lifetime: float = attrs.field(validator=attrs.validators.gt(0))
@@ -85,14 +87,18 @@ class Settings:
     epoch: float
     """The Unix time at which the clock was zero, by the service's clock, for dates in responses."""
 
-    @property
-    def ready_after(self) -> float:
-        """Seconds from an accepted start until the first worker is running."""
+    # Computed once: each instance of each list needs them.
+    ready_after: float = attrs.field(init=False)
+    """Seconds from an accepted start until the first worker is running."""
+    stamped_after: float = attrs.field(init=False)
+    """Seconds from an accepted start to the moment that `started_at` means."""
+
+    @ready_after.default
+    def _(self) -> float:
         return (self.num_steps - 1) * self.step_seconds
 
-    @property
-    def stamped_after(self) -> float:
-        """Seconds from an accepted start to the moment that `started_at` means."""
+    @stamped_after.default
+    def _(self) -> float:
         if self.started_at == "accepted":
             return 0.0
         return (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import json
 import re
 from collections.abc import Callable
@@ -12,6 +11,7 @@ from typing import Any
 
 import attrs
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +19,7 @@ from cortecs_async._api.domain import (
     AffectedInstances,
     Balance,
     HardwareConfig,
+    HardwareType,
     InitProgress,
     Instance,
     InstanceArgs,
@@ -27,6 +28,7 @@ from cortecs_async._api.domain import (
     Progress,
     WorkerStatus,
 )
+from cortecs_async._api.listing import Listing, UnreadableEntry, existing_ids
 from cortecs_async._api.wire import (
     decode_affected,
     decode_balance,
@@ -277,12 +279,18 @@ class TestLiberalReading:
     def test_unknown_fields_are_ignored(self, path: str) -> None:
         assert decode_instance(changed(path, {"deep": [1, None]})) == DOCUMENTED
 
-    @pytest.mark.parametrize("status", ["draining", "", "RUNNING", "späť", "error: no space left"])
+    @pytest.mark.parametrize("status", ["draining", "", "running?", "späť", "error: no space left"])
     def test_unknown_statuses_are_kept(self, status: str) -> None:
         instance = decode_instance(changed("instance_status.status", status))
         assert instance.status == status
         assert not instance.is_usable
         assert encode(instance)["instance_status"]["status"] == status
+
+    @pytest.mark.parametrize("status", ["running", "Running", "RUNNING"])
+    def test_a_running_instance_is_usable_in_any_case(self, status: str) -> None:
+        instance = decode_instance(changed("instance_status.status", status))
+        assert instance.status == status
+        assert instance.is_usable
 
     @pytest.mark.parametrize("value", [None, 1, 1.0])
     def test_a_missing_number_of_workers_is_one(self, value: Any) -> None:
@@ -305,7 +313,7 @@ class TestLiberalReading:
     def test_a_worker_without_progress(self, value: Any) -> None:
         assert decode_instance(changed("worker_statuses", [value])).worker_statuses == (WorkerStatus(),)
 
-    @pytest.mark.parametrize("value", [..., None, ""], ids=["absent", "null", "empty"])
+    @pytest.mark.parametrize("value", [..., None, "", 5, True, {"url": "x"}, ["x"]], ids=repr)
     def test_a_running_instance_without_an_address_is_not_usable(self, value: Any) -> None:
         instance = decode_instance(changed("base_url", value))
         assert not instance.base_url
@@ -345,9 +353,65 @@ class TestLiberalReading:
         )
         assert preview == ModelPreview(model_id="new--x")
 
-    @pytest.mark.parametrize("value", ["131072", None, [1]])
+    @pytest.mark.parametrize(
+        ("model", "expected"),
+        [
+            ({"model_id": "a--b"}, "a--b"),
+            ({"model_name": "a--b"}, "a--b"),
+            ({"model_name": "a--b", "model_id": "7f"}, "a--b"),
+            ({"model_name": None, "model_id": "a--b"}, "a--b"),
+            ({"model_name": "", "model_id": "a--b"}, "a--b"),
+            ({"model_name": ["a"], "model_id": "a--b"}, "a--b"),
+            ({}, "requested"),
+            ({"model_id": None}, "requested"),
+            ({"model_id": ""}, "requested"),
+        ],
+        ids=repr,
+    )
+    def test_a_model_may_name_itself_in_other_ways(self, model: dict[str, Any], expected: str) -> None:
+        content = {"recommended_config": "X", "hardware_configs": {"X": {"params": {}}}}
+        found = decode_model({"model": {**model, **content}}, requested_id="requested")
+        assert found.model_id == expected
+        assert found.recommended_config == "X"
+        assert found.hardware_configs == {"X": HardwareConfig()}
+
+    def test_a_model_with_a_wrong_name_is_read_without_it(self) -> None:
+        model = decode_model({"model": {"model_id": "a--b", "hf_name": 5}})
+        assert (model.model_id, model.hf_name) == ("a--b", "")
+
+    @pytest.mark.parametrize(
+        "value",
+        ["", "131k", "-1", "1.5", "١٢", "9" * 400, None, [1], True, 0, -1, 1.5, 10**400, float("nan")],
+        ids=lambda value: ascii(value)[:20],
+    )
     def test_a_wrong_longest_context_is_unknown(self, value: Any) -> None:
-        assert HardwareConfig(params={"--max-model-len": value}).max_context_length is None
+        for name in ("--max-model-len", "max_context_length"):
+            assert HardwareConfig(params={name: value}).max_context_length is None
+        both = HardwareConfig(params={"--max-model-len": value, "max_context_length": 4096})
+        assert both.max_context_length == 4096
+
+    @pytest.mark.parametrize("value", [8192, 8192.0, "8192"], ids=repr)
+    def test_a_longest_context_may_be_written_in_other_ways(self, value: Any) -> None:
+        found = HardwareConfig(params={"--max-model-len": value}).max_context_length
+        assert found == 8192
+        assert type(found) is int
+
+    @pytest.mark.parametrize(
+        "config",
+        [
+            {"max_context_length": 8192},
+            {"max_context_length": "8192", "params": None},
+            {"max_context_length": 8192, "params": {"--other": 1}},
+            {"params": {"max_context_length": 8192}},
+            {"max_context_length": 4096, "params": {"max_context_length": 8192}},
+            {"max_context_length": 4096, "params": {"--max-model-len": 8192}},
+            {"max_context_length": None, "params": {"--max-model-len": 8192}},
+        ],
+        ids=repr,
+    )
+    def test_an_older_name_of_the_longest_context(self, config: dict[str, Any]) -> None:
+        model = decode_model({"model": {"model_id": "a", "hardware_configs": {"X": config}}})
+        assert model.hardware_configs["X"].max_context_length == 8192
 
 
 class TestProgress:
@@ -460,8 +524,6 @@ class TestOtherShapes:
             ("instance_id", ..., "$.instance_id"),
             ("instance_id", 12345, "$.instance_id"),
             ("instance_id", [PRIVATE], "$.instance_id"),
-            ("base_url", 5, "$.base_url"),
-            ("base_url", {PRIVATE: PRIVATE}, "$.base_url"),
             ("instance_args", None, "$.instance_args"),
             ("instance_args", ..., "$.instance_args"),
             ("instance_args", PRIVATE, "$.instance_args"),
@@ -547,13 +609,6 @@ class TestOtherShapes:
         with pytest.raises(ShapeError):
             decode_affected(data)
 
-    def test_one_instance_among_many(self) -> None:
-        data = json.loads(LISTED)
-        data["instances"] = [copy.deepcopy(data["instances"][0]) for _ in range(3)]
-        data["instances"][2]["instance_id"] = None
-        with pytest.raises(ShapeError, match=r"\[2\]\.instance_id"):
-            decode_instances(data)
-
     @pytest.mark.parametrize(
         "value",
         [float("nan"), float("inf"), float("-inf"), "NaN", None, ..., True, [], PRIVATE, 10**400],
@@ -570,17 +625,21 @@ class TestOtherShapes:
     @pytest.mark.parametrize(
         ("decode", "data"),
         [
-            (decode_models, {"models": [{}]}),
-            (decode_models, {"models": [{"model_id": 5}]}),
-            (decode_models, {"models": ["a--b"]}),
-            (decode_models, {"models": [{"model_id": "a", "creator": "b"}]}),
-            (decode_models, {"models": [{"model_id": "a", "hardware_info": {"hardware_configs": "X"}}]}),
             (decode_model, {"model": {}}),
             (decode_model, {"model": {"model_id": "a", "hardware_configs": []}}),
             (decode_model, {"model": {"model_id": "a", "hardware_configs": {"X": 5}}}),
             (decode_model, {"model": {"model_id": "a", "hardware_configs": {"X": {"params": "none"}}}}),
-            (decode_hardware_types, {"hardware_types": [{"price_info": {}}]}),
-            (decode_hardware_types, {"hardware_types": [{"hardware_type_id": "X", "price_info": 5}]}),
+            (
+                decode_model,
+                {
+                    "model": {
+                        "model_id": "a",
+                        "hardware_configs": {"X": {"params": [], "max_context_length": 1}},
+                    }
+                },
+            ),
+            (decode_model, {"model": {"model_id": 5}}),
+            (decode_model, {"model": "a"}),
             (decode_balance, None),
             (decode_balance, []),
         ],
@@ -589,6 +648,142 @@ class TestOtherShapes:
     def test_others(self, decode: Callable[[Any], Any], data: Any) -> None:
         with pytest.raises(ShapeError):
             decode(data)
+
+
+def whole(**changes: Any) -> dict[str, Any]:
+    """Return the documented entry of the list with some values changed; `...` removes one."""
+    entry = {**json.loads(GOT)["instance"], **changes}
+    return {name: value for name, value in entry.items() if value is not ...}
+
+
+def args(**changes: Any) -> dict[str, Any]:
+    return {**whole()["instance_args"], **changes}
+
+
+class TestUnreadableEntries:
+    @pytest.mark.parametrize(
+        ("entry", "entry_id", "problem"),
+        [
+            (whole(instance_args=None), "instance-12345", "at $.instance_args, a field is null or missing"),
+            (whole(instance_args=...), "instance-12345", "at $.instance_args, a field is null or missing"),
+            (
+                whole(instance_args=[PRIVATE]),
+                "instance-12345",
+                "at $.instance_args, an object was expected, but it is of type list",
+            ),
+            (
+                whole(instance_args=args(context_length="8192")),
+                "instance-12345",
+                "at $.instance_args.context_length, a whole number was expected, but it is of type str",
+            ),
+            (
+                whole(instance_args=args(model_id=None)),
+                "instance-12345",
+                "at $.instance_args.model_id, a field is null or missing",
+            ),
+            (
+                whole(instance_args=args(num_workers=PRIVATE)),
+                "instance-12345",
+                "at $.instance_args.num_workers, a whole number was expected, but it is of type str",
+            ),
+            (
+                whole(instance_status=None),
+                "instance-12345",
+                "at $.instance_status, a field is null or missing",
+            ),
+            (
+                whole(instance_status=...),
+                "instance-12345",
+                "at $.instance_status, a field is null or missing",
+            ),
+            (
+                whole(instance_status="running"),
+                "instance-12345",
+                "at $.instance_status, an object was expected, but it is of type str",
+            ),
+            (
+                whole(instance_status={}),
+                "instance-12345",
+                "at $.instance_status.status, a field is null or missing",
+            ),
+            (whole(instance_id=None), None, "at $.instance_id, a field is null or missing"),
+            (whole(instance_id=...), None, "at $.instance_id, a field is null or missing"),
+            (
+                whole(instance_id=12345),
+                None,
+                "at $.instance_id, a string was expected, but it is of type int",
+            ),
+            ({"instance_id": PRIVATE}, PRIVATE, "at $.instance_args, a field is null or missing"),
+            ({}, None, "at $.instance_id, a field is null or missing"),
+            (None, None, "at $, an object was expected, but it is null"),
+            (PRIVATE, None, "at $, an object was expected, but it is of type str"),
+            (5, None, "at $, an object was expected, but it is of type int"),
+            (True, None, "at $, an object was expected, but it is of type bool"),
+            ([whole()], None, "at $, an object was expected, but it is of type list"),
+        ],
+    )
+    @pytest.mark.parametrize("position", [0, 1, 2])
+    def test_an_instance_among_others(
+        self, entry: Any, entry_id: str | None, problem: str, position: int
+    ) -> None:
+        entries = [whole(instance_id="a"), whole(instance_id="b")]
+        entries.insert(position, entry)
+        instances = decode_instances({"instances": entries}, 1.5)
+        assert [*instances] == [evolve(DOCUMENTED, instance_id=each) for each in "ab"]
+        assert instances.unreadable == (UnreadableEntry(entry_id=entry_id, problem=problem),)
+        assert PRIVATE not in instances.unreadable[0].problem
+        assert instances.date == 1.5
+        assert existing_ids(instances) == {"a", "b"} | ({entry_id} - {None})
+
+    @pytest.mark.parametrize("value", [5, PRIVATE, {}, [None, 5, PRIVATE, {"init_progress": 5}]], ids=repr)
+    def test_odd_workers_leave_their_instance_readable(self, value: Any) -> None:
+        instances = decode_instances({"instances": [whole(worker_statuses=value, base_url=5)]})
+        assert [each.instance_id for each in instances] == ["instance-12345"]
+        assert instances.unreadable == ()
+
+    def test_no_entry_can_be_read(self) -> None:
+        instances = decode_instances({"instances": [None, {"instance_id": "a"}]})
+        assert not instances
+        assert [each.entry_id for each in instances.unreadable] == [None, "a"]
+        assert existing_ids(instances) == {"a"}
+
+    @pytest.mark.parametrize(
+        ("entry", "entry_id"),
+        [
+            ({}, None),
+            ({"model_id": 5}, None),
+            ("a--b", None),
+            (None, None),
+            ({"model_id": "a", "creator": "b"}, "a"),
+            ({"model_id": "new", "model_name": "a", "size": PRIVATE}, "a"),
+            ({"model_id": "a", "hardware_info": {"hardware_configs": "X"}}, "a"),
+        ],
+        ids=repr,
+    )
+    def test_a_model_among_others(self, entry: Any, entry_id: str | None) -> None:
+        models = decode_models({"models": [{"model_id": "x"}, entry, {"model_id": "y"}]}, 2.0)
+        assert [*models] == [ModelPreview(model_id="x"), ModelPreview(model_id="y")]
+        (unreadable,) = models.unreadable
+        assert unreadable.entry_id == entry_id
+        assert unreadable.problem.startswith("at $")
+        assert PRIVATE not in unreadable.problem
+        assert models.date == 2.0
+
+    @pytest.mark.parametrize(
+        ("entry", "entry_id"),
+        [
+            ({"price_info": {}}, None),
+            ("X", None),
+            ({"hardware_type_id": ["X"]}, None),
+            ({"hardware_type_id": "X", "price_info": 5}, "X"),
+        ],
+        ids=repr,
+    )
+    def test_a_hardware_type_among_others(self, entry: Any, entry_id: str | None) -> None:
+        types = decode_hardware_types({"hardware_types": [entry, {"hardware_type_id": "Y"}]}, 3.0)
+        assert [*types] == [HardwareType(hardware_type_id="Y")]
+        assert [each.entry_id for each in types.unreadable] == [entry_id]
+        assert types.date == 3.0
 
 
 # --- hypothesis -----------------------------------------------------------------------------------
@@ -677,6 +872,57 @@ def test_an_instance_round_trips(instance: Instance) -> None:
 def test_any_json_decodes_or_raises_a_shape_error(decode: Callable[[Any], Any], data: Any) -> None:
     with contextlib.suppress(ShapeError):
         decode(data)
+
+
+def single(entry: Any) -> Any:
+    return decode_instance({"instance": entry})
+
+
+def single_model(entry: Any) -> Any:
+    (model,) = decode_models({"models": [entry]})
+    return model
+
+
+def single_hardware_type(entry: Any) -> Any:
+    (hardware_type,) = decode_hardware_types({"hardware_types": [entry]})
+    return hardware_type
+
+
+ENTRIES = st.lists(
+    NEARLY
+    | st.builds(whole, instance_id=TEXT)
+    | st.builds(whole, instance_args=NEARLY)
+    | st.builds(whole, instance_status=NEARLY, worker_statuses=NEARLY)
+    | st.fixed_dictionaries({"model_id": TEXT, "hardware_type_id": TEXT}, optional={"price_info": NEARLY}),
+    max_size=6,
+)
+
+
+@pytest.mark.parametrize(
+    ("decode", "name", "decode_alone"),
+    [
+        (decode_instances, "instances", single),
+        (decode_models, "models", single_model),
+        (decode_hardware_types, "hardware_types", single_hardware_type),
+    ],
+    ids=["instances", "models", "hardware_types"],
+)
+@given(entries=ENTRIES)
+@settings(max_examples=100, derandomize=True)
+def test_the_readable_entries_are_those_that_can_be_read_alone(
+    decode: Callable[[Any], Listing[Any]], name: str, decode_alone: Callable[[Any], Any], entries: list[Any]
+) -> None:
+    expected, unreadable = [], 0
+    for entry in entries:
+        try:
+            expected.append(decode_alone(entry))
+        except ValueError:  # a ShapeError, or nothing to unpack
+            unreadable += 1
+    listing = decode({name: entries})
+    assert listing == tuple(expected)
+    assert len(listing.unreadable) == unreadable
+    for each in listing.unreadable:
+        assert each.problem.startswith("at $")
 
 
 @given(

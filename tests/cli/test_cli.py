@@ -94,7 +94,11 @@ def test_demo_can_be_interrupted(number: signal.Signals, status: int, expected: 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_export_lines_of_the_emulator_configure_a_client(monkeypatch: pytest.MonkeyPatch) -> None:
     process = subprocess.Popen(  # noqa: ASYNC220  (nothing else runs on this loop)
-        [*COMMAND, "emulator", "--port", "0", "--step-seconds", "0", "--capacity", "NVIDIA_H100_1=1"],
+        [
+            *(*COMMAND, "emulator", "--port", "0", "--step-seconds", "0", "--capacity", "NVIDIA_H100_1=1"),
+            *("--model", "org/one=NVIDIA_H100_1:4096", "--model", "org/one=NVIDIA_L4_1:1024"),
+            *("--model", "org/two"),
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -111,6 +115,10 @@ async def test_export_lines_of_the_emulator_configure_a_client(monkeypatch: pyte
             assert inst.openai_kwargs()["base_url"].startswith("http://127.0.0.1:")
             free = {each.hardware_type_id for each in await client.hardware_types.list_available()}
             assert "NVIDIA_H100_1" not in free
+            one = await client.models.get("org/one")
+            lengths = {name: each.max_context_length for name, each in one.hardware_configs.items()}
+            assert lengths == {"NVIDIA_H100_1": 4096, "NVIDIA_L4_1": 1024}
+            assert len((await client.models.get("org/two")).hardware_configs) > 2
     finally:
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
@@ -133,12 +141,55 @@ def test_port_in_use_is_a_one_line_error() -> None:
     assert len(result.output.splitlines()) == 1
 
 
+def test_options_reach_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[tuple[tuple[float, ...], float]] = []
+
+    def record(emulator: Any, **_: Any) -> None:
+        served.append((emulator._settings.list_lag, emulator._settings.clock_skew))
+
+    monkeypatch.setattr("cortecs_async.emulator.run_emulator", record)
+    for arguments in ([], ["--list-lag", "3", "--clock-skew", "-600"]):
+        result = CliRunner().invoke(cli, ["emulator", *arguments])
+        assert (result.exit_code, result.output) == (0, "")
+    assert served == [((0.0,), 0.0), ((3.0,), -600.0)]
+
+
+def test_an_impossible_clock_skew_is_a_one_line_error() -> None:
+    result = CliRunner().invoke(cli, ["emulator", "--clock-skew", "nan"])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: 'clock_skew' must be >= ")
+
+
 @pytest.mark.parametrize("capacity", ["NVIDIA_H100_1", "=3", "NVIDIA_H100_1=many"])
 def test_invalid_capacity_is_a_usage_error(capacity: str) -> None:
     result = CliRunner().invoke(cli, ["emulator", "--capacity", capacity])
     assert result.exit_code == 2
     assert f"Invalid value for '--capacity': capacity \"{capacity}\" is invalid" in result.output
     assert "NVIDIA_H100_1=4" in result.output
+
+
+@pytest.mark.parametrize("model", ["org/a=", "org/a=NVIDIA_H100_1", "org/a=:8", "org/a=NVIDIA_H100_1:many"])
+def test_invalid_model_is_a_usage_error(model: str) -> None:
+    result = CliRunner().invoke(cli, ["emulator", "--model", model])
+    assert result.exit_code == 2
+    assert f"Invalid value for '--model': model \"{model}\" is invalid" in result.output
+    assert "org/name=NVIDIA_H100_1:32768" in result.output
+
+
+@pytest.mark.parametrize("config", ["", "=NVIDIA_H100_1:8"])
+@pytest.mark.parametrize("other", ["", "=NVIDIA_H100_1:9"])
+def test_model_with_the_same_hardware_twice_is_a_usage_error(config: str, other: str) -> None:
+    result = CliRunner().invoke(cli, ["emulator", "--model", f"org/a{config}", "--model", f"org/a{other}"])
+    assert result.exit_code == 2
+    assert 'model "org/a" is given twice for the same hardware' in result.output
+
+
+@pytest.mark.parametrize("model", ["a", "org/a=NVIDIA_H100_1:0", "org/a=NVIDIA_B200_1:8"])
+def test_invalid_model_of_the_emulator_is_a_one_line_error(model: str) -> None:
+    result = CliRunner().invoke(cli, ["emulator", "--port", "0", "--model", model])
+    assert result.exit_code == 1
+    assert result.output.startswith("Error: ")
+    assert len(result.output.splitlines()) == 1
 
 
 def test_help_lists_the_commands() -> None:

@@ -1,6 +1,8 @@
 """The emulator's surface: settings, secrets, imports, other servers."""
 
 import inspect
+import json
+import math
 import pickle
 import re
 import subprocess
@@ -49,6 +51,18 @@ def test_the_environment_points_at_it() -> None:
         {"queue": 0},
         {"token_lifetime": 0.0},
         {"unknown_status": 500},
+        {"list_lag": -1.0},
+        {"list_lag": []},
+        {"list_lag": [0.0, math.inf]},
+        {"get_lag": [1.0, -1.0]},
+        {"get_lag": math.nan},
+        {"clock_skew": math.nan},
+        {"clock_skew": -1e10},
+        {"clock_skew": 1e10},
+        {"started_at": "ready"},
+        {"status_words": {"deleted": "gone"}},
+        {"error_body": "text"},
+        {"endpoint_lag": -1.0},
     ],
 )
 def test_invalid_settings_are_rejected(wrong: dict[str, Any]) -> None:
@@ -85,10 +99,8 @@ async def test_it_is_a_plain_asgi_application() -> None:
         transport=httpx.ASGITransport(emulator.app), base_url="http://any"
     ) as client:
         document = await client.get("/openapi.json")
-        assert (
-            document.content
-            == resources.files("cortecs_async.emulator").joinpath("openapi.json").read_bytes()
-        )
+        text = resources.files("cortecs_async.emulator").joinpath("openapi.json").read_text(encoding="utf-8")
+        assert document.json() == json.loads(text)
         redirected = await client.get("/api/v1/models", follow_redirects=True)
         assert redirected.status_code == 200
         emulator.add_fault(Fault("drop"))

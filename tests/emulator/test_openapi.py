@@ -88,8 +88,7 @@ def inference_document(instance_id: str) -> dict[str, Any]:
     raw = document("/inference/")
     schemas = raw["components"]["schemas"]
     schemas["InstanceId"] = {"enum": [instance_id]}
-    for name in ("ChatRequest", "CompletionRequest", "EmbeddingsRequest"):
-        schemas[name]["properties"]["model"]["enum"] = [MODEL.replace("--", "/")]
+    schemas["ModelName"] = {"enum": [MODEL.replace("--", "/")]}
     return raw
 
 
@@ -144,6 +143,7 @@ def test_every_route_is_documented() -> None:
 def test_the_catalog_is_documented() -> None:
     schemas = document()["components"]["schemas"]
     assert schemas["ModelId"]["enum"] == list(MODELS)
+    assert schemas["ModelName"]["enum"] == [model.hf_name for model in MODELS.values()]
     assert schemas["HardwareTypeId"]["enum"] == list(HARDWARE)
 
 

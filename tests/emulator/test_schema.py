@@ -254,6 +254,10 @@ CASES: list[tuple[Any, Any]] = [
         {"a": None},
     ),
     ({"allOf": [{"multipleOf": 4}, {"multipleOf": 6}], "type": "integer"}, 12),
+    # Comparing each value with each other one would take minutes.
+    ({"allOf": [{"enum": list(range(40_000))}, {"enum": list(range(39_999, 80_000))}]}, 39_999),
+    ({"allOf": [{"enum": [True, [1], {"a": [0]}, 1]}, {"enum": [1.0, [True], {"a": [False]}]}]}, 1),
+    ({"allOf": [{"enum": [{"a": 1, "b": [2]}]}, {"enum": [{"b": [2.0], "a": 1}]}]}, {"a": 1, "b": [2]}),
     (
         {"allOf": [{"prefixItems": [{"type": "integer"}]}, {"prefixItems": [{"minimum": 4}]}], "minItems": 1},
         [4],

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import anyio
@@ -91,6 +92,19 @@ async def test_dates_are_true_on_the_clock_of_the_machine() -> None:
     now = time.time()
     recent = {time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now - ago)) for ago in range(5)}
     assert started_at in recent
+
+
+@on_one_backend
+async def test_every_response_has_one_date() -> None:
+    async with serve_emulator() as emulator, httpx.AsyncClient() as client:
+        emulator.add_fault(Fault("status", "models", status=502, body="<html>"))
+        for status in (502, 200):
+            answer = await client.get(f"{emulator.api_base_url}/models/")
+            assert answer.status_code == status
+            (date,) = answer.headers.get_list("date")
+            assert abs(parsedate_to_datetime(date).timestamp() - time.time()) < 5
+    async with serve_emulator(date_header=False) as emulator, httpx.AsyncClient() as client:
+        assert "date" not in (await client.get(f"{emulator.api_base_url}/models/")).headers
 
 
 @alternating("when", ["before", "after"])

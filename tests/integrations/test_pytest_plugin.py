@@ -325,6 +325,7 @@ async def test_cleared(cortecs_emulator):
             "cortecs_emulator(capacity={'X': 1})",
             "*cortecs_emulator: unknown hardware type 'X' in capacity (known: *",
         ),
+        ("cortecs_emulator(models='a')", "*cortecs_emulator: invalid model name 'a' in models *"),
         ("cortecs_emulator(allow_leaks='all')", "*allow_leaks must be False, 'stopped' or True, not 'all'"),
         ("cortecs_fault()", "*cortecs_fault: *missing 1 required positional argument*"),
         ("cortecs_fault('drip')", "*cortecs_fault: 'kind' must be in ('drop', *"),

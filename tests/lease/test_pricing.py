@@ -13,7 +13,14 @@ from _world import HARDWARE, MODEL, World
 
 from cortecs_async import errors
 from cortecs_async._api.domain import HardwareType, InstanceArgs
-from cortecs_async._lease.pricing import Price, intervals_begun, read_price, receipt, seconds_for
+from cortecs_async._lease.pricing import (
+    Price,
+    cost_per_minute,
+    intervals_begun,
+    read_price,
+    receipt,
+    seconds_for,
+)
 from cortecs_async.emulator import Fault
 
 PER_MINUTE = InstanceArgs(model_id="m", billing_interval="per_minute", num_workers=2)
@@ -60,29 +67,87 @@ class TestArithmetic:
     @pytest.mark.parametrize(
         ("info", "expected"),
         [
-            ({"price_per_minute": 0.05, "price_per_hour": 3.0, "currency": "EUR"}, (0.05, "EUR")),
-            ({"per_hour": 3}, (0.05, "")),
-            ({"pricePerMinute": 0.05}, (0.05, "")),
-            ({"minute": 0.0}, (0.0, "")),
-            ({"currency": 7, "hourly": 3.0}, (0.05, "")),
+            ({"price_per_minute": 0.05, "price_per_hour": 3.0, "currency": "EUR"}, (0.05, 3.0)),
+            ({"price_per_minute": 0.05, "price_per_hour": 2.4}, (0.05, 2.4)),
+            ({"per_hour": 3}, (0.05, 3.0)),
+            ({"pricePerMinute": 0.05}, (0.05, 3.0)),
+            ({"PRICE_PER_HOUR": 3.0}, (0.05, 3.0)),
+            ({"minute": 0.0}, (0.0, 0.0)),
+            ({"currency": 7, "hourly": 3.0}, (0.05, 3.0)),
+            ({"hourly-rate": 3.0, "name": "L40S", "spot": False}, (0.05, 3.0)),
+            ({"EUR/hour": 3.0, "currency": "eur"}, (0.05, 3.0)),
+            ({"usd_per_hour": 3.0, "currency": ""}, (0.05, 3.0)),
+            ({"eur_per_hour": 3.0, "usd_per_hour": 3.3, "currency": "EUR"}, (0.05, 3.0)),
+            ({"price_per_minute": None, "price_per_hour": 3.0}, (0.05, 3.0)),
+            # Cents
+            ({"cents_per_minute": 5.4}, (0.054, 3.24)),
+            ({"ct_per_hour": 300}, (0.05, 3.0)),
+            ({"price_cent_per_minute": 5, "price_per_minute": 0.05}, (0.05, 3.0)),
+            ({"priceInCentsPerMinute": 5}, (0.05, 3.0)),
+            ({"eur_cents_per_minute": 5, "price_per_hour": 2.4}, (0.05, 2.4)),
+            ({"cents_per_minute": 5.4, "price_per_minute": 5.4}, None),
+            ({"cents_per_minute": 5.4, "currency": "ct"}, None),
+            ({"price_per_minute": 5.4, "unit": "cents"}, None),
+            ({"price_per_minute": 5.4, "in_cents": True}, None),
+            ({"price_per_minute": 5.4, "currency": "euro cent"}, None),
+            # Prices of something else
+            ({"price_per_minute": 0.05, "setup_price_per_minute": 9.0}, (0.05, 3.0)),
+            ({"price_per_gpu_hour": 3.0}, None),
+            ({"tokens_per_minute": 60000}, None),
+            ({"price_per_million_tokens_per_hour": 3.0}, None),
+            ({"discount_per_hour": 3.0}, None),
+            ({"included_minutes": 3.0}, None),
+            ({"min_price": 3.0, "price_per_min": 3.0}, None),
+            ({"price_per_day": 3.0}, None),
+            ({"price_per_minute_hour": 3.0}, None),
+            ({"usd_per_hour": 3.0, "currency": "EUR"}, None),
             ({"price": 3.0}, None),
+            ({"": 3.0, "per": 3.0, "_": 3.0}, None),
+            # Prices that disagree
             ({"minute_a": 1.0, "minute_b": 2.0}, None),
+            ({"price_per_minute": 1.0, "cost_per_minute": 2.0}, None),
+            ({"price_per_minute": 0.0, "price_per_hour": 3.0}, None),
+            ({"price_per_minute": 1.0, "price_per_hour": 0}, None),
+            # Other values
             ({"per_minute": "0.05"}, None),
             ({"per_minute": True}, None),
             ({"per_minute": float("nan")}, None),
+            ({"per_minute": float("inf")}, None),
+            ({"per_minute": 10**400}, None),
             ({"per_minute": -1.0}, None),
+            ({"per_minute": {"amount": 0.05, "currency": "EUR"}}, None),
+            ({"per_minute": [0.05]}, None),
             ({}, None),
         ],
+        ids=repr,
     )
     def test_prices_are_read_liberally_but_never_guessed(
-        self, info: dict[str, Any], expected: tuple[float, str] | None
+        self, info: dict[str, Any], expected: tuple[float, float] | None
     ) -> None:
         price = read_price(HardwareType(hardware_type_id="h", price_info=info))
         if expected is None:
             assert price is None
         else:
             assert price is not None
-            assert (price.per_minute, price.currency) == (pytest.approx(expected[0]), expected[1])
+            assert (price.per_minute, price.per_hour) == pytest.approx(expected)
+
+    def test_a_price_of_one_interval_can_be_clear_without_the_other(self) -> None:
+        info = {"price_per_minute": 1.0, "cost_per_minute": 2.0, "price_per_hour": 3.0}
+        hardware = HardwareType(hardware_type_id="h", price_info=info)
+        assert hardware.price_per_minute is None
+        assert hardware.price_per_hour == 3.0
+
+    def test_hourly_billing_counts_by_the_hourly_price(self) -> None:
+        price = Price(per_minute=0.05, per_hour=2.4)
+        assert receipt("i", 61.0, PER_HOUR, price).cost == pytest.approx(2.4)
+        assert receipt("i", 61.0, PER_MINUTE, price).cost == pytest.approx(2 * 0.05 * 2)
+        assert cost_per_minute(price, PER_HOUR) == pytest.approx(0.04)
+        assert cost_per_minute(price, PER_MINUTE) == pytest.approx(2 * 0.05)
+        assert 7190 <= seconds_for(4.9, price, PER_HOUR) < 7200
+
+    def test_the_currency(self) -> None:
+        assert HardwareType(hardware_type_id="h", price_info={"currency": "EUR"}).currency == "EUR"
+        assert HardwareType(hardware_type_id="h", price_info={"currency": 7}).currency == ""
 
     def test_a_receipt_reads_like_one(self) -> None:
         assert str(receipt("i", 61.4, PER_MINUTE, PRICE)) == (

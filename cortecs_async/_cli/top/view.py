@@ -52,10 +52,15 @@ class Snapshot:
         return owner.kind if owner is not None else ELSEWHERE
 
     def price_per_minute(self, instance: Instance) -> float | None:
-        """Return the list price of an instance for all workers; None if unknown."""
-        hardware = self.hardware.get(instance.instance_args.hardware_type_id or "")
-        price = hardware.price_per_minute if hardware is not None else None
-        return None if price is None else price * instance.instance_args.num_workers
+        """Return the list price of an instance for all workers, as it is billed; None if unknown."""
+        args = instance.instance_args
+        hardware = self.hardware.get(args.hardware_type_id or "")
+        if hardware is None:
+            return None
+        price, minutes = hardware.price_per_minute, 1
+        if args.billing_interval == "per_hour":
+            price, minutes = hardware.price_per_hour, 60
+        return None if price is None else price / minutes * args.num_workers
 
 
 @frozen

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from cortecs_async.emulator._jsonschema.schema import Schema, as_list, exact, is_equal
+from cortecs_async.emulator._jsonschema.schema import Schema, as_list, exact, hashable
 
 
 class UnsatisfiableError(ValueError):
@@ -51,7 +51,9 @@ def _types(one: Any, other: Any) -> list[str]:
 
 
 def _enums(one: list[Any], other: list[Any]) -> list[Any]:
-    found = [value for value in one if any(is_equal(value, each) for each in other)]
+    # A set: two enums of thousands of values would take seconds otherwise.
+    allowed = set(map(hashable, other))
+    found = [value for value in one if hashable(value) in allowed]
     if not found:
         raise UnsatisfiableError("an enum or const allows no value of another")
     return found

@@ -6,7 +6,7 @@ ignore those would give answers that look valid and are not.
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Final
 from urllib.parse import unquote
@@ -282,17 +282,22 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
+def hashable(value: Any) -> Hashable:
+    """Return a hashable value that is equal for the same JSON: for 1 and 1.0, but not for 1 and true."""
+    if isinstance(value, dict):
+        return "object", frozenset((name, hashable(each)) for name, each in value.items())
+    if isinstance(value, list):
+        return "array", tuple(map(hashable, value))
+    return ("boolean", value) if isinstance(value, bool) else value
+
+
 def is_equal(one: Any, other: Any) -> bool:
-    """Return whether two values are the same JSON: 1 equals 1.0, but not true."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(is_equal(each, other[name]) for name, each in one.items())
-    if isinstance(one, list) and isinstance(other, list):
-        return len(one) == len(other) and all(map(is_equal, one, other))
-    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
+    """Return whether two values are the same JSON."""
+    return hashable(one) == hashable(other)
 
 
 def _has_duplicates(values: Sequence[Any]) -> bool:
-    return any(is_equal(one, other) for index, one in enumerate(values) for other in values[:index])
+    return len(set(map(hashable, values))) < len(values)
 
 
 def exact(value: float) -> Fraction:

@@ -1,0 +1,80 @@
+"""`Listing`: the entries of a list that could be read, and what is known of the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any, Self, TypeVar
+
+from attrs import frozen
+
+from .domain import Instance
+
+T_co = TypeVar("T_co", covariant=True)
+
+
+@frozen(kw_only=True)
+class UnreadableEntry:
+    """An entry of a list that does not have the documented shape.
+
+    Attributes:
+        entry_id: Its `instance_id`, `model_id`, or `hardware_type_id`; None if that is not a string.
+        problem: What is wrong, and where: a path in which `$` is the entry. It contains no values.
+    """
+
+    entry_id: str | None
+    problem: str
+
+
+class Listing(tuple[T_co, ...]):  # noqa: SLOT001  (a tuple's subclass cannot have slots with a value)
+    """The entries of a list in the service's order, as a tuple, without those that cannot be read.
+
+    An unreadable entry exists all the same. In a list of instances it is an instance, perhaps someone else's,
+    and it may be billed. If no entry can be read, the tuple is empty and `unreadable` has all of them: an
+    account without instances has neither.
+
+    It is equal to any tuple with the same entries. A slice is a plain tuple.
+
+    Attributes:
+        unreadable: The entries that cannot be read, in the service's order.
+        date: When the service sent the list, by its own clock: the `Date` header as Unix time in seconds.
+            None if the response has no such header, or it is not a date.
+    """
+
+    unreadable: tuple[UnreadableEntry, ...]
+    date: float | None
+
+    def __new__(
+        cls,
+        entries: Iterable[T_co] = (),
+        *,
+        unreadable: Iterable[UnreadableEntry] = (),
+        date: float | None = None,
+    ) -> Self:
+        listing = super().__new__(cls, entries)
+        listing.unreadable = tuple(unreadable)
+        listing.date = date
+        return listing
+
+    def __repr__(self) -> str:
+        return f"Listing({super().__repr__()}, unreadable={self.unreadable!r}, date={self.date!r})"
+
+
+def existing_ids(instances: Listing[Instance]) -> frozenset[str]:
+    """Return the ids of all instances that the list shows to exist, including those that cannot be read.
+
+    An unreadable entry without an id (`entry_id` is None) is not included.
+    """
+    unreadable = {each.entry_id for each in instances.unreadable if each.entry_id is not None}
+    return frozenset(unreadable.union(each.instance_id for each in instances))
+
+
+def read_date(value: Any) -> float | None:
+    """Return a `Date` header as Unix time in seconds; None if it is missing or not a date."""
+    try:
+        moment = parsedate_to_datetime(value)
+        # Without a time zone it is UTC, as RFC 9110 has it.
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    except Exception:  # noqa: BLE001  (the header may be anything, and it is not documented what is raised)
+        return None

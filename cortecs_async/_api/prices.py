@@ -1,0 +1,61 @@
+"""Read a price from `price_info`, whose keys are undocumented: only where the words are clear."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+Unit = Literal["minute", "hour"]
+
+_UNITS: dict[str, Unit] = {"minute": "minute", "hour": "hour", "hourly": "hour"}
+_CENTS = {"cent", "cents", "ct"}
+_CURRENCIES = {"eur", "usd"}
+_FILLERS = {"price", "cost", "rate", "per", "in"}
+
+# In a text beside the prices, these words may mean that a price is not what its key says.
+_DOUBTS = {*_CENTS, "unit", "units"}
+
+
+def read_price(price_info: Mapping[str, Any], unit: Unit) -> float | None:
+    """Return the price of one GPU set per minute or hour; None if it is not clear.
+
+    `HardwareType.price_per_minute` documents which keys are read.
+    """
+    prices: dict[Unit, list[float]] = {"minute": [], "hour": []}
+    for key, value in price_info.items():
+        if isinstance(value, (str, bool)):
+            if not _DOUBTS.isdisjoint(re.findall("[a-z]+", f"{key} {value}".lower())):
+                return None
+        elif isinstance(value, (int, float)) and 0 <= value < 1e15:
+            words = _words(key)
+            if found := _unit(words, price_info.get("currency")):
+                prices[found].append(value if _CENTS.isdisjoint(words) else value / 100)
+    other: Unit = "minute" if unit == "hour" else "hour"
+    if not prices[unit]:
+        return _agreed(prices[other], 60.0 if unit == "hour" else 1 / 60)
+    price = _agreed(prices[unit], 1.0)
+    # Nothing is free by the minute and not by the hour: a zero stands for something else.
+    return None if price == 0 and any(prices[other]) else price
+
+
+def _words(key: str) -> list[str]:
+    """Return the words of `price_per_minute`, `pricePerMinute`, `price-per-minute`, or `EUR/minute`."""
+    return re.split(r"[\s_./-]+", re.sub("(?<=[a-z])(?=[A-Z])", " ", key).strip().lower())
+
+
+def _unit(words: list[str], currency: object) -> Unit | None:
+    """Return what the price with these words is for; None unless every word is clear."""
+    units = [word for word in words if word in _UNITS]
+    currencies = _CURRENCIES.intersection(words)
+    if currency and isinstance(currency, str) and currencies - {currency.lower()}:
+        return None
+    is_clear = len(units) == 1 and _FILLERS | _CENTS | currencies >= {*words} - {*units}
+    return _UNITS[units[0]] if is_clear else None
+
+
+def _agreed(prices: list[float], factor: float) -> float | None:
+    if not prices or not math.isclose(min(prices), max(prices), rel_tol=1e-6):
+        return None
+    return max(prices) * factor

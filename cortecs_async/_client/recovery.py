@@ -1,0 +1,54 @@
+"""`client.sweep`, `client.orphans` and `client.owners`: what processes of this machine have started.
+
+`RecoveryMethods` is a mixin, because `client.py` would be too long with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .._recovery.owners import Owner
+    from .._recovery.sweep import Orphan
+    from .wiring import Wiring
+
+
+class RecoveryMethods:
+    """The methods of `AsyncCortecs` that read the journals."""
+
+    _wiring: Wiring
+
+    async def sweep(self, *, dry_run: bool = False, timeout: float = 300.0) -> tuple[Orphan, ...]:
+        """Release instances that dead processes left behind.
+
+        Only instances that a journal proves to be theirs are touched.
+
+        Args:
+            dry_run: Only report what a sweep would release.
+            timeout: Seconds for the whole sweep.
+
+        Returns:
+            One `Orphan` for each; its `state` says what happened.
+
+        Raises:
+            InvalidArgumentError: if the timeout is invalid.
+            RequestError: if the service rejects a request, or cannot be reached.
+        """
+        return await self._wiring.sweep(dry_run=dry_run, timeout=timeout)
+
+    async def orphans(self) -> tuple[Orphan, ...]:
+        """Return what `sweep` would find.
+
+        Raises:
+            RequestError: if the service rejects a request, or cannot be reached.
+        """
+        return await self.sweep(dry_run=True)
+
+    async def owners(self) -> Mapping[str, Owner]:
+        """Return the owners of all instances in the journals of the state directory, by instance id.
+
+        An instance that is missing here was started by hand, on another machine, or with `acquire` without a
+        limit. This reads files only and sends no request.
+        """
+        return await self._wiring.owners()
