@@ -18,10 +18,10 @@ from attrs import define, field
 from cortecs_async import AsyncCortecs
 from cortecs_async._errors import GuardError
 from cortecs_async._recovery import reaper as _reaper
-from cortecs_async._recovery import recover as _recover
 from cortecs_async._recovery.journal import JournalFile, try_lock
 from cortecs_async._recovery.reaper_process import _ACTION_KINDS
 from cortecs_async._recovery.records import Promise, Record, decode, encode
+from cortecs_async._recovery.recover import reap_account
 from cortecs_async._secrets import Secret
 
 from .data import Kill, Process
@@ -250,8 +250,10 @@ class WorldReaper(Actor):
     async def _reap_account(self, promises: Sequence[Promise], account: Record) -> None:
         reaper = self.reaper
         async with httpx.AsyncClient(transport=self.network, trust_env=False) as http:
-            await _recover.reap_account(  # type: ignore[attr-defined]
-                reaper.state, promises, account, self._report, reaper.journal, http_client=http
+            await reap_account(
+                *(reaper.state, promises, account, self._report, reaper.journal),
+                http_client=http,
+                wall_clock=wall_clock,
             )
 
     def _report(self, record: Record) -> None:

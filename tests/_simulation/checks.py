@@ -433,7 +433,7 @@ def _fits(actual: StartSpec, sent: StartSpec) -> bool:
 
 def _said_doubles(history: LeaseHistory) -> int:
     """Return how often a lease said that it started again while its first instance may still appear."""
-    return sum(event == "lease.start_repeated" and "may still" in text for event, text in history.said)
+    return sum(event == "lease.start_repeated" and "still appears" in text for event, text in history.said)
 
 
 def _owner_name(machine: int) -> str:

@@ -433,7 +433,6 @@ def virtual_world() -> Iterator[None]:
         patch.setattr(f"{recovery}.journal.os", _WithoutSync())
         patch.setattr(f"{recovery}.store.ReaperProcess", WorldReaperProcess)
         patch.setattr(f"{recovery}.promises.threading", types.SimpleNamespace(Thread=_InlineThread))
-        patch.setattr(f"{recovery}.recover.time", types.SimpleNamespace(time=wall_clock))
         patch.setattr(f"{recovery}.journal.uuid", _uuids)
         patch.setattr(f"{recovery}.store.uuid", _uuids)
         patch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
