@@ -271,6 +271,7 @@ class WorldReaper(Actor):
 
     async def parent_sees_death(self) -> None:
         """Tell the parent of the reaper's death, as its listening thread does."""
+        current_actor.set(self.parent)
         await anyio.sleep(0.01)
         if self.parent.is_alive:
             self.reaper._send({"dead": True})

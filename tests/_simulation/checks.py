@@ -57,12 +57,14 @@ class _Instance:
 
     Attributes:
         machine: Where its owner is, or `OTHER_USER`.
+        context_length: The one of the instance.
         appeared_at: When it was started, and restarted.
         sent: Its start, unless it is the other user's.
     """
 
     spec: StartSpec
     machine: int
+    context_length: int
     appeared_at: list[float]
     sent: SentStart | None = None
 
@@ -92,15 +94,19 @@ class Checker:
         self._lag = max(run.plan.service.list_lag)
         self._created = {each.instance_id: each for each in run.starts if each.instance_id is not None}
         self._ledger = {each.instance_id: each for each in run.emulator.ledger}
-        self._instances = {
-            **{
-                instance_id: _Instance(sent.lease.plan.spec, sent.lease.machine, [sent.executed_at], sent)
-                for instance_id, sent in self._created.items()
-            },
-            **{
-                each.instance_id: _Instance(each.spec, OTHER_USER, each.appeared_at) for each in run.foreign
-            },
+        account = run.emulator._account
+        lengths = {
+            each.instance_id: each.args.context_length
+            for each in [*account.instances.values(), *account.deleted.values()]
         }
+        self._instances = {
+            each.instance_id: _Instance(each.spec, OTHER_USER, lengths[each.instance_id], each.appeared_at)
+            for each in run.foreign
+        }
+        for name, sent in self._created.items():
+            lease = sent.lease
+            own = _Instance(lease.plan.spec, lease.machine, lengths[name], [sent.executed_at], sent)
+            self._instances[name] = own
         self._excuses = self._find_excuses()
         self._ambiguous: set[str] = set()
 
@@ -169,7 +175,7 @@ class Checker:
             if sent.instance_id is not None and sent.executed_at + self._lag > until:
                 excuses.late.add(sent.instance_id)
             for instance_id, instance in self._instances.items():
-                if instance.machine == sent.lease.machine or not _fits(instance.spec, sent.lease.plan.spec):
+                if instance.machine == sent.lease.machine or not _fits(instance, sent):
                     continue
                 earliest = sent.after - BASELINE_AGE - self._lag
                 if any(earliest <= each <= until for each in instance.appeared_at):
@@ -187,7 +193,7 @@ class Checker:
                 continue
             after = run.last_end_of(history)
             if after <= killed_at:
-                yield SentStart(history, after, killed_at, killed_at)
+                yield SentStart(history, after, killed_at, ended_at=killed_at)
 
     def _is_unresolved(self, sent: SentStart) -> bool:
         """Return whether the process did not read, or did not record, what has become of a start."""
@@ -231,7 +237,9 @@ class Checker:
         for instance_id, sent in self._created.items():
             status = self._ledger[instance_id].status
             expected = self._expected(holders.get(instance_id), sent)
-            known = self._ambiguous | self._excuses.ids | self._excuses.late
+            known = self._excuses.ids | self._excuses.late
+            if sent.context_length is None:
+                known |= self._ambiguous  # a tag is not ambiguous
             if status not in expected and instance_id not in known:
                 self._run.problem(
                     f"{instance_id} is ours, and {status} at the end, not {' or '.join(sorted(expected))}"
@@ -424,10 +432,13 @@ class Checker:
             run.problem(f"{name} continued after its cancellation")
 
 
-def _fits(actual: StartSpec, sent: StartSpec) -> bool:
-    """Return whether an instance may have been started with these arguments, as far as its own tell."""
-    return actual.model == sent.model and (
-        None in {actual.hardware, sent.hardware} or actual.hardware == sent.hardware
+def _fits(instance: _Instance, sent: SentStart) -> bool:
+    """Return whether a start can have created an instance, as far as the arguments tell."""
+    actual, wanted = instance.spec, sent.lease.plan.spec
+    return (
+        actual.model == wanted.model
+        and (None in {actual.hardware, wanted.hardware} or actual.hardware == wanted.hardware)
+        and sent.context_length in {None, instance.context_length}
     )
 
 

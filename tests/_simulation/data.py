@@ -67,6 +67,7 @@ class Lease:
         sleep_after: Seconds of the body after the inner leases.
         fails: Whether the body raises an exception at its end.
         handled: Whether the caller catches the exceptions of the lease.
+        attempts: How often the caller enters it, 20 s apart, while the service has no capacity.
         cancel: Cancels only this lease.
     """
 
@@ -83,6 +84,7 @@ class Lease:
     sleep_after: float = 0.0
     fails: bool = False
     handled: bool = True
+    attempts: int = 1
     cancel: Cancel | None = None
 
 
@@ -163,16 +165,17 @@ class ForeignAction:
     """Another user of the account, on a machine without journals, starts or changes an instance.
 
     Attributes:
-        at: When, in seconds.
+        after: Seconds from the beginning, or from what it waits for.
         kind: "start" uses the arguments of one of the leases. The others change the user's own instances.
         target: The index of the lease, or of the user's instance, modulo their number.
-        while_unresolved: Wait, for up to 200 s, until a process has a start whose response is lost or late.
+        waits_for: Do nothing until a process has a start whose response is lost or late ("unresolved"), a
+            start was refused, or a process was killed.
     """
 
-    at: float
+    after: float
     kind: Literal["start", "stop", "restart", "delete"] = "start"
     target: int = 0
-    while_unresolved: bool = False
+    waits_for: Literal["unresolved", "refusal", "kill"] | None = None
 
 
 @frozen
@@ -277,7 +280,7 @@ _faults: st.SearchStrategy[Fault] = st.one_of(
         Fault,
         kind=st.just("status"),
         route=_routes,
-        status=st.sampled_from([503, 503, 502, 409, 403, 404]),
+        status=st.sampled_from([503, 503, 503, 502, 409, 403, 404]),
         body=st.sampled_from([None, {"error": "no capacity"}, {"error": {"message": "no capacity"}}]),
         **_times,
     ),
@@ -353,6 +356,7 @@ def _leases(kinds: Sequence[StartSpec]) -> st.SearchStrategy[Lease]:
         sleep_after=_seconds(5) | _seconds(60),
         fails=st.sampled_from([False, False, False, True]),
         handled=st.sampled_from([True, True, False]),
+        attempts=st.sampled_from([1, 1, 4]),
         cancel=_one_in(5, _lease_cancels),
     )
 
@@ -422,10 +426,10 @@ _sweeps = st.builds(
 
 _foreign = st.builds(
     ForeignAction,
-    at=_seconds(20) | _seconds(150),
-    kind=st.sampled_from(["start", "start", "start", "stop", "restart", "delete"]),
+    after=_seconds(8) | _seconds(40) | _seconds(150),
+    kind=st.sampled_from(["start", "start", "start", "start", "stop", "restart", "delete"]),
     target=st.integers(0, 5),
-    while_unresolved=st.sampled_from([True, True, False]),
+    waits_for=st.sampled_from([None, "unresolved", "refusal", "kill"]),
 )
 
 _outages = st.builds(

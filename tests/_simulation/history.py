@@ -71,6 +71,7 @@ class SentStart:
         lease: The lease that sent it.
         after: When an earlier list could not be its baseline any more.
         at: When it was sent.
+        context_length: What it asked for, which is a tag; None without one.
         ended_at: When the client had the response or gave up; infinite while the request is in progress.
         response: "ok" if it names the instance, "refused" if nothing was started; None without a usable
             response.
@@ -81,6 +82,7 @@ class SentStart:
     lease: LeaseHistory
     after: float
     at: float
+    context_length: int | None = None
     ended_at: float = math.inf
     response: Literal["ok", "refused"] | None = None
     instance_id: str | None = None

@@ -70,7 +70,8 @@ class Network(httpx.AsyncBaseTransport):
         request.headers[_START] = str(len(world.starts))
         lease = current_lease.get()
         assert lease is not None
-        sent = SentStart(lease, world.last_end_of(lease), anyio.current_time())
+        tag = json.loads(request.content).get("context_length")
+        sent = SentStart(lease, world.last_end_of(lease), anyio.current_time(), tag)
         world.starts.append(sent)
         try:
             response = await self._forward(request)

@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 from attrs import define, field
 
-from cortecs_async import AsyncCortecs
+from cortecs_async import AsyncCortecs, errors
 
 from .data import REQUEST_TIMEOUT, Cancel, Lease
 from .history import LeaseHistory
@@ -27,6 +27,10 @@ PRICE_TIMEOUT = 10.0
 TOTAL_TIMEOUT = 180.0
 # Seconds of virtual time that file work and the order of events may add to a limit.
 SLACK = 1.0
+
+
+# Seconds between two attempts of a caller that waits for capacity.
+CAPACITY_PAUSE = 20.0
 
 
 class BodyError(Exception):
@@ -180,18 +184,28 @@ class Program:
         cancel = node.plan.cancel
         try:
             if cancel is None:
-                await self._lease(node)
+                await self._attempts(node)
             else:
                 armed_at = anyio.current_time()
                 await self._run_cancelled(
                     cancel,
-                    lambda: self._lease(node),
+                    lambda: self._attempts(node),
                     lambda: self._check_cancelled(node, armed_at),
                     inside=node.groups,
                 )
         except Exception:
             if not node.plan.handled:
                 raise
+
+    async def _attempts(self, node: Node) -> None:
+        for _ in range(node.plan.attempts - 1):
+            try:
+                await self._lease(node)
+            except errors.ServiceUnavailableError:
+                await anyio.sleep(CAPACITY_PAUSE)
+            else:
+                return
+        await self._lease(node)
 
     async def _lease(self, node: Node) -> None:
         actor = self.actor
@@ -288,13 +302,6 @@ def most_seconds(groups: Sequence[Sequence[Node]]) -> float:
 
 def _most_seconds_of(node: Node) -> float:
     plan = node.plan
-    return (
-        plan.delay
-        + plan.start_timeout
-        + REQUEST_TIMEOUT
-        + PRICE_TIMEOUT
-        + plan.sleep_before
-        + most_seconds(node.groups)
-        + plan.sleep_after
-        + most_seconds_to_release(plan)
-    )
+    attempt = plan.start_timeout + REQUEST_TIMEOUT + PRICE_TIMEOUT + most_seconds_to_release(plan)
+    body = plan.sleep_before + most_seconds(node.groups) + plan.sleep_after
+    return plan.delay + plan.attempts * (attempt + CAPACITY_PAUSE) + body

@@ -44,8 +44,6 @@ MAX_TURNS = 5000
 _FAULTS_AFTER_END = 60.0
 # Seconds until all reapers must be done, once the service works: they wait for expiry, and for late starts.
 _REAPERS_TIMEOUT = 2000.0
-# Seconds for which the other user waits for an unresolved start.
-_MAX_FOREIGN_WAIT = 200.0
 
 
 class FailingTelemetry(Telemetry):
@@ -100,7 +98,7 @@ class Simulation:
         self.tasks: TaskGroup
         self.emulator: Emulator
         self.transport: httpx.AsyncBaseTransport
-        self._sweeps: list[ProcessActor] = []
+        self._clients = 0
 
     def problem(self, text: str) -> None:
         """Record a violation."""
@@ -215,7 +213,10 @@ class Simulation:
             telemetry=FailingTelemetry(self.plan.seed),
             **options,
         )
+        self._clients += 1
         client._wiring.http._rng = random.Random(self.plan.seed)
+        # Not the same for all: it makes the tags.
+        client._wiring._services.starter._tags.rng = random.Random(1000 * self.plan.seed + self._clients)
         client._wiring._services.starter._rng = random.Random(self.plan.seed)
         return client
 
@@ -245,18 +246,22 @@ class Simulation:
     # -- the other user
 
     async def _act_foreign(self, action: ForeignAction) -> None:
-        await anyio.sleep(action.at)
-        if action.while_unresolved:
-            with anyio.move_on_after(_MAX_FOREIGN_WAIT):
-                while not self._has_unresolved_start():  # noqa: ASYNC110  (the other user has no events)
-                    await anyio.sleep(0.7)
+        if action.waits_for is not None:
+            while not self._has_happened(action.waits_for):  # noqa: ASYNC110  (the other user has no events)
+                await anyio.sleep(0.7)
+        await anyio.sleep(action.after)
         if action.kind == "start":
             self._start_foreign(action.target)
         elif self.foreign:
             self._change_foreign(action.kind, self.foreign[action.target % len(self.foreign)])
 
-    def _has_unresolved_start(self) -> bool:
-        return any(each.response is None for each in self.starts)
+    def _has_happened(self, event: str) -> bool:
+        match event:
+            case "unresolved":
+                return any(each.response is None for each in self.starts)
+            case "refusal":
+                return any(each.response == "refused" for each in self.starts)
+        return not all(each.is_alive for each in self.processes)
 
     def _start_foreign(self, target: int) -> None:
         leases = [lease for process in self.plan.processes for lease in process.leases]
