@@ -6,7 +6,6 @@ To add an endpoint, add a method to `Instances` that sends a `Call` and decodes 
 
 from __future__ import annotations
 
-import contextlib
 import enum
 from collections.abc import Awaitable, Callable
 
@@ -16,13 +15,12 @@ from .._config import PollPolicy
 from .._errors import (
     BadRequestError,
     ConflictError,
-    DecodeError,
     InvalidArgumentError,
     NotFoundError,
     RequestError,
 )
 from .._http.limiter import Priority
-from .._http.messages import Call, Failure, Reply, Witness
+from .._http.messages import Call, Witness
 from .domain import AffectedInstances, Instance, InstanceArgs
 from .listing import Listing, existing_ids
 from .matching import Claims, choose
@@ -31,6 +29,7 @@ from .resources import ListReader, Models, Send
 from .validation import check_body_id, check_instance_id, check_seconds, check_start
 from .waiting import InstanceWatch, ProgressCallback, wait_until_running
 from .wire import decode_affected, decode_instance, decode_instances, encode_start
+from .witnesses import StartWitness, UncancellableWitness
 
 # The service rejects a request that does not fit the state of the instance.
 _Refused = (BadRequestError, NotFoundError, ConflictError)
@@ -42,36 +41,6 @@ class Origin(enum.Enum):
     FOUND = "found"
     RESTARTED = "restarted"
     STARTED = "started"
-
-
-class StartWitness(Witness):
-    """Counts a plain start while it is in progress, and claims its instance.
-
-    Without this, a lease of the same client that searches for its own lost start might adopt the instance.
-    """
-
-    def __init__(self, claims: Claims, model_id: str) -> None:
-        self._claims = claims
-        self._model_id = model_id
-
-    def sending(self) -> None:
-        self._claims.begin_request(self._model_id)
-
-    def settled(self, outcome: Reply | Failure) -> None:
-        self._claims.end_request(self._model_id)
-        if isinstance(outcome, Reply):
-            with contextlib.suppress(DecodeError):
-                self._claims.ids.add(outcome.decode(decode_instance).instance_id)
-
-
-class UncancellableWitness(Witness):
-    """Makes a request run to its end despite a cancellation, so that a later stop cannot overtake it."""
-
-    def sending(self) -> None:
-        """Do nothing."""
-
-    def settled(self, outcome: Reply | Failure) -> None:
-        """Do nothing."""
 
 
 class Instances:
@@ -198,7 +167,7 @@ class Instances:
         except _Refused as error:
             # If the response to an earlier attempt was lost, that attempt may have changed the status.
             instance = await self._listed(instance_id, error) if error.outcome_unknown else None
-            if instance is None or instance.status in unchanged:
+            if instance is None or instance.status.lower() in unchanged:
                 raise
             return instance
         return reply.decode(decode_instance)
@@ -345,6 +314,7 @@ class Instances:
         *,
         start: Callable[[], Awaitable[Instance]],
         found: Callable[[Instance, Origin], Awaitable[None]] | None = None,
+        tagged: bool = False,
     ) -> Instance:
         """Find, restart or start an instance with these arguments, as `ensure` does, without waiting for it.
 
@@ -359,10 +329,10 @@ class Instances:
                 if each.instance_args.model_id == args.model_id and each.instance_id not in self.releasing
             ]
             model = await self._models.get(args.model_id) if same_model else None
-            existing = choose(same_model, args, model)
+            existing = choose(same_model, args, model, tagged=tagged)
             if existing is None:
                 return await start()
-            origin = Origin.RESTARTED if existing.status == "stopped" else Origin.FOUND
+            origin = Origin.RESTARTED if existing.status.lower() == "stopped" else Origin.FOUND
             if found is not None:
                 await found(existing, origin)
             if origin is Origin.FOUND:
@@ -376,7 +346,7 @@ class Instances:
                 if not isinstance(error, _Refused):
                     raise
                 now = await self._listed(existing.instance_id, error)
-                if now is not None and now.status not in {"running", "pending"}:
+                if now is not None and now.status.lower() not in {"running", "pending"}:
                     raise
                 if now is not None:
                     return now  # another process has restarted it

@@ -3,7 +3,7 @@
 The service has no tags, so the instance is found by its properties. A start can have created an instance if
 the instance did not exist before it (it is not in the `baseline`) and has the arguments that were sent. The
 timestamp of the instance cannot prove this, because it is undocumented what it means, but it can be evidence
-against it: see `UnresolvedStart.is_contradicted_by`.
+against it: see `UnresolvedStart.is_confirmed_by`.
 
 Several starts can be unresolved at the same time, and match the same instances. So all starts and instances
 that share possible matches, directly or through others, are considered together. If each of these instances
@@ -27,6 +27,9 @@ from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs, Model
 # Seconds that a timestamp of an instance may be before or after its start. Before: the service's machines may
 # disagree. After: the service may carry a start out late, and initialization takes time.
 _MAX_BEFORE_START, _MAX_AFTER_START = 120.0, 1800.0
+
+# A tag lowers the context length of a start by less than this share.
+MAX_TAG_SHARE = 0.01
 
 # A timestamp that is older than this number of seconds says nothing: a constant, for example.
 _MAX_STAMP_AGE = 30 * 86400.0
@@ -73,23 +76,27 @@ class UnresolvedStart:
         tag = None if self.untagged is None else self.args.context_length
         return tag is not None and instance.instance_args.context_length == tag and self.fits(instance)
 
-    def is_contradicted_by(self, instance: Instance, listed_at: float | None) -> bool:
-        """Return whether its tag or timestamp is evidence that another start created the instance.
+    def is_confirmed_by(self, instance: Instance, listed_at: float | None) -> bool | None:
+        """Return whether the timestamp of the instance fits this start; None if it says nothing.
 
         Only the service's clock counts: the dates of its responses, at the baseline and at this list
         (`listed_at`). An instance that is clearly older than the baseline but not in it is a stopped one that
         the service did not list and somebody restarted. One that is clearly younger was started later. A
         timestamp that this clock has not reached yet, or one that is implausibly old, says nothing.
         """
-        if self.untagged is not None and instance.instance_args.context_length == self.untagged:
-            return True
         stamp = instance.instance_status.started_at
         if stamp is None or self.service_at is None:
-            return False
+            return None
         age = stamp.timestamp() - self.service_at
-        if listed_at is not None and stamp.timestamp() > listed_at + _MAX_BEFORE_START:
-            return False
-        return -_MAX_STAMP_AGE < age < -_MAX_BEFORE_START or age > _MAX_AFTER_START
+        is_ahead = listed_at is not None and stamp.timestamp() > listed_at + _MAX_BEFORE_START
+        if is_ahead or age < -_MAX_STAMP_AGE:
+            return None
+        return -_MAX_BEFORE_START <= age <= _MAX_AFTER_START
+
+    def is_contradicted_by(self, instance: Instance, listed_at: float | None) -> bool:
+        """Return whether its tag or timestamp is evidence that another start created the instance."""
+        has_no_tag = self.untagged is not None and instance.instance_args.context_length == self.untagged
+        return has_no_tag or self.is_confirmed_by(instance, listed_at) is False
 
 
 @frozen
@@ -285,14 +292,29 @@ def with_defaults(args: InstanceArgs, model: Model | None) -> InstanceArgs:
     return evolve(args, hardware_type_id=hardware, billing_interval=billing_interval, context_length=context)
 
 
-def choose(instances: Iterable[Instance], args: InstanceArgs, model: Model | None) -> Instance | None:
+def choose(
+    instances: Iterable[Instance], args: InstanceArgs, model: Model | None, *, tagged: bool = False
+) -> Instance | None:
     """Return the best instance with these arguments: a running one, else a pending one, else a stopped one.
 
-    Return None if there is none. An argument that was left out means the model's default on both sides.
+    Return None if there is none. An argument that was left out means the model's default on both sides. With
+    `tagged`, the context length may be smaller by a tag.
     """
     wanted = with_defaults(args, model)
-    fitting = [each for each in instances if with_defaults(each.instance_args, model) == wanted]
+
+    def is_wanted(instance: Instance) -> bool:
+        actual = with_defaults(instance.instance_args, model)
+        if tagged and actual.context_length is not None and wanted.context_length is not None:
+            lowered_by = wanted.context_length - actual.context_length
+            if 0 <= lowered_by < wanted.context_length * MAX_TAG_SHARE:
+                actual = evolve(actual, context_length=wanted.context_length)
+        return actual == wanted
+
+    fitting = [each for each in instances if is_wanted(each)]
     by_status = [
-        each for status in ("running", "pending", "stopped") for each in fitting if each.status == status
+        each
+        for status in ("running", "pending", "stopped")
+        for each in fitting
+        if each.status.lower() == status
     ]
     return by_status[0] if by_status else None

@@ -29,7 +29,8 @@ from .._errors import (
 )
 from .._http.retry import is_transient_status
 from .._logging import Event, log
-from .domain import Instance, Progress
+from .domain import Instance
+from .intervals import StepTimes, poll_interval
 from .listing import Listing
 
 # Seconds. A response with a longer `Retry-After` must not suspend all waits of the client, which include its
@@ -42,59 +43,6 @@ _MAX_REQUESTS_BY_ID = 20
 # Seconds for which all readings must agree that an instance is missing before it counts as gone: reading lags
 # behind writing, and replicas of the service may disagree.
 ABSENCE_SPAN = 5.0
-
-# A larger number of steps is treated as an error of the service.
-_MAX_STEPS = 10_000
-
-
-def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None = None) -> float:
-    """Return the seconds until the next poll, after `elapsed` seconds of waiting.
-
-    `distance` is the number of seconds between now and the expected end of the wait, before or after it. The
-    closer the end, the shorter the interval. It is never longer than without `distance`. None means that no
-    end is expected.
-    """
-    scale = elapsed if distance is None else min(elapsed, distance)
-    return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)
-
-
-@define
-class StepTimes:
-    """When the steps of a start were first seen, to estimate when the start will end.
-
-    It is undocumented what a step is, and whether all take equally long. So only the interval between polls
-    depends on this, within the limits of the policy.
-    """
-
-    _first: tuple[int, float] | None = None  # a step, and when it was first seen
-    _last: tuple[int, float] | None = None
-    _count: int = 0
-
-    def record(self, instance: Instance | None, now: float) -> None:
-        """Record the step in a reading made at `now`."""
-        if instance is None or instance.is_usable:
-            self._first = self._last = None
-            return
-        leading = Progress(instance=instance, elapsed=0.0).leading
-        if not 0 <= leading.current_step <= leading.num_steps <= _MAX_STEPS:
-            self._first = self._last = None
-            return
-        self._count = leading.num_steps
-        if self._last is None or leading.current_step < self._last[0]:
-            self._first = self._last = (leading.current_step, now)
-        elif leading.current_step > self._last[0]:
-            self._last = (leading.current_step, now)
-
-    def distance(self, now: float) -> float | None:
-        """Return the seconds between now and the expected end, or None before two steps were seen."""
-        if self._first is None or self._last is None or self._first[0] == self._last[0]:
-            return None
-        step, seen_at = self._last
-        seconds_per_step = (seen_at - self._first[1]) / (step - self._first[0])
-        # The instance runs when the last step begins, or when it ends.
-        steps_left = 1 if step == self._count else self._count - step
-        return abs(seen_at + seconds_per_step * steps_left - now)
-
 
 # By instance id: the instance, why it could not be read, or None if it does not exist.
 Readings = dict[str, Instance | CortecsError | None]

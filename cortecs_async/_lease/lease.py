@@ -36,7 +36,7 @@ from .mapping import maps_of
 from .options import LeaseOptions, OnExit
 from .pricing import Receipt
 from .release import Release
-from .starter import StartState
+from .start_state import StartState
 from .state import LeaseServices, LeaseState
 from .watchdog import Watchdog
 

@@ -14,7 +14,7 @@ from .._api.instances import Origin
 from .._api.waiting import wait_until_running
 from .._errors import LeaseExpiredError, RequestTimeoutError, StartTimeoutError
 from .._logging import Event, log
-from .starter import StartState
+from .start_state import StartState
 from .state import LeaseState
 
 
@@ -28,7 +28,10 @@ async def start(state: LeaseState) -> None:
         elif options.reuse:
             # After a restart, the returned snapshot is newer than the one found.
             state.newest = await services.instances.find_or_start(
-                options.args, start=lambda: services.starter.start(attempt), found=partial(_found, state)
+                options.args,
+                start=lambda: services.starter.start(attempt),
+                found=partial(_found, state),
+                tagged=services.starter.settings.tag_starts,
             )
         else:
             await services.starter.start(attempt)

@@ -26,7 +26,7 @@ from .._errors import (
 from .._telemetry import LeaseInfo, Report
 from .endpoint import InstanceHandle
 from .options import OnExit
-from .starter import StartState
+from .start_state import StartState
 from .state import HeldInstance, LeaseServices
 
 
@@ -112,7 +112,7 @@ class Release:
     async def _find_not_seen(self) -> None:
         """Release the instances of earlier requests of the start that have appeared since it was given up."""
         start = self.held.attempt
-        if start is None or not start.not_seen:
+        if start is None or not start.not_seen or self.held.instance_id is None:
             return
         with anyio.CancelScope(deadline=self.deadline):
             self._appeared += await self.services.starter.find_not_seen(start)

@@ -18,7 +18,8 @@ from .._recovery.promises import Promises
 from .._telemetry import LeaseInfo, Observer, Operation, Source
 from .options import LeaseOptions
 from .pricing import Prices, Receipt, receipt
-from .starter import StartAttempt, Starter
+from .start_state import StartAttempt
+from .starter import Starter
 
 
 @define(eq=False)

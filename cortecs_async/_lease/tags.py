@@ -12,13 +12,10 @@ import random
 from attrs import define, evolve, field
 
 from .._api.domain import Instance, InstanceArgs
-from .._api.matching import with_defaults
+from .._api.matching import MAX_TAG_SHARE, with_defaults
 from .._api.resources import Models
 from .._errors import CortecsError
 from .._logging import Event, log
-
-# The share of the context length by which a tag lowers it, at most.
-_MAX_SHARE = 0.01
 
 
 @define
@@ -42,7 +39,7 @@ class StartTags:
         if not self.enabled:
             return args, None
         context_length = args.context_length or await self._default(args)
-        most = math.ceil(context_length * _MAX_SHARE) - 1
+        most = math.ceil(context_length * MAX_TAG_SHARE) - 1
         if most < 1:
             return args, None
         return evolve(args, context_length=context_length - self.rng.randint(1, most)), context_length

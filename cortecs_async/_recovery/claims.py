@@ -66,7 +66,7 @@ class ForeignClaims:
         ]
         outcome = match_start(
             start,
-            {start, *own, *self.unresolved},
+            dict.fromkeys([*own, start, *self.unresolved]),
             [each for each in candidates if each.instance_id not in self.ambiguous_ids],
             in_progress=self.in_progress,
             listed_at=listed_at,

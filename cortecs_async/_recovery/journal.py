@@ -106,20 +106,23 @@ class JournalFile:
         with contextlib.suppress(OSError):
             os.close(self._fd)
 
-    def close_or_remove(self, state: JournalState) -> None:
+    def close_or_remove(self, state: JournalState, *, is_searched: bool | None = None) -> None:
         """Unlock the file, and delete it if `state` has no promises left.
 
-        While a start is unresolved in another journal, the file is kept: it names instances that the search
-        for the one of this start must not take.
+        While a start is unresolved in another journal, the past ids are kept: the search for its instance
+        must not take these. `is_searched` is the result of `has_unresolved`, if the caller has it already.
         """
-        if state.promises or (state.past_ids and self._others_have_unresolved()):
+        if state.promises:
+            self.close()
+            return
+        if state.past_ids and is_searched is None:
+            is_searched = has_unresolved(self.path.parent)
+        if state.past_ids and is_searched:
+            with contextlib.suppress(OSError):
+                self.rewrite(state.snapshot())
             self.close()
         else:
             self.remove()
-
-    def _others_have_unresolved(self) -> bool:
-        others = (state for path, state in read_journals(self.path.parent) if path != self.path)
-        return any(state.has_unresolved() for state in others)
 
 
 def try_lock(path: Path) -> JournalFile | None:
@@ -191,6 +194,17 @@ def read_journals(directory: Path) -> Iterator[tuple[Path, JournalState]]:
     for path in _paths(directory):
         with contextlib.suppress(OSError):
             yield path, fold(path.read_bytes())
+
+
+def has_unresolved(directory: Path) -> bool:
+    """Return whether the instance of a start in any of the journals is still searched for."""
+    for path in _paths(directory):
+        with contextlib.suppress(OSError):
+            data = path.read_bytes()
+            # Journals that are kept for their past ids can be many, and have no intents.
+            if b'"INTENT"' in data and fold(data).has_unresolved():
+                return True
+    return False
 
 
 def foreign_states(directory: Path, *, without: Container[Path] = ()) -> list[JournalState]:

@@ -204,9 +204,10 @@ class Promises:
             GuardError: if `strict`, and a required reaper is not running.
         """
         queued = self.store.queued
-        async with self._flush_lock:
-            if self.store.committed < queued:
-                await self._off_loop(self.store.commit)
+        if self.store.committed < queued:
+            async with self._flush_lock:
+                if self.store.committed < queued:
+                    await self._off_loop(self.store.commit)
         if not strict:
             return
         problem = self.store.journal_problem

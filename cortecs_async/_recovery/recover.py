@@ -40,6 +40,10 @@ LATE_WINDOW = 300.0
 # Seconds after its request before an instance is attributed to a start: another candidate may appear.
 _MIN_AGE = 5.0
 
+# Seconds after its request from which an instance is attributed to a start only if its timestamp confirms it:
+# somebody else may have started an equal one since.
+_MAX_UNCONFIRMED_AGE = 3600.0
+
 # Seconds to wait longer while the instance may belong to a start that is in progress.
 _CONTESTED_GRACE = 60.0
 
@@ -220,7 +224,9 @@ class Recovery:
                 overdue = {pending: now - final_at[pending] for pending in unresolved}
                 with self.decision_lock():
                     claims = self.foreign_claims().with_earlier(earlier)
-                    outcomes = match_starts(unresolved, listing, claimed, claims=claims)
+                    outcomes = match_starts(
+                        unresolved, listing, claimed, claims=claims, now=self.wall_clock()
+                    )
                     found = list(self._record(outcomes, overdue))
                 for pending, instance in found:
                     del unresolved[pending]
@@ -280,16 +286,21 @@ def match_starts(
     claimed: set[str],
     *,
     claims: ForeignClaims,
+    now: float,
 ) -> dict[PendingPromise, Outcome]:
     """Return the instance that each unresolved start of a dead process created, if that is certain.
 
-    `claimed` are the instances of other promises of these processes, and `claims` those of other processes.
-    The result is None if no visible instance can have been created by the start.
+    `claimed` are the instances of other promises of these processes, and `claims` those of other processes;
+    `now` is the Unix time in seconds by the clock of this machine. The result is None if no visible instance
+    can have been created by the start.
     """
     unclaimed = [each for each in listing if each.instance_id not in claimed]
     outcomes: dict[PendingPromise, Outcome] = {}
     for pending, start in unresolved.items():
         outcome = claims.match(start, unclaimed, unresolved.values(), listed_at=listing.date)
+        if isinstance(outcome, Instance) and now - pending.promise.at > _MAX_UNCONFIRMED_AGE:
+            is_confirmed = start.is_confirmed_by(outcome, listing.date) or start.has_tag_of(outcome)
+            outcome = outcome if is_confirmed else Ambiguous((outcome.instance_id,))
         if outcome is None:
             # Evidence against an instance is a reason not to touch it, but not one to forget it.
             doubtful = tuple(

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .._errors import GuardError
 from .._logging import Event, log
-from .journal import JournalFile, decision_lock, foreign_states, orphaned_journals
+from .journal import JournalFile, decision_lock, foreign_states, has_unresolved, orphaned_journals
 from .reaper_process import ReaperProcess
 from .records import FORMAT, JournalState, Promise, Record
 
@@ -174,6 +174,7 @@ class PromiseStore:
         Only promises of this service and account count, or those of all accounts if `account` is empty.
         """
         count, now = 0, self._wall_clock()
+        is_searched = has_unresolved(self.directory)
         for journal in orphaned_journals(self.directory):
             state = journal.read()
             count += sum(
@@ -182,7 +183,7 @@ class PromiseStore:
                 and promise.needs_recovery(now)
                 for promise in state.promises.values()
             )
-            journal.close_or_remove(state)
+            journal.close_or_remove(state, is_searched=is_searched)
         return count
 
     def after_fork(self) -> None:

@@ -21,7 +21,7 @@ from .._api.matching import Contested
 from .._api.polling import ABSENCE_SPAN
 from .._logging import Event, log
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
-from .journal import JournalFile, orphaned_journals
+from .journal import JournalFile, has_unresolved, orphaned_journals
 from .promises import Promises
 from .records import JournalState, Record
 from .recover import LATE_WINDOW, PendingPromise, Recovery, match_starts
@@ -92,8 +92,9 @@ async def sweep(
         else:
             results += await _recover(instances, promises, due, existing, claims, timeout=timeout)
     finally:
+        is_searched = bool(journals) and has_unresolved(promises.store.directory)
         for journal, state in journals:
-            journal.close_or_remove(state)
+            journal.close_or_remove(state, is_searched=is_searched)
     return tuple(sorted(results, key=lambda each: each.started_at))
 
 
@@ -196,7 +197,7 @@ def _preview(
         for pending in due
         if pending.promise.instance_id is None and not pending.promise.candidates
     }
-    outcomes = match_starts(unresolved, listed, claimed, claims=claims)
+    outcomes = match_starts(unresolved, listed, claimed, claims=claims, now=now)
     for pending in due:
         promise = pending.promise
         if promise.candidates:

@@ -16,14 +16,16 @@ from _promises import BASELINE, OWNER, created, intent, state_of
 from _world import HARDWARE, MODEL, World, emulated_wall_clock
 
 from cortecs_async import RetryPolicy, errors
+from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
+from cortecs_async._api.matching import Ambiguous
 from cortecs_async._errors import GuardError
-from cortecs_async._recovery.claims import collect_foreign_claims
+from cortecs_async._recovery.claims import collect_foreign_claims, unresolved_start_of
 from cortecs_async._recovery.journal import JournalFile, read_journals
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.reaper import Reaper
 from cortecs_async._recovery.reaper_process import ReaperProcess
 from cortecs_async._recovery.records import JournalState, Promise, Record, encode, fold
-from cortecs_async._recovery.recover import reap
+from cortecs_async._recovery.recover import reap_account
 from cortecs_async._recovery.store import PromiseStore
 from cortecs_async._secrets import Credentials
 from cortecs_async.emulator import Fault
@@ -118,24 +120,48 @@ def test_the_fingerprint_of_an_account_does_not_reveal_it() -> None:
 # --- owners of instances ------------------------------------------------------------------------------------
 
 
-def test_ambiguous_candidates_of_another_process_count_as_claimed() -> None:
+def listed(instance_id: str) -> Instance:
+    """Return an instance that fits `intent()`."""
+    args = InstanceArgs(model_id=MODEL.replace("/", "--"), hardware_type_id=HARDWARE)
+    status = InstanceStatus(status="running")
+    return Instance(instance_id=instance_id, instance_args=args, instance_status=status)
+
+
+def test_nobody_takes_the_ambiguous_candidates_of_another_process() -> None:
     theirs = state_of(BASELINE, intent(), {"kind": "AMBIGUOUS", "entry": "e1", "candidates": ["i-7", "i-8"]})
-    assert collect_foreign_claims("https://api.test", JournalState(), (), [theirs], 1000.0).ids == {
-        "i-7",
-        "i-8",
-    }
+    claims = collect_foreign_claims("https://api.test", [(theirs, ())])
+    assert (claims.ids, claims.ambiguous_ids, claims.unresolved) == (set(), {"i-7", "i-8"}, [])
+    mine = unresolved_start_of(state_of(BASELINE, intent()), state_of(BASELINE, intent()).promises["e1"])
+    assert claims.match(mine, [], listed_at=None) is None
+    # One of the candidates may be the start's own, so it must not be started again silently.
+    assert claims.match(mine, [listed("i-8")], listed_at=None) == Ambiguous(("i-8",))
+    assert claims.match(mine, [listed("i-8"), listed("i-9")], listed_at=None) == listed("i-9")
 
 
-async def test_an_instance_that_a_reaper_looks_for_is_not_adopted(world: World, journals: Path) -> None:
+async def test_a_lease_comes_before_the_reaper_of_an_equal_lost_start(world: World, journals: Path) -> None:
+    async with world(journal="auto") as (emu, client):
+        theirs = intent(api=emu.api_base_url, at=0.0)
+        # Locked, because its reaper holds the lock.
+        dead = JournalFile.create(journals, [OWNER, BASELINE, theirs, {"kind": "ORPHANED"}])
+        emu.add_fault(Fault("drop", route="start", when="after"))
+        async with client.instance(MODEL, HARDWARE) as inst:
+            assert emu.billing == (inst.instance_id,)
+            assert client._wiring.promises.store.key_of(inst.instance_id) is not None
+        dead.remove()
+
+
+async def test_an_instance_too_many_is_ambiguous_although_a_reaper_looks_for_one(
+    world: World, journals: Path
+) -> None:
     async with world(journal="auto") as (emu, client):
         theirs = intent(api=emu.api_base_url)
-        # Locked, because its reaper holds the lock.
         dead = JournalFile.create(journals, [OWNER, BASELINE, theirs, {"kind": "ORPHANED"}])
         emu.add_fault(Fault("drop", route="start", when="before"))
 
         async def late() -> None:
             await anyio.sleep(3.0)
-            emu.start_instance(MODEL, HARDWARE)
+            for _ in range(3):
+                emu.start_instance(MODEL, HARDWARE)
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(late)
@@ -470,25 +496,45 @@ def test_a_living_parent_has_a_grace_period_after_the_deadline() -> None:
         assert worked == expected
 
 
-def test_the_reaper_looks_for_the_instance_of_an_unresolved_start_for_a_minute(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("appears_after", [0.0, 90.0, 270.0, 400.0, None])
+async def test_the_reaper_looks_for_the_instance_of_a_lost_start_for_five_minutes(
+    world: World, journals: Path, appears_after: float | None
 ) -> None:
-    windows: list[float] = []
+    async with world() as (emu, _client):
+        account = {
+            "api_base_url": emu.api_base_url,
+            "client_id": emu.client_id,
+            "client_secret": emu.client_secret,
+            "headers": {},
+            "timeout": 30.0,
+        }
+        state = state_of(OWNER, BASELINE, intent(api=emu.api_base_url, at=emulated_wall_clock()))
+        began = anyio.current_time()
 
-    class StubRecovery:
-        """Replaces `Recovery`."""
+        async def appear(after: float) -> None:
+            await anyio.sleep(after)
+            emu.start_instance(MODEL, HARDWARE)
 
-        def __init__(self, *, visible_until: float, **_: Any) -> None:
-            windows.append(visible_until - anyio.current_time())
-
-        async def run(self, _: Any) -> None:
-            """Do nothing."""
-
-    monkeypatch.setattr("cortecs_async._recovery.recover.Recovery", StubRecovery)
-    sealed = {"api_base_url": "http://127.0.0.1/v1", "client_id": "id", "client_secret": "secret"}
-    state = state_of(BASELINE, intent())
-    notes: list[Record] = []
-    accounts: dict[str, Record] = {"a1": {**sealed, "headers": {}, "timeout": 30.0}}
-    reap(state, list(state.promises.values()), accounts, notes.append, None)
-    assert notes == []
-    assert [round(each) for each in windows] == [60]
+        async with anyio.create_task_group() as tasks, emu.http_client() as http:
+            if appears_after is not None:
+                tasks.start_soon(appear, appears_after)
+            await reap_account(
+                state,
+                list(state.promises.values()),
+                account,
+                state.apply,
+                None,
+                http_client=http,
+                wall_clock=emulated_wall_clock,
+            )
+            seconds = anyio.current_time() - began
+        assert state.promises == {}
+        if appears_after in {400.0, None}:
+            assert 300.0 <= seconds <= 306.0
+            assert len(emu.existing) == (appears_after is not None)
+        else:
+            # Not in the first five seconds: another candidate may appear.
+            assert max(appears_after or 0.0, 5.0) <= seconds < (appears_after or 0.0) + 12.0
+            assert emu.existing == ()
+        # Two a second for a minute, then one in five seconds.
+        assert [each.route for each in emu.requests].count("list") <= 120 + 240 / 5 + 4

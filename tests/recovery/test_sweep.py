@@ -129,7 +129,7 @@ async def test_the_instance_of_an_intent_is_waited_for_before_it_is_closed(
         journal_of(emu, journals, baseline(), intent()).close()
 
         async def late() -> None:
-            await anyio.sleep(30)
+            await anyio.sleep(150)
             emu.start_instance(MODEL, HARDWARE)
 
         async with anyio.create_task_group() as tasks:
@@ -140,7 +140,7 @@ async def test_the_instance_of_an_intent_is_waited_for_before_it_is_closed(
         assert [each.state for each in await client.orphans()] == ["unsettled"]
         start = anyio.current_time()
         assert [each.state for each in await client.sweep()] == ["gone"]
-        assert 60 <= anyio.current_time() - start < 65
+        assert 300 <= anyio.current_time() - start < 306
     assert list(read_journals(journals)) == []
 
 
@@ -213,9 +213,12 @@ async def test_an_instance_that_a_living_process_may_be_starting_is_not_touched(
         living = journal_of(emu, journals, baseline(), intent())
         journal_of(emu, journals, baseline(), intent()).close()
         only = emu.start_instance(MODEL, HARDWARE)
-        assert [each.state for each in await client.sweep()] == ["ambiguous"]
+        # Until it is known what that start created, there is nothing to conclude.
+        assert [each.state for each in await client.sweep()] == ["unsettled"]
         assert emu.billing == (only,)
         living.remove()
+        assert [each.state for each in await client.sweep()] == ["released"]
+        assert emu.existing == ()
 
 
 async def test_promises_of_other_credentials_are_not_touched(world: World, journals: Path) -> None:

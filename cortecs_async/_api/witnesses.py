@@ -1,0 +1,40 @@
+"""Witnesses of requests: see `Witness`, which also makes a request run to its end despite a cancellation."""
+
+from __future__ import annotations
+
+import contextlib
+
+from .._errors import DecodeError
+from .._http.messages import Failure, Reply, Witness
+from .matching import Claims
+from .wire import decode_instance
+
+
+class StartWitness(Witness):
+    """Counts a plain start while it is in progress, and claims its instance.
+
+    Without this, a lease of the same client that searches for its own lost start might adopt the instance.
+    """
+
+    def __init__(self, claims: Claims, model_id: str) -> None:
+        self._claims = claims
+        self._model_id = model_id
+
+    def sending(self) -> None:
+        self._claims.begin_request(self._model_id)
+
+    def settled(self, outcome: Reply | Failure) -> None:
+        self._claims.end_request(self._model_id)
+        if isinstance(outcome, Reply):
+            with contextlib.suppress(DecodeError):
+                self._claims.ids.add(outcome.decode(decode_instance).instance_id)
+
+
+class UncancellableWitness(Witness):
+    """Makes a request run to its end despite a cancellation, so that a later stop cannot overtake it."""
+
+    def sending(self) -> None:
+        """Do nothing."""
+
+    def settled(self, outcome: Reply | Failure) -> None:
+        """Do nothing."""
