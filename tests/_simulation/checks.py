@@ -76,7 +76,7 @@ class Excuses:
     Attributes:
         pairs: Instances that a machine may take for its own: machine and instance.
         ids: Instances in such a pair, and the own instances of the starts that they are taken for.
-        leases: The leases of those starts.
+        leases: The leases that such an instance was taken from, or that it was taken for.
         late: Instances that appeared too late for any search.
     """
 
@@ -181,6 +181,8 @@ class Checker:
                 if any(earliest <= each <= until for each in instance.appeared_at):
                     excuses.pairs.add((sent.lease.machine, instance_id))
                     excuses.leases.add(sent.lease)
+                    if instance.sent is not None:
+                        excuses.leases.add(instance.sent.lease)
                     excuses.ids.update({instance_id, sent.instance_id or instance_id})
         return excuses
 
@@ -367,7 +369,7 @@ class Checker:
         """Check the exception that the lease raised."""
         raised, body_error = history.exit_error, history.body_error
         cancelled = asyncio.CancelledError if self._run.backend == "asyncio" else trio.Cancelled
-        if history.instance_id in self._excuses.ids:
+        if self._is_excused(history):
             problem = ""
         elif math.isinf(history.left_at):
             problem = "was never exited"
@@ -387,8 +389,11 @@ class Checker:
         if problem:
             self._run.problem(f"{history.name} {problem}, and raised {raised!r}")
 
+    def _is_excused(self, history: LeaseHistory) -> bool:
+        return history in self._excuses.leases or history.instance_id in self._excuses.ids
+
     def _check_body(self, history: LeaseHistory) -> None:
-        if history.instance_id not in self._excuses.ids:
+        if not self._is_excused(history):
             for problem in history.problems:
                 self._run.problem(f"{history.name}: {problem}")
 
