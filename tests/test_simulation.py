@@ -53,8 +53,11 @@ NEEDED = ("with faults", "with several processes", "with a reaper at work", "wit
 @pytest.fixture(autouse=True)
 def _virtual_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     # A failed test must end its shrinking before `faulthandler_timeout`.
-    limit = "hypothesis.internal.conjecture.engine.MAX_SHRINKING_SECONDS"
-    monkeypatch.setattr(limit, 90, raising=False)
+    engine = "hypothesis.internal.conjecture.engine"
+    monkeypatch.setattr(f"{engine}.MAX_SHRINKING_SECONDS", 90, raising=False)
+    # Most examples would be variations of each other.
+    variations = f"{engine}.ConjectureRunner.generate_mutations_from"
+    monkeypatch.setattr(variations, lambda *_: None, raising=False)
     with virtual_world():
         yield
 

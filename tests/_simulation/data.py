@@ -122,13 +122,15 @@ class Kill:
         process: The index of the process, modulo their number; of a machine, a process on it.
         step: Kill before or after that many requests and writes of the process or, for "reaper", of its
             reaper. None to use `after`.
-        after: Seconds from the beginning of the process.
+        after: Seconds from the beginning of the process, or from what it waits for.
+        waits_for: A start without a response ("unresolved"), or one that was refused.
     """
 
     what: Literal["process", "reaper", "both", "machine"] = "process"
     process: int = 0
     step: int | None = None
     after: float = 0.0
+    waits_for: Literal["unresolved", "refusal"] | None = None
 
 
 @frozen
@@ -250,7 +252,7 @@ _routes = st.sampled_from(
 )
 _whens = st.sampled_from(["after", "after", "before"])
 _times: dict[str, st.SearchStrategy[Any]] = {
-    "skip": st.sampled_from([0, 0, 1, 2, 3, 5]),
+    "skip": st.sampled_from([0, 0, 0, 1, 2, 4]),
     "times": st.sampled_from([1, 1, 1, 2, 3, 8, None]),
 }
 _PAGE = "<!doctype html><title>Bad gateway</title>"
@@ -307,8 +309,8 @@ _faults: st.SearchStrategy[Fault] = st.one_of(
     st.builds(
         Fault,
         kind=st.just("late"),
-        route=st.sampled_from(["start", "start", "start", "stop", "delete"]),
-        seconds=_seconds(8) | _seconds(120),
+        route=st.sampled_from([*["start"] * 6, "stop", "delete"]),
+        seconds=_seconds(8) | _seconds(40) | _seconds(200),
         skip=_times["skip"],
         times=st.sampled_from([1, 1, 2]),
     ),
@@ -386,6 +388,7 @@ _kills = st.builds(
     process=st.integers(0, 2),
     step=st.none() | st.integers(1, 16) | st.integers(1, 60),
     after=_seconds(20) | _seconds(150),
+    waits_for=st.sampled_from([None, "unresolved", "refusal"]),
 )
 
 _services = st.builds(
@@ -445,7 +448,7 @@ worlds: st.SearchStrategy[World] = st.builds(
     kills=_several(_kills, [0, 0, 1, 1, 2]),
     sweeps=_several(_sweeps, [0, 0, 0, 1, 2]),
     foreign=_several(_foreign, [0, 0, 1, 2, 4]),
-    faults=_several(_faults, [0, 1, 1, 2, 3]),
+    faults=_several(_faults, [0, 1, 1, 2, 2, 3]),
     outages=_several(_outages, [0, 0, 0, 0, 1]),
     clocks=st.sampled_from([(0.0, 0.0), (0.0, 0.0), (360.0, -360.0), (-3600.0, 86_400.0)]),
     pause_before_sweep=st.sampled_from([400.0, 400.0, 5000.0]),

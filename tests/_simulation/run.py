@@ -176,12 +176,13 @@ class Simulation:
         async with anyio.create_task_group() as timers:
             for kill in kills:
                 if kill.step is None:
-                    timers.start_soon(self._kill_later, kill)
+                    timers.start_soon(self._kill_later, kill, actor.index)
             await program.run()
             timers.cancel_scope.cancel()
         await actor.aclose()
 
-    async def _kill_later(self, kill: Kill) -> None:
+    async def _kill_later(self, kill: Kill, process: int) -> None:
+        await self._wait_for(kill.waits_for, process)
         await anyio.sleep(kill.after)
         self.kill(kill)
 
@@ -246,22 +247,26 @@ class Simulation:
     # -- the other user
 
     async def _act_foreign(self, action: ForeignAction) -> None:
-        if action.waits_for is not None:
-            while not self._has_happened(action.waits_for):  # noqa: ASYNC110  (the other user has no events)
-                await anyio.sleep(0.7)
+        await self._wait_for(action.waits_for)
         await anyio.sleep(action.after)
         if action.kind == "start":
             self._start_foreign(action.target)
         elif self.foreign:
             self._change_foreign(action.kind, self.foreign[action.target % len(self.foreign)])
 
-    def _has_happened(self, event: str) -> bool:
-        match event:
-            case "unresolved":
-                return any(each.response is None for each in self.starts)
-            case "refusal":
-                return any(each.response == "refused" for each in self.starts)
-        return not all(each.is_alive for each in self.processes)
+    async def _wait_for(self, event: str | None, process: int | None = None) -> None:
+        """Wait until something has happened to a process; None for any of them."""
+
+        def has_happened() -> bool:
+            if event == "kill":
+                return not all(each.is_alive for each in self.processes)
+            response = "refused" if event == "refusal" else None
+            return any(
+                each.response == response and process in {None, each.lease.process} for each in self.starts
+            )
+
+        while event is not None and not has_happened():
+            await anyio.sleep(0.7)
 
     def _start_foreign(self, target: int) -> None:
         leases = [lease for process in self.plan.processes for lease in process.leases]
