@@ -88,9 +88,15 @@ class Event(enum.Enum):
     LEASE_START_REPEATED = (
         "lease.start_repeated",
         WARNING,
+        "Sending the start of %(model)s again",
+        "model",
+    )
+    LEASE_START_NOT_SEEN = (
+        "lease.start_not_seen",
+        WARNING,
         (
-            "No instance of the start of %(model)s has appeared; sending it again. "
-            "If the first one still appears, it is released"
+            "The response to a start of %(model)s was lost, and no instance has appeared so far. "
+            "If one still appears, the reaper or `cortecs-async sweep` releases it"
         ),
         "model",
     )

@@ -42,6 +42,7 @@ def resolve(environ: Mapping[str, str] | None = None, **given_: Any) -> Settings
         "allow_insecure_http": False,
         "max_connections": 100,
         "transport": "httpx",
+        "tag_starts": False,
         "environ": environ or {},
         **given_,
     }
@@ -195,6 +196,13 @@ class TestPolicies:
     def test_a_bad_poll_number_names_its_field(self, name: str, value: Any) -> None:
         with pytest.raises(ConfigurationError, match=f"PollPolicy.{name}"):
             PollPolicy(**{name: value})
+
+    @pytest.mark.parametrize("value", ["false", "", 0, 1, None])
+    def test_whether_starts_are_tagged_is_a_bool(self, value: Any) -> None:
+        with pytest.raises(ConfigurationError, match=f"tag_starts must be True or False, not {value!r}"):
+            resolve(tag_starts=value)
+        assert resolve(tag_starts=True).tag_starts
+        assert not resolve().tag_starts
 
     @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "30", None, True])
     def test_a_bad_timeout(self, timeout: Any) -> None:

@@ -179,7 +179,7 @@ FAILURES: dict[str, tuple[tuple[str, str], list[Any]]] = {
     ),
     "in HTML": (LIST, [Answer(content=f"<html>{BOTH}".encode())]),
     "in an unexpected shape": (LIST, [Answer(json={"instances": BOTH})]),
-    "in an unexpected shape, nested": (LIST, [Answer(json={"instances": [{"instance_id": [BOTH]}]})]),
+    "in an unexpected shape, nested": (LIST, [Answer(json={"instances": {"instance_id": [BOTH]}})]),
     "in an empty response": (LIST, [Answer()]),
     "in an error of the transport": (LIST, [Answer(failure=LeakyError)]),
     "a timeout": (LIST, [Answer(delay=1000.0)]),
@@ -225,6 +225,33 @@ async def test_no_error_shows_a_secret(case: str, max_retries: int, caplog: pyte
     assert isinstance(error, CortecsError)
     assert leaks(error) == []
     assert not any(secret in caplog.text for secret in SECRETS)
+
+
+async def test_no_unreadable_entry_shows_a_secret(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    service = Service()
+    nested = {"instance_id": [BOTH], BOTH: BOTH}
+    service.on(*LIST, Answer(json={"instances": [nested]}))
+    service.on("GET", "/instances/instance-1", Answer(json={"instance": nested}))
+    async with service.client() as client:
+        listing = await client.instances.list()
+        error = await failure_of(client.instances.get("instance-1"))
+    (entry,) = listing.unreadable
+    assert entry.entry_id is None
+    assert isinstance(error, CortecsError)
+    assert leaks(error) == []
+    assert not any(secret in f"{listing!r} {caplog.text}" for secret in SECRETS)
+
+
+async def test_no_entry_that_cannot_be_read_shows_a_secret(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    service = Service()
+    odd = [BOTH, [BOTH], {"instance_id": [BOTH]}, {"instance_id": "a", "instance_args": {"model_id": [BOTH]}}]
+    service.on(*LIST, Answer(json={"instances": odd}))
+    async with service.client() as client:
+        instances = await client.instances.list()
+    assert len(instances.unreadable) == len(odd)
+    assert not any(secret in f"{caplog.text} {instances!r}" for secret in SECRETS)
 
 
 @alternating("case", ["a token request refused", "a token response cut off in the token", "in HTML"])

@@ -238,9 +238,10 @@ class HardwareConfig:
 def _to_tokens(value: Any) -> int | None:
     if isinstance(value, str) and re.fullmatch("[0-9]{1,15}", value):
         value = int(value)
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
     # vLLM takes -1 as "as long as the memory allows".
-    return int(value) if is_number and 0 < value < 1e15 and value == int(value) else None
+    return int(value) if 0 < value < 1e15 and value == int(value) else None
 
 
 @frozen(kw_only=True)

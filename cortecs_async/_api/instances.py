@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import anyio
 
@@ -17,7 +18,6 @@ from .._errors import (
     ConflictError,
     InvalidArgumentError,
     NotFoundError,
-    RequestError,
 )
 from .._http.limiter import Priority
 from .._http.messages import Call, Witness
@@ -28,8 +28,8 @@ from .polling import Poller
 from .resources import ListReader, Models, Send
 from .validation import check_body_id, check_instance_id, check_seconds, check_start
 from .waiting import InstanceWatch, ProgressCallback, wait_until_running
-from .wire import decode_affected, decode_instance, decode_instances, encode_start
-from .witnesses import StartWitness, UncancellableWitness
+from .wire import decode_affected, decode_instance, decode_instances, decode_started, encode_start
+from .witnesses import StartWitness
 
 # The service rejects a request that does not fit the state of the instance.
 _Refused = (BadRequestError, NotFoundError, ConflictError)
@@ -123,13 +123,13 @@ class Instances:
         return await self._start(args)
 
     async def _start(self, args: InstanceArgs) -> Instance:
-        return await self.start_once(args, StartWitness(self.claims, args.model_id), retried=True)
+        return await self.start_once(args, StartWitness(self.claims, args), retried=True)
 
     async def start_once(self, args: InstanceArgs, witness: Witness, *, retried: bool = False) -> Instance:
         """Start an instance with checked arguments, by default without retries."""
         body = encode_start(args)
         call = Call(method="POST", path="/instances/start", json=body, retried=retried, witness=witness)
-        return (await self._send(call)).decode(decode_instance)
+        return (await self._send(call)).decode(partial(decode_started, args=args))
 
     async def restart(self, instance_id: str) -> Instance:
         """Restart a stopped instance without waiting for it to run (`POST /instances/restart`).
@@ -141,8 +141,14 @@ class Instances:
         """
         return await self._restart(check_body_id(instance_id))
 
-    async def _restart(self, instance_id: str, *, witness: Witness | None = None) -> Instance:
-        return await self._change("/instances/restart", instance_id, unchanged={"stopped"}, witness=witness)
+    async def _restart(self, instance_id: str) -> Instance:
+        return await self._change("/instances/restart", instance_id, unchanged={"stopped"})
+
+    async def restart_once(self, instance_id: str, witness: Witness) -> Instance:
+        """Restart an instance without retries."""
+        body = {"instance_id": instance_id}
+        call = Call(method="POST", path="/instances/restart", json=body, retried=False, witness=witness)
+        return (await self._send(call)).decode(decode_instance)
 
     async def stop(self, instance_id: str) -> Instance:
         """Stop an instance, which ends its billing (`POST /instances/stop`).
@@ -157,11 +163,9 @@ class Instances:
         check_body_id(instance_id)
         return await self._change("/instances/stop", instance_id, unchanged={"running", "pending"})
 
-    async def _change(
-        self, path: str, instance_id: str, *, unchanged: set[str], witness: Witness | None = None
-    ) -> Instance:
+    async def _change(self, path: str, instance_id: str, *, unchanged: set[str]) -> Instance:
         """Send a request that changes the status of an instance from one of those in `unchanged`."""
-        call = Call(method="POST", path=path, json={"instance_id": instance_id}, witness=witness)
+        call = Call(method="POST", path=path, json={"instance_id": instance_id})
         try:
             reply = await self._send(call)
         except _Refused as error:
@@ -185,7 +189,8 @@ class Instances:
             await self._send(Call(method="DELETE", path=path))
         except _Refused as error:
             # An earlier attempt, whose response was lost, may have deleted it.
-            if not error.outcome_unknown or not await self._is_missing(instance_id):
+            is_deleted = error.outcome_unknown and await self._listed(instance_id, error) is None
+            if not is_deleted or not await self._is_missing(instance_id):
                 raise
 
     async def stop_all(self) -> AffectedInstances:
@@ -313,14 +318,14 @@ class Instances:
         args: InstanceArgs,
         *,
         start: Callable[[], Awaitable[Instance]],
-        found: Callable[[Instance, Origin], Awaitable[None]] | None = None,
+        restart: Callable[[Instance], Awaitable[Instance]] | None = None,
+        found: Callable[[Instance], None] | None = None,
         tagged: bool = False,
     ) -> Instance:
         """Find, restart or start an instance with these arguments, as `ensure` does, without waiting for it.
 
-        `found` is called with an existing instance and its origin. For `RESTARTED` it is called before the
-        request, because the restart may work although its response is lost. If every attempt of the restart
-        was refused, it is called again with `FOUND`: if the instance runs, another process restarted it.
+        `found` is called with an instance that was running or starting already. `restart` replaces a plain
+        restart. With `tagged`, the context length may be smaller by a tag.
         """
         async with self.ensure_lock:
             same_model = [
@@ -332,28 +337,23 @@ class Instances:
             existing = choose(same_model, args, model, tagged=tagged)
             if existing is None:
                 return await start()
-            origin = Origin.RESTARTED if existing.status.lower() == "stopped" else Origin.FOUND
+            instance_id = existing.instance_id
+            if existing.status.lower() == "stopped":
+                try:
+                    return await (self._restart(instance_id) if restart is None else restart(existing))
+                except _Refused as refusal:
+                    listed = await self._listed(instance_id, refusal)
+                    if listed is None and await self._is_missing(instance_id):
+                        return await start()  # another process has deleted it
+                    if listed is None or listed.status.lower() not in {"running", "pending"}:
+                        raise
+                    # Another process has restarted it, unless an attempt without a response did.
+                    existing = listed
+                    if refusal.outcome_unknown:
+                        return existing
             if found is not None:
-                await found(existing, origin)
-            if origin is Origin.FOUND:
-                return existing
-            witness = None if found is None else UncancellableWitness()
-            try:
-                return await self._restart(existing.instance_id, witness=witness)
-            except RequestError as error:
-                if found is not None and not error.outcome_unknown:
-                    await found(existing, Origin.FOUND)
-                if not isinstance(error, _Refused):
-                    raise
-                now = await self._listed(existing.instance_id, error)
-                if now is not None and now.status.lower() not in {"running", "pending"}:
-                    raise
-                if now is not None:
-                    return now  # another process has restarted it
-                if not await self._is_missing(existing.instance_id):
-                    raise
-            # Another process has deleted it.
-            return await start()
+                found(existing)
+            return existing
 
     async def _listed(self, instance_id: str, refusal: Exception) -> Instance | None:
         """Return an instance, None if it is not listed. If its entry cannot be read, raise the refusal."""

@@ -58,7 +58,8 @@ class Listing(tuple[T_co, ...]):  # noqa: SLOT001  (a tuple's subclass cannot ha
         return listing
 
     def __repr__(self) -> str:
-        return f"Listing({super().__repr__()}, unreadable={self.unreadable!r}, date={self.date!r})"
+        entries = super().__repr__()
+        return f"Listing({entries}, unreadable={self.unreadable!r})" if self.unreadable else entries
 
 
 def existing_ids(instances: Listing[Instance]) -> frozenset[str]:

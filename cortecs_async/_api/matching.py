@@ -44,14 +44,14 @@ class UnresolvedStart:
         baseline: The ids of the instances that existed before the start.
         service_at: When the baseline was read, by the service's clock, as Unix time in seconds; None if the
             service sends no dates.
-        untagged: The context length before it was lowered to tag the start; None without a tag.
+        tag: The context length that was sent instead of that in `args`, to tag the start; None without a tag.
         order: The sort key. Sort starts by it, so that every process assigns the instances in the same way.
     """
 
     args: InstanceArgs
     baseline: frozenset[str]
     service_at: float | None = None
-    untagged: int | None = None
+    tag: int | None = None
     order: tuple[bool, float, str] = (False, 0.0, "")
 
     def as_last(self) -> UnresolvedStart:
@@ -65,16 +65,17 @@ class UnresolvedStart:
         """Return whether this start can have created the instance, by its id and arguments."""
         if instance.instance_id in self.baseline:
             return False
-        return fits(instance.instance_args, self.args) or (
-            # The service may not return the tag.
-            self.untagged is not None
-            and fits(instance.instance_args, evolve(self.args, context_length=self.untagged))
-        )
+        return self.has_tag_of(instance) or fits(instance.instance_args, self.args)
 
     def has_tag_of(self, instance: Instance) -> bool:
-        """Return whether the instance has the tag of this start."""
-        tag = None if self.untagged is None else self.args.context_length
-        return tag is not None and instance.instance_args.context_length == tag and self.fits(instance)
+        """Return whether the instance is new, and has the tag of this start."""
+        args = instance.instance_args
+        return (
+            self.tag is not None
+            and args.context_length == self.tag
+            and instance.instance_id not in self.baseline
+            and fits(args, evolve(self.args, context_length=self.tag))
+        )
 
     def is_confirmed_by(self, instance: Instance, listed_at: float | None) -> bool | None:
         """Return whether the timestamp of the instance fits this start; None if it says nothing.
@@ -95,8 +96,10 @@ class UnresolvedStart:
 
     def is_contradicted_by(self, instance: Instance, listed_at: float | None) -> bool:
         """Return whether its tag or timestamp is evidence that another start created the instance."""
-        has_no_tag = self.untagged is not None and instance.instance_args.context_length == self.untagged
-        return has_no_tag or self.is_confirmed_by(instance, listed_at) is False
+        context_length = instance.instance_args.context_length
+        # By the reference, the service returns the length.
+        has_other_length = self.tag is not None and context_length not in {None, self.tag}
+        return has_other_length or self.is_confirmed_by(instance, listed_at) is False
 
 
 @frozen
@@ -112,10 +115,10 @@ class Ambiguous:
 
 @frozen
 class Contested:
-    """The instance may be the one of a start that is still in progress.
+    """The instances may be those of starts that are still in progress.
 
     Attributes:
-        candidates: The id of the instance.
+        candidates: The ids of the instances that the start can have created.
     """
 
     candidates: tuple[str, ...]
@@ -162,7 +165,9 @@ def match_start(
     group, candidates = _connected(start, starts, instances, fits)
     assignment = _assign(candidates, group, fits)
     if assignment is None:
-        return Ambiguous(tuple(each.instance_id for each in candidates if fits(start, each)))
+        ids = tuple(each.instance_id for each in candidates if fits(start, each))
+        # The surplus may belong to the starts in progress.
+        return Ambiguous(ids) if _assign(candidates, [*group, *in_progress], fits) is None else Contested(ids)
     found = assignment.get(start)
     if found is not None and any(fits(other, each) for other in in_progress for each in candidates):
         return Contested((found.instance_id,))

@@ -127,6 +127,8 @@ class Subscription:
         """End the wait if the error is permanent, or if reading has failed for `max_outage` seconds."""
         if self.failing_since is None:
             self.failing_since = now
+        if isinstance(error, DecodeError):
+            self.missing_since = None  # what cannot be read exists
         if not is_transient_error(error) or now - self.failing_since > max_outage:
             self.error = copy.copy(error)  # the task may add notes to it
             self.changed.notify()

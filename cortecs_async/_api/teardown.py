@@ -24,6 +24,7 @@ from .._errors import (
     BadRequestError,
     ClientClosedError,
     ConflictError,
+    DecodeError,
     NotFoundError,
     TeardownError,
 )
@@ -146,8 +147,13 @@ class Teardown:
                     self.state = await self._perform(action)
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
                     # Already stopped, already gone, or not ready for it yet: the next reading shows which.
-                    self.stop_refused = self.stop_repeated = action is Action.STOP
+                    self.stop_refused = action is Action.STOP
+                    # A conflict is with something that exists.
+                    self.stop_repeated = self.stop_refused and not isinstance(refusal, ConflictError)
                     await self._recover(action, refusal)
+                except DecodeError as error:
+                    await self._recover(action, error)
+                    self.state = self._after_unreadable(action)
                 except ClientClosedError as error:
                     self.last_error = error  # the user closed `http_client`: no request can be sent
                     break
@@ -201,6 +207,18 @@ class Teardown:
                     is_young = anyio.current_time() < self.visible_at
                     await anyio.sleep(_INVISIBLE_PAUSE if is_young else ABSENCE_SPAN)
                 return state
+
+    def _after_unreadable(self, action: Action) -> ObservedState:
+        """Return how to go on when the description of the instance cannot be read."""
+        if action is Action.STOP:
+            # The service accepted it.
+            self.stopped_at = anyio.current_time()
+            self.has_acted = True
+            self.missing_since = None
+        if self.stopped_at is None:
+            return ObservedState.LIVE
+        # The delete shows whether it is stopped.
+        return ObservedState.STOPPED if self.goal is Goal.GONE else ObservedState.UNSURE
 
     def _missing(self) -> ObservedState:
         """Return what a reading without the instance says about the state."""

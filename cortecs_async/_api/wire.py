@@ -29,6 +29,7 @@ from .domain import (
     HardwareType,
     Instance,
     InstanceArgs,
+    InstanceStatus,
     Model,
     ModelPreview,
     WorkerStatus,
@@ -40,6 +41,23 @@ T = TypeVar("T")
 
 def decode_instance(data: Any) -> Instance:
     return _decode(_member(data, "instance"), Instance)
+
+
+def decode_started(data: Any, args: InstanceArgs) -> Instance:
+    """Return the instance that a start with these arguments created.
+
+    Its id is enough: with it the instance can be released. If something else cannot be read, the instance has
+    the arguments that were sent, and is pending, as documented.
+    """
+    try:
+        return decode_instance(data)
+    except ShapeError:
+        entry = _member(data, "instance")
+        instance_id = entry.get("instance_id") if isinstance(entry, dict) else None
+        if not instance_id or not isinstance(instance_id, str):
+            raise
+        status = InstanceStatus(status="pending")
+        return Instance(instance_id=instance_id, instance_args=args, instance_status=status)
 
 
 def decode_instances(data: Any, date: float | None = None) -> Listing[Instance]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 from .._errors import DecodeError
 from .._http.messages import Failure, Reply, Witness
+from .domain import InstanceArgs
 from .matching import Claims
-from .wire import decode_instance
+from .wire import decode_started
 
 
 class StartWitness(Witness):
@@ -16,18 +18,19 @@ class StartWitness(Witness):
     Without this, a lease of the same client that searches for its own lost start might adopt the instance.
     """
 
-    def __init__(self, claims: Claims, model_id: str) -> None:
+    def __init__(self, claims: Claims, args: InstanceArgs) -> None:
         self._claims = claims
-        self._model_id = model_id
+        self._args = args
 
     def sending(self) -> None:
-        self._claims.begin_request(self._model_id)
+        self._claims.begin_request(self._args.model_id)
 
     def settled(self, outcome: Reply | Failure) -> None:
-        self._claims.end_request(self._model_id)
+        self._claims.end_request(self._args.model_id)
         if isinstance(outcome, Reply):
             with contextlib.suppress(DecodeError):
-                self._claims.ids.add(outcome.decode(decode_instance).instance_id)
+                started = outcome.decode(partial(decode_started, args=self._args))
+                self._claims.ids.add(started.instance_id)
 
 
 class UncancellableWitness(Witness):

@@ -48,8 +48,7 @@ class BatchPlan:
         is_available: Whether that hardware is available now; None if not known.
         instances: Instances to start.
         num_workers: Workers of each instance.
-        price_per_minute: Price of all instances and workers, in `currency`; None if not known. With hourly
-            billing, a sixtieth of the price per hour.
+        price_per_minute: Price of all instances and workers, in `currency`; None if not known.
         balance: Balance of the account, in `balance_currency`.
         currency: As the price list names it.
         balance_currency: As the account names it.

@@ -22,7 +22,6 @@ from .._http.connections import HTTPClient
 from .._lease.endpoint import inference_key
 from .._lease.lease import InstanceLease
 from .._lease.options import LeaseOptions
-from .._lease.pricing import cost_per_minute, read_price
 from .._public import publish_loaded
 from .._secrets import Secret
 from .plan import BatchOptions, BatchPlan, run_preflight
@@ -69,7 +68,7 @@ async def plan(
     types = {each.hardware_type_id: each for each in await hardware_types.list()}
     available = {each.hardware_type_id for each in await hardware_types.list_available()}
     hardware = types.get(hardware_type_id or "")
-    price = read_price(hardware) if hardware is not None else None
+    price = hardware.price_per_minute if hardware is not None else None
     balance = await user.balance()
     instances = min(options.instances, max(preflight.plan.left, 1))
     return evolve(
@@ -80,7 +79,7 @@ async def plan(
         is_available=hardware_type_id in available if hardware_type_id else None,
         instances=instances,
         num_workers=args.num_workers,
-        price_per_minute=None if price is None else cost_per_minute(price, args) * instances,
+        price_per_minute=None if price is None else price * args.num_workers * instances,
         currency=hardware.currency if hardware is not None else "",
         balance=balance.current_balance,
         balance_currency=balance.currency,

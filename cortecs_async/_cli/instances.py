@@ -140,7 +140,11 @@ def _time(time: datetime | None) -> str | None:
 
 
 def _list() -> tuple[Instance, ...]:
-    return call_api(lambda client: client.instances.list())
+    instances = call_api(lambda client: client.instances.list())
+    for entry in instances.unreadable:
+        name = entry.entry_id or "An instance without an id"
+        print_warning(one_line(f"{name} exists, but cannot be read: {entry.problem}"))
+    return instances
 
 
 def _check_choice(ids: tuple[str, ...], every: bool) -> None:

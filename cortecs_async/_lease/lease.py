@@ -40,6 +40,11 @@ from .start_state import StartState
 from .state import LeaseServices, LeaseState
 from .watchdog import Watchdog
 
+_NOT_SEEN = (
+    "the response to a start was lost, and no instance has appeared so far. If one still appears, the reaper "
+    "or `cortecs-async sweep` releases it"
+)
+
 
 class _Phase(enum.Enum):
     NEW = "not entered"
@@ -187,6 +192,8 @@ class InstanceLease(Endpoint):
             # The caller never got the instance, so `on_exit` does not apply.
             provisioning.revoke_hand_over(state)
             await self._end(error, "delete")
+            if state.held.attempt is not None and state.held.attempt.not_seen:
+                error.add_note(f"cortecs_async: {_NOT_SEEN}")
             raise
         self._phase = _Phase.RUNNING
         log(

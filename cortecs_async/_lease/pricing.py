@@ -84,11 +84,6 @@ def interval_cost(price: Price, args: InstanceArgs) -> float:
     return (price.per_hour if args.billing_interval == "per_hour" else price.per_minute) * args.num_workers
 
 
-def cost_per_minute(price: Price, args: InstanceArgs) -> float:
-    """Return what a minute costs on average, for all workers."""
-    return interval_cost(price, args) * 60.0 / _interval_seconds(args.billing_interval)
-
-
 def receipt(instance_id: str, seconds: float, args: InstanceArgs, price: Price | None) -> Receipt:
     intervals = intervals_begun(seconds, args.billing_interval)
     return Receipt(

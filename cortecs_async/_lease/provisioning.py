@@ -14,6 +14,7 @@ from .._api.instances import Origin
 from .._api.waiting import wait_until_running
 from .._errors import LeaseExpiredError, RequestTimeoutError, StartTimeoutError
 from .._logging import Event, log
+from .restart import restart
 from .start_state import StartState
 from .state import LeaseState
 
@@ -24,12 +25,13 @@ async def start(state: LeaseState) -> None:
     attempt = held.attempt = services.starter.prepare(options.args, partial(_started, state))
     with anyio.CancelScope(deadline=state.began + options.start_timeout):
         if options.borrowed is not None:
-            await _found(state, await services.instances.get(options.borrowed), Origin.FOUND)
+            _found(state, await services.instances.get(options.borrowed))
         elif options.reuse:
-            # After a restart, the returned snapshot is newer than the one found.
+            # After a restart, the returned snapshot is newer than the recorded one.
             state.newest = await services.instances.find_or_start(
                 options.args,
                 start=lambda: services.starter.start(attempt),
+                restart=partial(restart, state),
                 found=partial(_found, state),
                 tagged=services.starter.settings.tag_starts,
             )
@@ -74,25 +76,10 @@ def _started(state: LeaseState, instance: Instance) -> None:
     )
 
 
-async def _found(state: LeaseState, instance: Instance, origin: Origin) -> None:
-    held, promises = state.held, state.services.promises
+def _found(state: LeaseState, instance: Instance) -> None:
     state.newest = instance
-    held.instance_id, held.origin = instance.instance_id, origin
-    if held.key is not None:
-        # The restart was refused: if the instance runs, another program has restarted it.
-        key, held.key = held.key, None
-        await promises.close(key)
-        return
-    log(
-        Event.LEASE_RESTARTED if origin is Origin.RESTARTED else Event.LEASE_FOUND,
-        instance_id=instance.instance_id,
-        model=instance.instance_args.hf_name,
-    )
-    if origin is Origin.RESTARTED:
-        held.key = promises.record_created(
-            None, instance.instance_id, goal="stopped", expires_at=state.expiry()
-        )
-        await promises.flush(strict=True)
+    state.held.instance_id, state.held.origin = instance.instance_id, Origin.FOUND
+    log(Event.LEASE_FOUND, instance_id=instance.instance_id, model=instance.instance_args.hf_name)
 
 
 async def wait(state: LeaseState) -> None:

@@ -6,11 +6,10 @@ import math
 from collections.abc import Callable
 
 import anyio
-from attrs import define, field
+from attrs import define
 
 from .._aio.eventloop import loop_clock
 from .._aio.tasks import run_uncancellable
-from .._api.domain import Instance
 from .._api.instances import Origin
 from .._api.listing import existing_ids
 from .._api.teardown import Goal, Teardown
@@ -47,7 +46,6 @@ class Release:
     on_work: Callable[[], None]
     failure: CortecsError | None = None
     _teardown: Teardown | None = None
-    _appeared: list[tuple[str, Instance]] = field(factory=list)
     _is_closed: bool = False
 
     @property
@@ -115,13 +113,11 @@ class Release:
         if start is None or not start.not_seen or self.held.instance_id is None:
             return
         with anyio.CancelScope(deadline=self.deadline):
-            self._appeared += await self.services.starter.find_not_seen(start)
-        start.not_seen.clear()
-        while self._appeared:
-            key, instance = self._appeared[-1]
-            if await self._run(self._teardown_of(instance.instance_id, Goal.GONE)):
-                self.services.promises.record_gone(key)
-            self._appeared.pop()
+            found = await self.services.starter.find_not_seen(start)
+            for key, instance in found:
+                if await self._run(self._teardown_of(instance.instance_id, Goal.GONE)):
+                    self.services.promises.record_gone(key)
+                    del start.not_seen[key]
 
     def _teardown_of(self, instance_id: str, goal: Goal) -> Teardown:
         began = self.held.billed_from

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 from attrs import define, field
 
 from .._api.domain import Instance, InstanceArgs
 from .._api.matching import Claims, UnresolvedStart
-from .._api.wire import decode_instance
+from .._api.wire import decode_started
 from .._config import RetryPolicy
 from .._errors import DecodeError
 from .._http.messages import Failure, FailureKind, Reply
@@ -78,7 +79,7 @@ class StartAttempt:
         self.request_id = outcome.request_id
         if isinstance(outcome, Reply):
             try:
-                self.started(outcome.decode(decode_instance))
+                self.started(outcome.decode(partial(decode_started, args=self.args)))
             except DecodeError:
                 self._set_unknown(Failure(kind=FailureKind.UNREADABLE, status=outcome.status))
         elif may_have_taken_effect("POST", outcome):

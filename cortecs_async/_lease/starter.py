@@ -19,7 +19,7 @@ import random
 from collections.abc import Callable
 
 import anyio
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from .._aio.synchronization import SingleFlight
 from .._api.domain import Instance, InstanceArgs
@@ -32,6 +32,7 @@ from .._api.resources import Models
 from .._config import Settings
 from .._errors import AmbiguousStartError, ClientClosedError, CortecsError, RequestError
 from .._http.limiter import Priority, PriorityLimiter
+from .._http.messages import Failure
 from .._http.retry import counts_as_retry, is_transient, next_wait
 from .._logging import Event, log
 from .._recovery.claims import ForeignClaims
@@ -42,11 +43,6 @@ from .tags import StartTags
 
 # How many seconds old a list may be to serve as a baseline, so that a stream of starts shares lists.
 _BASELINE_MAX_AGE = 1.0
-
-_NOT_SEEN = (
-    "the response to a start was lost, and no instance has appeared so far. If one still does, the reaper "
-    "releases it, and so does `cortecs-async sweep`"
-)
 
 # Seconds to wait longer while a new instance may belong to a start of another process.
 _COMPETING_GRACE = 60.0
@@ -97,14 +93,6 @@ class Starter:
             JournalError: or `GuardError`, if one is required and missing. Nothing was sent.
             RequestError: if nothing was started or, with `outcome_unknown`, if that is not known.
         """
-        try:
-            return await self._start(start)
-        except CortecsError as error:
-            if start.not_seen:
-                error.add_note(f"cortecs_async: {_NOT_SEEN}")
-            raise
-
-    async def _start(self, start: StartAttempt) -> Instance:
         attempt = counted = 0
         spent = 0.0  # seconds of attempts and pauses, not counting waits for a slot
         while True:
@@ -118,15 +106,8 @@ class Starter:
                 if start.state is not StartState.UNKNOWN:
                     spent += anyio.current_time() - start.sent_at
                     # Not in the transport, because each attempt needs a new baseline.
-                    wait = next_wait(
-                        "POST",
-                        "/instances/start",
-                        start.failure,
-                        attempt=attempt,
-                        counted=counted,
-                        elapsed=spent,
-                        policy=self.settings.retry,
-                        rng=self._rng,
+                    wait = self.wait_before_retry(
+                        "/instances/start", start.failure, attempt=attempt, counted=counted, elapsed=spent
                     )
                     if wait is None:
                         raise
@@ -139,7 +120,6 @@ class Starter:
                         request_id=start.failure.request_id,
                         error=error,
                     )
-                    self.observer.retry("POST", "/instances/start", start.failure, attempt=attempt, wait=wait)
                     await anyio.sleep(wait)
                     spent += wait
                     continue
@@ -158,6 +138,21 @@ class Starter:
                     raise
                 log(Event.LEASE_START_REPEATED, model=start.args.hf_name)
 
+    def wait_before_retry(
+        self, path: str, failure: Failure, *, attempt: int, counted: int, elapsed: float
+    ) -> float | None:
+        """Return the seconds until a rejected start or restart may be sent again, or None to give up.
+
+        See `next_wait`.
+        """
+        policy, rng = self.settings.retry, self._rng
+        wait = next_wait(
+            "POST", path, failure, attempt=attempt, counted=counted, elapsed=elapsed, policy=policy, rng=rng
+        )
+        if wait is not None:
+            self.observer.retry("POST", path, failure, attempt=attempt, wait=wait)
+        return wait
+
     async def _attempt(self, start: StartAttempt) -> Instance:
         """List the baseline, record the intent, and send the start.
 
@@ -170,11 +165,12 @@ class Starter:
             # The journal drops a baseline that no open start uses; against an empty one everything is new.
             if listing.baseline is None or not self.promises.store.has_baseline(listing.baseline):
                 listing.baseline = self.promises.baseline(existing_ids(listing.instances))
-            sent, untagged = await self._tags.apply(start.args)
+            tag = await self._tags.new_tag(start.args)
             start.key = await self.promises.record_intent(
-                sent, listing.baseline, service_at=listing.instances.date, untagged=untagged
+                start.args, listing.baseline, service_at=listing.instances.date, tag=tag
             )
             start.unresolved = self.promises.unresolved_start(start.key)
+            sent = start.args if tag is None else evolve(start.args, context_length=tag)
             instance = await self.instances.start_once(sent, start)
         except GeneratorExit:
             if start.key is not None and start.state is StartState.NOT_STARTED:
@@ -187,7 +183,8 @@ class Starter:
             raise
         finally:
             self._slots.release(Priority.CALL)
-        self._tags.check_echo(sent, instance)
+        if tag is not None:
+            self._tags.check_returned(tag, instance)
         return instance
 
     async def _acquire_slot(self, model_id: str) -> None:
@@ -268,6 +265,7 @@ class Starter:
         assert start.unresolved is not None  # noqa: S101
         start.resolved(StartState.NOT_SEEN)
         start.not_seen[start.key] = start.unresolved.as_last()
+        log(Event.LEASE_START_NOT_SEEN, model=start.args.hf_name)
         self.promises.record_abandoned(start.key)
         start.key = None
         await self.promises.flush()

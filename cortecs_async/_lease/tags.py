@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 
-from attrs import define, evolve, field
+from attrs import define, field
 
 from .._api.domain import Instance, InstanceArgs
 from .._api.matching import MAX_TAG_SHARE, with_defaults
@@ -31,18 +31,16 @@ class StartTags:
     enabled: bool
     _defaults: dict[InstanceArgs, int] = field(factory=dict)
 
-    async def apply(self, args: InstanceArgs) -> tuple[InstanceArgs, int | None]:
-        """Return the arguments with a tag, and the context length without it; None if there is no tag.
+    async def new_tag(self, args: InstanceArgs) -> int | None:
+        """Return the context length to send, which is the tag; None for a start without one.
 
-        Without a given or known context length, the start gets no tag: the model might not allow the length.
+        Without a given or known context length, there is none: the model might not allow the length.
         """
         if not self.enabled:
-            return args, None
+            return None
         context_length = args.context_length or await self._default(args)
         most = math.ceil(context_length * MAX_TAG_SHARE) - 1
-        if most < 1:
-            return args, None
-        return evolve(args, context_length=context_length - self.rng.randint(1, most)), context_length
+        return context_length - self.rng.randint(1, most) if most >= 1 else None
 
     async def _default(self, args: InstanceArgs) -> int:
         if args not in self._defaults:
@@ -53,8 +51,12 @@ class StartTags:
             self._defaults[args] = with_defaults(args, model).context_length or 0
         return self._defaults[args]
 
-    def check_echo(self, sent: InstanceArgs, instance: Instance) -> None:
-        """Stop tagging if the service does not return the tag."""
-        if self.enabled and instance.instance_args.context_length != sent.context_length:
+    def check_returned(self, tag: int, instance: Instance) -> None:
+        """Stop tagging if the response to a start with a tag shows that the service does not return it."""
+        if self.enabled and instance.instance_args.context_length != tag:
             self.enabled = False
-            log(Event.LEASE_TAG_NOT_RETURNED, instance_id=instance.instance_id, model=sent.hf_name)
+            log(
+                Event.LEASE_TAG_NOT_RETURNED,
+                instance_id=instance.instance_id,
+                model=instance.instance_args.hf_name,
+            )

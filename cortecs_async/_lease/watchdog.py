@@ -10,6 +10,7 @@ from attrs import define, field
 from .._aio.scopes import CancellableBlock
 from .._aio.tasks import BackgroundTask
 from .._api.domain import Instance
+from .._api.polling import ABSENCE_SPAN
 from .._api.waiting import TERMINAL_STATUSES
 from .._errors import InstanceLostError, LeaseExpiredError, LifecycleError
 from .._logging import Event, log
@@ -83,7 +84,7 @@ class Watchdog:
                     continue
                 # Read it twice: one wrong response must not cancel the block.
                 await anyio.sleep(policy.min_interval)
-                found = await self._next(known=None)
+                found = await self._next(known=None, absence=0.0)
                 if _is_lost(found):
                     return "disappeared" if found is None else f"became {found.status!r}"
             except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
@@ -95,10 +96,13 @@ class Watchdog:
                 )
                 await anyio.sleep(policy.lost_interval)
 
-    async def _next(self, *, known: Instance | None) -> Instance | None:
+    async def _next(self, *, known: Instance | None, absence: float = ABSENCE_SPAN) -> Instance | None:
         services = self._state.services
         poller, interval = services.instances.poller, services.poll.lost_interval
-        return await poller.next(poller.subscribe(self.instance.instance_id, known=known, interval=interval))
+        subscription = poller.subscribe(
+            self.instance.instance_id, known=known, absence=absence, interval=interval
+        )
+        return await poller.next(subscription)
 
 
 def _is_lost(instance: Instance | None) -> bool:

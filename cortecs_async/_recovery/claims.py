@@ -111,7 +111,7 @@ def unresolved_start_of(state: JournalState, promise: Promise) -> UnresolvedStar
         args=InstanceArgs(**{name: value for name, value in promise.args.items() if name in known}),
         baseline=state.baseline_of(promise),
         service_at=promise.service_at,
-        untagged=promise.untagged,
+        tag=promise.tag,
         order=(False, promise.at, f"{state.owner.get('id')}{promise.key}"),
     )
     # No lease waits for it any more.

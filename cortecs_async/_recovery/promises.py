@@ -100,11 +100,11 @@ class Promises:
         baseline: str,
         *,
         service_at: float | None = None,
-        untagged: int | None = None,
+        tag: int | None = None,
     ) -> str:
         """Record that a start is about to be sent, and return the key once the journal and the reaper know.
 
-        `service_at` and `untagged` are those of `UnresolvedStart`. Raises as `flush` with `strict`; then no
+        `service_at` and `tag` are those of `UnresolvedStart`. Raises as `flush` with `strict`; then no
         promise is recorded.
         """
         self._join()
@@ -115,7 +115,7 @@ class Promises:
             "args": encode_start(args),
             "baseline": baseline,
             "service_at": service_at,
-            "untagged": untagged,
+            "tag": tag,
         })  # fmt: skip
         try:
             await self.flush(strict=True)

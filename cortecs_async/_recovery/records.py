@@ -35,7 +35,7 @@ class Promise:
         baseline: Name of the set of ids that existed before the start; None without a start.
         service_at: When the baseline was read, by the service's clock, as Unix time in seconds; None if the
             service sends no dates.
-        untagged: The context length before it was lowered to tag the start; None without a tag.
+        tag: The context length that was sent instead of that in `args`, to tag the start; None without a tag.
         instance_id: None until the response to the start arrives, or its instance is found.
         goal: "gone" or "stopped".
         expires_at: Unix time in seconds at which the instance is released, even if its owner lives; None for
@@ -54,7 +54,7 @@ class Promise:
         self.at: float = at
         self.baseline: str | None = None
         self.service_at: float | None = None
-        self.untagged: int | None = None
+        self.tag: int | None = None
         self.instance_id: str | None = None
         self.goal: str = "gone"
         self.expires_at: float | None = None
@@ -160,7 +160,7 @@ class JournalState:
 def _records_of(promise: Promise) -> Iterable[Record]:
     common = {"entry": promise.key, "account": promise.account, "api": promise.api, "at": promise.at}
     if promise.baseline is not None:
-        more = {"service_at": promise.service_at, "untagged": promise.untagged}
+        more = {"service_at": promise.service_at, "tag": promise.tag}
         yield {"kind": "INTENT", **common, "args": promise.args, "baseline": promise.baseline, **more}
     if promise.instance_id is not None:
         yield {
@@ -207,9 +207,9 @@ def _new_promise(record: Record) -> Promise:
 def _apply_intent(state: JournalState, record: Record) -> None:
     promise = _new_promise(record)
     promise.baseline = str(record["baseline"])
-    service_at, untagged = record.get("service_at"), record.get("untagged")
+    service_at, tag = record.get("service_at"), record.get("tag")
     promise.service_at = None if service_at is None else float(service_at)
-    promise.untagged = None if untagged is None else int(untagged)
+    promise.tag = None if tag is None else int(tag)
     state.promises[promise.key] = promise
 
 

@@ -177,7 +177,7 @@ def instance_json(instance: Instance, now: float, settings: Settings, root_url: 
         "instance_args": args_json,
         "instance_status": {
             "status": settings.status_words.get(status, status),
-            "started_at": _started_at(instance, now, settings),
+            "started_at": _started_at(instance, now, elapsed, settings),
             "stopped_at": timestamp(run.stopped_at, settings.epoch)
             if run.stopped_at is not None and status == "stopped"
             else None,
@@ -189,20 +189,22 @@ def instance_json(instance: Instance, now: float, settings: Settings, root_url: 
     }
 
 
-def _started_at(instance: Instance, now: float, settings: Settings) -> str | None:
-    """Return the stamp of a start, which means what `Settings.started_at` says; None if there is none yet."""
-    meaning = settings.started_at
+def _started_at(instance: Instance, now: float, elapsed: float, settings: Settings) -> str | None:
+    """Return the stamp of a start, which means what `Settings.started_at` says; None if there is none yet.
+
+    `elapsed` is the progress of the latest run.
+    """
+    meaning, after = settings.started_at, settings.stamped_after
     if meaning == "constant":
         return _CONSTANT_STAMP
-    if meaning == "none":
-        return None
     # A run that was stopped before it got this far never has a stamp.
-    stamped_after = settings.stamped_after
-    for run in instance.runs if meaning == "first_running" else (instance.run,):
-        if run.progress(now) >= stamped_after - EPSILON:
-            offset = _LOCAL_OFFSET if meaning == "local_time" else 0
-            return timestamp(run.started_at + stamped_after + offset, settings.epoch)
-    return None
+    if meaning == "first_running":
+        begun = next((run.started_at for run in instance.runs if run.progress(now) >= after - EPSILON), None)
+    else:
+        begun = None if meaning == "none" or elapsed < after - EPSILON else instance.run.started_at
+    if begun is None:
+        return None
+    return timestamp(begun + after + (_LOCAL_OFFSET if meaning == "local_time" else 0), settings.epoch)
 
 
 def _progress(worker: int, elapsed: float, settings: Settings) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class Service:
         if fault is None or fault.after:
             return self._begin(request, match, now)
         if fault.kind == "omit":
-            return self._handle(request, match, now, self._account.without(fault.instance_id)), None
+            return self._handle_with(self._account.without(fault.instance_id), request, match, now), None
         if fault.kind == "late":
             self._delayed.append(_DelayedRequest(now + fault.seconds, request, match))
         return None, None
@@ -152,9 +152,12 @@ class Service:
                 self._handle(each.request, each.match, each.due)
         return now
 
-    def _handle(self, request: Request, match: Match, now: float, account: Account | None = None) -> Response:
+    def _handle(self, request: Request, match: Match, now: float) -> Response:
+        return self._handle_with(self._account, request, match, now)
+
+    def _handle_with(self, account: Account, request: Request, match: Match, now: float) -> Response:
         try:
-            return handle(account or self._account, request, match, now)
+            return handle(account, request, match, now)
         except ApiError as error:
             return error_response(error, self._error_body(request))
 

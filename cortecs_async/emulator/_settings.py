@@ -1,5 +1,6 @@
 """The settings of an emulator, fixed when it is created."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, get_args
@@ -87,18 +88,15 @@ class Settings:
     epoch: float
     """The Unix time at which the clock was zero, by the service's clock, for dates in responses."""
 
-    # Computed once: each instance of each list needs them.
-    ready_after: float = attrs.field(init=False)
-    """Seconds from an accepted start until the first worker is running."""
-    stamped_after: float = attrs.field(init=False)
-    """Seconds from an accepted start to the moment that `started_at` means."""
-
-    @ready_after.default
-    def _(self) -> float:
+    # Cached: each instance of each list needs them.
+    @functools.cached_property
+    def ready_after(self) -> float:
+        """Seconds from an accepted start until the first worker is running."""
         return (self.num_steps - 1) * self.step_seconds
 
-    @stamped_after.default
-    def _(self) -> float:
+    @functools.cached_property
+    def stamped_after(self) -> float:
+        """Seconds from an accepted start to the moment that `started_at` means."""
         if self.started_at == "accepted":
             return 0.0
         return (

@@ -355,7 +355,10 @@ class TestLostThenRefused:
         service.on("GET", "/instances/", Answer(json={"instances": [instance("instance-2")]}))
         async with service.client() as client:
             await client.instances.delete("instance-1")
-        assert service.routes == ["DELETE /instances/instance-1"] * 2 + ["GET /instances/"]
+        # Readings of 5 s agree, by its id and in the list.
+        readings = ["GET /instances/", *["GET /instances/instance-1", "GET /instances/"] * 3]
+        assert service.routes == ["DELETE /instances/instance-1"] * 2 + readings
+        assert service.times[-1] - service.times[-5] == pytest.approx(5.0)
 
     @alternating("refusal", REFUSALS)
     async def test_a_delete_is_not_done_while_it_is_listed(self, service: Service, refusal: int) -> None:

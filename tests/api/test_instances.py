@@ -159,16 +159,21 @@ async def test_waiting_gives_up_when_nothing_changes(world: World) -> None:
         assert anyio.current_time() - start == pytest.approx(30, abs=1)
 
 
-async def test_waiting_for_a_stopped_or_missing_instance_fails_at_once(world: World) -> None:
+async def test_waiting_for_a_stopped_instance_fails_at_once_and_for_a_missing_one_after_five_seconds(
+    world: World,
+) -> None:
     async with world() as (emu, client):
         instance_id = emu.start_instance(MODEL_ID, HARDWARE)
         emu.stop_instance(instance_id)
         start = anyio.current_time()
         with pytest.raises(errors.StartFailedError, match="'stopped'"):
             await client.instances.wait_until_running(instance_id)
+        assert anyio.current_time() == start
+        before = len(emu.requests)
         with pytest.raises(errors.InstanceGoneError):
             await client.instances.wait_until_running("instance-404")
-        assert anyio.current_time() == start
+        assert anyio.current_time() == start + 5.0
+        assert [each.route for each in emu.requests[before:]] == ["get", "list"] * 3
 
 
 async def test_waiting_outlasts_an_outage(world: World) -> None:

@@ -8,13 +8,14 @@ import pickle
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import anyio
 import httpx
 import pytest
 from _scripted import Answer, Service, instance
 
 from cortecs_async import AsyncCortecs
 from cortecs_async._api.listing import read_date
-from cortecs_async._errors import DecodeError, NotFoundError
+from cortecs_async._errors import CortecsError, DecodeError, NotFoundError
 from cortecs_async.types import HardwareType, Listing, UnreadableEntry
 
 ODD = UnreadableEntry(entry_id="odd", problem="at $, an object was expected, but it is null")
@@ -54,10 +55,11 @@ class TestListing:
             assert found.date == 1.5
             assert found == (hardware,)
 
-    def test_the_repr_shows_everything(self) -> None:
+    def test_the_repr_shows_what_cannot_be_read(self) -> None:
+        assert repr(Listing("a", date=1.5)) == "('a',)"
         assert repr(Listing("a", unreadable=[ODD], date=1.5)) == (
             "Listing(('a',), unreadable=(UnreadableEntry(entry_id='odd', "
-            "problem='at $, an object was expected, but it is null'),), date=1.5)"
+            "problem='at $, an object was expected, but it is null'),))"
         )
 
 
@@ -192,11 +194,20 @@ async def test_an_unreadable_instance_was_not_deleted() -> None:
     service.on("DELETE", "/instances/instance-1", LOST, Answer(status=404))
     service.on("GET", "/instances/", Answer(json=UNREADABLE))
     async with service.client() as client:
+        start = anyio.current_time()
         with pytest.raises(NotFoundError):
             await client.instances.delete("instance-1")
-        service.on("DELETE", "/instances/instance-1", LOST, Answer(status=404))
-        service.on("GET", "/instances/", Answer(json={"instances": []}))
+        assert anyio.current_time() - start < 30.0
+
+
+async def test_an_instance_is_deleted_once_readings_agree_that_it_is_missing() -> None:
+    service = Service()
+    service.on("DELETE", "/instances/instance-1", LOST, Answer(status=404))
+    service.on("GET", "/instances/", Answer(json={"instances": []}))
+    async with service.client() as client:
         await client.instances.delete("instance-1")
+    assert service.routes[2:] == ["GET /instances/", *["GET /instances/instance-1", "GET /instances/"] * 3]
+    assert service.times[-1] - service.times[-2 * 3] == 5.0
 
 
 async def test_an_unreadable_instance_is_not_taken_for_stopped() -> None:
@@ -219,3 +230,18 @@ async def test_ensure_does_not_replace_an_instance_that_became_unreadable() -> N
             await client.instances.ensure("org--model", "NVIDIA_H100_1")
     assert service.routes[-1] == "GET /instances/"
     assert "POST /instances/start" not in service.routes
+
+
+async def test_a_start_whose_response_is_odd_but_for_the_id_is_not_repeated() -> None:
+    service = Service()
+    odd = {**instance("mine", "pending"), "instance_args": None}
+    service.on("GET", "/instances/", Answer(json={"instances": []}), Answer(json={"instances": [odd]}))
+    service.on("POST", "/instances/start", Answer(json={"instance": odd}))
+    async with service.client(guard="off", journal="off") as client:
+        started = await client.instances.start("org/model", context_length=8192)
+        assert (started.instance_id, started.instance_args.context_length) == ("mine", 8192)
+        with pytest.raises(CortecsError, match="mine"):
+            async with client.instance("org/model", start_timeout=20, teardown_timeout=5):
+                pytest.fail("entered")
+    assert service.routes.count("POST /instances/start") == 2
+    assert "POST /instances/stop" in service.routes

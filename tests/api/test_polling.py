@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import pairwise
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import anyio
 import pytest
-from _grids import BACKENDS, grid
+from _grids import BACKENDS, alternating, grid, on_one_backend
 from attrs import evolve
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cortecs_async import PollPolicy, errors
 from cortecs_async._api.domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
-from cortecs_async._api.polling import Poller, StepTimes, poll_interval
-from cortecs_async._api.waiting import InstanceWatch
+from cortecs_async._api.intervals import StepTimes, poll_interval
+from cortecs_async._api.listing import Listing, UnreadableEntry
+from cortecs_async._api.polling import Poller
+from cortecs_async._api.waiting import InstanceWatch, has_ended, wait_until, wait_until_running
 from cortecs_async._errors import error_class_for
 
 
@@ -34,7 +38,10 @@ def nothing(_now: float) -> None:
 
 
 class Script:
-    """A source whose instances follow a function of time. It records all requests."""
+    """A source whose instances follow a function of time. It records all requests.
+
+    An instance with the status "unreadable" is an entry of the list that cannot be read; so is a get of it.
+    """
 
     def __init__(self, *, latency: float = 0.0) -> None:
         self.states: dict[str, Callable[[float], str | None]] = {}
@@ -42,8 +49,10 @@ class Script:
         self.asked: list[tuple[float, str]] = []
         self.trouble: Callable[[float], Exception | None] = lambda _now: None
 
-    def _now(self, instance_id: str) -> Instance | None:
+    def _now(self, instance_id: str) -> Instance | UnreadableEntry | None:
         state = self.states.get(instance_id, nothing)(anyio.current_time())
+        if state == "unreadable":
+            return UnreadableEntry(entry_id=instance_id, problem="it is odd")
         return None if state is None else snapshot(instance_id, state)
 
     async def _ask(self, what: str) -> None:
@@ -56,15 +65,20 @@ class Script:
     async def read_one(self, instance_id: str) -> Instance:
         await self._ask(instance_id)
         instance = self._now(instance_id)
+        path = f"/instances/{instance_id}"
         if instance is None:
-            raise errors.BadRequestError(
-                "no", method="GET", path=f"/instances/{instance_id}", status_code=400
-            )
+            raise errors.BadRequestError("no", method="GET", path=path, status_code=400)
+        if isinstance(instance, UnreadableEntry):
+            raise errors.DecodeError("odd", method="GET", path=path)
         return instance
 
-    async def read_all(self) -> Iterable[Instance]:
+    async def read_all(self) -> Listing[Instance]:
         await self._ask("*")
-        return [each for each in map(self._now, self.states) if each is not None]
+        entries = [each for each in map(self._now, self.states) if each is not None]
+        return Listing(
+            [each for each in entries if isinstance(each, Instance)],
+            unreadable=[each for each in entries if isinstance(each, UnreadableEntry)],
+        )
 
 
 def switch(at: float, before: str | None, after: str | None) -> Callable[[float], str | None]:
@@ -386,7 +400,17 @@ async def test_gone_needs_both_the_instance_and_the_list() -> None:
     start = anyio.current_time()
     source.states["a"] = lambda now: "pending" if now - start < 10 else None
     seen_at = await until(Poller(source, PollPolicy()), "a", None)
-    assert [what for at, what in source.asked if at == seen_at] == ["a", "*"]
+    # Three readings that agree, for 5 s.
+    since = seen_at - 5.0
+    assert since >= start + 10
+    assert [(at - since, what) for at, what in source.asked if at >= start + 10] == [
+        (0.0, "a"),
+        (0.0, "*"),
+        (2.5, "a"),
+        (2.5, "*"),
+        (5.0, "a"),
+        (5.0, "*"),
+    ]
 
 
 async def test_an_instance_that_the_list_lacks_is_requested_by_id() -> None:
@@ -394,10 +418,14 @@ async def test_an_instance_that_the_list_lacks_is_requested_by_id() -> None:
     start = anyio.current_time()
     source.states.update(a=switch(start + 8, "pending", None), b=switch(start + 20, "pending", "running"))
     poller = Poller(source, PollPolicy())
+    seen: list[float] = []
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(until, poller, "a", None)
+        tasks.start_soon(until, poller, "a", None, seen)
         tasks.start_soon(until, poller, "b", "running")
-    assert "a" in {what for at, what in source.asked if at - start >= 8}
+    times = [at for at, what in source.asked if what == "a" and at - start >= 8]
+    # It is gone at the first reading that is 5 s after the first one without it.
+    assert times[-1] - times[0] >= 5.0 > times[-2] - times[0]
+    assert seen == times[-1:]
 
 
 async def test_an_instance_that_get_denies_but_the_list_shows_is_not_gone() -> None:
@@ -414,8 +442,10 @@ async def test_an_instance_that_get_denies_but_the_list_shows_is_not_gone() -> N
 async def test_after_a_delete_the_list_alone_proves_that_it_is_gone() -> None:
     source = Script()
     poller = Poller(source, PollPolicy())
+    start = anyio.current_time()
     assert await poller.next(poller.subscribe("a", trust_list=True)) is None
     assert [what for _, what in source.asked] == ["*"]
+    assert anyio.current_time() == start
 
 
 async def test_a_watch_ends_when_the_instance_goes() -> None:
@@ -426,12 +456,298 @@ async def test_a_watch_ends_when_the_instance_goes() -> None:
     ]
     statuses = [instance.status async for instance in InstanceWatch(Poller(source, PollPolicy()), "a")]
     assert statuses == ["pending", "running", "stopped"]
+    assert 35.0 <= anyio.current_time() - start <= 35.0 + 3.0
 
 
 async def test_a_watch_of_a_missing_instance_raises() -> None:
+    start = anyio.current_time()
+    source = Script()
     with pytest.raises(errors.InstanceGoneError, match="'nope'") as caught:
-        await anext(InstanceWatch(Poller(Script(), PollPolicy()), "nope"))
+        await anext(InstanceWatch(Poller(source, PollPolicy()), "nope"))
     assert caught.value.instance_id == "nope"
+    assert anyio.current_time() - start == 5.0
+    assert [what for _, what in source.asked] == ["nope", "*"] * 3
+
+
+# --- missing ------------------------------------------------------------------------------------------------
+
+
+async def news(poller: Poller, instance_id: str, seconds: float, **options: Any) -> list[tuple[float, str]]:
+    """Return all news of an instance in this time, as seconds from now and statuses."""
+    found: list[tuple[float, str]] = []
+    start = anyio.current_time()
+    subscription = poller.subscribe(instance_id, **options)
+    with anyio.move_on_after(seconds):
+        while True:
+            reading = await poller.next(subscription)
+            found.append((anyio.current_time() - start, reading.status if reading else "missing"))
+    return found
+
+
+@alternating(
+    "back_at,expected",
+    [
+        (2.499, [(2.5, "pending")]),
+        (4.999, [(5.0, "pending")]),
+        (5.0, [(5.0, "pending")]),
+        (5.001, [(5.0, "missing"), (5.5, "pending")]),
+        (math.inf, [(5.0, "missing")]),
+    ],
+)
+async def test_missing_is_what_all_readings_of_five_seconds_say(
+    back_at: float, expected: list[tuple[float, str]]
+) -> None:
+    source = Script()
+    source.states["a"] = switch(anyio.current_time() + back_at, None, "pending")
+    assert await news(Poller(source, PollPolicy()), "a", 20.0) == expected
+
+
+@alternating(
+    "options,expected",
+    [
+        ({}, [(5.0, "missing")]),
+        ({"absence": 0.0}, [(0.0, "missing")]),
+        ({"absence": 20.0}, [(20.0, "missing")]),
+        ({"trust_list": True}, [(0.0, "missing")]),
+        ({"trust_list": True, "absence": 20.0}, [(0.0, "missing")]),
+        ({"interval": 30.0}, [(5.0, "missing")]),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
+)
+async def test_each_wait_says_how_long_it_must_be_missing(
+    options: dict[str, Any], expected: list[tuple[float, str]]
+) -> None:
+    source = Script()
+    assert await news(Poller(source, PollPolicy()), "a", 60.0, **options) == expected
+    first = "*" if options.get("trust_list") else "a"
+    assert source.asked[0] == (0.0, first)
+
+
+async def test_waits_for_one_instance_may_differ_in_how_long_it_must_be_missing() -> None:
+    source = Script()
+    source.states["b"] = lambda _now: "pending"
+    poller = Poller(source, PollPolicy())
+    found: dict[float, list[tuple[float, str]]] = {}
+
+    async def wait(absence: float) -> None:
+        found[absence] = await news(poller, "a", 20.0, absence=absence)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(news, poller, "b", 20.0)
+        for absence in (0.0, 5.0):
+            tasks.start_soon(wait, absence)
+    assert found == {0.0: [(0.0, "missing")], 5.0: [(5.0, "missing")]}
+
+
+@pytest.mark.parametrize("others", [False, True])
+async def test_one_odd_reading_is_no_news(*, others: bool) -> None:
+    """Test it for an instance that is requested by its id, and for one that is read from the list."""
+    source = Script()
+    source.states["b"] = lambda _now: "pending"
+    away = [(1.0, 1.4), (7.0, 8.0), (30.0, 34.9), (60.0, 64.9)]
+    source.states["a"] = lambda now: None if any(since <= now < to for since, to in away) else "running"
+    poller = Poller(source, PollPolicy())
+    async with anyio.create_task_group() as tasks:
+        if others:
+            tasks.start_soon(news, poller, "b", 200.0)
+        # Some poll fell in each of the two long gaps.
+        assert await news(poller, "a", 100.0) == [(0.0, "running")]
+        tasks.cancel_scope.cancel()
+    what = "*" if not others else "a"
+    assert {30.0, 60.0} <= {at // 10 * 10 for at, asked in source.asked if asked == what}
+
+
+class Replicas(Script):
+    """A service of replicas that answer in turn. One of them knows nothing of the instance `a`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+    def _now(self, instance_id: str) -> Instance | UnreadableEntry | None:
+        lags = instance_id == "a" and len(self.asked) % self.number == 0
+        return None if lags else super()._now(instance_id)
+
+
+@pytest.mark.parametrize("number", [2, 3, 4])
+@pytest.mark.parametrize("others", [False, True])
+async def test_replicas_that_disagree_are_no_news(number: int, *, others: bool) -> None:
+    source = Replicas(number)
+    source.states.update(a=lambda _now: "running", b=lambda _now: "pending")
+    poller = Poller(source, PollPolicy())
+    async with anyio.create_task_group() as tasks:
+        if others:
+            tasks.start_soon(news, poller, "b", 1000.0)
+        found = await news(poller, "a", 600.0)
+        tasks.cancel_scope.cancel()
+    assert [status for _, status in found] == ["running"]
+    assert len(source.asked) > 100
+
+
+@on_one_backend
+@given(st.lists(st.floats(0.01, 12.0), max_size=12), st.booleans())
+@settings(max_examples=100, derandomize=True)
+async def test_missing_is_said_if_and_only_if_readings_agree(lengths: list[float], others: bool) -> None:  # noqa: FBT001
+    source = Script()
+    start = anyio.current_time()
+    changes = [start + at for at in accumulate(lengths)]
+    # Present and missing in turn, and missing in the end.
+    source.states["a"] = lambda now: (
+        None if (sum(change <= now for change in changes) - len(changes)) % 2 == 0 else "running"
+    )
+    source.states["b"] = lambda _now: "pending"
+    end = sum(lengths)
+    poller = Poller(source, PollPolicy())
+    async with anyio.create_task_group() as tasks:
+        if others:
+            tasks.start_soon(news, poller, "b", 1000.0)
+        found = await news(poller, "a", end + 15.0)
+        tasks.cancel_scope.cancel()
+    readings = [at - start for at, _ in source.asked]
+    for at, status in found:
+        if status != "missing":
+            continue
+        before = [each for each in readings if at - 5.0 - 1e-6 <= each <= at]
+        assert all(source.states["a"](start + each) is None for each in before)
+        assert before[0] <= at - 5.0 + 2.5 + 1e-6
+        assert len(set(before)) >= 2
+    assert found[-1][1] == "missing"
+    assert found[-1][0] <= end + 5.0 + 5.0 + 2.5 + 1e-6
+
+
+async def test_failures_between_readings_that_agree_neither_shorten_nor_renew_the_wait() -> None:
+    source = Script()
+    source.trouble = lambda now: failure(503) if 0 < now < 20 else None
+    found = await news(Poller(source, PollPolicy()), "a", 60.0)
+    assert [status for _, status in found] == ["missing"]
+    assert 20.0 <= found[0][0] <= 25.0
+    at = found[0][0]
+    readings = [asked for asked, _ in source.asked if asked <= at and not 0 < asked < 20]
+    assert readings == [0.0, 0.0, at, at]
+
+
+async def test_a_refused_list_is_no_reading_without_the_instance() -> None:
+    source = Script()
+    source.trouble = lambda _now: failure(502) if source.asked[-1][1] == "*" else None
+    with pytest.raises(errors.ServerError):
+        await news(Poller(source, PollPolicy(max_outage=50)), "a", 600.0)
+    assert 50.0 <= anyio.current_time() <= 60.0
+
+
+# --- entries that cannot be read ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"trust_list": True}, {"absence": 0.0}])
+@pytest.mark.parametrize("others", [False, True])
+async def test_an_unreadable_entry_is_not_missing(options: dict[str, Any], *, others: bool) -> None:
+    source = Script()
+    source.states.update(a=lambda _now: "unreadable", b=lambda _now: "pending")
+
+    async def read_one(instance_id: str) -> Instance:
+        await source._ask(instance_id)
+        raise failure(404)
+
+    source.read_one = read_one  # type: ignore[method-assign]
+    poller = Poller(source, PollPolicy(max_outage=50))
+    async with anyio.create_task_group() as tasks:
+        if others:
+            tasks.start_soon(news, poller, "b", 1000.0)
+        with pytest.raises(errors.DecodeError, match="instance a exists, but its entry in the list cannot"):
+            await news(poller, "a", 600.0, **options)
+        assert 50.0 <= anyio.current_time() <= 60.0
+        tasks.cancel_scope.cancel()
+
+
+async def test_an_unreadable_entry_stops_no_other_wait() -> None:
+    source = Script()
+    source.states.update(
+        a=lambda _now: "unreadable",
+        b=switch(anyio.current_time() + 3.0, "pending", "running"),
+        c=switch(anyio.current_time() + 3.0, "pending", None),
+    )
+    poller = Poller(source, PollPolicy(max_outage=50))
+    seen: list[float] = []
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait_until, poller, "a", lambda _: False)
+        tasks.start_soon(until, poller, "b", "running", seen)
+        await until(poller, "c", None, seen)
+        tasks.cancel_scope.cancel()
+    assert seen[0] <= 3.5
+    assert 8.0 <= seen[1] <= 8.5
+
+
+async def test_an_entry_that_can_be_read_again_is_news() -> None:
+    source = Script()
+    source.states["a"] = lambda now: "pending" if now < 10 else "unreadable" if now < 40 else "running"
+    found = await news(Poller(source, PollPolicy()), "a", 60.0)
+    assert [status for _, status in found] == ["pending", "running"]
+    assert 40.0 <= found[1][0] <= 45.0
+
+
+async def test_an_unreadable_entry_between_two_readings_without_it_ends_their_agreement() -> None:
+    source = Script()
+    source.states.update(a=lambda now: "unreadable" if 2 <= now < 4 else None, b=lambda _now: "pending")
+    poller = Poller(source, PollPolicy())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(news, poller, "b", 100.0)
+        found = await news(poller, "a", 20.0)
+        tasks.cancel_scope.cancel()
+    assert [status for _, status in found] == ["missing"]
+    assert 9.0 <= found[0][0] <= 10.0
+
+
+async def test_an_unreadable_entry_without_an_id_is_nobodys() -> None:
+    source = Script()
+    source.states["a"] = lambda _now: "running"
+
+    async def read_all() -> Listing[Instance]:
+        await source._ask("*")
+        return Listing(unreadable=[UnreadableEntry(entry_id=None, problem="it is null")])
+
+    source.read_all = read_all  # type: ignore[method-assign]
+    poller = Poller(source, PollPolicy())
+    assert await news(poller, "a", 10.0) == [(0.0, "running")]
+    assert await news(poller, "b", 10.0) == [(5.0, "missing")]
+
+
+# --- what waits make of it ----------------------------------------------------------------------------------
+
+
+async def test_a_watch_does_not_end_because_one_reading_lacks_the_instance() -> None:
+    source = Script()
+    source.states["a"] = lambda now: None if 10 <= now < 14 else "pending" if now < 20 else "running"
+    watch = InstanceWatch(Poller(source, PollPolicy()), "a")
+    assert [(await anext(watch)).status, (await anext(watch)).status] == ["pending", "running"]
+
+
+async def test_wait_until_takes_missing_after_five_seconds_or_as_told() -> None:
+    source = Script()
+    poller = Poller(source, PollPolicy())
+    took = []
+    for options in ({}, {"absence": 0.0}, {"trust_list": True}, {"absence": 10.0}):
+        start = anyio.current_time()
+        assert await wait_until(poller, "a", has_ended, **options) is None
+        took.append(anyio.current_time() - start)
+    assert took == pytest.approx([5.0, 0.0, 0.0, 10.0])
+
+
+@alternating(
+    "settle,visible_at,gone_at", [(0.0, None, 5.0), (10.0, None, 60.0), (10.0, 59.0, None), (2.0, None, 12.0)]
+)
+async def test_a_new_instance_may_be_missing_for_six_times_settle(
+    settle: float, visible_at: float | None, gone_at: float | None
+) -> None:
+    source = Script()
+    start = anyio.current_time()
+    source.states["a"] = switch(start + (visible_at or math.inf), None, "running")
+    wait = partial(wait_until_running, Poller(source, PollPolicy()), "a", PollPolicy(), timeout=600)
+    if gone_at is None:
+        assert (await wait(settle=settle)).is_usable
+        assert 59.0 <= anyio.current_time() - start <= 64.0
+    else:
+        with pytest.raises(errors.InstanceGoneError):
+            await wait(settle=settle)
+        assert anyio.current_time() - start == gone_at
 
 
 async def test_a_cancelled_watch_can_be_continued() -> None:
@@ -463,14 +779,20 @@ async def test_requests_by_id_are_limited_in_each_poll() -> None:
         for name in names:
             script.states[name] = nothing
             tasks.start_soon(until, poller, name, None, seen)
-    # The first one waits alone, and is requested by its id without a list.
-    (_, first), *asked = [(at, what) for at, what in script.asked if what != "*"]
-    assert sorted(what for _, what in asked) == sorted(name for name in names if name != first)
+    asked = [(at, what) for at, what in script.asked if what != "*"]
+    # The first one waits alone. Then each is requested once, in three polls, before any is requested again.
+    assert len({what for _, what in asked[1:41]}) == 40
+    assert {what for _, what in asked[1:61]} == set(names)
     ticks = sorted({at for at, _ in asked})
-    assert [sum(at == tick for at, _ in asked) for tick in ticks] == [20, 20, 9]
+    assert [sum(at == tick for at, _ in asked) for tick in ticks] == [1, 20, 20, 20, 20, 20, 20, 10]
     # And between them the usual pause.
-    assert all(later - earlier >= 0.5 for earlier, later in pairwise(ticks))
+    assert all(later - earlier >= 0.5 for earlier, later in pairwise(ticks[1:]))
+    # Each is missing after 5 s of readings, and no earlier, although the others take the requests.
     assert len(seen) == 50
+    assert all(5.0 <= at < 10.0 for at in seen)
+    for name in names:
+        times = [at for at, what in asked if what == name]
+        assert 5.0 <= times[-1] - times[0] < 9.0
 
 
 async def test_a_hanging_request_by_id_does_not_delay_other_news() -> None:
@@ -508,9 +830,9 @@ async def test_requests_by_id_take_turns() -> None:
     poller = Poller(script, PollPolicy())
     listed = {f"i-{n}" for n in range(30)}
 
-    async def read_all() -> Iterable[Instance]:
+    async def read_all() -> Listing[Instance]:
         await script._ask("*")
-        return []
+        return Listing()
 
     script.read_all = read_all  # type: ignore[method-assign]
     for name in listed:

@@ -37,6 +37,7 @@ from cortecs_async._api.wire import (
     decode_instances,
     decode_model,
     decode_models,
+    decode_started,
     encode_start,
 )
 from cortecs_async._http.messages import ShapeError
@@ -784,6 +785,47 @@ class TestUnreadableEntries:
         assert [*types] == [HardwareType(hardware_type_id="Y")]
         assert [each.entry_id for each in types.unreadable] == [entry_id]
         assert types.date == 3.0
+
+
+class TestStarted:
+    SENT = InstanceArgs(model_id="a--b", context_length=8192)
+
+    def test_a_readable_response_is_read(self) -> None:
+        assert decode_started(json.loads(STARTED), self.SENT) == DOCUMENTED
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            {"instance_id": "instance-12345"},
+            whole(instance_args=None),
+            whole(instance_args=args(context_length="8192")),
+            whole(instance_status=None),
+            whole(instance_status={"status": 5}),
+        ],
+        ids=ascii,
+    )
+    def test_its_id_is_enough(self, entry: dict[str, Any]) -> None:
+        status = InstanceStatus(status="pending")
+        assert decode_started({"instance": entry}, self.SENT) == Instance(
+            instance_id="instance-12345", instance_args=self.SENT, instance_status=status
+        )
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            None,
+            {},
+            {"instance": "instance-12345"},
+            *(
+                {"instance": whole(instance_id=value, instance_args=None)}
+                for value in [None, ..., 5, "", ["a"]]
+            ),
+        ],
+        ids=ascii,
+    )
+    def test_without_an_id_nothing_is_known(self, data: Any) -> None:
+        with pytest.raises(ShapeError):
+            decode_started(data, self.SENT)
 
 
 # --- hypothesis -----------------------------------------------------------------------------------

@@ -416,7 +416,8 @@ class TestInstances:
         self, world: World, files: Files, how: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         files.write(80)
-        async with world(answer_seconds=1.0) as (emulator, client):
+        # Long enough that the loss is noticed before the work is done.
+        async with world(answer_seconds=4.0) as (emulator, client):
             lost = False
 
             def lose_one(progress: BatchProgress) -> None:

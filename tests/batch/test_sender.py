@@ -68,6 +68,7 @@ async def post(transport: Literal["aiohttp", "httpx"], base_url: str = ENDPOINT)
         allow_insecure_http=False,
         max_connections=10,
         transport="httpx",
+        tag_starts=False,
         environ={},
     )
     config = SenderConfig(

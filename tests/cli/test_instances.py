@@ -25,6 +25,7 @@ from _world import HARDWARE, MODEL
 from click.testing import Result
 
 from cortecs_async import AsyncCortecs, InstanceHandle, PollPolicy
+from cortecs_async._api import teardown
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._cli import cli, instances, runtime, watch
 from cortecs_async._cli.options import amount, duration
@@ -385,6 +386,46 @@ class TestStopAndRemove:
         assert account.billing == (one,)
         assert call("rm", "--stop", one).stdout == f"{one}  deleted\n"
         assert account.existing == ()
+
+    @pytest.mark.parametrize(
+        "faults",
+        [
+            (Fault("omit", route="list", skip=1),),
+            (
+                Fault("omit", route="list", skip=1),
+                Fault("status", route="stop", status=404),
+                Fault("omit", route="get"),
+                Fault("omit", route="list", skip=2),
+            ),
+        ],
+        ids=["a list", "everything"],
+    )
+    def test_rm_stop_does_not_believe_one_moment_without_the_instance(
+        self, account: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch, faults: tuple[Fault, ...]
+    ) -> None:
+        monkeypatch.setattr(teardown, "ABSENCE_SPAN", 0.05)
+        instance_id = account.start_instance(MODEL, HARDWARE)
+        for fault in faults:
+            account.add_fault(fault)
+        assert call("rm", "--stop", instance_id).stdout == f"{instance_id}  deleted\n"
+        assert account.existing == ()
+        assert account.unmet_faults == ()
+
+    def test_rm_stop_of_an_instance_that_no_reading_shows_is_not_called_deleted(
+        self, account: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(teardown, "ABSENCE_SPAN", 0.05)
+        release = AsyncCortecs.release
+        monkeypatch.setattr(AsyncCortecs, "release", functools.partialmethod(release, teardown_timeout=1.5))
+        instance_id = account.start_instance(MODEL, HARDWARE)
+        account.add_fault(Fault("status", route="stop", status=500, times=None))
+        account.add_fault(Fault("omit", route="get", times=None))
+        account.add_fault(Fault("omit", route="list", skip=1, times=None))
+        shown = call("rm", "--stop", instance_id)
+        assert shown.exit_code == 1
+        assert shown.stdout == ""
+        assert "MAY STILL BE BILLED" in shown.stderr
+        assert account.billing == (instance_id,)
 
     @pytest.mark.parametrize("command", ["stop", "rm"])
     def test_all_needs_a_confirmation(self, account: Emulator, call: Call, command: str) -> None:

@@ -582,6 +582,15 @@ def test_cost_so_far(one: Instance, seconds: float, cost: float | None) -> None:
     assert found == (None if cost is None else pytest.approx(cost))
 
 
+def test_hourly_billing_has_its_own_price() -> None:
+    info = {"per_minute": 0.05, "per_hour": 2.4}
+    prices = {HARDWARE: HardwareType(hardware_type_id=HARDWARE, price_info=info)}
+    one = instance(billing_interval="per_hour", num_workers=2)
+    shown = snapshot(one, hardware=prices)
+    assert cost_so_far(one, shown, EPOCH + 61) == pytest.approx(2 * 2.4)
+    assert shown.price_per_minute(one) == pytest.approx(2 * 0.04)
+
+
 def test_a_stopped_instance_costs_nothing_more() -> None:
     assert rate(instance("stopped"), snapshot()) == 0.0
     for status in ("failed", "ERROR", "terminated"):

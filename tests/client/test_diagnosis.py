@@ -13,7 +13,7 @@ import pytest
 from _grids import alternating
 from _processes import reapers_of
 from _scripted import API, SECRET, TOKEN, Answer, Service, token
-from _world import World, in_the_loop
+from _world import World, emulated_wall_clock, in_the_loop
 
 from cortecs_async import AsyncCortecs, Credentials, errors
 from cortecs_async._aio.threads import System
@@ -26,12 +26,13 @@ from cortecs_async.emulator import Fault
 from cortecs_async.types import Finding
 
 NAMES = ["credentials", "service", "token", "clock", "journal", "reaper"]
-NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
+# The date of a new emulator on virtual time, which begins at zero.
+NOW = datetime(2025, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture(autouse=True)
-def _at_noon(journals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Wiring, "system", System(NOW.timestamp, off_loop=in_the_loop))
+def _virtual_wall_clock(journals: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Wiring, "system", System(emulated_wall_clock, off_loop=in_the_loop))
 
 
 async def found(client: AsyncCortecs) -> dict[str, Finding]:
@@ -56,7 +57,7 @@ async def test_all_is_well_and_nothing_is_started_or_left(world: World, journals
         assert wrong(findings) == set()
         assert [each.hint for each in findings.values()] == [""] * len(NAMES)
         assert str(journals) in findings["journal"].detail
-        assert "not checked" in findings["clock"].detail
+        assert findings["clock"].detail == "in sync with the service"
         assert emu.ledger == ()
         assert [each.route for each in emu.requests] == ["hardware_types", "token", "balance"]
     assert files(journals) == 0

@@ -144,7 +144,7 @@ async def test_a_forced_deletion_in_any_status_leaves_the_past(
     http.emulator.stop_instance(stopping)
     clock.now = 22.0
     pending = http.emulator.start_instance(LLAMA)
-    for instance_id in (stopping, pending, running):
+    for instance_id in (running, stopping, pending):
         http.emulator.delete_instance(instance_id)
     assert http.emulator.existing == ()
     seen = {}

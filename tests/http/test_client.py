@@ -28,6 +28,7 @@ from cortecs_async._errors import (
     RequestError,
     RequestTimeoutError,
     ServerError,
+    ServiceUnavailableError,
     TransportError,
 )
 from cortecs_async._http.client import HTTP
@@ -107,7 +108,10 @@ class TestStatuses:
             ('{"message": ["Busy"]}', "."),
             ('["Busy"]', "."),
             ("<html>Busy</html>", "."),
-            ('{"message": "' + 400 * "x" + '"}', "."),
+            ('{"error": {"message": "Busy!", "type": "x"}}', ": Busy!."),
+            ('{"error": {"type": "Busy"}}', "."),
+            ('{"message": "Bus', "."),
+            ('{"message": "' + 400 * "x" + '"}', f": {300 * 'x'}."),
         ],
     )
     async def test_the_message_has_the_reason_of_the_service_but_no_raw_response(
@@ -137,6 +141,68 @@ class TestStatuses:
         assert ("client.instances.list()" in str(error)) is (unknown or status == 404)
         assert ("may have been started" in str(error)) is unknown
         assert error.attempts == 1
+
+    @alternating(
+        "body,unknown",
+        [
+            (b'{"message": "No capacity"}', False),
+            (b'{"error": "No capacity"}', False),
+            (b'{"error": {"message": "No capacity"}}', False),
+            (b"<html>No capacity</html>", True),
+            (b"", True),
+            (b"No capacity", True),
+            (b'{"code": 503}', True),
+            (b'{"message": "No capac', True),
+        ],
+    )
+    async def test_a_start_without_capacity_is_never_sent_again(
+        self, *, service: Service, body: bytes, unknown: bool
+    ) -> None:
+        answer = Answer(status=503, content=body, headers={"Retry-After": "1"})
+        error = await start_error(service, answer, max_retries=5)
+        assert type(error) is ServiceUnavailableError
+        assert error.outcome_unknown is unknown
+        assert ("may have been started" in str(error)) is unknown
+        assert (error.attempts, error.retry_after) == (1, 1.0)
+        assert service.routes == ["POST /instances/start"]
+        assert anyio.current_time() == 0
+
+    @alternating("status", [500, 504])
+    async def test_words_do_not_make_a_refusal_of_a_failure_inside(
+        self, service: Service, status: int
+    ) -> None:
+        error = await start_error(service, Answer(status=status, json={"message": "Sorry"}), max_retries=5)
+        assert type(error) is ServerError
+        assert error.outcome_unknown
+        assert service.routes == ["POST /instances/start"]
+
+    @alternating("status", [408, 502, 520])
+    async def test_a_passing_refusal_of_a_start_is_sent_again(self, service: Service, status: int) -> None:
+        service.on(*START, Answer(status=status, json={"error": "Busy"}), ok("instance-9"))
+        async with service.client() as client:
+            assert (await client.instances.start("a/b")).instance_id == "instance-9"
+        assert service.routes == ["POST /instances/start"] * 2
+
+    @alternating(
+        "method,path",
+        [
+            ("GET", "/instances/instance-1"),
+            ("POST", "/instances/stop"),
+            ("POST", "/instances/restart"),
+            ("DELETE", "/instances/instance-1"),
+        ],
+    )
+    async def test_other_requests_are_sent_again_after_503(
+        self, service: Service, method: str, path: str
+    ) -> None:
+        refusal = Answer(status=503, json={"message": "No capacity"})
+        service.on(method, path, refusal, Answer(status=503), ok())
+        async with service.client() as client:
+            call = {"GET": client.instances.get, "DELETE": client.instances.delete}.get(method)
+            if call is None:
+                call = client.instances.stop if path.endswith("stop") else client.instances.restart
+            await call("instance-1")
+        assert service.routes == [f"{method} {path}"] * 3
 
     @alternating(
         "content,content_type,shown",
@@ -403,14 +469,30 @@ class TestNotJSON:
             assert await client.instances.list() == ()
 
     async def test_another_shape_says_where_and_shows_no_values(self, service: Service) -> None:
-        odd = {"instances": [instance(), instance(instance_id=["v4lue"])]}  # type: ignore[arg-type]
+        odd = {"instances": {"v4lue": instance()}}
         error = await list_error(service, Answer(json=odd), max_retries=5)
         assert type(error) is DecodeError
-        assert "[1].instance_id" in str(error)
+        assert "at $, a list was expected, but it is of type dict" in str(error)
         assert "v4lue" not in str(error)
         assert "newer cortecs-async" in str(error)
         assert error.attempts == 1
         assert not error.outcome_unknown
+
+    async def test_an_entry_of_another_shape_says_where_and_shows_no_values(
+        self, service: Service, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        odd = {"instances": [instance(), instance(instance_id=["v4lue"])]}  # type: ignore[arg-type]
+        service.on("GET", "/instances/", Answer(json=odd))
+        service.on("GET", "/instances/instance-2", Answer(json={"instance": odd["instances"][1]}))
+        async with service.client() as client:
+            listing = await client.instances.list()
+            assert [each.instance_id for each in listing] == ["instance-1"]
+            assert [each.entry_id for each in listing.unreadable] == [None]
+            assert "at $.instance_id, a string was expected" in listing.unreadable[0].problem
+            with pytest.raises(DecodeError, match=r"at \$\.instance_id, a string was expected") as caught:
+                await client.instances.get("instance-2")
+        assert service.routes == ["GET /instances/", "GET /instances/instance-2"]
+        assert "v4lue" not in f"{listing!r} {caught.value} {caplog.text}"
 
     async def test_another_shape_after_a_start(self, service: Service) -> None:
         error = await start_error(service, ok(instance_id=None))  # type: ignore[arg-type]
@@ -829,6 +911,7 @@ async def test_the_jitter_can_be_seeded(service: Service) -> None:
                 Answer(status=500),
                 Answer(status=503),
                 Answer(status=408),
+                *(Answer(status=each, json={"error": "x"}) for each in (408, 500, 502, 503, 504)),
                 Answer(status=429),
                 Answer(status=400),
                 Answer(status=401),
@@ -857,9 +940,15 @@ async def test_a_start_is_sent_once_more_only_after_a_sure_refusal(outcomes: lis
         except RequestError as caught:
             error = caught
     sent = [outcomes[min(step, len(outcomes) - 1)] for step in range(len(service.routes))]
-    sure = [each.status in {400, 401, 429} or each.failure is httpx.ConnectError for each in sent]
+    sure = [
+        each.status in {400, 401, 429}
+        or (each.status in {408, 502, 503} and each.json is not None)
+        or each.failure is httpx.ConnectError
+        for each in sent
+    ]
     # All but the last did nothing for sure; and the error says rightly whether the last did.
     assert all(sure[:-1])
+    assert 503 not in [each.status for each in sent[:-1]]
     if error is not None:
         assert error.outcome_unknown is not sure[-1]
         assert isinstance(error, ServerError) <= (sent[-1].status >= 500)

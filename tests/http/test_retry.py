@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cortecs_async import RetryPolicy
-from cortecs_async._http.messages import Failure, FailureKind, is_start
+from cortecs_async._http.messages import Failure, FailureKind, error_reason, is_start
 from cortecs_async._http.retry import (
     backoff,
     can_repeat,
@@ -45,6 +46,7 @@ FAILURES = st.builds(
     kind=st.just(FailureKind.STATUS),
     status=st.none() | st.integers(100, 699),
     retry_after=st.none() | st.floats(0, 1e6),
+    reason=st.sampled_from(["", "No capacity"]),
 )
 POLICIES = st.builds(
     RetryPolicy,
@@ -122,6 +124,129 @@ class TestTable:
         assert is_start(*START)
         assert not is_start("GET", "/instances/start")
         assert not any(is_start(*request) for request in OTHERS)
+
+
+# With an error in the service's own words. Everything else is as without: only these are different.
+#   outcome    passing  may have worked (of what changes something)
+REFUSALS: list[tuple[int, bool, bool]] = [
+    (400, False, False),
+    (403, False, False),
+    (404, False, False),
+    (408, True, False),
+    (409, False, False),
+    (429, True, False),
+    (500, True, True),
+    (501, False, False),
+    (502, True, False),
+    (503, True, False),
+    (504, True, True),
+    (505, False, False),
+    (520, True, False),
+    (529, True, False),
+]
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(("status", "passing", "worked"), REFUSALS)
+    def test_an_error_in_the_services_words_started_nothing(
+        self, *, status: int, passing: bool, worked: bool
+    ) -> None:
+        refusal = failed(status, reason="No capacity")
+        assert is_transient(refusal) is passing
+        assert may_have_taken_effect("POST", refusal) is worked
+        assert may_have_taken_effect("DELETE", refusal) is worked
+        assert may_have_taken_effect("GET", refusal) is False
+        for request in OTHERS:
+            assert can_repeat(*request, refusal) is passing, request
+        for request in (START, ("POST", "/unheard-of"), ("PATCH", "/instances/instance-1")):
+            assert can_repeat(*request, refusal) is (passing and not worked and status != 503), request
+        # Spelled out: a start without capacity is the caller's to repeat, and 500 and 504 may have started.
+        assert can_repeat(*START, refusal) is (status in {408, 429, 502, 520, 529})
+
+    @given(st.sampled_from([kind for kind in FailureKind if kind is not FailureKind.STATUS]))
+    @settings(derandomize=True)
+    def test_words_change_nothing_without_an_error_status(self, kind: FailureKind) -> None:
+        worked = may_have_taken_effect("POST", failed(kind))
+        assert may_have_taken_effect("POST", failed(kind, reason="No capacity")) is worked
+
+    @given(st.integers(100, 699), st.sampled_from(["POST", "DELETE", "PATCH"]))
+    @settings(derandomize=True)
+    def test_which_statuses_may_have_worked(self, status: int, method: str) -> None:
+        assert may_have_taken_effect(method, failed(status, reason="x")) is (status in {500, 504})
+        assert may_have_taken_effect(method, failed(status)) is (status >= 500 or status == 408)
+
+    @pytest.mark.parametrize("reason", ["", "No capacity"])
+    @pytest.mark.parametrize("retry_after", [None, 1.0])
+    def test_a_start_is_never_repeated_after_503(self, reason: str, retry_after: float | None) -> None:
+        failure = failed(503, reason=reason, retry_after=retry_after)
+        assert ask(failure, request=START, max_retries=8) is None
+        for request in OTHERS:
+            assert ask(failure, request=request, max_retries=8) is not None, request
+
+
+class TestErrorReason:
+    @pytest.mark.parametrize(
+        ("data", "reason"),
+        [
+            ({"message": "No capacity"}, "No capacity"),
+            ({"error": "No capacity"}, "No capacity"),
+            ({"error": {"message": "No capacity", "type": "x", "code": None}}, "No capacity"),
+            ({"message": " No\n  capacity\t"}, "No capacity"),
+            ({"message": "first", "error": "second"}, "first"),
+            ({"message": "first", "error": {"message": "second"}}, "first"),
+            ({"message": "", "error": "second"}, "second"),
+            ({"message": None, "error": {"message": "second"}}, "second"),
+            ({"message": ["x"], "error": "second"}, "second"),
+            ({"message": "0"}, "0"),
+            # No text where an error of the service has it: nothing is known of who wrote it.
+            ({}, ""),
+            ({"message": ""}, ""),
+            ({"message": " \n"}, ""),
+            ({"message": None}, ""),
+            ({"message": 503}, ""),
+            ({"message": True}, ""),
+            ({"message": {"message": "x"}}, ""),
+            ({"error": None}, ""),
+            ({"error": True}, ""),
+            ({"error": {}}, ""),
+            ({"error": {"message": " "}}, ""),
+            ({"error": {"message": {"message": "x"}}}, ""),
+            ({"error": {"error": "x"}}, ""),
+            ({"error": ["x"]}, ""),
+            ({"errors": "x", "detail": "y", "Message": "z"}, ""),
+            ([{"message": "x"}], ""),
+            ("message", ""),
+            (503, ""),
+            (None, ""),
+        ],
+        ids=repr,
+    )
+    def test_json(self, data: Any, reason: str) -> None:
+        assert error_reason(json.dumps(data).encode()) == reason
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            b"",
+            b" \n",
+            b"No capacity",
+            b'<html><body>{"message": "x"}</body></html>',
+            b'{"message": "No capaci',
+            b'{"message": "No capacity"',
+            b'{"message": "No capacity"}<!-- proxy -->',
+            b'{"message": "\xff"}',
+            b"\x1f\x8b\x08",
+            b"[" * 100_000,
+        ],
+        ids=lambda body: repr(body[:40]),
+    )
+    def test_what_is_no_json(self, body: bytes) -> None:
+        assert error_reason(body) == ""
+
+    @given(st.binary(max_size=40) | st.text(max_size=40).map(lambda text: json.dumps(text).encode()))
+    @settings(max_examples=200, derandomize=True)
+    def test_any_bytes(self, body: bytes) -> None:
+        assert error_reason(body) == ""
 
 
 def ask(

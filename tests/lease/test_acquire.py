@@ -97,6 +97,67 @@ async def test_an_id_is_as_good_as_a_handle(world: World) -> None:
             await client.release(None)  # type: ignore[arg-type]
 
 
+BLIP = (Fault("omit", route="get"), Fault("omit", route="list"))
+
+
+@pytest.mark.parametrize(
+    ("faults", "expected"),
+    [
+        # The list before the release lacks it.
+        ((Fault("omit", route="list"),), ["list", "stop", "delete", "list"]),
+        # The same, and no stop or get knows it at first.
+        (
+            (Fault("omit", route="list"), Fault("status", route="stop", status=404), *BLIP),
+            ["list", "stop", "get", "list", "stop", "delete", "list"],
+        ),
+        (
+            (Fault("omit", route="list"), Fault("drop", route="delete")),
+            ["list", "stop", "delete", "get", "delete", "list"],
+        ),
+    ],
+)
+async def test_one_list_without_the_instance_does_not_end_a_release(
+    world: World, journals: Path, faults: tuple[Fault, ...], expected: list[str]
+) -> None:
+    async with world(journal="required") as (emu, client):
+        handle = await client.acquire(MODEL, HARDWARE)
+        before = len(emu.requests)
+        for fault in faults:
+            emu.add_fault(fault)
+        await client.release(handle)
+        assert emu.existing == ()
+        assert [each.route for each in emu.requests[before:]] == expected
+        assert emu.unmet_faults == ()
+    assert list(read_journals(journals)) == []
+
+
+async def test_a_release_of_what_is_gone_takes_readings_that_agree(world: World, journals: Path) -> None:
+    async with world(journal="required") as (emu, client):
+        handle = await client.acquire(MODEL, HARDWARE)
+        emu.delete_instance(handle.instance_id)
+        before, began = len(emu.requests), anyio.current_time()
+        await client.release(handle)
+        assert anyio.current_time() - began == 5.5
+        assert [each.route for each in emu.requests[before:]] == ["list", *(["stop", "get", "list"] * 2)]
+    assert list(read_journals(journals)) == []
+
+
+async def test_a_release_that_cannot_be_confirmed_stays_in_the_journal(world: World, journals: Path) -> None:
+    """The service fails on every stop, and no reading shows the instance. It is billed all the time."""
+    async with world(journal="required") as (emu, client):
+        handle = await client.acquire(MODEL, HARDWARE)
+        emu.add_fault(Fault("status", route="stop", status=500, times=None))
+        emu.add_fault(Fault("omit", times=None))
+        with pytest.raises(errors.TeardownError, match="MAY STILL BE BILLED"):
+            await client.release(handle, teardown_timeout=60)
+        ((_, state),) = read_journals(journals)
+        assert [each.instance_id for each in state.promises.values()] == [handle.instance_id]
+        emu.clear_faults()
+        await client.release(handle)
+        assert emu.existing == ()
+    assert list(read_journals(journals)) == []
+
+
 async def test_a_handle_of_another_account_is_not_taken_for_gone(world: World) -> None:
     async with world() as (_emu, client), world(client_id="somebody else") as (_, other):
         handle = await client.acquire(MODEL, HARDWARE)

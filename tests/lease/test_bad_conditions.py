@@ -37,6 +37,8 @@ def routes(emu: Emulator) -> Counter[str | None]:
 
 async def test_many_leases_share_what_they_have_in_common(world: World) -> None:
     async with world(step_seconds=1.0) as (emu, client):
+        # Waits share the list that is under way, so answers must take a moment, as those of any network.
+        emu.add_fault(Fault("delay", seconds=0.05, times=None))
         await lease_many(client, 50)
         asked = routes(emu)
         assert emu.existing == ()

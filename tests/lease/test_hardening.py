@@ -21,6 +21,7 @@ from cortecs_async._api.domain import InitProgress, Instance, InstanceArgs, Inst
 from cortecs_async._api.instances import Instances
 from cortecs_async._api.teardown import Goal, ObservedState, Teardown, interpret
 from cortecs_async._http.client import HTTP
+from cortecs_async._http.messages import Witness
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 from cortecs_async.integrations.rich import ProvisioningBar
 
@@ -159,13 +160,13 @@ async def test_reuse_starts_anew_when_what_it_found_vanishes(
     async with world() as (emu, client):
         stopped = emu.start_instance(MODEL, HARDWARE)
         emu.stop_instance(stopped)
-        restart = Instances._restart
+        restart = Instances.restart_once
 
-        async def too_late(self: Instances, instance_id: str, **more: Any) -> Instance:
+        async def too_late(self: Instances, instance_id: str, witness: Witness) -> Instance:
             emu.delete_instance(instance_id)
-            return await restart(self, instance_id, **more)
+            return await restart(self, instance_id, witness)
 
-        monkeypatch.setattr(Instances, "_restart", too_late)
+        monkeypatch.setattr(Instances, "restart_once", too_late)
         async with client.instance(MODEL, HARDWARE, reuse=True) as inst:
             assert inst.instance_id != stopped
         assert emu.existing == ()
@@ -389,13 +390,13 @@ async def test_who_is_slower_with_a_restart_shares_what_runs_and_does_not_stop_i
     async with world() as (emu, client):
         stopped = emu.start_instance(MODEL, HARDWARE)
         emu.stop_instance(stopped)
-        restart = Instances._restart
+        restart = Instances.restart_once
 
-        async def slower(self: Instances, instance_id: str, **more: Any) -> Instance:
+        async def slower(self: Instances, instance_id: str, witness: Witness) -> Instance:
             emu._account.restart(instance_id, anyio.current_time())
-            return await restart(self, instance_id, **more)
+            return await restart(self, instance_id, witness)
 
-        monkeypatch.setattr(Instances, "_restart", slower)
+        monkeypatch.setattr(Instances, "restart_once", slower)
         async with client.instance(MODEL, HARDWARE, reuse=True) as inst:
             assert inst.instance_id == stopped
         assert emu.billing == (stopped,)

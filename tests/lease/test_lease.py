@@ -82,6 +82,8 @@ async def test_the_bodys_exception_comes_out_as_it_was(world: World) -> None:
 
 async def test_fifty_leases_close_side_by_side(world: World) -> None:
     async with world(step_seconds=1.0, stop_seconds=3.0, capacity={HARDWARE: 50}) as (emu, client):
+        # Waits share the list that is under way, so answers must take a moment, as those of any network.
+        emu.add_fault(Fault("delay", seconds=0.05, times=None))
         ready = 0
         all_ready = anyio.Event()
 
@@ -100,7 +102,7 @@ async def test_fifty_leases_close_side_by_side(world: World) -> None:
         assert anyio.current_time() - start < 15
         assert emu.existing == ()
         assert routes(emu).count("token") == 1
-        assert routes(emu).count("list") < 30
+        assert routes(emu).count("list") < 20
 
 
 # --- how it starts ------------------------------------------------------------------------------------------
@@ -473,7 +475,10 @@ async def test_an_instance_that_vanishes_after_its_start_is_given_up_after_settl
             with pytest.raises(errors.InstanceGoneError):
                 async with client.instance(MODEL, HARDWARE):
                     pytest.fail("entered")
-        assert PollPolicy().settle <= anyio.current_time() - began < 20
+        # Reading may lag so long. Then two stops, 5 s apart, agree that there is nothing to release.
+        assert anyio.current_time() - began == 6 * PollPolicy().settle + 5.5
+        assert routes(emu)[-6:] == ["stop", "get", "list"] * 2
+        assert routes(emu).count("stop") == 2
 
 
 async def test_an_accepted_stop_without_effect_is_sent_again(world: World) -> None:

@@ -13,14 +13,7 @@ from _world import HARDWARE, MODEL, World
 
 from cortecs_async import errors
 from cortecs_async._api.domain import HardwareType, InstanceArgs
-from cortecs_async._lease.pricing import (
-    Price,
-    cost_per_minute,
-    intervals_begun,
-    read_price,
-    receipt,
-    seconds_for,
-)
+from cortecs_async._lease.pricing import Price, intervals_begun, read_price, receipt, seconds_for
 from cortecs_async.emulator import Fault
 
 PER_MINUTE = InstanceArgs(model_id="m", billing_interval="per_minute", num_workers=2)
@@ -141,8 +134,6 @@ class TestArithmetic:
         price = Price(per_minute=0.05, per_hour=2.4)
         assert receipt("i", 61.0, PER_HOUR, price).cost == pytest.approx(2.4)
         assert receipt("i", 61.0, PER_MINUTE, price).cost == pytest.approx(2 * 0.05 * 2)
-        assert cost_per_minute(price, PER_HOUR) == pytest.approx(0.04)
-        assert cost_per_minute(price, PER_MINUTE) == pytest.approx(2 * 0.05)
         assert 7190 <= seconds_for(4.9, price, PER_HOUR) < 7200
 
     def test_the_currency(self) -> None:

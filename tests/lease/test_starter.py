@@ -5,14 +5,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
-from _grids import BACKENDS, grid
+from _evidence import open_promises, process
+from _grids import BACKENDS, alternating, grid
 from _world import HARDWARE, MODEL, World, emulated_wall_clock
+from attrs import evolve
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -133,6 +136,50 @@ class TestJudging:
                     isinstance(v, Ambiguous) for s, v in zip(starts, verdicts, strict=True) if s.fits(each)
                 ]
                 assert all(doubts)
+
+    @pytest.mark.parametrize(
+        ("stamp", "confirmed"),
+        [
+            (None, None),
+            (-121.0, False),  # before the baseline, so somebody else has restarted it
+            (-119.0, True),
+            (0.0, True),
+            (1799.0, True),
+            (1801.0, False),  # started later
+            (2121.0, None),  # the service's clock is not there yet
+            (-29 * 86400.0, False),
+            (-31 * 86400.0, None),  # a constant
+        ],
+    )
+    @pytest.mark.parametrize("service_at", [1_735_689_600.0, None])
+    def test_a_timestamp_counts_only_if_it_can_be_one(
+        self, stamp: float | None, service_at: float | None, *, confirmed: bool | None
+    ) -> None:
+        mine = evolve(unknown(), service_at=service_at)
+        started_at = None if stamp is None else datetime.fromtimestamp(1_735_689_600.0 + stamp, UTC)
+        stamped = evolve(instance(1), instance_status=InstanceStatus(status="x", started_at=started_at))
+        listed_at = 1_735_689_600.0 + 2000.0
+        expected = None if service_at is None else confirmed
+        assert mine.is_confirmed_by(stamped, listed_at) is expected
+        found = match_start(mine, [mine], [stamped], listed_at=listed_at)
+        assert found == (None if expected is False else stamped)
+        # Evidence against one is no doubt about another.
+        assert isinstance(
+            match_start(mine, [mine], [stamped, instance(2)], listed_at=listed_at), Ambiguous
+        ) is (expected is not False)
+
+    def test_a_tag_is_proof_and_other_tags_are_proof_to_the_contrary(self) -> None:
+        plain, tagged = unknown(), evolve(unknown(), args=evolve(unknown().args, context_length=990))
+        tagged = evolve(tagged, untagged=1000)
+        with_tag, without, other = (
+            instance(n, context_length=size) for n, size in enumerate((990, 1000, 995))
+        )
+        assert match_start(tagged, [tagged], [with_tag, without, other]) == with_tag
+        # Even while an equal start is in progress.
+        assert match_start(tagged, [tagged], [with_tag, without], in_progress=[plain]) == with_tag
+        assert match_start(plain, [plain, tagged], [with_tag, other]) == other
+        assert match_start(plain, [plain], [with_tag], in_progress=[tagged]) is None
+        assert match_start(tagged, [tagged], [other]) is None
 
     @pytest.mark.parametrize(
         ("sent", "actual", "expected"),
@@ -533,3 +580,126 @@ async def test_a_baseline_that_was_dropped_is_recorded_again(world: World) -> No
             assert asked.count("list") == 1  # the same, of a moment ago
             book = promises.store.state
             assert [book.baseline_of(entry) for entry in book.promises.values()] == [frozenset({foreign})]
+
+
+# --- earlier starts that may still appear -------------------------------------------------------------------
+
+
+@alternating("seconds", [30.0, 60.0, 100.0])
+async def test_the_error_says_that_an_earlier_start_may_still_appear(
+    world: World, journals: Path, seconds: float
+) -> None:
+    async with world(journal="auto") as (emu, client):
+        emu.add_fault(Fault("late", route="start", seconds=seconds))
+        emu.add_fault(Fault("status", route="start", status=402))
+        with pytest.raises(errors.InsufficientBalanceError) as caught:
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        assert any("still appears" in note for note in caught.value.__notes__)
+        assert emu.ledger == ()
+        assert [each.state for each in await client.sweep()] == ["released"]
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+    assert left_in(journals) == []
+
+
+async def test_an_earlier_start_that_appears_is_not_given_to_another_lease(
+    world: World, journals: Path
+) -> None:
+    async with world(journal="auto") as (emu, client):
+        emu.add_fault(Fault("late", route="start", seconds=40.0))
+        async with client.instance(MODEL, HARDWARE) as one:
+            await anyio.sleep(60.0)
+            first = (set(emu.billing) - {one.instance_id}).pop()
+            async with client.instance(MODEL, HARDWARE) as two:
+                assert len({first, one.instance_id, two.instance_id}) == 3
+        assert len(emu.ledger) == 3
+        assert emu.existing == ()
+    assert left_in(journals) == []
+
+
+async def test_a_lost_start_of_another_lease_comes_before_one_that_has_not_appeared(
+    world: World, journals: Path
+) -> None:
+    async with world(journal="auto") as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="before"))
+        emu.add_fault(Fault("drop", route="start", when="after", skip=1))
+        async with client.instance(MODEL, HARDWARE) as one:
+            async with client.instance(MODEL, HARDWARE) as two:
+                assert set(emu.billing) == {one.instance_id, two.instance_id}
+                assert len(emu.ledger) == 2
+        assert emu.existing == ()
+        assert [each.state for each in await client.sweep()] == ["gone"]
+    assert left_in(journals) == []
+
+
+# --- a restart that was refused -----------------------------------------------------------------------------
+
+RESTART_REFUSALS: dict[str, dict[str, Any]] = {
+    "402": {"status": 402},
+    "503": {"status": 503},
+    "503, Retry-After": {"status": 503, "headers": {"Retry-After": "20"}},
+}
+
+
+@grid(anyio_backend=BACKENDS, refusal=RESTART_REFUSALS, killed=[False, True])
+async def test_an_instance_whose_restart_was_refused_is_not_stopped_when_a_colleague_restarts_it(
+    world: World, journals: Path, refusal: str, *, killed: bool
+) -> None:
+    async with (
+        world() as (emu, _),
+        process(emu, journals) as mine,
+        process(emu, journals) as later,
+        anyio.create_task_group() as tasks,
+    ):
+        twin = emu.start_instance(MODEL, HARDWARE)
+        emu.stop_instance(twin)
+        emu.add_fault(Fault("status", route="restart", times=None, **RESTART_REFUSALS[refusal]))
+
+        async def colleague() -> None:
+            while "restart" not in routes(emu):  # noqa: ASYNC110  (it has no event)
+                await anyio.sleep(0.01)
+            emu.restart_instance(twin)
+
+        tasks.start_soon(colleague)
+        with pytest.raises(errors.APIStatusError):
+            async with mine.client.instance(MODEL, HARDWARE, reuse=True):
+                pytest.fail("entered")
+        assert open_promises(journals) == []
+        await anyio.sleep(1.0)
+        if killed:
+            await mine.reap(mine.kill())
+            assert await later.client.sweep() == ()
+        assert emu.billing == (twin,)
+        assert not {"stop", "delete", "start"} & set(routes(emu))
+
+
+@pytest.mark.xfail(strict=True)  # BUG 03
+@grid(anyio_backend=BACKENDS, refusal=["503", "503, Retry-After"], how=["killed", "cancelled"])
+async def test_a_lease_that_ends_between_two_refused_restarts_does_not_stop_the_instance(
+    world: World, journals: Path, refusal: str, how: str
+) -> None:
+    async with (
+        world() as (emu, _),
+        process(emu, journals) as mine,
+        process(emu, journals) as later,
+        anyio.create_task_group() as tasks,
+    ):
+        twin = emu.start_instance(MODEL, HARDWARE)
+        emu.stop_instance(twin)
+        emu.add_fault(Fault("status", route="restart", times=None, **RESTART_REFUSALS[refusal]))
+        tasks.start_soon(mine.start_and_die, {"reuse": True})
+        while "restart" not in routes(emu):  # noqa: ASYNC110  (it has no event)
+            await anyio.sleep(0.001)
+        await anyio.sleep(0.001)
+        emu.restart_instance(twin)
+        if how == "killed":
+            await mine.reap(mine.kill())
+        else:
+            tasks.cancel_scope.cancel()
+            with anyio.CancelScope(shield=True):
+                await anyio.sleep(10.0)
+        with anyio.CancelScope(shield=True):
+            await later.client.sweep()
+        assert emu.billing == (twin,)
+        tasks.cancel_scope.cancel()

@@ -522,7 +522,7 @@ async def test_the_reaper_looks_for_the_instance_of_a_lost_start_for_five_minute
                 state,
                 list(state.promises.values()),
                 account,
-                state.apply,
+                lambda record: None if state.apply(record) else pytest.fail(str(record)),
                 None,
                 http_client=http,
                 wall_clock=emulated_wall_clock,

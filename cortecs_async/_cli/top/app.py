@@ -122,7 +122,7 @@ class TopApp(App[None]):
         instance_id = instance.instance_id
         if instance_id in self._snapshot.actions:
             self._notify(f"{instance_id}: already {self._snapshot.actions[instance_id]}")
-        elif action == "stop" and instance.status == "stopped":
+        elif action == "stop" and instance.status.lower() == "stopped":
             self._notify(f"{instance_id} is already stopped")
         else:
 

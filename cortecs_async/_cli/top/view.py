@@ -140,7 +140,7 @@ def summary(snapshot: Snapshot, now: float, width: int) -> Text:
     """Return the line above the table: running instances, price, balance and time of the refresh."""
     if snapshot.at is None:
         return Text("No data yet." if snapshot.problem else "Loading ...")
-    running = sum(each.status == "running" for each in snapshot.instances)
+    running = sum(each.status.lower() == "running" for each in snapshot.instances)
     balance = snapshot.balance
     money = "unknown" if balance is None else format_money(balance.current_balance, balance.currency)
     parts = [
@@ -268,7 +268,7 @@ def _price_per_hour(snapshot: Snapshot) -> str:
 def _status(instance: Instance, width: int) -> str:
     """Return the status, and for a pending instance as much of its step as fits."""
     # The step stays reported once an instance is running, but no longer matters.
-    step = (step_text(instance) or "") if instance.status == "pending" else ""
+    step = (step_text(instance) or "") if instance.status.lower() == "pending" else ""
     text = f"{instance.status} {step}".rstrip()
     if len(text) <= width or width >= 18:
         return text

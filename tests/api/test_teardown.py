@@ -1,0 +1,356 @@
+"""Test `Teardown`: its requests, and what it takes for gone when no single reading can be trusted."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import anyio
+import pytest
+from _grids import BACKENDS, alternating, grid
+from _world import HARDWARE, MODEL, World
+
+from cortecs_async import AsyncCortecs, TeardownError
+from cortecs_async._api.teardown import Action, Goal, ObservedState, Teardown, next_action
+from cortecs_async.emulator import Emulator, Fault
+
+# One moment in which the service does not know the instance: by its id and in the list.
+BLIP = (Fault("omit", route="get"), Fault("omit", route="list"))
+
+STOP_FAILS = {
+    "500": Fault("status", route="stop", status=500),
+    "drop": Fault("drop", route="stop"),
+    "404": Fault("status", route="stop", status=404),
+    "400": Fault("status", route="stop", status=400),
+}
+
+
+def teardown(
+    client: AsyncCortecs, instance_id: str, goal: Goal = Goal.GONE, *, visible_at: float = -math.inf
+) -> Teardown:
+    return Teardown(
+        instances=client._wiring._releasing,
+        instance_id=instance_id,
+        goal=goal,
+        deadline=anyio.current_time() + 600,
+        visible_at=visible_at,
+    )
+
+
+async def started(emu: Emulator, client: AsyncCortecs, *, age: float = 100.0) -> str:
+    """Start an instance without HTTP, get a token, and return the id when the instance has this age."""
+    instance_id = emu.start_instance(MODEL, HARDWARE)
+    await client.user.balance()
+    await anyio.sleep(age)
+    return instance_id
+
+
+async def run(emu: Emulator, work: Teardown) -> list[tuple[float, str | None]]:
+    """Run a teardown, and return its requests with the seconds until each."""
+    before, began = len(emu.requests), anyio.current_time()
+    await work.run()
+    return [(round(each.at - began, 3), each.route) for each in emu.requests[before:]]
+
+
+@pytest.mark.parametrize(
+    ("state", "gone", "stopped"),
+    [
+        (ObservedState.LIVE, Action.STOP, Action.STOP),
+        (ObservedState.MISSING, Action.STOP, Action.STOP),
+        (ObservedState.STOPPING, Action.AWAIT_STOP, Action.AWAIT_STOP),
+        (ObservedState.STOPPED, Action.DELETE, Action.NOTHING),
+        (ObservedState.DELETED, Action.VERIFY, Action.VERIFY),
+        (ObservedState.GONE, Action.NOTHING, Action.NOTHING),
+        (ObservedState.UNSURE, Action.READ, Action.READ),
+    ],
+)
+def test_the_next_action(state: ObservedState, gone: Action, stopped: Action) -> None:
+    assert next_action(Goal.GONE, state) is gone
+    assert next_action(Goal.STOPPED, state) is stopped
+
+
+# --- one reading proves nothing -----------------------------------------------------------------------------
+
+
+@grid(strength=1, fails=STOP_FAILS, anyio_backend=BACKENDS)
+async def test_one_moment_without_the_instance_concludes_nothing(world: World, fails: str) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        for fault in (STOP_FAILS[fails], *BLIP):
+            emu.add_fault(fault)
+        work = teardown(client, instance_id)
+        assert await run(emu, work) == [
+            (0.0, "stop"),
+            (0.0, "get"),
+            (0.0, "list"),
+            (5.0, "stop"),
+            (5.0, "delete"),
+            (5.0, "list"),
+        ]
+        assert work.delete_accepted
+        assert emu.existing == ()
+        assert emu.unmet_faults == ()
+
+
+@grid(strength=1, fails=STOP_FAILS, anyio_backend=BACKENDS)
+async def test_one_moment_without_the_instance_does_not_count_as_stopped(world: World, fails: str) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        for fault in (STOP_FAILS[fails], *BLIP):
+            emu.add_fault(fault)
+        work = teardown(client, instance_id, Goal.STOPPED)
+        requests = await run(emu, work)
+        assert requests == [(0.0, "stop"), (0.0, "get"), (0.0, "list"), (5.0, "stop"), (5.0, "get")]
+        assert work.state is ObservedState.STOPPED
+        assert emu.existing == (instance_id,)
+        assert emu.billing == ()
+
+
+async def test_two_moments_without_it_conclude_nothing_if_the_stop_between_them_works(world: World) -> None:
+    async with world(stop_seconds=3.0) as (emu, client):
+        instance_id = await started(emu, client)
+        for fault in (STOP_FAILS["drop"], *BLIP, *BLIP):
+            emu.add_fault(fault)
+        work = teardown(client, instance_id)
+        await run(emu, work)
+        assert work.delete_accepted
+        assert emu.existing == ()
+        assert emu.unmet_faults == ()
+
+
+async def test_a_reading_that_shows_it_begins_the_wait_again(world: World) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        emu.add_fault(Fault("status", route="stop", status=500, times=3))
+        # Missing, then there, then missing.
+        for fault in (*BLIP, Fault("omit", route="get", skip=2), Fault("omit", route="list")):
+            emu.add_fault(fault)
+        work = teardown(client, instance_id)
+        requests = await run(emu, work)
+        assert [route for _, route in requests] == [
+            *("stop", "get", "list"),
+            *("stop", "get"),
+            *("stop", "get", "list"),
+            *("stop", "delete", "list"),
+        ]
+        assert work.delete_accepted
+        assert emu.existing == ()
+
+
+async def test_an_error_of_the_stop_in_between_is_no_second_opinion(world: World) -> None:
+    """The service fails on every stop, and knows nothing of the instance: perhaps that is a failure too."""
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        emu.add_fault(Fault("status", route="stop", status=500, times=None))
+        emu.add_fault(Fault("omit", route="get", times=None))
+        emu.add_fault(Fault("omit", route="list", times=None))
+        work = teardown(client, instance_id)
+        began = anyio.current_time()
+        with pytest.raises(TeardownError, match="MAY STILL BE BILLED"):
+            await work.run()
+        assert anyio.current_time() - began == 600
+        # Once the service works again, the same teardown goes on.
+        emu.clear_faults()
+        work.deadline += 60
+        await work.run()
+        assert emu.existing == ()
+
+
+# --- gone already -------------------------------------------------------------------------------------------
+
+
+@grid(strength=1, unknown_status=[400, 404], goal=Goal, anyio_backend=BACKENDS)
+async def test_one_that_is_gone_takes_two_readings_and_a_second_stop(
+    world: World, unknown_status: int, goal: Goal
+) -> None:
+    async with world(unknown_status=unknown_status) as (emu, client):
+        instance_id = await started(emu, client)
+        emu.delete_instance(instance_id)
+        work = teardown(client, instance_id, goal)
+        assert await run(emu, work) == [
+            (0.0, "stop"),
+            (0.0, "get"),
+            (0.0, "list"),
+            (5.0, "stop"),
+            (5.5, "get"),
+            (5.5, "list"),
+        ]
+        assert work.state is ObservedState.GONE
+        assert not work.has_acted
+
+
+async def test_one_that_another_deletes_in_between_is_gone(world: World) -> None:
+    async with world(stop_seconds=3.0) as (emu, client):
+        instance_id = await started(emu, client)
+        async with anyio.create_task_group() as tasks:
+
+            async def meddle() -> None:
+                await anyio.sleep(1.2)
+                emu.delete_instance(instance_id)
+
+            tasks.start_soon(meddle)
+            work = teardown(client, instance_id)
+            requests = await run(emu, work)
+        assert work.state is ObservedState.GONE
+        assert not work.delete_accepted
+        # After the accepted stop, one reading without it leads to a delete, whose refusal proves nothing.
+        assert requests == [
+            *((0.0, "stop"), (0.0, "get"), (0.5, "get"), (1.0, "get")),
+            *((1.5, "get"), (1.5, "list"), (1.5, "delete"), (1.5, "get"), (1.5, "list")),
+            *((6.5, "stop"), (7.0, "get"), (7.0, "list")),
+        ]
+
+
+# --- lost answers -------------------------------------------------------------------------------------------
+
+
+@grid(strength=1, fault=["drop", "status"], anyio_backend=BACKENDS)
+async def test_a_delete_whose_answer_is_lost_is_not_taken_for_done(world: World, fault: Any) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        emu.add_fault(Fault(fault, route="delete", when="after"))
+        work = teardown(client, instance_id)
+        assert await run(emu, work) == [
+            (0.0, "stop"),
+            (0.0, "delete"),
+            (0.0, "get"),
+            (0.0, "list"),
+            (5.0, "stop"),
+            (5.5, "get"),
+            (5.5, "list"),
+        ]
+        assert not work.delete_accepted
+        assert emu.existing == ()
+
+
+@grid(strength=1, fault=["drop", "status"], anyio_backend=BACKENDS)
+async def test_a_delete_that_never_arrived_is_sent_again(world: World, fault: Any) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        emu.add_fault(Fault(fault, route="delete"))
+        work = teardown(client, instance_id)
+        assert await run(emu, work) == [
+            (0.0, "stop"),
+            (0.0, "delete"),
+            (0.0, "get"),
+            (0.0, "delete"),
+            (0.0, "list"),
+        ]
+        assert emu.existing == ()
+
+
+async def test_a_lost_delete_and_a_moment_without_it_delete_it_after_all(world: World) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        for fault in (Fault("drop", route="delete"), *BLIP):
+            emu.add_fault(fault)
+        work = teardown(client, instance_id)
+        await run(emu, work)
+        assert work.delete_accepted
+        assert emu.existing == ()
+        assert emu.unmet_faults == ()
+
+
+async def test_an_accepted_delete_is_confirmed_by_one_list(world: World) -> None:
+    async with world() as (emu, client):
+        work = teardown(client, await started(emu, client))
+        assert await run(emu, work) == [(0.0, "stop"), (0.0, "delete"), (0.0, "list")]
+        assert work.delete_accepted
+
+
+async def test_an_accepted_delete_is_waited_for_while_it_is_listed(world: World) -> None:
+    async with world(list_lag=4.0) as (emu, client):
+        work = teardown(client, await started(emu, client))
+        requests = await run(emu, work)
+        assert [route for _, route in requests[:2]] == ["stop", "delete"]
+        assert {route for _, route in requests[2:]} == {"list"}
+        assert 4.0 <= requests[-1][0] <= 4.5
+
+
+# --- readings that lag --------------------------------------------------------------------------------------
+
+LAGS: dict[str, dict[str, Any]] = {
+    "fresh first": {"list_lag": (0, 15), "get_lag": (0, 15)},
+    "late first": {"list_lag": (15, 0), "get_lag": (15, 0)},
+    "one late of three": {"list_lag": (0, 0, 15), "get_lag": (0, 15, 0)},
+    "all late": {"list_lag": 15, "get_lag": 15},
+}
+
+
+@grid(lags=LAGS, age=[0.0, 5.0, 14.0, 100.0], stop=[None, "404", "500"], anyio_backend=BACKENDS)
+async def test_replicas_that_lag_leave_nothing(world: World, lags: str, age: float, stop: str | None) -> None:
+    async with world(**LAGS[lags], stop_seconds=2.0) as (emu, client):
+        instance_id = await started(emu, client, age=age)
+        if stop is not None:
+            emu.add_fault(Fault("status", route="stop", status=int(stop), times=4))
+        work = teardown(client, instance_id, visible_at=anyio.current_time() - age + 60.0)
+        began = anyio.current_time()
+        await work.run()
+        assert work.delete_accepted
+        assert emu.existing == ()
+        assert anyio.current_time() - began <= 75.0
+
+
+@alternating("status", [404, 400, 409])
+async def test_a_young_instance_is_not_gone_before_it_must_be_visible(world: World, status: int) -> None:
+    """No list, no get and no stop knows it for 55 s after its start. It runs all the time."""
+    async with world(list_lag=(15,), get_lag=(15,)) as (emu, client):
+        instance_id = await started(emu, client, age=0.0)
+        emu.add_fault(Fault("status", route="stop", status=status, times=None))
+        emu.add_fault(Fault("omit", route="get", times=None))
+        emu.add_fault(Fault("omit", route="list", times=None))
+        work = teardown(client, instance_id, visible_at=60.0)
+        async with anyio.create_task_group() as tasks:
+
+            async def appear() -> None:
+                await anyio.sleep(55.0)
+                assert work.state is not ObservedState.GONE
+                assert instance_id in emu.billing
+                emu.clear_faults()
+
+            tasks.start_soon(appear)
+            requests = await run(emu, work)
+        assert work.delete_accepted
+        assert emu.existing == ()
+        assert requests[-1][0] > 55.0
+
+
+@grid(strength=1, goal=Goal, age=[0.0, 20.0, 58.0], anyio_backend=BACKENDS)
+async def test_a_young_instance_that_is_gone_is_so_when_it_must_be_visible(
+    world: World, goal: Goal, age: float
+) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client, age=age)
+        emu.delete_instance(instance_id)
+        work = teardown(client, instance_id, goal, visible_at=60.0)
+        requests = await run(emu, work)
+        assert work.state is ObservedState.GONE
+        assert 60.0 <= anyio.current_time() <= 71.0
+        # It is stopped again after each reading without it.
+        routes = [route for _, route in requests]
+        assert routes == ["stop", "get", "list"] * (len(routes) // 3)
+
+
+# --- the goal "stopped" -------------------------------------------------------------------------------------
+
+
+async def test_a_stop_is_read_back(world: World) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        work = teardown(client, instance_id, Goal.STOPPED)
+        assert await run(emu, work) == [(0.0, "stop"), (0.0, "get")]
+        assert work.state is ObservedState.STOPPED
+
+
+async def test_an_accepted_stop_and_readings_without_it_end_as_missing(world: World) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        emu.add_fault(Fault("omit", route="get"))
+        emu.add_fault(Fault("omit", route="list"))
+        work = teardown(client, instance_id, Goal.STOPPED)
+        requests = await run(emu, work)
+        # The accepted stop is no reading, and nor is one moment: it is stopped again, refused, and read.
+        assert [route for _, route in requests] == ["stop", "get", "list", "stop", "get"]
+        assert work.state is ObservedState.STOPPED
+        assert emu.existing == (instance_id,)
+        assert emu.billing == ()
