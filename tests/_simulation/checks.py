@@ -16,6 +16,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+import anyio
 import trio
 from attrs import define, field
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 # Seconds after a request in which its instance is attributed to it: by a process or a reaper, or by `sweep`,
 # which may run much later and then relies on the service's stamps.
 SEARCH, SWEEP_SEARCH = 300.0, 1800.0
+# Seconds after which `sweep` trusts stamps only.
+SWEEP_SEARCH_WITHOUT_STAMPS = 3600.0
 # Seconds for which a client looks for the instance of a lost start before anything else.
 WINDOW = ADOPTION_WINDOW / 6
 # The maximum age of a baseline when its start is requested, without what delays the request.
@@ -226,6 +229,8 @@ class Checker:
         ]
         for machine, candidates in found:
             self._ambiguous.update(candidates)
+            if self._are_old_and_unstamped(candidates):
+                continue
             others = {each.spec.model_id for each in self._instances.values() if each.machine != machine}
             if not others & {self._ledger[each].model_id for each in candidates if each in self._ledger}:
                 run.problem(f"ambiguous without another user: {candidates}")
@@ -233,6 +238,13 @@ class Checker:
             for orphan in orphans:
                 if orphan.state not in {"released", "gone", "ambiguous"}:
                     run.problem(f"the last sweep says of {orphan.instance_id}: {orphan.state}")
+
+    def _are_old_and_unstamped(self, candidates: Iterable[str]) -> bool:
+        """Return whether a sweep came too late to trust anything but stamps, and there are no usable ones."""
+        service = self._run.plan.service
+        has_stamps = service.date_header and service.started_at in {"running", "accepted", "initialized"}
+        started_at = min((self._instances[each].appeared_at[0] for each in candidates), default=0.0)
+        return not has_stamps and anyio.current_time() - started_at > SWEEP_SEARCH_WITHOUT_STAMPS
 
     def _check_own_instances(self) -> None:
         holders = {each.instance_id: each for each in self._run.histories if each.instance_id is not None}
@@ -449,7 +461,7 @@ def _fits(instance: _Instance, sent: SentStart) -> bool:
 
 def _said_doubles(history: LeaseHistory) -> int:
     """Return how often a lease said that it started again while its first instance may still appear."""
-    return sum(event == "lease.start_repeated" and "still appears" in text for event, text in history.said)
+    return sum("still appears" in text for text in history.said)
 
 
 def _owner_name(machine: int) -> str:

@@ -23,7 +23,7 @@ class LeaseHistory:
     Attributes:
         has_released: Whether `release` of its handle returned.
         problems: Violations, unless another machine may use its instance.
-        said: The events that its tasks logged, with their messages.
+        said: The warnings that its tasks logged.
     """
 
     process: int
@@ -38,7 +38,7 @@ class LeaseHistory:
     exit_error: BaseException | None = None
     has_released: bool = False
     problems: list[str] = field(factory=list)
-    said: list[tuple[str, str]] = field(factory=list)
+    said: list[str] = field(factory=list)
 
     @property
     def name(self) -> str:

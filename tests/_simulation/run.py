@@ -395,7 +395,7 @@ class _LogWatcher(logging.Handler):
         if record.levelno == logging.ERROR:
             self.errors.append(f"logged: {record.getMessage()} {record.exc_info}")
         elif (lease := current_lease.get()) is not None and record.name == "cortecs_async.lease":
-            lease.said.append((str(record.__dict__["cortecs_event"]), record.getMessage()))
+            lease.said.append(record.getMessage())
 
 
 def forget_stores() -> None:
