@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 from attrs import define, field
 
 from cortecs_async import AsyncCortecs
-from cortecs_async._errors import GuardError
+from cortecs_async._errors import ClientClosedError, GuardError
 from cortecs_async._recovery import reaper as _reaper
 from cortecs_async._recovery.journal import JournalFile, try_lock
 from cortecs_async._recovery.reaper_process import _ACTION_KINDS
@@ -76,6 +76,8 @@ class Actor:
 
     def step(self) -> None:
         """Count a step, and perform the kills that are due."""
+        if not self.is_alive:
+            return
         self.steps += 1
         for kill in self._kills:
             if kill.step == self.steps:
@@ -108,6 +110,8 @@ async def run_inline(work: Callable[[], T], /) -> T:
         with anyio.CancelScope(shield=True):
             await anyio.sleep(0.001)
     finally:
+        if not actor.is_alive:
+            raise ClientClosedError("the process was killed")
         result = work()
         actor.step()
     return result

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 # Seconds after a request in which its instance is attributed to it: by a process or a reaper, or by `sweep`,
 # which may run much later and then relies on the service's stamps.
 SEARCH, SWEEP_SEARCH = 300.0, 1800.0
+# Seconds by which a stamp may differ from the time of the start: the tolerance of clients, and the time that an
+# instance of these worlds takes until it is running.
+STAMP_TOLERANCE = 120.0 + 48.0
 # Seconds after which `sweep` trusts stamps only.
 SWEEP_SEARCH_WITHOUT_STAMPS = 3600.0
 # Seconds for which a client looks for the instance of a lost start before anything else.
@@ -180,7 +183,7 @@ class Checker:
             for instance_id, instance in self._instances.items():
                 if instance.machine == sent.lease.machine or not _fits(instance, sent):
                     continue
-                earliest = sent.after - BASELINE_AGE - self._lag
+                earliest = sent.after - BASELINE_AGE - self._baseline_gap()
                 if any(earliest <= each <= until for each in instance.appeared_at):
                     excuses.pairs.add((sent.lease.machine, instance_id))
                     excuses.leases.add(sent.lease)
@@ -188,6 +191,17 @@ class Checker:
                         excuses.leases.add(instance.sent.lease)
                     excuses.ids.update({instance_id, sent.instance_id or instance_id})
         return excuses
+
+    def _baseline_gap(self) -> float:
+        """Return how many seconds old an instance can be that a baseline lacks."""
+        if not any(each.kind == "omit" and each.route != "get" for each in self._run.plan.faults):
+            return self._lag
+        return self._lag + (STAMP_TOLERANCE if self._has_stamps() else math.inf)
+
+    def _has_stamps(self) -> bool:
+        """Return whether the stamps of instances tell when they were started."""
+        service = self._run.plan.service
+        return service.date_header and service.started_at in {"running", "accepted", "initialized"}
 
     def _never_sent(self) -> Iterable[SentStart]:
         """Return the starts that were recorded, but not sent, because their process was killed."""
@@ -241,10 +255,8 @@ class Checker:
 
     def _are_old_and_unstamped(self, candidates: Iterable[str]) -> bool:
         """Return whether a sweep came too late to trust anything but stamps, and there are no usable ones."""
-        service = self._run.plan.service
-        has_stamps = service.date_header and service.started_at in {"running", "accepted", "initialized"}
         started_at = min((self._instances[each].appeared_at[0] for each in candidates), default=0.0)
-        return not has_stamps and anyio.current_time() - started_at > SWEEP_SEARCH_WITHOUT_STAMPS
+        return not self._has_stamps() and anyio.current_time() - started_at > SWEEP_SEARCH_WITHOUT_STAMPS
 
     def _check_own_instances(self) -> None:
         holders = {each.instance_id: each for each in self._run.histories if each.instance_id is not None}

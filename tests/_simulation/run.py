@@ -392,6 +392,9 @@ class _LogWatcher(logging.Handler):
         self.errors: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
+        actor = current_actor.get(None)
+        if actor is not None and not actor.is_alive:
+            return
         if record.levelno == logging.ERROR:
             self.errors.append(f"logged: {record.getMessage()} {record.exc_info}")
         elif (lease := current_lease.get()) is not None and record.name == "cortecs_async.lease":
