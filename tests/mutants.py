@@ -217,8 +217,8 @@ MUTANTS = [
     Mutant(
         "records no promise for a start until it is answered",
         "_recovery/records.py",
-        "else int(untagged)\n    state.promises[promise.key] = promise",
-        "else int(untagged)",
+        "else int(tag)\n    state.promises[promise.key] = promise",
+        "else int(tag)",
         "recovery/test_journal.py::TestJournalState::test_an_intent_is_open_until_it_is_gone",
     ),
     Mutant(
@@ -646,7 +646,7 @@ MUTANTS = [
         "_api/teardown.py",
         "now >= max(self.missing_since + ABSENCE_SPAN, self.visible_at)",
         "now >= self.missing_since + ABSENCE_SPAN",
-        "lease/test_hardening.py::test_an_instance_that_cannot_be_read_yet_is_released_all_the_same",
+        "recovery/test_evidence.py::test_a_new_instance_that_nothing_shows_for_long_is_released",
     ),
     Mutant(
         "spends the whole release timeout on one Retry-After",
@@ -1522,7 +1522,7 @@ MUTANTS = [
     Mutant(
         "does not exclude instances without the tag of a start",
         "_api/matching.py",
-        "return has_no_tag or self.is_confirmed_by(instance, listed_at) is False",
+        "return has_other_length or self.is_confirmed_by(instance, listed_at) is False",
         "return self.is_confirmed_by(instance, listed_at) is False",
         "lease/test_tags.py::test_an_instance_without_the_tag_is_not_taken",
     ),
@@ -1550,8 +1550,8 @@ MUTANTS = [
     Mutant(
         "records no tag in the intent",
         "_recovery/promises.py",
-        '            "untagged": untagged,\n',
-        '            "untagged": None,\n',
+        '            "tag": tag,\n',
+        '            "tag": None,\n',
         "lease/test_tags.py::test_the_tag_is_in_the_intent_before_the_start_is_sent",
     ),
     Mutant(
@@ -1597,17 +1597,17 @@ MUTANTS = [
         "recovery/test_evidence.py::test_a_reaper_waits_for_another_candidate",
     ),
     Mutant(
-        "ends a block after one reading without the instance",
+        "ends a watch after one reading without the instance",
         "_api/polling.py",
         "return self.missing_since is not None and now - self.missing_since >= self.absence",
         "return self.missing_since is not None",
-        "recovery/test_evidence.py::test_one_reading_without_the_instance_does_not_end_a_block",
+        "recovery/test_evidence.py::test_one_reading_without_the_instance_does_not_end_a_watch",
     ),
     Mutant(
         "considers an instance as released after one reading without it",
         "_api/teardown.py",
-        "now >= max(self.missing_since + ABSENCE_SPAN, self.visible_at)",
-        "now >= self.visible_at",
+        "return ObservedState.GONE if is_long and self.stop_repeated else ObservedState.MISSING",
+        "return ObservedState.GONE",
         "recovery/test_evidence.py::test_a_release_is_not_done_because_the_instance_cannot_be_seen",
     ),
     Mutant(

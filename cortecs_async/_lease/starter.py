@@ -183,8 +183,10 @@ class Starter:
             raise
         finally:
             self._slots.release(Priority.CALL)
-        if tag is not None:
-            self._tags.check_returned(tag, instance)
+        if tag is not None and not self._tags.is_returned(tag, instance):
+            for key, earlier in start.not_seen.items():
+                start.not_seen[key] = evolve(earlier, tag=None)
+                self.promises.record_untagged(key)
         return instance
 
     async def _acquire_slot(self, model_id: str) -> None:

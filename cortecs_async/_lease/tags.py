@@ -51,12 +51,15 @@ class StartTags:
             self._defaults[args] = with_defaults(args, model).context_length or 0
         return self._defaults[args]
 
-    def check_returned(self, tag: int, instance: Instance) -> None:
-        """Stop tagging if the response to a start with a tag shows that the service does not return it."""
-        if self.enabled and instance.instance_args.context_length != tag:
+    def is_returned(self, tag: int, instance: Instance) -> bool:
+        """Return whether the response to a start has its tag. If not, tag no more starts."""
+        if instance.instance_args.context_length == tag:
+            return True
+        if self.enabled:
             self.enabled = False
             log(
                 Event.LEASE_TAG_NOT_RETURNED,
                 instance_id=instance.instance_id,
                 model=instance.instance_args.hf_name,
             )
+        return False

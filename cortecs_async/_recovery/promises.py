@@ -176,6 +176,10 @@ class Promises:
         """Record that a start got no response, and that this process searches for its instance."""
         self.store.put({"kind": "UNANSWERED", "entry": key})
 
+    def record_untagged(self, key: str) -> None:
+        """Record that the service does not return tags, so that the one of this start proves nothing."""
+        self.store.put({"kind": "UNTAGGED", "entry": key})
+
     def record_abandoned(self, key: str) -> None:
         """Record that this process gave up: the reaper or `sweep` fulfills the promise."""
         self.store.put({"kind": "ABANDONED", "entry": key})

@@ -247,6 +247,11 @@ def _apply_ambiguous(state: JournalState, record: Record) -> None:
         promise.candidates = candidates
 
 
+def _apply_untagged(state: JournalState, record: Record) -> None:
+    if promise := state.promises.get(str(record["entry"])):
+        promise.tag = None
+
+
 def _apply_gone(state: JournalState, record: Record) -> None:
     state.close(str(record["entry"]))
 
@@ -273,6 +278,7 @@ _APPLY = {
     "HELD": _apply_held,
     "ABANDONED": _apply_abandoned,
     "AMBIGUOUS": _apply_ambiguous,
+    "UNTAGGED": _apply_untagged,
     "GONE": _apply_gone,
     "PAST": _apply_past,
     "ORPHANED": _apply_orphaned,

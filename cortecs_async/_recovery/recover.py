@@ -212,7 +212,7 @@ class Recovery:
             pending: began + max(LATE_WINDOW - self._age(pending.promise), ABSENCE_SPAN)
             for pending in promises
         }
-        unresolved = {pending: unresolved_start_of(pending.state, pending.promise) for pending in promises}
+        unresolved = dict.fromkeys(promises)
         backoff = Backoff(first=2 * _LIST_INTERVAL, limit=_MAX_LIST_INTERVAL)
         while unresolved:
             now = anyio.current_time()
@@ -222,11 +222,11 @@ class Recovery:
             if listing is not None:
                 backoff.reset()
                 overdue = {pending: now - final_at[pending] for pending in unresolved}
+                # Anew each time: the owner, if it lives, may learn that its tags prove nothing.
+                starts = {each: unresolved_start_of(each.state, each.promise) for each in unresolved}
                 with self.decision_lock():
                     claims = self.foreign_claims().with_earlier(earlier)
-                    outcomes = match_starts(
-                        unresolved, listing, claimed, claims=claims, now=self.wall_clock()
-                    )
+                    outcomes = match_starts(starts, listing, claimed, claims=claims, now=self.wall_clock())
                     found = list(self._record(outcomes, overdue))
                 for pending, instance in found:
                     del unresolved[pending]

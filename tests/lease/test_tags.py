@@ -48,11 +48,10 @@ async def test_a_tag_is_less_than_a_percent_and_more_than_nothing(length: int) -
     tags = StartTags(_Models(), random.Random(1), enabled=True)  # type: ignore[arg-type]
     lengths = set()
     for _ in range(300):
-        tagged, untagged = await tags.apply(InstanceArgs(model_id="m", context_length=length))
-        assert untagged == length
-        assert tagged.context_length is not None
-        assert 0.99 * length < tagged.context_length < length
-        lengths.add(tagged.context_length)
+        tag = await tags.new_tag(InstanceArgs(model_id="m", context_length=length))
+        assert tag is not None
+        assert 0.99 * length < tag < length
+        lengths.add(tag)
     # All that are possible, or most of them.
     assert len(lengths) >= min(300, round(length / 100)) / 2
 
@@ -60,8 +59,7 @@ async def test_a_tag_is_less_than_a_percent_and_more_than_nothing(length: int) -
 @pytest.mark.parametrize("length", [1, 50, 99, 100])
 async def test_a_short_context_gets_no_tag(length: int) -> None:
     tags = StartTags(_Models(), random.Random(1), enabled=True)  # type: ignore[arg-type]
-    args = InstanceArgs(model_id="m", context_length=length)
-    assert await tags.apply(args) == (args, None)
+    assert await tags.new_tag(InstanceArgs(model_id="m", context_length=length)) is None
 
 
 async def test_without_the_option_there_is_no_tag(world: World) -> None:
@@ -80,15 +78,15 @@ async def test_the_tag_is_in_the_intent_before_the_start_is_sent(world: World, j
         async def note(call: Any) -> Any:
             if call.path.endswith("/instances/start"):
                 (promise,) = open_promises(journals)
-                promised.append((promise.args["context_length"], promise.untagged))
-                assert json.loads(call.body)["context_length"] == promise.args["context_length"]
+                promised.append((promise.args["context_length"], promise.tag))
+                assert json.loads(call.body)["context_length"] == promise.tag
             return await exchange(call)
 
         emu.exchange = note  # type: ignore[method-assign]
         for _ in range(3):
             async with client.instance(MODEL, HARDWARE, context_length=LENGTH) as inst:
                 assert inst.instance.instance_args.context_length == sent_lengths(emu)[-1]
-        assert promised == [(length, LENGTH) for length in sent_lengths(emu)]
+        assert promised == [(LENGTH, length) for length in sent_lengths(emu)]
         assert all(length is not None and 0.99 * LENGTH < length < LENGTH for length in sent_lengths(emu))
         assert len(set(sent_lengths(emu))) > 1
 
@@ -126,7 +124,6 @@ async def test_a_model_with_a_short_maximum_is_not_exceeded(world: World) -> Non
     ],
     ids=lambda fault: f"{fault['kind']}-{fault.get('status')}" if isinstance(fault, dict) else None,
 )
-@pytest.mark.xfail(strict=True)  # BUG 01
 async def test_a_model_that_cannot_be_read_is_started_without_a_tag(
     world: World, fault: dict[str, Any]
 ) -> None:
@@ -162,10 +159,8 @@ async def test_equal_lost_starts_of_several_people_each_get_their_own(
             await anyio.sleep(1.0 if plain else 0.0)
             async with person.client.instance(MODEL, HARDWARE, context_length=LENGTH) as inst:
                 (promise,) = (each for each in person.promises if each.instance_id == inst.instance_id)
-                assert (
-                    promise.args.get("context_length", LENGTH) == inst.instance.instance_args.context_length
-                )
-                found.append((promise.untagged, inst.instance_id))
+                assert (promise.tag or LENGTH) == inst.instance.instance_args.context_length
+                found.append((promise.tag, inst.instance_id))
                 await anyio.sleep(60.0)
 
         async with anyio.create_task_group() as tasks:
@@ -282,24 +277,22 @@ class _Rewritten(httpx.AsyncBaseTransport):
         return httpx.Response(response.status_code, headers=headers, json=data)
 
 
-@grid(
-    anyio_backend=BACKENDS,
-    shown=["rounded up", "the default", "null"],
-    lost=[False, True],
+CONVERT: dict[str, Callable[[int], int | None]] = {
+    "rounded up": lambda length: -(-length // 1_000) * 1_000,
+    "the default": lambda _: LENGTH,
+    "null": lambda _: None,
+}
+
+
+@pytest.mark.parametrize(
+    ("shown", "lost"), [("rounded up", False), ("the default", False), ("null", False), ("null", True)]
 )
 async def test_a_service_that_does_not_return_the_tag_is_noted_once(
     world: World, journals: Path, shown: str, caplog: pytest.LogCaptureFixture, *, lost: bool
 ) -> None:
-    convert: dict[str, Callable[[int], int | None]] = {
-        "rounded up": lambda length: -(-length // 1_000) * 1_000,
-        "the default": lambda _: LENGTH,
-        "null": lambda _: None,
-    }
-    if lost and shown != "null":
-        pytest.xfail("BUG 02")
     async with (
         world() as (emu, _),
-        httpx.AsyncClient(transport=_Rewritten(emu.transport(), convert[shown])) as http,
+        httpx.AsyncClient(transport=_Rewritten(emu.transport(), CONVERT[shown])) as http,
         client_of(emu, http_client=http, guard="off", journal="auto", tag_starts=True) as client,
     ):
         if lost:
@@ -313,3 +306,32 @@ async def test_a_service_that_does_not_return_the_tag_is_noted_once(
         assert len(tagged) == 1 + lost
         assert len(emu.ledger) == 4
         assert emu.existing == ()
+
+
+@grid(anyio_backend=BACKENDS, shown=["rounded up", "the default"], max_retries=[0, 5])
+async def test_a_tag_that_is_not_returned_proves_nothing_once_that_is_known(
+    world: World, journals: Path, shown: str, max_retries: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with (
+        world() as (emu, _),
+        httpx.AsyncClient(transport=_Rewritten(emu.transport(), CONVERT[shown])) as http,
+        client_of(
+            emu, http_client=http, guard="off", journal="auto", tag_starts=True, max_retries=max_retries
+        ) as client,
+    ):
+        emu.add_fault(Fault("drop", route="start", when="after"))
+        if max_retries:
+            async with client.instance(MODEL, HARDWARE, context_length=LENGTH) as inst:
+                (_first, second) = emu.billing
+                assert inst.instance_id == second
+            # The response to the second start showed it, so the first one's instance could be told.
+            assert emu.existing == ()
+        else:
+            with pytest.raises(errors.TransportError):
+                async with client.instance(MODEL, HARDWARE, context_length=LENGTH):
+                    pytest.fail("entered")
+            # It may be the instance of a colleague whose start was equal but for the tag.
+            (orphan,) = await client.sweep(timeout=400.0)
+            assert (orphan.state, orphan.candidates) == ("ambiguous", emu.billing)
+            assert len(emu.billing) == 1
+        assert "If one still appears" in caplog.text

@@ -23,11 +23,11 @@ import pytest
 import trio.testing
 from _evidence import PROXY_PAGE, FakeReaper, Process, open_promises, process, reap
 from _grids import BACKENDS, alternating, grid
-from _promises import ACCOUNT, ARGS, BASELINE, OWNER, created, intent, state_of
+from _promises import BASELINE, OWNER, created, intent, state_of
 from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock
 
-from cortecs_async import AsyncCortecs, errors
+from cortecs_async import AsyncCortecs, PollPolicy, errors
 from cortecs_async._aio.threads import System
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._api.matching import match_start
@@ -344,6 +344,7 @@ async def test_a_start_whose_coroutine_is_closed_after_its_intent_leaves_no_prom
 # --- many processes with equal starts -----------------------------------------------------------------------
 
 CROWD = 20
+SELDOM = PollPolicy(min_interval=4.0)  # because each poll reads the journals of all
 
 
 @grid(anyio_backend=BACKENDS, lag=[0.0, 1.0, 3.0])
@@ -351,7 +352,9 @@ async def test_equal_lost_starts_of_many_processes_each_get_their_own(
     world: World, journals: Path, lag: float
 ) -> None:
     async with world(list_lag=lag) as (emu, _), AsyncExitStack() as stack:
-        crowd = [await stack.enter_async_context(process(emu, journals)) for _ in range(CROWD)]
+        crowd = [
+            await stack.enter_async_context(process(emu, journals, poll_policy=SELDOM)) for _ in range(CROWD)
+        ]
         emu.add_fault(Fault("drop", route="start", when="after", times=CROWD))
         theirs = emu.start_instance(MODEL, HARDWARE)
         await anyio.sleep(lag)
@@ -376,27 +379,30 @@ async def test_equal_lost_starts_of_many_processes_each_get_their_own(
 async def test_what_many_killed_processes_lost_is_released(
     world: World, journals: Path, lag: float, by: str
 ) -> None:
+    count = CROWD if by == "sweep" else CROWD // 2  # each reaper reads the journals of all
     async with (
         world(list_lag=lag) as (emu, _),
         process(emu, journals) as later,
         AsyncExitStack() as stack,
         anyio.create_task_group() as tasks,
     ):
-        crowd = [await stack.enter_async_context(process(emu, journals)) for _ in range(CROWD)]
-        emu.add_fault(Fault("drop", route="start", when="after", times=CROWD))
+        crowd = [
+            await stack.enter_async_context(process(emu, journals, poll_policy=SELDOM)) for _ in range(count)
+        ]
+        emu.add_fault(Fault("drop", route="start", when="after", times=count))
         theirs = emu.start_instance(MODEL, HARDWARE)
         await anyio.sleep(lag)
         for each in crowd:
             tasks.start_soon(each.start_and_die)
         await anyio.sleep(0.7)
-        assert len(emu.billing) == CROWD + 1
+        assert len(emu.billing) == count + 1
         left = [each.kill() for each in crowd]
         if by == "late reapers":
             await anyio.sleep(30.0)
         if by == "sweep":
             swept = await later.client.sweep()
-            assert [each.state for each in swept] == ["released"] * CROWD
-            assert len({each.instance_id for each in swept}) == CROWD
+            assert [each.state for each in swept] == ["released"] * count
+            assert len({each.instance_id for each in swept}) == count
         else:
             async with anyio.create_task_group() as reaping:
                 for each, path in zip(crowd, left, strict=True):
@@ -408,7 +414,9 @@ async def test_what_many_killed_processes_lost_is_released(
 
 async def test_some_are_killed_while_the_others_search(world: World, journals: Path) -> None:
     async with world(list_lag=1.0) as (emu, _), AsyncExitStack() as stack:
-        crowd = [await stack.enter_async_context(process(emu, journals)) for _ in range(CROWD)]
+        crowd = [
+            await stack.enter_async_context(process(emu, journals, poll_policy=SELDOM)) for _ in range(CROWD)
+        ]
         emu.add_fault(Fault("drop", route="start", when="after", times=CROWD))
         found: list[str] = []
 
@@ -475,9 +483,12 @@ async def test_only_one_process_decides_at_a_time(
     assert all(locked)
 
 
+API = "https://api.test"  # of the records in _promises.py
+
+
 def listed(instance_id: str) -> Instance:
     """Return an instance that fits `intent()`."""
-    args = InstanceArgs(model_id=ARGS["model_id"], hardware_type_id=HARDWARE)
+    args = InstanceArgs(model_id=MODEL.replace("/", "--"), hardware_type_id=HARDWARE)
     return Instance(
         instance_id=instance_id, instance_args=args, instance_status=InstanceStatus(status="running")
     )
@@ -486,8 +497,8 @@ def listed(instance_id: str) -> Instance:
 def test_a_claim_that_was_given_up_after_the_list_was_read_counts() -> None:
     mine = unresolved_start_of(state := state_of(BASELINE, intent()), state.promises["e1"])
     theirs = state_of(created("e2", instance_id="i-7"))
-    earlier = collect_foreign_claims(ACCOUNT["api"], [(theirs, ())])
-    later = collect_foreign_claims(ACCOUNT["api"], [])
+    earlier = collect_foreign_claims(API, [(theirs, ())])
+    later = collect_foreign_claims(API, [])
     assert later.match(mine, [listed("i-7")], listed_at=None) == listed("i-7")
     assert later.with_earlier(earlier).match(mine, [listed("i-7")], listed_at=None) is None
 
@@ -497,7 +508,7 @@ def test_the_instance_of_a_closed_promise_stays_known(ending: Record) -> None:
     state = state_of(created("e2", instance_id="i-7"), {**ending, "entry": "e2"})
     assert state.promises == {}
     for each in (state, fold(encode(state.snapshot()))):
-        assert collect_foreign_claims(ACCOUNT["api"], [(each, ())]).ids == {"i-7"}
+        assert collect_foreign_claims(API, [(each, ())]).ids == {"i-7"}
 
 
 @pytest.mark.parametrize("last", [{"kind": "ABANDONED", "entry": "e1"}, {"kind": "ORPHANED"}])
@@ -832,7 +843,7 @@ async def test_one_reading_without_the_instance_does_not_end_a_block(world: Worl
     async with world() as (emu, client):
         async with client.instance(MODEL, HARDWARE) as inst:
             for route in ("list", "get"):
-                body = {"instances": []} if route == "list" else {"message": "not found"}
+                body: dict[str, Any] = {"instances": []} if route == "list" else {"message": "not found"}
                 if kind == "omit":
                     emu.add_fault(Fault("omit", route=route, instance_id=inst.instance_id))
                 else:
@@ -841,6 +852,26 @@ async def test_one_reading_without_the_instance_does_not_end_a_block(world: Worl
             await anyio.sleep(60.0)
             assert emu.unmet_faults == ()
         assert emu.existing == ()
+
+
+@pytest.mark.parametrize("seconds", [1.0, 4.0])
+async def test_one_reading_without_the_instance_does_not_end_a_watch(world: World, seconds: float) -> None:
+    async with world(step_seconds=10.0) as (emu, client), anyio.create_task_group() as tasks:
+        instance_id = emu.start_instance(MODEL, HARDWARE)
+        seen: list[str] = []
+
+        async def watch() -> None:
+            seen.extend([each.status async for each in client.instances.watch(instance_id)])
+
+        tasks.start_soon(watch)
+        await anyio.sleep(20.0)
+        emu.add_fault(Fault("omit", times=None))
+        await anyio.sleep(seconds)
+        emu.clear_faults()
+        await anyio.sleep(100.0)
+        assert seen == []  # it has not ended
+        emu.delete_instance(instance_id)
+    assert seen[-1] == "running"
 
 
 @grid(anyio_backend=BACKENDS, seconds=[0.5, 4.0, 20.0], stop=[404, 400, 500])
