@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import json
 import math
@@ -146,9 +147,10 @@ class ProcessActor(Actor):
         return self._client
 
     async def aclose(self) -> None:
-        """Close its client."""
+        """Close its client, which a kill may interrupt."""
         if self._client is not None:
-            await self._client.aclose()
+            with contextlib.suppress(ClientClosedError):
+                await self._client.aclose()
 
     def _end(self) -> None:
         if self._client is not None and self._http is not None:
