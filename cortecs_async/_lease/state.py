@@ -11,6 +11,7 @@ from attrs import define, evolve, field, frozen
 from .._aio.eventloop import loop_clock
 from .._api.domain import Instance
 from .._api.instances import Instances, Origin
+from .._api.waiting import VISIBILITY_FACTOR
 from .._config import PollPolicy
 from .._errors import InvalidArgumentError
 from .._http.client import HTTP
@@ -120,6 +121,12 @@ class LeaseState:
     def billed_from(self) -> float:
         """When billing began: when the start was sent, or the lease entered; in seconds of `now`."""
         return self.began if self.held.billed_from is None else self.held.billed_from
+
+    @property
+    def visible_at(self) -> float:
+        """Until when a missing instance may only not be visible yet, in seconds of `now`."""
+        started_at = self.held.billed_from
+        return -math.inf if started_at is None else started_at + VISIBILITY_FACTOR * self.services.poll.settle
 
     @property
     def expires_at(self) -> float:

@@ -79,8 +79,11 @@ class Watchdog:
         while True:
             try:
                 found = await self._next(known=self.instance)
-                if not _is_lost(found):
-                    self.instance = found or self.instance
+                if found is not None and not _is_lost(found):
+                    self.instance = found
+                    continue
+                if found is None and self._state.now() < self._state.visible_at:
+                    await anyio.sleep(policy.lost_interval)
                     continue
                 # Read it twice: one wrong response must not cancel the block.
                 await anyio.sleep(policy.min_interval)

@@ -38,10 +38,17 @@ async def test_the_block_is_cancelled_with_a_typed_error(world: World, how: str,
                 reached = True
         assert caught.value.instance_id == "instance-10001"
         assert not reached
-        # Noticed within the polling interval, and confirmed: by one more poll, or by 5 s of them, twice.
+        # Noticed within the polling interval, and confirmed: by one more poll, or by 5 s of them.
         assert 100 + confirming <= cancelled_at <= 100 + 10 + confirming
         # A stopped instance is deleted at once. For a missing one, the teardown does not rely on these polls.
         assert anyio.current_time() - cancelled_at == (0 if how == "stop_instance" else 5.5)
+        assert emu.existing == ()
+
+
+async def test_a_new_instance_that_is_not_visible_yet_is_not_lost(world: World) -> None:
+    async with world(step_seconds=0.0, list_lag=40.0, get_lag=40.0) as (emu, client):
+        async with client.instance(MODEL, HARDWARE):
+            await anyio.sleep(100.0)
         assert emu.existing == ()
 
 
