@@ -47,7 +47,13 @@ PART_SIZE = min(500, max(1, SIMULATIONS // 4))
 PARTS = math.ceil(SIMULATIONS / len(BACKENDS) / PART_SIZE)
 
 # A part must have worlds with each of these.
-NEEDED = ("with faults", "with several processes", "with a reaper at work", "with a foreign instance", "bodies")
+NEEDED = (
+    "with faults",
+    "with several processes",
+    "with a reaper at work",
+    "with a foreign instance",
+    "bodies",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -220,7 +226,9 @@ SABOTAGE: dict[str, list[tuple[Any, str, Any]]] = {
         (JournalState, "add_past", remember_nothing),
     ],
     "compares the local clock with the service's": [(UnresolvedStart, "is_contradicted_by", by_local_clock)],
-    "does not take a refusal in the service's words for one": [(_start_state, "may_have_taken_effect", by_status)],
+    "does not take a refusal in the service's words for one": [
+        (_start_state, "may_have_taken_effect", by_status)
+    ],
     "ignores its tags": [
         (UnresolvedStart, "has_tag_of", has_no_tag),
         (UnresolvedStart, "is_contradicted_by", has_no_tag),

@@ -6,7 +6,7 @@ import contextlib
 import contextvars
 import json
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,7 +14,7 @@ import anyio
 import anyio.lowlevel
 import httpx
 from anyio.abc import TaskGroup
-from attrs import define, field
+from attrs import define
 
 from cortecs_async import AsyncCortecs
 from cortecs_async._errors import ClientClosedError, GuardError
@@ -221,7 +221,11 @@ class WorldReaper(Actor):
                 await self._changed.wait()
             self._changed = anyio.Event()
             now = wall_clock()
-            late = [each for each in reaper._not_begun() if each.is_due(now, owner_lives=True, grace=_reaper.GRACE)]
+            late = [
+                each
+                for each in reaper._not_begun()
+                if each.is_due(now, owner_lives=True, grace=_reaper.GRACE)
+            ]
             if late:
                 reaper._begun_keys.update(each.key for each in late)
                 tasks.start_soon(self._reap, late)
@@ -324,7 +328,8 @@ class WorldReaperProcess:
         for message in messages:
             self._last_sent += 1
             revealed = {
-                name: value.reveal() if isinstance(value, Secret) else value for name, value in message.items()
+                name: value.reveal() if isinstance(value, Secret) else value
+                for name, value in message.items()
             }
             child.receive(decode(encode([{**revealed, "number": self._last_sent}]))[0])
             if self._last_acknowledged < self._last_sent:

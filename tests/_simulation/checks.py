@@ -24,11 +24,10 @@ from cortecs_async import errors
 from cortecs_async._recovery.journal import read_journals
 
 from .data import ADOPTION_WINDOW, REQUEST_TIMEOUT, StartSpec
-from .history import OTHER_USER, LeaseHistory, SentStart, notes, reports_a_leftover
+from .history import OTHER_USER, LeaseHistory, SentStart, notes
 from .program import (
     PRICE_TIMEOUT,
     SLACK,
-    TOTAL_TIMEOUT,
     Program,
     most_seconds,
     most_seconds_after_cancel,
@@ -41,8 +40,8 @@ if TYPE_CHECKING:
 # Seconds after a request in which its instance is attributed to it: by a process or a reaper, or by `sweep`,
 # which may run much later and then relies on the service's stamps.
 SEARCH, SWEEP_SEARCH = 300.0, 1800.0
-# Seconds by which a stamp may differ from the time of the start: the tolerance of clients, and the time that an
-# instance of these worlds takes until it is running.
+# Seconds by which a stamp may differ from the time of the start: the tolerance of clients, and the time that
+# an instance of these worlds takes until it is running.
 STAMP_TOLERANCE = 120.0 + 48.0
 # Seconds after which `sweep` trusts stamps only.
 SWEEP_SEARCH_WITHOUT_STAMPS = 3600.0
@@ -146,7 +145,9 @@ class Checker:
             "with faults": bool(plan.faults or plan.outages),
             "with several processes": len(plan.processes) > 1,
             "with a kill": any(not each.is_alive for each in run.processes),
-            "with a reaper at work": any(each.reaper.state.is_orphaned for one in run.processes for each in one.reapers),
+            "with a reaper at work": any(
+                each.reaper.state.is_orphaned for process in run.processes for each in process.reapers
+            ),
             "with a foreign instance": bool(run.foreign),
             "bodies": sum(each.body_at is not None for each in run.histories),
             "starts without a response": sum(each.response is None for each in run.starts),
@@ -295,7 +296,9 @@ class Checker:
                 for promise in state.promises.values():
                     if not set(promise.candidates) & self._ambiguous:
                         name = promise.instance_id or promise.args
-                        self._run.problem(f"a promise remains in {path.name} of machine {machine.index}: {name}")
+                        self._run.problem(
+                            f"a promise remains in {path.name} of machine {machine.index}: {name}"
+                        )
 
     # -- 2: what is not ours
 
@@ -304,7 +307,9 @@ class Checker:
             instance = self._instances.get(touch.instance_id)
             if instance is None:
                 self._run.problem(f"{touch.route} of {touch.instance_id!r}, which never existed")
-            elif instance.machine != touch.machine and not self._may_mistake(touch.machine, touch.instance_id):
+            elif instance.machine != touch.machine and not self._may_mistake(
+                touch.machine, touch.instance_id
+            ):
                 self._run.problem(
                     f"machine {touch.machine} sent {touch.route} of {touch.instance_id} at {touch.at:g} s, "
                     f"which is {_owner_name(instance.machine)}"
@@ -318,14 +323,19 @@ class Checker:
             status = self._ledger[each.instance_id].status
             is_as_left = {"pending": "running", "stopping": "stopped"}.get(status, status) == each.status
             if not is_as_left and each.instance_id not in self._excuses.ids:
-                self._run.problem(f"{each.instance_id} is the other user's, who left it {each.status}: {status}")
+                self._run.problem(
+                    f"{each.instance_id} is the other user's, who left it {each.status}: {status}"
+                )
         for history in self._run.histories:
             instance = self._instances.get(history.instance_id or "")
-            if instance is not None and instance.machine != history.machine:
-                if not self._may_mistake(history.machine, history.instance_id or ""):
-                    self._run.problem(
-                        f"{history.name} used {history.instance_id}, which is {_owner_name(instance.machine)}"
-                    )
+            if (
+                instance is not None
+                and instance.machine != history.machine
+                and not self._may_mistake(history.machine, history.instance_id or "")
+            ):
+                self._run.problem(
+                    f"{history.name} used {history.instance_id}, which is {_owner_name(instance.machine)}"
+                )
 
     # -- 3 and 5: how many
 
@@ -353,7 +363,12 @@ class Checker:
                 self._check_released(history, history.instance_id)
         for cluster in self._clusters():
             sole = cluster[0]
-            if len(cluster) > 1 or sole.instance_id is not None or sole.may_leave_instance or _said_doubles(sole):
+            if (
+                len(cluster) > 1
+                or sole.instance_id is not None
+                or sole.may_leave_instance
+                or _said_doubles(sole)
+            ):
                 continue
             for instance_id in self._created_by(cluster):
                 self._check_released(sole, instance_id)
@@ -370,7 +385,9 @@ class Checker:
     def _created_by(self, histories: Sequence[LeaseHistory]) -> list[str]:
         """Return the instances that these leases started, except those that no client could find."""
         left_out = self._excuses.ids | self._excuses.late
-        return [each for each, sent in self._created.items() if sent.lease in histories and each not in left_out]
+        return [
+            each for each, sent in self._created.items() if sent.lease in histories and each not in left_out
+        ]
 
     def _clusters(self) -> list[list[LeaseHistory]]:
         """Group the leases of a machine and model whose times overlap, directly or through others."""

@@ -39,7 +39,9 @@ def observe(world: Simulation, emulator: Emulator) -> None:
             sent = world.starts[int(request.headers[_START])]
             sent.instance_id, sent.executed_at = instance_id_of(response.body), now
         if match.name in _TOUCHES:
-            instance_id = match.params.get("instance_id") or json.loads(request.body or b"{}").get("instance_id")
+            instance_id = match.params.get("instance_id") or json.loads(request.body or b"{}").get(
+                "instance_id"
+            )
             machine = int(request.headers[_MACHINE])
             world.touches.append(Touch(now, machine, str(match.name), str(instance_id)))
         return response

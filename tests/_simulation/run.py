@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import random
@@ -31,7 +30,15 @@ from cortecs_async.emulator import Emulator
 from cortecs_async.types import LeaseInfo, Orphan, PhaseEnd, RequestRetry, Telemetry
 
 from . import checks
-from .actors import EPOCH, Actor, Machine, ProcessActor, WorldReaperProcess, current_actor, run_inline, wall_clock
+from .actors import (
+    Actor,
+    Machine,
+    ProcessActor,
+    WorldReaperProcess,
+    current_actor,
+    run_inline,
+    wall_clock,
+)
 from .data import REQUEST_TIMEOUT, Backend, ForeignAction, Kill, Outage, Sweep, World
 from .history import ForeignInstance, LeaseHistory, Outcome, SentStart, Touch
 from .network import current_lease, observe
@@ -265,7 +272,7 @@ class Simulation:
                 each.response == response and process in {None, each.lease.process} for each in self.starts
             )
 
-        while event is not None and not has_happened():
+        while event is not None and not has_happened():  # noqa: ASYNC110  (nobody sets an event)
             await anyio.sleep(0.7)
 
     def _start_foreign(self, target: int) -> None:
@@ -384,7 +391,8 @@ class _DetectingInstrument(trio.abc.Instrument):
 class _LogWatcher(logging.Handler):
     """Collects what the client logs.
 
-    An error is an unexpected exception (expected ones are `critical`). A warning of a lease is for its caller.
+    An error is an unexpected exception (expected ones are `critical`). A warning of a lease is for its
+    caller.
     """
 
     def __init__(self) -> None:
