@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -56,18 +56,6 @@ NEEDED = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _virtual_world(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    # A failed test must end its shrinking before `faulthandler_timeout`.
-    engine = "hypothesis.internal.conjecture.engine"
-    monkeypatch.setattr(f"{engine}.MAX_SHRINKING_SECONDS", 90, raising=False)
-    # Most examples would be variations of each other.
-    variations = f"{engine}.ConjectureRunner.generate_mutations_from"
-    monkeypatch.setattr(variations, lambda *_: None, raising=False)
-    with virtual_world():
-        yield
-
-
 def run_worlds(backend: Backend, number: int, *, count: int, phases: tuple[Phase, ...]) -> Counter[str]:
     """Run the random worlds of a seed, and fail the test at the first violation."""
     tally: Counter[str] = Counter()
@@ -89,7 +77,14 @@ def run_worlds(backend: Backend, number: int, *, count: int, phases: tuple[Phase
         if outcome.problems:
             pytest.fail("\n".join([*outcome.problems, repr(world)]), pytrace=False)
 
-    check()
+    engine = "hypothesis.internal.conjecture.engine"
+    with virtual_world(), pytest.MonkeyPatch.context() as patch:
+        # A failed test must end its shrinking before `faulthandler_timeout`.
+        patch.setattr(f"{engine}.MAX_SHRINKING_SECONDS", 90, raising=False)
+        # Most examples would be variations of each other.
+        variations = f"{engine}.ConjectureRunner.generate_mutations_from"
+        patch.setattr(variations, lambda *_: None, raising=False)
+        check()
     return tally
 
 

@@ -8,8 +8,8 @@ can draw, shrink and print it. `simulate` runs it against the emulator on a fres
 works again, though it lags as before, the reapers finish, one sweep runs on each machine, and `checks` checks
 the properties that it lists. Each violation is a line of `Outcome.problems`.
 
-The reapers are `Reaper` objects with the real decisions, in tasks on virtual time instead of processes. A kill
-stops the requests and the writes of a process and unlocks its journal; its tasks get errors and end.
+The reapers are `Reaper` objects with the real decisions, in tasks on virtual time instead of processes. A
+kill stops the requests and the writes of a process and unlocks its journal; its tasks get errors and end.
 
 The simulation leaves out only what no client can decide, because the service has no tags:
 
