@@ -31,7 +31,7 @@ carried out.
 
 from __future__ import annotations
 
-from .data import Backend, World, worlds
+from .data import Backend, World, stories, worlds
 from .run import simulate, virtual_world
 
-__all__ = ["Backend", "World", "simulate", "virtual_world", "worlds"]
+__all__ = ["Backend", "World", "simulate", "stories", "virtual_world", "worlds"]

@@ -415,7 +415,11 @@ class Checker:
         elif math.isinf(history.left_at):
             problem = "was never exited"
         elif history.body_at is None:
-            problem = "" if isinstance(raised, (cancelled, *_START_ERRORS)) else "failed to start"
+            may_expire = (
+                isinstance(raised, errors.LeaseExpiredError) and history.plan.max_lifetime is not None
+            )
+            is_expected = may_expire or isinstance(raised, (cancelled, *_START_ERRORS))
+            problem = "" if is_expected else "failed to start"
         elif isinstance(body_error, Exception):
             problem = "" if raised is body_error else f"had {body_error!r} in its body"
         elif body_error is not None:

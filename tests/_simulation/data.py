@@ -498,18 +498,20 @@ _kills_after_refusal = st.builds(
 
 # What rarely meets by chance: refusals, a kill, and an equal start of the other user; equal starts of several
 # processes whose responses are lost at the same time; and starts that are carried out or listed late.
-worlds: st.SearchStrategy[World] = st.one_of(
-    _worlds(),
-    _worlds(),
-    _worlds(),
-    _worlds(
+stories: dict[str, st.SearchStrategy[World]] = {
+    "any": _worlds(),
+    "refusals": _worlds(
         faults=_several(_refusals, [1]),
         kills=_several(_kills_after_refusal, [0, 1, 1]),
         foreign=_several(_foreign_after_kill | _foreign_after_refusal, [1, 2]),
     ),
-    _worlds(
+    "twins": _worlds(
         processes=_specs.flatmap(lambda kind: _several(_processes([kind]), [2, 3, 3])),
         faults=st.tuples(_lost_starts, _faults),
     ),
-    _worlds(faults=st.tuples(_late_starts, _faults)),
-)
+    "late": _worlds(faults=st.tuples(_late_starts, _faults)),
+}
+
+worlds: st.SearchStrategy[World] = st.sampled_from(
+    ["any", "any", "any", "refusals", "twins", "late"]
+).flatmap(stories.__getitem__)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import random
 import shutil
@@ -106,6 +107,7 @@ class Simulation:
         self.emulator: Emulator
         self.transport: httpx.AsyncBaseTransport
         self._clients = 0
+        self._is_over = False
 
     def problem(self, text: str) -> None:
         """Record a violation."""
@@ -155,6 +157,7 @@ class Simulation:
                     actor = ProcessActor(self, index, process, kills)
                     self.processes.append(actor)
                     processes.start_soon(self._run_process, actor, kills)
+            self._is_over = True
             with anyio.move_on_after(_FAULTS_AFTER_END):
                 await self._wait_for_reapers()
             self.emulator.clear_faults()
@@ -273,7 +276,8 @@ class Simulation:
             )
 
         while event is not None and not has_happened():  # noqa: ASYNC110  (nobody sets an event)
-            await anyio.sleep(0.7)
+            # Nothing happens any more once the processes have ended.
+            await anyio.sleep(math.inf if self._is_over else 0.7)
 
     def _start_foreign(self, target: int) -> None:
         leases = [lease for process in self.plan.processes for lease in process.leases]
