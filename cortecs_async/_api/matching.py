@@ -24,6 +24,10 @@ from attrs import define, evolve, field, frozen
 
 from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs, Model
 
+# Seconds after its request in which the instance of a start may appear. One that appears later is more likely
+# that of an equal start of somebody else.
+LATE_WINDOW = 300.0
+
 # Seconds that a timestamp of an instance may be before or after its start. Before: the service's machines may
 # disagree. After: the service may carry a start out late, and initialization takes time.
 _MAX_BEFORE_START, _MAX_AFTER_START = 120.0, 1800.0
@@ -41,7 +45,7 @@ class UnresolvedStart:
 
     Attributes:
         args: The arguments that were sent. None stands for a default of the service, and fits any value.
-        baseline: The ids of the instances that existed before the start.
+        baseline: The ids of the instances that existed before the start; None if they are not known any more.
         service_at: When the baseline was read, by the service's clock, as Unix time in seconds; None if the
             service sends no dates.
         tag: The context length that was sent instead of that in `args`, to tag the start; None without a tag.
@@ -49,7 +53,7 @@ class UnresolvedStart:
     """
 
     args: InstanceArgs
-    baseline: frozenset[str]
+    baseline: frozenset[str] | None
     service_at: float | None = None
     tag: int | None = None
     order: tuple[bool, float, str] = (False, 0.0, "")
@@ -63,9 +67,12 @@ class UnresolvedStart:
 
     def fits(self, instance: Instance) -> bool:
         """Return whether this start can have created the instance, by its id and arguments."""
-        if instance.instance_id in self.baseline:
-            return False
-        return self.has_tag_of(instance) or fits(instance.instance_args, self.args)
+        return self._is_new(instance) and (
+            self.has_tag_of(instance) or fits(instance.instance_args, self.args)
+        )
+
+    def _is_new(self, instance: Instance) -> bool:
+        return self.baseline is None or instance.instance_id not in self.baseline
 
     def has_tag_of(self, instance: Instance) -> bool:
         """Return whether the instance is new, and has the tag of this start."""
@@ -73,7 +80,7 @@ class UnresolvedStart:
         return (
             self.tag is not None
             and args.context_length == self.tag
-            and instance.instance_id not in self.baseline
+            and self._is_new(instance)
             and fits(args, evolve(self.args, context_length=self.tag))
         )
 
@@ -94,12 +101,20 @@ class UnresolvedStart:
             return None
         return -_MAX_BEFORE_START <= age <= _MAX_AFTER_START
 
+    def is_too_old_for(self, instance: Instance, other: UnresolvedStart) -> bool:
+        """Return whether the instance appeared too late for this start: after a much later one began."""
+        return other.order[1] - self.order[1] > LATE_WINDOW and other._is_new(instance)
+
     def is_contradicted_by(self, instance: Instance, listed_at: float | None) -> bool:
-        """Return whether its tag or timestamp is evidence that another start created the instance."""
+        """Return whether its tag or timestamp is evidence that another start created the instance.
+
+        Without a baseline, the instance may have existed before the start.
+        """
         context_length = instance.instance_args.context_length
         # By the reference, the service returns the length.
         has_other_length = self.tag is not None and context_length not in {None, self.tag}
-        return has_other_length or self.is_confirmed_by(instance, listed_at) is False
+        is_unlikely = has_other_length or self.is_confirmed_by(instance, listed_at) is False
+        return self.baseline is None or is_unlikely
 
 
 @frozen
@@ -146,19 +161,14 @@ def match_start(
     service's clock, as Unix time in seconds.
     """
     starts = sorted(starts, key=lambda each: each.order)
-    tagged = [each for each in instances if start.has_tag_of(each)]
-    if len(tagged) == 1:
-        return tagged[0]
-    others_tags = {
-        each.instance_id
-        for each in instances
-        if any(other is not start and other.has_tag_of(each) for other in [*starts, *in_progress])
-    }
+    all_starts = [*starts, *in_progress]
+    tagged = {each.instance_id for each in instances if any(other.has_tag_of(each) for other in all_starts)}
 
     def fits(start: UnresolvedStart, instance: Instance) -> bool:
         return (
-            instance.instance_id not in others_tags
-            and start.fits(instance)
+            start.fits(instance)
+            and (instance.instance_id not in tagged or start.has_tag_of(instance))
+            and not any(start.is_too_old_for(instance, other) for other in all_starts)
             and not start.is_contradicted_by(instance, listed_at)
         )
 

@@ -44,6 +44,10 @@ _MAX_REQUESTS_BY_ID = 20
 # behind writing, and replicas of the service may disagree.
 ABSENCE_SPAN = 5.0
 
+# Statuses, in lower case, that an instance does not leave without a request. Only "stopped" is documented;
+# the others are common names. With any other status, a wait continues until its deadline.
+TERMINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
+
 # By instance id: the instance, why it could not be read, or None if it does not exist.
 Readings = dict[str, Instance | CortecsError | None]
 
@@ -77,6 +81,7 @@ class Subscription:
         trust_list: Whether the list alone proves that the instance is gone; see `Poller.subscribe`.
         absence: Seconds for which it must be missing before it counts as gone.
         missing_since: When the current run of readings without it began, on the same clock.
+        was_seen: Whether any reading has shown it.
         interval: Seconds between polls; None leaves them to the policy.
         request_number: The number of the last request by its id; at first, of the last one for any id.
         reading: The newest reading; None means that the instance is gone.
@@ -92,6 +97,7 @@ class Subscription:
     trust_list: bool = False
     absence: float = ABSENCE_SPAN
     missing_since: float | None = None
+    was_seen: bool = False
     interval: float | None = None
     request_number: int = 0
     reading: Instance | None = None
@@ -109,7 +115,7 @@ class Subscription:
         """
         self.failing_since = None
         if reading is not None:
-            self.missing_since = None
+            self.missing_since, self.was_seen = None, True
         elif self.missing_since is None:
             self.missing_since = now
         if reading is None and not self.is_missing(now):
@@ -121,7 +127,8 @@ class Subscription:
 
     def is_missing(self, now: float) -> bool:
         """Return whether all readings of the last `absence` seconds lack the instance."""
-        return self.missing_since is not None and now - self.missing_since >= self.absence
+        # The sum of the pauses may be a little less than the span.
+        return self.missing_since is not None and now - self.missing_since > self.absence - 1e-6
 
     def record_failure(self, error: CortecsError, *, now: float, max_outage: float) -> None:
         """End the wait if the error is permanent, or if reading has failed for `max_outage` seconds."""
@@ -148,6 +155,8 @@ class Poller:
         self._paused_until = -math.inf
         self._backoff = Backoff(first=2 * policy.min_interval, limit=policy.max_interval)
         self._requests_by_id = 0
+        # Whether a reading has shown that an instance is active, for those that a lease has just started.
+        self.sightings: dict[str, bool] = {}
 
     def subscribe(
         self,
@@ -268,6 +277,10 @@ class Poller:
 
     def _publish(self, readings: Readings, began: float) -> None:
         now = anyio.current_time()
+        for instance_id in readings.keys() & self.sightings.keys():
+            reading = readings[instance_id]
+            if isinstance(reading, Instance) and reading.status.lower() not in TERMINAL_STATUSES:
+                self.sightings[instance_id] = True
         for subscription in self._waiters:
             # A task that subscribed after the request was sent may already have newer information.
             if subscription.since > began or subscription.instance_id not in readings:
@@ -293,7 +306,10 @@ class Poller:
         trusting = {subscription.instance_id for subscription in waiting if subscription.trust_list}
         if len(wanted) == 1 and not trusting:
             (instance_id,) = wanted
-            instance = await self._read_one(instance_id)
+            try:
+                instance = await self._read_one(instance_id)
+            except DecodeError:
+                instance = None  # the list may be readable
             if instance is not None:
                 return {instance_id: instance}
             # The status code for an unknown id is undocumented. The instance is missing if the list agrees.

@@ -5,9 +5,9 @@ repeats this until the state that was read is the goal. A response alone is neve
 hide a success, and it is undocumented how the service responds to the `stop` of a pending or stopped
 instance.
 
-An instance that is missing in one reading may exist: reading lags behind writing, and replicas may
-disagree. So it counts as gone only after an accepted delete, or when two readings seconds apart agree and
-the service has refused another stop in between.
+A reading may be outdated: reading lags behind writing, and replicas may disagree. So an instance counts as
+gone only after an accepted delete, or when readings seconds apart agree and the service was asked again in
+between. The same holds for "stopped", if the goal is to stop it and the service did not accept a stop.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class ObservedState(enum.Enum):
     STOPPING = enum.auto()  # a stop was accepted, or refused without being stopped yet
     STOPPED = enum.auto()
     DELETED = enum.auto()  # a delete was accepted, but not confirmed yet
-    MISSING = enum.auto()  # the last reading lacks it, which proves nothing
+    UNCONFIRMED = enum.auto()  # the last reading says that it is stopped or gone, but may be outdated
     GONE = enum.auto()
     UNSURE = enum.auto()  # the last request failed
 
@@ -74,7 +74,7 @@ class Action(enum.Enum):
 def next_action(goal: Goal, state: ObservedState) -> Action:
     """Return the next step towards the goal."""
     match state:
-        case ObservedState.LIVE | ObservedState.MISSING:
+        case ObservedState.LIVE | ObservedState.UNCONFIRMED:
             return Action.STOP
         case ObservedState.STOPPING:
             return Action.AWAIT_STOP
@@ -110,11 +110,12 @@ class Teardown:
         instances: Sends the requests, without retries: the teardown has its own.
         deadline: In seconds of `anyio.current_time`.
         state: The last observed state.
-        visible_at: Until then, on the same clock, "missing" is ignored: the instance was just started, and
-            the service may not list it yet.
+        visible_at: Until then, on the same clock, readings may be older than the start or restart of the
+            instance, unless one has shown that it is active.
+        inactive_since: When the current run of readings began that lack the instance or, if the goal is to
+            stop it, show it stopped; on the same clock.
+        asked_again: Whether the service was asked to stop or delete it since then.
         delete_accepted: Whether the service accepted a delete.
-        missing_since: When the current run of readings without the instance began, on the same clock.
-        stop_repeated: Whether the service has refused a stop since then.
         has_acted: Whether the service accepted a stop or a delete.
         stopped_at: When the service last accepted a stop, on the same clock.
         stop_refused: Whether the last stop was refused.
@@ -126,9 +127,9 @@ class Teardown:
     deadline: float
     state: ObservedState = ObservedState.LIVE
     visible_at: float = -math.inf
+    inactive_since: float | None = None
+    asked_again: bool = False
     delete_accepted: bool = False
-    missing_since: float | None = None
-    stop_repeated: bool = False
     has_acted: bool = False
     stopped_at: float | None = None
     stop_refused: bool = False
@@ -148,9 +149,10 @@ class Teardown:
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
                     # Already stopped, already gone, or not ready for it yet: the next reading shows which.
                     self.stop_refused = action is Action.STOP
-                    # A conflict is with something that exists.
-                    self.stop_repeated = self.stop_refused and not isinstance(refusal, ConflictError)
-                    await self._recover(action, refusal)
+                    # A conflict is with something that exists. After an accepted stop, it may be that stop.
+                    is_conflict = isinstance(refusal, ConflictError) and self.stopped_at is None
+                    self.asked_again = self.asked_again or not is_conflict
+                    await self._recover(action, refusal, is_expected=self.inactive_since is not None)
                 except DecodeError as error:
                     await self._recover(action, error)
                     self.state = self._after_unreadable(action)
@@ -159,6 +161,8 @@ class Teardown:
                     break
                 except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
                     await self._recover(action, error)
+                    if action is Action.DELETE and not getattr(error, "outcome_unknown", True):
+                        self.state = ObservedState.STOPPED  # nothing was deleted
             else:
                 return
         raise TeardownError(
@@ -173,19 +177,17 @@ class Teardown:
         match action:
             case Action.STOP:
                 instance = await self.instances.stop(instance_id)
-                self.stopped_at = anyio.current_time()
-                self.has_acted = True
-                self.missing_since = None
+                self._stop_was_accepted()
                 # The response is enough if a delete follows: that fails unless it is stopped.
                 is_enough = self.goal is Goal.GONE and has_ended(instance)
                 return ObservedState.STOPPED if is_enough else ObservedState.STOPPING
             case Action.AWAIT_STOP:
                 with anyio.move_on_after(_EFFECT_TIMEOUT):
                     reading = await wait_until(poller, instance_id, has_ended, absence=0.0)
-                    if reading is not None:
-                        return interpret(reading, stop_refused=True)
-                    # It may only not be visible. The delete fails unless it is stopped.
-                    return ObservedState.STOPPED if self.goal is Goal.GONE else self._missing()
+                    if reading is None and self.goal is Goal.GONE:
+                        # It may only not be visible. The delete fails unless it is stopped.
+                        return ObservedState.STOPPED
+                    return await self._assess(reading, stop_refused=True)
                 self.stop_refused = False
                 return ObservedState.LIVE
             case Action.DELETE:
@@ -198,42 +200,52 @@ class Teardown:
                     return ObservedState.GONE
                 return ObservedState.UNSURE
             case Action.READ | Action.NOTHING:
-                reading = await poller.next(poller.subscribe(instance_id, absence=0.0))
-                if reading is not None:
-                    self.missing_since = None
-                    return interpret(reading, stop_refused=self.stop_refused)
-                state = self._missing()
-                if state is ObservedState.MISSING:
-                    is_young = anyio.current_time() < self.visible_at
-                    await anyio.sleep(_INVISIBLE_PAUSE if is_young else ABSENCE_SPAN)
-                return state
+                with anyio.move_on_after(_EFFECT_TIMEOUT):
+                    reading = await poller.next(poller.subscribe(instance_id, absence=0.0))
+                    return await self._assess(reading, stop_refused=self.stop_refused)
+                return self._after_unreadable(action)
+
+    async def _assess(self, reading: Instance | None, *, stop_refused: bool) -> ObservedState:
+        """Return what a reading says about the state, or how to go on if it proves nothing."""
+        if reading is None:
+            return ObservedState.GONE if self.delete_accepted else await self._confirm(ObservedState.GONE)
+        if not has_ended(reading):
+            self.visible_at = -math.inf
+        state = interpret(reading, stop_refused=stop_refused)
+        if state is ObservedState.STOPPED and self.goal is Goal.STOPPED and self.stopped_at is None:
+            # Perhaps it was stopped before a restart that this reading does not show yet.
+            return await self._confirm(state)
+        self.inactive_since = None
+        return state
+
+    async def _confirm(self, state: ObservedState) -> ObservedState:
+        """Return `state` once readings seconds apart agree, and the service was asked again in between."""
+        now = anyio.current_time()
+        if self.inactive_since is None:
+            self.inactive_since, self.asked_again = now, False
+        agree_at = self.inactive_since + ABSENCE_SPAN - 1e-6  # the sum of the pauses may be a little less
+        if self.asked_again and now >= max(agree_at, self.visible_at):
+            return state
+        await anyio.sleep(_INVISIBLE_PAUSE if now < self.visible_at else ABSENCE_SPAN)
+        return ObservedState.UNCONFIRMED
+
+    def _stop_was_accepted(self) -> None:
+        self.stopped_at = anyio.current_time()
+        self.has_acted = self.asked_again = True
 
     def _after_unreadable(self, action: Action) -> ObservedState:
         """Return how to go on when the description of the instance cannot be read."""
         if action is Action.STOP:
-            # The service accepted it.
-            self.stopped_at = anyio.current_time()
-            self.has_acted = True
-            self.missing_since = None
+            self._stop_was_accepted()
         if self.stopped_at is None:
             return ObservedState.LIVE
         # The delete shows whether it is stopped.
         return ObservedState.STOPPED if self.goal is Goal.GONE else ObservedState.UNSURE
 
-    def _missing(self) -> ObservedState:
-        """Return what a reading without the instance says about the state."""
-        now = anyio.current_time()
-        if self.delete_accepted:
-            return ObservedState.GONE
-        if self.missing_since is None:
-            self.missing_since, self.stop_repeated = now, False
-        is_long = now >= max(self.missing_since + ABSENCE_SPAN, self.visible_at)
-        return ObservedState.GONE if is_long and self.stop_repeated else ObservedState.MISSING
-
-    async def _recover(self, action: Action, error: Exception) -> None:
+    async def _recover(self, action: Action, error: Exception, *, is_expected: bool = False) -> None:
         self.state = ObservedState.UNSURE
         # The first failure is usually the refusal "already stopped", and needs no pause.
-        pause = 0.0 if self.last_error is None else self._backoff.next()
+        pause = 0.0 if self.last_error is None or is_expected else self._backoff.next()
         self.last_error = error
         retry_after = error.retry_after if isinstance(error, APIStatusError) else None
         if retry_after is not None:

@@ -14,15 +14,10 @@ import anyio
 from .._config import PollPolicy
 from .._errors import InstanceGoneError, LifecycleError, StartFailedError, StartTimeoutError
 from .domain import Instance, Progress
-from .polling import ABSENCE_SPAN, Poller, Subscription
+from .polling import ABSENCE_SPAN, TERMINAL_STATUSES, Poller, Subscription
 
 ProgressCallback = Callable[[Progress], Awaitable[None] | None]
 """Called with every change while an instance starts; may be async. If it raises, the start ends."""
-
-# Statuses, in lower case, that an instance does not leave without a request. Only "stopped" is documented;
-# the others are common names. With any other status, a wait continues until its deadline.
-TERMINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
-
 
 # An instance that was just started may be missing for this many times `PollPolicy.settle`: reading lags
 # behind writing, by an undocumented time.
@@ -41,6 +36,7 @@ async def wait_until_running(
     *,
     timeout: float | None,
     settle: float = 0.0,
+    visibility: float | None = None,
     known: Instance | None = None,
     began: float | None = None,
     on_progress: ProgressCallback | None = None,
@@ -48,9 +44,10 @@ async def wait_until_running(
     """Wait until the instance runs and has a base URL.
 
     For `settle` seconds, "stopped" is ignored, because the service may still show the state from before the
-    start; "missing" is ignored `VISIBILITY_FACTOR` times as long. `timeout`, in seconds, and the elapsed time
-    count from `began`, in seconds of `anyio.current_time`; None means from now. `on_progress` is called with
-    every change, and with `known`.
+    start. For `visibility` seconds, by default `VISIBILITY_FACTOR` times as long, "missing" is ignored unless
+    a reading has shown the instance. `timeout`, in seconds, and the elapsed time count from `began`, in
+    seconds of `anyio.current_time`; None means from now. `on_progress` is called with every change, and with
+    `known`.
 
     Raises:
         StartFailedError: the instance has a terminal status.
@@ -59,7 +56,8 @@ async def wait_until_running(
         RequestError: the service rejected the request, or could not be reached for `policy.max_outage`.
     """
     changed_at = anyio.current_time()
-    settled_at, visible_at = changed_at + settle, changed_at + VISIBILITY_FACTOR * settle
+    settled_at = changed_at + settle
+    visible_at = changed_at + (VISIBILITY_FACTOR * settle if visibility is None else visibility)
     began = changed_at if began is None else began
     deadline = began + (math.inf if timeout is None else timeout)
     stall = math.inf if policy.stall_timeout is None else policy.stall_timeout
@@ -75,7 +73,7 @@ async def wait_until_running(
         if has_reading:
             if latest is not None and latest.is_usable:
                 return latest
-            if latest is None and now >= visible_at:
+            if latest is None and (now >= visible_at or subscription.was_seen):
                 raise _gone(instance_id)
             if is_settled and latest is not None and has_ended(latest):
                 raise StartFailedError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import anyio
@@ -14,7 +13,6 @@ from .._api.instances import Origin
 from .._api.listing import existing_ids
 from .._api.teardown import Goal, Teardown
 from .._api.validation import check_body_id
-from .._api.waiting import VISIBILITY_FACTOR
 from .._errors import (
     AmbiguousStartError,
     ClientClosedError,
@@ -26,7 +24,7 @@ from .._telemetry import LeaseInfo, Report
 from .endpoint import InstanceHandle
 from .options import OnExit
 from .start_state import StartState
-from .state import HeldInstance, LeaseServices
+from .state import HeldInstance, LeaseServices, visible_at
 
 
 @define(eq=False)
@@ -77,6 +75,7 @@ class Release:
             await self._find()
             await self._tear_down()
             self._close()
+            self.services.instances.poller.sightings.pop(self.held.instance_id or "", None)
             await self._find_not_seen()
             self._is_closed = True
         # Not strict: if the journal misses a release, the next sweep only finds that the instance is gone.
@@ -120,14 +119,12 @@ class Release:
                     del start.not_seen[key]
 
     def _teardown_of(self, instance_id: str, goal: Goal) -> Teardown:
-        began = self.held.billed_from
-        settle = VISIBILITY_FACTOR * self.services.poll.settle
         return Teardown(
             instances=self.services.releasing,
             instance_id=instance_id,
             goal=goal,
             deadline=self.deadline,
-            visible_at=-math.inf if began is None else began + settle,
+            visible_at=visible_at(self.services, self.held),
         )
 
     async def _run(self, teardown: Teardown) -> bool:

@@ -63,14 +63,16 @@ async def restart(state: LeaseState, instance: Instance) -> Instance:
     log(Event.LEASE_RESTARTED, instance_id=instance_id, model=instance.instance_args.hf_name)
     while True:
         attempt += 1
-        await _promise_to_stop(state, instance)
         try:
+            await _promise_to_stop(state, instance)
             return await services.instances.restart_once(instance_id, witness)
         except GeneratorExit:
+            if witness.is_refused() and (key := _disown(state)) is not None:
+                services.promises.close_soon(key)
             raise
         except BaseException as error:
-            if witness.is_refused():
-                await _withdraw(state)
+            if witness.is_refused() and (key := _disown(state)) is not None:
+                await services.promises.close(key)
             if not isinstance(error, RequestError) or witness.failure is None:
                 raise
             error.outcome_unknown = witness.may_have_worked
@@ -91,15 +93,17 @@ async def _promise_to_stop(state: LeaseState, instance: Instance) -> None:
     held, promises = state.held, state.services.promises
     state.newest = instance
     held.instance_id, held.origin = instance.instance_id, Origin.RESTARTED
+    held.restarted_at = anyio.current_time()
+    state.services.instances.poller.sightings[instance.instance_id] = False
     if held.key is None:
         expires_at = state.expiry()
         held.key = promises.record_created(None, instance.instance_id, goal="stopped", expires_at=expires_at)
     await promises.flush(strict=True)
 
 
-async def _withdraw(state: LeaseState) -> None:
+def _disown(state: LeaseState) -> str | None:
+    """Forget the instance, because the service has rejected every restart. Return the key of the promise."""
     held = state.held
     key, held.key = held.key, None
     held.instance_id, held.origin, state.newest = None, Origin.STARTED, None
-    if key is not None:
-        await state.services.promises.close(key)
+    return key

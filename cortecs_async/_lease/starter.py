@@ -241,8 +241,9 @@ class Starter:
         """Search once for instances of requests that had none when their time was over."""
         found: list[tuple[str, Instance]] = []
         for key, unresolved in start.not_seen.items():
-            # The reaper may have found it.
-            view = await self._view(start, to_release=True) if self.promises.store.is_open(key) else None
+            # The reaper may have found it, and after a while an instance is more likely somebody else's.
+            is_searched = self.promises.is_late(key)
+            view = await self._view(start, to_release=True) if is_searched else None
             if view is not None:
                 outcome = await self._decide(key, unresolved, view, take=True)
                 if isinstance(outcome, Instance):

@@ -29,12 +29,14 @@ class HeldInstance:
 
     Attributes:
         instance_id: The id; None while no instance is known.
+        restarted_at: When the last restart was sent, in seconds of `anyio.current_time`.
         key: The key of its open record; None if there is nothing to release.
         attempt: The start that created it, or may have.
     """
 
     instance_id: str | None = None
     origin: Origin = Origin.STARTED
+    restarted_at: float | None = None
     key: str | None = None
     attempt: StartAttempt | None = None
 
@@ -70,6 +72,16 @@ class LeaseServices:
     starter: Starter
     prices: Prices
     observer: Observer
+
+
+def visible_at(services: LeaseServices, held: HeldInstance) -> float:
+    """Return until when readings may be older than the start or restart of the instance.
+
+    In seconds of `anyio.current_time`. Minus infinity if a reading has shown that it is active.
+    """
+    began = held.restarted_at if held.origin is Origin.RESTARTED else held.billed_from
+    is_seen = services.instances.poller.sightings.get(held.instance_id or "", True)
+    return -math.inf if began is None or is_seen else began + VISIBILITY_FACTOR * services.poll.settle
 
 
 @define(eq=False, repr=False)
@@ -124,9 +136,8 @@ class LeaseState:
 
     @property
     def visible_at(self) -> float:
-        """Until when a missing instance may only not be visible yet, in seconds of `now`."""
-        started_at = self.held.billed_from
-        return -math.inf if started_at is None else started_at + VISIBILITY_FACTOR * self.services.poll.settle
+        """See `visible_at`."""
+        return visible_at(self.services, self.held)
 
     @property
     def expires_at(self) -> float:

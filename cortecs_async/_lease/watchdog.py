@@ -10,8 +10,7 @@ from attrs import define, field
 from .._aio.scopes import CancellableBlock
 from .._aio.tasks import BackgroundTask
 from .._api.domain import Instance
-from .._api.polling import ABSENCE_SPAN
-from .._api.waiting import TERMINAL_STATUSES
+from .._api.polling import ABSENCE_SPAN, TERMINAL_STATUSES
 from .._errors import InstanceLostError, LeaseExpiredError, LifecycleError
 from .._logging import Event, log
 from .state import LeaseState

@@ -207,6 +207,16 @@ def has_unresolved(directory: Path) -> bool:
     return False
 
 
+def open_keys(path: Path) -> set[str] | None:
+    """Return the keys of the promises in a journal; none if it was removed, and None if it cannot be read."""
+    try:
+        return set(fold(path.read_bytes()).promises)
+    except FileNotFoundError:
+        return set()
+    except OSError:
+        return None
+
+
 def foreign_states(directory: Path, *, without: Container[Path] = ()) -> list[JournalState]:
     """Return the states of the journals in a directory, except those at the paths in `without`."""
     states: list[JournalState] = []
@@ -239,6 +249,9 @@ def decision_lock(directory: Path) -> Iterator[None]:
         yield
     finally:
         if fd >= 0:
+            # Closing is not enough: a child that is forked at this moment keeps a copy of the descriptor.
+            with contextlib.suppress(OSError):
+                _unlock(fd)
             os.close(fd)
 
 

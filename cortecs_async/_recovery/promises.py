@@ -20,7 +20,7 @@ import anyio
 from .._aio.tasks import run_uncancellable
 from .._aio.threads import System
 from .._api.domain import Instance, InstanceArgs
-from .._api.matching import Outcome, UnresolvedStart
+from .._api.matching import LATE_WINDOW, Outcome, UnresolvedStart
 from .._api.wire import encode_start
 from .._config import Mode, Settings
 from .._errors import GuardError, JournalError
@@ -233,6 +233,11 @@ class Promises:
         foreign = [(state, ()) for state in self.store.foreign_states()]
         return collect_foreign_claims(self.api, [(self.store.state, {key}), *foreign])
 
+    def is_late(self, key: str) -> bool:
+        """Return whether a start is open, and its instance may still appear."""
+        promise = self.store.state.promises.get(key)
+        return promise is not None and self.system.wall_clock() - promise.at < LATE_WINDOW
+
     async def decide(
         self, key: str, earlier: ForeignClaims, decide: Callable[[ForeignClaims], Outcome]
     ) -> Outcome:
@@ -245,6 +250,9 @@ class Promises:
         def work() -> Outcome:
             with self.store.decision_lock():
                 self.store.commit()
+                promise = self.store.state.promises.get(key)
+                if promise is None or promise.instance_id is not None:
+                    return None  # the reaper has decided
                 decision = decide(self._collect_claims(key).with_earlier(earlier))
                 if isinstance(decision, Instance):
                     self.record_created(key, decision.instance_id, goal="gone")

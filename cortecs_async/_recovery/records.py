@@ -124,7 +124,7 @@ class JournalState:
 
     def has_unresolved(self) -> bool:
         """Return whether the instance of a start is still searched for."""
-        return any(each.instance_id is None for each in self.promises.values())
+        return any(each.instance_id is None and not each.candidates for each in self.promises.values())
 
     def close(self, key: str) -> None:
         """Remove a promise, and remember its instance."""
@@ -139,22 +139,26 @@ class JournalState:
         if len(self.past_ids) > _MAX_PAST_IDS:
             del self.past_ids[next(iter(self.past_ids))]
 
-    def baseline_of(self, promise: Promise) -> frozenset[str]:
-        """Return the ids that existed before the start of a promise."""
+    def baseline_of(self, promise: Promise) -> frozenset[str] | None:
+        """Return the ids that existed before the start of a promise; None if they are not known any more."""
         # Starts that share a baseline share one set, because each may hold it for a long time.
-        return self.baselines.get(promise.baseline or "", frozenset())
+        return self.baselines.get(promise.baseline or "")
 
     def snapshot(self) -> list[Record]:
         """Return the smallest list of records that produces this state."""
         records: list[Record] = [self.owner] if self.owner else []
-        records += [
-            {"kind": "BASELINE", "baseline": name, "ids": sorted(ids)} for name, ids in self.baselines.items()
-        ]
         if self.past_ids:
             records.append({"kind": "PAST", "ids": list(self.past_ids)})
+        # Each baseline just before its first start: when the records are applied, unused ones may be dropped.
+        baselines = {
+            name: {"kind": "BASELINE", "baseline": name, "ids": sorted(ids)}
+            for name, ids in self.baselines.items()
+        }
         for promise in self.promises.values():
+            if promise.baseline in baselines:
+                records.append(baselines.pop(promise.baseline))
             records += _records_of(promise)
-        return records
+        return [*records, *baselines.values()]
 
 
 def _records_of(promise: Promise) -> Iterable[Record]:

@@ -23,19 +23,15 @@ from .._aio.synchronization import Backoff
 from .._api.domain import Instance
 from .._api.instances import Instances
 from .._api.listing import Listing
-from .._api.matching import Ambiguous, Contested, Outcome, UnresolvedStart
+from .._api.matching import LATE_WINDOW, Ambiguous, Contested, Outcome, UnresolvedStart
 from .._api.polling import ABSENCE_SPAN
 from .._api.teardown import Goal, Teardown
 from .._config import PollPolicy, RetryPolicy, Settings
 from .._errors import ClientClosedError, TeardownError
 from .._secrets import Credentials, Secret
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
-from .journal import decision_lock, foreign_states
+from .journal import decision_lock, foreign_states, open_keys
 from .records import JournalState, Promise, Record
-
-# Seconds after its request in which the instance of a start may appear. One that appears later is more
-# likely that of an equal start of somebody else.
-LATE_WINDOW = 300.0
 
 # Seconds after its request before an instance is attributed to a start: another candidate may appear.
 _MIN_AGE = 5.0
@@ -209,8 +205,7 @@ class Recovery:
         deadline = began + self.timeout
         # Two lists at least, seconds apart: a single one proves no absence.
         final_at = {
-            pending: began + max(LATE_WINDOW - self._age(pending.promise), ABSENCE_SPAN)
-            for pending in promises
+            each: began + max(LATE_WINDOW - self._age(each.promise), ABSENCE_SPAN) for each in promises
         }
         unresolved = dict.fromkeys(promises)
         backoff = Backoff(first=2 * _LIST_INTERVAL, limit=_MAX_LIST_INTERVAL)
@@ -223,8 +218,9 @@ class Recovery:
                 backoff.reset()
                 overdue = {pending: now - final_at[pending] for pending in unresolved}
                 # Anew each time: the owner, if it lives, may learn that its tags prove nothing.
-                starts = {each: unresolved_start_of(each.state, each.promise) for each in unresolved}
                 with self.decision_lock():
+                    self._drop_decided(unresolved)
+                    starts = {each: unresolved_start_of(each.state, each.promise) for each in unresolved}
                     claims = self.foreign_claims().with_earlier(earlier)
                     outcomes = match_starts(starts, listing, claimed, claims=claims, now=self.wall_clock())
                     found = list(self._record(outcomes, overdue))
@@ -242,6 +238,15 @@ class Recovery:
                 return
             if unresolved:
                 await anyio.sleep(max(min(pause, deadline - anyio.current_time()), 0.0))
+
+    def _drop_decided(self, unresolved: dict[PendingPromise, None]) -> None:
+        """Leave out the promises that somebody else has fulfilled, or is fulfilling, such as the owner."""
+        for pending in list(unresolved):
+            promise = pending.state.promises.get(pending.promise.key)
+            if promise is None or promise.instance_id is not None:
+                del unresolved[pending]
+                found = None if promise is None else promise.instance_id
+                self.results[pending] = RecoveryResult(state="gone", instance_id=found)
 
     def _age(self, promise: Promise) -> float:
         """Return the seconds since the request of a promise, by the clock of this machine."""
@@ -350,12 +355,17 @@ async def reap_account(
         report({"kind": "NOTE", "text": text, "at": wall_clock()})
 
     def claims() -> ForeignClaims:
+        # A `sweep` that got the lock of the journal first may have fulfilled some.
+        still_open = None if journal is None else open_keys(journal)
+        for key in () if still_open is None else written - still_open:
+            state.apply({"kind": "GONE", "entry": key})
         foreign = foreign_states(journal.parent, without={journal}) if journal is not None else []
         return collect_foreign_claims(
             settings.api_base_url, [(state, keys), *((each, ()) for each in foreign)]
         )
 
     keys = {promise.key for promise in promises}
+    written = keys & ((open_keys(journal) if journal is not None else None) or set())
     try:
         settings = _settings_of(account)
         http = HTTP(settings, http_client=http_client)

@@ -17,14 +17,14 @@ from attrs import frozen
 from .._api.domain import Instance, to_hf_name
 from .._api.instances import Instances
 from .._api.listing import Listing, existing_ids
-from .._api.matching import Contested
+from .._api.matching import LATE_WINDOW, Contested
 from .._api.polling import ABSENCE_SPAN
 from .._logging import Event, log
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .journal import JournalFile, has_unresolved, orphaned_journals
 from .promises import Promises
 from .records import JournalState, Record
-from .recover import LATE_WINDOW, PendingPromise, Recovery, match_starts
+from .recover import PendingPromise, Recovery, match_starts
 from .store import PromiseStore
 
 OrphanState = Literal["found", "unsettled", "released", "gone", "ambiguous", "left", "held", "foreign"]

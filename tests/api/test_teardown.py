@@ -56,7 +56,7 @@ async def run(emu: Emulator, work: Teardown) -> list[tuple[float, str | None]]:
     ("state", "gone", "stopped"),
     [
         (ObservedState.LIVE, Action.STOP, Action.STOP),
-        (ObservedState.MISSING, Action.STOP, Action.STOP),
+        (ObservedState.UNCONFIRMED, Action.STOP, Action.STOP),
         (ObservedState.STOPPING, Action.AWAIT_STOP, Action.AWAIT_STOP),
         (ObservedState.STOPPED, Action.DELETE, Action.NOTHING),
         (ObservedState.DELETED, Action.VERIFY, Action.VERIFY),
@@ -172,8 +172,8 @@ async def test_one_that_is_gone_takes_two_readings_and_a_second_stop(
             (0.0, "get"),
             (0.0, "list"),
             (5.0, "stop"),
-            (5.5, "get"),
-            (5.5, "list"),
+            (5.0, "get"),
+            (5.0, "list"),
         ]
         assert work.state is ObservedState.GONE
         assert not work.has_acted
@@ -197,7 +197,7 @@ async def test_one_that_another_deletes_in_between_is_gone(world: World) -> None
         assert requests == [
             *((0.0, "stop"), (0.0, "get"), (0.5, "get"), (1.0, "get")),
             *((1.5, "get"), (1.5, "list"), (1.5, "delete"), (1.5, "get"), (1.5, "list")),
-            *((6.5, "stop"), (7.0, "get"), (7.0, "list")),
+            *((6.5, "stop"), (6.5, "get"), (6.5, "list")),
         ]
 
 
@@ -216,8 +216,8 @@ async def test_a_delete_whose_answer_is_lost_is_not_taken_for_done(world: World,
             (0.0, "get"),
             (0.0, "list"),
             (5.0, "stop"),
-            (5.5, "get"),
-            (5.5, "list"),
+            (5.0, "get"),
+            (5.0, "list"),
         ]
         assert not work.delete_accepted
         assert emu.existing == ()
