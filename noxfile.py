@@ -120,7 +120,7 @@ def sockets(session: nox.Session) -> None:
 
 @nox.session
 def proofs(session: nox.Session) -> None:
-    """Kill programs at every step, cancel them at every await, and simulate a thousand random ones."""
+    """Kill programs at every step, cancel them at every await, and simulate a thousand random worlds."""
     install(session, "test-core")
     run_pytest(session, "-m", "proofs and not nightly")
 
@@ -260,14 +260,14 @@ def plugins(session: nox.Session, pytest: str) -> None:
 
 @nox.session
 def simulate(session: nox.Session) -> None:
-    """Simulate a hundred thousand random programs, or the given number."""
+    """Simulate a hundred thousand random worlds, or the given number."""
     install(session, "test-core")
-    programs = session.posargs[0] if session.posargs else "100000"
+    worlds = session.posargs[0] if session.posargs else "100000"
     session.run(
         *("python", "-m", "pytest", "--numprocesses=auto", "-m", "proofs", "tests/test_simulation.py"),
         # The simulation is meant to take long.
         *("-o", "faulthandler_timeout=0"),
-        env={**ENV, "CORTECS_SIMULATIONS": programs},
+        env={**ENV, "CORTECS_SIMULATIONS": worlds},
     )
 
 

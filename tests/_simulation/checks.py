@@ -1,0 +1,501 @@
+"""The properties of a world, checked at its end.
+
+1. No instance of a process is left, unless it was asked for.
+2. No instance of another machine or of the other user is stopped, restarted, deleted or used.
+3. No start is doubled while its first instance may still appear, without that being said.
+4. Every wait ends within its time.
+5. No two leases have the same instance.
+6. No promise remains in a journal, except for what is left and was said to be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import anyio
+import trio
+from attrs import define, field
+
+from cortecs_async import errors
+from cortecs_async._recovery.journal import read_journals
+
+from .data import ADOPTION_WINDOW, REQUEST_TIMEOUT, StartSpec
+from .history import OTHER_USER, LeaseHistory, SentStart, notes
+from .program import (
+    PRICE_TIMEOUT,
+    SLACK,
+    Program,
+    most_seconds,
+    most_seconds_after_cancel,
+    most_seconds_to_release,
+)
+
+if TYPE_CHECKING:
+    from .run import Simulation
+
+# Seconds after a request in which its instance is attributed to it: by a process or a reaper, or by `sweep`,
+# which may run much later and then relies on the service's stamps.
+SEARCH, SWEEP_SEARCH = 300.0, 1800.0
+# Seconds by which a stamp may differ from the time of the start: the tolerance of clients, and the time that
+# an instance of these worlds takes until it is running.
+STAMP_TOLERANCE = 120.0 + 48.0
+# Seconds after which `sweep` trusts stamps only.
+SWEEP_SEARCH_WITHOUT_STAMPS = 3600.0
+# Seconds for which a client looks for the instance of a lost start before anything else.
+WINDOW = ADOPTION_WINDOW / 6
+# The maximum age of a baseline when its start is requested, without what delays the request.
+BASELINE_AGE = 1.0
+# Seconds that a process needs to record a response.
+TO_RECORD = 0.5
+
+# The errors that a lease may raise before its body because of the service.
+_START_ERRORS = (errors.RequestError, errors.StartTimeoutError, errors.AmbiguousStartError)
+
+
+@define
+class _Instance:
+    """An instance as the checks see it.
+
+    Attributes:
+        machine: Where its owner is, or `OTHER_USER`.
+        context_length: The one of the instance.
+        appeared_at: When it was started, and restarted.
+        sent: Its start, unless it is the other user's.
+    """
+
+    spec: StartSpec
+    machine: int
+    context_length: int
+    appeared_at: list[float]
+    sent: SentStart | None = None
+
+
+@define
+class Excuses:
+    """What no client can decide.
+
+    Attributes:
+        pairs: Instances that a machine may take for its own: machine and instance.
+        ids: Instances in such a pair, and the own instances of the starts that they are taken for.
+        leases: The leases that such an instance was taken from, or that it was taken for.
+        late: Instances that appeared too late for any search.
+    """
+
+    pairs: set[tuple[int, str]] = field(factory=set)
+    ids: set[str] = field(factory=set)
+    leases: set[LeaseHistory] = field(factory=set)
+    late: set[str] = field(factory=set)
+
+
+class Checker:
+    """Checks a run after its end."""
+
+    def __init__(self, run: Simulation) -> None:
+        self._run = run
+        self._lag = max(run.plan.service.list_lag)
+        self._created = {each.instance_id: each for each in run.starts if each.instance_id is not None}
+        self._ledger = {each.instance_id: each for each in run.emulator.ledger}
+        account = run.emulator._account
+        lengths = {
+            each.instance_id: each.args.context_length
+            for each in [*account.instances.values(), *account.deleted.values()]
+        }
+        self._instances = {
+            each.instance_id: _Instance(each.spec, OTHER_USER, lengths[each.instance_id], each.appeared_at)
+            for each in run.foreign
+        }
+        for name, sent in self._created.items():
+            lease = sent.lease
+            own = _Instance(lease.plan.spec, lease.machine, lengths[name], [sent.executed_at], sent)
+            self._instances[name] = own
+        self._excuses = self._find_excuses()
+        self._ambiguous: set[str] = set()
+
+    def check(self) -> None:
+        """Record all violations."""
+        run = self._run
+        if set(self._ledger) != set(self._instances):
+            run.problem("the emulator has instances that no process and no other user started")
+        self._check_ambiguity()
+        self._check_touches()
+        self._check_foreign()
+        for history in run.histories:
+            if self._was_left(history):
+                self._check_exception(history)
+                self._check_timeouts(history)
+                self._check_body(history)
+        self._check_own_instances()
+        self._check_duplicates()
+        self._check_clean_exits()
+        self._check_journals()
+        for program in run.programs:
+            if program.actor.is_alive:
+                self._check_end(program)
+        self._count()
+
+    def _count(self) -> None:
+        run, plan = self._run, self._run.plan
+        touched = {each.instance_id for each in run.touches}
+        run.outcome.tally.update({
+            "worlds": 1,
+            "with faults": bool(plan.faults or plan.outages),
+            "with several processes": len(plan.processes) > 1,
+            "with a kill": any(not each.is_alive for each in run.processes),
+            "with a reaper at work": any(
+                each.reaper.state.is_orphaned for process in run.processes for each in process.reapers
+            ),
+            "with a foreign instance": bool(run.foreign),
+            "bodies": sum(each.body_at is not None for each in run.histories),
+            "starts without a response": sum(each.response is None for each in run.starts),
+            "swept": sum(orphan.state == "released" for orphans in run.orphans for orphan in orphans),
+            "said ambiguous": bool(self._ambiguous),
+            "undecidable": bool(self._excuses.pairs),
+            "undecidable, and mistaken": any(
+                self._instances[each].machine != machine and each in touched
+                for machine, each in self._excuses.pairs
+            ),
+            "too late": bool(self._excuses.late),
+        })  # fmt: skip
+
+    def _was_left(self, history: LeaseHistory) -> bool:
+        """Return whether a lease ended, or lasts, and was not cut off by a kill."""
+        killed_at = self._killed_at(history)
+        return math.isinf(killed_at) or history.left_at < killed_at
+
+    def _killed_at(self, history: LeaseHistory) -> float:
+        return self._run.processes[history.process].killed_at
+
+    # -- what no client can decide
+
+    def _find_excuses(self) -> Excuses:
+        excuses = Excuses()
+        for sent in [*self._run.starts, *self._never_sent()]:
+            if not self._is_unresolved(sent):
+                continue
+            if sent.executed_at + self._lag <= sent.ended_at + WINDOW:
+                continue  # its own instance is there to see
+            until = sent.at + self._search(sent)
+            if sent.instance_id is not None and sent.executed_at + self._lag > until:
+                excuses.late.add(sent.instance_id)
+            for instance_id, instance in self._instances.items():
+                if instance.machine == sent.lease.machine or not _fits(instance, sent):
+                    continue
+                earliest = sent.after - BASELINE_AGE - self._baseline_gap()
+                if any(earliest <= each <= until for each in instance.appeared_at):
+                    excuses.pairs.add((sent.lease.machine, instance_id))
+                    excuses.leases.add(sent.lease)
+                    if instance.sent is not None:
+                        excuses.leases.add(instance.sent.lease)
+                    excuses.ids.update({instance_id, sent.instance_id or instance_id})
+        return excuses
+
+    def _baseline_gap(self) -> float:
+        """Return how many seconds old an instance can be that a baseline lacks."""
+        if not any(each.kind == "omit" and each.route != "get" for each in self._run.plan.faults):
+            return self._lag
+        return self._lag + (STAMP_TOLERANCE if self._has_stamps() else math.inf)
+
+    def _has_stamps(self) -> bool:
+        """Return whether the stamps of instances tell when they were started."""
+        service = self._run.plan.service
+        return service.date_header and service.started_at in {"running", "accepted", "initialized"}
+
+    def _never_sent(self) -> Iterable[SentStart]:
+        """Return the starts that were recorded, but not sent, because their process was killed."""
+        run = self._run
+        for history in run.histories:
+            killed_at = self._killed_at(history)
+            if math.isinf(killed_at) or history.body_at is not None or history.left_at < killed_at:
+                continue
+            after = run.last_end_of(history)
+            if after <= killed_at:
+                yield SentStart(history, after, killed_at, ended_at=killed_at)
+
+    def _is_unresolved(self, sent: SentStart) -> bool:
+        """Return whether the process did not read, or did not record, what has become of a start."""
+        return sent.response is None or self._killed_at(sent.lease) < sent.ended_at + TO_RECORD
+
+    def _search(self, sent: SentStart) -> float:
+        return SEARCH if math.isinf(self._killed_at(sent.lease)) else SWEEP_SEARCH
+
+    # -- 1 and 6: what is left
+
+    def _check_ambiguity(self) -> None:
+        """Check that starts are ambiguous only if there are equal instances of others.
+
+        Such an instance need not be a candidate. With three instances and two starts, of which one matches
+        only one instance, even that match is not proven.
+        """
+        run = self._run
+        found = [
+            (machine.index, each.candidates)
+            for machine, orphans in zip(run.machines, run.orphans, strict=False)
+            for each in orphans
+            if each.state == "ambiguous"
+        ]
+        found += [
+            (each.machine, each.exit_error.candidates)
+            for each in run.histories
+            if isinstance(each.exit_error, errors.AmbiguousStartError)
+        ]
+        for machine, candidates in found:
+            self._ambiguous.update(candidates)
+            if self._are_old_and_unstamped(candidates):
+                continue
+            others = {each.spec.model_id for each in self._instances.values() if each.machine != machine}
+            if not others & {self._ledger[each].model_id for each in candidates if each in self._ledger}:
+                run.problem(f"ambiguous without another user: {candidates}")
+        for orphans in run.orphans:
+            for orphan in orphans:
+                if orphan.state not in {"released", "gone", "ambiguous"}:
+                    run.problem(f"the last sweep says of {orphan.instance_id}: {orphan.state}")
+
+    def _are_old_and_unstamped(self, candidates: Iterable[str]) -> bool:
+        """Return whether a sweep came too late to trust anything but stamps, and there are no usable ones."""
+        started_at = min((self._instances[each].appeared_at[0] for each in candidates), default=0.0)
+        return not self._has_stamps() and anyio.current_time() - started_at > SWEEP_SEARCH_WITHOUT_STAMPS
+
+    def _check_own_instances(self) -> None:
+        holders = {each.instance_id: each for each in self._run.histories if each.instance_id is not None}
+        for instance_id, sent in self._created.items():
+            status = self._ledger[instance_id].status
+            expected = self._expected(holders.get(instance_id), sent)
+            known = self._excuses.ids | self._excuses.late
+            if sent.context_length is None:
+                known |= self._ambiguous  # a tag is not ambiguous
+            if status not in expected and instance_id not in known:
+                self._run.problem(
+                    f"{instance_id} is ours, and {status} at the end, not {' or '.join(sorted(expected))}"
+                )
+
+    def _expected(self, holder: LeaseHistory | None, sent: SentStart) -> set[str]:
+        """Return the states in which an instance may be at the end."""
+        if holder is None:
+            # Killed just before the body began, when the end is recorded already.
+            was_killed = not math.isinf(self._killed_at(sent.lease))
+            kept = {"stop": {"stopped"}, "keep": {"running"}, None: {"running"}, "delete": set[str]()}
+            return {"deleted"} | (kept[sent.lease.plan.on_exit] if was_killed else set[str]())
+        match holder.plan.on_exit:
+            case "delete":
+                return {"deleted"}
+            case "stop":
+                return {"stopped"}
+            case "keep":
+                return {"running"}
+            case None:
+                is_limited = holder.plan.max_lifetime is not None
+                return {"deleted"} if is_limited or holder.has_released else {"deleted", "running", "stopped"}
+
+    def _check_journals(self) -> None:
+        for machine in self._run.machines:
+            for path, state in read_journals(machine.state / "journal"):
+                for promise in state.promises.values():
+                    if not set(promise.candidates) & self._ambiguous:
+                        name = promise.instance_id or promise.args
+                        self._run.problem(
+                            f"a promise remains in {path.name} of machine {machine.index}: {name}"
+                        )
+
+    # -- 2: what is not ours
+
+    def _check_touches(self) -> None:
+        for touch in self._run.touches:
+            instance = self._instances.get(touch.instance_id)
+            if instance is None:
+                self._run.problem(f"{touch.route} of {touch.instance_id!r}, which never existed")
+            elif instance.machine != touch.machine and not self._may_mistake(
+                touch.machine, touch.instance_id
+            ):
+                self._run.problem(
+                    f"machine {touch.machine} sent {touch.route} of {touch.instance_id} at {touch.at:g} s, "
+                    f"which is {_owner_name(instance.machine)}"
+                )
+
+    def _may_mistake(self, machine: int, instance_id: str) -> bool:
+        return (machine, instance_id) in self._excuses.pairs
+
+    def _check_foreign(self) -> None:
+        for each in self._run.foreign:
+            status = self._ledger[each.instance_id].status
+            is_as_left = {"pending": "running", "stopping": "stopped"}.get(status, status) == each.status
+            if not is_as_left and each.instance_id not in self._excuses.ids:
+                self._run.problem(
+                    f"{each.instance_id} is the other user's, who left it {each.status}: {status}"
+                )
+        for history in self._run.histories:
+            instance = self._instances.get(history.instance_id or "")
+            if (
+                instance is not None
+                and instance.machine != history.machine
+                and not self._may_mistake(history.machine, history.instance_id or "")
+            ):
+                self._run.problem(
+                    f"{history.name} used {history.instance_id}, which is {_owner_name(instance.machine)}"
+                )
+
+    # -- 3 and 5: how many
+
+    def _check_duplicates(self) -> None:
+        """Check that each lease started one instance, and that no two leases have the same one.
+
+        Two leases that look for equal instances at the same time may get each other's, which is correct. So
+        leases that overlap are checked together.
+        """
+        run = self._run
+        held = [each.instance_id for each in run.histories if each.instance_id is not None]
+        if twice := {each for each in held if held.count(each) > 1} - self._excuses.ids:
+            run.problem(f"two leases have the same instance: {sorted(twice)}")
+        for cluster in self._clusters():
+            created = self._created_by(cluster)
+            if len(created) > len(cluster) + sum(map(_said_doubles, cluster)):
+                run.problem(f"{[each.name for each in cluster]} started {created}, and did not say so")
+
+    def _check_clean_exits(self) -> None:
+        """Check that instances are released when their leases end, unless they say otherwise."""
+        for history in self._run.histories:
+            if history.instance_id is None or history.may_leave_instance:
+                continue
+            if history.plan.on_exit in {"delete", "stop"} or history.has_released:
+                self._check_released(history, history.instance_id)
+        for cluster in self._clusters():
+            sole = cluster[0]
+            if (
+                len(cluster) > 1
+                or sole.instance_id is not None
+                or sole.may_leave_instance
+                or _said_doubles(sole)
+            ):
+                continue
+            for instance_id in self._created_by(cluster):
+                self._check_released(sole, instance_id)
+
+    def _check_released(self, history: LeaseHistory, instance_id: str) -> None:
+        entry = self._ledger[instance_id]
+        is_stop = history.plan.on_exit == "stop" and history.instance_id is not None
+        ended_at = entry.stopped_at if is_stop else entry.deleted_at
+        if instance_id in self._excuses.ids or not self._was_left(history):
+            return
+        if ended_at is None or ended_at > history.left_at:
+            self._run.problem(f"{history.name} ended before {instance_id} did, without an error")
+
+    def _created_by(self, histories: Sequence[LeaseHistory]) -> list[str]:
+        """Return the instances that these leases started, except those that no client could find."""
+        left_out = self._excuses.ids | self._excuses.late
+        return [
+            each for each, sent in self._created.items() if sent.lease in histories and each not in left_out
+        ]
+
+    def _clusters(self) -> list[list[LeaseHistory]]:
+        """Group the leases of a machine and model whose times overlap, directly or through others."""
+        clusters: list[list[LeaseHistory]] = []
+        kinds = {(each.machine, each.plan.spec.model_id) for each in self._run.histories}
+        for kind in sorted(kinds):
+            until = -math.inf
+            same = [each for each in self._run.histories if (each.machine, each.plan.spec.model_id) == kind]
+            for history in sorted(same, key=lambda each: each.entered_at):
+                if history.entered_at > until:
+                    clusters.append([])
+                clusters[-1].append(history)
+                is_open = history.may_leave_instance or not self._was_left(history)
+                until = max(until, math.inf if is_open else history.left_at)
+        return clusters
+
+    # -- 4, and the exceptions
+
+    def _check_exception(self, history: LeaseHistory) -> None:
+        """Check the exception that the lease raised."""
+        raised, body_error = history.exit_error, history.body_error
+        cancelled = asyncio.CancelledError if self._run.backend == "asyncio" else trio.Cancelled
+        if self._is_excused(history):
+            problem = ""
+        elif math.isinf(history.left_at):
+            problem = "was never exited"
+        elif history.body_at is None:
+            may_expire = (
+                isinstance(raised, errors.LeaseExpiredError) and history.plan.max_lifetime is not None
+            )
+            is_expected = may_expire or isinstance(raised, (cancelled, *_START_ERRORS))
+            problem = "" if is_expected else "failed to start"
+        elif isinstance(body_error, Exception):
+            problem = "" if raised is body_error else f"had {body_error!r} in its body"
+        elif body_error is not None:
+            problem = "" if isinstance(raised, cancelled) or raised is body_error else "was cancelled"
+        elif isinstance(raised, errors.TeardownError):
+            elapsed = history.left_at - (history.body_ended_at or 0.0)
+            problem = "" if elapsed > history.plan.teardown_timeout - SLACK else "gave up too early"
+        elif history.plan.on_exit is None and isinstance(raised, errors.RequestError):
+            problem = ""  # `release` could not list the instances
+        else:
+            problem = "" if raised is None or isinstance(raised, cancelled) else "finished"
+        if problem:
+            self._run.problem(f"{history.name} {problem}, and raised {raised!r}")
+
+    def _is_excused(self, history: LeaseHistory) -> bool:
+        return history in self._excuses.leases or history.instance_id in self._excuses.ids
+
+    def _check_body(self, history: LeaseHistory) -> None:
+        if not self._is_excused(history):
+            for problem in history.problems:
+                self._run.problem(f"{history.name}: {problem}")
+
+    def _check_timeouts(self, history: LeaseHistory) -> None:
+        plan = history.plan
+        start = plan.start_timeout + REQUEST_TIMEOUT + PRICE_TIMEOUT + SLACK
+        if history.body_at is None:
+            late = history.left_at - history.entered_at - start - plan.teardown_timeout
+        else:
+            late = max(
+                history.body_at - history.entered_at - start,
+                history.left_at - (history.body_ended_at or math.inf) - most_seconds_to_release(plan),
+            )
+        if late > 0:
+            self._run.problem(f"{history.name}: it took {late:g} s longer than its timeouts allow")
+
+    def _check_end(self, program: Program) -> None:
+        run, name = self._run, f"process {program.actor.index}"
+        ended_at = program.ended_at
+        if ended_at - program.began_at > most_seconds(program.roots) + SLACK:
+            run.problem(f"{name} took {ended_at - program.began_at:g} s")
+        if isinstance(program.end, BaseException) and not isinstance(program.end, Exception):
+            run.problem(f"{name} ended with {program.end!r}")
+        cancel, cancelled_at = program.plan.cancel, program.cancelled_at
+        if cancel is None or cancelled_at is None:
+            return
+        limit = max(
+            (most_seconds_after_cancel(node) for group in program.roots for node in group), default=0.0
+        )
+        # Before 3.13, a cancellation during the release after a body's exception is only a note on it.
+        is_only_noted = any(
+            "was received while the instance was being released" in notes(each.exit_error)
+            for each in run.histories
+            if each.process == program.actor.index
+        )
+        if is_only_noted and sys.version_info < (3, 13):
+            return
+        if ended_at > cancelled_at + limit + SLACK:
+            run.problem(f"{name} ended {ended_at - cancelled_at:g} s after its cancellation")
+        if program.continued_at is not None and program.continued_at > cancelled_at:
+            run.problem(f"{name} continued after its cancellation")
+
+
+def _fits(instance: _Instance, sent: SentStart) -> bool:
+    """Return whether a start can have created an instance, as far as the arguments tell."""
+    actual, wanted = instance.spec, sent.lease.plan.spec
+    return (
+        actual.model == wanted.model
+        and (None in {actual.hardware, wanted.hardware} or actual.hardware == wanted.hardware)
+        and sent.context_length in {None, instance.context_length}
+    )
+
+
+def _said_doubles(history: LeaseHistory) -> int:
+    """Return how often a lease said that it started again while its first instance may still appear."""
+    return sum("still appears" in text for text in history.said)
+
+
+def _owner_name(machine: int) -> str:
+    return "the other user's" if machine == OTHER_USER else f"machine {machine}'s"

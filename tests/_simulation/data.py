@@ -1,0 +1,517 @@
+"""Worlds as data, so that hypothesis can draw, shrink and print them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeVar
+
+from attrs import frozen
+from hypothesis import strategies as st
+
+from cortecs_async.emulator import Fault
+
+T = TypeVar("T")
+
+Backend = Literal["asyncio", "trio"]
+
+# Settings and defaults of the client, from which the time limits below follow.
+REQUEST_TIMEOUT = 30.0
+ADOPTION_WINDOW = 60.0
+
+EIGHT_B, SEVEN_B = "meta-llama/Llama-3.1-8B-Instruct", "mistralai/Mistral-7B-Instruct-v0.3"
+
+
+@frozen
+class StartSpec:
+    """The arguments of a start. Without hardware, it matches any."""
+
+    model: str = EIGHT_B
+    hardware: str | None = None
+    workers: int = 1
+
+    @property
+    def model_id(self) -> str:
+        return self.model.replace("/", "--")
+
+
+@frozen
+class Cancel:
+    """A cancellation.
+
+    Attributes:
+        after: Seconds from the beginning of what it cancels.
+        method: A cancel scope, or on asyncio `asyncio.timeout` or `task.cancel()`. trio always uses a scope.
+        again: Pauses, each followed by another `task.cancel()`.
+    """
+
+    after: float
+    method: Literal["scope", "timeout", "task"] = "scope"
+    again: tuple[float, ...] = ()
+
+
+@frozen
+class Lease:
+    """A lease. A list of leases reads as an outline.
+
+    Attributes:
+        depth: 0 for a lease of the program itself, more for one in the body of an earlier lease.
+        parallel: Run in parallel with the previous lease of the same depth, instead of after it.
+        spec: What to start.
+        on_exit: The argument of the lease. None for `acquire`, whose body is the time until `release`.
+        max_lifetime: The argument of `acquire`, in seconds. Without it, the handle is always released.
+        releases: Whether the caller releases the handle of `acquire`.
+        start_timeout: The argument of the lease, in seconds.
+        teardown_timeout: The argument of the lease, in seconds.
+        delay: Seconds that the caller waits before it enters the lease.
+        sleep_before: Seconds of the body before the inner leases.
+        sleep_after: Seconds of the body after the inner leases.
+        fails: Whether the body raises an exception at its end.
+        handled: Whether the caller catches the exceptions of the lease.
+        attempts: How often the caller enters it, 20 s apart, while the service has no capacity.
+        cancel: Cancels only this lease.
+    """
+
+    depth: int = 0
+    parallel: bool = False
+    spec: StartSpec = StartSpec()
+    on_exit: Literal["delete", "stop", "keep"] | None = "delete"
+    max_lifetime: float | None = None
+    releases: bool = True
+    start_timeout: float = 900.0
+    teardown_timeout: float = 120.0
+    delay: float = 0.0
+    sleep_before: float = 0.0
+    sleep_after: float = 0.0
+    fails: bool = False
+    handled: bool = True
+    attempts: int = 1
+    cancel: Cancel | None = None
+
+
+@frozen
+class Process:
+    """A process with one client.
+
+    Attributes:
+        leases: Its leases.
+        machine: The index of its machine.
+        begins_at: When it begins, in seconds.
+        cancel: Cancels the program.
+        cancels_client: Whether the cancellation also reaches the client's own block.
+        native: Whether parallel leases on asyncio, from Python 3.13, use `asyncio.TaskGroup`, not anyio's.
+        guard: Whether it has a reaper.
+        tag_starts: The argument of the client.
+    """
+
+    leases: tuple[Lease, ...]
+    machine: int = 0
+    begins_at: float = 0.0
+    cancel: Cancel | None = None
+    cancels_client: bool = False
+    native: bool = False
+    guard: bool = True
+    tag_starts: bool = False
+
+
+@frozen
+class Kill:
+    """A kill of a process, of its reaper, of both, or of a machine with all its processes and reapers.
+
+    Attributes:
+        what: What is killed; "both" kills the reaper a moment before its process.
+        process: The index of the process, modulo their number; of a machine, a process on it.
+        step: Kill before or after that many requests and writes of the process or, for "reaper", of its
+            reaper. None to use `after`.
+        after: Seconds from the beginning of the process, or from what it waits for.
+        waits_for: A start without a response ("unresolved"), or one that was refused.
+    """
+
+    what: Literal["process", "reaper", "both", "machine"] = "process"
+    process: int = 0
+    step: int | None = None
+    after: float = 0.0
+    waits_for: Literal["unresolved", "refusal"] | None = None
+
+
+@frozen
+class Sweep:
+    """A process that runs `sweep`.
+
+    Attributes:
+        machine: The index of the machine.
+        at: When it begins, in seconds.
+        killed_after: Seconds until it is killed; None if it is not.
+    """
+
+    machine: int = 0
+    at: float = 0.0
+    killed_after: float | None = None
+
+
+@frozen
+class Outage:
+    """A time, in seconds, during which no request succeeds.
+
+    "busy" responds with 503 and HTML, "cut" closes the connection, "refused" refuses connections, and
+    "silent" never responds. In these four, requests have no effect. In "lost", they do, and only the response
+    is lost.
+    """
+
+    begins_at: float
+    duration: float
+    kind: Literal["busy", "cut", "refused", "silent", "lost"] = "busy"
+
+
+@frozen
+class ForeignAction:
+    """Another user of the account, on a machine without journals, starts or changes an instance.
+
+    Attributes:
+        after: Seconds from the beginning, or from what it waits for.
+        kind: "start" uses the arguments of one of the leases. The others change the user's own instances.
+        target: The index of the lease, or of the user's instance, modulo their number.
+        waits_for: Do nothing until a process has a start whose response is lost or late ("unresolved"), a
+            start was refused, or a process was killed.
+    """
+
+    after: float
+    kind: Literal["start", "stop", "restart", "delete"] = "start"
+    target: int = 0
+    waits_for: Literal["unresolved", "refusal", "kill"] | None = None
+
+
+@frozen
+class Service:
+    """The options of the emulator."""
+
+    step_seconds: float = 1.0
+    stop_seconds: float = 0.0
+    token_lifetime: float = 3600.0
+    unknown_status: int = 400
+    num_workers_in_args: bool = True
+    capacity: int | None = None
+    list_lag: tuple[float, ...] = (0.0,)
+    get_lag: tuple[float, ...] = (0.0,)
+    hide_stopped: bool = False
+    clock_skew: float = 0.0
+    date_header: bool = True
+    started_at: str = "running"
+    status_words: tuple[tuple[str, str], ...] = ()
+    error_body: str = "message"
+    entries: tuple[Any, ...] = ()
+
+
+@frozen
+class World:
+    """A world.
+
+    Attributes:
+        processes: The processes.
+        kills: What is killed.
+        sweeps: Sweeps during the run. Another one follows on each machine at the end.
+        foreign: What another user does meanwhile.
+        faults: The faults of the service.
+        outages: The outages of the service.
+        clocks: For each machine, how many seconds its clock is ahead.
+        pause_before_sweep: Seconds from the end of the processes and reapers to the last sweeps.
+        service: The options of the emulator.
+        seed: The seed of the jitter.
+    """
+
+    processes: tuple[Process, ...]
+    kills: tuple[Kill, ...] = ()
+    sweeps: tuple[Sweep, ...] = ()
+    foreign: tuple[ForeignAction, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    outages: tuple[Outage, ...] = ()
+    clocks: tuple[float, ...] = (0.0, 0.0)
+    pause_before_sweep: float = 400.0
+    service: Service = Service()
+    seed: int = 0
+
+
+# --- strategies ---------------------------------------------------------------------------------------------
+
+
+def _seconds(most: float) -> st.SearchStrategy[float]:
+    # Not at the very moment of a timeout, where the order of events is undefined.
+    return st.integers(0, int(most * 4)).map(lambda number: number / 4 + 0.07 if number else 0.0)
+
+
+def _one_in(number: int, strategy: st.SearchStrategy[T]) -> st.SearchStrategy[T | None]:
+    return st.integers(1, number).flatmap(lambda drawn: strategy if drawn == number else st.none())
+
+
+def _several(strategy: st.SearchStrategy[T], counts: Sequence[int]) -> st.SearchStrategy[tuple[T, ...]]:
+    # Lists of hypothesis are mostly short.
+    return st.sampled_from(counts).flatmap(lambda count: st.tuples(*[strategy] * count))
+
+
+_routes = st.sampled_from(
+    [*["start"] * 8, "list", "list", "get", "stop", "delete", "token", "hardware_types", None]
+)
+_whens = st.sampled_from(["after", "after", "before"])
+_times: dict[str, st.SearchStrategy[Any]] = {
+    "skip": st.sampled_from([0, 0, 0, 1, 2, 4]),
+    "times": st.sampled_from([1, 1, 1, 2, 3, 8, None]),
+}
+_PAGE = "<!doctype html><title>Bad gateway</title>"
+_faults: st.SearchStrategy[Fault] = st.one_of(
+    st.builds(Fault, kind=st.just("drop"), route=_routes, when=_whens, **_times),
+    # A gateway responds with HTML, whatever has become of the request. So may the service itself.
+    st.builds(
+        Fault,
+        kind=st.just("status"),
+        route=_routes,
+        when=_whens,
+        status=st.sampled_from([500, 502, 503, 504, 408]),
+        body=st.just(_PAGE),
+        **_times,
+    ),
+    # A response in the API's own words means that nothing happened, except for these two.
+    st.builds(
+        Fault,
+        kind=st.just("status"),
+        route=_routes,
+        when=_whens,
+        status=st.sampled_from([500, 504]),
+        body=st.sampled_from([None, {"error": "internal"}]),
+        **_times,
+    ),
+    st.builds(
+        Fault,
+        kind=st.just("status"),
+        route=_routes,
+        status=st.sampled_from([503, 503, 503, 502, 409, 403, 404]),
+        body=st.sampled_from([None, {"error": "no capacity"}, {"error": {"message": "no capacity"}}]),
+        **_times,
+    ),
+    st.builds(Fault, kind=st.just("status"), route=_routes, status=st.just(401), **_times),
+    st.builds(
+        Fault,
+        kind=st.just("status"),
+        route=_routes,
+        status=st.just(429),
+        headers=st.sampled_from([{}, {"retry-after": "1"}, {"retry-after": "20"}, {"retry-after": "150"}]),
+        **_times,
+    ),
+    st.builds(Fault, kind=st.just("garbage"), route=_routes, body=st.sampled_from([None, {}, []]), **_times),
+    st.builds(Fault, kind=st.just("truncate"), route=_routes, **_times),
+    st.builds(Fault, kind=st.just("delay"), route=_routes, when=_whens, seconds=_seconds(40), **_times),
+    st.builds(
+        Fault,
+        kind=st.just("delay"),
+        route=st.just("start"),
+        when=_whens,
+        seconds=_seconds(120),
+        **_times,
+    ),
+    st.builds(
+        Fault,
+        kind=st.just("late"),
+        route=st.sampled_from([*["start"] * 6, "stop", "delete"]),
+        seconds=_seconds(8) | _seconds(40) | _seconds(200),
+        skip=_times["skip"],
+        times=st.sampled_from([1, 1, 2]),
+    ),
+    # One reading that lacks everything. More would be a service that is gone.
+    st.builds(
+        Fault,
+        kind=st.just("omit"),
+        route=st.sampled_from(["list", "get", None]),
+        skip=st.integers(0, 12),
+        times=st.just(1),
+    ),
+)
+
+_cancels = st.builds(
+    Cancel,
+    after=_seconds(60) | _seconds(400),
+    method=st.sampled_from(["scope", "timeout", "task"]),
+    again=st.lists(_seconds(0.5) | _seconds(20), max_size=2).map(tuple),
+)
+_lease_cancels = st.builds(
+    Cancel, after=_seconds(60) | _seconds(200), method=st.sampled_from(["scope", "timeout"])
+)
+
+_specs = st.builds(
+    StartSpec,
+    model=st.sampled_from([EIGHT_B, EIGHT_B, SEVEN_B]),
+    hardware=st.sampled_from([None, "NVIDIA_H100_1", "NVIDIA_L4_1"]),
+    workers=st.sampled_from([1, 1, 2]),
+)
+
+
+def _leases(kinds: Sequence[StartSpec]) -> st.SearchStrategy[Lease]:
+    return st.builds(
+        Lease,
+        depth=st.sampled_from([0, 0, 1, 2, 3]),
+        parallel=st.booleans(),
+        spec=st.sampled_from(kinds),
+        on_exit=st.sampled_from(["delete", "delete", "delete", "stop", "keep", None]),
+        max_lifetime=st.sampled_from([None, 90.07, 400.07]),
+        releases=st.booleans(),
+        start_timeout=st.sampled_from([900.0, 900.0, 120.0, 40.0, 10.0]),
+        teardown_timeout=st.sampled_from([120.0, 120.0, 600.0, 20.0, 5.0]),
+        delay=st.just(0.0) | _seconds(5) | _seconds(60),
+        sleep_before=_seconds(5) | _seconds(60),
+        sleep_after=_seconds(5) | _seconds(60),
+        fails=st.sampled_from([False, False, False, True]),
+        handled=st.sampled_from([True, True, False]),
+        attempts=st.sampled_from([1, 4]),
+        cancel=_one_in(5, _lease_cancels),
+    )
+
+
+def _processes(kinds: Sequence[StartSpec]) -> st.SearchStrategy[Process]:
+    return st.builds(
+        Process,
+        leases=_several(_leases(kinds), [1, 1, 2, 3]),
+        machine=st.sampled_from([0, 0, 0, 0, 0, 1]),
+        begins_at=st.just(0.0) | _seconds(3) | _seconds(60),
+        cancel=_one_in(4, _cancels),
+        cancels_client=st.booleans(),
+        native=st.booleans(),
+        guard=st.sampled_from([True, True, True, False]),
+        tag_starts=st.sampled_from([False, False, True]),
+    )
+
+
+# Few specs, because equal starts are the ones that can be confused.
+_groups: st.SearchStrategy[tuple[Process, ...]] = st.lists(_specs, min_size=1, max_size=2).flatmap(
+    lambda kinds: _several(_processes(kinds), [1, 1, 2, 3])
+)
+
+_kills = st.builds(
+    Kill,
+    what=st.sampled_from(["process", "process", "process", "reaper", "both", "machine"]),
+    process=st.integers(0, 2),
+    step=st.none() | st.none() | st.integers(1, 16) | st.integers(1, 60),
+    after=_seconds(20) | _seconds(150),
+    waits_for=st.sampled_from([None, "unresolved", "refusal"]),
+)
+
+_services = st.builds(
+    Service,
+    step_seconds=st.sampled_from([0.0, 0.3, 2.0, 12.0]),
+    stop_seconds=st.sampled_from([0.0, 0.0, 1.3, 14.0]),
+    token_lifetime=st.sampled_from([3600.0, 3600.0, 45.0]),
+    unknown_status=st.sampled_from([400, 404]),
+    num_workers_in_args=st.booleans(),
+    capacity=st.sampled_from([None, None, None, 2]),
+    list_lag=st.sampled_from([(0.0,), (0.0,), (0.0,), (1.0,), (3.0,), (0.0, 3.0), (15.0,), (0.0, 0.0, 15.0)]),
+    get_lag=st.sampled_from([(0.0,), (0.0,), (0.0,), (0.0, 2.0), (3.0,), (15.0,)]),
+    hide_stopped=st.sampled_from([False, False, False, True]),
+    clock_skew=st.sampled_from([0.0, 0.0, -600.0, 400.0, 86_400.0]),
+    date_header=st.sampled_from([True, True, True, False]),
+    started_at=st.sampled_from([
+        *("running", "running", "running", "accepted", "initialized"),
+        *("first_running", "constant", "none", "local_time"),
+    ]),
+    status_words=st.sampled_from([
+        (), (), (), (("stopping", "terminating"),), (("pending", "initializing"), ("stopping", "STOPPING")),
+    ]),
+    error_body=st.sampled_from(["message", "message", "error", "openai"]),
+    entries=st.sampled_from([
+        (), (), (),
+        ({"instance_id": "odd-1", "instance_args": None, "instance_status": None},),
+        ("odd",),
+        ({"instance_id": None}, {"instance_id": "odd-2", "instance_args": {"context_length": "8192"}}),
+    ]),
+)  # fmt: skip
+
+_sweeps = st.builds(
+    Sweep,
+    machine=st.sampled_from([0, 0, 1]),
+    at=_seconds(150),
+    killed_after=_one_in(4, _seconds(10)),
+)
+
+_foreign = st.builds(
+    ForeignAction,
+    after=_seconds(8) | _seconds(40) | _seconds(150),
+    kind=st.sampled_from(["start", "start", "start", "start", "stop", "restart", "delete"]),
+    target=st.integers(0, 5),
+    waits_for=st.sampled_from([None, "unresolved", "refusal", "kill"]),
+)
+
+_outages = st.builds(
+    Outage,
+    begins_at=_seconds(60),
+    duration=_seconds(60) | _seconds(400),
+    kind=st.sampled_from(["busy", "cut", "refused", "silent", "lost"]),
+)
+
+
+def _worlds(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[World]:
+    """Return a strategy for worlds, some of whose fields are drawn from fewer values."""
+    every: dict[str, st.SearchStrategy[Any]] = {
+        "processes": _groups,
+        "kills": _several(_kills, [0, 0, 1, 1, 2]),
+        "sweeps": _several(_sweeps, [0, 0, 0, 1, 2]),
+        "foreign": _several(_foreign, [0, 0, 1, 2, 4]),
+        "faults": _several(_faults, [0, 1, 1, 2, 2, 3]),
+        "outages": _several(_outages, [0, 0, 0, 0, 1]),
+        "clocks": st.sampled_from([(0.0, 0.0), (0.0, 0.0), (360.0, -360.0), (-3600.0, 86_400.0)]),
+        "pause_before_sweep": st.sampled_from([400.0, 400.0, 5000.0]),
+        "service": _services,
+        "seed": st.integers(0, 3),
+    }
+    return st.builds(World, **{**every, **fields})
+
+
+_lost_starts = st.builds(
+    Fault,
+    kind=st.sampled_from(["drop", "drop", "garbage", "delay"]),
+    route=st.just("start"),
+    when=st.just("after"),
+    seconds=_seconds(40),
+    times=st.sampled_from([1, 2, 3, 8]),
+)
+_late_starts = st.builds(
+    Fault,
+    kind=st.sampled_from(["late", "late", "delay"]),
+    route=st.just("start"),
+    seconds=_seconds(40) | _seconds(200),
+    times=st.sampled_from([1, 1, 2]),
+)
+_refusals = st.builds(
+    Fault,
+    kind=st.just("status"),
+    route=st.just("start"),
+    status=st.sampled_from([503, 503, 409, 403]),
+    times=st.sampled_from([1, 3, 8, None]),
+)
+_foreign_after_kill = st.builds(
+    ForeignAction, after=_seconds(8) | _seconds(150), target=st.integers(0, 5), waits_for=st.just("kill")
+)
+_foreign_after_refusal = st.builds(
+    ForeignAction, after=_seconds(8), target=st.integers(0, 5), waits_for=st.just("refusal")
+)
+_kills_after_refusal = st.builds(
+    Kill,
+    what=st.sampled_from(["process", "process", "machine"]),
+    process=st.integers(0, 2),
+    after=_seconds(20),
+    waits_for=st.just("refusal"),
+)
+
+# What rarely meets by chance: refusals, a kill, and an equal start of the other user; equal starts of several
+# processes whose responses are lost at the same time; and starts that are carried out or listed late.
+stories: dict[str, st.SearchStrategy[World]] = {
+    "any": _worlds(),
+    "refusals": _worlds(
+        faults=_several(_refusals, [1]),
+        kills=_several(_kills_after_refusal, [0, 1, 1]),
+        foreign=_several(_foreign_after_kill | _foreign_after_refusal, [1, 2]),
+    ),
+    "twins": _worlds(
+        processes=_specs.flatmap(lambda kind: _several(_processes([kind]), [2, 3, 3])),
+        faults=st.tuples(_lost_starts, _faults),
+    ),
+    "late": _worlds(faults=st.tuples(_late_starts, _faults)),
+}
+
+worlds: st.SearchStrategy[World] = st.sampled_from(
+    ["any", "any", "any", "refusals", "twins", "late"]
+).flatmap(stories.__getitem__)

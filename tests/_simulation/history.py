@@ -1,0 +1,128 @@
+"""What happened in a world, and when, in seconds of virtual time."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Literal
+
+from attrs import define, field
+
+from cortecs_async import errors
+
+from .data import Lease, StartSpec
+
+# The owner of an instance: the index of a machine, or that of the other user, who has no journal.
+OTHER_USER = -1
+
+
+@define(eq=False)
+class LeaseHistory:
+    """What happened to a lease. For `acquire`, the body is the time until `release`.
+
+    Attributes:
+        has_released: Whether `release` of its handle returned.
+        problems: Violations, unless another machine may use its instance.
+        said: The warnings that its tasks logged.
+    """
+
+    process: int
+    machine: int
+    plan: Lease
+    entered_at: float
+    body_at: float | None = None
+    body_ended_at: float | None = None
+    left_at: float = math.inf
+    instance_id: str | None = None
+    body_error: BaseException | None = None
+    exit_error: BaseException | None = None
+    has_released: bool = False
+    problems: list[str] = field(factory=list)
+    said: list[str] = field(factory=list)
+
+    @property
+    def name(self) -> str:
+        return f"the lease of process {self.process} at {self.entered_at:g} s"
+
+    @property
+    def may_leave_instance(self) -> bool:
+        """Whether it may leave an instance: it was not exited, or its exception says so."""
+        return math.isinf(self.left_at) or reports_a_leftover(self.exit_error)
+
+
+def reports_a_leftover(error: BaseException | None) -> bool:
+    """Return whether an exception says that an instance may still be billed."""
+    if error is None:
+        return False
+    if isinstance(error, errors.TeardownError | errors.AmbiguousStartError):
+        return True
+    # "If one still does [appear], the reaper releases it".
+    return any(word in f"{error} {notes(error)}" for word in ("BILLED", "still does", "still appears"))
+
+
+def notes(error: BaseException | None) -> str:
+    return " ".join(getattr(error, "__notes__", ()))
+
+
+@define(eq=False)
+class SentStart:
+    """A request to start an instance, or one that a killed process was about to send.
+
+    Attributes:
+        lease: The lease that sent it.
+        after: When an earlier list could not be its baseline any more.
+        at: When it was sent.
+        context_length: What it asked for, which is a tag; None without one.
+        ended_at: When the client had the response or gave up; infinite while the request is in progress.
+        response: "ok" if it names the instance, "refused" if nothing was started; None without a usable
+            response.
+        instance_id: The instance that it started.
+        executed_at: When the instance was started.
+    """
+
+    lease: LeaseHistory
+    after: float
+    at: float
+    context_length: int | None = None
+    ended_at: float = math.inf
+    response: Literal["ok", "refused"] | None = None
+    instance_id: str | None = None
+    executed_at: float = math.inf
+
+
+@define(eq=False)
+class ForeignInstance:
+    """An instance of the other user.
+
+    Attributes:
+        appeared_at: When it was started, and restarted.
+        status: What the user made it.
+    """
+
+    instance_id: str
+    spec: StartSpec
+    appeared_at: list[float]
+    status: Literal["running", "stopped", "deleted"] = "running"
+
+
+@define
+class Touch:
+    """A request to stop, restart or delete an instance."""
+
+    at: float
+    machine: int
+    route: str
+    instance_id: str
+
+
+@define
+class Outcome:
+    """The result of a world.
+
+    Attributes:
+        problems: Violations of the promise.
+        tally: What happened how often.
+    """
+
+    problems: list[str] = field(factory=list)
+    tally: Counter[str] = field(factory=Counter)

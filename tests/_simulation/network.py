@@ -1,0 +1,132 @@
+"""The network between the actors of a world and the emulator."""
+
+from __future__ import annotations
+
+import contextvars
+import json
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import httpx
+
+from cortecs_async.emulator import Emulator
+from cortecs_async.emulator._messages import Request, Response
+from cortecs_async.emulator._routing import Match
+
+from .history import LeaseHistory, SentStart, Touch
+
+if TYPE_CHECKING:
+    from .actors import Actor
+    from .run import Simulation
+
+# The lease that sends a request. Tasks inherit it, also those of the client.
+current_lease: contextvars.ContextVar[LeaseHistory | None] = contextvars.ContextVar(
+    "current_lease", default=None
+)
+
+_START, _MACHINE = "x-simulated-start", "x-simulated-machine"
+
+_TOUCHES = frozenset({"stop", "restart", "delete", "stop_all", "delete_all"})
+
+
+def observe(world: Simulation, emulator: Emulator) -> None:
+    """Record when the emulator performs each start, and which instances are touched."""
+    handle = emulator._handle
+
+    def observed(request: Request, match: Match, now: float, *more: Any) -> Response:
+        response: Response = handle(request, match, now, *more)
+        if _START in request.headers and response.status < 300:
+            sent = world.starts[int(request.headers[_START])]
+            sent.instance_id, sent.executed_at = instance_id_of(response.body), now
+        if match.name in _TOUCHES:
+            instance_id = match.params.get("instance_id") or json.loads(request.body or b"{}").get(
+                "instance_id"
+            )
+            machine = int(request.headers[_MACHINE])
+            world.touches.append(Touch(now, machine, str(match.name), str(instance_id)))
+        return response
+
+    setattr(emulator, "_handle", observed)  # noqa: B010  (a method, as mypy sees it)
+
+
+class Network(httpx.AsyncBaseTransport):
+    """The connections of one actor."""
+
+    def __init__(self, world: Simulation, actor: Actor) -> None:
+        self._world = world
+        self._actor = actor
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self._actor.step()
+        if not self._actor.is_alive:
+            raise httpx.ConnectError("killed", request=request)
+        request.headers[_MACHINE] = str(self._actor.machine.index)
+        if request.url.path.endswith("/instances/start"):
+            return await self._start(request)
+        response = await self._forward(request)
+        self._actor.step()
+        return response
+
+    async def _start(self, request: httpx.Request) -> httpx.Response:
+        world = self._world
+        request.headers[_START] = str(len(world.starts))
+        lease = current_lease.get()
+        assert lease is not None
+        tag = json.loads(request.content).get("context_length")
+        sent = SentStart(lease, world.last_end_of(lease), anyio.current_time(), tag)
+        world.starts.append(sent)
+        try:
+            response = await self._forward(request)
+            body = await response.aread()
+            if not self._actor.is_alive:
+                raise httpx.ReadError("killed", request=request)
+            if response.is_success:
+                sent.response = "ok" if instance_id_of(body) else None
+            elif _is_refusal(response, body):
+                sent.response = "refused"
+        except httpx.ConnectError:
+            sent.response = "refused"
+            raise
+        finally:
+            sent.ended_at = anyio.current_time()
+        self._actor.step()
+        return httpx.Response(response.status_code, headers=response.headers, content=body)
+
+    async def _forward(self, request: httpx.Request) -> httpx.Response:
+        world = self._world
+        now = anyio.current_time()
+        outage = next((each for each in world.outages if 0 <= now - each.begins_at < each.duration), None)
+        match outage.kind if outage else None:
+            case "busy":
+                return httpx.Response(503, html="<p>Service unavailable", request=request)
+            case "cut":
+                raise httpx.RemoteProtocolError("cut", request=request)
+            case "refused":
+                raise httpx.ConnectError("refused", request=request)
+            case "silent":
+                await anyio.sleep_forever()
+            case "lost":
+                await world.transport.handle_async_request(request)
+                raise httpx.RemoteProtocolError("cut", request=request)
+        return await world.transport.handle_async_request(request)
+
+
+def _is_refusal(response: httpx.Response, body: bytes) -> bool:
+    """Return whether the service itself says that nothing was started."""
+    status = response.status_code
+    if 400 <= status < 500 and status != 408:
+        return True
+    if status in {500, 504}:
+        return False
+    try:
+        return isinstance(json.loads(body), dict)
+    except ValueError:
+        return False
+
+
+def instance_id_of(body: bytes) -> str | None:
+    """Return the id in the response to a start."""
+    try:
+        return str(json.loads(body)["instance"]["instance_id"])
+    except (ValueError, TypeError, LookupError):
+        return None
