@@ -1188,7 +1188,7 @@ MUTANTS = [
     ),
     Mutant(
         "sweeps an instance that was started long after a crash",
-        "_recovery/recover.py",
+        "_recovery/search.py",
         "_MAX_UNCONFIRMED_AGE = 3600.0",
         "_MAX_UNCONFIRMED_AGE = 1e12",
         "recovery/test_sweep.py::test_an_instance_started_long_after_the_crash_is_not_touched",
@@ -1202,7 +1202,7 @@ MUTANTS = [
     ),
     Mutant(
         "closes the start of a dead process before its instance can appear",
-        "_recovery/recover.py",
+        "_recovery/search.py",
         "elif overdue[pending] < (_CONTESTED_GRACE if isinstance(outcome, Contested) else 0.0):",
         "elif False:",
         "recovery/test_sweep.py::test_the_instance_of_an_intent_is_waited_for_before_it_is_closed",
@@ -1514,7 +1514,7 @@ MUTANTS = [
     ),
     Mutant(
         "gives up on an instance that its timestamp contradicts",
-        "_recovery/recover.py",
+        "_recovery/search.py",
         "and start.is_contradicted_by(each, listing.date)\n",
         "and False\n",
         "recovery/test_evidence.py::test_a_hidden_instance_that_a_colleague_restarts_is_not_touched",

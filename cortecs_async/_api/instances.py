@@ -24,7 +24,7 @@ from .._http.messages import Call, Witness
 from .domain import AffectedInstances, Instance, InstanceArgs
 from .listing import Listing, existing_ids
 from .matching import Claims, choose
-from .polling import Poller
+from .polling import VISIBILITY_FACTOR, Poller
 from .resources import ListReader, Models, Send
 from .validation import check_body_id, check_instance_id, check_seconds, check_start
 from .waiting import InstanceWatch, ProgressCallback, wait_until_running
@@ -123,7 +123,16 @@ class Instances:
         return await self._start(args)
 
     async def _start(self, args: InstanceArgs) -> Instance:
-        return await self.start_once(args, StartWitness(self.claims, args), retried=True)
+        instance = await self.start_once(args, StartWitness(self.claims, args), retried=True)
+        self.note_started(instance)
+        return instance
+
+    def note_started(self, instance: Instance, *, was_stopped: bool = False) -> None:
+        """Note that an instance was started or restarted, because lists and readings may lag behind."""
+        until = anyio.current_time() + VISIBILITY_FACTOR * self._policy.settle
+        self.poller.expect(instance.instance_id, until, was_stopped=was_stopped)
+        if not was_stopped:
+            self.claims.recent[instance.instance_id] = instance
 
     async def start_once(self, args: InstanceArgs, witness: Witness, *, retried: bool = False) -> Instance:
         """Start an instance with checked arguments, by default without retries."""
@@ -142,7 +151,9 @@ class Instances:
         return await self._restart(check_body_id(instance_id))
 
     async def _restart(self, instance_id: str) -> Instance:
-        return await self._change("/instances/restart", instance_id, unchanged={"stopped"})
+        instance = await self._change("/instances/restart", instance_id, unchanged={"stopped"})
+        self.note_started(instance, was_stopped=True)
+        return instance
 
     async def restart_once(self, instance_id: str, witness: Witness) -> Instance:
         """Restart an instance without retries."""
@@ -160,7 +171,7 @@ class Instances:
             BadRequestError: the instance does not exist, or perhaps it is already stopped.
             RequestError: the request failed in another way.
         """
-        check_body_id(instance_id)
+        self.claims.recent.pop(check_body_id(instance_id), None)
         return await self._change("/instances/stop", instance_id, unchanged={"running", "pending"})
 
     async def _change(self, path: str, instance_id: str, *, unchanged: set[str]) -> Instance:
@@ -330,7 +341,7 @@ class Instances:
         async with self.ensure_lock:
             same_model = [
                 each
-                for each in await self.list()
+                for each in await self._list_with_recent()
                 if each.instance_args.model_id == args.model_id and each.instance_id not in self.releasing
             ]
             model = await self._models.get(args.model_id) if same_model else None
@@ -354,6 +365,14 @@ class Instances:
             if found is not None:
                 found(existing)
             return existing
+
+    async def _list_with_recent(self) -> tuple[Instance, ...]:
+        """Return all instances, and those that this client has started but the list does not show yet."""
+        listing, now, recent = await self.list(), anyio.current_time(), self.claims.recent
+        for instance_id in {each for each in recent if self.poller.visible_at(each) <= now}:
+            del recent[instance_id]
+        existing = existing_ids(listing)
+        return (*listing, *(each for each in recent.values() if each.instance_id not in existing))
 
     async def _listed(self, instance_id: str, refusal: Exception) -> Instance | None:
         """Return an instance, or None if it is not listed. If its entry is unreadable, raise the refusal."""

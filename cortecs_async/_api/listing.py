@@ -7,7 +7,7 @@ from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, Self, TypeVar
 
-from attrs import frozen
+from attrs import define, field, frozen
 
 from .domain import Instance
 
@@ -60,6 +60,33 @@ class Listing(tuple[T_co, ...]):  # noqa: SLOT001  (a tuple's subclass cannot ha
     def __repr__(self) -> str:
         entries = super().__repr__()
         return f"Listing({entries}, unreadable={self.unreadable!r})" if self.unreadable else entries
+
+
+@define
+class RecentLists:
+    """The instances that the lists of the last seconds have shown: a single list may lack some.
+
+    Attributes:
+        span: For how many seconds an instance that lists no longer show is kept.
+    """
+
+    span: float
+    # By id: the instance, and when it was first and last listed.
+    _listed: dict[str, tuple[Instance, float, float]] = field(factory=dict)
+
+    def add(self, instances: Listing[Instance], now: float) -> Listing[Instance]:
+        """Add a list, and return it with the instances that others have shown recently."""
+        for each in instances:
+            first = self._listed.get(each.instance_id, (each, now, now))[1]
+            self._listed[each.instance_id] = (each, first, now)
+        self._listed = {key: value for key, value in self._listed.items() if now - value[2] < self.span}
+        kept = (instance for instance, _, _ in self._listed.values())
+        return Listing(kept, unreadable=instances.unreadable, date=instances.date)
+
+    def is_listed_for(self, instance: Instance, *, seconds: float) -> bool:
+        """Return whether an instance has been listed for so many seconds."""
+        _, first, last = self._listed[instance.instance_id]
+        return last - first >= seconds
 
 
 def existing_ids(instances: Listing[Instance]) -> frozenset[str]:

@@ -104,6 +104,10 @@ class UnresolvedStart:
             return None
         return -_MAX_BEFORE_START <= age <= _MAX_AFTER_START
 
+    def can_have_created(self, instance: Instance, listed_at: float | None) -> bool:
+        """Return whether the instance fits, and nothing is evidence against it."""
+        return self.fits(instance) and not self.is_contradicted_by(instance, listed_at)
+
     def is_too_old_for(self, instance: Instance, other: UnresolvedStart) -> bool:
         """Return whether the instance appeared too late for this start: after a much later one began."""
         return other.order[1] - self.order[1] > LATE_WINDOW and other._is_new(instance)
@@ -240,10 +244,14 @@ class Claims:
     Attributes:
         ids: The ids of the instances whose start is known.
         unresolved: By model, the starts without a response whose outcome is not known yet.
+        recent: The instances of the latest starts, by id, until a reading shows them.
+        on_plain_start: Called with the id of an instance that a plain request has started.
     """
 
     ids: set[str] = field(factory=set)
     unresolved: dict[str, list[UnresolvedStart]] = field(factory=dict)
+    recent: dict[str, Instance] = field(factory=dict)
+    on_plain_start: Callable[[str], None] | None = None
     _in_progress: Counter[str] = field(factory=Counter)
     _ended: int = 0
 

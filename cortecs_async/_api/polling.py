@@ -25,9 +25,8 @@ from .._errors import (
     InvalidArgumentError,
     NotFoundError,
     RequestTimeoutError,
-    TransportError,
 )
-from .._http.retry import is_transient_status
+from .._http.retry import is_transient_error
 from .._logging import Event, log
 from .domain import Instance
 from .intervals import StepTimes, poll_interval
@@ -43,6 +42,10 @@ _MAX_REQUESTS_BY_ID = 20
 # Seconds for which all readings must agree that an instance is missing before it counts as gone: reading lags
 # behind writing, and replicas of the service may disagree.
 ABSENCE_SPAN = 5.0
+
+# A new instance may be missing, and a restarted one may look stopped, for this many times
+# `PollPolicy.settle`: reading lags behind writing, by an undocumented time.
+VISIBILITY_FACTOR = 6
 
 # Statuses, in lower case, that an instance does not leave without a request. Only "stopped" is documented;
 # the others are common names. With any other status, a wait continues until its deadline.
@@ -64,13 +67,6 @@ class Source(Protocol):
         ...
 
 
-def is_transient_error(error: CortecsError) -> bool:
-    """Return whether the same request may work later."""
-    if isinstance(error, APIStatusError):
-        return is_transient_status(error.status_code)
-    return isinstance(error, (TransportError, DecodeError))
-
-
 @define(eq=False)
 class Subscription:
     """One task's wait for one instance: the newest reading, and whether the task has taken it.
@@ -81,7 +77,6 @@ class Subscription:
         trust_list: Whether the list alone proves that the instance is gone; see `Poller.subscribe`.
         absence: Seconds for which it must be missing before it counts as gone.
         missing_since: When the current run of readings without it began, on the same clock.
-        was_seen: Whether any reading has shown it.
         interval: Seconds between polls; None leaves them to the policy.
         request_number: The number of the last request by its id; at first, of the last one for any id.
         reading: The newest reading; None means that the instance is gone.
@@ -97,7 +92,6 @@ class Subscription:
     trust_list: bool = False
     absence: float = ABSENCE_SPAN
     missing_since: float | None = None
-    was_seen: bool = False
     interval: float | None = None
     request_number: int = 0
     reading: Instance | None = None
@@ -115,7 +109,7 @@ class Subscription:
         """
         self.failing_since = None
         if reading is not None:
-            self.missing_since, self.was_seen = None, True
+            self.missing_since = None
         elif self.missing_since is None:
             self.missing_since = now
         if reading is None and not self.is_missing(now):
@@ -155,8 +149,22 @@ class Poller:
         self._paused_until = -math.inf
         self._backoff = Backoff(first=2 * policy.min_interval, limit=policy.max_interval)
         self._requests_by_id = 0
-        # Whether a reading has shown that an instance is active, for those that a lease has just started.
-        self.sightings: dict[str, bool] = {}
+        # Instances that this client has started or restarted, until a reading shows that they are active: by
+        # when that must be, in seconds of `anyio.current_time`, and whether they were stopped before.
+        self._expected: dict[str, tuple[float, bool]] = {}
+
+    def expect(self, instance_id: str, until: float, *, was_stopped: bool) -> None:
+        """Note that an instance was started or restarted, so that readings may be older until then.
+
+        Until then, no wait is told that it is missing or, with `was_stopped`, that it is stopped.
+        """
+        now = anyio.current_time()
+        self._expected = {key: value for key, value in self._expected.items() if value[0] > now}
+        self._expected[instance_id] = (until, was_stopped)
+
+    def visible_at(self, instance_id: str) -> float:
+        """Return until when readings may be older than the start of an instance; -inf if they are not."""
+        return self._expected.get(instance_id, (-math.inf, False))[0]
 
     def subscribe(
         self,
@@ -277,10 +285,10 @@ class Poller:
 
     def _publish(self, readings: Readings, began: float) -> None:
         now = anyio.current_time()
-        for instance_id in readings.keys() & self.sightings.keys():
+        for instance_id in readings.keys() & self._expected.keys():
             reading = readings[instance_id]
             if isinstance(reading, Instance) and reading.status.lower() not in TERMINAL_STATUSES:
-                self.sightings[instance_id] = True
+                del self._expected[instance_id]
         for subscription in self._waiters:
             # A task that subscribed after the request was sent may already have newer information.
             if subscription.since > began or subscription.instance_id not in readings:
@@ -288,9 +296,13 @@ class Poller:
             reading = readings[subscription.instance_id]
             if isinstance(reading, CortecsError):
                 subscription.record_failure(reading, now=now, max_outage=self._policy.max_outage)
-            else:
+            elif subscription.absence <= 0 or not self._may_be_outdated(reading, subscription, now):
                 subscription.publish(reading, now=now)
             subscription.due = now + self._interval(subscription, now)
+
+    def _may_be_outdated(self, reading: Instance | None, subscription: Subscription, now: float) -> bool:
+        until, was_stopped = self._expected.get(subscription.instance_id, (-math.inf, False))
+        return now < until and (reading is None or was_stopped)
 
     def _interval(self, subscription: Subscription, now: float) -> float:
         if subscription.missing_since is not None and not subscription.is_missing(now):

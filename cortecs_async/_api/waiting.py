@@ -19,10 +19,6 @@ from .polling import ABSENCE_SPAN, TERMINAL_STATUSES, Poller, Subscription
 ProgressCallback = Callable[[Progress], Awaitable[None] | None]
 """Called with every change while an instance starts; may be async. If it raises, the start ends."""
 
-# An instance that was just started may be missing for this many times `PollPolicy.settle`: reading lags
-# behind writing, by an undocumented time.
-VISIBILITY_FACTOR = 6
-
 
 def has_ended(instance: Instance | None) -> bool:
     """Return whether the instance is gone, or has a terminal status."""
@@ -36,7 +32,6 @@ async def wait_until_running(
     *,
     timeout: float | None,
     settle: float = 0.0,
-    visibility: float | None = None,
     known: Instance | None = None,
     began: float | None = None,
     on_progress: ProgressCallback | None = None,
@@ -44,10 +39,8 @@ async def wait_until_running(
     """Wait until the instance runs and has a base URL.
 
     For `settle` seconds, "stopped" is ignored, because the service may still show the state from before the
-    start. For `visibility` seconds, by default `VISIBILITY_FACTOR` times as long, "missing" is ignored unless
-    a reading has shown the instance. `timeout`, in seconds, and the elapsed time count from `began`, in
-    seconds of `anyio.current_time`; None means from now. `on_progress` is called with every change, and with
-    `known`.
+    start. `timeout`, in seconds, and the elapsed time count from `began`, in seconds of `anyio.current_time`;
+    None means from now. `on_progress` is called with every change, and with `known`.
 
     Raises:
         StartFailedError: the instance has a terminal status.
@@ -57,7 +50,6 @@ async def wait_until_running(
     """
     changed_at = anyio.current_time()
     settled_at = changed_at + settle
-    visible_at = changed_at + (VISIBILITY_FACTOR * settle if visibility is None else visibility)
     began = changed_at if began is None else began
     deadline = began + (math.inf if timeout is None else timeout)
     stall = math.inf if policy.stall_timeout is None else policy.stall_timeout
@@ -73,7 +65,7 @@ async def wait_until_running(
         if has_reading:
             if latest is not None and latest.is_usable:
                 return latest
-            if latest is None and (now >= visible_at or subscription.was_seen):
+            if latest is None:
                 raise _gone(instance_id)
             if is_settled and latest is not None and has_ended(latest):
                 raise StartFailedError(
@@ -86,12 +78,7 @@ async def wait_until_running(
             # "Stopped" counts from now on, but not one that was read before: wait for the next reading.
             is_settled = True
             has_reading = subscription.has_reading = False
-        wake_at = min(
-            deadline,
-            changed_at + stall,
-            math.inf if is_settled else settled_at,
-            math.inf if now >= visible_at else visible_at,
-        )
+        wake_at = min(deadline, changed_at + stall, math.inf if is_settled else settled_at)
         is_news = False
         with anyio.CancelScope(deadline=wake_at):
             reading = await poller.next(subscription)

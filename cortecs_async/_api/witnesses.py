@@ -31,6 +31,8 @@ class StartWitness(Witness):
             with contextlib.suppress(DecodeError):
                 started = outcome.decode(partial(decode_started, args=self._args))
                 self._claims.ids.add(started.instance_id)
+                if self._claims.on_plain_start is not None:
+                    self._claims.on_plain_start(started.instance_id)
 
 
 class UncancellableWitness(Witness):

@@ -74,6 +74,7 @@ class Wiring:
             on_retry=self._observer.retry,
         )
         self._leased = leased = Instances(self.http.request_for_lease, settings.poll)
+        leased.claims.on_plain_start = self.promises.note_foreign_start
         self._releasing = Instances(self.http.request_once, settings.poll, twin=leased)
         self.own: Endpoints = self.endpoints(self.http.request)
         models = Models(self.http.request_for_lease, leased.reader)

@@ -15,6 +15,7 @@ from email.utils import parsedate_to_datetime
 
 from .._aio.synchronization import exponential
 from .._config import RetryPolicy
+from .._errors import APIStatusError, CortecsError, DecodeError, TransportError
 from .messages import Failure, FailureKind
 
 
@@ -55,6 +56,13 @@ def may_have_taken_effect(method: str, failure: Failure) -> bool:
             failure.status is None or failure.status >= 500 or failure.status == 408
         )
     return True
+
+
+def is_transient_error(error: CortecsError) -> bool:
+    """Return whether the same request may work later."""
+    if isinstance(error, APIStatusError):
+        return is_transient_status(error.status_code)
+    return isinstance(error, (TransportError, DecodeError))
 
 
 def can_repeat(method: str, path: str, failure: Failure) -> bool:

@@ -151,7 +151,6 @@ class InstanceLease(Endpoint):
         self._phase = _Phase.ENDED
         try:
             await self._services.http.release()
-            self._services.instances.poller.sightings.pop(self.instance_id, None)
             self._report.end(None)
             self._report.raise_kept_interruption()
         except BaseException as error:

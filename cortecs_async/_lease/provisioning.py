@@ -11,7 +11,7 @@ import anyio
 
 from .._api.domain import Instance
 from .._api.instances import Origin
-from .._api.waiting import VISIBILITY_FACTOR, wait_until_running
+from .._api.waiting import wait_until_running
 from .._errors import LeaseExpiredError, RequestTimeoutError, StartTimeoutError
 from .._logging import Event, log
 from .restart import restart
@@ -62,8 +62,8 @@ def _started(state: LeaseState, instance: Instance) -> None:
         promises.record_gone(held.key)  # of a restart that failed
     state.newest = instance
     held.instance_id, held.origin = instance.instance_id, Origin.STARTED
-    was_listed = held.attempt is not None and held.attempt.adopted
-    state.services.instances.poller.sightings[instance.instance_id] = was_listed
+    if held.attempt is None or not held.attempt.adopted:  # else a list has shown it
+        state.services.instances.note_started(instance)
     held.key = promises.record_created(
         held.attempt.key if held.attempt else None,
         instance.instance_id,
@@ -88,9 +88,6 @@ async def wait(state: LeaseState) -> None:
     """Wait until the instance is usable."""
     options, poll = state.options, state.services.poll
     instance_id = state.instance.instance_id
-    settle = visibility = 0.0 if options.borrowed else VISIBILITY_FACTOR * poll.settle
-    if state.held.origin is Origin.STARTED:
-        settle = poll.settle  # it was never stopped before
     try:
         state.newest = await wait_until_running(
             state.services.instances.poller,
@@ -98,8 +95,7 @@ async def wait(state: LeaseState) -> None:
             poll,
             timeout=min(options.start_timeout, state.expires_at - state.began),
             began=state.began,
-            settle=settle,
-            visibility=visibility,
+            settle=0.0 if options.borrowed else poll.settle,
             known=state.newest,
             on_progress=options.on_progress,
         )

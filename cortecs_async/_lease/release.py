@@ -24,7 +24,7 @@ from .._telemetry import LeaseInfo, Report
 from .endpoint import InstanceHandle
 from .options import OnExit
 from .start_state import StartState
-from .state import HeldInstance, LeaseServices, visible_at
+from .state import HeldInstance, LeaseServices
 
 
 @define(eq=False)
@@ -75,7 +75,6 @@ class Release:
             await self._find()
             await self._tear_down()
             self._close()
-            self.services.instances.poller.sightings.pop(self.held.instance_id or "", None)
             await self._find_not_seen()
             self._is_closed = True
         # Not strict: if the journal misses a release, the next sweep only finds that the instance is gone.
@@ -116,7 +115,7 @@ class Release:
             for key, instance in found:
                 if await self._run(self._teardown_of(instance.instance_id, Goal.GONE)):
                     self.services.promises.record_gone(key)
-                    del start.not_seen[key]
+                    start.not_seen.remove(key)
 
     def _teardown_of(self, instance_id: str, goal: Goal) -> Teardown:
         return Teardown(
@@ -124,7 +123,7 @@ class Release:
             instance_id=instance_id,
             goal=goal,
             deadline=self.deadline,
-            visible_at=visible_at(self.services, self.held),
+            visible_at=self.services.instances.poller.visible_at(instance_id),
         )
 
     async def _run(self, teardown: Teardown) -> bool:

@@ -93,8 +93,7 @@ async def _promise_to_stop(state: LeaseState, instance: Instance) -> None:
     held, promises = state.held, state.services.promises
     state.newest = instance
     held.instance_id, held.origin = instance.instance_id, Origin.RESTARTED
-    held.restarted_at = anyio.current_time()
-    state.services.instances.poller.sightings[instance.instance_id] = False
+    state.services.instances.note_started(instance, was_stopped=True)
     if held.key is None:
         expires_at = state.expiry()
         held.key = promises.record_created(None, instance.instance_id, goal="stopped", expires_at=expires_at)

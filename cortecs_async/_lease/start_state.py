@@ -60,7 +60,7 @@ class StartAttempt:
     unresolved: UnresolvedStart | None = None
     failure: Failure | None = None
     visible_until: float = 0.0
-    not_seen: dict[str, UnresolvedStart] = field(factory=dict)
+    not_seen: list[str] = field(factory=list)
 
     @property
     def is_open(self) -> bool:

@@ -15,8 +15,10 @@ attempt:
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 from attrs import define, evolve, field, frozen
@@ -25,15 +27,15 @@ from .._aio.synchronization import SingleFlight
 from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances
 from .._api.intervals import poll_interval
-from .._api.listing import Listing, existing_ids
-from .._api.matching import Ambiguous, Contested, Outcome, UnresolvedStart
-from .._api.polling import is_transient_error
+from .._api.listing import Listing, RecentLists, existing_ids
+from .._api.matching import Ambiguous, Contested, Outcome
+from .._api.polling import ABSENCE_SPAN
 from .._api.resources import Models
 from .._config import Settings
 from .._errors import AmbiguousStartError, ClientClosedError, CortecsError, RequestError
 from .._http.limiter import Priority, PriorityLimiter
 from .._http.messages import Failure
-from .._http.retry import counts_as_retry, is_transient, next_wait
+from .._http.retry import counts_as_retry, is_transient, is_transient_error, next_wait
 from .._logging import Event, log
 from .._recovery.claims import ForeignClaims
 from .._recovery.promises import Promises
@@ -60,6 +62,7 @@ class _View:
     """A list, and what other starts claimed before it was read."""
 
     listing: _Listing
+    instances: Listing[Instance]
     claims: ForeignClaims
 
 
@@ -161,11 +164,12 @@ class Starter:
         start.failure, start.state = None, StartState.NOT_STARTED
         await self._acquire_slot(start.args.model_id)
         try:
+            # Before the baseline, which must not be old when the start is sent.
+            tag = await self._tags.new_tag(start.args)
             listing = await self._baseline()
             # The journal drops a baseline that no open start uses. Without it, every instance looks new.
             if listing.baseline is None or not self.promises.store.has_baseline(listing.baseline):
                 listing.baseline = self.promises.baseline(existing_ids(listing.instances))
-            tag = await self._tags.new_tag(start.args)
             start.key = await self.promises.record_intent(
                 start.args, listing.baseline, service_at=listing.instances.date, tag=tag
             )
@@ -184,9 +188,7 @@ class Starter:
         finally:
             self._slots.release(Priority.CALL)
         if tag is not None and not self._tags.is_returned(tag, instance):
-            for key, earlier in start.not_seen.items():
-                start.not_seen[key] = evolve(earlier, tag=None)
-                self.promises.record_untagged(key)
+            self.promises.untag()
         return instance
 
     async def _acquire_slot(self, model_id: str) -> None:
@@ -204,8 +206,8 @@ class Starter:
 
         Args:
             start: The start.
-            to_release: Adopt the instance as soon as it is listed, because it is released anyway, and keep
-                polling until cancelled. Otherwise wait until the time is over: another candidate may appear.
+            to_release: Adopt the instance when it has been listed for a few seconds, because it is released
+                anyway, and continue after any error. Otherwise wait until the time is over.
 
         Raises:
             AmbiguousStartError: if it is not clear which instance the start created.
@@ -216,11 +218,17 @@ class Starter:
         if start.key is not None:
             self.promises.record_unanswered(start.key)
         began = anyio.current_time()
+        recent = RecentLists(ABSENCE_SPAN)
         while True:
             view = await self._view(start, to_release=to_release)
             if view is not None:
+                view = evolve(view, instances=recent.add(view.instances, anyio.current_time()))
                 is_over = view.listing.began >= start.visible_until
-                outcome = await self._decide(start.key, start.unresolved, view, take=to_release or is_over)
+                # Not at once, because another candidate may appear.
+                min_listed = 0.0 if is_over else ABSENCE_SPAN if to_release else math.inf
+                outcome = await self._decide(
+                    start.key, view, take=partial(recent.is_listed_for, seconds=min_listed)
+                )
                 if isinstance(outcome, Instance):
                     log(Event.LEASE_ADOPTED, instance_id=outcome.instance_id, model=start.args.hf_name)
                     start.adopted = True
@@ -240,34 +248,33 @@ class Starter:
     async def find_not_seen(self, start: StartAttempt) -> list[tuple[str, Instance]]:
         """Search once for the instances of earlier requests that did not appear in time."""
         found: list[tuple[str, Instance]] = []
-        for key, unresolved in start.not_seen.items():
+        for key in start.not_seen:
             # The reaper may have found it, and after a while an instance is more likely somebody else's.
             is_searched = self.promises.is_late(key)
             view = await self._view(start, to_release=True) if is_searched else None
             if view is not None:
-                outcome = await self._decide(key, unresolved, view, take=True)
+                outcome = await self._decide(key, view, take=lambda _: True)
                 if isinstance(outcome, Instance):
                     found.append((key, outcome))
         return found
 
-    async def _decide(self, key: str | None, start: UnresolvedStart, view: _View, *, take: bool) -> Outcome:
-        """Decide which instance a start created. Without `take`, do not claim it yet."""
-        listing = view.listing.instances
+    async def _decide(self, key: str | None, view: _View, *, take: Callable[[Instance], bool]) -> Outcome:
+        """Decide which instance a start created, and claim it if `take` says so. If not, return None."""
+        assert key is not None  # noqa: S101  (set before it was sent)
+        listing = view.instances
         unclaimed = self._claims.without_claimed(listing)
 
         def decide(claims: ForeignClaims) -> Outcome:
-            outcome = claims.match(start, unclaimed, listed_at=listing.date)
-            return None if isinstance(outcome, Instance) and not take else outcome
+            outcome = claims.match(self.promises.unresolved_start(key), unclaimed, listed_at=listing.date)
+            return None if isinstance(outcome, Instance) and not take(outcome) else outcome
 
-        assert key is not None  # noqa: S101  (set before it was sent)
         return await self.promises.decide(key, view.claims, decide)
 
     async def _give_up(self, start: StartAttempt) -> None:
         """Leave the search to the reaper and `sweep`."""
         assert start.key is not None  # noqa: S101  (set before it was sent)
-        assert start.unresolved is not None  # noqa: S101
         start.resolved(StartState.NOT_SEEN)
-        start.not_seen[start.key] = start.unresolved.as_last()
+        start.not_seen.append(start.key)
         log(Event.LEASE_START_NOT_SEEN, model=start.args.hf_name)
         self.promises.record_abandoned(start.key)
         start.key = None
@@ -300,7 +307,7 @@ class Starter:
             return None
         if self._claims.idle_generation(model_id) != generation:
             return None
-        return _View(listing, claims)
+        return _View(listing, listing.instances, claims)
 
     def _ambiguous(self, start: StartAttempt, outcome: Ambiguous | Contested) -> AmbiguousStartError:
         candidates = outcome.candidates

@@ -11,7 +11,6 @@ from attrs import define, evolve, field, frozen
 from .._aio.eventloop import loop_clock
 from .._api.domain import Instance
 from .._api.instances import Instances, Origin
-from .._api.waiting import VISIBILITY_FACTOR
 from .._config import PollPolicy
 from .._errors import InvalidArgumentError
 from .._http.client import HTTP
@@ -29,14 +28,12 @@ class HeldInstance:
 
     Attributes:
         instance_id: The id; None while no instance is known.
-        restarted_at: When the last restart was sent, in seconds of `anyio.current_time`.
         key: The key of its open record; None if there is nothing to release.
         attempt: The start that created it, or may have.
     """
 
     instance_id: str | None = None
     origin: Origin = Origin.STARTED
-    restarted_at: float | None = None
     key: str | None = None
     attempt: StartAttempt | None = None
 
@@ -72,16 +69,6 @@ class LeaseServices:
     starter: Starter
     prices: Prices
     observer: Observer
-
-
-def visible_at(services: LeaseServices, held: HeldInstance) -> float:
-    """Return until when readings may be older than the start or restart of the instance.
-
-    In seconds of `anyio.current_time`. Minus infinity if a reading has shown that it is active.
-    """
-    began = held.restarted_at if held.origin is Origin.RESTARTED else held.billed_from
-    is_seen = services.instances.poller.sightings.get(held.instance_id or "", True)
-    return -math.inf if began is None or is_seen else began + VISIBILITY_FACTOR * services.poll.settle
 
 
 @define(eq=False, repr=False)
@@ -133,11 +120,6 @@ class LeaseState:
     def billed_from(self) -> float:
         """When billing began: when the start was sent, or the lease entered; in seconds of `now`."""
         return self.began if self.held.billed_from is None else self.held.billed_from
-
-    @property
-    def visible_at(self) -> float:
-        """See `visible_at`."""
-        return visible_at(self.services, self.held)
 
     @property
     def expires_at(self) -> float:

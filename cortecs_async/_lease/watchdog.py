@@ -81,9 +81,6 @@ class Watchdog:
                 if found is not None and not _is_lost(found):
                     self.instance = found
                     continue
-                if found is None and self._state.now() < self._state.visible_at:
-                    await anyio.sleep(policy.lost_interval)
-                    continue
                 # Read it twice: one wrong response must not cancel the block.
                 await anyio.sleep(policy.min_interval)
                 found = await self._next(known=None, absence=0.0)

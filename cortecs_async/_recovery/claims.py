@@ -71,13 +71,15 @@ class ForeignClaims:
             in_progress=self.in_progress,
             listed_at=listed_at,
         )
-        if outcome is None:
-            doubtful = [
-                each for each in candidates if each.instance_id in self.ambiguous_ids and start.fits(each)
-            ]
-            if doubtful:
-                return Ambiguous(tuple(each.instance_id for each in doubtful))
-        return outcome
+        doubtful = [
+            each.instance_id
+            for each in candidates
+            if each.instance_id in self.ambiguous_ids and start.can_have_created(each, listed_at)
+        ]
+        if not doubtful or (isinstance(outcome, Instance) and start.has_tag_of(outcome)):
+            return outcome
+        more = [outcome.instance_id] if isinstance(outcome, Instance) else []
+        return Ambiguous(tuple(dict.fromkeys([*doubtful, *more])))
 
 
 def collect_foreign_claims(

@@ -176,9 +176,11 @@ class Promises:
         """Record that the outcome of a start is unknown, and that this process searches for its instance."""
         self.store.put({"kind": "UNANSWERED", "entry": key})
 
-    def record_untagged(self, key: str) -> None:
-        """Record that the service does not return tags, so the tag of this start is no evidence."""
-        self.store.put({"kind": "UNTAGGED", "entry": key})
+    def untag(self) -> None:
+        """Record that the service does not return tags, so that those of earlier starts prove nothing."""
+        for promise in list(self.store.state.promises.values()):
+            if promise.api == self.api and promise.tag is not None and promise.instance_id is None:
+                self.store.put({"kind": "UNTAGGED", "entry": promise.key})
 
     def record_abandoned(self, key: str) -> None:
         """Record that this process gave up: the reaper or `sweep` fulfills the promise."""
@@ -247,14 +249,19 @@ class Promises:
         listed. If it returns an instance, that instance is recorded as the one that the start created.
         """
 
+        def attempt() -> Outcome:
+            self.store.commit()
+            promise = self.store.state.promises.get(key)
+            if promise is None or promise.instance_id is not None:
+                return None  # the reaper has decided
+            return decide(self._collect_claims(key).with_earlier(earlier))
+
         def work() -> Outcome:
+            # First without the lock, because most decisions are to wait.
+            if not isinstance(decision := attempt(), Instance):
+                return decision
             with self.store.decision_lock():
-                self.store.commit()
-                promise = self.store.state.promises.get(key)
-                if promise is None or promise.instance_id is not None:
-                    return None  # the reaper has decided
-                decision = decide(self._collect_claims(key).with_earlier(earlier))
-                if isinstance(decision, Instance):
+                if isinstance(decision := attempt(), Instance):
                     self.record_created(key, decision.instance_id, goal="gone")
                     self.store.commit()
             return decision
@@ -298,6 +305,12 @@ class Promises:
         })  # fmt: skip
         # A Secret until it is written to the pipe: a traceback may show the queue.
         self.store.put({"kind": "ARM", "account": self.account, "sealed": Secret(sealed)})
+
+    def note_foreign_start(self, instance_id: str) -> None:
+        """Record an instance that a plain request has started, so that no search takes it."""
+        if self._joined_generation is not None:
+            self.store.put({"kind": "PAST", "ids": [instance_id]})
+            self._commit_soon()
 
     def _common(self, key: str) -> Record:
         return {"entry": key, "account": self.account, "api": self.api, "at": self.system.wall_clock()}

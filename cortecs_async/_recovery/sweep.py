@@ -22,9 +22,11 @@ from .._api.polling import ABSENCE_SPAN
 from .._logging import Event, log
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .journal import JournalFile, has_unresolved, orphaned_journals
+from .pending import PendingPromise
 from .promises import Promises
 from .records import JournalState, Record
-from .recover import PendingPromise, Recovery, match_starts
+from .recover import Recovery
+from .search import match_starts
 from .store import PromiseStore
 
 OrphanState = Literal["found", "unsettled", "released", "gone", "ambiguous", "left", "held", "foreign"]

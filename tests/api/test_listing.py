@@ -207,7 +207,7 @@ async def test_an_instance_is_deleted_once_readings_agree_that_it_is_missing() -
     async with service.client() as client:
         await client.instances.delete("instance-1")
     assert service.routes[2:] == ["GET /instances/", *["GET /instances/instance-1", "GET /instances/"] * 3]
-    assert service.times[-1] - service.times[-2 * 3] == 5.0
+    assert service.times[-1] - service.times[-2 * 3] == pytest.approx(5.0)
 
 
 async def test_an_unreadable_instance_is_not_taken_for_stopped() -> None:

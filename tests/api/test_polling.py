@@ -731,23 +731,45 @@ async def test_wait_until_takes_missing_after_five_seconds_or_as_told() -> None:
     assert took == pytest.approx([5.0, 0.0, 0.0, 10.0])
 
 
-@alternating(
-    "settle,visible_at,gone_at", [(0.0, None, 5.0), (10.0, None, 60.0), (10.0, 59.0, None), (2.0, None, 12.0)]
-)
-async def test_a_new_instance_may_be_missing_for_six_times_settle(
-    settle: float, visible_at: float | None, gone_at: float | None
+@alternating("expected,visible_at,gone_at", [(0.0, None, 5.0), (60.0, None, 65.0), (60.0, 59.0, None)])
+async def test_an_expected_instance_may_be_missing_until_then(
+    expected: float, visible_at: float | None, gone_at: float | None
 ) -> None:
     source = Script()
     start = anyio.current_time()
     source.states["a"] = switch(start + (visible_at or math.inf), None, "running")
-    wait = partial(wait_until_running, Poller(source, PollPolicy()), "a", PollPolicy(), timeout=600)
+    poller = Poller(source, PollPolicy())
+    poller.expect("a", start + expected, was_stopped=False)
+    wait = partial(wait_until_running, poller, "a", PollPolicy(), timeout=600)
     if gone_at is None:
-        assert (await wait(settle=settle)).is_usable
+        assert (await wait()).is_usable
         assert 59.0 <= anyio.current_time() - start <= 64.0
     else:
         with pytest.raises(errors.InstanceGoneError):
-            await wait(settle=settle)
-        assert anyio.current_time() - start == gone_at
+            await wait()
+        assert gone_at <= anyio.current_time() - start <= gone_at + 5.0
+
+
+@alternating("states", [("pending", None), ("running", "stopped")])
+async def test_what_a_reading_has_shown_is_expected_no_longer(states: tuple[str, str | None]) -> None:
+    source = Script()
+    start = anyio.current_time()
+    source.states["a"] = switch(start + 3.0, *states)
+    poller = Poller(source, PollPolicy())
+    poller.expect("a", start + 60.0, was_stopped=True)
+    reading = await wait_until(poller, "a", has_ended)
+    assert (reading and reading.status) == states[1]
+    assert 3.0 <= anyio.current_time() - start <= 3.0 + 5.0 + 1.0
+
+
+async def test_a_restarted_instance_may_look_stopped_for_a_while() -> None:
+    source = Script()
+    start = anyio.current_time()
+    source.states["a"] = switch(start + 20.0, "stopped", "running")
+    poller = Poller(source, PollPolicy())
+    poller.expect("a", start + 60.0, was_stopped=True)
+    assert (await wait_until_running(poller, "a", PollPolicy(), timeout=600)).is_usable
+    assert 20.0 <= anyio.current_time() - start <= 25.0
 
 
 async def test_a_cancelled_watch_can_be_continued() -> None:

@@ -13,7 +13,7 @@ from _grids import BACKENDS, grid
 from _scripted import instance
 from _world import HARDWARE, MODEL, World
 
-from cortecs_async import AsyncCortecs, PollPolicy, Progress, RetryPolicy, TeardownError, errors
+from cortecs_async import AsyncCortecs, Progress, RetryPolicy, TeardownError, errors
 from cortecs_async._recovery.journal import read_journals
 from cortecs_async.emulator import Emulator, Fault
 

@@ -479,8 +479,9 @@ async def test_only_one_process_decides_at_a_time(
             await (later.client.sweep() if by == "sweep" else mine.reap(path))
             tasks.cancel_scope.cancel()
         assert emu.existing == ()
-    assert locked
-    assert all(locked)
+    # A lease first decides without the lock, because most decisions are to wait.
+    assert locked[-1]
+    assert by == "lease" or all(locked)
 
 
 API = "https://api.test"  # of the records in _promises.py

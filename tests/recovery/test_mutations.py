@@ -135,7 +135,9 @@ def test_nobody_takes_the_ambiguous_candidates_of_another_process() -> None:
     assert claims.match(mine, [], listed_at=None) is None
     # One of the candidates may be the start's own, so it must not be started again silently.
     assert claims.match(mine, [listed("i-8")], listed_at=None) == Ambiguous(("i-8",))
-    assert claims.match(mine, [listed("i-8"), listed("i-9")], listed_at=None) == listed("i-9")
+    both = claims.match(mine, [listed("i-8"), listed("i-9")], listed_at=None)
+    assert both == Ambiguous(("i-8", "i-9"))
+    assert claims.match(mine, [listed("i-9")], listed_at=None) == listed("i-9")
 
 
 async def test_a_lease_comes_before_the_reaper_of_an_equal_lost_start(world: World, journals: Path) -> None:
@@ -533,8 +535,8 @@ async def test_the_reaper_looks_for_the_instance_of_a_lost_start_for_five_minute
             assert 300.0 <= seconds <= 306.0
             assert len(emu.existing) == (appears_after is not None)
         else:
-            # Not in the first five seconds: another candidate may appear.
-            assert max(appears_after or 0.0, 5.0) <= seconds < (appears_after or 0.0) + 12.0
+            # Not in its first ten seconds: another candidate may appear.
+            assert (appears_after or 0.0) + 10.0 <= seconds < (appears_after or 0.0) + 16.0
             assert emu.existing == ()
-        # Two a second for a minute, then one in five seconds.
-        assert [each.route for each in emu.requests].count("list") <= 120 + 240 / 5 + 4
+        # Two a second at first, then one in five seconds.
+        assert [each.route for each in emu.requests].count("list") <= 40 + 300 / 5
