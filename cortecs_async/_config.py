@@ -70,8 +70,8 @@ class RetryPolicy:
         max_backoff: Highest upper limit of a random wait, in seconds.
         max_retry_after: Longest Retry-After to wait for, in seconds. For a longer one, the error is raised.
         total_timeout: Seconds for one call with all its attempts and waits.
-        adoption_window: Seconds to search for the instance after a start timed out, before the start counts
-            as failed. A sixth of this after a broken connection or an error status.
+        adoption_window: Seconds for which a lease searches for the instance of a start that timed out. After
+            any other loss of the response, it searches for a sixth of this.
     """
 
     max_retries: int = field(default=5, validator=_at_least(0))
@@ -95,7 +95,7 @@ class PollPolicy:
         max_interval: Longest pause in seconds. The vendor's client always waits 5 s.
         growth: Pause as a share of the time waited so far.
         settle: Seconds after a start in which polls that find the instance stopped are ignored. Polls that do
-            not find it are ignored six times as long.
+            not find the instance are ignored for six times as long.
         lost_interval: Seconds between two polls of a leased instance during the block.
         max_outage: Seconds of failed polls after which a wait raises the last error.
         stall_timeout: Seconds without any change after which a start fails; None: only its deadline counts.

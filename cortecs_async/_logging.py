@@ -104,8 +104,8 @@ class Event(enum.Enum):
         "lease.tag_not_returned",
         WARNING,
         (
-            "The service does not return the context length that was sent for instance %(instance_id)s: "
-            "starts are not tagged any more"
+            "The service does not return the context length that was sent for instance %(instance_id)s. "
+            "The client stops tagging its starts"
         ),
         "instance_id model",
     )

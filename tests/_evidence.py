@@ -1,4 +1,4 @@
-"""Processes of one machine, for tests of what is theirs: each has a client and a journal of its own."""
+"""Processes of one machine, for tests of what they own: each has a client and a journal of its own."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from cortecs_async._secrets import Secret
 from cortecs_async.emulator import Emulator
 
 PROXY_PAGE = "<html><body>The proxy received no valid response.</body></html>"
-"""A body that makes the outcome of a start unknown. An error in JSON is a refusal."""
+"""A body that makes the outcome of a start unknown. An error in JSON would be a rejection."""
 
 
 class FakeReaper:
-    """Replaces the reaper's process: keeps what it was told, and acts on nothing."""
+    """Replaces the reaper's process: stores the messages that it receives, and does nothing."""
 
     def __init__(self, *_: Any) -> None:
         self.is_running = False
@@ -102,7 +102,7 @@ class Process:
         assert self._transport.is_dead
 
     def kill(self) -> Path | None:
-        """End it without a release: nothing more is sent or written. Return the journal that it leaves."""
+        """End it without a release: it sends and writes nothing more. Return the journal that it leaves."""
         self._transport.is_dead = True
         journal, self.store._journal = self.store._journal, None
         self.store._uses_journal = False
@@ -150,7 +150,7 @@ async def reap(
 
 @contextlib.asynccontextmanager
 async def process(emu: Emulator, journals: Path, **options: Any) -> AsyncIterator[Process]:
-    """Open a client as another process of this machine has it."""
+    """Open a client like one of another process of this machine."""
     transport = _MortalTransport(emu.transport())
     async with (
         httpx.AsyncClient(transport=transport) as http,

@@ -128,7 +128,10 @@ class Instance:
 
     @property
     def is_usable(self) -> bool:
-        """Whether the instance is running (in any case) **and** has a `base_url`; either can come first."""
+        """Whether the instance is running **and** has a `base_url`; either can come first.
+
+        The status counts in upper and lower case.
+        """
         return self.status.lower() == "running" and bool(self.base_url)
 
 
@@ -215,8 +218,8 @@ class HardwareConfig:
 
     Attributes:
         hardware_type_id: The hardware type.
-        params: Options of the inference server. Only `--max-model-len` is known, and its older spelling
-            `max_context_length`, which the service sent beside `params`.
+        params: Options of the inference server. Only `--max-model-len` is known, and its older name
+            `max_context_length`, which is also read beside `params`.
         requirements: What the model needs; the keys are undocumented.
     """
 
@@ -279,11 +282,11 @@ class HardwareType:
     def price_per_minute(self) -> float | None:
         """The price of the set per minute, in `currency`; None when it is not clear.
 
-        A key of `price_info` is read only if each of its words is known: "minute", "hour", or "hourly", once;
-        "price", "cost", "rate", "per", or "in"; "eur" or "usd", unless `currency` is another; and "cent",
-        "cents", or "ct", which divide the price by 100. `price_per_minute`, `pricePerMinute`, and
-        `EUR/minute` are read; `price_per_gpu_minute` and `setup_cost_per_hour` are not. The value must be a
-        number, and not negative.
+        A key of `price_info` is read only if all of its words are known. It must contain "minute", "hour", or
+        "hourly" once. It may contain "price", "cost", "rate", "per", and "in"; "eur" or "usd", unless
+        `currency` is another one; and "cent", "cents", or "ct", which divide the price by 100. For example,
+        `price_per_minute`, `pricePerMinute`, and `EUR/minute` are read; `price_per_gpu_minute` and
+        `setup_cost_per_hour` are not. The value must be a number, and not negative.
 
         If there is only a price per hour, this is a sixtieth of it. If prices for the same time disagree, or
         a text in `price_info` mentions cents or a unit, the price is not clear.

@@ -356,7 +356,7 @@ class Instances:
             return existing
 
     async def _listed(self, instance_id: str, refusal: Exception) -> Instance | None:
-        """Return an instance, None if it is not listed. If its entry cannot be read, raise the refusal."""
+        """Return an instance, or None if it is not listed. If its entry is unreadable, raise the refusal."""
         # Not `get`: an id may contain characters that are not allowed in a path.
         instances = await self.list()
         found = next((each for each in instances if each.instance_id == instance_id), None)

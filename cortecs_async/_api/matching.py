@@ -9,7 +9,10 @@ Several starts can be unresolved at the same time, and match the same instances.
 that share possible matches, directly or through others, are considered together. If each of these instances
 can be assigned to a start of its own, the assignment is accepted: each start gets its instance, or none yet.
 If there are more instances than starts for them, another process created one of them, and it is not known
-which. Then the result is `Ambiguous`, and none of them is touched.
+which. Then the result is `Ambiguous`, and none of them is touched. If that process may be one whose start has
+no response yet, the result is `Contested` until it has.
+
+With `tag_starts=True`, the context length tells a start apart from others: see `UnresolvedStart.has_tag_of`.
 
 `ensure` and `reuse` also compare arguments here: see `choose`.
 """
@@ -88,8 +91,8 @@ class UnresolvedStart:
         """Return whether the timestamp of the instance fits this start; None if it says nothing.
 
         Only the service's clock counts: the dates of its responses, at the baseline and at this list
-        (`listed_at`). An instance that is clearly older than the baseline but not in it is a stopped one that
-        the service did not list and somebody restarted. One that is clearly younger was started later. A
+        (`listed_at`). An instance that is clearly older than the baseline but not in it may have been stopped
+        then, not listed, and restarted by someone else. One that is clearly younger was started later. A
         timestamp that this clock has not reached yet, or one that is implausibly old, says nothing.
         """
         stamp = instance.instance_status.started_at
@@ -111,7 +114,7 @@ class UnresolvedStart:
         Without a baseline, the instance may have existed before the start.
         """
         context_length = instance.instance_args.context_length
-        # By the reference, the service returns the length.
+        # According to the API reference, the service returns the length.
         has_other_length = self.tag is not None and context_length not in {None, self.tag}
         is_unlikely = has_other_length or self.is_confirmed_by(instance, listed_at) is False
         return self.baseline is None or is_unlikely
@@ -119,7 +122,7 @@ class UnresolvedStart:
 
 @frozen
 class Ambiguous:
-    """There are more instances than starts that can have created them.
+    """It is not clear which instance the start created, for example if more instances than starts match.
 
     Attributes:
         candidates: The ids of the instances that the start can have created.
@@ -130,7 +133,7 @@ class Ambiguous:
 
 @frozen
 class Contested:
-    """The instances may be those of starts that are still in progress.
+    """The instances may belong to starts that have no response yet.
 
     Attributes:
         candidates: The ids of the instances that the start can have created.

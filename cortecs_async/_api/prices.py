@@ -1,4 +1,4 @@
-"""Read a price from `price_info`, whose keys are undocumented: only where the words are clear."""
+"""Read a price from `price_info`. Its keys are undocumented, so only those with clear words are read."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def read_price(price_info: Mapping[str, Any], unit: Unit) -> float | None:
     if not prices[unit]:
         return _agreed(prices[other], 60.0 if unit == "hour" else 1 / 60)
     price = _agreed(prices[unit], 1.0)
-    # Nothing is free by the minute and not by the hour: a zero stands for something else.
+    # A zero is not a price if the price for the other unit is not zero.
     return None if price == 0 and any(prices[other]) else price
 
 

@@ -234,7 +234,7 @@ class Teardown:
         self.has_acted = self.asked_again = True
 
     def _after_unreadable(self, action: Action) -> ObservedState:
-        """Return how to go on when the description of the instance cannot be read."""
+        """Return the state after a response whose description of the instance cannot be read."""
         if action is Action.STOP:
             self._stop_was_accepted()
         if self.stopped_at is None:

@@ -76,8 +76,8 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
         transport: `httpx`; or `aiohttp`, which uses about two thirds of the CPU, works on asyncio only, and
             needs the extra `aiohttp`.
         tag_starts: Ask for a slightly smaller context length in each lease, by a random amount of less than
-            1 %. The instance of a start whose response is lost can then be told apart from equal instances
-            of other people. This needs a service that returns the context length.
+            1 %. If the response to a start is lost, its instance can then be told apart from equal instances
+            of other people. This works only if the service returns the context length.
         telemetry: Receives lease lifecycle events. `cortecs_async.integrations.opentelemetry.OpenTelemetry()`
             turns them into spans and metrics.
 

@@ -1,4 +1,4 @@
-"""`client.sweep`, `client.orphans` and `client.owners`: what processes of this machine have started.
+"""`client.sweep`, `client.orphans` and `client.owners`: the instances in the journals.
 
 `RecoveryMethods` is a mixin, because `client.py` would be too long with it.
 """

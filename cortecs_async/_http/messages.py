@@ -214,8 +214,8 @@ class Failure:
         status: HTTP status, if one was read.
         retry_after: Seconds that the service asked to wait.
         body: Redacted excerpt of the response body.
-        reason: The error text in the service's own words: its JSON has it in `message` or `error`. Empty for
-            any other body, such as the HTML of a proxy.
+        reason: The error text of the service, from the JSON of its response (`error_reason`). Empty for any
+            other body, such as the HTML of a proxy.
     """
 
     kind: FailureKind

@@ -49,8 +49,8 @@ def may_have_taken_effect(method: str, failure: Failure) -> bool:
     if method == "GET" or failure.kind is FailureKind.NOT_SENT:
         return False
     if failure.kind is FailureKind.STATUS and failure.status not in _FAILED_INSIDE:
-        # A 4xx rejects the request, and so does any status with an error in the service's own words, such as
-        # 503 "no capacity". Without them, a proxy may have sent a 5xx or 408 for a request that it passed on.
+        # A 4xx rejects the request, and so does any status with an error in the API's JSON format, such as
+        # 503 "no capacity". Any other 5xx or 408 may come from a proxy that has passed the request on.
         return not failure.reason and (
             failure.status is None or failure.status >= 500 or failure.status == 408
         )

@@ -93,7 +93,7 @@ class Release:
         if time.cancelled_caught:
             self.failure = CortecsError(
                 f"it is unknown whether a start of {start.args.hf_name} created an instance. IT MAY BE "
-                "BILLED: the reaper keeps searching for it, and so does `python -m cortecs_async sweep`."
+                "BILLED: the reaper keeps searching for it, and so does `cortecs-async sweep`."
             )
         if self.failure is not None:
             start.resolved(StartState.GIVEN_UP)
@@ -107,7 +107,7 @@ class Release:
         await self._run(self._teardown)
 
     async def _find_not_seen(self) -> None:
-        """Release the instances of earlier requests of the start that have appeared since it was given up."""
+        """Release the instances of earlier requests of the start, if they have appeared since."""
         start = self.held.attempt
         if start is None or not start.not_seen or self.held.instance_id is None:
             return

@@ -1,8 +1,8 @@
 """Restart a stopped instance for a lease with `reuse=True`.
 
 The promise to stop the instance again is recorded before each request, and closed, durably, when the service
-rejects it. Otherwise, if this process were killed or cancelled before the next attempt, it would stop an
-instance that somebody else has restarted meanwhile.
+rejects the request. Otherwise, if the lease ended before the next attempt, its release or the reaper would
+stop an instance that someone else has restarted meanwhile.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class _Witness(UncancellableWitness):
             self.may_have_worked = True
 
     def is_refused(self) -> bool:
-        """Return whether the service has rejected every attempt that was sent."""
+        """Return whether nothing was restarted: the service has rejected every attempt that was sent."""
         return not (self.may_have_worked or self._is_sent)
 
 
@@ -53,7 +53,7 @@ async def restart(state: LeaseState, instance: Instance) -> Instance:
     """Restart an instance; retry as `RetryPolicy` allows.
 
     Raises:
-        RequestError: with `outcome_unknown`, the restart may have worked.
+        RequestError: the restart was rejected or, with `outcome_unknown`, may have worked.
         JournalError: or `GuardError`, if one is required and missing. Nothing was sent.
     """
     services, instance_id = state.services, instance.instance_id

@@ -35,18 +35,17 @@ class StartAttempt:
     """The start of one lease. It receives the outcome of its requests.
 
     Attributes:
-        policy: Sets how long a lost start may still take effect.
+        policy: Sets how long the instance of an unresolved start is searched for.
         claims: The other starts of the client.
         on_started: Called with the instance as soon as it is known, even if the caller was cancelled.
         key: The key of its open record; None without one.
         adopted: Whether the response was lost and the instance was found in a list.
         request_id: The service's id of the last request, if it sent one.
         sent_at: When the last request was sent, in seconds of `anyio.current_time`; billing counts from here.
-        unresolved: What other processes need to match this start with an instance; set before the request is
-            sent.
+        unresolved: This start, as it is matched with instances; set before the request is sent.
         failure: How the last request failed.
-        visible_until: Until when this start waits for the instance of its lost request, on the same clock.
-        not_seen: The keys of earlier requests whose instance has not appeared, with what matches them.
+        visible_until: Until when, on the same clock, the lease waits for the instance of an unresolved start.
+        not_seen: Earlier requests whose instance has not appeared in time, by the keys of their records.
     """
 
     args: InstanceArgs
@@ -109,6 +108,6 @@ class StartAttempt:
         self.failure = failure
         if self.unresolved is not None:
             self.claims.add_unresolved(self.args.model_id, self.unresolved)
-        # A service that responded or closed the connection is done; a slow one may still start an instance.
+        # After a timeout, the service may still be at work. Otherwise it has most likely finished.
         window = self.policy.adoption_window / (1 if failure.kind is FailureKind.TIMED_OUT else 6)
         self.visible_until = anyio.current_time() + window

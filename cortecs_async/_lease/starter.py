@@ -162,7 +162,7 @@ class Starter:
         await self._acquire_slot(start.args.model_id)
         try:
             listing = await self._baseline()
-            # The journal drops a baseline that no open start uses; against an empty one everything is new.
+            # The journal drops a baseline that no open start uses. Without it, every instance looks new.
             if listing.baseline is None or not self.promises.store.has_baseline(listing.baseline):
                 listing.baseline = self.promises.baseline(existing_ids(listing.instances))
             tag = await self._tags.new_tag(start.args)
@@ -238,7 +238,7 @@ class Starter:
             await anyio.sleep(poll_interval(anyio.current_time() - began, self.settings.poll))
 
     async def find_not_seen(self, start: StartAttempt) -> list[tuple[str, Instance]]:
-        """Search once for instances of requests that had none when their time was over."""
+        """Search once for the instances of earlier requests that did not appear in time."""
         found: list[tuple[str, Instance]] = []
         for key, unresolved in start.not_seen.items():
             # The reaper may have found it, and after a while an instance is more likely somebody else's.
@@ -274,7 +274,7 @@ class Starter:
         await self.promises.flush()
 
     async def _view(self, start: StartAttempt, *, to_release: bool) -> _View | None:
-        """Return a list that was read while no start of the model was in progress; None without one.
+        """Return a list that was read while no start of the model was in progress; None if there is none.
 
         In such a list, each new instance is claimed or belongs to an unresolved start.
         """

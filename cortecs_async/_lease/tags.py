@@ -1,7 +1,7 @@
 """Tag starts by a context length that is slightly smaller: `AsyncCortecs(tag_starts=True)`.
 
 The service has no tags. A start that asks for 31,847 tokens instead of 32,000 can be told apart from the
-equal start of somebody else, because the arguments of an instance are part of its description.
+equal start of someone else, because the arguments of an instance are part of its description.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class StartTags:
     """The tags of one client's starts.
 
     Attributes:
-        enabled: Whether starts are tagged. It ends when the service does not return a tag.
+        enabled: Whether starts are tagged. False as soon as the service does not return a tag.
     """
 
     models: Models
@@ -34,7 +34,8 @@ class StartTags:
     async def new_tag(self, args: InstanceArgs) -> int | None:
         """Return the context length to send, which is the tag; None for a start without one.
 
-        Without a given or known context length, there is none: the model might not allow the length.
+        A start gets no tag if its context length is neither given nor known: the model might not allow the
+        one that would be sent.
         """
         if not self.enabled:
             return None

@@ -3,9 +3,9 @@
 The search for the instance of an unresolved start uses this: `promises` for a lease, `recover` for a dead
 process. An instance that another process claims is never taken.
 
-A list and the journals cannot be read at the same moment. So the claims are read before the list and after
-it, and what either of them says counts. The decision is then made, and recorded, under the lock that all
-processes with this state directory share: see `journal.decision_lock`.
+A list and the journals cannot be read at the same moment. So the claims are read both before and after the
+list, and those of both readings count. Then the decision is made and recorded while this process holds the
+lock that all processes with this state directory share: see `journal.decision_lock`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class ForeignClaims:
 
     Attributes:
         ids: Instances that they own or owned.
-        ambiguous_ids: Candidates of their ambiguous starts. Nobody takes these.
-        in_progress: Starts of living processes whose outcome is not known yet, not even to them.
-        unresolved: Starts that got no response. Their processes, or the reapers of these, search for the
+        ambiguous_ids: Candidates of their ambiguous starts. No process takes these.
+        in_progress: Starts of living processes that have no response yet.
+        unresolved: Starts whose outcome is unknown. Their processes, or the reapers of these, search for the
             instances.
     """
 
@@ -38,7 +38,7 @@ class ForeignClaims:
     unresolved: list[UnresolvedStart] = field(factory=list)
 
     def with_earlier(self, earlier: ForeignClaims) -> ForeignClaims:
-        """Return these claims, and the instances that were claimed `earlier`, before the list was read.
+        """Return these claims plus the instances that were claimed `earlier`, before the list was read.
 
         Such an instance may have been deleted, and its promise closed, after the list showed it.
         """
@@ -54,10 +54,10 @@ class ForeignClaims:
         *,
         listed_at: float | None,
     ) -> Outcome:
-        """Return the outcome of `match_start` for the instances that nobody claims.
+        """Return the outcome of `match_start` for the instances that are not claimed.
 
-        `own` are other unresolved starts of the caller. If the start gets none of them but can have created
-        the candidate of an ambiguous start, its outcome is ambiguous too.
+        `own` are other unresolved starts of the caller. If no instance is left for the start, but it can have
+        created a candidate of an ambiguous start, its outcome is ambiguous too.
         """
         candidates = [
             each
@@ -85,7 +85,7 @@ def collect_foreign_claims(
 ) -> ForeignClaims:
     """Return the claims of other promises, of any account: two accounts may be one under two client ids.
 
-    With each state come the keys of those of its promises for which the caller decides.
+    Each state comes with the keys of the promises that the caller decides about. These are left out.
     """
     claims = ForeignClaims()
     for state, own_keys in states:

@@ -109,8 +109,9 @@ class JournalFile:
     def close_or_remove(self, state: JournalState, *, is_searched: bool | None = None) -> None:
         """Unlock the file, and delete it if `state` has no promises left.
 
-        While a start is unresolved in another journal, the past ids are kept: the search for its instance
-        must not take these. `is_searched` is the result of `has_unresolved`, if the caller has it already.
+        While a start is unresolved in another journal, the file keeps the past ids, because the search for
+        the instance of that start must not take these. `is_searched` is the result of `has_unresolved`, if
+        the caller has it already.
         """
         if state.promises:
             self.close()
@@ -197,7 +198,7 @@ def read_journals(directory: Path) -> Iterator[tuple[Path, JournalState]]:
 
 
 def has_unresolved(directory: Path) -> bool:
-    """Return whether the instance of a start in any of the journals is still searched for."""
+    """Return whether any of the journals has a start whose instance is not known."""
     for path in _paths(directory):
         with contextlib.suppress(OSError):
             data = path.read_bytes()
@@ -222,7 +223,7 @@ def foreign_states(directory: Path, *, without: Container[Path] = ()) -> list[Jo
     states: list[JournalState] = []
     for path, state in read_journals(directory):
         if path not in without:
-            # A dead owner whose reaper has not begun, or is dead too.
+            # The owner may be dead, and its reaper dead too or not at work yet.
             state.is_orphaned = state.is_orphaned or (state.has_unresolved() and is_owned(path) is False)
             states.append(state)
     return states
@@ -232,8 +233,8 @@ def foreign_states(directory: Path, *, without: Container[Path] = ()) -> list[Jo
 def decision_lock(directory: Path) -> Iterator[None]:
     """Let only one process at a time decide which instance belongs to which start, and record it.
 
-    Raises nothing: without file locks, or if another process keeps this one for too long, the decision is
-    made all the same.
+    It raises nothing. Without file locks, or if another process holds this one for too long, the decision is
+    made without it.
     """
     fd = -1
     with contextlib.suppress(OSError):

@@ -104,8 +104,8 @@ class Promises:
     ) -> str:
         """Record that a start is about to be sent, and return the key once the journal and the reaper know.
 
-        `service_at` and `tag` are those of `UnresolvedStart`. Raises as `flush` with `strict`; then no
-        promise is recorded.
+        `service_at` and `tag` are those of `UnresolvedStart`. Raises the errors of `flush` with `strict`.
+        Then no promise is recorded.
         """
         self._join()
         key = self.store.new_key()
@@ -128,10 +128,10 @@ class Promises:
         return key
 
     async def close(self, key: str) -> None:
-        """Record that nothing was started, and return when that is as durable as the intent was.
+        """Record that nothing was started, and return when this is as durable as the intent.
 
         Otherwise, if the process were killed later, the reaper would search for an instance, and could take
-        that of an equal start. A cancellation is raised only when this is done.
+        that of an equal start. A cancellation is raised only afterwards.
         """
         self._put_nothing(key)
         (await run_uncancellable(self.flush, restart_if_cancelled=True)).unwrap()
@@ -173,11 +173,11 @@ class Promises:
         self.store.put({"kind": "GONE", "entry": key})
 
     def record_unanswered(self, key: str) -> None:
-        """Record that a start got no response, and that this process searches for its instance."""
+        """Record that the outcome of a start is unknown, and that this process searches for its instance."""
         self.store.put({"kind": "UNANSWERED", "entry": key})
 
     def record_untagged(self, key: str) -> None:
-        """Record that the service does not return tags, so that the one of this start proves nothing."""
+        """Record that the service does not return tags, so the tag of this start is no evidence."""
         self.store.put({"kind": "UNTAGGED", "entry": key})
 
     def record_abandoned(self, key: str) -> None:
@@ -197,7 +197,7 @@ class Promises:
         return True
 
     def unresolved_start(self, key: str) -> UnresolvedStart:
-        """Return what other processes need to match the start of an intent with an instance."""
+        """Return the start of an intent, as other processes read it from the journal."""
         return unresolved_start_of(self.store.state, self.store.state.promises[key])
 
     async def flush(self, *, strict: bool = False) -> None:
@@ -243,8 +243,8 @@ class Promises:
     ) -> Outcome:
         """Decide about the start `key`, while no other process with this state directory decides.
 
-        `decide` gets what others claim now, or claimed `earlier`, before the instances were listed. If it
-        returns an instance, this is recorded as the one of the start.
+        `decide` receives what others claim now, and what they claimed `earlier`, before the instances were
+        listed. If it returns an instance, that instance is recorded as the one that the start created.
         """
 
         def work() -> Outcome:

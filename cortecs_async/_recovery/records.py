@@ -19,7 +19,7 @@ FORMAT = 1
 # Keep at most this many baselines that no start uses yet.
 _MAX_UNUSED_BASELINES = 16
 
-# Keep at most this many ids of instances that no promise is about any more.
+# Keep at most this many past ids.
 _MAX_PAST_IDS = 1000
 
 
@@ -41,9 +41,9 @@ class Promise:
         expires_at: Unix time in seconds at which the instance is released, even if its owner lives; None for
             never.
         held: The instance was handed over (`acquire`): it is released at `expires_at` and not before.
-        unanswered: The start got no response, or an unreadable one.
-        abandoned: Its process gave up on it.
-        candidates: Ids that may be the instance. Some are not ours, so only a person can decide.
+        unanswered: The start is unresolved: its response was lost, or does not say whether it worked.
+        abandoned: Its process gave up: on the search for the instance, or on its release.
+        candidates: Ids of instances of which one may be ours. Only a person can decide.
     """
 
     def __init__(self, key: str, account: str, api: str, args: dict[str, Any], at: float) -> None:
@@ -93,8 +93,8 @@ class JournalState:
 
     Attributes:
         baselines: Sets of ids, by the names that promises refer to.
-        past_ids: Instances that a promise was about, oldest first. A list may show them for a while after
-            they are deleted, and always if they were handed over. No search may take them.
+        past_ids: Ids of instances whose promises are closed, oldest first. A list may still show them: for a
+            while after their deletion, or for good if they were handed over. No search may take them.
         owner: The record of the process that made the promises.
         is_orphaned: Whether the reaper has taken over from a dead owner.
     """
@@ -127,13 +127,13 @@ class JournalState:
         return any(each.instance_id is None and not each.candidates for each in self.promises.values())
 
     def close(self, key: str) -> None:
-        """Remove a promise, and remember its instance."""
+        """Remove a promise, and add its instance to the past ids."""
         promise = self.promises.pop(key, None)
         if promise is not None and promise.instance_id is not None:
             self.add_past(promise.instance_id)
 
     def add_past(self, instance_id: str) -> None:
-        """Remember an instance that no promise is about any more."""
+        """Add an instance whose promise is closed to the past ids."""
         self.past_ids.pop(instance_id, None)
         self.past_ids[instance_id] = None
         if len(self.past_ids) > _MAX_PAST_IDS:

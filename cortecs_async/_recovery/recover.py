@@ -36,8 +36,8 @@ from .records import JournalState, Promise, Record
 # Seconds after its request before an instance is attributed to a start: another candidate may appear.
 _MIN_AGE = 5.0
 
-# Seconds after its request from which an instance is attributed to a start only if its timestamp confirms it:
-# somebody else may have started an equal one since.
+# Seconds after the request from which an instance is attributed to a start only if its timestamp or its tag
+# confirms it: someone else may have started an equal one since.
 _MAX_UNCONFIRMED_AGE = 3600.0
 
 # Seconds to wait longer while the instance may belong to a start that is in progress.
@@ -48,7 +48,7 @@ _CONTESTED_GRACE = 60.0
 _LIST_INTERVAL, _SLOW_LIST_INTERVAL, _MAX_LIST_INTERVAL = 0.5, 5.0, 10.0
 _QUICK_SEARCH = 60.0
 
-# Seconds after its request in which a missing instance may only not be visible yet.
+# Seconds after the request of a start in which a missing instance may just not be visible yet.
 _VISIBILITY_TIME = 60.0
 
 # Seconds after which a failing teardown is reported and begins again.
@@ -203,7 +203,7 @@ class Recovery:
         """
         began = anyio.current_time()
         deadline = began + self.timeout
-        # Two lists at least, seconds apart: a single one proves no absence.
+        # At least two lists, seconds apart: a single one does not prove that it is missing.
         final_at = {
             each: began + max(LATE_WINDOW - self._age(each.promise), ABSENCE_SPAN) for each in promises
         }
@@ -257,7 +257,7 @@ class Recovery:
     ) -> Iterator[tuple[PendingPromise, Instance]]:
         """Record what is certain, and yield the instances to release.
 
-        `overdue` are the seconds since each search should have ended.
+        `overdue` is, for each search, the number of seconds since its end; negative before.
         """
         for pending, outcome in outcomes.items():
             promise = pending.promise
@@ -307,7 +307,7 @@ def match_starts(
             is_confirmed = start.is_confirmed_by(outcome, listing.date) or start.has_tag_of(outcome)
             outcome = outcome if is_confirmed else Ambiguous((outcome.instance_id,))
         if outcome is None:
-            # Evidence against an instance is a reason not to touch it, but not one to forget it.
+            # The evidence against these may be wrong, so the promise is not closed.
             doubtful = tuple(
                 each.instance_id
                 for each in unclaimed

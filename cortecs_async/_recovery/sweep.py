@@ -2,7 +2,7 @@
 
 `sweep` takes each promise of such a journal, and each that this process gave up on. It skips promises of
 other accounts, and held instances that have not expired; `Recovery` fulfills the rest. A dry run decides in
-the same way, but from a single list of instances, and touches nothing.
+the same way, but from one list, or from two if an instance is missing, and touches nothing.
 """
 
 from __future__ import annotations
@@ -35,9 +35,10 @@ class Orphan:
     """An instance, or an unresolved start, that a dead process left behind.
 
     Attributes:
-        state: `found`: a sweep releases it. `unsettled`: requested less than five minutes ago, so it may
-            still appear. `released`: by this sweep. `gone`: it no longer existed, or the start created none.
-            `ambiguous`: it may be one of `candidates`; only you can decide which. Nothing is touched.
+        state: `found`: a sweep releases it. `unsettled`: the start was requested less than five minutes ago,
+            so its instance may still appear; or an instance may belong to this start or to another one that
+            has no response yet. `released`: by this sweep. `gone`: it no longer existed, or the start created
+            none. `ambiguous`: it may be one of `candidates`; only you can decide which. Nothing is touched.
             `left`: the service did not release it in time. `held`: acquired, and not expired. `foreign`: it
             belongs to other credentials or to another service (see `api_base_url`).
         instance_id: The instance, if it is known.
@@ -103,7 +104,7 @@ def _lock_journals(promises: Promises, *, dry_run: bool) -> list[tuple[JournalFi
         return []
     journals = [(journal, journal.read()) for journal in orphaned_journals(promises.store.directory)]
     for journal, state in journals:
-        # With the lock, this process looks like the owner. Others must know that these starts have none.
+        # With the lock, this process looks like a living owner. Tell others that these starts have none.
         orphaned: Record = {"kind": "ORPHANED"}
         if dry_run or state.is_orphaned or not state.has_unresolved():
             state.apply(orphaned)
@@ -143,7 +144,7 @@ def _reporter(state: JournalState, journal: JournalFile) -> Callable[[Record], N
 async def _existing_ids(
     instances: Instances, listed: Listing[Instance], due: Sequence[PendingPromise]
 ) -> frozenset[str]:
-    """Return the ids that exist. If the list lacks one of `due`, another list, seconds later, counts too."""
+    """Return the ids of existing instances. If the list lacks one of `due`, read another, seconds later."""
     wanted = {each for pending in due for each in (pending.promise.instance_id, *pending.promise.candidates)}
     existing = existing_ids(listed)
     if wanted - {None} <= existing:

@@ -78,7 +78,7 @@ class Account:
     answers: int = 0
     """How many inference answers have been given."""
     entries: list[Any] = attrs.field(factory=list)
-    """What the list shows as it is, after the instances."""
+    """JSON values that the list shows after the instances."""
     list_replicas: Replicas = attrs.field(
         default=attrs.Factory(lambda self: Replicas(self.settings.list_lag), takes_self=True)
     )
@@ -113,7 +113,7 @@ class Account:
             queue.release(slot, now)
 
     def without(self, instance_id: str | None) -> "Account":
-        """Return a view of the account, for one reading, that lacks an instance, or everything if None."""
+        """Return a view of the account that lacks an instance, or with None, all instances and entries."""
         if instance_id is None:
             return attrs.evolve(self, instances={}, deleted={}, entries=[])
         instances, deleted = (

@@ -74,8 +74,8 @@ class Model:
     def detail(self, shape: DetailShape) -> dict[str, Any]:
         """Return the model as JSON, with its hardware configurations.
 
-        The old shape has no `model_id`, and the key of the context length that version 0.1.1 of the vendor's
-        client reads.
+        The old shape has no `model_id`, and names the context length as version 0.1.1 of the vendor's client
+        reads it.
         """
         key = "--max-model-len"
         detail = self.preview()

@@ -29,8 +29,8 @@ class Emulator(Service):
     """A Cortecs account that costs nothing.
 
     Its state depends only on the requests so far and on `clock()`: it has no background tasks and computes
-    its state on each request. You can read and change it from any thread; the properties show the truth, even
-    if responses lag.
+    its state on each request. You can read and change it from any thread. The properties show the true state,
+    even if responses lag.
     """
 
     def __init__(
@@ -87,23 +87,23 @@ class Emulator(Service):
             capacity: GPU sets by hardware type, 10,000 by default. Each worker uses one set.
             models: Additional models: names, for all hardware, or the maximum context lengths by name and
                 hardware type, `{"org/name": {"NVIDIA_H100_1": 32768}}`. The first type is recommended.
-            model_detail: "old" gives a model's details the keys that `cortecs-py` 0.1.1 reads.
+            model_detail: With "old", the details of a model have the keys that `cortecs-py` 0.1.1 reads.
             balance: The account's balance before the first start, in `currency`. When it is used up, starts
                 are rejected, but no instance is stopped.
             currency: The currency of the balance and of the invented prices.
             token_lifetime: Seconds until an access token expires.
             unknown_status: The HTTP status for an unknown instance id: 400, as documented, or 404.
             num_workers_in_args: False leaves `num_workers` out of `instance_args`, as the reference does.
-            list_lag: Seconds that the list of instances lags: it shows starts, statuses, stops, and deletions
-                as of that long ago. With several lags, the lists show them in turn, as replicas do that
-                disagree. Requests that change something, the bill, and inference never lag.
-            get_lag: The same for a request of one instance. A deleted instance is shown that much longer,
+            list_lag: Seconds that the list of instances lags: it shows all instances as they were that long
+                ago. With several lags, lists use them in turn, like replicas that disagree. Requests that
+                change something, the bill, and inference never lag.
+            get_lag: The same for requests for one instance. A deleted instance is shown that much longer,
                 and a new one is unknown that long.
             hide_stopped: True leaves stopped instances out of the list; they can still be requested by id.
             clock_skew: Seconds that the service's clock is ahead (negative: behind), in all its dates.
             date_header: Whether responses have a `Date` header, by the service's clock. Turn it off under a
                 server that adds its own.
-            started_at: What the `started_at` of an instance means. It is null until then.
+            started_at: What the `started_at` of an instance means. Before that moment, it is null.
                 `"running"`: when the latest run became running.
                 `"accepted"`: when the latest start or restart was accepted.
                 `"initialized"`: when the latest run reached its second step.
@@ -114,8 +114,8 @@ class Emulator(Service):
                 `stopped`.
             error_body: The body of a provisioning error: `"message"` and `"error"` are JSON with the message
                 under that key, `"openai"` is the error of inference, `"html"` a page, `"empty"` nothing.
-            endpoint_lag: Seconds after an instance became running in which its inference endpoint still
-                answers 502 with HTML.
+            endpoint_lag: Seconds after an instance has become running in which its inference endpoint still
+                returns a 502 with HTML.
             root_url: The URL at which callers reach it; serving the emulator sets it.
             clock: Returns the current time in seconds, from any fixed point.
             sleep: Waits for a number of seconds on the same clock.
@@ -233,7 +233,7 @@ class Emulator(Service):
             return self._faults.unmet()
 
     def add_entry(self, entry: Any) -> None:
-        """Add any JSON value to the list of instances, after them, as if the service had written it.
+        """Add any JSON value to the end of the list of instances, as if the service had written it.
 
         Raises:
             TypeError: If it is not a JSON value.

@@ -46,19 +46,19 @@ class Fault:
             connection; `garbage` responds 200 with `body`, or with HTML; `omit` responds to a `list` or `get`
             as if an instance did not exist; `late` cuts the connection of a start, restart, stop or deletion
             without a response, and processes the request `seconds` later.
-        route: The name of the route that it affects; None for every request (`omit` and `late`: on the routes
-            of that kind).
+        route: The name of the route that it affects; None for every request, with `omit` and `late` only on
+            the routes named there.
         when: `before` the request is processed, so that nothing happens (a `delay` only makes it happen
             later), or `after`: it happens, but the response is lost or replaced. `truncate` and `garbage`
             are always after; `omit` and `late` ignore it.
         times: How many requests it affects; None for all.
         skip: How many matching requests pass before the first that it affects.
         status: The status of a `status` fault.
-        body: Text or bytes as they are (text that begins with `<` as HTML, which looks like the error of a
-            proxy), anything else as JSON; None for an error as the API sends it, by default a JSON `message`.
+        body: Text or bytes are sent as they are, anything else as JSON. Text that begins with `<` is sent as
+            HTML, like the error of a proxy. None: an error of the API, by default a JSON `message`.
         headers: Headers of a `status` or `garbage` response, in addition to or instead of its own.
         seconds: How long a `delay` takes, or how late a `late` request is processed.
-        instance_id: The instance that an `omit` fault leaves out; None for everything.
+        instance_id: The instance that an `omit` fault leaves out; None for all.
 
     Raises:
         ValueError: For an unknown kind, time or route, a route that the kind does not affect, an
@@ -148,7 +148,7 @@ class FaultPlan:
 
 
 def fault_response(fault: Fault, error_body: ErrorBody) -> Response:
-    """Build the response of a `status` or `garbage` fault; `error_body` is how the route's errors look."""
+    """Build the response of a `status` or `garbage` fault; `error_body` is the shape of other errors."""
     headers = {name.lower(): value for name, value in fault.headers.items()}
     body = _GARBAGE if fault.kind == "garbage" and fault.body is None else fault.body
     if body is None:

@@ -190,14 +190,14 @@ def instance_json(instance: Instance, now: float, settings: Settings, root_url: 
 
 
 def _started_at(instance: Instance, now: float, elapsed: float, settings: Settings) -> str | None:
-    """Return the stamp of a start, which means what `Settings.started_at` says; None if there is none yet.
+    """Return the timestamp of a start, as `Settings.started_at` defines it; None before that moment.
 
     `elapsed` is the progress of the latest run.
     """
     meaning, after = settings.started_at, settings.stamped_after
     if meaning == "constant":
         return _CONSTANT_STAMP
-    # A run that was stopped before it got this far never has a stamp.
+    # A run that was stopped before that moment never has a timestamp.
     if meaning == "first_running":
         begun = next((run.started_at for run in instance.runs if run.progress(now) >= after - EPSILON), None)
     else:
@@ -218,11 +218,11 @@ def _progress(worker: int, elapsed: float, settings: Settings) -> dict[str, Any]
 
 def timestamp(at: float, epoch: float) -> str:
     """Format a time of the emulator's clock as the service does: ISO 8601 in UTC, whole seconds."""
-    # Cut to the second as the `Date` header is, so that no stamp is later than the response that shows it.
+    # Cut to the second like the `Date` header, so no timestamp is later than the response that shows it.
     return _stamp(int(epoch + at))
 
 
-# Lists repeat the same stamps.
+# Lists repeat the same timestamps.
 @functools.lru_cache(maxsize=1024)
 def _stamp(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -86,7 +86,7 @@ def json_response(
 
 
 def error_response(error: ApiError, body: ErrorBody) -> Response:
-    """Build the response for an error, with a body of that shape unless the error has its own."""
+    """Build the response for an error, with a body of this shape unless the error has a shape of its own."""
     shape = error.body or body
     if shape == "empty":
         return Response(error.status, headers=dict(error.headers))

@@ -36,7 +36,7 @@ def _http_date(seconds: int) -> str:
 
 
 class Service:
-    """Everything of an emulator that answers requests."""
+    """The part of an emulator that answers requests."""
 
     def __init__(
         self,
@@ -96,7 +96,7 @@ class Service:
     def _receive(
         self, request: Request, match: Match, now: float, fault: Fault | None
     ) -> tuple[Response | None, Slot | None]:
-        """Do what happens when a request arrives; None for the response if it is not processed yet."""
+        """Process a request that has arrived. The response is None if it is processed later."""
         if fault is None or fault.after:
             return self._begin(request, match, now)
         if fault.kind == "omit":

@@ -13,7 +13,7 @@ from cortecs_async.emulator._messages import ErrorBody
 StartedAt = Literal["running", "accepted", "initialized", "first_running", "constant", "none", "local_time"]
 
 _STATUSES: Final = ("pending", "running", "stopping", "stopped")
-# 31 years: enough for every clock, and all stamps have four-digit years.
+# 31 years: more than any clock needs, and all timestamps still have four-digit years.
 _MOST_SKEW: Final = 1e9
 
 

@@ -1,4 +1,4 @@
-"""Test `Listing`: a tuple with two attributes; what the client's lists return and log."""
+"""Test `Listing`, a tuple with two attributes, and what the client's lists return and log."""
 
 from __future__ import annotations
 

@@ -710,7 +710,7 @@ async def test_an_unreadable_entry_without_an_id_is_nobodys() -> None:
     assert await news(poller, "b", 10.0) == [(5.0, "missing")]
 
 
-# --- what waits make of it ----------------------------------------------------------------------------------
+# --- waits --------------------------------------------------------------------------------------------------
 
 
 async def test_a_watch_does_not_end_because_one_reading_lacks_the_instance() -> None:

@@ -1,4 +1,4 @@
-"""Test `Teardown`: its requests, and what it takes for gone when no single reading can be trusted."""
+"""Test `Teardown`: its requests, and when it concludes that an instance is gone."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ async def test_a_reading_that_shows_it_begins_the_wait_again(world: World) -> No
 
 
 async def test_an_error_of_the_stop_in_between_is_no_second_opinion(world: World) -> None:
-    """The service fails on every stop, and knows nothing of the instance: perhaps that is a failure too."""
+    """The service fails on every stop, and no reading shows the instance, which may be a failure too."""
     async with world() as (emu, client):
         instance_id = await started(emu, client)
         emu.add_fault(Fault("status", route="stop", status=500, times=None))
@@ -349,7 +349,7 @@ async def test_an_accepted_stop_and_readings_without_it_end_as_missing(world: Wo
         emu.add_fault(Fault("omit", route="list"))
         work = teardown(client, instance_id, Goal.STOPPED)
         requests = await run(emu, work)
-        # The accepted stop is no reading, and nor is one moment: it is stopped again, refused, and read.
+        # Neither the accepted stop nor one reading is enough: it is stopped again, refused, and read.
         assert [route for _, route in requests] == ["stop", "get", "list", "stop", "get"]
         assert work.state is ObservedState.STOPPED
         assert emu.existing == (instance_id,)

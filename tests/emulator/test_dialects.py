@@ -1,4 +1,4 @@
-"""What the service writes differently: its clock, its stamps, its words for statuses, its errors."""
+"""Test what a service may write differently: its dates, its words for statuses, and its errors."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Lists and reads that lag behind, replicas that disagree, and readings that lack an instance."""
+"""Test lists and reads that lag, replicas that disagree, and readings that lack an instance."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,13 +15,13 @@ DROPPED = "Server disconnected without sending a response."
 
 
 async def listed(http: Any) -> dict[str, str]:
-    """The status of each instance of the list."""
+    """Return the status of each instance of the list."""
     answer = await http.api("GET", "/instances/")
     return {each["instance_id"]: each["instance_status"]["status"] for each in answer.json()["instances"]}
 
 
 async def read(http: Any, instance_id: str) -> str | int:
-    """The status of an instance, or the HTTP status of an error."""
+    """Return the status of an instance, or the HTTP status of an error."""
     answer = await http.api("GET", f"/instances/{instance_id}")
     if answer.status_code != 200:
         assert answer.json() == {"message": f"Instance {instance_id} does not exist."}
@@ -42,7 +42,7 @@ async def delete(http: Any, instance_id: str) -> int:
 
 
 async def life(http: Any, clock: Any, look: Callable[[str], Any]) -> list[tuple[float, Any]]:
-    """Start, stop, restart, stop and delete an instance, look at it often, and return the changes."""
+    """Start, stop, restart, stop and delete an instance, read it often, and return the changes."""
     clock.now = 100.0
     instance_id = (await http.start()).json()["instance"]["instance_id"]
     actions = {110.0: stop, 120.0: restart, 130.0: stop, 140.0: delete}
@@ -395,7 +395,7 @@ async def test_a_late_request_that_has_become_wrong_does_nothing(
     clock.now = 5.0
     assert await stop(http, instance_id) == 200
     http.emulator.restart_instance(instance_id)
-    # It stops the run that it was never meant for: to the service, a stop is a stop.
+    # It stops a later run than the one that it was meant for. The service cannot tell.
     clock.now = 10.0
     assert await read(http, instance_id) == "stopped"
     http.emulator.add_fault(Fault("late", "stop", seconds=10.0))

@@ -1,4 +1,4 @@
-"""The models of an emulator: those of its catalog, and those that `models` adds."""
+"""Test the models of an emulator: those of its catalog, and those that `models` adds."""
 
 from collections.abc import Callable
 from typing import Any

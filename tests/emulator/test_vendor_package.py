@@ -1,4 +1,4 @@
-"""The test suite and the examples that the vendor publishes with its client, run against the emulator.
+"""Run the test suite and the examples that the vendor publishes with its client against the emulator.
 
 The suite is in the source archive only, and the examples are in the README. Both are read when the tests run.
 """

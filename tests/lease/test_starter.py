@@ -28,7 +28,7 @@ from cortecs_async.emulator import Emulator, Fault
 
 OTHER_HARDWARE = "NVIDIA_L40S_1"
 
-# An error in JSON would be a refusal: nothing was started.
+# An error in JSON would be a rejection: nothing was started.
 PROXY_PAGE = "<html><body>The proxy received no valid response.</body></html>"
 
 
@@ -141,7 +141,7 @@ class TestJudging:
         ("stamp", "confirmed"),
         [
             (None, None),
-            (-121.0, False),  # before the baseline, so somebody else has restarted it
+            (-121.0, False),  # before the baseline, so someone else has restarted it
             (-119.0, True),
             (0.0, True),
             (1799.0, True),
@@ -163,7 +163,7 @@ class TestJudging:
         assert mine.is_confirmed_by(stamped, listed_at) is expected
         found = match_start(mine, [mine], [stamped], listed_at=listed_at)
         assert found == (None if expected is False else stamped)
-        # Evidence against one is no doubt about another.
+        # Evidence against one instance says nothing about another.
         assert isinstance(
             match_start(mine, [mine], [stamped, instance(2)], listed_at=listed_at), Ambiguous
         ) is (expected is not False)

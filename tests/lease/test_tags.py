@@ -143,7 +143,7 @@ async def test_equal_lost_starts_of_several_people_each_get_their_own(
     world: World, journals: Path, tmp_path: Path, colleague: str, order: int
 ) -> None:
     async with world() as (emu, _), AsyncExitStack() as stack:
-        # On machines of their own: nobody knows the journals of the others.
+        # On machines of their own, so none can read the journals of the others.
         people = [
             await stack.enter_async_context(
                 process(emu, tmp_path / str(number), tag_starts=colleague == "tagged" or number < 2)
@@ -300,7 +300,7 @@ async def test_a_service_that_does_not_return_the_tag_is_noted_once(
         for _ in range(4):
             async with client.instance(MODEL, HARDWARE, context_length=LENGTH) as inst:
                 assert emu.billing == (inst.instance_id,)
-        assert caplog.text.count("starts are not tagged any more") == 1
+        assert caplog.text.count("stops tagging its starts") == 1
         # The first, and the one that showed that it is of no use.
         tagged = [length for length in sent_lengths(emu) if length != LENGTH]
         assert len(tagged) == 1 + lost

@@ -1,8 +1,8 @@
 """Test the rules of evidence: what is ours is released, and nothing else is touched.
 
-A start that was refused or never sent leaves no promise. Equal starts of many processes each get their own
-instance. The service's timestamps are evidence only if they make sense. An instance that appears late is
-released. Whoever takes an instance over keeps it.
+A start that was rejected or never sent leaves no promise. Equal starts of many processes each get their own
+instance. The service's timestamps are evidence only if they are plausible. An instance that appears late is
+released. An instance that was handed over is not touched.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from cortecs_async._recovery.journal import JournalFile, read_journals
 from cortecs_async._recovery.records import Record, encode, fold
 from cortecs_async.emulator import Emulator, Fault
 
-# --- a start that was refused or never sent -----------------------------------------------------------------
+# --- a start that was rejected or never sent ----------------------------------------------------------------
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def reapers(monkeypatch: pytest.MonkeyPatch) -> list[FakeReaper]:
 
 
 class Notes:
-    """What journal and reaper know when a start ends with an error, before a release can write anything."""
+    """What journal and reaper know when a start fails, before a release can write anything."""
 
     def __init__(self, journals: Path, reapers: list[FakeReaper], monkeypatch: pytest.MonkeyPatch) -> None:
         self.journals = journals
@@ -117,7 +117,7 @@ REFUSALS: dict[str, tuple[dict[str, Any], type[errors.CortecsError]]] = {
 
 
 async def leave_a_colleague_alone(emu: Emulator, left: Process, journals: Path) -> None:
-    """Kill a process whose start was refused, and check that no sweep takes an equal instance."""
+    """Kill a process whose start was rejected, and check that no sweep takes an equal instance."""
     path = left.kill()
     theirs = emu.start_instance(MODEL, HARDWARE)
     await left.reap(path)
@@ -265,7 +265,7 @@ async def test_a_start_that_is_cancelled_while_its_refusal_is_recorded_leaves_no
         disk.is_slow = True
         began = anyio.current_time()
         emu.add_fault(Fault("status", route="start", status=402))
-        # Writing the intent takes one second, and recording the refusal another.
+        # Writing the intent takes one second, and recording the rejection another.
         with pytest.raises(errors.InsufficientBalanceError), anyio.fail_after(1.5):
             async with client.instance(MODEL, HARDWARE):
                 pytest.fail("entered")
@@ -969,7 +969,7 @@ async def test_no_single_list_settles_an_ambiguous_start(
         assert emu.billing == tuple(candidates)
 
 
-# --- what somebody keeps ------------------------------------------------------------------------------------
+# --- instances that were handed over ------------------------------------------------------------------------
 
 
 @grid(anyio_backend=BACKENDS, how=["acquire", "keep"], ends=[None, 3.0], dies=[True, False])
