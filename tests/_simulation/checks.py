@@ -173,25 +173,32 @@ class Checker:
 
     def _find_excuses(self) -> Excuses:
         excuses = Excuses()
-        for sent in [*self._run.starts, *self._never_sent()]:
-            if not self._is_unresolved(sent):
-                continue
-            if sent.executed_at + self._lag <= sent.ended_at + WINDOW:
-                continue  # its own instance is there to see
-            until = sent.at + self._search(sent)
-            if sent.instance_id is not None and sent.executed_at + self._lag > until:
-                excuses.late.add(sent.instance_id)
-            for instance_id, instance in self._instances.items():
-                if instance.machine == sent.lease.machine or not _fits(instance, sent):
-                    continue
-                earliest = sent.after - BASELINE_AGE - self._baseline_gap()
-                if any(earliest <= each <= until for each in instance.appeared_at):
-                    excuses.pairs.add((sent.lease.machine, instance_id))
-                    excuses.leases.add(sent.lease)
-                    if instance.sent is not None:
-                        excuses.leases.add(instance.sent.lease)
-                    excuses.ids.update({instance_id, sent.instance_id or instance_id})
+        unresolved = [each for each in [*self._run.starts, *self._never_sent()] if self._is_unresolved(each)]
+        count = -1
+        # Whose instance is taken by mistake may take another one.
+        while count != len(excuses.pairs):
+            count = len(excuses.pairs)
+            for sent in unresolved:
+                is_listed = sent.executed_at + self._lag <= sent.ended_at + WINDOW
+                if not is_listed or sent.instance_id in excuses.ids:
+                    self._excuse(sent, excuses)
         return excuses
+
+    def _excuse(self, sent: SentStart, excuses: Excuses) -> None:
+        """Add the instances that a start may be mistaken for, because its own is not there to see."""
+        until = sent.at + self._search(sent)
+        if sent.instance_id is not None and sent.executed_at + self._lag > until:
+            excuses.late.add(sent.instance_id)
+        earliest = sent.after - BASELINE_AGE - self._baseline_gap()
+        for instance_id, instance in self._instances.items():
+            if instance.machine == sent.lease.machine or not _fits(instance, sent):
+                continue
+            if any(earliest <= each <= until for each in instance.appeared_at):
+                excuses.pairs.add((sent.lease.machine, instance_id))
+                excuses.ids.update({instance_id, sent.instance_id or instance_id})
+                excuses.leases.add(sent.lease)
+                if instance.sent is not None:
+                    excuses.leases.add(instance.sent.lease)
 
     def _baseline_gap(self) -> float:
         """Return how many seconds old an instance can be that a baseline lacks."""
