@@ -145,7 +145,7 @@ class Event(enum.Enum):
     HTTP_UNREADABLE_ENTRY = (
         "http.unreadable_entry",
         WARNING,
-        "Skipping an unreadable entry of GET %(path)s (id: %(entry_id)s): %(problem)s",
+        "Skipping an unreadable entry of GET %(path)s (id: %(entry_id)r): %(problem)s",
         "path entry_id",
     )
 

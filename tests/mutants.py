@@ -516,9 +516,9 @@ MUTANTS = [
     ),
     Mutant(
         "has a reaper that does not wait for the instance of an unresolved start",
-        "_recovery/recover.py",
-        "each: began + max(LATE_WINDOW - self._age(each.promise), ABSENCE_SPAN)",
-        "each: began + ABSENCE_SPAN",
+        "_recovery/search.py",
+        "each: began + LATE_WINDOW - age_of(each.promise, self.wall_clock()) for",
+        "each: began for",
         "recovery/test_mutations.py::test_the_reaper_looks_for_the_instance_of_a_lost_start_for_five_minutes",
     ),
     Mutant(
@@ -658,8 +658,8 @@ MUTANTS = [
     Mutant(
         "does not repeat a stop that has no effect",
         "_api/teardown.py",
-        "                self.stop_refused = False\n                return ObservedState.LIVE",
-        "                return ObservedState.STOPPING",
+        "return ObservedState.STOPPED if can_delete else ObservedState.LIVE",
+        "return ObservedState.STOPPING",
         "lease/test_lease.py::test_an_accepted_stop_without_effect_is_sent_again",
     ),
     Mutant(
@@ -1131,9 +1131,9 @@ MUTANTS = [
     ),
     Mutant(
         "treats a new instance that is not visible yet as deleted",
-        "_api/waiting.py",
-        "if latest is None and (now >= visible_at or subscription.was_seen):",
-        "if latest is None:",
+        "_api/expected.py",
+        "return now < until and (reading is None or (",
+        "return now < until and ((",
         "lease/test_lease.py::test_a_new_instance_may_not_be_visible_yet",
     ),
     # Sweep and owners
@@ -1195,9 +1195,9 @@ MUTANTS = [
     ),
     Mutant(
         "matches one instance to two starts of dead processes",
-        "_recovery/recover.py",
-        "[pending]\n                    claimed.add(instance.instance_id)\n",
-        "[pending]\n",
+        "_recovery/search.py",
+        "            self.claimed.add(instance.instance_id)\n",
+        "",
         "recovery/test_mutations.py::test_sweep_matches_an_instance_to_only_one_start",
     ),
     Mutant(
@@ -1472,9 +1472,9 @@ MUTANTS = [
     ),
     Mutant(
         "decides about the starts of dead processes without the lock",
-        "_recovery/recover.py",
-        "                with self.decision_lock():\n",
-        "                with nullcontext():\n",
+        "_recovery/search.py",
+        "        with self.decision_lock():\n",
+        "        if True:\n",
         "recovery/test_evidence.py::test_only_one_process_decides_at_a_time",
     ),
     Mutant(
@@ -1591,9 +1591,9 @@ MUTANTS = [
     ),
     Mutant(
         "has a reaper that takes the first candidate at once",
-        "_recovery/recover.py",
-        "            if self._age(promise) < _MIN_AGE:\n",
-        "            if False:\n",
+        "_recovery/search.py",
+        "                if not self._recent.is_listed_for(outcome, seconds=_MIN_LISTED):\n",
+        "                if False:\n",
         "recovery/test_evidence.py::test_a_reaper_waits_for_another_candidate",
     ),
     Mutant(
@@ -1627,8 +1627,8 @@ MUTANTS = [
     Mutant(
         "has a sweep that believes one list",
         "_recovery/sweep.py",
-        "    await anyio.sleep(ABSENCE_SPAN)\n",
-        "    return existing\n",
+        "                tasks.start_soon(read, instance_id)\n",
+        "                pass\n",
         "recovery/test_evidence.py::test_no_single_list_settles_an_ambiguous_start",
     ),
 ]

@@ -6,7 +6,6 @@ To add an endpoint, add a method to `Instances` that sends a `Call` and decodes 
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -22,9 +21,10 @@ from .._errors import (
 from .._http.limiter import Priority
 from .._http.messages import Call, Witness
 from .domain import AffectedInstances, Instance, InstanceArgs
+from .expected import VISIBILITY_FACTOR
 from .listing import Listing, existing_ids
 from .matching import Claims, choose
-from .polling import VISIBILITY_FACTOR, Poller
+from .polling import Poller
 from .resources import ListReader, Models, Send
 from .validation import check_body_id, check_instance_id, check_seconds, check_start
 from .waiting import InstanceWatch, ProgressCallback, wait_until_running
@@ -33,14 +33,6 @@ from .witnesses import StartWitness
 
 # The service rejects a request that does not fit the state of the instance.
 _Refused = (BadRequestError, NotFoundError, ConflictError)
-
-
-class Origin(enum.Enum):
-    """How a lease got its instance."""
-
-    FOUND = "found"
-    RESTARTED = "restarted"
-    STARTED = "started"
 
 
 class Instances:
@@ -128,9 +120,9 @@ class Instances:
         return instance
 
     def note_started(self, instance: Instance, *, was_stopped: bool = False) -> None:
-        """Note that an instance was started or restarted, because lists and readings may lag behind."""
+        """Note that an instance was started or restarted, because readings may lag behind."""
         until = anyio.current_time() + VISIBILITY_FACTOR * self._policy.settle
-        self.poller.expect(instance.instance_id, until, was_stopped=was_stopped)
+        self.poller.expected.add(instance.instance_id, until, was_stopped=was_stopped)
         if not was_stopped:
             self.claims.recent[instance.instance_id] = instance
 
@@ -206,8 +198,6 @@ class Instances:
 
     async def stop_all(self) -> AffectedInstances:
         """Stop all running instances **of the account** (`POST /instances/stop-all`).
-
-        This includes instances that you did not start.
 
         Returns:
             The ids of the stopped instances. If the request was repeated, only those of the last attempt.
@@ -369,7 +359,7 @@ class Instances:
     async def _list_with_recent(self) -> tuple[Instance, ...]:
         """Return all instances, and those that this client has started but the list does not show yet."""
         listing, now, recent = await self.list(), anyio.current_time(), self.claims.recent
-        for instance_id in {each for each in recent if self.poller.visible_at(each) <= now}:
+        for instance_id in {each for each in recent if self.poller.expected.visible_at(each) <= now}:
             del recent[instance_id]
         existing = existing_ids(listing)
         return (*listing, *(each for each in recent.values() if each.instance_id not in existing))
@@ -383,10 +373,18 @@ class Instances:
             raise refusal
         return found
 
+    async def get_confirmed(self, instance_id: str) -> Instance:
+        """As `get`, but believe that the instance does not exist only when readings agree."""
+        try:
+            return await self.get(instance_id)
+        except _Refused:
+            if (reading := await self.poller.next(self.poller.subscribe(instance_id))) is not None:
+                return reading
+            raise
+
     async def _is_missing(self, instance_id: str) -> bool:
         """Return whether two readings, seconds apart, agree that the instance does not exist."""
-        reading = await self.poller.next(self.poller.subscribe(instance_id))
-        return reading is None
+        return await self.poller.next(self.poller.subscribe(instance_id)) is None
 
     async def read_one(self, instance_id: str) -> Instance:
         """Return one instance, for the poller: without retries."""

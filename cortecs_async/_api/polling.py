@@ -29,6 +29,7 @@ from .._errors import (
 from .._http.retry import is_transient_error
 from .._logging import Event, log
 from .domain import Instance
+from .expected import ExpectedInstances
 from .intervals import StepTimes, poll_interval
 from .listing import Listing
 
@@ -42,10 +43,6 @@ _MAX_REQUESTS_BY_ID = 20
 # Seconds for which all readings must agree that an instance is missing before it counts as gone: reading lags
 # behind writing, and replicas of the service may disagree.
 ABSENCE_SPAN = 5.0
-
-# A new instance may be missing, and a restarted one may look stopped, for this many times
-# `PollPolicy.settle`: reading lags behind writing, by an undocumented time.
-VISIBILITY_FACTOR = 6
 
 # Statuses, in lower case, that an instance does not leave without a request. Only "stopped" is documented;
 # the others are common names. With any other status, a wait continues until its deadline.
@@ -149,22 +146,7 @@ class Poller:
         self._paused_until = -math.inf
         self._backoff = Backoff(first=2 * policy.min_interval, limit=policy.max_interval)
         self._requests_by_id = 0
-        # Instances that this client has started or restarted, until a reading shows that they are active: by
-        # when that must be, in seconds of `anyio.current_time`, and whether they were stopped before.
-        self._expected: dict[str, tuple[float, bool]] = {}
-
-    def expect(self, instance_id: str, until: float, *, was_stopped: bool) -> None:
-        """Note that an instance was started or restarted, so that readings may be older until then.
-
-        Until then, no wait is told that it is missing or, with `was_stopped`, that it is stopped.
-        """
-        now = anyio.current_time()
-        self._expected = {key: value for key, value in self._expected.items() if value[0] > now}
-        self._expected[instance_id] = (until, was_stopped)
-
-    def visible_at(self, instance_id: str) -> float:
-        """Return until when readings may be older than the start of an instance; -inf if they are not."""
-        return self._expected.get(instance_id, (-math.inf, False))[0]
+        self.expected: ExpectedInstances = ExpectedInstances()
 
     def subscribe(
         self,
@@ -285,10 +267,9 @@ class Poller:
 
     def _publish(self, readings: Readings, began: float) -> None:
         now = anyio.current_time()
-        for instance_id in readings.keys() & self._expected.keys():
-            reading = readings[instance_id]
+        for instance_id, reading in readings.items():
             if isinstance(reading, Instance) and reading.status.lower() not in TERMINAL_STATUSES:
-                del self._expected[instance_id]
+                self.expected.note_active(instance_id)
         for subscription in self._waiters:
             # A task that subscribed after the request was sent may already have newer information.
             if subscription.since > began or subscription.instance_id not in readings:
@@ -296,13 +277,11 @@ class Poller:
             reading = readings[subscription.instance_id]
             if isinstance(reading, CortecsError):
                 subscription.record_failure(reading, now=now, max_outage=self._policy.max_outage)
-            elif subscription.absence <= 0 or not self._may_be_outdated(reading, subscription, now):
+            elif subscription.absence <= 0 or not self.expected.may_be_outdated(
+                subscription.instance_id, reading, now
+            ):
                 subscription.publish(reading, now=now)
             subscription.due = now + self._interval(subscription, now)
-
-    def _may_be_outdated(self, reading: Instance | None, subscription: Subscription, now: float) -> bool:
-        until, was_stopped = self._expected.get(subscription.instance_id, (-math.inf, False))
-        return now < until and (reading is None or was_stopped)
 
     def _interval(self, subscription: Subscription, now: float) -> float:
         if subscription.missing_since is not None and not subscription.is_missing(now):

@@ -189,7 +189,9 @@ class Teardown:
                         return ObservedState.STOPPED
                     return await self._assess(reading, stop_refused=True)
                 self.stop_refused = False
-                return ObservedState.LIVE
+                # The service may have another word for "stopped". The delete fails unless it is stopped.
+                can_delete = self.goal is Goal.GONE and self.stopped_at is not None
+                return ObservedState.STOPPED if can_delete else ObservedState.LIVE
             case Action.DELETE:
                 await self.instances.delete(instance_id)
                 self.has_acted = self.delete_accepted = True

@@ -12,6 +12,7 @@ import click
 
 from .. import AsyncCortecs, CortecsError, Instance
 from ..errors import BadRequestError, ConflictError, InstanceGoneError, NotFoundError
+from ..types import Listing
 from .options import duration, json_option
 from .output import (
     count,
@@ -91,9 +92,12 @@ def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: boo
     people and programs, so it lists them and asks for confirmation.
     """
     _check_choice(ids, every)
+    is_left = False
     if every:
-        ids = _confirm("stop", [instance for instance in _list() if not has_ended(instance)], yes=yes)
-    _apply(partial(_stop, timeout=timeout if wait else 0.0), ids)
+        listed = _list()
+        is_left = bool(listed.unreadable)
+        ids = _confirm("stop", [instance for instance in listed if not has_ended(instance)], yes=yes)
+    _apply(partial(_stop, timeout=timeout if wait else 0.0), ids, is_left=is_left)
 
 
 @click.command()
@@ -112,13 +116,16 @@ def rm(ids: tuple[str, ...], every: bool, stop_first: bool, yes: bool) -> None:
     includes the instances of other people and programs, so it lists them and asks for confirmation.
     """
     _check_choice(ids, every)
-    listed = {instance.instance_id: instance for instance in _list()}
+    listing = _list()
+    listed: dict[str, Instance | None] = {each.instance_id: each for each in listing}
+    listed.update({entry.entry_id: None for entry in listing.unreadable if entry.entry_id})
     if every:
-        chosen = [instance for instance in listed.values() if stop_first or has_ended(instance)]
-        if skipped := len(listed) - len(chosen):
+        chosen = [instance for instance in listing if stop_first or has_ended(instance)]
+        if skipped := len(listing) - len(chosen):
             print_note(f"Skipped {count(skipped, 'instance')} not yet stopped. Pass --stop to delete all.")
         ids = _confirm("delete", chosen, yes=yes)
-    _apply(partial(_remove, listed=listed, stop_first=stop_first), ids)
+    is_left = every and bool(listing.unreadable)
+    _apply(partial(_remove, listed=listed, stop_first=stop_first), ids, is_left=is_left)
 
 
 def _row(instance: Instance) -> tuple[object, ...]:
@@ -139,7 +146,7 @@ def _time(time: datetime | None) -> str | None:
     return None if time is None else format_time(time)
 
 
-def _list() -> tuple[Instance, ...]:
+def _list() -> Listing[Instance]:
     instances = call_api(lambda client: client.instances.list())
     for entry in instances.unreadable:
         name = entry.entry_id or "An instance without an id"
@@ -184,9 +191,9 @@ def _is_terminal() -> bool:
     return sys.stdin.isatty()
 
 
-def _apply(action: _Action, ids: tuple[str, ...]) -> None:
-    """Run an action for all instances, and print a line for each. Exit with 1 if one failed."""
-    failed = False
+def _apply(action: _Action, ids: tuple[str, ...], *, is_left: bool) -> None:
+    """Run an action for all instances, and print a line for each. Exit with 1 if one failed or `is_left`."""
+    failed = is_left
     for instance_id, result in run_async(_for_each, ids, action):
         if isinstance(result, CortecsError):
             failed = True
@@ -243,14 +250,15 @@ async def _stop(client: AsyncCortecs, instance_id: str, *, timeout: float) -> st
 
 
 async def _remove(
-    client: AsyncCortecs, instance_id: str, *, listed: Mapping[str, Instance], stop_first: bool
+    client: AsyncCortecs, instance_id: str, *, listed: Mapping[str, Instance | None], stop_first: bool
 ) -> str:
     instance = listed.get(instance_id)
-    if instance is None:
+    if instance_id not in listed:
         raise CortecsError("does not exist. Run `cortecs-async ls` to list your instances.")
     if stop_first:
         await client.release(instance_id)
-    elif has_ended(instance):
+    elif instance is None or has_ended(instance):
+        # If its status cannot be read, the service rejects the delete of an instance that is not stopped.
         await client.instances.delete(instance_id)
     else:
         raise CortecsError(f"is {instance.status}. Pass --stop to stop it first.")

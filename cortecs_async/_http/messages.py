@@ -173,6 +173,9 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
             )
 
 
+_STANDARD_PHRASES = frozenset(phrase.lower() for phrase in http.client.responses.values())
+
+
 def error_reason(body: bytes) -> str:
     """Return the error text in a JSON error of the service, or an empty string.
 
@@ -187,7 +190,9 @@ def error_reason(body: bytes) -> str:
     error = data.get("error")
     texts = [data.get("message"), error.get("message") if isinstance(error, dict) else error]
     text = next((each for each in texts if isinstance(each, str) and each.strip()), "")
-    return " ".join(text.split())
+    text = " ".join("".join(each for each in text if each.isprintable() or each.isspace()).split())
+    # A gateway's own words, such as "Service Unavailable" after it has passed the request on.
+    return "" if text.rstrip(".").lower() in _STANDARD_PHRASES else text
 
 
 class ShapeError(ValueError):

@@ -10,13 +10,12 @@ from functools import partial
 import anyio
 
 from .._api.domain import Instance
-from .._api.instances import Origin
 from .._api.waiting import wait_until_running
 from .._errors import LeaseExpiredError, RequestTimeoutError, StartTimeoutError
 from .._logging import Event, log
 from .restart import restart
 from .start_state import StartState
-from .state import LeaseState
+from .state import LeaseState, Origin
 
 
 async def start(state: LeaseState) -> None:
@@ -25,7 +24,7 @@ async def start(state: LeaseState) -> None:
     attempt = held.attempt = services.starter.prepare(options.args, partial(_started, state))
     with anyio.CancelScope(deadline=state.began + options.start_timeout):
         if options.borrowed is not None:
-            _found(state, await services.instances.get(options.borrowed))
+            _found(state, await services.instances.get_confirmed(options.borrowed))
         elif options.reuse:
             # After a restart, the returned snapshot is newer than the recorded one.
             state.newest = await services.instances.find_or_start(

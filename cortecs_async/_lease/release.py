@@ -9,7 +9,6 @@ from attrs import define
 
 from .._aio.eventloop import loop_clock
 from .._aio.tasks import run_uncancellable
-from .._api.instances import Origin
 from .._api.listing import existing_ids
 from .._api.teardown import Goal, Teardown
 from .._api.validation import check_body_id
@@ -24,7 +23,7 @@ from .._telemetry import LeaseInfo, Report
 from .endpoint import InstanceHandle
 from .options import OnExit
 from .start_state import StartState
-from .state import HeldInstance, LeaseServices
+from .state import HeldInstance, LeaseServices, Origin
 
 
 @define(eq=False)
@@ -123,7 +122,7 @@ class Release:
             instance_id=instance_id,
             goal=goal,
             deadline=self.deadline,
-            visible_at=self.services.instances.poller.visible_at(instance_id),
+            visible_at=self.services.instances.poller.expected.visible_at(instance_id),
         )
 
     async def _run(self, teardown: Teardown) -> bool:

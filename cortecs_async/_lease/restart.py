@@ -11,13 +11,12 @@ import anyio
 from typing_extensions import override
 
 from .._api.domain import Instance
-from .._api.instances import Origin
 from .._api.witnesses import UncancellableWitness
 from .._errors import RequestError
 from .._http.messages import Failure, Reply
 from .._http.retry import counts_as_retry, may_have_taken_effect
 from .._logging import Event, log
-from .state import LeaseState
+from .state import LeaseState, Origin
 
 
 class _Witness(UncancellableWitness):

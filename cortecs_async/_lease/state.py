@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Callable
 
@@ -10,7 +11,7 @@ from attrs import define, evolve, field, frozen
 
 from .._aio.eventloop import loop_clock
 from .._api.domain import Instance
-from .._api.instances import Instances, Origin
+from .._api.instances import Instances
 from .._config import PollPolicy
 from .._errors import InvalidArgumentError
 from .._http.client import HTTP
@@ -20,6 +21,14 @@ from .options import LeaseOptions
 from .pricing import Prices, Receipt, receipt
 from .start_state import StartAttempt
 from .starter import Starter
+
+
+class Origin(enum.Enum):
+    """How a lease got its instance."""
+
+    FOUND = "found"
+    RESTARTED = "restarted"
+    STARTED = "started"
 
 
 @define(eq=False)

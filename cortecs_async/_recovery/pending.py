@@ -9,6 +9,9 @@ from attrs import frozen
 
 from .records import JournalState, Promise, Record
 
+# Seconds after the request of a start in which a missing instance may just not be visible yet.
+VISIBILITY_TIME = 60.0
+
 RecoveryState = Literal["released", "gone", "ambiguous", "left", "unsettled"]
 
 

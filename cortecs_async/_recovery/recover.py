@@ -26,12 +26,9 @@ from .._errors import ClientClosedError, TeardownError
 from .._secrets import Credentials, Secret
 from .claims import ForeignClaims, collect_foreign_claims
 from .journal import decision_lock, foreign_states, open_keys
-from .pending import PendingPromise, RecoveryResult, RecoveryState, age_of
+from .pending import VISIBILITY_TIME, PendingPromise, RecoveryResult, RecoveryState, age_of
 from .records import JournalState, Promise, Record
 from .search import Search
-
-# Seconds after the request of a start in which a missing instance may just not be visible yet.
-_VISIBILITY_TIME = 60.0
 
 # Seconds after which a failing teardown is reported and begins again.
 _TEARDOWN_TIMEOUT = 600.0
@@ -126,7 +123,7 @@ class Recovery:
                 goal=Goal.STOPPED if promise.goal == Goal.STOPPED.value else Goal.GONE,
                 deadline=min(deadline, anyio.current_time() + _TEARDOWN_TIMEOUT),
                 visible_at=anyio.current_time()
-                + max(_VISIBILITY_TIME - age_of(promise, self.wall_clock()), 0.0),
+                + max(VISIBILITY_TIME - age_of(promise, self.wall_clock()), 0.0),
             )
             try:
                 await teardown.run()

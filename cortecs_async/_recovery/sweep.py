@@ -7,6 +7,7 @@ the same way, but from one list, or from two if an instance is missing, and touc
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Literal
@@ -18,11 +19,10 @@ from .._api.domain import Instance, to_hf_name
 from .._api.instances import Instances
 from .._api.listing import Listing, existing_ids
 from .._api.matching import LATE_WINDOW, Contested
-from .._api.polling import ABSENCE_SPAN
 from .._logging import Event, log
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .journal import JournalFile, has_unresolved, orphaned_journals
-from .pending import PendingPromise
+from .pending import VISIBILITY_TIME, PendingPromise, age_of
 from .promises import Promises
 from .records import JournalState, Record
 from .recover import Recovery
@@ -89,7 +89,7 @@ async def sweep(
             foreign = [(state, ()) for state in promises.store.foreign_states(without=paths)]
             return collect_foreign_claims(promises.api, [*zip(states, due_keys, strict=True), *foreign])
 
-        existing = await _existing_ids(instances, listed, due)
+        existing = await _existing_ids(instances, listed, due, now)
         if dry_run:
             results += _preview(due, listed, existing, claims(), now)
         else:
@@ -144,15 +144,27 @@ def _reporter(state: JournalState, journal: JournalFile) -> Callable[[Record], N
 
 
 async def _existing_ids(
-    instances: Instances, listed: Listing[Instance], due: Sequence[PendingPromise]
+    instances: Instances, listed: Listing[Instance], due: Sequence[PendingPromise], now: float
 ) -> frozenset[str]:
-    """Return the ids of existing instances. If the list lacks one of `due`, read another, seconds later."""
-    wanted = {each for pending in due for each in (pending.promise.instance_id, *pending.promise.candidates)}
-    existing = existing_ids(listed)
-    if wanted - {None} <= existing:
-        return existing
-    await anyio.sleep(ABSENCE_SPAN)
-    return existing | existing_ids(await instances.list())
+    """Return the ids that exist. One of `due` counts as missing only if readings of it agree, later."""
+    existing = set(existing_ids(listed))
+
+    async def read(instance_id: str) -> None:
+        with contextlib.suppress(Exception):  # no error says that it is missing
+            if await instances.poller.next(instances.poller.subscribe(instance_id)) is None:
+                return
+        existing.add(instance_id)
+
+    async with anyio.create_task_group() as tasks:
+        for pending in due:
+            promise = pending.promise
+            ids = {each for each in (promise.instance_id, *promise.candidates) if each} - existing
+            if age_of(promise, now) < VISIBILITY_TIME:
+                existing |= ids  # they may not be visible yet
+                continue
+            for instance_id in ids:
+                tasks.start_soon(read, instance_id)
+    return frozenset(existing)
 
 
 async def _recover(

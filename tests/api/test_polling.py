@@ -739,7 +739,7 @@ async def test_an_expected_instance_may_be_missing_until_then(
     start = anyio.current_time()
     source.states["a"] = switch(start + (visible_at or math.inf), None, "running")
     poller = Poller(source, PollPolicy())
-    poller.expect("a", start + expected, was_stopped=False)
+    poller.expected.add("a", start + expected, was_stopped=False)
     wait = partial(wait_until_running, poller, "a", PollPolicy(), timeout=600)
     if gone_at is None:
         assert (await wait()).is_usable
@@ -750,16 +750,20 @@ async def test_an_expected_instance_may_be_missing_until_then(
         assert gone_at <= anyio.current_time() - start <= gone_at + 5.0
 
 
-@alternating("states", [("pending", None), ("running", "stopped")])
-async def test_what_a_reading_has_shown_is_expected_no_longer(states: tuple[str, str | None]) -> None:
+@alternating("after,earliest,latest", [("stopped", 3.0, 4.0), (None, 65.0, 70.0)])
+async def test_a_restarted_instance_that_was_seen_running_can_stop_but_not_vanish(
+    after: str | None, earliest: float, latest: float
+) -> None:
     source = Script()
     start = anyio.current_time()
-    source.states["a"] = switch(start + 3.0, *states)
+    source.states["a"] = switch(start + 3.0, "running", after)
     poller = Poller(source, PollPolicy())
-    poller.expect("a", start + 60.0, was_stopped=True)
+    poller.expected.add("a", start + 60.0, was_stopped=True)
+    assert poller.expected.visible_at("a") == start + 60.0
     reading = await wait_until(poller, "a", has_ended)
-    assert (reading and reading.status) == states[1]
-    assert 3.0 <= anyio.current_time() - start <= 3.0 + 5.0 + 1.0
+    assert (reading and reading.status) == after
+    assert earliest <= anyio.current_time() - start <= latest
+    assert poller.expected.visible_at("a") == -math.inf  # for a teardown
 
 
 async def test_a_restarted_instance_may_look_stopped_for_a_while() -> None:
@@ -767,7 +771,7 @@ async def test_a_restarted_instance_may_look_stopped_for_a_while() -> None:
     start = anyio.current_time()
     source.states["a"] = switch(start + 20.0, "stopped", "running")
     poller = Poller(source, PollPolicy())
-    poller.expect("a", start + 60.0, was_stopped=True)
+    poller.expected.add("a", start + 60.0, was_stopped=True)
     assert (await wait_until_running(poller, "a", PollPolicy(), timeout=600)).is_usable
     assert 20.0 <= anyio.current_time() - start <= 25.0
 

@@ -475,8 +475,8 @@ async def test_an_instance_that_vanishes_after_its_start_is_given_up_after_settl
             with pytest.raises(errors.InstanceGoneError):
                 async with client.instance(MODEL, HARDWARE):
                     pytest.fail("entered")
-        # A reading had shown it. Then readings agree for 5 s, and again with a stop in between.
-        assert anyio.current_time() - began == 1.0 + 5.0 + 5.0
+        # One replica of the service may lag behind another for a minute.
+        assert 60.0 + 5.0 <= anyio.current_time() - began <= 60.0 + 3 * 5.0
         assert routes(emu)[-6:] == ["stop", "get", "list"] * 2
         assert routes(emu).count("stop") == 2
 

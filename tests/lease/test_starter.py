@@ -362,6 +362,9 @@ async def test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_
         await later.instances.delete(mine)
         assert [each.state for each in await later.sweep()] == ["ambiguous"]
         emu.delete_instance(foreign)
+        # In the first minute, they may not be visible yet.
+        assert [each.state for each in await later.sweep()] == ["ambiguous"]
+        await anyio.sleep(60.0)
         assert [each.state for each in await later.sweep()] == ["gone"]
     assert left_in(journals) == []
     await later._wiring.http._transport.connections.pools[0].client.aclose()

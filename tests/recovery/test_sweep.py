@@ -94,6 +94,9 @@ async def test_an_instance_that_was_to_be_stopped_is_not_deleted(world: World, j
 async def test_an_instance_that_does_not_exist_is_gone(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
         journal_of(emu, journals, created("instance-99999")).close()
+        # In the first minute, it may not be visible yet.
+        assert [each.state for each in await client.orphans()] == ["found"]
+        await anyio.sleep(60.0)
         assert [each.state for each in await client.orphans()] == ["gone"]
         assert [each.state for each in await client.sweep()] == ["gone"]
         assert emu.ledger == ()

@@ -1,0 +1,52 @@
+"""Instances that this client has just started or restarted, and that readings may not show yet."""
+
+from __future__ import annotations
+
+import math
+
+import anyio
+from attrs import define, field
+
+from .domain import Instance
+
+# A new instance may be missing, and a restarted one may look stopped, for this many times
+# `PollPolicy.settle`: reading lags behind writing, by an undocumented time.
+VISIBILITY_FACTOR = 6
+
+
+@define
+class ExpectedInstances:
+    """The instances that a client has started or restarted lately."""
+
+    # By id: until when readings may be older than that, and whether the instance was stopped before.
+    _expected: dict[str, tuple[float, bool]] = field(factory=dict)
+    # Those of them that a reading has shown to be active.
+    _seen: set[str] = field(factory=set)
+
+    def add(self, instance_id: str, until: float, *, was_stopped: bool) -> None:
+        """Note that an instance was started or restarted.
+
+        Readings may be older than that `until` then, in seconds of `anyio.current_time`.
+        """
+        now = anyio.current_time()
+        self._expected = {key: value for key, value in self._expected.items() if value[0] > now}
+        self._expected[instance_id] = (until, was_stopped)
+        self._seen = (self._seen & self._expected.keys()) - {instance_id}
+
+    def note_active(self, instance_id: str) -> None:
+        """Note that a reading has shown that an instance is active."""
+        if instance_id in self._expected:
+            self._seen.add(instance_id)
+
+    def visible_at(self, instance_id: str) -> float:
+        """Return until when an instance may not be visible yet; minus infinity if a reading has shown it."""
+        until, _ = self._expected.get(instance_id, (-math.inf, False))
+        return -math.inf if instance_id in self._seen else until
+
+    def may_be_outdated(self, instance_id: str, reading: Instance | None, now: float) -> bool:
+        """Return whether a reading may be older than the start or restart of the instance.
+
+        "Missing" may be even if another reading has shown it: one replica may lag behind another.
+        """
+        until, was_stopped = self._expected.get(instance_id, (-math.inf, False))
+        return now < until and (reading is None or (was_stopped and instance_id not in self._seen))
