@@ -136,7 +136,7 @@ async def test_an_unreadable_instance_is_logged_once_per_client(caplog: pytest.L
     service.on("GET", "/instances/", Answer(json=INSTANCES))
     start = "Skipping an unreadable entry of GET /instances/ (id:"
     expected = [
-        f"{start} instance-2): at $.instance_args, a field is null or missing",
+        f"{start} 'instance-2'): at $.instance_args, a field is null or missing",
         f"{start} None): at $.instance_id, a field is null or missing",
     ]
     async with service.client() as client:
