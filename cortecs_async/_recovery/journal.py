@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Container, Iterator
+from collections.abc import Container, Generator, Iterator
 from pathlib import Path
 
 from .records import JournalState, Record, encode, fold
@@ -230,7 +230,7 @@ def foreign_states(directory: Path, *, without: Container[Path] = ()) -> list[Jo
 
 
 @contextlib.contextmanager
-def decision_lock(directory: Path) -> Iterator[None]:
+def decision_lock(directory: Path) -> Generator[None]:
     """Let only one process at a time decide which instance belongs to which start, and record it.
 
     It raises nothing. Without file locks, or if another process holds this one for too long, the decision is
