@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Container
 
 import anyio
 from attrs import define, field
@@ -18,20 +19,25 @@ VISIBILITY_FACTOR = 6
 class ExpectedInstances:
     """The instances that a client has started or restarted lately."""
 
-    # By id: until when readings may be older than that, and whether the instance was stopped before.
-    _expected: dict[str, tuple[float, bool]] = field(factory=dict)
+    # By id: until when readings may be older than that, the instance, and whether it was stopped before.
+    _expected: dict[str, tuple[float, Instance, bool]] = field(factory=dict)
     # Those of them that a reading has shown to be active.
     _seen: set[str] = field(factory=set)
 
-    def add(self, instance_id: str, until: float, *, was_stopped: bool) -> None:
+    def add(self, instance: Instance, until: float, *, was_stopped: bool) -> None:
         """Note that an instance was started or restarted.
 
         Readings may be older than that `until` then, in seconds of `anyio.current_time`.
         """
         now = anyio.current_time()
         self._expected = {key: value for key, value in self._expected.items() if value[0] > now}
-        self._expected[instance_id] = (until, was_stopped)
-        self._seen = (self._seen & self._expected.keys()) - {instance_id}
+        self._expected[instance.instance_id] = (until, instance, was_stopped)
+        self._seen = (self._seen & self._expected.keys()) - {instance.instance_id}
+
+    def discard(self, *instance_ids: str) -> None:
+        """Note that instances were stopped or deleted, as readings may show from now on."""
+        for instance_id in instance_ids:
+            self._expected.pop(instance_id, None)
 
     def note_active(self, instance_id: str) -> None:
         """Note that a reading has shown that an instance is active."""
@@ -40,13 +46,25 @@ class ExpectedInstances:
 
     def visible_at(self, instance_id: str) -> float:
         """Return until when an instance may not be visible yet; minus infinity if a reading has shown it."""
-        until, _ = self._expected.get(instance_id, (-math.inf, False))
-        return -math.inf if instance_id in self._seen else until
+        if instance_id in self._seen or instance_id not in self._expected:
+            return -math.inf
+        return self._expected[instance_id][0]
+
+    def not_visible(self, existing: Container[str]) -> list[Instance]:
+        """Return the started instances that are not visible yet, and not in `existing`."""
+        now = anyio.current_time()
+        return [
+            instance
+            for key, (_, instance, was_stopped) in self._expected.items()
+            if not was_stopped and self.visible_at(key) > now and key not in existing
+        ]
 
     def may_be_outdated(self, instance_id: str, reading: Instance | None, now: float) -> bool:
         """Return whether a reading may be older than the start or restart of the instance.
 
         "Missing" may be even if another reading has shown it: one replica may lag behind another.
         """
-        until, was_stopped = self._expected.get(instance_id, (-math.inf, False))
+        if instance_id not in self._expected:
+            return False
+        until, _, was_stopped = self._expected[instance_id]
         return now < until and (reading is None or (was_stopped and instance_id not in self._seen))

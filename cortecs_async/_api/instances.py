@@ -122,9 +122,7 @@ class Instances:
     def note_started(self, instance: Instance, *, was_stopped: bool = False) -> None:
         """Note that an instance was started or restarted, because readings may lag behind."""
         until = anyio.current_time() + VISIBILITY_FACTOR * self._policy.settle
-        self.poller.expected.add(instance.instance_id, until, was_stopped=was_stopped)
-        if not was_stopped:
-            self.claims.recent[instance.instance_id] = instance
+        self.poller.expected.add(instance, until, was_stopped=was_stopped)
 
     async def start_once(self, args: InstanceArgs, witness: Witness, *, retried: bool = False) -> Instance:
         """Start an instance with checked arguments, by default without retries."""
@@ -163,8 +161,10 @@ class Instances:
             BadRequestError: the instance does not exist, or perhaps it is already stopped.
             RequestError: the request failed in another way.
         """
-        self.claims.recent.pop(check_body_id(instance_id), None)
-        return await self._change("/instances/stop", instance_id, unchanged={"running", "pending"})
+        check_body_id(instance_id)
+        stopped = await self._change("/instances/stop", instance_id, unchanged={"running", "pending"})
+        self.poller.expected.discard(instance_id)
+        return stopped
 
     async def _change(self, path: str, instance_id: str, *, unchanged: set[str]) -> Instance:
         """Send a request that changes the status of an instance from one of those in `unchanged`."""
@@ -195,6 +195,7 @@ class Instances:
             is_deleted = error.outcome_unknown and await self._listed(instance_id, error) is None
             if not is_deleted or not await self._is_missing(instance_id):
                 raise
+        self.poller.expected.discard(instance_id)
 
     async def stop_all(self) -> AffectedInstances:
         """Stop all running instances **of the account** (`POST /instances/stop-all`).
@@ -205,7 +206,12 @@ class Instances:
         Raises:
             RequestError: the request failed.
         """
-        return (await self._send(Call(method="POST", path="/instances/stop-all"))).decode(decode_affected)
+        return await self._end_all(Call(method="POST", path="/instances/stop-all"))
+
+    async def _end_all(self, call: Call) -> AffectedInstances:
+        affected = (await self._send(call)).decode(decode_affected)
+        self.poller.expected.discard(*affected.instance_ids)
+        return affected
 
     async def delete_all(self, *, force: bool = False) -> AffectedInstances:
         """Delete all stopped instances **of the account** (`DELETE /instances/delete-all`).
@@ -223,8 +229,7 @@ class Instances:
         if not isinstance(force, bool):  # "false" must not count as true
             raise InvalidArgumentError(f"force must be True or False, not {force!r}")
         params = {"force_deletion": "true" if force else "false"}
-        call = Call(method="DELETE", path="/instances/delete-all", params=params)
-        return (await self._send(call)).decode(decode_affected)
+        return await self._end_all(Call(method="DELETE", path="/instances/delete-all", params=params))
 
     def watch(self, instance_id: str) -> InstanceWatch:
         """Iterate over the changes of an instance: `async for snapshot in client.instances.watch(id)`.
@@ -329,9 +334,12 @@ class Instances:
         restart. With `tagged`, the context length may be smaller by a tag.
         """
         async with self.ensure_lock:
+            listing = await self.list()
+            # Those that this client has started, but the list does not show yet.
+            not_visible = self.poller.expected.not_visible(existing_ids(listing))
             same_model = [
                 each
-                for each in await self._list_with_recent()
+                for each in (*listing, *not_visible)
                 if each.instance_args.model_id == args.model_id and each.instance_id not in self.releasing
             ]
             model = await self._models.get(args.model_id) if same_model else None
@@ -355,14 +363,6 @@ class Instances:
             if found is not None:
                 found(existing)
             return existing
-
-    async def _list_with_recent(self) -> tuple[Instance, ...]:
-        """Return all instances, and those that this client has started but the list does not show yet."""
-        listing, now, recent = await self.list(), anyio.current_time(), self.claims.recent
-        for instance_id in {each for each in recent if self.poller.expected.visible_at(each) <= now}:
-            del recent[instance_id]
-        existing = existing_ids(listing)
-        return (*listing, *(each for each in recent.values() if each.instance_id not in existing))
 
     async def _listed(self, instance_id: str, refusal: Exception) -> Instance | None:
         """Return an instance, or None if it is not listed. If its entry is unreadable, raise the refusal."""
@@ -388,8 +388,8 @@ class Instances:
 
     async def read_one(self, instance_id: str) -> Instance:
         """Return one instance, for the poller: without retries."""
-        path = f"/instances/{check_instance_id(instance_id)}"
-        return (await self._send(_poll(path))).decode(decode_instance)
+        call = _poll(f"/instances/{check_instance_id(instance_id)}")
+        return (await self._send(call)).decode(decode_instance)
 
     async def read_all(self) -> Listing[Instance]:
         """Return all instances, for the poller: without retries."""

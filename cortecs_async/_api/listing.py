@@ -83,6 +83,10 @@ class RecentLists:
         kept = (instance for instance, _, _ in self._listed.values())
         return Listing(kept, unreadable=instances.unreadable, date=instances.date)
 
+    def first_listed_at(self, instance: Instance) -> float:
+        """Return when the first of the lists showed an instance."""
+        return self._listed[instance.instance_id][1]
+
     def is_listed_for(self, instance: Instance, *, seconds: float) -> bool:
         """Return whether an instance has been listed for so many seconds."""
         _, first, last = self._listed[instance.instance_id]

@@ -52,6 +52,7 @@ class UnresolvedStart:
         service_at: When the baseline was read, by the service's clock, as Unix time in seconds; None if the
             service sends no dates.
         tag: The context length that was sent instead of that in `args`, to tag the start; None without a tag.
+        account: The fingerprint of the account that it used.
         order: The sort key. Sort starts by it, so that every process assigns the instances in the same way.
     """
 
@@ -59,6 +60,7 @@ class UnresolvedStart:
     baseline: frozenset[str] | None
     service_at: float | None = None
     tag: int | None = None
+    account: str = ""
     order: tuple[bool, float, str] = (False, 0.0, "")
 
     def as_last(self) -> UnresolvedStart:
@@ -110,7 +112,13 @@ class UnresolvedStart:
 
     def is_too_old_for(self, instance: Instance, other: UnresolvedStart) -> bool:
         """Return whether the instance appeared too late for this start: after a much later one began."""
-        return other.order[1] - self.order[1] > LATE_WINDOW and other._is_new(instance)
+        return (
+            other.order[1] - self.order[1] > LATE_WINDOW
+            # Only an equal start of the same account knows whether the instance existed before it.
+            and other.baseline is not None
+            and other.account == self.account
+            and other.fits(instance)
+        )
 
     def is_contradicted_by(self, instance: Instance, listed_at: float | None) -> bool:
         """Return whether its tag or timestamp is evidence that another start created the instance.
@@ -169,13 +177,18 @@ def match_start(
     """
     starts = sorted(starts, key=lambda each: each.order)
     all_starts = [*starts, *in_progress]
-    tagged = {each.instance_id for each in instances if any(other.has_tag_of(each) for other in all_starts)}
+    with_tag = [each for each in all_starts if each.tag is not None]
+    tagged = {each.instance_id for each in instances if any(other.has_tag_of(each) for other in with_tag)}
+    latest = max((each.order[1] for each in all_starts), default=0.0)
 
     def fits(start: UnresolvedStart, instance: Instance) -> bool:
         return (
             start.fits(instance)
             and (instance.instance_id not in tagged or start.has_tag_of(instance))
-            and not any(start.is_too_old_for(instance, other) for other in all_starts)
+            and not (
+                latest - start.order[1] > LATE_WINDOW
+                and any(start.is_too_old_for(instance, other) for other in all_starts)
+            )
             and not start.is_contradicted_by(instance, listed_at)
         )
 
@@ -244,13 +257,11 @@ class Claims:
     Attributes:
         ids: The ids of the instances whose start is known.
         unresolved: By model, the starts without a response whose outcome is not known yet.
-        recent: The instances of the latest starts, by id, until a reading shows them.
         on_plain_start: Called with the id of an instance that a plain request has started.
     """
 
     ids: set[str] = field(factory=set)
     unresolved: dict[str, list[UnresolvedStart]] = field(factory=dict)
-    recent: dict[str, Instance] = field(factory=dict)
     on_plain_start: Callable[[str], None] | None = None
     _in_progress: Counter[str] = field(factory=Counter)
     _ended: int = 0

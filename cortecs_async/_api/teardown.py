@@ -114,6 +114,7 @@ class Teardown:
             instance, unless one has shown that it is active.
         inactive_since: When the current run of readings began that lack the instance or, if the goal is to
             stop it, show it stopped; on the same clock.
+        seems_gone: Whether the last of these readings lacked it.
         asked_again: Whether the service was asked to stop or delete it since then.
         delete_accepted: Whether the service accepted a delete.
         has_acted: Whether the service accepted a stop or a delete.
@@ -128,6 +129,7 @@ class Teardown:
     state: ObservedState = ObservedState.LIVE
     visible_at: float = -math.inf
     inactive_since: float | None = None
+    seems_gone: bool = False
     asked_again: bool = False
     delete_accepted: bool = False
     has_acted: bool = False
@@ -149,10 +151,12 @@ class Teardown:
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
                     # Already stopped, already gone, or not ready for it yet: the next reading shows which.
                     self.stop_refused = action is Action.STOP
-                    # A conflict is with something that exists. After an accepted stop, it may be that stop.
+                    asks = action in {Action.STOP, Action.DELETE}
+                    # A conflict means that it exists, unless it is with a stop that was accepted.
                     is_conflict = isinstance(refusal, ConflictError) and self.stopped_at is None
-                    self.asked_again = self.asked_again or not is_conflict
-                    await self._recover(action, refusal, is_expected=self.inactive_since is not None)
+                    if asks and not (is_conflict and self.seems_gone):
+                        self.asked_again = True
+                    await self._recover(action, refusal, is_expected=asks and self.inactive_since is not None)
                 except DecodeError as error:
                     await self._recover(action, error)
                     self.state = self._after_unreadable(action)
@@ -223,6 +227,7 @@ class Teardown:
     async def _confirm(self, state: ObservedState) -> ObservedState:
         """Return `state` once readings seconds apart agree, and the service was asked again in between."""
         now = anyio.current_time()
+        self.seems_gone = state is ObservedState.GONE
         if self.inactive_since is None:
             self.inactive_since, self.asked_again = now, False
         agree_at = self.inactive_since + ABSENCE_SPAN - 1e-6  # the sum of the pauses may be a little less

@@ -28,7 +28,7 @@ from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances
 from .._api.intervals import poll_interval
 from .._api.listing import Listing, RecentLists, existing_ids
-from .._api.matching import Ambiguous, Contested, Outcome
+from .._api.matching import Ambiguous, Contested, Outcome, UnresolvedStart
 from .._api.polling import ABSENCE_SPAN
 from .._api.resources import Models
 from .._config import Settings
@@ -173,6 +173,11 @@ class Starter:
             start.key = await self.promises.record_intent(
                 start.args, listing.baseline, service_at=listing.instances.date, tag=tag
             )
+            if tag is not None and not self._tags.enabled:
+                # Meanwhile, another start has shown that the service returns no tags.
+                tag = None
+                self.promises.untag()
+                await self.promises.flush()
             start.unresolved = self.promises.unresolved_start(start.key)
             sent = start.args if tag is None else evolve(start.args, context_length=tag)
             instance = await self.instances.start_once(sent, start)
@@ -264,8 +269,8 @@ class Starter:
         listing = view.instances
         unclaimed = self._claims.without_claimed(listing)
 
-        def decide(claims: ForeignClaims) -> Outcome:
-            outcome = claims.match(self.promises.unresolved_start(key), unclaimed, listed_at=listing.date)
+        def decide(unresolved: UnresolvedStart, claims: ForeignClaims) -> Outcome:
+            outcome = claims.match(unresolved, unclaimed, listed_at=listing.date)
             return None if isinstance(outcome, Instance) and not take(outcome) else outcome
 
         return await self.promises.decide(key, view.claims, decide)

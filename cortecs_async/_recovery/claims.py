@@ -114,6 +114,7 @@ def unresolved_start_of(state: JournalState, promise: Promise) -> UnresolvedStar
         baseline=state.baseline_of(promise),
         service_at=promise.service_at,
         tag=promise.tag,
+        account=promise.account,
         order=(False, promise.at, f"{state.owner.get('id')}{promise.key}"),
     )
     # No lease waits for it any more.

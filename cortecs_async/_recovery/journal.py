@@ -228,11 +228,14 @@ def has_unresolved(directory: Path) -> bool:
 
 
 def open_keys(path: Path) -> set[str] | None:
-    """Return the keys of the promises in a journal; none if it was removed, and None if it cannot be read."""
+    """Return the keys of the promises in a journal; None if it cannot be read.
+
+    A journal that was removed has none, unless its directory was removed too, which no `sweep` does.
+    """
     try:
         return set(fold(path.read_bytes()).promises)
     except FileNotFoundError:
-        return set()
+        return set() if path.parent.is_dir() else None
     except OSError:
         return None
 

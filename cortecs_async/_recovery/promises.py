@@ -75,6 +75,8 @@ class Promises:
         self._credentials: Credentials | None = None
         self._flush_lock = anyio.Lock()
         self._joined_generation: int | None = None
+        # By key, what was decided and not received yet: the caller may be cancelled meanwhile, and ask again.
+        self._decided: dict[str, Instance] = {}
 
     def remember_credentials(self, credentials: Credentials) -> None:
         """Store the credentials of the latest token, and send them to the reaper."""
@@ -241,7 +243,10 @@ class Promises:
         return promise is not None and self.system.wall_clock() - promise.at < LATE_WINDOW
 
     async def decide(
-        self, key: str, earlier: ForeignClaims, decide: Callable[[ForeignClaims], Outcome]
+        self,
+        key: str,
+        earlier: ForeignClaims,
+        decide: Callable[[UnresolvedStart, ForeignClaims], Outcome],
     ) -> Outcome:
         """Decide about the start `key`, while no other process with this state directory decides.
 
@@ -253,8 +258,9 @@ class Promises:
             self.store.commit()
             promise = self.store.state.promises.get(key)
             if promise is None or promise.instance_id is not None:
-                return None  # the reaper has decided
-            return decide(self._collect_claims(key).with_earlier(earlier))
+                return self._decided.get(key)  # None if the reaper has decided
+            start = unresolved_start_of(self.store.state, promise)
+            return decide(start, self._collect_claims(key).with_earlier(earlier))
 
         def work() -> Outcome:
             # First without the lock, because most decisions are to wait.
@@ -262,11 +268,14 @@ class Promises:
                 return decision
             with self.store.decision_lock():
                 if isinstance(decision := attempt(), Instance):
+                    self._decided[key] = decision
                     self.record_created(key, decision.instance_id, goal="gone")
                     self.store.commit()
             return decision
 
-        return await self._off_loop(work)
+        outcome = await self._off_loop(work)
+        self._decided.pop(key, None)
+        return outcome
 
     async def report_orphans(self) -> None:
         """Log a warning if dead processes left something to sweep."""

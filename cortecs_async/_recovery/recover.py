@@ -195,8 +195,8 @@ async def reap_account(
         report({"kind": "NOTE", "text": text, "at": wall_clock()})
 
     def claims() -> ForeignClaims:
-        # A `sweep` that got the lock of the journal first may have fulfilled some.
-        still_open = None if journal is None else open_keys(journal)
+        # After the owner's death, a `sweep` that got the lock of the journal first may have fulfilled some.
+        still_open = open_keys(journal) if journal is not None and state.is_orphaned else None
         for key in () if still_open is None else written - still_open:
             state.apply({"kind": "GONE", "entry": key})
         foreign = foreign_states(journal.parent, without={journal}) if journal is not None else []

@@ -28,8 +28,9 @@ from .pending import PendingPromise, RecoveryResult, RecoveryState, age_of
 # recorded it yet.
 _MIN_SEARCH, _MIN_LISTED = 10.0, 5.0
 
-# Seconds after an outage in which the service may still carry out what it received before.
-_AFTER_OUTAGE = 60.0
+# An outage lasts at least so many seconds. After it, the service may still carry out what it received before,
+# for so many seconds.
+_MIN_OUTAGE, _AFTER_OUTAGE = 10.0, 60.0
 
 # Seconds after the request from which an instance is attributed to a start only if its timestamp or its tag
 # confirms it: someone else may have started an equal one since.
@@ -66,10 +67,13 @@ class Search:
     claimed: set[str]
     results: dict[PendingPromise, RecoveryResult]
     on_found: Callable[[PendingPromise, str], object]
-    _recent: RecentLists = field(factory=lambda: RecentLists(ABSENCE_SPAN))
+    _recent: RecentLists = field(factory=lambda: RecentLists(3 * _SLOW_LIST_INTERVAL))
     _began: float = 0.0
-    _first_listed_at: float | None = None
-    _had_outage: bool = False
+    # When the current run of lists began, and that of failures.
+    _listed_since: float | None = None
+    _failing_since: float | None = None
+    # Until when an instance may appear for other reasons than the time since the request.
+    _appears_until: float = 0.0
 
     async def run(self) -> None:
         """Search until every promise is decided, or the timeout elapses."""
@@ -102,10 +106,15 @@ class Search:
             listing = await self.instances.list()
         except Exception as error:  # noqa: BLE001  (also those of a credential provider or a transport)
             self.note(f"instances cannot be listed: {error}")
-            self._first_listed_at, self._had_outage = None, True
+            self._listed_since = None
+            self._failing_since = now if self._failing_since is None else self._failing_since
             return None
-        if self._first_listed_at is None:
-            self._first_listed_at = now
+        if self._listed_since is None:
+            self._listed_since = now
+            is_outage = self._failing_since is not None and now - self._failing_since >= _MIN_OUTAGE
+            grace = _AFTER_OUTAGE if is_outage else 0.0 if self._appears_until else ABSENCE_SPAN
+            self._appears_until = max(self._appears_until, now + grace)
+        self._failing_since = None
         return self._recent.add(listing, now)
 
     def _decide(
@@ -117,16 +126,13 @@ class Search:
     ) -> None:
         """Record what is certain, while no other process decides."""
         with self.decision_lock():
+            claims = self.foreign_claims().with_earlier(earlier)
             self._drop_decided()
             # Each time, because the owner, if it lives, may learn that the service returns no tags.
             starts = {each: unresolved_start_of(each.state, each.promise) for each in self.pending}
-            claims = self.foreign_claims().with_earlier(earlier)
             outcomes = match_starts(starts, listing, self.claimed, claims=claims, now=self.wall_clock())
-            # Not after a single list, and not right after an outage.
-            since = now if self._first_listed_at is None else self._first_listed_at
-            certain_at = since + (_AFTER_OUTAGE if self._had_outage else ABSENCE_SPAN)
-            overdue = {each: now - max(final_at[each], certain_at) for each in self.pending}
-            found = list(self._record(outcomes, overdue, is_early=now < self._began + _MIN_SEARCH))
+            ends = {each: max(final_at[each], self._appears_until) for each in self.pending}
+            found = list(self._record(outcomes, ends, now))
         for pending, instance in found:
             del self.pending[pending]
             self.claimed.add(instance.instance_id)
@@ -135,34 +141,39 @@ class Search:
             del self.pending[pending]
 
     def _drop_decided(self) -> None:
-        """Leave out the promises that someone else has fulfilled, or is fulfilling, such as the owner."""
+        """Leave out the promises whose instance someone else has found, such as the owner."""
         for pending in list(self.pending):
             promise = pending.state.promises.get(pending.promise.key)
-            if promise is None or promise.instance_id is not None:
+            if promise is None:
                 del self.pending[pending]
-                found = None if promise is None else promise.instance_id
-                self.results[pending] = RecoveryResult(state="gone", instance_id=found)
+                self.results[pending] = RecoveryResult(state="gone")
+            elif promise.instance_id is not None:
+                del self.pending[pending]
+                self.claimed.add(promise.instance_id)
+                # The one who found it may fail to release it.
+                self.on_found(pending, promise.instance_id)
 
     def _record(
-        self,
-        outcomes: Mapping[PendingPromise, Outcome],
-        overdue: Mapping[PendingPromise, float],
-        *,
-        is_early: bool,
+        self, outcomes: Mapping[PendingPromise, Outcome], ends: Mapping[PendingPromise, float], now: float
     ) -> Iterator[tuple[PendingPromise, Instance]]:
         """Record what is certain, and yield the instances to release.
 
-        `overdue` is, for each search, the number of seconds since its end; negative before.
+        `ends` is when each search ends. An instance that appears later is left alone.
         """
+        is_early = now < self._began + _MIN_SEARCH
+        # Not after a single list.
+        is_certain = self._listed_since is not None and now >= self._listed_since + ABSENCE_SPAN
         for pending, outcome in outcomes.items():
-            promise = pending.promise
+            promise, end = pending.promise, ends[pending]
+            if isinstance(outcome, Instance) and self._recent.first_listed_at(outcome) > end:
+                outcome = None  # noqa: PLW2901
             if isinstance(outcome, Instance):
                 if is_early or not self._recent.is_listed_for(outcome, seconds=_MIN_LISTED):
                     continue
                 created = {"kind": "CREATED", "entry": promise.key, "instance_id": outcome.instance_id}
                 pending.report({**created, "goal": "gone"})
                 yield pending, outcome
-            elif overdue[pending] < (_CONTESTED_GRACE if isinstance(outcome, Contested) else 0.0):
+            elif not is_certain or now < end + (_CONTESTED_GRACE if isinstance(outcome, Contested) else 0.0):
                 continue
             elif outcome is None:
                 pending.record_gone()

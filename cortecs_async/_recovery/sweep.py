@@ -29,6 +29,9 @@ from .recover import Recovery
 from .search import match_starts
 from .store import PromiseStore
 
+# Seconds to read instances that are not listed. Those without an answer count as existing.
+_MAX_READ_TIME = 15.0
+
 OrphanState = Literal["found", "unsettled", "released", "gone", "ambiguous", "left", "held", "foreign"]
 
 
@@ -86,10 +89,13 @@ async def sweep(
         due_keys = [{each.promise.key for each in due if each.state is state} for state in states]
 
         def claims() -> ForeignClaims:
+            promises.store.commit()  # what the reaper has done meanwhile
             foreign = [(state, ()) for state in promises.store.foreign_states(without=paths)]
             return collect_foreign_claims(promises.api, [*zip(states, due_keys, strict=True), *foreign])
 
-        existing = await _existing_ids(instances, listed, due, now)
+        # In a sweep only for ambiguous starts, so that nothing delays the releases.
+        asked = [each for each in due if dry_run or each.promise.candidates]
+        existing = await _existing_ids(instances, listed, asked, now, timeout=min(timeout, _MAX_READ_TIME))
         if dry_run:
             results += _preview(due, listed, existing, claims(), now)
         else:
@@ -144,27 +150,31 @@ def _reporter(state: JournalState, journal: JournalFile) -> Callable[[Record], N
 
 
 async def _existing_ids(
-    instances: Instances, listed: Listing[Instance], due: Sequence[PendingPromise], now: float
+    instances: Instances,
+    listed: Listing[Instance],
+    asked: Iterable[PendingPromise],
+    now: float,
+    *,
+    timeout: float,
 ) -> frozenset[str]:
-    """Return the ids that exist. One of `due` counts as missing only if readings of it agree, later."""
-    existing = set(existing_ids(listed))
+    """Return the ids that exist. One of `asked` counts as missing only if later readings of it agree."""
+    existing, unlisted, missing = set(existing_ids(listed)), set[str](), set[str]()
+    for pending in asked:
+        promise = pending.promise
+        ids = {each for each in (promise.instance_id, *promise.candidates) if each}
+        # A new one may not be visible yet.
+        (existing if age_of(promise, now) < VISIBILITY_TIME else unlisted).update(ids)
 
     async def read(instance_id: str) -> None:
         with contextlib.suppress(Exception):  # no error says that it is missing
             if await instances.poller.next(instances.poller.subscribe(instance_id)) is None:
-                return
-        existing.add(instance_id)
+                missing.add(instance_id)
 
-    async with anyio.create_task_group() as tasks:
-        for pending in due:
-            promise = pending.promise
-            ids = {each for each in (promise.instance_id, *promise.candidates) if each} - existing
-            if age_of(promise, now) < VISIBILITY_TIME:
-                existing |= ids  # they may not be visible yet
-                continue
-            for instance_id in ids:
+    with anyio.move_on_after(timeout):
+        async with anyio.create_task_group() as tasks:
+            for instance_id in unlisted - existing:
                 tasks.start_soon(read, instance_id)
-    return frozenset(existing)
+    return frozenset(existing | (unlisted - missing))
 
 
 async def _recover(

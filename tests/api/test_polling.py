@@ -739,7 +739,7 @@ async def test_an_expected_instance_may_be_missing_until_then(
     start = anyio.current_time()
     source.states["a"] = switch(start + (visible_at or math.inf), None, "running")
     poller = Poller(source, PollPolicy())
-    poller.expected.add("a", start + expected, was_stopped=False)
+    poller.expected.add(snapshot("a"), start + expected, was_stopped=False)
     wait = partial(wait_until_running, poller, "a", PollPolicy(), timeout=600)
     if gone_at is None:
         assert (await wait()).is_usable
@@ -758,7 +758,7 @@ async def test_a_restarted_instance_that_was_seen_running_can_stop_but_not_vanis
     start = anyio.current_time()
     source.states["a"] = switch(start + 3.0, "running", after)
     poller = Poller(source, PollPolicy())
-    poller.expected.add("a", start + 60.0, was_stopped=True)
+    poller.expected.add(snapshot("a"), start + 60.0, was_stopped=True)
     assert poller.expected.visible_at("a") == start + 60.0
     reading = await wait_until(poller, "a", has_ended)
     assert (reading and reading.status) == after
@@ -771,7 +771,7 @@ async def test_a_restarted_instance_may_look_stopped_for_a_while() -> None:
     start = anyio.current_time()
     source.states["a"] = switch(start + 20.0, "stopped", "running")
     poller = Poller(source, PollPolicy())
-    poller.expected.add("a", start + 60.0, was_stopped=True)
+    poller.expected.add(snapshot("a"), start + 60.0, was_stopped=True)
     assert (await wait_until_running(poller, "a", PollPolicy(), timeout=600)).is_usable
     assert 20.0 <= anyio.current_time() - start <= 25.0
 
