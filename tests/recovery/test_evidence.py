@@ -955,13 +955,13 @@ async def test_no_list_alone_settles_an_ambiguous_start(
     async with world() as (emu, _), process(emu, journals) as later:
         await later.client.user.balance()  # the first token also says which account it is
         candidates = [emu.start_instance(MODEL, HARDWARE) for _ in range(2)]
-        common = {"account": later.client._wiring.promises.account, "api": emu.api_base_url}
+        account = later.client._wiring.promises.account
         JournalFile.create(
             journals,
             [
                 OWNER,
                 BASELINE,
-                intent(**{**common, "at": emulated_wall_clock()}),
+                intent(account=account, api=emu.api_base_url, at=emulated_wall_clock()),
                 {"kind": "AMBIGUOUS", "entry": "e1", "candidates": candidates},
             ],
         ).close()
