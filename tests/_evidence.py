@@ -124,7 +124,7 @@ class Process:
         report({"kind": "ORPHANED"})
         if state.promises:
             await reap(self.emu, state, list(state.promises.values()), report, path)
-        locked.close_or_remove(state)
+        locked.retire(state)
 
 
 async def reap(

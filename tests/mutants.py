@@ -489,7 +489,7 @@ MUTANTS = [
     Mutant(
         "has a reaper that removes a journal with promises in it",
         "_recovery/reaper.py",
-        "locked.close_or_remove(self.state)",
+        "locked.retire(self.state)",
         "locked.remove()",
         "recovery/test_store.py::TestReaper::test_promises_that_it_cannot_keep_stay_in_the_journal",
     ),
@@ -1168,7 +1168,7 @@ MUTANTS = [
     Mutant(
         "removes a journal in sweep while it still has promises",
         "_recovery/sweep.py",
-        "journal.close_or_remove(state, is_searched=is_searched)",
+        "journal.close_or_remove(state, keeps_past_ids=keeps_past_ids)",
         "journal.remove()",
         "recovery/test_sweep.py::test_a_failing_service_leaves_a_promise_for_the_next_sweep",
     ),
@@ -1664,7 +1664,7 @@ MUTANTS = [
     Mutant(
         "has a reaper that takes the first candidate at once",
         "_recovery/search.py",
-        "                if not self._recent.is_listed_for(outcome, seconds=_MIN_LISTED):\n",
+        "                if is_early or not self._recent.is_listed_for(outcome, seconds=_MIN_LISTED):\n",
         "                if False:\n",
         "recovery/test_evidence.py::test_a_reaper_waits_for_another_candidate",
     ),
@@ -1692,8 +1692,8 @@ MUTANTS = [
     Mutant(
         "removes a journal while another process needs its instances",
         "_recovery/journal.py",
-        "        if state.past_ids and is_searched:\n            with",
-        "        if False:\n            with",
+        "if not state.promises and not (state.past_ids and keeps_past_ids):",
+        "if not state.promises:",
         "recovery/test_evidence.py::test_the_journal_that_names_a_kept_instance_is_removed_once_no_start_needs_it",
     ),
     Mutant(

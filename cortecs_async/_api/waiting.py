@@ -63,11 +63,11 @@ async def wait_until_running(
                 await _call_back(on_progress, Progress(instance=latest, elapsed=now - began))
             now = anyio.current_time()
         if has_reading:
-            if latest is not None and latest.is_usable:
-                return latest
             if latest is None:
                 raise _gone(instance_id)
-            if is_settled and latest is not None and has_ended(latest):
+            if latest.is_usable:
+                return latest
+            if is_settled and has_ended(latest):
                 raise StartFailedError(
                     f"instance {instance_id} did not start: its status is {latest.status!r}",
                     instance_id=instance_id,

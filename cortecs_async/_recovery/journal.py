@@ -11,7 +11,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Container, Iterator
+from collections.abc import Container, Generator, Iterator
 from pathlib import Path
 
 from .records import JournalState, Record, encode, fold
@@ -25,6 +25,9 @@ _SUFFIX = ".jsonl"
 
 # Age in seconds above which a draft belongs to a process that died while it wrote the draft.
 _MAX_DRAFT_AGE = 3600.0
+
+# Seconds for which the past ids of an ended process are kept while others live: a list may lag so long.
+PAST_IDS_AGE = 60.0
 
 # Seconds to wait for `decision_lock`, whose holder may be suspended, and between two attempts.
 _DECISION_TIMEOUT, _DECISION_RETRY_DELAY = 5.0, 0.005
@@ -106,24 +109,35 @@ class JournalFile:
         with contextlib.suppress(OSError):
             os.close(self._fd)
 
-    def close_or_remove(self, state: JournalState, *, is_searched: bool | None = None) -> None:
-        """Unlock the file, and delete it if `state` has no promises left.
+    def close_or_remove(self, state: JournalState, *, keeps_past_ids: bool) -> None:
+        """Unlock the file, and delete it if `state` has no promises left, and no past ids to keep.
 
-        While a start is unresolved in another journal, the file keeps the past ids, because the search for
-        the instance of that start must not take these. `is_searched` is the result of `has_unresolved`, if
-        the caller has it already.
+        A search for the instance of a start must not take an instance with such an id. While it is deleted, a
+        list may still show it, and if it was handed over, it exists.
         """
-        if state.promises:
-            self.close()
-            return
-        if state.past_ids and is_searched is None:
-            is_searched = has_unresolved(self.path.parent)
-        if state.past_ids and is_searched:
-            with contextlib.suppress(OSError):
-                self.rewrite(state.snapshot())
-            self.close()
-        else:
+        if not state.promises and not (state.past_ids and keeps_past_ids):
             self.remove()
+            return
+        with contextlib.suppress(OSError):
+            records = state.snapshot()
+            if not state.promises and self.size != len(encode(records)):
+                self.rewrite(records)
+        self.close()
+
+    def retire(self, state: JournalState) -> None:
+        """Unlock the file at the end of its process, and delete what no process needs any more."""
+        directory = self.path.parent
+        others_live = any(is_owned(path) for path in _paths(directory) if path != self.path)
+        keeps_past_ids = others_live or has_unresolved(directory)
+        self.close_or_remove(state, keeps_past_ids=keeps_past_ids)
+        if not keeps_past_ids:
+            for journal in orphaned_journals(directory):
+                journal.close_or_remove(journal.read(), keeps_past_ids=False)
+
+    @property
+    def age(self) -> float:
+        """Seconds since the last change."""
+        return time.time() - os.fstat(self._fd).st_mtime
 
 
 def try_lock(path: Path) -> JournalFile | None:
@@ -197,6 +211,11 @@ def read_journals(directory: Path) -> Iterator[tuple[Path, JournalState]]:
             yield path, fold(path.read_bytes())
 
 
+def has_living_owner(directory: Path) -> bool:
+    """Return whether the owner of any of the journals lives."""
+    return any(is_owned(path) for path in _paths(directory))
+
+
 def has_unresolved(directory: Path) -> bool:
     """Return whether any of the journals has a start whose instance is not known."""
     for path in _paths(directory):
@@ -230,7 +249,7 @@ def foreign_states(directory: Path, *, without: Container[Path] = ()) -> list[Jo
 
 
 @contextlib.contextmanager
-def decision_lock(directory: Path) -> Iterator[None]:
+def decision_lock(directory: Path) -> Generator[None]:
     """Let only one process at a time decide which instance belongs to which start, and record it.
 
     It raises nothing. Without file locks, or if another process holds this one for too long, the decision is

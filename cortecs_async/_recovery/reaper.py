@@ -146,7 +146,7 @@ class Reaper:
         for thread in self._threads:
             thread.join()
         if locked is not None:
-            locked.close_or_remove(self.state)
+            locked.retire(self.state)
 
     def _not_begun(self) -> list[Promise]:
         # From a copy, because the threads change the state.

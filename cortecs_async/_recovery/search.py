@@ -23,9 +23,10 @@ from .._api.polling import ABSENCE_SPAN
 from .claims import ForeignClaims, unresolved_start_of
 from .pending import PendingPromise, RecoveryResult, RecoveryState, age_of
 
-# Seconds for which an instance must have been listed before it is attributed to a start: another candidate
-# may appear, and a process that has just started it may not have recorded it yet.
-_MIN_LISTED = 10.0
+# Seconds after the search began, and seconds for which an instance must have been listed, before it is
+# attributed to a start: another candidate may appear, and a process that has just started it may not have
+# recorded it yet.
+_MIN_SEARCH, _MIN_LISTED = 10.0, 5.0
 
 # Seconds after an outage in which the service may still carry out what it received before.
 _AFTER_OUTAGE = 60.0
@@ -66,12 +67,13 @@ class Search:
     results: dict[PendingPromise, RecoveryResult]
     on_found: Callable[[PendingPromise, str], object]
     _recent: RecentLists = field(factory=lambda: RecentLists(ABSENCE_SPAN))
+    _began: float = 0.0
     _first_listed_at: float | None = None
     _had_outage: bool = False
 
     async def run(self) -> None:
         """Search until every promise is decided, or the timeout elapses."""
-        began = anyio.current_time()
+        began = self._began = anyio.current_time()
         deadline = began + self.timeout
         final_at = {
             each: began + LATE_WINDOW - age_of(each.promise, self.wall_clock()) for each in self.pending
@@ -124,7 +126,7 @@ class Search:
             since = now if self._first_listed_at is None else self._first_listed_at
             certain_at = since + (_AFTER_OUTAGE if self._had_outage else ABSENCE_SPAN)
             overdue = {each: now - max(final_at[each], certain_at) for each in self.pending}
-            found = list(self._record(outcomes, overdue))
+            found = list(self._record(outcomes, overdue, is_early=now < self._began + _MIN_SEARCH))
         for pending, instance in found:
             del self.pending[pending]
             self.claimed.add(instance.instance_id)
@@ -142,7 +144,11 @@ class Search:
                 self.results[pending] = RecoveryResult(state="gone", instance_id=found)
 
     def _record(
-        self, outcomes: Mapping[PendingPromise, Outcome], overdue: Mapping[PendingPromise, float]
+        self,
+        outcomes: Mapping[PendingPromise, Outcome],
+        overdue: Mapping[PendingPromise, float],
+        *,
+        is_early: bool,
     ) -> Iterator[tuple[PendingPromise, Instance]]:
         """Record what is certain, and yield the instances to release.
 
@@ -151,7 +157,7 @@ class Search:
         for pending, outcome in outcomes.items():
             promise = pending.promise
             if isinstance(outcome, Instance):
-                if not self._recent.is_listed_for(outcome, seconds=_MIN_LISTED):
+                if is_early or not self._recent.is_listed_for(outcome, seconds=_MIN_LISTED):
                     continue
                 created = {"kind": "CREATED", "entry": promise.key, "instance_id": outcome.instance_id}
                 pending.report({**created, "goal": "gone"})

@@ -18,7 +18,15 @@ from pathlib import Path
 
 from .._errors import GuardError
 from .._logging import Event, log
-from .journal import JournalFile, decision_lock, foreign_states, has_unresolved, orphaned_journals
+from .journal import (
+    PAST_IDS_AGE,
+    JournalFile,
+    decision_lock,
+    foreign_states,
+    has_living_owner,
+    has_unresolved,
+    orphaned_journals,
+)
 from .reaper_process import ReaperProcess
 from .records import FORMAT, JournalState, Promise, Record
 
@@ -160,7 +168,7 @@ class PromiseStore:
             else:
                 self._reaper.shutdown()
                 if self._journal is not None:
-                    self._journal.close_or_remove(self.state)
+                    self._journal.retire(self.state)
             self._journal, self._sent_path, self.state, self._credential_records = (
                 None,
                 None,
@@ -174,7 +182,7 @@ class PromiseStore:
         Only promises of this service and account count, or those of all accounts if `account` is empty.
         """
         count, now = 0, self._wall_clock()
-        is_searched = has_unresolved(self.directory)
+        is_searched, others_live = has_unresolved(self.directory), has_living_owner(self.directory)
         for journal in orphaned_journals(self.directory):
             state = journal.read()
             count += sum(
@@ -183,7 +191,8 @@ class PromiseStore:
                 and promise.needs_recovery(now)
                 for promise in state.promises.values()
             )
-            journal.close_or_remove(state, is_searched=is_searched)
+            keeps_past_ids = is_searched or (others_live and journal.age < PAST_IDS_AGE)
+            journal.close_or_remove(state, keeps_past_ids=keeps_past_ids)
         return count
 
     def after_fork(self) -> None:

@@ -95,9 +95,9 @@ async def sweep(
         else:
             results += await _recover(instances, promises, due, existing, claims, timeout=timeout)
     finally:
-        is_searched = bool(journals) and has_unresolved(promises.store.directory)
+        keeps_past_ids = bool(journals) and has_unresolved(promises.store.directory)
         for journal, state in journals:
-            journal.close_or_remove(state, is_searched=is_searched)
+            journal.close_or_remove(state, keeps_past_ids=keeps_past_ids)
     return tuple(sorted(results, key=lambda each: each.started_at))
 
 

@@ -248,7 +248,7 @@ class WorldReaper(Actor):
                 self._locked.close()
             raise
         if self._locked is not None:
-            self._locked.close_or_remove(reaper.state)
+            self._locked.retire(reaper.state)
 
     async def _reap(self, promises: Sequence[Promise]) -> None:
         reaper = self.reaper

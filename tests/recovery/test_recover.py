@@ -16,13 +16,9 @@ from _world import HARDWARE, MODEL, World, emulated_wall_clock
 from cortecs_async import AsyncCortecs
 from cortecs_async._api.polling import ABSENCE_SPAN
 from cortecs_async._recovery.claims import collect_foreign_claims
+from cortecs_async._recovery.pending import PendingPromise, RecoveryResult
 from cortecs_async._recovery.records import JournalState, Record
-from cortecs_async._recovery.recover import (
-    _HELD_POLL_INTERVAL,
-    PendingPromise,
-    Recovery,
-    RecoveryResult,
-)
+from cortecs_async._recovery.recover import _HELD_POLL_INTERVAL, Recovery
 from cortecs_async.emulator import Emulator, Fault
 
 LIFETIME = 3600.0
