@@ -1701,7 +1701,7 @@ MUTANTS = [
         "_recovery/sweep.py",
         "                tasks.start_soon(read, instance_id)\n",
         "                pass\n",
-        "recovery/test_evidence.py::test_no_single_list_settles_an_ambiguous_start",
+        "recovery/test_evidence.py::test_no_list_alone_settles_an_ambiguous_start",
     ),
 ]
 
