@@ -1401,6 +1401,78 @@ MUTANTS = [
     ),
     # The rules of evidence
     Mutant(
+        "takes an equal tag as proof",
+        "_api/matching.py",
+        "    group, candidates = _connected(start, starts, instances, fits)\n",
+        "    if len(own := [each for each in instances if start.has_tag_of(each)]) == 1:\n"
+        "        return own[0]\n"
+        "    group, candidates = _connected(start, starts, instances, fits)\n",
+        "lease/test_starter.py::TestJudging::test_an_equal_tag_is_no_proof",
+    ),
+    Mutant(
+        "explains a new instance by a start of long ago",
+        "_api/matching.py",
+        "            and not any(start.is_too_old_for(instance, other) for other in all_starts)\n",
+        "",
+        "lease/test_starter.py::TestJudging::test_a_start_of_long_ago_explains_no_new_instance",
+    ),
+    Mutant(
+        "loses the oldest baselines when it rewrites its journal",
+        "_recovery/records.py",
+        "records.append(baselines.pop(promise.baseline))",
+        "records.insert(0, baselines.pop(promise.baseline))",
+        "recovery/test_search.py::test_a_snapshot_keeps_the_baselines_of_all_starts",
+    ),
+    Mutant(
+        "takes any instance if it has lost its baseline",
+        "_recovery/records.py",
+        'return self.baselines.get(promise.baseline or "")',
+        'return self.baselines.get(promise.baseline or "", frozenset())',
+        "recovery/test_search.py::test_without_its_baseline_no_instance_is_attributed_to_a_start",
+    ),
+    Mutant(
+        "closes a lost start on the first list after an outage",
+        "_recovery/search.py",
+        "(_AFTER_OUTAGE if self._had_outage else ABSENCE_SPAN)",
+        "0.0",
+        "recovery/test_search.py::test_one_list_after_a_long_outage_closes_nothing",
+    ),
+    Mutant(
+        "searches on for a start that somebody else has closed",
+        "_recovery/search.py",
+        "            self._drop_decided()\n",
+        "",
+        "recovery/test_search.py::test_a_search_ends_when_somebody_else_has_closed_the_promise",
+    ),
+    Mutant(
+        "believes a stopped state of before a restart",
+        "_api/teardown.py",
+        "if state is ObservedState.STOPPED and self.goal is Goal.STOPPED and self.stopped_at is None:",
+        "if False:",
+        "api/test_teardown.py::test_a_reading_of_before_a_restart_does_not_count_as_stopped",
+    ),
+    Mutant(
+        "decides about a lost start on the last list alone",
+        "_api/listing.py",
+        "if now - value[2] < self.span}",
+        "if now == value[2]}",
+        "lease/test_starter.py::test_the_last_list_alone_does_not_decide_that_nothing_was_started",
+    ),
+    Mutant(
+        "takes the first instance that a list shows after a cancelled start",
+        "_lease/starter.py",
+        "ABSENCE_SPAN if to_release else math.inf",
+        "0.0 if to_release else math.inf",
+        "lease/test_starter.py::test_cancelled_while_it_is_looked_for_it_does_not_take_the_first_that_is_listed",
+    ),
+    Mutant(
+        "takes an instance long after its lost start",
+        "_lease/starter.py",
+        "is_searched = self.promises.is_late(key)",
+        "is_searched = self.promises.store.is_open(key)",
+        "recovery/test_search.py::test_the_end_of_a_block_takes_nothing_that_appears_more_than_five_minutes_after_its_lost_start",
+    ),
+    Mutant(
         "only queues the record that a start was refused",
         "_recovery/promises.py",
         "        (await run_uncancellable(self.flush, restart_if_cancelled=True)).unwrap()\n",
@@ -1629,7 +1701,7 @@ MUTANTS = [
         "_recovery/sweep.py",
         "                tasks.start_soon(read, instance_id)\n",
         "                pass\n",
-        "recovery/test_evidence.py::test_no_single_list_settles_an_ambiguous_start",
+        "recovery/test_evidence.py::test_no_list_alone_settles_an_ambiguous_start",
     ),
 ]
 

@@ -227,12 +227,45 @@ async def test_ensure_compares_with_the_defaults(world: World) -> None:
         assert routes(emu).count("start") == 4
 
 
-async def test_concurrent_ensures_start_one_instance(world: World) -> None:
-    async with world() as (emu, client):
+@alternating("lag", [0.0, 1.0, 15.0])
+async def test_concurrent_ensures_start_one_instance(world: World, lag: float) -> None:
+    async with world(list_lag=lag) as (emu, client):
         async with anyio.create_task_group() as tasks:
             for _ in range(5):
                 tasks.start_soon(client.instances.ensure, MODEL, HARDWARE)
-        assert len(emu.existing) == 1
+        assert len(emu.ledger) == len(emu.existing) == 1
+
+
+async def test_concurrent_leases_with_reuse_start_one_instance_although_lists_lag(world: World) -> None:
+    async with world(list_lag=1.0) as (emu, client):
+
+        async def lease() -> None:
+            async with client.instance(MODEL, HARDWARE, reuse=True):
+                await anyio.sleep(10.0)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(3):
+                tasks.start_soon(lease)
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
+@alternating("lag", [15.0, (0, 15), (15, 0)])
+async def test_a_plain_start_that_is_not_visible_yet_is_waited_for(world: World, lag: Any) -> None:
+    async with world(list_lag=lag, get_lag=lag) as (emu, client):
+        started = (await client.instances.start(MODEL, HARDWARE)).instance_id
+        assert (await client.instances.wait_until_running(started)).is_usable
+        assert emu.billing == (started,)
+
+
+async def test_a_plain_restart_that_is_not_visible_yet_is_waited_for(world: World) -> None:
+    async with world(list_lag=15.0, get_lag=15.0) as (emu, client):
+        stopped = emu.start_instance(MODEL, HARDWARE)
+        emu.stop_instance(stopped)
+        await anyio.sleep(100.0)
+        await client.instances.restart(stopped)
+        assert (await client.instances.wait_until_running(stopped)).is_usable
+        assert emu.billing == (stopped,)
 
 
 async def test_ensure_survives_a_restart_whose_answer_is_lost(world: World) -> None:

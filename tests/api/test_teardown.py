@@ -354,3 +354,87 @@ async def test_an_accepted_stop_and_readings_without_it_end_as_missing(world: Wo
         assert work.state is ObservedState.STOPPED
         assert emu.existing == (instance_id,)
         assert emu.billing == ()
+
+
+@grid(strength=1, lag=[3.0, (0, 30), (30, 0)], fault=["drop", "503"], anyio_backend=BACKENDS)
+async def test_a_reading_of_before_a_restart_does_not_count_as_stopped(
+    world: World, lag: Any, fault: str
+) -> None:
+    async with world(get_lag=lag, list_lag=lag) as (emu, client):
+        instance_id = await started(emu, client)
+        emu.stop_instance(instance_id)
+        await anyio.sleep(100.0)
+        emu.restart_instance(instance_id)
+        failure = (
+            Fault("drop", route="stop") if fault == "drop" else Fault("status", route="stop", status=503)
+        )
+        emu.add_fault(failure)
+        work = teardown(client, instance_id, Goal.STOPPED)
+        await run(emu, work)
+        assert work.stopped_at is not None
+        assert emu.billing == ()
+        assert emu.existing == (instance_id,)
+
+
+async def test_stops_that_are_accepted_and_readings_without_it_are_no_storm(world: World) -> None:
+    """Every stop is accepted, also of a stopped instance, and nothing shows a stopped one."""
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        stopped = {"instance_id": instance_id, "instance_status": {"status": "stopped"}}
+        stopped["instance_args"] = {"model_id": MODEL.replace("/", "--")}
+        body = {"message": "ok", "instance": stopped}
+        emu.add_fault(Fault("status", route="stop", status=200, body=body, skip=1, times=None))
+        emu.add_fault(Fault("omit", times=None))
+        work = teardown(client, instance_id, Goal.STOPPED)
+        requests = await run(emu, work)
+        assert work.state in {ObservedState.STOPPED, ObservedState.GONE}
+        assert len(requests) <= 8
+        assert requests[-1][0] <= 6.0
+        assert emu.billing == ()
+
+
+# --- other words, and entries that cannot be read -----------------------------------------------------------
+
+
+async def test_another_word_for_stopped_does_not_prevent_the_delete(world: World) -> None:
+    async with world(status_words={"stopped": "offline"}) as (emu, client):
+        work = teardown(client, await started(emu, client))
+        requests = await run(emu, work)
+        assert work.delete_accepted
+        assert requests[-1][0] <= 15.0
+        assert emu.existing == ()
+
+
+@grid(strength=1, shows_list=[False, True], stop_seconds=[0.0, 3.0], anyio_backend=BACKENDS)
+async def test_an_instance_that_cannot_be_read_is_deleted(
+    world: World, stop_seconds: float, *, shows_list: bool
+) -> None:
+    """The first delete is rejected, because the stop takes a moment."""
+    async with world(stop_seconds=stop_seconds) as (emu, client):
+        instance_id = await started(emu, client)
+        odd = {"instance_id": instance_id, "instance_args": None, "instance_status": {"status": "running"}}
+        for route in ("get", "stop"):
+            emu.add_fault(Fault("garbage", route=route, body={"instance": odd}, times=None))
+        if not shows_list:
+            emu.add_fault(Fault("garbage", route="list", body={"instances": [odd]}, times=3))
+        work = teardown(client, instance_id)
+        requests = await run(emu, work)
+        assert work.delete_accepted
+        assert requests[-1][0] <= 30.0
+        assert emu.existing == ()
+
+
+# --- a whole lease ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [0.0, 5.0, 100.0])
+async def test_a_delete_whose_answer_is_lost_needs_no_minute_if_a_reading_has_shown_the_instance(
+    world: World, seconds: float
+) -> None:
+    async with world() as (emu, client):
+        async with client.instance(MODEL, HARDWARE):
+            await anyio.sleep(seconds)
+            emu.add_fault(Fault("drop", route="delete", when="after"))
+            began = anyio.current_time()
+        assert anyio.current_time() - began == 5.0
+        assert emu.existing == ()

@@ -427,6 +427,31 @@ class TestStopAndRemove:
         assert "MAY STILL BE BILLED" in shown.stderr
         assert account.billing == (instance_id,)
 
+    def test_rm_stop_deletes_an_instance_that_cannot_be_read(self, account: Emulator, call: Call) -> None:
+        instance_id = account.start_instance(MODEL, HARDWARE)
+        odd = {"instance_id": instance_id, "instance_args": None, "instance_status": {"status": "running"}}
+        for route in ("list", "get", "stop"):
+            times = 1 if route == "list" else None
+            account.add_fault(
+                Fault("garbage", route=route, body={"instances": [odd], "instance": odd}, times=times)
+            )
+        shown = call("rm", "--stop", instance_id)
+        assert shown.stdout == f"{instance_id}  deleted\n"
+        assert f"{instance_id} exists, but cannot be read" in shown.stderr
+        assert shown.exit_code == 0
+        assert account.existing == ()
+
+    @pytest.mark.parametrize("command", [("stop",), ("rm", "--stop")])
+    def test_all_exits_with_1_if_an_instance_that_cannot_be_read_is_left(
+        self, account: Emulator, call: Call, command: tuple[str, ...]
+    ) -> None:
+        account.start_instance(MODEL, HARDWARE)
+        account.add_entry({"instance_id": "odd", "instance_args": None})
+        shown = call(*command, "--all", "--yes")
+        assert shown.exit_code == 1
+        assert "odd exists, but cannot be read" in shown.stderr
+        assert account.billing == ()
+
     @pytest.mark.parametrize("command", ["stop", "rm"])
     def test_all_needs_a_confirmation(self, account: Emulator, call: Call, command: str) -> None:
         instance_id = account.start_instance(MODEL, HARDWARE)

@@ -197,6 +197,13 @@ class TestErrorReason:
             ({"message": "", "error": "second"}, "second"),
             ({"message": None, "error": {"message": "second"}}, "second"),
             ({"message": ["x"], "error": "second"}, "second"),
+            # Control characters could clear a terminal, and a lone surrogate cannot be printed.
+            ({"message": "No \x1b[2J capacity\x07 \ud800"}, "No [2J capacity"),
+            # The phrase of a status is what a gateway writes that knows nothing of the service.
+            ({"message": "Service Unavailable"}, ""),
+            ({"error": "internal server error"}, ""),
+            ({"error": {"message": " Bad Gateway "}}, ""),
+            ({"message": "Service unavailable: no capacity"}, "Service unavailable: no capacity"),
             ({"message": "0"}, "0"),
             # No text where an error of the service has it: nothing is known of who wrote it.
             ({}, ""),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
 import anyio
 import httpx
 import pytest
+from _grids import BACKENDS, grid
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, InstanceHandle, errors
@@ -264,6 +266,17 @@ async def test_attach_notices_a_loss(world: World) -> None:
             async with client.attach(theirs):
                 emu.delete_instance(theirs)
                 await anyio.sleep(1000)
+
+
+@grid(strength=1, lag=[(0, 15), (15, 0), (0, 0, 15)], anyio_backend=BACKENDS)
+async def test_attach_does_not_believe_one_replica_that_lags(world: World, lag: tuple[float, ...]) -> None:
+    async with world(list_lag=lag, get_lag=lag) as (emu, client):
+        handle = await client.acquire(MODEL, HARDWARE, max_lifetime=300)
+        async with AsyncExitStack() as stack:
+            for _ in range(4):
+                inst = await stack.enter_async_context(client.attach(handle.instance_id))
+                assert inst.instance_id == handle.instance_id
+        assert emu.billing == (handle.instance_id,)
 
 
 async def test_attach_to_what_does_not_run_is_an_error(world: World) -> None:

@@ -21,8 +21,9 @@ from hypothesis import strategies as st
 
 from cortecs_async import AsyncCortecs, RetryPolicy, errors
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
-from cortecs_async._api.matching import Ambiguous, UnresolvedStart, fits, match_start
+from cortecs_async._api.matching import Ambiguous, Contested, UnresolvedStart, fits, match_start
 from cortecs_async._recovery.journal import JournalFile, read_journals
+from cortecs_async._recovery.promises import Promises
 from cortecs_async._recovery.store import PromiseStore
 from cortecs_async.emulator import Emulator, Fault
 
@@ -180,6 +181,26 @@ class TestJudging:
         assert match_start(plain, [plain, tagged], [with_tag, other]) == other
         assert match_start(plain, [plain], [with_tag], in_progress=[tagged]) is None
         assert match_start(tagged, [tagged], [other]) is None
+
+    def test_an_equal_tag_is_no_proof(self) -> None:
+        args = evolve(unknown().args, context_length=1000)
+        one, other = (evolve(unknown(), args=args, tag=990, order=(False, at, "")) for at in (1.0, 2.0))
+        both = [instance(1, context_length=990), instance(2, context_length=990)]
+        assert [match_start(each, [one, other], both) for each in (one, other)] == both
+        assert [match_start(each, [one, other], both[:1]) for each in (one, other)] == [both[0], None]
+        assert match_start(one, [one], both) == Ambiguous(("i-1", "i-2"))
+        assert match_start(one, [one], both[:1], in_progress=[other]) == Contested(("i-1",))
+
+    @pytest.mark.parametrize(("age", "is_explained"), [(299.0, True), (301.0, False), (86_400.0, False)])
+    def test_a_start_of_long_ago_explains_no_new_instance(self, age: float, *, is_explained: bool) -> None:
+        old = evolve(unknown(), order=(False, 0.0, ""))
+        mine = evolve(unknown(), order=(False, age, ""))
+        both = [instance(1), instance(2)]
+        expected = both[1] if is_explained else Ambiguous(("i-1", "i-2"))
+        assert match_start(mine, [old, mine], both) == expected
+        # It was there before the later start, so the old one can have created it.
+        later = evolve(mine, baseline=frozenset({"i-1"}))
+        assert match_start(later, [old, later], both) == both[1]
 
     @pytest.mark.parametrize(
         ("sent", "actual", "expected"),
@@ -495,6 +516,18 @@ async def test_a_plain_start_of_the_same_client_is_not_taken_for_a_lost_one(worl
         assert mine not in emu.billing
 
 
+@grid(anyio_backend=BACKENDS, lag=[(0, 12), (12, 0), (0, 60), (60, 0), (0, 0, 30)])
+async def test_the_last_list_alone_does_not_decide_that_nothing_was_started(
+    world: World, lag: tuple[float, ...]
+) -> None:
+    """Of several replicas, one lags for longer than the search takes."""
+    async with world(list_lag=lag) as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="after"))
+        async with client.instance(MODEL, HARDWARE):
+            assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
 # --- releasing ----------------------------------------------------------------------------------------------
 
 
@@ -510,6 +543,26 @@ async def test_cancelled_while_it_is_looked_for_it_is_found_and_released(
         assert scope.cancelled_caught
         assert len(emu.ledger) == 1
         assert emu.existing == ()
+
+
+@grid(anyio_backend=BACKENDS, lag=[(1.0, 0.6), (3.0, 2.4), (5.0, 3.0)], after=[0.2, 2.0])
+async def test_cancelled_while_it_is_looked_for_it_does_not_take_the_first_that_is_listed(
+    world: World, lag: tuple[float, float], after: float
+) -> None:
+    list_lag, gap = lag
+    async with world(list_lag=list_lag) as (emu, client):
+        await client.user.balance()
+        await anyio.sleep(100.0)
+        # Not in the baseline, and listed before the other one.
+        theirs = emu.start_instance(MODEL, HARDWARE)
+        await anyio.sleep(gap)
+        emu.add_fault(Fault("drop", route="start", when="after"))
+        with anyio.move_on_after(after):
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        await anyio.sleep(60.0)
+        assert theirs in emu.billing
+        assert len(emu.ledger) == 2
 
 
 async def test_cancelled_while_it_is_looked_for_in_vain(world: World, journals: Path) -> None:
@@ -705,3 +758,41 @@ async def test_a_lease_that_ends_between_two_refused_restarts_does_not_stop_the_
             await later.client.sweep()
         assert emu.billing == (twin,)
         tasks.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("how", ["no journal", "closed"])
+async def test_a_restart_that_was_not_sent_again_does_not_stop_the_instance(
+    world: World, journals: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The first attempt was rejected, and before the second one, a colleague restarts the instance."""
+    async with (
+        world() as (emu, _),
+        process(emu, journals) as mine,
+        process(emu, journals) as later,
+    ):
+        twin = emu.start_instance(MODEL, HARDWARE)
+        emu.stop_instance(twin)
+        emu.add_fault(Fault("status", route="restart", status=503))
+        flush, attempts = Promises.flush, 0
+
+        async def fail(self: Promises, *, strict: bool = False) -> None:
+            nonlocal attempts
+            attempts += strict  # before it is sent; the end of a promise needs no strictness
+            if strict and attempts == 2:
+                emu.restart_instance(twin)
+                if how == "no journal":
+                    raise errors.JournalError("the disk is full")
+                raise GeneratorExit  # as when the coroutine is closed
+            await flush(self, strict=strict)
+
+        monkeypatch.setattr(Promises, "flush", fail)
+        with pytest.raises(errors.JournalError if how == "no journal" else GeneratorExit):
+            async with mine.client.instance(MODEL, HARDWARE, reuse=True):
+                pytest.fail("entered")
+        monkeypatch.setattr(Promises, "flush", flush)
+        assert attempts == 2
+        assert open_promises(journals) == []
+        await mine.reap(mine.kill())
+        assert await later.client.sweep() == ()
+        assert emu.billing == (twin,)
+        assert "stop" not in routes(emu)

@@ -335,3 +335,47 @@ async def test_a_tag_that_is_not_returned_proves_nothing_once_that_is_known(
             assert (orphan.state, orphan.candidates) == ("ambiguous", emu.billing)
             assert len(emu.billing) == 1
         assert "If one still appears" in caplog.text
+
+
+async def test_a_tag_that_is_not_returned_is_forgotten_for_all_starts_of_the_client(
+    world: World, journals: Path
+) -> None:
+    async with (
+        world() as (emu, _),
+        httpx.AsyncClient(transport=_Rewritten(emu.transport(), CONVERT["the default"])) as http,
+        client_of(emu, http_client=http, guard="off", journal="auto", tag_starts=True) as client,
+    ):
+        # The response to the other start, sent at the same time, shows that tags are not returned.
+        emu.add_fault(Fault("drop", route="start", when="after", skip=1))
+
+        async def lease() -> None:
+            async with client.instance(MODEL, HARDWARE, context_length=LENGTH):
+                await anyio.sleep(30.0)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lease)
+            tasks.start_soon(lease)
+        assert len(emu.ledger) == 2
+        assert all(length != LENGTH for length in sent_lengths(emu))
+        assert emu.existing == ()
+    assert open_promises(journals) == []
+
+
+async def test_a_tag_is_chosen_before_the_baseline_is_read(world: World) -> None:
+    """Reading the model may take a while, in which a colleague starts an equal instance."""
+    async with world(tag_starts=True) as (emu, client), anyio.create_task_group() as tasks:
+        emu.add_fault(Fault("status", route="model", status=500, times=2))
+        emu.add_fault(Fault("drop", route="start", when="before"))
+
+        async def colleague() -> None:
+            while "model" not in [each.route for each in emu.requests]:  # noqa: ASYNC110  (it has no event)
+                await anyio.sleep(0.001)
+            emu.start_instance(MODEL, HARDWARE)
+
+        tasks.start_soon(colleague)
+        async with client.instance(MODEL, HARDWARE) as inst:
+            sent = [each.route for each in emu.requests if each.route in {"model", "list", "start"}]
+            assert sent[:5] == ["model", "model", "model", "list", "start"]
+            theirs = emu.billing[0]
+            assert inst.instance_id != theirs
+        assert emu.existing == (theirs,)

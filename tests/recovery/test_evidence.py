@@ -22,7 +22,7 @@ import httpx
 import pytest
 import trio.testing
 from _evidence import PROXY_PAGE, FakeReaper, Process, open_promises, process, reap
-from _grids import BACKENDS, alternating, grid
+from _grids import BACKENDS, grid
 from _promises import BASELINE, OWNER, created, intent, state_of
 from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock
@@ -947,27 +947,36 @@ async def test_no_single_list_closes_the_promise_of_a_dead_process(
         tasks.cancel_scope.cancel()
 
 
-@alternating("dry_run", [True, False])
-async def test_no_single_list_settles_an_ambiguous_start(
-    world: World, journals: Path, *, dry_run: bool
+@grid(dry_run=[True, False], missing=["a list", "all lists", "everything"], anyio_backend=BACKENDS)
+async def test_no_list_alone_settles_an_ambiguous_start(
+    world: World, journals: Path, missing: str, *, dry_run: bool
 ) -> None:
+    """Every request by id shows the candidates, or they are too young to be visible."""
     async with world() as (emu, _), process(emu, journals) as later:
         await later.client.user.balance()  # the first token also says which account it is
         candidates = [emu.start_instance(MODEL, HARDWARE) for _ in range(2)]
-        common = {"account": later.client._wiring.promises.account, "api": emu.api_base_url}
+        account = later.client._wiring.promises.account
         JournalFile.create(
             journals,
             [
                 OWNER,
                 BASELINE,
-                intent(**common),
+                intent(account=account, api=emu.api_base_url, at=emulated_wall_clock()),
                 {"kind": "AMBIGUOUS", "entry": "e1", "candidates": candidates},
             ],
         ).close()
-        emu.add_fault(Fault("omit", route="list"))
+        if missing != "everything":
+            await anyio.sleep(1000.0)
+        emu.add_fault(Fault("omit", route="list", times=1 if missing == "a list" else None))
+        if missing == "everything":
+            emu.add_fault(Fault("omit", route="get", times=None))
         sweep = later.client.orphans if dry_run else later.client.sweep
         assert [each.state for each in await sweep()] == ["ambiguous"]
         assert emu.billing == tuple(candidates)
+        assert list(read_journals(journals)) != []
+        if missing == "everything":
+            await anyio.sleep(60.0)
+            assert [each.state for each in await sweep()] == ["gone"]
 
 
 # --- instances that were handed over ------------------------------------------------------------------------
