@@ -1401,6 +1401,20 @@ MUTANTS = [
     ),
     # The rules of evidence
     Mutant(
+        "has a sweep that does not notice what the living reaper of its process has done",
+        "_recovery/sweep.py",
+        "            promises.store.commit()  # a living reaper may have fulfilled some of `due` meanwhile\n",
+        "",
+        "recovery/test_search.py::test_a_search_ends_when_somebody_else_has_closed_the_promise",
+    ),
+    Mutant(
+        "closes a start of long ago because its last list lacks the instances",
+        "_recovery/search.py",
+        "RecentLists(ABSENCE_SPAN + _SLOW_LIST_INTERVAL)",
+        "RecentLists(ABSENCE_SPAN)",
+        "recovery/test_search.py::test_no_single_list_of_a_search_long_after_the_start_closes_it",
+    ),
+    Mutant(
         "takes an equal tag as proof",
         "_api/matching.py",
         "    group, candidates = _connected(start, starts, instances, fits)\n",

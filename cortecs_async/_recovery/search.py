@@ -66,7 +66,8 @@ class Search:
     claimed: set[str]
     results: dict[PendingPromise, RecoveryResult]
     on_found: Callable[[PendingPromise, str], object]
-    _recent: RecentLists = field(factory=lambda: RecentLists(ABSENCE_SPAN))
+    # Longer than the pause between two lists, so that one list that lacks an instance decides nothing.
+    _recent: RecentLists = field(factory=lambda: RecentLists(ABSENCE_SPAN + _SLOW_LIST_INTERVAL))
     _began: float = 0.0
     _first_listed_at: float | None = None
     _had_outage: bool = False

@@ -86,6 +86,7 @@ async def sweep(
         due_keys = [{each.promise.key for each in due if each.state is state} for state in states]
 
         def claims() -> ForeignClaims:
+            promises.store.commit()  # a living reaper may have fulfilled some of `due` meanwhile
             foreign = [(state, ()) for state in promises.store.foreign_states(without=paths)]
             return collect_foreign_claims(promises.api, [*zip(states, due_keys, strict=True), *foreign])
 
