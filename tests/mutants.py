@@ -1203,7 +1203,7 @@ MUTANTS = [
     Mutant(
         "closes the start of a dead process before its instance can appear",
         "_recovery/search.py",
-        "elif overdue[pending] < (_CONTESTED_GRACE if isinstance(outcome, Contested) else 0.0):",
+        "elif not is_certain or now < end + (_CONTESTED_GRACE if isinstance(outcome, Contested) else 0.0):",
         "elif False:",
         "recovery/test_sweep.py::test_the_instance_of_an_intent_is_waited_for_before_it_is_closed",
     ),
@@ -1401,6 +1401,20 @@ MUTANTS = [
     ),
     # The rules of evidence
     Mutant(
+        "has a sweep that does not notice what the living reaper of its process has done",
+        "_recovery/sweep.py",
+        "            promises.store.commit()  # what the reaper has done meanwhile\n",
+        "",
+        "recovery/test_search.py::test_a_search_ends_when_somebody_else_has_closed_the_promise",
+    ),
+    Mutant(
+        "closes a start of long ago because its last list lacks the instances",
+        "_recovery/search.py",
+        "RecentLists(3 * _SLOW_LIST_INTERVAL)",
+        "RecentLists(ABSENCE_SPAN)",
+        "recovery/test_search.py::test_no_single_list_of_a_search_long_after_the_start_closes_it",
+    ),
+    Mutant(
         "takes an equal tag as proof",
         "_api/matching.py",
         "    group, candidates = _connected(start, starts, instances, fits)\n",
@@ -1412,8 +1426,8 @@ MUTANTS = [
     Mutant(
         "explains a new instance by a start of long ago",
         "_api/matching.py",
-        "            and not any(start.is_too_old_for(instance, other) for other in all_starts)\n",
-        "",
+        "latest - start.order[1] > LATE_WINDOW\n",
+        "False\n",
         "lease/test_starter.py::TestJudging::test_a_start_of_long_ago_explains_no_new_instance",
     ),
     Mutant(
@@ -1433,8 +1447,8 @@ MUTANTS = [
     Mutant(
         "closes a lost start on the first list after an outage",
         "_recovery/search.py",
-        "(_AFTER_OUTAGE if self._had_outage else ABSENCE_SPAN)",
-        "0.0",
+        "grace = _AFTER_OUTAGE if is_outage else 0.0 if self._appears_until else ABSENCE_SPAN",
+        "grace = 0.0",
         "recovery/test_search.py::test_one_list_after_a_long_outage_closes_nothing",
     ),
     Mutant(

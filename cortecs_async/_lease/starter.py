@@ -223,7 +223,8 @@ class Starter:
         if start.key is not None:
             self.promises.record_unanswered(start.key)
         began = anyio.current_time()
-        recent = RecentLists(ABSENCE_SPAN)
+        # Longer than any pause between two lists, so that one list that lacks the instance decides nothing.
+        recent = RecentLists(ABSENCE_SPAN + self.settings.poll.max_interval)
         while True:
             view = await self._view(start, to_release=to_release)
             if view is not None:

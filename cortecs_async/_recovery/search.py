@@ -67,6 +67,7 @@ class Search:
     claimed: set[str]
     results: dict[PendingPromise, RecoveryResult]
     on_found: Callable[[PendingPromise, str], object]
+    # Longer than the pause between lists, so that one list that lacks an instance decides nothing.
     _recent: RecentLists = field(factory=lambda: RecentLists(3 * _SLOW_LIST_INTERVAL))
     _began: float = 0.0
     # When the current run of lists began, and that of failures.

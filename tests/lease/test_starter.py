@@ -516,6 +516,19 @@ async def test_a_plain_start_of_the_same_client_is_not_taken_for_a_lost_one(worl
         assert mine not in emu.billing
 
 
+@alternating("skip", [36, 37, 38, 39])
+async def test_the_last_list_after_a_time_out_does_not_decide_that_nothing_was_started(
+    world: World, skip: int
+) -> None:
+    """The search takes a minute, in the end with five seconds between two lists."""
+    async with world() as (emu, client):
+        emu.add_fault(Fault("delay", route="start", when="after", seconds=300.0))
+        emu.add_fault(Fault("omit", route="list", skip=skip))
+        async with client.instance(MODEL, HARDWARE):
+            assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
 @grid(anyio_backend=BACKENDS, lag=[(0, 12), (12, 0), (0, 60), (60, 0), (0, 0, 30)])
 async def test_the_last_list_alone_does_not_decide_that_nothing_was_started(
     world: World, lag: tuple[float, ...]

@@ -89,7 +89,10 @@ async def test_a_search_ends_when_somebody_else_has_closed_the_promise(
             else:
                 tasks.start_soon(reap, emu, state, [promise], reporter(mine), mine.journal)
             await anyio.sleep(20.0)
-            reporter(mine)({"kind": "GONE", "entry": promise.key})
+            # What the reaper has done is only queued in its living parent.
+            mine.store.put({"kind": "GONE", "entry": promise.key})
+            if by == "its reaper":
+                mine.store.commit()
             theirs = emu.start_instance(MODEL, HARDWARE)
             await anyio.sleep(120.0)
             assert emu.billing == (inst.instance_id, theirs)
@@ -107,6 +110,7 @@ async def test_a_reaper_without_the_lock_notices_what_a_sweep_has_done(
     ):
         path = await lose_a_start(emu, mine, tasks, when="before")
         state = fold(path.read_bytes())
+        state.apply({"kind": "ORPHANED"})  # as the reaper does when its parent has died
         (promise,) = state.promises.values()
 
         def report(record: Record) -> None:
@@ -195,6 +199,26 @@ async def test_one_list_after_a_long_outage_closes_nothing(
         assert emu.unmet_faults == ()
         assert emu.existing == ()
         assert open_promises(journals) == []
+        tasks.cancel_scope.cancel()
+
+
+@alternating("skip", [0, 1, 2, 3])
+async def test_no_single_list_of_a_search_long_after_the_start_closes_it(
+    world: World, journals: Path, skip: int
+) -> None:
+    async with (
+        world() as (emu, _),
+        process(emu, journals) as mine,
+        process(emu, journals) as later,
+        anyio.create_task_group() as tasks,
+    ):
+        await lose_a_start(emu, mine, tasks)
+        emu.start_instance(MODEL, HARDWARE)
+        await anyio.sleep(400.0)  # now lists are five seconds apart
+        emu.add_fault(Fault("omit", route="list", skip=skip))
+        (orphan,) = await later.client.sweep()
+        assert (orphan.state, orphan.candidates) == ("ambiguous", emu.billing)
+        assert len(emu.billing) == 2
         tasks.cancel_scope.cancel()
 
 
