@@ -305,3 +305,22 @@ def test_choose_with_a_model_without_details() -> None:
 def test_progress_of_an_instance_that_reports_none() -> None:
     progress = Progress(instance=existing("1", "warming"), elapsed=3.0)
     assert (progress.workers, progress.fraction, progress.description) == ((), 0.0, "warming")
+
+
+@pytest.mark.parametrize("how", ["delete", "stop all", "delete all"])
+async def test_a_new_instance_that_was_ended_is_not_waited_for(world: World, how: str) -> None:
+    async with world() as (emu, client):
+        first = await client.instances.start(MODEL, HARDWARE)
+        began = anyio.current_time()
+        if how == "delete all":
+            await client.instances.delete_all(force=True)
+        else:
+            await (
+                client.instances.stop_all() if how == "stop all" else client.instances.stop(first.instance_id)
+            )
+            emu.add_fault(Fault("drop", route="delete", when="after"))
+            await client.instances.delete(first.instance_id)
+        assert anyio.current_time() - began <= 10.0
+        second = await client.instances.ensure(MODEL, HARDWARE)
+        assert second.instance_id != first.instance_id
+        assert emu.billing == (second.instance_id,)

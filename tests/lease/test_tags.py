@@ -361,6 +361,33 @@ async def test_a_tag_that_is_not_returned_is_forgotten_for_all_starts_of_the_cli
     assert open_promises(journals) == []
 
 
+async def test_a_tag_that_proves_useless_while_its_start_waits_is_not_sent(
+    world: World, journals: Path
+) -> None:
+    async with (
+        world() as (emu, _),
+        httpx.AsyncClient(transport=_Rewritten(emu.transport(), CONVERT["the default"])) as http,
+        client_of(emu, http_client=http, guard="off", journal="auto", tag_starts=True) as client,
+    ):
+        emu.add_fault(Fault("delay", route="start", seconds=3.0))
+        emu.add_fault(Fault("drop", route="start", when="after", skip=1))
+        # The second lease has its tag, and waits for its baseline.
+        emu.add_fault(Fault("delay", route="list", seconds=2.0, skip=1))
+
+        async def lease(delay: float) -> None:
+            await anyio.sleep(delay)
+            async with client.instance(MODEL, HARDWARE, context_length=LENGTH):
+                await anyio.sleep(30.0)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lease, 0.0)
+            tasks.start_soon(lease, 2.0)
+        assert [length == LENGTH for length in sent_lengths(emu)] == [False, True]
+        assert len(emu.ledger) == 2
+        assert emu.existing == ()
+    assert open_promises(journals) == []
+
+
 async def test_a_tag_is_chosen_before_the_baseline_is_read(world: World) -> None:
     """Reading the model may take a while, in which a colleague starts an equal instance."""
     async with world(tag_starts=True) as (emu, client), anyio.create_task_group() as tasks:

@@ -341,6 +341,32 @@ async def test_a_start_whose_coroutine_is_closed_after_its_intent_leaves_no_prom
         disk.is_slow = False
 
 
+async def test_an_instance_that_was_found_while_the_lease_was_cancelled_is_released(
+    world: World, journals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = SlowDisk("after")
+    monkeypatch.setattr(Wiring, "system", System(emulated_wall_clock, off_loop=disk))
+    async with world(journal="auto") as (emu, client):
+        found: list[bool] = []
+        with anyio.CancelScope() as scope:
+            record_created = client._wiring.promises.record_created
+
+            def record(*args: Any, **kwargs: Any) -> str:
+                found.append(True)
+                disk.is_slow = True
+                scope.cancel()
+                return record_created(*args, **kwargs)
+
+            monkeypatch.setattr(client._wiring.promises, "record_created", record)
+            emu.add_fault(Fault("drop", route="start", when="after"))
+            async with client.instance(MODEL, HARDWARE):
+                pytest.fail("entered")
+        assert found
+        assert emu.existing == ()
+        disk.is_slow = False
+    assert open_promises(journals) == []
+
+
 # --- many processes with equal starts -----------------------------------------------------------------------
 
 CROWD = 20

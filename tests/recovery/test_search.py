@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,6 +52,15 @@ def reporter(mine: Process) -> Callable[[Record], None]:
     def report(record: Record) -> None:
         mine.store.put(record)
         mine.store.commit()
+
+    return report
+
+
+def applying(state: JournalState) -> Callable[[Record], None]:
+    """Return what the reaper of a dead process does with its records, without a journal."""
+
+    def report(record: Record) -> None:
+        state.apply(record)
 
     return report
 
@@ -112,11 +122,7 @@ async def test_a_reaper_without_the_lock_notices_what_a_sweep_has_done(
         state = fold(path.read_bytes())
         state.apply({"kind": "ORPHANED"})  # as the reaper does when its parent has died
         (promise,) = state.promises.values()
-
-        def report(record: Record) -> None:
-            state.apply(record)
-
-        tasks.start_soon(reap, emu, state, [promise], report, path)
+        tasks.start_soon(reap, emu, state, [promise], applying(state), path)
         await anyio.sleep(20.0)
         if how == "removes":
             path.unlink()
@@ -271,3 +277,46 @@ def test_a_snapshot_keeps_the_baselines_of_all_starts() -> None:
     again = fold(encode(state.snapshot()))
     found = [again.baseline_of(again.promises[f"e{number}"]) for number in range(40)]
     assert found == [frozenset({f"i-{number}"}) for number in range(40)]
+
+
+# --- what others have done ----------------------------------------------------------------------------------
+
+
+async def test_a_search_releases_the_instance_that_the_owner_has_found(world: World, journals: Path) -> None:
+    async with (
+        world() as (emu, _),
+        process(emu, journals) as mine,
+        anyio.create_task_group() as tasks,
+    ):
+        found = emu.start_instance(MODEL, HARDWARE)
+        path = await lose_a_start(emu, mine, tasks, when="before")
+        state = fold(path.read_bytes())
+        (promise,) = state.promises.values()
+        tasks.start_soon(reap, emu, state, [promise], applying(state), path)
+        await anyio.sleep(20.0)
+        # The owner finds it late, at the end of its block, and is killed before it has released it.
+        created = {"kind": "CREATED", "entry": promise.key, "account": promise.account, "api": promise.api}
+        state.apply({**created, "at": promise.at, "args": {}, "instance_id": found, "goal": "gone"})
+        await anyio.sleep(60.0)
+        assert emu.existing == ()
+        assert not state.promises
+        tasks.cancel_scope.cancel()
+
+
+async def test_a_reaper_goes_on_when_the_state_directory_is_removed(world: World, journals: Path) -> None:
+    async with (
+        world() as (emu, _),
+        process(emu, journals) as mine,
+        anyio.create_task_group() as tasks,
+    ):
+        path = await lose_a_start(emu, mine, tasks)
+        state = fold(path.read_bytes())
+        state.apply({"kind": "ORPHANED"})
+        (promise,) = state.promises.values()
+        tasks.start_soon(reap, emu, state, [promise], applying(state), path)
+        await anyio.sleep(5.0)
+        assert len(emu.billing) == 1
+        shutil.rmtree(path.parent)
+        await anyio.sleep(120.0)
+        assert emu.existing == ()
+        tasks.cancel_scope.cancel()

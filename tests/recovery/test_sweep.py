@@ -293,3 +293,27 @@ async def test_a_power_loss_anywhere_in_the_journal(world: World, journals: Path
                     await client.sweep()
                 assert emu.existing == ((foreign,) if length >= promised else (foreign, mine)), length
                 assert list(read_journals(directory / "journal")) == []
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+async def test_a_failing_service_does_not_delay_a_sweep(
+    world: World, journals: Path, *, dry_run: bool
+) -> None:
+    async with swept(world) as (emu, client):
+        mine = emu.start_instance(MODEL, HARDWARE)
+        journal_of(emu, journals, created(mine), created("unlisted", "e2")).close()
+        await anyio.sleep(100.0)
+        began = anyio.current_time()
+        # The first list is answered.
+        emu.add_fault(Fault("status", route="list", status=503, skip=1, times=None))
+        emu.add_fault(Fault("status", route="get", status=503, times=None))
+        found = {each.instance_id: each.state for each in await client.sweep(dry_run=dry_run, timeout=30.0)}
+        if dry_run:
+            assert found == {mine: "found", "unlisted": "found"}
+            assert anyio.current_time() - began <= 15.0
+        else:
+            assert found["unlisted"] == "left"
+            assert emu.billing == ()
+            routes = [each.route for each in emu.requests if each.route != "token"]
+            assert routes[:2] == ["list", "stop"]
+            assert anyio.current_time() - began <= 31.0
