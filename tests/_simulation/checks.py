@@ -176,8 +176,8 @@ class Checker:
         unresolved = [each for each in [*self._run.starts, *self._never_sent()] if self._is_unresolved(each)]
         count = -1
         # Whose instance is taken by mistake may take another one.
-        while count != len(excuses.pairs):
-            count = len(excuses.pairs)
+        while count != len(excuses.ids):
+            count = len(excuses.ids)
             for sent in unresolved:
                 is_listed = sent.executed_at + self._lag <= sent.ended_at + WINDOW
                 if not is_listed or sent.instance_id in excuses.ids:
@@ -191,10 +191,13 @@ class Checker:
             excuses.late.add(sent.instance_id)
         earliest = sent.after - BASELINE_AGE - self._baseline_gap()
         for instance_id, instance in self._instances.items():
-            if instance.machine == sent.lease.machine or not _fits(instance, sent):
+            # One of this machine only if its own start has taken another.
+            is_known = instance.machine == sent.lease.machine and instance_id not in excuses.ids
+            if is_known or instance_id == sent.instance_id or not _fits(instance, sent):
                 continue
             if any(earliest <= each <= until for each in instance.appeared_at):
-                excuses.pairs.add((sent.lease.machine, instance_id))
+                if instance.machine != sent.lease.machine:
+                    excuses.pairs.add((sent.lease.machine, instance_id))
                 excuses.ids.update({instance_id, sent.instance_id or instance_id})
                 excuses.leases.add(sent.lease)
                 if instance.sent is not None:
@@ -239,19 +242,19 @@ class Checker:
         """
         run = self._run
         found = [
-            (machine.index, each.candidates)
+            (machine.index, each.candidates, math.inf)
             for machine, orphans in zip(run.machines, run.orphans, strict=False)
             for each in orphans
             if each.state == "ambiguous"
         ]
         found += [
-            (each.machine, each.exit_error.candidates)
+            (each.machine, each.exit_error.candidates, each.left_at)
             for each in run.histories
             if isinstance(each.exit_error, errors.AmbiguousStartError)
         ]
-        for machine, candidates in found:
+        for machine, candidates, at in found:
             self._ambiguous.update(candidates)
-            if self._are_old_and_unstamped(candidates):
+            if self._are_old_and_unstamped(candidates) or self._may_be_shown_deleted(candidates, at):
                 continue
             others = {each.spec.model_id for each in self._instances.values() if each.machine != machine}
             if not others & {self._ledger[each].model_id for each in candidates if each in self._ledger}:
@@ -265,6 +268,16 @@ class Checker:
         """Return whether a sweep came too late to trust anything but stamps, and there are no usable ones."""
         started_at = min((self._instances[each].appeared_at[0] for each in candidates), default=0.0)
         return not self._has_stamps() and anyio.current_time() - started_at > SWEEP_SEARCH_WITHOUT_STAMPS
+
+    def _may_be_shown_deleted(self, candidates: Iterable[str], at: float) -> bool:
+        """Return whether a replica may show one that was deleted by a process that had ended before then.
+
+        Its ids are recorded only while another process lives.
+        """
+        processes = {self._created[each].lease.process for each in candidates if each in self._created}
+        ended = {each.actor.index for each in self._run.programs if each.ended_at < at}
+        deleted = any(self._ledger[each].deleted_at is not None for each in candidates)
+        return self._lag > 0 and deleted and bool(processes & ended)
 
     def _check_own_instances(self) -> None:
         holders = {each.instance_id: each for each in self._run.histories if each.instance_id is not None}
