@@ -366,7 +366,9 @@ class Checker:
         leases that overlap are checked together.
         """
         run = self._run
-        held = [each.instance_id for each in run.histories if each.instance_id is not None]
+        # A process that is killed before the block begins may not have recorded its instance.
+        holders = [each for each in run.histories if each.body_at is not None or self._was_left(each)]
+        held = [each.instance_id for each in holders if each.instance_id is not None]
         if twice := {each for each in held if held.count(each) > 1} - self._excuses.ids:
             run.problem(f"two leases have the same instance: {sorted(twice)}")
         for cluster in self._clusters():
