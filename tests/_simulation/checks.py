@@ -366,9 +366,13 @@ class Checker:
         leases that overlap are checked together.
         """
         run = self._run
-        # A process that is killed before the block begins may not have recorded its instance.
-        holders = [each for each in run.histories if each.body_at is not None or self._was_left(each)]
-        held = [each.instance_id for each in holders if each.instance_id is not None]
+        held = [
+            each.instance_id
+            for each in run.histories
+            # A process that is killed as soon as its block begins may not have recorded its instance.
+            if each.instance_id is not None
+            and self._killed_at(each) >= (each.body_at or each.entered_at) + TO_RECORD
+        ]
         if twice := {each for each in held if held.count(each) > 1} - self._excuses.ids:
             run.problem(f"two leases have the same instance: {sorted(twice)}")
         for cluster in self._clusters():
