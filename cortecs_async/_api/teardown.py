@@ -120,6 +120,7 @@ class Teardown:
         has_acted: Whether the service accepted a stop or a delete.
         stopped_at: When the service last accepted a stop, on the same clock.
         stop_refused: Whether the last stop was refused.
+        delete_refused: Whether the last delete was refused.
     """
 
     instances: Instances
@@ -135,6 +136,7 @@ class Teardown:
     has_acted: bool = False
     stopped_at: float | None = None
     stop_refused: bool = False
+    delete_refused: bool = False
     last_error: Exception | None = None
     _backoff: Backoff = field(factory=lambda: Backoff(first=0.5, limit=10.0))
 
@@ -151,6 +153,7 @@ class Teardown:
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
                     # Already stopped, already gone, or not ready for it yet: the next reading shows which.
                     self.stop_refused = action is Action.STOP
+                    self.delete_refused = self.delete_refused or action is Action.DELETE
                     asks = action in {Action.STOP, Action.DELETE}
                     # A conflict means that it exists, unless it is with a stop that was accepted.
                     is_conflict = isinstance(refusal, ConflictError) and self.stopped_at is None
@@ -165,6 +168,7 @@ class Teardown:
                     break
                 except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
                     await self._recover(action, error)
+                    self.delete_refused = self.delete_refused and action is not Action.DELETE
                     if action is Action.DELETE and not getattr(error, "outcome_unknown", True):
                         self.state = ObservedState.STOPPED  # nothing was deleted
             else:
@@ -234,7 +238,8 @@ class Teardown:
         if self.asked_again and now >= max(agree_at, self.visible_at):
             return state
         await anyio.sleep(_INVISIBLE_PAUSE if now < self.visible_at else ABSENCE_SPAN)
-        return ObservedState.UNCONFIRMED
+        # If it was only not stopped yet, lists may hide it now, but a delete finds it.
+        return ObservedState.STOPPED if self.delete_refused else ObservedState.UNCONFIRMED
 
     def _stop_was_accepted(self) -> None:
         self.stopped_at = anyio.current_time()

@@ -197,8 +197,19 @@ async def test_one_that_another_deletes_in_between_is_gone(world: World) -> None
         assert requests == [
             *((0.0, "stop"), (0.0, "get"), (0.5, "get"), (1.0, "get")),
             *((1.5, "get"), (1.5, "list"), (1.5, "delete"), (1.5, "get"), (1.5, "list")),
-            *((6.5, "stop"), (6.5, "get"), (6.5, "list")),
+            *((6.5, "delete"), (6.5, "get"), (6.5, "list")),
         ]
+
+
+async def test_one_that_was_not_stopped_yet_and_is_hidden_then_is_deleted(world: World) -> None:
+    async with world(
+        step_seconds=0.0, stop_seconds=1.3, list_lag=(0.0, 3.0), get_lag=15.0, hide_stopped=True
+    ) as (emu, client):
+        instance_id = emu.start_instance(MODEL, HARDWARE)
+        work = teardown(client, instance_id)
+        await run(emu, work)
+        assert work.delete_accepted
+        assert emu.existing == ()
 
 
 # --- lost answers -------------------------------------------------------------------------------------------
