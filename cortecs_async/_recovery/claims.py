@@ -78,7 +78,10 @@ class ForeignClaims:
         ]
         if not doubtful or (isinstance(outcome, Instance) and start.has_tag_of(outcome)):
             return outcome
-        more = [outcome.instance_id] if isinstance(outcome, Instance) else []
+        if isinstance(outcome, Instance):
+            more: tuple[str, ...] = (outcome.instance_id,)
+        else:
+            more = () if outcome is None else outcome.candidates
         return Ambiguous(tuple(dict.fromkeys([*doubtful, *more])))
 
 

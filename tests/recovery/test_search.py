@@ -17,6 +17,7 @@ from _evidence import PROXY_PAGE, Process, open_promises, process, reap
 from _grids import alternating
 from _promises import BASELINE, OWNER, intent, state_of
 from _world import HARDWARE, MODEL, World
+from attrs import evolve
 
 from cortecs_async import errors
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
@@ -262,6 +263,15 @@ def test_without_its_baseline_no_instance_is_attributed_to_a_start() -> None:
     assert start.baseline is None
     outcomes = match_starts({pending: start}, listed(8192), set(), claims=ForeignClaims(), now=1000.0)
     assert outcomes == {pending: Ambiguous(("i-7",))}
+
+
+def test_all_instances_that_may_be_ours_are_named() -> None:
+    state = state_of(BASELINE, intent())
+    start = unresolved_start_of(state, pending_in(state).promise)
+    instances = [evolve(listed(8192)[0], instance_id=name) for name in ("i-7", "i-8", "i-9")]
+    outcome = ForeignClaims(ambiguous_ids={"i-9"}).match(start, instances, listed_at=None)
+    assert isinstance(outcome, Ambiguous)
+    assert set(outcome.candidates) == {"i-7", "i-8", "i-9"}
 
 
 def test_a_snapshot_keeps_the_baselines_of_all_starts() -> None:
