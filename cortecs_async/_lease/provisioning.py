@@ -36,8 +36,9 @@ async def start(state: LeaseState) -> None:
             )
         else:
             await services.starter.start(attempt)
-        # Until this is written, the intent in the journal covers the instance.
-        await services.promises.flush()
+    # Until this is written, the intent in the journal covers the instance. Outside of the scope, because the
+    # response may have arrived after the deadline.
+    await services.promises.flush()
     if state.newest is None:
         # The deadline fell between two attempts, or during the search for the instance of a lost start.
         unknown = attempt.state is StartState.UNKNOWN or bool(attempt.not_seen)

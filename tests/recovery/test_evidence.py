@@ -367,6 +367,15 @@ async def test_an_instance_that_was_found_while_the_lease_was_cancelled_is_relea
     assert open_promises(journals) == []
 
 
+async def test_a_response_after_the_deadline_is_recorded_before_the_block_begins(
+    world: World, journals: Path
+) -> None:
+    async with world(journal="auto", step_seconds=0.0) as (emu, client):
+        emu.add_fault(Fault("delay", route="start", when="after", seconds=10.0))
+        async with client.instance(MODEL, HARDWARE, start_timeout=9.9) as inst:
+            assert [each.instance_id for each in open_promises(journals)] == [inst.instance_id]
+
+
 # --- many processes with equal starts -----------------------------------------------------------------------
 
 CROWD = 20
