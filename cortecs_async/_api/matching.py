@@ -28,7 +28,7 @@ from attrs import define, evolve, field, frozen
 from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs, Model
 
 # Seconds after its request in which the instance of a start may appear. One that appears later is more likely
-# that of an equal start of somebody else.
+# that of an equal start of another user.
 LATE_WINDOW = 300.0
 
 # Seconds that a timestamp of an instance may be before or after its start. Before: the service's machines may

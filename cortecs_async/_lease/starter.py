@@ -255,7 +255,7 @@ class Starter:
         """Search once for the instances of earlier requests that did not appear in time."""
         found: list[tuple[str, Instance]] = []
         for key in start.not_seen:
-            # The reaper may have found it, and after a while an instance is more likely somebody else's.
+            # The reaper may have found it, and after a while an instance is more likely another user's.
             is_searched = self.promises.is_late(key)
             view = await self._view(start, to_release=True) if is_searched else None
             if view is not None:

@@ -275,7 +275,7 @@ class Simulation:
                 each.response == response and process in {None, each.lease.process} for each in self.starts
             )
 
-        while event is not None and not has_happened():  # noqa: ASYNC110  (nobody sets an event)
+        while event is not None and not has_happened():  # noqa: ASYNC110  (no code sets an event)
             # Nothing happens any more once the processes have ended.
             await anyio.sleep(math.inf if self._is_over else 0.7)
 
