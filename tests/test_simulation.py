@@ -196,9 +196,9 @@ def has_no_tag(self: UnresolvedStart, instance: Instance, *_: Any) -> bool:
     return False
 
 
-def is_gone_at_once(self: Teardown) -> ObservedState:
-    """Instead of `Teardown._missing`."""
-    return ObservedState.GONE
+async def believe(_: Teardown, state: ObservedState) -> ObservedState:
+    """Instead of `Teardown._confirm`."""
+    return state
 
 
 async def forget(self: Starter, start: StartAttempt) -> None:
@@ -246,7 +246,7 @@ SABOTAGE: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
             (UnresolvedStart, "is_contradicted_by", has_no_tag),
         ],
     ),
-    "believes a single reading": ("any", [(Teardown, "_missing", is_gone_at_once)]),
+    "believes a single reading": ("any", [(Teardown, "_confirm", believe)]),
     "forgets a start that has not appeared": ("late", [(Starter, "_give_up", forget)]),
     "rejects a list with an odd entry": ("any", [(_instances, "decode_instances", decode_all_or_none)]),
 }

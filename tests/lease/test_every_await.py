@@ -175,13 +175,15 @@ LOST = Fault("drop", route="start", when="after")
 SCENARIOS = {
     "lease": Scenario(body=lease),
     # What is cut off is done by the service all the same, later.
-    "lease, slow service": Scenario(body=lease, faults=(SLOW,)),
+    # If the response to the deletion is lost too, readings seconds apart must agree.
+    "lease, slow service": Scenario(body=lease, faults=(SLOW,), time_limit=10.0),
     "lease, journal": Scenario(body=lease, journal=True),
     # Its instance is looked for, for 10 s.
     "lease, lost start": Scenario(
         body=lease, faults=(LOST,), journal=True, min_interval=2.0, time_limit=16.0
     ),
-    "lease, time limit": Scenario(body=lease, expires=True),
+    # Such readings count after a minute only, if none has ever shown the instance.
+    "lease, time limit": Scenario(body=lease, expires=True, time_limit=66.0),
     "lease beside another": Scenario(body=lease, beside=neighbour, journal=True, starts=2),
     "lost start beside another": Scenario(
         body=lease,
@@ -192,7 +194,7 @@ SCENARIOS = {
         time_limit=16.0,
         starts=2,
     ),
-    "restart": Scenario(body=restart, before=stop_one, faults=(SLOW,), journal=True),
+    "restart": Scenario(body=restart, before=stop_one, faults=(SLOW,), journal=True, time_limit=10.0),
     "whole client": Scenario(body=whole_client, journal=True),
     "acquire": Scenario(body=acquire, journal=True),
     "release": Scenario(body=release, before=acquire, journal=True),
