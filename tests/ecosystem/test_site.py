@@ -27,7 +27,16 @@ KINDS = {f"py:{kind}" for kind in ("attribute", "class", "exception", "function"
 INNER = {
     "HardwareTypes": {"list_once"},
     "InstanceLease": {"into_handle"},
-    "Instances": {"find_or_start", "list_now", "read_all", "read_one", "start_once"},
+    "Instances": {
+        "find_or_start",
+        "get_confirmed",
+        "list_now",
+        "note_started",
+        "read_all",
+        "read_one",
+        "restart_once",
+        "start_once",
+    },
 }
 
 
