@@ -384,7 +384,7 @@ MUTANTS = [
         "_lease/starter.py",
         "                    raise error\n",
         "",
-        "lease/test_starter.py::test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_touched",
+        "lease/test_starter.py::test_an_equal_instance_of_another_user_makes_it_ambiguous_and_is_not_touched",
     ),
     Mutant(
         "releases a lease without resolving its start",
@@ -1405,7 +1405,7 @@ MUTANTS = [
         "_recovery/sweep.py",
         "            promises.store.commit()  # what the reaper has done meanwhile\n",
         "",
-        "recovery/test_search.py::test_a_search_ends_when_somebody_else_has_closed_the_promise",
+        "recovery/test_search.py::test_a_search_ends_when_another_process_has_closed_the_promise",
     ),
     Mutant(
         "closes a start of long ago because its last list lacks the instances",
@@ -1452,11 +1452,11 @@ MUTANTS = [
         "recovery/test_search.py::test_one_list_after_a_long_outage_closes_nothing",
     ),
     Mutant(
-        "searches on for a start that somebody else has closed",
+        "searches on for a start that another process has closed",
         "_recovery/search.py",
         "            self._drop_decided()\n",
         "",
-        "recovery/test_search.py::test_a_search_ends_when_somebody_else_has_closed_the_promise",
+        "recovery/test_search.py::test_a_search_ends_when_another_process_has_closed_the_promise",
     ),
     Mutant(
         "believes a stopped state of before a restart",

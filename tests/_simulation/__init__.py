@@ -20,7 +20,7 @@ The simulation leaves out only what no client can decide, because the service ha
   response was lost, or if its process was killed before it recorded the response, or between record and
   request. The search lasts 300 s, or 1,800 s for `sweep`, which relies on the service's stamps.
 - As far as a list lags, or lacks an instance, a baseline lacks instances that exist.
-- An instance that appears more than 300 s after its request: it is more likely somebody else's by then.
+- An instance that appears more than 300 s after its request: it is more likely another user's by then.
 - A single candidate that `sweep` finds after more than an hour, if the service has no usable stamps.
 
 `Excuses` in `checks` holds these cases, and `Outcome.tally` counts the worlds with them. A tag (`tag_starts`)

@@ -343,7 +343,7 @@ async def test_some_lost_before_and_some_after(world: World) -> None:
         assert emu.existing == ()
 
 
-async def test_an_equal_instance_of_somebody_else_makes_it_ambiguous_and_is_not_touched(
+async def test_an_equal_instance_of_another_user_makes_it_ambiguous_and_is_not_touched(
     world: World, journals: Path
 ) -> None:
     async with world(journal="auto") as (emu, client):

@@ -84,11 +84,11 @@ async def test_the_end_of_a_block_takes_nothing_that_appears_more_than_five_minu
         assert emu.existing == (() if after < 300.0 else (other,))
 
 
-# --- when somebody else has decided -------------------------------------------------------------------------
+# --- when another process has decided -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("by", ["its reaper", "sweep"])
-async def test_a_search_ends_when_somebody_else_has_closed_the_promise(
+async def test_a_search_ends_when_another_process_has_closed_the_promise(
     world: World, journals: Path, by: str
 ) -> None:
     async with world() as (emu, _), process(emu, journals) as mine:
