@@ -1180,6 +1180,27 @@ MUTANTS = [
         "recovery/test_sweep.py::test_an_instance_that_was_to_be_stopped_is_not_deleted",
     ),
     Mutant(
+        "does not record that a reading has shown an instance",
+        "_lease/provisioning.py",
+        "state.services.promises.record_seen(state.held.key)",
+        "pass",
+        "recovery/test_sweep.py::test_a_lease_records_that_a_reading_has_shown_its_instance",
+    ),
+    Mutant(
+        "records that a reading has shown an instance, although nothing was read",
+        "_lease/provisioning.py",
+        "if state.held.key is not None and expected.visible_at(instance_id) < anyio.current_time():",
+        "if state.held.key is not None:",
+        "recovery/test_sweep.py::test_a_lease_records_that_a_reading_has_shown_its_instance",
+    ),
+    Mutant(
+        "waits for an instance that a reading has shown as if it were new",
+        "_recovery/pending.py",
+        "return 0.0 if promise.seen else max(",
+        "return max(",
+        "recovery/test_sweep.py::test_a_missing_instance_that_a_reading_has_shown_is_gone_at_once",
+    ),
+    Mutant(
         "sweeps an instance that a living process may be starting",
         "_recovery/claims.py",
         "claims.in_progress.append(unresolved_start_of(state, promise))",

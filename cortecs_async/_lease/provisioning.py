@@ -106,6 +106,10 @@ async def wait(state: LeaseState) -> None:
             f"instance {instance_id} reached {state.limit} before it was running ({error})",
             instance_id=instance_id,
         ) from None
+    expected = state.services.instances.poller.expected
+    # Without a reading, it may count as running from the response to the start.
+    if state.held.key is not None and expected.visible_at(instance_id) < anyio.current_time():
+        state.services.promises.record_seen(state.held.key)
 
 
 async def hand_over(state: LeaseState) -> None:

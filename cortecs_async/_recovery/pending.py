@@ -10,7 +10,7 @@ from attrs import frozen
 from .records import JournalState, Promise, Record
 
 # Seconds after the request of a start in which a missing instance may just not be visible yet.
-VISIBILITY_TIME = 60.0
+_VISIBILITY_TIME = 60.0
 
 RecoveryState = Literal["released", "gone", "ambiguous", "left", "unsettled"]
 
@@ -43,6 +43,11 @@ class PendingPromise:
     def record_gone(self) -> None:
         """Record that the promise is fulfilled."""
         self.report({"kind": "GONE", "entry": self.promise.key})
+
+
+def invisible_for(promise: Promise, now: float) -> float:
+    """Return for how many seconds the instance of a promise may still be missing because it is new."""
+    return 0.0 if promise.seen else max(_VISIBILITY_TIME - age_of(promise, now), 0.0)
 
 
 def age_of(promise: Promise, now: float) -> float:

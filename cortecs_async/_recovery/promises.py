@@ -166,6 +166,10 @@ class Promises:
         })  # fmt: skip
         return key
 
+    def record_seen(self, key: str) -> None:
+        """Record that a reading has shown the instance."""
+        self.store.put({"kind": "SEEN", "entry": key})
+
     def record_handed_over(self, key: str) -> None:
         """Record that the caller owns the instance from now on, until it expires."""
         self.store.put({"kind": "HELD", "entry": key})
@@ -270,6 +274,7 @@ class Promises:
                 if isinstance(decision := attempt(), Instance):
                     self._decided[key] = decision
                     self.record_created(key, decision.instance_id, goal="gone")
+                    self.record_seen(key)
                     self.store.commit()
             return decision
 

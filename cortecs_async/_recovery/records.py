@@ -41,6 +41,7 @@ class Promise:
         expires_at: Unix time in seconds at which the instance is released, even if its owner lives; None for
             never.
         held: The instance was handed over (`acquire`): it is released at `expires_at` and not before.
+        seen: A reading has shown the instance, so it does not count as missing because it is new.
         unanswered: The start is unresolved: its response was lost, or does not say whether it worked.
         abandoned: Its process gave up: on the search for the instance, or on its release.
         candidates: Ids of instances of which one may be ours. Only a person can decide.
@@ -59,6 +60,7 @@ class Promise:
         self.goal: str = "gone"
         self.expires_at: float | None = None
         self.held: bool = False
+        self.seen: bool = False
         self.unanswered: bool = False
         self.abandoned: bool = False
         self.candidates: tuple[str, ...] = ()
@@ -175,6 +177,8 @@ def _records_of(promise: Promise) -> Iterable[Record]:
             "goal": promise.goal,
             "expires_at": promise.expires_at,
         }
+    if promise.seen:
+        yield {"kind": "SEEN", "entry": promise.key}
     if promise.unanswered:
         yield {"kind": "UNANSWERED", "entry": promise.key}
     if promise.held:
@@ -235,6 +239,11 @@ def _apply_held(state: JournalState, record: Record) -> None:
             state.close(promise.key)
 
 
+def _apply_seen(state: JournalState, record: Record) -> None:
+    if promise := state.promises.get(str(record["entry"])):
+        promise.seen = True
+
+
 def _apply_unanswered(state: JournalState, record: Record) -> None:
     if promise := state.promises.get(str(record["entry"])):
         promise.unanswered = True
@@ -278,6 +287,7 @@ _APPLY = {
     "BASELINE": _apply_baseline,
     "INTENT": _apply_intent,
     "CREATED": _apply_created,
+    "SEEN": _apply_seen,
     "UNANSWERED": _apply_unanswered,
     "HELD": _apply_held,
     "ABANDONED": _apply_abandoned,

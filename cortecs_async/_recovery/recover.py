@@ -26,7 +26,7 @@ from .._errors import ClientClosedError, TeardownError
 from .._secrets import Credentials, Secret
 from .claims import ForeignClaims, collect_foreign_claims
 from .journal import decision_lock, foreign_states, open_keys
-from .pending import VISIBILITY_TIME, PendingPromise, RecoveryResult, RecoveryState, age_of
+from .pending import PendingPromise, RecoveryResult, RecoveryState, invisible_for
 from .records import JournalState, Promise, Record
 from .search import Search
 
@@ -122,8 +122,7 @@ class Recovery:
                 instance_id=instance_id,
                 goal=Goal.STOPPED if promise.goal == Goal.STOPPED.value else Goal.GONE,
                 deadline=min(deadline, anyio.current_time() + _TEARDOWN_TIMEOUT),
-                visible_at=anyio.current_time()
-                + max(VISIBILITY_TIME - age_of(promise, self.wall_clock()), 0.0),
+                visible_at=anyio.current_time() + invisible_for(promise, self.wall_clock()),
             )
             try:
                 await teardown.run()

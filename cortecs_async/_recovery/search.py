@@ -26,7 +26,7 @@ from .pending import PendingPromise, RecoveryResult, RecoveryState, age_of
 # Seconds after the search began, and seconds for which an instance must have been listed, before it is
 # attributed to a start: another candidate may appear, and a process that has just started it may not have
 # recorded it yet.
-_MIN_SEARCH, _MIN_LISTED = 10.0, 5.0
+_MIN_SEARCH, _MIN_LISTED = 7.0, 5.0
 
 # An outage lasts at least so many seconds. After it, the service may still carry out what it received before,
 # for so many seconds.
@@ -173,6 +173,7 @@ class Search:
                     continue
                 created = {"kind": "CREATED", "entry": promise.key, "instance_id": outcome.instance_id}
                 pending.report({**created, "goal": "gone"})
+                pending.report({"kind": "SEEN", "entry": promise.key})
                 yield pending, outcome
             elif not is_certain or now < end + (_CONTESTED_GRACE if isinstance(outcome, Contested) else 0.0):
                 continue

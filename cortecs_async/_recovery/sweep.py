@@ -22,7 +22,7 @@ from .._api.matching import LATE_WINDOW, Contested
 from .._logging import Event, log
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
 from .journal import JournalFile, has_unresolved, orphaned_journals
-from .pending import VISIBILITY_TIME, PendingPromise, age_of
+from .pending import PendingPromise, invisible_for
 from .promises import Promises
 from .records import JournalState, Record
 from .recover import Recovery
@@ -163,7 +163,7 @@ async def _existing_ids(
         promise = pending.promise
         ids = {each for each in (promise.instance_id, *promise.candidates) if each}
         # A new one may not be visible yet.
-        (existing if age_of(promise, now) < VISIBILITY_TIME else unlisted).update(ids)
+        (existing if invisible_for(promise, now) else unlisted).update(ids)
 
     async def read(instance_id: str) -> None:
         with contextlib.suppress(Exception):  # no error says that it is missing

@@ -47,9 +47,8 @@ pytestmark = [
 ]
 
 
-# Seconds after the kill in which every instance must be deleted. The second number is for a start without a
-# response, whose instance is attributed to it after ten seconds.
-LIMIT, LOST_START_LIMIT = 10.0, 20.0
+# Seconds after the kill in which every instance must be deleted.
+LIMIT = 10.0
 
 # Seconds for which a request is delayed. It must still be in progress at the kill, on a busy machine too.
 HOLD = 1.0
@@ -137,7 +136,6 @@ class Row:
         seconds: From the kill, or from the sweep, until no instance of the program existed; None if none
             existed then.
         trouble: Any other problem; empty if there was none.
-        limit: The most seconds.
     """
 
     case: str
@@ -145,12 +143,11 @@ class Row:
     foreign_touched: bool = False
     seconds: float | None = None
     trouble: str = ""
-    limit: float = LIMIT
 
     @property
     def is_good(self) -> bool:
         is_clean = not self.left and not self.foreign_touched and not self.trouble
-        return is_clean and (self.seconds or 0.0) <= self.limit
+        return is_clean and (self.seconds or 0.0) <= LIMIT
 
 
 Case = Callable[[], Awaitable[Row]]
@@ -230,23 +227,13 @@ class Scene:
             await until(self._is_over)
         except TimeoutError:
             return "it does not end"
-        if self.journals and not self._may_confirm:
+        if self.journals:
             return "a journal is left"
         return "it exited normally, so the kill missed it" if self.program.process.returncode == 0 else ""
 
-    @property
-    def _may_confirm(self) -> bool:
-        """Whether the reaper may still wait until an instance that its parent has deleted must be visible.
-
-        That takes a minute from the start. `api/test_teardown.py` tests it on virtual time.
-        """
-        return self.hold is not None and (self.hold.route, self.hold.skip) in {("list", 1), ("delete", 0)}
-
     def _is_over(self) -> bool:
-        if not self.program.has_ended:
+        if not self.program.has_ended or self.program.has_left_a_reaper:
             return False
-        if self.program.has_left_a_reaper:
-            return self._may_confirm and not self.left
         if self.hold is None or self.held is None or (self.hold.route, self.hold.when) != ("start", "before"):
             return True
         # The service carries out the delayed start, although nothing waits for it any more.
@@ -256,8 +243,7 @@ class Scene:
         """Return the result after a kill at the time `killed`, on the clock of the service."""
         ends = [time.monotonic() if entry.deleted_at is None else entry.deleted_at for entry in self.ours]
         seconds = round(max(ends) - killed, 3) if ends and max(ends) > killed else None
-        limit = LOST_START_LIMIT if self.hold is not None and self.hold.route == "start" else LIMIT
-        row = Row(case, self.left, self.is_foreign_touched, seconds, trouble, limit)
+        row = Row(case, self.left, self.is_foreign_touched, seconds, trouble)
         return row if row.is_good else attrs.evolve(row, trouble=f"{trouble}\n{self.program.output}")
 
 
@@ -602,10 +588,9 @@ async def check_orphans(client: AsyncCortecs, it: Scene) -> list[str]:
     (orphan,) = await client.orphans()
     troubles = []
     (entry,) = it.ours
-    # Also if it is deleted: a new instance that is not listed may not be visible yet.
-    if (orphan.state, orphan.instance_id) != ("found", entry.instance_id):
+    if (orphan.state, orphan.instance_id) != ("found" if it.left else "gone", entry.instance_id):
         troubles.append(f"orphans() says {orphan}")
-    requests = [each for each in it.emu.requests[asked:] if each.route not in {"token", "list"}]
+    requests = [each for each in it.emu.requests[asked:] if each.route not in {"token", "list", "get"}]
     if requests or it.emu.existing != existing or not it.journals:
         troubles.append(f"orphans() has changed something: {requests}")
     return troubles

@@ -77,7 +77,7 @@ class TestJournalState:
         assert not state.apply(record)
         assert state.snapshot() == before
 
-    @pytest.mark.parametrize("kind", ["HELD", "ABANDONED", "UNANSWERED", "AMBIGUOUS", "GONE"])
+    @pytest.mark.parametrize("kind", ["HELD", "SEEN", "ABANDONED", "UNANSWERED", "AMBIGUOUS", "GONE"])
     def test_a_record_of_a_closed_promise_is_understood_and_changes_nothing(self, kind: str) -> None:
         state = state_of(BASELINE, intent())
         before = state.snapshot()
@@ -114,6 +114,7 @@ class TestJournalState:
             created("e2", expires_at=5.0),
             created("e3", goal="stopped", expires_at=7.0),
             {"kind": "HELD", "entry": "e3"},
+            {"kind": "SEEN", "entry": "e2"},
             {"kind": "ABANDONED", "entry": "e2"},
             intent("e4"),
             {"kind": "AMBIGUOUS", "entry": "e4", "candidates": ["i-5"]},

@@ -103,6 +103,30 @@ async def test_an_instance_that_does_not_exist_is_gone(world: World, journals: P
     assert list(read_journals(journals)) == []
 
 
+async def test_a_missing_instance_that_a_reading_has_shown_is_gone_at_once(
+    world: World, journals: Path
+) -> None:
+    async with swept(world) as (emu, client):
+        journal_of(emu, journals, created("instance-99999"), {"kind": "SEEN", "entry": "e1"}).close()
+        assert [each.state for each in await client.orphans()] == ["gone"]
+        began = anyio.current_time()
+        assert [each.state for each in await client.sweep()] == ["gone"]
+        assert anyio.current_time() - began < 15.0
+
+
+@pytest.mark.parametrize("step_seconds", [0.0, 1.0])
+async def test_a_lease_records_that_a_reading_has_shown_its_instance(
+    world: World, journals: Path, step_seconds: float
+) -> None:
+    async with swept(world, step_seconds=step_seconds) as (_emu, client), client.instance(MODEL, HARDWARE):
+        promises = client._wiring.promises
+        # Written with the next record, at the latest before the release begins.
+        await promises.flush()
+        (promise,) = promises.store.state.promises.values()
+        # If the response to the start says that it is running, nothing is read.
+        assert promise.seen == (step_seconds > 0.0)
+
+
 async def test_a_stopped_instance_is_deleted(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
         mine = emu.start_instance(MODEL, HARDWARE)
