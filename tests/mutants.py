@@ -340,9 +340,44 @@ MUTANTS = [
     Mutant(
         "assumes at once that an unanswered start had no effect",
         "_lease/starter.py",
-        "is_over = view.listing.began >= start.visible_until\n",
+        "is_over = view.listing.began >= max(start.visible_until, certain_at)\n",
         "is_over = True\n",
         "lease/test_starter.py::test_the_block_runs_as_if_nothing_had_happened",
+    ),
+    Mutant(
+        "decides at the release from a single list",
+        "_lease/starter.py",
+        "is_over = view.listing.began >= max(start.visible_until, certain_at)\n",
+        "is_over = view.listing.began >= start.visible_until\n",
+        "lease/test_starter.py::test_the_time_to_start_is_up_and_one_list_more_does_not_decide",
+    ),
+    Mutant(
+        "gives an earlier start the first instance that is listed",
+        "_lease/starter.py",
+        "is_early = not recent.is_listed_for(instance, seconds=ABSENCE_SPAN)",
+        "is_early = False",
+        "lease/test_starter.py::test_an_earlier_start_does_not_take_the_first_that_is_listed",
+    ),
+    Mutant(
+        "has a sweep that does not notice what a reaper finds out",
+        "_recovery/sweep.py",
+        "catch_up(state, journal.path, keys)",
+        "pass",
+        "recovery/test_search.py::test_a_sweep_notices_what_a_reaper_without_the_lock_has_done",
+    ),
+    Mutant(
+        "does not notice that another process has found an instance",
+        "_recovery/journal.py",
+        "elif state.promises[key].instance_id is None and (found := still_open[key].instance_id):",
+        "elif found := None:",
+        "recovery/test_search.py::test_a_sweep_notices_what_a_reaper_without_the_lock_has_done",
+    ),
+    Mutant(
+        "has a reaper that does not say that it takes over what it has begun",
+        "_recovery/reaper.py",
+        "if self.state.promises:",
+        "if pending:",
+        "recovery/test_mutations.py::test_a_reaper_records_its_takeover_of_what_it_has_begun",
     ),
     Mutant(
         "adopts an instance that another process may be starting",
@@ -1503,8 +1538,8 @@ MUTANTS = [
     Mutant(
         "takes an instance long after its lost start",
         "_lease/starter.py",
-        "is_searched = self.promises.is_late(key)",
-        "is_searched = self.promises.store.is_open(key)",
+        "while self.promises.is_late(key):",
+        "while True:",
         "recovery/test_search.py::test_the_end_of_a_block_takes_nothing_that_appears_more_than_five_minutes_after_its_lost_start",
     ),
     Mutant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from datetime import UTC
 from email.utils import parsedate_to_datetime
@@ -68,14 +69,17 @@ class RecentLists:
 
     Attributes:
         span: For how many seconds an instance that lists no longer show is kept.
+        began: When the first list was added, in seconds of `anyio.current_time`.
     """
 
     span: float
+    began: float = math.inf
     # By id: the instance, and when it was first and last listed.
     _listed: dict[str, tuple[Instance, float, float]] = field(factory=dict)
 
     def add(self, instances: Listing[Instance], now: float) -> Listing[Instance]:
         """Add a list, and return it with the instances that others have shown recently."""
+        self.began = min(self.began, now)
         for each in instances:
             first = self._listed.get(each.instance_id, (each, now, now))[1]
             self._listed[each.instance_id] = (each, first, now)

@@ -10,6 +10,7 @@ import anyio
 from attrs import define, field
 
 from .._api.domain import Instance, InstanceArgs
+from .._api.listing import RecentLists
 from .._api.matching import Claims, UnresolvedStart
 from .._api.wire import decode_started
 from .._config import RetryPolicy
@@ -44,7 +45,9 @@ class StartAttempt:
         sent_at: When the last request was sent, in seconds of `anyio.current_time`; billing counts from here.
         unresolved: This start, as it is matched with instances; set before the request is sent.
         failure: How the last request failed.
-        visible_until: Until when, on the same clock, the lease waits for the instance of an unresolved start.
+        window: For how many seconds the lease waits for the instance of an unresolved start.
+        visible_until: When that ends, on the same clock.
+        recent: What the lists since the last request have shown.
         not_seen: Earlier requests whose instance has not appeared in time, by the keys of their records.
     """
 
@@ -59,7 +62,9 @@ class StartAttempt:
     sent_at: float = 0.0
     unresolved: UnresolvedStart | None = None
     failure: Failure | None = None
+    window: float = 0.0
     visible_until: float = 0.0
+    recent: RecentLists = field(factory=lambda: RecentLists(0.0))
     not_seen: list[str] = field(factory=list)
 
     @property
@@ -109,5 +114,5 @@ class StartAttempt:
         if self.unresolved is not None:
             self.claims.add_unresolved(self.args.model_id, self.unresolved)
         # After a timeout, the service may still be at work. Otherwise it has most likely finished.
-        window = self.policy.adoption_window / (1 if failure.kind is FailureKind.TIMED_OUT else 6)
-        self.visible_until = anyio.current_time() + window
+        self.window = self.policy.adoption_window / (1 if failure.kind is FailureKind.TIMED_OUT else 6)
+        self.visible_until = anyio.current_time() + self.window

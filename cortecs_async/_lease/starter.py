@@ -162,6 +162,7 @@ class Starter:
         Takes a slot first. Otherwise the baseline could be outdated by the time a connection is free.
         """
         start.failure, start.state = None, StartState.NOT_STARTED
+        start.recent = self._recent_lists()
         await self._acquire_slot(start.args.model_id)
         try:
             # Before the baseline, which must not be old when the start is sent.
@@ -223,13 +224,14 @@ class Starter:
         if start.key is not None:
             self.promises.record_unanswered(start.key)
         began = anyio.current_time()
-        # Longer than any pause between two lists, so that one list that lacks the instance decides nothing.
-        recent = RecentLists(ABSENCE_SPAN + self.settings.poll.max_interval)
+        recent = start.recent
         while True:
             view = await self._view(start, to_release=to_release)
             if view is not None:
                 view = evolve(view, instances=recent.add(view.instances, anyio.current_time()))
-                is_over = view.listing.began >= start.visible_until
+                # Not after a single list: a release may begin when the time is over already.
+                certain_at = recent.began + min(ABSENCE_SPAN, start.window)
+                is_over = view.listing.began >= max(start.visible_until, certain_at)
                 # Not at once, because another candidate may appear.
                 min_listed = 0.0 if is_over else ABSENCE_SPAN if to_release else math.inf
                 outcome = await self._decide(
@@ -252,17 +254,30 @@ class Starter:
             await anyio.sleep(poll_interval(anyio.current_time() - began, self.settings.poll))
 
     async def find_not_seen(self, start: StartAttempt) -> list[tuple[str, Instance]]:
-        """Search once for the instances of earlier requests that did not appear in time."""
-        found: list[tuple[str, Instance]] = []
-        for key in start.not_seen:
-            # The reaper may have found it, and after a while an instance is more likely another user's.
-            is_searched = self.promises.is_late(key)
-            view = await self._view(start, to_release=True) if is_searched else None
-            if view is not None:
-                outcome = await self._decide(key, view, take=lambda _: True)
-                if isinstance(outcome, Instance):
-                    found.append((key, outcome))
-        return found
+        """Search once more for the instances of earlier requests that did not appear in time."""
+        found = [(key, await self._find_late(key, start)) for key in start.not_seen]
+        return [(key, instance) for key, instance in found if instance is not None]
+
+    async def _find_late(self, key: str, start: StartAttempt) -> Instance | None:
+        recent = self._recent_lists()
+        is_early = True
+
+        def take(instance: Instance) -> bool:
+            nonlocal is_early
+            is_early = not recent.is_listed_for(instance, seconds=ABSENCE_SPAN)
+            return not is_early
+
+        # The reaper may have found it, and after a while an instance is more likely another user's.
+        while self.promises.is_late(key):
+            view = await self._view(start, to_release=True)
+            if view is None:
+                return None
+            view, is_early = evolve(view, instances=recent.add(view.instances, anyio.current_time())), False
+            outcome = await self._decide(key, view, take=take)
+            if not is_early:
+                return outcome if isinstance(outcome, Instance) else None
+            await anyio.sleep(self.settings.poll.min_interval)
+        return None
 
     async def _decide(self, key: str | None, view: _View, *, take: Callable[[Instance], bool]) -> Outcome:
         """Decide which instance a start created, and claim it if `take` says so. If not, return None."""
@@ -275,6 +290,10 @@ class Starter:
             return None if isinstance(outcome, Instance) and not take(outcome) else outcome
 
         return await self.promises.decide(key, view.claims, decide)
+
+    def _recent_lists(self) -> RecentLists:
+        # Longer than any pause between two lists, so that one list that lacks an instance decides nothing.
+        return RecentLists(ABSENCE_SPAN + self.settings.poll.max_interval)
 
     async def _give_up(self, start: StartAttempt) -> None:
         """Leave the search to the reaper and `sweep`."""

@@ -11,10 +11,10 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Container, Generator, Iterator
+from collections.abc import Collection, Container, Generator, Iterator, Mapping
 from pathlib import Path
 
-from .records import JournalState, Record, encode, fold
+from .records import JournalState, Promise, Record, encode, fold
 
 try:
     import fcntl
@@ -227,17 +227,32 @@ def has_unresolved(directory: Path) -> bool:
     return False
 
 
-def open_keys(path: Path) -> set[str] | None:
-    """Return the keys of the promises in a journal; None if it cannot be read.
+def open_promises(path: Path) -> Mapping[str, Promise] | None:
+    """Return the promises in a journal by their keys; None if it cannot be read.
 
     A journal that was removed has none, unless its directory was removed too, which no `sweep` does.
     """
     try:
-        return set(fold(path.read_bytes()).promises)
+        return fold(path.read_bytes()).promises
     except FileNotFoundError:
-        return set() if path.parent.is_dir() else None
+        return {} if path.parent.is_dir() else None
     except OSError:
         return None
+
+
+def catch_up(state: JournalState, path: Path, keys: Collection[str]) -> None:
+    """Apply to `state` what another process has found out about the promises `keys`, by their journal.
+
+    The reaper and a `sweep` may work on the same promises.
+    """
+    still_open = open_promises(path)
+    if still_open is None:
+        return
+    for key in state.promises.keys() & keys:
+        if key not in still_open:
+            state.apply({"kind": "GONE", "entry": key})
+        elif state.promises[key].instance_id is None and (found := still_open[key].instance_id):
+            state.apply({"kind": "CREATED", "entry": key, "instance_id": found, "goal": "gone"})
 
 
 def foreign_states(directory: Path, *, without: Container[Path] = ()) -> list[JournalState]:

@@ -138,9 +138,10 @@ class Reaper:
             time.sleep(_LOCK_RETRY_DELAY)
             locked = try_lock(self.journal)
         pending = self._not_begun()
-        if pending:
+        if self.state.promises:
             # So that other processes, which may die at the same time, know that these starts have no owner.
             self._report({"kind": "ORPHANED"})
+        if pending:
             time.sleep(_IN_FLIGHT_DELAY)
             self._recover(pending)
         for thread in self._threads:

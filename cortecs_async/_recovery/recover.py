@@ -25,7 +25,7 @@ from .._config import PollPolicy, RetryPolicy, Settings
 from .._errors import ClientClosedError, TeardownError
 from .._secrets import Credentials, Secret
 from .claims import ForeignClaims, collect_foreign_claims
-from .journal import decision_lock, foreign_states, open_keys
+from .journal import catch_up, decision_lock, foreign_states, open_promises
 from .pending import PendingPromise, RecoveryResult, RecoveryState, invisible_for
 from .records import JournalState, Promise, Record
 from .search import Search
@@ -194,17 +194,16 @@ async def reap_account(
         report({"kind": "NOTE", "text": text, "at": wall_clock()})
 
     def claims() -> ForeignClaims:
-        # After the owner's death, a `sweep` that got the lock of the journal first may have fulfilled some.
-        still_open = open_keys(journal) if journal is not None and state.is_orphaned else None
-        for key in () if still_open is None else written - still_open:
-            state.apply({"kind": "GONE", "entry": key})
+        if journal is not None and state.is_orphaned:
+            # A `sweep` may have got the lock of the journal first.
+            catch_up(state, journal, written)
         foreign = foreign_states(journal.parent, without={journal}) if journal is not None else []
         return collect_foreign_claims(
             settings.api_base_url, [(state, keys), *((each, ()) for each in foreign)]
         )
 
     keys = {promise.key for promise in promises}
-    written = keys & ((open_keys(journal) if journal is not None else None) or set())
+    written = keys & ((open_promises(journal) if journal is not None else None) or {}).keys()
     try:
         settings = _settings_of(account)
         http = HTTP(settings, http_client=http_client)

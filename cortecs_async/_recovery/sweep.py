@@ -21,7 +21,7 @@ from .._api.listing import Listing, existing_ids
 from .._api.matching import LATE_WINDOW, Contested
 from .._logging import Event, log
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
-from .journal import JournalFile, has_unresolved, orphaned_journals
+from .journal import JournalFile, catch_up, has_unresolved, orphaned_journals
 from .pending import PendingPromise, invisible_for
 from .promises import Promises
 from .records import JournalState, Record
@@ -90,6 +90,8 @@ async def sweep(
 
         def claims() -> ForeignClaims:
             promises.store.commit()  # what the reaper has done meanwhile
+            for (journal, state), keys in zip(journals, due_keys[1:], strict=True):
+                catch_up(state, journal.path, keys)  # what a dead owner's reaper has
             foreign = [(state, ()) for state in promises.store.foreign_states(without=paths)]
             return collect_foreign_claims(promises.api, [*zip(states, due_keys, strict=True), *foreign])
 

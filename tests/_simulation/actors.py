@@ -239,14 +239,17 @@ class WorldReaper(Actor):
         try:
             self._locked = try_lock(reaper.journal) if reaper.journal is not None else None
             pending = reaper._not_begun()
-            if pending:
+            if reaper.state.promises:
                 self._report({"kind": "ORPHANED"})
+            if pending:
                 await anyio.sleep(_reaper._IN_FLIGHT_DELAY)
                 await self._reap(pending)
         except BaseException:
             if self._locked is not None:
                 self._locked.close()
             raise
+        # Unlike the real one, it does not wait for what it began while its parent lived. So a `sweep` works
+        # on the same promises, as one does that gets the lock of the journal before the reaper.
         if self._locked is not None:
             self._locked.retire(reaper.state)
 

@@ -182,7 +182,23 @@ class Checker:
                 is_listed = sent.executed_at + self._lag <= sent.ended_at + WINDOW
                 if not is_listed or sent.instance_id in excuses.ids:
                     self._excuse(sent, excuses)
+        # Equal starts without a response may swap their instances, and so the mistake.
+        excuses.leases.update(
+            [
+                sent.lease
+                for sent in unresolved
+                for other in unresolved
+                if other.lease in excuses.leases and self._may_swap(sent, other)
+            ]
+        )
         return excuses
+
+    def _may_swap(self, one: SentStart, other: SentStart) -> bool:
+        return (
+            (one.lease.machine, one.lease.plan.spec) == (other.lease.machine, other.lease.plan.spec)
+            and one.at <= other.at + self._search(other)
+            and other.at <= one.at + self._search(one)
+        )
 
     def _excuse(self, sent: SentStart, excuses: Excuses) -> None:
         """Add the instances that a start may be mistaken for, because its own is not there to see."""

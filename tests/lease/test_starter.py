@@ -605,6 +605,30 @@ async def test_the_time_to_start_is_up_while_it_is_looked_for(world: World) -> N
         assert emu.existing == ()
 
 
+@grid(
+    anyio_backend=BACKENDS,
+    lags=[(0.0, 15.0), (0.0, 0.0, 15.0), (0.0, 15.0, 15.0), (0.0, 0.0, 0.0, 15.0)],
+    outage=[False, True],
+)
+async def test_the_time_to_start_is_up_and_one_list_more_does_not_decide(
+    world: World, lags: tuple[float, ...], *, outage: bool
+) -> None:
+    async with world(list_lag=lags, get_lag=15.0) as (emu, client):
+        await client.user.balance()
+        # The replica that lags behind shows it, and not the new one.
+        deleted = emu.start_instance(MODEL, HARDWARE)
+        await anyio.sleep(30.0)
+        emu.delete_instance(deleted)
+        emu.add_fault(Fault("drop", route="start", when="after"))
+        if outage:
+            emu.add_fault(Fault("delay", route="list", when="before", skip=1, seconds=9.5))
+        with pytest.raises((errors.AmbiguousStartError, errors.RequestTimeoutError)):
+            async with client.instance(MODEL, HARDWARE, start_timeout=10):
+                pytest.fail("entered")
+        assert len(emu.ledger) == 2
+        assert not [each.path for each in emu.requests if each.method != "GET" and deleted in each.path]
+
+
 async def test_what_cannot_be_found_out_in_time_stays_in_the_journal(
     world: World, journals: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -685,6 +709,21 @@ async def test_an_earlier_start_that_appears_is_not_given_to_another_lease(
         assert len(emu.ledger) == 3
         assert emu.existing == ()
     assert left_in(journals) == []
+
+
+@alternating("ends", [38.5, 39.5])
+async def test_an_earlier_start_does_not_take_the_first_that_is_listed(
+    world: World, journals: Path, ends: float
+) -> None:
+    async with world(journal="auto", list_lag=3.0) as (emu, client):
+        emu.add_fault(Fault("late", route="start", seconds=40.0))
+        async with client.instance(MODEL, HARDWARE):
+            await anyio.sleep_until(38.0)
+            theirs = emu.start_instance(MODEL, HARDWARE)
+            await anyio.sleep_until(ends)
+        # Its own deletion was confirmed after three seconds. Then the list showed only one of the two.
+        assert len(emu.ledger) == 3
+        assert theirs in emu.billing
 
 
 async def test_a_lost_start_of_another_lease_comes_before_one_that_has_not_appeared(

@@ -136,6 +136,34 @@ async def test_a_reaper_without_the_lock_notices_what_a_sweep_has_done(
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("how", ["finds", "closes"])
+async def test_a_sweep_notices_what_a_reaper_without_the_lock_has_done(
+    world: World, journals: Path, how: str
+) -> None:
+    async with (
+        world(journal="auto") as (emu, client),
+        process(emu, journals) as mine,
+        anyio.create_task_group() as tasks,
+    ):
+        path = await lose_a_start(emu, mine, tasks, when="before")
+        (promise,) = fold(path.read_bytes()).promises.values()
+        tasks.start_soon(client.sweep)
+        await anyio.sleep(20.0)
+        found, theirs = emu.start_instance(MODEL, HARDWARE), emu.start_instance(MODEL, HARDWARE)
+        records: list[Record] = [
+            {"kind": "CREATED", "entry": promise.key, "instance_id": found, "goal": "gone"}
+        ]
+        if how == "closes":
+            emu.delete_instance(found)
+            records.append({"kind": "GONE", "entry": promise.key})
+        with path.open("ab") as file:
+            file.write(encode(records))
+        await anyio.sleep(120.0)
+        assert emu.existing == (theirs,)
+        assert list(journal.read_journals(journals)) == []
+        tasks.cancel_scope.cancel()
+
+
 async def test_the_living_reaper_does_not_take_a_plain_start_of_its_program(
     world: World, journals: Path
 ) -> None:
