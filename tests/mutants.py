@@ -531,8 +531,8 @@ MUTANTS = [
     Mutant(
         "has a reaper that does not record the death of its parent",
         "_recovery/reaper.py",
-        '            self._report({"kind": "ORPHANED"})\n',
-        "",
+        'self._report({"kind": "ORPHANED"})',
+        "pass",
         "recovery/test_mutations.py::test_a_reaper_records_its_takeover_and_its_releases_in_the_journal",
     ),
     Mutant(
