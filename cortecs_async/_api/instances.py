@@ -12,14 +12,10 @@ from functools import partial
 import anyio
 
 from .._config import PollPolicy
-from .._errors import (
-    BadRequestError,
-    ConflictError,
-    InvalidArgumentError,
-    NotFoundError,
-)
+from .._errors import BadRequestError, ConflictError, InvalidArgumentError, NotFoundError
 from .._http.limiter import Priority
 from .._http.messages import Call, Witness
+from . import wire
 from .domain import AffectedInstances, Instance, InstanceArgs
 from .expected import VISIBILITY_FACTOR
 from .listing import Listing, existing_ids
@@ -28,7 +24,6 @@ from .polling import Poller
 from .resources import ListReader, Models, Send
 from .validation import check_body_id, check_instance_id, check_seconds, check_start
 from .waiting import InstanceWatch, ProgressCallback, wait_until_running
-from .wire import decode_affected, decode_instance, decode_instances, decode_started, encode_start
 from .witnesses import StartWitness
 
 # The service rejects a request that does not fit the state of the instance.
@@ -71,7 +66,7 @@ class Instances:
         return await self._list(Call(method="GET", path="/instances/", priority=Priority.POLL))
 
     async def _list(self, call: Call) -> Listing[Instance]:
-        return self.reader.read(await self._send(call), decode_instances)
+        return self.reader.read(await self._send(call), wire.decode_instances)
 
     async def get(self, instance_id: str) -> Instance:
         """Return one instance (`GET /instances/{instance_id}`).
@@ -82,7 +77,7 @@ class Instances:
             RequestError: the request failed in another way.
         """
         path = f"/instances/{check_instance_id(instance_id)}"
-        return (await self._send(Call(method="GET", path=path))).decode(decode_instance)
+        return (await self._send(Call(method="GET", path=path))).decode(wire.decode_instance)
 
     async def start(
         self,
@@ -126,9 +121,9 @@ class Instances:
 
     async def start_once(self, args: InstanceArgs, witness: Witness, *, retried: bool = False) -> Instance:
         """Start an instance with checked arguments, by default without retries."""
-        body = encode_start(args)
+        body = wire.encode_start(args)
         call = Call(method="POST", path="/instances/start", json=body, retried=retried, witness=witness)
-        return (await self._send(call)).decode(partial(decode_started, args=args))
+        return (await self._send(call)).decode(partial(wire.decode_started, args=args))
 
     async def restart(self, instance_id: str) -> Instance:
         """Restart a stopped instance without waiting for it to run (`POST /instances/restart`).
@@ -149,7 +144,7 @@ class Instances:
         """Restart an instance without retries."""
         body = {"instance_id": instance_id}
         call = Call(method="POST", path="/instances/restart", json=body, retried=False, witness=witness)
-        return (await self._send(call)).decode(decode_instance)
+        return (await self._send(call)).decode(wire.decode_instance)
 
     async def stop(self, instance_id: str) -> Instance:
         """Stop an instance, which ends its billing (`POST /instances/stop`).
@@ -177,7 +172,7 @@ class Instances:
             if instance is None or instance.status.lower() in unchanged:
                 raise
             return instance
-        return reply.decode(decode_instance)
+        return reply.decode(wire.decode_instance)
 
     async def delete(self, instance_id: str) -> None:
         """Delete a stopped instance (`DELETE /instances/{instance_id}`).
@@ -185,11 +180,13 @@ class Instances:
         Raises:
             InvalidArgumentError: the id is not valid; no request was sent.
             BadRequestError: the instance does not exist, or is not stopped.
+            DecodeError: the response is not the documented one; a proxy may have sent it.
             RequestError: the request failed in another way.
         """
         path = f"/instances/{check_instance_id(instance_id)}"
         try:
-            await self._send(Call(method="DELETE", path=path))
+            reply = await self._send(Call(method="DELETE", path=path))
+            reply.decode(partial(wire.check_deleted, instance_id))
         except _Refused as error:
             # An earlier attempt, whose response was lost, may have deleted it.
             is_deleted = error.outcome_unknown and await self._listed(instance_id, error) is None
@@ -209,7 +206,7 @@ class Instances:
         return await self._end_all(Call(method="POST", path="/instances/stop-all"))
 
     async def _end_all(self, call: Call) -> AffectedInstances:
-        affected = (await self._send(call)).decode(decode_affected)
+        affected = (await self._send(call)).decode(wire.decode_affected)
         self.poller.expected.discard(*affected.instance_ids)
         return affected
 
@@ -389,7 +386,7 @@ class Instances:
     async def read_one(self, instance_id: str) -> Instance:
         """Return one instance, for the poller: without retries."""
         call = _poll(f"/instances/{check_instance_id(instance_id)}")
-        return (await self._send(call)).decode(decode_instance)
+        return (await self._send(call)).decode(wire.decode_instance)
 
     async def read_all(self) -> Listing[Instance]:
         """Return all instances, for the poller: without retries."""

@@ -63,6 +63,22 @@ class Listing(tuple[T_co, ...]):  # noqa: SLOT001  (a tuple's subclass cannot ha
         return f"Listing({entries}, unreadable={self.unreadable!r})" if self.unreadable else entries
 
 
+# Number of consecutive lists that must show an instance, and for how many seconds they may disagree: a
+# replica that lags behind still shows what was deleted, and does not show yet what was started.
+_MIN_LISTS, _MAX_LAG = 4, 60.0
+
+
+@define
+class _Listed:
+    """When an instance was first and last listed, and how often, and since when, without a gap."""
+
+    instance: Instance
+    first: float
+    last: float
+    since: float
+    count: int = 1
+
+
 @define
 class RecentLists:
     """The instances that the lists of the last seconds have shown: a single list may lack some.
@@ -74,27 +90,34 @@ class RecentLists:
 
     span: float
     began: float = math.inf
-    # By id: the instance, and when it was first and last listed.
-    _listed: dict[str, tuple[Instance, float, float]] = field(factory=dict)
+    _newest: float = -math.inf
+    _listed: dict[str, _Listed] = field(factory=dict)
 
     def add(self, instances: Listing[Instance], now: float) -> Listing[Instance]:
         """Add a list, and return it with the instances that others have shown recently."""
         self.began = min(self.began, now)
+        previous, self._newest = self._newest, now
         for each in instances:
-            first = self._listed.get(each.instance_id, (each, now, now))[1]
-            self._listed[each.instance_id] = (each, first, now)
-        self._listed = {key: value for key, value in self._listed.items() if now - value[2] < self.span}
-        kept = (instance for instance, _, _ in self._listed.values())
+            listed = self._listed.setdefault(each.instance_id, _Listed(each, now, now, now, 0))
+            if listed.last < previous:
+                listed.since, listed.count = now, 0
+            listed.instance, listed.last, listed.count = each, now, listed.count + 1
+        self._listed = {key: value for key, value in self._listed.items() if now - value.last < self.span}
+        kept = (listed.instance for listed in self._listed.values())
         return Listing(kept, unreadable=instances.unreadable, date=instances.date)
 
     def first_listed_at(self, instance: Instance) -> float:
         """Return when the first of the lists showed an instance."""
-        return self._listed[instance.instance_id][1]
+        return self._listed[instance.instance_id].first
 
-    def is_listed_for(self, instance: Instance, *, seconds: float) -> bool:
-        """Return whether an instance has been listed for so many seconds."""
-        _, first, last = self._listed[instance.instance_id]
-        return last - first >= seconds
+    def agree_on(self, *instance_ids: str, seconds: float) -> bool:
+        """Return whether all lists of the last `seconds` show these instances, or have disagreed for long."""
+        found = [self._listed[each] for each in instance_ids if each in self._listed]
+        return all(
+            (each.last == self._newest and each.last - each.since >= seconds and each.count >= _MIN_LISTS)
+            or each.last - each.first >= _MAX_LAG
+            for each in found
+        )
 
 
 def existing_ids(instances: Listing[Instance]) -> frozenset[str]:

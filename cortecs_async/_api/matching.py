@@ -26,6 +26,7 @@ from typing import Any
 from attrs import define, evolve, field, frozen
 
 from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs, Model
+from .listing import RecentLists
 
 # Seconds after its request in which the instance of a start may appear. One that appears later is more likely
 # that of an equal start of another user.
@@ -145,7 +146,7 @@ class Ambiguous:
 
 @frozen
 class Contested:
-    """The instances may belong to starts that have no response yet.
+    """It is not clear yet: a start without a response may have created the instances, or lists disagree.
 
     Attributes:
         candidates: The ids of the instances that the start can have created.
@@ -158,6 +159,14 @@ Outcome = Instance | Ambiguous | Contested | None
 """The instance that a start created, None if there is none yet, or why that is not certain."""
 
 _Fits = Callable[[UnresolvedStart, Instance], bool]
+
+
+def agreed(outcome: Outcome, recent: RecentLists, *, seconds: float) -> Outcome:
+    """Return the outcome, but `Contested` while the lists of the last `seconds` disagree on its instances."""
+    if outcome is None or isinstance(outcome, Contested):
+        return outcome
+    ids = (outcome.instance_id,) if isinstance(outcome, Instance) else outcome.candidates
+    return outcome if recent.agree_on(*ids, seconds=seconds) else Contested(ids)
 
 
 def match_start(

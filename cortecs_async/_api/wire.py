@@ -69,6 +69,18 @@ def decode_affected(data: Any) -> AffectedInstances:
     return _decode({} if data is None else data, AffectedInstances)
 
 
+def check_deleted(instance_id: str, data: Any) -> None:
+    """Check that the response to a delete is the service's: a proxy may respond for it.
+
+    The body may be missing, and so may one of its two fields.
+    """
+    is_documented = isinstance(data, Mapping) and (
+        data.get("instance_id") == instance_id or isinstance(data.get("message"), str)
+    )
+    if data is not None and not is_documented:
+        raise ShapeError("an object with the id of the deleted instance, or a message, was expected")
+
+
 def decode_models(data: Any, date: float | None = None) -> Listing[ModelPreview]:
     previews = _member(data, "models")
     if isinstance(previews, list):

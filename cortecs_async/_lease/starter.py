@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from functools import partial
 
 import anyio
 from attrs import define, evolve, field, frozen
@@ -28,7 +27,7 @@ from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances
 from .._api.intervals import poll_interval
 from .._api.listing import Listing, RecentLists, existing_ids
-from .._api.matching import Ambiguous, Contested, Outcome, UnresolvedStart
+from .._api.matching import Ambiguous, Contested, Outcome, UnresolvedStart, agreed
 from .._api.polling import ABSENCE_SPAN
 from .._api.resources import Models
 from .._config import Settings
@@ -46,8 +45,11 @@ from .tags import StartTags
 # How many seconds old a list may be to serve as a baseline, so that a stream of starts shares lists.
 _BASELINE_MAX_AGE = 1.0
 
-# Seconds to wait longer while a new instance may belong to a start of another process.
+# Seconds to wait longer while a new instance may belong to a start of another process, or lists disagree.
 _COMPETING_GRACE = 60.0
+
+# Seconds for which the end of a block searches for the instance of an earlier start, if there is a candidate.
+_LATE_SEARCH = 30.0
 
 
 @define(eq=False)
@@ -230,12 +232,11 @@ class Starter:
             if view is not None:
                 view = evolve(view, instances=recent.add(view.instances, anyio.current_time()))
                 # Not after a single list: a release may begin when the time is over already.
-                certain_at = recent.began + min(ABSENCE_SPAN, start.window)
-                is_over = view.listing.began >= max(start.visible_until, certain_at)
+                span = min(ABSENCE_SPAN, start.window)
+                is_over = view.listing.began >= max(start.visible_until, recent.began + span)
                 # Not at once, because another candidate may appear.
-                min_listed = 0.0 if is_over else ABSENCE_SPAN if to_release else math.inf
                 outcome = await self._decide(
-                    start.key, view, take=partial(recent.is_listed_for, seconds=min_listed)
+                    start.key, view, recent, seconds=span if is_over or to_release else math.inf
                 )
                 if isinstance(outcome, Instance):
                     log(Event.LEASE_ADOPTED, instance_id=outcome.instance_id, model=start.args.hf_name)
@@ -259,35 +260,31 @@ class Starter:
         return [(key, instance) for key, instance in found if instance is not None]
 
     async def _find_late(self, key: str, start: StartAttempt) -> Instance | None:
-        recent = self._recent_lists()
-        is_early = True
-
-        def take(instance: Instance) -> bool:
-            nonlocal is_early
-            is_early = not recent.is_listed_for(instance, seconds=ABSENCE_SPAN)
-            return not is_early
-
+        began, recent = anyio.current_time(), self._recent_lists()
         # The reaper may have found it, and after a while an instance is more likely another user's.
-        while self.promises.is_late(key):
+        while self.promises.is_late(key) and anyio.current_time() <= began + _LATE_SEARCH:
             view = await self._view(start, to_release=True)
             if view is None:
                 return None
-            view, is_early = evolve(view, instances=recent.add(view.instances, anyio.current_time())), False
-            outcome = await self._decide(key, view, take=take)
-            if not is_early:
+            view = evolve(view, instances=recent.add(view.instances, anyio.current_time()))
+            outcome = await self._decide(key, view, recent, seconds=ABSENCE_SPAN)
+            if not isinstance(outcome, Contested):
                 return outcome if isinstance(outcome, Instance) else None
             await anyio.sleep(self.settings.poll.min_interval)
         return None
 
-    async def _decide(self, key: str | None, view: _View, *, take: Callable[[Instance], bool]) -> Outcome:
-        """Decide which instance a start created, and claim it if `take` says so. If not, return None."""
+    async def _decide(self, key: str | None, view: _View, recent: RecentLists, *, seconds: float) -> Outcome:
+        """Decide which instance a start created, and claim it.
+
+        It is contested as long as the lists of the last `seconds` do not agree on the candidates.
+        """
         assert key is not None  # noqa: S101  (set before it was sent)
         listing = view.instances
         unclaimed = self._claims.without_claimed(listing)
 
         def decide(unresolved: UnresolvedStart, claims: ForeignClaims) -> Outcome:
             outcome = claims.match(unresolved, unclaimed, listed_at=listing.date)
-            return None if isinstance(outcome, Instance) and not take(outcome) else outcome
+            return agreed(outcome, recent, seconds=seconds)
 
         return await self.promises.decide(key, view.claims, decide)
 

@@ -30,6 +30,7 @@ from cortecs_async._errors import (
     APIStatusError,
     BadRequestError,
     ConflictError,
+    DecodeError,
     InstanceGoneError,
     NotFoundError,
     RequestError,
@@ -122,6 +123,21 @@ class TestEach:
         assert service.requests[-1].headers.get("authorization") == (None if anonymous else f"Bearer {TOKEN}")
         assert service.token_requests == (0 if anonymous else 1)
 
+    @pytest.mark.parametrize("body", [{"message": "gone"}, {"instance_id": "instance-1", "more": 1}, None])
+    async def test_a_delete_may_be_answered_in_part(self, service: Service, body: Any) -> None:
+        service.on("DELETE", "/instances/instance-1", Answer(json=body))
+        async with service.client() as client:
+            await client.instances.delete("instance-1")
+
+    @pytest.mark.parametrize("body", [{}, {"instance_id": "instance-2"}, {"message": None}, [], "gone", 1])
+    async def test_a_delete_that_another_may_have_answered_is_an_error(
+        self, service: Service, body: Any
+    ) -> None:
+        service.on("DELETE", "/instances/instance-1", Answer(json=body))
+        async with service.client() as client:
+            with pytest.raises(DecodeError, match="id of the deleted instance"):
+                await client.instances.delete("instance-1")
+
     async def test_returns_the_decoded_answer(self, service: Service) -> None:
         expected = decode_instance({"instance": instance()})
         service.on("GET", "/instances/", Answer(json={"instances": [instance(), instance("instance-2")]}))
@@ -131,7 +147,7 @@ class TestEach:
         service.on("POST", "/instances/stop", ok())
         service.on("POST", "/instances/stop-all", ALL)
         service.on("DELETE", "/instances/delete-all", Answer(json={"message": "nothing to do"}))
-        service.on("DELETE", "/instances/instance-1", Answer(json={"whatever": 1}))
+        service.on("DELETE", "/instances/instance-1", Answer(json={"instance_id": "instance-1"}))
         service.on("GET", "/models/a--b", Answer(json={"model": {"model_id": "a--b"}}))
         service.on("GET", "/models/", Answer(json={"models": [{"model_id": "a--b"}]}))
         service.on("GET", "/hardware-types/", Answer(json={"hardware_types": [{"hardware_type_id": "X"}]}))

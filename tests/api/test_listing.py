@@ -1,4 +1,4 @@
-"""Test `Listing`, a tuple with two attributes, and what the client's lists return and log."""
+"""Test `Listing`, a tuple with two attributes, what lists return and log, and when several lists agree."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 from _scripted import Answer, Service, instance
 
 from cortecs_async import AsyncCortecs
-from cortecs_async._api.listing import read_date
+from cortecs_async._api.listing import RecentLists, read_date
+from cortecs_async._api.wire import decode_instances
 from cortecs_async._errors import CortecsError, DecodeError, NotFoundError
 from cortecs_async.types import HardwareType, Listing, UnreadableEntry
 
@@ -245,3 +246,56 @@ async def test_a_start_whose_response_is_odd_but_for_the_id_is_not_repeated() ->
                 pytest.fail("entered")
     assert service.routes.count("POST /instances/start") == 2
     assert "POST /instances/stop" in service.routes
+
+
+# --- several lists ------------------------------------------------------------------------------------------
+
+ONE = decode_instances({"instances": [instance("one")]})
+NONE = decode_instances({"instances": []})
+
+
+def lists(*shows: tuple[float, bool]) -> RecentLists:
+    """Return lists at these times that show the instance or lack it."""
+    recent = RecentLists(30.0)
+    for at, is_shown in shows:
+        recent.add(ONE if is_shown else NONE, at)
+    return recent
+
+
+@pytest.mark.parametrize(
+    ("times", "agree"),
+    [
+        ([0.0], False),
+        ([0.0, 5.0], False),
+        ([0.0, 5.0, 10.0], False),
+        ([0.0, 5.0, 10.0, 15.0], True),
+        ([0.0, 1.0, 2.0, 3.0], False),
+        ([0.0, 1.0, 2.0, 3.0, 5.0], True),
+    ],
+)
+def test_lists_agree_after_several_in_a_row(times: list[float], *, agree: bool) -> None:
+    assert lists(*((at, True) for at in times)).agree_on("one", seconds=5.0) == agree
+
+
+def test_a_list_without_the_instance_begins_the_count_again() -> None:
+    shown = [(float(at), True) for at in range(10)]
+    assert lists(*shown).agree_on("one", seconds=5.0)
+    assert not lists(*shown, (10.0, False)).agree_on("one", seconds=5.0)
+    assert not lists(*shown, (10.0, False), *((at + 11, True) for at, _ in shown[:5])).agree_on(
+        "one", seconds=5.0
+    )
+    assert lists(*shown, (10.0, False), *((at + 11, True) for at, _ in shown[:6])).agree_on(
+        "one", seconds=5.0
+    )
+
+
+def test_lists_that_disagree_for_a_minute_count_all_the_same() -> None:
+    shown = [(float(at), at % 2 == 0) for at in range(61)]
+    assert lists(*shown).agree_on("one", seconds=5.0)
+    assert not lists(*shown[:-1]).agree_on("one", seconds=5.0)
+
+
+def test_a_list_keeps_for_a_while_what_others_have_shown() -> None:
+    recent = lists((0.0, True))
+    assert [each.instance_id for each in recent.add(NONE, 29.0)] == ["one"]
+    assert recent.add(NONE, 30.0) == ()

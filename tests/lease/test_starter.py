@@ -629,6 +629,29 @@ async def test_the_time_to_start_is_up_and_one_list_more_does_not_decide(
         assert not [each.path for each in emu.requests if each.method != "GET" and deleted in each.path]
 
 
+@grid(
+    anyio_backend=BACKENDS,
+    lags=[(0.0, 15.0), (15.0, 0.0), (0.0, 0.0, 15.0), (0.0, 15.0, 15.0), (15.0, 0.0, 0.0)],
+    when=["before", "after"],
+)
+async def test_a_replica_that_still_shows_a_deleted_instance_delays_the_decision(
+    world: World, journals: Path, lags: tuple[float, ...], when: Any
+) -> None:
+    async with world(list_lag=lags, get_lag=15.0, journal="auto") as (emu, client):
+        await client.user.balance()
+        deleted = emu.start_instance(MODEL, HARDWARE)
+        await anyio.sleep(30.0)
+        emu.delete_instance(deleted)
+        emu.add_fault(Fault("drop", route="start", when=when))
+        began = anyio.current_time()
+        async with client.instance(MODEL, HARDWARE) as inst:
+            assert inst.instance_id != deleted
+            assert anyio.current_time() - began < 45.0
+        assert len(emu.ledger) == 2
+        assert emu.existing == ()
+        assert not [each.path for each in emu.requests if each.method != "GET" and deleted in each.path]
+
+
 async def test_what_cannot_be_found_out_in_time_stays_in_the_journal(
     world: World, journals: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
