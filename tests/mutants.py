@@ -340,7 +340,7 @@ MUTANTS = [
     Mutant(
         "assumes at once that an unanswered start had no effect",
         "_lease/starter.py",
-        "is_over = view.listing.began >= max(start.visible_until, recent.began + span)\n",
+        "is_over = view.listing.began >= over_at\n",
         "is_over = True\n",
         "lease/test_starter.py::test_the_block_runs_as_if_nothing_had_happened",
     ),
@@ -364,6 +364,13 @@ MUTANTS = [
         "            if listed.last < previous:\n                listed.since, listed.count = now, 0\n",
         "",
         "lease/test_starter.py::test_a_replica_that_still_shows_a_deleted_instance_delays_the_decision",
+    ),
+    Mutant(
+        "does not wait for lists to agree after an outage",
+        "_lease/starter.py",
+        "is_over = view.listing.began >= over_at + _CONTESTED_GRACE",
+        "is_over = view.listing.began >= start.visible_until + _CONTESTED_GRACE",
+        "lease/test_starter.py::test_when_lists_fail_for_long_the_search_waits_until_they_agree",
     ),
     Mutant(
         "takes any response for an accepted delete",

@@ -45,8 +45,9 @@ from .tags import StartTags
 # How many seconds old a list may be to serve as a baseline, so that a stream of starts shares lists.
 _BASELINE_MAX_AGE = 1.0
 
-# Seconds to wait longer while a new instance may belong to a start of another process, or lists disagree.
-_COMPETING_GRACE = 60.0
+# Seconds to wait longer while a new instance may belong to a start of another process, or lists disagree; and
+# between two lists then.
+_CONTESTED_GRACE, _CONTESTED_INTERVAL = 60.0, 1.0
 
 # Seconds for which the end of a block searches for the instance of an earlier start, if there is a candidate.
 _LATE_SEARCH = 30.0
@@ -225,15 +226,16 @@ class Starter:
         assert start.unresolved is not None  # noqa: S101  (set before it was sent)
         if start.key is not None:
             self.promises.record_unanswered(start.key)
-        began = anyio.current_time()
-        recent = start.recent
+        began, recent = anyio.current_time(), start.recent
         while True:
+            outcome: Outcome = None
             view = await self._view(start, to_release=to_release)
             if view is not None:
                 view = evolve(view, instances=recent.add(view.instances, anyio.current_time()))
                 # Not after a single list: a release may begin when the time is over already.
                 span = min(ABSENCE_SPAN, start.window)
-                is_over = view.listing.began >= max(start.visible_until, recent.began + span)
+                over_at = max(start.visible_until, recent.began + span)
+                is_over = view.listing.began >= over_at
                 # Not at once, because another candidate may appear.
                 outcome = await self._decide(
                     start.key, view, recent, seconds=span if is_over or to_release else math.inf
@@ -244,7 +246,7 @@ class Starter:
                     start.started(outcome)
                     return outcome
                 if isinstance(outcome, Contested):
-                    is_over = view.listing.began >= start.visible_until + _COMPETING_GRACE
+                    is_over = view.listing.began >= over_at + _CONTESTED_GRACE
                 if is_over and outcome is not None:
                     error = self._ambiguous(start, outcome)
                     await self.promises.flush()
@@ -252,7 +254,10 @@ class Starter:
                 if is_over:
                     await self._give_up(start)
                     return None
-            await anyio.sleep(poll_interval(anyio.current_time() - began, self.settings.poll))
+            pause = poll_interval(anyio.current_time() - began, self.settings.poll)
+            if isinstance(outcome, Contested):
+                pause = min(pause, _CONTESTED_INTERVAL)
+            await anyio.sleep(pause)
 
     async def find_not_seen(self, start: StartAttempt) -> list[tuple[str, Instance]]:
         """Search once more for the instances of earlier requests that did not appear in time."""

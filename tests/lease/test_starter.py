@@ -541,6 +541,17 @@ async def test_the_last_list_alone_does_not_decide_that_nothing_was_started(
         assert emu.existing == ()
 
 
+@alternating("times", [40, 50])
+async def test_when_lists_fail_for_long_the_search_waits_until_they_agree(world: World, times: int) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="after"))
+        emu.add_fault(Fault("status", route="list", status=500, skip=1, times=times))
+        async with client.instance(MODEL, HARDWARE):
+            assert len(emu.ledger) == 1
+            assert anyio.current_time() > 80.0
+        assert emu.existing == ()
+
+
 # --- releasing ----------------------------------------------------------------------------------------------
 
 
