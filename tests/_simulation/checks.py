@@ -258,19 +258,19 @@ class Checker:
         """
         run = self._run
         found = [
-            (machine.index, each.candidates, math.inf)
+            (machine.index, each.candidates)
             for machine, orphans in zip(run.machines, run.orphans, strict=False)
             for each in orphans
             if each.state == "ambiguous"
         ]
         found += [
-            (each.machine, each.exit_error.candidates, each.left_at)
+            (each.machine, each.exit_error.candidates)
             for each in run.histories
             if isinstance(each.exit_error, errors.AmbiguousStartError)
         ]
-        for machine, candidates, at in found:
+        for machine, candidates in found:
             self._ambiguous.update(candidates)
-            if self._are_old_and_unstamped(candidates) or self._may_be_shown_deleted(candidates, at):
+            if self._are_old_and_unstamped(candidates):
                 continue
             others = {each.spec.model_id for each in self._instances.values() if each.machine != machine}
             if not others & {self._ledger[each].model_id for each in candidates if each in self._ledger}:
@@ -284,16 +284,6 @@ class Checker:
         """Return whether a sweep came too late to trust anything but stamps, and there are no usable ones."""
         started_at = min((self._instances[each].appeared_at[0] for each in candidates), default=0.0)
         return not self._has_stamps() and anyio.current_time() - started_at > SWEEP_SEARCH_WITHOUT_STAMPS
-
-    def _may_be_shown_deleted(self, candidates: Iterable[str], at: float) -> bool:
-        """Return whether a replica may show one that was deleted by a process that had ended before then.
-
-        Its ids are recorded only while another process lives.
-        """
-        processes = {self._created[each].lease.process for each in candidates if each in self._created}
-        ended = {each.actor.index for each in self._run.programs if each.ended_at < at}
-        deleted = any(self._ledger[each].deleted_at is not None for each in candidates)
-        return self._lag > 0 and deleted and bool(processes & ended)
 
     def _check_own_instances(self) -> None:
         holders = {each.instance_id: each for each in self._run.histories if each.instance_id is not None}
