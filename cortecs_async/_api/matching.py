@@ -146,7 +146,7 @@ class Ambiguous:
 
 @frozen
 class Contested:
-    """It is not clear yet: a start without a response may have created the instances, or lists disagree.
+    """The instances may belong to starts that have no response yet.
 
     Attributes:
         candidates: The ids of the instances that the start can have created.
@@ -155,18 +155,29 @@ class Contested:
     candidates: tuple[str, ...]
 
 
-Outcome = Instance | Ambiguous | Contested | None
+@frozen
+class Disagreement:
+    """The last lists do not agree yet on the instances.
+
+    Attributes:
+        candidates: The ids of the instances that the start can have created.
+    """
+
+    candidates: tuple[str, ...]
+
+
+Outcome = Instance | Ambiguous | Contested | Disagreement | None
 """The instance that a start created, None if there is none yet, or why that is not certain."""
 
 _Fits = Callable[[UnresolvedStart, Instance], bool]
 
 
 def agreed(outcome: Outcome, recent: RecentLists, *, seconds: float) -> Outcome:
-    """Return the outcome, but `Contested` while the lists of the last `seconds` disagree on its instances."""
-    if outcome is None or isinstance(outcome, Contested):
+    """Return the outcome, but `Disagreement` while the lists of the last `seconds` disagree about it."""
+    if not isinstance(outcome, (Instance, Ambiguous)):
         return outcome
     ids = (outcome.instance_id,) if isinstance(outcome, Instance) else outcome.candidates
-    return outcome if recent.agree_on(*ids, seconds=seconds) else Contested(ids)
+    return outcome if recent.agree_on(*ids, seconds=seconds) else Disagreement(ids)
 
 
 def match_start(

@@ -27,7 +27,7 @@ from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances
 from .._api.intervals import poll_interval
 from .._api.listing import Listing, RecentLists, existing_ids
-from .._api.matching import Ambiguous, Contested, Outcome, UnresolvedStart, agreed
+from .._api.matching import Ambiguous, Contested, Disagreement, Outcome, UnresolvedStart, agreed
 from .._api.polling import ABSENCE_SPAN
 from .._api.resources import Models
 from .._config import Settings
@@ -45,9 +45,11 @@ from .tags import StartTags
 # How many seconds old a list may be to serve as a baseline, so that a stream of starts shares lists.
 _BASELINE_MAX_AGE = 1.0
 
-# Seconds to wait longer while a new instance may belong to a start of another process, or lists disagree; and
-# between two lists then.
-_CONTESTED_GRACE, _CONTESTED_INTERVAL = 60.0, 1.0
+# Seconds to wait longer while a new instance may belong to a start of another process.
+_CONTESTED_GRACE = 60.0
+
+# Seconds between two lists while they disagree.
+_AGREEMENT_INTERVAL = 1.0
 
 # Seconds for which the end of a block searches for the instance of an earlier start, if there is a candidate.
 _LATE_SEARCH = 30.0
@@ -247,16 +249,16 @@ class Starter:
                     return outcome
                 if isinstance(outcome, Contested):
                     is_over = view.listing.began >= over_at + _CONTESTED_GRACE
-                if is_over and outcome is not None:
+                if is_over and isinstance(outcome, (Ambiguous, Contested)):
                     error = self._ambiguous(start, outcome)
                     await self.promises.flush()
                     raise error
-                if is_over:
+                if is_over and outcome is None:
                     await self._give_up(start)
                     return None
             pause = poll_interval(anyio.current_time() - began, self.settings.poll)
-            if isinstance(outcome, Contested):
-                pause = min(pause, _CONTESTED_INTERVAL)
+            if isinstance(outcome, Disagreement):
+                pause = min(pause, _AGREEMENT_INTERVAL)
             await anyio.sleep(pause)
 
     async def find_not_seen(self, start: StartAttempt) -> list[tuple[str, Instance]]:
@@ -273,7 +275,7 @@ class Starter:
                 return None
             view = evolve(view, instances=recent.add(view.instances, anyio.current_time()))
             outcome = await self._decide(key, view, recent, seconds=ABSENCE_SPAN)
-            if not isinstance(outcome, Contested):
+            if not isinstance(outcome, Disagreement):
                 return outcome if isinstance(outcome, Instance) else None
             await anyio.sleep(self.settings.poll.min_interval)
         return None
@@ -281,7 +283,7 @@ class Starter:
     async def _decide(self, key: str | None, view: _View, recent: RecentLists, *, seconds: float) -> Outcome:
         """Decide which instance a start created, and claim it.
 
-        It is contested as long as the lists of the last `seconds` do not agree on the candidates.
+        It is open as long as the lists of the last `seconds` disagree.
         """
         assert key is not None  # noqa: S101  (set before it was sent)
         listing = view.instances

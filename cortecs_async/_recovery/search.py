@@ -18,7 +18,15 @@ from .._aio.synchronization import Backoff
 from .._api.domain import Instance
 from .._api.instances import Instances
 from .._api.listing import Listing, RecentLists
-from .._api.matching import LATE_WINDOW, Ambiguous, Contested, Outcome, UnresolvedStart, agreed
+from .._api.matching import (
+    LATE_WINDOW,
+    Ambiguous,
+    Contested,
+    Disagreement,
+    Outcome,
+    UnresolvedStart,
+    agreed,
+)
 from .._api.polling import ABSENCE_SPAN
 from .claims import ForeignClaims, unresolved_start_of
 from .pending import PendingPromise, RecoveryResult, RecoveryState, age_of
@@ -36,12 +44,12 @@ _MIN_OUTAGE, _AFTER_OUTAGE = 10.0, 60.0
 # confirms it: someone else may have started an equal one since.
 _MAX_UNCONFIRMED_AGE = 3600.0
 
-# Seconds to wait longer while the instance may belong to a start that is in progress, or lists disagree.
+# Seconds to wait longer while the instance may belong to a start that is in progress.
 _CONTESTED_GRACE = 60.0
 
 # Seconds between two lists: a tenth of those since the last request, from the first number to the second.
-# After failures, at most the third. While lists do not agree yet on a candidate, at most the fourth.
-_LIST_INTERVAL, _SLOW_LIST_INTERVAL, _MAX_LIST_INTERVAL, _CHECK_INTERVAL = 0.5, 5.0, 10.0, 1.0
+# After failures, at most the third. While lists disagree, at most the fourth.
+_LIST_INTERVAL, _SLOW_LIST_INTERVAL, _MAX_LIST_INTERVAL, _AGREEMENT_INTERVAL = 0.5, 5.0, 10.0, 1.0
 
 
 @define(eq=False, kw_only=True)
@@ -73,7 +81,7 @@ class Search:
     # When the current run of lists began, and that of failures.
     _listed_since: float | None = None
     _failing_since: float | None = None
-    # Whether the last lists do not agree yet on a candidate.
+    # Whether the last lists disagree about an instance.
     _disagree: bool = False
     # Until when an instance may appear for other reasons than the time since the request.
     _appears_until: float = 0.0
@@ -95,7 +103,7 @@ class Search:
             if listing is not None:
                 backoff.reset()
                 self._decide(listing, earlier, final_at, now)
-                pause = min(pause, _CHECK_INTERVAL) if self._disagree else pause
+                pause = min(pause, _AGREEMENT_INTERVAL) if self._disagree else pause
             else:
                 pause = backoff.next()
             if self.pending and now >= deadline:
@@ -172,9 +180,10 @@ class Search:
             promise, end = pending.promise, ends[pending]
             if isinstance(outcome, Instance) and self._recent.first_listed_at(outcome) > end:
                 outcome = None  # noqa: PLW2901
-            matched, outcome = outcome, agreed(outcome, self._recent, seconds=_MIN_LISTED)  # noqa: PLW2901
-            self._disagree = self._disagree or outcome is not matched
-            if isinstance(outcome, Instance):
+            outcome = agreed(outcome, self._recent, seconds=_MIN_LISTED)  # noqa: PLW2901
+            if isinstance(outcome, Disagreement):
+                self._disagree = True
+            elif isinstance(outcome, Instance):
                 if is_early:
                     continue
                 created = {"kind": "CREATED", "entry": promise.key, "instance_id": outcome.instance_id}

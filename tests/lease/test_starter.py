@@ -541,7 +541,7 @@ async def test_the_last_list_alone_does_not_decide_that_nothing_was_started(
         assert emu.existing == ()
 
 
-@alternating("times", [40, 50])
+@alternating("times", [60, 70])
 async def test_when_lists_fail_for_long_the_search_waits_until_they_agree(world: World, times: int) -> None:
     async with world() as (emu, client):
         emu.add_fault(Fault("drop", route="start", when="after"))
