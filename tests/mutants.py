@@ -1560,8 +1560,8 @@ MUTANTS = [
     Mutant(
         "takes the first instance that a list shows after a cancelled start",
         "_lease/starter.py",
-        "seconds=span if is_over or to_release else math.inf",
-        "seconds=-1.0 if is_over or to_release else math.inf",
+        "seconds = span if is_over or to_release else math.inf",
+        "seconds = -1.0 if is_over or to_release else math.inf",
         "lease/test_starter.py::test_cancelled_while_it_is_looked_for_it_does_not_take_the_first_that_is_listed",
     ),
     Mutant(

@@ -231,6 +231,7 @@ class Starter:
         began, recent = anyio.current_time(), start.recent
         while True:
             outcome: Outcome = None
+            seconds = math.inf
             view = await self._view(start, to_release=to_release)
             if view is not None:
                 view = evolve(view, instances=recent.add(view.instances, anyio.current_time()))
@@ -239,9 +240,8 @@ class Starter:
                 over_at = max(start.visible_until, recent.began + span)
                 is_over = view.listing.began >= over_at
                 # Not at once, because another candidate may appear.
-                outcome = await self._decide(
-                    start.key, view, recent, seconds=span if is_over or to_release else math.inf
-                )
+                seconds = span if is_over or to_release else math.inf
+                outcome = await self._decide(start.key, view, recent, seconds=seconds)
                 if isinstance(outcome, Instance):
                     log(Event.LEASE_ADOPTED, instance_id=outcome.instance_id, model=start.args.hf_name)
                     start.adopted = True
@@ -257,8 +257,8 @@ class Starter:
                     await self._give_up(start)
                     return None
             pause = poll_interval(anyio.current_time() - began, self.settings.poll)
-            if isinstance(outcome, Disagreement):
-                pause = min(pause, _AGREEMENT_INTERVAL)
+            if isinstance(outcome, Disagreement) and not math.isinf(seconds):
+                pause = min(pause, max(_AGREEMENT_INTERVAL, self.settings.poll.min_interval))
             await anyio.sleep(pause)
 
     async def find_not_seen(self, start: StartAttempt) -> list[tuple[str, Instance]]:
