@@ -374,6 +374,13 @@ MUTANTS = [
         "lease/test_starter.py::test_when_lists_fail_for_long_the_search_waits_until_they_agree",
     ),
     Mutant(
+        "gives the only instance to a start that could have created another",
+        "_api/matching.py",
+        "key=lambda each: (list(astuple(each.args)).count(None), each.order)",
+        "key=lambda each: each.order",
+        "lease/test_starter.py::TestJudging::test_of_two_starts_the_one_with_fewer_defaults_comes_first",
+    ),
+    Mutant(
         "takes any response for an accepted delete",
         "_api/wire.py",
         "    if data is not None and not is_documented:\n",

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import astuple, define, evolve, field, frozen
 
 from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs, Model
 from .listing import RecentLists
@@ -54,7 +54,8 @@ class UnresolvedStart:
             service sends no dates.
         tag: The context length that was sent instead of that in `args`, to tag the start; None without a tag.
         account: The fingerprint of the account that it used.
-        order: The sort key. Sort starts by it, so that every process assigns the instances in the same way.
+        order: The sort key of starts with equal arguments, so that every process assigns the instances in the
+            same way.
     """
 
     args: InstanceArgs
@@ -195,7 +196,8 @@ def match_start(
     must not include those that are known to belong to others. `listed_at` is when they were listed, by the
     service's clock, as Unix time in seconds.
     """
-    starts = sorted(starts, key=lambda each: each.order)
+    # Those with the fewest defaults first: what a start with more of them created may fit no other start.
+    starts = sorted(starts, key=lambda each: (list(astuple(each.args)).count(None), each.order))
     all_starts = [*starts, *in_progress]
     with_tag = [each for each in all_starts if each.tag is not None]
     tagged = {each.instance_id for each in instances if any(other.has_tag_of(each) for other in with_tag)}

@@ -34,7 +34,7 @@ from .pending import PendingPromise, RecoveryResult, RecoveryState, age_of
 # Seconds after the search began, and seconds for which an instance must have been listed, before it is
 # attributed to a start: another candidate may appear, and a process that has just started it may not have
 # recorded it yet.
-_MIN_SEARCH, _MIN_LISTED = 7.0, 5.0
+_MIN_SEARCH, _MIN_LISTED = 10.0, 5.0
 
 # An outage lasts at least so many seconds. After it, the service may still carry out what it received before,
 # for so many seconds.

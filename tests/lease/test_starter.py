@@ -90,6 +90,13 @@ class TestJudging:
             assert match_start(anything, starts, instances) == instance(2, OTHER_HARDWARE)
             assert match_start(exact, starts, instances) == instance(1, HARDWARE)
 
+    def test_of_two_starts_the_one_with_fewer_defaults_comes_first(self) -> None:
+        # What the other one creates later may have other hardware.
+        exact, anything = evolve(unknown(HARDWARE), order=(False, 2.0, "")), unknown(None)
+        for starts in itertools.permutations([anything, exact]):
+            assert match_start(exact, starts, [instance(1)]) == instance(1)
+            assert match_start(anything, starts, [instance(1)]) is None
+
     def test_one_too_many_spoils_it_for_all_that_are_involved(self) -> None:
         anything, exact = unknown(None), unknown(HARDWARE)
         instances = [instance(1, HARDWARE), instance(2, HARDWARE), instance(3, OTHER_HARDWARE)]

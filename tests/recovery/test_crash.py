@@ -47,8 +47,9 @@ pytestmark = [
 ]
 
 
-# Seconds after the kill in which every instance must be deleted.
-LIMIT = 10.0
+# Seconds after the kill in which every instance must be deleted. The second number is for a start without a
+# response, whose instance is attributed to it after ten seconds.
+LIMIT, LOST_START_LIMIT = 10.0, 15.0
 
 # Seconds for which a request is delayed. It must still be in progress at the kill, on a busy machine too.
 HOLD = 1.0
@@ -136,6 +137,7 @@ class Row:
         seconds: From the kill, or from the sweep, until no instance of the program existed; None if none
             existed then.
         trouble: Any other problem; empty if there was none.
+        limit: The most seconds.
     """
 
     case: str
@@ -143,11 +145,12 @@ class Row:
     foreign_touched: bool = False
     seconds: float | None = None
     trouble: str = ""
+    limit: float = LIMIT
 
     @property
     def is_good(self) -> bool:
         is_clean = not self.left and not self.foreign_touched and not self.trouble
-        return is_clean and (self.seconds or 0.0) <= LIMIT
+        return is_clean and (self.seconds or 0.0) <= self.limit
 
 
 Case = Callable[[], Awaitable[Row]]
@@ -243,7 +246,8 @@ class Scene:
         """Return the result after a kill at the time `killed`, on the clock of the service."""
         ends = [time.monotonic() if entry.deleted_at is None else entry.deleted_at for entry in self.ours]
         seconds = round(max(ends) - killed, 3) if ends and max(ends) > killed else None
-        row = Row(case, self.left, self.is_foreign_touched, seconds, trouble)
+        limit = LOST_START_LIMIT if self.hold is not None and self.hold.route == "start" else LIMIT
+        row = Row(case, self.left, self.is_foreign_touched, seconds, trouble, limit)
         return row if row.is_good else attrs.evolve(row, trouble=f"{trouble}\n{self.program.output}")
 
 
