@@ -381,6 +381,20 @@ MUTANTS = [
         "lease/test_starter.py::TestJudging::test_of_two_starts_the_one_with_fewer_defaults_comes_first",
     ),
     Mutant(
+        "takes an instance that it has stopped for gone, although nothing can have deleted it",
+        "_api/teardown.py",
+        "agree_at = max(agree_at, self.stopped_at + _SINCE_STOP)",
+        "pass",
+        "api/test_teardown.py::test_one_that_stops_slowly_is_not_gone_because_no_reading_shows_it",
+    ),
+    Mutant(
+        "hands over an instance whose lifetime has ended",
+        "_lease/provisioning.py",
+        "    if state.age >= state.lifetime:\n        raise",
+        "    if False:\n        raise",
+        "lease/test_acquire.py::test_an_instance_that_is_found_after_its_lifetime_is_not_handed_over",
+    ),
+    Mutant(
         "takes any response for an accepted delete",
         "_api/wire.py",
         "    if data is not None and not is_documented:\n",

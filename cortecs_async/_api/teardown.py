@@ -37,6 +37,10 @@ from .waiting import has_ended, wait_until
 # Seconds after which a stop or a delete that was accepted, but has no effect, is sent again.
 _EFFECT_TIMEOUT = 10.0
 
+# Seconds after an accepted stop for which a missing instance counts as not visible, if no delete of ours can
+# have deleted it: it existed when it was stopped.
+_SINCE_STOP = 60.0
+
 # Seconds before a new instance that is not visible yet is stopped again.
 _INVISIBLE_PAUSE = 1.0
 
@@ -117,6 +121,7 @@ class Teardown:
         seems_gone: Whether the last of these readings lacked it.
         asked_again: Whether the service was asked to stop or delete it since then.
         delete_accepted: Whether the service accepted a delete.
+        may_be_deleted: Whether a delete was accepted, or has an unknown outcome.
         has_acted: Whether the service accepted a stop or a delete.
         stopped_at: When the service last accepted a stop, on the same clock.
         stop_refused: Whether the last stop was refused.
@@ -133,6 +138,7 @@ class Teardown:
     seems_gone: bool = False
     asked_again: bool = False
     delete_accepted: bool = False
+    may_be_deleted: bool = False
     has_acted: bool = False
     stopped_at: float | None = None
     stop_refused: bool = False
@@ -201,8 +207,7 @@ class Teardown:
                 can_delete = self.goal is Goal.GONE and self.stopped_at is not None
                 return ObservedState.STOPPED if can_delete else ObservedState.LIVE
             case Action.DELETE:
-                await self.instances.delete(instance_id)
-                self.has_acted = self.delete_accepted = True
+                await self._delete()
                 return ObservedState.DELETED
             case Action.VERIFY:
                 with anyio.move_on_after(_EFFECT_TIMEOUT):
@@ -214,6 +219,16 @@ class Teardown:
                     reading = await poller.next(poller.subscribe(instance_id, absence=0.0))
                     return await self._assess(reading, stop_refused=self.stop_refused)
                 return self._after_unreadable(action)
+
+    async def _delete(self) -> None:
+        may_be_deleted, self.may_be_deleted = self.may_be_deleted, True  # also if this is interrupted
+        try:
+            await self.instances.delete(self.instance_id)
+        except Exception as error:
+            if not getattr(error, "outcome_unknown", True):
+                self.may_be_deleted = may_be_deleted
+            raise
+        self.has_acted = self.delete_accepted = True
 
     async def _assess(self, reading: Instance | None, *, stop_refused: bool) -> ObservedState:
         """Return what a reading says about the state, or how to go on if it proves nothing."""
@@ -235,6 +250,8 @@ class Teardown:
         if self.inactive_since is None:
             self.inactive_since, self.asked_again = now, False
         agree_at = self.inactive_since + ABSENCE_SPAN - 1e-6  # the sum of the pauses may be a little less
+        if self.goal is Goal.GONE and self.stopped_at is not None and not self.may_be_deleted:
+            agree_at = max(agree_at, self.stopped_at + _SINCE_STOP)
         if self.asked_again and now >= max(agree_at, self.visible_at):
             return state
         await anyio.sleep(_INVISIBLE_PAUSE if now < self.visible_at else ABSENCE_SPAN)

@@ -99,13 +99,17 @@ async def wait(state: LeaseState) -> None:
             known=state.newest,
             on_progress=options.on_progress,
         )
+        problem = ""
     except StartTimeoutError as error:
         if state.age < state.lifetime:
             raise
+        problem = f" ({error})"
+    # Also without a timeout: the search for the instance of a lost start may take longer.
+    if state.age >= state.lifetime:
         raise LeaseExpiredError(
-            f"instance {instance_id} reached {state.limit} before it was running ({error})",
+            f"instance {instance_id} reached {state.limit} before it was running{problem}",
             instance_id=instance_id,
-        ) from None
+        )
     expected = state.services.instances.poller.expected
     # Without a reading, it may count as running from the response to the start.
     if state.held.key is not None and expected.visible_at(instance_id) < anyio.current_time():

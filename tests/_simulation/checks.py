@@ -179,7 +179,10 @@ class Checker:
         while count != len(excuses.ids):
             count = len(excuses.ids)
             for sent in unresolved:
-                is_listed = sent.executed_at + self._lag <= sent.ended_at + WINDOW
+                ended_at = min(sent.ended_at, self._killed_at(sent.lease))
+                # An equal start that was sent earlier may decide for both as soon as this one is unresolved.
+                is_alone = all(each is sent or not self._may_swap(each, sent) for each in unresolved)
+                is_listed = sent.executed_at + self._lag <= ended_at + (WINDOW if is_alone else 0.0)
                 if not is_listed or sent.instance_id in excuses.ids:
                     self._excuse(sent, excuses)
         # Equal starts without a response may swap their instances, and so the mistake.
@@ -291,23 +294,12 @@ class Checker:
             status = self._ledger[instance_id].status
             expected = self._expected(holders.get(instance_id), sent)
             known = self._excuses.ids | self._excuses.late
-            if status == "stopped" and self._may_agree_wrongly():
-                continue
             if sent.context_length is None:
                 known |= self._ambiguous  # a tag is not ambiguous
             if status not in expected and instance_id not in known:
                 self._run.problem(
                     f"{instance_id} is ours, and {status} at the end, not {' or '.join(sorted(expected))}"
                 )
-
-    def _may_agree_wrongly(self) -> bool:
-        """Return whether readings seconds apart may agree that an instance is missing that exists.
-
-        It needs two wrong readings in a row, of two kinds. Its stop was accepted, so it is not billed.
-        """
-        plan = self._run.plan
-        omits = any(each.kind == "omit" for each in plan.faults)
-        return self._lag > 0 and max(plan.service.get_lag) > 0 and omits
 
     def _expected(self, holder: LeaseHistory | None, sent: SentStart) -> set[str]:
         """Return the states in which an instance may be at the end."""
@@ -422,9 +414,10 @@ class Checker:
         ended_at = entry.stopped_at if is_stop else entry.deleted_at
         if instance_id in self._excuses.ids or not self._was_left(history):
             return
-        if entry.stopped_at is not None and self._may_agree_wrongly():
-            return
-        if ended_at is None or ended_at > history.left_at:
+        # A stop that was accepted, but takes long, ends when no reading shows the instance any more.
+        is_blind = is_stop and self._lag > 0 and max(self._run.plan.service.get_lag) > 0
+        slack = self._run.plan.service.stop_seconds if is_blind else 0.0
+        if ended_at is None or ended_at > history.left_at + slack:
             self._run.problem(f"{history.name} ended before {instance_id} did, without an error")
 
     def _created_by(self, histories: Sequence[LeaseHistory]) -> list[str]:

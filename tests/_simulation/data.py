@@ -225,7 +225,7 @@ class World:
     faults: tuple[Fault, ...] = ()
     outages: tuple[Outage, ...] = ()
     clocks: tuple[float, ...] = (0.0, 0.0)
-    pause_before_sweep: float = 400.0
+    pause_before_sweep: float = 500.0
     service: Service = Service()
     seed: int = 0
 
@@ -453,7 +453,7 @@ def _worlds(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[World]:
         "faults": _several(_faults, [0, 1, 1, 2, 2, 3]),
         "outages": _several(_outages, [0, 0, 0, 0, 1]),
         "clocks": st.sampled_from([(0.0, 0.0), (0.0, 0.0), (360.0, -360.0), (-3600.0, 86_400.0)]),
-        "pause_before_sweep": st.sampled_from([400.0, 400.0, 5000.0]),
+        "pause_before_sweep": st.sampled_from([500.0, 500.0, 5000.0]),
         "service": _services,
         "seed": st.integers(0, 3),
     }

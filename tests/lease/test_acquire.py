@@ -49,6 +49,16 @@ async def test_what_one_process_acquires_another_releases(world: World, journals
     await other._wiring.http._transport.connections.pools[0].client.aclose()
 
 
+async def test_an_instance_that_is_found_after_its_lifetime_is_not_handed_over(world: World) -> None:
+    async with world(step_seconds=0.0) as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="after"))
+        emu.add_fault(Fault("status", route="list", status=500, skip=1, times=60))
+        with pytest.raises(errors.LeaseExpiredError, match="before it was running"):
+            await client.acquire(MODEL, HARDWARE, max_lifetime=60)
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
 async def test_a_lease_hands_out_its_handle_and_stays_its_owner(world: World, journals: Path) -> None:
     async with world() as (emu, client):
         began = _EPOCH + anyio.current_time()
