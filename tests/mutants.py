@@ -376,7 +376,7 @@ MUTANTS = [
     Mutant(
         "gives the only instance to a start that could have created another",
         "_api/matching.py",
-        "key=lambda each: (list(astuple(each.args)).count(None), each.order)",
+        "key=lambda each: (each.generality, each.order)",
         "key=lambda each: each.order",
         "lease/test_starter.py::TestJudging::test_of_two_starts_the_one_with_fewer_defaults_comes_first",
     ),
@@ -386,6 +386,13 @@ MUTANTS = [
         "agree_at = max(agree_at, self.stopped_at + _SINCE_STOP)",
         "pass",
         "api/test_teardown.py::test_one_that_stops_slowly_is_not_gone_because_no_reading_shows_it",
+    ),
+    Mutant(
+        "does not repeat a delete that may not have arrived",
+        "_api/teardown.py",
+        "is_lost = self.may_be_deleted and self.stopped_at is not None",
+        "is_lost = False",
+        "api/test_teardown.py::test_a_delete_that_never_arrived_is_sent_again_although_nothing_shows_the_instance",
     ),
     Mutant(
         "hands over an instance whose lifetime has ended",

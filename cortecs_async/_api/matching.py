@@ -65,6 +65,11 @@ class UnresolvedStart:
     account: str = ""
     order: tuple[bool, float, str] = (False, 0.0, "")
 
+    @property
+    def generality(self) -> int:
+        """The number of arguments by which instances with different values fit; see `fits`."""
+        return list(astuple(self.args)).count(None) + (self.args.num_workers != 1)
+
     def as_last(self) -> UnresolvedStart:
         """Return the start, in the order after all those that a lease waits for.
 
@@ -196,8 +201,8 @@ def match_start(
     must not include those that are known to belong to others. `listed_at` is when they were listed, by the
     service's clock, as Unix time in seconds.
     """
-    # Those with the fewest defaults first: what a start with more of them created may fit no other start.
-    starts = sorted(starts, key=lambda each: (list(astuple(each.args)).count(None), each.order))
+    # Those that fit the fewest instances first: what another one created may fit no other start.
+    starts = sorted(starts, key=lambda each: (each.generality, each.order))
     all_starts = [*starts, *in_progress]
     with_tag = [each for each in all_starts if each.tag is not None]
     tagged = {each.instance_id for each in instances if any(other.has_tag_of(each) for other in with_tag)}

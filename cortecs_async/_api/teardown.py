@@ -122,6 +122,7 @@ class Teardown:
         asked_again: Whether the service was asked to stop or delete it since then.
         delete_accepted: Whether the service accepted a delete.
         may_be_deleted: Whether a delete was accepted, or has an unknown outcome.
+        repeats_delete: Whether the last confirmation asks with a delete instead of a stop.
         has_acted: Whether the service accepted a stop or a delete.
         stopped_at: When the service last accepted a stop, on the same clock.
         stop_refused: Whether the last stop was refused.
@@ -139,6 +140,7 @@ class Teardown:
     asked_again: bool = False
     delete_accepted: bool = False
     may_be_deleted: bool = False
+    repeats_delete: bool = False
     has_acted: bool = False
     stopped_at: float | None = None
     stop_refused: bool = False
@@ -255,8 +257,11 @@ class Teardown:
         if self.asked_again and now >= max(agree_at, self.visible_at):
             return state
         await anyio.sleep(_INVISIBLE_PAUSE if now < self.visible_at else ABSENCE_SPAN)
-        # If it was only not stopped yet, lists may hide it now, but a delete finds it.
-        return ObservedState.STOPPED if self.delete_refused else ObservedState.UNCONFIRMED
+        # If the delete came too early, or did not arrive, lists may hide the stopped instance, but a delete
+        # finds it. In turns with a stop, because the responses to deletes may be lost.
+        is_lost = self.may_be_deleted and self.stopped_at is not None and not self.repeats_delete
+        self.repeats_delete = self.delete_refused or is_lost
+        return ObservedState.STOPPED if self.repeats_delete else ObservedState.UNCONFIRMED
 
     def _stop_was_accepted(self) -> None:
         self.stopped_at = anyio.current_time()

@@ -241,11 +241,25 @@ async def test_a_delete_whose_answer_is_lost_is_not_taken_for_done(world: World,
             (0.0, "delete"),
             (0.0, "get"),
             (0.0, "list"),
-            (5.0, "stop"),
+            (5.0, "delete"),
             (5.0, "get"),
             (5.0, "list"),
         ]
         assert not work.delete_accepted
+        assert emu.existing == ()
+
+
+@grid(strength=1, fault=["drop", "status"], anyio_backend=BACKENDS)
+async def test_a_delete_that_never_arrived_is_sent_again_although_nothing_shows_the_instance(
+    world: World, fault: Any
+) -> None:
+    async with world(hide_stopped=True) as (emu, client):
+        instance_id = await started(emu, client)
+        emu.add_fault(Fault(fault, route="delete"))
+        emu.add_fault(Fault("omit", route="get", times=None))
+        work = teardown(client, instance_id)
+        await run(emu, work)
+        assert work.delete_accepted
         assert emu.existing == ()
 
 

@@ -97,6 +97,13 @@ class TestJudging:
             assert match_start(exact, starts, [instance(1)]) == instance(1)
             assert match_start(anything, starts, [instance(1)]) is None
 
+    def test_a_start_of_one_worker_comes_before_one_of_several(self) -> None:
+        # The service may not return the number, and then it is read as 1.
+        one = evolve(unknown(), order=(False, 2.0, ""))
+        several = evolve(unknown(), args=evolve(unknown().args, num_workers=2))
+        assert match_start(one, [several, one], [instance(1)]) == instance(1)
+        assert match_start(several, [several, one], [instance(1)]) is None
+
     def test_one_too_many_spoils_it_for_all_that_are_involved(self) -> None:
         anything, exact = unknown(None), unknown(HARDWARE)
         instances = [instance(1, HARDWARE), instance(2, HARDWARE), instance(3, OTHER_HARDWARE)]
