@@ -21,6 +21,7 @@ import trio
 from attrs import define, field
 
 from cortecs_async import errors
+from cortecs_async._api.polling import ABSENCE_SPAN
 from cortecs_async._recovery.journal import read_journals
 
 from .data import ADOPTION_WINDOW, REQUEST_TIMEOUT, StartSpec
@@ -47,6 +48,8 @@ STAMP_TOLERANCE = 120.0 + 48.0
 SWEEP_SEARCH_WITHOUT_STAMPS = 3600.0
 # Seconds for which a client looks for the instance of a lost start before anything else.
 WINDOW = ADOPTION_WINDOW / 6
+# The same for a lease that ends before its block begins.
+RELEASE_WINDOW = ABSENCE_SPAN
 # The maximum age of a baseline when its start is requested, without what delays the request.
 BASELINE_AGE = 1.0
 # Seconds that a process needs to record a response.
@@ -182,7 +185,8 @@ class Checker:
                 ended_at = min(sent.ended_at, self._killed_at(sent.lease))
                 # An equal start that was sent earlier may decide for both as soon as this one is unresolved.
                 is_alone = all(each is sent or not self._may_swap(each, sent) for each in unresolved)
-                is_listed = sent.executed_at + self._lag <= ended_at + (WINDOW if is_alone else 0.0)
+                window = WINDOW if sent.lease.body_at is not None else RELEASE_WINDOW
+                is_listed = sent.executed_at + self._lag <= ended_at + (window if is_alone else 0.0)
                 if not is_listed or sent.instance_id in excuses.ids:
                     self._excuse(sent, excuses)
         # Equal starts without a response may swap their instances, and so the mistake.
@@ -198,7 +202,8 @@ class Checker:
 
     def _may_swap(self, one: SentStart, other: SentStart) -> bool:
         return (
-            (one.lease.machine, one.lease.plan.spec) == (other.lease.machine, other.lease.plan.spec)
+            one.lease.machine == other.lease.machine
+            and one.lease.plan.spec.model_id == other.lease.plan.spec.model_id
             and one.at <= other.at + self._search(other)
             and other.at <= one.at + self._search(one)
         )
@@ -294,12 +299,24 @@ class Checker:
             status = self._ledger[instance_id].status
             expected = self._expected(holders.get(instance_id), sent)
             known = self._excuses.ids | self._excuses.late
+            if status == "stopped" and self._may_agree_wrongly():
+                continue
             if sent.context_length is None:
                 known |= self._ambiguous  # a tag is not ambiguous
             if status not in expected and instance_id not in known:
                 self._run.problem(
                     f"{instance_id} is ours, and {status} at the end, not {' or '.join(sorted(expected))}"
                 )
+
+    def _may_agree_wrongly(self) -> bool:
+        """Return whether readings seconds apart may agree that an instance is missing that exists.
+
+        After a delete without a response, two wrong readings are enough. The instance is stopped by then, so
+        it is not billed.
+        """
+        plan = self._run.plan
+        loses = bool(plan.outages) or any(each.route == "delete" for each in plan.faults)
+        return self._lag > 0 and max(plan.service.get_lag) > 0 and loses
 
     def _expected(self, holder: LeaseHistory | None, sent: SentStart) -> set[str]:
         """Return the states in which an instance may be at the end."""
@@ -413,6 +430,8 @@ class Checker:
         is_stop = history.plan.on_exit == "stop" and history.instance_id is not None
         ended_at = entry.stopped_at if is_stop else entry.deleted_at
         if instance_id in self._excuses.ids or not self._was_left(history):
+            return
+        if entry.stopped_at is not None and self._may_agree_wrongly():
             return
         # A stop that was accepted, but takes long, ends when no reading shows the instance any more.
         is_blind = is_stop and self._lag > 0 and max(self._run.plan.service.get_lag) > 0
