@@ -395,6 +395,13 @@ MUTANTS = [
         "api/test_teardown.py::test_a_delete_that_never_arrived_is_sent_again_although_nothing_shows_the_instance",
     ),
     Mutant(
+        "takes an instance whose description it cannot read for missing",
+        "_api/polling.py",
+        "if listed is None and unreadable is not None:",
+        "if False:",
+        "api/test_teardown.py::test_a_response_that_cannot_be_read_does_not_count_as_missing",
+    ),
+    Mutant(
         "hands over an instance whose lifetime has ended",
         "_lease/provisioning.py",
         "    if state.age >= state.lifetime:\n        raise",

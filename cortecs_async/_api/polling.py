@@ -297,14 +297,17 @@ class Poller:
         trusting = {subscription.instance_id for subscription in waiting if subscription.trust_list}
         if len(wanted) == 1 and not trusting:
             (instance_id,) = wanted
+            unreadable: DecodeError | None = None
             try:
-                instance = await self._read_one(instance_id)
-            except DecodeError:
-                instance = None  # the list may be readable
-            if instance is not None:
-                return {instance_id: instance}
+                if (instance := await self._read_one(instance_id)) is not None:
+                    return {instance_id: instance}
+            except DecodeError as error:
+                unreadable = error
             # The status code for an unknown id is undocumented. The instance is missing if the list agrees.
-            return {instance_id: (await self._read_listed()).get(instance_id)}
+            listed = (await self._read_listed()).get(instance_id)
+            if listed is None and unreadable is not None:
+                raise unreadable  # it may exist, and be hidden in lists
+            return {instance_id: listed}
         listed = await self._read_listed()
         known = listed.keys() | trusting
         return {instance_id: listed.get(instance_id) for instance_id in wanted & known}

@@ -216,6 +216,17 @@ async def test_one_that_stops_slowly_is_not_gone_because_no_reading_shows_it(
         assert emu.existing == ()
 
 
+async def test_a_response_that_cannot_be_read_does_not_count_as_missing(world: World) -> None:
+    async with world(hide_stopped=True) as (emu, client):
+        instance_id = await started(emu, client)
+        emu.add_fault(Fault("drop", route="stop", when="after"))
+        emu.add_fault(Fault("garbage", route="get", times=8))
+        work = teardown(client, instance_id)
+        await run(emu, work)
+        assert work.delete_accepted
+        assert emu.existing == ()
+
+
 async def test_one_that_was_not_stopped_yet_and_is_hidden_then_is_deleted(world: World) -> None:
     async with world(
         step_seconds=0.0, stop_seconds=1.3, list_lag=(0.0, 3.0), get_lag=15.0, hide_stopped=True
