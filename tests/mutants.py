@@ -397,7 +397,7 @@ MUTANTS = [
     Mutant(
         "takes an instance whose description it cannot read for missing",
         "_api/polling.py",
-        "if listed is None and unreadable is not None:",
+        "if reading is None and unreadable is not None:",
         "if False:",
         "api/test_teardown.py::test_a_response_that_cannot_be_read_does_not_count_as_missing",
     ),
@@ -1186,8 +1186,8 @@ MUTANTS = [
     Mutant(
         "treats an instance as deleted without checking the list",
         "_api/polling.py",
-        "return {instance_id: (await self._read_listed()).get(instance_id)}",
-        "return {instance_id: None}",
+        "reading = (await self._read_listed()).get(instance_id)",
+        "reading = None",
         "api/test_polling.py::test_gone_needs_both_the_instance_and_the_list",
     ),
     Mutant(

@@ -304,10 +304,10 @@ class Poller:
             except DecodeError as error:
                 unreadable = error
             # The status code for an unknown id is undocumented. The instance is missing if the list agrees.
-            listed = (await self._read_listed()).get(instance_id)
-            if listed is None and unreadable is not None:
+            reading = (await self._read_listed()).get(instance_id)
+            if reading is None and unreadable is not None:
                 raise unreadable  # it may exist, and be hidden in lists
-            return {instance_id: listed}
+            return {instance_id: reading}
         listed = await self._read_listed()
         known = listed.keys() | trusting
         return {instance_id: listed.get(instance_id) for instance_id in wanted & known}
