@@ -24,7 +24,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis.strategies import SearchStrategy
 
 from cortecs_async._aio.tasks import TaskResult
-from cortecs_async._api import instances as _instances
+from cortecs_async._api import wire as _wire
 from cortecs_async._api.domain import Instance
 from cortecs_async._api.matching import UnresolvedStart
 from cortecs_async._api.teardown import ObservedState, Teardown
@@ -248,7 +248,7 @@ SABOTAGE: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
     ),
     "believes a single reading": ("any", [(Teardown, "_confirm", believe)]),
     "forgets a start that has not appeared": ("late", [(Starter, "_give_up", forget)]),
-    "rejects a list with an odd entry": ("any", [(_instances, "decode_instances", decode_all_or_none)]),
+    "rejects a list with an odd entry": ("any", [(_wire, "decode_instances", decode_all_or_none)]),
 }
 
 
