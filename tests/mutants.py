@@ -402,6 +402,13 @@ MUTANTS = [
         "api/test_teardown.py::test_a_response_that_cannot_be_read_does_not_count_as_missing",
     ),
     Mutant(
+        "forgets the instance of an earlier start when its release is interrupted",
+        "_lease/release.py",
+        "                if key not in self._late:\n",
+        "                if True:\n",
+        "lease/test_starter.py::test_an_interrupted_release_goes_on_with_the_instance_of_an_earlier_start",
+    ),
+    Mutant(
         "hands over an instance whose lifetime has ended",
         "_lease/provisioning.py",
         "    if state.age >= state.lifetime:\n        raise",

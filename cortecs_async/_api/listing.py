@@ -111,7 +111,10 @@ class RecentLists:
         return self._listed[instance.instance_id].first
 
     def agree_on(self, *instance_ids: str, seconds: float) -> bool:
-        """Return whether all lists of the last `seconds` show these instances, or have disagreed for long."""
+        """Return whether the last lists all show these instances: several lists, for `seconds`.
+
+        After a minute, it does not matter any more if some lists lack them.
+        """
         found = [self._listed[each] for each in instance_ids if each in self._listed]
         return all(
             (each.last == self._newest and each.last - each.since >= seconds and each.count >= _MIN_LISTS)

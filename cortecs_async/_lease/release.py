@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import anyio
-from attrs import define
+from attrs import define, field
 
 from .._aio.eventloop import loop_clock
 from .._aio.tasks import run_uncancellable
@@ -43,6 +43,9 @@ class Release:
     on_work: Callable[[], None]
     failure: CortecsError | None = None
     _teardown: Teardown | None = None
+    # Those of instances of earlier requests, by the keys of their records. Kept, because no search finds an
+    # instance twice.
+    _late: dict[str, Teardown] = field(factory=dict)
     _is_closed: bool = False
 
     @property
@@ -110,9 +113,13 @@ class Release:
         if start is None or not start.not_seen or self.held.instance_id is None:
             return
         with anyio.CancelScope(deadline=self.deadline):
-            found = await self.services.starter.find_not_seen(start)
-            for key, instance in found:
-                if await self._run(self._teardown_of(instance.instance_id, Goal.GONE)):
+            for key in list(start.not_seen):
+                if key not in self._late:
+                    instance = await self.services.starter.find_late(key, start)
+                    if instance is None:
+                        continue
+                    self._late[key] = self._teardown_of(instance.instance_id, Goal.GONE)
+                if await self._run(self._late[key]):
                     self.services.promises.record_gone(key)
                     start.not_seen.remove(key)
 

@@ -261,12 +261,8 @@ class Starter:
                 pause = min(pause, max(_AGREEMENT_INTERVAL, self.settings.poll.min_interval))
             await anyio.sleep(pause)
 
-    async def find_not_seen(self, start: StartAttempt) -> list[tuple[str, Instance]]:
-        """Search once more for the instances of earlier requests that did not appear in time."""
-        found = [(key, await self._find_late(key, start)) for key in start.not_seen]
-        return [(key, instance) for key, instance in found if instance is not None]
-
-    async def _find_late(self, key: str, start: StartAttempt) -> Instance | None:
+    async def find_late(self, key: str, start: StartAttempt) -> Instance | None:
+        """Search once more for the instance of an earlier request that did not appear in time."""
         began, recent = anyio.current_time(), self._recent_lists()
         # The reaper may have found it, and after a while an instance is more likely another user's.
         while self.promises.is_late(key) and anyio.current_time() <= began + _LATE_SEARCH:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from cortecs_async import AsyncCortecs, RetryPolicy, errors
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._api.matching import Ambiguous, Contested, UnresolvedStart, fits, match_start
+from cortecs_async._api.teardown import Teardown
 from cortecs_async._recovery.journal import JournalFile, read_journals
 from cortecs_async._recovery.promises import Promises
 from cortecs_async._recovery.store import PromiseStore
@@ -772,6 +774,31 @@ async def test_an_earlier_start_does_not_take_the_first_that_is_listed(
         # Its own deletion was confirmed after three seconds. Then the list showed only one of the two.
         assert len(emu.ledger) == 3
         assert theirs in emu.billing
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+async def test_an_interrupted_release_goes_on_with_the_instance_of_an_earlier_start(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a reaper and a journal, nothing else would release it."""
+    interrupted: list[str] = []
+    run = Teardown.run
+
+    async def interrupted_once(self: Teardown) -> None:
+        if self.instance_id != inst.instance_id and not interrupted:
+            interrupted.append(self.instance_id)
+            raise asyncio.CancelledError
+        await run(self)
+
+    async with world() as (emu, client):
+        emu.add_fault(Fault("late", route="start", seconds=20.0))
+        monkeypatch.setattr(Teardown, "run", interrupted_once)
+        with suppress(asyncio.CancelledError):
+            async with client.instance(MODEL, HARDWARE) as inst:
+                await anyio.sleep(30.0)
+        assert interrupted
+        assert len(emu.ledger) == 2
+        assert emu.existing == ()
 
 
 async def test_a_lost_start_of_another_lease_comes_before_one_that_has_not_appeared(
