@@ -12,9 +12,10 @@ import httpx
 from _world import HARDWARE, MODEL, client_of, emulated_wall_clock
 
 from cortecs_async import AsyncCortecs, errors
+from cortecs_async._environment import Environment
 from cortecs_async._recovery.journal import read_journals, try_lock
 from cortecs_async._recovery.reaper import Reaper
-from cortecs_async._recovery.records import Promise, Record
+from cortecs_async._recovery.records import JournalState, Promise, Record
 from cortecs_async._recovery.recover import reap_account
 from cortecs_async._recovery.store import PromiseStore
 from cortecs_async._secrets import Secret
@@ -50,6 +51,9 @@ class FakeReaper:
                 name: each.reveal() if isinstance(each, Secret) else each for name, each in message.items()
             }
             self.reaper.receive({**revealed, "number": number})
+
+    def rehearsed(self, _: str) -> str:
+        return ""
 
     def detach(self) -> None:
         self.is_running = False
@@ -127,6 +131,27 @@ class Process:
         locked.retire(state)
 
 
+def account_of(emu: Emulator) -> Record:
+    """Return the account of an emulator as its reaper gets it."""
+    return {
+        "api_base_url": emu.api_base_url,
+        "client_id": emu.client_id,
+        "client_secret": emu.client_secret,
+        "headers": {},
+        "timeout": 30.0,
+        "environment": Environment().to_data(),
+    }
+
+
+def applying(state: JournalState) -> Callable[[Record], None]:
+    """Return what the reaper of a dead process does with its records, without a journal."""
+
+    def report(record: Record) -> None:
+        state.apply(record)
+
+    return report
+
+
 async def reap(
     emu: Emulator,
     state: Any,
@@ -135,13 +160,7 @@ async def reap(
     path: Path | None,
 ) -> None:
     """Fulfill promises as a reaper does, on the clock of the test."""
-    account = {
-        "api_base_url": emu.api_base_url,
-        "client_id": emu.client_id,
-        "client_secret": emu.client_secret,
-        "headers": {},
-        "timeout": 30.0,
-    }
+    account = account_of(emu)
     async with emu.http_client() as http:
         await reap_account(
             state, promises, account, report, path, http_client=http, wall_clock=emulated_wall_clock

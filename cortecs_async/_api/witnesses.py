@@ -1,10 +1,11 @@
-"""Witnesses of requests: see `Witness`, which also makes a request run to its end despite a cancellation."""
+"""The witness of plain starts: see `Witness`."""
 
 from __future__ import annotations
 
 import contextlib
 from functools import partial
 
+from .._aio.tasks import DetachedTask
 from .._errors import DecodeError
 from .._http.messages import Failure, Reply, Witness
 from .domain import InstanceArgs
@@ -22,8 +23,9 @@ class StartWitness(Witness):
         self._claims = claims
         self._args = args
 
-    def sending(self) -> None:
+    def sending(self, _: DetachedTask[Reply | Failure], /) -> bool:
         self._claims.begin_request(self._args.model_id)
+        return False
 
     def settled(self, outcome: Reply | Failure) -> None:
         self._claims.end_request(self._args.model_id)
@@ -33,13 +35,3 @@ class StartWitness(Witness):
                 self._claims.ids.add(started.instance_id)
                 if self._claims.on_plain_start is not None:
                     self._claims.on_plain_start(started.instance_id)
-
-
-class UncancellableWitness(Witness):
-    """Makes a request run to its end despite a cancellation, so that a later stop cannot overtake it."""
-
-    def sending(self) -> None:
-        """Do nothing."""
-
-    def settled(self, outcome: Reply | Failure) -> None:
-        """Do nothing."""

@@ -5,7 +5,7 @@ process. An instance that another process claims is never taken.
 
 A list and the journals cannot be read at the same moment. So the claims are read both before and after the
 list, and those of both readings count. Then the decision is made and recorded while this process holds the
-lock that all processes with this state directory share: see `journal.decision_lock`.
+lock that all processes with this state directory share: see `locks.decision_lock`.
 """
 
 from __future__ import annotations

@@ -3,25 +3,29 @@
 Each process appends to one file in the state directory, and holds a lock on it while it lives. A file whose
 lock is free belongs to a dead process; a process id would not be reliable, because ids are reused. A journal
 contains no secrets: an account is named by a fingerprint.
+
+A file is removed or rewritten only if all of it is understood: it has a name like those that `create` makes,
+`StateFolder` opens it, its format is known, and every line of it is a known record. Any other file in the
+directory stays as it is, and a warning names it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import socket
 import time
 import uuid
-from collections.abc import Collection, Container, Generator, Iterator, Mapping
+from collections.abc import Collection, Container, Iterator, Mapping
 from pathlib import Path
 
-from .records import JournalState, Promise, Record, encode, fold
+from .._state_directory import StateFolder, leave_alone
+from .locks import lock, lock_unless_owned, unlock
+from .records import FORMAT, JournalState, Promise, Record, encode, fold, is_draft, is_torn
 
-try:
-    import fcntl
-except ImportError:  # on Windows, where creating a journal raises OSError
-    fcntl = None  # type: ignore[assignment]
-
-_SUFFIX = ".jsonl"
+_NAME = re.compile(r"[0-9a-f]{32}\.jsonl")
+_DRAFT_NAME = re.compile(r"[0-9a-f]{32}\.new")
 
 # Age in seconds above which a draft belongs to a process that died while it wrote the draft.
 _MAX_DRAFT_AGE = 3600.0
@@ -29,13 +33,7 @@ _MAX_DRAFT_AGE = 3600.0
 # Seconds for which the past ids of an ended process are kept while others live: a list may lag so long.
 PAST_IDS_AGE = 60.0
 
-# Seconds to wait for `decision_lock`, whose holder may be suspended, and between two attempts.
-_DECISION_TIMEOUT, _DECISION_RETRY_DELAY = 5.0, 0.005
-
-# `is_owned` locks a file for a moment. Number of retries then, and seconds between them.
-_LOCK_RETRIES, _LOCK_RETRY_DELAY = 100, 0.001
-
-_OPEN_FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+_OPEN_FLAGS = os.O_RDWR | os.O_APPEND
 
 
 class JournalFile:
@@ -50,11 +48,10 @@ class JournalFile:
         """Create a file that begins with `records`.
 
         Raises:
-            OSError: if the directory cannot be written or locked, or the disk is full.
+            OSError: if the directory cannot be used, written or locked, or the disk is full.
         """
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = directory / f"{uuid.uuid4().hex}{_SUFFIX}"
-        return cls(path, _write_whole(path, encode(records)))
+        path = directory / f"{uuid.uuid4().hex}.jsonl"
+        return cls(path, _write_whole(path, encode(records), create=True))
 
     def append(self, records: list[Record], *, durable: bool) -> None:
         """Append records. With `durable`, return only when they would survive a power loss.
@@ -94,18 +91,37 @@ class JournalFile:
 
     def read(self) -> JournalState:
         """Return the state that the records produce."""
-        with os.fdopen(self._fd, "rb", closefd=False) as file:
-            file.seek(0)
-            return fold(file.read())
+        return fold(_read(self._fd))
+
+    def end_torn_line(self) -> None:
+        """Make the next record begin a line, even if the dead owner did not finish the last one.
+
+        Raises:
+            OSError: if the file cannot be written.
+        """
+        data = _read(self._fd)
+        end = data.rfind(b"\n") + 1
+        if end < len(data):
+            if is_torn(data[end:]):
+                os.ftruncate(self._fd, end)
+            else:
+                _write(self._fd, b"\n")
 
     def remove(self) -> None:
         """Delete the file: all promises are fulfilled."""
-        with contextlib.suppress(OSError):
-            self.path.unlink()
+        with contextlib.suppress(OSError), StateFolder(self.path.parent) as folder:
+            folder.remove(self.path.name)
         self.close()
 
     def close(self) -> None:
         """Unlock the file, and leave it in the directory."""
+        # Closing is not enough: a child that was forked meanwhile has a copy of the descriptor.
+        with contextlib.suppress(OSError):
+            unlock(self._fd)
+        self.close_copy()
+
+    def close_copy(self) -> None:
+        """Close the file in a forked child. The parent keeps its lock."""
         with contextlib.suppress(OSError):
             os.close(self._fd)
 
@@ -115,24 +131,31 @@ class JournalFile:
         A search for the instance of a start must not take an instance with such an id. While it is deleted, a
         list may still show it, and if it was handed over, it exists.
         """
-        if not state.promises and not (state.past_ids and keeps_past_ids):
-            self.remove()
-            return
         with contextlib.suppress(OSError):
-            records = state.snapshot()
-            if not state.promises and self.size != len(encode(records)):
-                self.rewrite(records)
+            if not state.promises and self._is_understood():
+                if not (state.past_ids and keeps_past_ids):
+                    self.remove()
+                    return
+                records = state.snapshot()
+                if self.size != len(encode(records)):
+                    self.rewrite(records)
         self.close()
+
+    def _is_understood(self) -> bool:
+        if problem := self.read().problem:
+            leave_alone(self.path.parent, [self.path.name], problem)
+        return not problem
 
     def retire(self, state: JournalState) -> None:
         """Unlock the file at the end of its process, and delete what no process needs any more."""
         directory = self.path.parent
+        is_searched = has_unresolved(directory)
         others_live = any(is_owned(path) for path in _paths(directory) if path != self.path)
-        keeps_past_ids = others_live or has_unresolved(directory)
-        self.close_or_remove(state, keeps_past_ids=keeps_past_ids)
-        if not keeps_past_ids:
-            for journal in orphaned_journals(directory):
-                journal.close_or_remove(journal.read(), keeps_past_ids=False)
+        self.close_or_remove(state, keeps_past_ids=is_searched or others_live)
+        if not is_searched:
+            for journal, other in orphaned_journals(directory):
+                keeps_past_ids = others_live and journal.age < PAST_IDS_AGE
+                journal.close_or_remove(other, keeps_past_ids=keeps_past_ids)
 
     @property
     def age(self) -> float:
@@ -140,20 +163,32 @@ class JournalFile:
         return time.time() - os.fstat(self._fd).st_mtime
 
 
+def owner_record(at: float) -> Record:
+    """Return the first record of a journal of this process, which is created at a Unix time in seconds."""
+    return {
+        "kind": "OWNER",
+        "format": FORMAT,
+        "id": uuid.uuid4().hex,  # two containers may have the same host name and process id
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "at": at,
+    }
+
+
 def try_lock(path: Path) -> JournalFile | None:
     """Lock the journal at `path`. Return None if its owner lives, or if the file no longer exists."""
-    try:
-        fd = os.open(path, _OPEN_FLAGS)
-    except OSError:
+    fd = _open(path, _OPEN_FLAGS)
+    if fd is None:
         return None
     try:
-        _lock_unless_owned(fd)
+        lock_unless_owned(fd)
     except OSError:
         os.close(fd)
         return None
+    journal = JournalFile(path, fd)
     if _is_at(fd, path):
-        return JournalFile(path, fd)
-    os.close(fd)
+        return journal
+    journal.close()
     return None
 
 
@@ -170,61 +205,79 @@ def is_owned(path: Path) -> bool | None:
         return None
     try:
         try:
-            _lock(fd, shared=True)
+            lock(fd, shared=True)
         except OSError:
             return True
         # Closing is not enough: a child that is forked at this moment keeps a copy of the descriptor.
-        _unlock(fd)
+        unlock(fd)
         return False
     finally:
         os.close(fd)
 
 
 def _open_to_read(path: Path) -> int | None:
-    try:
-        fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    except OSError:
-        return None
-    if _is_at(fd, path):
+    fd = _open(path, os.O_RDONLY)
+    if fd is None or _is_at(fd, path):
         return fd
     os.close(fd)
     return None
 
 
-def orphaned_journals(directory: Path) -> Iterator[JournalFile]:
-    """Yield the journals of dead owners, each locked. The caller closes or removes them."""
-    for draft in directory.glob("*.new"):
-        # A process died while it wrote this. A newer draft may still be written.
-        with contextlib.suppress(OSError):
-            if time.time() - draft.stat().st_mtime > _MAX_DRAFT_AGE:
-                draft.unlink()
+def orphaned_journals(directory: Path) -> Iterator[tuple[JournalFile, JournalState]]:
+    """Yield the journals of dead owners and their states, each locked. The caller closes or removes them.
+
+    Journals in another format are left out. Drafts of dead processes are removed.
+    """
+    _remove_old_drafts(directory)
     for path in _paths(directory):
         journal = try_lock(path)
-        if journal is not None:
-            yield journal
+        if journal is None:
+            continue
+        try:
+            state = journal.read()
+        except OSError:
+            journal.close()
+            continue
+        if state.has_other_format:
+            leave_alone(directory, [path.name], state.problem)
+            journal.close()
+        else:
+            yield journal, state
+
+
+def _remove_old_drafts(directory: Path) -> None:
+    for path in _paths(directory, _DRAFT_NAME):
+        fd = _open(path, os.O_RDWR)
+        if fd is None:
+            continue
+        with contextlib.suppress(OSError):
+            if time.time() - os.fstat(fd).st_mtime > _MAX_DRAFT_AGE:
+                lock(fd)  # which fails while its process lives
+                if is_draft(_read(fd)):
+                    with StateFolder(directory) as folder:
+                        folder.remove(path.name)
+                else:
+                    leave_alone(directory, [path.name], "it is not a journal")
+        os.close(fd)
 
 
 def read_journals(directory: Path) -> Iterator[tuple[Path, JournalState]]:
     """Yield path and state of each journal, including those of living owners."""
+    for path, data in _read_all(directory):
+        yield path, fold(data)
+
+
+def _read_all(directory: Path) -> Iterator[tuple[Path, bytes]]:
     for path in _paths(directory):
-        with contextlib.suppress(OSError):
-            yield path, fold(path.read_bytes())
-
-
-def has_living_owner(directory: Path) -> bool:
-    """Return whether the owner of any of the journals lives."""
-    return any(is_owned(path) for path in _paths(directory))
+        data = _read_path(path)
+        if data is not None:
+            yield path, data
 
 
 def has_unresolved(directory: Path) -> bool:
     """Return whether any of the journals has a start whose instance is not known."""
-    for path in _paths(directory):
-        with contextlib.suppress(OSError):
-            data = path.read_bytes()
-            # Journals that are kept for their past ids can be many, and have no intents.
-            if b'"INTENT"' in data and fold(data).has_unresolved():
-                return True
-    return False
+    # Journals that are kept for their past ids can be many, and have no intents.
+    return any(b'"INTENT"' in data and fold(data).has_unresolved() for _, data in _read_all(directory))
 
 
 def open_promises(path: Path) -> Mapping[str, Promise] | None:
@@ -232,12 +285,10 @@ def open_promises(path: Path) -> Mapping[str, Promise] | None:
 
     A journal that was removed has none, unless its directory was removed too, which no `sweep` does.
     """
-    try:
-        return fold(path.read_bytes()).promises
-    except FileNotFoundError:
-        return {} if path.parent.is_dir() else None
-    except OSError:
-        return None
+    data = _read_path(path)
+    if data is not None:
+        return fold(data).promises
+    return {} if path.parent.is_dir() and not path.exists() else None
 
 
 def catch_up(state: JournalState, path: Path, keys: Collection[str]) -> None:
@@ -248,7 +299,7 @@ def catch_up(state: JournalState, path: Path, keys: Collection[str]) -> None:
     still_open = open_promises(path)
     if still_open is None:
         return
-    for key in state.promises.keys() & keys:
+    for key in [each for each in list(state.promises) if each in keys]:
         if key not in still_open:
             state.apply({"kind": "GONE", "entry": key})
         elif state.promises[key].instance_id is None and (found := still_open[key].instance_id):
@@ -266,62 +317,68 @@ def foreign_states(directory: Path, *, without: Container[Path] = ()) -> list[Jo
     return states
 
 
-@contextlib.contextmanager
-def decision_lock(directory: Path) -> Generator[None]:
-    """Let only one process at a time decide which instance belongs to which start, and record it.
-
-    It raises nothing. Without file locks, or if another process holds this one for too long, the decision is
-    made without it.
-    """
-    fd = -1
-    with contextlib.suppress(OSError):
-        fd = os.open(directory, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-    deadline = time.monotonic() + _DECISION_TIMEOUT
-    while fd >= 0 and time.monotonic() < deadline:
-        try:
-            _lock(fd)
-            break
-        except OSError:
-            time.sleep(_DECISION_RETRY_DELAY)
+def _paths(directory: Path, pattern: re.Pattern[str] = _NAME) -> list[Path]:
+    """Return the paths of the files whose names have a pattern."""
     try:
-        yield
-    finally:
-        if fd >= 0:
-            # Closing is not enough: a child that is forked at this moment keeps a copy of the descriptor.
-            with contextlib.suppress(OSError):
-                _unlock(fd)
-            os.close(fd)
-
-
-def _paths(directory: Path) -> list[Path]:
-    try:
-        return sorted(directory.glob(f"*{_SUFFIX}"))
+        with StateFolder(directory) as folder:
+            names = folder.names()
     except OSError:
         return []
+    known = (_NAME, _DRAFT_NAME)
+    others = [each for each in names if not any(name.fullmatch(each) for name in known)]
+    leave_alone(directory, (each for each in others if not each.startswith(".")), "not named like a journal")
+    return [directory / name for name in names if pattern.fullmatch(name)]
 
 
-def _write_whole(path: Path, data: bytes) -> int:
-    draft = path.with_suffix(".new")
-    directory = os.open(path.parent, os.O_RDONLY)
+def _open(path: Path, flags: int) -> int | None:
+    """Open a file of a journal. If that is not possible, return None, and log why."""
     try:
-        fd = os.open(draft, _OPEN_FLAGS | os.O_CREAT | os.O_TRUNC, 0o600)
+        with StateFolder(path.parent) as folder:
+            return folder.open(path.name, flags)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        leave_alone(path.parent, [path.name], error)
+        return None
+
+
+def _read_path(path: Path) -> bytes | None:
+    fd = _open(path, os.O_RDONLY)
+    if fd is None:
+        return None
+    try:
+        return _read(fd)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+
+
+def _read(fd: int) -> bytes:
+    with os.fdopen(fd, "rb", closefd=False) as file:
+        file.seek(0)
+        return file.read()
+
+
+def _write_whole(path: Path, data: bytes, *, create: bool = False) -> int:
+    draft = f"{uuid.uuid4().hex}.new"
+    with StateFolder(path.parent, create=create) as folder:
+        fd = folder.open(draft, _OPEN_FLAGS | os.O_CREAT | os.O_EXCL)
         try:
             # Lock before the rename. Otherwise another process could take it for the file of a dead owner.
-            _lock(fd)
+            lock(fd)
             _write(fd, data)
             os.fsync(fd)
-            draft.rename(path)
+            folder.rename(draft, path.name)
         except BaseException:
             os.close(fd)
             with contextlib.suppress(OSError):
-                draft.unlink()
+                folder.remove(draft)
             raise
         # The file counts from here on. Some file systems cannot sync directories, and do not need to.
         with contextlib.suppress(OSError):
-            os.fsync(directory)
+            os.fsync(folder.fileno())
         return fd
-    finally:
-        os.close(directory)
 
 
 def _write(fd: int, data: bytes) -> None:
@@ -330,40 +387,9 @@ def _write(fd: int, data: bytes) -> None:
         view = view[os.write(fd, view) :]
 
 
-def _lock(fd: int, *, shared: bool = False) -> None:
-    if fcntl is None:
-        raise OSError("this platform has no file locks")
-    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
-    fcntl.flock(fd, kind | fcntl.LOCK_NB)
-
-
-def _unlock(fd: int) -> None:
-    if fcntl is not None:
-        fcntl.flock(fd, fcntl.LOCK_UN)
-
-
-def _lock_unless_owned(fd: int) -> None:
-    """Lock a file, and wait for the shared locks of `is_owned`.
-
-    Raises:
-        OSError: if a living owner has the lock.
-    """
-    for _ in range(_LOCK_RETRIES):
-        try:
-            _lock(fd)
-        except OSError:
-            # This fails if the lock is an owner's, but not if it is a shared one.
-            _lock(fd, shared=True)
-            _unlock(fd)
-            time.sleep(_LOCK_RETRY_DELAY)
-        else:
-            return
-    _lock(fd)
-
-
 def _is_at(fd: int, path: Path) -> bool:
     # Since the file was opened, its owner may have replaced or removed it.
     try:
-        return os.path.samestat(os.fstat(fd), path.stat())
+        return os.path.samestat(os.fstat(fd), path.lstat())
     except OSError:
         return False

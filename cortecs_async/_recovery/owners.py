@@ -12,6 +12,7 @@ from typing import Literal
 
 from attrs import frozen
 
+from .._state_directory import check_state_directory
 from .journal import is_owned, read_journals
 from .promises import Promises
 from .records import JournalState, Promise
@@ -44,7 +45,11 @@ class Owner:
 
 
 async def owners(promises: Promises) -> Mapping[str, Owner]:
-    """Return the owners of all instances that a journal names, by instance id."""
+    """Return the owners of all instances that a journal names, by instance id.
+
+    Raises:
+        JournalError: if the state directory cannot be used.
+    """
     if not promises.uses_journal:
         return _by_instance(_of_this_process(promises))
     return await promises.system.off_loop(
@@ -71,6 +76,7 @@ def _own_kind(promise: Promise) -> OwnerKind:
 
 
 def _of_other_processes(promises: Promises) -> Iterator[tuple[str, Owner]]:
+    check_state_directory(promises.store.directory)
     own_ids = {store.state.owner.get("id") for store in all_stores()} - {None}
     for path, state in read_journals(promises.store.directory):
         if state.owner.get("id") in own_ids:

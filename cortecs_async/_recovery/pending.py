@@ -38,7 +38,7 @@ class PendingPromise:
 
     state: JournalState
     promise: Promise
-    report: Callable[[Record], None]
+    report: Callable[[Record], object]
 
     def record_gone(self) -> None:
         """Record that the promise is fulfilled."""

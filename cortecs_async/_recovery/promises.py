@@ -6,17 +6,14 @@ records themselves are in the `PromiseStore` that all clients of the process sha
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import json
-import os
-import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
 import anyio
 
+from .._aio.synchronization import SingleFlight
 from .._aio.tasks import run_uncancellable
 from .._aio.threads import System
 from .._api.domain import Instance, InstanceArgs
@@ -25,27 +22,28 @@ from .._api.wire import encode_start
 from .._config import Mode, Settings
 from .._errors import GuardError, JournalError
 from .._logging import Event, log
-from .._secrets import Credentials, Secret
+from .._secrets import Credentials
+from .accounts import describe
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
+from .reaper_check import check_reaper
 from .records import Record
 from .store import PromiseStore, store_for
 
 T = TypeVar("T")
 
+# Seconds for which a start waits until a required reaper has connected to the service. It has two attempts.
+_REHEARSAL_TIMEOUT = 20.0
+
+# Seconds between two checks of whether it has.
+_REHEARSAL_POLL_INTERVAL = 0.01
+
+# Seconds for which a start waits if the reaper is not required, so that a warning comes before the start.
+_REHEARSAL_PAUSE = 1.0
+
 
 def fingerprint(api_base_url: str, client_id: str) -> str:
     """Return a name for an account that reveals nothing about it."""
     return hashlib.sha256(f"{api_base_url}\n{client_id}".encode()).hexdigest()[:16]
-
-
-def state_directory(given: str | os.PathLike[str] | None) -> Path:
-    """Return the argument, or else CORTECS_STATE_DIR, or else the user's state directory."""
-    chosen = given or os.environ.get("CORTECS_STATE_DIR", "").strip()
-    if chosen:
-        return Path(chosen).absolute()
-    import platformdirs  # noqa: PLC0415  (slow, and not needed by every program)
-
-    return Path(platformdirs.user_state_path("cortecs_async"))
 
 
 class Promises:
@@ -73,14 +71,18 @@ class Promises:
             directory, journal=self.uses_journal, guard=self.uses_reaper, wall_clock=system.wall_clock
         )
         self._credentials: Credentials | None = None
+        self._rehearsal: SingleFlight[str] = SingleFlight(self._prove_reaper)
         self._flush_lock = anyio.Lock()
         self._joined_generation: int | None = None
         # By key, what was decided and not received yet: the caller may be cancelled meanwhile, and ask again.
         self._decided: dict[str, Instance] = {}
 
-    def remember_credentials(self, credentials: Credentials) -> None:
-        """Store the credentials of the latest token, and send them to the reaper."""
-        if credentials == self._credentials:
+    def remember_credentials(self, credentials: Credentials, proven: bool = True) -> None:  # noqa: FBT001, FBT002
+        """Store credentials, and send them to the reaper.
+
+        Until they are `proven` by a token, they replace no others: the reaper would lose those that work.
+        """
+        if credentials == self._credentials or not (proven or self._credentials is None):
             return
         self._credentials = credentials
         self.account = fingerprint(self.api, credentials.client_id)
@@ -213,7 +215,7 @@ class Promises:
 
         Raises:
             JournalError: if `strict`, and a required journal cannot be written.
-            GuardError: if `strict`, and a required reaper is not running.
+            GuardError: if `strict`, and a required reaper is not running, or cannot connect to the service.
         """
         queued = self.store.queued
         if self.store.committed < queued:
@@ -231,6 +233,44 @@ class Promises:
         problem = self.store.reaper_problem
         if self._guard == "required" and problem is not None:
             raise GuardError(f"the reaper is not running: {problem}. Nothing was started.")
+        if self.uses_reaper and problem is None and self.store.rehearsed(self.account) != "":
+            problem = await self._rehearsal.get()
+            if self._guard == "required" and problem:
+                raise GuardError(f"the reaper cannot reach the service: {problem}. Nothing was started.")
+
+    def arm(self) -> None:
+        """Begin to start the reaper, and do not wait for it.
+
+        So it connects to the service while this client sends the first requests of a lease.
+        """
+        if self.uses_reaper and not self.store.is_reaper_wanted:
+            self._join()
+            self.store.is_reaper_wanted = True
+            self._commit_soon()
+
+    async def _prove_reaper(self) -> str:
+        """Wait until the reaper has connected to the service, and return what went wrong.
+
+        After a failure, a required reaper tries once more: the service may have been down, but by now, this
+        client has reached it.
+        """
+        if self._guard != "required":
+            return await self._await_rehearsal(_REHEARSAL_PAUSE) or ""
+        if await self._await_rehearsal(_REHEARSAL_TIMEOUT) == "":
+            return ""
+        self._put_credentials()
+        await self._off_loop(self.store.commit)
+        problem = await self._await_rehearsal(_REHEARSAL_TIMEOUT)
+        return f"it did not connect within {_REHEARSAL_TIMEOUT:g} s" if problem is None else problem
+
+    async def _await_rehearsal(self, timeout: float) -> str | None:
+        deadline = anyio.current_time() + timeout
+        while (  # noqa: ASYNC110  (see below)
+            problem := self.store.rehearsed(self.account)
+        ) is None and anyio.current_time() < deadline:
+            # Another thread receives it, for all event loops of the process.
+            await anyio.sleep(_REHEARSAL_POLL_INTERVAL)
+        return problem
 
     async def foreign_claims(self, key: str | None) -> ForeignClaims:
         """Return what all promises but `key` claim, in this process and others."""
@@ -291,6 +331,17 @@ class Promises:
         if count:
             log(Event.GUARD_ORPHANS, count=count)
 
+    async def check_reaper(self) -> str:
+        """Start a reaper and end it again, and return what it can do.
+
+        Raises:
+            GuardError: if no reaper can run here, or it cannot reach the service.
+        """
+        credentials = self._credentials
+        sealed = None if credentials is None else describe(self._settings, credentials)
+        await self._off_loop(lambda: check_reaper(sealed))
+        return "starts and responds" if sealed is None else "starts and reaches the service"
+
     async def aclose(self) -> None:
         """Leave the store: the client is closed and has no open lease."""
         if self._joined_generation is not None:
@@ -310,15 +361,9 @@ class Promises:
     def _put_credentials(self) -> None:
         if not self.uses_reaper or self._credentials is None:
             return
-        sealed = json.dumps({
-            "api_base_url": self.api,
-            "client_id": self._credentials.client_id,
-            "client_secret": self._credentials.client_secret.reveal(),
-            "headers": dict(self._settings.headers),
-            "timeout": self._settings.timeout,
-        })  # fmt: skip
         # A Secret until it is written to the pipe: a traceback may show the queue.
-        self.store.put({"kind": "ARM", "account": self.account, "sealed": Secret(sealed)})
+        sealed = describe(self._settings, self._credentials)
+        self.store.put({"kind": "ARM", "account": self.account, "sealed": sealed})
 
     def note_foreign_start(self, instance_id: str) -> None:
         """Record an instance that a plain request has started, so that no search takes it."""
@@ -330,12 +375,12 @@ class Promises:
         return {"entry": key, "account": self.account, "api": self.api, "at": self.system.wall_clock()}
 
     def _commit_soon(self) -> None:
-        if not self._blocks:
-            self.store.commit()
-            return
-        # No thread starts at interpreter shutdown. The reaper then acts when the pipe ends.
-        with contextlib.suppress(RuntimeError):
-            threading.Thread(target=self.store.commit, name="cortecs-promises", daemon=True).start()
+        """Commit without waiting for it, even when the garbage collector calls this."""
+        if self._blocks:
+            # At interpreter shutdown, nothing is committed, and the reaper acts when the pipe ends.
+            self.system.in_background(self.store.commit)
+        else:
+            self.store.commit(wait=False)
 
     async def _off_loop(self, work: Callable[[], T]) -> T:
         return await self.system.off_loop(work) if self._blocks else work()

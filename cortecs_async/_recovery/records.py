@@ -14,7 +14,12 @@ from typing import Any
 
 Record = dict[str, Any]
 
+# The version of the format, in the OWNER record. Records may gain fields without a new version.
 FORMAT = 1
+
+# How a record begins, and how the first record of a journal does.
+_RECORD_START = b'{"'
+_OWNER_START = b'{"kind":"OWNER","format":%d,' % FORMAT
 
 # Keep at most this many baselines that no start uses yet.
 _MAX_UNUSED_BASELINES = 16
@@ -99,6 +104,7 @@ class JournalState:
             while after their deletion, or for good if they were handed over. No search may take them.
         owner: The record of the process that made the promises.
         is_orphaned: Whether the reaper has taken over from a dead owner.
+        num_unreadable: Number of lines of the journal that were not understood.
     """
 
     def __init__(self) -> None:
@@ -107,6 +113,21 @@ class JournalState:
         self.past_ids: dict[str, None] = {}
         self.owner: Record = {}
         self.is_orphaned: bool = False
+        self.num_unreadable: int = 0
+
+    @property
+    def has_other_format(self) -> bool:
+        """Whether the journal says that it has another format than this version writes."""
+        return bool(self.owner.get("format", FORMAT) != FORMAT)
+
+    @property
+    def problem(self) -> str:
+        """Why the journal must not be removed or rewritten; empty if all of it is understood."""
+        if self.has_other_format:
+            return f"another version of this package wrote it (format {self.owner['format']!r})"
+        if "format" not in self.owner:
+            return "it does not begin like a journal of this package"
+        return f"{self.num_unreadable} of its lines cannot be read" if self.num_unreadable else ""
 
     @property
     def owner_name(self) -> str:
@@ -120,7 +141,7 @@ class JournalState:
             return False
         try:
             apply(self, record)
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             return False
         return True
 
@@ -194,7 +215,7 @@ def _apply_owner(state: JournalState, record: Record) -> None:
 
 
 def _apply_baseline(state: JournalState, record: Record) -> None:
-    state.baselines[str(record["baseline"])] = frozenset(str(each) for each in record["ids"])
+    state.baselines[_text(record["baseline"])] = frozenset(map(_text, record["ids"]))
     if len(state.baselines) > _MAX_UNUSED_BASELINES:
         used = {promise.baseline for promise in state.promises.values()}
         unused = [name for name in state.baselines if name not in used]
@@ -203,18 +224,24 @@ def _apply_baseline(state: JournalState, record: Record) -> None:
 
 
 def _new_promise(record: Record) -> Promise:
+    args: dict[str, Any] = dict(record["args"])
+    if not all(value is None or isinstance(value, (str, int, float)) for value in args.values()):
+        raise TypeError("an argument of a start is a JSON object or array")
     return Promise(
-        str(record["entry"]),
-        str(record["account"]),
-        str(record["api"]),
-        dict(record["args"]),
-        float(record["at"]),
+        _text(record["entry"]), _text(record["account"]), _text(record["api"]), args, float(record["at"])
     )
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError("not a string")
+    return value
 
 
 def _apply_intent(state: JournalState, record: Record) -> None:
     promise = _new_promise(record)
-    promise.baseline = str(record["baseline"])
+    _text(promise.args["model_id"])
+    promise.baseline = _text(record["baseline"])
     service_at, tag = record.get("service_at"), record.get("tag")
     promise.service_at = None if service_at is None else float(service_at)
     promise.tag = None if tag is None else int(tag)
@@ -222,17 +249,25 @@ def _apply_intent(state: JournalState, record: Record) -> None:
 
 
 def _apply_created(state: JournalState, record: Record) -> None:
-    promise = state.promises.get(str(record["entry"])) or _new_promise(record)
-    expires_at = record.get("expires_at")
+    promise = state.promises.get(_text(record["entry"]))
+    instance_id, goal, expires_at = (
+        _text(record["instance_id"]),
+        _text(record["goal"]),
+        record.get("expires_at"),
+    )
+    if promise is None and "account" not in record:
+        # The start was closed while the reaper searched for its instance.
+        state.add_past(instance_id)
+        return
+    promise = promise or _new_promise(record)
     promise.expires_at = None if expires_at is None else float(expires_at)
-    promise.goal = str(record["goal"])
-    promise.instance_id = str(record["instance_id"])
+    promise.goal, promise.instance_id = goal, instance_id
     promise.held = False  # we are responsible again
     state.promises[promise.key] = promise
 
 
 def _apply_held(state: JournalState, record: Record) -> None:
-    if promise := state.promises.get(str(record["entry"])):
+    if promise := state.promises.get(_text(record["entry"])):
         promise.held = True
         if promise.expires_at is None:
             # Only the holder will ever release it.
@@ -240,38 +275,38 @@ def _apply_held(state: JournalState, record: Record) -> None:
 
 
 def _apply_seen(state: JournalState, record: Record) -> None:
-    if promise := state.promises.get(str(record["entry"])):
+    if promise := state.promises.get(_text(record["entry"])):
         promise.seen = True
 
 
 def _apply_unanswered(state: JournalState, record: Record) -> None:
-    if promise := state.promises.get(str(record["entry"])):
+    if promise := state.promises.get(_text(record["entry"])):
         promise.unanswered = True
 
 
 def _apply_abandoned(state: JournalState, record: Record) -> None:
-    if promise := state.promises.get(str(record["entry"])):
+    if promise := state.promises.get(_text(record["entry"])):
         promise.abandoned = True
 
 
 def _apply_ambiguous(state: JournalState, record: Record) -> None:
-    candidates = tuple(str(each) for each in record["candidates"])
-    if promise := state.promises.get(str(record["entry"])):
+    candidates = tuple(map(_text, record["candidates"]))
+    if promise := state.promises.get(_text(record["entry"])):
         promise.candidates = candidates
 
 
 def _apply_untagged(state: JournalState, record: Record) -> None:
-    if promise := state.promises.get(str(record["entry"])):
+    if promise := state.promises.get(_text(record["entry"])):
         promise.tag = None
 
 
 def _apply_gone(state: JournalState, record: Record) -> None:
-    state.close(str(record["entry"]))
+    state.close(_text(record["entry"]))
 
 
 def _apply_past(state: JournalState, record: Record) -> None:
-    for instance_id in record["ids"]:
-        state.add_past(str(instance_id))
+    for instance_id in [*map(_text, record["ids"])]:
+        state.add_past(instance_id)
 
 
 def _apply_orphaned(state: JournalState, _: Record) -> None:
@@ -311,20 +346,51 @@ def decode(data: bytes) -> list[Record]:
     A last line without its end is left out: it was torn while it was written. So is any other line that
     cannot be read, such as blocks of zeros after a power loss.
     """
-    records: list[Record] = []
-    for line in data.split(b"\n")[:-1]:
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(record, dict):
-            records.append(record)
-    return records
+    return [record for record in map(_decode_line, data.split(b"\n")[:-1]) if record is not None]
+
+
+def _decode_line(line: bytes) -> Record | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def fold(data: bytes) -> JournalState:
-    """Return the state that the records of a journal produce."""
+    """Return the state that the records of a journal produce.
+
+    Of a journal in another format, the instances that it names count as past ids: no search may take them.
+    """
     state = JournalState()
-    for record in decode(data):
-        state.apply(record)
+    *lines, rest = data.split(b"\n")
+    for record in map(_decode_line, lines):
+        if record is None or not state.apply(record):
+            state.num_unreadable += 1
+    state.num_unreadable += not is_torn(rest)
+    if state.has_other_format:
+        for record in decode(data):
+            candidates = record.get("candidates")
+            for each in [record.get("instance_id"), *(candidates if isinstance(candidates, list) else ())]:
+                if isinstance(each, str):
+                    state.add_past(each)
     return state
+
+
+def is_torn(rest: bytes) -> bool:
+    """Return whether the end of a journal, after its last line, is a record that was not written in full.
+
+    A process died while it wrote the record, or a power loss left zeros in place of its end. The process has
+    not acted on it. Also true if there is no such rest.
+    """
+    return _begins_like(rest, _RECORD_START)
+
+
+def is_draft(data: bytes) -> bool:
+    """Return whether this is a journal that was not written in full, or whose records are all understood."""
+    return _begins_like(data, _OWNER_START) and (b"\n" not in data or not fold(data).problem)
+
+
+def _begins_like(data: bytes, start: bytes) -> bool:
+    text = data.rstrip(b"\0")[: len(start)]
+    return text == start[: len(text)]

@@ -8,9 +8,11 @@ process.
 
 from __future__ import annotations
 
+import importlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,14 +20,16 @@ import anyio
 from anyio.abc import TaskGroup
 from attrs import define, field
 
-from .._aio.eventloop import WallClock
+from .._aio.eventloop import BoottimeEventLoop, WallClock
+from .._aio.synchronization import Backoff
 from .._api.instances import Instances
 from .._api.teardown import Goal, Teardown
-from .._config import PollPolicy, RetryPolicy, Settings
-from .._errors import ClientClosedError, TeardownError
-from .._secrets import Credentials, Secret
+from .._environment import VARIABLES
+from .._errors import ClientClosedError, ConfigurationError, TeardownError
+from .accounts import settings_of
 from .claims import ForeignClaims, collect_foreign_claims
-from .journal import catch_up, decision_lock, foreign_states, open_promises
+from .journal import catch_up, foreign_states, open_promises
+from .locks import decision_lock
 from .pending import PendingPromise, RecoveryResult, RecoveryState, invisible_for
 from .records import JournalState, Promise, Record
 from .search import Search
@@ -43,10 +47,11 @@ _REQUIRED_ABSENCES = 2
 # most likely an emulator, which ended together with its program.
 _REAPER_TIMEOUT, _LOCAL_REAPER_TIMEOUT = 24 * 3600.0, 300.0
 
-# Seconds for one request of the reaper.
-_MAX_REQUEST_TIMEOUT = 30.0
+# Seconds in which a rehearsal must connect to the service.
+_CONNECT_TIMEOUT = 5.0
 
 if TYPE_CHECKING:
+    from .._http.client import HTTP
     from .._http.connections import HTTPClient
 
 
@@ -57,7 +62,7 @@ class Recovery:
     Attributes:
         instances: Sends the requests, without retries.
         foreign_claims: Returns the claims of other processes. Called before and after each list request.
-        decision_lock: Returns the lock for decisions; see `journal.decision_lock`.
+        decision_lock: Returns the lock for decisions; see `locks.decision_lock`.
         note: Receives each step as a text for people.
         timeout: Seconds until it gives up on a promise.
         results: The promises that are done.
@@ -162,9 +167,11 @@ class Recovery:
 def reap(
     state: JournalState,
     promises: Sequence[Promise],
-    accounts: dict[str, Record],
+    accounts: Mapping[str, Record],
     report: Callable[[Record], None],
     journal: Path | None,
+    *,
+    wall_clock: WallClock = time.time,
 ) -> None:
     """Fulfill the reaper's promises with the settings and credentials in `accounts`, or give up on them."""
 
@@ -172,9 +179,52 @@ def reap(
         async with anyio.create_task_group() as tasks:
             for account in {promise.account for promise in promises} & accounts.keys():
                 mine = [promise for promise in promises if promise.account == account]
-                tasks.start_soon(reap_account, state, mine, accounts[account], report, journal)
+                work = partial(reap_account, state, mine, accounts[account], report, journal)
+                tasks.start_soon(partial(work, wall_clock=wall_clock))
 
-    anyio.run(run)
+    anyio.run(run, backend_options={"loop_factory": BoottimeEventLoop})
+
+
+def preload() -> None:
+    """Import what `reap` imports when it runs."""
+    anyio.run(anyio.sleep, 0)
+    importlib.import_module("cortecs_async._http.client")
+
+
+def rehearse(account: Record) -> str:
+    """Connect to the service of an account as `reap` would, and return what went wrong, or an empty string.
+
+    Nothing is sent. An open connection is enough, with TLS and through the proxy if there are any, whatever
+    the service would answer. If it cannot connect, this tries again for a few seconds.
+    """
+    return anyio.run(_connect, account)
+
+
+async def _connect(account: Record) -> str:
+    try:
+        http = _http_of(account)
+    except ConfigurationError as error:
+        return str(error)
+    try:
+        deadline = anyio.current_time() + _CONNECT_TIMEOUT
+        backoff = Backoff(first=0.25, limit=1.0)
+        while (failure := await http.connect(_CONNECT_TIMEOUT / 2)) is not None:
+            pause = backoff.next()
+            if anyio.current_time() + pause > deadline:
+                return (
+                    f"it cannot connect to {account['api_base_url']} ({failure.detail}). The reaper uses the "
+                    f"environment and not http_client=: check {', '.join(VARIABLES)}"
+                )
+            await anyio.sleep(pause)
+    finally:
+        await http.aclose()
+    return ""
+
+
+def _http_of(account: Record, http_client: HTTPClient | None = None) -> HTTP:
+    from .._http.client import HTTP  # noqa: PLC0415  (imports httpx, which `cortecs_async.types` must not)
+
+    return HTTP(settings_of(account), http_client=http_client)
 
 
 async def reap_account(
@@ -188,7 +238,6 @@ async def reap_account(
     wall_clock: WallClock = time.time,
 ) -> None:
     """Fulfill the reaper's promises of one account, with the settings and credentials in `account`."""
-    from .._http.client import HTTP  # noqa: PLC0415  (imports httpx, which `cortecs_async.types` must not)
 
     def note(text: str) -> None:
         report({"kind": "NOTE", "text": text, "at": wall_clock()})
@@ -205,8 +254,8 @@ async def reap_account(
     keys = {promise.key for promise in promises}
     written = keys & ((open_promises(journal) if journal is not None else None) or {}).keys()
     try:
-        settings = _settings_of(account)
-        http = HTTP(settings, http_client=http_client)
+        settings = settings_of(account)
+        http = _http_of(account, http_client)
         try:
             recovery = Recovery(
                 instances=Instances(http.request_once, settings.poll),
@@ -221,19 +270,3 @@ async def reap_account(
             await http.aclose()
     except Exception as error:  # noqa: BLE001  (a failure in one account must not end the work for the others)
         note(f"giving up: {error!r}")
-
-
-def _settings_of(account: Record) -> Settings:
-    credentials = Credentials(client_id=account["client_id"], client_secret=Secret(account["client_secret"]))
-
-    async def provide() -> Credentials:
-        return credentials
-
-    return Settings(
-        api_base_url=account["api_base_url"],
-        credential_provider=provide,
-        timeout=min(float(account["timeout"]), _MAX_REQUEST_TIMEOUT),
-        retry=RetryPolicy(),
-        poll=PollPolicy(),
-        headers=account["headers"],
-    )

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 import anyio
 from attrs import define, field
 
-from .._aio.eventloop import WallClock
+from .._aio.eventloop import WallClock, current_time
 from .._aio.synchronization import Backoff
 from .._api.domain import Instance
 from .._api.instances import Instances
@@ -28,6 +28,7 @@ from .._api.matching import (
     agreed,
 )
 from .._api.polling import ABSENCE_SPAN
+from .._errors import RateLimitError
 from .claims import ForeignClaims, unresolved_start_of
 from .pending import PendingPromise, RecoveryResult, RecoveryState, age_of
 
@@ -50,6 +51,9 @@ _CONTESTED_GRACE = 60.0
 # Seconds between two lists: a tenth of those since the last request, from the first number to the second.
 # After failures, at most the third. While lists disagree, at most the fourth.
 _LIST_INTERVAL, _SLOW_LIST_INTERVAL, _MAX_LIST_INTERVAL, _AGREEMENT_INTERVAL = 0.5, 5.0, 10.0, 1.0
+
+# Seconds. A response with a longer `Retry-After` must not suspend the search.
+_MAX_RETRY_AFTER = 60.0
 
 
 @define(eq=False, kw_only=True)
@@ -83,19 +87,21 @@ class Search:
     _failing_since: float | None = None
     # Whether the last lists disagree about an instance.
     _disagree: bool = False
+    # Seconds that the service asked to wait, if its last answer was a 429.
+    _retry_after: float | None = None
     # Until when an instance may appear for other reasons than the time since the request.
     _appears_until: float = 0.0
 
     async def run(self) -> None:
         """Search until every promise is decided, or the timeout elapses."""
-        began = self._began = anyio.current_time()
+        began = self._began = current_time()
         deadline = began + self.timeout
         final_at = {
             each: began + LATE_WINDOW - age_of(each.promise, self.wall_clock()) for each in self.pending
         }
         backoff = Backoff(first=2 * _LIST_INTERVAL, limit=_MAX_LIST_INTERVAL)
         while self.pending:
-            now = anyio.current_time()
+            now = current_time()
             age = min(age_of(each.promise, self.wall_clock()) for each in self.pending)
             pause = min(max(_LIST_INTERVAL, age / 10), _SLOW_LIST_INTERVAL)
             earlier = self.foreign_claims()
@@ -104,6 +110,8 @@ class Search:
                 backoff.reset()
                 self._decide(listing, earlier, final_at, now)
                 pause = min(pause, _AGREEMENT_INTERVAL) if self._disagree else pause
+            elif self._retry_after is not None:
+                pause = max(pause, self._retry_after)
             else:
                 pause = backoff.next()
             if self.pending and now >= deadline:
@@ -111,11 +119,16 @@ class Search:
                 self.results.update({pending: RecoveryResult(state=state) for pending in self.pending})
                 return
             if self.pending:
-                await anyio.sleep(max(min(pause, deadline - anyio.current_time()), 0.0))
+                await anyio.sleep(max(min(pause, deadline - current_time()), 0.0))
 
     async def _list(self, now: float) -> Listing[Instance] | None:
+        self._retry_after = None
         try:
             listing = await self.instances.list()
+        except RateLimitError as error:
+            # The service works: this is no outage, and does not interrupt a series of lists.
+            self._retry_after = min(error.retry_after or 0.0, _MAX_RETRY_AFTER)
+            return None
         except Exception as error:  # noqa: BLE001  (also those of a credential provider or a transport)
             self.note(f"instances cannot be listed: {error}")
             self._listed_since = None

@@ -7,28 +7,23 @@ acknowledgment of the reaper. `promises` is what a client uses of it.
 
 from __future__ import annotations
 
+import itertools
 import os
-import socket
 import threading
 import time
-import uuid
+from collections import deque
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from .._aio.clock import boottime
 from .._errors import GuardError
 from .._logging import Event, log
-from .journal import (
-    PAST_IDS_AGE,
-    JournalFile,
-    decision_lock,
-    foreign_states,
-    has_living_owner,
-    has_unresolved,
-    orphaned_journals,
-)
+from .accounts import with_network_of
+from .journal import JournalFile, foreign_states, is_owned, owner_record, read_journals
+from .locks import decision_lock
 from .reaper_process import ReaperProcess
-from .records import FORMAT, JournalState, Promise, Record
+from .records import JournalState, Promise, Record
 
 # The journal is rewritten without closed promises when it exceeds FACTOR x its size after the last rewrite +
 # SLACK bytes.
@@ -36,6 +31,9 @@ _REWRITE_FACTOR, _REWRITE_SLACK = 4, 1 << 18
 
 # After more than this number of reaper deaths within this many seconds, the reaper is no longer replaced.
 _MAX_REAPER_DEATHS, _REAPER_DEATHS_WINDOW = 5, 60.0
+
+# Seconds. A smaller change of the wall clock is no jump.
+_CLOCK_TOLERANCE = 1.0
 
 # Records that must survive a power loss, as must those with `durable`. Losing any other record only costs
 # extra requests.
@@ -45,10 +43,13 @@ _DURABLE_KINDS = frozenset({"INTENT", "CREATED", "HELD", "ABANDONED", "AMBIGUOUS
 class PromiseStore:
     """The open promises of a process. Clients `join` it before they use it, and `leave` it after.
 
+    The garbage collector may release a lease at any moment, in any thread, even in the middle of a method of
+    this class. So what a release calls then (`is_open` and `put`) takes no lock.
+
     Attributes:
         state: The committed records.
-        queued: Number of records that were queued.
         committed: Number of records that were committed.
+        is_reaper_wanted: Whether to start the reaper even before there is a promise, so that it is ready.
         journal_problem: Why there is no journal at the moment, or None.
         reaper_problem: Why there is no reaper at the moment, or None.
         generation: Number of forks since it was created: in a forked child, its clients must join again.
@@ -61,44 +62,52 @@ class PromiseStore:
         self._uses_journal = journal
         self._uses_reaper = guard
         self._wall_clock = wall_clock
+        # A clock that is not the system's does not jump.
+        self._steady_clock = boottime if wall_clock is time.time else wall_clock
         self.generation: int = 0
         self._reset()
 
     def _reset(self) -> None:
         self._commit_lock = threading.Lock()
-        self._queue_lock = threading.Lock()
-        self._queue: list[Record] = []
+        self._clients_lock = threading.Lock()
+        self._queue: deque[Record] = deque()
+        self._taken = 0  # from the queue
+        # By key: the wall clock minus the steady one when the times of a promise were read.
+        self._clock_offsets: dict[str, float] = {}
+        self.committed: int = 0
         self.state: JournalState = JournalState()
         self._journal: JournalFile | None = None
         self._rewritten_size = 0
-        self._reaper = ReaperProcess(self._on_reaper_death, self.put)
+        self._reaper = ReaperProcess(self._on_reaper_death, self.put, self._on_rehearsed)
+        self.is_reaper_wanted: bool = False
+        self._unreachable: dict[str, str] = {}  # by account: why its reaper cannot reach the service
         self._credential_records: dict[str, Record] = {}  # by account
         self._sent_path: Path | None = None  # the journal that the reaper knows
         self._reaper_deaths: list[float] = []
         self._clients = 0
-        self._last_key = 0
-        self.queued: int = 0
-        self.committed: int = 0
+        self._key_numbers = itertools.count(1)
         self.journal_problem: str | None = None
         self.reaper_problem: str | None = None
 
     def join(self) -> int:
         """Add a client, and return the current `generation`."""
-        with self._queue_lock:
+        with self._clients_lock:
             self._clients += 1
             return self.generation
 
     def new_key(self) -> str:
         """Return a key that no promise and no baseline of this process has."""
-        with self._queue_lock:
-            self._last_key += 1
-            return f"{os.getpid()}-{self._last_key}"
+        return f"{os.getpid()}-{next(self._key_numbers)}"
 
     def put(self, record: Record) -> None:
         """Queue a record."""
-        with self._queue_lock:
-            self._queue.append(record)
-            self.queued += 1
+        self._queue.append(record)
+
+    @property
+    def queued(self) -> int:
+        """Number of records that were queued, or one more."""
+        # In this order, so that a record that a commit takes meanwhile is not left out.
+        return len(self._queue) + self._taken
 
     def key_of(self, instance_id: str) -> str | None:
         """Return the key of the committed promise for an instance, or None."""
@@ -107,14 +116,12 @@ class PromiseStore:
 
     def is_open(self, key: str) -> bool:
         """Return whether a promise is open, or will be once the queue is committed."""
-        with self._queue_lock:
-            queued = [record["kind"] for record in self._queue if record.get("entry") == key]
+        queued = [record["kind"] for record in self._queue.copy() if record.get("entry") == key]
         return "GONE" not in queued and (bool(queued) or key in self.state.promises)
 
     def has_baseline(self, name: str) -> bool:
         """Return whether a baseline is stored or queued. Unused ones are dropped after a while."""
-        with self._queue_lock:
-            queued = any(record.get("baseline") == name and "ids" in record for record in self._queue)
+        queued = any(record.get("baseline") == name and "ids" in record for record in self._queue.copy())
         return queued or name in self.state.baselines
 
     def abandoned(self) -> list[Promise]:
@@ -129,35 +136,86 @@ class PromiseStore:
         return foreign_states(self.directory, without={*own, *without})
 
     def decision_lock(self) -> AbstractContextManager[None]:
-        """Return the lock for decisions about instances; see `journal.decision_lock`."""
+        """Return the lock for decisions about instances; see `locks.decision_lock`."""
         return decision_lock(self.directory) if self._uses_journal else nullcontext()
 
-    def commit(self) -> None:
+    def commit(self, *, wait: bool = True) -> None:
         """Write the queued records to the journal, and send them to the reaper. Blocks.
+
+        Without `wait`, do nothing if another thread, or a caller of this one, is committing.
 
         Never raises: `journal_problem` and `reaper_problem` say what went wrong.
         """
-        with self._commit_lock:
-            with self._queue_lock:
-                records, self._queue = self._queue, []
-                queued = self.queued
-            credential_records = [record for record in records if record["kind"] == "ARM"]
-            records = [record for record in records if record["kind"] != "ARM"]
-            self._credential_records.update({record["account"]: record for record in credential_records})
-            for record in records:
-                self.state.apply(record)
+        if not self._commit_lock.acquire(blocking=wait):
+            return
+        try:
+            credential_records, records = self._apply_queue()
             if self._uses_journal:
                 with _fork_lock:
                     self._write_journal(records)
             if self._uses_reaper:
                 self._send_to_reaper(credential_records, records)
-            self.committed = queued
+            self.committed = self._taken
+        finally:
+            self._commit_lock.release()
+
+    def _apply_queue(self) -> tuple[list[Record], list[Record]]:
+        """Apply the queued records, and return those with credentials, and the others."""
+        credential_records: list[Record] = []
+        records: list[Record] = []
+        while self._queue:
+            record = self._queue[0]
+            if record["kind"] == "ARM":
+                record = self._merged(record)
+                self._credential_records[record["account"]] = record
+                credential_records.append(record)
+            else:
+                self.state.apply(record)
+                records.append(record)
+                if record["kind"] == "GONE":
+                    self._clock_offsets.pop(str(record["entry"]), None)
+                elif "at" in record:
+                    self._clock_offsets[str(record.get("entry"))] = self._clock_offset()
+            # Only now, so that `is_open` finds it in one place or the other.
+            self._taken += 1
+            self._queue.popleft()
+        return credential_records, records
+
+    def _clock_offset(self) -> float:
+        return self._wall_clock() - self._steady_clock()
+
+    def _by_clock(self, record: Record) -> Record:
+        """Return a record with its times by the wall clock as it is set now.
+
+        The reaper converts them to a clock that does not jump, and takes the wall clock for that.
+        """
+        offset = self._clock_offset()
+        shift = offset - self._clock_offsets.get(str(record.get("entry")), offset)
+        times = {name: record[name] + shift for name in ("at", "expires_at") if record.get(name) is not None}
+        return {**record, **times} if abs(shift) > _CLOCK_TOLERANCE else record
+
+    def _merged(self, record: Record) -> Record:
+        """Return the description of an account as the reaper gets it.
+
+        Another client of the same account may have other proxies, certificates or headers. They must not
+        replace those with which the reaper has reached the service, while it may need them.
+        """
+        account = record["account"]
+        known = self._credential_records.get(account)
+        is_needed = any(each.account == account for each in list(self.state.promises.values()))
+        if known is None or not is_needed or self._reaper.rehearsed(account) != "":
+            return record
+        return {**record, "sealed": with_network_of(record["sealed"], known["sealed"])}
+
+    def rehearsed(self, account: str) -> str | None:
+        """Return what `ReaperProcess.rehearsed` does, of the current reaper."""
+        return self._reaper.rehearsed(account)
 
     def leave(self) -> None:
         """Remove a client. The last one ends the reaper and removes the journal if no promise is open."""
         self.commit()
         with self._commit_lock:
-            with self._queue_lock:
+            with self._clients_lock:
                 self._clients -= 1
                 if self._clients > 0:
                     return
@@ -169,37 +227,32 @@ class PromiseStore:
                 self._reaper.shutdown()
                 if self._journal is not None:
                     self._journal.retire(self.state)
-            self._journal, self._sent_path, self.state, self._credential_records = (
-                None,
-                None,
-                JournalState(),
-                {},
-            )
+            self.is_reaper_wanted = False
+            self._journal, self._sent_path, self.state = None, None, JournalState()
+            self._credential_records, self._clock_offsets = {}, {}
 
     def count_orphans(self, api: str, account: str) -> int:
-        """Return the number of promises that dead owners left, and remove the journals without promises.
+        """Return the number of open promises in the journals of dead owners.
 
         Only promises of this service and account count, or those of all accounts if `account` is empty.
         """
-        count, now = 0, self._wall_clock()
-        is_searched, others_live = has_unresolved(self.directory), has_living_owner(self.directory)
-        for journal in orphaned_journals(self.directory):
-            state = journal.read()
-            count += sum(
+        total, now = 0, self._wall_clock()
+        for path, state in read_journals(self.directory):
+            count = sum(
                 promise.api == api
                 and (not account or promise.account == account)
                 and promise.needs_recovery(now)
                 for promise in state.promises.values()
             )
-            keeps_past_ids = is_searched or (others_live and journal.age < PAST_IDS_AGE)
-            journal.close_or_remove(state, keeps_past_ids=keeps_past_ids)
-        return count
+            if count and is_owned(path) is False:
+                total += count
+        return total
 
     def after_fork(self) -> None:
         """In a forked child: leave the parent's promises, journal and reaper to the parent."""
         self._reaper.close_in_child()
         if self._journal is not None:
-            self._journal.close()
+            self._journal.close_copy()
         self.generation += 1
         self._reset()
 
@@ -211,14 +264,7 @@ class PromiseStore:
             if self._journal is None:
                 if not self.state.promises:
                     return
-                self.state.owner = {
-                    "kind": "OWNER",
-                    "format": FORMAT,
-                    "id": uuid.uuid4().hex,  # two containers may have the same host name and process id
-                    "host": socket.gethostname(),
-                    "pid": os.getpid(),
-                    "at": self._wall_clock(),
-                }
+                self.state.owner = owner_record(self._wall_clock())
                 self._journal = JournalFile.create(self.directory, self.state.snapshot())
             elif self.journal_problem is not None or self._is_oversized(self._journal):
                 self._journal.rewrite(self.state.snapshot())
@@ -227,7 +273,7 @@ class PromiseStore:
                     durable = any(each["kind"] in _DURABLE_KINDS or "durable" in each for each in records)
                     self._journal.append(records, durable=durable)
                 return
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  (a commit raises nothing)
             if self.journal_problem is None:
                 log(Event.GUARD_NO_JOURNAL, directory=str(self.directory), error=error)
             self.journal_problem = str(error)
@@ -240,10 +286,13 @@ class PromiseStore:
 
     def _send_to_reaper(self, credential_records: list[Record], records: list[Record]) -> None:
         if not self._reaper.is_running:
-            if self.state.promises:
+            if self.state.promises or self.is_reaper_wanted:
                 self._start_reaper()
             return
-        messages = [*self._path_message(), *credential_records, *records]
+        path_message = self._path_message()
+        # The owner is known since the journal was created, which is perhaps later than the reaper.
+        owner = [self.state.owner] if path_message and self.state.owner else []
+        messages = [*path_message, *owner, *credential_records, *records]
         if not messages:
             return
         try:
@@ -258,9 +307,8 @@ class PromiseStore:
                 self._reaper.start()
             self._reaper.handshake()
             self._sent_path = None
-            self._reaper.send(
-                [*self._path_message(), *self._credential_records.values(), *self.state.snapshot()]
-            )
+            state = map(self._by_clock, self.state.snapshot())
+            self._reaper.send([*self._path_message(), *self._credential_records.values(), *state])
         except GuardError as error:
             if self.reaper_problem is None:
                 log(Event.GUARD_NO_REAPER, error=error)
@@ -275,11 +323,16 @@ class PromiseStore:
         self._sent_path = path
         return [{"kind": "JOURNAL", "journal": str(path) if path else None}]
 
+    def _on_rehearsed(self, account: str, problem: str) -> None:
+        known, self._unreachable[account] = self._unreachable.get(account, ""), problem
+        if problem and not known:
+            log(Event.GUARD_REAPER_UNREACHABLE, problem=problem)
+
     def _on_reaper_death(self) -> None:
         with self._commit_lock:
             if self._clients <= 0 or self._reaper.is_running or not self.state.promises:
                 return
-            now = time.monotonic()
+            now = boottime()
             recent = [each for each in self._reaper_deaths if now - each < _REAPER_DEATHS_WINDOW]
             self._reaper_deaths = [*recent, now]
             if len(self._reaper_deaths) > _MAX_REAPER_DEATHS:
@@ -288,19 +341,6 @@ class PromiseStore:
                 return
             log(Event.GUARD_REAPER_REPLACED, reason="the reaper died")
             self._start_reaper()
-
-
-def check_reaper() -> None:
-    """Start a reaper without promises, wait for its response, and end it. Blocks.
-
-    Raises:
-        GuardError: if no reaper can run here.
-    """
-    reaper = ReaperProcess(lambda: None, lambda _: None)
-    with _fork_lock:
-        reaper.start()
-    reaper.handshake()
-    reaper.shutdown()
 
 
 def all_stores() -> list[PromiseStore]:
@@ -328,7 +368,14 @@ def store_for(
 
 # Held while the pipe to a reaper or a locked journal is opened. A child that is forked at that moment would
 # keep it open: the reaper would not see the end of the pipe, and the lock would suggest a living owner.
-_fork_lock = threading.Lock()
+# Reentrant, because the reaper itself may be started with a fork that runs the functions below: gevent's
+# `subprocess` does that.
+_fork_lock = threading.RLock()
+
+
+def fork_lock() -> AbstractContextManager[object]:
+    """Return the lock to hold while the pipe to a reaper is opened."""
+    return _fork_lock
 
 
 def _before_fork() -> None:
@@ -341,7 +388,7 @@ def _after_fork_in_parent() -> None:
 
 def _after_fork_in_child() -> None:
     global _stores_lock, _fork_lock
-    _stores_lock, _fork_lock = threading.Lock(), threading.Lock()
+    _stores_lock, _fork_lock = threading.Lock(), threading.RLock()
     for each in _stores.values():
         each.after_fork()
 

@@ -8,8 +8,10 @@ the same way, but from one list, or from two if an instance is missing, and touc
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import anyio
@@ -19,9 +21,11 @@ from .._api.domain import Instance, to_hf_name
 from .._api.instances import Instances
 from .._api.listing import Listing, existing_ids
 from .._api.matching import LATE_WINDOW, Contested
+from .._errors import JournalError, RequestTimeoutError
 from .._logging import Event, log
+from .._state_directory import check_state_directory, leave_alone
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
-from .journal import JournalFile, catch_up, has_unresolved, orphaned_journals
+from .journal import JournalFile, catch_up, has_unresolved, is_owned, orphaned_journals, read_journals
 from .pending import PendingPromise, invisible_for
 from .promises import Promises
 from .records import JournalState, Record
@@ -32,7 +36,14 @@ from .store import PromiseStore
 # Seconds to read instances that are not listed. Those without an answer count as existing.
 _MAX_READ_TIME = 15.0
 
-OrphanState = Literal["found", "unsettled", "released", "gone", "ambiguous", "left", "held", "foreign"]
+# Seconds that are kept for the last list of a sweep.
+_LAST_LIST_TIME = 1.0
+
+_ORPHANED: Record = {"kind": "ORPHANED"}
+
+OrphanState = Literal[
+    "found", "unsettled", "released", "gone", "ambiguous", "left", "held", "foreign", "newer"
+]
 
 
 @frozen(kw_only=True)
@@ -45,7 +56,9 @@ class Orphan:
             has no response yet. `released`: by this sweep. `gone`: it no longer existed, or the start created
             none. `ambiguous`: it may be one of `candidates`; only you can decide which. Nothing is touched.
             `left`: the service did not release it in time. `held`: acquired, and not expired. `foreign`: it
-            belongs to other credentials or to another service (see `api_base_url`).
+            belongs to other credentials or to another service (see `api_base_url`). `newer`: another version
+            of this package wrote the journal, in a format that this one does not know; only that version can
+            release it.
         instance_id: The instance, if it is known.
         model: The model that was started; empty if only the id was recorded.
         candidates: Ids of the instances that it may be, if ambiguous.
@@ -64,74 +77,152 @@ class Orphan:
     api_base_url: str
 
 
+@frozen(eq=False)
+class _DeadJournal:
+    """The journal of a dead process: its path, its state, and a function that adds a record to both."""
+
+    path: Path
+    state: JournalState
+    report: Callable[[Record], object]
+
+
+class _DeadJournals:
+    """The journals of dead processes. A thread that may outlive a cancelled sweep reads and locks them.
+
+    Attributes:
+        found: Those to sweep: locked, except in a dry run.
+        newer: The states of those that have another format, which a sweep only reports.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.found: list[_DeadJournal] = []
+        self.newer: list[JournalState] = []
+        self._locked: list[tuple[JournalFile, JournalState]] = []
+        self._mutex = threading.Lock()
+        self._is_closed = False
+
+    def read(self, *, lock: bool) -> None:
+        """Find the journals, and with `lock` lock those to sweep. Blocks.
+
+        Raises:
+            JournalError: if the state directory cannot be used.
+        """
+        check_state_directory(self._directory)
+        for path, state in read_journals(self._directory):
+            if (state.has_other_format or not lock) and is_owned(path) is False:
+                if state.has_other_format:
+                    leave_alone(self._directory, [path.name], state.problem)
+                    self.newer.append(state)
+                else:
+                    state.apply(_ORPHANED)
+                    self.found.append(_DeadJournal(path, state, state.apply))
+        for journal, state in orphaned_journals(self._directory) if lock else ():
+            report = _reporter(state, journal)
+            if state.promises:
+                _end_torn_line(journal)
+            if state.has_unresolved() and not state.is_orphaned:
+                # With the lock, this process looks like a living owner. Tell others that there is none.
+                report(_ORPHANED)
+            with self._mutex:
+                if not self._is_closed:
+                    self._locked.append((journal, state))
+                    self.found.append(_DeadJournal(journal.path, state, report))
+                    continue
+            journal.close()
+            return
+
+    def close(self) -> None:
+        """Unlock the journals, and remove those without promises. Later ones are not locked."""
+        with self._mutex:
+            self._is_closed = True
+        keeps_past_ids = bool(self._locked) and has_unresolved(self._directory)
+        for journal, state in self._locked:
+            journal.close_or_remove(state, keeps_past_ids=keeps_past_ids)
+
+
 async def sweep(
     instances: Instances, promises: Promises, *, dry_run: bool, timeout: float
 ) -> tuple[Orphan, ...]:
-    """Release what dead processes left behind, or with `dry_run` only report it.
+    """Release what dead processes left behind, or with `dry_run` only report it and change no file.
 
     `instances` sends the requests, without retries. The `timeout` is for all of it, in seconds.
+
+    Raises:
+        JournalError: if the state directory cannot be used, or takes too long to read.
+        RequestError: if the instances cannot be listed.
     """
-    listed = await instances.list()  # first, because its token also sets the account
-    wall_clock = promises.system.wall_clock
-    journals = await promises.system.off_loop(lambda: _lock_journals(promises, dry_run=dry_run))
-    results: list[Orphan] = []
+    deadline = anyio.current_time() + timeout
+    journals = _DeadJournals(promises.store.directory)
+    listed: Listing[Instance] | None = None
     try:
-        due: list[PendingPromise] = []
-        now = wall_clock()
-        for pending in _all_pending(promises, journals):
-            promise = pending.promise
-            if promise.account == promises.account and promise.needs_recovery(now):
-                due.append(pending)
-                continue
-            results.append(_orphan(pending, "held" if promise.account == promises.account else "foreign"))
-        paths = {journal.path for journal, _ in journals}
-        states = [promises.store.state, *(state for _, state in journals)]
+        with anyio.CancelScope(deadline=deadline) as scope:
+            listed = await instances.list()  # first, because its token also sets the account
+            if promises.uses_journal:
+                await promises.system.off_loop(lambda: journals.read(lock=not dry_run))
+        if listed is None:
+            raise RequestTimeoutError(
+                f"the instances could not be listed in {timeout:g} s", method="GET", path="/instances/"
+            )
+        if scope.cancelled_caught:
+            raise JournalError(f"the journals could not be read in {timeout:g} s")
+        now = promises.system.wall_clock()
+        due, results = _due(promises, journals, now)
+        paths = {each.path for each in journals.found}
+        states = [promises.store.state, *(each.state for each in journals.found)]
         due_keys = [{each.promise.key for each in due if each.state is state} for state in states]
 
         def claims() -> ForeignClaims:
             promises.store.commit()  # what the reaper has done meanwhile
-            for (journal, state), keys in zip(journals, due_keys[1:], strict=True):
-                catch_up(state, journal.path, keys)  # what a dead owner's reaper has
+            for each, keys in zip(journals.found, due_keys[1:], strict=True):
+                catch_up(each.state, each.path, keys)  # what a dead owner's reaper has
             foreign = [(state, ()) for state in promises.store.foreign_states(without=paths)]
             return collect_foreign_claims(promises.api, [*zip(states, due_keys, strict=True), *foreign])
 
         # In a sweep only for ambiguous starts, so that nothing delays the releases.
         asked = [each for each in due if dry_run or each.promise.candidates]
-        existing = await _existing_ids(instances, listed, asked, now, timeout=min(timeout, _MAX_READ_TIME))
+        read_deadline = min(deadline, anyio.current_time() + _MAX_READ_TIME)
+        existing = await _existing_ids(instances, listed, asked, now, deadline=read_deadline)
         if dry_run:
             results += _preview(due, listed, existing, claims(), now)
         else:
-            results += await _recover(instances, promises, due, existing, claims, timeout=timeout)
+            results += await _recover(instances, promises, due, existing, claims, deadline=deadline)
     finally:
-        keeps_past_ids = bool(journals) and has_unresolved(promises.store.directory)
-        for journal, state in journals:
-            journal.close_or_remove(state, keeps_past_ids=keeps_past_ids)
+        journals.close()
     return tuple(sorted(results, key=lambda each: each.started_at))
 
 
-def _lock_journals(promises: Promises, *, dry_run: bool) -> list[tuple[JournalFile, JournalState]]:
-    if not promises.uses_journal:
-        return []
-    journals = [(journal, journal.read()) for journal in orphaned_journals(promises.store.directory)]
-    for journal, state in journals:
-        # With the lock, this process looks like a living owner. Tell others that these starts have none.
-        orphaned: Record = {"kind": "ORPHANED"}
-        if dry_run or state.is_orphaned or not state.has_unresolved():
-            state.apply(orphaned)
+def _end_torn_line(journal: JournalFile) -> None:
+    with contextlib.suppress(OSError):  # then the next record fails too, and is logged
+        journal.end_torn_line()
+
+
+def _due(
+    promises: Promises, journals: _DeadJournals, now: float
+) -> tuple[list[PendingPromise], list[Orphan]]:
+    """Return the promises to fulfill, and the results of the others."""
+    due: list[PendingPromise] = []
+    results: list[Orphan] = []
+    for pending in _all_pending(promises, journals.found):
+        is_mine = pending.promise.account == promises.account
+        if is_mine and pending.promise.needs_recovery(now):
+            due.append(pending)
         else:
-            _reporter(state, journal)(orphaned)
-    return journals
+            results.append(_orphan(pending, "held" if is_mine else "foreign"))
+    for state in journals.newer:
+        for promise in state.promises.values():
+            pending = PendingPromise(state, promise, state.apply)
+            results.append(_orphan(pending, "newer" if promise.needs_recovery(now) else "held"))
+    return due, results
 
 
-def _all_pending(
-    promises: Promises, journals: Iterable[tuple[JournalFile, JournalState]]
-) -> Iterable[PendingPromise]:
+def _all_pending(promises: Promises, journals: Iterable[_DeadJournal]) -> Iterable[PendingPromise]:
     store = promises.store
     for promise in store.abandoned():
         yield PendingPromise(store.state, promise, partial(_report_own, store))
-    for journal, state in journals:
-        for promise in list(state.promises.values()):
-            yield PendingPromise(state, promise, _reporter(state, journal))
+    for journal in journals:
+        for promise in list(journal.state.promises.values()):
+            yield PendingPromise(journal.state, promise, journal.report)
 
 
 def _report_own(store: PromiseStore, record: Record) -> None:
@@ -157,7 +248,7 @@ async def _existing_ids(
     asked: Iterable[PendingPromise],
     now: float,
     *,
-    timeout: float,
+    deadline: float,
 ) -> frozenset[str]:
     """Return the ids that exist. One of `asked` counts as missing only if later readings of it agree."""
     existing, unlisted, missing = set(existing_ids(listed)), set[str](), set[str]()
@@ -172,7 +263,7 @@ async def _existing_ids(
             if await instances.poller.next(instances.poller.subscribe(instance_id)) is None:
                 missing.add(instance_id)
 
-    with anyio.move_on_after(timeout):
+    with anyio.CancelScope(deadline=deadline):
         async with anyio.create_task_group() as tasks:
             for instance_id in unlisted - existing:
                 tasks.start_soon(read, instance_id)
@@ -186,7 +277,7 @@ async def _recover(
     existing: frozenset[str],
     claims: Callable[[], ForeignClaims],
     *,
-    timeout: float,
+    deadline: float,
 ) -> list[Orphan]:
     results: list[Orphan] = []
     undecided: list[PendingPromise] = []
@@ -197,18 +288,25 @@ async def _recover(
             results.append(_orphan(pending, "gone"))
         else:
             undecided.append(pending)
+    remaining = max(deadline - anyio.current_time(), 0.0)
     recovery = Recovery(
         instances=instances,
         foreign_claims=claims,
         decision_lock=promises.store.decision_lock,
         note=lambda text: log(Event.GUARD_SWEEP, text=text),
-        timeout=timeout,
+        # It ends with a last list, for which it needs some of the time.
+        timeout=remaining - min(_LAST_LIST_TIME, remaining / 10),
         wall_clock=promises.system.wall_clock,
     )
-    recovered = await recovery.run(undecided)
-    return results + [
-        _orphan(pending, each.state, each.instance_id, each.candidates) for pending, each in recovered.items()
-    ]
+    with anyio.CancelScope(deadline=deadline):
+        await recovery.run(undecided)
+    for pending in undecided:
+        found = recovery.results.get(pending)
+        if found is not None:
+            results.append(_orphan(pending, found.state, found.instance_id, found.candidates))
+        else:
+            results.append(_orphan(pending, "left" if pending.promise.instance_id else "unsettled"))
+    return results
 
 
 def _preview(

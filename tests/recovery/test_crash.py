@@ -682,7 +682,7 @@ class Aftermath:
         assert ids == [self.recording.foreign, self.recording.ours][: 1 + started]
         folder = state / "journal"
         await anyio.Path(folder).mkdir(parents=True)
-        await anyio.Path(folder / "dead.jsonl").write_bytes(data)
+        await anyio.Path(folder / f"{0:032x}.jsonl").write_bytes(data)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Wiring, "system", System(wall))
             async with (
@@ -690,7 +690,8 @@ class Aftermath:
                 client_of(emu, state, http_client=http) as client,
             ):
                 states = [orphan.state for orphan in await client.sweep()]
-        assert list(folder.iterdir()) == []
+        # The first record was on disk before the file had its name. Without it, the file is not removed.
+        assert len(list(folder.iterdir())) == (b"\n" not in data)
         assert emu.billing == emu.existing
         return "".join(states), emu.existing
 
@@ -736,7 +737,7 @@ def test_a_start_that_never_reached_the_service_is_given_up_after_five_minutes(t
         began = anyio.current_time()
         data = recording.journal[: after.durable]
         assert await after.sweep(data, tmp_path / "swept", started=False) == ("gone", (recording.foreign,))
-        assert 300.0 <= anyio.current_time() - began < 302.0
+        assert 300.0 <= anyio.current_time() - began < 306.0
 
     on_virtual_time(sweep)
 
@@ -798,8 +799,6 @@ def test_the_reaper_wakes_by_itself_when_an_instance_of_a_silent_parent_expires(
 ) -> None:
     stdin, to_it = os.pipe()
     from_it, stdout = os.pipe()
-    monkeypatch.setattr(_reaper, "_STDIN", stdin)
-    monkeypatch.setattr(_reaper, "_STDOUT", stdout)
     monkeypatch.setattr(_reaper, "GRACE", 0.2)
     worked = threading.Event()
 
@@ -807,7 +806,7 @@ def test_the_reaper_wakes_by_itself_when_an_instance_of_a_silent_parent_expires(
         report({"kind": "GONE", "entry": "one"})
         worked.set()
 
-    thread = threading.Thread(target=_reaper.serve, args=(work,))
+    thread = threading.Thread(target=_reaper.serve, args=(stdin, stdout, work))
     thread.start()
     try:
         messages = created(expires_at=time.time())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from _promises import ARGS, BASELINE, created, intent, state_of
+from _promises import ARGS, BASELINE, OWNER, created, intent, state_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -69,6 +70,14 @@ class TestJournalState:
             {"kind": "BASELINE", "baseline": "b2", "ids": 7},
             {"kind": "AMBIGUOUS", "entry": "e1", "candidates": None},
             {**intent("e2"), "at": "yesterday"},
+            {**intent("e2"), "at": 10**400},
+            {**intent("e2"), "args": {}},
+            {**intent("e2"), "args": {"model_id": "m", "more": ["a"]}},
+            {**intent("e2"), "tag": float("inf")},
+            {**created("e1"), "instance_id": None, "expires_at": 5.0},
+            {**created("e1"), "goal": 7, "expires_at": 5.0},
+            {"kind": "BASELINE", "baseline": "b2", "ids": [7]},
+            {"kind": "PAST", "ids": ["i-1", 7]},
         ],
     )
     def test_an_unknown_or_invalid_record_changes_nothing(self, record: Record) -> None:
@@ -83,6 +92,12 @@ class TestJournalState:
         before = state.snapshot()
         assert state.apply({"kind": kind, "entry": "closed", "candidates": ["i-1"]})
         assert state.snapshot() == before
+
+    def test_an_instance_that_a_reaper_finds_for_a_closed_start_is_a_past_id(self) -> None:
+        found = {"kind": "CREATED", "entry": "closed", "instance_id": "i-7", "goal": "gone"}
+        state = state_of(found)
+        assert state.promises == {}
+        assert list(state.past_ids) == ["i-7"]
 
     def test_gone_may_be_recorded_twice(self) -> None:
         assert state_of(intent(), {"kind": "GONE", "entry": "e1"}).apply({"kind": "GONE", "entry": "e1"})
@@ -150,13 +165,29 @@ class TestFile:
         assert journal.path.parent.stat().st_mode & 0o777 == 0o700
         journal.remove()
 
+    def test_a_copy_in_a_forked_child_does_not_keep_it_locked(self, tmp_path: Path) -> None:
+        journal = JournalFile.create(tmp_path, [BASELINE, intent()])
+        copy = os.dup(journal._fd)  # shares the lock, as the copy of a forked child does
+        journal.close()
+        locked = try_lock(journal.path)
+        assert locked is not None
+        locked.remove()
+        os.close(copy)
+
+    def test_a_forked_child_does_not_unlock_it(self, tmp_path: Path) -> None:
+        journal = JournalFile.create(tmp_path, [BASELINE, intent()])
+        child = JournalFile(journal.path, os.dup(journal._fd))
+        child.close_copy()
+        assert try_lock(journal.path) is None
+        journal.remove()
+
     def test_it_cannot_be_locked_while_its_owner_lives(self, tmp_path: Path) -> None:
         journal = JournalFile.create(tmp_path, [BASELINE, intent()])
         assert list(orphaned_journals(tmp_path)) == []
         assert [state.promises.keys() for _, state in read_journals(tmp_path)] == [{"e1"}]
         journal.close()
-        (locked,) = orphaned_journals(tmp_path)
-        assert locked.read().promises.keys() == {"e1"}
+        ((locked, state),) = orphaned_journals(tmp_path)
+        assert state.promises.keys() == {"e1"}
         assert list(orphaned_journals(tmp_path)) == []
         locked.remove()
         assert list(tmp_path.iterdir()) == []
@@ -174,24 +205,40 @@ class TestFile:
         journal.remove()
 
     def test_old_drafts_are_deleted(self, tmp_path: Path) -> None:
-        old, young = tmp_path / "old.new", tmp_path / "young.new"
-        for path in (old, young):
-            path.write_bytes(b"")
-        os.utime(old, (0, 0))
+        data = encode([OWNER, BASELINE, intent()])
+        contents = [data[:length] for length in (0, 5, 20, 60, 200, len(data))] + [b"\0" * 4096]
+        for number, content in enumerate(contents):
+            (tmp_path / f"{number:032x}.new").write_bytes(content)
+        assert list(orphaned_journals(tmp_path)) == []
+        assert len(list(tmp_path.iterdir())) == len(contents)
+        young = tmp_path / f"{99:032x}.new"
+        young.write_bytes(data)
+        for path in tmp_path.iterdir():
+            os.utime(path, None if path == young else (0, 0))
         assert list(orphaned_journals(tmp_path)) == []
         assert list(tmp_path.iterdir()) == [young]
+
+    def test_a_draft_that_is_still_written_is_kept_at_any_age(self, tmp_path: Path) -> None:
+        draft = tmp_path / f"{1:032x}.new"
+        draft.write_bytes(encode([OWNER]))
+        os.utime(draft, (0, 0))
+        with draft.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            assert list(orphaned_journals(tmp_path)) == []
+        assert list(tmp_path.iterdir()) == [draft]
 
     def test_a_journal_that_was_replaced_while_it_was_opened_is_not_locked(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        path = tmp_path / "j.jsonl"
+        path = tmp_path / f"{1:032x}.jsonl"
         path.write_bytes(b"")
         os_open = os.open
 
-        def replaced(*args: Any, **more: Any) -> int:
-            fd = os_open(*args, **more)
-            path.unlink()
-            path.write_bytes(b"another")
+        def replaced(name: Any, *args: Any, **more: Any) -> int:
+            fd = os_open(name, *args, **more)
+            if name == path.name:
+                path.unlink()
+                path.write_bytes(b"another")
             return fd
 
         monkeypatch.setattr(os, "open", replaced)
@@ -203,7 +250,7 @@ class TestFile:
         os_open, os_fsync = os.open, os.fsync
 
         def refuse_directories(path: Any, *args: Any, **more: Any) -> int:
-            if Path(path).is_dir():
+            if args[0] & os.O_DIRECTORY:
                 raise OSError(errno.EMFILE, "too many open files")
             return os_open(path, *args, **more)
 

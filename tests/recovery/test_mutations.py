@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import io
+import json
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
+from _evidence import account_of
 from _promises import BASELINE, OWNER, created, intent, state_of
-from _world import HARDWARE, MODEL, World, emulated_wall_clock
+from _reapers import SilentProcess, StubReaper, stub_reapers
+from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock
 
 from cortecs_async import RetryPolicy, errors
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
@@ -37,18 +39,18 @@ def test_a_new_journal_is_synced_before_it_is_renamed_and_its_directory_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
-    rename = Path.rename
+    rename = os.rename
 
     def sync(fd: int) -> None:
         status = os.fstat(fd)
         steps.append("folder" if stat.S_ISDIR(status.st_mode) else f"{status.st_size} bytes")
 
-    def note(self: Path, target: Path) -> Path:
+    def note(*args: Any, **more: Any) -> None:
         steps.append("name")
-        return rename(self, target)
+        rename(*args, **more)
 
     monkeypatch.setattr(os, "fsync", sync)
-    monkeypatch.setattr(Path, "rename", note)
+    monkeypatch.setattr(os, "rename", note)
     journal = JournalFile.create(tmp_path, [created()])
     assert steps == [f"{journal.size} bytes", "name", "folder"]
     journal.remove()
@@ -256,48 +258,9 @@ async def test_sweep_matches_an_instance_to_only_one_start(world: World, journal
 # --- the reaper ---------------------------------------------------------------------------------------------
 
 
-class StubReaper:
-    """Replaces the reaper process, and keeps the messages to it."""
-
-    def __init__(self, on_death: Callable[[], None], _: Callable[[Record], None]) -> None:
-        self.on_death = on_death
-        self.sent: list[Record] = []
-        self.is_running = False
-        self.problem = ""
-
-    @property
-    def kinds(self) -> list[str]:
-        return [each["kind"] for each in self.sent]
-
-    def start(self) -> None:
-        if self.problem:
-            raise GuardError(self.problem)
-        self.is_running = True
-        self.sent = []
-
-    def handshake(self) -> None:
-        """Do nothing: the reaper is always there."""
-
-    def send(self, messages: Iterable[Record]) -> None:
-        self.sent += messages
-
-    def detach(self) -> None:
-        self.is_running = False
-
-    shutdown = kill = close_in_child = detach
-
-
 @pytest.fixture
 def reapers(monkeypatch: pytest.MonkeyPatch) -> list[StubReaper]:
-    """Replace each new reaper, and collect the replacements."""
-    stubs: list[StubReaper] = []
-
-    def create(*arguments: Any) -> StubReaper:
-        stubs.append(StubReaper(*arguments))
-        return stubs[-1]
-
-    monkeypatch.setattr("cortecs_async._recovery.store.ReaperProcess", create)
-    return stubs
+    return stub_reapers(monkeypatch)
 
 
 async def test_the_reaper_is_told_of_a_start_before_it_is_sent_and_of_its_instance_after(
@@ -343,12 +306,77 @@ async def test_the_reaper_is_told_new_credentials_at_once_and_no_repr_shows_them
         async with client.instance(MODEL, HARDWARE):
             promises = client._wiring.promises
             promises.remember_credentials(Credentials(client_id=emu.client_id, client_secret="another"))
-            for thread in threading.enumerate():
-                if thread.name == "cortecs-promises":
-                    thread.join(10)
             newest = [each for each in reapers[-1].sent if each["kind"] == "ARM"][-1]
             assert "another" in newest["sealed"].reveal()
             assert "another" not in repr(newest)
+
+
+def test_a_new_reaper_gets_times_by_the_wall_clock_as_it_is_set_now(
+    reapers: list[StubReaper], tmp_path: Path
+) -> None:
+    wall, steady = [1000.0], [0.0]
+    store = PromiseStore(tmp_path, journal=False, guard=True, wall_clock=lambda: wall[0])
+    store._steady_clock = lambda: steady[0]
+    store.join()
+    store.put(created("e1", at=1000.0, expires_at=4600.0))
+    store.commit()
+    steady[0] += 60.0
+    wall[0] += 60.0 + 7200.0  # set forward by two hours
+    store.put(created("e2", at=8260.0, expires_at=9000.0))
+    store.commit()
+    reapers[-1].is_running = False
+    reapers[-1].on_death()
+    sent = {each["entry"]: each for each in reapers[-1].sent if each["kind"] == "CREATED"}
+    assert (sent["e1"]["at"], sent["e1"]["expires_at"]) == (8200.0, 11800.0)
+    assert (sent["e2"]["at"], sent["e2"]["expires_at"]) == (8260.0, 9000.0)
+    store.put({"kind": "GONE", "entry": "e1"})
+    store.commit()
+    assert store._clock_offsets.keys() == {"e2"}
+
+
+def headers_of(reaper: StubReaper) -> list[dict[str, str]]:
+    """Return the headers of each account that a reaper got."""
+    sealed = [each["sealed"].reveal() for each in reaper.sent if each["kind"] == "ARM"]
+    return [json.loads(each)["headers"] for each in sealed]
+
+
+async def test_another_client_of_the_account_does_not_take_the_reaper_off_its_proven_network(
+    world: World, journals: Path, reapers: list[StubReaper]
+) -> None:
+    async with world(guard="auto", journal="auto") as (emu, client), emu.http_client() as http:
+        options: dict[str, Any] = {"guard": "auto", "journal": "auto", "http_client": http}
+        async with client.instance(MODEL, HARDWARE):
+            async with client_of(emu, default_headers={"x-route": "elsewhere"}, **options) as other:
+                async with other.instance(MODEL, HARDWARE):
+                    pass
+            assert headers_of(reapers[-1]) == [{}, {}]
+        # Once no promise needs it, the next client counts.
+        async with client_of(emu, default_headers={"x-route": "b"}, **options) as other:
+            async with other.instance(MODEL, HARDWARE):
+                assert headers_of(reapers[-1])[-1] == {"x-route": "b"}
+
+
+async def test_a_secret_that_the_service_refuses_does_not_replace_the_one_of_the_reaper(
+    world: World, journals: Path, reapers: list[StubReaper]
+) -> None:
+    async with world(guard="auto") as (emu, client):
+        async with client.instance(MODEL, HARDWARE):
+
+            async def unfinished() -> Credentials:
+                return Credentials(client_id=emu.client_id, client_secret="not valid yet")
+
+            client._wiring.http._tokens._provider = unfinished
+            emu.add_fault(Fault("status", route="list", status=401))
+            with pytest.raises(errors.AuthenticationError):
+                await client.instances.list()
+            armed = [each["sealed"].reveal() for each in reapers[-1].sent if each["kind"] == "ARM"]
+            assert len(armed) == 1
+            assert emu.client_secret in armed[0]
+
+            async def provide() -> Credentials:
+                return Credentials(client_id=emu.client_id, client_secret=emu.client_secret)
+
+            client._wiring.http._tokens._provider = provide
 
 
 async def test_nothing_starts_without_a_required_reaper(
@@ -374,32 +402,6 @@ async def test_the_reaper_of_a_forked_child_is_told_its_credentials(
             assert "ARM" in reapers[-1].kinds
 
 
-class SilentProcess:
-    """A process that reads everything and answers nothing."""
-
-    pid = 0
-
-    def __init__(self, _: list[str], **options: Any) -> None:
-        self.options = options
-        self.returncode: int | None = None
-        source, target = os.pipe()
-        self._taken = os.fdopen(source, "rb")
-        self.stdin = os.fdopen(target, "wb", buffering=0)
-        source, self._says = os.pipe()
-        self.stdout: io.BufferedReader = os.fdopen(source, "rb")
-
-    def poll(self) -> int | None:
-        return self.returncode
-
-    def kill(self) -> None:
-        self.returncode = -9
-        self._taken.close()
-        os.close(self._says)
-
-    def wait(self) -> int | None:
-        return self.returncode
-
-
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> list[SilentProcess]:
     """Replace each new process, and collect the replacements."""
@@ -417,7 +419,7 @@ def test_a_reaper_that_does_not_answer_is_killed(
     processes: list[SilentProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cortecs_async._recovery.reaper_process._REAPER_ACK_TIMEOUT", 0.05)
-    guard = ReaperProcess(lambda: None, lambda _: None)
+    guard = ReaperProcess(lambda: None, lambda _: None, lambda *_: None)
     guard.start()
     with pytest.raises(GuardError, match="did not respond"):
         guard.handshake()
@@ -430,7 +432,7 @@ def test_a_reaper_has_its_own_session_and_no_secrets_in_its_environment(
 ) -> None:
     for name in ("CORTECS_CLIENT_SECRET", "AWS_SECRET_ACCESS_KEY", "OPENAI_API_KEY"):
         monkeypatch.setenv(name, "hidden")
-    guard = ReaperProcess(lambda: None, lambda _: None)
+    guard = ReaperProcess(lambda: None, lambda _: None, lambda *_: None)
     guard.start()
     (process,) = processes
     assert process.options["start_new_session"] is True
@@ -453,11 +455,12 @@ def test_a_reaper_does_not_begin_twice_with_the_same_instance() -> None:
     assert reaper.next_due() == 0.0
     reaper.recover_due()
     reaper.recover_due()
+    assert reaper.next_due() is None
+    threads = list(reaper._workers.values())
     end.set()
-    for thread in reaper._threads:
+    for thread in threads:
         thread.join()
     assert worked == ["e1"]
-    assert reaper.next_due() is None
 
 
 def test_a_reaper_records_its_takeover_and_its_releases_in_the_journal(
@@ -511,7 +514,7 @@ def test_a_living_parent_has_a_grace_period_after_the_deadline() -> None:
     reaper.receive({**created("e1", expires_at=2000.0), "number": 1})
     for now, expected in ((2002.0, []), (2010.0, ["e1"])):  # noqa: B007  (the clock above)
         reaper.recover_due()
-        for thread in reaper._threads:
+        for thread in list(reaper._workers.values()):
             thread.join()
         assert worked == expected
 
@@ -521,13 +524,7 @@ async def test_the_reaper_looks_for_the_instance_of_a_lost_start_for_five_minute
     world: World, journals: Path, appears_after: float | None
 ) -> None:
     async with world() as (emu, _client):
-        account = {
-            "api_base_url": emu.api_base_url,
-            "client_id": emu.client_id,
-            "client_secret": emu.client_secret,
-            "headers": {},
-            "timeout": 30.0,
-        }
+        account = account_of(emu)
         state = state_of(OWNER, BASELINE, intent(api=emu.api_base_url, at=emulated_wall_clock()))
         began = anyio.current_time()
 

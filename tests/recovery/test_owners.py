@@ -17,6 +17,7 @@ from _world import HARDWARE, MODEL, World
 
 from cortecs_async import errors
 from cortecs_async._recovery import journal as _journal
+from cortecs_async._recovery import locks
 from cortecs_async._recovery.journal import JournalFile, is_owned, orphaned_journals, read_journals, try_lock
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.records import Record
@@ -191,7 +192,7 @@ class TestSharedLocks:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)
             monkeypatch.setattr("time.sleep", lambda _: fcntl.flock(file, fcntl.LOCK_UN))
-            (locked,) = orphaned_journals(tmp_path)
+            ((locked, _),) = orphaned_journals(tmp_path)
         locked.close()
 
     def test_a_shared_lock_that_stays_is_not_waited_for_forever(self, tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ class TestSharedLocks:
     ) -> None:
         JournalFile.create(tmp_path, []).close()
         (path,) = tmp_path.iterdir()
-        lock = _journal._lock
+        lock = locks.lock
         copies: list[int] = []
 
         def forked(fd: int, *, shared: bool) -> None:
@@ -237,7 +238,7 @@ class TestSharedLocks:
             lock(fd, shared=True)
             copies.append(os.dup(fd))
 
-        monkeypatch.setattr(_journal, "_lock", forked)
+        monkeypatch.setattr(_journal, "lock", forked)
         assert is_owned(path) is False
         monkeypatch.undo()
         locked = try_lock(path)

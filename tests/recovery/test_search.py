@@ -10,23 +10,25 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
-from _evidence import PROXY_PAGE, Process, open_promises, process, reap
+from _evidence import PROXY_PAGE, Process, account_of, applying, open_promises, process, reap
 from _grids import alternating
 from _promises import BASELINE, OWNER, intent, state_of
-from _world import HARDWARE, MODEL, World
+from _world import HARDWARE, MODEL, World, emulated_wall_clock
 from attrs import evolve
 
 from cortecs_async import errors
 from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._api.listing import Listing
 from cortecs_async._api.matching import Ambiguous
-from cortecs_async._recovery import journal, recover
+from cortecs_async._recovery import journal, locks, recover
 from cortecs_async._recovery.claims import ForeignClaims, unresolved_start_of
 from cortecs_async._recovery.pending import PendingPromise
 from cortecs_async._recovery.records import JournalState, Promise, Record, encode, fold
+from cortecs_async._recovery.recover import reap_account
 from cortecs_async._recovery.search import match_starts
 from cortecs_async.emulator import Emulator, Fault
 
@@ -53,15 +55,6 @@ def reporter(mine: Process) -> Callable[[Record], None]:
     def report(record: Record) -> None:
         mine.store.put(record)
         mine.store.commit()
-
-    return report
-
-
-def applying(state: JournalState) -> Callable[[Record], None]:
-    """Return what the reaper of a dead process does with its records, without a journal."""
-
-    def report(record: Record) -> None:
-        state.apply(record)
 
     return report
 
@@ -189,14 +182,14 @@ def test_a_copy_of_the_lock_in_a_forked_child_blocks_no_decision(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies: list[int] = []
-    lock = journal._lock
+    lock = locks.lock
 
     def lock_and_fork(fd: int) -> None:
         lock(fd)
         copies.append(os.dup(fd))  # shares the lock, as the copy of a forked child does
 
-    monkeypatch.setattr(journal, "_lock", lock_and_fork)
-    with journal.decision_lock(tmp_path):
+    monkeypatch.setattr(locks, "lock", lock_and_fork)
+    with locks.decision_lock(tmp_path):
         pass
     (copy,) = copies
     other = os.open(tmp_path, os.O_RDONLY)
@@ -358,3 +351,56 @@ async def test_a_reaper_goes_on_when_the_state_directory_is_removed(world: World
         await anyio.sleep(120.0)
         assert emu.existing == ()
         tasks.cancel_scope.cancel()
+
+
+async def test_an_instance_that_appears_while_the_machine_is_suspended_is_not_taken(
+    world: World, journals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    suspended = [0.0]
+    monkeypatch.setattr("cortecs_async._aio.eventloop.suspended", lambda: suspended[0])
+    async with world() as (emu, _):
+        state = state_of(OWNER, BASELINE, intent(api=emu.api_base_url, at=emulated_wall_clock()))
+        account = account_of(emu)
+
+        async def suspend() -> None:
+            await anyio.sleep(20.0)
+            suspended[0] = 400.0
+            emu.start_instance(MODEL, HARDWARE)  # a colleague's
+
+        async with anyio.create_task_group() as tasks, emu.http_client() as http:
+            tasks.start_soon(suspend)
+            await reap_account(
+                state,
+                list(state.promises.values()),
+                account,
+                applying(state),
+                None,
+                http_client=http,
+                wall_clock=lambda: emulated_wall_clock() + suspended[0],
+            )
+        assert state.promises == {}
+        assert len(emu.billing) == 1
+
+
+@pytest.mark.parametrize("odd", [0, 1])
+async def test_429s_between_the_lists_do_not_prevent_a_decision(
+    world: World, journals: Path, monkeypatch: pytest.MonkeyPatch, odd: int
+) -> None:
+    monkeypatch.setattr(recover, "_LOCAL_REAPER_TIMEOUT", 400.0)
+    async with world() as (emu, _):
+        exchange = emu.exchange
+        lists: list[float] = []
+
+        async def refuse_every_other(call: Any) -> Any:
+            if call.method == "GET" and call.path.endswith("/instances/"):
+                lists.append(anyio.current_time())
+                if len(lists) % 2 == odd:
+                    emu.add_fault(Fault("status", route="list", status=429))
+            return await exchange(call)
+
+        emu.exchange = refuse_every_other  # type: ignore[method-assign]
+        state = state_of(OWNER, BASELINE, intent(api=emu.api_base_url, at=emulated_wall_clock()))
+        began = anyio.current_time()
+        await reap(emu, state, list(state.promises.values()), applying(state), None)
+        assert state.promises == {}
+        assert 300.0 <= anyio.current_time() - began < 320.0

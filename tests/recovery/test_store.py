@@ -16,10 +16,11 @@ from typing import Any, NoReturn
 import anyio
 import anyio.to_thread
 import pytest
-from _promises import created
+from _promises import OWNER, created
 from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock
 
 from cortecs_async import AsyncCortecs, Credentials, errors
+from cortecs_async._environment import Environment
 from cortecs_async._recovery.journal import JournalFile, read_journals
 from cortecs_async._recovery.reaper import GRACE, Reaper
 from cortecs_async._recovery.records import JournalState, Promise, Record
@@ -96,7 +97,7 @@ def break_disk(monkeypatch: pytest.MonkeyPatch, how: str, state_dir: Path) -> No
     elif how == "full":
         monkeypatch.setattr("cortecs_async._recovery.journal._write", refuse)
     elif how == "no locks":
-        monkeypatch.setattr("cortecs_async._recovery.journal.fcntl", None)
+        monkeypatch.setattr("cortecs_async._recovery.locks.fcntl", None)
     else:
         monkeypatch.setattr("cortecs_async._recovery.journal._write_whole", refuse)
 
@@ -207,13 +208,13 @@ async def test_a_client_warns_when_it_opens_that_there_is_something_to_sweep(
     caplog.set_level(logging.WARNING, logger="cortecs_async.guard")
     api = Emulator().api_base_url
     JournalFile.create(journals, [created("e1", api=api), created("e2", api=api)]).close()
-    JournalFile.create(journals, [created("e1", api=api), {"kind": "GONE", "entry": "e1"}]).close()
+    JournalFile.create(journals, [OWNER, created("e1", api=api), {"kind": "GONE", "entry": "e1"}]).close()
     async with world(journal="auto"):
         pass
     (record,) = caplog.records
     assert "Dead processes left 2 instances or unresolved starts. " in record.message
     assert "Run `cortecs-async sweep` or client.sweep()" in record.message
-    assert len(list(read_journals(journals))) == 1  # the journal without promises was removed
+    assert len(list(read_journals(journals))) == 2  # opening a client removes nothing
     caplog.clear()
     async with world(journal="off"):
         pass
@@ -315,7 +316,7 @@ class TestReaper:
     def test_after_its_parents_death_it_keeps_all_promises_and_removes_the_journal(
         self, harness: Harness, tmp_path: Path
     ) -> None:
-        journal = JournalFile.create(tmp_path, [created("e1"), created("e2")])
+        journal = JournalFile.create(tmp_path, [OWNER, created("e1"), created("e2")])
         harness.reaper.receive({"kind": "JOURNAL", "journal": str(journal.path), "number": 1})
         harness.reaper.receive({**created("e1"), "number": 2})
         harness.reaper.receive({**created("e2"), "number": 3})
@@ -341,7 +342,7 @@ class TestReaper:
 
     @staticmethod
     def join(harness: Harness) -> None:
-        for thread in harness.reaper._threads:
+        for thread in list(harness.reaper._workers.values()):
             thread.join()
 
 
@@ -401,6 +402,7 @@ async def test_reap_in_this_process(reapers: None, state_dir: Path) -> None:
             "client_secret": emu.client_secret,
             "headers": {"X-Team": "night"},
             "timeout": 30.0,
+            "environment": Environment().to_data(),
         }
         state = JournalState()
         args = {"model_id": MODEL.replace("/", "--"), "hardware_type_id": HARDWARE, "num_workers": 1}

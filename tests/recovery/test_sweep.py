@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -10,10 +10,12 @@ from typing import Any
 import anyio
 import httpx
 import pytest
-from _world import HARDWARE, MODEL, World, client_of
+from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock, in_the_loop
 
 from cortecs_async import AsyncCortecs, errors
-from cortecs_async._recovery.journal import JournalFile, read_journals
+from cortecs_async._aio.threads import System
+from cortecs_async._client.wiring import Wiring
+from cortecs_async._recovery.journal import JournalFile, read_journals, try_lock
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.records import Record
 from cortecs_async.emulator import Emulator, Fault
@@ -269,6 +271,8 @@ async def test_a_failing_service_leaves_a_promise_for_the_next_sweep(world: Worl
         assert emu.existing == ()
         with pytest.raises(errors.InvalidArgumentError):
             await client.sweep(timeout=0)
+        with pytest.raises(errors.InvalidArgumentError, match="dry_run must be True or False"):
+            await client.sweep(dry_run="false")  # type: ignore[arg-type]
 
 
 async def test_unreadable_lines_do_not_stop_a_sweep(world: World, journals: Path) -> None:
@@ -312,11 +316,13 @@ async def test_a_power_loss_anywhere_in_the_journal(world: World, journals: Path
                 directory = tmp_path / str(length)
                 (directory / "journal").mkdir(parents=True)
                 text = data[:length].replace(b"instance-10002", mine.encode())
-                (directory / "journal" / "left.jsonl").write_bytes(text)
+                (directory / "journal" / f"{length:032x}.jsonl").write_bytes(text)
                 async with client_of(emu, http_client=http, guard="off", state_dir=directory) as client:
                     await client.sweep()
                 assert emu.existing == ((foreign,) if length >= promised else (foreign, mine)), length
-                assert list(read_journals(directory / "journal")) == []
+                # The owner's record was on disk before the file had its name.
+                is_ours = b"\n" in text
+                assert len(list(read_journals(directory / "journal"))) == (not is_ours)
 
 
 @pytest.mark.parametrize("dry_run", [False, True])
@@ -341,3 +347,89 @@ async def test_a_failing_service_does_not_delay_a_sweep(
             routes = [each.route for each in emu.requests if each.route != "token"]
             assert routes[:2] == ["list", "stop"]
             assert anyio.current_time() - began <= 31.0
+
+
+class SlowDisk:
+    """A thread that needs ten seconds, does its work early or late, and cannot be cancelled."""
+
+    def __init__(self, when: str) -> None:
+        self.when = when
+        self.is_slow = False
+        self.late: list[Callable[[], Any]] = []
+
+    async def __call__(self, work: Callable[[], Any], /) -> Any:
+        if not self.is_slow:
+            return await in_the_loop(work)
+        if self.when == "late":
+            self.late.append(work)
+        result = work() if self.when == "early" else None
+        await anyio.sleep(10.0)
+        return result
+
+
+@pytest.mark.parametrize("how", ["cancelled", "timed out"])
+@pytest.mark.parametrize("when", ["early", "late"])
+async def test_a_sweep_that_ends_while_it_reads_the_journals_keeps_no_lock(
+    world: World, journals: Path, monkeypatch: pytest.MonkeyPatch, when: str, how: str
+) -> None:
+    disk = SlowDisk(when)
+    monkeypatch.setattr(Wiring, "system", System(emulated_wall_clock, off_loop=disk))
+    async with swept(world) as (emu, client):
+        mine = emu.start_instance(MODEL, HARDWARE)
+        journal = journal_of(emu, journals, created(mine), baseline(), intent("e2"))
+        journal.close()
+        disk.is_slow = True
+        began = anyio.current_time()
+        if how == "cancelled":
+            with anyio.move_on_after(1.0):
+                await client.sweep()
+        else:
+            with pytest.raises(errors.JournalError, match="could not be read in 1 s"):
+                await client.sweep(timeout=1.0)
+        assert anyio.current_time() - began == 1.0
+        for work in disk.late:
+            work()
+        disk.is_slow = False
+        locked = try_lock(journal.path)
+        assert locked is not None
+        locked.close()
+        assert {each.state for each in await client.sweep()} == {"released", "gone"}
+        assert emu.existing == ()
+
+
+@pytest.mark.parametrize("age", [0.0, 20.0, 250.0])
+@pytest.mark.parametrize("timeout", [0.5, 5.0, 30.0])
+async def test_a_sweep_ends_within_its_timeout(
+    world: World, journals: Path, timeout: float, age: float
+) -> None:
+    async with swept(world) as (emu, client):
+        hanging = emu.start_instance(MODEL, HARDWARE)
+        journal_of(emu, journals, created(hanging), created("unlisted", "e2")).close()
+        journal_of(emu, journals, baseline(hanging), intent("lost")).close()
+        await anyio.sleep(age)
+        emu.add_fault(Fault("delay", route="stop", seconds=3600.0, times=None))
+        began = anyio.current_time()
+        found = {each.instance_id: each.state for each in await client.sweep(timeout=timeout)}
+        assert anyio.current_time() - began <= timeout
+        assert found[hanging] == "left"
+        assert found[None] == "unsettled"
+
+
+@pytest.mark.parametrize("route", ["token", "list"])
+async def test_a_sweep_whose_list_hangs_ends_within_its_timeout(world: World, route: str) -> None:
+    async with swept(world) as (emu, client):
+        emu.add_fault(Fault("delay", route=route, seconds=3600.0, times=None))
+        began = anyio.current_time()
+        for dry_run in (False, True):
+            with pytest.raises(errors.RequestTimeoutError, match="could not be listed in 2 s"):
+                await client.sweep(timeout=2.0, dry_run=dry_run)
+        assert anyio.current_time() - began == 4.0
+
+
+async def test_a_sweep_whose_later_lists_hang_ends_within_its_timeout(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        journal_of(emu, journals, baseline(), intent()).close()
+        emu.add_fault(Fault("delay", route="list", seconds=3600.0, skip=1, times=None))
+        began = anyio.current_time()
+        assert [each.state for each in await client.sweep(timeout=3.0)] == ["unsettled"]
+        assert anyio.current_time() - began == 3.0

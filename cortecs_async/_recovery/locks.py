@@ -1,0 +1,88 @@
+"""File locks. A journal is locked while its process lives, and its directory during a decision.
+
+The locks of `flock` belong to an open file. They end with the process, and closing any other file keeps them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+from .._state_directory import StateFolder
+
+try:
+    import fcntl
+except ImportError:  # on Windows, where creating a journal raises OSError
+    fcntl = None  # type: ignore[assignment]
+
+# Seconds to wait for `decision_lock`, whose holder may be suspended, and between two attempts.
+_DECISION_TIMEOUT, _DECISION_RETRY_DELAY = 5.0, 0.005
+
+# `is_owned` locks a file for a moment. Number of retries then, and seconds between them.
+_LOCK_RETRIES, _LOCK_RETRY_DELAY = 100, 0.001
+
+
+@contextlib.contextmanager
+def decision_lock(directory: Path) -> Generator[None]:
+    """Let only one process at a time decide which instance belongs to which start, and record it.
+
+    It raises nothing. Without file locks, or if another process holds this one for too long, the decision is
+    made without it.
+    """
+    with contextlib.ExitStack() as stack:
+        fd = None
+        with contextlib.suppress(OSError):
+            fd = stack.enter_context(StateFolder(directory)).fileno()
+        deadline = time.monotonic() + _DECISION_TIMEOUT
+        while fd is not None and time.monotonic() < deadline:
+            try:
+                lock(fd)
+                break
+            except OSError:
+                time.sleep(_DECISION_RETRY_DELAY)
+        try:
+            yield
+        finally:
+            if fd is not None:
+                # Closing is not enough: a child that is forked at this moment keeps a copy of the descriptor.
+                with contextlib.suppress(OSError):
+                    unlock(fd)
+
+
+def lock(fd: int, *, shared: bool = False) -> None:
+    """Lock a file without waiting.
+
+    Raises:
+        OSError: if it is locked, or cannot be locked.
+    """
+    if fcntl is None:
+        raise OSError("this platform has no file locks")
+    kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    fcntl.flock(fd, kind | fcntl.LOCK_NB)
+
+
+def unlock(fd: int) -> None:
+    """Unlock a file."""
+    if fcntl is not None:
+        fcntl.flock(fd, fcntl.LOCK_UN)
+
+
+def lock_unless_owned(fd: int) -> None:
+    """Lock a file, and wait for the shared locks of `is_owned`.
+
+    Raises:
+        OSError: if a living owner has the lock.
+    """
+    for _ in range(_LOCK_RETRIES):
+        try:
+            lock(fd)
+        except OSError:
+            # This fails if the lock is an owner's, but not if it is a shared one.
+            lock(fd, shared=True)
+            unlock(fd)
+            time.sleep(_LOCK_RETRY_DELAY)
+        else:
+            return
+    lock(fd)
