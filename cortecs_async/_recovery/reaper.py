@@ -11,30 +11,34 @@ the OOM killer if they hit only its parent. It does not survive the loss of the 
 control group; then the journal and `sweep` remain. It cannot work without the network, with revoked
 credentials, or after the Python environment that it was started from was deleted.
 
-It starts as `BOOTSTRAP`, on the standard library alone, and imports the HTTP stack when it has work.
+It starts as `BOOTSTRAP`, on the standard library alone, and imports the HTTP stack when it has work. When it
+receives an account, it checks that this will succeed: see `rehearsal`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
-from .records import JournalState, Promise, Record, encode
+from .._aio.clock import SteadyClock
+from .records import JournalState, Promise, Record, decode, encode
+from .rehearsal import Rehearsals, import_lock
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    import threading
-
-# The package without its __init__, which would import everything.
+# The package without its __init__, which would import everything. Without click, httpx does not import its
+# command line, which would take a fifth of the time that importing httpx takes.
 BOOTSTRAP = """
 import sys, types
+sys.modules["click"] = None
 package = types.ModuleType("cortecs_async")
 package.__path__ = [sys.argv[1]]
 sys.modules["cortecs_async"] = package
@@ -54,8 +58,14 @@ _IN_FLIGHT_DELAY = 0.5
 # seconds between them.
 _LOCK_RETRIES, _LOCK_RETRY_DELAY = 20, 0.05
 
-# Seconds until the clock is read again: it may be set, or the machine may have been suspended.
+# Seconds until the clock is read again, because the machine may have been suspended.
 _MAX_WAIT = 10.0
+
+# Seconds after a failure until a promise is tried again while the parent lives.
+_RETRY_DELAY = 60.0
+
+# Seconds until a message that did not fit into the pipe is sent again.
+_RESEND_DELAY = 1.0
 
 # Fulfills promises, as `recover.reap` does.
 Reap = Callable[
@@ -67,7 +77,8 @@ Reap = Callable[
 class Reaper:
     """The state and the decisions of the reaper, without the pipe.
 
-    `send` sends a message to the parent, and `reap` fulfills promises: `recover.reap` if it is None.
+    `send` sends a message to the parent, `reap` fulfills promises (`recover.reap` if it is None), and
+    `rehearse` is called with each new account and the number of its message.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class Reaper:
         send: Callable[[Record], None],
         reap: Reap | None = None,
         wall_clock: Callable[[], float] = time.time,
+        rehearse: Callable[[str, Record, int], None] = lambda *_: None,
     ) -> None:
         self.state = JournalState()
         self.accounts: dict[str, Record] = {}
@@ -83,11 +95,23 @@ class Reaper:
         self._send = send
         self._reap = reap
         self._wall_clock = wall_clock
-        self._begun_keys: set[str] = set()
-        self._threads: list[threading.Thread] = []
+        self._rehearse = rehearse
+        # Held while the state is changed or iterated: the threads change it too.
+        self._lock = threading.RLock()
+        self._workers: dict[str, threading.Thread] = {}  # by the key of each promise
+        self._retry_at: dict[str, float] = {}  # by the key of each promise that was worked on
+        self._certificates: dict[str, int] = {}  # descriptors, by path
 
     def receive(self, message: Record) -> None:
         """Apply a message, and acknowledge it if it was understood."""
+        try:
+            is_understood = self._apply(message)
+        except Exception:  # noqa: BLE001  (the parent notices that there is no acknowledgment)
+            is_understood = False
+        if is_understood:
+            self._send({"ack": message["number"]})
+
+    def _apply(self, message: Record) -> bool:
         match message.get("kind"):
             case "HELLO":
                 # Where the HTTP stack is imported from, if it is needed.
@@ -95,18 +119,21 @@ class Reaper:
             case "JOURNAL":
                 self.journal = Path(message["journal"]) if message["journal"] else None
             case "ARM":
-                self.accounts[str(message["account"])] = json.loads(message["sealed"])
+                account, settings = str(message["account"]), json.loads(message["sealed"])
+                self.accounts[account] = settings
+                self._keep_certificates(settings)
+                self._rehearse(account, settings, int(message["number"]))
             case "BYE":
                 self.has_bye = True
             case _:
-                if not self.state.apply(message):
-                    return
-        self._send({"ack": message["number"]})
+                with self._lock:
+                    return self.state.apply(message)
+        return True
 
     def next_due(self) -> float | None:
         """Return the Unix time of the next promise to fulfill while the parent lives, or None."""
-        due = [promise.due_at(owner_lives=True, grace=GRACE) for promise in self._not_begun()]
-        return min((each for each in due if each is not None), default=None)
+        due = min(map(self._due_at, self._not_begun()), default=math.inf)
+        return None if math.isinf(due) else due
 
     def recover_due(self) -> None:
         """Release, in a thread, what the living parent failed to release.
@@ -114,15 +141,26 @@ class Reaper:
         It gave up, or its event loop is blocked.
         """
         now = self._wall_clock()
-        due = [each for each in self._not_begun() if each.is_due(now, owner_lives=True, grace=GRACE)]
-        if not due:
-            return
-        import threading  # noqa: PLC0415  (rarely needed)
+        due = [each for each in self._not_begun() if self._due_at(each) <= now]
+        if due:
+            thread = threading.Thread(target=self._work, args=(due,))
+            with self._lock:
+                self._workers.update(dict.fromkeys((promise.key for promise in due), thread))
+            thread.start()
 
-        self._begun_keys.update(promise.key for promise in due)
-        thread = threading.Thread(target=self._recover, args=(due,))
-        thread.start()
-        self._threads.append(thread)
+    def _due_at(self, promise: Promise) -> float:
+        due = promise.due_at(owner_lives=True, grace=GRACE)
+        return math.inf if due is None else max(due, self._retry_at.get(promise.key, due))
+
+    def _work(self, promises: Sequence[Promise]) -> None:
+        """Fulfill promises while the parent lives. Those that fail are tried again after a while."""
+        try:
+            self._recover(promises)
+        finally:
+            with self._lock:
+                for promise in promises:
+                    self._workers.pop(promise.key)
+                    self._retry_at[promise.key] = self._wall_clock() + _RETRY_DELAY
 
     def recover_after_parent(self) -> None:
         """Release what the dead parent left, and then remove the journal."""
@@ -137,6 +175,11 @@ class Reaper:
                 break
             time.sleep(_LOCK_RETRY_DELAY)
             locked = try_lock(self.journal)
+        if locked is not None:
+            with contextlib.suppress(OSError):
+                locked.end_torn_line()
+        with self._lock:
+            workers = set(self._workers.values())
         pending = self._not_begun()
         if self.state.promises:
             # So that other processes, which may die at the same time, know that these starts have no owner.
@@ -144,30 +187,51 @@ class Reaper:
         if pending:
             time.sleep(_IN_FLIGHT_DELAY)
             self._recover(pending)
-        for thread in self._threads:
+        for thread in workers:
             thread.join()
+        if workers and (failed := self._not_begun()):
+            self._recover(failed)
         if locked is not None:
             locked.retire(self.state)
 
     def _not_begun(self) -> list[Promise]:
-        # From a copy, because the threads change the state.
-        promises = list(self.state.promises.values())
-        return [promise for promise in promises if promise.key not in self._begun_keys]
+        with self._lock:
+            return [each for each in self.state.promises.values() if each.key not in self._workers]
+
+    def _keep_certificates(self, settings: Record) -> None:
+        """Open the file of certificates, which may be deleted before it is needed."""
+        path = settings["environment"]["cafile"]
+        if path is not None and path not in self._certificates:
+            with contextlib.suppress(OSError):
+                self._certificates[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def _restore_certificates(self, accounts: Mapping[str, Record]) -> None:
+        for settings in accounts.values():
+            path = settings["environment"]["cafile"]
+            if path in self._certificates and not os.path.exists(path):  # noqa: PTH110  (like `os.open`)
+                settings["environment"]["cafile"] = f"/dev/fd/{self._certificates[path]}"
 
     def _recover(self, promises: Sequence[Promise]) -> None:
+        # A copy, because this thread need not be the one that receives accounts.
+        accounts = dict(self.accounts)
+        self._restore_certificates(accounts)
         if self._reap is None:
-            from .recover import reap  # noqa: PLC0415  (imports the HTTP stack)
+            with import_lock:
+                from .recover import preload, reap  # noqa: PLC0415  (imports the HTTP stack)
 
-            self._reap = reap
-        self._reap(self.state, promises, self.accounts, self._report, self.journal)
+                preload()
+            self._reap = partial(reap, wall_clock=self._wall_clock)
+        self._reap(self.state, promises, accounts, self._report, self.journal)
 
     def _report(self, record: Record) -> None:
         """Apply a record of the reaper's own, write it to the journal, and send it to a living parent."""
-        self.state.apply(record)
+        with self._lock:
+            self.state.apply(record)
         if self.journal is not None:
             # Continue after a full disk or a deleted journal.
             with contextlib.suppress(OSError):
-                fd = os.open(self.journal, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+                flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                fd = os.open(self.journal, flags)
                 try:
                     os.write(fd, encode([record]))
                 finally:
@@ -177,38 +241,94 @@ class Reaper:
 
 def main() -> None:
     """Serve one parent, and exit."""
+    _set_signals()
+    stdin, stdout = os.dup(_STDIN), os.dup(_STDOUT)
+    # Code that the reaper imports may print, which must not mix with the messages.
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in (_STDIN, _STDOUT):
+        os.dup2(null, fd)
+    serve(stdin, stdout)
+
+
+def _set_signals() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
-    serve()
+    # If it is ignored, which a new process inherits, the outcome of a child is lost.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def serve(reap: Reap | None = None) -> None:
-    """Receive messages until the parent sends BYE or dies."""
-    reaper = Reaper(_send_to_parent, reap)
+def serve(stdin: int, stdout: int, reap: Reap | None = None) -> None:
+    """Receive messages until the parent sends BYE or dies. The arguments are the pipes from and to it."""
+    parent = _Parent(stdout)
+    clock = SteadyClock()
+    rehearsals = Rehearsals(parent.send, closed_in_child=(stdin, stdout))
+    reaper = Reaper(parent.send, reap, clock, rehearsals.begin)
     buffer = b""
     while not reaper.has_bye:
-        due = reaper.next_due()
-        timeout = None if due is None else min(max(due - time.time(), 0.0), _MAX_WAIT)
-        if select.select([_STDIN], [], [], timeout)[0]:
-            chunk = os.read(_STDIN, 1 << 16)
+        ready = select.select([stdin, *rehearsals.fds], [], [], _wait(reaper, parent, clock()))[0]
+        for fd in rehearsals.fds:
+            if fd in ready:
+                rehearsals.end(fd)
+        if stdin in ready:
+            chunk = os.read(stdin, 1 << 16)
             if not chunk:
-                reaper.recover_after_parent()
-                return
-            *lines, buffer = (buffer + chunk).split(b"\n")
-            for line in lines:
-                reaper.receive(json.loads(line))
+                break
+            complete, newline, buffer = (buffer + chunk).rpartition(b"\n")
+            for message in decode(complete + newline):
+                reaper.receive(_by_clock(message, clock))
         reaper.recover_due()
+    rehearsals.cancel()
+    if not reaper.has_bye:
+        reaper.recover_after_parent()
 
 
-def _send_to_parent(message: Record) -> None:
-    if "action" in message:
-        # Do not block if the parent is suspended.
-        ready = select.poll()
-        ready.register(_STDOUT, select.POLLOUT)
-        if not ready.poll(0):
-            return
-    with contextlib.suppress(OSError):  # the parent is dead
-        os.write(_STDOUT, encode([message]))
+def _wait(reaper: Reaper, parent: _Parent, now: float) -> float | None:
+    """Return the seconds to wait for a message; None until there is one."""
+    due = reaper.next_due()
+    if parent.flush():
+        return _RESEND_DELAY
+    return None if due is None else min(max(due - now, 0.0), _MAX_WAIT)
+
+
+def _by_clock(message: Record, clock: SteadyClock) -> Record:
+    """Return a message with its times, which the parent took from the wall clock, converted to this clock."""
+    times = {
+        name: clock.from_wall_clock(value)
+        for name in ("at", "expires_at")
+        if isinstance(value := message.get(name), (int, float))
+    }
+    return {**message, **times}
+
+
+class _Parent:
+    """The pipe to the parent. Sending never blocks, and messages of different threads never mix.
+
+    If the pipe is full, because the parent is suspended, the messages are kept until there is room.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._unsent = b""
+        self._lock = threading.Lock()
+        os.set_blocking(fd, False)
+
+    def send(self, message: Record) -> None:
+        """Send a message, or keep it for `flush`."""
+        with self._lock:
+            self._unsent += encode([message])
+        self.flush()
+
+    def flush(self) -> bool:
+        """Send as much as there is room for, and return whether something is left."""
+        with self._lock:
+            try:
+                while self._unsent:
+                    self._unsent = self._unsent[os.write(self._fd, self._unsent) :]
+            except BlockingIOError:
+                return True
+            except OSError:
+                self._unsent = b""  # the parent is dead
+            return False
 
 
 def _discard(_: Record) -> None:

@@ -6,20 +6,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import select
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from .._aio.clock import boottime
 from .._errors import GuardError
 from .._secrets import Secret
 from .reaper import BOOTSTRAP
-from .records import Record, encode
+from .records import Record, decode, encode
 
 # Seconds to wait for a response. On a loaded machine, the reaper starts in a tenth of that.
 _REAPER_ACK_TIMEOUT = 15.0
@@ -30,34 +29,42 @@ _BYE_TIMEOUT, _EXIT_TIMEOUT = 1.0, 2.0
 # Records of the reaper's own actions that change the promises.
 _ACTION_KINDS = frozenset({"CREATED", "AMBIGUOUS", "GONE"})
 
-# The reaper gets no other variables: credentials are often among them.
-_ENVIRONMENT = frozenset({
-    "HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "SSL_CERT_FILE", "SSL_CERT_DIR",
-    "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY",
-    "http_proxy", "https_proxy", "all_proxy", "no_proxy",
-})  # fmt: skip
+# The reaper gets no other variables: credentials are often among them. Its proxies and certificates are those
+# that its parent has read; they come with the credentials.
+_ENVIRONMENT = frozenset({"HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ", "LD_LIBRARY_PATH"})
 
 
 class ReaperProcess:
     """A reaper, which can be started again when it is dead. The caller must not overlap calls.
 
-    Both callbacks are called in a thread: `on_death` when the reaper died unexpectedly, and `on_action` with
-    the record of an action of the reaper.
+    The callbacks are called in a thread: `on_death` when the reaper died unexpectedly, `on_action` with the
+    record of an action of the reaper, and `on_rehearsed` when the reaper has tried to connect to the service
+    of an account: with the account and what went wrong, which is empty if nothing did.
     """
 
-    def __init__(self, on_death: Callable[[], None], on_action: Callable[[Record], None]) -> None:
+    def __init__(
+        self,
+        on_death: Callable[[], None],
+        on_action: Callable[[Record], None],
+        on_rehearsed: Callable[[str, str], None],
+    ) -> None:
         self._on_death = on_death
         self._on_action = on_action
+        self._on_rehearsed = on_rehearsed
         self._process: subprocess.Popen[bytes] | None = None
         self._ended: subprocess.Popen[bytes] | None = None  # closed its end of the pipe
+        self._is_ready = False
         self._last_sent = 0
         self._last_acknowledged = 0
+        # By account: the number of its last message, and the outcome of the rehearsal for this message.
+        self._armed: dict[str, int] = {}
+        self._rehearsed: dict[str, str] = {}
         self._changed = threading.Condition()  # of `_ended` and `_last_acknowledged`
 
     @property
     def is_running(self) -> bool:
-        """Whether the process is running."""
-        return self._process is not None and self._process.poll() is None
+        """Whether the process is running, and has responded to the handshake."""
+        return self._is_ready and self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
         """Start a reaper without promises.
@@ -66,8 +73,8 @@ class ReaperProcess:
             GuardError: if it cannot be started here.
         """
         self.kill()
-        if os.name != "posix" or getattr(sys, "frozen", False) or not sys.executable:
-            raise GuardError("no Python interpreter can be started here for the reaper")
+        if problem := _missing():
+            raise GuardError(problem)
         try:
             process = subprocess.Popen(  # noqa: S603  (this very interpreter)
                 [sys.executable, "-I", "-S", "-c", BOOTSTRAP, str(Path(__file__).parent.parent)],
@@ -78,25 +85,29 @@ class ReaperProcess:
                 cwd="/",
                 env={name: value for name, value in os.environ.items() if name in _ENVIRONMENT},
             )
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001  (an OSError, or one of a patched `subprocess`)
             raise GuardError(f"the reaper could not be started: {error}") from None
         assert process.stdin is not None  # noqa: S101  (for the type checker)
         os.set_blocking(process.stdin.fileno(), False)
         self._process = process
         self._last_sent = self._last_acknowledged = 0
+        self._armed, self._rehearsed = {}, {}
         try:
             threading.Thread(target=self._listen, args=(process,), name="cortecs-reaper", daemon=True).start()
         except RuntimeError as error:
             self.kill()
+            if process.stdout is not None:
+                process.stdout.close()
             raise GuardError(f"no thread can be started to listen to the reaper: {error}") from None
 
     def handshake(self) -> None:
         """Send where the HTTP stack is imported from, and wait for the response.
 
         Raises:
-            GuardError: if the reaper does not respond.
+            GuardError: if the reaper does not respond. Then it is killed.
         """
-        self.send([{"kind": "HELLO", "path": [each or str(Path.cwd()) for each in sys.path]}])
+        self.send([{"kind": "HELLO", "path": _import_path()}])
+        self._is_ready = True
 
     def send(self, messages: Iterable[Record]) -> None:
         """Send messages, and wait until the reaper has acknowledged all of them.
@@ -111,7 +122,10 @@ class ReaperProcess:
         for message in messages:
             self._last_sent += 1
             numbered.append({**message, "number": self._last_sent})
-        deadline = time.monotonic() + _REAPER_ACK_TIMEOUT
+            if message["kind"] == "ARM":
+                self._armed[message["account"]] = self._last_sent
+                self._rehearsed.pop(message["account"], None)
+        deadline = boottime() + _REAPER_ACK_TIMEOUT
         problem = _send(process.stdin.fileno(), numbered, deadline)
         if problem:
             self.kill()
@@ -119,20 +133,27 @@ class ReaperProcess:
         with self._changed:
             self._changed.wait_for(
                 lambda: self._last_acknowledged >= self._last_sent or self._ended is process,
-                timeout=deadline - time.monotonic(),
+                timeout=deadline - boottime(),
             )
             if self._last_acknowledged >= self._last_sent:
                 return
         self.kill()
         raise GuardError("the reaper did not respond")
 
+    def rehearsed(self, account: str) -> str | None:
+        """Return what went wrong when the reaper connected to the service of an account.
+
+        It is empty if nothing went wrong, and None if the reaper has not reported yet.
+        """
+        return self._rehearsed.get(account)
+
     def shutdown(self) -> None:
         """End the reaper: all promises are fulfilled."""
-        process, self._process = self._process, None
+        process = self._take()
         if process is None:
             return
         if process.stdin is not None:
-            _send(process.stdin.fileno(), [{"kind": "BYE", "number": 0}], time.monotonic() + _BYE_TIMEOUT)
+            _send(process.stdin.fileno(), [{"kind": "BYE", "number": 0}], boottime() + _BYE_TIMEOUT)
         _close_pipe(process)
         try:
             process.wait(timeout=_EXIT_TIMEOUT)
@@ -142,13 +163,13 @@ class ReaperProcess:
 
     def detach(self) -> None:
         """Close the pipe and let the reaper fulfill the remaining promises."""
-        process, self._process = self._process, None
+        process = self._take()
         if process is not None:
             _close_pipe(process)
 
     def kill(self) -> None:
         """Kill a reaper that does not work."""
-        process, self._process = self._process, None
+        process = self._take()
         if process is not None:
             process.kill()
             process.wait()
@@ -164,27 +185,69 @@ class ReaperProcess:
             os.close(devnull)
             process.returncode = 0  # not a child of this process
 
+    def _take(self) -> subprocess.Popen[bytes] | None:
+        process, self._process = self._process, None
+        self._is_ready = False
+        return process
+
     def _listen(self, process: subprocess.Popen[bytes]) -> None:
         stream = process.stdout
         assert stream is not None  # noqa: S101  (for the type checker)
-        with stream:
-            for line in stream:
-                message = json.loads(line)
-                if "action" in message:
-                    # A detached reaper works on promises that the store no longer has.
-                    if process is self._process and message["action"]["kind"] in _ACTION_KINDS:
-                        self._on_action(message["action"])
-                    continue
-                with self._changed:
-                    if process is self._process:
-                        self._last_acknowledged = int(message["ack"])
-                        self._changed.notify_all()
-        process.wait()
-        with self._changed:
-            self._ended = process
-            self._changed.notify_all()
-        if process is self._process:
-            self._on_death()
+        try:
+            with stream, contextlib.suppress(OSError):
+                for line in stream:
+                    for message in decode(line):
+                        # A line that is not understood must not end this thread.
+                        with contextlib.suppress(KeyError, TypeError, ValueError):
+                            self._receive(process, message)
+            process.wait()
+        finally:
+            with self._changed:
+                self._ended = process
+                self._changed.notify_all()
+            if process is self._process:
+                self._on_death()
+
+    def _receive(self, process: subprocess.Popen[bytes], message: Record) -> None:
+        if process is not self._process:
+            return  # a detached reaper works on promises that the store no longer has
+        if "action" in message:
+            if message["action"]["kind"] in _ACTION_KINDS:
+                self._on_action(message["action"])
+        elif "rehearsed" in message:
+            account, problem = str(message["rehearsed"]), str(message["problem"])
+            if self._armed.get(account) == message["number"]:  # not that of earlier credentials
+                self._rehearsed[account] = problem
+                self._on_rehearsed(account, problem)
+        else:
+            number = int(message["ack"])
+            with self._changed:
+                self._last_acknowledged = number
+                self._changed.notify_all()
+
+
+def _missing() -> str:
+    """Return what this program lacks to start a reaper; empty if nothing."""
+    if os.name != "posix":
+        return "the reaper needs a POSIX system"
+    if getattr(sys, "frozen", False) or getattr(sys, "oxidized", False) or "__compiled__" in globals():
+        return (
+            "this program was frozen into an executable (for example, by PyInstaller), and without a Python "
+            "interpreter, no reaper can be started"
+        )
+    if not sys.executable:
+        return "sys.executable is empty, and without a Python interpreter, no reaper can be started"
+    return ""
+
+
+def _import_path() -> list[str]:
+    """Return `sys.path` for a process with another working directory."""
+    path: list[str] = []
+    for entry in sys.path:
+        # If the working directory was removed, nothing can be imported from there.
+        with contextlib.suppress(OSError, TypeError):
+            path.append(os.path.abspath(os.fsdecode(entry)))  # noqa: PTH100  (an entry may be no path)
+    return path
 
 
 def _close_pipe(process: subprocess.Popen[bytes]) -> None:
@@ -195,14 +258,16 @@ def _close_pipe(process: subprocess.Popen[bytes]) -> None:
 
 def _send(fd: int, messages: list[Record], deadline: float) -> str:
     """Send messages, and return what went wrong. The frames of an exception would show the secrets."""
-    data = encode(
-        {name: value.reveal() if isinstance(value, Secret) else value for name, value in each.items()}
-        for each in messages
-    )
     try:
+        data = encode(
+            {name: value.reveal() if isinstance(value, Secret) else value for name, value in each.items()}
+            for each in messages
+        )
         _write(fd, data, deadline)
     except OSError as error:
         return str(error)
+    except Exception as error:  # noqa: BLE001  (its text may show a message)
+        return type(error).__name__
     return ""
 
 
@@ -211,6 +276,6 @@ def _write(fd: int, data: bytes, deadline: float) -> None:
     ready = select.poll()  # unlike `select`, it takes descriptors above 1023
     ready.register(fd, select.POLLOUT)
     while view:
-        if not ready.poll(max(deadline - time.monotonic(), 0.0) * 1000):
+        if not ready.poll(max(deadline - boottime(), 0.0) * 1000):
             raise TimeoutError("it stopped reading")
         view = view[os.write(fd, view) :]

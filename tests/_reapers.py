@@ -1,0 +1,91 @@
+"""Replacements for the reaper process."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+
+from cortecs_async._errors import GuardError
+from cortecs_async._recovery.records import Record
+
+
+class StubReaper:
+    """Replaces the reaper process, and keeps the messages to it."""
+
+    def __init__(self, on_death: Callable[[], None], *_: Any) -> None:
+        self.on_death = on_death
+        # The outcomes of the next rehearsals, then empty for a success. None never comes.
+        self.outcomes: list[str | None] = []
+        self._outcome: str | None = ""
+        self.sent: list[Record] = []
+        self.is_running = False
+        self.problem = ""
+
+    @property
+    def kinds(self) -> list[str]:
+        return [each["kind"] for each in self.sent]
+
+    def start(self) -> None:
+        if self.problem:
+            raise GuardError(self.problem)
+        self.is_running = True
+        self.sent = []
+
+    def handshake(self) -> None:
+        """Do nothing: the reaper is always there."""
+
+    def send(self, messages: Iterable[Record]) -> None:
+        for message in messages:
+            self.sent.append(message)
+            if message["kind"] == "ARM":
+                self._outcome = self.outcomes.pop(0) if self.outcomes else ""
+
+    def rehearsed(self, _: str) -> str | None:
+        return self._outcome
+
+    def detach(self) -> None:
+        self.is_running = False
+
+    shutdown = kill = close_in_child = detach
+
+
+def stub_reapers(monkeypatch: pytest.MonkeyPatch) -> list[StubReaper]:
+    """Replace each new reaper, and collect the replacements."""
+    stubs: list[StubReaper] = []
+
+    def create(*arguments: Any) -> StubReaper:
+        stubs.append(StubReaper(*arguments))
+        return stubs[-1]
+
+    monkeypatch.setattr("cortecs_async._recovery.store.ReaperProcess", create)
+    return stubs
+
+
+class SilentProcess:
+    """A process that reads everything and answers nothing."""
+
+    pid = 0
+
+    def __init__(self, _: list[str], **options: Any) -> None:
+        self.options = options
+        self.returncode: int | None = None
+        source, target = os.pipe()
+        self._taken = os.fdopen(source, "rb")
+        self.stdin = os.fdopen(target, "wb", buffering=0)
+        source, self._says = os.pipe()
+        self.stdout: io.BufferedReader = os.fdopen(source, "rb")
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        self.returncode = -9
+        self._taken.close()
+        os.close(self._says)
+
+    def wait(self) -> int | None:
+        return self.returncode

@@ -1,0 +1,503 @@
+"""Test the reaper and its parent's side where something breaks: lines, locks, processes, the collector."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from _processes import until
+from _promises import BASELINE, created
+from _reapers import SilentProcess, StubReaper, stub_reapers
+from _world import HARDWARE, MODEL, SYSTEM, World
+from attrs import evolve
+
+from cortecs_async._aio import clock, eventloop
+from cortecs_async._aio.clock import SteadyClock
+from cortecs_async._aio.threads import in_background
+from cortecs_async._client.wiring import Wiring
+from cortecs_async._errors import GuardError
+from cortecs_async._recovery import reaper as _reaper
+from cortecs_async._recovery import reaper_process as _reaper_process
+from cortecs_async._recovery.journal import JournalFile
+from cortecs_async._recovery.reaper import Reaper
+from cortecs_async._recovery.reaper_check import check_reaper
+from cortecs_async._recovery.reaper_process import ReaperProcess
+from cortecs_async._recovery.records import JournalState, Promise, Record, encode
+from cortecs_async._recovery.store import PromiseStore
+
+SECONDS = 20.0
+"""Longer than anything here takes, unless it hangs."""
+
+
+def in_time(work: Callable[[], object]) -> None:
+    """Run `work` in a thread, and fail if it hangs."""
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    assert not thread.is_alive()
+
+
+# --- the state of the reaper --------------------------------------------------------------------------------
+
+
+class Watched(dict[str, Promise]):
+    """The promises of a reaper. It may be used only while the lock is held."""
+
+    def __init__(self, lock: Any) -> None:
+        super().__init__()
+        self._lock = lock
+
+    def _check(self) -> None:
+        assert self._lock._is_owned()
+
+    def values(self) -> Any:
+        self._check()
+        return super().values()
+
+    def __setitem__(self, key: str, promise: Promise) -> None:
+        self._check()
+        super().__setitem__(key, promise)
+
+    def pop(self, *arguments: Any) -> Any:
+        self._check()
+        return super().pop(*arguments)
+
+
+def test_the_state_is_changed_and_iterated_only_under_the_lock() -> None:
+    reported: list[str] = []
+
+    def work(
+        _: JournalState, promises: Sequence[Promise], __: Any, report: Callable[[Record], None], *___: Any
+    ) -> None:
+        for promise in promises:
+            report({"kind": "GONE", "entry": promise.key})
+            reported.append(promise.key)
+
+    acknowledged: list[Record] = []
+    reaper = Reaper(acknowledged.append, work)
+    reaper.state.promises = Watched(reaper._lock)
+    reaper.receive({**created("e1", expires_at=0.0), "number": 1})
+    for number in range(2, 30):  # unused baselines are dropped: that iterates the promises
+        reaper.receive({**BASELINE, "baseline": f"b{number}", "number": number})
+    assert [each["ack"] for each in acknowledged] == [*range(1, 30)]
+    assert reaper.next_due() is not None
+    reaper.recover_due()
+    for thread in list(reaper._workers.values()):
+        thread.join()
+    assert reported == ["e1"]
+
+
+def test_certificates_that_were_deleted_since_the_reaper_got_the_account_are_still_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_reaper, "_IN_FLIGHT_DELAY", 0.0)
+    used: list[str] = []
+
+    def work(_: Any, __: Any, accounts: dict[str, Record], *___: Any) -> None:
+        used.append(Path(accounts["a1"]["environment"]["cafile"]).read_text())
+
+    (tmp_path / "authority.pem").write_text("certificates")
+    account = {"environment": {"cafile": str(tmp_path / "authority.pem")}}
+    reaper = Reaper(lambda _: None, work)
+    reaper.receive({"kind": "ARM", "account": "a1", "sealed": json.dumps(account), "number": 1})
+    reaper.receive({**created("e1"), "number": 2})
+    (tmp_path / "authority.pem").unlink()
+    reaper.recover_after_parent()
+    assert used == ["certificates"]
+    os.close(reaper._certificates.popitem()[1])
+
+
+def test_a_promise_whose_thread_failed_is_fulfilled_after_the_parents_death(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_reaper, "_IN_FLIGHT_DELAY", 0.0)
+    begun: list[list[str]] = []
+
+    def work(_: Any, promises: Sequence[Promise], *__: Any) -> None:
+        begun.append([promise.key for promise in promises])
+
+    reaper = Reaper(lambda _: None, work)
+    reaper.receive({**created("e1"), "number": 1})
+    reaper.receive({"kind": "ABANDONED", "entry": "e1", "number": 2})
+    reaper.recover_due()
+    for thread in list(reaper._workers.values()):
+        thread.join()
+    reaper.recover_due()
+    assert begun == [["e1"]]  # not again at once
+    reaper.recover_after_parent()
+    assert begun == [["e1"], ["e1"]]
+
+
+def test_a_promise_whose_thread_failed_is_tried_again_a_minute_later() -> None:
+    now = [100.0]
+    begun: list[float] = []
+
+    def work(*_: Any) -> None:
+        begun.append(now[0])
+
+    reaper = Reaper(lambda _: None, work, wall_clock=lambda: now[0])
+    reaper.receive({**created("e1"), "number": 1})
+    reaper.receive({"kind": "ABANDONED", "entry": "e1", "number": 2})
+    for now[0] in (100.0, 159.0, 161.0):
+        reaper.recover_due()
+        for thread in list(reaper._workers.values()):
+            thread.join()
+    assert begun == [100.0, 161.0]
+    assert reaper.next_due() == 221.0
+
+
+def test_a_reaper_that_inherits_ignored_signals_waits_for_its_children(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    handlers: dict[int, Any] = {}
+    monkeypatch.setattr(signal, "signal", handlers.__setitem__)
+    _reaper._set_signals()
+    assert handlers[signal.SIGCHLD] is signal.SIG_DFL
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"kind": "ARM", "account": "a1", "number": 1},
+        {"kind": "ARM", "account": "a1", "number": 1, "sealed": "[" * 100_000},
+        {"kind": "JOURNAL", "number": 1},
+        {"kind": ["HELLO"], "number": 1},
+        {"number": 1},
+    ],
+    ids=["no settings", "nested", "no path", "odd kind", "no kind"],
+)
+def test_a_bad_message_does_not_end_the_reaper(message: Record) -> None:
+    sent: list[Record] = []
+    reaper = Reaper(sent.append)
+    reaper.receive(message)
+    assert sent == []
+    reaper.receive({"kind": "JOURNAL", "journal": None, "number": 2})
+    assert sent == [{"ack": 2}]
+
+
+# --- the pipe to the parent ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    source, target = os.pipe()
+    yield source, target
+    for fd in (source, target):
+        try:
+            os.close(fd)
+        except OSError:
+            continue
+
+
+def test_long_lines_of_several_threads_do_not_mix_and_do_not_block(pipe: tuple[int, int]) -> None:
+    source, target = pipe
+    parent = _reaper._Parent(target)
+    sent = [
+        [{"action": {"thread": thread, "line": line, "text": "x" * 9_000}} for line in range(20)]
+        for thread in range(4)
+    ]
+
+    def send(messages: list[Record]) -> None:
+        for message in messages:
+            parent.send(message)
+
+    threads = [threading.Thread(target=send, args=(messages,), daemon=True) for messages in sent]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert not any(thread.is_alive() for thread in threads)  # although nothing was read
+    os.set_blocking(source, False)
+    data = os.read(source, 1 << 20)
+    while parent.flush():
+        data += os.read(source, 1 << 20)
+    data += os.read(source, 1 << 20)
+    received = [json.loads(line) for line in data.splitlines()]
+    assert len(received) == 80
+    for messages in sent:
+        assert [each for each in received if each in messages] == messages
+
+
+def test_a_dead_parent_is_no_error(pipe: tuple[int, int]) -> None:
+    source, target = pipe
+    os.close(source)
+    parent = _reaper._Parent(target)
+    parent.send({"ack": 1})
+    assert not parent.flush()
+
+
+def test_lines_that_cannot_be_read_are_skipped_by_the_reaper(
+    pipe: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, stdout = pipe
+    stdin, target = os.pipe()
+    noise = b'\xff\x00\n[1]\nnull\n{"kind": 7}\n' + b"[" * 100_000 + b"\n"
+    os.set_blocking(target, False)
+    thread = threading.Thread(target=_reaper.serve, args=(stdin, stdout), daemon=True)
+    thread.start()
+    os.write(target, noise[:60_000])
+    os.set_blocking(target, True)
+    os.write(target, noise[60_000:] + encode([{"kind": "BYE", "number": 7}]))
+    thread.join(SECONDS)
+    assert not thread.is_alive()
+    assert os.read(source, 1 << 16) == b'{"ack":7}\n'
+    os.close(target)
+    os.close(stdin)
+
+
+# --- the parent's side --------------------------------------------------------------------------------------
+
+NOISE = r"""
+import os, sys
+for line in sys.stdin.buffer:
+    number = __import__("json").loads(line)["number"]
+    os.write(1, b'\xff\x00\n{"ack": "x"}\n{"ack": null}\n{"action": 5}\n{"rehearsed": 1}\nnull\n[1]\nhello\n')
+    os.write(1, b'{"ack": %d}\n' % number)
+"""
+
+
+class Listener:
+    """A reaper process, and what it reported."""
+
+    def __init__(self) -> None:
+        self.deaths: list[bool] = []
+        self.process = ReaperProcess(lambda: self.deaths.append(True), lambda _: None, lambda *_: None)
+
+
+@pytest.mark.smoke
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("last", [b"", b'{"ack": 1'], ids=["whole", "torn"])
+async def test_noise_does_not_end_the_listener_and_death_is_told(
+    monkeypatch: pytest.MonkeyPatch, last: bytes
+) -> None:
+    monkeypatch.setattr(
+        _reaper_process, "BOOTSTRAP", f"{NOISE}\n    os.write(1, {last!r})\n    if number == 2: break"
+    )
+    listener = Listener()
+    listener.process.start()
+    if not last:
+        listener.process.handshake()
+        assert listener.process.is_running
+        listener.process.send([created("e1")])
+    else:
+        listener.process.handshake()
+        listener.process._process.kill()  # type: ignore[union-attr]
+    await until(lambda: listener.deaths)
+    assert listener.deaths == [True]
+    assert not listener.process.is_running
+    listener.process.kill()
+
+
+def test_it_counts_as_running_only_after_the_handshake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", SilentProcess)
+    process = ReaperProcess(lambda: None, lambda _: None, lambda *_: None)
+    process.start()
+    assert not process.is_running
+    process.kill()
+
+
+def fails(*_: Any, **__: Any) -> Any:
+    raise RuntimeError("not here")
+
+
+@pytest.mark.parametrize("place", ["subprocess.Popen", "threading.Thread", "encode"])
+def test_a_start_of_the_reaper_that_fails_in_any_way_leaves_no_half_reaper(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, place: str
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", SilentProcess)
+    monkeypatch.setattr(f"cortecs_async._recovery.reaper_process.{place}", fails)
+    store = PromiseStore(tmp_path, journal=False, guard=True)
+    store.join()
+    store.put(created("e1"))
+    store.commit()  # raises nothing
+    assert store.reaper_problem is not None
+    assert "not here" in store.reaper_problem or "RuntimeError" in store.reaper_problem
+    assert not store._reaper.is_running
+
+
+def test_a_journal_that_fails_in_any_way_is_a_problem_and_no_error(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(JournalFile, "create", fails)
+    store = PromiseStore(tmp_path, journal=True, guard=False)
+    store.join()
+    store.put(created("e1"))
+    store.commit()
+    assert store.journal_problem == "not here"
+
+
+@pytest.mark.sockets
+def test_a_reaper_starts_from_a_removed_working_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    removed = tmp_path / "removed"
+    removed.mkdir()
+    monkeypatch.chdir(removed)
+    monkeypatch.setattr(sys, "path", ["", "here", b"/bytes", tmp_path, 7, *sys.path])
+    removed.rmdir()
+    assert _reaper_process._import_path()[:2] == ["/bytes", str(tmp_path)]
+    check_reaper()
+
+
+@pytest.mark.parametrize("sign", ["frozen", "oxidized", "no executable"])
+def test_a_frozen_program_says_what_it_lacks_and_starts_nothing(
+    monkeypatch: pytest.MonkeyPatch, sign: str
+) -> None:
+    if sign == "no executable":
+        monkeypatch.setattr(sys, "executable", None)
+    else:
+        monkeypatch.setattr(sys, sign, True, raising=False)
+    monkeypatch.setattr(subprocess, "Popen", fails)
+    with pytest.raises(GuardError, match="without a Python interpreter") as caught:
+        ReaperProcess(lambda: None, lambda _: None, lambda *_: None).start()
+    assert ("PyInstaller" in str(caught.value)) is (sign != "no executable")
+
+
+# --- locks --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.smoke
+def test_a_reaper_may_be_started_by_a_fork_that_runs_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As gevent's `subprocess` does."""
+    start = subprocess.Popen
+
+    def fork_first(*arguments: Any, **options: Any) -> Any:
+        pid = os.fork()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+        return start(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", fork_first)
+    in_time(check_reaper)
+
+
+@pytest.fixture
+def reapers(monkeypatch: pytest.MonkeyPatch) -> list[StubReaper]:
+    return stub_reapers(monkeypatch)
+
+
+@pytest.mark.parametrize("options", [{"journal": "auto"}, {}], ids=["journal", "nothing"])
+async def test_a_lease_can_be_collected_while_its_thread_holds_every_lock_of_the_store(
+    world: World, journals: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(Wiring, "system", evolve(SYSTEM, in_background=in_background))
+    async with world(**options) as (_, client):
+        promises = client._wiring.promises
+        store = promises.store
+        lease = client.instance(MODEL, HARDWARE)
+        await lease.__aenter__()
+        cycle: list[Any] = [lease]
+        cycle.append(cycle)
+        del lease, cycle
+        store.commit()
+        with store._commit_lock, store._clients_lock:
+            in_time(gc.collect)
+        assert [record["kind"] for record in store._queue] in (["ABANDONED"], [])
+        await promises.flush()
+        assert [each.abandoned for each in store.state.promises.values()] == [True]
+
+
+def test_work_in_the_background_needs_no_lock_of_the_threading_module() -> None:
+    done = threading.Event()
+    worker = threading.Thread(target=lambda: in_background(done.set), daemon=True)
+    worker.start()
+    worker.join(SECONDS)
+    assert done.wait(SECONDS)
+    done.clear()
+    with threading._active_limbo_lock:  # type: ignore[attr-defined]
+        in_background(done.set)
+        assert done.wait(SECONDS)
+
+
+def test_a_record_that_is_queued_during_a_commit_is_not_counted_as_committed(tmp_path: Path) -> None:
+    store = PromiseStore(tmp_path, journal=False, guard=False)
+    store.join()
+    apply = store.state.apply
+
+    def apply_and_put(record: Record) -> bool:
+        assert store.queued > store.committed
+        assert store.is_open("e1")
+        return apply(record)
+
+    store.state.apply = apply_and_put  # type: ignore[method-assign]
+    store.put(created("e1"))
+    store.commit()
+    assert store.queued == store.committed == 1
+    with store._commit_lock:
+        store.put(created("e2"))
+        store.commit(wait=False)
+    assert (store.queued, store.committed) == (2, 1)
+
+
+# --- clocks -------------------------------------------------------------------------------------------------
+
+
+class Clocks:
+    """A wall clock and a clock that counts suspended time, both at will."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.wall, self.boot = 1_000_000.0, 50.0
+        monkeypatch.setattr("cortecs_async._aio.clock.time.time", lambda: self.wall)
+        monkeypatch.setattr("cortecs_async._aio.clock.boottime", lambda: self.boot)
+
+    def step(self, *, boot: float = 0.0, wall: float | None = None) -> None:
+        self.boot += boot
+        self.wall += boot if wall is None else wall
+
+
+def test_the_reapers_clock_counts_suspended_time_and_ignores_that_the_wall_clock_is_set(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clocks = Clocks(monkeypatch)
+    steady = SteadyClock()
+    assert steady() == 1_000_000.0
+    clocks.step(boot=100.0)
+    clocks.step(wall=-7200.0)
+    assert steady() == 1_000_100.0
+    # A record of now, by the wall clock, is of now by this clock too.
+    message = {"kind": "CREATED", "at": clocks.wall, "expires_at": clocks.wall + 60.0, "goal": "gone"}
+    assert _reaper._by_clock(message, steady) == {**message, "at": 1_000_100.0, "expires_at": 1_000_160.0}
+    assert _reaper._by_clock({"kind": "X", "expires_at": None}, steady) == {"kind": "X", "expires_at": None}
+
+
+def test_a_suspension_is_counted_and_the_jitter_between_two_clocks_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clocks = Clocks(monkeypatch)
+    monkeypatch.setattr("cortecs_async._aio.clock.time.monotonic", lambda: 7.0)
+    suspended = clock._Suspension()
+    assert suspended() == 0.0
+    clocks.step(boot=1e-4)
+    assert suspended() == 0.0
+    clocks.step(boot=300.0)
+    assert suspended() == pytest.approx(300.0)
+    clocks.step(boot=-1e-4)
+    assert suspended() == pytest.approx(300.0001)
+
+
+def test_the_reapers_loop_counts_suspended_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(eventloop, "_MAX_SELECT", 0.05)
+    moments = iter([0.0, 0.0, 0.0])
+    monkeypatch.setattr(eventloop, "boottime", lambda: next(moments, 500.0))
+    monkeypatch.setattr(eventloop, "suspended", lambda: 500.0)  # which must not be counted twice
+    times: list[float] = []
+
+    async def sleep() -> None:
+        await anyio.sleep(400.0)  # over as soon as the machine wakes
+        times.extend([anyio.current_time(), eventloop.current_time()])
+
+    anyio.run(sleep, backend_options={"loop_factory": eventloop.BoottimeEventLoop})
+    assert times == [500.0, 500.0]
