@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 import sys
 from collections.abc import Callable
+
+import anyio
+from typing_extensions import override
+
+from .._errors import ConfigurationError
+from .clock import boottime, suspended
 
 WallClock = Callable[[], float]
 """Returns Unix time in seconds. Journals use it, because another process can compare it with its clock."""
@@ -25,6 +32,38 @@ def current_loop() -> object:
     return asyncio.get_running_loop()
 
 
+def current_time() -> float:
+    """Return the time of the running event loop in seconds, plus the time that the machine was suspended."""
+    now = anyio.current_time()
+    is_included = not in_trio() and isinstance(asyncio.get_running_loop(), BoottimeEventLoop)
+    return now if is_included else now + suspended()
+
+
+class LoopBinding:
+    """Binds a client to the event loop that uses it first. In another one, its waits would never end."""
+
+    def __init__(self) -> None:
+        self._bound: dict[str, object] = {}
+
+    def unbind(self) -> None:
+        """Let another event loop use the client, which has no connection in its own."""
+        self._bound.clear()
+
+    def check(self) -> None:
+        """Bind the client to the running event loop, if it is not bound yet.
+
+        Raises:
+            ConfigurationError: if it is bound to another one.
+        """
+        loop = current_loop()
+        # Atomic, because two threads may use the client first.
+        if self._bound.setdefault("loop", loop) is not loop:
+            raise ConfigurationError(
+                "this AsyncCortecs belongs to another event loop. Create a client in each `asyncio.run`, in "
+                "each thread, and in each process after a fork."
+            )
+
+
 def loop_clock() -> Callable[[], float]:
     """Return the clock of the running event loop, which other threads may read too."""
     if in_trio():
@@ -32,3 +71,24 @@ def loop_clock() -> Callable[[], float]:
 
         return trio.lowlevel.current_clock().current_time
     return asyncio.get_running_loop().time
+
+
+# Seconds after which the loop below reads its clock again: waiting for I/O does not count suspended time.
+_MAX_SELECT = 10.0
+
+
+class BoottimeEventLoop(asyncio.SelectorEventLoop):
+    """An event loop whose timers count the time for which the machine is suspended."""
+
+    def __init__(self) -> None:
+        super().__init__(_BoundedSelector())
+
+    @override
+    def time(self) -> float:
+        return boottime()
+
+
+class _BoundedSelector(selectors.DefaultSelector):
+    @override
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        return super().select(_MAX_SELECT if timeout is None else min(timeout, _MAX_SELECT))

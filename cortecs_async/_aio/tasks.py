@@ -48,8 +48,8 @@ class TaskResult(Generic[T]):
 async def run_uncancellable(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bool) -> TaskResult[T]:
     """Run `work` in its own task, and return only when it has ended. It must limit its own time.
 
-    With `restart_if_cancelled`, `work` is called again if its task is cancelled. For example,
-    `asyncio.run` cancels every task at its end. Use this only for work that can continue where it stopped.
+    With `restart_if_cancelled`, `work` is called again if its task is cancelled, or a KeyboardInterrupt is
+    raised in it. Use this only for work that can continue where it stopped.
     """
     if in_trio():
         return await _on_trio(work, restart_if_cancelled=restart_if_cancelled)
@@ -118,6 +118,72 @@ class BackgroundTask:
                 log(Event.LEASE_UNWATCHED, exc_info=True)
 
 
+class DetachedTask(Generic[T]):
+    """Work in its own task, which continues even if the caller of `run` is cancelled. `cancel` ends it."""
+
+    def __init__(self, work: Callable[[], Awaitable[T]]) -> None:
+        self._work = work
+        self._task: asyncio.Task[T] | None = None
+        self._scope: anyio.CancelScope | None = None
+        self._ended = anyio.Event()
+
+    @property
+    def is_running(self) -> bool:
+        return (self._task is not None or self._scope is not None) and not self._ended.is_set()
+
+    async def run(self) -> T:
+        """Start the work, and wait for its result. Can be called once."""
+        if in_trio():
+            return await self._run_on_trio()
+        work = _supervise(self._work, restart_if_cancelled=False)
+        self._task = asyncio.get_running_loop().create_task(work)
+        self._task.add_done_callback(self._end)
+        # At its end, `asyncio.run` cancels every task that it knows.
+        asyncio._unregister_task(self._task)  # noqa: SLF001  (documented for extensions of asyncio)
+        await self._ended.wait()
+        return self._task.result()
+
+    async def join(self) -> None:
+        """Wait until the work has ended, if it was started."""
+        if self.is_running:
+            await self._ended.wait()
+
+    async def cancel(self) -> None:
+        """Cancel the work, and return when it has ended."""
+        if self._task is not None:
+            self._task.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
+        await self.join()
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            task.exception()  # asyncio logs an error that is never read, as after a cancellation of `run`
+        self._ended.set()
+
+    async def _run_on_trio(self) -> T:
+        import trio  # noqa: PLC0415  (optional, but installed if this code runs)
+
+        result: TaskResult[T] = TaskResult()
+        self._scope = scope = anyio.CancelScope(shield=True)
+
+        async def supervise() -> None:
+            try:
+                with scope:
+                    result.value = await self._work()
+            except BaseException as error:  # noqa: BLE001  (trio would crash; the caller raises it)
+                result.error = error
+            self._ended.set()
+
+        try:
+            trio.lowlevel.spawn_system_task(supervise, context=contextvars.copy_context())
+        except RuntimeError:
+            # When `trio.run` finalizes generators at its end, it accepts no more system tasks.
+            await supervise()
+        await self._ended.wait()
+        return result.unwrap()
+
+
 async def _supervise(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bool) -> T:
     while True:
         try:
@@ -132,26 +198,20 @@ async def _supervise(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: 
 
 async def _on_asyncio(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bool) -> TaskResult[T]:
     interruption: BaseException | None = None
-    while True:
-        task = asyncio.get_running_loop().create_task(
-            _supervise(work, restart_if_cancelled=restart_if_cancelled)
-        )
-        if not restart_if_cancelled:
-            # At its end, `asyncio.run` cancels every task that it knows. It must not know work that cannot
-            # continue. It does know the caller's task, which waits for the work, so the loop keeps running.
-            asyncio._unregister_task(task)  # noqa: SLF001  (documented for extensions of asyncio)
-        # Without the shield, a cancelled scope of anyio would cancel this at every turn of the loop.
-        with anyio.CancelScope(shield=True):
-            while not task.done():
-                try:
-                    await asyncio.wait([task])
-                except asyncio.CancelledError as cancelled:
-                    interruption = cancelled
-        if not task.cancelled():
-            break
-        if not restart_if_cancelled:
-            return TaskResult(error=asyncio.CancelledError(), interruption=interruption)
-        # The task was cancelled before its first step, outside the `try` in `_supervise`.
+    task = asyncio.get_running_loop().create_task(_supervise(work, restart_if_cancelled=restart_if_cancelled))
+    # At its end, `asyncio.run` cancels every task that it knows. It must not know this one: work that cannot
+    # continue would be lost, and other work would be called again and send its request twice. It does know
+    # the caller's task, which waits for the work, so the loop keeps running.
+    asyncio._unregister_task(task)  # noqa: SLF001  (documented for extensions of asyncio)
+    # Without the shield, a cancelled scope of anyio would cancel this at every turn of the loop.
+    with anyio.CancelScope(shield=True):
+        while not task.done():
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError as cancelled:
+                interruption = cancelled
+    if task.cancelled():
+        return TaskResult(error=asyncio.CancelledError(), interruption=interruption)
     if error := task.exception():
         return TaskResult(error=error, interruption=interruption)
     return TaskResult(value=task.result(), interruption=interruption)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
+import contextlib
 import os
 import threading
 import time
@@ -52,12 +54,23 @@ async def off_loop(work: Callable[[], T], /) -> T:
         return work()
 
 
+def in_background(work: Callable[[], None], /) -> None:
+    """Run blocking work in a thread, and do not wait for it.
+
+    The garbage collector may call this anywhere, so it takes no lock, as `threading.Thread` would. At
+    interpreter shutdown, no thread can start, and the work is not done.
+    """
+    with contextlib.suppress(RuntimeError):
+        _thread.start_new_thread(work, ())
+
+
 @frozen
 class System:
     """The clock and the threads that a client uses for its journal."""
 
     wall_clock: WallClock = time.time
     off_loop: OffLoop = off_loop
+    in_background: Callable[[Callable[[], None]], None] = in_background
 
 
 def _after_fork() -> None:

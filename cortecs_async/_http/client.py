@@ -9,9 +9,9 @@ from typing import Any
 import anyio
 from attrs import define, evolve
 
-from .._aio.eventloop import current_loop
+from .._aio.eventloop import LoopBinding
 from .._aio.sigint import SigintGuard
-from .._aio.tasks import run_uncancellable
+from .._aio.tasks import DetachedTask, run_uncancellable
 from .._config import Settings
 from .._errors import ClientClosedError, ConfigurationError, RequestError
 from .._logging import Event, log
@@ -21,6 +21,7 @@ from .connections import HTTPClient
 from .limiter import Priority, PriorityLimiter
 from .messages import EXCHANGE_PATH, Call, Failure, FailureKind, OnRetry, Reply, ShapeError, to_error
 from .retry import counts_as_retry, may_have_taken_effect, next_wait
+from .timeouts import AttemptTimeouts
 from .transport import Transport
 
 
@@ -60,7 +61,7 @@ class HTTP:
         *,
         http_client: HTTPClient | None = None,
         rng: random.Random | None = None,
-        on_credentials: Callable[[Credentials], None] | None = None,
+        on_credentials: Callable[[Credentials, bool], None] | None = None,
         on_close: Callable[[], Awaitable[None]] | None = None,
         on_retry: OnRetry | None = None,
     ) -> None:
@@ -72,9 +73,10 @@ class HTTP:
         self._redactor = Redactor()
         self._transport = Transport(settings, self._redactor, http_client)
         self._limiter = PriorityLimiter(settings.max_connections)
+        self._timeouts = AttemptTimeouts()
         self._tokens = TokenSource(settings.credential_provider, self._exchange)
         self._holders: list[SigintGuard | None] = []
-        self._loop: object = None
+        self.loop: LoopBinding = LoopBinding()
         self._closed = False
 
     async def request(self, call: Call) -> Reply:
@@ -89,7 +91,7 @@ class HTTP:
         """
         if not self._holders:
             self.check_open()
-        self._check_loop()
+        self.loop.check()
         attempts = _Attempts(call, call.settings or self._settings)
         while True:
             # Before it takes a slot, because all requests that wait for a token wait for the same one.
@@ -109,21 +111,17 @@ class HTTP:
         """Send a request without retries, for a teardown, which has its own."""
         return await self.request_for_lease(evolve(call, retried=False, priority=Priority.RELEASE))
 
+    async def connect(self, timeout: float) -> Failure | None:
+        """Open a connection to the service, but send nothing. Return what went wrong."""
+        return await self._transport.connect(timeout)
+
     def check_open(self) -> None:
+        """Raise an error if the client is closed, or belongs to another event loop."""
         if self._closed:
             raise ClientClosedError(
                 "this AsyncCortecs is closed. Use it inside its `async with` block, or create a new one."
             )
-
-    def _check_loop(self) -> None:
-        loop = current_loop()
-        if self._loop is None:
-            self._loop = loop
-        elif self._loop is not loop:
-            raise ConfigurationError(
-                "this AsyncCortecs belongs to another event loop. "
-                "Create a client in each `asyncio.run`, and in each process after a fork."
-            )
+        self.loop.check()
 
     def hold(self) -> None:
         """Keep the connections open, even after `aclose`, until `release` or `abandon`.
@@ -144,6 +142,7 @@ class HTTP:
 
     async def aclose(self) -> None:
         """Reject further calls, and close the connections as soon as no lease needs them."""
+        self.loop.check()
         self._closed = True
         await self._close_if_done()
 
@@ -177,10 +176,12 @@ class HTTP:
                     Failure(kind=FailureKind.TIMED_OUT, detail="timed out before it was sent")
                 )
             attempts.count += 1
-            outcome = await self._send(call, token, attempts.count, min(settings.timeout, left))
+            timeout = min(self._timeout(attempts), left)
+            outcome = await self._send(call, token, attempts.count, timeout)
         finally:
             self._limiter.release(call.priority)
         seconds = anyio.current_time() - began
+        self._timeouts.record(call, outcome, timeout=timeout, seconds=seconds)
         attempts.elapsed += seconds
         log(
             Event.HTTP_REQUEST,
@@ -194,6 +195,13 @@ class HTTP:
         )
         return outcome
 
+    def _timeout(self, attempts: _Attempts) -> float:
+        """Return the seconds for the next attempt."""
+        call, settings = attempts.call, attempts.settings
+        is_last = call.retried and attempts.counted >= settings.retry.max_retries
+        takes_all = call.priority is Priority.CALL
+        return settings.timeout if is_last or takes_all else self._timeouts.next(call, settings.timeout)
+
     async def _send(self, call: Call, token: Token | None, attempt: int, timeout: float) -> Reply | Failure:
         self._transport.check_ready()
         if call.witness is None:
@@ -201,11 +209,17 @@ class HTTP:
         witness = call.witness
 
         async def send_with_witness() -> Reply | Failure:
-            outcome = await self._transport.send(call, token, attempt, timeout)
-            witness.settled(outcome)
+            # If the transport raises an error that it does not know, or is cancelled.
+            outcome: Reply | Failure = Failure(kind=FailureKind.LOST, detail="the attempt was interrupted")
+            try:
+                outcome = await self._transport.send(call, token, attempt, timeout)
+            finally:
+                witness.settled(outcome)
             return outcome
 
-        witness.sending()
+        request = DetachedTask(send_with_witness)
+        if witness.sending(request):
+            return await request.run()
         return (await run_uncancellable(send_with_witness, restart_if_cancelled=False)).unwrap()
 
     async def _wait_to_retry(self, attempts: _Attempts, failure: Failure) -> None:
@@ -248,8 +262,7 @@ class HTTP:
             del credentials  # a traceback with locals would show them if they are of another type
             raise ConfigurationError(problem)
         self._redactor.remember(credentials.client_secret)
-        if self._on_credentials is not None:
-            self._on_credentials(credentials)
+        self._note(credentials, proven=False)
         requested_at = anyio.current_time()
         reply = await self.request_for_lease(
             Call(
@@ -265,8 +278,13 @@ class HTTP:
             )
         )
         value, lifetime = reply.decode(_read_token)
+        self._note(credentials, proven=True)
         self._redactor.remember(value)
         return Token(value=value, renew_at=renewal_time(requested_at, lifetime))
+
+    def _note(self, credentials: Credentials, *, proven: bool) -> None:
+        if self._on_credentials is not None:
+            self._on_credentials(credentials, proven)
 
 
 def _outcome_text(outcome: Reply | Failure) -> str:

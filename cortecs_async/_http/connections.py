@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import math
+import socket
 import ssl
 import sys
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 from http.cookiejar import CookieJar
-from traceback import walk_tb
-from typing import Any
+from traceback import clear_frames, walk_tb
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import anyio
 import httpx
@@ -25,9 +26,24 @@ from .._config import Settings
 from .._errors import ConfigurationError
 from .messages import FailureKind
 
-HTTPClient = httpx.AsyncClient
-"""The type of a caller's own `http_client`."""
+if TYPE_CHECKING:
+    import httpx2
 
+    HTTPClient: TypeAlias = httpx.AsyncClient | httpx2.AsyncClient
+    """The type of a caller's own `http_client`."""
+else:
+    HTTPClient = httpx.AsyncClient  # httpx2 may not be installed
+
+# Keep silent connections alive: NAT gateways forget them after minutes (AWS: 350 s), and an answer of a model
+# may take longer. The first probe after a minute, then one a minute; the names differ between systems.
+KEEP_ALIVE = [
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *(
+        (socket.IPPROTO_TCP, getattr(socket, name), value)
+        for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5))
+        if hasattr(socket, name)
+    ),
+]
 
 # Concurrent requests on one of httpx's pools.
 _POOL_SIZE = 2
@@ -67,10 +83,13 @@ class Connections:
 
     def __init__(self, settings: Settings, given: HTTPClient | None = None) -> None:
         self._settings = settings
-        self._given = given
+        self._given = None if given is None else _checked(given)
         self._tls: ssl.SSLContext | None = None
         # The first is created now, so that bad certificates or proxies raise before anything is sent.
-        self.pools: list[Pool] = [Pool(given, math.inf) if given is not None else self._new_pool()]
+        self.pools: list[Pool] = [
+            Pool(self._given, math.inf) if self._given is not None else self._new_pool()
+        ]
+        self._retired: list[Pool] = []
 
     def checkout(self) -> Pool:
         """Return a pool that can take another request."""
@@ -78,108 +97,159 @@ class Connections:
         for pool in self.pools:
             if pool.busy < pool.size:
                 return pool
-        try:
-            pool = self._new_pool()
-        except ConfigurationError:
-            # The environment has changed since the first pool. A full pool is only slower.
-            return min(self.pools, key=lambda each: each.busy)
-        self.pools.append(pool)
-        return pool
+        self.pools.append(self._new_pool())
+        return self.pools[-1]
+
+    def retire(self, pool: Pool) -> None:
+        """Use a pool of httpx for no more requests, because one was cancelled.
+
+        If `task.cancel()` hits httpcore while it closes a response, the pool keeps the connection for good.
+        """
+        if pool in self.pools and pool.size == _POOL_SIZE:
+            self.pools.remove(pool)
+            self._retired.append(pool)
 
     async def prune(self) -> None:
-        """Close the last pool if it is idle: httpx closes idle connections only of a pool in use."""
-        last = self.pools[-1]
-        if len(self.pools) == 1 or last.busy or anyio.current_time() - last.idle_since < _IDLE_TIMEOUT:
-            return
-        self.pools.pop()
-        # Its errors do not concern the request that is about to be sent.
-        with contextlib.suppress(Exception):
-            await last.client.aclose()
+        """Close pools that are not needed any more.
+
+        The last one is closed if it is idle: httpx closes idle connections only of a pool in use.
+        """
+        idle = [pool for pool in self._retired if not pool.busy]
+        self._retired = [pool for pool in self._retired if pool.busy]
+        last = self.pools[-1] if len(self.pools) > 1 else None
+        if last is not None and not last.busy and anyio.current_time() - last.idle_since >= _IDLE_TIMEOUT:
+            idle.append(self.pools.pop())
+        for pool in idle:
+            # Its errors do not concern the request that is about to be sent.
+            with contextlib.suppress(Exception):
+                await pool.client.aclose()
 
     async def aclose(self) -> None:
         """Close our own connections, but not the caller's client."""
         async with AsyncExitStack() as stack:
-            for pool in self.pools:
+            for pool in (*self.pools, *self._retired):
                 if pool.client is not self._given:
                     stack.push_async_callback(pool.client.aclose)
 
     def new_client(self) -> httpx.AsyncClient:
         """Create an HTTP client with its own connections. It raises the same errors as the class."""
-        create: Callable[..., httpx.AsyncClient] = httpx.AsyncClient
-        max_connections: int | None = None
-        if self._settings.transport == "aiohttp":
-            # aiohttp has one pool, with room for polls, which are not limited.
-            create, max_connections = client_class(), self._settings.max_connections + _MAX_POLLS
-        # Pools of httpx are unlimited: the limiter decides which requests are sent.
-        limits = httpx.Limits(max_connections=max_connections, max_keepalive_connections=_POOL_SIZE)
+        settings = self._settings
         if self._tls is None:
-            self._tls = tls_context(self._settings)
-        try:
-            return create(
-                trust_env=trusts_environment(self._settings),
+            self._tls = tls_context(settings)
+        proxy = _proxy(settings, self._tls)
+        if settings.transport == "aiohttp":
+            # aiohttp has one pool, with room for polls, which are not limited.
+            transport = _aiohttp_transport(self._tls, proxy, settings.max_connections + _MAX_POLLS)
+        else:
+            transport = httpx.AsyncHTTPTransport(
                 verify=self._tls,
-                cookies=_NoCookies(),
-                limits=limits,
+                proxy=proxy,
+                # Unlimited: the limiter decides which requests are sent.
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=_POOL_SIZE),
+                socket_options=KEEP_ALIVE,
             )
-        except (OSError, ValueError, ImportError, httpx.InvalidURL) as error:
-            problem = _problem(error)
-        raise ConfigurationError(problem)
+        return httpx.AsyncClient(transport=transport, trust_env=False, cookies=_NoCookies())
 
     def _new_pool(self) -> Pool:
         return Pool(self.new_client(), _POOL_SIZE if self._settings.transport == "httpx" else math.inf)
 
 
-def trusts_environment(settings: Settings) -> bool:
-    """Return whether proxies and certificates of the environment are used.
+def _checked(given: HTTPClient) -> httpx.AsyncClient:
+    """Return the caller's client if it is one of httpx or httpx2. All that we use is the same in both."""
+    if not _is_instance(given, "AsyncClient"):
+        raise ConfigurationError(
+            "http_client must be an httpx.AsyncClient or an httpx2.AsyncClient, not "
+            f"{type(given).__module__}.{type(given).__qualname__}"
+        )
+    return cast("httpx.AsyncClient", given)
 
-    A proxy would take a loopback request, and its secrets, off this machine.
-    """
-    return not settings.is_loopback
+
+def _is_instance(value: object, *names: str) -> bool:
+    """Return whether this is an instance of one of these classes of httpx or of httpx2, if that is loaded."""
+    libraries: list[ModuleType] = [httpx]
+    if (httpx2 := sys.modules.get("httpx2")) is not None:
+        libraries.append(httpx2)
+    return any(isinstance(value, getattr(library, name)) for library in libraries for name in names)
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext:
-    """Return the TLS context, with the certificates of the environment if those are used."""
+    """Return the TLS context, with the certificates of the environment if it names any.
+
+    Raises:
+        ConfigurationError: if they cannot be loaded. The message names the variable.
+    """
+    if not settings.uses_tls:
+        # Loading certificates takes longer than making the rest of a client.
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    return settings.environment.tls_context() or httpx.create_ssl_context(trust_env=False)
+
+
+def _proxy(settings: Settings, tls: ssl.SSLContext) -> httpx.Proxy | None:
+    proxy = settings.proxy
+    if proxy is None:
+        return None
+    if settings.transport == "aiohttp" and proxy.scheme != "http":
+        raise ConfigurationError(
+            f"transport='aiohttp' needs an http:// proxy, and {proxy.variable} is another one: use "
+            "transport='httpx'"
+        )
+    with contextlib.suppress(httpx.InvalidURL, ValueError):
+        return httpx.Proxy(proxy.url.reveal(), ssl_context=tls if proxy.scheme == "https" else None)
+    raise ConfigurationError(f"{proxy.variable} is not a URL that httpx can use. Check its host and port.")
+
+
+def _aiohttp_transport(
+    tls: ssl.SSLContext, proxy: httpx.Proxy | None, max_connections: int
+) -> httpx.AsyncBaseTransport:
     try:
-        return httpx.create_ssl_context(trust_env=trusts_environment(settings))
-    except (OSError, ValueError) as error:
-        problem = _problem(error)
-    raise ConfigurationError(problem)
-
-
-def _problem(error: Exception) -> str:
-    # The message of an error about a proxy may hold the password of its URL.
-    text = f": {error}" if isinstance(error, OSError) else ""
-    return (
-        f"the certificates or proxies of the environment cannot be used ({type(error).__name__}{text}). "
-        "Check SSL_CERT_FILE, SSL_CERT_DIR, HTTPS_PROXY, HTTP_PROXY and ALL_PROXY, or pass http_client="
-    )
-
-
-def kind_of(error: Exception) -> FailureKind | None:
-    """Return how an attempt that raised this error failed; None if it is not an error of HTTP."""
-    match error:
-        case httpx.PoolTimeout():
-            return FailureKind.NOT_SENT
-        case httpx.ConnectError() | httpx.ConnectTimeout() | httpx.ProxyError():
-            return FailureKind.NOT_SENT if was_not_sent(error) else FailureKind.LOST
-        case httpx.TimeoutException():
-            return FailureKind.TIMED_OUT
-        case httpx.HTTPError() | httpx.InvalidURL() | UnicodeError():
-            # httpx parses a Location header even when it does not follow it; idna's errors are UnicodeErrors.
-            return FailureKind.LOST
-        case _:
-            return FailureKind.LOST if is_of_aiohttp(error) else None
-
-
-def client_class() -> Any:
-    """Return the subclass of `httpx.AsyncClient` that uses aiohttp."""
-    try:
-        from httpx_aiohttp import HttpxAiohttpClient  # noqa: PLC0415  (optional, and slow to import)
+        import aiohttp  # noqa: PLC0415  (optional, and slow to import)
+        from httpx_aiohttp import AiohttpTransport  # noqa: PLC0415
     except ImportError:
         raise ConfigurationError(
             "transport='aiohttp' requires the extra aiohttp: pip install 'cortecs-async[aiohttp]'"
         ) from None
-    return HttpxAiohttpClient
+
+    def session() -> aiohttp.ClientSession:
+        connector = aiohttp.TCPConnector(
+            limit=max_connections, keepalive_timeout=_IDLE_TIMEOUT, ssl=tls, socket_factory=open_socket
+        )
+        return aiohttp.ClientSession(connector=connector)
+
+    return AiohttpTransport(verify=tls, proxy=proxy, client=session)
+
+
+def open_socket(address: tuple[Any, ...]) -> socket.socket:
+    """Return a socket with TCP keep-alive, as a `socket_factory` of aiohttp."""
+    family, kind, protocol, *_ = address
+    opened = socket.socket(family, kind, protocol)
+    for option in KEEP_ALIVE:
+        opened.setsockopt(*option)
+    return opened
+
+
+def kind_of(error: Exception) -> FailureKind | None:
+    """Return how an attempt that raised this error failed; None if it is not an error of HTTP."""
+    if _is_instance(error, "PoolTimeout"):
+        return FailureKind.NOT_SENT
+    if _is_instance(error, "ConnectError", "ConnectTimeout", "ProxyError"):
+        return FailureKind.NOT_SENT if was_not_sent(error) else FailureKind.LOST
+    if _is_instance(error, "TimeoutException"):
+        return FailureKind.TIMED_OUT
+    # httpx parses a Location header even when it does not follow it; idna's errors are UnicodeErrors.
+    is_lost = _is_instance(error, "HTTPError", "InvalidURL") or isinstance(error, UnicodeError)
+    return FailureKind.LOST if is_lost or is_of_aiohttp(error) else None
+
+
+def forget_locals(error: BaseException | None) -> None:
+    """Clear the locals in the tracebacks of an error: the frames of httpx hold the token and the body."""
+    seen: set[BaseException] = set()
+    pending = [error]
+    while pending:
+        each = pending.pop()
+        if each is not None and each not in seen:
+            seen.add(each)
+            clear_frames(each.__traceback__)
+            pending += [each.__cause__, each.__context__]
 
 
 def is_of_aiohttp(error: BaseException | None) -> bool:
@@ -201,4 +271,6 @@ def was_not_sent(error: Exception) -> bool:
 def is_pool_timeout(error: Exception) -> bool:
     """Return whether no connection became free in time. aiohttp includes the time for connecting."""
     aiohttp = sys.modules.get("aiohttp")
-    return aiohttp is not None and isinstance(error.__cause__, aiohttp.ConnectionTimeoutError)
+    return _is_instance(error, "PoolTimeout") or (
+        aiohttp is not None and isinstance(error.__cause__, aiohttp.ConnectionTimeoutError)
+    )

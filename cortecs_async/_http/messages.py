@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from attrs import field, frozen
 
+from .._aio.tasks import DetachedTask
 from .._config import Settings
 from .._errors import DecodeError, RequestError, RequestTimeoutError, TransportError, error_class_for
 from .limiter import Priority
@@ -25,8 +26,8 @@ class Call:
         path: Path below the API base URL, already validated.
         retried: False for the poller, which polls again anyway.
         settings: Timeout, retries and headers, if they are not the client's.
-        witness: Receives the outcome of each attempt, and makes an attempt uncancellable once it is sent.
-            Between attempts, the request can be cancelled as usual.
+        witness: Receives the outcome of each attempt. A cancellation of the caller does not reach an attempt
+            that is sent. Between attempts, the request can be cancelled as usual.
     """
 
     method: str
@@ -54,11 +55,17 @@ class OnRetry(Protocol):
 class Witness(Protocol):
     """Receives every attempt of a request and its outcome, even if the caller is cancelled."""
 
-    def sending(self) -> None:
-        """Note that an attempt is about to be sent."""
+    def sending(self, request: DetachedTask[Reply | Failure], /) -> bool:
+        """Note that an attempt is about to be sent.
+
+        Returns:
+            Whether the witness takes over the `request` if the caller is cancelled. It must then cancel it
+            once the outcome is no longer needed. Otherwise the caller waits for the outcome.
+        """
+        ...
 
     def settled(self, outcome: Reply | Failure) -> None:
-        """Note the outcome of the attempt. Not called if the event loop itself is interrupted."""
+        """Note the outcome of the attempt, also if it was cancelled."""
 
 
 @frozen(kw_only=True)
@@ -145,9 +152,11 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
                 **common,
             )
         case FailureKind.UNREADABLE:
+            problem = failure.detail or "is not JSON"
             error = DecodeError(
-                f"{request} returned {failure.status} with a body that is not JSON{tries}. A proxy may have "
-                f"responded instead of the service: check api_base_url and the network.{warning}",
+                f"{request} returned {failure.status} with a body that {problem}{tries}. "
+                "A proxy may have responded instead of the service: check api_base_url and the network."
+                f"{warning}",
                 **common,
             )
             if failure.body:

@@ -22,7 +22,8 @@ from .._errors import ClientClosedError, ConfigurationError
 from .._secrets import Redactor, Secret
 from .._version import __version__
 from .auth import Token
-from .connections import Connections, HTTPClient, Pool, is_pool_timeout, kind_of
+from .body import ACCEPT_ENCODING, MAX_BODY, BodyError, is_too_deep, read_body
+from .connections import Connections, HTTPClient, Pool, forget_locals, is_pool_timeout, kind_of
 from .limiter import Priority
 from .messages import Call, Failure, FailureKind, Reply, error_reason
 from .retry import parse_retry_after
@@ -30,6 +31,12 @@ from .retry import parse_retry_after
 USER_AGENT = f"cortecs-async/{__version__} python/{platform.python_version()} httpx/{httpx.__version__}"
 
 _EXCERPT = 300
+
+# Bytes of an error response that are decoded for it.
+_MAX_DECODED = 16 << 10
+
+# Bytes of a JSON error response. In a longer one, no text of the service is looked for.
+_MAX_REASON = 64 << 10
 _MAX_REDIRECTS = 3
 _CONNECT_TIMEOUT = 10.0
 
@@ -39,6 +46,19 @@ _CONNECT_SHARE = 0.9
 
 # Seconds that urgent requests wait for a connection of the caller's own client, before they use one of ours.
 _URGENT_POOL_TIMEOUT = 1.0
+
+
+class _ConnectedError(Exception):
+    """Ends a request before anything is sent: the connection to the service is open."""
+
+
+@frozen
+class _Received:
+    """A response, and its body or why that cannot be read."""
+
+    response: httpx.Response
+    body: bytes | None = field(repr=False)
+    problem: str = ""
 
 
 @frozen
@@ -94,6 +114,29 @@ class Transport:
             return outcome or Failure(kind=FailureKind.NOT_SENT, detail="no connection was free")
         return Failure(kind=FailureKind.TIMED_OUT, detail=f"no response within {timeout:g} s")
 
+    async def connect(self, timeout: float) -> Failure | None:
+        """Open a connection to the service as a request does, but send nothing. Return what went wrong."""
+
+        async def stop(event: str, info: Any) -> None:
+            # A CONNECT to a proxy is part of opening the connection.
+            if event.endswith("send_request_headers.started") and info["request"].method != b"CONNECT":
+                raise _ConnectedError
+
+        client = self.connections.checkout().client
+        request = self._build(client, Call(method="GET", path="/instances/"), None, timeout)
+        request.extensions["trace"] = stop
+        with anyio.move_on_after(timeout):
+            try:
+                await client.send(request, auth=None)
+            except _ConnectedError:
+                return None
+            except Exception as error:
+                kind = kind_of(error)
+                if kind is None:
+                    raise
+                return Failure(kind=kind, detail=self._describe(error))
+        return Failure(kind=FailureKind.TIMED_OUT, detail=f"no connection within {timeout:g} s")
+
     def check_ready(self) -> None:
         """Check that requests can be sent. Call it before `send`, after which a request counts as sent."""
         if self._is_closed:
@@ -118,36 +161,35 @@ class Transport:
         """Send a request with this pool. Return None if an urgent request found no free connection."""
         pool.busy += 1
         try:
-            response = await self._follow(pool.client, call, token, timeout)
+            received = await self._follow(pool.client, call, token, timeout)
         except anyio.get_cancelled_exc_class() as cancelled:
+            self.connections.retire(pool)
             # The frames of httpx have locals that hold the token and the body.
             cancelled.__traceback__ = None
             raise
         except Exception as error:
             kind = kind_of(error)
             if kind is None:
+                forget_locals(error)
                 raise
-            is_full = isinstance(error, httpx.PoolTimeout) or is_pool_timeout(error)
-            if is_full and self._is_urgent(pool.client, call):
+            if is_pool_timeout(error) and self._is_urgent(pool.client, call):
                 return None
             return Failure(kind=kind, detail=self._describe(error))
         finally:
             pool.busy -= 1
             pool.idle_since = anyio.current_time()
-        return self._interpret(call, response, attempts)
+        return self._interpret(call, received, attempts)
 
     async def _follow(
         self, client: httpx.AsyncClient, call: Call, token: Token | None, timeout: float
-    ) -> httpx.Response:
-        request = self._build(client, call, token, timeout)
-        response = await client.send(request, auth=None, follow_redirects=False)
+    ) -> _Received:
+        received = await _receive(client, self._build(client, call, token, timeout))
         for _ in range(_MAX_REDIRECTS):
-            target = _redirect_target(call.method, response)
+            target = _redirect_target(call.method, received.response)
             if target is None:
                 break
-            request = self._build(client, call, token, timeout, url=target)
-            response = await client.send(request, auth=None, follow_redirects=False)
-        return response
+            received = await _receive(client, self._build(client, call, token, timeout, url=target))
+        return received
 
     def _is_urgent(self, client: httpx.AsyncClient, call: Call) -> bool:
         return client is self._given and call.priority is not Priority.CALL
@@ -190,6 +232,7 @@ class Transport:
             headers = client.headers.copy() if is_ours else httpx.Headers()
             headers.update(settings.headers)
             headers["Accept"] = "application/json"
+            headers["Accept-Encoding"] = ACCEPT_ENCODING
             if "user-agent" not in {name.lower() for name in settings.headers}:
                 headers["User-Agent"] = USER_AGENT
             if token is not None:
@@ -197,33 +240,36 @@ class Transport:
             cached = self._cached_headers = _CachedHeaders(token, settings, is_ours, headers)
         return cached.headers
 
-    def _interpret(self, call: Call, response: httpx.Response, attempts: int) -> Reply | Failure:
+    def _interpret(self, call: Call, received: _Received, attempts: int) -> Reply | Failure:
+        response, body = received.response, received.body
         # Redacted for successful responses too: logs and spans show it, and it may echo what was sent.
-        request_id = self._redactor.redact(response.headers.get("x-request-id", ""))[:_EXCERPT] or None
+        request_id = self._shown(response.headers.get("x-request-id", "")) or None
+        if response.has_redirect_location and response.next_request is None:
+            return Failure(kind=FailureKind.LOST, detail="the Location of a redirect is not a URL")
         if response.is_redirect:
             return Failure(
                 kind=FailureKind.REDIRECTED,
                 status=response.status_code,
-                detail=self._redactor.redact(response.headers.get("location", ""))[:_EXCERPT],
+                detail=self._shown(response.headers.get("location", "")),
             )
         if not response.is_success:
             return Failure(
                 kind=FailureKind.STATUS,
                 status=response.status_code,
                 retry_after=parse_retry_after(response.headers, now=datetime.now(UTC)),
-                body=self._excerpt(response),
-                reason=self._redactor.redact(error_reason(response.content))[:_EXCERPT],
+                body=self._excerpt(received),
+                reason=self._reason(body or b""),
                 request_id=request_id,
             )
-        try:
-            data = json.loads(response.content) if response.content.strip() else None
-        except (ValueError, RecursionError):
+        data, problem = (None, received.problem) if body is None else _read_json(body)
+        if problem:
             return Failure(
                 kind=FailureKind.UNREADABLE,
+                detail=problem,
                 status=response.status_code,
                 # A truncated response to the token request may hold part of a token that is not known yet,
                 # and so cannot be redacted.
-                body=self._excerpt(response) if call.authenticated else "",
+                body=self._excerpt(received) if call.authenticated else "",
                 request_id=request_id,
             )
         return Reply(
@@ -235,18 +281,54 @@ class Transport:
             headers=response.headers,
         )
 
-    def _excerpt(self, response: httpx.Response) -> str:
+    def _reason(self, body: bytes) -> str:
+        if len(body) > _MAX_REASON:
+            return ""
+        # Redacted before it is decoded too, because a secret may contain whitespace that is then collapsed.
+        text = self._redactor.redact(body.decode("utf-8", "surrogateescape"))
+        return self._shown(error_reason(text.encode("utf-8", "surrogateescape")))
+
+    def _excerpt(self, received: _Received) -> str:
+        # Only its beginning: it may have 16 MiB, and some charsets take minutes to decode that.
+        body = (received.body or b"")[:_MAX_DECODED]
         try:
-            text = response.text
+            text = body.decode(received.response.charset_encoding or "utf-8", "replace")
         except (ValueError, TypeError, LookupError, AssertionError):
-            # The charset is one that Python knows but that does not decode text, such as "hex".
-            text = response.content.decode("latin-1")
-        text = self._redactor.redact("".join(each for each in text if each.isprintable() or each.isspace()))
-        return self._redactor.redact(" ".join(text.split()))[:_EXCERPT]
+            # The charset is unknown, or does not decode text, as "hex" does not.
+            text = body.decode("latin-1")
+        if len(body) == _MAX_DECODED:
+            # At its end may be a part of a secret, which would not be recognized.
+            text = text[: -self._redactor.longest] if self._redactor.longest < len(text) else ""
+        return self._shown(text)
+
+    def _shown(self, text: str) -> str:
+        return self._redactor.one_line(text)[:_EXCERPT]
 
     def _describe(self, error: Exception) -> str:
         name = type(error).__name__
-        return self._redactor.redact(f"{name}: {error}" if str(error) else name)
+        return self._redactor.one_line(f"{name}: {error}" if str(error) else name)
+
+
+async def _receive(client: httpx.AsyncClient, request: httpx.Request) -> _Received:
+    response = await client.send(request, auth=None, follow_redirects=False, stream=True)
+    try:
+        if response.is_stream_consumed:  # by an event hook of the caller's client
+            return _Received(response, response.content)
+        encoding = response.headers.get("content-encoding", "")
+        return _Received(response, await read_body(response.aiter_raw(), encoding, MAX_BODY))
+    except BodyError as error:
+        return _Received(response, None, str(error))
+    finally:
+        await response.aclose()
+
+
+def _read_json(body: bytes) -> tuple[Any, str]:
+    """Return the data, or the problem with it."""
+    try:
+        data = json.loads(body) if body.strip() else None
+    except (ValueError, RecursionError):
+        return None, "is not JSON"
+    return (None, "is nested too deeply") if is_too_deep(body, data) else (data, "")
 
 
 def _reveal(body: Mapping[str, Any] | None) -> dict[str, Any] | None:

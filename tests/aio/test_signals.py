@@ -9,6 +9,7 @@ import threading
 
 import anyio
 import pytest
+from _grids import BACKENDS, grid
 from _processes import until
 
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
@@ -19,9 +20,10 @@ PROGRAM = """
 import sys
 import anyio
 from cortecs_async import AsyncCortecs
+from cortecs_async.signals import cancel_on_sigterm
 
 async def main():
-    async with AsyncCortecs() as client:
+    async with cancel_on_sigterm(), AsyncCortecs() as client:
         async with client.instance("meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1"):
             print("body", flush=True)
             await anyio.sleep(60)
@@ -105,3 +107,19 @@ async def test_a_second_ctrl_c_during_the_release_does_not_break_it(backend: str
         stderr = await ended(process)
         assert "KeyboardInterrupt" in stderr
         assert emu.existing == ()
+
+
+@grid(strength=1, backend=BACKENDS, number=[signal.SIGINT, signal.SIGTERM])
+async def test_an_instance_is_gone_before_a_container_is_killed_although_its_start_hangs(
+    backend: str, number: signal.Signals
+) -> None:
+    async with serve_emulator(step_seconds=0.02) as emu:
+        emu.add_fault(Fault("delay", route="start", when="after", seconds=100.0))
+        process = run(emu, backend)
+        await asked_for(emu, "start")
+        process.send_signal(number)
+        # Container runtimes kill ten seconds after the signal.
+        await until(lambda: not emu.existing, 8.0)
+        await ended(process)
+        assert process.returncode == (143 if number == signal.SIGTERM else -signal.SIGINT)
+        assert len(emu.ledger) == 1

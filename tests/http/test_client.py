@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import anyio
 import anyio.lowlevel
+import httpcore
 import httpx
 import pytest
 import respx
@@ -19,6 +20,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cortecs_async import AsyncCortecs, ConfigurationError, RetryPolicy, errors
+from cortecs_async._aio.tasks import DetachedTask
 from cortecs_async._errors import (
     APIStatusError,
     ClientClosedError,
@@ -820,8 +822,9 @@ class Witness:
     def __init__(self) -> None:
         self.told: list[Any] = []
 
-    def sending(self) -> None:
+    def sending(self, _: DetachedTask[Reply | Failure], /) -> bool:
         self.told.append("sending")
+        return False
 
     def settled(self, outcome: Reply | Failure) -> None:
         self.told.append(outcome)
@@ -856,16 +859,20 @@ class TestOwnPool:
         assert caught.value.outcome_unknown
         assert start.call_count == 1
 
-    @alternating("url,trusted", [("http://127.0.0.1:9/v1", False), (API, True)])
+    @alternating(
+        "url,is_used", [("http://127.0.0.1:9/v1", False), ("https://localhost:9/v1", False), (API, True)]
+    )
     async def test_a_proxy_of_the_environment_does_not_see_loopback(
-        self, *, monkeypatch: pytest.MonkeyPatch, url: str, trusted: bool
+        self, *, monkeypatch: pytest.MonkeyPatch, url: str, is_used: bool
     ) -> None:
         for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
             monkeypatch.setenv(name, "http://proxy.test:3128")
         async with AsyncCortecs(CLIENT_ID, SECRET, api_base_url=url) as client:
+            assert (client._settings.proxy is not None) is is_used
             async with client._wiring.http._transport.connections.new_client() as http:
-                assert http._trust_env is trusted
-                assert bool(http._mounts) is trusted
+                assert not http._trust_env
+                assert isinstance(http._transport, httpx.AsyncHTTPTransport)
+                assert isinstance(http._transport._pool, httpcore.AsyncHTTPProxy) is is_used
 
 
 class TestPlainHTTP:

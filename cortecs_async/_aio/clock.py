@@ -1,0 +1,60 @@
+"""Clocks that count the time for which the machine is suspended.
+
+The monotonic clock, which event loops use, stops during a suspension on Linux, but an instance is still
+billed. The wall clock jumps when it is set. This module imports only `time`, because the reaper needs it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+_BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+
+
+def boottime() -> float:
+    """Return the seconds since the machine was started, including those for which it was suspended.
+
+    Without such a clock (only Linux has it), this is the monotonic clock.
+    """
+    return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
+
+
+class _Suspension:
+    """Counts the seconds for which the machine was suspended since this process began."""
+
+    def __init__(self) -> None:
+        self._offset = boottime() - time.monotonic()
+        self._seconds = 0.0
+
+    def __call__(self) -> float:
+        seconds = boottime() - time.monotonic() - self._offset
+        # The two clocks are not read at the same moment, so a small difference means nothing.
+        if seconds - self._seconds > _MIN_SUSPENSION:
+            self._seconds = seconds
+        return self._seconds
+
+
+# Seconds. A smaller difference between the two clocks is not a suspension.
+_MIN_SUSPENSION = 0.5
+
+suspended: Callable[[], float] = _Suspension()
+"""Return the seconds for which the machine was suspended since this process began."""
+
+
+class SteadyClock:
+    """Unix time that does not jump when the wall clock is set.
+
+    It agrees with the wall clock when it is created. From then on, it counts seconds of `boottime`.
+    """
+
+    def __init__(self) -> None:
+        self._offset = time.time() - boottime()
+
+    def __call__(self) -> float:
+        """Return the Unix time in seconds."""
+        return boottime() + self._offset
+
+    def from_wall_clock(self, moment: float) -> float:
+        """Return the time by this clock of a moment that the wall clock, as it is set now, calls `moment`."""
+        return moment + self() - time.time()
