@@ -289,7 +289,7 @@ class HardwareType:
         `setup_cost_per_hour` are not. The value must be a number, and not negative.
 
         If there is only a price per hour, this is a sixtieth of it. If prices for the same time disagree, or
-        a text in `price_info` mentions cents or a unit, the price is not clear.
+        a text in `price_info` mentions cents or a unit, the price is not clear. Neither is a price of zero.
         """
         return read_price(self.price_info, "minute")
 

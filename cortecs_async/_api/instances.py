@@ -6,13 +6,14 @@ To add an endpoint, add a method to `Instances` that sends a `Call` and decodes 
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
 
 from .._config import PollPolicy
-from .._errors import BadRequestError, ConflictError, InvalidArgumentError, NotFoundError
+from .._errors import BadRequestError, ConflictError, NotFoundError
 from .._http.limiter import Priority
 from .._http.messages import Call, Witness
 from . import wire
@@ -22,7 +23,7 @@ from .listing import Listing, existing_ids
 from .matching import Claims, choose
 from .polling import Poller
 from .resources import ListReader, Models, Send
-from .validation import check_body_id, check_instance_id, check_seconds, check_start
+from .validation import check_body_id, check_bool, check_instance_id, check_seconds, check_start
 from .waiting import InstanceWatch, ProgressCallback, wait_until_running
 from .witnesses import StartWitness
 
@@ -40,10 +41,9 @@ class Instances:
     def __init__(self, send: Send, policy: PollPolicy, *, twin: Instances | None = None) -> None:
         self._send = send
         self._policy = policy
-        # A client has two of these. The user's stops sending when the client is closed; the leases' does not.
-        # They share one state.
+        # A client has two, with one state. Only the user's stops sending when the client is closed.
         self.poller: Poller = twin.poller if twin else Poller(self, policy)
-        self.ensure_lock: anyio.Lock = twin.ensure_lock if twin else anyio.Lock()
+        self.ensure_locks: dict[str, anyio.Lock] = twin.ensure_locks if twin else defaultdict(anyio.Lock)
         # Instances that leases of this client are releasing. `ensure` must not return or restart them.
         self.releasing: set[str] = twin.releasing if twin else set()
         self.claims: Claims = twin.claims if twin else Claims()
@@ -223,8 +223,7 @@ class Instances:
             InvalidArgumentError: `force` is not a bool; no request was sent.
             RequestError: the request failed.
         """
-        if not isinstance(force, bool):  # "false" must not count as true
-            raise InvalidArgumentError(f"force must be True or False, not {force!r}")
+        check_bool("force", force)
         params = {"force_deletion": "true" if force else "false"}
         return await self._end_all(Call(method="DELETE", path="/instances/delete-all", params=params))
 
@@ -286,8 +285,8 @@ class Instances:
 
         A running instance is preferred, then a pending one, then a stopped one, which is restarted. The call
         returns when the instance is running and has a `base_url`. An argument that you leave out means the
-        model's default, as for `start`, also in the comparison. Concurrent calls of one client run one after
-        the other, so that two calls do not start two instances.
+        model's default, as for `start`, also in the comparison. Concurrent calls of one client for a model
+        run one after the other, so that two calls do not start two instances.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
@@ -330,7 +329,11 @@ class Instances:
         `found` is called with an instance that was running or starting already. `restart` replaces a plain
         restart. With `tagged`, the context length may be smaller by a tag.
         """
-        async with self.ensure_lock:
+        self.poller.loop.check()
+        async with self.ensure_locks[args.model_id]:
+            # A lease that was cancelled while it started an instance releases it once it has found it.
+            while self.claims.unresolved.get(args.model_id):  # noqa: ASYNC110  (rare, and bounded)
+                await anyio.sleep(self._policy.min_interval)
             listing = await self.list()
             # Those that this client has started, but the list does not show yet.
             not_visible = self.poller.expected.not_visible(existing_ids(listing))

@@ -15,6 +15,7 @@ from typing import Protocol
 import anyio
 from attrs import define, field
 
+from .._aio.eventloop import LoopBinding
 from .._aio.synchronization import Backoff, Broadcast
 from .._config import PollPolicy
 from .._errors import (
@@ -24,6 +25,7 @@ from .._errors import (
     DecodeError,
     InvalidArgumentError,
     NotFoundError,
+    RateLimitError,
     RequestTimeoutError,
 )
 from .._http.retry import is_transient_error
@@ -33,8 +35,7 @@ from .expected import ExpectedInstances
 from .intervals import StepTimes, poll_interval
 from .listing import Listing
 
-# Seconds. A response with a longer `Retry-After` must not suspend all waits of the client, which include its
-# teardowns.
+# Seconds. A response with a longer `Retry-After` must not suspend all waits, which include teardowns.
 _MAX_RETRY_AFTER = 60.0
 
 # Requests by id in one poll, for instances that the list lacks. The others follow in the next polls.
@@ -133,7 +134,12 @@ class Subscription:
 
 
 class Poller:
-    """Polls for all waits of one client."""
+    """Polls for all waits of one client.
+
+    Attributes:
+        loop: The event loop of the waits.
+        expected: Instances that readings may not show yet.
+    """
 
     def __init__(self, source: Source, policy: PollPolicy) -> None:
         self._source = source
@@ -145,7 +151,10 @@ class Poller:
         self._rescheduled = Broadcast()
         self._paused_until = -math.inf
         self._backoff = Backoff(first=2 * policy.min_interval, limit=policy.max_interval)
+        # A 429 without `Retry-After` is no failure of the service.
+        self._rate_limit_backoff = Backoff(first=policy.min_interval, limit=2 * policy.min_interval)
         self._requests_by_id = 0
+        self.loop: LoopBinding = LoopBinding()
         self.expected: ExpectedInstances = ExpectedInstances()
 
     def subscribe(
@@ -193,7 +202,9 @@ class Poller:
         Raises:
             CortecsError: a permanent error of a request, or a transient one for longer than `max_outage`.
             InvalidArgumentError: another task waits on the same subscription.
+            ConfigurationError: the client belongs to another event loop.
         """
+        self.loop.check()
         if subscription in self._waiters:
             raise InvalidArgumentError("another task is already using this watch. Call watch() in each task.")
         self._waiters[subscription] = None
@@ -215,7 +226,7 @@ class Poller:
         finally:
             del self._waiters[subscription]
             if not self._waiters:
-                self._backoff.reset()
+                self._reset_backoff()
             # This task may have been cancelled just before it would have become the leader.
             self._wake_next_leader()
 
@@ -258,9 +269,9 @@ class Poller:
         except CortecsError as error:
             self._record_failure(error)
             return
-        if self._backoff.failures:
-            log(Event.WATCH_RECOVERED, failures=self._backoff.failures)
-        self._backoff.reset()
+        if failures := self._failures():
+            log(Event.WATCH_RECOVERED, failures=failures)
+        self._reset_backoff()
         now = anyio.current_time()
         for each in missing:
             each.due = now + self._interval(each, now)
@@ -362,11 +373,18 @@ class Poller:
                 readings[entry.entry_id] = DecodeError(problem, method="GET", path="/instances/")
         return readings
 
+    def _failures(self) -> int:
+        return self._backoff.failures + self._rate_limit_backoff.failures
+
+    def _reset_backoff(self) -> None:
+        for backoff in (self._backoff, self._rate_limit_backoff):
+            backoff.reset()
+
     def _record_failure(self, error: CortecsError) -> None:
         now = anyio.current_time()
         for subscription in self._waiters:
             subscription.record_failure(error, now=now, max_outage=self._policy.max_outage)
-        pause = self._backoff.next()
+        pause = (self._rate_limit_backoff if isinstance(error, RateLimitError) else self._backoff).next()
         if not is_transient_error(error):
             return
         retry_after = error.retry_after if isinstance(error, APIStatusError) else None
@@ -374,7 +392,7 @@ class Poller:
         log(
             Event.WATCH_FAILED,
             wait=pause,
-            failures=self._backoff.failures,
+            failures=self._failures(),
             error_type=type(error).__name__,
             request_id=getattr(error, "request_id", None),
             error=error,

@@ -33,11 +33,12 @@ def read_price(price_info: Mapping[str, Any], unit: Unit) -> float | None:
             if found := _unit(words, price_info.get("currency")):
                 prices[found].append(value if _CENTS.isdisjoint(words) else value / 100)
     other: Unit = "minute" if unit == "hour" else "hour"
-    if not prices[unit]:
-        return _agreed(prices[other], 60.0 if unit == "hour" else 1 / 60)
-    price = _agreed(prices[unit], 1.0)
-    # A zero is not a price if the price for the other unit is not zero.
-    return None if price == 0 and any(prices[other]) else price
+    if prices[unit]:
+        price = _agreed(prices[unit], 1.0)
+    else:
+        price = _agreed(prices[other], 60.0 if unit == "hour" else 1 / 60)
+    # A zero may stand for a price that is not set. With it, a budget would last forever.
+    return price or None
 
 
 def _words(key: str) -> list[str]:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
+from .._http.limiter import Priority
 from .._http.messages import Call, Reply
 from .._logging import Event, log
 from .domain import Balance, HardwareType, Model, ModelPreview
@@ -100,8 +101,14 @@ class HardwareTypes:
         return self._reader.read(reply, decode_hardware_types)
 
     async def list_once(self) -> Listing[HardwareType]:
-        """Return all hardware types, without retries."""
-        call = Call(method="GET", path="/hardware-types/", authenticated=False, retried=False)
+        """Return all hardware types, without retries and without a wait for a free slot."""
+        call = Call(
+            method="GET",
+            path="/hardware-types/",
+            authenticated=False,
+            retried=False,
+            priority=Priority.POLL,
+        )
         return self._reader.read(await self._send(call), decode_hardware_types)
 
     async def list_available(self) -> Listing[HardwareType]:

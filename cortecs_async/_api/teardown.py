@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import enum
 import math
+from collections import defaultdict
+from functools import partial
 
 import anyio
 from attrs import define, field
@@ -26,6 +28,7 @@ from .._errors import (
     ConflictError,
     DecodeError,
     NotFoundError,
+    RateLimitError,
     TeardownError,
 )
 from .._logging import Event, log
@@ -43,6 +46,13 @@ _SINCE_STOP = 60.0
 
 # Seconds before a new instance that is not visible yet is stopped again.
 _INVISIBLE_PAUSE = 1.0
+
+# Seconds between attempts of the same action: the first pause, and the longest, after failures and after 429.
+_FAILURE_PAUSES, _RATE_LIMIT_PAUSES = (0.5, 10.0), (0.25, 1.0)
+
+# Statuses, in lower case, of an instance that is not stopped yet. "stopping" is not documented. Any other
+# status that is not documented may mean "stopped": the delete shows whether it does.
+_NOT_STOPPED = frozenset({"pending", "running", "stopping"})
 
 
 class Goal(enum.Enum):
@@ -92,10 +102,11 @@ def next_action(goal: Goal, state: ObservedState) -> Action:
             return Action.READ
 
 
-def interpret(instance: Instance, *, stop_refused: bool) -> ObservedState:
+def interpret(instance: Instance, goal: Goal, *, stop_refused: bool) -> ObservedState:
     """Return what a reading of an existing instance says about the state.
 
-    After a refused stop, any terminal status counts as stopped. Before, only "stopped" does.
+    After a refused stop, any terminal status counts as stopped, and so does an unknown one if a delete
+    follows. Before, only "stopped" does.
     """
     if instance.status.lower() == "deleted":
         return ObservedState.GONE
@@ -103,7 +114,15 @@ def interpret(instance: Instance, *, stop_refused: bool) -> ObservedState:
         return ObservedState.STOPPED
     if not stop_refused:
         return ObservedState.LIVE
-    return ObservedState.STOPPED if has_ended(instance) else ObservedState.STOPPING
+    return ObservedState.STOPPED if is_stopped(instance, goal) else ObservedState.STOPPING
+
+
+def is_stopped(instance: Instance | None, goal: Goal) -> bool:
+    """Return whether a reading after a stop shows that the next step can begin."""
+    if has_ended(instance):
+        return True
+    # A delete fails unless the instance is stopped. Without one, an unknown word proves nothing.
+    return goal is Goal.GONE and instance is not None and instance.status.lower() not in _NOT_STOPPED
 
 
 @define
@@ -146,7 +165,9 @@ class Teardown:
     stop_refused: bool = False
     delete_refused: bool = False
     last_error: Exception | None = None
-    _backoff: Backoff = field(factory=lambda: Backoff(first=0.5, limit=10.0))
+    # Of each action since it last succeeded, and after 429.
+    _backoffs: defaultdict[Action, Backoff] = field(factory=lambda: defaultdict(_new_backoff))
+    _rate_limit_backoff: Backoff = field(factory=lambda: Backoff(*_RATE_LIMIT_PAUSES))
 
     async def run(self) -> None:
         """Stop or delete the instance, and return when the service confirms it.
@@ -158,6 +179,11 @@ class Teardown:
             while (action := next_action(self.goal, self.state)) is not Action.NOTHING:
                 try:
                     self.state = await self._perform(action)
+                    self._backoffs.pop(action, None)
+                    self._rate_limit_backoff.reset()
+                except RateLimitError as error:
+                    # The service did nothing, so the state is the same, and this is no failure.
+                    await self._pause(action, error, self._rate_limit_backoff.next())
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
                     # Already stopped, already gone, or not ready for it yet: the next reading shows which.
                     self.stop_refused = action is Action.STOP
@@ -195,11 +221,12 @@ class Teardown:
                 instance = await self.instances.stop(instance_id)
                 self._stop_was_accepted()
                 # The response is enough if a delete follows: that fails unless it is stopped.
-                is_enough = self.goal is Goal.GONE and has_ended(instance)
+                is_enough = self.goal is Goal.GONE and is_stopped(instance, self.goal)
                 return ObservedState.STOPPED if is_enough else ObservedState.STOPPING
             case Action.AWAIT_STOP:
                 with anyio.move_on_after(_EFFECT_TIMEOUT):
-                    reading = await wait_until(poller, instance_id, has_ended, absence=0.0)
+                    is_stopped_then = partial(is_stopped, goal=self.goal)
+                    reading = await wait_until(poller, instance_id, is_stopped_then, absence=0.0)
                     if reading is None and self.goal is Goal.GONE:
                         # It may only not be visible. The delete fails unless it is stopped.
                         return ObservedState.STOPPED
@@ -238,7 +265,7 @@ class Teardown:
             return ObservedState.GONE if self.delete_accepted else await self._confirm(ObservedState.GONE)
         if not has_ended(reading):
             self.visible_at = -math.inf
-        state = interpret(reading, stop_refused=stop_refused)
+        state = interpret(reading, self.goal, stop_refused=stop_refused)
         if state is ObservedState.STOPPED and self.goal is Goal.STOPPED and self.stopped_at is None:
             # Perhaps it was stopped before a restart that this reading does not show yet.
             return await self._confirm(state)
@@ -279,7 +306,10 @@ class Teardown:
     async def _recover(self, action: Action, error: Exception, *, is_expected: bool = False) -> None:
         self.state = ObservedState.UNSURE
         # The first failure is usually the refusal "already stopped", and needs no pause.
-        pause = 0.0 if self.last_error is None or is_expected else self._backoff.next()
+        needs_pause = self.last_error is not None and not is_expected
+        await self._pause(action, error, self._backoffs[action].next() if needs_pause else 0.0)
+
+    async def _pause(self, action: Action, error: Exception, pause: float) -> None:
         self.last_error = error
         retry_after = error.retry_after if isinstance(error, APIStatusError) else None
         if retry_after is not None:
@@ -295,6 +325,10 @@ class Teardown:
             error=error,
         )
         await anyio.sleep(pause)
+
+
+def _new_backoff() -> Backoff:
+    return Backoff(*_FAILURE_PAUSES)
 
 
 def _is_gone(instance: Instance | None) -> bool:

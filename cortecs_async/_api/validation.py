@@ -106,6 +106,12 @@ def check_start(
     )
 
 
+def check_bool(name: str, value: object) -> None:
+    """Check that a value is True or False: the text "false" must not count as true."""
+    if not isinstance(value, bool):
+        raise InvalidArgumentError(f"{name} must be True or False, not {value!r}")
+
+
 def _check_integer(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidArgumentError(f"{name} must be a whole number, not {value!r}")

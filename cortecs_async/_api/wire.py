@@ -57,7 +57,7 @@ def decode_started(data: Any, args: InstanceArgs) -> Instance:
         if not instance_id or not isinstance(instance_id, str):
             raise
         status = InstanceStatus(status="pending")
-        return Instance(instance_id=instance_id, instance_args=args, instance_status=status)
+        return Instance(instance_id=_one_line(instance_id), instance_args=args, instance_status=status)
 
 
 def decode_instances(data: Any, date: float | None = None) -> Listing[Instance]:
@@ -133,7 +133,8 @@ def _decode_list(entries: Any, cls: type[T], id_field: str, date: float | None) 
             entry_id = entry.get(id_field) if isinstance(entry, dict) else None
             unreadable.append(
                 UnreadableEntry(
-                    entry_id=entry_id if isinstance(entry_id, str) else None, problem=_problem(entry, cls)
+                    entry_id=_one_line(entry_id) if isinstance(entry_id, str) else None,
+                    problem=_problem(entry, cls),
                 )
             )
     return Listing(readable, unreadable=unreadable, date=date)
@@ -219,7 +220,20 @@ def _read_str(value: Any, _: Any) -> str:
     # Not str(value): the number 5 must not become the id "5".
     if not isinstance(value, str):
         raise _MismatchError("a string", value)
-    return value
+    return _one_line(value)
+
+
+def _one_line(text: str) -> str:
+    """Return the text without line breaks, control characters, and characters that reorder text.
+
+    Each is replaced: if it were dropped, the id of one instance could become that of another.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else " " if each.isspace() else "\N{REPLACEMENT CHARACTER}"
+        for each in text
+    )
 
 
 def _read_int(value: Any, _: Any) -> int:
@@ -243,7 +257,19 @@ def _read_float(value: Any, _: Any) -> float:
 def _read_mapping(value: Any, _: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _MismatchError("an object", value)
-    return dict(value)
+    return _cleaned_mapping(value)
+
+
+def _cleaned(value: Any) -> Any:
+    if isinstance(value, str):
+        return _one_line(value)
+    if isinstance(value, dict):
+        return _cleaned_mapping(value)
+    return [_cleaned(each) for each in value] if isinstance(value, list) else value
+
+
+def _cleaned_mapping(value: dict[str, Any]) -> dict[str, Any]:
+    return {_one_line(name): _cleaned(each) for name, each in value.items()}
 
 
 # Progress and timestamps are only shown. A wrong one must not make its instance unreadable, and with it the
@@ -311,6 +337,10 @@ def _model_id(model: dict[Any, Any]) -> Any:
     return name if name and isinstance(name, str) else model.get("model_id")
 
 
+def _text_or(default: str | None, value: Any) -> str | None:
+    return _one_line(value) if isinstance(value, str) else default
+
+
 _READERS: dict[Any, _Hook] = {
     str: _read_str,
     int: _read_int,
@@ -322,6 +352,6 @@ _READERS: dict[Any, _Hook] = {
 # Fields that may have any value, because nothing but showing or using them depends on it.
 _FIELD_READERS: dict[Any, dict[str, Any]] = {
     # Without a URL an instance is not usable, but it can be found, stopped, and deleted.
-    Instance: {"base_url": override(struct_hook=lambda value, _: value if isinstance(value, str) else None)},
-    Model: {"hf_name": override(struct_hook=lambda value, _: value if isinstance(value, str) else "")},
+    Instance: {"base_url": override(struct_hook=lambda value, _: _text_or(None, value))},
+    Model: {"hf_name": override(struct_hook=lambda value, _: _text_or("", value))},
 }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
 
 from attrs import asdict, field, fields, frozen
 
+from .._config import check_api_base_url
 from .._errors import ConfigurationError, InvalidArgumentError
+from .._secrets import Hidden, Secret, has_line_break, to_secret
 
 if TYPE_CHECKING:
     import openai
@@ -22,13 +25,20 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def inference_key(api_key: str | None = None) -> str:
-    """Return the inference API key: the argument, or else that of the environment."""
-    key = api_key or os.environ.get("CORTECS_API_KEY") or os.environ.get("OPENAI_API_KEY")
-    # Secrets that orchestrators mount as files often end with a newline.
-    key = (key or "").strip()
-    if not (key.isascii() and key.isprintable()):
-        del api_key, key  # a traceback that shows locals would show them
+def inference_key(given: Hidden[str | Secret | None]) -> Secret:
+    """Return the inference API key: the argument, or else that of the environment.
+
+    The argument is hidden, because a traceback that shows locals would show it.
+    """
+    if given.reveal() is not None and not isinstance(given.reveal(), (str, Secret)):
+        raise ConfigurationError(f"api_key must be a string, not {type(given.reveal()).__name__}")
+    variables = (Secret(os.environ.get(name, "")) for name in ("CORTECS_API_KEY", "OPENAI_API_KEY"))
+    # Stripped, because a key that is read from a file often ends with a line break.
+    keys = map(to_secret, (given.reveal() or "", *variables))
+    key = next(filter(None, keys), Secret(""))
+    if has_line_break(key.reveal()):
+        raise ConfigurationError("the inference API key contains a line break")
+    if not (key.reveal().isascii() and key.reveal().isprintable()):
         raise ConfigurationError("the inference API key has characters that an HTTP header cannot contain")
     if not key:
         raise ConfigurationError(
@@ -58,7 +68,7 @@ class Endpoint:
         @property
         def model(self) -> str: ...
 
-    def openai_kwargs(self, *, api_key: str | None = None) -> OpenAIKwargs:
+    def openai_kwargs(self, *, api_key: str | Secret | None = None) -> OpenAIKwargs:
         """Return `base_url` and `api_key` as keyword arguments for OpenAI-compatible clients.
 
         Args:
@@ -68,7 +78,9 @@ class Endpoint:
         Raises:
             ConfigurationError: if there is no key.
         """
-        return {"base_url": self.base_url, "api_key": inference_key(api_key)}
+        given = Hidden(api_key)
+        del api_key  # a traceback that shows locals would show it
+        return {"base_url": self.base_url, "api_key": inference_key(given).reveal()}
 
     @overload
     def map(
@@ -127,7 +139,7 @@ class Endpoint:
 
         return new_map(self, fn, items, concurrency, ordered=ordered, return_exceptions=return_exceptions)
 
-    def openai(self, *, api_key: str | None = None, **options: Any) -> openai.AsyncOpenAI:
+    def openai(self, *, api_key: str | Secret | None = None, **options: Any) -> openai.AsyncOpenAI:
         """Return an `openai.AsyncOpenAI` for this instance. Close it, or use it with `async with`.
 
         Args:
@@ -137,14 +149,19 @@ class Endpoint:
         Raises:
             ConfigurationError: if there is no key, or the `openai` package is not installed.
         """
+        given, others = Hidden(api_key), Hidden(options)
+        del api_key, options  # a traceback that shows locals would show the key, and headers
         try:
             from openai import AsyncOpenAI  # noqa: PLC0415  (optional, and slow to import)
         except ImportError:
             raise _missing("openai") from None
-        arguments: dict[str, Any] = {**self.openai_kwargs(api_key=api_key), **options}
-        return AsyncOpenAI(**arguments)
+        key = inference_key(given)
+        arguments: Hidden[dict[str, Any]] = Hidden(
+            {"base_url": self.base_url, "api_key": key.reveal(), **others.reveal()}
+        )
+        return AsyncOpenAI(**arguments.reveal())
 
-    def langchain(self, *, api_key: str | None = None, **options: Any) -> ChatOpenAI:
+    def langchain(self, *, api_key: str | Secret | None = None, **options: Any) -> ChatOpenAI:
         """Return a `langchain_openai.ChatOpenAI` for this instance.
 
         It has its own connections, which `await llm.root_async_client.close()` or the garbage collector
@@ -158,29 +175,34 @@ class Endpoint:
         Raises:
             ConfigurationError: if there is no key, or the `langchain-openai` package is not installed.
         """
+        given, others = Hidden(api_key), Hidden(options)
+        del api_key, options  # as above
         try:
             import openai  # noqa: PLC0415  (as above)
             from langchain_openai import ChatOpenAI  # noqa: PLC0415
             from pydantic import SecretStr  # noqa: PLC0415
         except ImportError:
             raise _missing("langchain") from None
-        timeout = options.pop("request_timeout", options.pop("timeout", None))
+        timeout = others.reveal().pop("request_timeout", others.reveal().pop("timeout", None))
         if timeout is None:
             timeout = openai.DEFAULT_TIMEOUT
         elif isinstance(timeout, int | float | tuple):
             timeout = openai.Timeout(timeout)
-        arguments: dict[str, Any] = {
-            "model": self.model,
-            "base_url": self.base_url,
-            # A plain string would show in the error message if an option is invalid.
-            "api_key": SecretStr(inference_key(api_key)),
-            **options,
-            # LangChain shares connections if all options are hashable, as a number is. A Timeout is not.
-            "timeout": timeout,
-        }
-        return ChatOpenAI(**arguments)
+        key = inference_key(given)
+        arguments: Hidden[dict[str, Any]] = Hidden(
+            {
+                "model": self.model,
+                "base_url": self.base_url,
+                # A plain string would show in the error message if an option is invalid.
+                "api_key": SecretStr(key.reveal()),
+                **others.reveal(),
+                # LangChain shares connections if all options are hashable, as a number is. A Timeout is not.
+                "timeout": timeout,
+            }
+        )
+        return ChatOpenAI(**arguments.reveal())
 
-    def pydantic_ai(self, *, api_key: str | None = None, **options: Any) -> OpenAIChatModel:
+    def pydantic_ai(self, *, api_key: str | Secret | None = None, **options: Any) -> OpenAIChatModel:
         """Return a Pydantic AI model for this instance: `Agent(inst.pydantic_ai())`.
 
         Use `async with model:` to close its connections.
@@ -192,12 +214,14 @@ class Endpoint:
         Raises:
             ConfigurationError: if there is no key, or the `pydantic-ai` package is not installed.
         """
+        given = Hidden(api_key)
+        del api_key  # as above
         try:
             from pydantic_ai.models.openai import OpenAIChatModel  # noqa: PLC0415  (as above)
             from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
         except ImportError:
             raise _missing("pydantic-ai") from None
-        provider = OpenAIProvider(base_url=self.base_url, api_key=inference_key(api_key))
+        provider = OpenAIProvider(base_url=self.base_url, api_key=inference_key(given).reveal())
         return OpenAIChatModel(self.model, provider=provider, **options)
 
 
@@ -219,6 +243,11 @@ class InstanceHandle(Endpoint):
         model: The name to pass as `model` to the endpoint.
         account: A fingerprint of the account.
         expires_at: Unix time in seconds at which the instance is released automatically; None for never.
+        allow_insecure_http: Whether `base_url` may be plain http on another machine, as for `AsyncCortecs`.
+
+    Raises:
+        InvalidArgumentError: if an attribute has a wrong type, or `base_url` is not safe to send a key to:
+            it must use https, except on this machine or with `allow_insecure_http`.
     """
 
     instance_id: str
@@ -226,6 +255,21 @@ class InstanceHandle(Endpoint):
     model: str  # pyright: ignore[reportIncompatibleMethodOverride]
     account: str = field(repr=False)
     expires_at: float | None = None
+    allow_insecure_http: bool = field(default=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("instance_id", "base_url", "model", "account"):
+            text = getattr(self, name)
+            if not isinstance(text, str) or not text.isprintable() or not text:
+                raise InvalidArgumentError(f"the {name} of a handle must be a non-empty, printable string")
+        number = self.expires_at
+        is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
+        if number is not None and not is_number:
+            raise InvalidArgumentError("the expires_at of a handle must be a number or None")
+        if not isinstance(self.allow_insecure_http, bool):
+            raise InvalidArgumentError("the allow_insecure_http of a handle must be True or False")
+        if problem := url_problem(self.base_url, allow_insecure_http=self.allow_insecure_http):
+            raise InvalidArgumentError(f"no key can be sent to instance {self.instance_id}: {problem}")
 
     def to_json(self) -> str:
         """Return the handle as JSON text."""
@@ -236,10 +280,28 @@ class InstanceHandle(Endpoint):
         """Return the handle from the JSON text of `to_json`.
 
         Raises:
-            InvalidArgumentError: if the text is not the JSON of a handle.
+            InvalidArgumentError: if the text is not the JSON of a handle, or `base_url` is not safe.
         """
         try:
-            data = json.loads(text)
-            return cls(**{each.name: data[each.name] for each in fields(cls)})
-        except (ValueError, TypeError, KeyError):
+            data: dict[str, Any] = {"allow_insecure_http": False, **json.loads(text)}
+            arguments = {each.name: data[each.name] for each in fields(cls)}
+        except (ValueError, TypeError, KeyError, RecursionError):
             raise InvalidArgumentError("this is not the JSON of an InstanceHandle") from None
+        return cls(**arguments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The default would not check the attributes when it is unpickled.
+        return _restore, (asdict(self),)
+
+
+def _restore(arguments: dict[str, Any]) -> InstanceHandle:
+    return InstanceHandle(**arguments)
+
+
+def url_problem(base_url: str, *, allow_insecure_http: bool) -> str | None:
+    """Return why a key must not be sent to the URL of an endpoint; None if it is safe."""
+    try:
+        check_api_base_url(base_url, allow_insecure_http=allow_insecure_http)
+    except ConfigurationError as error:
+        return str(error).replace("api_base_url", "its base_url", 1)
+    return None

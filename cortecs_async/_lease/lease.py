@@ -4,11 +4,13 @@ The steps of a lease, and where to find each:
 
 1. Check the arguments: `check_start` (`_api/validation.py`) and `LeaseOptions` (`options.py`). If there is a
    `max_cost`, read the price: `Prices.limit` (`pricing.py`).
-2. List the instances that exist now, the baseline: `Starter._attempt` (`starter.py`).
-3. Record the intent in the journal and the reaper; the first promise creates the journal and starts the
-   reaper: `Promises.record_intent` (`_recovery/promises.py`), `PromiseStore.commit`.
+2. Start the reaper (`Promises.arm` in `_recovery/promises.py`), and list the instances that exist now, the
+   baseline: `Starter._attempt` (`starter.py`).
+3. Record the intent in the journal, which the first promise creates, and in the reaper. Wait until the
+   reaper has connected to the service: `Promises.record_intent`, `PromiseStore.commit`.
 4. Send the start: `Instances.start_once` (`_api/instances.py`).
-5. Classify the outcome: `StartAttempt.settled`. If it is unknown, find the instance: `Starter.resolve`.
+5. Classify the outcome: `StartAttempt.settled`. If it is unknown, find the instance: `StartSearch.resolve`
+   (`start_search.py`).
 6. Wait until the instance is running: `wait` (`provisioning.py`). Run the block under the `Watchdog`
    (`watchdog.py`).
 7. Stop, delete, confirm that it is gone, and record that: `Release.run` (`release.py`), in a task that the
@@ -27,7 +29,13 @@ import anyio
 
 from .._aio.tasks import enable_ki_protection, redeliver_cancellation, run_uncancellable
 from .._api.domain import Instance
-from .._errors import AmbiguousStartError, CortecsError, InvalidArgumentError, LeaseExpiredError
+from .._errors import (
+    AmbiguousStartError,
+    ConfigurationError,
+    CortecsError,
+    InvalidArgumentError,
+    LeaseExpiredError,
+)
 from .._logging import Event, log
 from .._telemetry import Operation, Report
 from . import provisioning
@@ -36,7 +44,6 @@ from .mapping import maps_of
 from .options import LeaseOptions, OnExit
 from .pricing import Receipt
 from .release import Release
-from .start_state import StartState
 from .state import LeaseServices, LeaseState
 from .watchdog import Watchdog
 
@@ -84,8 +91,9 @@ class InstanceLease(Endpoint):
     @property
     def base_url(self) -> str:
         """The URL of the OpenAI-compatible endpoint; ends in `/v1`."""
-        # Never empty inside the block: the block begins only when there is a URL.
-        return self.instance.base_url or ""
+        # Not that of `instance`: the service may return another one later, which is not checked.
+        _ = self.instance  # raises an error before the start
+        return self._state.base_url
 
     @property
     def model(self) -> str:
@@ -107,6 +115,7 @@ class InstanceLease(Endpoint):
             model=self.model,
             account=self._services.promises.account,
             expires_at=self._state.expiry(),
+            allow_insecure_http=self._services.allow_insecure_http,
         )
 
     @property
@@ -132,11 +141,13 @@ class InstanceLease(Endpoint):
             InvalidArgumentError: if the lease was already entered, or `max_cost` is less than one billing
                 interval.
             PriceUnknownError: if `max_cost` needs a price that the service does not return.
-            GuardError: if a required reaper is not running. Nothing was started.
+            GuardError: if a required reaper is not running, or cannot connect to the service. Nothing was
+                started.
             JournalError: if a required journal cannot be written. Nothing was started.
             AmbiguousStartError: if the response to the start was lost, and several instances could be it.
             LeaseExpiredError: if `max_lifetime` or `max_cost` is reached before the instance is running.
             LifecycleError: if the instance fails, or is not running in time.
+            EndpointError: if the service returns a `base_url` that is not safe to send a key to.
             RequestTimeoutError: if no start succeeded within `start_timeout`.
             RequestError: if the service rejects the start, or cannot be reached.
         """
@@ -176,7 +187,6 @@ class InstanceLease(Endpoint):
         try:
             report.begin()
             report.begin_phase("start")
-            state.lifetime, state.limit = await self._services.prices.limit(self._options)
             await provisioning.start(state)
             report.begin_phase("wait")
             await provisioning.wait(state)
@@ -213,8 +223,19 @@ class InstanceLease(Endpoint):
             InstanceLostError: if the instance stopped or disappeared, which cancelled the block.
             LeaseExpiredError: if `max_lifetime` or `max_cost` was reached, which cancelled the block.
             TeardownError: if the release fails within `teardown_timeout`, unless the block raised.
+            ConfigurationError: in another event loop than that of `__aenter__`. The reaper releases the
+                instance.
         """
         if self._phase is not _Phase.RUNNING or self._watchdog is None:
+            return
+        try:
+            self._services.http.loop.check()
+        except ConfigurationError as error:
+            # Nothing of it can be awaited here.
+            self._abandon()
+            if exc is None:
+                raise
+            exc.add_note(f"cortecs_async: {self._state.held.name} was left to the reaper: {error}")
             return
         maps_of(self).stop()
         if isinstance(exc, GeneratorExit):
@@ -223,7 +244,7 @@ class InstanceLease(Endpoint):
         outcome = await self._watchdog.leave(exc)
         self._state.newest = self._watchdog.instance
         on_exit = self._options.on_exit
-        if on_exit == "keep" and isinstance(outcome, LeaseExpiredError):
+        if on_exit == "keep" and isinstance(self._watchdog.verdict, LeaseExpiredError):
             on_exit = "delete"
         try:
             await self._end(outcome, on_exit)
@@ -310,7 +331,7 @@ class InstanceLease(Endpoint):
         held = self._state.held
         start = held.attempt
         if start is not None and start.is_open:
-            start.resolved(StartState.GIVEN_UP)
+            start.give_up()
         if self._services.promises.abandon(held.open_key):
             log(
                 Event.LEASE_ABANDONED,

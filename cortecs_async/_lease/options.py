@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from attrs import frozen
 
-from .._api.validation import check_amount, check_seconds
+from .._api.validation import check_amount, check_bool, check_seconds
 from .._errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class LeaseOptions:
         check_seconds("teardown_timeout", self.teardown_timeout)
         check_seconds("max_lifetime", self.max_lifetime, optional=True)
         check_amount("max_cost", self.max_cost)
+        check_bool("reuse", self.reuse)
         if self.on_exit not in get_args(OnExit):
             raise InvalidArgumentError(f"on_exit must be 'delete', 'stop' or 'keep', not {self.on_exit!r}")
         if self.on_loss not in get_args(OnLoss):

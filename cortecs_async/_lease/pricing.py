@@ -6,12 +6,14 @@ The service bills each interval begun, for each worker.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import anyio
 from attrs import Factory, field, frozen
 
 from .._aio.synchronization import SingleFlight
-from .._api.domain import HardwareType, InstanceArgs
+from .._aio.tasks import BackgroundTask
+from .._api.domain import HardwareType, InstanceArgs, Model
 from .._api.resources import HardwareTypes, Models
 from .._errors import InvalidArgumentError, PriceUnknownError
 from .._logging import Event, log
@@ -22,8 +24,11 @@ _INTERVAL_SECONDS = {"per_minute": 60.0, "per_hour": 3600.0}
 # Seconds of the last interval that are kept back, so that the stop arrives before the next one begins.
 _RESERVE = 5.0
 
-# Seconds to wait for prices that are only needed for the receipt.
+# Seconds for the price list if it is only needed for a receipt.
 _PREFETCH_TIMEOUT = 10.0
+
+# Seconds from one such attempt to the next: a list that hangs must not be requested by every lease.
+_PREFETCH_PAUSE = 60.0
 
 
 @frozen(kw_only=True)
@@ -104,7 +109,7 @@ def seconds_for(max_cost: float, price: Price, args: InstanceArgs) -> float:
         InvalidArgumentError: if the budget is less than one billing interval.
     """
     cost = interval_cost(price, args)
-    if cost <= 0 or math.isinf(max_cost / cost):
+    if math.isinf(max_cost / cost):
         return math.inf
     affordable = math.floor(max_cost / cost + 1e-9)
     if affordable < 1:
@@ -134,26 +139,39 @@ class Prices:
         self._hardware_types = hardware_types
         self._models = models
         self._known: dict[str, Price | None] = {}
-        self._prefetching = SingleFlight(self._read_once)
+        self._reading = SingleFlight(self._read)
+        self._reading_models: dict[str, SingleFlight[Model]] = {}
+        self._prefetching: BackgroundTask | None = None
+        self._paused_until = -math.inf
+        # Hardware types to mark as known after the prefetch, even if the list lacks them.
+        self._wanted: set[str] = set()
 
     def of(self, hardware_type_id: str | None) -> Price | None:
         return self._known.get(hardware_type_id or "")
 
-    async def prefetch(self, hardware_type_id: str | None) -> None:
-        """Read the price list if that can be done quickly. A failure is only logged."""
-        if hardware_type_id in self._known:
+    def prefetch(self, hardware_type_id: str | None) -> None:
+        """Read the price list in the background, for a receipt. A failure is only logged."""
+        if (hardware_type_id or "") in self._known or anyio.current_time() < self._paused_until:
             return
-        with anyio.move_on_after(_PREFETCH_TIMEOUT):
-            if await self._prefetching.get():
-                self._known.setdefault(hardware_type_id or "", None)
+        self._wanted.add(hardware_type_id or "")
+        if self._prefetching is None:
+            self._prefetching = BackgroundTask(self._prefetch)
 
-    async def _read_once(self) -> bool:
+    def stop(self) -> None:
+        """End the prefetch: the client is closed."""
+        if self._prefetching is not None:
+            self._prefetching.stop()
+
+    async def _prefetch(self) -> None:
         try:
-            self._add(await self._hardware_types.list_once())
+            self._paused_until = anyio.current_time() + _PREFETCH_PAUSE
+            with anyio.move_on_after(_PREFETCH_TIMEOUT):
+                self._add(await self._hardware_types.list_once())
+                self._known = {**dict.fromkeys(self._wanted), **self._known}
         except Exception as error:  # noqa: BLE001  (no error about a price may fail a start)
             log(Event.LEASE_NO_PRICES, error_type=type(error).__name__, error=error)
-            return False
-        return True
+        finally:
+            self._prefetching = None
 
     async def limit(self, options: LeaseOptions) -> tuple[float, str]:
         """Return how many seconds an instance may run, and the limit as text: `max_lifetime=60 s`."""
@@ -171,9 +189,11 @@ class Prices:
     async def _get(self, args: InstanceArgs) -> Price:
         hardware = args.hardware_type_id
         if hardware is None:
-            hardware = (await self._models.get(args.model_id)).recommended_config
+            read = partial(self._models.get, args.model_id)
+            reading = self._reading_models.setdefault(args.model_id, SingleFlight(read))
+            hardware = (await reading.get()).recommended_config
         if self.of(hardware) is None:
-            self._add(await self._hardware_types.list())
+            await self._reading.get()
         price = self.of(hardware)
         if price is None:
             raise PriceUnknownError(
@@ -181,6 +201,9 @@ class Prices:
                 "Use max_lifetime (seconds) instead. Nothing was started."
             )
         return price
+
+    async def _read(self) -> None:
+        self._add(await self._hardware_types.list())
 
     def _add(self, types: tuple[HardwareType, ...]) -> None:
         self._known.update({each.hardware_type_id: read_price(each) for each in types})

@@ -11,18 +11,20 @@ import anyio
 
 from .._api.domain import Instance
 from .._api.waiting import wait_until_running
-from .._errors import LeaseExpiredError, RequestTimeoutError, StartTimeoutError
+from .._errors import EndpointError, LeaseExpiredError, RequestTimeoutError, StartTimeoutError
 from .._logging import Event, log
+from .endpoint import url_problem
 from .restart import restart
-from .start_state import StartState
 from .state import LeaseState, Origin
 
 
 async def start(state: LeaseState) -> None:
-    """Start an instance, reuse one, or attach to one."""
+    """Start an instance, reuse one, or attach to one. With a `max_cost`, read the price first."""
     services, options, held = state.services, state.options, state.held
     attempt = held.attempt = services.starter.prepare(options.args, partial(_started, state))
-    with anyio.CancelScope(deadline=state.began + options.start_timeout):
+    with anyio.CancelScope(deadline=state.on_loop(state.began + options.start_timeout)) as scope:
+        state.lifetime, state.limit = await services.prices.limit(options)
+        attempt.on_sent = partial(_limit, state, scope)
         if options.borrowed is not None:
             _found(state, await services.instances.get_confirmed(options.borrowed))
         elif options.reuse:
@@ -36,12 +38,18 @@ async def start(state: LeaseState) -> None:
             )
         else:
             await services.starter.start(attempt)
-    # Until this is written, the intent in the journal covers the instance. Outside of the scope, because the
-    # response may have arrived after the deadline.
+    # Until the response is recorded, the intent in the journal covers the instance. Outside of the scope,
+    # because it may have arrived just before the deadline.
     await services.promises.flush()
     if state.newest is None:
-        # The deadline fell between two attempts, or during the search for the instance of a lost start.
-        unknown = attempt.state is StartState.UNKNOWN or bool(attempt.not_seen)
+        # The deadline passed while a start was in progress, between two of them, or during the search for the
+        # instance of one.
+        unknown = attempt.is_open or bool(attempt.not_seen)
+        if attempt.is_open and state.age >= state.lifetime:
+            raise LeaseExpiredError(
+                f"a start of {options.args.hf_name} reached {state.limit} before its instance was known",
+                instance_id="",
+            )
         raise RequestTimeoutError(
             f"could not start an instance within start_timeout={options.start_timeout:g} s: the service "
             "was busy or unreachable. "
@@ -52,14 +60,19 @@ async def start(state: LeaseState) -> None:
             outcome_unknown=unknown,
         )
     if held.origin is Origin.STARTED:
-        await services.prices.prefetch(state.newest.instance_args.hardware_type_id)
+        services.prices.prefetch(state.newest.instance_args.hardware_type_id)
+
+
+def _limit(state: LeaseState, scope: anyio.CancelScope) -> None:
+    # The instance is billed from here, whether or not its id is known.
+    scope.deadline = state.on_loop(min(state.began + state.options.start_timeout, state.expires_at))
 
 
 def _started(state: LeaseState, instance: Instance) -> None:
     # Only the response has the id. From here on the release knows it, even after a cancellation.
     held, promises = state.held, state.services.promises
-    if held.key is not None:
-        promises.record_gone(held.key)  # of a restart that failed
+    if held.origin is Origin.RESTARTED and held.key is not None:
+        promises.record_gone(held.key)  # the restart failed
     state.newest = instance
     held.instance_id, held.origin = instance.instance_id, Origin.STARTED
     if held.attempt is None or not held.attempt.adopted:  # else a list has shown it
@@ -94,7 +107,7 @@ async def wait(state: LeaseState) -> None:
             instance_id,
             poll,
             timeout=min(options.start_timeout, state.expires_at - state.began),
-            began=state.began,
+            began=state.on_loop(state.began),
             settle=0.0 if options.borrowed else poll.settle,
             known=state.newest,
             on_progress=options.on_progress,
@@ -110,10 +123,23 @@ async def wait(state: LeaseState) -> None:
             f"instance {instance_id} reached {state.limit} before it was running{problem}",
             instance_id=instance_id,
         )
+    _check_base_url(state)
     expected = state.services.instances.poller.expected
     # Without a reading, it may count as running from the response to the start.
     if state.held.key is not None and expected.visible_at(instance_id) < anyio.current_time():
         state.services.promises.record_seen(state.held.key)
+
+
+def _check_base_url(state: LeaseState) -> None:
+    base_url, instance_id = state.instance.base_url or "", state.instance.instance_id
+    problem = url_problem(base_url, allow_insecure_http=state.services.allow_insecure_http)
+    if problem:
+        raise EndpointError(
+            f"no key can be sent to instance {instance_id}, because of the URL that the service returned: "
+            f"{problem}",
+            instance_id=instance_id,
+        )
+    state.base_url = base_url
 
 
 async def hand_over(state: LeaseState) -> None:

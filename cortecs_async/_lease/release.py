@@ -12,6 +12,7 @@ from .._aio.tasks import run_uncancellable
 from .._api.listing import existing_ids
 from .._api.teardown import Goal, Teardown
 from .._api.validation import check_body_id
+from .._api.waiting import has_ended, wait_until
 from .._errors import (
     AmbiguousStartError,
     ClientClosedError,
@@ -75,6 +76,8 @@ class Release:
             await self.services.promises.flush()
             # Once these are done, another call of them does nothing.
             await self._find()
+            await self.services.promises.flush()
+            await self._end_restart()
             await self._tear_down()
             self._close()
             await self._find_not_seen()
@@ -86,18 +89,38 @@ class Release:
         start = self.held.attempt
         if start is None or not start.is_open:
             return
-        with anyio.CancelScope(deadline=self.deadline) as time:
+        failure: CortecsError | None = None
+        with anyio.CancelScope(deadline=self.deadline):
             try:
-                await self.services.starter.resolve(start, to_release=True)
+                await self.services.starter.search.resolve(start, to_release=True)
             except (AmbiguousStartError, ClientClosedError) as error:
-                self.failure = error
-        if time.cancelled_caught:
-            self.failure = CortecsError(
+                failure = error
+        # Its response counts as long as the connection is open.
+        await start.end_request()
+        if start.state is StartState.NOT_STARTED and start.key is not None:
+            key, start.key = start.key, None
+            await self.services.promises.close(key)
+        if start.is_open:
+            failure = failure or CortecsError(
                 f"it is unknown whether a start of {start.args.hf_name} created an instance. IT MAY BE "
                 "BILLED: the reaper keeps searching for it, and so does `cortecs-async sweep`."
             )
-        if self.failure is not None:
-            start.resolved(StartState.GIVEN_UP)
+            start.give_up()
+            if self.held.key is not None and start.key is not None:
+                # There is also an instance that was restarted before, with its own record.
+                self.services.promises.record_abandoned(start.key)
+        self.failure = failure
+
+    async def _end_restart(self) -> None:
+        """Wait for the effect of a restart that is still in progress, because its caller was cancelled."""
+        restart, instance_id = self.held.restart, self.held.instance_id
+        if restart is None or instance_id is None or self.held.origin is not Origin.RESTARTED:
+            return
+        poller = self.services.instances.poller
+        with anyio.CancelScope(deadline=self.deadline):
+            await restart.end(lambda: wait_until(poller, instance_id, lambda each: not has_ended(each)))
+        if restart.is_refused() and (key := restart.disown()) is not None:
+            await self.services.promises.close(key)
 
     async def _tear_down(self) -> None:
         goal, instance_id = self.goal, self.held.instance_id
@@ -115,7 +138,7 @@ class Release:
         with anyio.CancelScope(deadline=self.deadline):
             for key in list(start.not_seen):
                 if key not in self._late:
-                    instance = await self.services.starter.find_late(key, start)
+                    instance = await self.services.starter.search.find_late(key, start)
                     if instance is None:
                         continue
                     self._late[key] = self._teardown_of(instance.instance_id, Goal.GONE)

@@ -7,45 +7,16 @@ stop an instance that someone else has restarted meanwhile.
 
 from __future__ import annotations
 
+from functools import partial
+
 import anyio
-from typing_extensions import override
 
 from .._api.domain import Instance
-from .._api.witnesses import UncancellableWitness
 from .._errors import RequestError
-from .._http.messages import Failure, Reply
-from .._http.retry import counts_as_retry, may_have_taken_effect
+from .._http.retry import counts_as_retry
 from .._logging import Event, log
+from .start_state import RestartAttempt
 from .state import LeaseState, Origin
-
-
-class _Witness(UncancellableWitness):
-    """Remembers whether a restart may have worked, over all attempts.
-
-    Attributes:
-        failure: How the last attempt failed.
-        may_have_worked: Whether any attempt may have worked.
-    """
-
-    def __init__(self) -> None:
-        self.failure: Failure | None = None
-        self.may_have_worked = False
-        self._is_sent = False
-
-    @override
-    def sending(self) -> None:
-        self.failure, self._is_sent = None, True
-
-    @override
-    def settled(self, outcome: Reply | Failure) -> None:
-        self._is_sent = False
-        self.failure = outcome if isinstance(outcome, Failure) else None
-        if self.failure is None or may_have_taken_effect("POST", self.failure):
-            self.may_have_worked = True
-
-    def is_refused(self) -> bool:
-        """Return whether nothing was restarted: the service has rejected every attempt that was sent."""
-        return not (self.may_have_worked or self._is_sent)
 
 
 async def restart(state: LeaseState, instance: Instance) -> Instance:
@@ -56,7 +27,7 @@ async def restart(state: LeaseState, instance: Instance) -> Instance:
         JournalError: or `GuardError`, if one is required and missing. Nothing was sent.
     """
     services, instance_id = state.services, instance.instance_id
-    witness = _Witness()
+    witness = state.held.restart = RestartAttempt(disown=partial(_disown, state))
     attempt = counted = 0
     began = anyio.current_time()
     log(Event.LEASE_RESTARTED, instance_id=instance_id, model=instance.instance_args.hf_name)
@@ -66,11 +37,11 @@ async def restart(state: LeaseState, instance: Instance) -> Instance:
             await _promise_to_stop(state, instance)
             return await services.instances.restart_once(instance_id, witness)
         except GeneratorExit:
-            if witness.is_refused() and (key := _disown(state)) is not None:
+            if witness.is_refused() and (key := witness.disown()) is not None:
                 services.promises.close_soon(key)
             raise
         except BaseException as error:
-            if witness.is_refused() and (key := _disown(state)) is not None:
+            if witness.is_refused() and (key := witness.disown()) is not None:
                 await services.promises.close(key)
             if not isinstance(error, RequestError) or witness.failure is None:
                 raise

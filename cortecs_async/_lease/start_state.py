@@ -1,14 +1,18 @@
-"""The state of one start: what was sent, and what is known of the outcome."""
+"""The state of one start or restart: what was sent, and what is known of the outcome."""
 
 from __future__ import annotations
 
+import contextlib
 import enum
-from collections.abc import Callable
+import math
+from collections.abc import Awaitable, Callable
 from functools import partial
 
 import anyio
 from attrs import define, field
 
+from .._aio.clock import suspended
+from .._aio.tasks import DetachedTask
 from .._api.domain import Instance, InstanceArgs
 from .._api.listing import RecentLists
 from .._api.matching import Claims, UnresolvedStart
@@ -39,14 +43,16 @@ class StartAttempt:
         policy: Sets how long the instance of an unresolved start is searched for.
         claims: The other starts of the client.
         on_started: Called with the instance as soon as it is known, even if the caller was cancelled.
+        on_sent: Called each time the request is sent.
         key: The key of its open record; None without one.
-        adopted: Whether the response was lost and the instance was found in a list.
+        instance_id: The id of its instance, once it is known.
+        adopted: Whether the instance was found in a list, without a response.
         request_id: The service's id of the last request, if it sent one.
         sent_at: When the last request was sent, in seconds of `anyio.current_time`; billing counts from here.
+        suspended_before: The value of `suspended` then.
         unresolved: This start, as it is matched with instances; set before the request is sent.
         failure: How the last request failed.
         window: For how many seconds the lease waits for the instance of an unresolved start.
-        visible_until: When that ends, on the same clock.
         recent: What the lists since the last request have shown.
         not_seen: Earlier requests whose instance has not appeared in time, by the keys of their records.
     """
@@ -55,45 +61,68 @@ class StartAttempt:
     policy: RetryPolicy
     claims: Claims
     on_started: Callable[[Instance], None]
+    on_sent: Callable[[], object] = bool
     state: StartState = StartState.NOT_STARTED
     key: str | None = None
+    instance_id: str | None = None
     adopted: bool = False
     request_id: str | None = None
     sent_at: float = 0.0
+    suspended_before: float = 0.0
     unresolved: UnresolvedStart | None = None
     failure: Failure | None = None
     window: float = 0.0
-    visible_until: float = 0.0
     recent: RecentLists = field(factory=lambda: RecentLists(0.0))
     not_seen: list[str] = field(factory=list)
+    _request: DetachedTask[Reply | Failure] | None = None
+    _visible_until: float = 0.0
 
     @property
     def is_open(self) -> bool:
         """Whether it may have created an instance that is not known."""
         return self.state in {StartState.SENT, StartState.UNKNOWN}
 
-    def sending(self) -> None:
+    @property
+    def visible_until(self) -> float:
+        """Until when, in seconds of `anyio.current_time`, the lease waits for the instance of the start."""
+        has_response = self._request is None or not self._request.is_running
+        return self._visible_until if has_response else math.inf
+
+    def sending(self, request: DetachedTask[Reply | Failure], /) -> bool:
         self.state = StartState.SENT
         self.sent_at = anyio.current_time()
+        self.suspended_before = suspended()
         self.claims.begin_request(self.args.model_id)
+        self._request = request
+        self.on_sent()
+        return True
 
     def settled(self, outcome: Reply | Failure) -> None:
         """Classify the outcome of the request: started, nothing started, or unknown."""
-        self.claims.end_request(self.args.model_id)
+        if self.state is StartState.SENT:
+            self.claims.end_request(self.args.model_id)
         self.request_id = outcome.request_id
         if isinstance(outcome, Reply):
             try:
-                self.started(outcome.decode(partial(decode_started, args=self.args)))
+                instance = outcome.decode(partial(decode_started, args=self.args))
             except DecodeError:
-                self._set_unknown(Failure(kind=FailureKind.UNREADABLE, status=outcome.status))
-        elif may_have_taken_effect("POST", outcome):
+                outcome = Failure(kind=FailureKind.UNREADABLE, status=outcome.status)
+            else:
+                # Better evidence than a list in which the lease has found an instance meanwhile.
+                self.adopted = False
+                self.started(instance)
+                return
+        if not self.is_open:
+            return
+        if may_have_taken_effect("POST", outcome):
             self._set_unknown(outcome)
         else:
-            self.state = StartState.NOT_STARTED
+            self.resolved(StartState.NOT_STARTED)
             self.failure = outcome
 
     def started(self, instance: Instance) -> None:
         self.resolved(StartState.STARTED)
+        self.instance_id = instance.instance_id
         self.claims.ids.add(instance.instance_id)
         self.on_started(instance)
 
@@ -104,15 +133,87 @@ class StartAttempt:
             self.claims.resolve(self.args.model_id, self.unresolved)
 
     def interrupted(self) -> None:
-        """Set the outcome of a request that is still open: its event loop was stopped in the middle of it."""
+        """Count a request without a response as unresolved: its caller was cancelled."""
         if self.state is StartState.SENT:
-            self.settled(Failure(kind=FailureKind.TIMED_OUT))
+            self.claims.end_request(self.args.model_id)
+            self._set_unknown(Failure(kind=FailureKind.TIMED_OUT))
+
+    def give_up(self) -> None:
+        """Leave the search to the reaper and `sweep`."""
+        self.interrupted()
+        self.resolved(StartState.GIVEN_UP)
+
+    async def wait_for_response(self, timeout: float) -> bool:
+        """Wait for the response to a request that is in progress, at most for `timeout` seconds.
+
+        Returns:
+            Whether the outcome of the start is known.
+        """
+        if self._request is not None and self._request.is_running:
+            with anyio.move_on_after(timeout):
+                await self._request.join()
+        else:
+            await anyio.sleep(timeout)
+        return not self.is_open
+
+    async def end_request(self) -> None:
+        """Close the connection of a request that is still in progress, whose outcome is not needed."""
+        if self._request is not None:
+            await self._request.cancel()
 
     def _set_unknown(self, failure: Failure) -> None:
+        if self.state is not StartState.UNKNOWN and self.unresolved is not None:
+            self.claims.add_unresolved(self.args.model_id, self.unresolved)
         self.state = StartState.UNKNOWN
         self.failure = failure
-        if self.unresolved is not None:
-            self.claims.add_unresolved(self.args.model_id, self.unresolved)
         # After a timeout, the service may still be at work. Otherwise it has most likely finished.
         self.window = self.policy.adoption_window / (1 if failure.kind is FailureKind.TIMED_OUT else 6)
-        self.visible_until = anyio.current_time() + self.window
+        self._visible_until = anyio.current_time() + self.window
+
+
+@define(eq=False)
+class RestartAttempt:
+    """The restart of one lease. It receives the outcome of its requests.
+
+    Attributes:
+        disown: Forgets the instance, because nothing was restarted. Returns the key of its record, if open.
+        failure: How the last request failed.
+        may_have_worked: Whether any request may have worked.
+    """
+
+    disown: Callable[[], str | None]
+    failure: Failure | None = None
+    may_have_worked: bool = False
+    _request: DetachedTask[Reply | Failure] | None = None
+    _has_outcome: bool = True
+
+    def sending(self, request: DetachedTask[Reply | Failure], /) -> bool:
+        self.failure, self._has_outcome, self._request = None, False, request
+        return True
+
+    def settled(self, outcome: Reply | Failure) -> None:
+        self._has_outcome = True
+        self.failure = outcome if isinstance(outcome, Failure) else None
+        if self.failure is None or may_have_taken_effect("POST", self.failure):
+            self.may_have_worked = True
+
+    def is_refused(self) -> bool:
+        """Return whether nothing was restarted: the service has rejected every request that was sent."""
+        return self._has_outcome and not self.may_have_worked
+
+    async def end(self, is_restarted: Callable[[], Awaitable[object]]) -> None:
+        """Wait until the request has an outcome, or `is_restarted` returns. A stop must not overtake it."""
+        if self._request is None or not self._request.is_running:
+            return
+        async with anyio.create_task_group() as tasks:
+
+            async def watch() -> None:
+                # If the instance cannot be read, only the response shows the outcome.
+                with contextlib.suppress(Exception):
+                    await is_restarted()
+                    tasks.cancel_scope.cancel()
+
+            tasks.start_soon(watch)
+            await self._request.join()
+            tasks.cancel_scope.cancel()
+        await self._request.cancel()

@@ -15,44 +15,31 @@ attempt:
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Callable
 
 import anyio
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, field
 
 from .._aio.synchronization import SingleFlight
 from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances
-from .._api.intervals import poll_interval
-from .._api.listing import Listing, RecentLists, existing_ids
-from .._api.matching import Ambiguous, Contested, Disagreement, Outcome, UnresolvedStart, agreed
-from .._api.polling import ABSENCE_SPAN
+from .._api.listing import Listing, existing_ids
 from .._api.resources import Models
 from .._config import Settings
-from .._errors import AmbiguousStartError, ClientClosedError, CortecsError, RequestError
+from .._errors import RequestError
 from .._http.limiter import Priority, PriorityLimiter
 from .._http.messages import Failure
-from .._http.retry import counts_as_retry, is_transient, is_transient_error, next_wait
+from .._http.retry import counts_as_retry, is_transient, next_wait
 from .._logging import Event, log
-from .._recovery.claims import ForeignClaims
 from .._recovery.promises import Promises
 from .._telemetry import Observer
+from .start_search import StartSearch
 from .start_state import StartAttempt, StartState
 from .tags import StartTags
 
 # How many seconds old a list may be to serve as a baseline, so that a stream of starts shares lists.
 _BASELINE_MAX_AGE = 1.0
-
-# Seconds to wait longer while a new instance may belong to a start of another process.
-_CONTESTED_GRACE = 60.0
-
-# Seconds between two lists while they disagree.
-_AGREEMENT_INTERVAL = 1.0
-
-# Seconds for which the end of a block searches for the instance of an earlier start, if there is a candidate.
-_LATE_SEARCH = 30.0
 
 
 @define(eq=False)
@@ -60,15 +47,6 @@ class _Listing:
     instances: Listing[Instance]
     began: float
     baseline: str | None = None  # its name in the journal, once it is used
-
-
-@frozen
-class _View:
-    """A list, and what other starts claimed before it was read."""
-
-    listing: _Listing
-    instances: Listing[Instance]
-    claims: ForeignClaims
 
 
 @define(eq=False, kw_only=True, slots=False)
@@ -86,6 +64,9 @@ class Starter:
     def __attrs_post_init__(self) -> None:
         self._claims = self.instances.claims
         self._listing = SingleFlight(self._list)
+        self.search: StartSearch = StartSearch(
+            instances=self.instances, promises=self.promises, settings=self.settings
+        )
         self._tags = StartTags(self.models, self._rng, enabled=self.settings.tag_starts)
         # Twice the number of parallel requests, so that the next starts have their baseline in time.
         self._slots = PriorityLimiter(2 * self.settings.max_connections)
@@ -101,6 +82,7 @@ class Starter:
             JournalError: or `GuardError`, if one is required and missing. Nothing was sent.
             RequestError: if nothing was started or, with `outcome_unknown`, if that is not known.
         """
+        self.promises.arm()
         attempt = counted = 0
         spent = 0.0  # seconds of attempts and pauses, not counting waits for a slot
         while True:
@@ -138,7 +120,7 @@ class Starter:
                     request_id=start.failure.request_id,
                     error=error,
                 )
-                if found := await self.resolve(start, to_release=False):
+                if found := await self.search.resolve(start, to_release=False):
                     return found
                 # 503 means "no capacity" as often as "down", so the caller decides whether to try again.
                 may_repeat = start.failure.status != 503 and is_transient(start.failure)
@@ -167,7 +149,7 @@ class Starter:
         Takes a slot first. Otherwise the baseline could be outdated by the time a connection is free.
         """
         start.failure, start.state = None, StartState.NOT_STARTED
-        start.recent = self._recent_lists()
+        start.recent = self.search.recent_lists()
         await self._acquire_slot(start.args.model_id)
         try:
             # Before the baseline, which must not be old when the start is sent.
@@ -195,6 +177,7 @@ class Starter:
             if start.key is not None and start.state is StartState.NOT_STARTED:
                 key, start.key = start.key, None
                 await self.promises.close(key)
+            start.interrupted()
             raise
         finally:
             self._slots.release(Priority.CALL)
@@ -211,143 +194,6 @@ class Starter:
             if not self._claims.unresolved.get(model_id):
                 return
             self._slots.release(Priority.CALL)
-
-    async def resolve(self, start: StartAttempt, *, to_release: bool) -> Instance | None:
-        """Find the instance of a start whose outcome is unknown. Return None if none has appeared in time.
-
-        Args:
-            start: The start.
-            to_release: Adopt the instance when it has been listed for a few seconds, because it is released
-                anyway, and continue after any error. Otherwise wait until the time is over.
-
-        Raises:
-            AmbiguousStartError: if it is not clear which instance the start created.
-            RequestError: if the instances cannot be listed, unless `to_release`.
-        """
-        start.interrupted()
-        assert start.unresolved is not None  # noqa: S101  (set before it was sent)
-        if start.key is not None:
-            self.promises.record_unanswered(start.key)
-        began, recent = anyio.current_time(), start.recent
-        while True:
-            outcome: Outcome = None
-            seconds = math.inf
-            view = await self._view(start, to_release=to_release)
-            if view is not None:
-                view = evolve(view, instances=recent.add(view.instances, anyio.current_time()))
-                # Not after a single list: a release may begin when the time is over already.
-                span = min(ABSENCE_SPAN, start.window)
-                over_at = max(start.visible_until, recent.began + span)
-                is_over = view.listing.began >= over_at
-                # Not at once, because another candidate may appear.
-                seconds = span if is_over or to_release else math.inf
-                outcome = await self._decide(start.key, view, recent, seconds=seconds)
-                if isinstance(outcome, Instance):
-                    log(Event.LEASE_ADOPTED, instance_id=outcome.instance_id, model=start.args.hf_name)
-                    start.adopted = True
-                    start.started(outcome)
-                    return outcome
-                if isinstance(outcome, Contested):
-                    is_over = view.listing.began >= over_at + _CONTESTED_GRACE
-                if is_over and isinstance(outcome, (Ambiguous, Contested)):
-                    error = self._ambiguous(start, outcome)
-                    await self.promises.flush()
-                    raise error
-                if is_over and outcome is None:
-                    await self._give_up(start)
-                    return None
-            pause = poll_interval(anyio.current_time() - began, self.settings.poll)
-            if isinstance(outcome, Disagreement) and not math.isinf(seconds):
-                pause = min(pause, max(_AGREEMENT_INTERVAL, self.settings.poll.min_interval))
-            await anyio.sleep(pause)
-
-    async def find_late(self, key: str, start: StartAttempt) -> Instance | None:
-        """Search once more for the instance of an earlier request that did not appear in time."""
-        began, recent = anyio.current_time(), self._recent_lists()
-        # The reaper may have found it, and after a while an instance is more likely another user's.
-        while self.promises.is_late(key) and anyio.current_time() <= began + _LATE_SEARCH:
-            view = await self._view(start, to_release=True)
-            if view is None:
-                return None
-            view = evolve(view, instances=recent.add(view.instances, anyio.current_time()))
-            outcome = await self._decide(key, view, recent, seconds=ABSENCE_SPAN)
-            if not isinstance(outcome, Disagreement):
-                return outcome if isinstance(outcome, Instance) else None
-            await anyio.sleep(self.settings.poll.min_interval)
-        return None
-
-    async def _decide(self, key: str | None, view: _View, recent: RecentLists, *, seconds: float) -> Outcome:
-        """Decide which instance a start created, and claim it.
-
-        It is open as long as the lists of the last `seconds` disagree.
-        """
-        assert key is not None  # noqa: S101  (set before it was sent)
-        listing = view.instances
-        unclaimed = self._claims.without_claimed(listing)
-
-        def decide(unresolved: UnresolvedStart, claims: ForeignClaims) -> Outcome:
-            outcome = claims.match(unresolved, unclaimed, listed_at=listing.date)
-            return agreed(outcome, recent, seconds=seconds)
-
-        return await self.promises.decide(key, view.claims, decide)
-
-    def _recent_lists(self) -> RecentLists:
-        # Longer than any pause between two lists, so that one list that lacks an instance decides nothing.
-        return RecentLists(ABSENCE_SPAN + self.settings.poll.max_interval)
-
-    async def _give_up(self, start: StartAttempt) -> None:
-        """Leave the search to the reaper and `sweep`."""
-        assert start.key is not None  # noqa: S101  (set before it was sent)
-        start.resolved(StartState.NOT_SEEN)
-        start.not_seen.append(start.key)
-        log(Event.LEASE_START_NOT_SEEN, model=start.args.hf_name)
-        self.promises.record_abandoned(start.key)
-        start.key = None
-        await self.promises.flush()
-
-    async def _view(self, start: StartAttempt, *, to_release: bool) -> _View | None:
-        """Return a list that was read while no start of the model was in progress; None if there is none.
-
-        In such a list, each new instance is claimed or belongs to an unresolved start.
-        """
-        model_id = start.args.model_id
-        generation = self._claims.idle_generation(model_id)
-        if generation is None:
-            return None
-        claims = await self.promises.foreign_claims(start.key)
-        try:
-            listing = await self._listing.get(since=anyio.current_time())
-        except ClientClosedError:
-            raise
-        except Exception as error:
-            # A release also continues after errors of a credential provider or a transport.
-            if not to_release and not (isinstance(error, CortecsError) and is_transient_error(error)):
-                raise
-            log(
-                Event.LEASE_LOOK_FAILED,
-                model=start.args.hf_name,
-                error_type=type(error).__name__,
-                error=error,
-            )
-            return None
-        if self._claims.idle_generation(model_id) != generation:
-            return None
-        return _View(listing, listing.instances, claims)
-
-    def _ambiguous(self, start: StartAttempt, outcome: Ambiguous | Contested) -> AmbiguousStartError:
-        candidates = outcome.candidates
-        start.resolved(StartState.AMBIGUOUS)
-        if start.key is not None:
-            self.promises.record_ambiguous(start.key, candidates)
-        several = len(candidates) > 1
-        matches = "several new instances match" if several else "a new instance matches"
-        billed = "ONE OF THEM MAY BE YOURS AND BILLED" if several else "IT MAY BE YOURS AND BILLED"
-        return AmbiguousStartError(
-            f"the response to a start of {start.args.hf_name} was lost, and {matches} it: "
-            f"{', '.join(candidates)}. None was touched. {billed}: check client.instances.list(), and stop "
-            "yours.",
-            candidates=candidates,
-        )
 
     async def _baseline(self) -> _Listing:
         """Return a recent list, or join a request in progress, or read a new list."""

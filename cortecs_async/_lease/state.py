@@ -9,6 +9,7 @@ from collections.abc import Callable
 import anyio
 from attrs import define, evolve, field, frozen
 
+from .._aio.clock import suspended
 from .._aio.eventloop import loop_clock
 from .._api.domain import Instance
 from .._api.instances import Instances
@@ -19,7 +20,7 @@ from .._recovery.promises import Promises
 from .._telemetry import LeaseInfo, Observer, Operation, Source
 from .options import LeaseOptions
 from .pricing import Prices, Receipt, receipt
-from .start_state import StartAttempt
+from .start_state import RestartAttempt, StartAttempt
 from .starter import Starter
 
 
@@ -39,12 +40,14 @@ class HeldInstance:
         instance_id: The id; None while no instance is known.
         key: The key of its open record; None if there is nothing to release.
         attempt: The start that created it, or may have.
+        restart: The restart of an instance that was found stopped.
     """
 
     instance_id: str | None = None
     origin: Origin = Origin.STARTED
     key: str | None = None
     attempt: StartAttempt | None = None
+    restart: RestartAttempt | None = None
 
     @property
     def name(self) -> str:
@@ -54,8 +57,10 @@ class HeldInstance:
 
     @property
     def billed_from(self) -> float | None:
-        """When the start was sent, in seconds of `anyio.current_time`; None if the instance was found."""
-        return self.attempt.sent_at if self.origin is Origin.STARTED and self.attempt is not None else None
+        """When the start was sent, in seconds of `LeaseState.now`; None if the instance was found."""
+        if self.origin is not Origin.STARTED or self.attempt is None:
+            return None
+        return self.attempt.sent_at + self.attempt.suspended_before
 
     @property
     def open_key(self) -> str | None:
@@ -78,6 +83,7 @@ class LeaseServices:
     starter: Starter
     prices: Prices
     observer: Observer
+    allow_insecure_http: bool = False
 
 
 @define(eq=False, repr=False)
@@ -87,6 +93,7 @@ class LeaseState:
     Attributes:
         operation: The method of the client that created the lease.
         newest: The newest snapshot of the instance.
+        base_url: The URL of its endpoint, once that is checked.
         began: When the lease was entered, in seconds of `now`.
         lifetime: Maximum seconds from the start request to the release.
         limit: The argument that sets `lifetime`, with its value.
@@ -98,6 +105,7 @@ class LeaseState:
     operation: Operation = "instance"
     held: HeldInstance = field(factory=HeldInstance)
     newest: Instance | None = None
+    base_url: str = ""
     began: float = 0.0
     lifetime: float = math.inf
     limit: str = ""
@@ -115,11 +123,15 @@ class LeaseState:
     def enter(self, operation: Operation) -> None:
         self.operation = operation
         self._clock = loop_clock()
-        self.began = self._clock()
+        self.began = self.now()
 
     def now(self) -> float:
-        """Return the time of the lease's event loop in seconds, from any thread."""
-        return self._clock()
+        """Return the time in seconds, from any thread: also while the machine is suspended, it is billed."""
+        return self._clock() + suspended()
+
+    def on_loop(self, moment: float) -> float:
+        """Return a moment of `now` in seconds of `anyio.current_time`, for a deadline."""
+        return moment - suspended()
 
     @property
     def age(self) -> float:
@@ -146,9 +158,9 @@ class LeaseState:
         return self.final or self._count(self.now())
 
     def close(self, stopped_at: float | None) -> None:
-        """Set the final receipt. `stopped_at` is None if the instance keeps running."""
+        """Set the final receipt. `stopped_at`, on the loop's clock, is None if it keeps running."""
         if self.newest is not None:
-            self.final = self._count(self.now() if stopped_at is None else stopped_at)
+            self.final = self._count(self.now() if stopped_at is None else stopped_at + suspended())
 
     def _count(self, until: float) -> Receipt:
         args = self.instance.instance_args

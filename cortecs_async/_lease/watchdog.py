@@ -15,6 +15,9 @@ from .._errors import InstanceLostError, LeaseExpiredError, LifecycleError
 from .._logging import Event, log
 from .state import LeaseState
 
+# Seconds until the clock is read again, because the machine may have been suspended.
+_MAX_SLEEP = 10.0
+
 
 @define(eq=False)
 class Watchdog:
@@ -29,17 +32,19 @@ class Watchdog:
     instance: Instance
     verdict: LifecycleError | None = None
     _block: CancellableBlock = field(factory=CancellableBlock)
-    _background: BackgroundTask | None = None
+    _background: list[BackgroundTask] = field(factory=list)
 
     def enter(self) -> None:
         self._block.enter()
-        if self._state.options.on_loss == "cancel" or math.isfinite(self._state.lifetime):
-            self._background = BackgroundTask(self._watch)
+        if self._state.options.on_loss == "cancel":
+            self._background.append(BackgroundTask(self._watch_instance))
+        if math.isfinite(self._state.lifetime):
+            self._background.append(BackgroundTask(self._watch_lifetime))
 
     async def leave(self, raised: BaseException | None) -> BaseException | None:
         """End the block, and return the exception to raise from it."""
-        if self._background is not None:
-            self._background.stop()
+        for each in self._background:
+            each.stop()
         outcome, interrupted = await self._block.leave(raised)
         if self.verdict is None:
             return outcome
@@ -50,30 +55,31 @@ class Watchdog:
             outcome.add_note(f"cortecs_async: {self.verdict}")
         return outcome
 
-    async def _watch(self) -> None:
-        instance_id = self.instance.instance_id
-        with anyio.CancelScope(deadline=self._state.expires_at) as time:
-            state = await self._until_lost()
-            self.verdict = InstanceLostError(
-                f"instance {instance_id} {state} while the block was running; "
-                "pass on_loss='ignore' to keep the block running",
-                instance_id=instance_id,
-            )
-        if time.cancelled_caught:
-            self.verdict = LeaseExpiredError(
-                f"instance {instance_id} reached {self._state.limit}", instance_id=instance_id
-            )
+    async def _watch_lifetime(self) -> None:
+        # In parts, because the timers of an event loop stop while the machine is suspended.
+        while (remaining := self._state.expires_at - self._state.now()) > 0:  # noqa: ASYNC110  (no event tells)
+            await anyio.sleep(min(remaining, _MAX_SLEEP))
+        self._end(LeaseExpiredError, f"reached {self._state.limit}")
+
+    async def _watch_instance(self) -> None:
+        state = await self._until_lost()
+        self._end(
+            InstanceLostError,
+            f"{state} while the block was running; pass on_loss='ignore' to keep the block running",
+        )
+
+    def _end(self, error: type[LifecycleError], what: str) -> None:
         if self.verdict is not None:
-            log(
-                Event.LEASE_EXPIRED if time.cancelled_caught else Event.LEASE_LOST,
-                instance_id=instance_id,
-                reason=self.verdict,
-            )
-            self._block.cancel()
+            return
+        instance_id = self.instance.instance_id
+        self.verdict = verdict = error(f"instance {instance_id} {what}", instance_id=instance_id)
+        if error is LeaseExpiredError:
+            log(Event.LEASE_EXPIRED, instance_id=instance_id, reason=verdict)
+        else:
+            log(Event.LEASE_LOST, instance_id=instance_id, reason=verdict)
+        self._block.cancel()
 
     async def _until_lost(self) -> str:
-        if self._state.options.on_loss == "ignore":
-            await anyio.sleep_forever()
         policy = self._state.services.poll
         while True:
             try:

@@ -236,6 +236,17 @@ async def test_concurrent_ensures_start_one_instance(world: World, lag: float) -
         assert len(emu.ledger) == len(emu.existing) == 1
 
 
+async def test_ensures_of_different_models_do_not_wait_for_each_other(world: World) -> None:
+    async with world(step_seconds=0.0) as (emu, client):
+        emu.add_fault(Fault("delay", route="start", when="after", seconds=20.0))
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(client.instances.ensure, MODEL, HARDWARE)
+            await anyio.sleep(1.0)
+            began = anyio.current_time()
+            await client.instances.ensure("mistralai/Mistral-7B-Instruct-v0.3", HARDWARE)
+            assert anyio.current_time() - began < 2.0
+
+
 async def test_concurrent_leases_with_reuse_start_one_instance_although_lists_lag(world: World) -> None:
     async with world(list_lag=1.0) as (emu, client):
 

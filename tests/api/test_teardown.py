@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+from itertools import pairwise
 from typing import Any
 
 import anyio
 import pytest
 from _grids import BACKENDS, alternating, grid
 from _world import HARDWARE, MODEL, World
+from attrs import evolve
 
 from cortecs_async import AsyncCortecs, TeardownError
-from cortecs_async._api.teardown import Action, Goal, ObservedState, Teardown, next_action
+from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
+from cortecs_async._api.teardown import Action, Goal, ObservedState, Teardown, interpret, next_action
 from cortecs_async.emulator import Emulator, Fault
 
 # One moment in which the service does not know the instance: by its id and in the list.
@@ -489,3 +493,118 @@ async def test_a_delete_whose_answer_is_lost_needs_no_minute_if_a_reading_has_sh
             began = anyio.current_time()
         assert anyio.current_time() - began == 5.0
         assert emu.existing == ()
+
+
+# --- pauses, and statuses in other words --------------------------------------------------------------------
+
+
+async def test_the_pauses_begin_again_after_a_success(world: World) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        emu.add_fault(Fault("status", route="stop", status=500, times=4))
+        emu.add_fault(Fault("status", route="delete", status=500, times=2))
+        requests = await run(emu, teardown(client, instance_id))
+        times = {route: [at for at, each in requests if each == route] for route in ("stop", "delete")}
+        pauses = {route: [b - a for a, b in pairwise(at)] for route, at in times.items()}
+        assert pauses["stop"] == pytest.approx([0.0, 0.5, 1.0, 2.0])
+        assert pauses["delete"] == pytest.approx([0.5, 1.0])
+
+
+async def test_the_pauses_of_an_action_begin_again_after_its_own_success(world: World) -> None:
+    async with world() as (emu, client), anyio.create_task_group() as tasks:
+        instance_id = await started(emu, client)
+        emu.add_fault(Fault("status", route="stop", status=500, times=4))
+        emu.add_fault(Fault("status", route="delete", status=500, times=2))
+
+        async def restart() -> None:
+            while not any(each.route == "delete" for each in emu.requests):  # noqa: ASYNC110
+                await anyio.sleep(0.01)
+            emu.restart_instance(instance_id)  # as a colleague may
+            emu.add_fault(Fault("status", route="stop", status=500, times=2))
+
+        tasks.start_soon(restart)
+        requests = await run(emu, teardown(client, instance_id))
+        stops = [at for at, route in requests if route == "stop"]
+        pauses = [round(b - a, 1) for a, b in pairwise(stops)]
+        assert pauses[:4] == [0.0, 0.5, 1.0, 2.0]
+        assert pauses[5:7] == [0.5, 1.0]
+
+
+async def test_the_pauses_do_not_begin_again_because_a_reading_succeeds(world: World) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        emu.add_fault(Fault("status", route="delete", status=500, times=5))
+        requests = await run(emu, teardown(client, instance_id))
+        deletes = [at for at, route in requests if route == "delete"]
+        assert [b - a for a, b in pairwise(deletes)] == pytest.approx([0.0, 0.5, 1.0, 2.0, 4.0])
+
+
+async def test_a_429_is_no_failure(world: World) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        for route in ("stop", "delete", "list"):
+            emu.add_fault(Fault("status", route=route, status=429, times=4))
+        requests = await run(emu, teardown(client, instance_id))
+        # Nothing was done, so nothing is read.
+        assert [route for _, route in requests] == ["stop"] * 5 + ["delete"] * 5 + ["list"] * 5
+        assert requests[-1][0] < 12.0
+        assert emu.existing == ()
+
+
+async def test_a_429_says_how_long_to_wait(world: World) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        emu.add_fault(Fault("status", route="stop", status=429, headers={"retry-after": "20"}))
+        requests = await run(emu, teardown(client, instance_id))
+        assert [at for at, route in requests if route == "stop"] == [0.0, 20.0]
+
+
+def say_instead(emu: Emulator, word: str) -> None:
+    """Let the service have another word for "stopped"."""
+    exchange = emu.exchange
+
+    async def reworded(call: Any) -> Any:
+        delivery = await exchange(call)
+        assert delivery is not None
+        body = delivery.response.body.replace(b'"stopped"', json.dumps(word).encode())
+        return evolve(delivery, response=evolve(delivery.response, body=body))
+
+    emu.exchange = reworded  # type: ignore[method-assign]
+
+
+@grid(
+    strength=1,
+    word=["offline", "Deallocated", "0", "läuft nicht"],
+    is_stopped=[False, True],
+    anyio_backend=BACKENDS,
+)
+async def test_after_a_stop_an_unknown_status_does_not_block_the_delete(
+    world: World, word: str, *, is_stopped: bool
+) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        if is_stopped:
+            await client.instances.stop(instance_id)  # so that the next stop is refused
+        say_instead(emu, word)
+        began = anyio.current_time()
+        await run(emu, teardown(client, instance_id))
+        assert emu.existing == ()
+        assert anyio.current_time() - began < 3.0
+
+
+async def test_an_unknown_status_does_not_count_as_stopped_without_a_delete(world: World) -> None:
+    async with world() as (emu, client):
+        instance_id = await started(emu, client)
+        say_instead(emu, "offline")
+        with pytest.raises(TeardownError):
+            await teardown(client, instance_id, Goal.STOPPED).run()
+
+
+@pytest.mark.parametrize("status", ["running", "Pending", "stopping"])
+def test_a_status_that_says_that_it_is_not_stopped(status: str) -> None:
+    instance = Instance(
+        instance_id="i-1",
+        instance_args=InstanceArgs(model_id="a--b"),
+        instance_status=InstanceStatus(status=status),
+    )
+    assert interpret(instance, Goal.GONE, stop_refused=True) is ObservedState.STOPPING

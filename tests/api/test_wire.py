@@ -830,7 +830,7 @@ class TestStarted:
 
 # --- hypothesis -----------------------------------------------------------------------------------
 
-TEXT = st.text(max_size=12)
+TEXT = st.text(st.characters(exclude_categories=["C", "Z"], include_characters=" "), max_size=12)
 MOMENT = st.none() | st.datetimes(timezones=st.just(UTC))
 INSTANCES = st.builds(
     Instance,
@@ -898,6 +898,44 @@ DECODERS: list[Callable[[Any], Any]] = [
     decode_hardware_types,
     decode_balance,
 ]
+
+
+ODD = "a\nb\r\x1b[31m\x85\u2028\u202e\ud800\tc"
+CLEAN = "a b \ufffd[31m  \ufffd\ufffd c"
+
+
+def test_no_text_has_line_breaks_or_control_characters() -> None:
+    worker = {"status": ODD, "init_progress": {"current_step": 1, "num_steps": 5, "description": ODD}}
+    found = decode_instance(
+        {
+            "instance": {
+                "instance_id": ODD,
+                "base_url": ODD,
+                "instance_args": {"model_id": ODD, "hardware_type_id": ODD},
+                "instance_status": {"status": ODD},
+                "worker_statuses": [worker],
+            }
+        }
+    )
+    assert (found.instance_id, found.base_url, found.instance_args.model_id) == (CLEAN, CLEAN, CLEAN)
+    progress = found.worker_statuses[0].init_progress
+    assert progress is not None
+    assert progress.description == CLEAN
+    (entry,) = decode_instances({"instances": [{"instance_id": ODD}]}).unreadable
+    assert entry.entry_id == CLEAN
+    assert decode_started({"instance": {"instance_id": ODD}}, InstanceArgs(model_id="m")).instance_id == CLEAN
+    model = decode_model({"model": {"model_id": ODD, "hf_name": ODD, "hardware_configs": {ODD: {}}}})
+    assert (model.model_id, model.hf_name, list(model.hardware_configs)) == (CLEAN, CLEAN, [CLEAN])
+    assert decode_balance({"current_balance": 1, "currency": ODD}).currency == CLEAN
+    data = {"hardware_type_id": "h", "price_info": {ODD: [ODD, 1, {"name": ODD}]}}
+    (hardware,) = decode_hardware_types({"hardware_types": [data]})
+    assert hardware.price_info == {CLEAN: [CLEAN, 1, {"name": CLEAN}]}
+    assert decode_affected({"message": ODD, "instance_ids": [ODD]}).instance_ids == (CLEAN,)
+
+
+def test_an_id_with_a_control_character_is_not_another_id() -> None:
+    for odd in ("id\n", "i\0d", "id\u200b"):
+        assert decode_instances({"instances": [whole(instance_id=odd)]})[0].instance_id != "id"
 
 
 @given(INSTANCES)

@@ -197,9 +197,10 @@ class TestByTheMeansOfAsyncio:
             assert not hits
             assert emu.existing == ()
 
-    async def test_even_the_task_of_the_release_can_be_cancelled(self, world: World) -> None:
-        """Test what asyncio does to every task after a second Ctrl-C."""
+    async def test_a_cancellation_of_every_task_does_not_repeat_a_request(self, world: World) -> None:
+        """Test what `asyncio.run` does to every task at its end."""
         async with world(stop_seconds=3.0) as (emu, client):
+            emu.add_fault(Fault("delay", route="stop", seconds=1.0))
             others = asyncio.all_tasks()
             task = asyncio.create_task(lease_and(client))
             await stop_is_asked(emu)
@@ -209,6 +210,10 @@ class TestByTheMeansOfAsyncio:
                 await asyncio.sleep(0.3)
             await asyncio.wait([task])
             assert emu.existing == ()
+            assert [each.route for each in emu.requests if each.route in {"stop", "delete"}] == [
+                "stop",
+                "delete",
+            ]
 
 
 async def lease_and(client: AsyncCortecs, problem: Exception | None = None) -> None:

@@ -332,8 +332,8 @@ async def test_an_instance_that_ends_as_failed_is_deleted(
 
 
 def test_deleted_is_as_good_as_gone() -> None:
-    assert interpret(snapshot("Deleted"), stop_refused=False) is ObservedState.GONE
-    assert interpret(snapshot("running"), stop_refused=False) is ObservedState.LIVE
+    assert interpret(snapshot("Deleted"), Goal.GONE, stop_refused=False) is ObservedState.GONE
+    assert interpret(snapshot("running"), Goal.GONE, stop_refused=False) is ObservedState.LIVE
 
 
 async def test_a_watch_that_has_ended_stays_ended(world: World) -> None:
@@ -481,7 +481,8 @@ async def test_an_instance_that_cannot_be_read_yet_is_released_all_the_same(worl
 async def test_a_client_in_a_second_event_loop_is_told_so(world: World) -> None:
     async with world() as (_emu, client):
         await client.models.list()
-        client._wiring.http._loop = object()
+        bound = client._wiring.http.loop._bound
+        own, bound["loop"] = bound["loop"], object()
         with pytest.raises(errors.ConfigurationError, match="another event loop"):
             await client.models.list()
-        client._wiring.http._loop = None
+        bound["loop"] = own

@@ -24,7 +24,7 @@ VARIABLE: contextvars.ContextVar[str] = contextvars.ContextVar("VARIABLE", defau
 
 @pytest.fixture
 def inst() -> InstanceHandle:
-    return InstanceHandle(instance_id="instance-1", base_url="http://x/v1", model=MODEL, account="a")
+    return InstanceHandle(instance_id="instance-1", base_url="https://x.test/v1", model=MODEL, account="a")
 
 
 class Calls:

@@ -54,9 +54,6 @@ class TestArithmetic:
         with pytest.raises(errors.InvalidArgumentError, match="is less than one billing interval"):
             seconds_for(2.9, PRICE, PER_HOUR)
 
-    def test_what_costs_nothing_lasts_for_ever(self) -> None:
-        assert seconds_for(1.0, Price(per_minute=0.0), PER_MINUTE) == float("inf")
-
     @pytest.mark.parametrize(
         ("info", "expected"),
         [
@@ -65,7 +62,6 @@ class TestArithmetic:
             ({"per_hour": 3}, (0.05, 3.0)),
             ({"pricePerMinute": 0.05}, (0.05, 3.0)),
             ({"PRICE_PER_HOUR": 3.0}, (0.05, 3.0)),
-            ({"minute": 0.0}, (0.0, 0.0)),
             ({"currency": 7, "hourly": 3.0}, (0.05, 3.0)),
             ({"hourly-rate": 3.0, "name": "L40S", "spot": False}, (0.05, 3.0)),
             ({"EUR/hour": 3.0, "currency": "eur"}, (0.05, 3.0)),
@@ -101,6 +97,10 @@ class TestArithmetic:
             ({"price_per_minute": 1.0, "cost_per_minute": 2.0}, None),
             ({"price_per_minute": 0.0, "price_per_hour": 3.0}, None),
             ({"price_per_minute": 1.0, "price_per_hour": 0}, None),
+            # A price that may not be set
+            ({"minute": 0.0}, None),
+            ({"price_per_minute": 0, "price_per_hour": 0}, None),
+            ({"price_per_hour": 5e-324}, None),
             # Other values
             ({"per_minute": "0.05"}, None),
             ({"per_minute": True}, None),
@@ -158,6 +158,24 @@ async def test_the_block_ends_when_its_lifetime_is_up(world: World) -> None:
         assert emu.existing == ()
 
 
+async def test_the_lifetime_counts_the_time_for_which_the_machine_is_suspended(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [50.0]
+    for module in ("state", "start_state"):
+        monkeypatch.setattr(f"cortecs_async._lease.{module}.suspended", lambda: seconds[0])
+    async with world() as (emu, client):
+        began = anyio.current_time()
+        with pytest.raises(errors.LeaseExpiredError, match="max_lifetime=1000 s"):
+            async with client.instance(MODEL, HARDWARE, max_lifetime=1000) as inst:
+                await anyio.sleep(100.0)
+                seconds[0] += 950.0
+                await anyio.sleep(10_000)
+        assert 100.0 < anyio.current_time() - began < 120.0
+        assert 1050.0 < inst.receipt.seconds < 1070.0
+        assert emu.existing == ()
+
+
 @alternating("on_loss", ["cancel", "ignore"])
 async def test_the_block_ends_before_it_costs_more(world: World, on_loss: Any) -> None:
     async with world(step_seconds=1.0) as (emu, client):
@@ -199,16 +217,71 @@ async def test_an_expired_instance_is_not_billed_whatever_on_exit_says(world: Wo
         assert emu.billing == ()
 
 
-async def test_an_unknown_price_is_told_before_anything_is_started(world: World) -> None:
+async def test_max_cost_also_counts_while_a_start_hangs(world: World) -> None:
     async with world() as (emu, client):
-        emu.add_fault(
-            Fault(
-                "status",
-                route="hardware_types",
-                status=200,
-                body={"hardware_types": [{"hardware_type_id": HARDWARE, "price_info": {"tier": "gold"}}]},
-            )
-        )
+        emu.add_fault(Fault("delay", route="start", when="after", seconds=1000.0))
+        with pytest.raises(errors.LeaseExpiredError):
+            async with client.instance(MODEL, HARDWARE, max_cost=0.06):  # one minute costs 0.05
+                pytest.fail("entered")
+        assert emu.ledger[0].cost <= 0.06
+
+
+async def test_max_lifetime_also_counts_while_a_start_hangs(world: World) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("delay", route="start", when="after", seconds=29.0))
+        with pytest.raises(errors.LeaseExpiredError, match="max_lifetime=5 s before its instance was known"):
+            async with client.instance(MODEL, HARDWARE, max_lifetime=5.0):
+                pytest.fail("entered")
+        assert emu.ledger[0].seconds < 5.0 + 8.0
+
+
+@pytest.mark.parametrize("max_connections", [1, 2])
+async def test_a_price_list_that_hangs_takes_no_slot_of_the_starts(
+    world: World, max_connections: int
+) -> None:
+    async with world(max_connections=max_connections) as (emu, client):
+        emu.add_fault(Fault("delay", route="hardware_types", seconds=1000.0, times=None))
+        began = anyio.current_time()
+        ended: list[float] = []
+
+        async def lease() -> None:
+            async with client.instance(MODEL, HARDWARE):
+                ended.append(anyio.current_time() - began)
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(8):
+                tasks.start_soon(lease)
+        assert max(ended) < 6.0
+
+
+async def test_the_expiry_of_an_inner_lease_does_not_end_a_kept_instance(world: World) -> None:
+    async with world() as (emu, client):
+        with pytest.raises(errors.LeaseExpiredError) as caught:
+            async with client.instance(MODEL, HARDWARE, on_exit="keep") as kept:
+                async with client.instance(MODEL, HARDWARE, max_lifetime=50):
+                    await anyio.sleep(10_000)
+        assert caught.value.instance_id != kept.instance_id
+        assert emu.billing == (kept.instance_id,)
+
+
+async def test_an_expired_instance_is_not_billed_if_the_block_raises_its_own_error(world: World) -> None:
+    async with world() as (emu, client):
+        with pytest.raises(RuntimeError, match="its own"):
+            async with client.instance(MODEL, HARDWARE, max_lifetime=50, on_exit="keep"):
+                try:
+                    await anyio.sleep(10_000)
+                finally:
+                    raise RuntimeError("its own")
+        assert emu.billing == ()
+
+
+@alternating("price_info", [{"tier": "gold"}, {"price_per_minute": 0.0, "currency": "EUR"}])
+async def test_an_unknown_price_is_told_before_anything_is_started(
+    world: World, price_info: dict[str, Any]
+) -> None:
+    async with world() as (emu, client):
+        body = {"hardware_types": [{"hardware_type_id": HARDWARE, "price_info": price_info}]}
+        emu.add_fault(Fault("status", route="hardware_types", status=200, body=body))
         with pytest.raises(errors.PriceUnknownError, match="max_lifetime"):
             async with client.instance(MODEL, HARDWARE, max_cost=10):
                 pytest.fail("entered")
@@ -274,13 +347,45 @@ async def test_the_receipt_agrees_with_the_bill(
     assert str(inst.receipt) in caplog.text
 
 
-async def test_without_a_price_list_there_is_still_a_receipt(world: World) -> None:
-    async with world(step_seconds=1.0) as (emu, client):
+async def test_a_price_list_that_hangs_delays_no_lease_and_no_close(world: World) -> None:
+    async with world(step_seconds=0.0) as (emu, client):
+        emu.add_fault(Fault("delay", route="hardware_types", seconds=100.0, times=None))
+        for _ in range(2):
+            start = anyio.current_time()
+            async with client.instance(MODEL, HARDWARE) as inst:
+                assert anyio.current_time() - start < 1.0
+                assert inst.cost_so_far is None
+            assert inst.receipt.cost is None
+            assert inst.receipt.intervals == 1
+        assert emu.existing == ()
+        start = anyio.current_time()
+    assert anyio.current_time() - start < 1.0
+
+
+async def test_a_price_list_that_hangs_counts_towards_start_timeout(world: World) -> None:
+    async with world() as (emu, client):
         emu.add_fault(Fault("delay", route="hardware_types", seconds=100.0, times=None))
         start = anyio.current_time()
-        async with client.instance(MODEL, HARDWARE) as inst:
-            assert inst.cost_so_far is None
-        assert inst.receipt.cost is None
-        assert inst.receipt.intervals == 1
-        assert anyio.current_time() - start < 30
-        assert emu.existing == ()
+        with pytest.raises(errors.RequestTimeoutError, match="Nothing was started"):
+            async with client.instance(MODEL, HARDWARE, max_cost=5, start_timeout=20):
+                pytest.fail("entered")
+        assert anyio.current_time() - start == pytest.approx(20.0)
+
+
+@alternating("options", [{}, {"max_cost": 5}])
+async def test_leases_read_the_price_list_once(world: World, options: dict[str, Any]) -> None:
+    async with world() as (emu, client):
+
+        async def lease() -> None:
+            async with client.instance(MODEL, **options) as inst:
+                await anyio.sleep(30.0)
+                assert inst.cost_so_far is not None
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(30):
+                tasks.start_soon(lease)
+        await lease()
+        routes = [each.route for each in emu.requests]
+        assert routes.count("hardware_types") == 1
+        # The recommended hardware may change.
+        assert routes.count("model") == (2 if options else 0)

@@ -923,3 +923,34 @@ async def test_a_restart_that_was_not_sent_again_does_not_stop_the_instance(
         assert await later.client.sweep() == ()
         assert emu.billing == (twin,)
         assert "stop" not in routes(emu)
+
+
+@pytest.mark.parametrize("has_timestamps", [False, True])
+async def test_after_a_suspension_an_instance_is_adopted_only_if_its_timestamp_confirms_it(
+    world: World, monkeypatch: pytest.MonkeyPatch, *, has_timestamps: bool
+) -> None:
+    seconds = [0.0]
+    for module in ("start_state", "start_search"):
+        monkeypatch.setattr(f"cortecs_async._lease.{module}.suspended", lambda: seconds[0])
+    async with world() as (emu, client):
+        emu.add_fault(Fault("drop", route="start", when="after" if has_timestamps else "before"))
+        if not has_timestamps:
+            monkeypatch.setattr(UnresolvedStart, "is_confirmed_by", lambda *_: None)  # no timestamps
+
+        async def suspend() -> None:
+            await anyio.sleep(2.0)
+            seconds[0] = 600.0
+            if not has_timestamps:
+                emu.start_instance(MODEL, HARDWARE)  # a colleague's
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(suspend)
+            if has_timestamps:
+                async with client.instance(MODEL, HARDWARE):
+                    assert len(emu.billing) == 1
+                assert emu.existing == ()
+            else:
+                with pytest.raises(errors.AmbiguousStartError):
+                    async with client.instance(MODEL, HARDWARE):
+                        pytest.fail("entered")
+                assert len(emu.billing) == 1
