@@ -6,14 +6,22 @@ import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Protocol, get_args
 from urllib.parse import urlsplit
 
 import attrs
 from attrs import evolve, field, frozen
 
+from ._environment import Environment, Proxy, split_url
 from ._errors import ConfigurationError
-from ._secrets import CredentialProvider, Credentials, Secret
+from ._secrets import (
+    CredentialProvider,
+    Credentials,
+    Hidden,
+    Secret,
+    credentials_problem,
+    has_line_break,
+)
 
 _OWN_HEADERS = frozenset({"authorization", "content-length", "content-type", "host", "transfer-encoding"})
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
@@ -21,25 +29,41 @@ _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 Mode = Literal["auto", "required", "off"]
 TransportName = Literal["httpx", "aiohttp"]
 
+
+class URLObject(Protocol):
+    """A URL, as an object of httpx, yarl, pydantic, or `urllib.parse`."""
+
+    @property
+    def scheme(self) -> str: ...
+
+
 MAX_CONNECTIONS = 100
 DEFAULT_API_BASE_URL = "https://cortecs.ai/api/v1"
+
+
+def _name(instance: object, attribute: attrs.Attribute[Any]) -> str:
+    # The settings are arguments of `AsyncCortecs`.
+    return attribute.name if isinstance(instance, Settings) else f"{type(instance).__name__}.{attribute.name}"
 
 
 def _at_least(minimum: float) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigurationError(f"{type(instance).__name__}.{attribute.name} must be a number")
+            raise ConfigurationError(f"{_name(instance, attribute)} must be a number")
         if math.isnan(value) or value < minimum:
-            raise ConfigurationError(
-                f"{type(instance).__name__}.{attribute.name} must be at least {minimum}, not {value}"
-            )
+            raise ConfigurationError(f"{_name(instance, attribute)} must be at least {minimum}, not {value}")
 
     return check
 
 
-def _positive(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{attribute.name} must be a whole number of at least 1, not {value!r}")
+def _whole(minimum: int) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
+    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise ConfigurationError(
+                f"{_name(instance, attribute)} must be a whole number of at least {minimum}, not {value!r}"
+            )
+
+    return check
 
 
 def check_mode(name: str, mode: Any) -> None:
@@ -55,8 +79,17 @@ def _known_transport(_: object, attribute: attrs.Attribute[Any], value: Any) -> 
 
 
 def _is_bool(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
+    _check_bool(attribute.name, value)
+
+
+def _check_bool(name: str, value: Any) -> None:
     if not isinstance(value, bool):  # "false" must not count as true
-        raise ConfigurationError(f"{attribute.name} must be True or False, not {value!r}")
+        raise ConfigurationError(f"{name} must be True or False, not {value!r}")
+
+
+def _check_policy(name: str, value: Any, policy: type) -> None:
+    if value is not None and not isinstance(value, policy):
+        raise ConfigurationError(f"{name} must be a {policy.__name__}, not {type(value).__name__}")
 
 
 @frozen(kw_only=True)
@@ -74,7 +107,7 @@ class RetryPolicy:
             any other loss of the response, it searches for a sixth of this.
     """
 
-    max_retries: int = field(default=5, validator=_at_least(0))
+    max_retries: int = field(default=5, validator=_whole(0))
     initial_backoff: float = field(default=0.5, validator=_at_least(0))
     max_backoff: float = field(default=8.0, validator=_at_least(0))
     max_retry_after: float = field(default=120.0, validator=_at_least(0))
@@ -120,9 +153,29 @@ class Settings:
     retry: RetryPolicy
     poll: PollPolicy
     headers: Mapping[str, str] = field(repr=False)
-    max_connections: int = field(default=MAX_CONNECTIONS, validator=_positive)
+    max_connections: int = field(default=MAX_CONNECTIONS, validator=_whole(1))
     transport: TransportName = field(default="httpx", validator=_known_transport)
     tag_starts: bool = field(default=False, validator=_is_bool)
+    environment: Environment = field(factory=Environment, repr=False)
+
+    @property
+    def proxy(self) -> Proxy | None:
+        """The proxy for the API base URL.
+
+        There is none on loopback: it would take the request, and its secrets, off this machine.
+
+        Raises:
+            ConfigurationError: if the proxy cannot be used. The message names the variable.
+        """
+        return None if self.is_loopback else self.environment.proxy_for(self.api_base_url)
+
+    @property
+    def uses_tls(self) -> bool:
+        """Whether the service, or the proxy to it, is reached over TLS."""
+        proxy = self.proxy
+        return self.api_base_url.lower().startswith("https") or (
+            proxy is not None and proxy.scheme == "https"
+        )
 
     @property
     def is_loopback(self) -> bool:
@@ -135,12 +188,12 @@ def resolve_settings(
     client_id: str | None,
     client_secret: Secret | None,
     credential_provider: CredentialProvider | None,
-    api_base_url: str | None,
+    api_base_url: Hidden[Any],
     timeout: float,
     max_retries: int | None,
     retry_policy: RetryPolicy | None,
     poll_policy: PollPolicy | None,
-    default_headers: Mapping[str, str] | None,
+    default_headers: Hidden[Any],
     allow_insecure_http: bool,
     max_connections: int,
     transport: TransportName,
@@ -151,33 +204,44 @@ def resolve_settings(
 
     Arguments take precedence over the environment, which takes precedence over defaults.
     """
-    variables = {name: environ.get(f"CORTECS_{name}", "").strip() for name in ("CLIENT_ID", "API_BASE_URL")}
-    secret_variable = Secret(environ.get("CORTECS_CLIENT_SECRET", "").strip())
+    id_variable = environ.get("CORTECS_CLIENT_ID", "")
+    secret_variable = Secret(environ.get("CORTECS_CLIENT_SECRET", ""))
+    url_variable = Hidden(environ.get("CORTECS_API_BASE_URL", "").strip() or DEFAULT_API_BASE_URL)
     del environ  # a traceback that shows locals would show the secret, and all else in the environment
     if credential_provider is not None and (client_id or client_secret):
         raise ConfigurationError("pass either credential_provider or client_id and client_secret, not both")
     if credential_provider is None:
         credential_provider = _static_provider(
-            client_id or variables["CLIENT_ID"],
-            client_secret or secret_variable,
+            Credentials(
+                client_id=id_variable if client_id is None or client_id == "" else client_id,
+                client_secret=client_secret or secret_variable,
+            )
         )
+    elif not callable(credential_provider):
+        raise ConfigurationError("credential_provider must be an async function without arguments")
+    _check_policy("retry_policy", retry_policy, RetryPolicy)
+    _check_policy("poll_policy", poll_policy, PollPolicy)
+    _check_bool("allow_insecure_http", allow_insecure_http)
     retry = retry_policy or RetryPolicy()
     if max_retries is not None:
         retry = evolve(retry, max_retries=max_retries)
-    return Settings(
+    settings = Settings(
         api_base_url=check_api_base_url(
-            api_base_url or variables["API_BASE_URL"] or DEFAULT_API_BASE_URL,
+            url_variable if api_base_url.reveal() is None or api_base_url.reveal() == "" else api_base_url,
             allow_insecure_http=allow_insecure_http,
         ),
         credential_provider=credential_provider,
         timeout=timeout,
         retry=retry,
         poll=poll_policy or PollPolicy(),
-        headers=_check_headers("default_headers", default_headers or {}),
+        headers={},
         max_connections=max_connections,
         transport=transport,
         tag_starts=tag_starts,
+        environment=Environment.read(),
     )
+    # Last, because the frame of a constructor that raises would show them.
+    return evolve(settings, headers=_check_headers("default_headers", default_headers))
 
 
 def override(
@@ -186,27 +250,24 @@ def override(
     timeout: float | None,
     max_retries: int | None,
     retry_policy: RetryPolicy | None,
-    headers: Mapping[str, str] | None,
+    headers: Hidden[Any],
 ) -> Settings:
     """Return the settings with these values replaced and these headers added."""
+    _check_policy("retry_policy", retry_policy, RetryPolicy)
     retry = retry_policy or settings.retry
     if max_retries is not None:
         retry = evolve(retry, max_retries=max_retries)
-    added = _check_headers("headers", headers or {})
+    settings = evolve(settings, timeout=settings.timeout if timeout is None else timeout, retry=retry)
+    added = _check_headers("headers", headers)
     replaced = {name.lower() for name in added}
     kept = {name: value for name, value in settings.headers.items() if name.lower() not in replaced}
-    return evolve(
-        settings,
-        timeout=settings.timeout if timeout is None else timeout,
-        retry=retry,
-        headers={**kept, **added},
-    )
+    return evolve(settings, headers={**kept, **added})
 
 
-def _static_provider(client_id: str, client_secret: Secret) -> CredentialProvider:
-    missing = [
-        name for name, value in (("client_id", client_id), ("client_secret", client_secret)) if not value
-    ]
+def _static_provider(credentials: Credentials) -> CredentialProvider:
+    if problem := credentials_problem(credentials, may_be_missing=True):
+        raise ConfigurationError(problem)
+    missing = [name for name in ("client_id", "client_secret") if not getattr(credentials, name)]
 
     async def provide() -> Credentials:
         # Raised on first use, because the lists of models and hardware types need no credentials.
@@ -215,38 +276,66 @@ def _static_provider(client_id: str, client_secret: Secret) -> CredentialProvide
                 f"missing {' and '.join(missing)}: pass client_id= and client_secret= to AsyncCortecs, "
                 "or set CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET"
             )
-        return Credentials(client_id=client_id, client_secret=client_secret)
+        return credentials
 
     return provide
 
 
-def check_api_base_url(url: str, *, allow_insecure_http: bool) -> str:
+def check_api_base_url(url: Any, *, allow_insecure_http: bool) -> str:
     """Return the URL without a trailing slash.
+
+    Args:
+        url: The URL, as a string or a URL object, or one of them `Hidden`.
+        allow_insecure_http: Accept plain http to another machine.
 
     Raises:
         ConfigurationError: if it is not an absolute http(s) URL, has credentials, a query or a fragment, or
             is plain http to another machine without `allow_insecure_http`.
     """
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        _ = parts.port  # raises for an invalid port
-    except ValueError:
-        # The message shows neither the URL nor Python's error: both may hold a password.
-        raise ConfigurationError("api_base_url is not a URL: check its host and port") from None
+    hidden = Hidden(_url_text(url.reveal() if isinstance(url, Hidden) else url))
+    kind = type(url.reveal() if isinstance(url, Hidden) else url).__name__
+    del url  # a traceback that shows locals would show a password in it
+    text = hidden.reveal()
+    if text is None:
+        raise ConfigurationError(f"api_base_url must be a string or a URL object, not {kind}")
+    if has_line_break(text):
+        problem: str | None = "api_base_url contains a line break"
+    else:
+        problem = _url_problem(text, allow_insecure_http=allow_insecure_http)
+    if problem:
+        del text
+        raise ConfigurationError(problem)
+    return text.rstrip("/")
+
+
+def _url_text(url: Any) -> str | None:
+    """Return the text of a string or URL object (of httpx, yarl, pydantic, urllib, ...), or None."""
+    if isinstance(url, str):
+        return url.strip()
+    if callable(getattr(url, "geturl", None)):
+        return str(url.geturl())
+    is_url = hasattr(url, "scheme") and (hasattr(url, "host") or hasattr(url, "hostname"))
+    return str(url) if is_url else None
+
+
+def _url_problem(url: str, *, allow_insecure_http: bool) -> str | None:
+    """Return what is wrong with a base URL. What may hold a password is not shown."""
+    parts = split_url(url)
+    if parts is None:
+        return "api_base_url is not a URL: check its host and port, and that it contains no spaces"
     if "@" in url:
         # Anywhere in it: the parser finds no user name in `user:password@host` without a scheme.
-        raise ConfigurationError("api_base_url must not have a user name or password")
-    if parts.scheme not in {"http", "https"} or not host:
-        raise ConfigurationError(f"api_base_url must be an absolute http(s) URL, not {url!r}")
-    if parts.query or parts.fragment:
-        raise ConfigurationError("api_base_url must not have a query or fragment")
-    if parts.scheme == "http" and not is_loopback_host(host) and not allow_insecure_http:
-        raise ConfigurationError(
+        return "api_base_url must not have a user name or password"
+    if "?" in url or "#" in url:
+        return "api_base_url must not have a query or fragment"
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        return f"api_base_url must be an absolute http(s) URL, not {url!r}"
+    if parts.scheme == "http" and not is_loopback_host(parts.hostname) and not allow_insecure_http:
+        return (
             f"api_base_url {url!r} uses plain http, which sends credentials unencrypted. "
             "Use https, or pass allow_insecure_http=True."
         )
-    return url.rstrip("/")
+    return None
 
 
 def is_loopback_host(host: str) -> bool:
@@ -259,14 +348,32 @@ def is_loopback_host(host: str) -> bool:
         return False
 
 
-def _check_headers(argument: str, headers: Mapping[Any, Any]) -> Mapping[str, str]:
-    for name, value in headers.items():
-        if not isinstance(name, str) or not isinstance(value, str):
-            raise ConfigurationError(f"{argument} must be a mapping from strings to strings")
-        if not _HEADER_NAME.fullmatch(name):
-            raise ConfigurationError(f"{argument}: {name!r} is not a valid header name")
-        if name.lower() in _OWN_HEADERS:
-            raise ConfigurationError(f"{argument} must not set {name}: the client sets it itself")
-        if not (value.isascii() and value.replace("\t", " ").isprintable()):
-            raise ConfigurationError(f"{argument}: the value of {name!r} must be printable ASCII on one line")
-    return dict(headers)
+def _check_headers(argument: str, headers: Hidden[Any]) -> Mapping[str, str]:
+    """Return the headers, with their values stripped. The values may be secrets, and are never shown."""
+    if headers.reveal() is None:
+        return {}
+    if problem := _headers_problem(headers.reveal()):
+        raise ConfigurationError(f"{argument}{problem}")
+    return {name: value.strip() for name, value in headers.reveal().items()}
+
+
+def _headers_problem(headers: Any) -> str | None:
+    if not isinstance(headers, Mapping):
+        return " must be a mapping from strings to strings"
+    problems = (_header_problem(name, value) for name, value in headers.items())
+    return next(filter(None, problems), None)
+
+
+def _header_problem(name: Any, value: Any) -> str | None:
+    if not isinstance(name, str) or not isinstance(value, str):
+        return " must be a mapping from strings to strings"
+    if not _HEADER_NAME.fullmatch(name):
+        return f": {name!r} is not a valid header name"
+    if name.lower() in _OWN_HEADERS:
+        return f" must not set {name}: the client sets it itself"
+    value = value.strip()
+    if has_line_break(value):
+        return f": the value of {name!r} contains a line break"
+    if not (value.isascii() and value.replace("\t", " ").isprintable()):
+        return f": the value of {name!r} must be printable ASCII"
+    return None

@@ -35,11 +35,17 @@ class ClientClosedError(CortecsError, RuntimeError):
 
 
 class JournalError(CortecsError, OSError):
-    """The journal cannot be written, and `journal="required"` is set. Nothing was started."""
+    """The journal cannot be written, and `journal="required"` is set: nothing was started.
+
+    Also raised by `sweep`, `orphans` and `owners` if the state directory cannot be used.
+    """
 
 
 class GuardError(CortecsError, RuntimeError):
-    """The reaper process cannot be started, and `guard="required"` is set. Nothing was started."""
+    """`guard="required"` is set, and the reaper process cannot be started or cannot reach the service.
+
+    Nothing was started.
+    """
 
 
 class PriceUnknownError(CortecsError, ValueError):
@@ -198,7 +204,7 @@ class LifecycleError(CortecsError):
     """Starting, using or releasing an instance failed.
 
     Attributes:
-        instance_id: Id of the instance.
+        instance_id: Id of the instance; empty if it is not known.
     """
 
     def __init__(self, message: str, *, instance_id: str) -> None:
@@ -269,7 +275,10 @@ class BatchWriteError(CortecsError, OSError):
 
 
 class EndpointError(LifecycleError):
-    """The instance is running, but its endpoint rejects the key or stopped answering."""
+    """The instance is running, but its endpoint cannot be used.
+
+    Its URL is not safe to send a key to, it rejects the key, or it has stopped answering.
+    """
 
 
 publish(

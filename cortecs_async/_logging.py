@@ -149,6 +149,13 @@ class Event(enum.Enum):
         "path entry_id",
     )
 
+    HTTP_ENVIRONMENT_IGNORED = (
+        "http.environment_ignored",
+        WARNING,
+        "Ignoring an entry of %(variable)s that cannot be used: %(entry)r",
+        "variable entry",
+    )
+
     WATCH_FAILED = (
         "watch.failed",
         WARNING,
@@ -176,14 +183,29 @@ class Event(enum.Enum):
         WARNING,
         (
             "Cannot write the journal in %(directory)s (%(error)s): "
-            "if this machine dies, `sweep` cannot find its instances"
+            "if this machine dies, `sweep` cannot find its instances. "
+            "Set CORTECS_STATE_DIR to a directory of your own"
         ),
         "directory",
+    )
+    GUARD_FILES_IGNORED = (
+        "guard.files_ignored",
+        WARNING,
+        "Leaving %(files)s in %(directory)s alone: %(problem)s",
+        "directory files",
     )
     GUARD_NO_REAPER = (
         "guard.no_reaper",
         WARNING,
         "The reaper is not running (%(error)s): if this process is killed, its instances run until `sweep`",
+    )
+    GUARD_REAPER_UNREACHABLE = (
+        "guard.reaper_unreachable",
+        WARNING,
+        (
+            "The reaper cannot reach the service: %(problem)s. "
+            "If this process is killed, its instances run until `sweep`"
+        ),
     )
     GUARD_REAPER_REPLACED = "guard.reaper_replaced", WARNING, "Starting another reaper: %(reason)s"
     GUARD_REAPER_GIVEN_UP = (

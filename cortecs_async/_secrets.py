@@ -6,18 +6,36 @@ import json
 import urllib.parse
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from attrs import field, frozen
 
+T = TypeVar("T")
 
-class Secret:
-    """A string that never shows itself: not in repr, str, logs, pickles or the locals of a traceback."""
+
+class Hidden(Generic[T]):
+    """A value that never shows itself: not in repr, str, logs, pickles or the locals of a traceback."""
 
     __slots__ = ("_value",)
 
-    def __init__(self, value: str) -> None:
+    def __init__(self, value: T) -> None:
         self._value = value
+
+    def reveal(self) -> T:
+        """Return the value itself."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}('***')"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise TypeError(f"a {type(self).__name__} is not pickled")
+
+
+class Secret(Hidden[str]):
+    """A string that never shows itself: not in repr, str, logs, pickles or the locals of a traceback."""
+
+    __slots__ = ()
 
     def reveal(self) -> str:
         """Return the string itself. Call it only where a request is sent."""
@@ -32,31 +50,33 @@ class Secret:
     def __hash__(self) -> int:
         return hash(self._value)
 
-    def __repr__(self) -> str:
-        return "Secret('***')"
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError("a Secret is not pickled")
+def _stripped(value: str) -> str:
+    # A value of another type is reported when it is used.
+    return value.strip() if hasattr(value, "strip") else value
 
 
-def _to_secret(value: str | Secret) -> Secret:
-    return value if isinstance(value, Secret) else Secret(value)
+def to_secret(value: str | Secret) -> Secret:
+    """Return the secret, without whitespace around it."""
+    return Secret(_stripped(value.reveal() if isinstance(value, Secret) else value))
 
 
 @frozen(kw_only=True)
 class Credentials:
     """Client credentials of the provisioning API, from the account's page on cortecs.ai.
 
+    Whitespace around them is removed, because a secret that is read from a file often ends with a line break.
+
     Attributes:
         client_id: The id.
         client_secret: The secret; a plain string is converted to a `Secret`.
     """
 
-    client_id: str
-    client_secret: Secret = field(converter=_to_secret)
+    client_id: str = field(converter=_stripped)
+    client_secret: Secret = field(converter=to_secret)
 
 
-def credentials_problem(credentials: Any) -> str | None:
+def credentials_problem(credentials: Any, *, may_be_missing: bool = False) -> str | None:
     """Return the problem with the result of a credential provider, without showing any of its values."""
     if not isinstance(credentials, Credentials):
         return f"credential_provider must return Credentials, not a {type(credentials).__name__}"
@@ -65,11 +85,18 @@ def credentials_problem(credentials: Any) -> str | None:
         "client_secret": credentials.client_secret.reveal(),
     }
     for name, value in values.items():
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not (value or may_be_missing):
             return f"{name} must be a non-empty string"
+        if has_line_break(value):
+            return f"{name} contains a line break"
         if any("\ud800" <= character <= "\udfff" for character in value):
             return f"{name} is not valid Unicode text: was it read from bytes that are not UTF-8?"
     return None
+
+
+def has_line_break(text: str) -> bool:
+    """Return whether the text contains a line break."""
+    return "\n" in text or "\r" in text
 
 
 CredentialProvider = Callable[[], Awaitable[Credentials]]
@@ -94,11 +121,22 @@ class Redactor:
         # The longest first, because one secret may begin with another.
         self._spellings = tuple(Secret(each) for each in sorted(spellings, key=len, reverse=True))
 
+    @property
+    def longest(self) -> int:
+        """Number of characters of the longest text that `redact` removes."""
+        return len(self._spellings[0].reveal()) if self._spellings else 0
+
     def redact(self, text: str) -> str:
         """Return the text with `***` for every secret in it, in any of its spellings."""
         for spelling in self._spellings:
             text = text.replace(spelling.reveal(), "***")
         return text
+
+    def one_line(self, text: str) -> str:
+        """Return the text on one line, without secrets, control characters, and what reorders text."""
+        # Redacted before too, because a secret may contain whitespace.
+        text = self.redact("".join(each for each in text if each.isprintable() or each.isspace()))
+        return self.redact(" ".join(text.split()))
 
 
 def _spellings(secret: str) -> set[str]:

@@ -24,13 +24,12 @@ import pytest
 import trio.testing
 from _tiers import TierCheck, is_real
 from _virtual_time import VirtualTimeLoop
-from _world import emulated_wall_clock, in_the_loop
+from _world import SYSTEM, in_the_loop
 from hypothesis import HealthCheck, settings
 
 import cortecs_async
 from cortecs_async import AsyncCortecs
 from cortecs_async._aio import threads as _threads
-from cortecs_async._aio.threads import System
 from cortecs_async._client.wiring import Wiring
 from cortecs_async.emulator import Emulator, serve_emulator
 
@@ -190,5 +189,5 @@ def batch_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def journals(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> Path:
     """Return the directory of the journals. Clients use the emulator's clock, and write without threads."""
-    monkeypatch.setattr(Wiring, "system", System(emulated_wall_clock, off_loop=in_the_loop))
+    monkeypatch.setattr(Wiring, "system", SYSTEM)
     return state_dir / "journal"

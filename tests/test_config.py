@@ -6,12 +6,16 @@ import copy
 import logging
 import pickle
 import traceback
+import urllib.parse
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import attrs
 import httpx
+import httpx2
 import pytest
+import yarl
 from _grids import alternating, on_one_backend
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +28,7 @@ from cortecs_async._config import (
     is_loopback_host,
     resolve_settings,
 )
+from cortecs_async._secrets import Hidden
 
 HUSH = "t0p-s3cret"
 
@@ -46,6 +51,8 @@ def resolve(environ: Mapping[str, str] | None = None, **given_: Any) -> Settings
         "environ": environ or {},
         **given_,
     }
+    for name in ("api_base_url", "default_headers"):
+        arguments[name] = Hidden(arguments[name])
     return resolve_settings(**arguments)
 
 
@@ -172,6 +179,10 @@ async def _provide() -> Credentials:
 
 
 class TestPolicies:
+    def test_a_number_of_retries_is_a_whole_number(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"RetryPolicy\.max_retries must be a whole number"):
+            resolve(max_retries=1.5)
+
     @pytest.mark.parametrize(
         "name", ["max_retries", "initial_backoff", "max_backoff", "max_retry_after", "total_timeout"]
     )
@@ -353,6 +364,79 @@ def test_loopback(*, host: str, expected: bool) -> None:
 def test_settings_know_whether_they_stay_on_this_machine() -> None:
     assert resolve(api_base_url="http://127.0.0.1:1/x").is_loopback
     assert not resolve().is_loopback
+
+
+class URLLike:
+    """A URL object with the attributes of that of Starlette."""
+
+    scheme = "https"
+    hostname = "h.test"
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+
+    def __str__(self) -> str:
+        return self._url
+
+
+class TestTypes:
+    @pytest.mark.parametrize(
+        "kind",
+        [httpx.URL, httpx2.URL, yarl.URL, urllib.parse.urlsplit, URLLike, "{}/".format, " {}\n".format],
+        ids=["httpx", "httpx2", "yarl", "urllib", "another", "str", "str with whitespace"],
+    )
+    def test_a_base_url_may_be_an_object(self, kind: Callable[[str], Any]) -> None:
+        assert resolve(api_base_url=kind("https://h.test/v1")).api_base_url == "https://h.test/v1"
+
+    @pytest.mark.parametrize(
+        ("name", "values"),
+        [
+            ("api_base_url", [b"https://h.test", 5, Path("/v1"), ["https://h.test"], object(), True]),
+            ("client_id", [b"id", 5, ["id"], 0]),
+            ("client_secret", [b"secret", 5, ["secret"]]),
+            ("credential_provider", ["id", 5, ("id", "secret")]),
+            ("timeout", ["30", None, True, [1]]),
+            ("max_retries", ["3", True, [1]]),
+            ("retry_policy", [{}, 3, "none", RetryPolicy]),
+            ("poll_policy", [{}, 3, RetryPolicy()]),
+            ("default_headers", [["X-A: b"], "X-A: b", 5, 0, {"X-A": 5}, {5: "b"}]),
+            ("http_client", [5, "httpx", httpx.Client, {}]),
+            ("allow_insecure_http", [1, "yes", None]),
+            ("guard", [True, None, "on", []]),
+            ("journal", [True, None, "on", []]),
+            ("max_connections", ["10", 1.5, None]),
+            ("transport", ["requests", None, 5, []]),
+            ("tag_starts", [1, "yes", None]),
+            ("telemetry", [5, "otel", print]),
+        ],
+    )
+    def test_an_argument_of_a_wrong_type_is_a_typed_error_at_once(self, name: str, values: list[Any]) -> None:
+        for value in values:
+            arguments = {"client_id": "a", "client_secret": "b", name: value}
+            if name == "credential_provider":
+                arguments = {name: value}
+            with pytest.raises(ConfigurationError, match=name.partition("_")[0]):
+                AsyncCortecs(**arguments)
+
+    @pytest.mark.parametrize("name", ["client_id", "client_secret"])
+    def test_a_line_break_inside_is_named(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        with pytest.raises(ConfigurationError, match=f"^{name} contains a line break$"):
+            arguments: dict[str, Any] = {
+                name: Secret(f"{HUSH}\r\nmore") if name == "client_secret" else f"{HUSH}\r\nmore"
+            }
+            resolve(**arguments)
+        monkeypatch.setenv(f"CORTECS_{name.upper()}", f"{HUSH}\nmore")
+        with pytest.raises(ConfigurationError, match=f"^{name} contains a line break$"):
+            AsyncCortecs()
+
+    @on_one_backend
+    async def test_a_line_break_at_the_end_is_removed(self) -> None:
+        async def provide() -> Credentials:
+            return Credentials(client_id="a\n", client_secret=Secret(f" {HUSH}\r\n"))
+
+        given = await provided(resolve(client_id="a\n", client_secret=Secret(f"{HUSH}\n")))
+        assert given == await provide() == Credentials(client_id="a", client_secret=HUSH)
+        assert dict(resolve(default_headers={"X-A": "b\n"}).headers) == {"X-A": "b"}
 
 
 class TestHeaders:

@@ -28,6 +28,7 @@ UNWANTED = [
     "pydantic",
     "requests",
     "aiohttp",
+    "httpx2",
     "httpx_aiohttp",
     "pytest",
     "hypothesis",

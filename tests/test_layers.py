@@ -21,7 +21,8 @@ ROWS: list[set[str]] = [
     {"_public", "_version"},
     {"_errors"},
     {"_logging", "_secrets"},
-    {"_config"},
+    {"_environment"},
+    {"_config", "_state_directory"},
     {"_aio"},
     {"_http"},
     {"_api", "_telemetry"},
@@ -38,6 +39,8 @@ ROWS: list[set[str]] = [
 # These use only what is public, and may start the emulator.
 ON_TOP = {"integrations", "_cli", "__main__"}
 PUBLIC = {"__init__", "errors", "types", "signals", "integrations"}
+# The rules for files, which are the same for the sockets and locks of shared instances.
+RULES = "_state_directory"
 # The emulator writes literal wire JSON and imports nothing of the client: a mistake cannot cancel itself out.
 EMULATOR = "emulator"
 # A change of the HTTP library stays a change of two files.
@@ -114,8 +117,8 @@ def module_of(target: str, root: Path) -> Path | None:
 def judge(file: str, importer: str, target: str) -> str | None:
     """Return why `importer` may not import `target`, or None if it may."""
     top, *rest = target.split(".")
-    if top == "httpx" and importer != EMULATOR and file not in MAY_IMPORT_HTTPX:
-        return f"imports httpx, which only {', '.join(sorted(MAY_IMPORT_HTTPX))} may"
+    if top in {"httpx", "httpx2"} and importer != EMULATOR and file not in MAY_IMPORT_HTTPX:
+        return f"imports {top}, which only {', '.join(sorted(MAY_IMPORT_HTTPX))} may"
     if top != PACKAGE:
         return None
     # `from cortecs_async import AsyncCortecs` names the package's __init__, `from . import _http` a module.
@@ -135,7 +138,9 @@ def judge_own(importer: str, imported: str) -> str | None:
         )
     if imported not in RANK:
         return None  # the file itself is reported
-    if importer in ON_TOP and imported not in PUBLIC | ON_TOP:
+    if importer in ON_TOP and imported not in PUBLIC | ON_TOP | (
+        {RULES} if importer == "integrations" else set()
+    ):
         return f"{importer} imports {imported}, but may use only what is public"
     if RANK[imported] >= RANK[importer]:
         return f"{importer} imports {imported}, which is not below it"
@@ -161,6 +166,7 @@ def is_unit(name: str) -> bool:
         ("_http/client.py", "if TYPE_CHECKING:\n    from .._client.client import X", "_http imports _client"),
         ("_http/client.py", "from ..emulator import Emulator", "only __main__, _cli, integrations may"),
         ("_http/client.py", "import httpx", "imports httpx"),
+        ("_http/client.py", "import httpx2", "imports httpx2"),
         ("_http/transport.py", "from .auth import Token\nimport httpx", None),
         ("_aio/tasks.py", "from .._http.retry import next_wait", "_aio imports _http"),
         ("_telemetry.py", "from ._api.domain import Instance", "_telemetry imports _api"),

@@ -8,13 +8,10 @@ from __future__ import annotations
 import html
 import json
 import logging
-import pickle
-import traceback
 import urllib.parse
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import anyio
@@ -22,83 +19,21 @@ import httpcore
 import httpx
 import pytest
 from _grids import BACKENDS, alternating, grid, on_one_backend
+from _leaks import SECRETS, encodings, leaks
 from _scripted import API, CLIENT_ID, SECRET, TOKEN, Answer, Service, ok, token
 
-from cortecs_async import APIStatusError, AsyncCortecs, ConfigurationError, CortecsError, Credentials, Secret
+from cortecs_async import (
+    APIStatusError,
+    AsyncCortecs,
+    ConfigurationError,
+    CortecsError,
+    Credentials,
+    InstanceHandle,
+    Secret,
+)
 from cortecs_async._secrets import Redactor
 
-HERE = Path(__file__).parent
-SECRETS = (SECRET, TOKEN)
-
-
 # --- the detector ---------------------------------------------------------------------------------
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, its causes and contexts, and the errors in its groups."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        each = pending.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
-        yield each
-        pending += [each.__cause__, each.__context__]
-        if isinstance(each, BaseExceptionGroup):
-            pending += each.exceptions
-
-
-def frames(error: BaseException) -> Iterator[FrameType]:
-    """Yield the frames of a traceback, except those of the tests, which may have the secrets."""
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        if Path(frame.f_code.co_filename).parent != HERE:
-            yield frame
-
-
-def safe_repr(value: object) -> str:
-    try:
-        return repr(value)
-    except Exception as error:  # noqa: BLE001  (an object that is not initialized yet)
-        return f"no repr: {error}"
-
-
-def reported(error: BaseException) -> Iterator[tuple[str, str]]:
-    """Yield every text that an error report could contain, and its origin."""
-    for each in chain(error):
-        name = type(each).__name__
-        yield f"{name}: str", str(each)
-        yield f"{name}: repr", repr(each)
-        yield f"{name}: args", repr(each.args)
-        yield f"{name}: vars", repr(vars(each))
-        yield f"{name}: format", "".join(traceback.format_exception(each))
-        for frame in frames(each):
-            for variable, value in frame.f_locals.items():
-                # Sentry and pytest show the repr of each local variable.
-                yield f"{name}: {frame.f_code.co_qualname} {variable}", safe_repr(value)
-        if isinstance(each, CortecsError):
-            yield f"{name}: pickle", repr(pickle.dumps(each, 0))
-
-
-def encodings(secret: str) -> set[str]:
-    """Return the encodings of a secret that must not appear."""
-    escaped = json.dumps(secret)[1:-1]
-    return {
-        secret,
-        escaped,
-        escaped.replace("/", "\\/"),
-        urllib.parse.quote(secret, safe=""),
-        html.escape(secret),
-        secret[: len(secret) // 2],  # what remains if a text is cut before it is redacted
-    }
-
-
-def leaks(error: BaseException, *secrets: str) -> list[str]:
-    """Return the origins and texts of an error report that contain a secret."""
-    hidden = {each for secret in secrets or SECRETS for each in encodings(secret)}
-    return [
-        f"{origin}: {text[:200]}" for origin, text in reported(error) if any(each in text for each in hidden)
-    ]
 
 
 async def failure_of(call: Awaitable[object]) -> Exception:
@@ -153,6 +88,10 @@ FAILURES: dict[str, tuple[tuple[str, str], list[Any]]] = {
     "with line breaks": (LIST, [echo(f"\n{SECRET}\r\n\t{TOKEN}\n")]),
     "at the edge of the excerpt": (LIST, [echo("x" * 290 + BOTH)]),
     "across the edge": (LIST, [echo("x" * (300 - len(SECRET) // 2) + BOTH)]),
+    "across the end of what is decoded": (
+        LIST,
+        [Answer(status=400, content=b" " * ((16 << 10) - len(SECRET) // 2) + BOTH.encode() + b" " * 10_000)],
+    ),
     "with zero bytes": (LIST, [Answer(status=400, content=BOTH.encode("utf-16-le"))]),
     "in UTF-16": (
         LIST,
@@ -372,10 +311,10 @@ class TestInvalidCredentials:
 
     @alternating("secret", [f"{SECRET}\udcff", SECRET.encode()], ids=ascii)
     async def test_of_the_caller_are_not_shown(self, secret: Any) -> None:
-        async with Service().client(client_secret=secret) as client:
-            error = await failure_of(client.instances.list())
-        assert isinstance(error, ConfigurationError)
-        assert leaks(error) == []
+        with pytest.raises(ConfigurationError) as caught:
+            async with Service().client(client_secret=secret):
+                raise AssertionError("created")
+        assert leaks(caught.value) == []
 
     @pytest.mark.parametrize(
         "bad",
@@ -397,6 +336,74 @@ class TestInvalidCredentials:
         with pytest.raises(ConfigurationError) as caught:
             AsyncCortecs(**bad)
         assert leaks(caught.value) == []
+
+
+PASSWORD = "passw0rd-of-the-caller"
+TWO_LINES = f"{PASSWORD}\n{PASSWORD}"
+HANDLE = InstanceHandle(instance_id="i", base_url="https://endpoint.test/v1", model="m", account="a")
+
+
+def client_with(**options: Any) -> AsyncCortecs:
+    return AsyncCortecs(**{"client_id": CLIENT_ID, "client_secret": SECRET, **options})
+
+
+def with_headers(headers: Any) -> object:
+    client = client_with()
+    client._closed = True
+    return client.with_options(headers=headers)
+
+
+INVALID: dict[str, Callable[[], object]] = {
+    "openai_kwargs": lambda: HANDLE.openai_kwargs(api_key=TWO_LINES),
+    "openai_kwargs, not ASCII": lambda: HANDLE.openai_kwargs(api_key=f"{PASSWORD}ä"),
+    "openai_kwargs, bytes": lambda: HANDLE.openai_kwargs(api_key=PASSWORD.encode()),  # type: ignore[arg-type]
+    "openai": lambda: HANDLE.openai(api_key=TWO_LINES),
+    "openai, an option": lambda: HANDLE.openai(api_key=PASSWORD, nonsense={"X-Key": PASSWORD}),
+    "langchain": lambda: HANDLE.langchain(api_key=TWO_LINES, default_headers={"X-Key": PASSWORD}),
+    "pydantic_ai": lambda: HANDLE.pydantic_ai(api_key=TWO_LINES),
+    "api_base_url": lambda: client_with(api_base_url=f"https://user:{PASSWORD}@api.test"),
+    "api_base_url, a query": lambda: client_with(api_base_url=f"ftp://api.test?key={PASSWORD}"),
+    "api_base_url, no URL": lambda: client_with(api_base_url=f"https://user:{PASSWORD}@[::1"),
+    "api_base_url, two lines": lambda: client_with(api_base_url=TWO_LINES),
+    "api_base_url, an object": lambda: client_with(api_base_url=httpx.URL(f"https://u:{PASSWORD}@api.test")),
+    "api_base_url, bytes": lambda: client_with(api_base_url=PASSWORD.encode()),
+    "default_headers": lambda: client_with(default_headers={"X-Key": TWO_LINES}),
+    "default_headers, a list": lambda: client_with(default_headers=[("X-Key", PASSWORD)]),
+    "headers and a bad timeout": lambda: client_with(default_headers={"X-Key": PASSWORD}, timeout=0),
+    "headers and a bad guard": lambda: client_with(default_headers={"X-Key": PASSWORD}, guard="x"),
+    "headers of a call": lambda: with_headers({"X-Key": TWO_LINES}),
+    "client_secret": lambda: client_with(client_secret=TWO_LINES),
+    "client_secret, bytes": lambda: client_with(client_secret=PASSWORD.encode()),
+}
+
+
+@pytest.mark.parametrize("case", INVALID)
+def test_no_frame_shows_an_invalid_argument_that_is_secret(case: str) -> None:
+    expected = TypeError if case == "openai, an option" else ConfigurationError
+    with pytest.raises(expected) as caught:
+        INVALID[case]()
+    assert leaks(caught.value, SECRET, PASSWORD) == []
+
+
+@pytest.mark.parametrize("name", ["CORTECS_API_BASE_URL", "CORTECS_CLIENT_SECRET"])
+def test_no_frame_shows_an_invalid_variable_that_is_secret(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CORTECS_CLIENT_ID", CLIENT_ID)
+    monkeypatch.setenv(name, f"https://user:{PASSWORD}@api.test\n{PASSWORD}")
+    with pytest.raises(ConfigurationError, match="contains a line break") as caught:
+        AsyncCortecs()
+    assert leaks(caught.value, PASSWORD) == []
+
+
+async def test_no_frame_of_a_batch_shows_an_invalid_key(tmp_path: Path) -> None:
+    async with Service().client() as client:
+        error = await failure_of(
+            client.run_batch(tmp_path / "in.jsonl", tmp_path / "out.jsonl", "a/b", api_key=TWO_LINES)
+        )
+    assert isinstance(error, ConfigurationError)
+    assert "contains a line break" in str(error)
+    assert leaks(error, PASSWORD) == []
 
 
 async def test_a_refused_start_or_stop_shows_no_secret() -> None:

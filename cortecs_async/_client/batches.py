@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from .._api.validation import check_start
 from .._errors import InvalidArgumentError
 from .._lease.options import LeaseOptions
-from .._secrets import Secret
+from .._secrets import Hidden, Secret
 
 if TYPE_CHECKING:
     from .._api.waiting import ProgressCallback
@@ -47,7 +47,7 @@ class BatchMethods:
         ordered: bool = False,
         retry_failed: bool = False,
         override_model: bool = False,
-        api_key: str | None = None,
+        api_key: str | Secret | None = None,
         transport: BatchTransport = "auto",
         on_progress: BatchProgressCallback | None = None,
         on_provisioning: ProgressCallback | None = None,
@@ -104,7 +104,7 @@ class BatchMethods:
         from .._batch.plan import BatchOptions  # noqa: PLC0415
         from .._batch.setup import check_path, new_batch  # noqa: PLC0415
 
-        key = Secret(api_key) if api_key is not None else None
+        key = Hidden(api_key)
         del api_key  # a traceback that shows locals would show it
         if on_provisioning is not None and not callable(on_provisioning):
             raise InvalidArgumentError("on_provisioning must be callable")

@@ -20,12 +20,13 @@ from .._config import (
     RetryPolicy,
     Settings,
     TransportName,
+    URLObject,
     check_mode,
     resolve_settings,
 )
 from .._errors import ConfigurationError
 from .._lease.options import LeaseOptions, OnExit, OnLoss
-from .._secrets import CredentialProvider, Secret
+from .._secrets import CredentialProvider, Hidden, Secret, to_secret
 from .batches import BatchMethods
 from .recovery import RecoveryMethods
 from .with_options import CallMethods
@@ -44,33 +45,36 @@ if TYPE_CHECKING:
 class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
     """A client for the cortecs.ai provisioning API, for asyncio and trio.
 
-    Use it with `async with`, or call `aclose()`. Any number of tasks of one event loop can share a client.
+    Use it with `async with`, or call `aclose()`. Any number of tasks of one event loop can share a client. In
+    another event loop, another thread, or a second `asyncio.run`, its methods raise `ConfigurationError`.
 
     Args:
         client_id: Default: the environment variable CORTECS_CLIENT_ID.
         client_secret: Default: the environment variable CORTECS_CLIENT_SECRET.
         credential_provider: Instead of these two, an async function that returns `Credentials`. It is called
             for every new access token, and so picks up rotated secrets.
-        api_base_url: Default: the environment variable CORTECS_API_BASE_URL, else
-            `https://cortecs.ai/api/v1`.
+        api_base_url: A string or a URL object, as of httpx or yarl. Default: the environment variable
+            CORTECS_API_BASE_URL, else `https://cortecs.ai/api/v1`.
         timeout: Seconds for one attempt of a request, from waiting for a connection to the last byte of the
-            response.
+            response. Polls and releases time out sooner at first: after 3, 6, 12, ... seconds.
         max_retries: Short for `RetryPolicy(max_retries=...)`.
         retry_policy: When and how often to repeat failed requests.
         poll_policy: Polling intervals.
         default_headers: Headers to send with every request.
-        http_client: Your own `httpx.AsyncClient`, for proxies, certificates or tests. You close it; its
-            timeouts, redirects and authentication are not used. If it has no free connection for a second,
-            polls and releases use a connection of this client, with the proxies and certificates of the
-            environment, as the reaper does.
-        allow_insecure_http: Allow a plain-http base URL on another machine, which exposes your credentials
-            to the network.
+        http_client: Your own `httpx.AsyncClient` or `httpx2.AsyncClient`, for proxies, certificates or tests.
+            You close it; its timeouts, redirects and authentication are not used. If it has no free
+            connection for a second, polls and releases use a connection of this client, with the proxies and
+            certificates of the environment, as the reaper does.
+        allow_insecure_http: Allow plain http to other machines, for `api_base_url` and for the `base_url` of
+            instances. This exposes your credentials and API keys to the network.
         guard: The reaper, a child process that releases your instances if this process is killed. It starts
-            before the first lease. `auto` warns if it cannot run, `required` raises `GuardError`, and `off`
-            disables it. It uses the proxies and certificates of the environment, not `http_client`.
+            before the first lease. If it cannot run or cannot reach the service, `auto` logs a warning, and
+            `required` raises `GuardError`; `off` disables it. It uses the proxies and certificates of the
+            environment, not `http_client`.
         journal: The file that `sweep` reads if the reaper died as well: `auto`, `required` or `off`.
         state_dir: The directory of the journals. Default: the environment variable CORTECS_STATE_DIR, else
-            the user's state directory. In a container, use a volume that outlives it.
+            the user's state directory. It must belong to this user, and must not be writable by other users.
+            A missing one is created. In a container, use a directory on a volume that outlives it.
         max_connections: Maximum number of parallel requests. Others queue; releases go first, and a fifth is
             reserved for them. Status checks do not queue.
         transport: `httpx`; or `aiohttp`, which uses about two thirds of the CPU, works on asyncio only, and
@@ -95,10 +99,10 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
     def __init__(
         self,
         client_id: str | None = None,
-        client_secret: str | None = None,
+        client_secret: str | Secret | None = None,
         *,
         credential_provider: CredentialProvider | None = None,
-        api_base_url: str | None = None,
+        api_base_url: str | URLObject | None = None,
         timeout: float = 30.0,
         max_retries: int | None = None,
         retry_policy: RetryPolicy | None = None,
@@ -118,19 +122,20 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
         from .._logging import set_up_log  # noqa: PLC0415  (slow, and `--help` need not wait)
         from .wiring import Wiring  # noqa: PLC0415
 
+        secret = to_secret(client_secret) if client_secret is not None else None
+        base_url, headers = Hidden(api_base_url), Hidden(default_headers)
+        del client_secret, api_base_url, default_headers  # a traceback that shows locals would show them
         set_up_log(os.environ)
-        secret = Secret(client_secret) if client_secret is not None else None
-        del client_secret  # a traceback that shows locals would show it
         self._settings: Settings = resolve_settings(
             client_id=client_id,
             client_secret=secret,
             credential_provider=credential_provider,
-            api_base_url=api_base_url,
+            api_base_url=base_url,
             timeout=timeout,
             max_retries=max_retries,
             retry_policy=retry_policy,
             poll_policy=poll_policy,
-            default_headers=default_headers,
+            default_headers=headers,
             allow_insecure_http=allow_insecure_http,
             max_connections=max_connections,
             transport=transport,
@@ -148,6 +153,7 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
             journal=journal,
             state_dir=state_dir,
             telemetry=telemetry,
+            allow_insecure_http=allow_insecure_http,
         )
         endpoints = self._wiring.own
         self.instances: Instances = endpoints.instances
@@ -334,11 +340,15 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
         """Close the client. You can call it again.
 
         Open leases can still release their instances: the connections close with the last lease.
+
+        Raises:
+            ConfigurationError: in another event loop than that of the client.
         """
         self._closed = True
         await self._wiring.http.aclose()
 
     async def __aenter__(self) -> Self:
+        self._wiring.http.check_open()
         try:
             await self._wiring.open()
         except BaseException:

@@ -20,9 +20,8 @@ from .._errors import (
     RequestError,
 )
 from .._http.messages import Call, Reply
-from .._recovery.journal import JournalFile, is_owned, read_journals, try_lock
+from .._recovery.journal import JournalFile, is_owned, owner_record, read_journals, try_lock
 from .._recovery.promises import Promises
-from .._recovery.store import check_reaper
 from .._secrets import credentials_problem
 
 if TYPE_CHECKING:
@@ -144,18 +143,18 @@ class _Checks:
         if not self.promises.uses_reaper:
             return Finding(name="reaper", ok=True, detail='disabled (guard="off")')
         try:
-            await self.promises.system.off_loop(check_reaper)
+            detail = await self.promises.check_reaper()
         except GuardError as error:
             hint = "Without it, the instances of a killed process keep running until `sweep`."
             return Finding(name="reaper", ok=False, detail=str(error), hint=hint)
-        return Finding(name="reaper", ok=True, detail="starts and responds")
+        return Finding(name="reaper", ok=True, detail=detail)
 
     def _journal(self) -> Finding:
         directory = self.promises.store.directory
-        hint = "Set state_dir= or CORTECS_STATE_DIR to a directory that is writable and supports flock."
+        hint = "Set state_dir= or CORTECS_STATE_DIR to a directory of your own that supports flock."
         try:
-            # Locked and without a record, so that a sweep leaves it alone.
-            file = JournalFile.create(directory, [])
+            # Locked, so that a sweep leaves it alone.
+            file = JournalFile.create(directory, [owner_record(self.promises.system.wall_clock())])
         except OSError as error:
             detail = f"{directory} cannot be written: {error}"
             return Finding(name="journal", ok=False, detail=detail, hint=hint)

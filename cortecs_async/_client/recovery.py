@@ -19,28 +19,31 @@ class RecoveryMethods:
 
     _wiring: Wiring
 
-    async def sweep(self, *, dry_run: bool = False, timeout: float = 300.0) -> tuple[Orphan, ...]:
+    async def sweep(self, *, dry_run: bool = False, timeout: float = 330.0) -> tuple[Orphan, ...]:
         """Release instances that dead processes left behind.
 
         Only instances that a journal proves to be theirs are touched.
 
         Args:
             dry_run: Only report what a sweep would release.
-            timeout: Seconds for the whole sweep.
+            timeout: Seconds for the whole sweep. What is not done by then is `left` or `unsettled`. The
+                default is long enough to decide about a start that was just sent.
 
         Returns:
             One `Orphan` for each; its `state` says what happened.
 
         Raises:
             InvalidArgumentError: if the timeout is invalid.
+            JournalError: if the state directory cannot be used.
             RequestError: if the service rejects a request, or cannot be reached.
         """
         return await self._wiring.sweep(dry_run=dry_run, timeout=timeout)
 
     async def orphans(self) -> tuple[Orphan, ...]:
-        """Return what `sweep` would find.
+        """Return what `sweep` would find. This changes nothing.
 
         Raises:
+            JournalError: if the state directory cannot be used.
             RequestError: if the service rejects a request, or cannot be reached.
         """
         return await self.sweep(dry_run=True)
@@ -50,5 +53,8 @@ class RecoveryMethods:
 
         An instance that is missing here was started by hand, on another machine, or with `acquire` without a
         limit. This reads files only and sends no request.
+
+        Raises:
+            JournalError: if the state directory cannot be used.
         """
         return await self._wiring.owners()

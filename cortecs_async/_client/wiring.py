@@ -12,7 +12,7 @@ from attrs import frozen
 from .._aio.threads import System
 from .._api.instances import Instances
 from .._api.resources import HardwareTypes, Models, Send, User
-from .._api.validation import check_seconds
+from .._api.validation import check_bool, check_seconds
 from .._config import Mode, Settings
 from .._http.client import HTTP
 from .._http.connections import HTTPClient
@@ -25,8 +25,9 @@ from .._lease.starter import Starter
 from .._lease.state import LeaseServices
 from .._public import publish_loaded
 from .._recovery.owners import Owner, owners
-from .._recovery.promises import Promises, state_directory
+from .._recovery.promises import Promises
 from .._recovery.sweep import Orphan, sweep
+from .._state_directory import state_directory
 from .._telemetry import Observer, Telemetry
 from .diagnosis import Finding, diagnose
 
@@ -59,6 +60,7 @@ class Wiring:
         journal: Mode,
         state_dir: str | os.PathLike[str] | None,
         telemetry: Telemetry | None,
+        allow_insecure_http: bool,
     ) -> None:
         self.settings: Settings = settings
         self.http_client: HTTPClient | None = http_client
@@ -74,6 +76,7 @@ class Wiring:
             on_retry=self._observer.retry,
         )
         self._leased = leased = Instances(self.http.request_for_lease, settings.poll)
+        leased.poller.loop = self.http.loop
         leased.claims.on_plain_start = self.promises.note_foreign_start
         self._releasing = Instances(self.http.request_once, settings.poll, twin=leased)
         self.own: Endpoints = self.endpoints(self.http.request)
@@ -93,6 +96,7 @@ class Wiring:
             ),
             prices=Prices(HardwareTypes(self.http.request_for_lease, leased.reader), models),
             observer=self._observer,
+            allow_insecure_http=allow_insecure_http,
         )
 
     def endpoints(self, send: Send) -> Endpoints:
@@ -105,6 +109,7 @@ class Wiring:
         )
 
     async def _leave(self) -> None:
+        self._services.prices.stop()
         self._observer.catch_up()
         await self.promises.aclose()
 
@@ -117,6 +122,7 @@ class Wiring:
         await release_acquired(self._services, handle, timeout)
 
     async def sweep(self, *, dry_run: bool, timeout: float) -> tuple[Orphan, ...]:
+        check_bool("dry_run", dry_run)
         check_seconds("timeout", timeout)
         self.http.check_open()
         self.http.hold()
@@ -135,7 +141,6 @@ class Wiring:
 
     async def open(self) -> None:
         """Enter the client, and log if there is something to sweep."""
-        self.http.check_open()
         try:
             await self.promises.report_orphans()
         except BaseException:

@@ -14,6 +14,7 @@ from attrs import evolve, field, frozen
 
 from .._config import RetryPolicy, Settings, override
 from .._errors import InvalidArgumentError
+from .._secrets import Hidden
 
 if TYPE_CHECKING:
     from .._api.instances import Instances
@@ -124,12 +125,14 @@ class CallMethods:
         Raises:
             ConfigurationError: if a value is invalid.
         """
+        hidden = Hidden(headers)
+        del headers  # a traceback that shows locals would show them
         settings = override(
             self._settings,
             timeout=timeout,
             max_retries=max_retries,
             retry_policy=retry_policy,
-            headers=headers,
+            headers=hidden,
         )
         return Calls(self._wiring, settings)
 
@@ -181,7 +184,9 @@ def _checked(method: Any, path: Any, body: Any, params: Mapping[Any, Any] | None
         )
     if path.strip("/").casefold() == "instances/start":
         raise InvalidArgumentError("start an instance with client.instances.start or client.instance")
-    if params is not None and not all(isinstance(each, str) for pair in params.items() for each in pair):
+    if params is not None and not (
+        isinstance(params, Mapping) and all(isinstance(each, str) for pair in params.items() for each in pair)
+    ):
         raise InvalidArgumentError("params must be a mapping from strings to strings")
     if body is not None and not isinstance(body, Mapping):
         raise InvalidArgumentError(f"json must be a mapping, not {type(body).__name__}")

@@ -276,6 +276,8 @@ class TestRequest:
             {"json": ["a"]},
             {"params": {"a": 1}},
             {"params": {1: "a"}},
+            {"params": "a=1"},
+            {"params": [("a", "1")]},
         ],
         ids=ascii,
     )

@@ -1,0 +1,300 @@
+"""The proxies and certificates of the environment, for every HTTP client of the package.
+
+The client reads them once, when it is created, and sends the result to its reaper as plain data. So the
+reaper uses what its parent used, whatever its own working directory and environment are.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import importlib.util
+import os
+import re
+import stat
+from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import SplitResult, urlsplit
+
+from attrs import field, frozen
+
+from ._errors import ConfigurationError
+from ._secrets import Secret
+
+if TYPE_CHECKING:
+    import ssl
+
+# The variables that are read. Those of proxies are read in lower case too.
+VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+
+_SCHEMES = ("http", "https", "socks5", "socks5h")
+
+# Whitespace, control characters, and others that no URL contains (RFC 3986, appendix A).
+_NOT_IN_URL = re.compile(r"""[\s\x00-\x1f\x7f-\x9f\\"<>^`{|}]""")
+
+# The names that `openssl rehash` gives to certificates. OpenSSL finds no others in a directory.
+_HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
+
+# A host name in NO_PROXY, also with a dot or wildcard in front (`.example.com`, `*.example.com`, `10.*`).
+_HOST_NAME = re.compile(r"[\w.*-]+")
+
+
+@frozen
+class Proxy:
+    """A proxy.
+
+    Attributes:
+        variable: The environment variable that names it.
+        url: Its URL, which may contain a password.
+    """
+
+    variable: str
+    url: Secret
+
+    @property
+    def scheme(self) -> str:
+        """Scheme of the proxy's URL: http, https, socks5 or socks5h."""
+        return self.url.reveal().partition("://")[0].lower()
+
+
+@frozen(kw_only=True)
+class Environment:
+    """The proxies and certificates that the environment names. Without arguments: none.
+
+    Attributes:
+        proxies: The proxies by the scheme of the request: `http`, `https`, or `all`.
+        no_proxy: The readable entries of NO_PROXY.
+        cafile: Absolute path of SSL_CERT_FILE; None if it is not set.
+        capath: Absolute paths of SSL_CERT_DIR, separated by colons; None if it is not set.
+    """
+
+    proxies: Mapping[str, Proxy] = field(factory=dict)
+    no_proxy: tuple[str, ...] = ()
+    cafile: str | None = None
+    capath: str | None = None
+
+    @classmethod
+    def read(cls) -> Self:
+        """Read the environment.
+
+        Entries of NO_PROXY that cannot be read are skipped with a warning, and so are directories of
+        SSL_CERT_DIR that do not exist.
+        """
+        from urllib.request import getproxies  # noqa: PLC0415  (slow to import)
+
+        found = {scheme: value.strip() for scheme, value in getproxies().items()}
+        proxies = {
+            scheme: Proxy(_variable(scheme), Secret(value if "://" in value else f"http://{value}"))
+            for scheme in ("http", "https", "all")
+            if (value := found.get(scheme))
+        }
+        cafile = os.environ.get("SSL_CERT_FILE", "").strip()
+        return cls(
+            proxies=proxies,
+            # Without a proxy, its exceptions do not matter.
+            no_proxy=tuple(_readable(re.split(r"[\s,]+", found.get("no", "")))) if proxies else (),
+            cafile=_absolute(cafile) if cafile else None,
+            capath=_existing(os.environ.get("SSL_CERT_DIR", "")),
+        )
+
+    def to_data(self) -> dict[str, Any]:
+        """Return it as data for JSON. The URLs of the proxies are in it, with their passwords."""
+        proxies = {scheme: (each.variable, each.url.reveal()) for scheme, each in self.proxies.items()}
+        return {
+            "proxies": proxies,
+            "no_proxy": self.no_proxy,
+            "cafile": self.cafile,
+            "capath": self.capath,
+        }
+
+    @classmethod
+    def from_data(cls, data: Mapping[str, Any]) -> Self:
+        """Return what `to_data` returned."""
+        proxies = {scheme: Proxy(name, Secret(url)) for scheme, (name, url) in data["proxies"].items()}
+        return cls(
+            proxies=proxies,
+            no_proxy=tuple(data["no_proxy"]),
+            cafile=data["cafile"],
+            capath=data["capath"],
+        )
+
+    def proxy_for(self, url: str) -> Proxy | None:
+        """Return the proxy for requests to this URL, or None.
+
+        Raises:
+            ConfigurationError: if the proxy cannot be used. The message names the variable.
+        """
+        scheme = urlsplit(url).scheme
+        proxy = self.proxies.get(scheme) or self.proxies.get("all")
+        if proxy is None or any(_matches(entry, url) for entry in self.no_proxy):
+            return None
+        if problem := _proxy_problem(proxy):
+            raise ConfigurationError(problem)
+        return proxy
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """Return a TLS context that trusts these certificates; None if the environment names none.
+
+        Raises:
+            ConfigurationError: if they cannot be loaded. The message names the variable.
+        """
+        import ssl  # noqa: PLC0415  (slow to import)
+
+        if self.cafile is None and self.capath is None:
+            return None
+        if self.cafile is None and not any(map(_has_certificates, (self.capath or "").split(os.pathsep))):
+            raise ConfigurationError(
+                f"SSL_CERT_DIR is {self.capath!r}, where no certificates are found. Unset it, or set it to a "
+                "directory that `openssl rehash` has prepared."
+            )
+        try:
+            _check_regular(self.cafile)
+            return ssl.create_default_context(cafile=self.cafile, capath=self.capath)
+        except (OSError, ValueError) as error:
+            problem = "contains no certificate" if isinstance(error, ssl.SSLError) else _reason(error)
+        raise ConfigurationError(
+            f"SSL_CERT_FILE is {self.cafile!r}, which cannot be used: {problem}. Unset it, or set it to a "
+            "file of certificates in PEM format."
+        )
+
+
+def _check_regular(path: str | None) -> None:
+    # Reading a pipe might never end.
+    if path is not None and not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (may be no path)
+        raise ValueError("it is not a regular file")
+
+
+def _variable(scheme: str) -> str:
+    """Return the spelling of `HTTPS_PROXY` that the environment has. Lower case takes precedence."""
+    lower = f"{scheme}_proxy"
+    return lower if lower in os.environ else lower.upper()
+
+
+def _absolute(path: str) -> str:
+    try:
+        return os.path.abspath(path)  # noqa: PTH100  (`Path.absolute` keeps `..`)
+    except OSError:  # the working directory was removed
+        return path
+
+
+def _existing(folders: str) -> str | None:
+    """Return the absolute paths of the directories in SSL_CERT_DIR that exist; all of them if none does."""
+    paths = [_absolute(each.strip()) for each in folders.split(os.pathsep) if each.strip()]
+    existing = list(filter(os.path.isdir, paths))
+    for path in paths if existing else ():
+        if path not in existing:
+            _log_ignored("SSL_CERT_DIR", path)
+    return os.pathsep.join(existing or paths) or None
+
+
+def _has_certificates(folder: str) -> bool:
+    try:
+        return any(_HASHED_NAME.fullmatch(path.name) for path in Path(folder).iterdir())
+    except OSError:
+        return False
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or str(error)
+
+
+def _proxy_problem(proxy: Proxy) -> str | None:
+    """Return why a proxy cannot be used. Its URL is not shown, because it may contain a password."""
+    if proxy.scheme not in _SCHEMES:
+        return (
+            f"{proxy.variable} has the scheme {proxy.scheme!r}. The URL of a proxy begins with http://, "
+            "https://, socks5:// or socks5h://."
+        )
+    parts = split_url(proxy.url.reveal())
+    if parts is None or not parts.hostname or parts.port == 0:
+        return (
+            f"{proxy.variable} is not a valid URL. Check its host and port, as in http://proxy.example:3128."
+        )
+    if proxy.scheme.startswith("socks") and importlib.util.find_spec("socksio") is None:
+        return f"{proxy.variable} names a SOCKS proxy, which needs socksio: pip install 'httpx[socks]'"
+    return None
+
+
+def split_url(url: str) -> SplitResult | None:
+    """Return the parts of a URL; None if it is not one."""
+    # Programs disagree about where a URL with such a character ends.
+    if _NOT_IN_URL.search(url):
+        return None
+    try:
+        parts = urlsplit(url)
+        _ = parts.hostname, parts.port  # raise for an invalid host or port
+    except ValueError:
+        return None
+    return parts
+
+
+_Rule = tuple[str, IPv4Network | IPv6Network | str, int | None]
+
+
+def _readable(entries: Iterable[str]) -> Iterable[str]:
+    """Return the entries of NO_PROXY that can be read."""
+    for entry in filter(None, entries):
+        try:
+            _parse(entry)
+        except ValueError:
+            # What precedes an @ may be a password.
+            _log_ignored("NO_PROXY", entry.rpartition("@")[2])
+        else:
+            yield entry
+
+
+def _log_ignored(variable: str, entry: str) -> None:
+    from ._logging import Event, log  # noqa: PLC0415  (slow to import)
+
+    log(Event.HTTP_ENVIRONMENT_IGNORED, variable=variable, entry=entry)
+
+
+def _parse(entry: str) -> _Rule:
+    """Return scheme, network or host name, and port of an entry of NO_PROXY.
+
+    Raises:
+        ValueError: if it has none of the forms that are in use.
+    """
+    scheme, _, rest = entry.lower().rpartition("://")
+    port: int | None = None
+    host = rest.rstrip("/")
+    if not _is_network(host):
+        before, _, after = host.rpartition(":")
+        if before and after.isdecimal():
+            host, port = before, int(after)
+    # `[::1]`, and `[fc00::]/7`
+    address = host.replace("[", "").replace("]", "")
+    if _is_network(address):
+        return scheme, ip_network(address, strict=False), port
+    if not _HOST_NAME.fullmatch(host):
+        raise ValueError(entry)
+    return scheme, host.strip(".") or host, port
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
+def _matches(entry: str, url: str) -> bool:
+    """Return whether an entry of NO_PROXY covers this URL.
+
+    A host name covers its subdomains, with or without a dot in front, as in curl and in Python.
+    """
+    scheme, rule, port = _parse(entry)
+    parts = urlsplit(url)
+    if scheme not in {"", "all", parts.scheme}:
+        return False
+    if port is not None and port != (parts.port or {"http": 80, "https": 443}.get(parts.scheme)):
+        return False
+    host = (parts.hostname or "").rstrip(".")
+    if isinstance(rule, str):
+        return host == rule or host.endswith(f".{rule}") or fnmatch.fnmatchcase(host, rule)
+    try:
+        return ip_address(host) in rule
+    except ValueError:
+        return False
