@@ -15,13 +15,11 @@ from typing import Any
 from attrs import define, field, frozen
 
 from .._errors import BatchFileError
+from .._http.body import MAX_DEPTH, is_too_deep
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 _ID_PREFIX = "batch_req_"
-
-# Levels of nested lists and objects: more than any API needs, and few enough for Python to encode.
-_MAX_DEPTH = 200
 
 # Larger token counts are ignored, because they would overflow the sums.
 _MAX_TOKENS = 1 << 53
@@ -124,8 +122,8 @@ class RequestParser:
 
     def _parse(self, number: int, line: bytes) -> tuple[Request, dict[str, Any]]:
         data = _parse_object(line)
-        if line.count(b"{") + line.count(b"[") > _MAX_DEPTH and _is_too_deep(data):
-            raise _LineError(f"the JSON is nested too deeply (more than {_MAX_DEPTH} levels)")
+        if is_too_deep(line, data):
+            raise _LineError(f"the JSON is nested too deeply (more than {MAX_DEPTH} levels)")
         custom_id, url, body = data.get("custom_id"), data.get("url"), data.get("body")
         if not isinstance(custom_id, str) or not custom_id:
             raise _LineError("custom_id must be a non-empty string")
@@ -180,6 +178,8 @@ def format_answer(request: Request, status: int, request_id: str | None, body: b
         # Keep the response as received, not encoded again. Line breaks in valid JSON are whitespace.
         text = _decode(body).strip().replace("\r", " ").replace("\n", " ")
         data = _DECODER.decode(text)
+        if is_too_deep(body, data):
+            data = None
     except (ValueError, RecursionError):
         text, data = "", None
     if not isinstance(data, dict):
@@ -209,18 +209,6 @@ def _read_usage(data: Mapping[str, Any]) -> Usage:
         return Usage()
     counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
     return Usage(*(each if isinstance(each, int) and 0 <= each < _MAX_TOKENS else 0 for each in counts))
-
-
-def _is_too_deep(data: object) -> bool:
-    level = [data]
-    for _ in range(_MAX_DEPTH):
-        level = [
-            inner
-            for each in level
-            if isinstance(each, (dict, list))
-            for inner in (each.values() if isinstance(each, dict) else each)
-        ]
-    return bool(level)
 
 
 class _LineError(ValueError):

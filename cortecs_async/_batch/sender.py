@@ -9,19 +9,20 @@ from __future__ import annotations
 import base64
 import importlib
 import io
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
 from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 import anyio
 from attrs import define, evolve, field, frozen
 
 from .._aio.eventloop import in_trio
 from .._config import Settings
+from .._environment import Proxy
 from .._errors import ConfigurationError, InvalidArgumentError
-from .._http.connections import Connections, HTTPClient, kind_of, tls_context, trusts_environment
+from .._http.body import ACCEPT_ENCODING, BodyError, read_body
+from .._http.connections import Connections, HTTPClient, kind_of, open_socket, tls_context
 from .._http.messages import Failure, FailureKind
 from .._http.retry import parse_retry_after
 from .._secrets import Redactor, Secret
@@ -35,8 +36,12 @@ _TIMEOUTS = {"connect": _CONNECT_TIMEOUT, "read": None, "write": None, "pool": N
 _HEADERS = {
     "Content-Type": "application/json",
     "Accept": "application/json",
+    "Accept-Encoding": ACCEPT_ENCODING,
     "User-Agent": f"cortecs-async/{__version__}",
 }
+
+# Bytes of an answer. The largest are embeddings: two thousand vectors of four thousand numbers are 160 MB.
+_MAX_ANSWER = 256 << 20
 
 # aiohttp warns about larger bodies that are passed as bytes.
 _LARGE_BODY = 1 << 20
@@ -89,9 +94,9 @@ class SenderConfig:
     def sender(self, base_url: str) -> Sender:
         """Return a sender to an endpoint. Close it."""
         config = evolve(self, settings=evolve(self.settings, api_base_url=base_url.rstrip("/")))
-        proxy = _find_proxy(config.settings)
+        proxy = config.settings.proxy
         # aiohttp supports only plain HTTP proxies.
-        if self.transport == "httpx" or (proxy is not None and not proxy.reveal().startswith("http://")):
+        if self.transport == "httpx" or (proxy is not None and proxy.scheme != "http"):
             return _HttpxSender(config)
         return _AiohttpSender(config, proxy)
 
@@ -115,13 +120,15 @@ class Sender:
             # The frames of the HTTP library hold the key and the body.
             cancelled.__traceback__ = None
             raise
+        except BodyError as error:
+            return Failure(kind=FailureKind.UNREADABLE, detail=f"the answer {error}")
         except Exception as error:  # noqa: BLE001  (see above)
             # Other errors than those of HTTP, such as an invalid host name, are failures too.
             kind = self._classify(error) or FailureKind.NOT_SENT
             if kind is FailureKind.TIMED_OUT:
                 return Failure(kind=kind, detail=f"no answer within {self._config.timeout:g} s")
             detail = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            return Failure(kind=kind, detail=self._redactor.redact(detail))
+            return Failure(kind=kind, detail=self._redactor.one_line(detail))
 
     async def _post(self, url: str, body: bytes) -> Reply:
         raise NotImplementedError
@@ -139,34 +146,24 @@ class Sender:
         if status >= 300:
             # An endpoint may repeat the key that it rejects.
             body = self._redactor.redact(body.decode("utf-8", "replace")).encode()
-        request_id = headers.get("x-request-id")
+        request_id = self._redactor.one_line(headers.get("x-request-id", "")) or None
         retry_after = parse_retry_after(headers, now=datetime.now(UTC)) if status >= 300 else None
         return Reply(status, body, request_id, retry_after)
 
 
-def _find_proxy(settings: Settings) -> Secret | None:
-    """Return the environment's proxy for this endpoint. Its URL may contain a password."""
-    if not trusts_environment(settings):
-        return None
-    url = urlsplit(settings.api_base_url)
-    proxies = getproxies()
-    proxy = Secret(proxies.get(url.scheme) or proxies.get("all") or "")
-    del proxies  # a traceback that shows locals would show it
-    # With and without the port, because NO_PROXY may name either.
-    if not proxy.reveal() or proxy_bypass(url.netloc) or proxy_bypass(url.hostname or ""):
-        return None
-    return proxy if "://" in proxy.reveal() else Secret(f"http://{proxy.reveal()}")
+async def _read(chunks: AsyncIterator[bytes], headers: Mapping[str, str]) -> bytes:
+    return await read_body(chunks, headers.get("content-encoding", ""), _MAX_ANSWER)
 
 
 class _AiohttpSender(Sender):
     """Sends over aiohttp. It must be created in the event loop."""
 
-    def __init__(self, config: SenderConfig, proxy: Secret | None) -> None:
+    def __init__(self, config: SenderConfig, proxy: Proxy | None) -> None:
         super().__init__(config)
         self._proxy: str | None = None
         self._proxy_headers: dict[str, str] | None = None
         if proxy is not None:
-            url = urlsplit(proxy.reveal())
+            url = urlsplit(proxy.url.reveal())
             login, _, host = url.netloc.rpartition("@")
             # Without the login, because aiohttp puts the URL into its errors.
             self._proxy = url._replace(netloc=host).geturl()
@@ -181,8 +178,12 @@ class _AiohttpSender(Sender):
         self._aiohttp: Any = importlib.import_module("aiohttp")
         self._session = self._aiohttp.ClientSession(
             # The worker pool limits the number of requests.
-            connector=self._aiohttp.TCPConnector(limit=0, ssl=tls_context(config.settings)),
+            connector=self._aiohttp.TCPConnector(
+                limit=0, ssl=tls_context(config.settings), socket_factory=open_socket
+            ),
             headers=_HEADERS,
+            # aiohttp would decompress without a limit.
+            auto_decompress=False,
             cookie_jar=self._aiohttp.DummyCookieJar(),
             timeout=self._aiohttp.ClientTimeout(total=config.timeout, sock_connect=_CONNECT_TIMEOUT),
             # Otherwise aiohttp looks up the proxy for each request, and may take another key from ~/.netrc.
@@ -199,7 +200,8 @@ class _AiohttpSender(Sender):
             proxy_headers=self._proxy_headers,
             allow_redirects=False,
         ) as response:
-            return self._reply(response.status, response.headers, await response.read())
+            body = await _read(response.content.iter_any(), response.headers)
+            return self._reply(response.status, response.headers, body)
 
     async def aclose(self) -> None:
         await self._session.close()
@@ -229,10 +231,17 @@ class _HttpxSender(Sender):
                 "POST", url, content=body, headers=self._headers, extensions={"timeout": _TIMEOUTS}
             )
             with anyio.fail_after(self._config.timeout):
-                response = await pool.client.send(request, auth=None, follow_redirects=False)
+                response = await pool.client.send(request, auth=None, follow_redirects=False, stream=True)
+                try:
+                    if response.is_stream_consumed:  # by an event hook of the caller's client
+                        body = response.content
+                    else:
+                        body = await _read(response.aiter_raw(), response.headers)
+                finally:
+                    await response.aclose()
         finally:
             pool.busy -= 1
-        return self._reply(response.status_code, response.headers, response.content)
+        return self._reply(response.status_code, response.headers, body)
 
     async def aclose(self) -> None:
         await self._connections.aclose()

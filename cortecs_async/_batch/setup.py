@@ -23,7 +23,7 @@ from .._lease.endpoint import inference_key
 from .._lease.lease import InstanceLease
 from .._lease.options import LeaseOptions
 from .._public import publish_loaded
-from .._secrets import Secret
+from .._secrets import Hidden, Secret
 from .plan import BatchOptions, BatchPlan, run_preflight
 from .run import Batch
 from .sender import BatchTransport, SenderConfig, choose_transport
@@ -36,12 +36,11 @@ def new_batch(
     *,
     settings: Settings,
     http_client: HTTPClient | None,
-    key: Secret | None,
+    key: Hidden[str | Secret | None],
     transport: BatchTransport,
     request_timeout: float,
 ) -> Batch:
     """Return a batch whose leases share the `max_cost` of `lease`."""
-    key = Secret(inference_key(key.reveal() if key is not None else None))
     check_seconds("request_timeout", request_timeout)
     if lease.max_cost is not None:
         lease = evolve(lease, max_cost=lease.max_cost / options.instances)
@@ -49,7 +48,7 @@ def new_batch(
         settings=settings,
         transport=choose_transport(transport, http_client),
         http_client=http_client,
-        key=key,
+        key=inference_key(key),
         timeout=request_timeout,
     )
     return Batch(options, sender_config, lambda: new_lease(lease))

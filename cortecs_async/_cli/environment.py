@@ -26,8 +26,8 @@ def load_env_file(path: Path | None) -> None:
     """Set the variables of a .env file that are not set in the environment.
 
     Args:
-        path: The file. None for `.env` in the working directory, if there is one. That file is trusted less,
-            because anybody may have put it there.
+        path: The file. None for `.env` in the working directory, if there is one. That file sets only
+            credentials, because anybody may have put it there.
 
     Raises:
         click.ClickException: if a file that was asked for cannot be read.
@@ -44,7 +44,7 @@ def load_env_file(path: Path | None) -> None:
             if value and _is_allowed(name) and name not in os.environ
         }
         if path is None:
-            _drop_untrusted_url(new)
+            _drop_untrusted(new)
         os.environ.update(new)
     except (OSError, ValueError) as error:
         if path is not None:
@@ -76,8 +76,19 @@ def _is_allowed(name: str) -> bool:
     return name.startswith("CORTECS_") or name == "OPENAI_API_KEY"
 
 
-def _drop_untrusted_url(new: dict[str, str]) -> None:
-    """Remove the address of the service, unless all secrets that would be sent there are in the file too."""
+def _drop_untrusted(new: dict[str, str]) -> None:
+    """Remove all but credentials and the address of the service.
+
+    The address is removed too, unless all secrets that would be sent there are in the file.
+    """
+    others = sorted(new.keys() - {*CREDENTIALS, *INFERENCE_KEYS, _URL})
+    for name in others:
+        del new[name]
+    if others:
+        print_warning(
+            f"Ignoring {', '.join(others)} of {_DEFAULT_FILE}: only credentials are read from it. "
+            f"To use the whole file, pass --env-file {_DEFAULT_FILE}."
+        )
     environment_has_secrets = any(os.environ.get(name) for name in (*CREDENTIALS, *INFERENCE_KEYS))
     if _URL in new and (environment_has_secrets or not new.keys() >= {*CREDENTIALS}):
         del new[_URL]

@@ -38,8 +38,8 @@ class _Group(click.Group):
 @click.option(
     "--env-file",
     type=click.Path(dir_okay=False, exists=True, path_type=Path),
-    help="Read CORTECS_* and OPENAI_API_KEY from this file instead of .env, "
-    "if they are not set in the environment.",
+    help="Read CORTECS_* and OPENAI_API_KEY from this file, if they are not set in the environment. "
+    "By default, only credentials are read, from .env.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print only results and errors.")
 @click.option(

@@ -20,6 +20,7 @@ _MEANING = {
     "left": "could not be released in time; run `cortecs-async sweep` again",
     "held": "acquired and not expired",
     "foreign": "of other credentials or another service; sweep with those",
+    "newer": "recorded by another version of cortecs-async; sweep with that version",
 }
 
 
@@ -35,7 +36,7 @@ def orphans(as_json: bool) -> None:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="List them like `orphans`, but release nothing.")
-@click.option("--timeout", type=duration, default="5m", help="Stop sweeping after this time.")
+@click.option("--timeout", type=duration, default="330s", help="Stop sweeping after this time.")
 @json_option()
 def sweep(dry_run: bool, timeout: float, as_json: bool) -> None:
     """Release the instances that dead processes left behind.
@@ -47,12 +48,12 @@ def sweep(dry_run: bool, timeout: float, as_json: bool) -> None:
     _run(dry_run=dry_run, timeout=timeout, as_json=as_json)
 
 
-def _run(*, dry_run: bool, as_json: bool, timeout: float = 300.0) -> None:
+def _run(*, dry_run: bool, as_json: bool, timeout: float = 330.0) -> None:
     # No reaper needed: an instance stays in the journal until it is released.
     found = call_api(lambda client: client.sweep(dry_run=dry_run, timeout=timeout))
     columns = ("state", "instance", "requested at", "by", "meaning")
     print_list(found, columns, _row, empty="No orphaned instances.", as_json=as_json)
-    if any(orphan.state in {"found", "unsettled", "ambiguous", "left"} for orphan in found):
+    if any(orphan.state in {"found", "unsettled", "ambiguous", "left", "newer"} for orphan in found):
         sys.exit(FAILED)
 
 

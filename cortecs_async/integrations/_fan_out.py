@@ -221,11 +221,13 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             return
         self._scope.cancel()
         cancellation: asyncio.CancelledError | None = None
-        while not self._main.done():
-            try:
-                await asyncio.wait([self._main])
-            except asyncio.CancelledError as error:
-                cancellation = error
+        # Without the shield, a cancelled scope of anyio would cancel this at every turn of the loop.
+        with anyio.CancelScope(shield=True):
+            while not self._main.done():
+                try:
+                    await asyncio.wait([self._main])
+                except asyncio.CancelledError as error:
+                    cancellation = error
         if cancellation is not None:
             raise cancellation
         failure = None if self._main.cancelled() else self._main.exception()

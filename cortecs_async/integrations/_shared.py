@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Unpack
 
 import anyio
-import platformdirs
 from anyio.abc import SocketAttribute, SocketStream
 
 from .. import AsyncCortecs, ConfigurationError, InvalidArgumentError, __version__
+from .._state_directory import StateFolder, state_directory
 from . import _shared_server
 from ._background import ManagedInstance, StartOptions, Unavailable, logger
 
@@ -52,7 +52,8 @@ class SharedInstance(ManagedInstance):
 
     Processes share an instance if they have the same arguments, CORTECS_CLIENT_ID, CORTECS_API_BASE_URL, the
     state directory (CORTECS_STATE_DIR), the host's name, the user, and the version of this package.
-    Credentials come from the environment. Needs unix sockets and file locks.
+    Credentials come from the environment. Needs unix sockets and file locks. Processes of other users cannot
+    connect.
 
     Args:
         model_id: As for `client.instance`.
@@ -104,12 +105,11 @@ class SharedInstance(ManagedInstance):
         if len(os.fsencode(address)) > _LONGEST_ADDRESS:
             raise ConfigurationError(f"{address} is too long for a socket: set a shorter CORTECS_STATE_DIR")
         try:
-            address.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.close(self._open_lock())
         except OSError as error:
             raise ConfigurationError(
-                f"a shared instance needs a writable directory, and {address.parent} is not: {error}. "
-                "Set CORTECS_STATE_DIR to another one."
+                f"the directory of shared instances, {address.parent}, cannot be used: {error}. "
+                "Set CORTECS_STATE_DIR to a directory of your own."
             ) from None
 
     async def _run(self) -> None:
@@ -153,12 +153,16 @@ class SharedInstance(ManagedInstance):
         finally:
             os.close(lock)
         stream = await anyio.connect_unix(self._path(".sock"))
+        if not _shared_server.is_of_this_user(stream):
+            await stream.aclose()
+            raise PermissionError("a process of another user listens on the socket")
         _connections.add(stream)
         return stream
 
     def _start_owner(self, lock: int) -> None:
         address = self._path(".sock")
-        address.unlink(missing_ok=True)
+        with StateFolder(address.parent) as folder:
+            folder.remove_socket(address.name)
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
             # Listen here, so that this process and all others can connect before the owner is up.
@@ -190,16 +194,16 @@ class SharedInstance(ManagedInstance):
             await self._disconnected.wait()
 
     def _open_lock(self) -> int:
-        return os.open(self._path(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        path = self._path(".lock")
+        with StateFolder(path.parent, create=True) as folder:
+            return folder.open(path.name, os.O_RDWR | os.O_CREAT)
 
     def _path(self, suffix: str) -> Path:
         """Return the path of a file that exactly the processes that share have in common."""
-        state_dir = os.environ.get("CORTECS_STATE_DIR", "").strip()
-        directory = Path(state_dir).absolute() if state_dir else platformdirs.user_state_path("cortecs_async")
         account = [os.environ.get(f"CORTECS_{name}", "") for name in ("CLIENT_ID", "API_BASE_URL")]
         key = [self._name, self._spec, account, socket.gethostname(), os.getuid(), __version__]
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return directory / "shared" / f"{digest[:16]}{suffix}"
+        return state_directory(None) / "shared" / f"{digest[:16]}{suffix}"
 
 
 _connections: weakref.WeakSet[SocketStream] = weakref.WeakSet()

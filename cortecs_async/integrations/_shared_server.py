@@ -9,23 +9,30 @@ server then closes that connection immediately. The last connection stays open u
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import logging
+import os
 import signal
 import socket
+import struct
 import sys
 from pathlib import Path
 from typing import Any, TypedDict
 
 import anyio
-from anyio.abc import SocketListener, SocketStream, TaskGroup
+from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup
 from attrs import asdict, define, field
 
 from .. import AsyncCortecs, InstanceHandle
-from ._background import BackgroundInstance, ManagedInstance, StartOptions, State, Unavailable
+from .._state_directory import StateFolder
+from ._background import BackgroundInstance, ManagedInstance, StartOptions, State, Unavailable, logger
 
 # Seconds for the first connection. The process that started this one connects immediately, unless it died.
 _FIRST_CONNECTION_TIMEOUT = 10.0
+
+# Process id, user id and group id.
+_CREDENTIALS = struct.Struct("=iII")
 
 
 class InstanceSpec(TypedDict):
@@ -92,6 +99,10 @@ class SharedInstanceServer:
             await listener.serve(self._serve_connection, tasks)
 
     async def _serve_connection(self, stream: SocketStream) -> None:
+        if not is_of_this_user(stream):
+            logger.warning("rejected a connection from a process of another user")
+            await stream.aclose()
+            return
         self._add_users(+1)
         async with stream, anyio.create_task_group() as tasks:
             tasks.start_soon(self._send_states, stream)
@@ -112,6 +123,24 @@ class SharedInstanceServer:
                 await stream.send(encode(state))
 
 
+def is_of_this_user(stream: SocketStream) -> bool:
+    """Return whether the process at the other end of a unix socket has the user id of this process.
+
+    Linux has SO_PEERCRED; macOS and the BSDs have `getpeereid`. On any other system, the directory of the
+    socket, which only its user can enter, must suffice.
+    """
+    connection = stream.extra(SocketAttribute.raw_socket)  # noqa: S610  (anyio's, not Django's)
+    if hasattr(socket, "SO_PEERCRED"):
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        return bool(_CREDENTIALS.unpack(credentials)[1] == os.geteuid())
+    getpeereid = getattr(ctypes.CDLL(None, use_errno=True), "getpeereid", None)
+    if getpeereid is None:
+        return True
+    uid, gid = ctypes.c_uint(), ctypes.c_uint()
+    has_failed = getpeereid(connection.fileno(), ctypes.byref(uid), ctypes.byref(gid))
+    return not has_failed and uid.value == os.geteuid()
+
+
 async def _main(listener: socket.socket, spec: InstanceSpec) -> None:
     async with AsyncCortecs(guard="required") as client:
         instance = BackgroundInstance(
@@ -129,10 +158,10 @@ def main() -> None:
     logging.basicConfig(format="cortecs_async, owner of the shared instance: %(message)s")
     _, listener, spec = sys.argv[1:]
     with socket.socket(fileno=int(listener)) as accepting:
-        path = accepting.getsockname()
+        path = Path(accepting.getsockname())
         anyio.run(_main, accepting, json.loads(spec))
-    with contextlib.suppress(OSError):
-        Path(path).unlink()
+    with contextlib.suppress(OSError), StateFolder(path.parent) as folder:
+        folder.remove_socket(path.name)
 
 
 if __name__ == "__main__":

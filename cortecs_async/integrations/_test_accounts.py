@@ -188,6 +188,7 @@ def close_client(client: AsyncCortecs) -> None:
     """Close a client of `make_client`, whether or not an event loop is running in this thread."""
     # Use another thread, because the event loop of this one belongs to the test or to another plugin.
     with ThreadPoolExecutor(max_workers=1) as thread:
+        client._wiring.http.loop.unbind()  # noqa: SLF001
         thread.submit(lambda: asyncio.run(client.aclose())).result()
 
 

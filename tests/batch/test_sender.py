@@ -15,7 +15,7 @@ from attrs import define, field
 from cortecs_async._batch.sender import Reply, SenderConfig
 from cortecs_async._config import resolve_settings
 from cortecs_async._http.messages import Failure, FailureKind
-from cortecs_async._secrets import Secret
+from cortecs_async._secrets import Hidden, Secret
 
 pytestmark = [pytest.mark.sockets, pytest.mark.parametrize("anyio_backend", ["asyncio"])]
 
@@ -59,12 +59,12 @@ async def post(transport: Literal["aiohttp", "httpx"], base_url: str = ENDPOINT)
         client_id="id",
         client_secret=Secret("secret"),
         credential_provider=None,
-        api_base_url="https://api.test",
+        api_base_url=Hidden("https://api.test"),
         timeout=30.0,
         max_retries=None,
         retry_policy=None,
         poll_policy=None,
-        default_headers=None,
+        default_headers=Hidden(None),
         allow_insecure_http=False,
         max_connections=10,
         transport="httpx",

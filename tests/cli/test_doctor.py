@@ -100,7 +100,10 @@ async def test_all_checks_pass_against_the_emulator(monkeypatch: pytest.MonkeyPa
             monkeypatch.setenv(name, value)
         findings = await doctor._diagnose()
         assert [each.name for each in findings if not each.ok] == []
-        assert next(each for each in findings if each.name == "reaper").detail == "starts and responds"
+        assert (
+            next(each for each in findings if each.name == "reaper").detail
+            == "starts and reaches the service"
+        )
         assert emu.ledger == ()
         secret = emu.client_secret
     assert secret not in repr(findings)

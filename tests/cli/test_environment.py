@@ -14,7 +14,7 @@ from _command_line import call_command, environment, serving
 from _world import HARDWARE, MODEL
 from click.testing import Result
 
-from cortecs_async._cli.environment import load_env_file
+from cortecs_async._cli.environment import CREDENTIALS, INFERENCE_KEYS, load_env_file
 from cortecs_async._cli.output import format_time
 from cortecs_async.emulator import Emulator
 
@@ -102,6 +102,45 @@ class TestEnvFile:
         assert self._load(monkeypatch, hostile, env, Path("asked.env"))[URL] == "http://127.0.0.1:7777/v1"
         assert self._load(monkeypatch, hostile, {**env, URL: "mine"})[URL] == "mine"
         assert capsys.readouterr().err == ""
+
+    @pytest.mark.parametrize("env", [{}, {"CORTECS_CLIENT_ID": "mine", "CORTECS_CLIENT_SECRET": "mine"}])
+    def test_file_of_the_working_directory_sets_only_credentials(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], env: dict[str, str]
+    ) -> None:
+        keys = "CORTECS_API_KEY=k\nOPENAI_API_KEY=k\n"
+        hostile = f"{ACCOUNT}{keys}CORTECS_STATE_DIR=.\nCORTECS_LOG=debug\nCORTECS_NEW=x\nHOME=.\n"
+        after = self._load(monkeypatch, hostile, env)
+        assert after.keys() == {*CREDENTIALS, *INFERENCE_KEYS}
+        assert capsys.readouterr().err == (
+            "Ignoring CORTECS_LOG, CORTECS_NEW, CORTECS_STATE_DIR of .env: only credentials are read from "
+            "it. To use the whole file, pass --env-file .env.\n"
+        )
+        # Used if the file is asked for.
+        assert self._load(monkeypatch, hostile, env, Path("asked.env"))["CORTECS_STATE_DIR"] == "."
+        # Without a warning if it has no effect.
+        self._load(monkeypatch, "CORTECS_STATE_DIR=.\n", {"CORTECS_STATE_DIR": "mine"})
+        assert capsys.readouterr().err == ""
+
+    @pytest.mark.sockets
+    def test_cloned_repository_does_not_choose_what_is_deleted(
+        self, call: Call, emu: Emulator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        data, home = tmp_path / "data", tmp_path / "home"
+        data.mkdir()
+        home.mkdir()
+        (data / f"{1:032x}.jsonl").write_text('{"prompt": "Hello"}\n')
+        (data / "prompts.jsonl").write_text('{"prompt": "Hello"}\n')
+        Path("journal").symlink_to(data)
+        Path(".env").write_text("CORTECS_STATE_DIR=.\n")
+        before = sorted(tmp_path.rglob("*"))
+        for password in (emu.client_secret, "wrong"):
+            # Also with the file, which a user may trust.
+            for options in ([], ["--env-file", ".env"]):
+                for command in ("ls", "orphans", "sweep", "doctor"):
+                    env = {**emu.env(), "CORTECS_CLIENT_SECRET": password, "HOME": str(home)}
+                    monkeypatch.setattr(os, "environ", env)
+                    call(*options, command)
+        assert [each for each in sorted(tmp_path.rglob("*")) if ".local" not in str(each)] == before
 
     def test_url_is_used_if_the_file_has_all_secrets(self, monkeypatch: pytest.MonkeyPatch) -> None:
         after = self._load(monkeypatch, f"{ACCOUNT}{URL}=http://127.0.0.1:8808/v1\n", {"OPENAI_API_KEY": ""})
@@ -203,6 +242,42 @@ class TestStandardStreams:
         done = program(tmp_path, emu, "-q", "start", MODEL, how=">/dev/full")
         assert done.returncode == 1
         assert done.stderr.startswith(f"{emu.billing[0]} is billed until you stop it.\nError: ")
+
+
+# A user without an entry in passwd, as in some containers. Their home directory may also be that of root.
+NO_HOME = """
+import os, pwd
+
+def getpwuid(_):
+    raise KeyError("uid not found")
+
+pwd.getpwuid = getpwuid
+del os.environ["CORTECS_STATE_DIR"]
+"""
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("home", [None, "/proc/nowhere"])
+def test_without_a_home_directory_everything_works_that_needs_no_journal(
+    emu: Emulator, tmp_path: Path, home: str | None
+) -> None:
+    source = NO_HOME + (f"os.environ['HOME'] = {home!r}\n" if home else "") + MAIN
+    for command in (["balance"], ["ls"], ["models"], ["run", MODEL, "--", "true"]):
+        done = program(tmp_path, emu, *command, source=source)
+        assert "Traceback" not in done.stderr
+        assert done.returncode == 0, done.stderr
+        lines = [line for line in done.stderr.splitlines() if "CORTECS_STATE_DIR" in line]
+        assert len(lines) == (command[0] == "run"), done.stderr
+    assert emu.existing == ()
+    done = program(tmp_path, emu, "doctor", source=source)
+    assert done.returncode == 1
+    assert done.stdout.count("CORTECS_STATE_DIR") == 1
+    if home is None:
+        for command in (["sweep"], ["orphans"]):
+            done = program(tmp_path, emu, *command, source=source)
+            assert done.returncode == 1
+            (line,) = done.stderr.splitlines()
+            assert "there is no home directory. Set state_dir= or CORTECS_STATE_DIR" in line
 
 
 # Ctrl-C while the modules are imported.

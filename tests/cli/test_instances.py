@@ -245,7 +245,7 @@ class TestStart:
         self, call: Call, monkeypatch: pytest.MonkeyPatch, options: list[str]
     ) -> None:
         handle = InstanceHandle(
-            instance_id="i", base_url="http://x/v1", model="m", account="a", expires_at=4e11
+            instance_id="i", base_url="https://x.test/v1", model="m", account="a", expires_at=4e11
         )
 
         async def acquire(*_: object, **__: object) -> InstanceHandle:

@@ -189,6 +189,20 @@ async def test_requests_of_a_refresh(world: World) -> None:
         assert screen.routes()[6:] == ["list", "balance"]
 
 
+@pytest.fixture
+def writable_by_others(state_dir: Path) -> None:
+    state_dir.mkdir()
+    state_dir.chmod(0o777)
+
+
+@pytest.mark.usefixtures("journals", "writable_by_others")
+async def test_a_state_directory_that_cannot_be_used_hides_only_the_owners(world: World) -> None:
+    async with top(world, MODEL, journal="auto") as screen:
+        await screen.press("r")
+        assert screen.column("owner") == ["elsewhere"]
+        assert "CORTECS_STATE_DIR" in screen.text("problem").replace("\n", "")
+
+
 async def test_owners_come_from_the_journals(world: World, journals: Path) -> None:
     async with top(world, MODEL, MODEL, MODEL, journal="auto") as screen:
         common = {

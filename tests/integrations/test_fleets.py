@@ -250,6 +250,28 @@ async def test_cancelling_at_any_time_releases_everything(world: World, seconds:
         assert emu.existing == ()
 
 
+async def test_a_cancelled_scope_does_not_spin_during_the_release(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, wait = 0, asyncio.wait
+
+    async def count(*args: Any) -> Any:
+        nonlocal waits
+        waits += 1
+        if waits > 100:
+            pytest.fail("no time passes")
+        return await wait(*args)
+
+    monkeypatch.setattr(asyncio, "wait", count)
+    async with world(stop_seconds=5.0) as (emu, client):
+        with anyio.move_on_after(60.0) as scope:
+            async with fan_out(Workers(emu, seconds=100.0), range(10), [client.instance(MODEL)]) as outcomes:
+                async for _ in outcomes:
+                    pass
+        assert scope.cancelled_caught
+        assert emu.existing == ()
+
+
 async def test_repeated_cancellations_do_not_interrupt_the_release(world: World) -> None:
     async with world(stop_seconds=5) as (emu, client):
 

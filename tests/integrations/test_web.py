@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import pickle
 import signal
+import socket
 import sys
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import anyio
 import httpx
 import pytest
 from _processes import PROC, Program, is_alive, kill, read, reapers_of, until
 from _world import HARDWARE, MODEL, World
+from anyio.abc import SocketStream
 
 from cortecs_async import AsyncCortecs, Credentials, InstanceHandle, errors
+from cortecs_async._state_directory import StateFolder
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
-from cortecs_async.integrations import _shared, web
+from cortecs_async.integrations import _shared, _shared_server, web
 from cortecs_async.integrations._background import Unavailable
 from cortecs_async.integrations.web import BackgroundInstance, NotReadyError, SharedInstance
 
@@ -431,6 +437,119 @@ async def test_invalid_arguments_and_environments_are_rejected_on_entry(
     monkeypatch.setattr(_shared, "fcntl", None)
     with pytest.raises(errors.ConfigurationError, match="file locks"):
         await SharedInstance(MODEL, HARDWARE).__aenter__()
+
+
+@pytest.mark.parametrize("suffix", [".lock", ".sock"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "file of the user"])
+async def test_what_is_not_its_own_is_neither_used_nor_removed(
+    tmp_path: Path, state_dir: Path, kind: str, suffix: str
+) -> None:
+    shared = SharedInstance(MODEL, HARDWARE, pause=0.1)
+    path, data = shared._path(suffix), tmp_path / "data"
+    with StateFolder(path.parent, create=True):
+        data.write_bytes(b"text")
+        if kind == "pipe":
+            os.mkfifo(path)
+        elif kind == "link":
+            path.symlink_to(data)
+        else:
+            path.write_bytes(b"text")
+    if suffix == ".sock":
+        async with shared:
+            await anyio.sleep(1.0)
+            assert f"{path.name} is not a socket" in str(not_ready(shared))
+    elif kind != "file of the user":
+        with pytest.raises(errors.ConfigurationError, match=r"lock is not a regular file.*CORTECS_STATE_DIR"):
+            await shared.__aenter__()
+    assert data.read_bytes() == b"text"
+    assert path.lstat()
+    assert owners(state_dir) == []
+
+
+class Stream:
+    """A stream of a unix socket, as far as it is needed here."""
+
+    def __init__(self, raw: socket.socket) -> None:
+        self.raw = raw
+
+    def extra(self, _: object) -> socket.socket:
+        return self.raw
+
+    async def aclose(self) -> None:
+        self.raw.close()
+
+
+def test_the_user_at_the_other_end_of_a_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = socket.socketpair(socket.AF_UNIX)
+    stream, mine = cast("SocketStream", Stream(ends[0])), os.geteuid()
+    assert _shared_server.is_of_this_user(stream)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "geteuid", lambda: 4321)
+        assert not _shared_server.is_of_this_user(stream)
+    # As on a system without both, and as on macOS.
+    monkeypatch.delattr(socket, "SO_PEERCRED")
+    assert _shared_server.is_of_this_user(stream)
+    found: list[tuple[int, int]] = [(mine, 0), (4321, 0), (mine, -1)]
+
+    def getpeereid(_: int, uid: Any, __: Any) -> int:
+        uid._obj.value, status = found[0]
+        return status
+
+    monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: SimpleNamespace(getpeereid=getpeereid))
+    for expected in (True, False, False):
+        assert _shared_server.is_of_this_user(stream) is expected
+        del found[0]
+    for each in ends:
+        each.close()
+
+
+async def test_the_owner_closes_the_connection_of_another_user(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = socket.socketpair(socket.AF_UNIX)
+    monkeypatch.setattr(_shared_server, "is_of_this_user", lambda _: False)
+    async with world() as (_, client):
+        server = _shared_server.SharedInstanceServer(BackgroundInstance(client, MODEL), 0.0)
+        await server._serve_connection(cast("SocketStream", Stream(first)))
+        assert server.users == 0
+    assert second.recv(1) == b""  # the end
+    second.close()
+
+
+@pytest.mark.sockets
+async def test_a_socket_of_another_user_gets_no_connection(
+    monkeypatch: pytest.MonkeyPatch, state_dir: Path
+) -> None:
+    shared = SharedInstance(MODEL, HARDWARE, pause=0.1)
+    with StateFolder(state_dir / "shared", create=True) as folder:
+        lock = folder.open(shared._path(".lock").name, os.O_RDWR | os.O_CREAT)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(shared._path(".sock")))
+            listener.listen()
+            monkeypatch.setattr(_shared_server, "is_of_this_user", lambda _: False)
+            async with shared:
+                await until(lambda: "a process of another user listens" in str(not_ready(shared)))
+        os.close(lock)
+
+
+@pytest.mark.sockets
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_the_system_knows_the_user_of_a_process() -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"\0cortecs-async-{uuid.uuid4()}")
+        listener.listen()
+        child = os.fork()
+        if child == 0:
+            os.setuid(4321)
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.connect(listener.getsockname())
+                connection.recv(1)
+            os._exit(0)
+        accepted, _ = listener.accept()
+        assert not _shared_server.is_of_this_user(cast("SocketStream", Stream(accepted)))
+        accepted.close()
+        os.waitpid(child, 0)
 
 
 def test_public_names_show_the_public_module_and_can_be_pickled() -> None:

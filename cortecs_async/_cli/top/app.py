@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import ClassVar, cast
 
 from attrs import evolve
@@ -15,6 +15,8 @@ from textual.events import Resize
 from textual.widgets import DataTable, Footer, Static
 
 from ... import AsyncCortecs, CortecsError, Instance
+from ...errors import JournalError
+from ...types import Owner
 from ..output import error_text, sanitize
 from .screens import Confirmation, Help
 from .view import Column, Snapshot, cells, columns, details, make_cell, owner_text, summary, warning
@@ -179,12 +181,17 @@ class TopApp(App[None]):
     async def _refresh(self) -> None:
         try:
             instances = await self._client.instances.list()
-            owners = await self._client.owners()
+            owners, problem = await self._owners()
         except CortecsError as error:
             self._snapshot = evolve(self._snapshot, problem=error_text(error), is_stale=True)
         else:
             self._snapshot = evolve(
-                self._snapshot, at=self._now(), instances=instances, owners=owners, problem="", is_stale=False
+                self._snapshot,
+                at=self._now(),
+                instances=instances,
+                owners=owners,
+                problem=problem,
+                is_stale=False,
             )
             # Drawn before the requests for prices and balance, which may be slow.
             self._draw()
@@ -192,6 +199,13 @@ class TopApp(App[None]):
         finally:
             self._is_refreshing = False
         self._draw()
+
+    async def _owners(self) -> tuple[Mapping[str, Owner], str]:
+        """Return the owners, and why there are none if the journals cannot be read."""
+        try:
+            return await self._client.owners(), ""
+        except JournalError as error:
+            return {}, error_text(error)
 
     async def _refresh_prices_and_balance(self) -> None:
         now = self._now()
