@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 
 from cortecs_async import AsyncCortecs
+from cortecs_async._aio.threads import System
 from cortecs_async.emulator import Emulator
 from cortecs_async.emulator._emulator import _EPOCH
 
@@ -41,3 +42,7 @@ async def in_the_loop(work: Callable[[], Any], /) -> Any:
 def emulated_wall_clock() -> float:
     """Return the Unix time of an emulator on virtual time."""
     return _EPOCH + anyio.current_time()
+
+
+SYSTEM = System(emulated_wall_clock, off_loop=in_the_loop, in_background=lambda work: work())
+"""The clock of an emulator, and no threads."""

@@ -32,8 +32,8 @@ from cortecs_async._api.wire import decode_instances
 from cortecs_async._http.messages import Failure, FailureKind, ShapeError
 from cortecs_async._lease import lease as _lease
 from cortecs_async._lease import start_state as _start_state
+from cortecs_async._lease.start_search import StartSearch
 from cortecs_async._lease.start_state import StartAttempt, StartState
-from cortecs_async._lease.starter import Starter
 from cortecs_async._recovery import claims as _claims
 from cortecs_async._recovery.claims import ForeignClaims
 from cortecs_async._recovery.promises import Promises
@@ -122,12 +122,12 @@ async def test_the_equal_instance_of_another_user_is_adopted_if_the_start_was_lo
     foreign: list[str] = []
 
     async with world() as (emu, client):
-        # The baseline is five seconds old when it arrives.
-        emu.add_fault(Fault("delay", route="list", when="after", seconds=5.0))
+        # The baseline is two seconds old when it arrives.
+        emu.add_fault(Fault("delay", route="list", when="after", seconds=2.0))
         emu.add_fault(Fault("drop", route="start", when="before"))
 
         async def start_foreign() -> None:
-            await anyio.sleep(2.0)
+            await anyio.sleep(1.0)
             foreign.append(emu.start_instance(MODEL, HARDWARE))
 
         async with anyio.create_task_group() as tasks:
@@ -140,8 +140,8 @@ async def test_the_equal_instance_of_another_user_is_adopted_if_the_start_was_lo
 # --- the simulation detects a client that ... ---------------------------------------------------------------
 
 
-async def never_resolves(self: Starter, start: StartAttempt, *, to_release: bool) -> Instance | None:
-    """Instead of `Starter.resolve`."""
+async def never_resolves(self: StartSearch, start: StartAttempt, *, to_release: bool) -> Instance | None:
+    """Instead of `StartSearch.resolve`."""
     start.interrupted()
     start.resolved(StartState.NOT_STARTED)
     if start.key is not None:
@@ -201,8 +201,8 @@ async def believe(_: Teardown, state: ObservedState) -> ObservedState:
     return state
 
 
-async def forget(self: Starter, start: StartAttempt) -> None:
-    """Instead of `Starter._give_up`: the start counts as not carried out."""
+async def forget(self: StartSearch, start: StartAttempt) -> None:
+    """Instead of `StartSearch._give_up`: the start counts as not carried out."""
     start.resolved(StartState.NOT_STARTED)
     if start.key is not None:
         await self.promises.close(start.key)
@@ -219,7 +219,10 @@ def decode_all_or_none(*args: Any, **options: Any) -> Any:
 
 # A story in which it soon shows, and what to replace, where. Each takes back a rule of evidence, or more.
 SABOTAGE: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
-    "does not look for the instance of an unanswered start": ("any", [(Starter, "resolve", never_resolves)]),
+    "does not look for the instance of an unanswered start": (
+        "any",
+        [(StartSearch, "resolve", never_resolves)],
+    ),
     "adopts any matching instance": ("any", [(_claims, "match_start", match_any)]),
     "does not release its instance": ("any", [(Teardown, "run", does_nothing)]),
     "lets a cancellation interrupt its release": ("any", [(_lease, "run_uncancellable", run_cancellable)]),
@@ -247,7 +250,7 @@ SABOTAGE: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
         ],
     ),
     "believes a single reading": ("any", [(Teardown, "_confirm", believe)]),
-    "forgets a start that has not appeared": ("late", [(Starter, "_give_up", forget)]),
+    "forgets a start that has not appeared": ("late", [(StartSearch, "_give_up", forget)]),
     "rejects a list with an odd entry": ("any", [(_wire, "decode_instances", decode_all_or_none)]),
 }
 

@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import json
 import math
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -167,7 +168,7 @@ class ProcessActor(Actor):
         self.cancel()
 
 
-def _do_nothing() -> None:
+def _do_nothing(**_: bool) -> None:
     """Instead of writing."""
 
 
@@ -227,7 +228,7 @@ class WorldReaper(Actor):
                 if each.is_due(now, owner_lives=True, grace=_reaper.GRACE)
             ]
             if late:
-                reaper._begun_keys.update(each.key for each in late)
+                reaper._workers.update(dict.fromkeys((each.key for each in late), threading.current_thread()))
                 tasks.start_soon(self._reap, late)
         else:
             return
@@ -245,13 +246,18 @@ class WorldReaper(Actor):
                 await anyio.sleep(_reaper._IN_FLIGHT_DELAY)
                 await self._reap(pending)
         except BaseException:
-            if self._locked is not None:
-                self._locked.close()
+            self._unlock()
             raise
         # Unlike the real one, it does not wait for what it began while its parent lived. So a `sweep` works
         # on the same promises, as one does that gets the lock of the journal before the reaper.
-        if self._locked is not None:
-            self._locked.retire(reaper.state)
+        locked, self._locked = self._locked, None
+        if locked is not None:
+            locked.retire(reaper.state)
+
+    def _unlock(self) -> None:
+        locked, self._locked = self._locked, None
+        if locked is not None:
+            locked.close()
 
     async def _reap(self, promises: Sequence[Promise]) -> None:
         reaper = self.reaper
@@ -275,9 +281,7 @@ class WorldReaper(Actor):
             self.reaper._report(record)
 
     def _end(self) -> None:
-        if self._locked is not None:
-            self._locked.close()
-            self._locked = None
+        self._unlock()
         self._scope.cancel()
         self.is_done = True
         self.world.tasks.start_soon(self.parent_sees_death)
@@ -297,7 +301,9 @@ def _reap_nothing(*_: Any) -> None:
 class WorldReaperProcess:
     """Instead of `ReaperProcess`: the parent's side of a `WorldReaper`."""
 
-    def __init__(self, on_death: Callable[[], None], on_action: Callable[[Record], None]) -> None:
+    def __init__(
+        self, on_death: Callable[[], None], on_action: Callable[[Record], None], _: Callable[[str, str], None]
+    ) -> None:
         self._on_death = on_death
         self._on_action = on_action
         self._child: WorldReaper | None = None
@@ -339,6 +345,9 @@ class WorldReaperProcess:
                 self._child = None
                 child.kill()
                 raise GuardError("the reaper did not respond")
+
+    def rehearsed(self, _: str) -> str:
+        return ""
 
     def shutdown(self) -> None:
         self._leave(lambda child: child.receive({"kind": "BYE", "number": 0}))

@@ -186,6 +186,7 @@ class Checker:
                 # An equal start that was sent earlier may decide for both as soon as this one is unresolved.
                 is_alone = all(each is sent or not self._may_swap(each, sent) for each in unresolved)
                 window = WINDOW if sent.lease.body_at is not None else RELEASE_WINDOW
+                window = 0.0 if sent.was_given_up else window
                 is_listed = sent.executed_at + self._lag <= ended_at + (window if is_alone else 0.0)
                 if not is_listed or sent.instance_id in excuses.ids:
                     self._excuse(sent, excuses)

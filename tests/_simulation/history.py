@@ -74,6 +74,8 @@ class SentStart:
         at: When it was sent.
         context_length: What it asked for, which is a tag; None without one.
         ended_at: When the client had the response or gave up; infinite while the request is in progress.
+        was_given_up: Whether the client closed the connection before its time-out, because a cancelled lease
+            has found an instance.
         response: "ok" if it names the instance, "refused" if nothing was started; None without a usable
             response.
         instance_id: The instance that it started.
@@ -85,6 +87,7 @@ class SentStart:
     at: float
     context_length: int | None = None
     ended_at: float = math.inf
+    was_given_up: bool = False
     response: Literal["ok", "refused"] | None = None
     instance_id: str | None = None
     executed_at: float = math.inf

@@ -13,6 +13,7 @@ from cortecs_async.emulator import Emulator
 from cortecs_async.emulator._messages import Request, Response
 from cortecs_async.emulator._routing import Match
 
+from .data import REQUEST_TIMEOUT
 from .history import LeaseHistory, SentStart, Touch
 
 if TYPE_CHECKING:
@@ -76,8 +77,8 @@ class Network(httpx.AsyncBaseTransport):
         sent = SentStart(lease, world.last_end_of(lease), anyio.current_time(), tag)
         world.starts.append(sent)
         try:
-            response = await self._forward(request)
-            body = await response.aread()
+            response = await self._carry_out(request)
+            body = response.content
             if not self._actor.is_alive:
                 raise httpx.ReadError("killed", request=request)
             if response.is_success:
@@ -87,10 +88,33 @@ class Network(httpx.AsyncBaseTransport):
         except httpx.ConnectError:
             sent.response = "refused"
             raise
+        except anyio.get_cancelled_exc_class():
+            sent.was_given_up = anyio.current_time() < sent.at + REQUEST_TIMEOUT
+            raise
         finally:
             sent.ended_at = anyio.current_time()
         self._actor.step()
         return httpx.Response(response.status_code, headers=response.headers, content=body)
+
+    async def _carry_out(self, request: httpx.Request) -> httpx.Response:
+        """Forward a request. The service carries it out even if the client closes the connection."""
+        outcome: list[httpx.Response | Exception] = []
+        done = anyio.Event()
+
+        async def forward() -> None:
+            try:
+                response = await self._forward(request)
+                await response.aread()
+                outcome.append(response)
+            except Exception as error:  # noqa: BLE001  (raised below)
+                outcome.append(error)
+            done.set()
+
+        self._world.tasks.start_soon(forward)
+        await done.wait()
+        if isinstance(outcome[0], Exception):
+            raise outcome[0]
+        return outcome[0]
 
     async def _forward(self, request: httpx.Request) -> httpx.Response:
         world = self._world

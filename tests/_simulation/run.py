@@ -9,9 +9,8 @@ import random
 import shutil
 import tempfile
 import traceback
-import types
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -428,13 +427,6 @@ class _WithoutSync:
         return getattr(os, name)
 
 
-class _InlineThread:
-    """A thread whose work is done when it starts, because virtual time does not wait for threads."""
-
-    def __init__(self, target: Callable[[], None], **_: Any) -> None:
-        self.start = target
-
-
 class _ReproducibleUUIDs:
     """The module `uuid`, with the same ids in each run of a world."""
 
@@ -454,12 +446,10 @@ def virtual_world() -> Iterator[None]:
     logger = logging.getLogger("cortecs_async")
     recovery = "cortecs_async._recovery"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Wiring, "system", System(wall_clock, run_inline))
+        patch.setattr(Wiring, "system", System(wall_clock, run_inline, in_background=lambda work: work()))
         patch.setattr(f"{recovery}.journal.os", _WithoutSync())
         patch.setattr(f"{recovery}.store.ReaperProcess", WorldReaperProcess)
-        patch.setattr(f"{recovery}.promises.threading", types.SimpleNamespace(Thread=_InlineThread))
         patch.setattr(f"{recovery}.journal.uuid", _uuids)
-        patch.setattr(f"{recovery}.store.uuid", _uuids)
         patch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
         patch.setattr(logger, "level", logging.WARNING)
         patch.setattr(logger, "propagate", False)
