@@ -74,6 +74,7 @@ napoleon_attr_annotations = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(?!cortecs_async\.)\w+\..*"),
     (r"py:class", r".*\.[A-Z]"),  # type variables
+    (r"py:class", r".*\.URLObject"),  # any object that has a URL as its text
 ]
 
 # A constant, or how autodoc shows what the generated `__init__` of an attrs class has.
