@@ -134,13 +134,18 @@ def oracle(session: nox.Session) -> None:
     run_pytest(session, "-m", "oracle and not nightly")
 
 
+# The tests of what differs between Python versions: event loops, cancellation, signals and imports.
+VERSION_DEPENDENT = ("tests/aio", "tests/lease", "tests/test_imports.py", "tests/test_smoke.py")
+
+
 @nox.session(python=OTHERS or False)
 def matrix(session: nox.Session) -> None:
-    """Run the default tier on the other supported Python versions of this machine."""
+    """Run the default tier on the oldest and newest other Python of this machine, and a part on the rest."""
     if not OTHERS:
         session.skip("this machine has no other supported Python version")
     install(session, "test-core")
-    run_pytest(session)
+    is_between = session.python not in (PYTHONS[0], PYTHONS[-1])
+    run_pytest(session, *(VERSION_DEPENDENT if is_between and not session.posargs else ()))
 
 
 @nox.session
@@ -165,6 +170,8 @@ def nightly(session: nox.Session) -> None:
     run_pytest(session, "--check-tiers", processes=0)
     for name in ("coverage", "lowest", "mutants", "simulate", "bare", "web"):
         session.notify(name)
+    for version in OTHERS:
+        session.notify(f"matrix-{version}", ["tests"])
     grids: dict[str, Iterable[str]] = {
         "fleets": CLUSTERS,
         "frameworks": FRAMEWORKS,
