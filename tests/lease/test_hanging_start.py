@@ -324,6 +324,8 @@ async def test_a_start_that_hangs_after_a_lost_restart_is_left_to_the_reaper(
         emu.stop_instance(instance_id)
         await anyio.sleep(60.0)
         emu.add_fault(Fault("drop", route="restart", when="before"))  # lost: it may have worked
+        # The second one is processed after the deletion below, however short the wait before it is.
+        emu.add_fault(Fault("delay", route="restart", seconds=2.0))
         emu.add_fault(hang(when="before"))
         scope = anyio.CancelScope()
 
