@@ -79,7 +79,7 @@ class Emulator(Service):
             stop_seconds: Seconds that an instance is `stopping` (and billed) after a stop.
             token_seconds: Seconds between two chunks of a streamed inference answer.
             answer_seconds: Seconds that an instance works on each inference answer (chat, completions,
-                embeddings) before it sends anything. Errors are sent immediately.
+                responses, embeddings, rerank, score) before it sends anything. Errors are sent immediately.
             parallel: How many answers each instance works on in parallel, regardless of its workers; more
                 wait in order. None for no limit. A caller that disconnects while it waits releases its
                 place to the next that arrives.

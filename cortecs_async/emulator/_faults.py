@@ -14,9 +14,9 @@ from cortecs_async.emulator._messages import (
     Response,
     error_response,
 )
-from cortecs_async.emulator._routing import ROUTE_NAMES
+from cortecs_async.emulator._routing import INFERENCE_ROUTES, ROUTE_NAMES
 
-FaultKind = Literal["drop", "status", "delay", "truncate", "garbage", "omit", "late"]
+FaultKind = Literal["drop", "status", "delay", "truncate", "garbage", "omit", "late", "crash"]
 FaultTime = Literal["before", "after"]
 
 _GARBAGE = "<!doctype html><title>Not JSON</title><p>The emulator was asked for garbage."
@@ -26,6 +26,7 @@ _GARBAGE = "<!doctype html><title>Not JSON</title><p>The emulator was asked for 
 _ROUTES_OF: Final[Mapping[str, frozenset[str]]] = {
     "omit": frozenset({"list", "get"}),
     "late": frozenset({"start", "restart", "stop", "stop_all", "delete", "delete_all"}),
+    "crash": INFERENCE_ROUTES,
 }
 
 
@@ -45,20 +46,23 @@ class Fault:
             `delay` waits `seconds`; `truncate` sends all headers and half of the body, then cuts the
             connection; `garbage` responds 200 with `body`, or with HTML; `omit` responds to a `list` or `get`
             as if an instance did not exist; `late` cuts the connection of a start, restart, stop or deletion
-            without a response, and processes the request `seconds` later.
-        route: The name of the route that it affects; None for every request, with `omit` and `late` only on
-            the routes named there.
+            without a response, and processes the request `seconds` later; `crash` stops the inference server
+            of the instance for `seconds`: it cuts the connections of this request and of all that arrive
+            before the server is up again; requests in flight are cut when their answers would be sent.
+        route: The name of the route that it affects; None for every request, with `omit`, `late` and
+            `crash` only on the routes named there.
         when: `before` the request is processed, so that nothing happens (a `delay` only makes it happen
             later), or `after`: it happens, but the response is lost or replaced. `truncate` and `garbage`
-            are always after; `omit` and `late` ignore it.
+            are always after; `omit`, `late` and `crash` ignore it.
         times: How many requests it affects; None for all.
         skip: How many matching requests pass before the first that it affects.
         status: The status of a `status` fault.
         body: Text or bytes are sent as they are, anything else as JSON. Text that begins with `<` is sent as
             HTML, like the error of a proxy. None: an error of the API, by default a JSON `message`.
         headers: Headers of a `status` or `garbage` response, in addition to or instead of its own.
-        seconds: How long a `delay` takes, or how late a `late` request is processed.
+        seconds: How long a `delay` or a `crash` takes, or how late a `late` request is processed.
         instance_id: The instance that an `omit` fault leaves out; None for all.
+        text: Affect only requests whose body contains this text; None for every request.
 
     Raises:
         ValueError: For an unknown kind, time or route, a route that the kind does not affect, an
@@ -77,6 +81,7 @@ class Fault:
     headers: Mapping[str, str] = attrs.field(factory=dict)
     seconds: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
     instance_id: str | None = None
+    text: str | None = None
 
     def __attrs_post_init__(self) -> None:
         routes = _ROUTES_OF.get(self.kind, ROUTE_NAMES)
@@ -92,8 +97,10 @@ class Fault:
         """Whether the request is processed in spite of the fault."""
         return self.kind in {"truncate", "garbage"} or (self.when == "after" and self.kind not in _ROUTES_OF)
 
-    def affects(self, route: str | None, instance_id: str | None) -> bool:
-        """Return whether it can affect a request, given its route and the instance in its path."""
+    def affects(self, route: str | None, instance_id: str | None, body: bytes) -> bool:
+        """Return whether it can affect a request, given its route, the instance in its path, and its body."""
+        if self.text is not None and self.text.encode() not in body:
+            return False
         if self.route not in (None, route) or (
             self.kind in _ROUTES_OF and route not in _ROUTES_OF[self.kind]
         ):
@@ -130,7 +137,7 @@ class FaultPlan:
         """Return the faults that have affected no request yet, in order."""
         return tuple(pending.fault for pending in self.pending if pending.seen <= pending.fault.skip)
 
-    def take(self, route: str | None, instance_id: str | None) -> Fault | None:
+    def take(self, route: str | None, instance_id: str | None, body: bytes) -> Fault | None:
         """Return the fault that affects this request, if any.
 
         A request is affected by one fault at most. A fault behind another still counts the request towards
@@ -138,7 +145,7 @@ class FaultPlan:
         """
         found: Fault | None = None
         for pending in self.pending:
-            if not pending.fault.affects(route, instance_id):
+            if not pending.fault.affects(route, instance_id, body):
                 continue
             if found is None:
                 found = pending.fault if pending.meets() else None

@@ -49,7 +49,7 @@ def chat(account: Account, request: Request, params: Params, now: float) -> Resp
     kind = "chat.completion.chunk" if chat.options.stream else "chat.completion"
     answer = _Answer.begin(account, instance, chat.options, now, id_prefix="chatcmpl", kind=kind)
     prompt_tokens = count_prompt_tokens(chat.messages)
-    limit = _token_limit(instance, prompt_tokens, chat.options.max_tokens)
+    limit = token_limit(instance, prompt_tokens, chat.options.max_tokens)
     choices = chat_choices(chat, limit=limit, answer_number=answer.number)
     if chat.options.stream:
         deltas = [({"delta": delta} for delta in chat_deltas(choice)) for choice in choices]
@@ -65,7 +65,7 @@ def completions(account: Account, request: Request, params: Params, now: float) 
     answer = _Answer.begin(account, instance, options, now, id_prefix="cmpl", kind="text_completion")
     choices: list[Choice] = []
     for prompt in completion.prompts:
-        limit = _token_limit(instance, len(tokenize(prompt)), options.max_tokens)
+        limit = token_limit(instance, len(tokenize(prompt)), options.max_tokens)
         for number in range(options.n):
             text = completion_text(options.model, prompt, number)
             choices.append(text_choice(text, limit=limit, stop=options.stop))
@@ -86,9 +86,9 @@ def embeddings(account: Account, request: Request, params: Params, now: float) -
     """Handle POST /embeddings. In the emulator, every model has embeddings."""
     instance = running_instance(account, params["instance_id"], now)
     body = requests.read_embeddings(json_object(request))
-    model = _check_model(instance, body.model)
+    model = check_model(instance, body.model)
     for tokens in body.prompt_tokens:
-        _token_limit(instance, tokens, 0)
+        token_limit(instance, tokens, 0)
     data: list[dict[str, Any]] = []
     for index, text in enumerate(body.inputs):
         packed = embedding(text, body.dimensions)
@@ -120,7 +120,7 @@ def running_instance(account: Account, instance_id: str, now: float) -> Instance
     return instance
 
 
-def _check_model(instance: Instance, model: str) -> str:
+def check_model(instance: Instance, model: str) -> str:
     name = instance.args.model.hf_name
     if model != name:
         raise ApiError(
@@ -131,7 +131,7 @@ def _check_model(instance: Instance, model: str) -> str:
     return name
 
 
-def _token_limit(instance: Instance, prompt_tokens: int, max_tokens: int | None) -> int:
+def token_limit(instance: Instance, prompt_tokens: int, max_tokens: int | None) -> int:
     """Return how many tokens an answer may have."""
     context_length = instance.args.context_length
     needed = prompt_tokens + (1 if max_tokens is None else max_tokens)
@@ -167,7 +167,7 @@ class _Answer:
         id_prefix: str,
         kind: str,
     ) -> "_Answer":
-        model = _check_model(instance, options.model)
+        model = check_model(instance, options.model)
         account.answers += 1
         answer_id = f"{id_prefix}-{instance.instance_id}-{account.answers}"
         created = int(account.settings.epoch + now)

@@ -16,6 +16,8 @@ from cortecs_async.emulator._messages import ApiError, Params, Request, Response
 
 from . import _inference as inference
 from . import _provisioning as provisioning
+from ._ranking import rerank, score
+from ._responses import responses
 
 API: Final = "/api/v1"
 INFERENCE: Final = "/inference"
@@ -73,9 +75,13 @@ ROUTES: Final = (
     Route(
         "embeddings", "POST", f"{INFERENCE}/{{instance_id}}/v1/embeddings", inference.embeddings, "api_key"
     ),
+    Route("responses", "POST", f"{INFERENCE}/{{instance_id}}/v1/responses", responses, "api_key"),
+    Route("rerank", "POST", f"{INFERENCE}/{{instance_id}}/v1/rerank", rerank, "api_key"),
+    Route("score", "POST", f"{INFERENCE}/{{instance_id}}/v1/score", score, "api_key"),
     Route("openapi", "GET", "/openapi.json", _openapi, None),
 )
 ROUTE_NAMES: Final = frozenset(route.name for route in ROUTES)
+INFERENCE_ROUTES: Final = frozenset(route.name for route in ROUTES if route.path.startswith(INFERENCE))
 
 
 @attrs.frozen

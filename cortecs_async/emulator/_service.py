@@ -3,6 +3,7 @@
 import functools
 import math
 import threading
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from typing import Any
@@ -15,7 +16,7 @@ from cortecs_async.emulator._inference import running_instance
 from cortecs_async.emulator._messages import ApiError, ErrorBody, Request, Response, error_response
 from cortecs_async.emulator._queue import Slot
 from cortecs_async.emulator._records import RequestRecord
-from cortecs_async.emulator._routing import INFERENCE, Match, find_route, handle
+from cortecs_async.emulator._routing import INFERENCE, INFERENCE_ROUTES, Match, find_route, handle
 from cortecs_async.emulator._settings import Settings
 from cortecs_async.emulator._streaming import Delivery
 
@@ -54,6 +55,8 @@ class Service:
         self._faults = FaultPlan()
         self._requests: list[RequestRecord] = []
         self._delayed: list[_DelayedRequest] = []
+        self._crashes: Counter[str] = Counter()  # by instance
+        self._up_at: dict[str, float] = {}
 
     async def exchange(self, request: Request, /) -> Delivery | None:
         """Answer one request; None if its connection is dropped. Called by the transports.
@@ -63,11 +66,17 @@ class Service:
         match = find_route(request.method, request.path)
         with self._lock:
             now = self._now()
-            fault = self._faults.take(match.name, match.params.get("instance_id"))
+            instance_id = match.params.get("instance_id", "")
+            fault = self._faults.take(match.name, instance_id or None, request.body)
             kind = None if fault is None else fault.kind
             number = len(self._requests)
             record = RequestRecord(request.method, request.path, match.name, None, now, kind)
             self._requests.append(record)
+            if kind == "crash" and fault is not None:
+                self._crashes[instance_id] += 1
+                self._up_at[instance_id] = now + fault.seconds
+                self._account.queues.pop(instance_id, None)
+            crashes = self._crashes[instance_id]
             response, slot = self._receive(request, match, now, fault)
         if fault is not None and fault.kind == "delay" and not fault.after:
             response, slot = await self._begin_later(request, match, now, fault.seconds)
@@ -82,6 +91,8 @@ class Service:
         if response is None:
             return None
         with self._lock:
+            if self._crashes[response.instance_id] > crashes:
+                return None
             self._requests[number] = attrs.evolve(record, status=response.status)
         response.headers["x-request-id"] = f"emulator-request-{number + 1}"
         if self._settings.date_header:
@@ -90,13 +101,15 @@ class Service:
             response=response,
             is_cut=kind == "truncate",
             pause=lambda: self._sleep(self._settings.token_seconds),
-            is_running=functools.partial(self._is_running, response.instance_id),
+            is_running=functools.partial(self._is_running, response.instance_id, crashes),
         )
 
     def _receive(
         self, request: Request, match: Match, now: float, fault: Fault | None
     ) -> tuple[Response | None, Slot | None]:
-        """Process a request that has arrived. The response is None if it is processed later."""
+        """Process a request that has arrived. The response is None if it is processed later, or never."""
+        if match.name in INFERENCE_ROUTES and now < self._up_at.get(match.params["instance_id"], now):
+            return None, None
         if fault is None or fault.after:
             return self._begin(request, match, now)
         if fault.kind == "omit":
@@ -123,8 +136,10 @@ class Service:
                     return error_response(error, "openai")
         return response
 
-    def _is_running(self, instance_id: str) -> bool:
+    def _is_running(self, instance_id: str, crashes: int) -> bool:
         with self._lock:
+            if self._crashes[instance_id] > crashes:
+                return False
             now = self._now()
             instance = self._account.instances.get(instance_id)
             return instance is not None and self._account.status(instance, now) == "running"

@@ -300,6 +300,7 @@ async def test_inference_faults_speak_like_openai(emulate: Callable[..., Any]) -
         {"kind": "status", "status": 99},
         {"kind": "status", "status": 600},
         {"kind": "delay", "seconds": -1.0},
+        {"kind": "crash", "route": "list"},
     ],
 )
 def test_an_invalid_fault_is_rejected(wrong: dict[str, Any]) -> None:

@@ -260,7 +260,13 @@ def test_the_pieces_of_a_text_are_the_text(text: str) -> None:
     assert "".join(tokenize(text)) == text
 
 
-@alternating("path", ["/models", "/chat/completions", "/completions", "/embeddings"])
+@alternating(
+    "path",
+    [
+        *("/models", "/chat/completions", "/completions", "/embeddings"),
+        *("/responses", "/rerank", "/score"),
+    ],
+)
 async def test_the_api_key_is_needed_and_no_token_will_do(path: str, http: Any) -> None:
     token = await http.token()
     for key in (None, "wrong", token):

@@ -21,6 +21,9 @@ BODIES: dict[str, dict[str, Any]] = {
     "/chat/completions": {"messages": [{"role": "user", "content": "Hello"}]},
     "/completions": {"prompt": "Hello"},
     "/embeddings": {"input": "Hello"},
+    "/responses": {"input": "Hello"},
+    "/rerank": {"query": "Hello", "documents": ["Hello"]},
+    "/score": {"text_1": "Hello", "text_2": "Hello"},
 }
 
 
@@ -156,6 +159,54 @@ async def test_waiting_callers_get_an_error_soon_after_the_instance_ends(end: st
                 load.instance_id
             )
     assert load.back == [(2.0, 200), *[(4.0, status)] * 9]
+
+
+async def test_a_crash_cuts_everything_in_flight_and_what_comes_until_the_server_is_up() -> None:
+    async with loaded(answer_seconds=2.0, parallel=3) as load:
+        other = load.emulator.start_instance(MODEL, num_workers=2)
+        load.emulator.add_fault(Fault("crash", text="POISON", seconds=5.0, times=None))
+        outcomes: dict[str, str | int] = {}
+
+        async def ask(name: str, begin: float, instance_id: str | None = None) -> None:
+            await anyio.sleep(begin)
+            try:
+                answer = await load.ask("/embeddings", instance_id, input=name)
+            except httpx.RemoteProtocolError:
+                outcomes[name] = "cut"
+            else:
+                outcomes[name] = answer.status_code
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(ask, "answered before", 0.0)
+            tasks.start_soon(ask, "in flight", 1.0)
+            tasks.start_soon(ask, "on the other", 1.0, other)
+            tasks.start_soon(ask, "POISON", 2.5)
+            tasks.start_soon(ask, "meanwhile", 7.0)
+            tasks.start_soon(ask, "afterwards", 7.5)
+    assert outcomes == {
+        "answered before": 200,
+        "in flight": "cut",
+        "on the other": 200,
+        "POISON": "cut",
+        "meanwhile": "cut",
+        "afterwards": 200,
+    }
+    assert [each.fault for each in load.emulator.requests if each.fault] == ["crash"]
+
+
+async def test_a_crash_cuts_streams() -> None:
+    async with loaded(token_seconds=1.0) as load:
+        load.emulator.add_fault(Fault("crash", text="POISON"))
+
+        async def crash() -> None:
+            await anyio.sleep(1.5)
+            with pytest.raises(httpx.RemoteProtocolError):
+                await load.ask("/embeddings", input="POISON")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(crash)
+            with pytest.raises(httpx.RemoteProtocolError, match="incomplete chunked read"):
+                await load.ask(stream=True, max_tokens=5)
 
 
 async def test_a_delay_comes_on_top() -> None:

@@ -21,7 +21,8 @@ pytestmark = pytest.mark.oracle
 # A check that a body which fits the schema is accepted must let 400 pass on these, for two reasons that
 # OpenAPI cannot say: which hardware runs which model for how long a context, and in which state an
 # instance must be. All other checks, and this one on all other operations, are schemathesis' own.
-MEANING_MATTERS = ["start", "stop", "restart", "get", "delete", "chat", "completions", "embeddings"]
+INFERENCE = ["chat", "completions", "embeddings", "responses", "rerank", "score"]
+MEANING_MATTERS = ["start", "stop", "restart", "get", "delete", *INFERENCE]
 ACCEPTED = ["2xx", "3xx", "400", "401", "403", "404", "409", "429", "5xx"]
 
 MODEL = "microsoft--phi-4"
