@@ -1,7 +1,7 @@
-"""Parse and write single lines of the OpenAI Batch file format. Pure.
+"""Parse single lines of the input of a batch. Pure.
 
-vLLM's `run_batch` uses the same format. A line of the input is a request: `custom_id`, `method`, `url` and
-`body`. A line of the output is its answer: `custom_id`, `response` and `error`.
+A line is a request in the format of OpenAI's Batch API, which vLLM's `run_batch` uses too: `custom_id`,
+`method`, `url` and `body`. Or it is shorter: a prompt, or a list of messages.
 """
 
 from __future__ import annotations
@@ -9,34 +9,37 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+import re
 from typing import Any
 
 from attrs import define, field, frozen
 
 from .._errors import BatchFileError
 from .._http.body import MAX_DEPTH, is_too_deep
+from .canonical import identify, identify_legacy
+from .endpoints import ENDPOINT_OF_URL, ENDPOINTS, Endpoint
 
-URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+# Characters of a wrong value that an error message repeats.
+_MAX_VALUE = 60
 
-_ID_PREFIX = "batch_req_"
+# Lines as most programs write them. Their bodies are sent without encoding them again, which would take as
+# long as everything else together.
+_TEXT = r'"([^"\\\x00-\x1f]+)"'
+_USUAL_LINE = re.compile(
+    rf'\{{ ?"custom_id": ?{_TEXT}, ?"method": ?"POST", ?"url": ?{_TEXT}, ?"body": ?(?=\{{)'
+)
 
-# Larger token counts are ignored, because they would overflow the sums.
-_MAX_TOKENS = 1 << 53
+# What a line in the format of the Batch API must have.
+_BATCH_KEYS = ("custom_id", "url", "body")
 
-# Characters that are kept of an error response that is not JSON.
-_EXCERPT = 2000
+_CHAT_URL = "/v1/chat/completions"
 
-
-def _reject_constant(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
+_TEXT_HINT = "; if each line is a prompt, pass text=True (--text)"
 
 
-# Python's default accepts NaN and infinities, which other readers of the output do not.
-_DECODER = json.JSONDecoder(parse_constant=_reject_constant)
-
-# Shared, because creating one takes as long as using it. Parsed JSON has no circles to check for.
-_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
+_DECODER = json.JSONDecoder()
+# Shared, because creating an encoder takes as long as using it. Parsed JSON has no circular references.
+ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False, ensure_ascii=False)
 
 
 @define(eq=False)
@@ -45,14 +48,18 @@ class Request:
 
     Attributes:
         number: Its line, counted from 1.
-        request_id: A digest of what is sent. It is the `id` of the answer, and shows which input an output
-            belongs to.
-        failures: Failed attempts of any cause, not counting rejections because of load.
-        own_failures: Failures that count against the limit of retries.
-        timeouts: Attempts that timed out.
+        request_id: A digest of what is asked for. It is the `id` of the answer, and shows which input an
+            output belongs to.
+        failures: Failed attempts that may have to do with the request.
+        own_failures: Failures while the endpoint answered others that were in flight, and errors inside a
+            success. They count against the limit of retries.
+        joint_failures: Failures together with all other requests in flight.
+        undecided: Failures that are not yet known to be own or joint.
+        solo_failures: Failures in tests without other requests in flight.
+        timeouts: Attempts that timed out while the endpoint answered others.
         rejections: Attempts rejected because the endpoint had too many requests.
-        endpoint_has_answered: Returns whether the endpoint has answered another request since the last of
-            these failures, so that this request is at fault; None before the first.
+        unsent: Attempts without a connection.
+        failed_at: When it last failed; None before the first time.
     """
 
     number: int
@@ -62,39 +69,22 @@ class Request:
     request_id: str
     failures: int = 0
     own_failures: int = 0
+    joint_failures: int = 0
+    undecided: int = 0
+    solo_failures: int = 0
     timeouts: int = 0
     rejections: int = 0
-    endpoint_has_answered: Callable[[], bool] | None = None
+    unsent: int = 0
+    failed_at: float | None = None
 
     @property
     def key(self) -> bytes:
         return digest_custom_id(self.custom_id)
 
-
-@define
-class Usage:
-    """Tokens, as the endpoint counted them."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-
-
-@define(eq=False)
-class AnswerLine:
-    """A line to write to the output. Error lines have no `usage`."""
-
-    request: Request
-    text: bytes
-    usage: Usage | None = None
-
-
-@frozen
-class ParsedAnswer:
-    """What a line of the output says. `key` is a digest of the custom_id."""
-
-    key: bytes
-    request_id: str
-    succeeded: bool
+    @property
+    def legacy_id(self) -> str:
+        """The `request_id` that earlier versions of this package wrote."""
+        return identify_legacy(ENDPOINTS[self.path], self.body)
 
 
 def digest_custom_id(custom_id: str) -> bytes:
@@ -102,133 +92,235 @@ def digest_custom_id(custom_id: str) -> bytes:
     return hashlib.blake2b(custom_id.encode("utf-8", "surrogatepass"), digest_size=16).digest()
 
 
+@frozen(kw_only=True)
+class BodyDefaults:
+    """Fields to add to bodies that do not set them, if their endpoint supports them."""
+
+    system: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+
+    def apply(self, endpoint: Endpoint, body: dict[str, Any]) -> None:
+        """Add the fields that the body does not set. A null field counts as not set."""
+        if self.system is not None:
+            self._add_system(self.system, endpoint, body)
+        if endpoint.limit_key:
+            if self.max_tokens is not None and all(body.get(key) is None for key in endpoint.limit_keys):
+                body[endpoint.limit_key] = self.max_tokens
+            if self.temperature is not None and body.get("temperature") is None:
+                body["temperature"] = self.temperature
+
+    def _add_system(self, text: str, endpoint: Endpoint, body: dict[str, Any]) -> None:
+        messages = body.get(endpoint.conversation_key)
+        if isinstance(messages, list) and any(_is_system_message(each) for each in messages):
+            return
+        if endpoint.instructions_key:
+            if body.get(endpoint.instructions_key) is None:
+                body[endpoint.instructions_key] = text
+        elif isinstance(messages, list):
+            body[endpoint.conversation_key] = [{"role": "system", "content": text}, *messages]
+
+
+def _is_system_message(message: Any) -> bool:
+    return isinstance(message, dict) and message.get("role") in ("system", "developer")
+
+
 @frozen
 class RequestParser:
-    """Parses lines of the input. `path` is for error messages."""
+    """Parses lines of the input.
 
-    _path: str
+    Args:
+        path: For error messages.
+        model: The model, as the endpoint names it. If it is empty, the bodies keep theirs.
+        override_model: Accept requests that name another model.
+        is_text: Every line is a prompt instead of JSON.
+        defaults: Fields to add to the bodies, if any.
+    """
+
+    path: str
     _model: str
     override_model: bool = field(kw_only=True)
+    is_text: bool = field(default=False, kw_only=True)
+    defaults: BodyDefaults | None = field(default=None, kw_only=True)
 
     def parse(self, number: int, raw: bytes) -> tuple[Request, dict[str, Any]] | None:
         """Return the request of a line, and its body; None for a blank line."""
-        line = raw.strip()
+        try:
+            return self._parse_text(number, raw) if self.is_text else self._parse_json(number, raw.strip())
+        except LineError as error:
+            raise BatchFileError(str(error), path=self.path, line=number) from None
+
+    def _parse_text(self, number: int, raw: bytes) -> tuple[Request, dict[str, Any]] | None:
+        try:
+            text = decode(raw)
+        except UnicodeDecodeError:
+            raise LineError("not valid UTF-8") from None
+        if text.isspace() or not text:
+            return None
+        body = {"messages": _user_message(text.rstrip("\r\n"))}
+        return self._new_request(number, f"line-{number}", ENDPOINT_OF_URL[_CHAT_URL], body)
+
+    def _parse_json(self, number: int, line: bytes) -> tuple[Request, dict[str, Any]] | None:
         if not line:
             return None
-        try:
-            return self._parse(number, line)
-        except _LineError as error:
-            raise BatchFileError(str(error), path=self._path, line=number) from None
-
-    def _parse(self, number: int, line: bytes) -> tuple[Request, dict[str, Any]]:
-        data = _parse_object(line)
+        if (found := _read_usual_line(line)) is not None:
+            custom_id, url, body, written = found
+            data: object = [body]
+        else:
+            try:
+                data = parse_object(line)
+            except LineError as error:
+                hint = "" if line.lstrip(codecs.BOM_UTF8)[:1] in b"{[" else _TEXT_HINT
+                raise LineError(f"{error}{hint}") from None
+            custom_id, url, body, written = "", "", {}, ""
         if is_too_deep(line, data):
-            raise _LineError(f"the JSON is nested too deeply (more than {MAX_DEPTH} levels)")
-        custom_id, url, body = data.get("custom_id"), data.get("url"), data.get("body")
-        if not isinstance(custom_id, str) or not custom_id:
-            raise _LineError("custom_id must be a non-empty string")
-        if data.get("method", "POST") != "POST":
-            raise _LineError(f"method must be POST, not {data['method']!r}")
-        if url not in URLS:
-            raise _LineError(f"url must be one of {', '.join(URLS)}, not {url!r}")
-        if not isinstance(body, dict):
-            raise _LineError("body must be a JSON object")
-        if body.get("stream"):
-            raise _LineError("batches do not support streaming; remove `stream` from the body")
-        model = body.get("model", self._model)
-        if model not in (self._model, self._model.replace("/", "--", 1)) and not self.override_model:
-            raise _LineError(
-                f"the request names the model {model!r}, but this batch runs {self._model}; "
-                f"pass override_model=True (--override-model) to send it to {self._model}"
-            )
-        body["model"] = self._model
+            raise LineError(f"the JSON is nested too deeply (more than {MAX_DEPTH} levels)")
+        if isinstance(data, dict):
+            custom_id, url, body = _read_fields(number, data)
+        endpoint = ENDPOINT_OF_URL.get(url)
+        if endpoint is None:
+            raise LineError(f"url must be one of {', '.join(ENDPOINT_OF_URL)}, not {_shorten(url)}")
+        return self._new_request(number, custom_id, endpoint, body, written)
+
+    def _new_request(
+        self,
+        number: int,
+        custom_id: str,
+        endpoint: Endpoint,
+        body: dict[str, Any],
+        written: str = "",
+    ) -> tuple[Request, dict[str, Any]]:
+        """Return a request and its body. `written` is the text of the body; if empty, it is encoded here."""
+        for key in ("stream", "background"):
+            if body.get(key):
+                raise LineError(f"batches do not support `{key}`; remove it from the body")
+        if self._model:
+            written = self._set_model(body, written)
+        if self.defaults is not None:
+            self.defaults.apply(endpoint, body)
+            written = ""
         try:
-            encoded = _ENCODER.encode(body).encode()
+            request_id = identify(endpoint, body)
+            encoded = encode_utf8(written or ENCODER.encode(body))
         except ValueError:
-            raise _LineError("the body contains a number that is not valid JSON (NaN or infinity)") from None
-        digest = hashlib.blake2b(url.encode() + b"\n" + encoded, digest_size=16).hexdigest()
-        return Request(number, custom_id, url.removeprefix("/v1"), encoded, _ID_PREFIX + digest), body
+            raise LineError("the body contains a number that is not valid JSON (NaN or infinity)") from None
+        return Request(number, custom_id, endpoint.path, encoded, request_id), body
+
+    def _set_model(self, body: dict[str, Any], written: str) -> str:
+        """Set the model of a body, and return it as it is to be written; empty if it must be encoded."""
+        if "model" not in body:
+            written = f'{written[:-1]},"model":{ENCODER.encode(self._model)}}}' if written and body else ""
+        elif (model := body["model"]) != self._model:
+            written = ""
+            is_same = model is None or model == self._model.replace("/", "--", 1)
+            if not is_same and not self.override_model:
+                raise LineError(
+                    f"the request names the model {_shorten(model)}, but this batch runs {self._model}; "
+                    f"pass override_model=True (--override-model) to send it to {self._model}"
+                )
+        body["model"] = self._model
+        return written
 
 
-def parse_answer(path: str, number: int, raw: bytes) -> ParsedAnswer:
-    try:
-        data = _parse_object(raw)
-    except _LineError as error:
-        raise foreign_output_error(str(error), path, number) from None
-    custom_id, request_id, response = data.get("custom_id"), data.get("id"), data.get("response")
-    if not isinstance(custom_id, str) or not isinstance(request_id, str) or "response" not in data:
-        raise foreign_output_error("id, custom_id and response are required", path, number)
-    status = response.get("status_code") if isinstance(response, dict) else None
-    succeeded = isinstance(status, int) and 200 <= status < 300 and not data.get("error")
-    return ParsedAnswer(digest_custom_id(custom_id), request_id, succeeded)
+def _read_usual_line(line: bytes) -> tuple[str, str, dict[str, Any], str] | None:
+    """Return custom_id, url, body, and the text of the body if it can be sent as it is.
 
-
-def foreign_output_error(problem: str, path: str, number: int) -> BatchFileError:
-    message = f"not a line of a batch output: {problem}. Choose another output file."
-    return BatchFileError(message, path=path, line=number)
-
-
-def format_answer(request: Request, status: int, request_id: str | None, body: bytes) -> AnswerLine:
-    """Return the output line for a response of the endpoint.
-
-    Raises:
-        ValueError: A success is not a JSON object, and so not an answer.
+    Return None for a line that `parse_object` must parse.
     """
     try:
-        # Keep the response as received, not encoded again. Line breaks in valid JSON are whitespace.
-        text = _decode(body).strip().replace("\r", " ").replace("\n", " ")
-        data = _DECODER.decode(text)
-        if is_too_deep(body, data):
-            data = None
+        text = decode(line)
+        if (envelope := _USUAL_LINE.match(text)) is None:
+            return None
+        body, end = _DECODER.raw_decode(text, envelope.end())
     except (ValueError, RecursionError):
-        text, data = "", None
-    if not isinstance(data, dict):
-        if status < 300:
-            raise ValueError("not a JSON object")
-        excerpt = body.decode("utf-8", "replace")[:_EXCERPT]
-        text = json.dumps({"error": {"message": excerpt or f"status {status}", "code": None}})
-    usage = _read_usage(data) if status < 300 and isinstance(data, dict) else None
-    encoded_id = _ENCODER.encode(request_id or request.request_id)
-    response = f'{{"status_code":{status},"request_id":{encoded_id},"body":{text}}}'
-    return _answer_line(request, response, "null", usage)
+        return None
+    if text[end:].lstrip(" ") != "}":
+        return None
+    written = text[envelope.end() : end]
+    # Escapes are up to three times as long as UTF-8.
+    return envelope[1], envelope[2], body, "" if "\\u" in written else written
 
 
-def format_error(request: Request, code: str, message: str) -> AnswerLine:
-    return _answer_line(request, "null", json.dumps({"code": code, "message": message}))
+def _read_fields(number: int, data: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Return the custom_id, url, and body of a line in any format."""
+    is_batch_format = "url" in data or "body" in data or "method" in data
+    if not is_batch_format and ("prompt" in data or "messages" in data):
+        return _read_short_fields(number, data)
+    if missing := [key for key in _BATCH_KEYS if key not in data]:
+        names = f"{', '.join(missing[:-1])} and {missing[-1]} are" if missing[1:] else f"{missing[0]} is"
+        needs = "" if is_batch_format else "; a line has these, or prompt, or messages"
+        raise LineError(f"{names} missing{needs}")
+    custom_id, url, body = data["custom_id"], data["url"], data["body"]
+    _check_custom_id(custom_id)
+    if data.get("method", "POST") != "POST":
+        raise LineError(f"method must be POST, not {_shorten(data['method'])}")
+    if not isinstance(url, str):
+        raise LineError(f"url must be a string, not {_shorten(url)}")
+    if not isinstance(body, dict):
+        raise LineError(f"body must be a JSON object, not {_shorten(body)}")
+    return custom_id, url, body
 
 
-def _answer_line(request: Request, response: str, error: str, usage: Usage | None = None) -> AnswerLine:
-    custom_id = _ENCODER.encode(request.custom_id)
-    text = f'{{"id":"{request.request_id}","custom_id":{custom_id},"response":{response},"error":{error}}}\n'
-    return AnswerLine(request, text.encode(), usage)
+def _read_short_fields(number: int, data: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
+    """Return the custom_id, url, and body of a line that has `prompt` or `messages`."""
+    other_id = data.pop("id", f"line-{number}")
+    custom_id = data.pop("custom_id", other_id)
+    # Data sets often use numbers as ids.
+    if type(custom_id) is int:
+        custom_id = str(custom_id)
+    _check_custom_id(custom_id)
+    if "prompt" not in data:
+        if not isinstance(data["messages"], list):
+            raise LineError(f"messages must be a list, not {_shorten(data['messages'])}")
+        return custom_id, _CHAT_URL, data
+    if "messages" in data:
+        raise LineError("a line has either prompt or messages, not both")
+    prompt = data.pop("prompt")
+    if not isinstance(prompt, str):
+        raise LineError(f"prompt must be a string, not {_shorten(prompt)}")
+    return custom_id, _CHAT_URL, {"messages": _user_message(prompt), **data}
 
 
-def _read_usage(data: Mapping[str, Any]) -> Usage:
-    usage = data.get("usage")
-    if not isinstance(usage, dict):
-        return Usage()
-    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"))
-    return Usage(*(each if isinstance(each, int) and 0 <= each < _MAX_TOKENS else 0 for each in counts))
+def _user_message(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
 
 
-class _LineError(ValueError):
-    """What is wrong with a line."""
+def _check_custom_id(custom_id: Any) -> None:
+    if not isinstance(custom_id, str) or not custom_id:
+        raise LineError(f"custom_id must be a non-empty string, not {_shorten(custom_id)}")
 
 
-def _decode(data: bytes) -> str:
-    # The codec `utf-8-sig` is written in Python, and takes as long as parsing the JSON.
+def _shorten(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_VALUE else text[:_MAX_VALUE] + "…"
+
+
+class LineError(ValueError):
+    """A line is invalid. The message says why."""
+
+
+def decode(data: bytes) -> str:
+    # Not with the codec `utf-8-sig`: it is written in Python, and takes as long as parsing the JSON.
     return data.removeprefix(codecs.BOM_UTF8).decode()
 
 
-def _parse_object(line: bytes) -> dict[str, Any]:
+def parse_object(line: bytes) -> dict[str, Any]:
     try:
-        data = json.loads(_decode(line))
+        text = decode(line).strip()
+        data, end = _DECODER.raw_decode(text)
     except UnicodeDecodeError:
-        raise _LineError("not valid UTF-8") from None
+        raise LineError("not valid UTF-8") from None
     except json.JSONDecodeError as error:
-        raise _LineError(f"not valid JSON: {error.msg} at column {error.colno}") from None
+        raise LineError(f"not valid JSON: {error.msg} at column {error.colno}") from None
     except (ValueError, RecursionError):
-        raise _LineError("the JSON is nested too deeply, or a number in it is too long") from None
+        raise LineError("the JSON is nested too deeply, or a number in it is too long") from None
+    if end != len(text):
+        raise LineError(f"not valid JSON: more text at column {end + 1}")
     if not isinstance(data, dict):
-        raise _LineError("not a JSON object")
+        raise LineError("not a JSON object")
     return data
+
+
+def encode_utf8(text: str) -> bytes:
+    """Encode JSON as UTF-8. Lone surrogates, which UTF-8 cannot encode, are escaped."""
+    return text.encode("utf-8", "backslashreplace")

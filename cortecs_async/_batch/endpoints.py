@@ -1,0 +1,161 @@
+"""The endpoints that a batch can use: what they accept, and what their answers must contain. Pure.
+
+They are those of vLLM's `run_batch` (chat, embeddings, score, rerank), plus completions and responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from attrs import frozen
+
+# Characters of an error inside an answer that a message repeats, at most.
+_MAX_MESSAGE = 500
+
+# The statuses of a response that is no answer. A list, because the status of an answer may be unhashable.
+_UNANSWERED = ["failed", "cancelled", "queued", "in_progress"]
+
+# What a choice ends with if the server did not finish it.
+_UNFINISHED = ["error", "abort"]
+
+
+@frozen(eq=False, kw_only=True)
+class Endpoint:
+    """One kind of request.
+
+    Attributes:
+        path: Where to send it, below a `base_url` that ends in `/v1`.
+        probe: A small body that every healthy server answers.
+        limit_keys: The fields that limit the tokens of an answer. Empty if the endpoint generates no text.
+        limit_key: The one of them that `max_tokens=` sets.
+        conversation_key: The field that may hold messages, and so a system message.
+        instructions_key: The field for a system prompt, where it is not a message.
+        defaults: Values that mean the same as leaving the field out (see `canonical`).
+        answer_key: The field of a success that holds the list of its results.
+        content_keys: The fields, one of which each entry of that list must have.
+        may_be_empty: Whether that list may be empty.
+        usage_keys: The fields of `usage` that count the tokens of the prompt and of the answer.
+    """
+
+    path: str
+    probe: Mapping[str, Any]
+    limit_keys: tuple[str, ...] = ()
+    limit_key: str = ""
+    conversation_key: str = ""
+    instructions_key: str = ""
+    defaults: Mapping[str, Any]
+    answer_key: str
+    content_keys: tuple[str, ...] = ()
+    may_be_empty: bool = False
+    usage_keys: tuple[str, str] = ("prompt_tokens", "completion_tokens")
+
+
+# Only defaults that OpenAI's API reference documents, and that are the same on every server and model.
+# `temperature`, `top_p` and `max_tokens` are missing, because vLLM reads theirs from the model's
+# generation_config.json.
+_NOT_STREAMED = {"stream": False}
+_PLAIN_SAMPLING = {**_NOT_STREAMED, "n": 1, "frequency_penalty": 0, "presence_penalty": 0}
+
+_ALL = (
+    Endpoint(
+        path="/chat/completions",
+        probe={"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1},
+        limit_keys=("max_completion_tokens", "max_tokens"),
+        limit_key="max_tokens",
+        conversation_key="messages",
+        defaults={**_PLAIN_SAMPLING, "logprobs": False, "response_format": {"type": "text"}},
+        answer_key="choices",
+        content_keys=("message", "text"),
+    ),
+    Endpoint(
+        path="/completions",
+        probe={"prompt": "Hi", "max_tokens": 1},
+        limit_keys=("max_tokens",),
+        limit_key="max_tokens",
+        defaults={**_PLAIN_SAMPLING, "echo": False},
+        answer_key="choices",
+        content_keys=("text", "message"),
+    ),
+    Endpoint(
+        path="/responses",
+        probe={"input": "Hi", "max_output_tokens": 16},  # OpenAI's minimum
+        limit_keys=("max_output_tokens",),
+        limit_key="max_output_tokens",
+        conversation_key="input",
+        instructions_key="instructions",
+        defaults={**_NOT_STREAMED, "background": False},
+        answer_key="output",
+        may_be_empty=True,  # if all tokens of the limit went into reasoning
+        usage_keys=("input_tokens", "output_tokens"),
+    ),
+    Endpoint(
+        path="/embeddings",
+        probe={"input": "Hi"},
+        defaults={**_NOT_STREAMED, "encoding_format": "float"},
+        answer_key="data",
+        content_keys=("embedding",),
+    ),
+    Endpoint(
+        path="/score",
+        probe={"text_1": "Hi", "text_2": "Hi"},
+        defaults=_NOT_STREAMED,
+        answer_key="data",
+        content_keys=("score",),
+    ),
+    Endpoint(
+        path="/rerank",
+        probe={"query": "Hi", "documents": ["Hi"]},
+        defaults=_NOT_STREAMED,
+        answer_key="results",
+        content_keys=("relevance_score", "score"),
+        may_be_empty=True,  # some servers return nothing if `top_n` is 0
+        usage_keys=("total_tokens", "completion_tokens"),  # older servers return only the total
+    ),
+)
+
+ENDPOINTS: Final[Mapping[str, Endpoint]] = {each.path: each for each in _ALL}
+
+# vLLM's `run_batch` accepts the last three too, and its server treats them like the others.
+ENDPOINT_OF_URL: Final[Mapping[str, Endpoint]] = {
+    **{f"/v1{path}": each for path, each in ENDPOINTS.items()},
+    "/score": ENDPOINTS["/score"],
+    "/rerank": ENDPOINTS["/rerank"],
+    "/v2/rerank": ENDPOINTS["/rerank"],
+}
+
+
+def find_problem(data: Mapping[str, Any], endpoints: Sequence[Endpoint] = _ALL) -> str | None:
+    """Return why the body of a successful response is not an answer of one of these endpoints, or None."""
+    error = data.get("error")
+    if error or data.get("object") == "error":
+        return f"the answer is an error: {_describe(error or data)}"
+    for endpoint in endpoints:
+        answer = data.get(endpoint.answer_key)
+        if isinstance(answer, list) and (answer or endpoint.may_be_empty):
+            break
+    else:
+        return f"the answer has no {' or '.join(dict.fromkeys(each.answer_key for each in endpoints))}"
+    if endpoint.answer_key == "output" and data.get("status") in _UNANSWERED:
+        return f"the answer has the status {data['status']}"
+    content_keys = {
+        key for each in endpoints if each.answer_key == endpoint.answer_key for key in each.content_keys
+    }
+    for entry in answer:
+        # Gateways report the failure of the server behind them in an entry.
+        if isinstance(entry, dict) and (entry.get("error") or entry.get("finish_reason") in _UNFINISHED):
+            return f"the answer is an error: {_describe(entry.get('error') or entry)}"
+        if content_keys and not (
+            isinstance(entry, dict) and any(_has_content(entry.get(key)) for key in content_keys)
+        ):
+            return f"the answer has no {' or '.join(sorted(content_keys))}"
+    return None
+
+
+def _has_content(value: Any) -> bool:
+    return value is not None and value not in ([], {})
+
+
+def _describe(error: Any) -> str:
+    text = str(error.get("message") or error if isinstance(error, dict) else error)
+    return text if len(text) <= _MAX_MESSAGE else text[:_MAX_MESSAGE] + "…"
