@@ -10,15 +10,21 @@ from __future__ import annotations
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 
 from attrs import define
 
-from .output import write_errors
+from .reader import temporary_file_errors
 
 # Digest of the custom_id, digest of the request, number of the line, and where the line begins.
 _RECORD = struct.Struct("<16s16sQQ")
 Record = tuple[bytes, bytes, int, int]
+
+# Instead of where the line begins: the record has the digest that earlier versions gave to the request of the
+# record before.
+_IS_LEGACY = 1
+
+# In place of the digest of an answer's request: it is not known, and the custom_id decides.
+_ANY_REQUEST = b"\xff" * 16
 
 # Bytes of input for each partition, so that a partition holds about ten thousand lines.
 _PARTITION_SIZE = 4 << 20
@@ -35,7 +41,7 @@ class Partitions:
         self.count = count
         self._buffers = [bytearray() for _ in range(count)]
         self._chunks: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-        with _write_errors():
+        with temporary_file_errors():
             self._file = tempfile.TemporaryFile(prefix="cortecs-batch-")  # noqa: SIM115  (closed by `close`)
         self._size = 0
 
@@ -44,7 +50,7 @@ class Partitions:
         buffer = self._buffers[partition]
         buffer += _RECORD.pack(key, request, line, offset)
         if len(buffer) >= _BUFFER_SIZE:
-            with _write_errors():
+            with temporary_file_errors():
                 self._file.write(buffer)
             self._chunks[partition].append((self._size, len(buffer)))
             self._size += len(buffer)
@@ -52,7 +58,7 @@ class Partitions:
 
     def read(self, partition: int) -> Iterator[Record]:
         """Yield the records of a partition, in the order in which they were added."""
-        with _write_errors():
+        with temporary_file_errors():
             self._file.flush()
         for offset, size in self._chunks[partition]:
             self._file.seek(offset)
@@ -62,11 +68,6 @@ class Partitions:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _write_errors() -> AbstractContextManager[None]:
-    advice = "Set TMPDIR to a directory with enough space."
-    return write_errors("cannot write a temporary file", advice, tempfile.tempdir or "")
 
 
 @define
@@ -107,12 +108,16 @@ class Index:
         self._requests, self._answers = Partitions(count), Partitions(count)
         self.last_line: int = 0
 
-    def add_request(self, key: bytes, request_id: str, line: int) -> None:
+    def add_request(self, key: bytes, request_id: str, line: int, legacy_id: str | None = None) -> None:
+        """Add a request. `legacy_id` is the id that earlier versions gave to its answer."""
         self.last_line = line
         self._requests.add(key, _digest(request_id), line, 0)
+        if legacy_id is not None:
+            self._requests.add(key, _digest(legacy_id), line, _IS_LEGACY)
 
-    def add_answer(self, key: bytes, request_id: str, line: int, offset: int) -> None:
-        self._answers.add(key, _digest(request_id), line, offset)
+    def add_answer(self, key: bytes, request_id: str | None, line: int, offset: int) -> None:
+        """Add an answer. If there is no `request_id`, it answers the request that has its custom_id."""
+        self._answers.add(key, _ANY_REQUEST if request_id is None else _digest(request_id), line, offset)
 
     def compare(self, check: Callable[[], None]) -> Comparison:
         """Compare the output with the input. `check` is called for every partition, and may raise to stop."""
@@ -120,8 +125,11 @@ class Index:
         for partition in range(self._requests.count):
             check()
             requests: dict[bytes, tuple[bytes, int]] = {}
-            for key, request, line, _ in self._requests.read(partition):
-                if key in requests:
+            legacy: dict[bytes, bytes] = {}
+            for key, request, line, kind in self._requests.read(partition):
+                if kind == _IS_LEGACY:
+                    legacy[key] = request
+                elif key in requests:
                     conflict = Conflict(line, requests[key][1])
                     result.duplicate_request = _first(result.duplicate_request, conflict)
                 else:
@@ -133,11 +141,11 @@ class Index:
                     continue
                 answers[key] = line
                 found = requests.get(key)
-                if found is None or found[0] != request:
+                if found is None or request not in (_ANY_REQUEST, found[0], legacy.get(key)):
                     conflict = Conflict(line, found and found[1])
                     result.foreign_answer = _first(result.foreign_answer, conflict)
                 else:
-                    result.done[found[1] >> 3] |= 1 << (found[1] & 7)
+                    mark_done(result.done, found[1])
         return result
 
     def answer_offsets(self) -> Iterator[tuple[int, int]]:
@@ -159,6 +167,10 @@ def is_done(done: bytearray, line: int) -> bool:
         IndexError: The input had no such line.
     """
     return bool(done[line >> 3] >> (line & 7) & 1)
+
+
+def mark_done(done: bytearray, line: int) -> None:
+    done[line >> 3] |= 1 << (line & 7)
 
 
 def _digest(request_id: str) -> bytes:

@@ -1,6 +1,8 @@
-"""Read and write the files of a batch. A line of the output is on disk before it is counted.
+"""Write the output of a batch. A line is on disk before it is counted.
 
-`Output` is the output file, open and locked. All of this blocks; on an event loop, call it from a thread.
+`Output` is the output file, open and locked. If another program removes or replaces it, or changes its size,
+the answers are saved in another file, and the batch ends. All functions here block; on an event loop, call
+them from a thread.
 """
 
 from __future__ import annotations
@@ -11,16 +13,27 @@ import fcntl
 import hashlib
 import mmap
 import os
+import re
+import secrets
 import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from .._errors import BatchFileError, BatchWriteError, CortecsError
-from .format import foreign_output_error
+from .._errors import BatchFileError, BatchWriteError
+from .reader import (
+    COMPRESSED_SUFFIXES,
+    Line,
+    check_regular,
+    file_errors,
+    read_answers,
+    strip_line,
+    write_errors,
+)
+from .rescue import NEW_FILE_FLAGS, Rescue, sync_folder, write_all
 
 # Errors of file systems that have no locks.
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
@@ -32,69 +45,137 @@ _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
 
 _CONTINUE = "Every answer counted so far is in it; run the same batch again to continue."
 
-# The beginning of every line that `format` writes.
-_LINE_PREFIX = b'{"id":"batch_req_'
-
 
 class Output:
     """An output file, open and locked. It is created if it does not exist."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        check_name(path)
         with file_errors("cannot be written", path):
+            # Absolute, because the working directory may change.
+            self._name = path.absolute()
+            # Without links, because rewriting a link would replace it.
+            self._location = Path(os.path.realpath(self._name))
             self._is_new = not path.exists()
             self._fd = _open(path)
         # After a cancellation, `close` may run while a thread still writes.
         self._busy = threading.Lock()
-        self._end = 0
+        self._lines = 0
+        status = os.fstat(self._fd)
+        self._end, self._mtime = status.st_size, status.st_mtime_ns
+        self._is_doubtful = False
+        self._rescue: Rescue | None = None
         self._is_closed = False
+        self._remove_drafts()
 
     def keep(self) -> None:
         """Keep the file even if it is empty: the batch has completed."""
         self._is_new = False
 
-    def truncate(self, end: int) -> None:
-        """Cut off the incomplete line, beginning at `end`, of a process that died while it wrote."""
-        with self._busy:
+    def read(self) -> Iterator[Line]:
+        """Yield the lines like `read_answers`."""
+        with os.fdopen(os.dup(self._fd), "rb") as file:
+            file.seek(0)
+            yield from read_answers(file, str(self.path))
+
+    def mend(self, end: int, lines: int, *, is_terminated: bool) -> None:
+        """Make the file end with a complete line, in case a process died while it was writing.
+
+        Args:
+            end: Where to cut the file off.
+            lines: How many answers are before `end`.
+            is_terminated: Whether there is a line break before `end`. If not, write one.
+        """
+        with self._busy, write_errors(f"{self.path} cannot be written", "It has no new answers.", self.path):
             # The descriptor of a closed file may belong to another file by now.
             if self._is_closed:
                 return
-            if os.fstat(self._fd).st_size > end:
+            self._check(b"")
+            if self._end > end:
                 os.ftruncate(self._fd, end)
                 os.fsync(self._fd)
-            self._end = end
+            self._end, self._lines = end, lines
+            if not is_terminated:
+                self._write(b"\n")
+            self._mtime = os.fstat(self._fd).st_mtime_ns
+            self._is_doubtful = False  # the caller has read it
 
-    def append(self, lines: Iterable[bytes]) -> int:
+    def append(self, lines: Iterable[bytes], *, sync: bool = True) -> int:
         """Write lines to the disk, and return the byte where the first one begins.
 
+        Without `sync`, they survive the end of this process, but not that of the machine.
+
         Raises:
-            BatchWriteError: They could not be written. The file contains none of them.
+            BatchWriteError: They could not be written, and the file contains none of them. Or another program
+                has changed the file; then they are in the file that the error names.
         """
-        data = b"".join(lines)
+        texts = list(lines)
+        data = b"".join(texts)
         with self._busy:
             if self._is_closed:
                 raise BatchWriteError(f"{self.path} is closed", path=str(self.path))
             begin = self._end
             with write_errors(f"{self.path} cannot be written", _CONTINUE, self.path):
-                try:
-                    os.lseek(self._fd, begin, os.SEEK_SET)
-                    view = memoryview(data)
-                    while view:
-                        view = view[os.write(self._fd, view) :]
-                    os.fsync(self._fd)
-                    if self._is_new and not begin:
-                        _sync_folder(self.path)
-                except OSError:
-                    # If that fails too, the next run cuts off the incomplete line.
-                    with contextlib.suppress(OSError):
-                        os.ftruncate(self._fd, begin)
-                    raise
-            self._end = begin + len(data)
+                self._check(data)
+                self._write(data, sync=sync)
+                if self._is_new and not begin:
+                    sync_folder(self._location)
+            self._lines += len(texts)
         return begin
+
+    def _write(self, data: bytes, *, sync: bool = True) -> None:
+        try:
+            os.lseek(self._fd, self._end, os.SEEK_SET)
+            write_all(self._fd, data)
+            if sync:
+                os.fsync(self._fd)
+        except BaseException:
+            # If truncating fails too, the next run cuts off the incomplete line.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._fd, self._end)
+            raise
+        self._end += len(data)
+        self._mtime = os.fstat(self._fd).st_mtime_ns
+
+    def check_unchanged(self) -> bool:
+        """Return False if another program may have changed the file in place. Then it must be read again.
+
+        Raises:
+            BatchWriteError: Another program removed or replaced the file, or changed its size.
+        """
+        with self._busy, write_errors(f"{self.path} cannot be read", _CONTINUE, self.path):
+            if not self._is_closed:
+                self._check(b"")
+            return self._is_closed or not self._is_doubtful
+
+    def _check(self, data: bytes) -> None:
+        """If another program has removed or changed the file, save the answers and `data`, and raise."""
+        if self._rescue is not None:
+            self._rescue.append(data)
+            raise self._rescue.error
+        if (change := self._find_change()) is not None:
+            rescue = Rescue(self._name, change, source=self._fd, end=self._end, lines=self._lines, data=data)
+            if not rescue.is_empty:
+                self._rescue = rescue
+            raise rescue.error
+
+    def _find_change(self) -> str | None:
+        status = os.fstat(self._fd)
+        try:
+            if not os.path.samestat(status, self._name.stat()):
+                return "replaced"
+        except OSError:  # such as a directory that is gone, or a circle of links
+            return "removed"
+        if status.st_size != self._end:
+            return "truncated" if status.st_size < self._end else "written to"
+        # Not proof of a change: some programs only set the time.
+        self._is_doubtful |= status.st_mtime_ns != self._mtime
+        return None
 
     def check_free_space(self, needed: int) -> None:
         """Check that the disk has `needed` bytes free."""
-        free = shutil.disk_usage(self.path.absolute().parent).free
+        free = shutil.disk_usage(self._location.parent).free
         if free < needed:
             raise BatchFileError(
                 f"the disk has {free / 1e6:.0f} MB free, but the answers need at least {needed / 1e6:.0f} MB",
@@ -105,10 +186,10 @@ class Output:
         """Remove lines, atomically. If `check`, called for every line, raises, the file is unchanged."""
 
         def write_others(target: BinaryIO) -> None:
-            for _, _, line in read_lines(self.path):
+            for line in self.read():
                 check()
-                if not is_removed(line):
-                    target.write(line)
+                if not is_removed(line.text):
+                    target.write(line.text + b"\n")
 
         self._replace(write_others)
 
@@ -126,7 +207,7 @@ class Output:
             check: Called for every line. It may raise, which leaves the file unchanged.
         """
         problem, advice = f"{self.path} is complete but could not be sorted", "Temporary files go to TMPDIR."
-        # A memory map of a file, so that the system may drop its pages.
+        # A memory-mapped file, so that the system can page it out.
         with (
             write_errors(problem, advice, self.path),
             tempfile.TemporaryFile(prefix="cortecs-batch-") as scratch,
@@ -141,12 +222,12 @@ class Output:
                     self._replace(lambda target: self._write_in_order(target, begins, check))
 
     def _write_in_order(self, target: BinaryIO, begins: memoryview, check: Callable[[], None]) -> None:
-        with self.path.open("rb") as source:
+        with os.fdopen(os.dup(self._fd), "rb") as source:
             for begin in begins:
                 check()
                 if begin:
                     source.seek(begin - 1)
-                    target.write(source.readline())
+                    target.write(strip_line(source.readline()) + b"\n")
 
     def _replace(self, write: Callable[[BinaryIO], None]) -> None:
         with self._busy, write_errors(f"{self.path} could not be rewritten", "It is unchanged.", self.path):
@@ -154,28 +235,47 @@ class Output:
                 self._replace_open(write)
 
     def _replace_open(self, write: Callable[[BinaryIO], None]) -> None:
+        self._check(b"")
         status = os.fstat(self._fd)
-        # Always the same name, so that the next run overwrites the file of a killed one; and short,
-        # because the name of the output may have the maximum length.
-        digest = hashlib.blake2b(self.path.name.encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
-        new_path = self.path.parent / f".cortecs-batch-{digest}.new"
-        descriptor = os.open(new_path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        draft = self._location.parent / f"{self._draft_prefix}{secrets.token_hex(16)}.new"
+        descriptor = os.open(draft, NEW_FILE_FLAGS, 0o600)
         try:
             os.fchmod(descriptor, stat.S_IMODE(status.st_mode))
-            # Before it gets the name, so that no other process can lock it first.
+            # Locked before it gets its name, so that no other process can lock it first.
             _lock(descriptor, self.path)
             with os.fdopen(os.dup(descriptor), "wb") as target:
                 write(target)
                 target.flush()
                 os.fsync(target.fileno())
-            new_path.replace(self.path)
-            _sync_folder(self.path)
+            self._check(b"")
+            draft.replace(self._location)
+            sync_folder(self._location)
         except BaseException:
             os.close(descriptor)
-            new_path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink()
             raise
         os.close(self._fd)
-        self._fd, self._end = descriptor, os.fstat(descriptor).st_size
+        status = os.fstat(descriptor)
+        self._fd, self._end, self._mtime = descriptor, status.st_size, status.st_mtime_ns
+
+    @property
+    def _draft_prefix(self) -> str:
+        # Short, because the name of the output may have the maximum length.
+        digest = hashlib.blake2b(
+            self._location.name.encode("utf-8", "surrogateescape"), digest_size=8
+        ).hexdigest()
+        return f".cortecs-batch-{digest}-"
+
+    def _remove_drafts(self) -> None:
+        """Delete the drafts of killed processes. Only a process that has locked the output creates them."""
+        pattern = re.compile(re.escape(self._draft_prefix) + r"[0-9a-f]{32}\.new")
+        with contextlib.suppress(OSError), os.scandir(self._location.parent) as entries:
+            for entry in entries:
+                if pattern.fullmatch(entry.name):
+                    status = entry.stat(follow_symlinks=False)
+                    if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
+                        Path(entry).unlink()
 
     def close(self) -> None:
         """Close and unlock the file. Delete it if this run created it and wrote nothing."""
@@ -183,72 +283,30 @@ class Output:
             if self._is_closed:
                 return
             self._is_closed = True
-            if self._is_new and os.fstat(self._fd).st_size == 0:
-                self.path.unlink(missing_ok=True)
+            if self._rescue is not None:
+                self._rescue.close()
+            elif self._is_new and self._end == 0:
+                with contextlib.suppress(OSError):
+                    if self._find_change() is None:
+                        self._location.unlink()
             os.close(self._fd)
 
 
-def read_complete_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yield like `read_lines`, but leave out an incomplete last line. A missing file has no lines."""
-    if not path.exists():
-        return
-    for number, offset, line in read_lines(path):
-        if not line.endswith(b"\n"):
-            # It will be cut off, so it must be ours: the path may name a wrong file.
-            is_ours = line.startswith(_LINE_PREFIX) or _LINE_PREFIX.startswith(line)
-            if not is_ours and (number == 1 or line.strip(b"\0")):
-                raise foreign_output_error("no line break at its end", str(path), number)
-            return
-        yield number, offset, line
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, int, bytes]]:
-    """Yield the number, counted from 1, first byte and text of each line of a file."""
-    offset = 0
-    with path.open("rb", buffering=1 << 20) as file:
-        for number, line in enumerate(file, 1):
-            yield number, offset, line
-            offset += len(line)
-
-
-@contextlib.contextmanager
-def file_errors(problem: str, path: Path) -> Generator[None]:
-    """Raise errors of the system as `BatchFileError`, about the file that they name, or else `path`."""
-    try:
-        yield
-    except CortecsError:
-        raise  # BatchWriteError is an OSError too
-    except OSError as error:
-        raise BatchFileError(f"{problem}: {error.strerror}", path=str(error.filename or path)) from None
-
-
-@contextlib.contextmanager
-def write_errors(problem: str, advice: str, path: Path | str) -> Generator[None]:
-    try:
-        yield
-    except CortecsError:
-        raise
-    except OSError as error:
-        raise BatchWriteError(f"{problem}: {error.strerror}. {advice}", path=str(path)) from None
-
-
-def stat_regular_file(path: Path) -> os.stat_result:
-    with file_errors("cannot be read", path):
-        status = path.stat()
-    _check_regular(status, path)
-    return status
-
-
-def _check_regular(status: os.stat_result, path: Path) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise BatchFileError("not a regular file", path=str(path))
+def check_name(path: Path) -> None:
+    """Reject a name with the suffix of a compressed file."""
+    if path.suffix in COMPRESSED_SUFFIXES:
+        raise BatchFileError(
+            "the output cannot be compressed, because answers are appended one by one; choose a name without "
+            f"{path.suffix}, and compress the file afterwards",
+            path=str(path),
+        )
 
 
 def _open(path: Path) -> int:
     while True:
         descriptor = os.open(path, _FLAGS, 0o666)
         try:
-            _check_regular(os.fstat(descriptor), path)
+            check_regular(os.fstat(descriptor), str(path))
             _lock(descriptor, path)
             # The process that had the lock may have replaced or removed the file.
             with contextlib.suppress(FileNotFoundError):
@@ -268,15 +326,6 @@ def _lock(descriptor: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-
-
-def _sync_folder(path: Path) -> None:
-    # A new file name is on disk only once its directory is.
-    folder = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _is_ascending(begins: memoryview) -> bool:

@@ -5,25 +5,37 @@ from __future__ import annotations
 import math
 import os
 import resource
-from collections.abc import Mapping
+import stat
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
-from attrs import define, evolve, frozen
+from attrs import Factory, evolve, frozen
 
 from .._aio.threads import StopFlag, run_stoppable
-from .._errors import BatchFileError, InvalidArgumentError
+from .._errors import BatchFileError, BatchWriteError, InvalidArgumentError
+from .answers import parse_answer
+from .canonical import LEGACY_FLEET_PREFIX, is_legacy_id
 from .concurrency import AdaptiveLimit, ConcurrencyLimit
-from .format import RequestParser, parse_answer
-from .index import Comparison, Index
-from .output import Output, file_errors, read_complete_lines, read_lines, stat_regular_file
+from .endpoints import ENDPOINTS
+from .estimate import Sizes
+from .format import BodyDefaults, RequestParser
+from .index import Comparison, Index, is_done
+from .output import Output, check_name
+from .reader import (
+    STANDARD_INPUT,
+    check_regular,
+    copy_standard_input,
+    estimate_size,
+    file_errors,
+    read_closed_output,
+    read_input,
+)
 from .report import BatchProgressCallback
-
-# An estimate, because there is no tokenizer here.
-_CHARACTERS_PER_TOKEN = 4
 
 # File descriptors that are left for other purposes than connections to endpoints.
 _RESERVED_DESCRIPTORS = 100
+
+_NOT_REGULAR = "; the input is read twice, so to read from a pipe, pass - and use standard input"
 
 # Bytes of the smallest answer.
 _MIN_ANSWER_SIZE = 300
@@ -38,10 +50,17 @@ class BatchPlan:
         succeeded: Requests that the output answers already.
         failed: Requests that have an error line in the output.
         left: Requests to send.
-        prompt_tokens: Estimated prompt tokens of the whole input: a quarter of its characters.
-        max_completion_tokens: Most completion tokens of the whole input; None if a request sets no limit.
-        longest_line: The line of the longest request, prompt and answer taken together.
-        longest_tokens: Its estimated tokens.
+        prompt_tokens: Estimated prompt tokens of the whole input: a quarter of the bytes of its texts.
+        attachments: Images, audio and other parts of prompts that are not text. Their tokens are not known,
+            and not included in any number here.
+        max_completion_tokens: Upper bound of the completion tokens of the whole input, without retries. An
+            answer without a limit counts as the whole context. None if the context, or the number of answers,
+            is not known.
+        left_completion_tokens: The same bound for the requests to send.
+        unlimited_answers: Answers whose requests set no limit.
+        longest_line: The line of the request with the longest prompt and answer. The prompts of a list are
+            counted separately.
+        longest_tokens: Estimated tokens of that prompt, plus the limit of its answer if it has one.
         context_length: Tokens that a prompt and its answer may have together; None if not known.
         model: The model, as the endpoint names it.
         hardware_type_id: The hardware; None if not known.
@@ -62,6 +81,9 @@ class BatchPlan:
     max_completion_tokens: int | None
     longest_line: int
     longest_tokens: int
+    attachments: int = 0
+    left_completion_tokens: int | None = None
+    unlimited_answers: int = 0
     context_length: int | None = None
     model: str = ""
     hardware_type_id: str | None = None
@@ -76,12 +98,20 @@ class BatchPlan:
 
 @frozen(kw_only=True)
 class BatchOptions:
-    """The files, the model as the endpoint names it, and the options of `client.run_batch`."""
+    """The files, the model as the endpoint names it, and the options of `client.run_batch`.
+
+    The batch of a fleet has no model, and requests keep theirs.
+    """
 
     source: Path
     target: Path
-    model: str
+    model: str = ""
+    source_name: str = Factory(lambda self: str(self.source), takes_self=True)
     override_model: bool = False
+    text: bool = False
+    system: str | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
     instances: int = 1
     concurrency: int | Literal["auto"] = "auto"
     max_retries: int = 5
@@ -90,8 +120,17 @@ class BatchOptions:
     on_progress: BatchProgressCallback | None = None
 
     def __attrs_post_init__(self) -> None:
+        check_name(self.target)
         _check_count("instances", self.instances, 1)
         _check_count("max_retries", self.max_retries, 0)
+        if self.max_tokens is not None:
+            _check_count("max_tokens", self.max_tokens, 1)
+        if self.system is not None and not (isinstance(self.system, str) and self.system):
+            raise InvalidArgumentError(f"system must be a non-empty string, not {self.system!r:.60}")
+        if self.temperature is not None and not _is_temperature(self.temperature):
+            raise InvalidArgumentError(
+                f"temperature must be a number of at least 0, not {self.temperature!r:.60}"
+            )
         if self.concurrency != "auto":
             _check_count("concurrency", self.concurrency, 1)
             # Each request in flight uses a connection, and each connection a file descriptor.
@@ -110,12 +149,23 @@ class BatchOptions:
         return AdaptiveLimit(highest=int(max(1, min(1024, _max_connections() // self.instances))))
 
     def new_parser(self) -> RequestParser:
-        return RequestParser(str(self.source), self.model, override_model=self.override_model)
+        defaults = BodyDefaults(system=self.system, max_tokens=self.max_tokens, temperature=self.temperature)
+        return RequestParser(
+            self.source_name,
+            self.model,
+            override_model=self.override_model,
+            is_text=self.text,
+            defaults=None if defaults == BodyDefaults() else defaults,
+        )
 
 
 def _max_connections() -> float:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return math.inf if soft == resource.RLIM_INFINITY else soft - _RESERVED_DESCRIPTORS
+
+
+def _is_temperature(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < math.inf
 
 
 def _check_count(name: str, value: Any, least: int) -> None:
@@ -129,73 +179,162 @@ class Preflight:
     """The result of reading both files.
 
     Attributes:
-        index: Their lines. Close it after use.
+        options: Those of the batch. If the source was piped standard input, it is now a temporary file.
+        index: The lines of both files.
         done: A bit for each line of the input, set if it is answered.
-        input_status: To notice changes.
+        input_status: The status of the input when it was read, to notice changes.
+        sizes: The sizes of the requests.
     """
 
+    options: BatchOptions
     index: Index
     plan: BatchPlan
     done: bytearray
     input_status: os.stat_result
+    sizes: Sizes
+    _copy: BinaryIO | None
+
+    def close(self) -> None:
+        """Delete the temporary files."""
+        self.index.close()
+        if self._copy is not None:
+            self._copy.close()
 
 
 async def run_preflight(options: BatchOptions, output: Output | None) -> Preflight:
     return await run_stoppable(lambda stopped: read_files(options, output, stopped))
 
 
-def read_files(options: BatchOptions, output: Output | None, stopped: StopFlag) -> Preflight:
+async def read_again(preflight: Preflight, output: Output) -> Preflight:
+    """Read both files of a complete batch again, because another program may have changed the output.
+
+    Raises:
+        BatchWriteError: The output is no longer complete.
+    """
+    changed = f"another program has changed {output.path} while the batch was running"
+    try:
+        result = await run_preflight(evolve(preflight.options, retry_failed=False), output)
+    except BatchFileError as error:
+        raise BatchWriteError(f"{changed}: {error}", path=str(output.path)) from None
+    if result.plan.left:
+        result.close()
+        raise BatchWriteError(
+            f"{changed}: {result.plan.left:,} answers are missing. Run the same batch again to get them.",
+            path=str(output.path),
+        )
+    return result
+
+
+def measure_left(preflight: Preflight, stopped: StopFlag) -> Sizes:
+    """Return the sizes of the requests to send."""
+    options, plan = preflight.options, preflight.plan
+    if plan.left == plan.total or options.retry_failed:
+        # Error lines to retry count as done here: the sizes of all requests are an upper bound.
+        return preflight.sizes
+    sizes, parser = Sizes(), options.new_parser()
+    for line in read_input(options.source, options.source_name):
+        stopped.check()
+        if not is_done(preflight.done, line.number) and (found := parser.parse(line.number, line.text)):
+            request, body = found
+            sizes.add(line.number, ENDPOINTS[request.path], body)
+    return sizes
+
+
+def read_files(options: BatchOptions, output: Output | None, stopped: StopFlag | None = None) -> Preflight:
     """Read and check both files, until `stopped` is set.
 
-    Cut off an incomplete last line of the open `output`, and with `retry_failed` remove its error lines.
-    Without an `output`, change nothing.
+    From an open `output`, remove the incomplete lines that a crash left, and with `retry_failed` the error
+    lines. Without an `output`, change nothing.
     """
-    status = stat_regular_file(options.source)
+    stopped = stopped or StopFlag()
+    copy: BinaryIO | None = None
+    with file_errors("cannot be read", options.source):
+        if options.source == STANDARD_INPUT:
+            options = evolve(options, source_name="standard input")
+            # A file that was partly read before is continued, as a pipe would be.
+            if not stat.S_ISREG(options.source.stat().st_mode) or os.lseek(0, 0, os.SEEK_CUR):
+                copy = copy_standard_input(stopped)
+                options = evolve(options, source=Path(f"/dev/fd/{copy.fileno()}"))
+    try:
+        return _read_files(options, output, stopped, copy)
+    except BaseException:
+        if copy is not None:
+            copy.close()
+        raise
+
+
+def _read_files(
+    options: BatchOptions, output: Output | None, stopped: StopFlag, copy: BinaryIO | None
+) -> Preflight:
+    with file_errors("cannot be read", options.source_name):
+        status = options.source.stat()
+    check_regular(status, options.source_name, _NOT_REGULAR)
     with file_errors("cannot be read", options.target):
         is_same = options.target.exists() and os.path.samestat(status, options.target.stat())
+        folder = options.target.absolute().parent
+        # To a new file there, which replaces the output.
+        if (options.ordered or options.retry_failed) and not os.access(folder, os.W_OK | os.X_OK):
+            option = "ordered" if options.ordered else "retry_failed"
+            raise BatchFileError(
+                f"{option} needs write access to the directory {folder}", path=str(options.target)
+            )
+        if output is None and not folder.is_dir():
+            raise BatchFileError(f"there is no directory {folder}", path=str(options.target))
     if is_same:
         raise BatchFileError("the output is the same file as the input", path=str(options.target))
-    index = Index(status.st_size)
+    index, sizes = Index(estimate_size(status, options.source)), Sizes()
     try:
-        with file_errors("cannot be read", options.source):
-            plan, done = _compare(options, output, stopped, index)
+        plan, done, has_zeros = _compare(options, output, stopped, index, sizes)
         stopped.check()
     except BaseException:
         index.close()
         raise
-    result = Preflight(index, plan, done, status)
-    if not options.retry_failed or not plan.failed:
-        return result
-    if output is None:
+    retries = options.retry_failed and plan.failed > 0
+    result = Preflight(options, index, plan, done, status, sizes, copy)
+    if output is None and retries:
         return evolve(result, plan=evolve(plan, failed=0, left=plan.left + plan.failed))
+    if output is None or not (retries or has_zeros):
+        return result
     index.close()
-    output.remove_lines(lambda line: not parse_answer(str(options.target), 0, line).succeeded, stopped.check)
-    return read_files(evolve(options, retry_failed=False), output, stopped)
+    name = str(options.target)
+    output.remove_lines(
+        lambda line: not line or (retries and not parse_answer(name, 0, line).succeeded), stopped.check
+    )
+    return _read_files(evolve(options, retry_failed=False), output, stopped, copy)
 
 
 def _compare(
-    options: BatchOptions, output: Output | None, stopped: StopFlag, index: Index
-) -> tuple[BatchPlan, bytearray]:
+    options: BatchOptions, output: Output | None, stopped: StopFlag, index: Index, sizes: Sizes
+) -> tuple[BatchPlan, bytearray, bool]:
     succeeded = failed = end = 0
-    for number, offset, line in read_complete_lines(options.target):
-        stopped.check()
-        answer = parse_answer(str(options.target), number, line)
-        index.add_answer(answer.key, answer.request_id, number, offset)
-        succeeded, failed = succeeded + answer.succeeded, failed + (not answer.succeeded)
-        end = offset + len(line)
+    is_terminated, has_zeros, has_legacy = True, False, False
+    with file_errors("cannot be read", options.target):
+        for line in read_closed_output(options.target) if output is None else output.read():
+            stopped.check()
+            end, is_terminated = line.end, line.is_terminated
+            has_zeros |= line.has_zeros and line.is_terminated
+            if line.text:
+                answer = parse_answer(str(options.target), line.number, line.text)
+                is_unnamed = not options.model and answer.request_id.startswith(LEGACY_FLEET_PREFIX)
+                request_id = None if is_unnamed else answer.request_id
+                index.add_answer(answer.key, request_id, line.number, line.begin)
+                has_legacy = has_legacy or is_legacy_id(answer.request_id)
+                succeeded, failed = succeeded + answer.succeeded, failed + (not answer.succeeded)
     parser = options.new_parser()
-    sizes = _Sizes()
-    for number, _, line in read_lines(options.source):
+    for line in read_input(options.source, options.source_name):
         stopped.check()
-        if (found := parser.parse(number, line)) is not None:
+        # Of lines without a request too: the queue looks each line up.
+        index.last_line = line.number
+        if (found := parser.parse(line.number, line.text)) is not None:
             request, body = found
-            index.add_request(request.key, request.request_id, number)
-            sizes.add(number, request.path, body)
+            legacy_id = request.legacy_id if has_legacy else None
+            index.add_request(request.key, request.request_id, line.number, legacy_id)
+            sizes.add(line.number, ENDPOINTS[request.path], body)
     comparison = index.compare(stopped.check)
     _check_conflicts(options, comparison)
     left = sizes.total - succeeded - failed
     if output is not None:
-        output.truncate(end)
+        output.mend(end, succeeded + failed, is_terminated=is_terminated)
         output.check_free_space(left * _MIN_ANSWER_SIZE)
     plan = BatchPlan(
         total=sizes.total,
@@ -203,26 +342,28 @@ def _compare(
         failed=failed,
         left=left,
         prompt_tokens=sizes.prompt,
-        max_completion_tokens=sizes.completion,
+        max_completion_tokens=sizes.max_completion_tokens(None),
         longest_line=sizes.longest[1],
         longest_tokens=sizes.longest[0],
+        attachments=sizes.attachments,
+        unlimited_answers=sizes.unlimited,
     )
-    return plan, comparison.done
+    return plan, comparison.done, has_zeros
 
 
 def _check_conflicts(options: BatchOptions, comparison: Comparison) -> None:
     if (conflict := comparison.duplicate_request) is not None:
-        path, message = options.source, f"duplicate custom_id (first used on line {conflict.other})"
+        path, message = options.source_name, f"duplicate custom_id (first used on line {conflict.other})"
     elif (conflict := comparison.duplicate_answer) is not None:
-        path, message = options.target, f"duplicate custom_id (first answered on line {conflict.other})"
+        path, message = str(options.target), f"duplicate custom_id (first answered on line {conflict.other})"
     elif (conflict := comparison.foreign_answer) is not None:
-        path, message = options.target, _describe_foreign(options.source, conflict.other)
+        path, message = str(options.target), _describe_foreign(options.source_name, conflict.other)
     else:
         return
-    raise BatchFileError(message, path=str(path), line=conflict.line)
+    raise BatchFileError(message, path=path, line=conflict.line)
 
 
-def _describe_foreign(source: Path, line: int | None) -> str:
+def _describe_foreign(source: str, line: int | None) -> str:
     if line is None:
         problem = f"no request in {source} has this custom_id: this is the output of another input"
     else:
@@ -231,47 +372,3 @@ def _describe_foreign(source: Path, line: int | None) -> str:
             "the output of another input or model"
         )
     return f"{problem}. Choose another output file."
-
-
-@define
-class _Sizes:
-    """Estimates the tokens to read and write."""
-
-    total: int = 0
-    prompt: int = 0
-    completion: int | None = 0
-    longest: tuple[int, int] = (0, 0)
-
-    def add(self, number: int, path: str, body: Mapping[str, Any]) -> None:
-        prompt = _count_characters(body) // _CHARACTERS_PER_TOKEN
-        limit = 0 if path == "/embeddings" else body.get("max_completion_tokens") or body.get("max_tokens")
-        known = limit if isinstance(limit, int) else None
-        self.total += 1
-        self.prompt += prompt
-        if known is None or self.completion is None:
-            self.completion = None
-        else:
-            self.completion += known
-        self.longest = max(self.longest, (prompt + (known or 0), number))
-
-
-def _count_characters(body: Mapping[str, Any]) -> int:
-    """Return the characters that the model reads, for all three kinds of requests."""
-    messages = body.get("messages")
-    if not isinstance(messages, list):
-        stack = [body.get("prompt", body.get("input"))]
-    else:
-        stack = [each.get("content") for each in messages if isinstance(each, dict)]
-    characters = 0
-    while stack:
-        each = stack.pop()
-        if isinstance(each, str):
-            characters += len(each)
-        elif isinstance(each, dict):
-            stack.append(each.get("text"))
-        elif isinstance(each, list):
-            stack += each
-        elif isinstance(each, int):
-            # A token, given as its number.
-            characters += _CHARACTERS_PER_TOKEN
-    return characters

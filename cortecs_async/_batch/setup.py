@@ -8,23 +8,26 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from attrs import evolve
 
+from .._aio.threads import run_stoppable
 from .._api.domain import InstanceArgs, Model
 from .._api.matching import with_defaults
 from .._api.resources import HardwareTypes, Models, User
 from .._api.validation import check_seconds
 from .._config import Settings
-from .._errors import InvalidArgumentError
+from .._errors import BatchFileError, InvalidArgumentError
 from .._http.connections import HTTPClient
 from .._lease.endpoint import inference_key
 from .._lease.lease import InstanceLease
 from .._lease.options import LeaseOptions
 from .._public import publish_loaded
 from .._secrets import Hidden, Secret
-from .plan import BatchOptions, BatchPlan, run_preflight
+from .plan import BatchOptions, BatchPlan, measure_left, run_preflight
+from .reader import STANDARD_INPUT
 from .run import Batch
 from .sender import BatchTransport, SenderConfig, choose_transport
 
@@ -58,8 +61,8 @@ async def plan(
     options: BatchOptions, args: InstanceArgs, models: Models, hardware_types: HardwareTypes, user: User
 ) -> BatchPlan:
     """Return the plan of a batch: the contents of the files, the hardware, the price and the balance."""
-    preflight = await run_preflight(options, None)
-    preflight.index.close()
+    with closing(await run_preflight(options, None)) as preflight:
+        left = await run_stoppable(lambda stopped: measure_left(preflight, stopped))
     model = await models.get(args.model_id)
     args = with_defaults(args, model)
     _check_context_length(model, args)
@@ -73,6 +76,8 @@ async def plan(
     return evolve(
         preflight.plan,
         context_length=args.context_length,
+        max_completion_tokens=preflight.sizes.max_completion_tokens(args.context_length),
+        left_completion_tokens=left.max_completion_tokens(args.context_length),
         model=args.hf_name,
         hardware_type_id=hardware_type_id,
         is_available=hardware_type_id in available if hardware_type_id else None,
@@ -105,20 +110,28 @@ def _check_context_length(model: Model, args: InstanceArgs) -> None:
 
 
 def check_path(name: str, value: str | os.PathLike[str]) -> Path:
-    """Return the path that the argument `name` means, with links resolved."""
+    """Return the path that the argument `name` means."""
+    if value in ("-", Path("-")):
+        return _dash_path(name)
     try:
         path = Path(value)
         if "\0" in str(path):
             raise ValueError  # noqa: TRY301  (as the system does, but later)
-        # Resolve links, because rewriting the output would replace the link.
-        return path.resolve() if path.is_symlink() else path
+        return path  # noqa: TRY300
     except TypeError:
         raise InvalidArgumentError(f"{name} must be a path, not {type(value).__name__}") from None
-    except (OSError, RuntimeError):
-        # Opening the path reports the problem. Python before 3.13 raises RuntimeError for circular links.
-        return Path(value)
     except ValueError:
         raise InvalidArgumentError(f"{name} must be a path without null characters, not {value!r}") from None
+
+
+def _dash_path(name: str) -> Path:
+    if name == "input":
+        return STANDARD_INPUT
+    raise BatchFileError(
+        "the answers cannot go to standard output, because an interrupted batch continues from its output; "
+        "pass the path of a file",
+        path="-",
+    )
 
 
 # The modules of all public names are loaded now.

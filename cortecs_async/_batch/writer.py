@@ -10,7 +10,7 @@ from attrs import define, field
 
 from .._aio import threads
 from .._aio.synchronization import Broadcast
-from .format import AnswerLine
+from .answers import AnswerLine
 from .output import Output
 
 # Seconds in which a group forms, because waking a thread for each answer would cost as much as the answer.
@@ -71,6 +71,11 @@ class AnswerWriter:
                 begins.append(begin)
                 begin += len(line.text)
             self._on_written(lines, begins)
+
+    async def finish(self) -> None:
+        """Write the last group, and check that no other program has removed or changed the output."""
+        await self.flush()
+        await threads.run_in_thread(self._output.check_unchanged)
 
     async def _write(self, lines: list[AnswerLine]) -> int:
         claim = threading.Lock()

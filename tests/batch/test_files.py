@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import random
@@ -10,7 +11,7 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 from _world import MODEL
@@ -20,17 +21,10 @@ from hypothesis import strategies as st
 
 from cortecs_async._aio.threads import StopFlag
 from cortecs_async._batch import index as _index
-from cortecs_async._batch.format import (
-    Request,
-    RequestParser,
-    Usage,
-    digest_custom_id,
-    format_answer,
-    format_error,
-    parse_answer,
-)
+from cortecs_async._batch.answers import format_answer, format_error
+from cortecs_async._batch.format import Request, RequestParser, digest_custom_id
 from cortecs_async._batch.index import Index, Partitions, is_done
-from cortecs_async._batch.output import Output, read_complete_lines
+from cortecs_async._batch.output import Output
 from cortecs_async._batch.plan import BatchOptions, Preflight, read_files
 from cortecs_async.errors import BatchFileError, BatchWriteError
 
@@ -46,150 +40,10 @@ def line(custom_id: Any = "one", **changes: Any) -> dict[str, Any]:
     }
 
 
-def parser(*, override_model: bool = False) -> RequestParser:
-    return RequestParser("in.jsonl", MODEL, override_model=override_model)
-
-
-def read(data: Any, **options: Any) -> Request:
-    raw = data if isinstance(data, bytes) else json.dumps(data).encode()
-    found = parser(**options).parse(7, raw)
+def read(data: Any) -> Request:
+    found = RequestParser("in.jsonl", MODEL, override_model=False).parse(7, json.dumps(data).encode())
     assert found is not None
     return found[0]
-
-
-class TestRequests:
-    def test_a_request_is_parsed(self) -> None:
-        request = read(line())
-        assert (request.number, request.custom_id, request.path) == (7, "one", "/chat/completions")
-        assert json.loads(request.body) == line()["body"]
-
-    @pytest.mark.parametrize("url", ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"])
-    def test_all_three_urls_are_accepted(self, url: str) -> None:
-        assert "/v1" + read(line(url=url)).path == url
-
-    def test_a_missing_model_is_filled_in(self) -> None:
-        data = line()
-        del data["body"]["model"]
-        assert json.loads(read(data).body)["model"] == MODEL
-
-    def test_both_spellings_of_the_model_are_accepted(self) -> None:
-        assert read(line(body={"model": MODEL.replace("/", "--")})).body == read(line()).body
-
-    def test_override_model_accepts_another_model(self) -> None:
-        assert json.loads(read(line(body={"model": "gpt-4o"}), override_model=True).body)["model"] == MODEL
-
-    @pytest.mark.parametrize("raw", [b"\n", b"  \r\n", b""])
-    def test_blank_lines_are_skipped(self, raw: bytes) -> None:
-        assert parser().parse(1, raw) is None
-
-    def test_a_byte_order_mark_is_ignored(self) -> None:
-        assert read(b"\xef\xbb\xbf" + json.dumps(line()).encode() + b"\r\n").custom_id == "one"
-
-    @pytest.mark.parametrize(
-        ("data", "said"),
-        [
-            (b"{", "not valid JSON"),
-            (b'{"custom_id": "\xff"}', "not valid UTF-8"),
-            (b"[" * 100_000, "too deep"),
-            (b'{"a": ' + b"1" * 5000 + b"}", "too long"),
-            ([], "not a JSON object"),
-            (line(custom_id=""), "custom_id"),
-            (line(custom_id=3), "custom_id"),
-            ({"url": "/v1/embeddings", "body": {}}, "custom_id"),
-            (line(method="GET"), "method"),
-            (line(url="/v1/images/generations"), "url"),
-            (line(url=["/v1/embeddings"]), "url"),
-            ({**line(), "body": "hello"}, "body"),
-            (line(body={"stream": True}), "stream"),
-            (line(body={"model": "gpt-4o"}), "'gpt-4o'"),
-            (line(body={"model": ["a"]}), "model"),
-            (line(body={"temperature": float("nan")}), "NaN"),
-            (b'{"custom_id": "a", "url": "/v1/embeddings", "body": {"x": 1e999}}', "infinity"),
-        ],
-    )
-    def test_an_invalid_line_is_an_error_with_its_number(self, data: Any, said: str) -> None:
-        with pytest.raises(BatchFileError, match=said) as caught:
-            read(data)
-        assert (caught.value.path, caught.value.line) == ("in.jsonl", 7)
-        assert str(caught.value).startswith("in.jsonl, line 7: ")
-
-    def test_the_id_depends_on_the_request_and_not_on_its_custom_id(self) -> None:
-        one = read(line())
-        assert one.request_id == read(line(custom_id="two")).request_id
-        for other in (line(body={"max_tokens": 6}), line(url="/v1/completions")):
-            assert read(other).request_id != one.request_id
-        assert one.key == digest_custom_id("one") != digest_custom_id("two")
-
-
-class TestAnswers:
-    BODY: ClassVar = {
-        "id": "x",
-        "usage": {"prompt_tokens": 3, "completion_tokens": 4},
-        "text": 'ü "\u2028 \\ud800',
-    }
-
-    def test_an_answer_has_the_format_of_the_batch_api(self) -> None:
-        request = read(line(custom_id='"\ud800ü'))
-        written = format_answer(request, 200, "r-1", json.dumps(self.BODY).encode())
-        text = written.text
-        assert text.endswith(b"\n")
-        assert text.count(b"\n") == 1
-        data = json.loads(text)
-        assert data == {
-            "id": request.request_id,
-            "custom_id": '"\ud800ü',
-            "response": {"status_code": 200, "request_id": "r-1", "body": self.BODY},
-            "error": None,
-        }
-        assert written.usage == Usage(3, 4)
-        answer = parse_answer("out", 1, text)
-        assert (answer.key, answer.request_id, answer.succeeded) == (request.key, request.request_id, True)
-
-    def test_an_answer_is_not_encoded_again(self) -> None:
-        body = b'{\r\n "n": 1.00000000000000000001,\n "big": 123456789012345678901234567890 }\n'
-        text = format_answer(read(line()), 200, None, body).text
-        assert b'"n": 1.00000000000000000001' in text
-        assert text.count(b"\n") == 1
-        assert json.loads(text)["response"]["body"]["big"] == 123456789012345678901234567890
-
-    @pytest.mark.parametrize(
-        "body", [b"", b"<html>", b"[1]", b'"text"', b'{"x": NaN}', b"\xff", b"[" * 100_000]
-    )
-    def test_a_success_without_a_json_object_is_not_an_answer(self, body: bytes) -> None:
-        with pytest.raises(ValueError, match="not a JSON object"):
-            format_answer(read(line()), 200, None, body)
-
-    def test_a_rejection_is_a_failed_answer(self) -> None:
-        written = format_answer(read(line()), 400, None, b'{"error": {"message": "too long"}}')
-        text = written.text
-        assert json.loads(text)["response"]["body"] == {"error": {"message": "too long"}}
-        assert written.usage is None
-        assert not parse_answer("out", 1, text).succeeded
-
-    def test_a_rejection_that_is_not_json_becomes_json(self) -> None:
-        text = format_answer(read(line()), 502, None, b"<html>\xff bad gateway").text
-        assert json.loads(text)["response"]["body"]["error"]["message"] == "<html>\ufffd bad gateway"
-
-    def test_an_error_line(self) -> None:
-        text = format_error(read(line()), "timed_out", 'no "answer"').text
-        data = json.loads(text)
-        assert data["response"] is None
-        assert data["error"] == {"code": "timed_out", "message": 'no "answer"'}
-        assert not parse_answer("out", 1, text).succeeded
-
-    @pytest.mark.parametrize("usage", [None, 3, {"prompt_tokens": "many"}, {}])
-    def test_invalid_usage_counts_as_zero(self, usage: Any) -> None:
-        written = format_answer(read(line()), 200, None, json.dumps({"usage": usage}).encode())
-        assert written.usage == Usage()
-
-    @pytest.mark.parametrize(
-        "data", [b"{", [], {"custom_id": "a"}, {"custom_id": 3, "id": "x", "response": None}, line()]
-    )
-    def test_an_invalid_answer_is_an_error_with_its_line(self, data: Any) -> None:
-        raw = data if isinstance(data, bytes) else json.dumps(data).encode()
-        with pytest.raises(BatchFileError, match="not a line of a batch output") as caught:
-            parse_answer("out.jsonl", 4, raw)
-        assert caught.value.line == 4
 
 
 class TestIndex:
@@ -240,7 +94,17 @@ class TestIndex:
 
 
 def answer_line(custom_id: str, **changes: Any) -> bytes:
-    return format_answer(read(line(custom_id, **changes)), 200, None, b'{"id": "x"}').text
+    return format_answer(
+        read(line(custom_id, **changes)), 200, None, b'{"choices": [{"message": {"content": ""}}]}'
+    ).text
+
+
+def legacy(text: bytes) -> bytes:
+    """Return a line as earlier versions wrote it, to the request `line` of the same custom_id."""
+    data = json.loads(text)
+    body = json.dumps(line(data["custom_id"])["body"], separators=(",", ":"))
+    digest = hashlib.blake2b(b"/v1/chat/completions\n" + body.encode(), digest_size=16).hexdigest()
+    return text.replace(data["id"].encode(), f"batch_req_{digest}".encode())
 
 
 class TestOutput:
@@ -352,7 +216,7 @@ except BatchWriteError as error:
         output = Output(path)
         output.close()
         output.close()
-        output.truncate(0)
+        output.mend(0, 0, is_terminated=False)
         output.remove_lines(lambda _: True, lambda: None)
         with pytest.raises(BatchWriteError, match="closed"):
             output.append([b"three\n"])
@@ -363,7 +227,7 @@ except BatchWriteError as error:
         path.write_bytes(b"one\ntwo\nthree\n")
         path.chmod(0o640)
         output = Output(path)
-        output.remove_lines(lambda text: text == b"two\n", lambda: None)
+        output.remove_lines(lambda text: text == b"two", lambda: None)
         assert path.read_bytes() == b"one\nthree\n"
         assert path.stat().st_mode & 0o777 == 0o640
         with pytest.raises(BatchFileError, match="another process"):
@@ -466,6 +330,65 @@ class TestPreflight:
         with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: .*another request .*line 2"):
             preflight(files)
 
+    def test_an_answer_of_a_fleet_is_not_of_a_batch(self, files: BatchOptions) -> None:
+        write(files.source, line("a"))
+        data = {**json.loads(answer_line("a")), "id": f"fleet_req_{1:032x}"}
+        write(files.target, data)
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: .*another request .*line 1"):
+            preflight(files)
+
+    @pytest.mark.parametrize("again", [False, True])
+    def test_the_output_of_an_earlier_version_is_continued(self, files: BatchOptions, *, again: bool) -> None:
+        write(files.source, line("a"), line("b"), line("c"), line("d"))
+        write(files.target, legacy(answer_line("d")), *([answer_line("b")] if again else []))
+        found = preflight(files)
+        assert (found.plan.succeeded, found.plan.left) == ((2, 2) if again else (1, 3))
+        assert [is_done(found.done, number) for number in range(1, 5)] == [False, again, False, True]
+
+    @pytest.mark.parametrize("changed", ["a", "b"])
+    def test_the_output_of_an_earlier_version_may_be_of_another_input(
+        self, files: BatchOptions, changed: str
+    ) -> None:
+        write(files.source, *(line(each, body={"max_tokens": 5 + (each == changed)}) for each in "ab"))
+        write(files.target, legacy(answer_line("a")), answer_line("b"))
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line .: .*another request"):
+            preflight(files)
+
+    def test_a_duplicate_is_found_in_spite_of_earlier_versions(self, files: BatchOptions) -> None:
+        write(files.source, line("a"), line("b"), line("b"))
+        write(files.target, legacy(answer_line("a")))
+        with pytest.raises(BatchFileError, match=r"in.jsonl, line 3: duplicate custom_id"):
+            preflight(files)
+
+    def test_an_error_that_an_earlier_version_took_for_an_answer_can_be_retried(
+        self, files: BatchOptions
+    ) -> None:
+        write(files.source, line("a"), line("b"))
+        error = answer_line("b").replace(
+            b'"choices": [{"message": {"content": ""}}]', b'"error": {"message": "overloaded"}'
+        )
+        write(files.target, answer_line("a"), legacy(error))
+        assert preflight(files).plan.failed == 1
+        assert preflight(files, retry_failed=True).plan.left == 1
+
+    @pytest.mark.parametrize(
+        ("url", "body", "limit"),
+        [
+            ("responses", {"instructions": "x" * 40, "input": "y" * 40, "max_output_tokens": 7}, 7),
+            ("responses", {"input": [{"role": "user", "content": [{"text": "y" * 80}]}]}, None),
+            ("rerank", {"query": "x" * 20, "documents": ["y" * 20, {"text": "z" * 20}]}, 0),
+            ("score", {"text_1": "x" * 40, "text_2": ["y" * 40]}, 0),
+            ("score", {"queries": "x" * 40, "documents": ["y" * 40]}, 0),
+            ("completions", {"prompt": ["x" * 40, list(range(10))], "max_tokens": 7}, 14),
+        ],
+    )
+    def test_the_plan_knows_all_endpoints(
+        self, files: BatchOptions, url: str, body: dict[str, Any], limit: int | None
+    ) -> None:
+        write(files.source, {"custom_id": "a", "url": f"/v1/{url}", "body": body})
+        plan = preflight(files).plan
+        assert (plan.prompt_tokens, plan.max_completion_tokens) == (20, limit)
+
     def test_a_file_that_is_not_an_output_is_an_error(self, files: BatchOptions) -> None:
         write(files.source, line("a"))
         write(files.target, b"hello\n", b"world")
@@ -480,7 +403,7 @@ class TestPreflight:
             preflight(files, Output(files.target))
         assert files.target.read_bytes() == b"PK\x03\x04 a picture, perhaps"
 
-    @pytest.mark.parametrize("cut", range(1, len(answer_line("b")), 7))
+    @pytest.mark.parametrize("cut", [1, 10, 18, 60, len(answer_line("b")) - 2])
     def test_an_incomplete_last_line_is_cut_off(self, files: BatchOptions, cut: int) -> None:
         write(files.source, line("a"), line("b"))
         whole, torn = answer_line("a"), answer_line("b")[:cut]
@@ -494,11 +417,6 @@ class TestPreflight:
             assert output.append([answer_line("b")]) == len(before)
             output.close()
             assert files.target.read_bytes() == before + answer_line("b")
-
-    def test_zeros_after_a_power_loss_are_cut_off(self, files: BatchOptions) -> None:
-        write(files.source, line("a"), line("b"))
-        write(files.target, answer_line("a"), b"\0" * 100)
-        assert list(read_complete_lines(files.target)) == [(1, 0, answer_line("a"))]
 
     def test_the_output_must_not_be_the_input(self, files: BatchOptions) -> None:
         write(files.source, line("a"))
