@@ -1,7 +1,7 @@
-"""The queue of unanswered requests, which all instances of a batch share.
+"""The queue of unanswered requests, which all instances of a batch share, and the part common to all queues.
 
 The queue reads the input ahead as workers take requests. Requests that come back, from a lost instance or for
-another attempt, go before new ones.
+another attempt, go before new ones. Suspects (see `suspects`) are kept for a test.
 """
 
 from __future__ import annotations
@@ -10,18 +10,23 @@ import heapq
 import itertools
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import anyio
 from attrs import define, field
+from typing_extensions import override
 
 from .._aio import threads
 from .._aio.synchronization import Broadcast
 from .._errors import BatchFileError
 from .format import Request, RequestParser
 from .index import is_done
-from .output import file_errors, read_lines
+from .outcome import FailedAttempt
+from .reader import file_errors, read_input
+
+T = TypeVar("T")
 
 # Lines that are read ahead, and how many bytes are read at a time.
 _MAX_BUFFER_BYTES = 8 << 20
@@ -32,9 +37,84 @@ _CHUNK_BYTES = 1 << 20
 _MAX_RETRIES = 512
 _MAX_RETRY_BYTES = 16 << 20
 
+# With this many suspects, no new requests are sent until they are tested. Fewer are tested once there is no
+# other work, because a test waits until the requests in flight have ended.
+_MAX_SUSPECTS = 64
+
 
 @define(eq=False)
-class RequestQueue:
+class WorkQueue(Generic[T]):
+    """Hands out items to workers. Items may come back, and go before new ones.
+
+    Attributes:
+        changed: Wakes tasks at every change.
+        finished: Set once all items are done.
+    """
+
+    _is_read: bool = field(default=False, init=False)
+    _returned: deque[T] = field(factory=deque, init=False)
+    _delayed: list[tuple[float, int, T]] = field(factory=list, init=False)
+    _order: Iterator[int] = field(factory=itertools.count, init=False)
+    _in_progress: int = field(default=0, init=False)
+    changed: Broadcast = field(factory=Broadcast, init=False)
+    finished: anyio.Event = field(factory=anyio.Event, init=False)
+
+    @property
+    def is_finished(self) -> bool:
+        has_returned = self._returned or self._delayed
+        return self._is_read and not (has_returned or self._in_progress or self._has_more())
+
+    async def wait_for_change(self) -> None:
+        """Wait until an item may be available, or all are done."""
+        with anyio.CancelScope(deadline=self._delayed[0][0] if self._delayed else float("inf")):
+            await self.changed.wait()
+
+    def get_nowait(self) -> T | None:
+        item = self._next()
+        if item is not None:
+            self._in_progress += 1
+        return item
+
+    def task_done(self) -> None:
+        self._in_progress -= 1
+        if self.is_finished:
+            self.notify()
+
+    def put_back(self, item: T) -> None:
+        """Put back an item whose attempt was interrupted."""
+        self._returned.append(item)
+        self._requeued(item)
+
+    def retry_later(self, item: T, seconds: float) -> None:
+        heapq.heappush(self._delayed, (anyio.current_time() + seconds, next(self._order), item))
+        self._requeued(item)
+
+    def notify(self) -> None:
+        self.changed.notify()
+        if self.is_finished:
+            self.finished.set()
+
+    def _requeued(self, item: T) -> None:  # noqa: ARG002  (for subclasses)
+        self._in_progress -= 1
+        self.notify()
+
+    def _next_returned(self) -> T | None:
+        """Take an item that came back."""
+        if self._delayed and self._delayed[0][0] <= anyio.current_time():
+            return heapq.heappop(self._delayed)[2]
+        return self._returned.popleft() if self._returned else None
+
+    def _next(self) -> T | None:
+        """Take the next item, if one is available."""
+        raise NotImplementedError
+
+    def _has_more(self) -> bool:
+        """Return whether there are other items than those that came back."""
+        raise NotImplementedError
+
+
+@define(eq=False)
+class RequestQueue(WorkQueue[Request]):
     """Hands out the unanswered requests of an input.
 
     Args:
@@ -42,6 +122,9 @@ class RequestQueue:
         parser: Parses its lines.
         done: A bit for each line, set if the line is answered already.
         status: The status of the input when `done` was computed.
+
+    Attributes:
+        undecided: Requests in progress that wait for a verdict about their failures, with their last failure.
     """
 
     _source: Path
@@ -50,83 +133,81 @@ class RequestQueue:
     _status: os.stat_result
     _buffer: deque[tuple[int, bytes]] = field(factory=deque)
     _buffer_bytes: int = 0
-    _is_read: bool = False
-    _returned: deque[Request] = field(factory=deque)
-    _delayed: list[tuple[float, int, Request]] = field(factory=list)
-    _order: Iterator[int] = field(factory=itertools.count)
     _last: deque[Request] = field(factory=deque)
-    _retry_bytes: int = 0  # of the three before
-    _in_progress: int = 0
-    _changed: Broadcast = field(factory=Broadcast)
+    _suspects: list[Request] = field(factory=list)
+    _is_testing: bool = False
+    _retry_bytes: int = 0  # of `_returned`, `_delayed`, `_last` and `_suspects`
+    undecided: dict[Request, FailedAttempt] = field(factory=dict)
     _drained: Broadcast = field(factory=Broadcast)
-    finished: anyio.Event = field(factory=anyio.Event)
-
-    @property
-    def is_finished(self) -> bool:
-        waiting = self._buffer or self._returned or self._delayed or self._last
-        return self._is_read and not (waiting or self._in_progress)
-
-    async def wait_for_change(self) -> None:
-        """Wait until a request may be available, or all are answered."""
-        with anyio.CancelScope(deadline=self._delayed[0][0] if self._delayed else float("inf")):
-            await self._changed.wait()
-
-    def get_nowait(self) -> Request | None:
-        request = self._next()
-        if request is not None:
-            self._in_progress += 1
-        return request
-
-    def task_done(self) -> None:
-        self._in_progress -= 1
-        if self.is_finished:
-            self._notify()
-
-    def put_back(self, request: Request) -> None:
-        """Put back a request whose attempt was interrupted."""
-        self._returned.append(request)
-        self._requeued(request)
-
-    def retry_later(self, request: Request, seconds: float) -> None:
-        heapq.heappush(self._delayed, (anyio.current_time() + seconds, next(self._order), request))
-        self._requeued(request)
 
     def retry_last(self, request: Request) -> None:
         """Retry a request after all others, because its attempts are slow and mostly fail."""
         self._last.append(request)
         self._requeued(request)
 
-    def _requeued(self, request: Request) -> None:
-        self._in_progress -= 1
-        self._retry_bytes += len(request.body)
-        self._notify()
+    def add_suspect(self, request: Request) -> None:
+        """Keep a request for a test without other requests."""
+        self._suspects.append(request)
+        self._requeued(request)
+
+    def has_test(self) -> bool:
+        """Return whether there are suspects, and no instance is testing."""
+        return bool(self._suspects) and not self._is_testing
+
+    def begin_test(self) -> None:
+        """Let no other instance test suspects until `end_test`."""
+        self._is_testing = True
+
+    def take_suspects(self) -> list[Request]:
+        """Return all suspects. From now on, they are in progress."""
+        suspects, self._suspects = self._suspects, []
+        self._in_progress += len(suspects)
+        self._retry_bytes -= sum(len(request.body) for request in suspects)
+        return suspects
+
+    def end_test(self, untested: Iterable[Request]) -> None:
+        """End a test. The suspects that it left untested can be tested on any instance."""
+        self._is_testing = False
+        for request in untested:
+            self.add_suspect(request)
+        self.notify()
+
+    @override
+    def _requeued(self, item: Request) -> None:
+        self._retry_bytes += len(item.body)
+        super()._requeued(item)
+
+    @override
+    def _has_more(self) -> bool:
+        return bool(self._buffer or self._last or self._suspects)
 
     async def read(self) -> None:
         """Read the input ahead until its end."""
-        lines = self._lines()
+        lines = read_unanswered(self._source, self._parser.path, self._done, self._status)
         while chunk := await threads.run_in_thread(lambda: _read_chunk(lines)):
             self._buffer.extend(chunk)
             self._buffer_bytes += sum(len(line) for _, line in chunk)
-            self._notify()
+            self.notify()
             while self._buffer_bytes > _MAX_BUFFER_BYTES or len(self._buffer) > _MAX_BUFFER_LINES:
                 await self._drained.wait()
         self._is_read = True
-        self._notify()
+        self.notify()
 
+    @override
     def _next(self) -> Request | None:
-        if self._delayed and self._delayed[0][0] <= anyio.current_time():
-            request = heapq.heappop(self._delayed)[2]
-        elif self._returned:
-            request = self._returned.popleft()
-        elif (new := self._next_new()) is not None or not self._last:
-            return new
-        else:
+        request = self._next_returned()
+        if request is None:
+            if (new := self._next_new()) is not None or not self._last:
+                return new
             request = self._last.popleft()
         self._retry_bytes -= len(request.body)
         return request
 
     def _next_new(self) -> Request | None:
-        if len(self._delayed) + len(self._last) >= _MAX_RETRIES or self._retry_bytes >= _MAX_RETRY_BYTES:
+        waiting = len(self._delayed) + len(self._last) + len(self._suspects) + len(self.undecided)
+        if waiting >= _MAX_RETRIES or self._retry_bytes >= _MAX_RETRY_BYTES:
+            return None
+        if len(self._suspects) >= _MAX_SUSPECTS and not self._is_testing:
             return None
         while self._buffer:
             number, line = self._buffer.popleft()
@@ -137,33 +218,36 @@ class RequestQueue:
                 return found[0]
         return None
 
-    def _notify(self) -> None:
-        self._changed.notify()
-        if self.is_finished:
-            self.finished.set()
 
-    def _lines(self) -> Iterator[tuple[int, bytes]]:
-        try:
-            with file_errors("cannot be read", self._source):
-                self._check_unchanged()
-                for number, _, line in read_lines(self._source):
-                    # The bits end with the last request; blank lines may follow.
-                    if not line.isspace() and not is_done(self._done, number):
-                        yield number, line
-                self._check_unchanged()
-        except IndexError:
-            # It has more lines than before.
-            raise self._changed_error() from None
+def read_unanswered(
+    source: Path, name: str, done: bytearray, status: os.stat_result
+) -> Iterator[tuple[int, bytes]]:
+    """Yield the number and the text of each line of an input that is not `done`. `name` is for errors.
 
-    def _check_unchanged(self) -> None:
-        now, then = self._source.stat(), self._status
-        if (now.st_ino, now.st_size, now.st_mtime_ns) != (then.st_ino, then.st_size, then.st_mtime_ns):
-            raise self._changed_error()
+    Raises:
+        BatchFileError: The input cannot be read, or it no longer has the `status` that it had when `done` was
+            computed.
+    """
+    try:
+        with file_errors("cannot be read", name):
+            _check_unchanged(source, name, status)
+            for line in read_input(source, name):
+                if not is_done(done, line.number):
+                    yield line.number, line.text
+            _check_unchanged(source, name, status)
+    except IndexError:
+        # It has more lines than before.
+        raise _changed_error(name) from None
 
-    def _changed_error(self) -> BatchFileError:
-        return BatchFileError(
-            "the input has changed since the batch started; run the batch again", path=str(self._source)
-        )
+
+def _check_unchanged(source: Path, name: str, then: os.stat_result) -> None:
+    now = source.stat()
+    if (now.st_ino, now.st_size, now.st_mtime_ns) != (then.st_ino, then.st_size, then.st_mtime_ns):
+        raise _changed_error(name)
+
+
+def _changed_error(name: str) -> BatchFileError:
+    return BatchFileError("the input has changed since the batch started; run the batch again", path=name)
 
 
 def _read_chunk(lines: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:

@@ -1,7 +1,7 @@
 """The pool of workers that answers requests on one instance.
 
-Its size follows the concurrency limit. While the endpoint is suspect (see `outcome`), the workers stop, and
-one task probes it.
+Its size follows the concurrency limit. While the endpoint may be down (see `health`), the workers stop, and
+one task probes it. They also stop while one task tests requests that may stop the server (see `suspects`).
 """
 
 from __future__ import annotations
@@ -13,22 +13,23 @@ from anyio.abc import TaskGroup
 from attrs import define, field
 
 from .._aio.eventloop import loop_clock
+from .._aio.synchronization import Broadcast
 from .._errors import EndpointError
 from .._http.messages import Failure, FailureKind
 from .._logging import Event, log
+from .answers import AnswerLine
+from .attempts import Attempts
 from .concurrency import ConcurrencyLimit
-from .format import AnswerLine, Request
-from .outcome import EndpointHealth, FailedAttempt, FailureReason, classify, probe_request, retry_delay
+from .format import Request
+from .isolation import SuspectTest
+from .outcome import FailedAttempt, FailureReason, classify, probe_request
 from .request_queue import RequestQueue
 from .sender import Reply
+from .suspects import REJECTIONS, is_suspect
 from .writer import AnswerWriter
 
-# Attempts of a request that may time out. Each uses up the whole time of an attempt, and a model that does
-# not finish once rarely does the next time.
-_MAX_REQUEST_TIMEOUTS = 2
-
-# Give up the instance after this many timeouts, if there are also more timeouts than answers: it is not worth
-# its price.
+# Give up the instance after this many timeouts, if there are also at least as many timeouts as answers: it is
+# not worth its price.
 _MAX_TIMEOUTS = 64
 
 # Seconds for a probe.
@@ -47,9 +48,6 @@ class WorkerPool:
         post: Sends a body to a path of its endpoint.
         queue: The unanswered requests, shared with other pools.
         max_retries: Retries after the first attempt, before a request becomes an error line.
-
-    Attributes:
-        running: Requests in flight.
     """
 
     instance_id: str
@@ -59,16 +57,25 @@ class WorkerPool:
     writer: AnswerWriter
     limit: ConcurrencyLimit
     max_retries: int
-    running: int = 0
     _tasks: TaskGroup = field(init=False)
     _size: int = 0
     _idle: int = 0
     _error: Exception | None = None
     _clock: Callable[[], float] = field(factory=loop_clock)
-    _health: EndpointHealth = field(factory=EndpointHealth)
+    _attempts: Attempts = field(init=False)
     _is_probing: bool = False
-    _answers: int = 0
+    _test: SuspectTest | None = None
+    _stopped: Broadcast = field(factory=Broadcast)  # notified when a worker or the probing stops
     _timeouts: int = 0
+
+    def __attrs_post_init__(self) -> None:
+        self._attempts = Attempts(
+            post=self.post,
+            queue=self.queue,
+            writer=self.writer,
+            max_retries=self.max_retries,
+            clock=self._clock,
+        )
 
     async def run(self) -> None:
         """Answer requests until the queue is finished.
@@ -77,15 +84,25 @@ class WorkerPool:
             EndpointError: The endpoint rejects the key, or has failed every request for too long.
             CortecsError: The queue or the writer raised it.
         """
-        async with anyio.create_task_group() as tasks:
-            self._tasks = tasks
-            self._grow()
+        try:
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                self._grow()
+        finally:
+            self._attempts.end()
+            if self._test is not None:
+                self._test.end()
         if self._error is not None:
             raise self._error
 
     @property
+    def running(self) -> int:
+        """Requests in flight."""
+        return len(self._attempts.in_flight)
+
+    @property
     def _target_size(self) -> int:
-        return self.limit.value if self._health.suspect_since is None else 0
+        return self.limit.value if self._test is None and self._attempts.health.down_since is None else 0
 
     def _grow(self) -> None:
         while self._size < self._target_size:
@@ -100,18 +117,17 @@ class WorkerPool:
     async def _run_worker(self) -> None:
         try:
             while self._size <= self._target_size and not self.queue.is_finished:
-                if self._health.resume_at > self._clock():
-                    await self._wait_until(self._health.resume_at)
+                if self._attempts.health.resume_at > self._clock():
+                    await self._wait_until(self._attempts.health.resume_at)
                     continue
                 if self.writer.is_full:
                     await self.writer.wait_for_space()
                 request = self.queue.get_nowait()
                 if request is None:
-                    self._idle += 1
-                    try:
-                        await self.queue.wait_for_change()
-                    finally:
-                        self._idle -= 1
+                    await self._wait_for_work()
+                    continue
+                if is_suspect(request):
+                    self.queue.add_suspect(request)
                     continue
                 await self._attempt(request)
                 if self._size < self._target_size:
@@ -120,109 +136,151 @@ class WorkerPool:
             self._stop(error)
         finally:
             self._size -= 1
+            self._stopped.notify()
+
+    async def _wait_for_work(self) -> None:
+        if self._error is None and self.queue.has_test():
+            self._test = SuspectTest(
+                attempts=self._attempts,
+                limit=self.limit.value,
+                probe=self._answers_at_once,
+                is_given_up=lambda: self._error is not None,
+            )
+            self._tasks.start_soon(self._run_test, self._test)
+            return
+        self._idle += 1
+        try:
+            await self.queue.wait_for_change()
+        finally:
+            self._idle -= 1
+
+    async def _run_test(self, test: SuspectTest) -> None:
+        try:
+            while self._size or self._is_probing:
+                await self._stopped.wait()
+            await test.run()
+        except Exception as error:  # noqa: BLE001  (raised by `run`, outside of an exception group)
+            self._stop(error)
+        finally:
+            self._test = None
+            test.end()
+        # Not after a cancellation: a worker would begin the next test, which would be cancelled, and so on.
+        self._grow()
 
     async def _attempt(self, request: Request) -> None:
+        attempts = self._attempts
         began = self._clock()
-        self.running += 1
+        attempt = attempts.in_flight.begin()
         try:
-            outcome = await self.post(request.path, request.body)
+            result = await attempts.send(request, attempt)
         except BaseException:
             self.queue.put_back(request)
             raise
-        finally:
-            self.running -= 1
         now = self._clock()
-        result = classify(outcome, request)
         if isinstance(result, FailedAttempt):
-            self._handle_failure(request, result, began, now)
+            self._handle_failure(request, attempt, result, began, now)
+            self._probe_if_doubted(request.path)
             return
-        self._complete(result)
-        self._health.record_success(now)
-        self._answers += 1
+        attempts.record_answer(result, attempt, now)
+        self._probe_if_doubted(request.path)
         usage = result.usage
         tokens = 1 if usage is None else usage.prompt_tokens + usage.completion_tokens or 1
         is_full = self._size - self._idle >= _FULL_SHARE * self.limit.value
         self.limit.record_answer(now, began, tokens, is_full=is_full)
 
-    def _complete(self, line: AnswerLine) -> None:
-        self.writer.put(line)
-        self.queue.task_done()
-
-    def _handle_failure(self, request: Request, failed: FailedAttempt, began: float, now: float) -> None:
-        health = self._health
+    def _handle_failure(
+        self, request: Request, attempt: int, failed: FailedAttempt, began: float, now: float
+    ) -> None:
+        attempts, reason = self._attempts, failed.reason
+        health = attempts.health
+        if reason in REJECTIONS:
+            health.record_rejection(now)
         health.record_retry_after(failed, now)
-        # Only an answer that came after this request failed shows that the endpoint works and the request is
-        # at fault. An answer during this attempt may have come just before the endpoint failed.
-        has_failed_before = request.endpoint_has_answered is not None
-        is_to_blame = request.endpoint_has_answered is not None and request.endpoint_has_answered()
-        is_up = is_to_blame or health.last_success >= began
-        is_rejection = failed.reason is FailureReason.RATE_LIMITED or (
-            failed.reason is FailureReason.UNAVAILABLE and is_up
-        )
-        if self.running and is_rejection:
+        failed_before = request.failed_at
+        has_answered = failed_before is not None and health.last_success >= failed_before
+        is_up = has_answered or health.last_success >= began
+        is_rejection = reason is FailureReason.RATE_LIMITED or (reason is FailureReason.UNAVAILABLE and is_up)
+        if self.running > 1 and is_rejection:
             self.limit.record_rejection(now, began)
-            request.rejections += 1
-            self._retry_later(request, failed, request.rejections)
+            attempts.record_rejection(request, attempt, failed)
             return
-        request.endpoint_has_answered = lambda: health.last_success >= now
-        request.failures += 1
-        request.timeouts += failed.is_timeout
-        if is_to_blame:
-            # The first time, count the earlier failure too: now it is clear that the request caused it.
-            request.own_failures += 1 if request.own_failures else 2
-            if request.own_failures > self.max_retries or request.timeouts >= _MAX_REQUEST_TIMEOUTS:
-                self._complete(failed.line)
-                return
-        # No request in flight can show what caused the failure, or none has shown it since the last failure.
-        is_unclear = not self.running or (has_failed_before and not is_to_blame)
+        request.failed_at = now
+        attempts.record_failure(request, attempt, reason)
+        if reason is FailureReason.ANSWERED_ERROR:
+            self.limit.record_rejection(now, began)
+            attempts.proceed(request, failed)
+            return
+        # No request in flight can show the cause, or none was answered since the request failed before.
+        is_unclear = not self.running or (failed_before is not None and not has_answered)
         health.record_failure(now, concurrency=self.limit.value, is_unclear=is_unclear)
-        if health.suspect_since is not None and not self._is_probing:
-            self._is_probing = True
-            self._tasks.start_soon(self._probe, request.path)
-        if failed.is_timeout:
+        if reason is FailureReason.TIMED_OUT:
+            # A server that never rejects requests may still have too many of them.
+            self.limit.record_rejection(now, began)
             self._timeouts += 1
-            if self._timeouts >= max(_MAX_TIMEOUTS, self._answers):
+            if self._timeouts >= max(_MAX_TIMEOUTS, attempts.answers):
                 self._stop(self._endpoint_error(f"has timed out {self._timeouts} times: {failed.detail}"))
-            log(Event.BATCH_RETRY_LAST, custom_id=request.custom_id, reason=failed.detail)
-            self.queue.retry_last(request)
-        else:
-            self._retry_later(request, failed, request.failures)
+        attempts.proceed(request, failed)
 
-    def _retry_later(self, request: Request, failed: FailedAttempt, failures: int) -> None:
-        # Without the `Retry-After`, which holds for this endpoint only. Another one may be free.
-        wait = retry_delay(failures - 1)
-        log(Event.BATCH_RETRY, custom_id=request.custom_id, wait=wait, reason=failed.detail)
-        self.queue.retry_later(request, wait)
+    def _probe_if_doubted(self, path: str) -> None:
+        health = self._attempts.health
+        now = self._clock()
+        if self._attempts.needs_probe or health.rejects_all(now):
+            health.doubt(now)
+        if health.down_since is not None and not self._is_probing:
+            self._is_probing = True
+            self._tasks.start_soon(self._probe, path)
 
-    async def _probe(self, path: str) -> None:
-        """Send probes until the endpoint answers one, or give up the instance when this takes too long."""
-        health = self._health
+    async def _answers_at_once(self, path: str) -> bool:
+        """Send probes until the endpoint answers one, and return whether it answered the first one."""
+        self._attempts.health.doubt(self._clock())
+        self._is_probing = True
+        return await self._probe(path)
+
+    async def _probe(self, path: str) -> bool:
+        """Send probes until the endpoint answers one, or give up the instance when this takes too long.
+
+        Return whether it answered the first one.
+        """
+        health = self._attempts.health
         request = probe_request(path, self.model)
+        is_first, answered_at_once = True, False
         try:
-            while health.suspect_since is not None and not self.queue.is_finished:
+            while health.down_since is not None and not self.queue.is_finished:
                 if health.resume_at > self._clock():
                     await self._wait_until(health.resume_at)
                     continue
                 outcome = await self._send_probe(request)
                 if outcome is None:
-                    return
+                    break
                 now, verdict = self._clock(), classify(outcome, request)
-                if isinstance(verdict, AnswerLine):
-                    health.record_success(now)
-                    return
-                log(Event.BATCH_DOUBT, instance_id=self.instance_id, reason=verdict.detail)
-                health.record_retry_after(verdict, now)
                 # Requests in flight may still be answered: some answers take longer than the timeout.
-                if health.has_timed_out(verdict, now) and not self.running:
-                    self._give_up(verdict, health.suspect_seconds(now))
-                    return
+                if isinstance(verdict, AnswerLine):
+                    answered_at_once = is_first
+                    if not health.rejects_all(now):
+                        health.record_success(now)
+                        break
+                    if not self.running:
+                        seconds = health.rejected_seconds(now)
+                        self._stop(self._endpoint_error(f"answers only test requests (for {seconds:.0f} s)"))
+                        break
+                else:
+                    self._attempts.record_failed_probe()
+                    log(Event.BATCH_DOUBT, instance_id=self.instance_id, reason=verdict.detail)
+                    health.record_retry_after(verdict, now)
+                    if health.has_timed_out(verdict.reason, now) and not self.running:
+                        self._give_up(verdict, health.down_seconds(now))
+                        break
+                is_first = False
                 await self._wait_until(now + health.next_probe_delay())
+            self._attempts.record_probe(answered_at_once=answered_at_once)
+            return answered_at_once
         finally:
             self._is_probing = False
+            self._stopped.notify()
             self._grow()
 
     async def _send_probe(self, request: Request) -> Reply | Failure | None:
-        """Return the outcome of a probe; None if the queue is finished meanwhile."""
+        """Return the outcome of a probe; None if the queue was finished first."""
         outcome: Reply | Failure | None = None
         async with anyio.create_task_group() as tasks:
 

@@ -7,22 +7,22 @@ import math
 import random
 from collections import Counter
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import anyio
 import pytest
 from _grids import BACKENDS, grid
+from _pools import GOOD, work_on
 from attrs import define, field
 
-from cortecs_async._batch.concurrency import AdaptiveLimit, ConcurrencyLimit
-from cortecs_async._batch.format import AnswerLine, RequestParser
+from cortecs_async._batch.answers import AnswerLine
+from cortecs_async._batch.concurrency import ConcurrencyLimit
+from cortecs_async._batch.format import RequestParser
 from cortecs_async._batch.request_queue import RequestQueue
 from cortecs_async._batch.sender import Reply
 from cortecs_async._batch.workers import WorkerPool
 from cortecs_async._http.messages import Failure, FailureKind
-from cortecs_async.errors import EndpointError
 
-GOOD = Reply(200, b'{"object":"chat.completion","usage":{"prompt_tokens":1,"completion_tokens":2}}')
 TIMEOUT = 600.0
 
 pytestmark = pytest.mark.usefixtures("batch_without_threads")
@@ -88,75 +88,14 @@ class Endpoint:
 
 
 @define
-class Sink:
-    """Keeps the lines that it gets."""
+class ProbesOnly(Endpoint):
+    """Answers probes also in an outage, and above its capacity."""
 
-    lines: list[AnswerLine] = field(factory=list)
-    is_full: bool = False
-
-    def put(self, line: AnswerLine) -> None:
-        self.lines.append(line)
-
-    @property
-    def succeeded(self) -> set[int]:
-        return {line.request.number - 1 for line in self.lines if line.usage is not None}
-
-    @property
-    def failed(self) -> set[int]:
-        return {line.request.number - 1 for line in self.lines if line.usage is None}
-
-
-@define
-class Outcome:
-    sink: Sink
-    errors: list[EndpointError]
-    seconds: float
-
-
-async def work_on(
-    folder: Path,
-    count: int,
-    *endpoints: Endpoint,
-    concurrency: int | Literal["auto"] = 8,
-    max_retries: int = 5,
-) -> Outcome:
-    source = folder / "in.jsonl"
-    with source.open("w") as file:
-        for number in range(count):
-            request = {"custom_id": f"r{number}", "url": "/v1/chat/completions", "body": {"number": number}}
-            file.write(json.dumps(request) + "\n")
-    parser = RequestParser("in.jsonl", "org/model", override_model=False)
-    queue = RequestQueue(source, parser, bytearray(count // 8 + 1), source.stat())
-    sink: Any = Sink()
-    errors: list[EndpointError] = []
-
-    async def run(endpoint: Endpoint) -> None:
-        limit = AdaptiveLimit() if concurrency == "auto" else ConcurrencyLimit(concurrency)
-        pool = WorkerPool(
-            instance_id="i",
-            model="org/model",
-            post=endpoint.post,
-            queue=queue,
-            writer=sink,
-            limit=limit,
-            max_retries=max_retries,
-        )
-        try:
-            await pool.run()
-        except EndpointError as error:
-            errors.append(error)
-
-    began = anyio.current_time()
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(queue.read)
-        async with anyio.create_task_group() as pools:
-            for endpoint in endpoints:
-                pools.start_soon(run, endpoint)
-        tasks.cancel_scope.cancel()
-    assert max(Counter(line.request.number for line in sink.lines).values(), default=1) == 1
-    if len(errors) < len(endpoints):
-        assert len(sink.lines) == count
-    return Outcome(sink, errors, anyio.current_time() - began)
+    async def post(self, path: str, body: bytes) -> Reply | Failure:
+        if json.loads(body).get("number", -1) < 0:
+            await anyio.sleep(0.3)
+            return GOOD
+        return await Endpoint.post(self, path, body)
 
 
 class TestPoison:
@@ -201,8 +140,7 @@ class TestPoison:
         endpoint = Endpoint(random.Random(1), (0.05, 0.1), {3: bad("500")})
         done = await work_on(tmp_path, 1000, endpoint, concurrency=4, max_retries=max_retries)
         assert done.sink.failed == {3}
-        # Once more than none: from one failure nobody can tell.
-        assert endpoint.asked[3] == max(max_retries + 1, 2)
+        assert endpoint.asked[3] == max_retries + 1
 
     @grid(strength=1, count=[1, 3, 700], anyio_backend=BACKENDS)
     async def test_only_failing_requests(self, tmp_path: Path, count: int) -> None:
@@ -210,7 +148,72 @@ class TestPoison:
         done = await work_on(tmp_path, count, endpoint)
         assert done.errors == []
         assert done.sink.failed == set(range(count))
-        assert done.seconds < 60 + 7 * count / 8
+        assert done.seconds < 60 + 9 * count / 8
+
+
+class TestErrorsInAnswers:
+    """Successful responses that contain an error."""
+
+    ERROR = Reply(200, b'{"error":{"message":"overloaded"}}')
+
+    @grid(strength=1, max_retries=[0, 5], concurrency=[1, 8], anyio_backend=BACKENDS)
+    async def test_a_request_gets_its_retries(
+        self, tmp_path: Path, max_retries: int, concurrency: int
+    ) -> None:
+        endpoint = Endpoint(random.Random(1), (0.5, 1.0), {3: self.ERROR})
+        done = await work_on(tmp_path, 500, endpoint, concurrency=concurrency, max_retries=max_retries)
+        assert done.errors == []
+        assert done.sink.failed == {3}
+        assert endpoint.asked[3] == max_retries + 1
+        # It is sent among the others. The endpoint is up, so nothing asks for it.
+        assert endpoint.asked[-1] == 0
+        (line,) = (each for each in done.sink.lines if each.usage is None or each.problem)
+        assert line.problem == "the answer is an error: overloaded"
+
+    @grid(count=[10, 1000], concurrency=[4, 32, "auto"], anyio_backend=BACKENDS)
+    async def test_a_broken_gateway_is_given_up_without_error_lines(
+        self, tmp_path: Path, count: int, concurrency: Any
+    ) -> None:
+        broken: dict[int, Reply | Failure | None] = dict.fromkeys(range(-1, count), self.ERROR)
+        done = await work_on(
+            tmp_path, count, Endpoint(random.Random(1), (0.5, 1.0), broken), concurrency=concurrency
+        )
+        assert done.sink.lines == []
+        (error,) = done.errors
+        assert "does not answer" in str(error)
+        assert "the answer is an error: overloaded" in str(error)
+        assert 180 < done.seconds < 260
+
+    @grid(begin=[0.0, 6.0], concurrency=[1, 8, "auto"], max_retries=[0, 5], anyio_backend=BACKENDS)
+    async def test_all_requests_are_answered_after_an_outage(
+        self, tmp_path: Path, begin: float, concurrency: Any, max_retries: int
+    ) -> None:
+        endpoint = Endpoint(random.Random(1), (1.0, 2.0), outages=[(begin, begin + 120.0, self.ERROR)])
+        count = 25 if concurrency == 1 else 400
+        done = await work_on(tmp_path, count, endpoint, concurrency=concurrency, max_retries=max_retries)
+        assert done.errors == []
+        # Without retries, the first failures count before the endpoint is doubted.
+        assert len(done.sink.failed) == (0 if max_retries else 7)
+
+    @grid(concurrency=[4, 32, "auto"], anyio_backend=BACKENDS)
+    async def test_requests_at_the_end_that_always_fail_get_error_lines(
+        self, tmp_path: Path, concurrency: Any
+    ) -> None:
+        """The endpoint answers the test requests."""
+        which = set(range(100, 160))
+        endpoint = Endpoint(random.Random(1), (0.5, 1.0), dict.fromkeys(which, self.ERROR))
+        done = await work_on(tmp_path, 160, endpoint, concurrency=concurrency)
+        assert done.errors == []
+        assert done.sink.failed == which
+        assert {endpoint.asked[number] for number in which} == {6}
+
+    async def test_answers_in_between_show_that_the_gateway_works(self, tmp_path: Path) -> None:
+        broken: dict[int, Reply | Failure | None] = dict.fromkeys(range(0, 400, 2), self.ERROR)
+        done = await work_on(
+            tmp_path, 400, Endpoint(random.Random(1), (0.5, 1.0), broken), concurrency=4, max_retries=0
+        )
+        assert done.errors == []
+        assert done.sink.failed == set(broken)
 
 
 class TestOutages:
@@ -255,6 +258,27 @@ class TestOutages:
     async def test_an_endpoint_is_not_given_up_while_a_request_is_in_flight(self, tmp_path: Path) -> None:
         endpoint = Endpoint(random.Random(1), (3.0, 300.0), outages=[(5.0, 240.0, bad("502"))])
         done = await work_on(tmp_path, 20, endpoint)
+        assert done.errors == []
+        assert done.sink.failed == set()
+
+    @grid(style=["429", "503", "busy"], begin=[0.0, 5.0], concurrency=[1, 8, "auto"], anyio_backend=BACKENDS)
+    async def test_an_endpoint_that_answers_only_probes_is_given_up(
+        self, tmp_path: Path, style: str, begin: float, concurrency: Any
+    ) -> None:
+        """A quota of tokens may be used up."""
+        outages = [(begin, 1e9, bad(style))]
+        endpoint = ProbesOnly(random.Random(1), (1.0, 2.0), outages=outages)
+        done = await work_on(tmp_path, 1000, endpoint, concurrency=concurrency)
+        (error,) = done.errors
+        assert "answers only test requests" in str(error)
+        assert done.sink.failed == set()
+        assert 180 < done.seconds < (620 if style == "busy" else 300)
+
+    async def test_an_endpoint_that_rejects_all_but_slow_requests_is_not_given_up(
+        self, tmp_path: Path
+    ) -> None:
+        endpoint = ProbesOnly(random.Random(1), (400.0, 500.0), together=4)
+        done = await work_on(tmp_path, 12, endpoint, concurrency=12)
         assert done.errors == []
         assert done.sink.failed == set()
 
@@ -339,7 +363,7 @@ class StubEndpoint:
 
     async def post(self, path: str, body: bytes) -> Reply:
         await anyio.sleep(1.0 if self._answers else math.inf)
-        return Reply(200, b"{}")
+        return GOOD
 
 
 class StubSink:
@@ -352,6 +376,40 @@ class StubSink:
 
     def put(self, line: AnswerLine) -> None:
         self.ids.append(line.request.custom_id)
+
+
+async def test_timeouts_lower_the_concurrency(tmp_path: Path) -> None:
+    """A server that does not reject requests may have too many of them all the same."""
+    rejections: list[float] = []
+
+    class Limit(ConcurrencyLimit):
+        def record_rejection(self, now: float, began: float) -> None:
+            rejections.append(now - began)
+
+    source = tmp_path / "in.jsonl"
+    source.write_text(
+        "".join(
+            f'{{"custom_id":"r{number}","url":"/v1/chat/completions","body":{{"number":{number}}}}}\n'
+            for number in range(20)
+        )
+    )
+    parser = RequestParser("in.jsonl", "org/model", override_model=False)
+    queue, sink = RequestQueue(source, parser, bytearray(3), source.stat()), StubSink()
+    endpoint = Endpoint(random.Random(1), (1.0, 2.0), poison={3: None})
+    lines: Any = sink
+    await queue.read()
+    await WorkerPool(
+        instance_id="i",
+        model="org/model",
+        post=endpoint.post,
+        queue=queue,
+        writer=lines,
+        limit=Limit(4),
+        max_retries=5,
+    ).run()
+    assert len(sink.ids) == 20
+    assert rejections
+    assert set(rejections) == {TIMEOUT}
 
 
 async def test_requests_in_flight_on_a_lost_instance_are_sent_to_another(
