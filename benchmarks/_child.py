@@ -19,7 +19,7 @@ import time
 import tracemalloc
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import attrs
 from _measure import children_cpu, freeze_memory, memory_of
@@ -219,7 +219,7 @@ async def run_concurrently(concurrency: int, work: Callable[[Any], Awaitable[Any
     return list(itertools.chain(*results))
 
 
-def chat(side: str, count: int, concurrency: int) -> dict[str, Any]:
+def chat(side: str, count: int, concurrency: int | Literal["auto"]) -> dict[str, Any]:
     """Send `count` chat completions, and return the CPU seconds and the peak memory in kB."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "in.jsonl")
@@ -235,9 +235,9 @@ def chat(side: str, count: int, concurrency: int) -> dict[str, Any]:
             case "batch, httpx":
                 asyncio.run(with_batch(source, count, concurrency, "httpx"))
             case "bare aiohttp":
-                asyncio.run(with_aiohttp(list(prompts), concurrency))
+                asyncio.run(with_aiohttp(list(prompts), int(concurrency)))
             case _:
-                asyncio.run(with_openai(list(prompts), concurrency))
+                asyncio.run(with_openai(list(prompts), int(concurrency)))
         return {"cpu": Clocks().cpu - before.cpu, "memory": memory_of(field="VmHWM")}
 
 
@@ -252,7 +252,7 @@ def chat_body(prompt: str) -> dict[str, Any]:
     return {"model": MODEL, "messages": [{"role": "user", "content": prompt}], "max_tokens": 8}
 
 
-async def with_batch(source: Path, count: int, concurrency: int, transport: Any) -> None:
+async def with_batch(source: Path, count: int, concurrency: int | Literal["auto"], transport: Any) -> None:
     """Send the requests with `client.run_batch`, from a file to a file."""
     async with AsyncCortecs() as client:
         report = await client.run_batch(
@@ -302,7 +302,7 @@ def main() -> None:
         case ["bare", count]:
             result = asyncio.run(bare(int(count)))
         case ["chat", side, count, concurrency]:
-            result = chat(side, int(count), int(concurrency))
+            result = chat(side, int(count), "auto" if concurrency == "auto" else int(concurrency))
         case _:
             raise SystemExit(__doc__)
     print(json.dumps(result))

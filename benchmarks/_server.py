@@ -12,12 +12,14 @@ import json
 import math
 import os
 import queue
+import random
 import re
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
@@ -38,16 +40,26 @@ class Server:
         answer_seconds: Seconds that an instance takes to answer a request.
         is_light: Whether the endpoints of the instances are a server that always gives the same answer, and
             takes little CPU time, instead of the emulator.
+        spread: With `is_light`: the time to answer varies at random, by up to this share.
+        faults: With `is_light`: the kinds of faults, each with its share of the answers. A kind is a status,
+            "cut" (the connection ends within the answer) or "html" (status 200, but no answer).
 
     Attributes:
         env: The environment variables that point a client at the emulator, with a new state directory.
     """
 
     def __init__(
-        self, ready_after: float = 0.0, *, answer_seconds: float = 0.0, is_light: bool = False
+        self,
+        ready_after: float = 0.0,
+        *,
+        answer_seconds: float = 0.0,
+        is_light: bool = False,
+        spread: float = 0.0,
+        faults: Mapping[str, float] | None = None,
     ) -> None:
         self.ready_after = ready_after
-        self._options = {"answer_seconds": answer_seconds, "is_light": is_light}
+        light = {"spread": spread, "faults": dict(faults or {})} if is_light else None
+        self._options = {"answer_seconds": answer_seconds, "light": light}
         self.env: dict[str, str] = {}
         self._process: subprocess.Popen[str] | None = None
         self._states = tempfile.TemporaryDirectory()
@@ -126,11 +138,19 @@ def clear_environment() -> None:
             del os.environ[name]
 
 
+def _response(status: str, body: bytes) -> bytes:
+    head = f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
 class _LightEndpoint(asyncio.Protocol):
-    """An endpoint that always gives the same answer."""
+    """An endpoint that always gives the same answer, or a fault."""
 
     answer_seconds = 0.0
+    spread = 0.0
+    faults: ClassVar[dict[str, float]] = {}
     times: ClassVar[list[float]] = []
+    _rng = random.Random(1)
     _BODY = json.dumps(
         {
             "id": "chatcmpl-1",
@@ -147,9 +167,7 @@ class _LightEndpoint(asyncio.Protocol):
             "usage": {"prompt_tokens": 10, "completion_tokens": 8, "total_tokens": 18},
         }
     ).encode()
-    _ANSWER = (
-        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(_BODY)
-    ) + _BODY
+    _ANSWER = _response("200 OK", _BODY)
 
     def __init__(self) -> None:
         self._data = b""
@@ -167,16 +185,35 @@ class _LightEndpoint(asyncio.Protocol):
             return
         self._data = b""  # one request at a time on each connection
         self.times.append(time.monotonic())
-        asyncio.get_running_loop().call_later(self.answer_seconds, self._answer)
+        seconds = self.answer_seconds * self._rng.uniform(1 - self.spread, 1 + self.spread)
+        asyncio.get_running_loop().call_later(seconds, self._answer)
 
     def _answer(self) -> None:
         assert self._transport is not None
+        position = self._rng.random()
+        for kind, share in self.faults.items():
+            position -= share
+            if position < 0:
+                self._fail(kind)
+                return
         self._transport.write(self._ANSWER)
 
+    def _fail(self, kind: str) -> None:
+        assert self._transport is not None
+        if kind == "cut":
+            self._transport.write(self._ANSWER[:-100])
+            self._transport.close()
+        elif kind == "html":
+            self._transport.write(_response("200 OK", b"<html>"))
+        else:
+            self._transport.write(_response(f"{kind} Fault", b'{"error":{"message":"fault"}}'))
 
-def _serve_light(answer_seconds: float) -> str:
+
+def _serve_light(answer_seconds: float, spread: float, faults: dict[str, float]) -> str:
     """Serve light endpoints in a thread, and return their URL."""
     _LightEndpoint.answer_seconds = answer_seconds
+    _LightEndpoint.spread = spread
+    _LightEndpoint.faults = faults
     ready: queue.Queue[int] = queue.Queue()
 
     async def serve() -> None:
@@ -215,12 +252,12 @@ class _Queries:
         return len(times), times[-1] - times[0]
 
 
-async def _serve(*, is_light: bool, **options: float) -> None:
+async def _serve(*, light: dict[str, Any] | None, **options: float) -> None:
     async with serve_emulator(num_steps=_NUM_STEPS, balance=1e9, **options) as emulator:
         queries = _Queries(emulator)
-        if is_light:
+        if light is not None:
             # Only new instances use this URL. That of the API does not change.
-            emulator.root_url = _serve_light(options["answer_seconds"])
+            emulator.root_url = _serve_light(options["answer_seconds"], **light)
         # The emulator serves in a thread, so this loop may block.
         for line in sys.stdin:
             name, arguments = json.loads(line)

@@ -24,7 +24,7 @@ from _report import (
     update_docs_table,
 )
 from _server import clear_environment, pin_to_client_processor
-from rows import batch, call, decode, lag, leases, memory, pool, reaper, startup
+from rows import batch, call, concurrency, decode, lag, leases, memory, pool, reaper, startup
 
 # In the order of the report. The runs of `leases` also measure `teardown`.
 BENCHMARKS: dict[tuple[str, ...], Callable[[], Sequence[Row]]] = {
@@ -36,6 +36,7 @@ BENCHMARKS: dict[tuple[str, ...], Callable[[], Sequence[Row]]] = {
     ("decode",): decode.rows,
     ("pool",): pool.rows,
     ("batch",): batch.rows,
+    ("concurrency",): concurrency.rows,
     ("reaper",): reaper.rows,
 }
 NAMES = [name for names in BENCHMARKS for name in names]

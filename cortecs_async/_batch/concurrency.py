@@ -1,43 +1,35 @@
-"""Limit the parallel requests to an endpoint, and find the best limit. Pure: no clock, no I/O.
-
-More parallel requests mean more answers per second, up to a point that depends on the model, the hardware and
-the texts. `AdaptiveLimit` doubles the limit while that pays off. Then it keeps the best one, and now and then
-probes a slightly higher or lower one. A rejection (429, or 503 while the endpoint is up) lowers it by 30 %.
-"""
+"""Limit the parallel requests to an endpoint, and find the best limit. Pure: no clock, no I/O."""
 
 from __future__ import annotations
 
-import enum
-import math
-
-from attrs import define
 from typing_extensions import override
 
-from .._aio.synchronization import exponential
-
-# The throughput that makes an increase worth keeping, relative to before: of a doubling, and of a small one.
-_DOUBLING_GAIN = 1.2
-_SMALL_GAIN = 1.05
-
-# The throughput that a decrease must keep.
-_TOLERATED_LOSS = 0.98
-
-# The factors of a decrease after a rejection, and of a probe.
-_DECREASE = 0.7
-_PROBE_STEP = 1.25
-
-# Windows between two probes, doubled after each probe that did not pay off.
-_MIN_PROBE_INTERVAL = 4
-_MAX_PROBE_INTERVAL = 64
+# The share of rejections that lowers the limit. Random rejections are fewer, and an overloaded server rejects
+# nearly all requests above its own limit.
+_REJECTED_SHARE = 0.3
 
 # Seconds between two decreases, at least.
-_MIN_DECREASE_INTERVAL = 1.0
+_DECREASE_INTERVAL = 1.0
 
-# Up to this limit, only higher ones are probed.
-_LOW_LIMIT = 8
+# The throughput is measured over windows. A window takes at least this many seconds, and has at least this
+# many outcomes, or four times the limit if that is less, but never fewer than the limit.
+_MIN_OUTCOMES = 32
+_MIN_SECONDS = 0.05
 
-# Answers in a window, at least.
-_MIN_WINDOW = 16
+# The most new connections that an increase opens, and the most windows between two trials.
+_MAX_STEP = 512
+_MAX_PAUSE = 32
+
+# A trial multiplies the limit by one of these factors: by `_FAST` if a window takes up to a second, by
+# `_GROWTH` if it takes longer, and after a failed trial by `_HIGHER` and `_LOWER` in turn.
+_FAST = 16.0
+_GROWTH = 2.0
+_HIGHER = 1.25
+_LOWER = 0.8
+
+# A trial pays off if it changes the throughput at least by its factor to this power. Doubling the limit must
+# raise the throughput by 23%.
+_GAIN = 0.3
 
 
 class ConcurrencyLimit:
@@ -47,156 +39,90 @@ class ConcurrencyLimit:
         self.value = value
 
     def record_answer(self, now: float, began: float, work: float, *, is_full: bool) -> None:
-        """Record that a request of the size `work`, in any unit, was answered.
+        """Record an answer of the size `work`, in any unit, to a request sent at `began`.
 
-        Unless `is_full`, the limit was not in use, and the answer says nothing about it.
+        `is_full` means that about as many requests as the limit allows were in flight.
         """
 
     def record_rejection(self, now: float, began: float) -> None:
-        """Record that a request was rejected because there were too many."""
-
-
-class _Phase(enum.Enum):
-    GROW = "grow"
-    HOLD = "hold"
-    PROBE = "probe"
-
-
-@define
-class _Window:
-    """Answers since the limit was set."""
-
-    since: float
-    began: float | None = None  # the first answer to a request that was sent under this limit
-    count: int = 0
-    work: float = 0.0
-    latency: float = 0.0
-
-    def rate(self, now: float) -> float:
-        return self.work / max(now - (self.since if self.began is None else self.began), 1e-9)
-
-
-@define
-class _Measurement:
-    limit: int
-    rate: float
-    latency: float
+        """Record that a request sent at `began` failed, perhaps because there were too many."""
 
 
 class AdaptiveLimit(ConcurrencyLimit):
-    """A limit that adapts to the endpoint."""
+    """A limit that tries other values, each for one window, and keeps those that pay off.
+
+    After a failed trial, it returns to the proven value and waits before the next trial. Too many rejections
+    lower the proven value.
+    """
 
     def __init__(self, *, initial: int = 32, highest: int = 1024) -> None:
         super().__init__(min(initial, highest))
-        self._highest = highest
-        self._phase = _Phase.GROW
-        self._window: _Window | None = None
-        self._best: _Measurement | None = None
-        self._failed_probes = 0  # in a row
-        self._held_windows = 0
-        self._probes_upward = True
-        self._lowered_at = float("-inf")
-        self._latency = 0.0
-        self._rejected_value = math.inf
+        self._highest, self._is_in_use = highest, True
+        self._lowered_at = self._changed_at = float("-inf")
+        self._restart(None)
+        self._accept(0.0, _FAST)
+
+    def _restart(self, now: float | None) -> None:
+        self._since: float | None = now
+        self._outcomes = self._rejected = 0
+        self._work = 0.0
+
+    def _accept(self, rate: float, factor: float) -> None:
+        self._proven, self._rate, self._factor = self.value, rate, factor
+        self._failed_trials = self._pause = 0
 
     @override
     def record_answer(self, now: float, began: float, work: float, *, is_full: bool) -> None:
-        window = self._window
-        if window is None or not is_full:
-            self._window = _Window(since=now)
-            return
-        if window.began is None:
-            # Skip the answers to requests that were sent under another limit.
-            if began >= window.since:
-                window.began = now
-            return
-        self._latency += (now - began - self._latency) / 8
-        window.count += 1
-        window.work += work
-        window.latency += now - began
-        if window.count >= max(self.value, min(_MIN_WINDOW, 4 * self.value)):
-            measured = _Measurement(self.value, window.rate(now), window.latency / window.count)
-            self._window = _Window(since=now, began=now)
-            self._reconsider(now, measured)
+        # A higher limit is in use from the first answer to a request sent since the change, because then the
+        # connections are open. A lower one is in use once all earlier requests are answered.
+        is_new = began >= self._changed_at
+        self._is_in_use = is_new or (self._is_in_use and self.value >= self._proven)
+        if is_full and self._is_in_use:
+            self._work += work
+            self._record(now, began)
+        else:
+            self._restart(now)
 
     @override
     def record_rejection(self, now: float, began: float) -> None:
-        # Requests sent before the last decrease say nothing about the present limit. And immediate rejections
-        # come so fast that several may have the same cause.
-        if began >= self._lowered_at and now - self._lowered_at >= max(_MIN_DECREASE_INTERVAL, self._latency):
-            self._lowered_at = now
-            self._best = None
-            self._rejected_value = self.value
-            self._probes_upward = False
-            self._hold(now, int(self.value * _DECREASE))
+        if began >= self._changed_at:
+            self._rejected += 1
+            self._record(now, began)
 
-    def _reconsider(self, now: float, measured: _Measurement) -> None:
-        best = self._best
-        if best is None:
-            self._best = measured
-            if self._phase is _Phase.GROW:
-                self._set(now, self.value * 2)
-        elif self._phase is _Phase.GROW:
-            if measured.rate < best.rate * _DOUBLING_GAIN:
-                # The server is saturated: answers only take longer.
-                self._best = measured if measured.rate >= best.rate * _SMALL_GAIN else best
-                self._hold(now, self._best.limit)
-            else:
-                self._best = measured
-                self._grow(now)
-        elif self._phase is _Phase.PROBE:
-            self._end_probe(now, measured, best)
-        else:
-            self._continue_hold(now, measured, best)
+    def _record(self, now: float, began: float) -> None:
+        self._since = began if self._since is None else self._since
+        self._outcomes += 1
+        size, seconds = max(self.value, min(_MIN_OUTCOMES, 4 * self.value)), max(now - self._since, 1e-9)
+        is_rejected = self._rejected >= _REJECTED_SHARE * max(self._outcomes, size)
+        if is_rejected or (self._outcomes >= size and seconds >= _MIN_SECONDS):
+            accepted_share, rate = 1 - self._rejected / self._outcomes, self._work / seconds
+            self._restart(now)
+            if self.value != self._proven:
+                if not is_rejected and rate >= self._rate * (self.value / self._proven) ** _GAIN:
+                    self._accept(rate, self._factor**2 if self._factor > 1 else _LOWER)
+                    self._try(now, seconds)
+                else:
+                    self._failed_trials += 1
+                    self._pause = min(2**self._failed_trials, _MAX_PAUSE)
+                    self._factor = _LOWER if self._factor == _HIGHER else _HIGHER
+                    self._set(now, self._proven)
+            elif not is_rejected:
+                self._rate = (self._rate + rate) / 2 if self._rate else rate
+                self._pause -= 1
+                if self._pause <= 0:
+                    self._try(now, seconds)
+            elif now - self._lowered_at >= _DECREASE_INTERVAL:
+                self._lowered_at = now
+                self._set(now, int(self.value * max(0.5, accepted_share)))
+                self._accept(0.0, _FAST)  # to return quickly, because the cause may be temporary
 
-    def _grow(self, now: float) -> None:
-        if self.value < self._highest:
-            self._set(now, self.value * 2)
-        else:
-            self._phase = _Phase.HOLD
-
-    def _continue_hold(self, now: float, measured: _Measurement, best: _Measurement) -> None:
-        if measured.latency > 2 * best.latency and measured.rate < 0.9 * best.rate:
-            # The server has become slower, and so its best limit is lower.
-            self._best = None
-            self._hold(now, int(self.value * _DECREASE))
-            return
-        # An average, because the length of the texts varies.
-        self._best = _Measurement(
-            self.value, (best.rate + measured.rate) / 2, (best.latency + measured.latency) / 2
-        )
-        self._held_windows += 1
-        interval = exponential(self._failed_probes, first=_MIN_PROBE_INTERVAL, limit=_MAX_PROBE_INTERVAL)
-        if self._held_windows >= interval:
-            self._phase = _Phase.PROBE
-            self._probes_upward = not self._probes_upward or self.value <= _LOW_LIMIT
-            step = int(self.value * _PROBE_STEP) + 1 if self._probes_upward else int(self.value / _PROBE_STEP)
-            self._set(now, step)
-
-    def _end_probe(self, now: float, measured: _Measurement, best: _Measurement) -> None:
-        required = _SMALL_GAIN if self._probes_upward else _TOLERATED_LOSS
-        if measured.limit == best.limit or measured.rate < best.rate * required:
-            self._failed_probes += 1
-            self._hold(now, best.limit)
-            return
-        self._best = measured
-        self._failed_probes = 0
-        if self._probes_upward and self.value * 2 <= self._rejected_value:
-            # The server can handle more than before: grow as at the beginning.
-            self._phase = _Phase.GROW
-            self._grow(now)
-        else:
-            # Probe in the same direction again.
-            self._probes_upward = not self._probes_upward
-            self._hold(now, measured.limit)
-
-    def _hold(self, now: float, value: int) -> None:
-        self._phase = _Phase.HOLD
-        self._held_windows = 0
-        self._set(now, value)
+    def _try(self, now: float, seconds: float) -> None:
+        self._factor = min(self._factor, _FAST if seconds <= 1.0 else _GROWTH)
+        self._set(now, int(self._proven * self._factor) + (self._factor > 1))
+        if self.value == self._proven:  # the lowest or the highest value
+            self._factor = _LOWER if self._factor > 1 else _HIGHER
 
     def _set(self, now: float, value: int) -> None:
-        value = max(1, min(value, self._highest))
-        if value != self.value:
-            self.value = value
-            self._window = _Window(since=now)
+        self.value = max(1, min(value, self.value + _MAX_STEP, self._highest))
+        self._changed_at, self._is_in_use = now, False
+        self._restart(now)

@@ -1,14 +1,18 @@
 """Send requests to the endpoint of one instance, over aiohttp or httpx.
 
-aiohttp needs a third of the CPU that httpx needs, and a batch does little else (benchmarks: batch). httpx is
-for trio, and for installations without aiohttp.
+aiohttp takes a fraction of the CPU time of httpx, and a batch does little else (benchmarks: batch). httpx is
+for trio, and for installations without aiohttp. Neither notices every byte that an endpoint sends unasked, so
+this module checks: such bytes must not become the answer to another request.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import contextlib
 import importlib
-import io
+import select
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
@@ -17,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 import anyio
 from attrs import define, evolve, field, frozen
 
-from .._aio.eventloop import in_trio
+from .._aio.eventloop import in_trio, loop_clock
 from .._config import Settings
 from .._environment import Proxy
 from .._errors import ConfigurationError, InvalidArgumentError
@@ -40,11 +44,23 @@ _HEADERS = {
     "User-Agent": f"cortecs-async/{__version__}",
 }
 
-# Bytes of an answer. The largest are embeddings: two thousand vectors of four thousand numbers are 160 MB.
+# Bytes of an answer, at most. The largest are embeddings: two thousand vectors of four thousand numbers are
+# 160 MB.
 _MAX_ANSWER = 256 << 20
 
-# aiohttp warns about larger bodies that are passed as bytes.
-_LARGE_BODY = 1 << 20
+# An answer whose Content-Length has this many digits is read at once, which is faster than in chunks.
+_SHORT = range(1, 8)
+
+# The seconds that a connection must be idle before it is used again, so that unasked bytes can arrive first,
+# and the seconds that it may be idle, because servers close idle connections. Unasked bytes that arrive later
+# than the first cannot be told from the next answer.
+_MIN_IDLE = 0.005
+_MAX_IDLE = 15.0
+
+# Bytes of a line of the headers.
+_MAX_HEADER_LINE = 64 << 10
+
+_REQUEST_TIMEOUT = 408
 
 
 @define
@@ -108,6 +124,7 @@ class Sender:
         self._config = config
         self._redactor = Redactor()
         self._redactor.remember(config.key)
+        self._keeps_alive = True  # until the endpoint sends more than an answer
 
     async def post(self, path: str, body: bytes) -> Reply | Failure:
         """Send a request once, and return failures instead of raising them.
@@ -146,7 +163,9 @@ class Sender:
         if status >= 300:
             # An endpoint may repeat the key that it rejects.
             body = self._redactor.redact(body.decode("utf-8", "replace")).encode()
-        request_id = self._redactor.one_line(headers.get("x-request-id", "")) or None
+        request_id = headers.get("x-request-id") or None
+        if request_id is not None:
+            request_id = self._redactor.one_line(request_id) or None
         retry_after = parse_retry_after(headers, now=datetime.now(UTC)) if status >= 300 else None
         return Reply(status, body, request_id, retry_after)
 
@@ -156,55 +175,134 @@ async def _read(chunks: AsyncIterator[bytes], headers: Mapping[str, str]) -> byt
 
 
 class _AiohttpSender(Sender):
-    """Sends over aiohttp. It must be created in the event loop."""
+    """Sends over the connections of aiohttp. It must be created in the event loop.
+
+    A session of aiohttp takes more CPU time for a request than all else in a batch. So this class writes to
+    the connections and reads from them itself, and keeps those that it can use again.
+    """
 
     def __init__(self, config: SenderConfig, proxy: Proxy | None) -> None:
         super().__init__(config)
-        self._proxy: str | None = None
-        self._proxy_headers: dict[str, str] | None = None
+        self._aiohttp: Any = importlib.import_module("aiohttp")
+        self._url: Any = importlib.import_module("yarl").URL
+        self._proxy: Any = None
+        # A dictionary, because aiohttp adds a header to it.
+        self._proxy_headers: dict[str, str] = {}
         if proxy is not None:
             url = urlsplit(proxy.url.reveal())
             login, _, host = url.netloc.rpartition("@")
             # Without the login, because aiohttp puts the URL into its errors.
-            self._proxy = url._replace(netloc=host).geturl()
+            self._proxy = self._url(url._replace(netloc=host).geturl())
             if login:
                 # aiohttp sends this header to the proxy as Proxy-Authorization.
                 encoded = base64.b64encode(unquote(login).encode()).decode()
-                self._proxy_headers = {"Authorization": f"Basic {encoded}"}
+                self._proxy_headers["Authorization"] = f"Basic {encoded}"
                 del encoded
             del url, login
-        # Not among the headers of the session, which aiohttp also sends to proxies.
-        self._key_headers = {"Authorization": self._authorization()}
-        self._aiohttp: Any = importlib.import_module("aiohttp")
-        self._session = self._aiohttp.ClientSession(
-            # The worker pool limits the number of requests.
-            connector=self._aiohttp.TCPConnector(
-                limit=0, ssl=tls_context(config.settings), socket_factory=open_socket
-            ),
-            headers=_HEADERS,
-            # aiohttp would decompress without a limit.
-            auto_decompress=False,
-            cookie_jar=self._aiohttp.DummyCookieJar(),
-            timeout=self._aiohttp.ClientTimeout(total=config.timeout, sock_connect=_CONNECT_TIMEOUT),
-            # Otherwise aiohttp looks up the proxy for each request, and may take another key from ~/.netrc.
-            trust_env=False,
-        )
+        self._tls = tls_context(config.settings)
+        # The worker pool limits the number of requests.
+        self._connector = self._aiohttp.TCPConnector(limit=0, ssl=self._tls, socket_factory=open_socket)
+        self._connect_timeout = self._aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_TIMEOUT)
+        self._prepared: dict[str, tuple[Any, bytes]] = {}
+        self._idle: deque[tuple[Any, float]] = deque()  # connections, and since when
+        self._num_busy = self._most_busy = 0
+        self._clock = loop_clock()
 
     async def _post(self, url: str, body: bytes) -> Reply:
-        data = body if len(body) < _LARGE_BODY else io.BytesIO(body)
-        async with self._session.post(
-            url,
-            data=data,
-            headers=self._key_headers,
+        prepared = self._prepared.get(url)
+        if prepared is None:
+            prepared = self._prepared[url] = self._prepare(url)
+        request, head = prepared
+        async with asyncio.timeout(self._config.timeout):
+            self._num_busy += 1
+            self._most_busy = max(self._most_busy, self._num_busy)
+            try:
+                connection = await self._checkout(request)
+            except BaseException:
+                self._num_busy -= 1
+                raise
+            try:
+                protocol = connection.protocol
+                protocol.set_response_params(
+                    read_until_eof=True,
+                    auto_decompress=False,
+                    max_line_size=_MAX_HEADER_LINE,
+                    max_field_size=_MAX_HEADER_LINE,
+                )
+                connection.transport.writelines((head, b"%d\r\n\r\n" % len(body), body))
+                message, payload = await protocol.read()
+                while message.code < 200 and message.code != 101:
+                    message, payload = await protocol.read()
+                headers = message.headers
+                if "content-encoding" not in headers and len(headers.get("content-length", "")) in _SHORT:
+                    body = await payload.read()
+                else:
+                    body = await _read(payload.iter_any(), headers)
+            except BaseException:
+                connection.close()
+                raise
+            finally:
+                self._num_busy -= 1
+        # Without a parser, aiohttp only stores bytes that arrive later, and `should_close` is true for them.
+        protocol._parser = None  # noqa: SLF001
+        # A server may send a 408 for an idle connection, just before a request arrives.
+        if self._keeps_alive and message.code != _REQUEST_TIMEOUT:
+            self._idle.append((connection, self._clock()))
+        else:
+            connection.close()
+        return self._reply(message.code, headers, body)
+
+    def _prepare(self, url: str) -> tuple[Any, bytes]:
+        """Return a request for the connector, and the bytes with which each request begins."""
+        headers = {**_HEADERS, "Authorization": self._authorization()}
+        request = self._aiohttp.ClientRequest(
+            "POST",
+            self._url(url),
+            headers=headers,
+            loop=asyncio.get_running_loop(),
             proxy=self._proxy,
             proxy_headers=self._proxy_headers,
-            allow_redirects=False,
-        ) as response:
-            body = await _read(response.content.iter_any(), response.headers)
-            return self._reply(response.status, response.headers, body)
+        )
+        target = request.url.raw_path_qs
+        headers["Host"] = request.headers["Host"]
+        if self._proxy is not None and request.url.scheme == "http":
+            target = str(request.url)
+            if login := self._proxy_headers.get("Authorization"):
+                headers["Proxy-Authorization"] = login
+        lines = [f"POST {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
+        return request, "\r\n".join([*lines, "Content-Length: "]).encode("latin-1")
+
+    async def _checkout(self, request: Any) -> Any:
+        """Return a connection on which no unasked bytes have arrived."""
+        # The one that has been idle longest, so that unasked bytes had time to arrive.
+        while self._idle:
+            now, wait = self._clock(), self._idle[0][1] + _MIN_IDLE - self._clock()
+            if wait > 0:
+                # Not more connections than requests at once: a server may have few for all clients.
+                if self._num_busy + len(self._idle) <= self._most_busy:
+                    break
+                await asyncio.sleep(wait)
+                continue
+            connection, since = self._idle.popleft()
+            if now - since < _MAX_IDLE and not connection.closed and not _has_unread(connection):
+                return connection
+            if getattr(connection.protocol, "_tail", b""):
+                self._keeps_alive = False
+            connection.close()
+        try:
+            connection = await self._connector.connect(request, [], self._connect_timeout)
+        except TimeoutError:
+            raise self._aiohttp.ConnectionTimeoutError(f"no connection in {_CONNECT_TIMEOUT:g} s") from None
+        # Not with TLS, whose own messages after the handshake are readable too.
+        if connection.transport.get_extra_info("ssl_object") is None and _has_unread(connection):
+            connection.close()
+            raise self._aiohttp.ClientConnectionError("the server sent something before a request")
+        return connection
 
     async def aclose(self) -> None:
-        await self._session.close()
+        for connection, _ in self._idle:
+            connection.close()
+        await self._connector.close()
 
     def _classify(self, error: Exception) -> FailureKind | None:
         aiohttp = self._aiohttp
@@ -212,9 +310,18 @@ class _AiohttpSender(Sender):
             return FailureKind.NOT_SENT
         if isinstance(error, TimeoutError):
             return FailureKind.TIMED_OUT
-        if isinstance(error, (aiohttp.ClientError, OSError)):
+        if isinstance(error, (aiohttp.ClientError, aiohttp.http.HttpProcessingError, OSError)):
             return FailureKind.LOST
         return None
+
+
+def _has_unread(connection: Any) -> bool:
+    """Return whether bytes have arrived on an idle connection, or its end."""
+    if connection.protocol.should_close:
+        return True
+    poll = select.poll()
+    poll.register(connection.transport.get_extra_info("socket"), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class _HttpxSender(Sender):
@@ -236,12 +343,37 @@ class _HttpxSender(Sender):
                     if response.is_stream_consumed:  # by an event hook of the caller's client
                         body = response.content
                     else:
-                        body = await _read(response.aiter_raw(), response.headers)
+                        # Not `aiter_raw`, which returns the connection to its pool at the end.
+                        stream: Any = response.stream
+                        body = await _read(aiter(stream), response.headers)
+                        await self._end_reuse_if_unread(response)
                 finally:
                     await response.aclose()
         finally:
             pool.busy -= 1
         return self._reply(response.status_code, response.headers, body)
+
+    async def _end_reuse_if_unread(self, response: Any) -> None:
+        """Let the connection of a response not be used again if more arrives on it, or its end.
+
+        httpcore would read it as the next response.
+        """
+        stream = response.extensions.get("network_stream")
+        connection = response.stream
+        for name in ("_stream", "_httpcore_stream", "_stream", "_connection"):
+            connection = getattr(connection, name, None)
+        state = getattr(connection, "_h11_state", None)
+        if stream is None or state is None:  # HTTP/2, or a transport that is not httpcore's
+            return
+        unread = state.trailing_data[0]
+        if self._keeps_alive and not unread and response.status_code != _REQUEST_TIMEOUT:
+            with anyio.move_on_after(_MIN_IDLE) as scope, contextlib.suppress(Exception):
+                unread = await stream.read(1)
+            if scope.cancelled_caught:
+                return
+        self._keeps_alive = self._keeps_alive and not unread
+        # httpcore closes connections on which sending has failed.
+        state.send_failed()
 
     async def aclose(self) -> None:
         await self._connections.aclose()

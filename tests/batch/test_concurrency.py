@@ -6,6 +6,7 @@ import heapq
 import random
 from collections.abc import Callable
 
+import pytest
 from _grids import grid
 
 from cortecs_async._batch.concurrency import AdaptiveLimit, ConcurrencyLimit
@@ -19,15 +20,23 @@ class Server:
         capacity: Answers per second at most. More parallel requests only take longer.
         bound: Parallel requests above which it rejects others.
         spread: Relative variation of the durations.
+        rejected_share: The share of the requests that it rejects at random.
     """
 
     def __init__(
-        self, seconds: float, capacity: float, *, bound: int | None = None, spread: float = 0.0
+        self,
+        seconds: float,
+        capacity: float,
+        *,
+        bound: int | None = None,
+        spread: float = 0.0,
+        rejected_share: float = 0.0,
     ) -> None:
         self.seconds = seconds
         self.capacity = capacity
         self.bound = bound
         self.spread = spread
+        self.rejected_share = rejected_share
         self.refused = 0
 
     def use(
@@ -48,7 +57,8 @@ class Server:
         while now < until:
             while len(under_way) < min(limit.value, starved(now)):
                 order += 1
-                if self.bound is not None and len(under_way) >= self.bound:
+                is_full = self.bound is not None and len(under_way) >= self.bound
+                if is_full or rng.random() < self.rejected_share:
                     heapq.heappush(under_way, (now + 0.01 * rng.uniform(0.5, 1), order, now, True))
                     continue
                 free_at = max(free_at, now) + 1 / self.capacity
@@ -102,9 +112,48 @@ def test_many_rejections_of_one_moment_are_one_decrease() -> None:
     limit = AdaptiveLimit(initial=100)
     for _ in range(100):
         limit.record_rejection(5.0, 1.0)
-    assert limit.value == 70
-    limit.record_rejection(6.0, 5.5)
-    assert limit.value == 49
+    assert limit.value == 50
+    for _ in range(50):
+        limit.record_rejection(6.0, 5.5)
+    assert limit.value == 25
+
+
+@pytest.mark.parametrize(("share", "least"), [(0.01, 900), (0.1, 900), (0.2, 900)])
+def test_random_rejections_do_not_lower_the_limit(share: float, least: int) -> None:
+    server = Server(0.1, 1e6, spread=0.9, rejected_share=share)
+    _, values = server.use(AdaptiveLimit(), until=30.0)
+    assert sum(values) / len(values) >= least
+
+
+def test_the_limit_returns_at_once_after_a_short_time_of_rejections() -> None:
+    limit = AdaptiveLimit()
+    server = Server(0.1, 1e6, spread=0.9)
+    server.use(limit, until=10.0)
+    proven = limit.value
+    server.rejected_share = 1.0
+    server.use(limit, began=10.0, until=15.0)
+    assert limit.value <= proven / 16
+    server.rejected_share = 0.0
+    server.use(limit, began=15.0, until=17.0)
+    assert limit.value >= 0.75 * proven
+
+
+def test_a_saturated_server_gets_few_more_requests() -> None:
+    """Twenty answers per second, whatever is asked: more requests would wait until they time out."""
+    limit = AdaptiveLimit()
+    server = Server(0.05, 20.0)
+    server.use(limit, until=30.0)
+    assert limit.value <= 64
+    values = server.use(limit, began=30.0, until=240.0)[1]
+    assert max(values) <= 40
+
+
+def test_the_limit_does_not_stay_at_one() -> None:
+    limit = AdaptiveLimit(initial=1)
+    Server(0.1, 10.0).use(limit, until=60.0)
+    assert limit.value <= 3
+    Server(0.1, 1e6, spread=0.5).use(limit, began=60.0, until=90.0)
+    assert limit.value >= 100
 
 
 def test_the_limit_recovers_from_a_period_of_rejections() -> None:
@@ -119,15 +168,15 @@ def test_the_limit_recovers_from_a_period_of_rejections() -> None:
 
 
 def test_immediate_rejections_are_one_decrease() -> None:
-    limit = AdaptiveLimit()
+    limit = AdaptiveLimit(initial=32)
     for number in range(90):
         limit.record_rejection(1.0 + 0.01 * (number + 1), 1.0 + 0.01 * number)
-    assert limit.value == 22
+    assert limit.value == 16
 
 
 def test_the_limit_is_at_least_one() -> None:
     limit = AdaptiveLimit(initial=3)
-    for number in range(20):
+    for number in range(200):
         limit.record_rejection(number + 1.0, number + 0.5)
     assert limit.value == 1
 
