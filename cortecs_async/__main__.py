@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
+import signal
 import sys
 
 _INTERRUPTED = 130
@@ -11,15 +13,30 @@ _INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line, or print which packages it needs."""
+    exit_code = _INTERRUPTED
     try:
         _open_missing_streams()
         _run()
     except KeyboardInterrupt:
         sys.exit(_INTERRUPTED)
     except OSError as error:
+        exit_code = 1
         _fail(error)
+    except SystemExit as ended:
+        exit_code = ended.code if isinstance(ended.code, int) else 1
+        raise
     finally:
+        _exit_at_interrupt(exit_code)
         _discard_unwritable_errors()
+
+
+def _exit_at_interrupt(exit_code: int) -> None:
+    """Make Ctrl-C exit at once with this code. A KeyboardInterrupt would print a traceback now."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        # This applies while Python waits for threads.
+        signal.signal(signal.SIGINT, lambda *_: os._exit(exit_code))
+        # Later, Python calls no more handlers, so the signal would kill the process.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def _run() -> None:

@@ -249,7 +249,9 @@ class AmbiguousStartError(CortecsError):
 
 
 class BatchFileError(InvalidArgumentError):
-    """The input or output file of a batch is invalid. Nothing was started.
+    """The input or output file of a batch is invalid.
+
+    Nothing was started, unless the input was changed or removed while the batch was running.
 
     Attributes:
         path: The file.
@@ -265,8 +267,11 @@ class BatchFileError(InvalidArgumentError):
 class BatchWriteError(CortecsError, OSError):
     """The output of a batch can no longer be written. It contains every answer that was counted.
 
+    If another program removed or changed the output, the answers that could still be read are saved in
+    another file.
+
     Attributes:
-        path: The file.
+        path: The file with the answers. If a temporary file failed, its directory or an empty text.
     """
 
     def __init__(self, message: str, *, path: str) -> None:

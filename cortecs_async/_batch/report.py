@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 
 from attrs import asdict, define, field, frozen
 
 from .._lease.pricing import Receipt
-from .format import AnswerLine
+from .answers import AnswerLine
 
 # Seconds over which rates are averaged, and seconds that share one entry.
 _RATE_SPAN = 10.0
@@ -65,13 +66,17 @@ class BatchProgress:
 BatchProgressCallback = Callable[[BatchProgress], Awaitable[None] | None]
 
 
+# The attribute of an exception that holds the report.
+_ATTRIBUTE = "_batch_report"
+
+
 @frozen(kw_only=True)
 class BatchReport:
-    """The result of a batch.
+    """The result of a batch, or how far it got. Only answers on disk are counted.
 
     Attributes:
         output: The output file.
-        total: Requests in the input. The output has a line for each.
+        total: Requests in the input.
         succeeded: Answered requests, including earlier runs.
         failed: Error lines, including earlier runs.
         resumed: Answers and error lines of earlier runs.
@@ -103,6 +108,31 @@ class BatchReport:
     def currency(self) -> str:
         """The currency of the cost, as the service names it."""
         return currency_of(self.receipts)
+
+    @property
+    def left(self) -> int:
+        """Requests without a line in the output; 0 for a batch that has finished."""
+        return self.total - self.succeeded - self.failed
+
+    @property
+    def unreleased(self) -> tuple[str, ...]:
+        """The ids of instances whose release failed. They may still be billed."""
+        return tuple(each.instance_id for each in self.receipts if not each.released)
+
+    @staticmethod
+    def of(error: BaseException) -> BatchReport | None:
+        """Return how far a batch got before it raised this error.
+
+        None if it ended while its arguments and files were checked. This also works for a cancellation.
+        """
+        found = getattr(error, _ATTRIBUTE, None)
+        return found if isinstance(found, BatchReport) else None
+
+    def attach(self, error: BaseException) -> None:
+        """Attach this report to an error, so that `of` finds it."""
+        # Some exceptions have no attributes of their own.
+        with contextlib.suppress(AttributeError):
+            setattr(error, _ATTRIBUTE, self)
 
 
 def total_cost(receipts: Sequence[Receipt]) -> float | None:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from contextlib import aclosing, closing
+from contextlib import ExitStack, aclosing, closing
 
 import anyio
 from attrs import define, field
 
+from .._aio import threads
 from .._aio.tasks import run_uncancellable
-from .._aio.threads import run_stoppable
 from .._errors import (
     AmbiguousStartError,
     CortecsError,
@@ -25,10 +25,10 @@ from .._errors import (
 from .._lease.lease import InstanceLease
 from .._lease.pricing import Receipt
 from .._logging import Event, log
+from .answers import AnswerLine
 from .concurrency import ConcurrencyLimit
-from .format import AnswerLine
 from .output import Output
-from .plan import BatchOptions, Preflight, run_preflight
+from .plan import BatchOptions, Preflight, read_again, run_preflight
 from .report import AnswerCounter, BatchProgress, BatchReport, currency_of, total_cost
 from .request_queue import RequestQueue
 from .sender import SenderConfig
@@ -67,37 +67,53 @@ class Batch:
     _active: int = 0
     _error: BaseException | None = None
     _began: float = 0.0
+    _seconds: float = 0.0
     _answering_since: float | None = None
 
     async def run(self) -> BatchReport:
         """Answer the remaining requests, and sort the output if requested."""
-        options = self.options
-        with closing(Output(options.target)) as output:
-            preflight = await run_preflight(options, output)
+        with closing(Output(self.options.target)) as output, ExitStack() as stack:
+            preflight = stack.enter_context(closing(await run_preflight(self.options, output)))
             plan = preflight.plan
-            with closing(preflight.index) as index:
-                counter = AnswerCounter(
-                    total=plan.total,
-                    succeeded=plan.succeeded,
-                    failed=plan.failed,
-                    resumed=plan.succeeded + plan.failed,
-                )
-                self._began = anyio.current_time()
-                if plan.left:
-                    await self._answer(preflight, output, counter)
-                seconds = anyio.current_time() - self._began
-                if options.ordered:
-                    await run_stoppable(
-                        lambda stopped: output.sort(index.last_line, index.answer_offsets, stopped.check)
-                    )
-                output.keep()
-                return BatchReport(
-                    output=str(options.target),
-                    **counter.counts(),
-                    seconds=seconds,
-                    receipts=tuple(self._receipts()),
-                    incidents=tuple(self._incidents),
-                )
+            counter = AnswerCounter(
+                total=plan.total,
+                succeeded=plan.succeeded,
+                failed=plan.failed,
+                resumed=plan.succeeded + plan.failed,
+            )
+            self._began = anyio.current_time()
+            try:
+                await self._finish(preflight, output, counter, stack)
+            except BaseException as error:
+                self._report(counter).attach(error)
+                raise
+            return self._report(counter)
+
+    async def _finish(
+        self, preflight: Preflight, output: Output, counter: AnswerCounter, stack: ExitStack
+    ) -> None:
+        if preflight.plan.left:
+            try:
+                await self._answer(preflight, output, counter)
+            finally:
+                self._seconds = anyio.current_time() - self._began
+        preflight = await _check_output(preflight, output, stack)
+        if self.options.ordered:
+            index = preflight.index
+            await threads.run_stoppable(
+                lambda stopped: output.sort(index.last_line, index.answer_offsets, stopped.check)
+            )
+            await _check_output(preflight, output, stack)
+        output.keep()
+
+    def _report(self, counter: AnswerCounter) -> BatchReport:
+        return BatchReport(
+            output=str(self.options.target),
+            **counter.counts(),
+            seconds=self._seconds,
+            receipts=tuple(self._receipts()),
+            incidents=tuple(self._incidents),
+        )
 
     def _receipts(self) -> list[Receipt]:
         return [receipt for each in self._instances if (receipt := each.receipt) is not None]
@@ -110,7 +126,10 @@ class Batch:
                     preflight.index.add_answer(line.request.key, line.request.request_id, 0, begin)
 
         queue = RequestQueue(
-            self.options.source, self.options.new_parser(), preflight.done, preflight.input_status
+            preflight.options.source,
+            preflight.options.new_parser(),
+            preflight.done,
+            preflight.input_status,
         )
         writer = AnswerWriter(output, on_written)
         # An instance without requests would still be billed.
@@ -119,8 +138,14 @@ class Batch:
         self._active = count
         try:
             await _unwrap_exit(self._run_tasks(queue, writer, counter))
-        finally:
-            await self._flush(writer)
+        except BaseException:
+            try:
+                await self._flush(writer)
+            finally:
+                if self._error is not None:
+                    log(Event.BATCH_ERROR, error_type=type(self._error).__name__, error=self._error)
+            raise
+        await self._flush(writer)
         if self._error is not None:
             raise self._error
         await self._report_progress(counter)
@@ -202,7 +227,7 @@ class Batch:
 
     async def _flush(self, writer: AnswerWriter) -> None:
         """Write the answers that were paid for, even if the run is cancelled repeatedly."""
-        result = await run_uncancellable(writer.flush, restart_if_cancelled=True)
+        result = await run_uncancellable(writer.finish, restart_if_cancelled=True)
         if isinstance(result.error, CortecsError):
             self._record_error(result.error)
         elif result.error is not None:
@@ -234,7 +259,7 @@ class Batch:
 
 
 async def _unwrap_exit(work: Awaitable[None]) -> None:
-    """Raise a KeyboardInterrupt or SystemExit of `work` without the exception groups around it."""
+    """Await `work`, and raise its KeyboardInterrupt or SystemExit without exception groups around it."""
     exit_error: BaseException | None = None
     try:
         await work
@@ -246,3 +271,10 @@ async def _unwrap_exit(work: Awaitable[None]) -> None:
             exit_error = exit_error.exceptions[0]
     if exit_error is not None:
         raise exit_error.with_traceback(None)
+
+
+async def _check_output(preflight: Preflight, output: Output, stack: ExitStack) -> Preflight:
+    """Read the output again if another program may have changed it. Return what is in the files."""
+    if await threads.run_in_thread(output.check_unchanged):
+        return preflight
+    return stack.enter_context(closing(await read_again(preflight, output)))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,12 @@ from typing import Any
 import attrs
 import click
 
-from .. import AsyncCortecs
+from .. import AsyncCortecs, CortecsError
+from ..errors import AmbiguousStartError, BatchWriteError
 from ..signals import cancel_on_sigterm
 from ..types import BatchPlan, BatchReport
 from .batch_display import BatchDisplay, LineDisplay, LiveDisplay, format_duration, format_number
+from .environment import check_inference_key
 from .options import (
     amount,
     context_length_option,
@@ -24,17 +28,21 @@ from .options import (
     workers_option,
 )
 from .output import (
+    error_text,
     format_money,
     is_quiet,
     print_facts,
     print_json,
     print_note,
+    print_warning,
     sanitize,
     stderr_console,
 )
-from .runtime import run_async, termination_signals
+from .runtime import FAILED, command_line, quote, run_async, termination_signals
 
 SOME_REQUESTS_FAILED = 3
+
+_NOTHING = "nothing"
 
 # Tokens per second of one instance, for the estimate. The real speed depends on the model, the hardware and
 # the texts, and is unknown beforehand.
@@ -42,7 +50,7 @@ _SPEEDS = (500, 2_500, 10_000)
 
 _PLAN_ARGUMENTS = (
     *("input", "output", "model_id", "hardware_type_id", "context_length", "num_workers", "instances"),
-    *("retry_failed", "override_model"),
+    *("retry_failed", "override_model", "text", "system", "max_tokens", "temperature"),
 )
 
 
@@ -58,6 +66,18 @@ def _parse_concurrency(value: str) -> int | str:
 @click.argument("input", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Write the answers to this file."
+)
+@click.option("--text", is_flag=True, help="Read INPUT as plain text, one prompt per line.")
+@click.option("--system", help="Use this system prompt for requests that have none.")
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    help="Limit each answer to this many tokens, unless the request sets a limit.",
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0),
+    help="Use this temperature for requests that set none.",
 )
 @click.option("-m", "--model", "model_id", required=True, help="Use this model: org/name or org--name.")
 @click.option(
@@ -102,12 +122,12 @@ def _parse_concurrency(value: str) -> int | str:
 def batch(*, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Answer a file of requests on temporary instances.
 
-    INPUT has the format of OpenAI's Batch API: one JSON object per line, with custom_id, method, url and
-    body, for chat completions, completions and embeddings. The output has a line for each request: the
-    response or the error.
+    INPUT has one JSON object per line: a prompt ({"prompt": "..."}), messages ({"messages": [...]}), or a
+    request of OpenAI's Batch API (custom_id, method, url, and body). With --text, each line is a prompt. The
+    output has a line for each request: the response or the error.
 
-    Each answer is saved before it is counted. However a run ends, the instances are deleted, and the same
-    command continues where it stopped.
+    Each answer is saved before it is counted. However a run ends, the instances are deleted, and the last
+    lines name the command that continues where it stopped.
 
     \b
     Exit codes:
@@ -119,23 +139,7 @@ def batch(*, dry_run: bool, as_json: bool, **options: Any) -> None:
         plan = run_async(_plan, options)
         print_json(plan) if as_json else print_facts(_plan_facts(sanitize(plan)))
         return
-    display = _new_display()
-    try:
-        report = run_async(_batch, options, display)
-    except (SystemExit, click.ClickException):
-        last = display.last
-        if last is not None and 0 < last.done < last.total:
-            print_note(
-                f"{last.done:,} of {last.total:,} requests are answered and saved. "
-                "Run the same command again to continue."
-            )
-        raise
-    if as_json:
-        print_json({**attrs.asdict(report, recurse=False), "cost": report.cost, "currency": report.currency})
-    elif not is_quiet():
-        print_facts(_report_facts(sanitize(report)))
-    if report.failed:
-        sys.exit(SOME_REQUESTS_FAILED)
+    sys.exit(run_async(_batch, options, _new_display(), as_json))
 
 
 def _new_display() -> BatchDisplay:
@@ -145,49 +149,140 @@ def _new_display() -> BatchDisplay:
     return LiveDisplay(console) if console.is_terminal else LineDisplay(console)
 
 
-async def _batch(options: dict[str, Any], display: BatchDisplay) -> BatchReport:
-    # The reaper is required, because it deletes the instances if this process is killed.
-    async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(guard="required") as client:
-        with display:
-            return await client.run_batch(
-                **options,
-                on_progress=display.progress,
-                on_provisioning=lambda progress: display.provisioning(sanitize(progress)),
-            )
+async def _batch(options: dict[str, Any], display: BatchDisplay, as_json: bool) -> int:
+    """Run the batch, print how it ended, and return the exit code."""
+    check_inference_key()
+    report: BatchReport | None = None
+    # Including SIGINT: asyncio raises the second Ctrl-C as a KeyboardInterrupt anywhere, even while the last
+    # lines are printed.
+    async with cancel_on_sigterm(*_signals()):
+        try:
+            # The reaper is required, because it deletes the instances if this process is killed.
+            async with AsyncCortecs(guard="required") as client:
+                with display:
+                    try:
+                        report = await client.run_batch(
+                            **options,
+                            on_progress=display.progress,
+                            on_provisioning=lambda progress: display.provisioning(sanitize(progress)),
+                        )
+                    except BaseException as error:
+                        report = BatchReport.of(error)
+                        raise
+        except BaseException as error:
+            _print_early_end(error, report)
+            if as_json and report is not None:
+                _print_report(report)
+            if isinstance(error, CortecsError):
+                return FAILED
+            raise
+        if as_json:
+            _print_report(report)
+        elif not is_quiet():
+            print_facts(_report_facts(report))
+    return SOME_REQUESTS_FAILED if report.failed else 0
+
+
+def _signals() -> tuple[signal.Signals, ...]:
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return termination_signals() if ignored else (signal.SIGINT, *termination_signals())
+
+
+def _print_report(report: BatchReport) -> None:
+    facts = {"cost": report.cost, "currency": report.currency, "left": report.left}
+    print_json({**attrs.asdict(report, recurse=False), **facts})
+
+
+def _print_early_end(error: BaseException, report: BatchReport | None) -> None:
+    """Print why the batch ended early, what it did, what is left, and how to continue."""
+    if isinstance(error, CortecsError):
+        with contextlib.suppress(OSError):
+            click.ClickException(error_text(error)).show()
+    else:
+        print_note("Interrupted.")
+    if report is None:
+        if not isinstance(error, CortecsError):  # an error before the start explains itself
+            print_note("No instance was started.")
+    elif not is_quiet():
+        print_facts(_report_facts(report, error), err=True)
+    elif report.unreleased:
+        print_warning(_left_running(report, error))
 
 
 async def _plan(options: dict[str, Any]) -> BatchPlan:
+    check_inference_key()
     async with AsyncCortecs(guard="off") as client:
         return await client.plan_batch(**{name: options[name] for name in _PLAN_ARGUMENTS})
 
 
-def _report_facts(report: BatchReport) -> list[tuple[str, str]]:
+def _report_facts(report: BatchReport, error: BaseException | None = None) -> list[tuple[str, str]]:
+    """Return the facts about a batch. If it ended early, pass its `error`."""
     facts = [
         ("answered", f"{report.succeeded:,} of {report.total:,}"),
         ("failed", f"{report.failed:,}, each with an error line" if report.failed else "0"),
+        ("left", "" if error is None else f"{report.left:,}"),
         ("resumed", f"{report.resumed:,} from earlier runs" if report.resumed else ""),
         ("output", report.output),
     ]
-    if not report.receipts:
-        return [*facts, ("nothing to do", "no instance was started")]
-    new = report.succeeded + report.failed - report.resumed
-    rate = format_number(new / report.seconds) if report.seconds else "0"
-    cost = "unknown" if report.cost is None else f"about {format_money(report.cost, report.currency)}"
-    return [
-        *facts,
-        ("time", f"{format_duration(report.seconds)}, {rate} answers/s from first start to last release"),
-        ("tokens", f"{report.prompt_tokens:,} read, {report.completion_tokens:,} written"),
-        *((f"instance {number}", str(receipt)) for number, receipt in enumerate(report.receipts, 1)),
-        ("cost", cost),
-        *(("incident", incident) for incident in report.incidents),
-        ("left running", "only what an incident names" if report.incidents else "nothing"),
-    ]
+    if report.receipts:
+        new = report.succeeded + report.failed - report.resumed
+        rate = format_number(new / report.seconds) if report.seconds else "0"
+        cost = "unknown" if report.cost is None else f"about {format_money(report.cost, report.currency)}"
+        facts += [
+            (
+                "time",
+                f"{format_duration(report.seconds)}, {rate} answers/s from first start to last release",
+            ),
+            ("tokens", f"{report.prompt_tokens:,} read, {report.completion_tokens:,} written"),
+            *((f"instance {number}", str(receipt)) for number, receipt in enumerate(report.receipts, 1)),
+            ("cost", cost),
+            *(("incident", incident) for incident in report.incidents),
+        ]
+    elif error is None:
+        facts.append(("nothing to do", "no instance was started"))
+    elif _left_running(report, error) == _NOTHING:
+        facts.append(("cost", "none, because no instance was started"))
+    if report.receipts or error is not None:
+        facts.append(("left running", _left_running(report, error)))
+    if error is not None:
+        facts.append(("to continue", _continuation(report, error)))
+    elif report.failed:
+        facts.append(("to retry", command_line("--retry-failed", without="--retry-failed")))
+    return facts
+
+
+def _continuation(report: BatchReport, error: BaseException) -> str:
+    # The batch has already removed the error lines to retry from the output.
+    command = command_line(without="--retry-failed")
+    if isinstance(error, BatchWriteError):
+        saved, output = Path(error.path).absolute(), Path(report.output).absolute()
+        if saved != output and saved.is_file():
+            make = "" if output.parent.is_dir() else f"mkdir -p {quote(str(output.parent))} && "
+            command = f"{make}mv {quote(str(saved))} {quote(str(output))} && {command}"
+    # A comment, so that it can be pasted.
+    return f"{command}  # with the same standard input" if _reads_standard_input() else command
+
+
+def _reads_standard_input() -> bool:
+    return str(click.get_current_context().params.get("input")) == "-"
+
+
+def _left_running(report: BatchReport, error: BaseException | None) -> str:
+    if report.unreleased:
+        ids = " ".join(report.unreleased)
+        return f"{ids} MAY STILL BE BILLED. To release: cortecs-async rm --stop {ids}"
+    # An unresolved start has no receipt, but the error, a note or an incident names it.
+    is_named = isinstance(error, AmbiguousStartError) or type(error) is CortecsError
+    released = [each.instance_id for each in report.receipts]
+    unexplained = [each for each in report.incidents if not any(name in each for name in released)]
+    if is_named or unexplained or getattr(error, "__notes__", False):
+        return "only what is named above"
+    return _NOTHING
 
 
 def _plan_facts(plan: BatchPlan) -> list[tuple[str, str]]:
     workers = "" if plan.num_workers == 1 else f", {plan.num_workers} workers each"
     hardware = {True: "available now", False: "NOT available now", None: "availability unknown"}
-    written = plan.max_completion_tokens
     balance = plan.balance
     return [
         ("requests", f"{plan.total:,}, {plan.left:,} remaining"),
@@ -195,13 +290,9 @@ def _plan_facts(plan: BatchPlan) -> list[tuple[str, str]]:
         ("model", plan.model),
         ("hardware", f"{plan.hardware_type_id or 'unknown'}, {hardware[plan.is_available]}"),
         ("instances", f"{plan.instances}{workers}"),
-        ("prompts", f"about {plan.prompt_tokens:,} tokens in total (one per four characters)"),
-        (
-            "answers",
-            "unlimited in at least one request"
-            if written is None
-            else f"at most {written:,} tokens in total",
-        ),
+        ("prompts", f"about {plan.prompt_tokens:,} tokens in total (one per four bytes)"),
+        ("attachments", f"{plan.attachments:,}, whose tokens are not known" if plan.attachments else ""),
+        ("answers", _answers(plan)),
         ("longest", _longest(plan)),
         ("price", _price(plan)),
         ("balance", "" if balance is None else format_money(balance, plan.balance_currency)),
@@ -209,8 +300,18 @@ def _plan_facts(plan: BatchPlan) -> list[tuple[str, str]]:
     ]
 
 
+def _answers(plan: BatchPlan) -> str:
+    written, unlimited = plan.max_completion_tokens, plan.unlimited_answers
+    text = "no upper bound is known" if written is None else f"at most {written:,} tokens in total"
+    return f"{text}; {unlimited:,} have no limit but the context" if unlimited else text
+
+
 def _longest(plan: BatchPlan) -> str:
-    text = f"line {plan.longest_line:,}, about {plan.longest_tokens:,} tokens including its answer"
+    attachments = ", without attachments" if plan.attachments else ""
+    text = (
+        f"line {plan.longest_line:,}, about {plan.longest_tokens:,} tokens with the limit of its answer"
+        f"{attachments}"
+    )
     if plan.context_length is None:
         return text
     verdict = "MORE THAN" if plan.longest_tokens > plan.context_length else "within"
@@ -225,13 +326,12 @@ def _price(plan: BatchPlan) -> str:
 
 
 def _estimates(plan: BatchPlan) -> list[tuple[str, str]]:
-    written = plan.max_completion_tokens
-    if not written or not plan.left or plan.price_per_minute is None:
+    written = plan.left_completion_tokens
+    if not written or plan.price_per_minute is None:
         return []
-    remaining_tokens = written * plan.left / plan.total
     facts: list[tuple[str, str]] = []
     for speed in _SPEEDS:
-        seconds = remaining_tokens / speed / plan.instances
+        seconds = written / speed / plan.instances
         cost = format_money(max(math.ceil(seconds / 60), 1) * plan.price_per_minute, plan.currency)
         estimate = f"{format_duration(seconds)}, {cost}, plus the start, if all answers reach their limit"
         facts.append((f"at {speed:,} tokens/s", estimate))

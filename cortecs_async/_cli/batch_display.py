@@ -22,7 +22,7 @@ _BAR_WIDTH = 20
 
 
 class BatchDisplay:
-    """The progress of a batch. This base class shows nothing and keeps the last progress, for --quiet."""
+    """The progress of a batch. This base class shows nothing (for --quiet), and keeps the last progress."""
 
     def __init__(self) -> None:
         self.last: BatchProgress | None = None

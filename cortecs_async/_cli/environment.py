@@ -11,6 +11,7 @@ from pathlib import Path
 import click
 from dotenv import dotenv_values
 
+from .. import ConfigurationError, InstanceHandle
 from .output import print_note, print_warning
 
 CREDENTIALS = ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET")
@@ -20,6 +21,28 @@ _URL = "CORTECS_API_BASE_URL"
 _DEFAULT_FILE = Path(".env")
 
 logger = logging.getLogger("cortecs_async.cli")
+
+
+# Never connected to: it only reads the inference key from the environment as an instance would.
+_NO_ENDPOINT = InstanceHandle(
+    instance_id="none", base_url="https://localhost/v1", model="none", account="none"
+)
+
+
+def check_inference_key() -> None:
+    """Check that there is an inference key, before anything is billed.
+
+    Whether the key is valid is known only once an instance answers.
+
+    Raises:
+        ConfigurationError: if there is none, or it cannot be right.
+    """
+    if not any(os.environ.get(name, "").strip() for name in INFERENCE_KEYS):
+        raise ConfigurationError(
+            f"no inference API key: set {' or '.join(INFERENCE_KEYS)} to your inference API key from "
+            "cortecs.ai (not the client id and secret)"
+        )
+    _NO_ENDPOINT.openai_kwargs()
 
 
 def load_env_file(path: Path | None) -> None:

@@ -18,13 +18,22 @@ from .environment import load_env_file
 from .instances import ls, rm, show, stop
 from .orphans import orphans, sweep
 from .run import run
-from .runtime import allow_log_level_from_environment, exit_interrupted, set_up_logging
+from .runtime import (
+    allow_log_level_from_environment,
+    exit_interrupted,
+    remember_arguments,
+    set_up_logging,
+)
 from .start import restart, start
 from .top.command import top
 from .watch import watch
 
 
 class _Group(click.Group):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        remember_arguments(ctx, args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         # Ctrl-C where no event loop runs. click itself would exit with 1.
         try:

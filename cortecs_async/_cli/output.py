@@ -192,12 +192,16 @@ def _to_plain(value: Any) -> object:
     return value.isoformat() if isinstance(value, datetime) else attrs.asdict(value, recurse=False)
 
 
-def print_facts(facts: Iterable[tuple[str, object]]) -> None:
-    """Print names and values on standard output, one pair a line. Leaves out None and empty texts."""
+def print_facts(facts: Iterable[tuple[str, object]], *, err: bool = False) -> None:
+    """Print names and values, one pair a line. Leaves out None and empty texts.
+
+    With `err`, print them on standard error, and ignore that it cannot be written.
+    """
     shown = [(name, one_line(value)) for name, value in facts if value not in {None, ""}]
     width = max(len(name) for name, _ in shown)
-    for name, value in shown:
-        click.echo(f"{click.style(f'{name:{width}}', bold=True)}  {value}")
+    with contextlib.suppress(*([OSError] if err else [])):
+        for name, value in shown:
+            click.echo(f"{click.style(f'{name:{width}}', bold=True)}  {value}", err=err)
 
 
 def print_list(

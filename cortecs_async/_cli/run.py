@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import click
 
-from .. import AsyncCortecs, CortecsError
+from .. import AsyncCortecs, ConfigurationError, CortecsError
 from ..signals import cancel_on_sigterm
 from .child_process import CannotRunError, ChildProcess, check_command
-from .environment import CREDENTIALS, INFERENCE_KEYS
+from .environment import CREDENTIALS, check_inference_key
 from .options import duration, limit_options, start_options, start_timeout_option
 from .output import error_text, is_verbose, print_note, print_nothing_left, print_warning, start_progress
 from .runtime import run_async, termination_signals
@@ -89,11 +89,10 @@ def run(ctx: click.Context, /, model: str, hardware: str | None, **options: Any)
     except CannotRunError as error:
         _print_error(str(error))
         sys.exit(error.exit_code)
-    if not any(os.environ.get(name) for name in INFERENCE_KEYS):
-        _print_error(
-            f"No inference API key. Set {' or '.join(INFERENCE_KEYS)} to your inference API key from "
-            "cortecs.ai (not the client id and secret). No instance was started."
-        )
+    try:
+        check_inference_key()
+    except ConfigurationError as error:
+        _print_error(f"{error}\nNo instance was started.")
         sys.exit(LEASE_FAILED)
     sys.exit(run_async(_run, command, model, hardware, options))
 

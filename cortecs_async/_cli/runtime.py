@@ -6,9 +6,12 @@ import contextlib
 import importlib
 import logging
 import os
+import shlex
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn, TypeVar
 
@@ -22,6 +25,8 @@ T = TypeVar("T")
 
 FAILED = 1
 INTERRUPTED = 130
+
+_ARGUMENTS = "cortecs_async.arguments"
 
 
 def set_up_logging(verbosity: int) -> None:
@@ -50,12 +55,26 @@ class _StderrHandler(logging.Handler):
 
 def run_async(main: Callable[..., Awaitable[T]], *args: Any) -> T:
     """Run a coroutine function. An SDK error becomes one message and exit code 1."""
+
+    async def run() -> T:
+        try:
+            return await main(*args)
+        finally:
+            # While the event loop shuts down, a KeyboardInterrupt could be raised anywhere in asyncio.
+            if is_main and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, lambda *_: os._exit(INTERRUPTED))
+
+    is_main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT)
     try:
-        return anyio.run(main, *args)
+        return anyio.run(run)
     except CortecsError as error:
         raise click.ClickException(error_text(error)) from None
     except KeyboardInterrupt:
         exit_interrupted()
+    finally:
+        if is_main:
+            signal.signal(signal.SIGINT, handler)
 
 
 def call_api(request: Callable[[AsyncCortecs], Awaitable[T]]) -> T:
@@ -69,8 +88,38 @@ def call_api(request: Callable[[AsyncCortecs], Awaitable[T]]) -> T:
 
 
 def exit_interrupted() -> NoReturn:
-    print_note("Interrupted.")
+    with contextlib.suppress(KeyboardInterrupt):
+        print_note("Interrupted.")
     sys.exit(INTERRUPTED)
+
+
+def remember_arguments(ctx: click.Context, args: Sequence[str]) -> None:
+    """Remember the command line, for `command_line`."""
+    ctx.meta[_ARGUMENTS] = tuple(args)
+
+
+def command_line(*more: str, without: str = "") -> str:
+    """Return the command line of this program, to run it again.
+
+    Args:
+        *more: Arguments to add.
+        without: An argument to leave out.
+    """
+    arguments = click.get_current_context().meta[_ARGUMENTS]
+    is_module = Path(sys.argv[0]).parts[-2:] == ("cortecs_async", "__main__.py")
+    program = (sys.orig_argv[0], "-m", "cortecs_async") if is_module else ("cortecs-async",)
+    arguments = [each for each in arguments if each != without]
+    # Options end at `--`.
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    return " ".join(map(quote, [*program, *arguments[:end], *more, *arguments[end:]]))
+
+
+def quote(text: str) -> str:
+    """Return a word for a shell. What cannot be printed is escaped, as bash, ksh and zsh read it."""
+    if text.isprintable():
+        return shlex.quote(text)
+    escaped = "".join(f"\\x{each:02x}" for each in os.fsencode(text))
+    return f"$'{escaped}'"
 
 
 def termination_signals() -> tuple[signal.Signals, ...]:

@@ -47,6 +47,10 @@ class BatchMethods:
         ordered: bool = False,
         retry_failed: bool = False,
         override_model: bool = False,
+        text: bool = False,
+        system: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
         api_key: str | Secret | None = None,
         transport: BatchTransport = "auto",
         on_progress: BatchProgressCallback | None = None,
@@ -54,14 +58,17 @@ class BatchMethods:
     ) -> BatchReport:
         """Answer a file of requests on temporary instances.
 
-        Both files have the format of OpenAI's Batch API, for `/v1/chat/completions`, `/v1/completions` and
-        `/v1/embeddings`. Each request gets one output line: an answer, or an error. An answer is on disk
-        before it is counted, and requests that the output already answers are skipped. So if a run ends
-        early, for any reason, call this again with the same arguments to continue.
+        Both files have the format of OpenAI's Batch API. A line of the input may also be shorter: an object
+        with `prompt` or `messages`, or with `text`, just a prompt (see docs/batch.md). Each request gets one
+        output line: an answer, or an error. An answer is on disk before it is counted, and requests that the
+        output already answers are skipped. So if a run ends early, for any reason, call this again with the
+        same arguments to continue. `BatchReport.of(error)` returns how far it got, also for a cancellation.
 
         Args:
-            input: The file of requests. It is read twice and must not change in between.
-            output: The file for the answers: a new one, or that of an earlier run with this input.
+            input: The file of requests, which may be compressed with gzip or zstd, or `-` for standard input.
+                It is read twice and must not change in between.
+            output: The file for the answers: a new one, or that of an earlier run with this input. It must
+                not be compressed, and no other program may change it meanwhile.
             model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: Default: the model's `recommended_config`.
             context_length: Tokens. Default: as for `instance`.
@@ -76,11 +83,15 @@ class BatchMethods:
                 over its requests.
             concurrency: Requests to send in parallel to each instance; `auto` finds the best number.
             request_timeout: Seconds for one attempt of a request.
-            max_retries: Failed attempts after the first before a request becomes an error line. An attempt
-                counts only if the endpoint answered another request during it: see docs/batch.md.
+            max_retries: Retries of a failed request before it gets an error line. A failure counts only if
+                the endpoint answered other requests that were in flight: see docs/batch.md.
             ordered: Sort the output into the order of the input when it is complete.
             retry_failed: Retry requests that have an error line in the output.
             override_model: Use this model even for requests that name another.
+            text: The input is plain text, one prompt per line.
+            system: The system prompt of chats and responses that have none.
+            max_tokens: Maximum tokens of each answer, for requests that set no limit.
+            temperature: The temperature of requests that set none.
             api_key: Your inference API key (not the provisioning credentials). Default: the environment
                 variable CORTECS_API_KEY, else OPENAI_API_KEY.
             transport: What sends the requests to the instances. `auto` is aiohttp if it is installed (the
@@ -91,12 +102,15 @@ class BatchMethods:
             on_provisioning: Called with a `Progress` at every change while an instance starts.
 
         Raises:
-            BatchFileError: if a file is invalid, with the line. Nothing was started.
+            BatchFileError: if a file is invalid, with the line. Nothing was started, unless the input was
+                changed or removed while the batch was running.
             InvalidArgumentError: if another argument is invalid. Nothing was started.
-            ConfigurationError: if there is no key, or the transport is not available. Nothing was started.
-            BatchWriteError: if the output cannot be written, or a temporary file cannot be created.
-            EndpointError: if the last endpoint rejects the key, answers nothing for three minutes, or mostly
-                times out.
+            ConfigurationError: if there is no key, the transport is not available, or the input needs the
+                extra `zstd`. Nothing was started.
+            BatchWriteError: if the output or a temporary file cannot be written, or another program removed
+                or changed the output. `path` is the file with the answers.
+            EndpointError: if the last endpoint rejects the key, answers nothing or only test requests for
+                three minutes, or mostly times out.
             LeaseExpiredError: if `max_lifetime` or `max_cost` is reached before the work is done.
             CortecsError: as `instance`, if it happens to the last instance.
         """
@@ -126,6 +140,10 @@ class BatchMethods:
             ordered=ordered,
             retry_failed=retry_failed,
             override_model=override_model,
+            text=text,
+            system=system,
+            max_tokens=max_tokens,
+            temperature=temperature,
             on_progress=on_progress,
         )
         batch = new_batch(
@@ -152,8 +170,15 @@ class BatchMethods:
         instances: int = 1,
         retry_failed: bool = False,
         override_model: bool = False,
+        text: bool = False,
+        system: str | None = None,
+        max_tokens: int | None = None,
+        temperature: float | None = None,
     ) -> BatchPlan:
         """Check the files, the model, the hardware and the price of a batch. Starts nothing.
+
+        The inference key is not checked. The prompt tokens are an estimate, and the completion tokens an
+        upper bound: see `BatchPlan`.
 
         Args:
             input: As for `run_batch`.
@@ -165,6 +190,10 @@ class BatchMethods:
             instances: How many instances to use.
             retry_failed: Retry requests that have an error line in the output.
             override_model: Use this model even for requests that name another.
+            text: As for `run_batch`.
+            system: As for `run_batch`.
+            max_tokens: As for `run_batch`.
+            temperature: As for `run_batch`.
 
         Raises:
             BatchFileError: if a file is invalid, with the line.
@@ -182,6 +211,10 @@ class BatchMethods:
             instances=instances,
             retry_failed=retry_failed,
             override_model=override_model,
+            text=text,
+            system=system,
+            max_tokens=max_tokens,
+            temperature=temperature,
         )
         endpoints = self._wiring.own
         return await plan(options, args, endpoints.models, endpoints.hardware_types, endpoints.user)

@@ -40,11 +40,19 @@ def inference_key(given: Hidden[str | Secret | None]) -> Secret:
         raise ConfigurationError("the inference API key contains a line break")
     if not (key.reveal().isascii() and key.reveal().isprintable()):
         raise ConfigurationError("the inference API key has characters that an HTTP header cannot contain")
+    if any(character in key.reveal() for character in " \"'"):
+        # From a file whose quotes were kept, or a whole header.
+        raise ConfigurationError("the inference API key contains a space or a quote; set it to the key alone")
     if not key:
         raise ConfigurationError(
             "no inference API key: pass api_key=, or set CORTECS_API_KEY or OPENAI_API_KEY. Create the key "
             "on cortecs.ai; client_id and client_secret are only for provisioning."
         )
+    for name in ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET"):
+        if key == Secret(os.environ.get(name, "").strip()):
+            raise ConfigurationError(
+                f"the inference API key is the value of {name}; create an inference API key on cortecs.ai"
+            )
     return key
 
 

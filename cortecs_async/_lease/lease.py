@@ -293,7 +293,7 @@ class InstanceLease(Endpoint):
     def _close_receipt(self, release: Release, failure: BaseException | None) -> None:
         state = self._state
         held = state.held
-        state.close(release.stopped_at)
+        state.close(release.stopped_at, released=failure is None and release.goal is not None)
         model = state.info().model
         if failure is not None:
             # Other errors, such as KeyboardInterrupt, do not name the instance.

@@ -60,6 +60,8 @@ class Receipt:
         num_workers: Number of workers; each is billed for every interval.
         cost: The cost in `currency`; None if no price is known.
         currency: As the service names it; empty if it does not.
+        released: Whether the lease has released the instance. False during the block, after a block whose
+            instance keeps running, and if the release failed. Then the instance may still be billed.
     """
 
     instance_id: str
@@ -69,6 +71,7 @@ class Receipt:
     num_workers: int
     cost: float | None
     currency: str = ""
+    released: bool = False
 
     def __str__(self) -> str:
         unit = "minute" if self.billing_interval == "per_minute" else "hour"

@@ -157,19 +157,22 @@ class LeaseState:
     def receipt(self) -> Receipt:
         return self.final or self._count(self.now())
 
-    def close(self, stopped_at: float | None) -> None:
+    def close(self, stopped_at: float | None, *, released: bool) -> None:
         """Set the final receipt. `stopped_at`, on the loop's clock, is None if it keeps running."""
-        if self.newest is not None:
-            self.final = self._count(self.now() if stopped_at is None else stopped_at + suspended())
+        if self.held.instance_id is not None:
+            final = self._count(self.now() if stopped_at is None else stopped_at + suspended())
+            self.final = evolve(final, released=released)
 
     def _count(self, until: float) -> Receipt:
-        args = self.instance.instance_args
+        # After a cancelled start, the instance may have been read only to release it.
+        instance_id = self.held.instance_id or self.instance.instance_id
+        args = self.options.args if self.newest is None else self.newest.instance_args
         # No documented response of the service has the number of workers.
         args = evolve(args, num_workers=max(args.num_workers, self.options.args.num_workers))
         hardware = args.hardware_type_id or self.options.args.hardware_type_id
         price = self.services.prices.of(hardware)
         seconds = max(until - self.billed_from, 0.0)
-        return receipt(self.instance.instance_id, seconds, args, price)
+        return receipt(instance_id, seconds, args, price)
 
     def info(self) -> LeaseInfo:
         held = self.held

@@ -17,9 +17,9 @@ from _grids import BACKENDS, grid
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, ConfigurationError, InvalidArgumentError, Progress
+from cortecs_async._batch import attempts as _attempts
 from cortecs_async._batch import outcome as _outcome
 from cortecs_async._batch import request_queue as _request_queue
-from cortecs_async._batch import workers as _workers
 from cortecs_async._batch import writer as _writer
 from cortecs_async._batch.output import Output
 from cortecs_async._batch.sender import Reply
@@ -166,12 +166,81 @@ async def test_blank_lines_at_the_end_are_skipped(world: World, files: Files, co
     assert report.succeeded == count
 
 
+@pytest.mark.parametrize("text", [False, True])
+async def test_prompts_are_answered_and_continued(world: World, files: Files, *, text: bool) -> None:
+    prompts = ["Why is the sky blue?", "", "空はなぜ青いのですか"]
+    lines = [each if text or not each else json.dumps({"prompt": each}) for each in prompts]
+    files.source.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    options: dict[str, Any] = {"text": text, "system": "Be brief.", "max_tokens": 4, "temperature": 0.5}
+    async with world() as (emulator, client):
+        report = await run(client, files, emulator, **options)
+        assert (report.total, report.succeeded, report.completion_tokens) == (2, 2, 8)
+        assert sorted(files.ids()) == ["line-1", "line-3"]
+        # The same requests in another format.
+        bodies = {
+            number: {"max_tokens": 4.0, "messages": [{"content": each, "role": "user"}], "n": 1}
+            for number, each in enumerate(prompts, 1)
+            if each
+        }
+        files.source.write_text(
+            "".join(json.dumps({"id": f"line-{n}", **body}) + "\n" for n, body in bodies.items())
+        )
+        again = await run(client, files, emulator, **{**options, "text": False})
+        assert (again.resumed, len(emulator.ledger)) == (2, 1)
+        with pytest.raises(BatchFileError, match="another request"):
+            await run(client, files, emulator, **{**options, "text": False, "system": None})
+
+
+async def test_a_success_that_is_an_error_is_not_an_answer(
+    world: World, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write(2)
+    reply = Reply(200, b'{"error":{"message":"overloaded"}}')
+    with monkeypatch.context() as patch:
+        patch.setattr(_attempts, "classify", lambda _, request: _outcome.classify(reply, request))
+        async with world() as (emulator, client):
+            report = await run(client, files, emulator, max_retries=0)
+    assert (report.succeeded, report.failed) == (0, 2)
+    assert {each["error"]["code"] for each in files.answers()} == {"error_in_answer"}
+    async with world() as (emulator, client):
+        report = await run(client, files, emulator, retry_failed=True)
+    assert (report.succeeded, report.failed) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"system": ""},
+        {"system": 3},
+        {"max_tokens": 0},
+        {"max_tokens": 1.5},
+        {"max_tokens": True},
+        {"temperature": -0.1},
+        {"temperature": float("inf")},
+        {"temperature": float("nan")},
+        {"temperature": "1"},
+        {"temperature": True},
+    ],
+)
+async def test_invalid_defaults_are_an_error(world: World, files: Files, option: dict[str, Any]) -> None:
+    files.write(1)
+    async with world() as (emulator, client):
+        with pytest.raises(InvalidArgumentError, match=f"{next(iter(option))} must be"):
+            await run(client, files, emulator, **option)
+        assert emulator.requests == ()
+
+
 async def test_absurd_token_counts_count_as_zero(
     world: World, files: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     files.write(3)
-    body = b'{"usage":{"prompt_tokens":1' + b"0" * 400 + b',"completion_tokens":-3}}'
-    monkeypatch.setattr(_workers, "classify", lambda _, request: _outcome.classify(Reply(200, body), request))
+    body = (
+        b'{"choices":[{"message":{"content":""}}],"usage":{"prompt_tokens":1'
+        + b"0" * 400
+        + b',"completion_tokens":-3}}'
+    )
+    reply = Reply(200, body)
+    monkeypatch.setattr(_attempts, "classify", lambda _, request: _outcome.classify(reply, request))
     async with world() as (emulator, client):
         report = await run(client, files, emulator, concurrency="auto")
     assert (report.succeeded, report.prompt_tokens, report.completion_tokens) == (3, 0, 0)
@@ -235,6 +304,22 @@ class TestFailures:
         assert (report.succeeded, report.failed) == (20, 0)
         files.check(20)
 
+    async def test_only_the_request_that_stops_the_server_fails(self, world: World, files: Files) -> None:
+        files.write(100)
+        with files.source.open("a") as file:
+            file.write(files.line(100, messages=[{"role": "user", "content": "POISON"}]))
+            file.writelines(files.line(number) for number in range(101, 200))
+        async with world(answer_seconds=1.0) as (emulator, client):
+            emulator.add_fault(Fault("crash", text="POISON", seconds=20.0, times=None))
+            report = await run(client, files, emulator, concurrency=32, ordered=True)
+            crashes = sum(each.fault == "crash" for each in emulator.requests)
+        assert (report.succeeded, report.failed) == (199, 1)
+        files.check(200)
+        bad = files.answers()[100]
+        assert bad["error"]["code"] == "endpoint_failed"
+        assert bad["error"]["message"].startswith("the server stopped each time it received this request: ")
+        assert crashes <= 2 + 2 + 2
+
     @pytest.mark.parametrize(
         ("outcome", "code"),
         [
@@ -252,7 +337,7 @@ class TestFailures:
             with monkeypatch.context() as patched:
                 # The small requests that ask whether the endpoint is there have no name.
                 patched.setattr(
-                    _workers,
+                    _attempts,
                     "classify",
                     lambda seen, request: _outcome.classify(outcome if request.custom_id else seen, request),
                 )
@@ -340,7 +425,7 @@ class TestFailures:
                 outcome = Reply(502, b"<html>")
             return _outcome.classify(outcome, request)
 
-        monkeypatch.setattr(_workers, "classify", classify)
+        monkeypatch.setattr(_attempts, "classify", classify)
         async with world(answer_seconds=1.0) as (emulator, client):
             report = await run(client, files, emulator, max_retries=1)
             assert (report.succeeded, report.failed) == (98, 2)
@@ -780,6 +865,40 @@ async def test_a_plan_changes_nothing(world: World, files: Files) -> None:
     assert plan.context_length == 32_000
     assert plan.price_per_minute == pytest.approx(6 * 0.03)
     assert (plan.balance, plan.balance_currency, plan.currency) == (1000.0, "EUR", "EUR")
+
+
+async def test_a_plan_bounds_what_is_left(world: World, files: Files) -> None:
+    files.write(10)
+    async with world() as (emulator, client):
+        await run(client, files, emulator)
+        with files.source.open("a") as source:
+            source.write(files.line(10, max_tokens=10_000))
+        plan = await client.plan_batch(files.source, files.target, MODEL)
+        files.target.unlink()
+        whole = await client.plan_batch(files.source, files.target, MODEL)
+    assert (plan.total, plan.left) == (11, 1)
+    assert (plan.max_completion_tokens, plan.left_completion_tokens) == (10_050, 10_000)
+    assert (whole.max_completion_tokens, whole.left_completion_tokens) == (10_050, 10_050)
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [
+        ('"quoted"', "a quote"),
+        ("Bearer abc", "a space"),
+        ("the-secret", "the value of CORTECS_CLIENT_SECRET"),
+    ],
+)
+async def test_a_key_that_cannot_be_right_starts_nothing(
+    world: World, files: Files, monkeypatch: pytest.MonkeyPatch, key: str, said: str
+) -> None:
+    files.write(1)
+    monkeypatch.setenv("CORTECS_CLIENT_SECRET", "the-secret")
+    async with world() as (emulator, client):
+        with pytest.raises(ConfigurationError, match=said) as caught:
+            await client.run_batch(files.source, files.target, MODEL, api_key=key)
+        assert emulator.ledger == ()
+    assert key not in str(caught.value)
 
 
 @pytest.mark.parametrize(

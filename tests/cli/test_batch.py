@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from _command_line import PROGRAM, Terminal, call_command, environment, serving
 from _polls import poll_often
@@ -19,16 +21,23 @@ from attrs import evolve
 from click.testing import Result
 from rich.console import Console
 
-from cortecs_async._batch import outcome as _outcome
+from cortecs_async import AsyncCortecs, CortecsError
+from cortecs_async._batch import health as _health
+from cortecs_async._cli import cli
+from cortecs_async._cli.batch import _report_facts
 from cortecs_async._cli.batch_display import LineDisplay, LiveDisplay, format_duration, format_number
+from cortecs_async._cli.runtime import command_line, quote, remember_arguments
 from cortecs_async.emulator import Emulator, Fault
+from cortecs_async.errors import InstanceLostError
 from cortecs_async.types import (
     BatchProgress,
+    BatchReport,
     InitProgress,
     Instance,
     InstanceArgs,
     InstanceStatus,
     Progress,
+    Receipt,
     WorkerStatus,
 )
 
@@ -135,6 +144,22 @@ def test_dry_run_warns_of_a_request_longer_than_the_context(
     assert "MORE THAN the context of 1,000" in call("--dry-run", "--context-length", "1000").stdout
 
 
+@pytest.mark.sockets
+def test_dry_run_bounds_what_can_be_written(served: Emulator, call: Call, tmp_path: Path) -> None:
+    write(tmp_path, 2, max_tokens=5, n=4)
+    assert "answers             at most 40 tokens in total\n" in call("--dry-run").stdout
+    write(tmp_path, 2, max_tokens=None, n=2)
+    done = call("--dry-run", "--context-length", "1000").stdout
+    assert "at most 4,000 tokens in total; 4 have no limit but the context" in done
+    write(tmp_path, 2, n="many")
+    assert "no upper bound is known\n" in call("--dry-run").stdout
+    image = {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}
+    write(tmp_path, 2, messages=[{"role": "user", "content": [image]}])
+    done = call("--dry-run").stdout
+    assert "attachments         2, whose tokens are not known" in done
+    assert "without attachments, within the context" in done
+
+
 @pytest.mark.parametrize(
     ("options", "text", "expected"),
     [
@@ -159,26 +184,54 @@ def test_file_error_is_one_line(
     assert served.requests == ()
 
 
-@pytest.mark.sockets
-def test_nothing_is_started_without_an_inference_key(
-    served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch
+UNUSABLE_KEYS = {
+    "": "CORTECS_API_KEY",
+    "sk-1\nsk-2": "line break",
+    "sk-\u00fc": "HTTP header",
+    '"sk-1"': "a space or a quote",
+    "Bearer sk-1": "a space or a quote",
+    "secret": "value of CORTECS_CLIENT_SECRET",
+}
+
+
+@pytest.mark.parametrize("key", UNUSABLE_KEYS)
+@pytest.mark.parametrize("command", ["batch", "batch --dry-run", "run"])
+def test_nothing_is_started_without_a_usable_inference_key(
+    call: Call, monkeypatch: pytest.MonkeyPatch, key: str, command: str
 ) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY")
-    done = call()
-    assert done.exit_code == 1
-    assert "CORTECS_API_KEY" in done.stderr
-    assert served.requests == ()
+    monkeypatch.setenv("CORTECS_CLIENT_ID", "id")
+    monkeypatch.setenv("CORTECS_CLIENT_SECRET", "secret")
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    # There is no service, so a request would be another error.
+    monkeypatch.setattr(AsyncCortecs, "__init__", lambda *_, **__: pytest.fail("a client was created"))
+    if command == "run":
+        done = call_command("run", MODEL, "--", "true")
+        assert done.exit_code == 125
+    else:
+        done = call(*command.split()[1:])
+        assert done.exit_code == 1
+    assert UNUSABLE_KEYS[key] in done.stderr
+    assert not key or key not in done.output
 
 
 @pytest.mark.sockets
 def test_rejected_key_is_never_printed(served: Emulator, call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-and-secret")
-    monkeypatch.setattr(_outcome, "KEY_TIMEOUT", 0.5)
+    monkeypatch.setattr(_health, "KEY_TIMEOUT", 0.5)
     done = call(before=["-vv"])
     assert done.exit_code == 1
     assert "rejects the API key" in done.stderr
     assert "sk-wrong-and-secret" not in done.output
     assert served.existing == ()
+
+
+@pytest.mark.sockets
+def test_prompts_are_planned_with_their_defaults(served: Emulator, call: Call, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text("Why is the sky blue?\n\nWhy is grass green?\n")
+    options = ["--text", "--system", "x" * 400, "--max-tokens", "7", "--temperature", "0"]
+    plan = json.loads(call(*options, "--dry-run", "--json").stdout)
+    assert (plan["total"], plan["prompt_tokens"], plan["max_completion_tokens"]) == (2, 209, 14)
+    assert served.ledger == ()
 
 
 @pytest.mark.parametrize("value", ["0", "many", "-1", "1.5"])
@@ -306,6 +359,99 @@ def test_a_line_every_ten_seconds_without_a_terminal(
         f"10 of 100, 0 failed, {rest}, 0:10 elapsed, 0.25 EUR so far, about 1:30 left",
         f"20 of 100, 0 failed, {rest}, 0:20 elapsed, 0.25 EUR so far, about 1:20 left",
     ]
+
+
+RECEIPT = Receipt(
+    instance_id="instance-1",
+    seconds=61.0,
+    billing_interval="per_minute",
+    intervals=2,
+    num_workers=1,
+    cost=0.5,
+    currency="EUR",
+    released=True,
+)
+LOST = InstanceLostError("instance instance-1 was lost", instance_id="instance-1")
+UNRESOLVED = CortecsError("it is unknown whether a start created an instance")
+
+
+@pytest.mark.parametrize(
+    ("receipts", "error", "incidents", "expected"),
+    [
+        ([RECEIPT], LOST, (), {"cost": "about 0.50 EUR", "left running": "nothing", "left": "58"}),
+        ([evolve(RECEIPT, cost=None)], LOST, (), {"cost": "unknown", "left running": "nothing"}),
+        ([], LOST, (), {"cost": "none, because no instance was started", "left running": "nothing"}),
+        ([], UNRESOLVED, (), {"left running": "only what is named above"}),
+        ([RECEIPT], LOST, ("was lost",), {"left running": "only what is named above"}),
+        ([RECEIPT], LOST, ("instance-1 was lost",), {"left running": "nothing"}),
+        (
+            [RECEIPT, evolve(RECEIPT, released=False, instance_id="instance-2")],
+            LOST,
+            (),
+            {
+                "cost": "about 1.00 EUR",
+                "left running": "instance-2 MAY STILL BE BILLED. "
+                "To release: cortecs-async rm --stop instance-2",
+            },
+        ),
+    ],
+)
+def test_the_facts_of_an_early_end(
+    receipts: list[Receipt], error: CortecsError, incidents: tuple[str, ...], expected: dict[str, str]
+) -> None:
+    report = BatchReport(
+        output="out.jsonl",
+        total=100,
+        succeeded=40,
+        failed=2,
+        resumed=10,
+        receipts=tuple(receipts),
+        incidents=incidents,
+    )
+    with click.Context(cli) as context:
+        remember_arguments(context, ("batch", "in file.jsonl", "--retry-failed"))
+        found = dict(_report_facts(report, error))
+    assert found["answered"] == "40 of 100"
+    assert found["failed"] == "2, each with an error line"
+    assert {name: found.get(name) for name in expected} == expected
+    assert ("cost" in found) == (bool(receipts) or error is LOST)
+    assert found["to continue"] == "cortecs-async batch 'in file.jsonl'"
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("/usr/bin/cortecs-async", "cortecs-async -q batch 'in file.jsonl'"),
+        ("/lib/cortecs_async/__main__.py", "python3 -m cortecs_async -q batch 'in file.jsonl'"),
+    ],
+)
+def test_the_command_that_continues_is_the_one_that_was_typed(
+    monkeypatch: pytest.MonkeyPatch, program: str, expected: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [program])
+    monkeypatch.setattr(sys, "orig_argv", ["python3", "..."])
+    with click.Context(cli) as context:
+        remember_arguments(context, ("-q", "batch", "in file.jsonl", "--retry-failed"))
+        assert command_line(without="--retry-failed") == expected
+        assert command_line("-x") == f"{expected} --retry-failed -x"
+        remember_arguments(context, ("-q", "batch", "--", "in file.jsonl"))
+        assert command_line("-x") == expected.replace("batch", "batch -x --")
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", "tab\there", "\u00a0\u3000", "\udcff", "$'x'", "\n"])
+def test_a_quoted_word_is_read_by_a_shell(name: str) -> None:
+    done = subprocess.run(["bash", "-c", f"printf %s {quote(name)}"], capture_output=True, check=True)
+    assert os.fsdecode(done.stdout) == name
+    assert quote(name).isprintable()
+
+
+def test_the_command_that_continues_with_standard_input_says_so() -> None:
+    report = BatchReport(output="out.jsonl", total=2, succeeded=1, failed=0, resumed=0)
+    with click.Context(cli) as context:
+        context.params["input"] = Path("-")
+        remember_arguments(context, ("batch", "-"))
+        found = dict(_report_facts(report, LOST))
+    assert found["to continue"] == "cortecs-async batch -  # with the same standard input"
 
 
 def progress(done: int) -> BatchProgress:

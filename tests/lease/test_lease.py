@@ -438,10 +438,10 @@ async def test_openai_kwargs(world: World, monkeypatch: pytest.MonkeyPatch) -> N
     async with world() as (_emu, client), client.instance(MODEL, HARDWARE) as inst:
         with pytest.raises(errors.ConfigurationError, match="OPENAI_API_KEY"):
             inst.openai_kwargs()
-        monkeypatch.setenv("OPENAI_API_KEY", "from openai")
-        assert inst.openai_kwargs() == {"base_url": inst.base_url, "api_key": "from openai"}
-        monkeypatch.setenv("CORTECS_API_KEY", "from cortecs")
-        assert inst.openai_kwargs()["api_key"] == "from cortecs"
+        monkeypatch.setenv("OPENAI_API_KEY", "from-openai")
+        assert inst.openai_kwargs() == {"base_url": inst.base_url, "api_key": "from-openai"}
+        monkeypatch.setenv("CORTECS_API_KEY", "from-cortecs")
+        assert inst.openai_kwargs()["api_key"] == "from-cortecs"
         assert inst.openai_kwargs(api_key="given")["api_key"] == "given"
 
 
