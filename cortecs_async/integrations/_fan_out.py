@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import anyio
 from attrs import define, field, frozen
+from typing_extensions import override
 
 from .. import CortecsError, InstanceHandle, InstanceLease, InvalidArgumentError, TeardownError
+from .._batch.health import EndpointHealth
+from .._batch.outcome import FailureReason, retry_delay
+from .._batch.request_queue import WorkQueue
 from ..errors import EndpointError
 from ._worker import Failure, Result
 
@@ -27,14 +32,12 @@ T = TypeVar("T")
 Submit = Callable[[InstanceHandle, list[Any]], Awaitable[list[Result]]]
 """Runs a chunk on some worker. Once cancelled, its results are no longer needed."""
 
-# Seconds that an instance rests after a chunk without a single answer; doubled after each further one.
-_FIRST_REST = 2.0
-_LONGEST_REST = 30.0
+# The fewest items that came back with which no new one is taken.
+_MAX_RETRIES = 16
 
-# Seconds without an answer, from the first failure on, after which an instance counts as failed, as in
-# `run_batch`. Less if the instance has never answered, because then the workers' key is usually wrong.
-_SILENCE_TIMEOUT = 180.0
-_INITIAL_SILENCE_TIMEOUT = 20.0
+# Seconds that the instances may be down before all attempts of the last items count: no other items are left
+# that could show whether an instance answers.
+_LAST_ITEMS_TIMEOUT = 30.0
 
 
 @frozen(kw_only=True)
@@ -54,64 +57,55 @@ class Outcome(Generic[T]):
 
 @define(eq=False)
 class _Task(Generic[T]):
+    """An item.
+
+    Attributes:
+        failures: Attempts that failed.
+        own_failures: Those between which the instance answered others. The others do not count, because the
+            instance may have been down.
+        failed_at: When the last one failed.
+    """
+
     item: T
-    attempts: int = 0
+    failures: int = 0
+    own_failures: int = 0
+    failed_at: float | None = None
 
 
 @define(eq=False)
-class _InstanceHealth:
-    """Tracks whether an instance answers: when to send the next chunk, and when to give up."""
+class _Instance:
+    """An instance, and whether it answers. While it may be down, it gets one chunk at a time."""
 
-    instance_id: str
-    resume_at: float = 0.0
+    handle: InstanceHandle
+    health: EndpointHealth = field(factory=EndpointHealth)
+    chunks: int = 0  # in progress
+    is_probing: bool = False
+    probe_at: float = 0.0
     error: EndpointError | None = None
-    _rests: int = 0
-    _has_answered: bool = False
-    _silent_since: float | None = None
 
-    def record_answer(self) -> None:
-        """Note that at least one item of a chunk was answered."""
-        self._has_answered, self._silent_since, self._rests = True, None, 0
-
-    def record_silence(self, failure: Failure) -> None:
+    def record_silence(self, failure: Failure, began: float, now: float) -> None:
         """Note that no item of a chunk was answered. Raise if the instance has not answered for too long."""
-        now = anyio.current_time()
-        if self._silent_since is None:
-            self._silent_since = now
-        silence = now - self._silent_since
-        if silence > (_SILENCE_TIMEOUT if self._has_answered else _INITIAL_SILENCE_TIMEOUT):
+        health = self.health
+        health.record_failure(now, concurrency=1, is_unclear=health.last_success < began)
+        reason = FailureReason.KEY_REJECTED if failure.status in {401, 403} else FailureReason.OTHER
+        if health.has_timed_out(reason, now) and not self.chunks:
+            instance_id = self.handle.instance_id
             raise EndpointError(
-                f"instance {self.instance_id} has not answered for {silence:.0f} s: {failure}",
-                instance_id=self.instance_id,
+                f"instance {instance_id} has not answered for {health.down_seconds(now):.0f} s: {failure}",
+                instance_id=instance_id,
             )
-        if now >= self.resume_at:  # chunks that fail together count as one
-            self.resume_at = now + min(_FIRST_REST * 2.0**self._rests, _LONGEST_REST)
-            self._rests += 1
+        if health.down_since is not None and now >= self.probe_at:  # chunks that fail together count as one
+            self.probe_at = now + health.next_probe_delay()
 
 
 @define(eq=False)
-class _Queue(Generic[T]):
-    """The items to do and their outcomes. Every change wakes those who wait for one."""
+class _Queue(WorkQueue[_Task[T]], Generic[T]):
+    """The items to do, and their outcomes."""
 
     limit: int
     """The most items to read ahead, to have in progress, and to keep as outcomes that were not taken yet."""
-    unread: bool = True
     new: deque[_Task[T]] = field(factory=deque)
-    retries: deque[_Task[T]] = field(factory=deque)
-    in_progress: int = 0
     outcomes: deque[Outcome[T]] = field(factory=deque)
-    _changed: asyncio.Event = field(factory=asyncio.Event)
-
-    @property
-    def is_done(self) -> bool:
-        return not (self.unread or self.new or self.retries or self.in_progress)
-
-    async def wait_for_change(self) -> None:
-        await self._changed.wait()
-
-    def notify(self) -> None:
-        self._changed.set()
-        self._changed = asyncio.Event()
 
     async def read(self, items: Iterable[T] | AsyncIterable[T]) -> None:
         """Read the items, up to the limit ahead.
@@ -123,37 +117,43 @@ class _Queue(Generic[T]):
             self.new.append(_Task(item))
             self.notify()
             while len(self.new) >= self.limit:
-                await self.wait_for_change()
-        self.unread = False
+                await self.changed.wait()
+        self._is_read = True
         self.notify()
 
+    @property
+    def is_full(self) -> bool:
+        return len(self.outcomes) >= self.limit
+
+    @property
+    def has_new(self) -> bool:
+        return bool(self.new) or not self._is_read
+
     def take(self, size: int) -> list[_Task[T]]:
-        """Take up to `size` items, failed ones first. Empty if there are none at the moment."""
+        """Take up to `size` items. Empty if there are none at the moment."""
         chunk: list[_Task[T]] = []
-        while len(chunk) < size and (self.retries or self.new) and len(self.outcomes) < self.limit:
-            chunk.append(self.retries.popleft() if self.retries else self.new.popleft())
+        while len(chunk) < size and (task := self.get_nowait()) is not None:
+            chunk.append(task)
         if chunk:
-            self.in_progress += len(chunk)
             self.notify()
         return chunk
 
-    def put_back(self, chunk: Sequence[_Task[T]]) -> None:
-        """Put back a chunk that was not done. This does not count as an attempt."""
-        self.in_progress -= len(chunk)
-        self.retries.extendleft(reversed(chunk))
-        self.notify()
+    def complete(self, task: _Task[T], result: Result) -> None:
+        self.outcomes.append(Outcome(item=task.item, value=result.value, error=result.failure))
+        self.task_done()
 
-    def complete(self, chunk: Sequence[_Task[T]], results: Sequence[Result], max_attempts: int) -> None:
-        """Turn the results of a chunk into outcomes, or into retries where another attempt may succeed."""
-        self.in_progress -= len(chunk)
-        for task, result in zip(chunk, results, strict=True):
-            if result.failure is not None and result.failure.is_trouble:
-                task.attempts += 1
-                if task.attempts < max_attempts:
-                    self.retries.append(task)
-                    continue
-            self.outcomes.append(Outcome(item=task.item, value=result.value, error=result.failure))
-        self.notify()
+    @override
+    def _next(self) -> _Task[T] | None:
+        if self.is_full:
+            return None
+        task = self._next_returned()
+        if task is None and self.new and len(self._delayed) < max(self.limit, _MAX_RETRIES):
+            task = self.new.popleft()
+        return task
+
+    @override
+    def _has_more(self) -> bool:
+        return bool(self.new)
 
 
 class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
@@ -192,6 +192,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         self._queue: _Queue[T] = _Queue(chunk_size * chunks_per_instance * len(self._leases))
         self._num_alive = len(self._leases)
         self._starting: set[anyio.CancelScope] = set()
+        self._in_use: set[_Instance] = set()
         self._error: BaseException | None = None
         self._scope = anyio.CancelScope()
         self._main: asyncio.Task[None] | None = None
@@ -252,7 +253,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             if self._main.done():
                 self._main.result()
                 raise StopAsyncIteration
-            await self._queue.wait_for_change()
+            await self._queue.changed.wait()
         outcome = self._queue.outcomes.popleft()
         self._queue.notify()
         return outcome
@@ -276,8 +277,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             await self._queue.read(self._items)
         except Exception as error:  # noqa: BLE001  (see `_fail`)
             self._fail(error)
-        while not self._queue.is_done:
-            await self._queue.wait_for_change()
+        await self._queue.finished.wait()
         # Instances that are still starting are no longer needed.
         for scope in self._starting:
             scope.cancel()
@@ -294,51 +294,85 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             self._num_alive -= 1
             if isinstance(error, TeardownError):
                 self._error = self._error or error
-            if self._num_alive or self._queue.is_done:
+            if self._num_alive or self._queue.is_finished:
                 logger.warning("a fan-out continues with %d instances: %s", self._num_alive, error)
             else:
                 self._fail(error)
         except Exception as error:  # noqa: BLE001  (see `_fail`)
             self._fail(error)
 
-    async def _use(self, inst: InstanceHandle) -> None:
-        health = _InstanceHealth(inst.instance_id)
-        async with anyio.create_task_group() as tasks:
-            for _ in range(self._chunks_per_instance):
-                tasks.start_soon(self._send_chunks, inst, health, tasks.cancel_scope)
-        if health.error is not None:
-            raise health.error
-
-    async def _send_chunks(
-        self, inst: InstanceHandle, health: _InstanceHealth, instance_scope: anyio.CancelScope
-    ) -> None:
+    async def _use(self, handle: InstanceHandle) -> None:
+        inst = _Instance(handle)
+        self._in_use.add(inst)
         try:
-            while not self._queue.is_done:
-                if health.resume_at > anyio.current_time():
-                    with anyio.CancelScope(deadline=health.resume_at):
-                        await self._queue.wait_for_change()
+            async with anyio.create_task_group() as tasks:
+                for _ in range(self._chunks_per_instance):
+                    tasks.start_soon(self._send_chunks, inst, tasks.cancel_scope)
+        finally:
+            self._in_use.discard(inst)
+        if inst.error is not None:
+            raise inst.error
+
+    async def _send_chunks(self, inst: _Instance, instance_scope: anyio.CancelScope) -> None:
+        try:
+            while not self._queue.is_finished:
+                probe_at = math.inf if inst.is_probing else inst.probe_at
+                if inst.health.down_since is not None and probe_at > anyio.current_time():
+                    with anyio.CancelScope(deadline=probe_at):
+                        await self._queue.changed.wait()
                 elif chunk := self._queue.take(self._chunk_size):
-                    await self._send(chunk, inst, health)
+                    await self._send(chunk, inst)
+                elif self._queue.is_full:
+                    await self._queue.changed.wait()
                 else:
                     await self._queue.wait_for_change()
         except EndpointError as error:
-            health.error = error
+            inst.error = error
             instance_scope.cancel()
         except Exception as error:  # noqa: BLE001  (see `_fail`)
             self._fail(error)
 
-    async def _send(self, chunk: list[_Task[T]], inst: InstanceHandle, health: _InstanceHealth) -> None:
+    async def _send(self, chunk: list[_Task[T]], inst: _Instance) -> None:
+        began, is_probe = anyio.current_time(), inst.health.down_since is not None
+        inst.chunks += 1
+        inst.is_probing |= is_probe
         try:
-            results = await self._submit(inst, [task.item for task in chunk])
+            try:
+                results = await self._submit(inst.handle, [task.item for task in chunk])
+            finally:
+                inst.chunks -= 1
+                inst.is_probing &= not is_probe
+            now = anyio.current_time()
             failures = [result.failure for result in results if result.failure and result.failure.is_trouble]
             if len(failures) < len(results):
-                health.record_answer()
+                inst.health.record_success(now)
             else:
-                health.record_silence(failures[0])
+                inst.record_silence(failures[0], began, now)
         except BaseException:
-            self._queue.put_back(chunk)
+            for task in chunk:
+                self._queue.put_back(task)
             raise
-        self._queue.complete(chunk, results, self._max_attempts)
+        # One delay for all, so that they stay one chunk.
+        delay = retry_delay(max(task.failures for task in chunk))
+        for task, result in zip(chunk, results, strict=True):
+            if self._may_be_retried(task, result, inst, began, now):
+                self._queue.retry_later(task, delay)
+            else:
+                self._queue.complete(task, result)
+        self._queue.notify()
+
+    def _may_be_retried(
+        self, task: _Task[T], result: Result, inst: _Instance, began: float, now: float
+    ) -> bool:
+        if result.failure is None or not result.failure.is_trouble:
+            return False
+        answered_others = inst.health.last_success >= (began if task.failed_at is None else task.failed_at)
+        task.failed_at = now
+        task.failures += 1
+        task.own_failures += answered_others
+        has_control = self._queue.has_new or any(each.health.down_since is None for each in self._in_use)
+        is_blamed = not has_control and inst.health.down_seconds(now) >= _LAST_ITEMS_TIMEOUT
+        return (task.failures if is_blamed else task.own_failures) < self._max_attempts
 
 
 async def _as_async(items: Iterable[T]) -> AsyncIterator[T]:

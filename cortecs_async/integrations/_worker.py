@@ -24,6 +24,10 @@ _CONNECTION_ERRORS = frozenset(
 )
 
 
+class AnswerError(Exception):
+    """The body of a successful response is not an answer."""
+
+
 @frozen
 class Failure:
     """Why an item has no value.
@@ -87,7 +91,7 @@ def _failure(error: Exception, secret: str) -> Failure:
     chain = list(_chain(error))
     status = next((found for link in chain if (found := _status(link)) is not None), None)
     if status is None:
-        is_trouble = any(map(_is_connection_error, chain))
+        is_trouble = any(map(_is_no_answer, chain))
     else:
         is_trouble = status in _RETRYABLE_STATUSES or status >= 500
     return Failure(type(error).__name__, message, status, is_trouble)
@@ -107,8 +111,8 @@ def _status(error: BaseException) -> int | None:
     return status if isinstance(status, int) else None
 
 
-def _is_connection_error(error: BaseException) -> bool:
-    return isinstance(error, (ConnectionError, TimeoutError)) or any(
+def _is_no_answer(error: BaseException) -> bool:
+    return isinstance(error, (ConnectionError, TimeoutError, AnswerError)) or any(
         kind.__name__ in _CONNECTION_ERRORS for kind in type(error).__mro__
     )
 

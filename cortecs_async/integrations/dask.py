@@ -45,7 +45,7 @@ def fan_out(
         chunk_size: Items in a task.
         chunks_per_instance: Tasks that use an instance at the same time.
         max_attempts: Attempts for an item that gets no response, or one of 401, 403, 404, 408, 409, 425, 429
-            or 500 and above.
+            or 500 and above. Attempts while the instance answers no other items do not count.
         dask_options: Options of `Client.submit`: `workers`, `resources`, `priority`, ...
 
     Raises:

@@ -1,35 +1,38 @@
-"""Files for `fan_out`: requests in the format of OpenAI's Batch API, and their answers.
+"""Files for `fan_out`: requests and their answers, in the formats of a batch.
 
 `AnswerFile` reads the requests that have no answer yet and writes the answers. `answer` is the `work` for it.
 """
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
-import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from contextlib import ExitStack, closing
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from .. import InstanceHandle, InvalidArgumentError
-from ..errors import BatchFileError
+from .._batch.answers import AnswerLine, format_answer, format_error, format_value
+from .._batch.endpoints import ENDPOINT_OF_URL, find_problem
+from .._batch.format import ENCODER, Request, encode_utf8
+from .._batch.index import mark_done
+from .._batch.output import Output
+from .._batch.plan import BatchOptions, Preflight, read_files
+from .._batch.request_queue import read_unanswered
+from .._batch.setup import check_path
+from ..errors import BatchWriteError
 from ._fan_out import Outcome
+from ._worker import AnswerError
 
 __all__ = ["AnswerFile", "answer"]
-
-_ID_PREFIX = "fleet_req_"
-# The start of every line of answers.
-_LINE_START = f'{{"id": "{_ID_PREFIX}'.encode()
 
 
 async def answer(
     inst: InstanceHandle, requests: list[dict[str, Any]], *, concurrency: int = 32, timeout: float = 600.0
 ) -> list[Any]:
     """Answer requests in parallel: the `work` for `fan_out`. Needs the `openai` package on the workers.
+
+    A successful response whose body is an error, or has no content, counts as no answer.
 
     Args:
         inst: The instance.
@@ -44,8 +47,15 @@ async def answer(
     async with inst.openai(max_retries=0, timeout=timeout) as llm:
 
         async def ask(request: dict[str, Any]) -> object:
-            path = str(request["url"]).removeprefix("/v1")
-            return await llm.post(path, cast_to=object, body={**request["body"], "model": inst.model})
+            url = str(request["url"])
+            body = {**request["body"], "model": inst.model}
+            reply: Any = await llm.post(url.removeprefix("/v1"), cast_to=object, body=body)
+            if (endpoint := ENDPOINT_OF_URL.get(url)) is not None:
+                is_object = isinstance(reply, dict)
+                problem = find_problem(reply, (endpoint,)) if is_object else "the answer is not a JSON object"
+                if problem is not None:
+                    raise AnswerError(problem)
+            return reply
 
         results = inst.map(ask, requests, concurrency=concurrency, return_exceptions=True)
         return [result async for result in results]
@@ -55,11 +65,12 @@ class AnswerFile:
     """The answers to a file of requests: `with AnswerFile("requests.jsonl", "answers.jsonl") as answers:`.
 
     Answers survive the end of the process, however it ends. The next run continues from there: an incomplete
-    last line is cut off, and its request is sent again. Both files are read on entry, and the requests once
-    more as you take them. The `custom_id` of every request is kept in memory.
+    last line is cut off, and its request is sent again. Both files are read and compared on entry, as in
+    `client.run_batch`, and the requests once more as you take them. Memory does not grow with the files,
+    except for one bit for each request.
 
     Args:
-        source: The requests, one object per line, with `custom_id`, `url` and `body`.
+        source: The requests, in any format of a batch. It may be compressed.
         target: The answers: a new file, or that of an earlier run.
 
     Attributes:
@@ -67,105 +78,115 @@ class AnswerFile:
     """
 
     def __init__(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-        self._source, self._target = Path(source), Path(target)
+        self._options = BatchOptions(source=check_path("input", source), target=check_path("output", target))
         self.left: int = 0
-        self._answered: set[str] = set()
-        self._file: BinaryIO | None = None
+        self._preflight: Preflight | None = None
+        self._output: Output | None = None
+        self._taken: dict[str, Request] = {}  # and not answered
         self._exits = ExitStack()
 
     def __enter__(self) -> Self:
         """Read both files.
 
         Raises:
-            BatchFileError: If a line is not a request or not an answer, a `custom_id` is a duplicate, or
-                another process is writing the answers.
-            OSError: If the requests cannot be read, or the answers cannot be written.
+            BatchFileError: If a line is not a request or not an answer, a `custom_id` is a duplicate, an
+                answer belongs to no request or to a changed one, or another process is writing the answers.
+                Also if a file cannot be read or written.
+            BatchWriteError: If an incomplete line cannot be cut off.
         """
+        self._taken.clear()
         with ExitStack() as exits:
-            file = exits.enter_context(self._target.open("a+b"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise BatchFileError("another process is writing it", path=str(self._target)) from None
-            file.seek(0)
-            end = 0
-            for number, line in enumerate(file, 1):
-                if line.endswith(b"\n"):
-                    self._answered.add(_read(line, self._target, number, "response")["custom_id"])
-                    end += len(line)
-                elif not (line.startswith(_LINE_START) or _LINE_START.startswith(line)):
-                    # Do not cut it off: this may be the wrong file.
-                    raise BatchFileError("not an answer of `fan_out`", path=str(self._target), line=number)
-            file.truncate(end)
-            self.left = sum(1 for _ in self.unanswered())
-            self._file, self._exits = file, exits.pop_all()
+            output = exits.enter_context(closing(Output(self._options.target)))
+            self._read(output, exits)
+            self._output, self._exits = output, exits.pop_all()
         return self
+
+    def _read(self, output: Output, exits: ExitStack) -> None:
+        self._preflight = exits.enter_context(closing(read_files(self._options, output)))
+        self.left = self._preflight.plan.left
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._file = None
-        self._exits.close()
-
-    def unanswered(self) -> Iterator[dict[str, Any]]:
-        """Yield the requests without an answer, read as you take them.
+        """Wait until the answers are on the disk.
 
         Raises:
-            BatchFileError: As on entry, if the requests have changed since.
-            OSError: If the requests cannot be read.
+            BatchWriteError: If they cannot be written, or another program has removed or changed the file. If
+                the block has raised, its exception gets a note instead.
         """
-        seen: set[str] = set()
-        with self._source.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.isspace():
-                    continue
-                request = _read(line, self._source, number, "url", "body")
-                custom_id = request["custom_id"]
-                if custom_id in seen:
-                    raise BatchFileError(
-                        f"duplicate custom_id {custom_id!r}", path=str(self._source), line=number
-                    )
-                seen.add(custom_id)
-                if custom_id not in self._answered:
-                    yield request
+        output, self._output = self._output, None
+        with self._exits as exits:
+            if output is None:
+                return
+            try:
+                is_unchanged = output.check_unchanged()
+                output.append([])
+            except BatchWriteError as error:
+                if exc is None:
+                    raise
+                exc.add_note(str(error))
+                return
+            if exc is None:
+                if not is_unchanged:
+                    self._read(output, exits)
+                output.keep()
+
+    def unanswered(self) -> Iterator[dict[str, Any]]:
+        """Yield the requests without an answer, read as you take them: `custom_id`, `url` and `body`.
+
+        Raises:
+            BatchFileError: If the requests cannot be read, or have changed since they were compared.
+            InvalidArgumentError: Before the block.
+        """
+        if self._preflight is None:
+            raise _misuse()
+        options = self._preflight.options
+        parser = options.new_parser()
+        for number, line in read_unanswered(
+            options.source, parser.path, self._preflight.done, self._preflight.input_status
+        ):
+            if (found := parser.parse(number, line)) is not None:
+                request, body = found
+                request.body = b""  # `body` has it
+                self._taken[request.custom_id] = request
+                url = f"/v1{request.path}"
+                yield {"custom_id": request.custom_id, "method": "POST", "url": url, "body": body}
 
     def write(self, outcome: Outcome[dict[str, Any]]) -> None:
         """Append the answer of an outcome, or its error.
 
         Raises:
-            InvalidArgumentError: Outside the block.
-            OSError: If the answer cannot be written.
+            InvalidArgumentError: Outside the block, or if `unanswered` has not yielded the `custom_id` of the
+                outcome's item, or it has an answer.
+            BatchWriteError: If the answer cannot be written, or another program has removed or changed the
+                file. Then all answers are in a new file that the error names.
+            TypeError, ValueError: If the value is not JSON.
         """
-        if self._file is None:
-            raise InvalidArgumentError("write answers in `with AnswerFile(...) as answers:`")
+        if self._output is None or self._preflight is None:
+            raise _misuse()
         custom_id = outcome.item["custom_id"]
-        line: dict[str, Any] = {
-            "id": f"{_ID_PREFIX}{uuid.uuid4().hex}",
-            "custom_id": custom_id,
-            "response": None,
-            "error": None,
-        }
-        if outcome.error is None:
-            line["response"] = {"status_code": 200, "body": outcome.value}
-        else:
-            error = {"code": outcome.error.code, "message": outcome.error.message}
-            if outcome.error.status is None:
-                line["error"] = error
-            else:
-                line["response"] = {"status_code": outcome.error.status, "body": {"error": error}}
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
-        self._answered.add(custom_id)
+        request = self._taken.get(custom_id)
+        if request is None:
+            raise InvalidArgumentError(
+                f"custom_id {custom_id!r} has an answer already, or is not from `unanswered()`: write each "
+                "outcome once"
+            )
+        # `fsync` for each line would block the event loop for most of the time.
+        self._output.append([_format(request, outcome).text], sync=False)
+        del self._taken[custom_id]
+        mark_done(self._preflight.done, request.number)
         self.left -= 1
 
 
-def _read(line: bytes, path: Path, number: int, *names: str) -> dict[str, Any]:
-    try:
-        data = json.loads(line)
-    except ValueError:
-        raise BatchFileError("not valid JSON", path=str(path), line=number) from None
-    if not isinstance(data, dict) or not isinstance(data.get("custom_id"), str):
-        raise BatchFileError("custom_id must be a string", path=str(path), line=number)
-    if missing := [name for name in names if name not in data]:
-        raise BatchFileError(f"missing {missing[0]!r}", path=str(path), line=number)
-    return data
+def _format(request: Request, outcome: Outcome[dict[str, Any]]) -> AnswerLine:
+    failure = outcome.error
+    if failure is None:
+        return format_value(request, outcome.value)
+    if failure.status is None:
+        return format_error(request, failure.code, failure.message)
+    body = ENCODER.encode({"error": {"code": failure.code, "message": failure.message}})
+    return format_answer(request, failure.status, None, encode_utf8(body))
+
+
+def _misuse() -> InvalidArgumentError:
+    return InvalidArgumentError("use it in a block: `with AnswerFile(...) as answers:`")

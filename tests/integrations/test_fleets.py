@@ -6,14 +6,19 @@ The clusters themselves are in tests/ecosystem.
 from __future__ import annotations
 
 import asyncio
+import gzip
+import itertools
 import json
+import os
 import pickle
+import re
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import anyio
 import attrs
@@ -26,7 +31,7 @@ from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.integrations import _worker
 from cortecs_async.integrations._fan_out import FanOut, Outcome
 from cortecs_async.integrations._worker import Failure, Result, run_chunk
-from cortecs_async.integrations.jsonl import AnswerFile
+from cortecs_async.integrations.jsonl import AnswerFile, answer
 
 HANDLE = InstanceHandle(instance_id="i", base_url="http://localhost/v1", model="m", account="a")
 World = Callable[..., AbstractAsyncContextManager[tuple[Emulator, Any]]]
@@ -184,39 +189,118 @@ async def test_an_error_of_an_item_is_its_outcome(world: World) -> None:
         assert (tries[7], tries[8], tries[9]) == (1, 3, 1)
 
 
-async def test_an_outage_fails_no_item_and_sends_few_requests(world: World) -> None:
+DOWN = Failure("ServiceUnavailableError", "starting", 503, is_trouble=True)
+
+
+# With 12 items, no other ones can show whether the instance answers.
+@pytest.mark.parametrize(("count", "outage"), [(200, 150.0), (12, 25.0)])
+async def test_an_outage_fails_no_item_and_gets_one_chunk_at_a_time(
+    world: World, count: int, outage: float
+) -> None:
     async with world() as (emu, client):
         workers = Workers(emu)
-        down = Failure("ServiceUnavailableError", "starting", 503, is_trouble=True)
-        workers.faults = dict.fromkeys(range(44), down)
 
-        async def recover() -> None:
-            await anyio.sleep(25)
+        async def interrupt() -> None:
+            workers.faults = dict.fromkeys(range(count), DOWN)
+            await anyio.sleep(2.0)
+            workers.most_busy.clear()
+            await anyio.sleep(outage)
+            assert set(workers.most_busy.values()) == {1}
             workers.faults = {}
 
         async with anyio.create_task_group() as tasks:
-            async with fan_out(workers, range(44), [client.instance(MODEL)], max_attempts=9) as outcomes:
-                tasks.start_soon(recover)
-                assert [outcome.error async for outcome in outcomes] == [None] * 44
-        # Two chunks in parallel, after 0, 2, 6, 14 seconds and so on.
-        assert len(workers.chunks) <= 11 + 2 * 6
+            async with fan_out(workers, range(count), [client.instance(MODEL)], max_attempts=2) as outcomes:
+                found: list[Outcome[int]] = []
+                async for outcome in outcomes:
+                    if not found:
+                        tasks.start_soon(interrupt)
+                    found.append(outcome)
+        assert [outcome.error for outcome in found] == [None] * count
+        # A chunk takes a second, and the pause after it up to five.
+        assert len(workers.chunks) <= count / 4 + 2 + outage / 3
 
 
-async def test_an_instance_that_never_answers_is_given_up(world: World) -> None:
+# All chunks fail at once, the two items alone, or after the others.
+@pytest.mark.parametrize(("count", "bad"), [(2, {0, 1}), (40, {0, 1}), (40, {38, 39})])
+@pytest.mark.parametrize("chunk_size", [1, 4])
+async def test_items_that_never_succeed_do_not_fail_the_instance(
+    world: World, count: int, bad: set[int], chunk_size: int
+) -> None:
     async with world() as (emu, client):
+        workers = Workers(emu)
+        workers.faults = dict.fromkeys(bad, DOWN)
+        began = anyio.current_time()
+        options = {"chunk_size": chunk_size, "chunks_per_instance": 1, "max_attempts": 4}
+        async with fan_out(workers, range(count), [client.instance(MODEL)], **options) as outcomes:
+            found = {outcome.item: outcome.error async for outcome in outcomes}
+        assert len(found) == count
+        assert {item for item, error in found.items() if error is not None} == bad
+        tries = Counter(item for _, items in workers.chunks for item in items)
+        assert all(4 <= tries[item] <= 12 for item in bad)
+        assert anyio.current_time() - began < 180
 
-        async def refuse(inst: InstanceHandle, items: list[int]) -> list[Result]:
-            return [Result(failure=Failure("AuthenticationError", "wrong key", 401, is_trouble=True))] * len(
-                items
+
+async def test_an_instance_that_is_down_fails_no_item_of_another_one(world: World) -> None:
+    async with world() as (emu, client):
+        workers = Workers(emu, seconds=30.0)
+        first = ""
+
+        async def work(inst: InstanceHandle, items: list[int]) -> list[Result]:
+            nonlocal first
+            first = first or inst.instance_id
+            return (
+                [Result(failure=DOWN)] * len(items)
+                if inst.instance_id == first
+                else await workers(inst, items)
             )
 
-        with pytest.raises(
-            errors.EndpointError, match=r"has not answered for .* s: AuthenticationError: wrong"
-        ):
-            async with fan_out(refuse, range(400), [client.instance(MODEL)]) as outcomes:
-                async for outcome in outcomes:
-                    pytest.fail(f"{outcome}")
+        leases = [client.instance(MODEL) for _ in range(2)]
+        async with fan_out(work, range(24), leases, max_attempts=1) as outcomes:
+            assert [outcome.error async for outcome in outcomes] == [None] * 24
+
+
+async def test_an_item_is_sent_again_after_a_growing_delay(world: World) -> None:
+    times = []
+
+    async def work(inst: InstanceHandle, items: list[int]) -> list[Result]:
+        if 7 in items:
+            times.append(anyio.current_time())
+        await anyio.sleep(0.01)
+        return [Result(failure=DOWN if item == 7 else None) for item in items]
+
+    async def items() -> AsyncIterator[int]:
+        for item in range(2000):
+            await anyio.sleep(0.01)
+            yield item
+
+    async with world() as (_, client):
+        async with fan_out(work, items(), [client.instance(MODEL)], max_attempts=5) as outcomes:
+            assert {outcome.item async for outcome in outcomes if outcome.error} == {7}
+    pauses = [after - before for before, after in itertools.pairwise(times)]
+    assert len(pauses) == 4
+    assert all(0.25 * 2**n <= pause <= 0.5 * 2**n + 0.1 for n, pause in enumerate(pauses))
+
+
+@pytest.mark.parametrize(
+    ("status", "num_answered", "seconds"), [(401, 0, 10), (401, 4, 180), (503, 0, 180), (None, 4, 180)]
+)
+async def test_an_instance_that_does_not_answer_is_given_up(
+    world: World, status: int | None, num_answered: int, seconds: float
+) -> None:
+    failure = Failure("APIError", "refused", status, is_trouble=True)
+    times = []
+
+    async def refuse(inst: InstanceHandle, items: list[int]) -> list[Result]:
+        times.append(anyio.current_time())
+        return [Result(failure=failure if item >= num_answered else None) for item in items]
+
+    async with world() as (emu, client):
+        with pytest.raises(errors.EndpointError, match=r"has not answered for \d+ s: APIError: refused"):
+            async with fan_out(refuse, range(400), [client.instance(MODEL)], max_attempts=1) as outcomes:
+                assert [outcome.item async for outcome in outcomes if outcome.error] == []
         assert emu.existing == ()
+        # Pauses are random. Before the first failure come the pauses of items that failed among others.
+        assert seconds <= times[-1] - times[0] < seconds + 40
 
 
 async def test_exceptions_of_work_and_of_the_items_are_raised_unchanged(world: World) -> None:
@@ -357,6 +441,7 @@ def wrapped(inner: Exception) -> Exception:
         (wrapped(APIConnectionError("x")), None, True),
         (ConnectionResetError(), None, True),
         (TimeoutError(), None, True),
+        (_worker.AnswerError("the answer has no choices"), None, True),
         (KeyError("mine"), None, False),
     ],
     ids=repr,
@@ -431,9 +516,9 @@ def test_answers_continue_in_the_next_run(tmp_path: Path) -> None:
     ("line", "complaint"),
     [
         ("{", "line 2: not valid JSON"),
-        ('{"url": "/v1/chat/completions", "body": {}}', "line 2: custom_id must be a string"),
-        ('{"custom_id": "a", "url": "/v1/chat/completions"}', "line 2: missing 'body'"),
-        ('{"custom_id": "r0", "url": "/v1/chat/completions", "body": {}}', "line 2: duplicate .* 'r0'"),
+        ('{"url": "/v1/chat/completions", "body": {}}', "line 2: custom_id is missing"),
+        ('{"custom_id": "a", "url": "/v1/chat/completions"}', "line 2: body is missing"),
+        ('{"custom_id": "r0", "url": "/v1/chat/completions", "body": {}}', "line 2: duplicate .* line 1"),
     ],
 )
 def test_invalid_requests_are_rejected_on_entry(tmp_path: Path, line: str, complaint: str) -> None:
@@ -446,9 +531,9 @@ def test_invalid_requests_are_rejected_on_entry(tmp_path: Path, line: str, compl
 def test_a_file_of_another_kind_is_not_changed(tmp_path: Path) -> None:
     source = requests_file(tmp_path, 1)
     for text, complaint in (
-        (source.read_text(), "missing 'response'"),
-        (source.read_text().strip(), "not an answer"),
-        ("notes", "not an answer"),
+        (source.read_text(), "response are required"),
+        (source.read_text().strip(), "response are required"),
+        ("notes", "no line break at its end"),
     ):
         target = tmp_path / "other"
         target.write_text(text)
@@ -460,6 +545,195 @@ def test_a_file_of_another_kind_is_not_changed(tmp_path: Path) -> None:
         pytest.raises(errors.BatchFileError, match="another process"),
     ):
         AnswerFile(source, tmp_path / "answers").__enter__()
+
+
+def test_requests_may_have_any_format_of_a_batch(tmp_path: Path) -> None:
+    source = tmp_path / "requests.jsonl.gz"
+    body = {"model": "mine", "input": "é", "n": 1.0}
+    lines = [
+        '\ufeff{"prompt": "Hi", "id": 7}',
+        "",
+        json.dumps({"custom_id": "e", "url": "/v1/embeddings", "body": body}),
+        '{"messages": [], "max_tokens": 5}',
+    ]
+    source.write_bytes(gzip.compress("\r\n".join(lines).encode()))
+    with AnswerFile(source, tmp_path / "answers") as answers:
+        assert answers.left == 3
+        found = list(answers.unanswered())
+    chat = "/v1/chat/completions"
+    assert found == [
+        {
+            "custom_id": "7",
+            "method": "POST",
+            "url": chat,
+            "body": {"messages": [{"role": "user", "content": "Hi"}]},
+        },
+        {"custom_id": "e", "method": "POST", "url": "/v1/embeddings", "body": body},
+        {"custom_id": "line-4", "method": "POST", "url": chat, "body": {"messages": [], "max_tokens": 5}},
+    ]
+
+
+def answer_all(source: Path, target: Path) -> None:
+    with AnswerFile(source, target) as answers:
+        for item in answers.unanswered():
+            answers.write(Outcome(item=item, value={"choices": ["é"], "logprob": float("-inf")}))
+
+
+def test_a_changed_request_is_an_error_but_not_one_written_differently(tmp_path: Path) -> None:
+    source, target = requests_file(tmp_path, 2), tmp_path / "answers.jsonl"
+    answer_all(source, target)
+    whole = target.read_bytes()
+    text = source.read_text()
+    assert '{"n": 0}' in text
+    source.write_text(text.replace('{"n": 0}', '{"stream": false, "n": 0.0}'))
+    with AnswerFile(source, target) as answers:
+        assert answers.left == 0
+    source.write_text(text.replace('{"n": 0}', '{"n": 5}'))
+    with pytest.raises(errors.BatchFileError, match="another request than the one with this custom_id"):
+        AnswerFile(source, target).__enter__()
+    assert target.read_bytes() == whole
+
+
+def test_a_line_is_like_that_of_a_batch(tmp_path: Path) -> None:
+    source, target = requests_file(tmp_path, 1), tmp_path / "answers.jsonl"
+    answer_all(source, target)
+    text = target.read_text(encoding="utf-8")
+    request_id = json.loads(text)["id"]
+    assert re.fullmatch("batch_req_v2_[0-9a-f]{32}", request_id)
+    assert text == (
+        f'{{"id":"{request_id}","custom_id":"r0","response":{{"status_code":200,"request_id":"{request_id}",'
+        '"body":{"choices":["é"],"logprob":null}},"error":null}\n'
+    )
+
+
+OLD_LINE = '{"id": "fleet_req_%032x", "custom_id": "r%d", "response": null, "error": {"code": "X"}}\n'
+
+
+@pytest.mark.parametrize("torn", [1, 20, 70])
+def test_answers_of_earlier_versions_are_recognized(tmp_path: Path, torn: int) -> None:
+    source, target = requests_file(tmp_path, 3), tmp_path / "answers.jsonl"
+    whole = OLD_LINE % (123, 1)
+    target.write_text(whole + (OLD_LINE % (124, 2))[:torn])
+    with AnswerFile(source, target) as answers:
+        assert [item["custom_id"] for item in answers.unanswered()] == ["r0", "r2"]
+    assert target.read_text() == whole
+    target.write_text(OLD_LINE % (123, 9))
+    with pytest.raises(errors.BatchFileError, match=r"no request in .* has this custom_id"):
+        AnswerFile(source, target).__enter__()
+
+
+def test_an_answer_is_written_once(tmp_path: Path) -> None:
+    source, target = requests_file(tmp_path, 2), tmp_path / "answers.jsonl"
+    with AnswerFile(source, target) as answers:
+        first = next(answers.unanswered())
+        for custom_id in ("r1", "other"):
+            with pytest.raises(InvalidArgumentError, match=custom_id):
+                answers.write(Outcome(item={**first, "custom_id": custom_id}, value={}))
+        with pytest.raises(TypeError):
+            answers.write(Outcome(item=first, value=object()))
+        answers.write(Outcome(item=first, value={}))
+        with pytest.raises(InvalidArgumentError, match="r0"):
+            answers.write(Outcome(item=first, value={}))
+        assert [item["custom_id"] for item in answers.unanswered()] == ["r1"]
+        assert answers.left == 1
+    assert len(target.read_text().splitlines()) == 1
+    with pytest.raises(InvalidArgumentError, match="block"):
+        next(AnswerFile(source, target).unanswered())
+
+
+def test_a_replaced_file_is_noticed_and_its_answers_are_saved(tmp_path: Path) -> None:
+    source, target = requests_file(tmp_path, 3), tmp_path / "answers.jsonl"
+    with pytest.raises(errors.BatchWriteError, match=r"removed .* 2 of 2 answers are saved in"):
+        with AnswerFile(source, target) as answers:
+            requests = answers.unanswered()
+            answers.write(Outcome(item=next(requests), value={}))
+            target.unlink()
+            answers.write(Outcome(item=next(requests), value={}))
+    (saved,) = tmp_path.glob("*.recovered-*")
+    saved.rename(target)
+    with pytest.raises(errors.BatchWriteError, match="3 of 3 answers are saved in"):
+        with AnswerFile(source, target) as answers:
+            answers.write(Outcome(item=next(answers.unanswered()), value={}))
+            target.unlink()
+    with pytest.raises(KeyError) as raised, AnswerFile(source, target) as answers:
+        answers.write(Outcome(item=next(answers.unanswered()), value={}))
+        target.write_text("")
+        raise KeyError
+    assert "truncated" in raised.value.__notes__[0]
+
+
+def test_answers_that_others_changed_in_place_are_read_again(tmp_path: Path) -> None:
+    source, target = requests_file(tmp_path, 1), tmp_path / "answers.jsonl"
+    with pytest.raises(errors.BatchFileError, match="not valid JSON"), AnswerFile(source, target) as answers:
+        answers.write(Outcome(item=next(answers.unanswered()), value={}))
+        target.write_bytes(b"x" * (target.stat().st_size - 1) + b"\n")
+        os.utime(target, ns=(1, 1))
+
+
+def test_answers_are_synced_at_the_end_and_not_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, sync = [], os.fsync
+
+    def note(descriptor: int) -> None:
+        synced.append(os.fstat(descriptor).st_size)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    source, target = requests_file(tmp_path, 30), tmp_path / "answers.jsonl"
+    answer_all(source, target)
+    assert synced[-1] == target.stat().st_size
+    assert len(synced) <= 2  # the folder, once
+
+
+def test_memory_does_not_grow_with_the_files(tmp_path: Path) -> None:
+    source, target = tmp_path / "requests.jsonl", tmp_path / "answers.jsonl"
+    with source.open("w") as file:
+        for number in range(2000):
+            file.write(json.dumps({"id": f"{number:04000}", "prompt": "Hi"}) + "\n")
+    with AnswerFile(source, target) as answers:
+        tracemalloc.start()
+        try:
+            for item in answers.unanswered():
+                answers.write(Outcome(item=item, value={}))
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+    # The ids have 8 MB, and the buffer 1 MiB.
+    assert peak < 3 << 20
+
+
+@pytest.mark.parametrize(
+    ("url", "reply", "problem"),
+    [
+        ("/v1/chat/completions", {"choices": [{"text": ""}]}, None),
+        ("/v1/chat/completions", {"error": {"message": "overloaded"}}, "the answer is an error: overloaded"),
+        ("/v1/chat/completions", {"data": [1]}, "the answer has no choices"),
+        ("/v1/chat/completions", "busy", "the answer is not a JSON object"),
+        ("/v1/of-another-server", "fine", None),
+    ],
+)
+async def test_a_success_without_an_answer_is_not_one(
+    monkeypatch: pytest.MonkeyPatch, url: str, reply: object, problem: str | None
+) -> None:
+    class Endpoint:
+        async def __aenter__(self) -> Self:
+            return self
+
+        async def __aexit__(self, *error: object) -> None:
+            pass
+
+        async def post(self, path: str, *, cast_to: type, body: dict[str, Any]) -> object:
+            assert (f"/v1{path}", body) == (url, {"n": 1, "model": "m"})
+            return reply
+
+    monkeypatch.setattr(InstanceHandle, "openai", lambda self, **options: Endpoint())
+    (found,) = await answer(HANDLE, [{"url": url, "body": {"n": 1}}])
+    if problem is None:
+        assert found == reply
+    else:
+        assert isinstance(found, _worker.AnswerError)
+        assert str(found) == problem
 
 
 def test_public_names_show_a_public_module_and_can_be_pickled() -> None:
