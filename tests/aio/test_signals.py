@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -45,7 +46,12 @@ def backend(request: pytest.FixtureRequest) -> str:
 def run(emu: Emulator, backend: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-P", "-c", PROGRAM, backend],
-        env={**emu.env(), "PYTHONPATH": ":".join(sys.path)},
+        # The state directory of this test: journals of other programs could claim its instances.
+        env={
+            **emu.env(),
+            "PYTHONPATH": ":".join(sys.path),
+            "CORTECS_STATE_DIR": os.environ["CORTECS_STATE_DIR"],
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -301,8 +301,9 @@ FAULTS = {
 @pytest.mark.parametrize("fault", tiers(FAULTS))
 async def test_faults_are_told_apart(transport: Any, fault: str) -> None:
     parts, kind = FAULTS[fault]
+    timeout = 0.3 if kind is FailureKind.TIMED_OUT else 20.0
     with Endpoint(parts).running() as endpoint:
-        async with aclosing(new_sender(transport, endpoint.port, timeout=0.3)) as sender:
+        async with aclosing(new_sender(transport, endpoint.port, timeout=timeout)) as sender:
             for _ in range(2):
                 outcome = await sender.post("/chat/completions", question(1))
                 assert isinstance(outcome, Failure)
