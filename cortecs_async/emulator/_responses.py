@@ -72,8 +72,10 @@ def _read(body: Mapping[str, Any]) -> ChatRequest:
     """Read a request as the chat that it stands for."""
     if boolean_field(body, "stream"):
         raise ApiError(400, "The emulator does not stream /responses.")
-    for name in ("tools", "background", "previous_response_id"):
-        if body.get(name):
+    # What stands for "none" in each field that the emulator does not support.
+    for name, nothing in (("tools", []), ("background", False), ("previous_response_id", None)):
+        value = body.get(name)
+        if value is not None and not (type(value) is type(nothing) and value == nothing):
             raise ApiError(400, f"The emulator does not support {name} in /responses.")
     messages = _messages(body.get("input"))
     if (instructions := string_field(body, "instructions")) is not None:

@@ -139,6 +139,10 @@ async def test_each_text_must_fit_the_context(http: Any, path: str, more: dict[s
         ("/responses", {"tools": [{"type": "function", "name": "f"}]}, "does not support tools"),
         ("/responses", {"background": True}, "does not support background"),
         ("/responses", {"previous_response_id": "resp-1"}, "does not support previous_response_id"),
+        *(
+            ("/responses", {name: ""}, f"support {name}")
+            for name in ("tools", "background", "previous_response_id")
+        ),
         ("/responses", {"max_output_tokens": 0}, "max_output_tokens must be"),
         ("/responses", {"text": {"format": {"type": "json_schema"}}}, "text must be"),
         ("/responses", {"text": "plain"}, "text must be"),
