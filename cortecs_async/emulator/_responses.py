@@ -22,7 +22,8 @@ from cortecs_async.emulator._messages import (
 )
 from cortecs_async.emulator._tools import Toolbox
 
-_TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+# A tuple, because the type of a part may not be hashable.
+_TEXT_PARTS = ("text", "input_text", "output_text")
 
 
 def responses(account: Account, request: Request, params: Params, now: float) -> Response:

@@ -135,6 +135,7 @@ async def test_each_text_must_fit_the_context(http: Any, path: str, more: dict[s
         ("/responses", {"input": [{"type": "item_reference", "id": "x"}]}, "must be a message"),
         ("/responses", {"input": [{"content": "x"}]}, "role is required"),
         ("/responses", {"input": [{"role": "user"}]}, "content must be"),
+        ("/responses", {"input": [{"role": "user", "content": [{"type": {}, "text": ""}]}]}, "Every part"),
         ("/responses", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, "Every part"),
         ("/responses", {"tools": [{"type": "function", "name": "f"}]}, "does not support tools"),
         ("/responses", {"background": True}, "does not support background"),
