@@ -35,6 +35,9 @@ from .reader import (
 )
 from .rescue import NEW_FILE_FLAGS, Rescue, sync_folder, write_all
 
+# Errors for a path at which there is nothing: also a directory that is gone, and a circle of links.
+_GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+
 # Errors of file systems that have no locks.
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP})
 
@@ -165,7 +168,10 @@ class Output:
         try:
             if not os.path.samestat(status, self._name.stat()):
                 return "replaced"
-        except OSError:  # such as a directory that is gone, or a circle of links
+        except OSError as error:
+            # Other errors say nothing about the file.
+            if error.errno not in _GONE:
+                raise
             return "removed"
         if status.st_size != self._end:
             return "truncated" if status.st_size < self._end else "written to"

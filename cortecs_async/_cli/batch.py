@@ -172,7 +172,9 @@ async def _batch(options: dict[str, Any], display: BatchDisplay, as_json: bool) 
         except BaseException as error:
             _print_early_end(error, report)
             if as_json and report is not None:
-                _print_report(report)
+                # A closed standard output must not hide how the batch ended.
+                with contextlib.suppress(OSError):
+                    _print_report(report)
             if isinstance(error, CortecsError):
                 return FAILED
             raise

@@ -274,6 +274,23 @@ class TestOutput:
         assert ids(Path(caught.value.path)) == ["a", "b"]
         assert list(target.parent.iterdir()) == []
 
+    def test_an_output_that_cannot_be_looked_up_is_not_taken_for_removed(
+        self, target: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        output = Output(target)
+        output.append([text("a")])
+
+        def fail(*_: Any, **__: Any) -> Any:
+            raise OSError(errno.EIO, "Input/output error")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "stat", fail)
+            with pytest.raises(BatchWriteError, match="cannot be written: Input/output error"):
+                output.append([text("b")])
+        output.append([text("b")])
+        output.close()
+        assert ids(target) == ["a", "b"]
+
     def test_an_empty_file_of_another_program_is_not_deleted(self, target: Path) -> None:
         output = Output(target)
         target.unlink()
