@@ -43,6 +43,11 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("cortecs_async")
+# Hypothesis also tries the constants in the project's imported modules. Without this, the examples of a test
+# would depend on the tests before it.
+pytest.MonkeyPatch().setattr(
+    "hypothesis.internal.conjecture.providers.is_local_module_file", lambda _: False, raising=False
+)
 
 # Environment variables that affect the client, the OpenAI client or the HTTP libraries.
 _AMBIENT_PREFIXES = ("CORTECS_", "OPENAI_", "SSL_CERT_")
