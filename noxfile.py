@@ -100,8 +100,9 @@ ENV = {"PYTHONSAFEPATH": "1"}
 # Runs every test in the files that follow, whatever its tier.
 PYTEST = ("python", "-m", "pytest", "-m", "")
 
+CORES = os.cpu_count() or 2
 # More processes than cores, because tests on real sockets mostly wait.
-WAITING = 3 * (os.cpu_count() or 2)
+WAITING = 3 * CORES
 
 
 @nox.session
@@ -122,7 +123,8 @@ def sockets(session: nox.Session) -> None:
 def proofs(session: nox.Session) -> None:
     """Kill programs at every step, cancel them at every await, and simulate a thousand random worlds."""
     install(session, "test-core")
-    run_pytest(session, "-m", "proofs and not nightly")
+    # Killed programs wait, simulated worlds do not.
+    run_pytest(session, "-m", "proofs and not nightly", processes=CORES + 1)
 
 
 @nox.session
@@ -335,9 +337,10 @@ def lint(session: nox.Session) -> None:
 def typing(session: nox.Session) -> None:
     """Check the types with mypy and pyright, and that the whole public API is typed."""
     install(session, "typing")
-    session.run("mypy")
+    session.run("mypy", "--num-workers=auto")
     # Tests check the same attribute repeatedly while it changes; mypy assumes that it keeps its first value.
-    session.run("mypy", "--no-warn-unreachable", "--disable-error-code=comparison-overlap", "tests")
+    options = ("--no-warn-unreachable", "--disable-error-code=comparison-overlap")
+    session.run("mypy", "--num-workers=auto", *options, "tests")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "cortecs_async", "--ignoreexternal")
 

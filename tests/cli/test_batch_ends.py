@@ -104,8 +104,8 @@ MOMENTS: dict[str, tuple[Callable[[Process], object], ...]] = {
 def test_a_signal_ends_the_batch_with_the_command_that_continues(
     tmp_path: Path, moment: str, number: signal.Signals, code: int
 ) -> None:
-    write(tmp_path, 60)
-    slow = {"starting": {"step_seconds": 1.0}, "answering": {}, "releasing": {"stop_seconds": 1.0}}[moment]
+    write(tmp_path, 24)
+    slow = {"starting": {"step_seconds": 0.3}, "answering": {}, "releasing": {"stop_seconds": 0.6}}[moment]
     with serving(answer_seconds=0.1, **slow) as emulator:
         process = Process(emulator, tmp_path, "--ordered")
         for condition in MOMENTS[moment]:
@@ -115,16 +115,16 @@ def test_a_signal_ends_the_batch_with_the_command_that_continues(
         assert (exit_code, out, emulator.existing) == (code, "", ())
         last = facts(err.partition("Interrupted.\n")[2])
         done = process.lines
-        assert (last["answered"], last["failed"], last["left"]) == (f"{done} of 60", "0", str(60 - done))
+        assert (last["answered"], last["failed"], last["left"]) == (f"{done} of 24", "0", str(24 - done))
         assert last["left running"] == "nothing"
         # The price list may not have arrived yet.
         assert last["cost"].startswith("about 0.") or (moment, last["cost"]) == ("starting", "unknown")
-        assert facts(run_again(emulator, tmp_path, last["to continue"]))["answered"] == "60 of 60"
+        assert facts(run_again(emulator, tmp_path, last["to continue"]))["answered"] == "24 of 24"
 
 
 @pytest.mark.sockets
 def test_the_command_that_continues_moves_saved_answers_back(tmp_path: Path) -> None:
-    write(tmp_path, 60)
+    write(tmp_path, 24)
     with serving(answer_seconds=0.1) as emulator:
         process = Process(emulator, tmp_path)
         process.until(lambda each: each.lines >= 5)
@@ -138,7 +138,7 @@ def test_the_command_that_continues_moves_saved_answers_back(tmp_path: Path) -> 
         # Answers that could not be written any more are saved too, but were not counted.
         assert 5 <= int(last["answered"].partition(" ")[0]) <= saved
         again = facts(run_again(emulator, tmp_path, command))
-        assert (again["answered"], again["resumed"]) == ("60 of 60", f"{saved} from earlier runs")
+        assert (again["answered"], again["resumed"]) == ("24 of 24", f"{saved} from earlier runs")
 
 
 # Programs that get Ctrl-C at an exact moment near the end.
