@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import threading
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, Self
 
 from ._aio.eventloop import in_trio
 from ._aio.scopes import CancellableBlock
+from ._aio.wakeup import woken_by_signals
 from ._errors import ConfigurationError
 
 
@@ -35,6 +37,7 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
         self._block = CancellableBlock()
         self._received: int | None = None
         self._previous_handlers: dict[signal.Signals, Any] = {}
+        self._wakeup = contextlib.ExitStack()
         self._run_in_loop: Callable[[Callable[[], object]], object] = lambda _: None
 
     async def __aenter__(self) -> Self:
@@ -51,6 +54,7 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
             self._run_in_loop = trio.lowlevel.current_trio_token().run_sync_soon
         else:
             self._run_in_loop = asyncio.get_running_loop().call_soon_threadsafe
+        self._wakeup.enter_context(woken_by_signals())
         self._block.enter()
         self._previous_handlers = {each: signal.signal(each, self._receive) for each in self._signals}
         return self
@@ -67,6 +71,7 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
         outcome, interrupted = await self._block.leave(exc)
         for each, handler in self._previous_handlers.items():
             signal.signal(each, handler)
+        self._wakeup.close()
         if self._received is not None and (interrupted or outcome is None):
             raise SystemExit(128 + self._received)
         if outcome is not None and outcome is not exc:

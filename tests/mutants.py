@@ -1297,6 +1297,20 @@ MUTANTS = [
         "aio/test_sigint.py::test_every_one_is_a_cancellation",
     ),
     Mutant(
+        "does not wake the event loop for SIGTERM",
+        "signals.py",
+        "self._wakeup.enter_context(woken_by_signals())",
+        "pass",
+        "aio/test_sigterm.py::test_a_signal_that_another_thread_receives_ends_the_wait",
+    ),
+    Mutant(
+        "disconnects the event loop from its own signal handlers",
+        "_aio/wakeup.py",
+        "            if current != writer.fileno():",
+        "            if False:",
+        "aio/test_sigterm.py::test_the_event_loops_own_signal_handlers_work_beside_it",
+    ),
+    Mutant(
         "lets Ctrl-C interrupt a release on trio",
         "_aio/tasks.py",
         "trio.lowlevel.enable_ki_protection(function)",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -85,6 +86,35 @@ async def test_a_block_that_ends_just_then_ends_the_program_too() -> None:
         async with cancel_on_sigterm():
             raised(signal.SIGTERM)
     await anyio.sleep(1)
+
+
+@pytest.mark.smoke
+async def test_a_signal_that_another_thread_receives_ends_the_wait() -> None:
+    """As one does that arrives just before the event loop begins to wait."""
+    receive = threading.Timer(0.1, lambda: signal.pthread_kill(threading.get_ident(), signal.SIGTERM))
+    began = anyio.current_time()
+    with pytest.raises(SystemExit):
+        async with cancel_on_sigterm():
+            receive.start()
+            await anyio.sleep(30)
+    assert anyio.current_time() - began < 15
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_event_loops_own_signal_handlers_work_beside_it() -> None:
+    loop = asyncio.get_running_loop()
+    received: list[str] = []
+    async with cancel_on_sigterm():
+        loop.add_signal_handler(signal.SIGUSR1, received.append, "inside")
+        raised(signal.SIGUSR1)
+        await anyio.sleep(1)
+    async with cancel_on_sigterm():
+        raised(signal.SIGUSR1)
+        await anyio.sleep(1)
+    raised(signal.SIGUSR1)
+    await anyio.sleep(1)
+    assert loop.remove_signal_handler(signal.SIGUSR1)
+    assert received == ["inside"] * 3
 
 
 @pytest.mark.sockets

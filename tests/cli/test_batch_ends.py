@@ -157,7 +157,7 @@ from cortecs_async._batch.output import Output
 
 def sort(_output, _last, _offsets, check):
     interrupt()
-    for _ in range(500):
+    while True:
         time.sleep(0.01)
         check()
 
