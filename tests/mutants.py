@@ -1889,7 +1889,7 @@ MUTANTS = [
     Mutant(
         "does not lower its concurrency after a refusal",
         "_batch/concurrency.py",
-        "                self._set(now, int(self.value * max(0.5, accepted_share)))\n",
+        "            self._set(now, int(self.value * max(0.5, accepted_share)))\n",
         "",
         "batch/test_concurrency.py::test_many_rejections_of_one_moment_are_one_decrease",
     ),
@@ -1910,8 +1910,8 @@ MUTANTS = [
     Mutant(
         "raises its concurrency although a server is saturated",
         "_batch/concurrency.py",
-        "if not is_rejected and rate >= self._rate * (self.value / self._proven) ** _GAIN:",
-        "if not is_rejected:",
+        "if rate is not None and rate >= self._rate * (self.value / self._proven) ** _GAIN:",
+        "if rate is not None:",
         "batch/test_concurrency.py::test_a_saturated_server_gets_few_more_requests",
     ),
     Mutant(

@@ -98,23 +98,30 @@ class AdaptiveLimit(ConcurrencyLimit):
             accepted_share, rate = 1 - self._rejected / self._outcomes, self._work / seconds
             self._restart(now)
             if self.value != self._proven:
-                if not is_rejected and rate >= self._rate * (self.value / self._proven) ** _GAIN:
-                    self._accept(rate, self._factor**2 if self._factor > 1 else _LOWER)
-                    self._try(now, seconds)
-                else:
-                    self._failed_trials += 1
-                    self._pause = min(2**self._failed_trials, _MAX_PAUSE)
-                    self._factor = _LOWER if self._factor == _HIGHER else _HIGHER
-                    self._set(now, self._proven)
-            elif not is_rejected:
+                self._end_trial(now, None if is_rejected else rate, seconds)
+            elif is_rejected:
+                self._decrease(now, accepted_share)
+            else:
                 self._rate = (self._rate + rate) / 2 if self._rate else rate
                 self._pause -= 1
                 if self._pause <= 0:
                     self._try(now, seconds)
-            elif now - self._lowered_at >= _DECREASE_INTERVAL:
-                self._lowered_at = now
-                self._set(now, int(self.value * max(0.5, accepted_share)))
-                self._accept(0.0, _FAST)  # to return quickly, because the cause may be temporary
+
+    def _end_trial(self, now: float, rate: float | None, seconds: float) -> None:
+        if rate is not None and rate >= self._rate * (self.value / self._proven) ** _GAIN:
+            self._accept(rate, self._factor**2 if self._factor > 1 else _LOWER)
+            self._try(now, seconds)
+        else:
+            self._failed_trials += 1
+            self._pause = min(2**self._failed_trials, _MAX_PAUSE)
+            self._factor = _LOWER if self._factor == _HIGHER else _HIGHER
+            self._set(now, self._proven)
+
+    def _decrease(self, now: float, accepted_share: float) -> None:
+        if now - self._lowered_at >= _DECREASE_INTERVAL:
+            self._lowered_at = now
+            self._set(now, int(self.value * max(0.5, accepted_share)))
+            self._accept(0.0, _FAST)  # to return quickly, because the cause may be temporary
 
     def _try(self, now: float, seconds: float) -> None:
         self._factor = min(self._factor, _FAST if seconds <= 1.0 else _GROWTH)
