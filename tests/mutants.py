@@ -2793,16 +2793,23 @@ MUTANTS = [
     Mutant(
         "forgets the instances of closed promises",
         "_recovery/records.py",
-        "            self.add_past(promise.instance_id)\n",
+        "            self.add_past(promise.instance_id, promise.api)\n",
         "            pass\n",
         "recovery/test_evidence.py::test_the_instance_of_a_closed_promise_stays_known",
     ),
     Mutant(
         "drops the instances of closed promises when it rewrites its journal",
         "_recovery/records.py",
-        "        if self.past_ids:\n",
-        "        if False:\n",
+        '            records.append({"kind": "PAST", "api": api, "ids": ids})\n',
+        "            pass\n",
         "recovery/test_evidence.py::test_the_instance_of_a_closed_promise_stays_known",
+    ),
+    Mutant(
+        "takes the id of another service's instance for a claim",
+        "_recovery/claims.py",
+        " if service in {None, api}",
+        "",
+        "recovery/test_evidence.py::test_the_ids_of_another_service_are_no_claims",
     ),
     Mutant(
         "reads the claims of other processes only after the list",

@@ -174,7 +174,7 @@ def without_earlier(self: ForeignClaims, earlier: ForeignClaims) -> ForeignClaim
     return self
 
 
-def remember_nothing(self: JournalState, instance_id: str) -> None:
+def remember_nothing(self: JournalState, instance_id: str, api: str | None = None) -> None:
     """Instead of `JournalState.add_past`."""
 
 

@@ -88,13 +88,14 @@ class ForeignClaims:
 def collect_foreign_claims(
     api: str, states: Iterable[tuple[JournalState, Container[str | None]]]
 ) -> ForeignClaims:
-    """Return the claims of other promises, of any account: two accounts may be one under two client ids.
+    """Return the claims of other promises on instances of the service at `api`.
 
-    Each state comes with the keys of the promises that the caller decides about. These are left out.
+    The accounts may differ: two accounts may be one under two client ids. Each state comes with the keys of
+    the promises that the caller decides about. These are left out.
     """
     claims = ForeignClaims()
     for state, own_keys in states:
-        claims.ids.update(list(state.past_ids))
+        claims.ids.update(past for service, past in list(state.past_ids) if service in {None, api})
         for promise in list(state.promises.values()):
             if promise.api != api or promise.key in own_keys:
                 continue

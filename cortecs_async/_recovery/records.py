@@ -100,8 +100,9 @@ class JournalState:
 
     Attributes:
         baselines: Sets of ids, by the names that promises refer to.
-        past_ids: Ids of instances whose promises are closed, oldest first. A list may still show them: for a
-            while after their deletion, or for good if they were handed over. No search may take them.
+        past_ids: Instances whose promises are closed, oldest first: the URL of the service (None if it is not
+            known), and the id. A list may still show them: for a while after their deletion, or for good if
+            they were handed over. No search may take them.
         owner: The record of the process that made the promises.
         is_orphaned: Whether the reaper has taken over from a dead owner.
         num_unreadable: Number of lines of the journal that were not understood.
@@ -110,7 +111,7 @@ class JournalState:
     def __init__(self) -> None:
         self.promises: dict[str, Promise] = {}
         self.baselines: dict[str, frozenset[str]] = {}
-        self.past_ids: dict[str, None] = {}
+        self.past_ids: dict[tuple[str | None, str], None] = {}
         self.owner: Record = {}
         self.is_orphaned: bool = False
         self.num_unreadable: int = 0
@@ -153,12 +154,12 @@ class JournalState:
         """Remove a promise, and add its instance to the past ids."""
         promise = self.promises.pop(key, None)
         if promise is not None and promise.instance_id is not None:
-            self.add_past(promise.instance_id)
+            self.add_past(promise.instance_id, promise.api)
 
-    def add_past(self, instance_id: str) -> None:
-        """Add an instance whose promise is closed to the past ids."""
-        self.past_ids.pop(instance_id, None)
-        self.past_ids[instance_id] = None
+    def add_past(self, instance_id: str, api: str | None = None) -> None:
+        """Add an instance whose promise is closed to the past ids. Other services may use the same id."""
+        self.past_ids.pop((api, instance_id), None)
+        self.past_ids[api, instance_id] = None
         if len(self.past_ids) > _MAX_PAST_IDS:
             del self.past_ids[next(iter(self.past_ids))]
 
@@ -170,8 +171,9 @@ class JournalState:
     def snapshot(self) -> list[Record]:
         """Return the smallest list of records that produces this state."""
         records: list[Record] = [self.owner] if self.owner else []
-        if self.past_ids:
-            records.append({"kind": "PAST", "ids": list(self.past_ids)})
+        for api in dict.fromkeys(each for each, _ in self.past_ids):
+            ids = [instance_id for each, instance_id in self.past_ids if each == api]
+            records.append({"kind": "PAST", "api": api, "ids": ids})
         # Each baseline just before its first start: when the records are applied, unused ones may be dropped.
         baselines = {
             name: {"kind": "BASELINE", "baseline": name, "ids": sorted(ids)}
@@ -305,8 +307,10 @@ def _apply_gone(state: JournalState, record: Record) -> None:
 
 
 def _apply_past(state: JournalState, record: Record) -> None:
+    api = record.get("api")
+    api = None if api is None else _text(api)
     for instance_id in [*map(_text, record["ids"])]:
-        state.add_past(instance_id)
+        state.add_past(instance_id, api)
 
 
 def _apply_orphaned(state: JournalState, _: Record) -> None:

@@ -556,6 +556,18 @@ def test_the_instance_of_a_closed_promise_stays_known(ending: Record) -> None:
         assert collect_foreign_claims(API, [(each, ())]).ids == {"i-7"}
 
 
+async def test_the_ids_of_another_service_are_no_claims(world: World, journals: Path) -> None:
+    """Two emulators number their instances alike."""
+    second_service = world(root_url="https://two.invalid")
+    async with world() as (one, _), second_service as (two, _), process(one, journals) as mine:
+        async with mine.client.instance(MODEL, HARDWARE) as first:
+            pass
+        two.add_fault(Fault("drop", route="start", when="after"))
+        async with process(two, journals) as other, other.client.instance(MODEL, HARDWARE) as second:
+            assert second.instance_id == first.instance_id
+        assert two.existing == ()
+
+
 @pytest.mark.parametrize("last", [{"kind": "ABANDONED", "entry": "e1"}, {"kind": "ORPHANED"}])
 def test_starts_that_no_lease_waits_for_come_last(last: Record) -> None:
     old = state_of(BASELINE, intent(at=1000.0), last)

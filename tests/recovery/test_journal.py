@@ -78,6 +78,7 @@ class TestJournalState:
             {**created("e1"), "goal": 7, "expires_at": 5.0},
             {"kind": "BASELINE", "baseline": "b2", "ids": [7]},
             {"kind": "PAST", "ids": ["i-1", 7]},
+            {"kind": "PAST", "api": 7, "ids": ["i-1"]},
         ],
     )
     def test_an_unknown_or_invalid_record_changes_nothing(self, record: Record) -> None:
@@ -97,7 +98,7 @@ class TestJournalState:
         found = {"kind": "CREATED", "entry": "closed", "instance_id": "i-7", "goal": "gone"}
         state = state_of(found)
         assert state.promises == {}
-        assert list(state.past_ids) == ["i-7"]
+        assert list(state.past_ids) == [(None, "i-7")]
 
     def test_gone_may_be_recorded_twice(self) -> None:
         assert state_of(intent(), {"kind": "GONE", "entry": "e1"}).apply({"kind": "GONE", "entry": "e1"})
