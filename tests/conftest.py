@@ -10,12 +10,14 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import random
 import signal
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -108,6 +110,16 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None
         if name.upper().startswith(_AMBIENT_PREFIXES) or name.upper() in _AMBIENT_NAMES:
             monkeypatch.delenv(name)
     monkeypatch.setenv("CORTECS_STATE_DIR", str(state_dir))
+
+
+@pytest.fixture(autouse=True)
+def _repeatable_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the random pauses before retries, and the order of trio's tasks, the same in every run."""
+    seeded = SimpleNamespace(Random=lambda: random.Random(0))
+    monkeypatch.setattr("cortecs_async._http.client.random", seeded)
+    monkeypatch.setattr("cortecs_async._batch.outcome._rng", random.Random(0))
+    monkeypatch.setattr("trio._core._run._ALLOW_DETERMINISTIC_SCHEDULING", True)
+    trio._core._run._r.seed(0)
 
 
 @pytest.fixture(autouse=True)
