@@ -54,7 +54,7 @@ _SHORT = range(1, 8)
 # The seconds that a connection must be idle before it is used again, so that unasked bytes can arrive first,
 # and the seconds that it may be idle, because servers close idle connections. Unasked bytes that arrive later
 # than the first cannot be told from the next answer.
-_MIN_IDLE = 0.005
+_MIN_IDLE = 0.003
 _MAX_IDLE = 15.0
 
 # Bytes of a line of the headers.
