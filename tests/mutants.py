@@ -1915,6 +1915,20 @@ MUTANTS = [
         "batch/test_concurrency.py::test_a_saturated_server_gets_few_more_requests",
     ),
     Mutant(
+        "opens hundreds of connections to a server that answers at once",
+        "_batch/concurrency.py",
+        "_QUICK = 4.0",
+        "_QUICK = 16.0",
+        "batch/test_concurrency.py::test_a_server_that_answers_at_once_gets_few_connections_at_first",
+    ),
+    Mutant(
+        "uses connections again after an answer with another response",
+        "_batch/sender.py",
+        "if protocol._buffer:",
+        "if False:",
+        "batch/test_unasked_bytes.py::test_after_unasked_bytes_no_connection_is_used_again",
+    ),
+    Mutant(
         "keeps a concurrency of one for good",
         "_batch/concurrency.py",
         "if self.value == self._proven:  # the lowest",

@@ -20,10 +20,12 @@ _MIN_SECONDS = 0.05
 _MAX_STEP = 512
 _MAX_PAUSE = 32
 
-# A trial multiplies the limit by one of these factors: by `_FAST` if a window takes up to a second, by
-# `_GROWTH` if it takes longer, and after a failed trial by `_HIGHER` and `_LOWER` in turn.
+# A trial multiplies the limit by at most `_FAST` if a window takes up to a second, `_GROWTH` if it takes
+# longer, and `_QUICK` if the answers take less time than opening that many connections. After a failed trial,
+# the factors are `_HIGHER` and `_LOWER` in turn.
 _FAST = 16.0
 _GROWTH = 2.0
+_QUICK = 4.0
 _HIGHER = 1.25
 _LOWER = 0.8
 
@@ -96,21 +98,22 @@ class AdaptiveLimit(ConcurrencyLimit):
         is_rejected = self._rejected >= _REJECTED_SHARE * max(self._outcomes, size)
         if is_rejected or (self._outcomes >= size and seconds >= _MIN_SECONDS):
             accepted_share, rate = 1 - self._rejected / self._outcomes, self._work / seconds
+            growth = _GROWTH if seconds > 1.0 else _FAST if self._outcomes <= 4 * self.value else _QUICK
             self._restart(now)
             if self.value != self._proven:
-                self._end_trial(now, None if is_rejected else rate, seconds)
+                self._end_trial(now, None if is_rejected else rate, growth)
             elif is_rejected:
                 self._decrease(now, accepted_share)
             else:
                 self._rate = (self._rate + rate) / 2 if self._rate else rate
                 self._pause -= 1
                 if self._pause <= 0:
-                    self._try(now, seconds)
+                    self._try(now, growth)
 
-    def _end_trial(self, now: float, rate: float | None, seconds: float) -> None:
+    def _end_trial(self, now: float, rate: float | None, growth: float) -> None:
         if rate is not None and rate >= self._rate * (self.value / self._proven) ** _GAIN:
             self._accept(rate, self._factor**2 if self._factor > 1 else _LOWER)
-            self._try(now, seconds)
+            self._try(now, growth)
         else:
             self._failed_trials += 1
             self._pause = min(2**self._failed_trials, _MAX_PAUSE)
@@ -123,8 +126,8 @@ class AdaptiveLimit(ConcurrencyLimit):
             self._set(now, int(self.value * max(0.5, accepted_share)))
             self._accept(0.0, _FAST)  # to return quickly, because the cause may be temporary
 
-    def _try(self, now: float, seconds: float) -> None:
-        self._factor = min(self._factor, _FAST if seconds <= 1.0 else _GROWTH)
+    def _try(self, now: float, growth: float) -> None:
+        self._factor = min(self._factor, growth)
         self._set(now, int(self._proven * self._factor) + (self._factor > 1))
         if self.value == self._proven:  # the lowest or the highest value
             self._factor = _LOWER if self._factor > 1 else _HIGHER

@@ -243,6 +243,8 @@ class _AiohttpSender(Sender):
                 raise
             finally:
                 self._num_busy -= 1
+        if protocol._buffer:  # noqa: SLF001  (another response came with the answer)
+            self._keeps_alive = False
         # Without a parser, aiohttp only stores bytes that arrive later, and `should_close` is true for them.
         protocol._parser = None  # noqa: SLF001
         # A server may send a 408 for an idle connection, just before a request arrives.

@@ -92,6 +92,11 @@ def test_the_limit_grows_within_the_first_windows() -> None:
     assert limit.value == 1024
 
 
+def test_a_server_that_answers_at_once_gets_few_connections_at_first() -> None:
+    values = [max(Server(0.001, 10_000).use(AdaptiveLimit(), until=0.01 * n)[1]) for n in range(1, 30)]
+    assert 32 < max(values) <= 4 * 32 + 1
+
+
 def test_the_limit_never_exceeds_the_highest() -> None:
     limit = AdaptiveLimit(initial=4, highest=10)
     _, values = Server(0.1, 1e6).use(limit, until=60.0)

@@ -177,9 +177,10 @@ def first(form: Any) -> Any:
 
 
 @WAYS
+@pytest.mark.parametrize("when", ["with the answer", "at once, but apart"])
 @pytest.mark.smoke
-async def test_after_unasked_bytes_no_connection_is_used_again(transport: Any) -> None:
-    with Endpoint(first(UNASKED["a response at once, but apart"])).running() as endpoint:
+async def test_after_unasked_bytes_no_connection_is_used_again(transport: Any, when: str) -> None:
+    with Endpoint(first(UNASKED[f"a response {when}"])).running() as endpoint:
         async with aclosing(new_sender(transport, endpoint.port)) as sender:
             for number in range(4):
                 outcome = await sender.post("/chat/completions", question(number))
