@@ -1915,6 +1915,20 @@ MUTANTS = [
         "batch/test_concurrency.py::test_a_saturated_server_gets_few_more_requests",
     ),
     Mutant(
+        "gives up an endpoint after requests that hung used up its capacity",
+        "_batch/workers.py",
+        "            health.record_end(now, began)\n",
+        "            pass\n",
+        "batch/test_workers.py::TestOutages::test_an_endpoint_whose_capacity_hung_is_not_given_up",
+    ),
+    Mutant(
+        "counts error lines that are sent again as done",
+        "_batch/index.py",
+        "                elif offset != _IS_RETRIED:\n",
+        "                else:\n",
+        "batch/test_run.py::test_a_plan_bounds_what_is_sent_again",
+    ),
+    Mutant(
         "opens hundreds of connections to a server that answers at once",
         "_batch/concurrency.py",
         "_QUICK = 4.0",
@@ -1987,7 +2001,7 @@ MUTANTS = [
     Mutant(
         "estimates what is left by the whole input",
         "_batch/plan.py",
-        "    if plan.left == plan.total or options.retry_failed:",
+        "    if plan.left == plan.total:",
         "    if True:",
         "batch/test_run.py::test_a_plan_bounds_what_is_left",
     ),

@@ -16,8 +16,8 @@ def woken_by_signals() -> Generator[None]:
     """Make each signal end the wait of the running event loop. Use it in the main thread.
 
     Python calls a signal handler in the main thread, between two instructions. If the signal arrives just
-    before the event loop begins to wait, or in another thread, it does not end the wait: the handler runs
-    only when something else does. Trio and `loop.add_signal_handler` prevent this themselves.
+    before the event loop begins to wait, or in another thread, it does not end the wait, and the handler runs
+    only after something else has woken the loop. Trio and `loop.add_signal_handler` prevent this themselves.
     """
     if in_trio():
         yield

@@ -133,7 +133,7 @@ def _replace_constants(text: str) -> str:
 def _read_answer(body: bytes) -> tuple[str, dict[str, Any]] | None:
     """Return a body as one line of JSON, and its data; None if it is not a JSON object.
 
-    The text stays as it was received, except for constants that are not JSON.
+    The text stays as it was received, except for line breaks and constants that are not JSON.
     """
     try:
         # Line breaks in valid JSON are whitespace.

@@ -54,9 +54,9 @@ class Attempts:
 
     Attributes:
         answers: Requests that were answered.
-        needs_probe: Requests that timed out together with all others in flight, and the last of many errors
-            inside a success in a row. If the endpoint answers a probe (see `record_probe`), these failures
-            are their own; otherwise, a request made the endpoint hang, or it has no server.
+        needs_probe: Failures that a probe must decide (see `record_probe`): timeouts of everything in flight,
+            and errors inside a success from the eighth in a row. If the endpoint answers the probe, they are
+            the requests' own failures; otherwise, a request made the endpoint hang, or it has no server.
     """
 
     post: Callable[[str, bytes], Awaitable[Reply | Failure]]

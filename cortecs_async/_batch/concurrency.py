@@ -21,16 +21,16 @@ _MAX_STEP = 512
 _MAX_PAUSE = 32
 
 # A trial multiplies the limit by at most `_FAST` if a window takes up to a second, `_GROWTH` if it takes
-# longer, and `_QUICK` if the answers take less time than opening that many connections. After a failed trial,
-# the factors are `_HIGHER` and `_LOWER` in turn.
+# longer, and `_QUICK` if even a short window has more than four outcomes per slot: opening many connections
+# takes longer than the answers then. After a failed trial, the factors are `_HIGHER` and `_LOWER` in turn.
 _FAST = 16.0
 _GROWTH = 2.0
 _QUICK = 4.0
 _HIGHER = 1.25
 _LOWER = 0.8
 
-# A trial pays off if it changes the throughput at least by its factor to this power. Doubling the limit must
-# raise the throughput by 23%.
+# A trial pays off if the new throughput is at least the old one times its factor to this power: doubling the
+# limit must raise it by 23%, and a limit of 80% may lower it by 6%.
 _GAIN = 0.3
 
 

@@ -70,6 +70,14 @@ class EndpointHealth:
             self._rejection_extension = 0.0
         self._last_rejection = now
 
+    def record_end(self, now: float, began: float) -> None:
+        """Record that an attempt failed, other than by a rejection.
+
+        If it took long, it may have caused the rejections meanwhile, because it used up the capacity.
+        """
+        if now - began > _MAX_REJECTION_GAP:
+            self._rejected_since = None
+
     def rejected_seconds(self, now: float) -> float:
         """Return for how long requests have been rejected, and none answered."""
         return 0.0 if self._rejected_since is None else now - self._rejected_since

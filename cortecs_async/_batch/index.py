@@ -19,9 +19,11 @@ from .reader import temporary_file_errors
 _RECORD = struct.Struct("<16s16sQQ")
 Record = tuple[bytes, bytes, int, int]
 
-# Instead of where the line begins: the record has the digest that earlier versions gave to the request of the
-# record before.
+# In place of where the line begins. The record has the digest that earlier versions gave to the request of
+# the record before:
 _IS_LEGACY = 1
+# The record is an error line whose request is sent again:
+_IS_RETRIED = (1 << 64) - 1
 
 # In place of the digest of an answer's request: it is not known, and the custom_id decides.
 _ANY_REQUEST = b"\xff" * 16
@@ -115,9 +117,13 @@ class Index:
         if legacy_id is not None:
             self._requests.add(key, _digest(legacy_id), line, _IS_LEGACY)
 
-    def add_answer(self, key: bytes, request_id: str | None, line: int, offset: int) -> None:
-        """Add an answer. If there is no `request_id`, it answers the request that has its custom_id."""
-        self._answers.add(key, _ANY_REQUEST if request_id is None else _digest(request_id), line, offset)
+    def add_answer(self, key: bytes, request_id: str | None, line: int, offset: int | None) -> None:
+        """Add an answer, or, without an `offset`, an error line whose request is sent again.
+
+        If there is no `request_id`, it answers the request that has its custom_id.
+        """
+        digest = _ANY_REQUEST if request_id is None else _digest(request_id)
+        self._answers.add(key, digest, line, _IS_RETRIED if offset is None else offset)
 
     def compare(self, check: Callable[[], None]) -> Comparison:
         """Compare the output with the input. `check` is called for every partition, and may raise to stop."""
@@ -135,7 +141,7 @@ class Index:
                 else:
                     requests[key] = request, line
             answers: dict[bytes, int] = {}
-            for key, request, line, _ in self._answers.read(partition):
+            for key, request, line, offset in self._answers.read(partition):
                 if key in answers:
                     result.duplicate_answer = _first(result.duplicate_answer, Conflict(line, answers[key]))
                     continue
@@ -144,7 +150,7 @@ class Index:
                 if found is None or request not in (_ANY_REQUEST, found[0], legacy.get(key)):
                     conflict = Conflict(line, found and found[1])
                     result.foreign_answer = _first(result.foreign_answer, conflict)
-                else:
+                elif offset != _IS_RETRIED:
                     mark_done(result.done, found[1])
         return result
 

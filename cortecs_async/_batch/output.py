@@ -212,7 +212,10 @@ class Output:
             answer_offsets: Returns the line of each request, and the byte where its answer begins.
             check: Called for every line. It may raise, which leaves the file unchanged.
         """
-        problem, advice = f"{self.path} is complete but could not be sorted", "Temporary files go to TMPDIR."
+        problem, advice = (
+            f"{self.path} is complete but could not be sorted",
+            "Set TMPDIR to a directory with enough space.",
+        )
         # A memory-mapped file, so that the system can page it out.
         with (
             write_errors(problem, advice, self.path),

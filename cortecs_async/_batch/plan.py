@@ -48,7 +48,7 @@ class BatchPlan:
     Attributes:
         total: Requests in the input.
         succeeded: Requests that the output answers already.
-        failed: Requests that have an error line in the output.
+        failed: Requests with an error line that is kept; 0 with `retry_failed`.
         left: Requests to send.
         prompt_tokens: Estimated prompt tokens of the whole input: a quarter of the bytes of its texts.
         attachments: Images, audio and other parts of prompts that are not text. Their tokens are not known,
@@ -228,8 +228,7 @@ async def read_again(preflight: Preflight, output: Output) -> Preflight:
 def measure_left(preflight: Preflight, stopped: StopFlag) -> Sizes:
     """Return the sizes of the requests to send."""
     options, plan = preflight.options, preflight.plan
-    if plan.left == plan.total or options.retry_failed:
-        # Error lines to retry count as done here: the sizes of all requests are an upper bound.
+    if plan.left == plan.total:
         return preflight.sizes
     sizes, parser = Sizes(), options.new_parser()
     for line in read_input(options.source, options.source_name):
@@ -317,7 +316,8 @@ def _compare(
                 answer = parse_answer(str(options.target), line.number, line.text)
                 is_unnamed = not options.model and answer.request_id.startswith(LEGACY_FLEET_PREFIX)
                 request_id = None if is_unnamed else answer.request_id
-                index.add_answer(answer.key, request_id, line.number, line.begin)
+                is_retried = options.retry_failed and not answer.succeeded
+                index.add_answer(answer.key, request_id, line.number, None if is_retried else line.begin)
                 has_legacy = has_legacy or is_legacy_id(answer.request_id)
                 succeeded, failed = succeeded + answer.succeeded, failed + (not answer.succeeded)
     parser = options.new_parser()
@@ -368,7 +368,8 @@ def _describe_foreign(source: str, line: int | None) -> str:
         problem = f"no request in {source} has this custom_id: this is the output of another input"
     else:
         problem = (
-            f"this answers another request than the one with this custom_id in {source}, line {line}: it is "
-            "the output of another input or model"
+            f"this answers another request than line {line} of {source}, which has the same custom_id. If "
+            "you have changed the prompt, the model, or an option such as the system prompt, undo that"
         )
+        return f"{problem}, or choose another output file."
     return f"{problem}. Choose another output file."

@@ -33,7 +33,8 @@ class BatchProgress:
         elapsed: Seconds since this run began.
         rate: Answers per second, over the last 10 s.
         tokens_per_second: Completion tokens per second, over the last 10 s.
-        cost: Cost of all instances so far, in `currency`; None if a price is not known.
+        cost: Cost of all instances so far, in `currency`; None before the first start, or if a price is not
+            known.
         currency: As the service names it.
     """
 
@@ -85,7 +86,7 @@ class BatchReport:
         seconds: Duration of this run, from the first request for an instance until the last instance is gone.
             Reading the files and sorting the output is not included.
         receipts: The use and cost of each instance.
-        incidents: Why instances ended early, while others finished the work.
+        incidents: Why instances ended before the batch, and which releases failed.
     """
 
     output: str

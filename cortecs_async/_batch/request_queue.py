@@ -1,7 +1,8 @@
 """The queue of unanswered requests, which all instances of a batch share, and the part common to all queues.
 
 The queue reads the input ahead as workers take requests. Requests that come back, from a lost instance or for
-another attempt, go before new ones. Suspects (see `suspects`) are kept for a test.
+another attempt, go before new ones, except after a timeout: those go last. Suspects (see `suspects`) are
+kept for a test.
 """
 
 from __future__ import annotations

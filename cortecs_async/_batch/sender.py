@@ -51,9 +51,9 @@ _MAX_ANSWER = 256 << 20
 # An answer whose Content-Length has this many digits is read at once, which is faster than in chunks.
 _SHORT = range(1, 8)
 
-# The seconds that a connection must be idle before it is used again, so that unasked bytes can arrive first,
-# and the seconds that it may be idle, because servers close idle connections. Unasked bytes that arrive later
-# than the first cannot be told from the next answer.
+# Seconds that a connection must be idle before it is used again, so that unasked bytes can arrive first, and
+# may be idle, because servers close idle connections. Unasked bytes that arrive after the next request was
+# sent cannot be told from its answer.
 _MIN_IDLE = 0.003
 _MAX_IDLE = 15.0
 
@@ -280,7 +280,7 @@ class _AiohttpSender(Sender):
         while self._idle:
             now, wait = self._clock(), self._idle[0][1] + _MIN_IDLE - self._clock()
             if wait > 0:
-                # Not more connections than requests at once: a server may have few for all clients.
+                # Not more connections than there were requests in flight: a server may have few.
                 if self._num_busy + len(self._idle) <= self._most_busy:
                     break
                 await asyncio.sleep(wait)
@@ -356,7 +356,7 @@ class _HttpxSender(Sender):
         return self._reply(response.status_code, response.headers, body)
 
     async def _end_reuse_if_unread(self, response: Any) -> None:
-        """Let the connection of a response not be used again if more arrives on it, or its end.
+        """Close the connection of a response if more bytes, or its end, arrive on it.
 
         httpcore would read it as the next response.
         """

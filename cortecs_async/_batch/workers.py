@@ -81,7 +81,8 @@ class WorkerPool:
         """Answer requests until the queue is finished.
 
         Raises:
-            EndpointError: The endpoint rejects the key, or has failed every request for too long.
+            EndpointError: The endpoint rejects the key, answers nothing or only probes for too long, or times
+                out too often.
             CortecsError: The queue or the writer raised it.
         """
         try:
@@ -195,6 +196,8 @@ class WorkerPool:
         health = attempts.health
         if reason in REJECTIONS:
             health.record_rejection(now)
+        else:
+            health.record_end(now, began)
         health.record_retry_after(failed, now)
         failed_before = request.failed_at
         has_answered = failed_before is not None and health.last_success >= failed_before

@@ -110,7 +110,7 @@ def _parse_concurrency(value: str) -> int | str:
     "--max-retries",
     type=click.IntRange(min=0),
     default=5,
-    help="Retry a failed request this many times before it becomes an error line.",
+    help="Retry a request that fails while others are answered this many times.",
 )
 @click.option("--ordered", is_flag=True, help="Sort the output in the order of the input at the end.")
 @click.option(
@@ -118,7 +118,7 @@ def _parse_concurrency(value: str) -> int | str:
 )
 @click.option("--override-model", is_flag=True, help="Use the model even for requests that name another one.")
 @click.option("--dry-run", is_flag=True, help="Check the files and estimate the cost, but start nothing.")
-@json_option("Print the receipt or the estimate as JSON.")
+@json_option("Print the report or the estimate as JSON.")
 def batch(*, dry_run: bool, as_json: bool, **options: Any) -> None:
     """Answer a file of requests on temporary instances.
 
@@ -126,14 +126,14 @@ def batch(*, dry_run: bool, as_json: bool, **options: Any) -> None:
     request of OpenAI's Batch API (custom_id, method, url, and body). With --text, each line is a prompt. The
     output has a line for each request: the response or the error.
 
-    Each answer is saved before it is counted. However a run ends, the instances are deleted, and the last
-    lines name the command that continues where it stopped.
+    Each answer is saved before it is counted. If a run ends early, its instances are deleted, and the last
+    lines show the command that continues.
 
     \b
     Exit codes:
       0   every request has an answer
       3   every request has a line, and some are errors
-      1   not finished; run the same command again
+      1   not finished; the message says how to continue
     """  # noqa: D301  (\b keeps click from wrapping a paragraph)
     if dry_run:
         plan = run_async(_plan, options)
@@ -235,7 +235,7 @@ def _report_facts(report: BatchReport, error: BaseException | None = None) -> li
                 "time",
                 f"{format_duration(report.seconds)}, {rate} answers/s from first start to last release",
             ),
-            ("tokens", f"{report.prompt_tokens:,} read, {report.completion_tokens:,} written"),
+            ("tokens", f"{report.prompt_tokens:,} prompt, {report.completion_tokens:,} completion"),
             *((f"instance {number}", str(receipt)) for number, receipt in enumerate(report.receipts, 1)),
             ("cost", cost),
             *(("incident", incident) for incident in report.incidents),
@@ -305,14 +305,14 @@ def _plan_facts(plan: BatchPlan) -> list[tuple[str, str]]:
 def _answers(plan: BatchPlan) -> str:
     written, unlimited = plan.max_completion_tokens, plan.unlimited_answers
     text = "no upper bound is known" if written is None else f"at most {written:,} tokens in total"
-    return f"{text}; {unlimited:,} have no limit but the context" if unlimited else text
+    return f"{text}; {unlimited:,} are limited only by the context" if unlimited else text
 
 
 def _longest(plan: BatchPlan) -> str:
     attachments = ", without attachments" if plan.attachments else ""
     text = (
-        f"line {plan.longest_line:,}, about {plan.longest_tokens:,} tokens with the limit of its answer"
-        f"{attachments}"
+        f"line {plan.longest_line:,}, about {plan.longest_tokens:,} tokens, with the limit of its answer if "
+        f"it has one{attachments}"
     )
     if plan.context_length is None:
         return text
@@ -335,6 +335,6 @@ def _estimates(plan: BatchPlan) -> list[tuple[str, str]]:
     for speed in _SPEEDS:
         seconds = written / speed / plan.instances
         cost = format_money(max(math.ceil(seconds / 60), 1) * plan.price_per_minute, plan.currency)
-        estimate = f"{format_duration(seconds)}, {cost}, plus the start, if all answers reach their limit"
+        estimate = f"{format_duration(seconds)}, {cost}, without the start, if every answer reaches its limit"
         facts.append((f"at {speed:,} tokens/s", estimate))
     return facts

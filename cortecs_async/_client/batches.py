@@ -83,8 +83,9 @@ class BatchMethods:
                 over its requests.
             concurrency: Requests to send in parallel to each instance; `auto` finds the best number.
             request_timeout: Seconds for one attempt of a request.
-            max_retries: Retries of a failed request before it gets an error line. A failure counts only if
-                the endpoint answered other requests that were in flight: see docs/batch.md.
+            max_retries: Retries of a request that fails while the endpoint answers others, or that gets an
+                error inside a success. Timeouts, rejections, and requests that may stop the server have
+                limits of their own: see docs/batch.md.
             ordered: Sort the output into the order of the input when it is complete.
             retry_failed: Retry requests that have an error line in the output.
             override_model: Use this model even for requests that name another.
@@ -108,10 +109,13 @@ class BatchMethods:
             ConfigurationError: if there is no key, the transport is not available, or the input needs the
                 extra `zstd`. Nothing was started.
             BatchWriteError: if the output or a temporary file cannot be written, or another program removed
-                or changed the output. `path` is the file with the answers.
+                or changed the output. `path` is the file with the answers; if a temporary file failed, it is
+                its directory, or empty.
             EndpointError: if the last endpoint rejects the key, answers nothing or only test requests for
-                three minutes, or mostly times out.
-            LeaseExpiredError: if `max_lifetime` or `max_cost` is reached before the work is done.
+                three minutes (plus `Retry-After`), or mostly times out.
+            LeaseExpiredError: if the last instance reaches `max_lifetime`, or its part of `max_cost`, before
+                the work is done.
+            TeardownError: if the release of any instance fails.
             CortecsError: as `instance`, if it happens to the last instance.
         """
         # Not at the top, because most programs run no batch.

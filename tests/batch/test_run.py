@@ -867,6 +867,17 @@ async def test_a_plan_changes_nothing(world: World, files: Files) -> None:
     assert (plan.balance, plan.balance_currency, plan.currency) == (1000.0, "EUR", "EUR")
 
 
+async def test_a_plan_bounds_what_is_sent_again(world: World, files: Files) -> None:
+    files.write(10)
+    async with world() as (emulator, client):
+        emulator.add_fault(Fault("status", route="chat", status=400))
+        assert (await run(client, files, emulator)).failed == 1
+        kept = await client.plan_batch(files.source, files.target, MODEL)
+        plan = await client.plan_batch(files.source, files.target, MODEL, retry_failed=True)
+    assert (kept.failed, kept.left, kept.left_completion_tokens) == (1, 0, 0)
+    assert (plan.failed, plan.left, plan.left_completion_tokens) == (0, 1, 5)
+
+
 async def test_a_plan_bounds_what_is_left(world: World, files: Files) -> None:
     files.write(10)
     async with world() as (emulator, client):

@@ -282,6 +282,13 @@ class TestOutages:
         assert done.errors == []
         assert done.sink.failed == set()
 
+    async def test_an_endpoint_whose_capacity_hung_is_not_given_up(self, tmp_path: Path) -> None:
+        hangs: dict[int, Reply | Failure | None] = dict.fromkeys(range(6))
+        endpoint = ProbesOnly(random.Random(1), (1.0, 2.0), hangs, together=6)
+        done = await work_on(tmp_path, 40, endpoint, concurrency=8)
+        assert done.errors == []
+        assert done.sink.failed == set(hangs)
+
     async def test_an_endpoint_that_hangs_is_given_up(self, tmp_path: Path) -> None:
         hangs: dict[int, Reply | Failure | None] = dict.fromkeys(range(-1, 5000))
         done = await work_on(tmp_path, 5000, Endpoint(random.Random(1), (1.0, 2.0), hangs))

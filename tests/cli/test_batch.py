@@ -150,7 +150,7 @@ def test_dry_run_bounds_what_can_be_written(served: Emulator, call: Call, tmp_pa
     assert "answers             at most 40 tokens in total\n" in call("--dry-run").stdout
     write(tmp_path, 2, max_tokens=None, n=2)
     done = call("--dry-run", "--context-length", "1000").stdout
-    assert "at most 4,000 tokens in total; 4 have no limit but the context" in done
+    assert "at most 4,000 tokens in total; 4 are limited only by the context" in done
     write(tmp_path, 2, n="many")
     assert "no upper bound is known\n" in call("--dry-run").stdout
     image = {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}}
