@@ -1267,6 +1267,13 @@ MUTANTS = [
         "        await release.run()",
         "lease/test_acquire.py::test_the_release_of_an_acquired_instance_is_promised_before_it_begins",
     ),
+    Mutant(
+        "repeats a delete whose response cannot be read, and looks at nothing else",
+        "_api/teardown.py",
+        "                    if action is not Action.DELETE:\n",
+        "                    if True:\n",
+        "lease/test_lease.py::test_after_a_delete_whose_response_cannot_be_read_the_instance_is_read",
+    ),
     # Ctrl-C
     Mutant(
         "leaves Ctrl-C to asyncio during a release",

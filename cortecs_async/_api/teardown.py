@@ -196,7 +196,8 @@ class Teardown:
                     await self._recover(action, refusal, is_expected=asks and self.inactive_since is not None)
                 except DecodeError as error:
                     await self._recover(action, error)
-                    self.state = self._after_unreadable(action)
+                    if action is not Action.DELETE:
+                        self.state = self._after_unreadable(action)
                 except ClientClosedError as error:
                     self.last_error = error  # the user closed `http_client`: no request can be sent
                     break

@@ -298,7 +298,7 @@ FAULTS: dict[str, dict[str, Any]] = {
     "lost request": {"kind": "drop", "when": "before"},
     "lost answer": {"kind": "drop", "when": "after"},
     "500 before": {"kind": "status", "when": "before", "status": 500},
-    "502 after": {"kind": "status", "when": "after", "status": 502},
+    "502 after": {"kind": "status", "when": "after", "status": 502, "body": "<title>Bad Gateway</title>"},
     "401": {"kind": "status", "when": "before", "status": 401},
     "409": {"kind": "status", "when": "before", "status": 409},
     "429": {"kind": "status", "when": "before", "status": 429, "headers": {"Retry-After": "2"}},
@@ -319,6 +319,14 @@ async def test_teardown_gets_through_faults(world: World, route: str, times: int
         )
         met = min(times, at_most)
         assert sum(record.fault is not None for record in emu.requests) == met
+
+
+async def test_after_a_delete_whose_response_cannot_be_read_the_instance_is_read(world: World) -> None:
+    async with world() as (emu, client):
+        async with client.instance(MODEL, HARDWARE):
+            emu.add_fault(Fault("garbage", route="delete", times=None))
+        assert emu.existing == ()
+        assert sum(record.route == "delete" for record in emu.requests) == 2
 
 
 async def test_teardown_gets_through_a_slow_service(world: World) -> None:
