@@ -1929,6 +1929,42 @@ MUTANTS = [
         "batch/test_workers.py::TestOutages::test_an_endpoint_whose_capacity_hung_is_not_given_up",
     ),
     Mutant(
+        "gives up an endpoint because one request made many time out",
+        "_batch/workers.py",
+        "_MIN_HANGS = 5",
+        "_MIN_HANGS = 1",
+        "batch/test_suspects.py::TestHangs::test_no_other_request_is_blamed_for_a_hang",
+    ),
+    Mutant(
+        "never gives up a request that is always rejected",
+        "_batch/isolation.py",
+        "elif step is NextStep.RETRY and alone and stayed_up and self._is_hopeless(request, reason):",
+        "elif False:",
+        "batch/test_workers.py::TestOutages::test_last_requests_that_are_always_rejected_get_error_lines",
+    ),
+    Mutant(
+        "takes a change while the disk writes for its own",
+        "_batch/output.py",
+        "            if sync:\n                os.fsync(self._fd)\n        except",
+        "            if sync:\n                os.fsync(self._fd)\n"
+        "            self._mtime = os.fstat(self._fd).st_mtime_ns\n        except",
+        "batch/test_rescue.py::TestOutput::test_a_change_while_the_disk_writes_is_noticed",
+    ),
+    Mutant(
+        "rejects an output whose first page is zeros",
+        "_batch/reader.py",
+        "or (line.has_zeros and (is_output or _is_answer(following)))",
+        "or (line.has_zeros and is_output)",
+        "batch/test_reader.py::TestPowerFailures::test_zeros_in_place_of_the_beginning_are_removed",
+    ),
+    Mutant(
+        "takes a null in a message for part of the request",
+        "_batch/canonical.py",
+        '_without_nulls(value) if key == "messages" else value',
+        "value",
+        "batch/test_format.py::TestSameRequest::test_these_are_the_same",
+    ),
+    Mutant(
         "counts error lines that are sent again as done",
         "_batch/index.py",
         "                elif offset != _IS_RETRIED:\n",
@@ -2337,14 +2373,14 @@ MUTANTS = [
     Mutant(
         "removes lines of another file that contains zero bytes",
         "_batch/reader.py",
-        "or (is_output and line.has_zeros)",
+        "or (line.has_zeros and (is_output or _is_answer(following)))",
         "or line.has_zeros",
         "batch/test_reader.py::TestPowerFailures::test_another_file_is_not_changed",
     ),
     Mutant(
         "rejects an output whose last lines lost their beginning in a power failure",
         "_batch/reader.py",
-        "or (is_output and line.has_zeros)",
+        "or (line.has_zeros and (is_output or _is_answer(following)))",
         "or False",
         "batch/test_reader.py::TestPowerFailures::test_no_synced_answer_is_lost",
     ),
@@ -2508,7 +2544,7 @@ MUTANTS = [
     Mutant(
         "tries again what a model server has refused in its own words",
         "_batch/outcome.py",
-        '_ERROR_KEYS = ("error", "errors", "detail", "message")',
+        '_ERROR_KEYS = ("error", "errors", "detail", "message", "msg", "title")',
         '_ERROR_KEYS = ("error",)',
         "batch/test_outcome.py::test_a_refusal_in_the_words_of_any_server_ends_a_request",
     ),
@@ -2517,7 +2553,7 @@ MUTANTS = [
         "_batch/outcome.py",
         "isinstance(each, dict) and any(_has_text(each.get(key)) for key in _ERROR_KEYS) for each in errors",
         "isinstance(each, dict) for each in errors",
-        "batch/test_outcome.py::test_an_error_that_a_proxy_may_have_sent_is_no_refusal",
+        "batch/test_outcome.py::test_a_400_that_a_proxy_may_have_sent_is_no_refusal",
     ),
     Mutant(
         "takes an error inside a successful response for an answer",

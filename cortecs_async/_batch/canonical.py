@@ -1,8 +1,9 @@
 """Identify a request by what it asks for, not by how it is written. Pure.
 
 Two bodies are the same request if they differ only in the order of keys, in the notation of numbers (`1`,
-`1.0`, `1e0`), or in top-level fields that are null or have their default value. The order of lists matters,
-texts are compared as they are, and `true` is not `1`.
+`1.0`, `1e0`), in fields of the body or of a message that are null, in top-level fields that have their
+default value, or in `tools`, `stop` and `logit_bias` that are empty. The order of lists matters, texts are
+compared as they are, and `true` is not `1`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ _PREFIX = "batch_req_v2_"
 # Earlier versions gave the answers of fleets random ids.
 LEGACY_FLEET_PREFIX = "fleet_req_"
 
+# Fields that mean the same without an entry as if they were left out.
+_EMPTY = frozenset({"tools", "stop", "logit_bias"})
+
 _LEGACY_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False, check_circular=False)
 
 
@@ -35,9 +39,11 @@ def identify(endpoint: Endpoint, body: Mapping[str, Any]) -> str:
     parts = [_head(endpoint)]
     for key in sorted(body):
         value = body[key]
-        if value is not None and not (key in defaults and _is_same(value, defaults[key])):
+        is_default = key in defaults and _is_same(value, defaults[key])
+        is_empty = key in _EMPTY and value in ([], {})
+        if not (value is None or is_default or is_empty):
             parts.append(f"{len(key)}:{key}")
-            _append(value, parts)
+            _append(_without_nulls(value) if key == "messages" else value, parts)
     # `surrogatepass`, because JSON may contain lone surrogates.
     return _PREFIX + _digest("".join(parts).encode("utf-8", "surrogatepass"))
 
@@ -63,6 +69,18 @@ def _digest(text: bytes) -> str:
 def _is_same(value: Any, default: Any) -> bool:
     # In Python, `1 == True`.
     return bool(value == default) and isinstance(value, bool) is isinstance(default, bool)
+
+
+def _without_nulls(messages: Any) -> Any:
+    """Return messages without their null fields, which client libraries write for what is not set."""
+    if not isinstance(messages, list):
+        return messages
+    return [
+        {key: value for key, value in each.items() if value is not None}
+        if isinstance(each, dict) and None in each.values()
+        else each
+        for each in messages
+    ]
 
 
 def _append(value: Any, parts: list[str]) -> None:

@@ -13,6 +13,10 @@ from .format import Request
 from .outcome import FailedAttempt, FailureReason, retry_delay, stopped_server
 from .suspects import REJECTIONS, NextStep, SuspectGroups, next_test_step
 
+# One of the last requests gets an error line after it has been rejected for this many seconds, at last alone,
+# while probes were answered. With many requests left, a quota may be used up, and it is not the request.
+_MAX_REJECTED_SECONDS = 120.0
+
 
 @define(eq=False, kw_only=True)
 class SuspectTest:
@@ -64,6 +68,8 @@ class SuspectTest:
             )
             if step in steps:
                 steps[step].append(request)
+            elif step is NextStep.RETRY and alone and stayed_up and self._is_hopeless(request, reason):
+                self._write_error(failed, stayed_up=stayed_up)
             elif step is NextStep.RETRY:
                 self._groups.decided(request)
                 self.attempts.retry_later(request, failed)
@@ -90,6 +96,7 @@ class SuspectTest:
                 request.failed_at = now
                 if result.reason in REJECTIONS:
                     attempts.health.record_rejection(now)
+                    request.rejected_since = request.rejected_since or now
                 attempts.health.record_retry_after(result, now)
                 verdicts = attempts.record_failure(request, attempt, result.reason)
                 if result.reason is FailureReason.ANSWERED_ERROR:
@@ -104,6 +111,12 @@ class SuspectTest:
             for request in group:
                 tasks.start_soon(send, request)
         return failures, own
+
+    def _is_hopeless(self, request: Request, reason: FailureReason) -> bool:
+        since = request.rejected_since
+        if reason not in REJECTIONS or since is None or not self.attempts.queue.is_nearly_finished:
+            return False
+        return self.attempts.clock() - since > _MAX_REJECTED_SECONDS
 
     def _write_error(self, failed: FailedAttempt, *, stayed_up: bool) -> None:
         self._groups.decided(failed.line.request)

@@ -34,7 +34,10 @@ _MAX_RETRY_AFTER = 300.0
 _REQUEST_ERRORS = frozenset({400, 413, 422})
 
 # The keys under which the JSON of an error has its message. Servers differ.
-_ERROR_KEYS = ("error", "errors", "detail", "message")
+_ERROR_KEYS = ("error", "errors", "detail", "message", "msg", "title")
+
+# Of these, the status says that it is about the request, whatever the body is: too large, or not understood.
+_CLEAR_REQUEST_ERRORS = frozenset({413, 422})
 
 _rng = random.Random()  # noqa: S311  (jitter)
 
@@ -97,7 +100,8 @@ def classify(outcome: Reply | Failure, request: Request) -> AnswerLine | FailedA
         return classify(Failure(kind=FailureKind.UNREADABLE, detail=detail), request)
     if line.problem is not None:
         return FailedAttempt(FailureReason.ANSWERED_ERROR, line.problem, line)
-    if status < 300 or (status in _REQUEST_ERRORS and _is_refusal(outcome.body)):
+    is_refusal = status in _CLEAR_REQUEST_ERRORS or (status in _REQUEST_ERRORS and _is_refusal(outcome.body))
+    if status < 300 or is_refusal:
         return line
     reason = _REASONS_OF_STATUS.get(status, FailureReason.OTHER)
     has_retry_after = reason in {FailureReason.RATE_LIMITED, FailureReason.UNAVAILABLE}
@@ -117,6 +121,8 @@ def _is_refusal(body: bytes) -> bool:
         data = json.loads(body)
     except (ValueError, RecursionError):
         return False
+    if isinstance(data, str):
+        return bool(data.strip())
     errors = data if isinstance(data, list) else [data]
     return any(
         isinstance(each, dict) and any(_has_text(each.get(key)) for key in _ERROR_KEYS) for each in errors

@@ -131,6 +131,8 @@ class Output:
         try:
             os.lseek(self._fd, self._end, os.SEEK_SET)
             write_all(self._fd, data)
+            # Before the disk is waited for, so that a change by another program meanwhile is noticed.
+            self._mtime = os.fstat(self._fd).st_mtime_ns
             if sync:
                 os.fsync(self._fd)
         except BaseException:
@@ -139,7 +141,6 @@ class Output:
                 os.ftruncate(self._fd, self._end)
             raise
         self._end += len(data)
-        self._mtime = os.fstat(self._fd).st_mtime_ns
 
     def check_unchanged(self) -> bool:
         """Return False if another program may have changed the file in place. Then it must be read again.

@@ -11,6 +11,7 @@ import contextlib
 import gzip
 import importlib
 import io
+import itertools
 import json
 import os
 import re
@@ -121,7 +122,9 @@ def read_answers(file: BinaryIO, name: str) -> Iterator[Line]:
         BatchFileError: An incomplete line is not the beginning of an answer, so this may be the wrong file.
     """
     is_output = False
-    for line in read_lines(file):
+    for line, following in itertools.pairwise(itertools.chain(read_lines(file), [None])):
+        if line is None:  # only the last `following` is
+            return
         if not line.text:
             if line.is_terminated:
                 yield line
@@ -131,12 +134,16 @@ def read_answers(file: BinaryIO, name: str) -> Iterator[Line]:
         elif not (
             line.text.startswith(_ANSWER_PREFIXES)
             or any(prefix.startswith(line.text) for prefix in _ANSWER_PREFIXES)
-            or (is_output and line.has_zeros)
+            or (line.has_zeros and (is_output or _is_answer(following)))
         ):
             problem = "it contains zero bytes" if line.has_zeros else "no line break at its end"
             raise foreign_output_error(problem, name, line.number)
         elif line.is_terminated:
             yield line._replace(text=b"")
+
+
+def _is_answer(line: Line | None) -> bool:
+    return line is not None and line.text.startswith(_ANSWER_PREFIXES)
 
 
 def read_closed_output(path: Path) -> Iterator[Line]:

@@ -38,6 +38,9 @@ _CHUNK_BYTES = 1 << 20
 _MAX_RETRIES = 512
 _MAX_RETRY_BYTES = 16 << 20
 
+# Requests left at which a batch is nearly finished.
+_FEW = 8
+
 # With this many suspects, no new requests are sent until they are tested. Fewer are tested once there is no
 # other work, because a test waits until the requests in flight have ended.
 _MAX_SUSPECTS = 64
@@ -150,6 +153,11 @@ class RequestQueue(WorkQueue[Request]):
         """Keep a request for a test without other requests."""
         self._suspects.append(request)
         self._requeued(request)
+
+    @property
+    def is_nearly_finished(self) -> bool:
+        waiting = len(self._returned) + len(self._delayed) + len(self._last) + len(self._suspects)
+        return self._is_read and not self._buffer and self._in_progress + waiting <= _FEW
 
     def has_test(self) -> bool:
         """Return whether there are suspects, and no instance is testing."""

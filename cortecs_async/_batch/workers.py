@@ -29,8 +29,10 @@ from .suspects import REJECTIONS, is_suspect
 from .writer import AnswerWriter
 
 # Give up the instance after this many timeouts, if there are also at least as many timeouts as answers: it is
-# not worth its price.
+# not worth its price. They must be of this many times: one request may make all requests in flight time out,
+# more than once before it is found.
 _MAX_TIMEOUTS = 64
+_MIN_HANGS = 5
 
 # Seconds for a probe.
 _PROBE_TIMEOUT = 60.0
@@ -67,6 +69,8 @@ class WorkerPool:
     _test: SuspectTest | None = None
     _stopped: Broadcast = field(factory=Broadcast)  # notified when a worker or the probing stops
     _timeouts: int = 0
+    _hangs: int = 0  # times at which requests in flight together began to time out
+    _hung_at: float = float("-inf")
 
     def __attrs_post_init__(self) -> None:
         self._attempts = Attempts(
@@ -160,6 +164,7 @@ class WorkerPool:
             while self._size or self._is_probing:
                 await self._stopped.wait()
             await test.run()
+            self._timeouts = self._hangs = 0  # their cause may be found
         except Exception as error:  # noqa: BLE001  (raised by `run`, outside of an exception group)
             self._stop(error)
         finally:
@@ -196,6 +201,7 @@ class WorkerPool:
         health = attempts.health
         if reason in REJECTIONS:
             health.record_rejection(now)
+            request.rejected_since = request.rejected_since or now
         else:
             health.record_end(now, began)
         health.record_retry_after(failed, now)
@@ -220,7 +226,9 @@ class WorkerPool:
             # A server that never rejects requests may still have too many of them.
             self.limit.record_rejection(now, began)
             self._timeouts += 1
-            if self._timeouts >= max(_MAX_TIMEOUTS, attempts.answers):
+            if began >= self._hung_at:
+                self._hangs, self._hung_at = self._hangs + 1, now
+            if self._hangs >= _MIN_HANGS and self._timeouts >= max(_MAX_TIMEOUTS, attempts.answers):
                 self._stop(self._endpoint_error(f"has timed out {self._timeouts} times: {failed.detail}"))
         attempts.proceed(request, failed)
 

@@ -7,6 +7,7 @@ import importlib
 import logging
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -107,11 +108,21 @@ def command_line(*more: str, without: str = "") -> str:
     """
     arguments = click.get_current_context().meta[_ARGUMENTS]
     is_module = Path(sys.argv[0]).parts[-2:] == ("cortecs_async", "__main__.py")
-    program = (sys.orig_argv[0], "-m", "cortecs_async") if is_module else ("cortecs-async",)
+    program: tuple[str, ...] = (_program(),)
+    if is_module:
+        program = (sys.orig_argv[0], "-m", "cortecs_async")
     arguments = [each for each in arguments if each != without]
     # Options end at `--`.
     end = arguments.index("--") if "--" in arguments else len(arguments)
     return " ".join(map(quote, [*program, *arguments[:end], *more, *arguments[end:]]))
+
+
+def _program() -> str:
+    """Return the name by which a shell finds this program: its path, if it is not on PATH."""
+    path = Path(sys.argv[0])
+    found = shutil.which("cortecs-async")
+    is_script = path.name == "cortecs-async" and path.is_file()
+    return str(path) if is_script and (found is None or not path.samefile(found)) else "cortecs-async"
 
 
 def quote(text: str) -> str:

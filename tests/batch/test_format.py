@@ -412,6 +412,23 @@ class TestSameRequest:
         assert chat(**one) != chat(**two)
 
     @pytest.mark.parametrize(
+        ("one", "two"),
+        [
+            ({"tools": [], "stop": [], "logit_bias": {}}, {}),
+            (
+                {
+                    "messages": [
+                        {"role": "assistant", "content": None, "name": None, "tool_calls": [{"id": "1"}]}
+                    ]
+                },
+                {"messages": [{"role": "assistant", "tool_calls": [{"id": "1"}]}]},
+            ),
+        ],
+    )
+    def test_these_are_the_same(self, one: dict[str, Any], two: dict[str, Any]) -> None:
+        assert chat(**one) == chat(**two)
+
+    @pytest.mark.parametrize(
         ("url", "defaults"),
         [
             (

@@ -35,13 +35,15 @@ REFUSALS = [
     {"message": {"prompt": ["too long"]}},
     {"errors": ["too long"]},
     [{"error": "too long"}],
+    {"code": 400, "msg": "too long"},
+    {"type": "about:blank", "title": "too long", "status": 400},
+    "too long",
 ]
 
 UNCLEAR = [
     b"",
     b"<html>413 Request Entity Too Large</html>",
     b"too long",
-    b'"too long"',
     b"[]",
     b"{}",
     b'{"error":null}',
@@ -60,15 +62,22 @@ def test_a_refusal_in_the_words_of_any_server_ends_a_request(body: Any, status: 
     result = classify(Reply(status, json.dumps(body).encode()), REQUEST)
     assert isinstance(result, AnswerLine)
     line = json.loads(result.text)
-    assert line["response"]["body"] == body or isinstance(body, list)
+    assert line["response"]["body"] == body or isinstance(body, (list, str))
     assert result.usage is None
 
 
-@grid(body=UNCLEAR, status=[400, 413, 422])
-def test_an_error_that_a_proxy_may_have_sent_is_no_refusal(body: bytes, status: int) -> None:
-    result = classify(Reply(status, body), REQUEST)
+@pytest.mark.parametrize("body", UNCLEAR)
+def test_a_400_that_a_proxy_may_have_sent_is_no_refusal(body: bytes) -> None:
+    result = classify(Reply(400, body), REQUEST)
     assert isinstance(result, FailedAttempt)
     assert result.reason is FailureReason.OTHER
+
+
+@grid(strength=1, body=UNCLEAR, status=[413, 422])
+def test_a_status_that_is_about_the_request_ends_it_whatever_the_body_is(body: bytes, status: int) -> None:
+    result = classify(Reply(status, body), REQUEST)
+    assert isinstance(result, AnswerLine)
+    assert json.loads(result.text)["response"]["status_code"] == status
 
 
 @pytest.mark.parametrize("status", [401, 404, 408, 429, 500])

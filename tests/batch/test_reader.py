@@ -167,6 +167,16 @@ class TestPowerFailures:
         output.close()
         assert options.target.read_bytes() == before
 
+    @pytest.mark.parametrize("zeros", [10, 5000])
+    def test_zeros_in_place_of_the_beginning_are_removed(self, options: BatchOptions, zeros: int) -> None:
+        rest = answer("b") + b"\n"
+        options.target.write_bytes(b"\0" * zeros + answer("a")[-9:] + b"\n" + rest)
+        output = Output(options.target)
+        plan = read(options, output)
+        assert (plan.succeeded, plan.left) == (1, 2)
+        output.close()
+        assert options.target.read_bytes() == rest
+
     def test_zeros_before_other_lines_are_removed(self, options: BatchOptions) -> None:
         torn = answer("b")[:40] + b"\0" * 5000 + answer("b")[-9:] + b"\n"
         options.target.write_bytes(answer("a") + b"\n" + torn + b"\0" * 100 + answer("c") + b"\n")

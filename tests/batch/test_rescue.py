@@ -179,6 +179,22 @@ class TestOutput:
         output.close()
         assert ids(Path(caught.value.path)) == ["c"]
 
+    def test_a_change_while_the_disk_writes_is_noticed(
+        self, target: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        output = Output(target)
+        sync = os.fsync
+
+        def slow_sync(fd: int) -> None:
+            os.utime(target, ns=(5, 5))
+            sync(fd)
+
+        monkeypatch.setattr(os, "fsync", slow_sync)
+        output.append([text("a")])
+        monkeypatch.undo()
+        assert not output.check_unchanged()
+        output.close()
+
     def test_a_change_in_place_is_noticed_until_it_is_read(self, target: Path) -> None:
         output = Output(target)
         output.append([text("a")])

@@ -262,7 +262,7 @@ class HangingServer:
 
 
 class TestHangs:
-    @grid(position=[0, 100, 199], concurrency=[4, 8, 32], servers=[1, 2], anyio_backend=BACKENDS)
+    @grid(position=[0, 100, 199], concurrency=[4, 8, 32, 128], servers=[1, 2], anyio_backend=BACKENDS)
     async def test_no_other_request_is_blamed_for_a_hang(
         self, tmp_path: Path, position: int, concurrency: int, servers: int
     ) -> None:

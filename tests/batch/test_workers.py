@@ -304,6 +304,15 @@ class TestOutages:
         assert "has timed out 64 times" in str(error)
         assert done.seconds < 9 * TIMEOUT
 
+    @grid(which=[{0}, {19}, set(range(12, 20))], status=["429", "503"], anyio_backend=BACKENDS)
+    async def test_last_requests_that_are_always_rejected_get_error_lines(
+        self, tmp_path: Path, which: set[int], status: str
+    ) -> None:
+        endpoint = Endpoint(random.Random(1), (1.0, 2.0), dict.fromkeys(which, bad(status)))
+        done = await work_on(tmp_path, 20, endpoint)
+        assert done.errors == []
+        assert done.sink.failed == which
+
     async def test_other_endpoints_continue_without_it(self, tmp_path: Path) -> None:
         dead = Endpoint(random.Random(1), (1.0, 2.0), outages=[(10.0, 1e9, bad("502"))])
         alive = Endpoint(random.Random(2), (1.0, 2.0))

@@ -438,6 +438,22 @@ def test_the_command_that_continues_is_the_one_that_was_typed(
         assert command_line("-x") == expected.replace("batch", "batch -x --")
 
 
+def test_a_program_that_is_not_on_the_path_is_named_by_its_own(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = tmp_path / "my env" / "cortecs-async"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "argv", [str(program)])
+    with click.Context(cli) as context:
+        remember_arguments(context, ("batch",))
+        monkeypatch.setenv("PATH", "/nowhere")
+        assert command_line() == f"'{program}' batch"
+        monkeypatch.setenv("PATH", str(program.parent))
+        assert command_line() == "cortecs-async batch"
+
+
 @pytest.mark.parametrize("name", ["a b", "it's", "tab\there", "\u00a0\u3000", "\udcff", "$'x'", "\n"])
 def test_a_quoted_word_is_read_by_a_shell(name: str) -> None:
     done = subprocess.run(["bash", "-c", f"printf %s {quote(name)}"], capture_output=True, check=True)

@@ -589,7 +589,7 @@ def test_a_changed_request_is_an_error_but_not_one_written_differently(tmp_path:
     with AnswerFile(source, target) as answers:
         assert answers.left == 0
     source.write_text(text.replace('{"n": 0}', '{"n": 5}'))
-    with pytest.raises(errors.BatchFileError, match="another request than the one with this custom_id"):
+    with pytest.raises(errors.BatchFileError, match="answers another request than line 1 of"):
         AnswerFile(source, target).__enter__()
     assert target.read_bytes() == whole
 
