@@ -139,7 +139,7 @@ def test_the_limit_returns_at_once_after_a_short_time_of_rejections() -> None:
     server.use(limit, began=10.0, until=15.0)
     assert limit.value <= proven / 16
     server.rejected_share = 0.0
-    server.use(limit, began=15.0, until=17.0)
+    server.use(limit, began=15.0, until=15.5)
     assert limit.value >= 0.75 * proven
 
 

@@ -150,7 +150,9 @@ UNASKED = {
 
 
 @WAYS
-@pytest.mark.parametrize("kind", tiers(UNASKED, "a response with the answer", "a response later"))
+@pytest.mark.parametrize(
+    "kind", tiers(UNASKED, "a response with the answer", "a response later", "part of a response later")
+)
 async def test_unasked_bytes_are_no_answer(transport: Any, kind: str) -> None:
     with Endpoint(UNASKED[kind]).running() as endpoint:
         async with aclosing(new_sender(transport, endpoint.port)) as sender:
