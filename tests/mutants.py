@@ -1936,6 +1936,13 @@ MUTANTS = [
         "batch/test_suspects.py::TestHangs::test_no_other_request_is_blamed_for_a_hang",
     ),
     Mutant(
+        "sends a request again that is too large for a proxy",
+        "_batch/workers.py",
+        "            attempts.complete(failed.line)\n",
+        "            attempts.retry_later(request, failed)\n",
+        "batch/test_workers.py::TestOutages::test_a_proxy_may_refuse_requests",
+    ),
+    Mutant(
         "never gives up a request that is always rejected",
         "_batch/isolation.py",
         "elif step is NextStep.RETRY and alone and stayed_up and self._is_hopeless(request, reason):",

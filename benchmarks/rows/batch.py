@@ -72,8 +72,8 @@ def rows() -> list[Row]:
             server counts the rate from the first request to the last answer, without the start and release
             of the instance.
 
-            A batch lets each connection rest for 3 ms before it is used again, so that bytes that the endpoint
-            sends without a request do not become the next answer. With answers that take
+            A batch lets each connection rest for 3 ms before it is used again, so that bytes that the
+            endpoint sends without a request do not become the next answer. With answers that take
             {1000 * _ANSWER_SECONDS:.0f} ms, this costs a few percent of the rate at a fixed concurrency.
 
             At these rates the emulator uses its whole processor, which hides some of the cost of each side.

@@ -29,7 +29,7 @@ _MAX_ANSWERED_ERRORS = 8
 _SETTLE_SECONDS = 0.05
 
 # Failures whose cause is clear, so that answers to other requests are not needed to find it.
-_CLEAR_REASONS = frozenset({FailureReason.NOT_SENT, FailureReason.ANSWERED_ERROR})
+_CLEAR_REASONS = frozenset({FailureReason.NOT_SENT, FailureReason.ANSWERED_ERROR, FailureReason.REFUSED})
 
 # Failures that are evaluated immediately.
 _SETTLED_REASONS = _CLEAR_REASONS | {FailureReason.TIMED_OUT, FailureReason.RATE_LIMITED}
@@ -97,7 +97,7 @@ class Attempts:
         if reason in _CLEAR_REASONS:
             if reason is FailureReason.NOT_SENT:
                 request.unsent += 1
-            else:
+            elif reason is FailureReason.ANSWERED_ERROR:
                 self._record_answered_error(_Failure(request, attempt, reason))
             return self._apply(self.in_flight.end(attempt))
         request.failures += reason is not FailureReason.TIMED_OUT

@@ -60,7 +60,7 @@ class Request:
         rejections: Attempts rejected because the endpoint had too many requests.
         unsent: Attempts without a connection.
         failed_at: When it last failed; None before the first time.
-        rejected_since: When it was first rejected; None before.
+        rejected_alone_since: When it was first rejected in a test without other requests; None before.
     """
 
     number: int
@@ -77,7 +77,7 @@ class Request:
     rejections: int = 0
     unsent: int = 0
     failed_at: float | None = None
-    rejected_since: float | None = None
+    rejected_alone_since: float | None = None
 
     @property
     def key(self) -> bytes:

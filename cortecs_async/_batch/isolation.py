@@ -13,8 +13,8 @@ from .format import Request
 from .outcome import FailedAttempt, FailureReason, retry_delay, stopped_server
 from .suspects import REJECTIONS, NextStep, SuspectGroups, next_test_step
 
-# One of the last requests gets an error line after it has been rejected for this many seconds, at last alone,
-# while probes were answered. With many requests left, a quota may be used up, and it is not the request.
+# One of the last requests gets an error line if it is rejected alone for this many seconds, while probes are
+# answered. With many requests left, it may not be the request: a quota may be used up.
 _MAX_REJECTED_SECONDS = 120.0
 
 
@@ -66,7 +66,9 @@ class SuspectTest:
             step = next_test_step(
                 request, reason, self.attempts.max_retries, alone=alone, is_own=is_own, stayed_up=stayed_up
             )
-            if step in steps:
+            if reason is FailureReason.REFUSED:
+                self._write_error(failed, stayed_up=stayed_up)
+            elif step in steps:
                 steps[step].append(request)
             elif step is NextStep.RETRY and alone and stayed_up and self._is_hopeless(request, reason):
                 self._write_error(failed, stayed_up=stayed_up)
@@ -96,7 +98,8 @@ class SuspectTest:
                 request.failed_at = now
                 if result.reason in REJECTIONS:
                     attempts.health.record_rejection(now)
-                    request.rejected_since = request.rejected_since or now
+                    if len(group) == 1 and request.rejected_alone_since is None:
+                        request.rejected_alone_since = now
                 attempts.health.record_retry_after(result, now)
                 verdicts = attempts.record_failure(request, attempt, result.reason)
                 if result.reason is FailureReason.ANSWERED_ERROR:
@@ -113,7 +116,7 @@ class SuspectTest:
         return failures, own
 
     def _is_hopeless(self, request: Request, reason: FailureReason) -> bool:
-        since = request.rejected_since
+        since = request.rejected_alone_since
         if reason not in REJECTIONS or since is None or not self.attempts.queue.is_nearly_finished:
             return False
         return self.attempts.clock() - since > _MAX_REJECTED_SECONDS

@@ -37,6 +37,7 @@ _REQUEST_ERRORS = frozenset({400, 413, 422})
 _ERROR_KEYS = ("error", "errors", "detail", "message", "msg", "title")
 
 # Of these, the status says that it is about the request, whatever the body is: too large, or not understood.
+# But a proxy may have sent it, so it does not show that the server runs.
 _CLEAR_REQUEST_ERRORS = frozenset({413, 422})
 
 _rng = random.Random()  # noqa: S311  (jitter)
@@ -49,6 +50,7 @@ class FailureReason(enum.Enum):
     UNAVAILABLE = enum.auto()  # 503: rate limited, or the endpoint is not up
     KEY_REJECTED = enum.auto()
     ANSWERED_ERROR = enum.auto()  # an error inside a successful response: the endpoint is up
+    REFUSED = enum.auto()  # the request is at fault; a proxy may have said so
     NOT_SENT = enum.auto()  # says nothing about the request
     TIMED_OUT = enum.auto()
     LOST = enum.auto()  # the server may have died: the connection was cut, here or behind a proxy
@@ -100,9 +102,10 @@ def classify(outcome: Reply | Failure, request: Request) -> AnswerLine | FailedA
         return classify(Failure(kind=FailureKind.UNREADABLE, detail=detail), request)
     if line.problem is not None:
         return FailedAttempt(FailureReason.ANSWERED_ERROR, line.problem, line)
-    is_refusal = status in _CLEAR_REQUEST_ERRORS or (status in _REQUEST_ERRORS and _is_refusal(outcome.body))
-    if status < 300 or is_refusal:
+    if status < 300 or (status in _REQUEST_ERRORS and _is_refusal(outcome.body)):
         return line
+    if status in _CLEAR_REQUEST_ERRORS:
+        return FailedAttempt(FailureReason.REFUSED, f"status {status}", line)
     reason = _REASONS_OF_STATUS.get(status, FailureReason.OTHER)
     has_retry_after = reason in {FailureReason.RATE_LIMITED, FailureReason.UNAVAILABLE}
     retry_after = min(outcome.retry_after or 0.0, _MAX_RETRY_AFTER) if has_retry_after else 0.0

@@ -163,8 +163,10 @@ class WorkerPool:
         try:
             while self._size or self._is_probing:
                 await self._stopped.wait()
+            answers = self._attempts.answers
             await test.run()
-            self._timeouts = self._hangs = 0  # their cause may be found
+            if self._attempts.answers > answers:
+                self._timeouts = self._hangs = 0  # the endpoint is not slow, and the cause may be found
         except Exception as error:  # noqa: BLE001  (raised by `run`, outside of an exception group)
             self._stop(error)
         finally:
@@ -201,7 +203,6 @@ class WorkerPool:
         health = attempts.health
         if reason in REJECTIONS:
             health.record_rejection(now)
-            request.rejected_since = request.rejected_since or now
         else:
             health.record_end(now, began)
         health.record_retry_after(failed, now)
@@ -215,6 +216,9 @@ class WorkerPool:
             return
         request.failed_at = now
         attempts.record_failure(request, attempt, reason)
+        if reason is FailureReason.REFUSED:
+            attempts.complete(failed.line)
+            return
         if reason is FailureReason.ANSWERED_ERROR:
             self.limit.record_rejection(now, began)
             attempts.proceed(request, failed)

@@ -110,7 +110,7 @@ def _parse_concurrency(value: str) -> int | str:
     "--max-retries",
     type=click.IntRange(min=0),
     default=5,
-    help="Retry a request that fails while others are answered this many times.",
+    help="Limit the retries of a request that fails while others are answered.",
 )
 @click.option("--ordered", is_flag=True, help="Sort the output in the order of the input at the end.")
 @click.option(

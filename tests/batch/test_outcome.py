@@ -76,8 +76,9 @@ def test_a_400_that_a_proxy_may_have_sent_is_no_refusal(body: bytes) -> None:
 @grid(strength=1, body=UNCLEAR, status=[413, 422])
 def test_a_status_that_is_about_the_request_ends_it_whatever_the_body_is(body: bytes, status: int) -> None:
     result = classify(Reply(status, body), REQUEST)
-    assert isinstance(result, AnswerLine)
-    assert json.loads(result.text)["response"]["status_code"] == status
+    assert isinstance(result, FailedAttempt)
+    assert result.reason is FailureReason.REFUSED
+    assert json.loads(result.line.text)["response"]["status_code"] == status
 
 
 @pytest.mark.parametrize("status", [401, 404, 408, 429, 500])

@@ -304,6 +304,28 @@ class TestOutages:
         assert "has timed out 64 times" in str(error)
         assert done.seconds < 9 * TIMEOUT
 
+    @grid(status=["413", "422"], concurrency=[1, 8, "auto"], anyio_backend=BACKENDS)
+    async def test_a_proxy_may_refuse_requests(self, tmp_path: Path, status: str, concurrency: Any) -> None:
+        which = set(range(0, 100, 3))
+        endpoint = Endpoint(random.Random(1), (1.0, 2.0), dict.fromkeys(which, bad(status)))
+        done = await work_on(tmp_path, 100, endpoint, concurrency=concurrency)
+        assert done.errors == []
+        assert done.sink.failed == which
+        assert set(endpoint.asked.values()) == {1}
+
+    async def test_rejections_beside_other_requests_do_not_count_against_a_request(
+        self, tmp_path: Path
+    ) -> None:
+        class Rejecting(Endpoint):
+            async def post(self, path: str, body: bytes) -> Reply | Failure:
+                if json.loads(body).get("number") == 0 and anyio.current_time() < 260.0:
+                    return Reply(429, b"{}")
+                return await Endpoint.post(self, path, body)
+
+        done = await work_on(tmp_path, 3, Rejecting(random.Random(1), (150.0, 151.0)), concurrency=3)
+        assert done.errors == []
+        assert done.sink.failed == set()
+
     @grid(which=[{0}, {19}, set(range(12, 20))], status=["429", "503"], anyio_backend=BACKENDS)
     async def test_last_requests_that_are_always_rejected_get_error_lines(
         self, tmp_path: Path, which: set[int], status: str
