@@ -1937,9 +1937,9 @@ MUTANTS = [
     ),
     Mutant(
         "sends a request again that is too large for a proxy",
-        "_batch/workers.py",
-        "            attempts.complete(failed.line)\n",
-        "            attempts.retry_later(request, failed)\n",
+        "_batch/outcome.py",
+        "    if status in _CLEAR_REQUEST_ERRORS:\n",
+        "    if False:\n",
         "batch/test_workers.py::TestOutages::test_a_proxy_may_refuse_requests",
     ),
     Mutant(
