@@ -56,7 +56,13 @@ class Event(enum.Enum):
     LEASE_ABANDONED = (
         "lease.abandoned",
         CRITICAL,
-        "%(name)s was not released before its lease was dropped; the reaper releases it",
+        "%(name)s was not released before its event loop ended. %(successor)s",
+        "instance_id model",
+    )
+    LEASE_UNAWAITED = (
+        "lease.unawaited",
+        WARNING,
+        "Releasing %(name)s: its lease was dropped, or its coroutine was closed",
         "instance_id model",
     )
     LEASE_LOST = "lease.lost", WARNING, "%(reason)s", "instance_id"

@@ -14,6 +14,7 @@ from _grids import BACKENDS, grid
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, ConfigurationError, RetryPolicy
+from cortecs_async._aio.eventloop import LoopBinding
 from cortecs_async._telemetry import _route
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import LeaseInfo, PhaseEnd, RequestRetry, Telemetry
@@ -135,18 +136,28 @@ async def test_what_was_lost_and_found_again_is_adopted(world: World) -> None:
     assert told.of("start")[1].seconds > 0
 
 
-class TestLeftToTheReaper:
+@pytest.fixture
+def stopped_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the client find its event loop stopped, as between two calls of `loop.run_until_complete`."""
+    monkeypatch.setattr(LoopBinding, "call_soon", lambda *_: False)
+
+
+class TestNotAwaited:
     @pytest.mark.parametrize("how", ["dropped", "closed"])
-    async def test_it_is_told_with_the_next(self, world: World, journals: Path, how: str) -> None:
+    async def test_it_ends_as_if_cancelled(self, world: World, how: str) -> None:
+        told = Recorder()
+        async with world(telemetry=told) as (_emu, client):
+            await leave_unawaited(client, how)
+        assert told.outcomes[2:] == [("body", "cancelled"), ("teardown", "ok"), ("lease", "cancelled")]
+
+    @pytest.mark.usefixtures("stopped_loop")
+    @pytest.mark.parametrize("how", ["dropped", "closed"])
+    async def test_without_a_loop_it_is_told_with_the_next(
+        self, world: World, journals: Path, how: str
+    ) -> None:
         told = Recorder()
         async with world(journal="auto", telemetry=told) as (_emu, client):
-            lease = client.instance(MODEL, HARDWARE, on_loss="ignore")
-            await lease.__aenter__()
-            await anyio.sleep(10)
-            if how == "closed":
-                await lease.__aexit__(GeneratorExit, GeneratorExit(), None)
-            del lease
-            gc.collect()
+            await leave_unawaited(client, how)
             # Not by the garbage collector, which may have interrupted an exporter.
             assert [phase for phase, _ in told.outcomes] == ["start", "wait"]
             await anyio.sleep(50)
@@ -156,15 +167,24 @@ class TestLeftToTheReaper:
             assert told.ended[2][2].seconds == pytest.approx(10)
             await client.sweep()
 
+    @pytest.mark.usefixtures("stopped_loop")
     async def test_or_when_the_client_is_closed(self, world: World, journals: Path) -> None:
         told = Recorder()
         async with world(journal="auto", telemetry=told) as (_emu, client):
-            lease = client.instance(MODEL, HARDWARE, on_loss="ignore")
-            await lease.__aenter__()
-            del lease
-            gc.collect()
+            await leave_unawaited(client, "dropped")
             await client.sweep()
         assert told.outcomes[2:] == [("body", "abandoned"), ("lease", "abandoned")]
+
+
+async def leave_unawaited(client: AsyncCortecs, how: str) -> None:
+    lease = client.instance(MODEL, HARDWARE, on_loss="ignore")
+    await lease.__aenter__()
+    await anyio.sleep(10)
+    if how == "closed":
+        # A GeneratorExit without a traceback does not come from an async generator.
+        await lease.__aexit__(GeneratorExit, GeneratorExit(), None)
+    del lease
+    gc.collect()
 
 
 # --- telemetry that fails -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 import selectors
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import anyio
 from typing_extensions import override
@@ -48,6 +49,20 @@ class LoopBinding:
     def unbind(self) -> None:
         """Let another event loop use the client, which has no connection in its own."""
         self._bound.clear()
+
+    def call_soon(self, callback: Callable[[], object]) -> bool:
+        """Call `callback` in the client's event loop, from any thread. Return False if it is not running."""
+        loop: Any = self._bound.get("loop")
+        try:
+            if isinstance(loop, asyncio.AbstractEventLoop):
+                if not loop.is_running():
+                    return False
+                loop.call_soon_threadsafe(callback)
+            elif loop is not None:
+                loop.run_sync_soon(callback)
+        except RuntimeError:  # it has just ended
+            return False
+        return loop is not None
 
     def check(self) -> None:
         """Bind the client to the running event loop, if it is not bound yet.

@@ -1,4 +1,4 @@
-"""Shared calls (`SingleFlight`), notifications (`Broadcast`) and growing pauses (`Backoff`)."""
+"""Shared calls (`SingleFlight`), notifications (`Broadcast`), locks (`Mutex`), growing pauses (`Backoff`)."""
 
 from __future__ import annotations
 
@@ -86,6 +86,27 @@ class Broadcast:
         if self._event is None:
             self._event = anyio.Event()
         await self._event.wait()
+
+
+class Mutex:
+    """A lock that is also released if a coroutine that waits for it, or holds it, is closed.
+
+    Locks of anyio belong to a task: one that is closed in another task, or while it takes a free lock, keeps
+    it forever.
+    """
+
+    def __init__(self) -> None:
+        self._is_held = False
+        self._released = Broadcast()
+
+    async def __aenter__(self) -> None:
+        while self._is_held:
+            await self._released.wait()
+        self._is_held = True
+
+    async def __aexit__(self, *_: object) -> None:
+        self._is_held = False
+        self._released.notify()
 
 
 @define(eq=False)

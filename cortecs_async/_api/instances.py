@@ -12,6 +12,7 @@ from functools import partial
 
 import anyio
 
+from .._aio.synchronization import Mutex
 from .._config import PollPolicy
 from .._errors import BadRequestError, ConflictError, NotFoundError
 from .._http.limiter import Priority
@@ -43,7 +44,7 @@ class Instances:
         self._policy = policy
         # A client has two, with one state. Only the user's stops sending when the client is closed.
         self.poller: Poller = twin.poller if twin else Poller(self, policy)
-        self.ensure_locks: dict[str, anyio.Lock] = twin.ensure_locks if twin else defaultdict(anyio.Lock)
+        self.ensure_locks: dict[str, Mutex] = twin.ensure_locks if twin else defaultdict(Mutex)
         # Instances that leases of this client are releasing. `ensure` must not return or restart them.
         self.releasing: set[str] = twin.releasing if twin else set()
         self.claims: Claims = twin.claims if twin else Claims()

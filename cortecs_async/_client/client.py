@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from .._aio.tasks import is_closed_coroutine
 from .._api.validation import check_instance_id, check_start
 from .._config import (
     MAX_CONNECTIONS,
@@ -339,7 +340,8 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
     async def aclose(self) -> None:
         """Close the client. You can call it again.
 
-        Open leases can still release their instances: the connections close with the last lease.
+        Open leases can still release their instances: the connections close with the last lease. This waits
+        for the release of leases whose blocks were dropped or closed without being awaited.
 
         Raises:
             ConfigurationError: in another event loop than that of the client.
@@ -359,6 +361,10 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if is_closed_coroutine(exc):
+            self._closed = True
+            self._wiring.http.close_soon()
+            return
         await self.aclose()
 
     def __repr__(self) -> str:

@@ -9,6 +9,7 @@ from typing import ClassVar
 import anyio
 from attrs import frozen
 
+from .._aio.tasks import is_closed_coroutine
 from .._aio.threads import System
 from .._api.instances import Instances
 from .._api.resources import HardwareTypes, Models, Send, User
@@ -143,9 +144,12 @@ class Wiring:
         """Enter the client, and log if there is something to sweep."""
         try:
             await self.promises.report_orphans()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self.http.aclose()
+        except BaseException as error:
+            if is_closed_coroutine(error):
+                self.http.close_soon()
+            else:
+                with anyio.CancelScope(shield=True):
+                    await self.http.aclose()
             raise
 
 

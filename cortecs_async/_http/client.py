@@ -11,7 +11,7 @@ from attrs import define, evolve
 
 from .._aio.eventloop import LoopBinding
 from .._aio.sigint import SigintGuard
-from .._aio.tasks import DetachedTask, run_uncancellable
+from .._aio.tasks import DetachedTask, UnawaitedTasks, run_uncancellable
 from .._config import Settings
 from .._errors import ClientClosedError, ConfigurationError, RequestError
 from .._logging import Event, log
@@ -77,6 +77,7 @@ class HTTP:
         self._tokens = TokenSource(settings.credential_provider, self._exchange)
         self._holders: list[SigintGuard | None] = []
         self.loop: LoopBinding = LoopBinding()
+        self.unawaited: UnawaitedTasks = UnawaitedTasks(self.loop)
         self._closed = False
 
     async def request(self, call: Call) -> Reply:
@@ -144,7 +145,15 @@ class HTTP:
         """Reject further calls, and close the connections as soon as no lease needs them."""
         self.loop.check()
         self._closed = True
-        await self._close_if_done()
+        try:
+            await self.unawaited.join()
+        finally:
+            await self._close_if_done()
+
+    def close_soon(self) -> None:
+        """Do as `aclose`, without waiting for it."""
+        self._closed = True
+        self.unawaited.start_soon(self._close_if_done, otherwise=bool)
 
     async def _close_if_done(self) -> None:
         if self._closed and not self._holders:

@@ -22,12 +22,18 @@ The steps of a lease, and where to find each:
 from __future__ import annotations
 
 import enum
+from functools import partial
 from types import TracebackType
 from typing import Self
 
 import anyio
 
-from .._aio.tasks import enable_ki_protection, redeliver_cancellation, run_uncancellable
+from .._aio.tasks import (
+    enable_ki_protection,
+    is_closed_coroutine,
+    redeliver_cancellation,
+    run_uncancellable,
+)
 from .._api.domain import Instance
 from .._errors import (
     AmbiguousStartError,
@@ -73,6 +79,7 @@ class InstanceLease(Endpoint):
         self._state = LeaseState(services=services, options=options)
         self._report = Report(services.observer, self._state.info, self._state.now)
         self._watchdog: Watchdog | None = None
+        self._running_release: Release | None = None
 
     @property
     def instance(self) -> Instance:
@@ -179,7 +186,7 @@ class InstanceLease(Endpoint):
             )
         self._services.http.check_open()
         enable_ki_protection(InstanceLease.__aexit__, InstanceLease._end)
-        # First, because `_abandon` ends the hold, also when a lease is garbage-collected while it starts.
+        # First, because the release ends the hold, also when a lease is garbage-collected while it starts.
         self._services.http.hold()
         self._phase = _Phase.STARTING
         state, report = self._state, self._report
@@ -195,9 +202,6 @@ class InstanceLease(Endpoint):
                 report.leave(None)
             else:
                 report.begin_phase("body")
-        except GeneratorExit:
-            self._abandon()
-            raise
         except BaseException as error:
             # The caller never got the instance, so `on_exit` does not apply.
             provisioning.revoke_hand_over(state)
@@ -223,25 +227,26 @@ class InstanceLease(Endpoint):
             InstanceLostError: if the instance stopped or disappeared, which cancelled the block.
             LeaseExpiredError: if `max_lifetime` or `max_cost` was reached, which cancelled the block.
             TeardownError: if the release fails within `teardown_timeout`, unless the block raised.
-            ConfigurationError: in another event loop than that of `__aenter__`. The reaper releases the
-                instance.
+            ConfigurationError: in another event loop than that of `__aenter__`. The instance is released in
+                its own event loop if that is running, else by the reaper.
         """
         if self._phase is not _Phase.RUNNING or self._watchdog is None:
+            return
+        if is_closed_coroutine(exc):
+            self._end_unawaited(self._options.on_exit)
             return
         try:
             self._services.http.loop.check()
         except ConfigurationError as error:
-            # Nothing of it can be awaited here.
-            self._abandon()
+            self._end_unawaited(self._options.on_exit)
             if exc is None:
                 raise
-            exc.add_note(f"cortecs_async: {self._state.held.name} was left to the reaper: {error}")
+            exc.add_note(f"cortecs_async: {self._state.held.name} could not be released here: {error}")
             return
         maps_of(self).stop()
-        if isinstance(exc, GeneratorExit):
-            self._abandon()
-            return
-        outcome = await self._watchdog.leave(exc)
+        # A generator that is closed ends its block without an error.
+        raised = None if isinstance(exc, GeneratorExit) else exc
+        outcome = await self._watchdog.leave(raised)
         self._state.newest = self._watchdog.instance
         on_exit = self._options.on_exit
         if on_exit == "keep" and isinstance(self._watchdog.verdict, LeaseExpiredError):
@@ -250,7 +255,7 @@ class InstanceLease(Endpoint):
             await self._end(outcome, on_exit)
         finally:
             await maps_of(self).join()
-        if outcome is not None and outcome is not exc:
+        if outcome is not None and outcome is not raised:
             raise outcome
 
     async def _end(self, cause: BaseException | None, on_exit: OnExit) -> None:
@@ -259,14 +264,46 @@ class InstanceLease(Endpoint):
         If there is a `cause`, the caller raises it. Otherwise this raises what went wrong.
         """
         self._phase = _Phase.ENDED
+        if is_closed_coroutine(cause):
+            self._end_unawaited(on_exit)
+        else:
+            await self._release(cause, on_exit)
+
+    def _end_unawaited(self, on_exit: OnExit) -> None:
+        """Release the instance in a task of its own, because this code can await nothing.
+
+        If the event loop has ended, leave the instance to the reaper. The garbage collector may call this.
+        """
+        self._phase = _Phase.ENDED
+        maps_of(self).stop()
+        self._services.http.unawaited.start_soon(partial(self._release_unawaited, on_exit), self._abandon)
+
+    async def _release_unawaited(self, on_exit: OnExit) -> None:
+        held = self._state.held
+        if held.may_have_instance():
+            model = self._state.info().model
+            log(Event.LEASE_UNAWAITED, instance_id=held.instance_id, model=model, name=held.name)
+        if self._watchdog is not None:
+            await self._watchdog.leave(None)
+        # As if it was cancelled. The log says what goes wrong.
+        await self._release(GeneratorExit(), on_exit)
+
+    async def _release(self, cause: BaseException | None, on_exit: OnExit) -> None:
         report, held = self._report, self._state.held
         report.leave(cause)
         failure: BaseException | None = None
         interruption: BaseException | None = None
         if held.may_have_instance():
             deadline = anyio.current_time() + self._options.teardown_timeout
-            release = Release(self._services, held, on_exit, deadline, report.tear_down)
-            ended = await run_uncancellable(release.run, restart_if_cancelled=True)
+            release = self._running_release or Release(
+                self._services, held, on_exit, deadline, report.tear_down
+            )
+            self._running_release = release
+            try:
+                ended = await run_uncancellable(release.run, restart_if_cancelled=True)
+            except GeneratorExit:
+                self._end_unawaited(on_exit)
+                raise
             failure, interruption = ended.error or release.failure, ended.interruption
             report.leave(failure)
             if ended.error is not None:
@@ -325,8 +362,7 @@ class InstanceLease(Endpoint):
             cause.add_note(f"cortecs_async: {self._state.held.name}: {failure}")
 
     def _abandon(self) -> None:
-        """Leave the instance to the reaper: the event loop was closed, and nothing can be awaited."""
-        self._phase = _Phase.ENDED
+        """Leave the instance to the reaper, because the event loop has ended."""
         self._services.http.abandon()
         held = self._state.held
         start = held.attempt
@@ -338,13 +374,15 @@ class InstanceLease(Endpoint):
                 instance_id=held.instance_id,
                 model=self._state.info().model,
                 name=held.name,
+                successor=self._services.promises.successor(),
             )
         self._report.abandon()
 
     def __del__(self) -> None:
         # The constructor may have failed.
         if getattr(self, "_phase", _Phase.ENDED) in {_Phase.STARTING, _Phase.RUNNING}:
-            self._abandon()
+            on_exit = self._options.on_exit if self._phase is _Phase.RUNNING else "delete"
+            self._end_unawaited(on_exit)
 
     def __reduce__(self) -> str:
         raise TypeError("a lease cannot be pickled: send `inst.handle` to other processes")

@@ -8,6 +8,7 @@ import anyio
 from attrs import define, field
 
 from .._aio.eventloop import loop_clock
+from .._aio.synchronization import Mutex
 from .._aio.tasks import run_uncancellable
 from .._api.listing import existing_ids
 from .._api.teardown import Goal, Teardown
@@ -48,6 +49,8 @@ class Release:
     # instance twice.
     _late: dict[str, Teardown] = field(factory=dict)
     _is_closed: bool = False
+    # Held by a run that continues although its caller was closed.
+    _lock: Mutex = field(factory=Mutex)
 
     @property
     def goal(self) -> Goal | None:
@@ -69,6 +72,10 @@ class Release:
 
     async def run(self) -> None:
         """Release the instance by the deadline; if that fails, set `failure`."""
+        async with self._lock:
+            await self._run_once()
+
+    async def _run_once(self) -> None:
         if self.goal is not None or self.held.instance_id is None:
             self.on_work()
         if not self._is_closed:

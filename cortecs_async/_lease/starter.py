@@ -22,6 +22,7 @@ import anyio
 from attrs import define, evolve, field
 
 from .._aio.synchronization import SingleFlight
+from .._aio.tasks import is_closed_coroutine
 from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances
 from .._api.listing import Listing, existing_ids
@@ -169,14 +170,13 @@ class Starter:
             start.unresolved = self.promises.unresolved_start(start.key)
             sent = start.args if tag is None else evolve(start.args, context_length=tag)
             instance = await self.instances.start_once(sent, start)
-        except GeneratorExit:
-            if start.key is not None and start.state is StartState.NOT_STARTED:
-                self.promises.close_soon(start.key)
-            raise
-        except BaseException:
+        except BaseException as error:
             if start.key is not None and start.state is StartState.NOT_STARTED:
                 key, start.key = start.key, None
-                await self.promises.close(key)
+                if is_closed_coroutine(error):
+                    self.promises.close_soon(key)
+                else:
+                    await self.promises.close(key)
             start.interrupted()
             raise
         finally:

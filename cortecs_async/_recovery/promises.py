@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import anyio
 
-from .._aio.synchronization import SingleFlight
+from .._aio.synchronization import Mutex, SingleFlight
 from .._aio.tasks import run_uncancellable
 from .._aio.threads import System
 from .._api.domain import Instance, InstanceArgs
@@ -72,7 +72,7 @@ class Promises:
         )
         self._credentials: Credentials | None = None
         self._rehearsal: SingleFlight[str] = SingleFlight(self._prove_reaper)
-        self._flush_lock = anyio.Lock()
+        self._flush_lock = Mutex()
         self._joined_generation: int | None = None
         # By key, what was decided and not received yet: the caller may be cancelled meanwhile, and ask again.
         self._decided: dict[str, Instance] = {}
@@ -205,6 +205,14 @@ class Promises:
         self.record_abandoned(key)
         self._commit_soon()
         return True
+
+    def successor(self) -> str:
+        """Return a sentence that says who releases what this process does not release."""
+        if self.uses_reaper and self.store.reaper_problem is None:
+            return "The reaper releases it"
+        if self.uses_journal and self.store.journal_problem is None:
+            return "`cortecs-async sweep` releases it"
+        return "IT IS BILLED until `client.sweep()` releases it in this process, or you stop it on cortecs.ai"
 
     def unresolved_start(self, key: str) -> UnresolvedStart:
         """Return the start of an intent, as other processes read it from the journal."""

@@ -1,12 +1,20 @@
-"""Test sharing one call, waking all waiting tasks, and growing pauses."""
+"""Test sharing one call, waking all waiting tasks, locks, and growing pauses."""
 
 from __future__ import annotations
+
+import types
+from collections.abc import Generator
 
 import anyio
 import pytest
 
-from cortecs_async._aio.synchronization import Backoff, Broadcast, SingleFlight, exponential
+from cortecs_async._aio.synchronization import Backoff, Broadcast, Mutex, SingleFlight, exponential
 from cortecs_async._errors import CortecsError
+
+
+@types.coroutine
+def pause() -> Generator[None, None, None]:
+    yield
 
 
 async def run_together(flight: SingleFlight[int], tasks: int, **options: float) -> list[int | Exception]:
@@ -114,6 +122,27 @@ async def test_a_broadcast_wakes_all_that_wait_and_none_that_come_later() -> Non
         assert sorted(woken) == [1, 2]
         broadcast.notify()
     assert sorted(woken) == [1, 2, 3]
+
+
+async def test_a_closed_coroutine_releases_its_mutex() -> None:
+    mutex = Mutex()
+
+    async def hold() -> None:
+        async with mutex:
+            await pause()
+
+    holder = hold()
+    holder.send(None)
+    waiter = hold()
+    waiter.send(None)
+    waiter.close()
+    with anyio.move_on_after(1) as scope:
+        async with mutex:
+            pytest.fail("two hold it")
+    assert scope.cancelled_caught
+    holder.close()
+    async with mutex:
+        pass
 
 
 def test_pauses_double_up_to_a_limit_and_start_again_after_a_success() -> None:

@@ -12,7 +12,7 @@ import anyio
 import pytest
 from _world import HARDWARE, MODEL, World, client_of
 
-from cortecs_async import AsyncCortecs, errors
+from cortecs_async import AsyncCortecs, InstanceLease, errors
 from cortecs_async._http.messages import Call
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 
@@ -58,7 +58,7 @@ async def test_each_call_raises_at_once(world: World, name: str) -> None:
         own, bound["loop"] = bound["loop"], object()
         # What another event loop would wait for in vain.
         client._wiring._leased.poller._has_leader = True
-        await client.instances.ensure_locks[MODEL.replace("/", "--")].acquire()
+        await client.instances.ensure_locks[MODEL.replace("/", "--")].__aenter__()
         with pytest.raises(errors.ConfigurationError, match="another event loop"):
             await CALLS[name](client)
         assert len(emu.requests) == number
@@ -70,24 +70,42 @@ async def test_each_call_raises_at_once(world: World, name: str) -> None:
         assert (await client._wiring.http.request(call)).status == 200
 
 
-async def test_a_lease_that_is_left_in_another_loop_is_left_to_the_reaper(
-    world: World, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("raised", [None, KeyError("mine")])
+async def test_a_lease_that_is_left_in_another_loop_is_left_to_others(
+    world: World, caplog: pytest.LogCaptureFixture, raised: KeyError | None
 ) -> None:
     async with world() as (_, client):
         bound = client._wiring.http.loop._bound
-        for raised in (None, KeyError("mine")):
-            inst = client.instance(MODEL, HARDWARE)
+        inst = client.instance(MODEL, HARDWARE)
+        await inst.__aenter__()
+        ended = asyncio.new_event_loop()
+        own, bound["loop"] = bound["loop"], ended
+        if raised is None:
+            with pytest.raises(errors.ConfigurationError, match="another event loop"):
+                await inst.__aexit__(None, None, None)
+        else:
+            await inst.__aexit__(KeyError, raised, None)
+            assert "instance-10001 could not be released here" in raised.__notes__[0]
+        ended.close()
+        bound["loop"] = own
+        assert "was not released before its event loop ended" in caplog.text
+
+
+@pytest.mark.sockets
+def test_a_lease_that_is_left_in_another_thread_is_released_in_its_own_loop(tmp_path: Path) -> None:
+    async def leave(inst: InstanceLease) -> None:
+        with pytest.raises(errors.ConfigurationError, match="another event loop"):
+            await inst.__aexit__(None, None, None)
+
+    async def enter(emulator: Emulator) -> None:
+        async with client_of(emulator, state_dir=tmp_path, guard="off") as client:
+            inst = client.instance(MODEL)
             await inst.__aenter__()
-            own, bound["loop"] = bound["loop"], object()
-            if raised is None:
-                with pytest.raises(errors.ConfigurationError, match="another event loop"):
-                    await inst.__aexit__(None, None, None)
-            else:
-                await inst.__aexit__(KeyError, raised, None)
-                (note,) = raised.__notes__
-                assert "left to the reaper" in note
-            bound["loop"] = own
-        assert caplog.text.count("the reaper releases it") == 2
+            await anyio.to_thread.run_sync(asyncio.run, leave(inst))
+        assert emulator.existing == ()
+
+    with serve_emulator(step_seconds=0) as emulator:
+        asyncio.run(enter(emulator))
 
 
 @pytest.mark.sockets

@@ -27,6 +27,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import StatusCode
 
 from cortecs_async import CortecsError, TeardownError, errors
+from cortecs_async._aio.eventloop import LoopBinding
 from cortecs_async._logging import Event
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.integrations.opentelemetry import OpenTelemetry
@@ -311,7 +312,10 @@ async def test_a_restarted_instance_and_a_kept_one(world: World, seen: Seen) -> 
     assert sources == ["restarted", "started"]
 
 
-async def test_a_lease_left_to_the_reaper(world: World, journals: Path, seen: Seen) -> None:
+async def test_a_lease_left_to_the_reaper(
+    world: World, journals: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LoopBinding, "call_soon", lambda *_: False)
     async with world(journal="auto", telemetry=seen.telemetry) as (_emu, client):
         lease = client.instance(MODEL, HARDWARE, on_loss="ignore")
         await lease.__aenter__()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import sys
 import threading
 from pathlib import Path
@@ -420,28 +419,6 @@ async def test_a_provider_that_fails_while_a_lost_start_is_looked_for_ends_no_re
                 pytest.fail("entered")
         assert not trouble
         assert len(emu.ledger) == 1
-        assert emu.existing == ()
-
-
-@pytest.mark.parametrize("how", ["dropped", "closed"])
-async def test_a_lease_that_nobody_leaves_is_left_to_the_reaper(
-    world: World, journals: Path, caplog: pytest.LogCaptureFixture, how: str
-) -> None:
-    async with world(journal="auto") as (emu, client):
-        lease = client.instance(MODEL, HARDWARE, on_loss="ignore")
-        await lease.__aenter__()
-        if how == "closed":
-            # What a body gets that is thrown away in the middle, and may not await.
-            await lease.__aexit__(GeneratorExit, GeneratorExit(), None)
-        del lease
-        gc.collect()
-        assert "was not released before its lease was dropped" in caplog.text
-        for thread in threading.enumerate():
-            if thread.name == "cortecs-promises":
-                thread.join(10)
-        (entry,) = client._wiring.promises.store.abandoned()
-        assert entry.instance_id == emu.existing[0]
-        assert [each.state for each in await client.sweep()] == ["released"]
         assert emu.existing == ()
 
 

@@ -23,6 +23,7 @@ from attrs import evolve
 
 from cortecs_async._aio import clock, eventloop
 from cortecs_async._aio.clock import SteadyClock
+from cortecs_async._aio.eventloop import LoopBinding
 from cortecs_async._aio.threads import in_background
 from cortecs_async._client.wiring import Wiring
 from cortecs_async._errors import GuardError
@@ -394,6 +395,7 @@ async def test_a_lease_can_be_collected_while_its_thread_holds_every_lock_of_the
     world: World, journals: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     monkeypatch.setattr(Wiring, "system", evolve(SYSTEM, in_background=in_background))
+    monkeypatch.setattr(LoopBinding, "call_soon", lambda *_: False)  # as if the event loop had ended
     async with world(**options) as (_, client):
         promises = client._wiring.promises
         store = promises.store
