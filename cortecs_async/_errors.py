@@ -229,7 +229,10 @@ class TeardownError(LifecycleError):
 
 
 class InstanceLostError(LifecycleError):
-    """The instance stopped or disappeared during the block, which was cancelled."""
+    """The instance stopped or disappeared during the block, which was cancelled.
+
+    If an error of a request to the endpoint had ended the block before, it is the `__cause__`.
+    """
 
 
 class LeaseExpiredError(LifecycleError, TimeoutError):

@@ -141,11 +141,13 @@ class Teardown:
         asked_again: Whether the service was asked to stop or delete it since then.
         delete_accepted: Whether the service accepted a delete.
         may_be_deleted: Whether a delete was accepted, or has an unknown outcome.
+        may_be_stopped: Whether a stop has an unknown outcome.
         repeats_delete: Whether the last confirmation asks with a delete instead of a stop.
         has_acted: Whether the service accepted a stop or a delete.
         stopped_at: When the service last accepted a stop, on the same clock.
         stop_refused: Whether the last stop was refused.
         delete_refused: Whether the last delete was refused.
+        loss: How the instance had ended before any request of this teardown, as a verb; None if it had not.
     """
 
     instances: Instances
@@ -160,10 +162,12 @@ class Teardown:
     delete_accepted: bool = False
     may_be_deleted: bool = False
     repeats_delete: bool = False
+    may_be_stopped: bool = False
     has_acted: bool = False
     stopped_at: float | None = None
     stop_refused: bool = False
     delete_refused: bool = False
+    loss: str | None = None
     last_error: Exception | None = None
     # Of each action since it last succeeded, and after 429.
     _backoffs: defaultdict[Action, Backoff] = field(factory=lambda: defaultdict(_new_backoff))
@@ -203,9 +207,7 @@ class Teardown:
                     break
                 except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
                     await self._recover(action, error)
-                    self.delete_refused = self.delete_refused and action is not Action.DELETE
-                    if action is Action.DELETE and not getattr(error, "outcome_unknown", True):
-                        self.state = ObservedState.STOPPED  # nothing was deleted
+                    self._note_failure(action, outcome_unknown=getattr(error, "outcome_unknown", True))
             else:
                 return
         raise TeardownError(
@@ -262,6 +264,9 @@ class Teardown:
 
     async def _assess(self, reading: Instance | None, *, stop_refused: bool) -> ObservedState:
         """Return what a reading says about the state, or how to go on if it proves nothing."""
+        if not (self.has_acted or self.may_be_stopped or self.may_be_deleted):
+            # The service has refused every request, which agrees with a reading that it has ended.
+            self.loss = _loss(reading) if self.asked_again or self.stop_refused else None
         if reading is None:
             return ObservedState.GONE if self.delete_accepted else await self._confirm(ObservedState.GONE)
         if not has_ended(reading):
@@ -294,6 +299,7 @@ class Teardown:
     def _stop_was_accepted(self) -> None:
         self.stopped_at = anyio.current_time()
         self.has_acted = self.asked_again = True
+        self.loss = None
 
     def _after_unreadable(self, action: Action) -> ObservedState:
         """Return the state after a response whose description of the instance cannot be read."""
@@ -303,6 +309,14 @@ class Teardown:
             return ObservedState.LIVE
         # The delete shows whether it is stopped.
         return ObservedState.STOPPED if self.goal is Goal.GONE else ObservedState.UNSURE
+
+    def _note_failure(self, action: Action, *, outcome_unknown: bool) -> None:
+        if action is Action.STOP and outcome_unknown:
+            self.may_be_stopped, self.loss = True, None
+        elif action is Action.DELETE:
+            self.delete_refused = False
+            if not outcome_unknown:
+                self.state = ObservedState.STOPPED  # nothing was deleted
 
     async def _recover(self, action: Action, error: Exception, *, is_expected: bool = False) -> None:
         self.state = ObservedState.UNSURE
@@ -330,6 +344,12 @@ class Teardown:
 
 def _new_backoff() -> Backoff:
     return Backoff(*_FAILURE_PAUSES)
+
+
+def _loss(reading: Instance | None) -> str | None:
+    if not has_ended(reading):
+        return None
+    return "disappeared" if reading is None else f"became {reading.status!r}"
 
 
 def _is_gone(instance: Instance | None) -> bool:

@@ -224,7 +224,8 @@ class InstanceLease(Endpoint):
         """Stop and delete the instance, and return once the service confirms that it is gone.
 
         Raises:
-            InstanceLostError: if the instance stopped or disappeared, which cancelled the block.
+            InstanceLostError: if the instance stopped or disappeared, which cancelled the block, or if an
+                error of its endpoint ended the block, and the release finds that it had ended already.
             LeaseExpiredError: if `max_lifetime` or `max_cost` was reached, which cancelled the block.
             TeardownError: if the release fails within `teardown_timeout`, unless the block raised.
             ConfigurationError: in another event loop than that of `__aenter__`. The instance is released in
@@ -252,22 +253,23 @@ class InstanceLease(Endpoint):
         if on_exit == "keep" and isinstance(self._watchdog.verdict, LeaseExpiredError):
             on_exit = "delete"
         try:
-            await self._end(outcome, on_exit)
+            outcome = await self._end(outcome, on_exit)
         finally:
             await maps_of(self).join()
         if outcome is not None and outcome is not raised:
             raise outcome
 
-    async def _end(self, cause: BaseException | None, on_exit: OnExit) -> None:
+    async def _end(self, cause: BaseException | None, on_exit: OnExit) -> BaseException | None:
         """Release the instance.
 
-        If there is a `cause`, the caller raises it. Otherwise this raises what went wrong.
+        If there is a `cause`, return what the caller must raise: `cause`, or that the instance was lost.
+        Otherwise this raises what went wrong.
         """
         self._phase = _Phase.ENDED
         if is_closed_coroutine(cause):
             self._end_unawaited(on_exit)
-        else:
-            await self._release(cause, on_exit)
+            return cause
+        return await self._release(cause, on_exit)
 
     def _end_unawaited(self, on_exit: OnExit) -> None:
         """Release the instance in a task of its own, because this code can await nothing.
@@ -288,7 +290,7 @@ class InstanceLease(Endpoint):
         # As if it was cancelled. The log says what goes wrong.
         await self._release(GeneratorExit(), on_exit)
 
-    async def _release(self, cause: BaseException | None, on_exit: OnExit) -> None:
+    async def _release(self, cause: BaseException | None, on_exit: OnExit) -> BaseException | None:
         report, held = self._report, self._state.held
         report.leave(cause)
         failure: BaseException | None = None
@@ -305,6 +307,8 @@ class InstanceLease(Endpoint):
                 self._end_unawaited(on_exit)
                 raise
             failure, interruption = ended.error or release.failure, ended.interruption
+            if release.loss is not None and self._watchdog is not None:
+                cause = self._watchdog.found_lost(release.loss, cause)
             report.leave(failure)
             if ended.error is not None:
                 self._services.promises.abandon(held.open_key)
@@ -322,10 +326,11 @@ class InstanceLease(Endpoint):
             if cause := interruption or failure:
                 self._note(cause, failure)
                 raise cause
-            return
+            return None
         self._note(cause, failure)
         if interruption is not None and not isinstance(cause, type(interruption)):
             redeliver_cancellation(interruption, cause)
+        return cause
 
     def _close_receipt(self, release: Release, failure: BaseException | None) -> None:
         state = self._state

@@ -70,6 +70,11 @@ class Release:
         """When the service last accepted a stop, in seconds of `anyio.current_time`."""
         return None if self._teardown is None else self._teardown.stopped_at
 
+    @property
+    def loss(self) -> str | None:
+        """How the instance had ended before it was released, as a verb; None if it had not."""
+        return None if self._teardown is None or self.failure is not None else self._teardown.loss
+
     async def run(self) -> None:
         """Release the instance by the deadline; if that fails, set `failure`."""
         async with self._lock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import anyio
@@ -13,6 +14,7 @@ from .._api.domain import Instance
 from .._api.polling import ABSENCE_SPAN, TERMINAL_STATUSES
 from .._errors import InstanceLostError, LeaseExpiredError, LifecycleError
 from .._logging import Event, log
+from .endpoint_errors import is_endpoint_error
 from .state import LeaseState
 
 # Seconds until the clock is read again, because the machine may have been suspended.
@@ -50,6 +52,9 @@ class Watchdog:
             return outcome
         if interrupted:
             return self.verdict
+        if isinstance(self.verdict, InstanceLostError) and is_endpoint_error(raised):
+            self.verdict.__cause__ = raised
+            return self.verdict
         if outcome is not None and outcome is raised:
             # The block raised an exception of its own, which the caller expects.
             outcome.add_note(f"cortecs_async: {self.verdict}")
@@ -69,18 +74,40 @@ class Watchdog:
         )
 
     def _end(self, error: type[LifecycleError], what: str) -> None:
-        if self.verdict is not None:
-            return
+        if self.verdict is None:
+            self._set_verdict(error, what)
+            self._block.cancel()
+
+    def _set_verdict(self, error: type[LifecycleError], what: str) -> LifecycleError:
         instance_id = self.instance.instance_id
         self.verdict = verdict = error(f"instance {instance_id} {what}", instance_id=instance_id)
         if error is LeaseExpiredError:
             log(Event.LEASE_EXPIRED, instance_id=instance_id, reason=verdict)
         else:
             log(Event.LEASE_LOST, instance_id=instance_id, reason=verdict)
-        self._block.cancel()
+        return verdict
+
+    def found_lost(self, how: str, raised: BaseException | None) -> BaseException | None:
+        """Note that the instance was lost before its release, and return the exception to raise.
+
+        The endpoint's error usually comes before the next poll. Any other exception is the user's own.
+        """
+        if self.verdict is not None:
+            return raised
+        verdict = self._set_verdict(InstanceLostError, f"{how} while the block was running")
+        if self._state.options.on_loss == "cancel" and is_endpoint_error(raised):
+            verdict.__cause__ = raised
+            return verdict
+        if raised is not None:
+            raised.add_note(f"cortecs_async: {verdict}")
+        return raised
 
     async def _until_lost(self) -> str:
-        policy = self._state.services.poll
+        policy, expected = self._state.services.poll, self._state.services.instances.poller.expected
+        if expected.visible_at(self.instance.instance_id) > anyio.current_time():
+            # Running from the response to its start on. A teardown needs to know that readings show it.
+            with contextlib.suppress(Exception):
+                await self._next(known=None)
         while True:
             try:
                 found = await self._next(known=self.instance)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import anyio
+import httpx
 import pytest
 from _grids import BACKENDS, grid
 from _world import HARDWARE, MODEL, World
@@ -213,3 +214,158 @@ class TestOnAsyncio:
             assert task is not None
             assert task.cancelling() == 0
             await asyncio.sleep(1)
+
+
+# --- Lost before the next poll ------------------------------------------------------------------------------
+
+
+class StatusError(Exception):
+    """As that of openai."""
+
+    status_code = 404
+
+
+class ServerError(Exception):
+    """As that of aiohttp."""
+
+    status = 503
+
+
+class APIConnectionError(Exception):
+    """As that of openai."""
+
+
+class HTTPException(Exception):  # noqa: N818  (as in starlette)
+    """What an app raises to respond to its own client."""
+
+    status_code = 503
+
+
+def of_httpx() -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "http://localhost")
+    return httpx.HTTPStatusError("gone", request=request, response=httpx.Response(404, request=request))
+
+
+ENDPOINT_ERRORS: dict[str, Callable[[], Exception]] = {
+    "openai": StatusError,
+    "aiohttp": ServerError,
+    "httpx": of_httpx,
+    "no response": APIConnectionError,
+    "reset": ConnectionResetError,
+    "group": lambda: ExceptionGroup("two", [StatusError(), ExceptionGroup("one", [ConnectionResetError()])]),
+}
+OTHER_ERRORS: dict[str, Callable[[], BaseException]] = {
+    "bug": KeyError,
+    "own response": HTTPException,
+    "time-out": TimeoutError,
+    "mixed group": lambda: ExceptionGroup("two", [StatusError(), KeyError()]),
+    "own request": lambda: errors.NotFoundError("gone", status_code=404, method="GET", path="/instances/x"),
+    "no exception": lambda: SystemExit(1),
+}
+
+
+def losses(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [each.message for each in caplog.records if getattr(each, "cortecs_event", "") == "lease.lost"]
+
+
+@grid(
+    anyio_backend=BACKENDS,
+    how=["stop_instance", "delete_instance"],
+    error=ENDPOINT_ERRORS,
+    after=[0.3, 4.0, 105.0],
+)
+async def test_an_error_of_the_endpoint_of_a_lost_instance_comes_out_as_the_loss(
+    world: World, caplog: pytest.LogCaptureFixture, how: str, error: str, after: float
+) -> None:
+    raised = ENDPOINT_ERRORS[error]()
+    async with world(step_seconds=0.0) as (emu, client):
+        with pytest.raises(errors.InstanceLostError, match=r"instance-10001 (disappeared|became)") as caught:
+            async with client.instance(MODEL, HARDWARE):
+                await anyio.sleep(after)
+                getattr(emu, how)(emu.existing[0])
+                lost_at = anyio.current_time()
+                raise raised
+        # Readings seconds apart must agree that it is gone.
+        assert anyio.current_time() - lost_at == (0.0 if how == "stop_instance" else 5.0)
+        assert emu.existing == ()
+    assert caught.value.__cause__ is raised
+    assert caught.value.instance_id == "instance-10001"
+    assert len(losses(caplog)) == 1
+
+
+@grid(anyio_backend=BACKENDS, error=OTHER_ERRORS, how=["stop_instance", "delete_instance"])
+async def test_any_other_exception_gets_a_note_that_the_instance_was_lost(
+    world: World, caplog: pytest.LogCaptureFixture, error: str, how: str
+) -> None:
+    raised = OTHER_ERRORS[error]()
+    async with world(step_seconds=0.0) as (emu, client):
+        with pytest.raises(type(raised)) as caught:
+            async with client.instance(MODEL, HARDWARE):
+                await anyio.sleep(1)
+                getattr(emu, how)(emu.existing[0])
+                raise raised
+    assert caught.value is raised
+    assert len(raised.__notes__) == 1
+    assert "while the block was running" in raised.__notes__[0]
+    assert len(losses(caplog)) == 1
+
+
+async def test_a_block_that_ends_well_on_a_lost_instance_has_ended_well(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world(step_seconds=0.0) as (emu, client):
+        async with client.instance(MODEL, HARDWARE):
+            emu.stop_instance(emu.existing[0])
+        assert emu.existing == ()
+    assert len(losses(caplog)) == 1
+
+
+async def test_who_ignores_a_loss_gets_the_error_of_the_endpoint(world: World) -> None:
+    async with world(step_seconds=0.0) as (emu, client):
+        with pytest.raises(StatusError) as caught:
+            async with client.instance(MODEL, HARDWARE, on_loss="ignore"):
+                emu.stop_instance(emu.existing[0])
+                raise StatusError
+    assert "became 'stopped'" in caught.value.__notes__[0]
+
+
+async def test_the_error_of_the_endpoint_is_the_cause_if_the_watch_is_faster(world: World) -> None:
+    problem = StatusError()
+    async with world() as (emu, client), anyio.create_task_group() as tasks:
+        tasks.start_soon(meddle, emu, 50.0, emu.stop_instance)
+        with pytest.raises(errors.InstanceLostError) as caught:
+            async with client.instance(MODEL, HARDWARE):
+                try:
+                    await anyio.sleep(10_000)
+                finally:
+                    raise problem
+        assert caught.value.__cause__ is problem
+
+
+LIVING: dict[str, list[Fault]] = {
+    "as usual": [],
+    "a stop whose response is lost": [Fault("drop", route="stop", when="after")],
+    "a stop that fails, but works": [Fault("status", route="stop", when="after", status=500)],
+    "a stop that is rejected": [Fault("status", route="stop", status=429)],
+    "one stop that the service does not know": [
+        Fault("status", route="stop", status=404),
+        Fault("status", route="get", status=404),
+        Fault("status", route="list", status=200, body={"instances": []}),
+    ],
+}
+
+
+@grid(anyio_backend=BACKENDS, life=LIVING)
+async def test_an_error_of_the_endpoint_of_a_living_instance_comes_out_as_it_is(
+    world: World, caplog: pytest.LogCaptureFixture, life: str
+) -> None:
+    async with world(step_seconds=0.0, stop_seconds=2.0) as (emu, client):
+        with pytest.raises(StatusError) as caught:
+            async with client.instance(MODEL, HARDWARE):
+                await anyio.sleep(5)
+                for fault in LIVING[life]:
+                    emu.add_fault(fault)
+                raise StatusError
+        assert emu.existing == ()
+    assert not hasattr(caught.value, "__notes__")
+    assert losses(caplog) == []
