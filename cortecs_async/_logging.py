@@ -256,6 +256,13 @@ class Event(enum.Enum):
     )
     BATCH_ERROR = "batch.error", ERROR, "Another error in the batch: %(error)s", "error_type"
 
+    MAP_ITEMS_NOT_CLOSED = (
+        "map.items_not_closed",
+        ERROR,
+        "Closing the items of a map whose results were dropped raised %(error)r",
+        "error_type",
+    )
+
     TELEMETRY_FAILED = (
         "telemetry.failed",
         WARNING,

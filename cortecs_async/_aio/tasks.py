@@ -13,13 +13,14 @@ import contextvars
 import inspect
 import sys
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 import anyio
 from attrs import define
 
 from .._logging import Event, log
 from .eventloop import LoopBinding, in_trio
+from .scopes import CancellableBlock
 from .sigint import SigintGuard
 from .synchronization import Broadcast
 
@@ -259,6 +260,107 @@ class DetachedTask(Generic[T]):
             await supervise()
         await self._ended.wait()
         return result.unwrap()
+
+
+class UserTask(Generic[T]):
+    """Code of the user in its own task, without a task group. `cancel` cancels it once.
+
+    A cancelled scope of anyio cancels its tasks at every turn of the loop. On asyncio, whose users do not
+    expect this, each `await` in a `finally` would be cancelled too. So this is `Task.cancel` there, and a
+    scope on trio: see `CancellableBlock`.
+
+    Args:
+        name: What raises, in the error for a CancelledError that `cancel` did not cause.
+        work: The user's code.
+        then: Called in the same task with how the work ended. From then on, `cancel` does nothing. If other
+            code cancelled the task, as at the end of the event loop, there is an error and an interruption.
+        on_end: Called at the end of the task, even if it was cancelled before its first step.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[], Awaitable[T]],
+        then: Callable[[TaskResult[T]], Awaitable[None]],
+        on_end: Callable[[UserTask[T]], None],
+    ) -> None:
+        self._name = name
+        self._work = work
+        self._then = then
+        self._on_end = on_end
+        self._block = CancellableBlock()
+        self._is_cancelled = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Start the task, in a copy of the current context."""
+        if in_trio():
+            import trio  # noqa: PLC0415  (optional, but installed if this code runs)
+
+            trio.lowlevel.spawn_system_task(self._run_on_trio, context=contextvars.copy_context())
+        else:
+            self._task = task = asyncio.get_running_loop().create_task(self._run())
+            # A task that is cancelled before its first step never runs its own `finally`.
+            task.add_done_callback(lambda _: self._end())
+        _USER_TASKS.add(self)
+
+    def cancel(self) -> None:
+        self._is_cancelled = True
+        self._block.cancel()
+
+    async def _run_on_trio(self) -> None:
+        try:
+            await self._run()
+        finally:
+            self._end()
+
+    async def _run(self) -> None:
+        result: TaskResult[T] = TaskResult()
+        if not self._is_cancelled:
+            self._block.enter()
+            try:
+                result.value = await self._work()
+            except GeneratorExit:  # the event loop is gone: nothing can be awaited
+                raise
+            except BaseException as error:  # noqa: BLE001  (trio would crash; the caller raises it)
+                result.error = error
+            result.error, _ = await self._block.leave(result.error)
+            if is_cancellation(result.error):
+                result.interruption = result.error
+            result.error = explain_cancelled_error(self._name, result.error)
+        await self._then(result)
+
+    def _end(self) -> None:
+        _USER_TASKS.discard(self)
+        self._on_end(self)
+
+
+# An event loop holds its tasks weakly.
+_USER_TASKS: set[UserTask[Any]] = set()
+
+
+def is_cancellation(error: BaseException | None) -> bool:
+    """Return whether an error that code of this task raised cancels the task.
+
+    On asyncio, code also raises CancelledError without a cancellation, for example if it waits for a future
+    that was cancelled.
+    """
+    if not isinstance(error, anyio.get_cancelled_exc_class()):
+        return False
+    task = None if in_trio() else asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
+def explain_cancelled_error(name: str, error: BaseException | None) -> BaseException | None:
+    """Return an error of the user's code, or one to raise in place of a cancellation.
+
+    Otherwise it would look as if the caller of the user's code had been cancelled.
+    """
+    if not isinstance(error, (asyncio.CancelledError, anyio.get_cancelled_exc_class())):
+        return error
+    explained = RuntimeError(f"{name} raised {type(error).__name__}")
+    explained.__cause__ = error
+    return explained
 
 
 async def _supervise(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bool) -> T:

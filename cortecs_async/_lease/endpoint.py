@@ -125,24 +125,21 @@ class Endpoint:
 
         Items are read as fast as you take results: at most `2 * concurrency` results are pending or waiting
         to be consumed, so a stream of any length needs little memory. If you leave the loop or the lease, the
-        running calls are cancelled.
+        running calls are cancelled, and items with an `aclose` (an async generator) are closed: see `Results`.
 
         Args:
             fn: An async function of one argument.
             items: The arguments, an iterable or async iterable. If it raises, you get the earlier results
                 first.
-            concurrency: Maximum number of calls to run in parallel.
+            concurrency: Maximum number of calls to run in parallel. To change it later, set
+                `results.concurrency`.
             ordered: Yield results in item order; False yields each as soon as it is ready.
             return_exceptions: Yield an exception of `fn` as a result. Otherwise it is raised in place of the
-                result, the other calls are cancelled, and no further call begins.
+                result once the other calls, which are cancelled, have ended. No further call begins.
 
         Raises:
             InvalidArgumentError: if an argument is invalid, or the lease has ended.
         """
-        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
-            raise InvalidArgumentError(
-                f"concurrency must be a whole number of at least 1, not {concurrency!r}"
-            )
         from .mapping import new_map  # noqa: PLC0415  (imports anyio, which a handle does not need)
 
         return new_map(self, fn, items, concurrency, ordered=ordered, return_exceptions=return_exceptions)

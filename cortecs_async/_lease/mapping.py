@@ -1,7 +1,8 @@
 """`inst.map`: call an async function for every item of a stream, with limited concurrency.
 
-The calls run in a task group inside a task of their own. A task group around a `yield` would cancel the wrong
-code, and the caller holds a plain object that can be dropped at any point.
+Each call has a task of its own, and so has the reading of the items. A task group around a `yield` would
+cancel the wrong code, and on asyncio each `await` of a clean-up (see `UserTask`). The caller holds a plain
+object that can be dropped at any point.
 """
 
 from __future__ import annotations
@@ -9,24 +10,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import anyio
 import anyio.lowlevel
-from anyio.abc import TaskGroup
 from attrs import define, field
 
 from .._aio.eventloop import in_trio
+from .._aio.feeds import Feed
 from .._aio.synchronization import Broadcast
+from .._aio.tasks import TaskResult, UserTask
 from .._errors import InvalidArgumentError
+from .._logging import Event, log
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Seconds that the end of a lease waits for calls that ignore cancellation.
+# Seconds that the end of a lease, and a cancelled `aclose`, wait for calls that were cancelled.
 _JOIN_TIMEOUT = 5.0
 
 
@@ -51,8 +55,6 @@ class Maps:
 
 
 _MAPS: WeakKeyDictionary[object, Maps] = WeakKeyDictionary()
-# An event loop holds its tasks weakly.
-_RUNNING: set[_Run[Any, Any]] = set()
 
 
 def maps_of(endpoint: object) -> Maps:
@@ -65,8 +67,10 @@ class Results(AsyncIterator[R], Generic[R]):
 
     No call begins before you request the first result. If you stop early, the running calls are cancelled:
     soon after the last reference is dropped (`break` from `async for ... in inst.map(...)` is enough), or
-    immediately with `aclose` or `async with`, which return when all calls have ended. Several tasks may take
-    results from the same map.
+    immediately with `aclose` or `async with`, which return when all calls have ended and the items are
+    closed. On asyncio, each call is cancelled once, so its clean-up can `await`. On trio, the calls are in a
+    cancelled scope from then on: shield a clean-up that awaits. Several tasks may take results from the same
+    map.
     """
 
     def __init__(self, run: _Run[Any, R]) -> None:
@@ -106,13 +110,65 @@ class Results(AsyncIterator[R], Generic[R]):
             await run.changed.wait()
         raise StopAsyncIteration
 
+    @property
+    def concurrency(self) -> int:
+        """Maximum number of calls to run in parallel. You can change it at any time.
+
+        Running calls continue: a lower number holds as soon as enough of them have ended.
+
+        Raises:
+            InvalidArgumentError: if you set it to anything but a whole number of at least 1.
+        """
+        return self._run.concurrency
+
+    @concurrency.setter
+    def concurrency(self, concurrency: int) -> None:
+        self._run.change_concurrency(concurrency)
+
+    async def to_list(self) -> list[R]:
+        """Return all results that were not taken yet as a list. If that fails, the map is closed.
+
+        Raises:
+            Exception: as from the iteration.
+        """
+        async with self:
+            return [result async for result in self]
+
     async def aclose(self) -> None:
-        """Cancel the running calls and wait until they have ended. You can call it again."""
+        """Cancel the running calls, close the items, and wait until all have ended. You can call it again.
+
+        If this is cancelled while a clean-up takes long, it waits for up to 5 more seconds.
+
+        Raises:
+            Exception: if the items raise while they are closed.
+        """
+        await self._close(None)
+
+    async def _close(self, cause: BaseException | None) -> None:
+        """Do so. If there is a `cause` that the caller raises, an error of the items becomes its note."""
         self._closed = True
-        if self._run.started:
-            self._run.stop()
-            self._run.changed.notify()
-            await self._run.wait_until_over()
+        run = self._run
+        if not run.started:
+            return
+        run.stop()
+        run.changed.notify()
+        try:
+            await run.wait_until_over()
+        except anyio.get_cancelled_exc_class():
+            with anyio.move_on_after(_JOIN_TIMEOUT, shield=True):
+                await run.wait_until_over()
+            raise
+        error, run.close_error = run.close_error, None
+        if error is None:
+            return
+        if cause is not None:
+            cause.add_note(f"cortecs_async: closing the items of the map raised {error!r}")
+            return
+        try:
+            raise error
+        finally:
+            # Its traceback holds this frame.
+            del error
 
     async def __aenter__(self) -> Self:
         return self
@@ -120,23 +176,23 @@ class Results(AsyncIterator[R], Generic[R]):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        await self.aclose()
+        await self._close(exc)
 
     async def _fail(self, error: BaseException) -> None:
-        await self.aclose()
+        await self._close(error)
         try:
             if isinstance(error, StopAsyncIteration):
                 # It would end the caller's loop without an error.
                 raise RuntimeError("the function of a map raised StopAsyncIteration") from error  # noqa: TRY004
             raise error
         finally:
-            # Its traceback holds this frame.
-            del error
+            del error  # as above
 
     def __del__(self) -> None:
         # The constructor may have failed.
         run: _Run[Any, R] | None = getattr(self, "_run", None)
         if run is not None and run.started and not run.over:
+            run.is_dropped = True
             run.stop_soon()
 
 
@@ -155,12 +211,13 @@ def new_map(
         raise InvalidArgumentError(f"fn must be an async function, not {fn!r}")
     if maps.over:
         raise InvalidArgumentError("the lease has ended. Call map inside its `async with` block")
-    source: AsyncIterator[T] | Iterator[T]
-    try:
-        source = items.__aiter__() if isinstance(items, AsyncIterable) else iter(items)
-    except TypeError:
-        raise InvalidArgumentError(f"map needs an iterable or async iterable, not {items!r}") from None
-    return Results(_Run(fn, source, maps, concurrency, ordered, return_exceptions))
+    _check_concurrency(concurrency)
+    return Results(_Run(fn, Feed("a map", items), maps, concurrency, ordered, return_exceptions))
+
+
+def _check_concurrency(concurrency: int) -> None:
+    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+        raise InvalidArgumentError(f"concurrency must be a whole number of at least 1, not {concurrency!r}")
 
 
 @define(eq=False)
@@ -168,15 +225,17 @@ class _Run(Generic[T, R]):
     """The running calls of a map. They hold no reference to `Results`, which can be dropped at any time."""
 
     _fn: Callable[[T], Awaitable[R]] | None
-    _source: AsyncIterator[T] | Iterator[T] | None
+    _feed: Feed[T]
     _maps: Maps
-    _concurrency: int
+    concurrency: int
     _ordered: bool
     _return_exceptions: bool
     started: bool = False
     over: bool = False
     changed: Broadcast = field(factory=Broadcast)  # a result is ready, or the map has ended
-    source_error: BaseException | None = None
+    source_error: BaseException | None = None  # of the items, to be raised after the results before it
+    close_error: BaseException | None = None  # of the items, after the map was stopped or has failed
+    is_dropped: bool = False
     _room: Broadcast = field(factory=Broadcast)
     _ended: Broadcast = field(factory=Broadcast)
     # Results not yet taken, by position.
@@ -188,41 +247,40 @@ class _Run(Generic[T, R]):
     _all_begun: bool = False
     _failed: bool = False
     _stopped: bool = False
-    _scope: anyio.CancelScope = field(init=False)
+    _tasks: set[UserTask[Any]] = field(factory=set)
     _call_soon: Callable[..., object] = field(init=False)
-    _task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Start the task, in the context of the caller."""
+        """Start to read the items, in the context of the caller."""
         if self._maps.over:
             raise InvalidArgumentError(
                 "the lease has ended. Iterate over the results inside its `async with` block"
             )
         self._maps.runs.add(self)
-        self._scope = anyio.CancelScope()
         if in_trio():
             import trio  # noqa: PLC0415  (optional, but installed if this code runs)
 
             self._call_soon = trio.lowlevel.current_trio_token().run_sync_soon
-            trio.lowlevel.spawn_system_task(self._main, context=contextvars.copy_context())
         else:
-            loop = asyncio.get_running_loop()
-            self._call_soon = loop.call_soon_threadsafe
-            self._task = loop.create_task(self._main())
-            # A task that is cancelled before its first step never runs its own `finally`.
-            self._task.add_done_callback(lambda _: self._end())
+            self._call_soon = asyncio.get_running_loop().call_soon_threadsafe
         self.started = True
-        _RUNNING.add(self)
+        self._start_task(UserTask(self._feed.name, self._read, self._end_reading, self._end_task))
 
     def stop(self) -> None:
-        """Cancel the calls. Call this on the event loop."""
+        """Cancel the calls, each once. Call this on the event loop."""
         self._stopped = True
-        self._scope.cancel()
+        for task in list(self._tasks):
+            task.cancel()
 
     def stop_soon(self) -> None:
         """Cancel the calls. Call this from any thread: the garbage collector runs anywhere."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, and the calls have ended with it
             self._call_soon(self.stop)
+
+    def change_concurrency(self, concurrency: int) -> None:
+        _check_concurrency(concurrency)
+        self.concurrency = concurrency
+        self._room.notify()
 
     async def wait_until_over(self) -> None:
         while not self.over:
@@ -243,74 +301,69 @@ class _Run(Generic[T, R]):
     def exhausted(self) -> bool:
         return self._all_begun and self._taken == self._begun
 
-    async def _main(self) -> None:
-        try:
-            with self._scope:
-                async with anyio.create_task_group() as tasks:
-                    await self._feed(tasks)
-        finally:
-            self._end()
+    def _start_task(self, task: UserTask[Any]) -> None:
+        self._tasks.add(task)
+        task.start()
 
-    def _end(self) -> None:
+    def _end_task(self, task: UserTask[Any]) -> None:
+        self._tasks.discard(task)
+        if self._tasks:
+            return
         self.over = True
-        # They may refer to this object.
-        self._fn = self._source = None
-        _RUNNING.discard(self)
+        # It may refer to this object.
+        self._fn = None
         self._maps.runs.discard(self)
         self.changed.notify()
         self._ended.notify()
+        if self.is_dropped and self.close_error is not None:
+            error_type = type(self.close_error).__name__
+            log(Event.MAP_ITEMS_NOT_CLOSED, error=self.close_error, error_type=error_type)
 
-    async def _feed(self, tasks: TaskGroup) -> None:
+    async def _read(self) -> None:
         while True:
-            while not (self._has_room() or self._failed or self._stopped):
+            while not (self._has_room() or self._is_ending()):
                 await self._room.wait()
             # After a failure, later results are never taken.
-            if self._failed or self._stopped:
+            if self._is_ending():
                 return
             try:
-                item = await self._next_item()
-            except (StopIteration, StopAsyncIteration):
-                break
-            except anyio.get_cancelled_exc_class():
-                raise
-            except BaseException as error:  # noqa: BLE001  (trio would crash; the caller raises it)
-                self.source_error = error
-                break
-            self._running += 1
-            tasks.start_soon(self._work, self._begun, item)
+                item = await self._feed.next()
+            except StopAsyncIteration:
+                return
+            if self._is_ending():
+                return
+            call = partial(cast("Callable[[T], Awaitable[R]]", self._fn), item)
+            end = partial(self._end_call, self._begun)
             self._begun += 1
-        self._all_begun = True
-        self.changed.notify()
+            self._running += 1
+            self._start_task(UserTask("the function of a map", call, end, self._end_task))
+            del item, call, end
+
+    def _is_ending(self) -> bool:
+        return self._failed or self._stopped
 
     def _has_room(self) -> bool:
-        limit = self._concurrency
+        limit = self.concurrency
         return self._running < limit and self._begun - self._taken < 2 * limit
 
-    async def _next_item(self) -> T:
-        if isinstance(self._source, AsyncIterator):
-            return await self._source.__anext__()
-        try:
-            return next(cast("Iterator[T]", self._source))
-        except StopIteration:
-            # StopIteration cannot leave a coroutine.
-            raise StopAsyncIteration from None
+    async def _end_reading(self, read: TaskResult[None]) -> None:
+        if read.interruption is not None:
+            self._failed = True
+        error = await self._feed.close(None if read.interruption else read.error)
+        if self._is_ending():
+            self.close_error = error
+        else:
+            self.source_error = error
+            self._all_begun = True
+            self.changed.notify()
 
-    async def _work(self, index: int, item: T) -> None:
-        value: R | None = None
-        failure: BaseException | None = None
-        try:
-            value = await cast("Callable[[T], Awaitable[R]]", self._fn)(item)
-        except anyio.get_cancelled_exc_class() as error:
-            # On asyncio, it may also come from a future that was cancelled inside the call.
-            if self._stopped or in_trio():
-                raise
-            failure = error
-        except BaseException as error:  # noqa: BLE001  (as above)
-            failure = error
+    async def _end_call(self, index: int, called: TaskResult[R]) -> None:
+        if self._stopped:
+            return
         self._running -= 1
-        self._done[index if self._ordered else self._completed] = value, failure
+        self._done[index if self._ordered else self._completed] = called.value, called.error
         self._completed += 1
-        if failure is not None and not self.returns_error(failure):
+        if called.error is not None and not self.returns_error(called.error):
             self._failed = True
         self._room.notify()
         if self.has_next():

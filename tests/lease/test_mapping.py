@@ -7,6 +7,7 @@ import contextvars
 import gc
 import threading
 import weakref
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -14,8 +15,10 @@ import anyio
 import anyio.lowlevel
 import pytest
 from _grids import BACKENDS, grid
+from _virtual_time import VirtualTimeLoop
 
 from cortecs_async import InstanceHandle, errors
+from cortecs_async._aio import tasks
 from cortecs_async._lease import mapping
 
 MODEL = "microsoft/phi-4"
@@ -54,9 +57,9 @@ class Calls:
 
 @pytest.fixture(autouse=True)
 def _nothing_is_left() -> Iterator[None]:
-    mapping._RUNNING.clear()
+    tasks._USER_TASKS.clear()
     yield
-    assert not mapping._RUNNING
+    assert not tasks._USER_TASKS
 
 
 async def settle() -> None:
@@ -97,6 +100,60 @@ async def test_so_many_run_at_once_and_no_more(
     assert sorted([result async for result in results]) == [item * 10 for item in range(20)]
     assert calls.most == min(concurrency, 20)
     assert anyio.current_time() - began == pytest.approx(-(-20 // concurrency))
+
+
+async def test_all_results_as_a_list(inst: InstanceHandle) -> None:
+    assert await inst.map(Calls(), counted(5)).to_list() == [0, 10, 20, 30, 40]
+    calls = Calls()
+    results = inst.map(calls, range(100), concurrency=4)
+    with anyio.move_on_after(2.5):
+        await results.to_list()
+    assert calls.running == 0
+    with pytest.raises(StopAsyncIteration):
+        await anext(results)
+
+
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_the_concurrency_can_be_changed(*, ordered: bool, inst: InstanceHandle) -> None:
+    calls = Calls(lambda _: 10.0)
+    results = inst.map(calls, range(1000), concurrency=1, ordered=ordered)
+    results.concurrency = 2
+    async with anyio.create_task_group() as tasks, results:
+        tasks.start_soon(consume, results)
+        await settle()
+        assert calls.running == 2
+        results.concurrency = 6
+        await settle()
+        assert (results.concurrency, calls.running) == (6, 6)
+        results.concurrency = 1
+        await settle()
+        assert calls.running == 6
+        await anyio.sleep(15)
+        assert calls.running == 1
+        with pytest.raises(errors.InvalidArgumentError, match="whole number of at least 1, not 0"):
+            results.concurrency = 0
+        assert results.concurrency == 1
+
+
+async def test_a_synchronous_source_lets_other_tasks_run(inst: InstanceHandle) -> None:
+    turns = 0
+
+    async def count() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    def source() -> Iterator[int]:
+        for _ in range(10):
+            yield turns
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(count)
+        first, *_, last = await inst.map(Calls(lambda _: 0.0), source(), concurrency=10).to_list()
+        tasks.cancel_scope.cancel()
+    # `Calls` returns ten times the item. Trio's order within a turn is random.
+    assert (last - first) // 10 in {8, 9, 10}
 
 
 @pytest.mark.parametrize("source", [[], (), counted(0)])
@@ -285,18 +342,40 @@ async def test_a_function_that_is_not_async_is_an_error_of_its_first_item(inst: 
             pass
 
 
-@pytest.mark.parametrize(
-    "anyio_backend", ["asyncio"], indirect=True
-)  # a function cannot raise trio.Cancelled
-async def test_a_cancellation_from_within_does_not_hang(inst: InstanceHandle) -> None:
+async def test_a_cancelled_error_of_the_function_is_not_a_cancellation(inst: InstanceHandle) -> None:
     async def fail(_: int) -> None:
-        future = asyncio.get_running_loop().create_future()
-        future.cancel()
-        await future
+        # As from a future that was cancelled. The task was not.
+        raise asyncio.CancelledError("closed")
 
-    with pytest.raises(asyncio.CancelledError):
-        async for _ in inst.map(fail, range(3)):
-            pass
+    with pytest.raises(RuntimeError, match="the function of a map raised CancelledError") as caught:
+        await inst.map(fail, range(3)).to_list()
+    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
+    found = await inst.map(fail, range(3), return_exceptions=True).to_list()
+    assert [type(each) for each in found] == [RuntimeError] * 3
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)  # trio does not expose its tasks
+async def test_a_call_that_cancels_its_own_task_fails(inst: InstanceHandle) -> None:
+    async def fail(_: int) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        await asyncio.sleep(1)
+
+    with pytest.raises(RuntimeError, match="the function of a map raised CancelledError"):
+        await inst.map(fail, range(3)).to_list()
+
+
+async def test_a_cancelled_error_of_the_items_is_not_a_cancellation(inst: InstanceHandle) -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        raise asyncio.CancelledError("the queue was closed")
+
+    results = inst.map(Calls(), items())
+    assert await anext(results) == 10
+    with pytest.raises(RuntimeError, match="the items of a map raised CancelledError") as caught:
+        await anext(results)
+    assert isinstance(caught.value.__cause__, asyncio.CancelledError)
 
 
 @pytest.mark.parametrize(
@@ -332,6 +411,7 @@ async def test_a_break_cancels_what_runs(inst: InstanceHandle) -> None:
     gc.disable()
     try:
         async for _ in inst.map(calls, range(100), concurrency=4):
+            await settle()
             break
         await settle()
     finally:
@@ -344,6 +424,7 @@ async def test_an_exception_in_the_loop_cancels_what_runs(inst: InstanceHandle) 
     calls = Calls(float)
     with pytest.raises(Boom):
         async for _ in inst.map(calls, range(100), concurrency=4):
+            await settle()
             raise Boom
     gc.collect()
     await settle()
@@ -356,6 +437,7 @@ async def test_the_collector_may_run_in_another_thread(inst: InstanceHandle) -> 
     calls = Calls(lambda item: 0.0 if item == 0 else 1000.0)
     holder = [inst.map(calls, range(100), concurrency=4)]
     await anext(holder[0])
+    await settle()
     thread = threading.Thread(target=holder.clear)
     thread.start()
     thread.join()
@@ -535,9 +617,10 @@ def test_the_end_of_the_loop_ends_it(inst: InstanceHandle) -> None:
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)  # trio does not expose its tasks
 async def test_a_task_that_is_cancelled_before_its_first_step_is_over(inst: InstanceHandle) -> None:
     results = inst.map(Calls(), range(3))
+    others = asyncio.all_tasks()
     results._run.start()
-    assert results._run._task is not None
-    results._run._task.cancel()
+    (task,) = asyncio.all_tasks() - others
+    task.cancel()
     with anyio.fail_after(5), pytest.raises(errors.InvalidArgumentError, match="was cancelled"):
         await anext(results)
     await results.aclose()
@@ -556,6 +639,243 @@ async def test_what_has_ended_holds_neither_function_nor_items(inst: InstanceHan
         assert gone() is None
     finally:
         gc.enable()
+
+
+# -- clean-up --
+
+ONLY_ASYNCIO = pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+
+
+class Cleanups:
+    """A function and items whose clean-up awaits, twice, on a connection."""
+
+    def __init__(self) -> None:
+        self.running = 0
+        self.cleaned: list[int | str] = []
+
+    async def __call__(self, item: int) -> int:
+        self.running += 1
+        try:
+            await anyio.sleep(1.0 if item == 0 else 1e6)
+        finally:
+            if item:
+                await self.clean_up(item)
+            self.running -= 1
+        return item
+
+    async def items(self, *, waits: bool = False) -> AsyncIterator[int]:
+        try:
+            for item in range(5 if waits else 100):
+                yield item
+            await anyio.sleep_forever()
+        finally:
+            await self.clean_up("items")
+
+    async def clean_up(self, name: int | str) -> None:
+        await anyio.sleep(1.0)
+        await anyio.sleep(1.0)
+        self.cleaned.append(name)
+
+    def check(self) -> None:
+        assert self.running == 0
+        assert Counter(self.cleaned) == Counter([1, 2, 3, 4, "items"])
+
+
+@ONLY_ASYNCIO
+@pytest.mark.parametrize("waits", [True, False])
+async def test_each_call_is_cancelled_once_and_so_are_the_items(*, waits: bool, inst: InstanceHandle) -> None:
+    cleanups = Cleanups()
+    async with inst.map(cleanups, cleanups.items(waits=waits), concurrency=4) as results:
+        assert await anext(results) == 0
+        await settle()
+        began = anyio.current_time()
+    cleanups.check()
+    assert anyio.current_time() - began == 2.0
+    await results.aclose()
+
+
+@ONLY_ASYNCIO
+async def test_likewise_after_a_break(inst: InstanceHandle) -> None:
+    cleanups = Cleanups()
+    async for _ in inst.map(cleanups, cleanups.items(), concurrency=4):
+        await settle()
+        break
+    gc.collect()
+    await anyio.sleep(3)
+    cleanups.check()
+
+
+@ONLY_ASYNCIO
+async def test_an_error_comes_out_once_the_others_have_cleaned_up(inst: InstanceHandle) -> None:
+    cleanups = Cleanups()
+
+    async def fail(item: int) -> int:
+        await cleanups(item)
+        raise Boom
+
+    with pytest.raises(Boom):
+        await inst.map(fail, cleanups.items(waits=True), concurrency=5).to_list()
+    cleanups.check()
+
+
+@ONLY_ASYNCIO
+async def test_the_lease_waits_for_clean_ups(world: Any) -> None:
+    cleanups = Cleanups()
+    async with world() as (_, client):
+        async with client.instance(MODEL, on_exit="keep") as inst:
+            results = inst.map(cleanups, cleanups.items(), concurrency=4)
+            await anext(results)
+            await settle()
+        cleanups.check()
+
+
+def test_the_end_of_the_loop_cancels_each_call_once(inst: InstanceHandle) -> None:
+    cleanups = Cleanups()
+
+    async def main() -> None:
+        results = inst.map(cleanups, cleanups.items(waits=True), concurrency=4)
+        await anext(results)
+        await settle()
+
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        runner.run(main())
+    cleanups.check()
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"], indirect=True)
+async def test_on_trio_a_call_is_in_a_cancelled_scope(inst: InstanceHandle) -> None:
+    cleanups = Cleanups()
+    async with inst.map(cleanups, cleanups.items(waits=True), concurrency=5) as results:
+        await anext(results)
+        await settle()
+    assert cleanups.cleaned == []
+
+
+async def test_items_that_wait_for_their_turn_are_closed_without_a_cancellation(inst: InstanceHandle) -> None:
+    cleanups = Cleanups()
+    async with inst.map(Calls(), cleanups.items(), concurrency=4) as results:
+        await anext(results)
+        await settle()
+    assert cleanups.cleaned == ["items"]
+
+
+class Cursor:
+    """Items that are no generator. Each close takes two seconds."""
+
+    def __init__(self, count: int, error: Exception | None = None) -> None:
+        self.left = count
+        self.error = error
+        self.closing = self.closed = 0
+
+    def __aiter__(self) -> Cursor:
+        return self
+
+    async def __anext__(self) -> int:
+        if not self.left:
+            raise StopAsyncIteration
+        self.left -= 1
+        return self.left
+
+    async def aclose(self) -> None:
+        self.closing += 1
+        await anyio.sleep(2.0)
+        self.closed += 1
+        if self.error is not None:
+            raise self.error
+
+
+async def test_items_with_an_aclose_are_closed_once(inst: InstanceHandle) -> None:
+    cursor = Cursor(3)
+    async with inst.map(Calls(), cursor) as results:
+        assert await results.to_list() == [20, 10, 0]
+        assert (cursor.closing, cursor.closed) == (1, 1)
+    assert cursor.closing == 1
+
+
+async def test_a_close_is_not_cancelled(inst: InstanceHandle) -> None:
+    cursor = Cursor(100)
+
+    async def fail(item: int) -> None:
+        await anyio.sleep(1.0)
+        raise Boom
+
+    # The first failure ends the reading, and a second later it comes out.
+    with pytest.raises(Boom):
+        async for _ in inst.map(fail, cursor, concurrency=1):
+            pass
+    assert (cursor.closing, cursor.closed) == (1, 1)
+
+
+async def test_an_error_of_a_close_comes_out_or_is_a_note(inst: InstanceHandle) -> None:
+    def results() -> Any:
+        return inst.map(calls, Cursor(100, Boom("not closed")), concurrency=4)
+
+    calls = Calls()
+    taken = results()
+    await anext(taken)
+    with pytest.raises(Boom, match="not closed"):
+        await taken.aclose()
+    await taken.aclose()
+    with pytest.raises(Boom, match="not closed"):
+        async with results() as taken:
+            await anext(taken)
+    with pytest.raises(KeyError) as caught:
+        async with results() as taken:
+            await anext(taken)
+            raise KeyError
+    assert "closing the items of the map raised Boom('not closed')" in caught.value.__notes__[0]
+    with pytest.raises(Boom, match="not closed"):
+        await inst.map(calls, Cursor(3, Boom("not closed"))).to_list()
+
+    async def fail(_: int) -> None:
+        raise KeyError
+
+    with pytest.raises(KeyError) as caught:
+        await inst.map(fail, Cursor(100, Boom("not closed")), concurrency=1).to_list()
+    assert "Boom" in caught.value.__notes__[0]
+
+
+async def test_an_error_of_a_close_after_a_break_is_logged(
+    inst: InstanceHandle, caplog: pytest.LogCaptureFixture
+) -> None:
+    async for _ in inst.map(Calls(), Cursor(100, Boom()), concurrency=4):
+        break
+    gc.collect()
+    await anyio.sleep(3)
+    (record,) = caplog.records
+    assert record.levelname == "ERROR"
+    assert record.message == "Closing the items of a map whose results were dropped raised Boom()"
+
+
+async def test_an_error_of_a_close_is_the_note_of_an_earlier_one_of_the_items(inst: InstanceHandle) -> None:
+    class Broken(Cursor):
+        async def __anext__(self) -> int:
+            raise KeyError
+
+    with pytest.raises(KeyError) as caught:
+        await inst.map(Calls(), Broken(1, Boom("not closed"))).to_list()
+    assert "closing the items of a map raised Boom('not closed')" in caught.value.__notes__[0]
+
+
+async def test_a_cancelled_aclose_waits_for_five_more_seconds(inst: InstanceHandle) -> None:
+    for seconds, waited in ((2.0, 2.0), (100.0, 1.0 + mapping._JOIN_TIMEOUT)):
+
+        async def slow_to_leave(_: int, seconds: float = seconds) -> None:
+            try:
+                await anyio.sleep_forever()
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await anyio.sleep(seconds)
+
+        results = inst.map(slow_to_leave, range(4))
+        with anyio.move_on_after(1):
+            await anext(results)
+        began = anyio.current_time()
+        with anyio.move_on_after(1):
+            await results.aclose()
+        assert anyio.current_time() - began == waited
+        await results.aclose()
+        assert anyio.current_time() - began == seconds
 
 
 # -- the lease --
