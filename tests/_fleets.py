@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -85,6 +86,38 @@ async def wait_for_cancellation(
 async def fail(inst: InstanceHandle, requests: list[dict[str, Any]]) -> list[Any]:
     """Raise an exception."""
     raise LookupError(f"failed with {len(requests)} requests")
+
+
+class Unpicklable(Exception):  # noqa: N818
+    """An exception that cannot be unpickled, because it takes two arguments."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+
+
+class Broken:
+    """A value that can be pickled, but not unpickled."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("no number",)
+
+
+async def misbehave(inst: InstanceHandle, items: list[str]) -> Any:
+    """Return or raise what each item says."""
+    match items[0]:
+        case "unpicklable":
+            raise Unpicklable(503, "too busy")
+        case "nothing":
+            return None
+        case "generator":
+            return (item for item in items)
+        case "short":
+            return []
+        case "lock":
+            return [threading.Lock()]
+        case "broken":
+            return [Broken()]
+    return items
 
 
 # The scenarios.
@@ -167,6 +200,26 @@ async def raise_in_work(fan_out: FanOutTo) -> None:
             )
         assert emulator.existing == ()
         assert len(emulator.ledger) == 1
+
+
+async def return_nonsense(fan_out: FanOutTo) -> None:
+    """A result that cannot be sent to the driver is the error of its item."""
+    async with service() as (emulator, client):
+        kinds = ["value", "nothing", "generator", "short", "lock", "broken", "unpicklable"]
+        found = await outcomes_of(fan_out(misbehave, kinds, [client.instance(MODEL)], chunk_size=1))
+        assert emulator.existing == ()
+        codes = {each.item: each.error and each.error.code for each in found}
+        assert codes == {
+            "value": None,
+            "nothing": "TypeError",
+            "generator": "TypeError",
+            "short": "TypeError",
+            "lock": "PicklingError",
+            "broken": "UnpicklingError",
+            "unpicklable": "Unpicklable",
+        }
+        (unpicklable,) = (each for each in found if each.item == "unpicklable")
+        assert str(unpicklable.error) == "Unpicklable: too busy"
 
 
 async def cancel(fan_out: FanOutTo, folder: Path) -> None:

@@ -41,8 +41,9 @@ ON_TOP = {"integrations", "_cli", "__main__"}
 PUBLIC = {"__init__", "errors", "types", "signals", "integrations"}
 # The rules for files, which are the same for the sockets and locks of shared instances.
 RULES = "_state_directory"
-# The batch on other machines: its files, and when an instance counts as failed, are those of the batch.
-FLEETS, BATCH = {"integrations/_fan_out.py", "integrations/jsonl.py"}, "_batch"
+# The batch on other machines: its files, and when an instance counts as failed, are those of the batch. Its
+# items are read as those of a map.
+FLEETS, BATCH = {"integrations/_fan_out.py", "integrations/jsonl.py"}, {"_batch", "_aio"}
 # The emulator writes literal wire JSON and imports nothing of the client: a mistake cannot cancel itself out.
 EMULATOR = "emulator"
 # A change of the HTTP library stays a change of two files.
@@ -125,7 +126,7 @@ def judge(file: str, importer: str, target: str) -> str | None:
         return None
     # `from cortecs_async import AsyncCortecs` names the package's __init__, `from . import _http` a module.
     imported = rest[0] if rest and is_unit(rest[0]) else "__init__"
-    if imported == importer or (file in FLEETS and imported == BATCH):
+    if imported == importer or (file in FLEETS and imported in BATCH):
         return None
     return judge_own(importer, imported)
 

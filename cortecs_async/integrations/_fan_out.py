@@ -15,10 +15,13 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import anyio
+from anyio.abc import TaskGroup
 from attrs import define, field, frozen
 from typing_extensions import override
 
 from .. import CortecsError, InstanceHandle, InstanceLease, InvalidArgumentError, TeardownError
+from .._aio.feeds import Feed
+from .._aio.tasks import TaskResult, UserTask, is_cancellation
 from .._batch.health import EndpointHealth
 from .._batch.outcome import FailureReason, retry_delay
 from .._batch.request_queue import WorkQueue
@@ -34,6 +37,9 @@ Submit = Callable[[InstanceHandle, list[Any]], Awaitable[list[Result]]]
 
 # The fewest items that came back with which no new one is taken.
 _MAX_RETRIES = 16
+
+# Seconds for the clean-up of the items, once all instances are released.
+_CLOSE_TIMEOUT = 5.0
 
 # Seconds that the instances may be down before all attempts of the last items count: no other items are left
 # that could show whether an instance answers.
@@ -107,19 +113,26 @@ class _Queue(WorkQueue[_Task[T]], Generic[T]):
     new: deque[_Task[T]] = field(factory=deque)
     outcomes: deque[Outcome[T]] = field(factory=deque)
 
-    async def read(self, items: Iterable[T] | AsyncIterable[T]) -> None:
-        """Read the items, up to the limit ahead.
-
-        In one task for all items: an async generator that is cancelled together with its reader is finished.
-        """
-        source = items if isinstance(items, AsyncIterable) else _as_async(items)
-        async for item in source:
-            self.new.append(_Task(item))
-            self.notify()
+    async def read(self, feed: Feed[T]) -> None:
+        """Read the items, up to the limit ahead."""
+        while True:
             while len(self.new) >= self.limit:
                 await self.changed.wait()
+            try:
+                item = await feed.next()
+            except StopAsyncIteration:
+                return
+            self.new.append(_Task(item))
+            self.notify()
+
+    def end_reading(self) -> None:
         self._is_read = True
         self.notify()
+
+    @property
+    def num_waiting(self) -> int:
+        """Number of items that no instance has taken, or that came back."""
+        return len(self.new) + len(self._returned) + len(self._delayed)
 
     @property
     def is_full(self) -> bool:
@@ -159,9 +172,11 @@ class _Queue(WorkQueue[_Task[T]], Generic[T]):
 class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
     """What `fan_out` returns: an async context manager and an async iterator of outcomes, as they come.
 
-    Entering begins to lease. The iteration ends once every item has an outcome and all instances are
-    released. However you leave the block, running chunks are cancelled and all instances are released.
-    Outcomes that you do not take hold up the work, so memory does not grow with the number of items.
+    Entering begins to read the items. The first lease starts with the first item, and each further one when
+    there are items that the instances before it have no room for. The iteration ends once every item has an
+    outcome and all instances are released. However you leave the block, running chunks are cancelled, all
+    instances are released, and the items are closed. Outcomes that you do not take hold up the work, so
+    memory does not grow with the number of items.
     """
 
     def __init__(
@@ -185,20 +200,24 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         if not self._leases:
             raise InvalidArgumentError("fan_out needs at least one lease: [client.instance(...), ...]")
         self._submit = submit
-        self._items = items
+        self._feed = Feed("a fan-out", items)
         self._chunk_size = chunk_size
         self._chunks_per_instance = chunks_per_instance
         self._max_attempts = max_attempts
         self._queue: _Queue[T] = _Queue(chunk_size * chunks_per_instance * len(self._leases))
-        self._num_alive = len(self._leases)
+        self._num_left = len(self._leases)
         self._starting: set[anyio.CancelScope] = set()
         self._in_use: set[_Instance] = set()
         self._error: BaseException | None = None
         self._scope = anyio.CancelScope()
+        self._reader = UserTask(
+            self._feed.name, self._read, self._end_reading, lambda _: self._has_read.set()
+        )
+        self._has_read = anyio.Event()
         self._main: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
-        """Begin to start the instances.
+        """Begin to read the items.
 
         Raises:
             InvalidArgumentError: If it was entered before.
@@ -206,6 +225,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         if self._main is not None:
             raise InvalidArgumentError("this fan-out was entered before: call fan_out(...) again")
         # Not a task group around the caller's block, which would put the caller's exception into a group.
+        self._reader.start()
         self._main = asyncio.create_task(self._run())
         self._main.add_done_callback(lambda _: self._queue.notify())
         return self
@@ -213,14 +233,17 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
     async def __aexit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Cancel running chunks, and return once all instances are released.
+        """Cancel running chunks and the reading of the items, and return once all instances are released.
+
+        The clean-up of the items has 5 more seconds.
 
         Raises:
-            CortecsError: If a release failed, unless the block has raised already.
+            CortecsError: If a release failed, unless the block has raised already: then it is a note.
+            Exception: Likewise, if the items raise while they are closed.
         """
         if self._main is None:
             return
-        self._scope.cancel()
+        self._stop()
         cancellation: asyncio.CancelledError | None = None
         # Without the shield, a cancelled scope of anyio would cancel this at every turn of the loop.
         with anyio.CancelScope(shield=True):
@@ -234,6 +257,8 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         failure = None if self._main.cancelled() else self._main.exception()
         if exc is None and failure is not None:
             raise failure
+        if exc is not None and failure is not None and failure is not exc:
+            exc.add_note(f"cortecs_async: the end of the fan-out raised {failure!r}")
 
     def __aiter__(self) -> Self:
         return self
@@ -258,48 +283,88 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         self._queue.notify()
         return outcome
 
+    async def to_list(self) -> list[Outcome[T]]:
+        """Return all outcomes that were not taken yet as a list.
+
+        Raises:
+            Exception: As from the iteration.
+        """
+        return [outcome async for outcome in self]
+
     async def _run(self) -> None:
         with self._scope:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._read)
-                for lease in self._leases:
-                    tasks.start_soon(self._serve, lease)
+                tasks.start_soon(self._lease, tasks)
+                await self._queue.finished.wait()
+                # Instances that are still starting are no longer needed.
+                for scope in self._starting:
+                    scope.cancel()
+        with anyio.move_on_after(_CLOSE_TIMEOUT):
+            await self._has_read.wait()
         if self._error is not None:
             raise self._error
 
     def _fail(self, error: BaseException) -> None:
         """Stop all tasks with this error. Raising it in a task would create an exception group."""
         self._error = self._error or error
+        self._stop()
+
+    def _stop(self) -> None:
         self._scope.cancel()
+        self._reader.cancel()
 
     async def _read(self) -> None:
-        try:
-            await self._queue.read(self._items)
-        except Exception as error:  # noqa: BLE001  (see `_fail`)
-            self._fail(error)
-        await self._queue.finished.wait()
-        # Instances that are still starting are no longer needed.
-        for scope in self._starting:
-            scope.cancel()
+        await self._queue.read(self._feed)
 
-    async def _serve(self, lease: InstanceLease) -> None:
-        """Hold an instance while there is work. If it ends early, the others take over its chunks."""
+    async def _end_reading(self, read: TaskResult[None]) -> None:
+        if read.error is None and not self._scope.cancel_called:
+            self._queue.end_reading()
+        error = await self._feed.close(None if read.interruption else read.error)
+        if error is not None and self._main is not None and self._main.done():
+            logger.error("closing the items of a fan-out raised after its end", exc_info=error)
+        elif error is not None and self._error is not None:
+            self._error.add_note(f"cortecs_async: closing {self._feed.name} raised {error!r}")
+        elif error is not None or read.interruption is not None:
+            self._error = error
+            self._stop()
+
+    async def _lease(self, tasks: TaskGroup) -> None:
+        """Start a lease whenever there are items that the instances before it have no room for."""
+        for lease in self._leases:
+            while self._queue.is_full or self._queue.num_waiting <= self._room:
+                if self._queue.is_finished:
+                    return
+                await self._queue.changed.wait()
+            scope = anyio.CancelScope()
+            self._starting.add(scope)
+            tasks.start_soon(self._serve, lease, scope)
+
+    @property
+    def _room(self) -> int:
+        """How many items the instances can still take, once they run. One that is down may soon answer."""
+        chunks = self._chunks_per_instance * (len(self._starting) + len(self._in_use))
+        return self._chunk_size * (chunks - sum(inst.chunks for inst in self._in_use))
+
+    async def _serve(self, lease: InstanceLease, scope: anyio.CancelScope) -> None:
+        """Hold an instance while there is work. If it ends early, other leases take over its chunks."""
         try:
-            with anyio.CancelScope() as scope:
-                self._starting.add(scope)
+            with scope:
                 async with lease:
                     self._starting.discard(scope)
                     await self._use(lease.handle)
         except CortecsError as error:
-            self._num_alive -= 1
+            self._num_left -= 1
             if isinstance(error, TeardownError):
                 self._error = self._error or error
-            if self._num_alive or self._queue.is_finished:
-                logger.warning("a fan-out continues with %d instances: %s", self._num_alive, error)
+            if self._num_left or self._queue.is_finished:
+                logger.warning("a fan-out continues with %d of its leases: %s", self._num_left, error)
             else:
                 self._fail(error)
         except Exception as error:  # noqa: BLE001  (see `_fail`)
             self._fail(error)
+        finally:
+            self._starting.discard(scope)
+            self._queue.notify()
 
     async def _use(self, handle: InstanceHandle) -> None:
         inst = _Instance(handle)
@@ -310,6 +375,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
                     tasks.start_soon(self._send_chunks, inst, tasks.cancel_scope)
         finally:
             self._in_use.discard(inst)
+            self._queue.notify()
         if inst.error is not None:
             raise inst.error
 
@@ -339,6 +405,11 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         try:
             try:
                 results = await self._submit(inst.handle, [task.item for task in chunk])
+            except asyncio.CancelledError as error:
+                # A future of Ray or Dask may have been cancelled, for example by the end of the cluster.
+                if is_cancellation(error):
+                    raise
+                raise RuntimeError("a chunk was cancelled by other code than its fan-out") from error
             finally:
                 inst.chunks -= 1
                 inst.is_probing &= not is_probe
@@ -373,8 +444,3 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         has_control = self._queue.has_new or any(each.health.down_since is None for each in self._in_use)
         is_blamed = not has_control and inst.health.down_seconds(now) >= _LAST_ITEMS_TIMEOUT
         return (task.failures if is_blamed else task.own_failures) < self._max_attempts
-
-
-async def _as_async(items: Iterable[T]) -> AsyncIterator[T]:
-    for item in items:
-        yield item

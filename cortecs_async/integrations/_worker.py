@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import inspect
+import pickle
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from attrs import frozen
 
-from .. import ConfigurationError, InstanceHandle
+from .. import ConfigurationError, InstanceHandle, InvalidArgumentError
 
 Work = Callable[[InstanceHandle, list[Any]], Awaitable[Sequence[Any]]]
 """Returns a value or an exception for each item, in the order of the items."""
+
+Dumps = Callable[[object], bytes]
+"""Pickles, also classes and functions of the driver's program."""
 
 _WAKE_INTERVAL = 1.0
 
@@ -56,24 +62,139 @@ class Result:
     failure: Failure | None = None
 
 
-def run_chunk(work: Work, inst: InstanceHandle, items: list[Any]) -> list[Result]:
-    """Run `work` on a chunk of items."""
-    results = asyncio.run(_call(work, inst, items))
-    if len(results) != len(items):
-        raise ValueError(f"work returned {len(results)} results for {len(items)} items: return one per item")
+def check_work(work: Work, dumps: Dumps) -> None:
+    """Check the function on the driver, before anything is leased.
+
+    Raises:
+        InvalidArgumentError: If it is no function, or cannot be sent to a worker.
+    """
+    if not callable(work):
+        raise InvalidArgumentError(f"work must be an async function, not {work!r}")
+    try:
+        dumps(work)
+    except Exception as error:
+        raise InvalidArgumentError(
+            f"work cannot be pickled, so it cannot run on a worker: {error}"
+        ) from error
+
+
+async def submit_chunk(
+    run: Callable[[list[Any]], Awaitable[list[bytes | Failure]]], dumps: Dumps, items: list[Any]
+) -> list[Result]:
+    """Run a chunk on a worker, without the items that cannot be sent to it: these fail.
+
+    Args:
+        run: Sends items to a worker and returns what `run_chunk` returns there.
+        dumps: The pickler of the cluster.
+        items: The chunk.
+    """
+    try:
+        return read_results(await run(items))
+    except Exception:
+        # Pickling in advance would hide references to objects of the cluster from Ray and Dask.
+        problems = [_find_problem(item, dumps) for item in items]
+        if not any(problems):
+            raise
+    rest = [item for item, problem in zip(items, problems, strict=True) if problem is None]
+    results = iter(read_results(await run(rest)) if rest else ())
+    return [next(results) if problem is None else Result(failure=problem) for problem in problems]
+
+
+def run_chunk(dumps: Dumps, work: Work, inst: InstanceHandle, items: list[Any]) -> list[bytes | Failure]:
+    """Run `work` on a chunk of items, and return pickled values and failures for `read_results`.
+
+    Each value is pickled on its own, so that one that cannot be pickled fails only its item.
+
+    Args:
+        dumps: The pickler of the cluster.
+        work: The function.
+        inst: The instance.
+        items: The chunk.
+
+    Raises:
+        Exception: What `work` raises, if the driver can unpickle it.
+    """
     secret = _api_key(inst)
-    return [
-        Result(failure=_failure(result, secret)) if isinstance(result, Exception) else Result(result)
-        for result in results
-    ]
+    try:
+        results = _check_results(asyncio.run(_call(work, inst, items)), len(items))
+    except _WrongResultError as error:
+        return [Failure("TypeError", str(error))] * len(items)
+    except asyncio.CancelledError as error:
+        # It would look like a cancellation of the task.
+        raise RuntimeError("work raised CancelledError") from error
+    except Exception as error:
+        if _find_problem(error, dumps) is None:
+            raise
+        return [_failure(error, secret)] * len(items)
+    return [_pack(result, dumps, secret) for result in results]
 
 
-async def _call(work: Work, inst: InstanceHandle, items: list[Any]) -> Sequence[Any]:
+def read_results(packed: list[bytes | Failure]) -> list[Result]:
+    """Return the results of a chunk, on the driver."""
+    return [Result(failure=each) if isinstance(each, Failure) else _unpack(each) for each in packed]
+
+
+class _WrongResultError(Exception):
+    """`work` did not return one result per item."""
+
+
+def _check_results(results: object, count: int) -> list[Any]:
+    # Arrays and tensors are no `Sequence`.
+    is_unordered = isinstance(results, (str, bytes, bytearray, Mapping, AbstractSet))
+    if is_unordered or not (isinstance(results, Sized) and isinstance(results, Iterable)):
+        raise _WrongResultError(
+            f"work returned {_type_name(results)}: return a list with a value or an exception for each item"
+        )
+    found = list(results)
+    if len(found) != count:
+        raise _WrongResultError(f"work returned {len(found)} results for {count} items: return one per item")
+    return found
+
+
+def _pack(result: object, dumps: Dumps, secret: str) -> bytes | Failure:
+    # `asyncio.gather` returns a CancelledError, which is no `Exception`.
+    if isinstance(result, BaseException):
+        return _failure(result, secret)
+    try:
+        return dumps(result)
+    except Exception as error:  # noqa: BLE001  (pickling runs code of the value)
+        return _pickling_failure(result, error)
+
+
+def _unpack(value: bytes) -> Result:
+    try:
+        return Result(pickle.loads(value))  # noqa: S301  (from a worker of ours)
+    except Exception as error:  # noqa: BLE001  (as above)
+        message = f"a value cannot be unpickled on the driver: {type(error).__name__}: {error}"
+        return Result(failure=Failure("UnpicklingError", message))
+
+
+def _type_name(value: object) -> str:
+    return "None" if value is None else type(value).__name__
+
+
+def _find_problem(value: object, dumps: Dumps) -> Failure | None:
+    """Return why a value cannot be pickled and unpickled, as many exceptions with an `__init__` cannot."""
+    try:
+        pickle.loads(dumps(value))  # noqa: S301  (our own)
+    except Exception as error:  # noqa: BLE001  (pickling runs code of the value)
+        return _pickling_failure(value, error)
+    return None
+
+
+def _pickling_failure(value: object, error: Exception) -> Failure:
+    return Failure("PicklingError", f"a value of type {_type_name(value)} cannot be pickled: {error}")
+
+
+async def _call(work: Work, inst: InstanceHandle, items: list[Any]) -> object:
     # To cancel a task, Ray raises KeyboardInterrupt without a signal. An event loop that waits for sockets
     # notices it only when it wakes up.
     waker = asyncio.create_task(_wake_regularly())
     try:
-        return await work(inst, items)
+        called = work(inst, items)
+        if not inspect.isawaitable(called):
+            raise _WrongResultError(f"work must be an async function, but returned {_type_name(called)}")
+        return await called
     finally:
         waker.cancel()
 
@@ -83,8 +204,11 @@ async def _wake_regularly() -> None:
         await asyncio.sleep(_WAKE_INTERVAL)
 
 
-def _failure(error: Exception, secret: str) -> Failure:
-    message = str(error)
+def _failure(error: BaseException, secret: str) -> Failure:
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001  (its class may be broken)
+        message = "its message cannot be read"
     if secret:
         # The endpoint's response may quote the key that it rejects.
         message = message.replace(secret, "***")

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import AsyncIterable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from .. import ConfigurationError, InstanceHandle, InstanceLease
 from ._fan_out import FanOut, Outcome
-from ._worker import Failure, Result, Work, run_chunk
+from ._worker import Failure, Result, Work, check_work, run_chunk, submit_chunk
 
 __all__ = ["Failure", "FanOut", "Outcome", "fan_out"]
 
@@ -38,9 +40,12 @@ def fan_out(
     Args:
         work: Called on a worker as `await work(inst, items)`, with an `InstanceHandle` and a chunk. Return a
             list with a value or an exception for each item, as `inst.map(..., return_exceptions=True)` does.
-            An exception that it raises ends the fan-out.
+            If it returns anything else, or a value cannot be pickled, the items have an outcome with an
+            error. An exception that it raises ends the fan-out, or is the error of its items if it cannot be
+            pickled.
         items: The items; read as they are needed.
         leases: `client.instance(...)`, not entered, one for each instance. `fan_out` enters and leaves them.
+            The first starts with the first item, the others as there is work for them.
         dask: A `distributed.Client(asynchronous=True)` of this event loop.
         chunk_size: Items in a task.
         chunks_per_instance: Tasks that use an instance at the same time.
@@ -51,19 +56,26 @@ def fan_out(
     Raises:
         ConfigurationError: If the client is not asynchronous: it would block the event loop, which polls the
             instances.
-        InvalidArgumentError: If a number is invalid, or there are no leases.
+        InvalidArgumentError: If an argument is invalid, there are no leases, or `work` cannot be pickled.
     """
     if not getattr(dask, "asynchronous", False):
         raise ConfigurationError("fan_out needs `await distributed.Client(..., asynchronous=True)`")
+    dumps = importlib.import_module("cloudpickle").dumps  # Dask needs it
 
-    async def submit(inst: InstanceHandle, items: list[Any]) -> list[Result]:
-        future = dask.submit(run_chunk, work, inst, items, **{"pure": False, **(dask_options or {})})
+    check_work(work, dumps)
+
+    async def run(inst: InstanceHandle, items: list[Any]) -> list[bytes | Failure]:
+        options = {"pure": False, **(dask_options or {})}
+        future = dask.submit(run_chunk, dumps, work, inst, items, **options)
         try:
-            results: list[Result] = await future
+            results: list[bytes | Failure] = await future
         finally:
             # The scheduler drops the task. If it has begun, it still runs to its end on its worker.
             future.release()
         return results
+
+    async def submit(inst: InstanceHandle, items: list[Any]) -> list[Result]:
+        return await submit_chunk(partial(run, inst), dumps, items)
 
     return FanOut(
         submit,

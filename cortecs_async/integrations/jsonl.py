@@ -57,8 +57,7 @@ async def answer(
                     raise AnswerError(problem)
             return reply
 
-        results = inst.map(ask, requests, concurrency=concurrency, return_exceptions=True)
-        return [result async for result in results]
+        return await inst.map(ask, requests, concurrency=concurrency, return_exceptions=True).to_list()
 
 
 class AnswerFile:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import AsyncIterable, Iterable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 from .. import ConfigurationError, InstanceHandle, InstanceLease
 from ._fan_out import FanOut, Outcome
-from ._worker import Failure, Result, Work, run_chunk
+from ._worker import Failure, Result, Work, check_work, run_chunk, submit_chunk
 
 __all__ = ["Failure", "FanOut", "Outcome", "fan_out"]
 
@@ -42,9 +43,12 @@ def fan_out(
     Args:
         work: Called on a worker as `await work(inst, items)`, with an `InstanceHandle` and a chunk. Return a
             list with a value or an exception for each item, as `inst.map(..., return_exceptions=True)` does.
-            An exception that it raises ends the fan-out.
+            If it returns anything else, or a value cannot be pickled, the items have an outcome with an
+            error. An exception that it raises ends the fan-out, or is the error of its items if it cannot be
+            pickled.
         items: The items; read as they are needed.
         leases: `client.instance(...)`, not entered, one for each instance. `fan_out` enters and leaves them.
+            The first starts with the first item, the others as there is work for them.
         chunk_size: Items in a task.
         chunks_per_instance: Tasks that use an instance at the same time.
         max_attempts: Attempts for an item that gets no response, or one of 401, 403, 404, 408, 409, 425, 429
@@ -53,7 +57,7 @@ def fan_out(
 
     Raises:
         ConfigurationError: If Ray is not installed, or `ray.init()` was not called.
-        InvalidArgumentError: If a number is invalid, or there are no leases.
+        InvalidArgumentError: If an argument is invalid, there are no leases, or `work` cannot be pickled.
     """
     try:
         ray: Any = importlib.import_module("ray")
@@ -63,16 +67,21 @@ def fan_out(
         # Otherwise Ray starts a cluster with the first task, and blocks the event loop meanwhile.
         raise ConfigurationError("call ray.init() before fan_out(...), and before you lease anything")
     remote_chunk = ray.remote(run_chunk).options(**{**_OPTIONS, **(ray_options or {})})
+    dumps = ray.cloudpickle.dumps
+    check_work(work, dumps)
     work_ref = ray.put(work)
 
-    async def submit(inst: InstanceHandle, items: list[Any]) -> list[Result]:
-        ref = remote_chunk.remote(work_ref, inst, items)
+    async def run(inst: InstanceHandle, items: list[Any]) -> list[bytes | Failure]:
+        ref = remote_chunk.remote(dumps, work_ref, inst, items)
         try:
-            results: list[Result] = await ref
+            results: list[bytes | Failure] = await ref
         except asyncio.CancelledError:
             ray.cancel(ref)
             raise
         return results
+
+    async def submit(inst: InstanceHandle, items: list[Any]) -> list[Result]:
+        return await submit_chunk(partial(run, inst), dumps, items)
 
     return FanOut(
         submit,

@@ -64,6 +64,7 @@ async def test_a_fleet(tmp_path: Path) -> None:
         await _fleets.lose_a_worker(spread, tmp_path)
         await _fleets.lose_an_instance(spread)
         await _fleets.raise_in_work(spread)
+        await _fleets.return_nonsense(spread)
 
 
 @pytest.mark.usefixtures("_machines")

@@ -83,6 +83,11 @@ async def test_an_exception_in_a_task_ends_everything() -> None:
 
 
 @pytest.mark.usefixtures("cluster")
+async def test_results_that_cannot_be_sent_are_errors_of_their_items() -> None:
+    await _fleets.return_nonsense(spread)
+
+
+@pytest.mark.usefixtures("cluster")
 async def test_a_cancelled_driver_cancels_its_tasks_and_leaves_nothing(tmp_path: Path) -> None:
     await _fleets.cancel(spread, tmp_path)
     await until((tmp_path / "cancelled").exists, _fleets.TIMEOUT)

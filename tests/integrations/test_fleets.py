@@ -5,6 +5,7 @@ The clusters themselves are in tests/ecosystem.
 
 from __future__ import annotations
 
+import array
 import asyncio
 import gzip
 import itertools
@@ -12,15 +13,18 @@ import json
 import os
 import pickle
 import re
+import threading
 import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
 import anyio
+import anyio.to_thread
 import attrs
 import pytest
 from _virtual_time import VirtualTimeLoop
@@ -30,7 +34,14 @@ from cortecs_async import ConfigurationError, InstanceHandle, InvalidArgumentErr
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.integrations import _worker
 from cortecs_async.integrations._fan_out import FanOut, Outcome
-from cortecs_async.integrations._worker import Failure, Result, run_chunk
+from cortecs_async.integrations._worker import (
+    Failure,
+    Result,
+    check_work,
+    read_results,
+    run_chunk,
+    submit_chunk,
+)
 from cortecs_async.integrations.jsonl import AnswerFile, answer
 
 HANDLE = InstanceHandle(instance_id="i", base_url="http://localhost/v1", model="m", account="a")
@@ -90,6 +101,79 @@ async def test_every_item_is_done_once_and_all_instances_work(world: World) -> N
         assert len(emu.ledger) == len(workers.most_busy) == 3
         assert set(workers.most_busy.values()) == {2}
         assert max(len(items) for _, items in workers.chunks) == 4
+
+
+# An instance has room for two chunks of four.
+@pytest.mark.parametrize(("count", "started"), [(0, 0), (1, 1), (8, 1), (9, 2), (17, 3), (100, 4)])
+async def test_as_many_leases_start_as_there_is_work_for(world: World, count: int, started: int) -> None:
+    async with world() as (emu, client):
+        leases = [client.instance(MODEL) for _ in range(4)]
+        async with fan_out(Workers(emu), range(count), leases) as outcomes:
+            found = await outcomes.to_list()
+        assert sorted(outcome.item for outcome in found) == list(range(count))
+        assert len(emu.ledger) == started
+        assert emu.existing == ()
+
+
+async def test_no_lease_starts_before_the_first_item(world: World) -> None:
+    async def none() -> AsyncIterator[int]:
+        await anyio.sleep(600)
+        nothing: tuple[int, ...] = ()
+        for item in nothing:
+            yield item
+
+    async with world() as (emu, client):
+        async with fan_out(Workers(emu), none(), [client.instance(MODEL)]) as outcomes:
+            assert await outcomes.to_list() == []
+        assert emu.ledger == ()
+
+
+async def test_items_that_wait_for_outcomes_need_one_instance(world: World) -> None:
+    answered = anyio.Event()
+
+    async def items() -> AsyncIterator[int]:
+        nonlocal answered
+        for item in range(20):
+            answered = anyio.Event()
+            yield item
+            await answered.wait()
+
+    async with world() as (emu, client):
+        leases = [client.instance(MODEL) for _ in range(3)]
+        async with fan_out(Workers(emu), items(), leases) as outcomes:
+            async for _ in outcomes:
+                answered.set()
+        assert len(emu.ledger) == 1
+
+
+async def test_further_leases_start_once_there_is_work_for_them(world: World) -> None:
+    async def items() -> AsyncIterator[int]:
+        yield 0
+        await anyio.sleep(100)
+        assert len(emu.ledger) == 1
+        for item in range(1, 200):
+            yield item
+
+    async with world() as (emu, client):
+        workers = Workers(emu)
+        async with fan_out(workers, items(), [client.instance(MODEL) for _ in range(3)]) as outcomes:
+            assert len(await outcomes.to_list()) == 200
+        assert len(emu.ledger) == len(workers.most_busy) == 3
+
+
+async def test_the_next_lease_takes_over_from_one_that_fails_or_is_lost(world: World) -> None:
+    async with world(capacity={"NVIDIA_H100_1": 0}) as (emu, client):
+        leases = [
+            client.instance(MODEL, "NVIDIA_H100_1"),
+            client.instance(MODEL),
+            client.instance(MODEL),
+            client.instance(MODEL),
+        ]
+        async with fan_out(Workers(emu, seconds=60.0), range(3), leases) as outcomes:
+            await anyio.sleep(30)
+            emu.stop_instance(emu.existing[0])
+            assert sorted([outcome.item async for outcome in outcomes]) == [0, 1, 2]
+        assert len(emu.ledger) == 2
 
 
 async def test_memory_is_bounded_with_an_async_source_and_a_slow_reader(world: World) -> None:
@@ -304,9 +388,6 @@ async def test_an_instance_that_does_not_answer_is_given_up(
 
 
 async def test_exceptions_of_work_and_of_the_items_are_raised_unchanged(world: World) -> None:
-    async def fail(inst: InstanceHandle, items: list[int]) -> list[Result]:
-        raise ZeroDivisionError("in a worker")
-
     def items() -> Iterator[int]:
         yield from range(10)
         raise LookupError("no more")
@@ -319,6 +400,102 @@ async def test_exceptions_of_work_and_of_the_items_are_raised_unchanged(world: W
             async with fan_out(Workers(emu), items(), [client.instance(MODEL)]) as outcomes:
                 async for _ in outcomes:
                     pass
+        assert emu.existing == ()
+
+
+class Rows:
+    """Items whose clean-up awaits a connection."""
+
+    def __init__(self, count: int = 10_000, *, wait: bool = False, seconds: float = 2.0) -> None:
+        self.count = count
+        self.wait = wait
+        self.seconds = seconds
+        self.closed_at: float | None = None
+
+    async def __aiter__(self) -> AsyncIterator[int]:
+        try:
+            for item in range(self.count):
+                yield item
+            if self.wait:
+                await anyio.sleep_forever()
+        finally:
+            await anyio.sleep(self.seconds / 2)
+            await anyio.sleep(self.seconds / 2)
+            self.closed_at = anyio.current_time()
+
+
+# Either they wait to be read further, or for more of them.
+@pytest.mark.parametrize("rows", [Rows(), Rows(8, wait=True)])
+async def test_items_are_closed_before_the_block_ends(world: World, rows: Rows) -> None:
+    async with world() as (emu, client):
+        async with fan_out(Workers(emu), rows, [client.instance(MODEL)]) as outcomes:
+            await anext(outcomes)
+        assert rows.closed_at is not None
+        rows.closed_at = None
+        with pytest.raises(ZeroDivisionError):
+            async with fan_out(fail, rows, [client.instance(MODEL)]) as outcomes:
+                try:
+                    await anext(outcomes)
+                except ZeroDivisionError:
+                    assert rows.closed_at is not None
+                    raise
+        assert emu.existing == ()
+
+
+async def fail(inst: InstanceHandle, items: list[int]) -> list[Result]:
+    raise ZeroDivisionError("in a worker")
+
+
+async def test_items_that_do_not_close_hold_up_no_release(world: World) -> None:
+    rows = Rows(seconds=2e6)
+    async with world() as (emu, client):
+        async with fan_out(Workers(emu), rows, [client.instance(MODEL)]) as outcomes:
+            await anext(outcomes)
+            began = anyio.current_time()
+        assert anyio.current_time() - began < 30
+        assert emu.existing == ()
+    assert rows.closed_at is None
+
+
+async def test_errors_of_closing_the_items_come_out_or_are_notes(world: World) -> None:
+    async def rows() -> AsyncIterator[int]:
+        try:
+            while True:
+                yield 1
+        finally:
+            raise LookupError("not closed")
+
+    async with world() as (emu, client):
+        with pytest.raises(LookupError, match="not closed"):
+            async with fan_out(Workers(emu), rows(), [client.instance(MODEL)]) as outcomes:
+                await anext(outcomes)
+        with pytest.raises(KeyError) as caught:
+            async with fan_out(Workers(emu), rows(), [client.instance(MODEL)]) as outcomes:
+                await anext(outcomes)
+                raise KeyError
+        assert "LookupError('not closed')" in caught.value.__notes__[0]
+        with pytest.raises(ZeroDivisionError) as divided:
+            async with fan_out(fail, rows(), [client.instance(MODEL)]) as outcomes:
+                await anext(outcomes)
+        assert "LookupError('not closed')" in divided.value.__notes__[0]
+
+
+async def test_cancelled_errors_of_others_are_no_cancellation(world: World) -> None:
+    async def cancel(inst: InstanceHandle, items: list[int]) -> list[Result]:
+        await anyio.sleep(1)
+        raise asyncio.CancelledError("the cluster was closed")
+
+    async def items() -> AsyncIterator[int]:
+        yield 1
+        raise asyncio.CancelledError("the queue was closed")
+
+    async with world() as (emu, client):
+        with pytest.raises(RuntimeError, match="a chunk was cancelled by other code than its fan-out"):
+            async with fan_out(cancel, range(10), [client.instance(MODEL)]) as outcomes:
+                await outcomes.to_list()
+        with pytest.raises(RuntimeError, match="the items of a fan-out raised CancelledError"):
+            async with fan_out(Workers(emu), items(), [client.instance(MODEL)]) as outcomes:
+                await outcomes.to_list()
         assert emu.existing == ()
 
 
@@ -403,6 +580,8 @@ async def test_misuse(world: World) -> None:
             fan_out(Workers(emu), [], [client.instance(MODEL)], chunk_size=0)
         with pytest.raises(InvalidArgumentError, match="at least one lease"):
             fan_out(Workers(emu), [], [])
+        with pytest.raises(InvalidArgumentError, match="needs an iterable or async iterable, not 5"):
+            fan_out(Workers(emu), 5, [client.instance(MODEL)])
         outcomes = fan_out(Workers(emu), [], [client.instance(MODEL)])
         with pytest.raises(InvalidArgumentError, match="async with"):
             await anext(outcomes)
@@ -454,20 +633,147 @@ def test_which_errors_are_tried_again(
     async def work(inst: InstanceHandle, items: list[str]) -> list[Any]:
         return ["fine", error]
 
-    fine, bad = pickle.loads(pickle.dumps(run_chunk(work, HANDLE, ["a", "b"])))  # noqa: S301
+    fine, bad = run(work, ["a", "b"])
     assert fine == Result("fine")
+    assert bad.failure is not None
     assert (bad.failure.code, bad.failure.status) == (type(error).__name__, status)
     assert bad.failure.is_trouble is again
     assert "sk-secret" not in str(bad.failure)
 
 
-def test_work_must_return_one_result_per_item() -> None:
-    async def work(inst: InstanceHandle, items: list[str]) -> list[Any]:
-        return []
+def run(work: Any, items: list[Any]) -> list[Result]:
+    """Run a chunk as on a worker."""
+    return read_results(pickle.loads(pickle.dumps(run_chunk(pickle.dumps, work, HANDLE, items))))  # noqa: S301
 
-    with pytest.raises(ValueError, match="0 results for 1 items"):
-        run_chunk(work, HANDLE, ["a"])
+
+def generate() -> Iterator[int]:
+    yield from range(2)
+
+
+@pytest.mark.parametrize(
+    ("returned", "complaint"),
+    [
+        ([1], "1 results for 2 items: return one per item"),
+        (None, "work returned None: return a list with a value"),
+        ("ab", "work returned str: return a list"),
+        (b"ab", "work returned bytes: return a list"),
+        ({"a": 1, "b": 2}, "work returned dict: return a list"),
+        ({1, 2}, "work returned set: return a list"),
+        (generate(), "work returned generator: return a list"),
+        (5, "work returned int: return a list"),
+    ],
+)
+def test_work_must_return_one_result_per_item(returned: object, complaint: str) -> None:
+    async def work(inst: InstanceHandle, items: list[str]) -> object:
+        return returned
+
+    for result in run(work, ["a", "b"]):
+        assert result.failure is not None
+        assert complaint in result.failure.message
+        assert (result.failure.code, result.failure.is_trouble) == ("TypeError", False)
     assert _worker._api_key(HANDLE) == ""
+
+
+@pytest.mark.parametrize("returned", [[1, 2], (1, 2), range(1, 3), array.array("i", [1, 2])])
+def test_results_may_be_of_any_ordered_type(returned: object) -> None:
+    async def work(inst: InstanceHandle, items: list[str]) -> object:
+        return returned
+
+    assert run(work, ["a", "b"]) == [Result(1), Result(2)]
+
+
+def test_work_must_be_async() -> None:
+    (result,) = run(lambda _, items: items, ["a"])
+    assert result.failure == Failure("TypeError", "work must be an async function, but returned list")
+
+
+class OnlyOnWorkers:
+    """A value that the driver cannot unpickle."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("no number",)
+
+
+class Broken(Exception):  # noqa: N818
+    """An exception that cannot be unpickled, as many are that take two arguments."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.status_code = code
+
+
+class Mute(Exception):  # noqa: N818
+    """An exception without a message."""
+
+    def __str__(self) -> str:
+        raise ValueError
+
+
+def test_a_value_that_cannot_be_pickled_is_the_error_of_its_item() -> None:
+    values = ["fine", threading.Lock(), OnlyOnWorkers(), asyncio.CancelledError("by work"), Mute()]
+
+    async def work(inst: InstanceHandle, items: list[object]) -> list[object]:
+        return values
+
+    fine, lock, unknown, cancelled, mute = run(work, [0] * 5)
+    assert fine == Result("fine")
+    assert lock.failure == Failure(
+        "PicklingError", "a value of type lock cannot be pickled: cannot pickle '_thread.lock' object"
+    )
+    assert unknown.failure is not None
+    assert unknown.failure.code == "UnpicklingError"
+    assert "a value cannot be unpickled on the driver: ValueError: invalid literal" in unknown.failure.message
+    assert cancelled.failure == Failure("CancelledError", "by work")
+    assert mute.failure == Failure("Mute", "its message cannot be read")
+
+
+def test_an_exception_of_work_that_cannot_be_unpickled_is_the_error_of_its_items() -> None:
+    async def work(inst: InstanceHandle, items: list[object]) -> list[object]:
+        raise Broken(503, "busy")
+
+    assert run(work, ["a", "b"]) == [Result(failure=Failure("Broken", "busy", 503, is_trouble=True))] * 2
+
+
+async def test_an_item_that_cannot_be_sent_fails_and_the_others_are_done() -> None:
+    async def work(inst: InstanceHandle, items: list[Any]) -> list[Any]:
+        if "raise" in items:
+            raise LookupError("mine")
+        return [item * 2 for item in items]
+
+    async def run(items: list[Any]) -> Any:
+        items = pickle.loads(pickle.dumps(items))  # noqa: S301
+        return await anyio.to_thread.run_sync(run_chunk, pickle.dumps, work, HANDLE, items)
+
+    first, lock, unknown, last = await submit_chunk(
+        run, pickle.dumps, [1, threading.Lock(), OnlyOnWorkers(), 2]
+    )
+    assert (first, last) == (Result(2), Result(4))
+    for bad, complaint in ((lock, "type lock cannot be pickled"), (unknown, "type OnlyOnWorkers cannot be")):
+        assert bad.failure is not None
+        assert complaint in bad.failure.message
+    (bad,) = await submit_chunk(run, pickle.dumps, [threading.Lock()])
+    assert bad.failure is not None
+    with pytest.raises(LookupError, match="mine"):
+        await submit_chunk(run, pickle.dumps, ["raise", 1])
+
+
+def test_work_is_checked_before_anything_is_leased() -> None:
+    check_work(run_chunk, pickle.dumps)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="work must be an async function, not None"):
+        check_work(None, pickle.dumps)  # type: ignore[arg-type]
+    lock = threading.Lock()
+    with pytest.raises(InvalidArgumentError, match=r"work cannot be pickled.*cannot pickle '_thread.lock'"):
+        check_work(partial(run_chunk, lock), pickle.dumps)  # type: ignore[arg-type]
+
+
+def test_other_exceptions_of_work_are_raised() -> None:
+    async def work(inst: InstanceHandle, items: list[Exception]) -> list[object]:
+        raise items[0]
+
+    with pytest.raises(LookupError, match="mine"):
+        run(work, [LookupError("mine")])
+    with pytest.raises(RuntimeError, match="work raised CancelledError"):
+        run(work, [asyncio.CancelledError()])
 
 
 def requests_file(folder: Path, count: int) -> Path:
