@@ -729,14 +729,16 @@ async def test_the_lease_waits_for_clean_ups(world: Any) -> None:
         cleanups.check()
 
 
-def test_the_end_of_the_loop_cancels_each_call_once(inst: InstanceHandle) -> None:
+@pytest.mark.parametrize("waits", [True, False])
+def test_the_end_of_the_loop_cancels_each_call_once(*, waits: bool, inst: InstanceHandle) -> None:
     cleanups = Cleanups()
 
     async def main() -> None:
-        results = inst.map(cleanups, cleanups.items(waits=True), concurrency=4)
-        await anext(results)
+        kept.append(inst.map(cleanups, cleanups.items(waits=waits), concurrency=4))
+        await anext(kept[0])
         await settle()
 
+    kept: list[Any] = []
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         runner.run(main())
     cleanups.check()
