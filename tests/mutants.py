@@ -2302,7 +2302,7 @@ MUTANTS = [
     ),
     Mutant(
         "waits for minutes for a fleet's instance that rejects the key",
-        "integrations/_fan_out.py",
+        "integrations/_fan_out_queue.py",
         "if failure.status in {401, 403} else",
         "if failure.status == 403 else",
         "integrations/test_fleets.py::test_an_instance_that_does_not_answer_is_given_up",

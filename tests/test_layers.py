@@ -43,7 +43,8 @@ PUBLIC = {"__init__", "errors", "types", "signals", "integrations"}
 RULES = "_state_directory"
 # The batch on other machines: its files, and when an instance counts as failed, are those of the batch. Its
 # items are read as those of a map.
-FLEETS, BATCH = {"integrations/_fan_out.py", "integrations/jsonl.py"}, {"_batch", "_aio"}
+FLEETS = {"integrations/_fan_out.py", "integrations/_fan_out_queue.py", "integrations/jsonl.py"}
+BATCH = {"_batch", "_aio"}
 # The emulator writes literal wire JSON and imports nothing of the client: a mistake cannot cancel itself out.
 EMULATOR = "emulator"
 # A change of the HTTP library stays a change of two files.

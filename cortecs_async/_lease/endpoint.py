@@ -125,7 +125,8 @@ class Endpoint:
 
         Items are read as fast as you take results: at most `2 * concurrency` results are pending or waiting
         to be consumed, so a stream of any length needs little memory. If you leave the loop or the lease, the
-        running calls are cancelled, and items with an `aclose` (an async generator) are closed: see `Results`.
+        running calls are cancelled, and the items are closed if they have an `aclose`, as an async generator
+        does: see `Results`.
 
         Args:
             fn: An async function of one argument.

@@ -9,24 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
-from attrs import define, field, frozen
-from typing_extensions import override
 
 from .. import CortecsError, InstanceHandle, InstanceLease, InvalidArgumentError, TeardownError
 from .._aio.feeds import Feed
 from .._aio.tasks import TaskResult, UserTask, is_cancellation
-from .._batch.health import EndpointHealth
-from .._batch.outcome import FailureReason, retry_delay
-from .._batch.request_queue import WorkQueue
+from .._batch.outcome import retry_delay
 from ..errors import EndpointError
-from ._worker import Failure, Result
+from ._fan_out_queue import FanOutInstance, FanOutQueue, Outcome, Task
+from ._worker import Result
 
 logger = logging.getLogger("cortecs_async.fleet")
 
@@ -35,138 +31,12 @@ T = TypeVar("T")
 Submit = Callable[[InstanceHandle, list[Any]], Awaitable[list[Result]]]
 """Runs a chunk on some worker. Once cancelled, its results are no longer needed."""
 
-# The fewest items that came back with which no new one is taken.
-_MAX_RETRIES = 16
-
 # Seconds for the clean-up of the items, once all instances are released.
 _CLOSE_TIMEOUT = 5.0
 
 # Seconds that the instances may be down before all attempts of the last items count: no other items are left
 # that could show whether an instance answers.
 _LAST_ITEMS_TIMEOUT = 30.0
-
-
-@frozen(kw_only=True)
-class Outcome(Generic[T]):
-    """The result of one item.
-
-    Attributes:
-        item: The item.
-        value: What `work` returned for it.
-        error: Why there is no value; None if there is one.
-    """
-
-    item: T
-    value: Any = None
-    error: Failure | None = None
-
-
-@define(eq=False)
-class _Task(Generic[T]):
-    """An item.
-
-    Attributes:
-        failures: Attempts that failed.
-        own_failures: Those between which the instance answered others. The others do not count, because the
-            instance may have been down.
-        failed_at: When the last one failed.
-    """
-
-    item: T
-    failures: int = 0
-    own_failures: int = 0
-    failed_at: float | None = None
-
-
-@define(eq=False)
-class _Instance:
-    """An instance, and whether it answers. While it may be down, it gets one chunk at a time."""
-
-    handle: InstanceHandle
-    health: EndpointHealth = field(factory=EndpointHealth)
-    chunks: int = 0  # in progress
-    is_probing: bool = False
-    probe_at: float = 0.0
-    error: EndpointError | None = None
-
-    def record_silence(self, failure: Failure, began: float, now: float) -> None:
-        """Note that no item of a chunk was answered. Raise if the instance has not answered for too long."""
-        health = self.health
-        health.record_failure(now, concurrency=1, is_unclear=health.last_success < began)
-        reason = FailureReason.KEY_REJECTED if failure.status in {401, 403} else FailureReason.OTHER
-        if health.has_timed_out(reason, now) and not self.chunks:
-            instance_id = self.handle.instance_id
-            raise EndpointError(
-                f"instance {instance_id} has not answered for {health.down_seconds(now):.0f} s: {failure}",
-                instance_id=instance_id,
-            )
-        if health.down_since is not None and now >= self.probe_at:  # chunks that fail together count as one
-            self.probe_at = now + health.next_probe_delay()
-
-
-@define(eq=False)
-class _Queue(WorkQueue[_Task[T]], Generic[T]):
-    """The items to do, and their outcomes."""
-
-    limit: int
-    """The most items to read ahead, to have in progress, and to keep as outcomes that were not taken yet."""
-    new: deque[_Task[T]] = field(factory=deque)
-    outcomes: deque[Outcome[T]] = field(factory=deque)
-
-    async def read(self, feed: Feed[T]) -> None:
-        """Read the items, up to the limit ahead."""
-        while True:
-            while len(self.new) >= self.limit:
-                await self.changed.wait()
-            try:
-                item = await feed.next()
-            except StopAsyncIteration:
-                return
-            self.new.append(_Task(item))
-            self.notify()
-
-    def end_reading(self) -> None:
-        self._is_read = True
-        self.notify()
-
-    @property
-    def num_waiting(self) -> int:
-        """Number of items that no instance has taken, or that came back."""
-        return len(self.new) + len(self._returned) + len(self._delayed)
-
-    @property
-    def is_full(self) -> bool:
-        return len(self.outcomes) >= self.limit
-
-    @property
-    def has_new(self) -> bool:
-        return bool(self.new) or not self._is_read
-
-    def take(self, size: int) -> list[_Task[T]]:
-        """Take up to `size` items. Empty if there are none at the moment."""
-        chunk: list[_Task[T]] = []
-        while len(chunk) < size and (task := self.get_nowait()) is not None:
-            chunk.append(task)
-        if chunk:
-            self.notify()
-        return chunk
-
-    def complete(self, task: _Task[T], result: Result) -> None:
-        self.outcomes.append(Outcome(item=task.item, value=result.value, error=result.failure))
-        self.task_done()
-
-    @override
-    def _next(self) -> _Task[T] | None:
-        if self.is_full:
-            return None
-        task = self._next_returned()
-        if task is None and self.new and len(self._delayed) < max(self.limit, _MAX_RETRIES):
-            task = self.new.popleft()
-        return task
-
-    @override
-    def _has_more(self) -> bool:
-        return bool(self.new)
 
 
 class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
@@ -204,10 +74,10 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         self._chunk_size = chunk_size
         self._chunks_per_instance = chunks_per_instance
         self._max_attempts = max_attempts
-        self._queue: _Queue[T] = _Queue(chunk_size * chunks_per_instance * len(self._leases))
+        self._queue: FanOutQueue[T] = FanOutQueue(chunk_size * chunks_per_instance * len(self._leases))
         self._num_left = len(self._leases)
         self._starting: set[anyio.CancelScope] = set()
-        self._in_use: set[_Instance] = set()
+        self._in_use: set[FanOutInstance] = set()
         self._error: BaseException | None = None
         self._scope = anyio.CancelScope()
         self._reader = UserTask(
@@ -367,7 +237,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             self._queue.notify()
 
     async def _use(self, handle: InstanceHandle) -> None:
-        inst = _Instance(handle)
+        inst = FanOutInstance(handle)
         self._in_use.add(inst)
         try:
             async with anyio.create_task_group() as tasks:
@@ -379,7 +249,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         if inst.error is not None:
             raise inst.error
 
-    async def _send_chunks(self, inst: _Instance, instance_scope: anyio.CancelScope) -> None:
+    async def _send_chunks(self, inst: FanOutInstance, instance_scope: anyio.CancelScope) -> None:
         try:
             while not self._queue.is_finished:
                 probe_at = math.inf if inst.is_probing else inst.probe_at
@@ -398,7 +268,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         except Exception as error:  # noqa: BLE001  (see `_fail`)
             self._fail(error)
 
-    async def _send(self, chunk: list[_Task[T]], inst: _Instance) -> None:
+    async def _send(self, chunk: list[Task[T]], inst: FanOutInstance) -> None:
         began, is_probe = anyio.current_time(), inst.health.down_since is not None
         inst.chunks += 1
         inst.is_probing |= is_probe
@@ -433,7 +303,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         self._queue.notify()
 
     def _may_be_retried(
-        self, task: _Task[T], result: Result, inst: _Instance, began: float, now: float
+        self, task: Task[T], result: Result, inst: FanOutInstance, began: float, now: float
     ) -> bool:
         if result.failure is None or not result.failure.is_trouble:
             return False

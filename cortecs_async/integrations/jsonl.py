@@ -21,7 +21,7 @@ from .._batch.plan import BatchOptions, Preflight, read_files
 from .._batch.request_queue import read_unanswered
 from .._batch.setup import check_path
 from ..errors import BatchWriteError
-from ._fan_out import Outcome
+from ._fan_out_queue import Outcome
 from ._worker import AnswerError
 
 __all__ = ["AnswerFile", "answer"]

@@ -9,7 +9,8 @@ from functools import partial
 from typing import Any, TypeVar
 
 from .. import ConfigurationError, InstanceHandle, InstanceLease
-from ._fan_out import FanOut, Outcome
+from ._fan_out import FanOut
+from ._fan_out_queue import Outcome
 from ._worker import Failure, Result, Work, check_work, run_chunk, submit_chunk
 
 __all__ = ["Failure", "FanOut", "Outcome", "fan_out"]

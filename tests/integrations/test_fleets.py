@@ -33,7 +33,8 @@ from _world import MODEL
 from cortecs_async import ConfigurationError, InstanceHandle, InvalidArgumentError, TeardownError, errors
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.integrations import _worker
-from cortecs_async.integrations._fan_out import FanOut, Outcome
+from cortecs_async.integrations._fan_out import FanOut
+from cortecs_async.integrations._fan_out_queue import Outcome
 from cortecs_async.integrations._worker import (
     Failure,
     Result,
