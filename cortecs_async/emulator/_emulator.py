@@ -202,6 +202,12 @@ class Emulator(Service):
         """The secret of that client id."""
         return self._settings.client_secret
 
+    def rotate_secret(self, new: str) -> None:
+        """Replace the secret of the client id. Tokens of the old one work until they expire."""
+        with self._lock:
+            # `attrs.evolve` would convert the other settings again.
+            object.__setattr__(self._settings, "client_secret", new)
+
     @property
     def api_key(self) -> str:
         """The key for the inference endpoints."""

@@ -67,6 +67,22 @@ async def test_other_credentials_get_none(body: Any, status: int, emulate: Calla
     assert list(answer.json()) == ["message"]
 
 
+async def test_a_rotated_secret_gets_a_token_and_the_old_one_does_not(
+    clock: Any, emulate: Callable[..., Any]
+) -> None:
+    http = emulate(token_lifetime=60.0)
+    headers = {"Authorization": f"Bearer {await http.token()}"}
+    http.emulator.rotate_secret("new")
+    assert http.emulator.client_secret == http.emulator.env()["CORTECS_CLIENT_SECRET"] == "new"
+    for secret, status in (("emulator-secret", 401), ("new", 200)):
+        body = credentials(client_secret=secret)
+        assert (await http.api("POST", "/oauth2/token", headers={}, json=body)).status_code == status
+    # A token of the old secret works until it expires.
+    assert (await http.api("GET", "/user/balance", headers=headers)).status_code == 200
+    clock.now += 60.0
+    assert (await http.api("GET", "/user/balance", headers=headers)).status_code == 401
+
+
 async def test_the_token_route_reads_json_and_no_form(emulate: Callable[..., Any]) -> None:
     answer = await emulate().api("POST", "/oauth2/token", headers={}, data=credentials())
     assert answer.status_code == 400
