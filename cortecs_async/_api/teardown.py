@@ -15,6 +15,7 @@ from __future__ import annotations
 import enum
 import math
 from collections import defaultdict
+from collections.abc import Callable
 from functools import partial
 
 import anyio
@@ -132,6 +133,7 @@ class Teardown:
     Attributes:
         instances: Sends the requests, without retries: the teardown has its own.
         deadline: In seconds of `anyio.current_time`.
+        is_wanted: Called before each step. The teardown ends once it returns False.
         state: The last observed state.
         visible_at: Until then, on the same clock, readings may be older than the start or restart of the
             instance, unless one has shown that it is active.
@@ -154,6 +156,7 @@ class Teardown:
     instance_id: str
     goal: Goal
     deadline: float
+    is_wanted: Callable[[], bool] = lambda: True
     state: ObservedState = ObservedState.LIVE
     visible_at: float = -math.inf
     inactive_since: float | None = None
@@ -174,13 +177,13 @@ class Teardown:
     _rate_limit_backoff: Backoff = field(factory=lambda: Backoff(*_RATE_LIMIT_PAUSES))
 
     async def run(self) -> None:
-        """Stop or delete the instance, and return when the service confirms it.
+        """Stop or delete the instance, and return when the service confirms it, or it is not wanted any more.
 
         Raises:
             TeardownError: the goal was not confirmed by the deadline.
         """
         with anyio.CancelScope(deadline=self.deadline):
-            while (action := next_action(self.goal, self.state)) is not Action.NOTHING:
+            while (action := next_action(self.goal, self.state)) is not Action.NOTHING and self.is_wanted():
                 try:
                     self.state = await self._perform(action)
                     self._backoffs.pop(action, None)

@@ -18,10 +18,14 @@ _MEANING = {
     "gone": "no longer exists",
     "ambiguous": "may be one of these; stop it yourself if it is not in use",
     "left": "could not be released in time; run `cortecs-async sweep` again",
+    "releasing": "a reaper is still releasing it; if it fails, run `cortecs-async sweep --force`",
     "held": "acquired and not expired",
-    "foreign": "of other credentials or another service; sweep with those",
+    "foreign": "of another client id or another service; sweep with those",
     "newer": "recorded by another version of cortecs-async; sweep with that version",
 }
+
+# The states of instances that are still billed, or may be, although their process is dead.
+_REMAINING = frozenset({"found", "unsettled", "ambiguous", "left", "releasing", "newer"})
 
 
 @click.command()
@@ -36,24 +40,25 @@ def orphans(as_json: bool) -> None:
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="List them like `orphans`, but release nothing.")
+@click.option("--force", is_flag=True, help="Also release those that a reaper is still releasing.")
 @click.option("--timeout", type=duration, default="330s", help="Stop sweeping after this time.")
 @json_option()
-def sweep(dry_run: bool, timeout: float, as_json: bool) -> None:
+def sweep(dry_run: bool, force: bool, timeout: float, as_json: bool) -> None:
     """Release the instances that dead processes left behind.
 
     Covers the processes of this machine. Releases only instances that their journals prove to be theirs, and
-    none that a running process owns. Needs the same CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET as those
-    processes had. Exits with 1 if any are left.
+    none that a running process owns. Needs the CORTECS_CLIENT_ID of those processes, and its current
+    CORTECS_CLIENT_SECRET. Exits with 1 if any are left.
     """
-    _run(dry_run=dry_run, timeout=timeout, as_json=as_json)
+    _run(dry_run=dry_run, force=force, timeout=timeout, as_json=as_json)
 
 
-def _run(*, dry_run: bool, as_json: bool, timeout: float = 330.0) -> None:
+def _run(*, dry_run: bool, as_json: bool, force: bool = False, timeout: float = 330.0) -> None:
     # No reaper needed: an instance stays in the journal until it is released.
-    found = call_api(lambda client: client.sweep(dry_run=dry_run, timeout=timeout))
+    found = call_api(lambda client: client.sweep(dry_run=dry_run, force=force, timeout=timeout))
     columns = ("state", "instance", "requested at", "by", "meaning")
     print_list(found, columns, _row, empty="No orphaned instances.", as_json=as_json)
-    if any(orphan.state in {"found", "unsettled", "ambiguous", "left", "newer"} for orphan in found):
+    if any(orphan.state in _REMAINING for orphan in found):
         sys.exit(FAILED)
 
 

@@ -20,6 +20,7 @@ from .._errors import (
     RequestError,
 )
 from .._http.messages import Call, Reply
+from .._recovery.dead_journals import has_work
 from .._recovery.journal import JournalFile, is_owned, owner_record, read_journals, try_lock
 from .._recovery.promises import Promises
 from .._secrets import credentials_problem
@@ -166,16 +167,23 @@ class _Checks:
             second.close()
             detail = f"{directory} has no working file locks: the same file was locked twice"
             return Finding(name="journal", ok=False, detail=detail, hint=hint)
-        dead = sum(
-            1 for path, state in read_journals(directory) if state.promises and is_owned(path) is False
-        )
-        if not dead:
-            return Finding(name="journal", ok=True, detail=f"{directory} can be written and locked")
+        now = self.promises.system.wall_clock()
+        dead = busy = 0
+        for path, state in read_journals(directory):
+            is_living = is_owned(path) if state.promises else None
+            dead += is_living is False
+            busy += is_living is True and has_work(state, now)
+        detail = f"{directory} can be written and locked"
+        if not dead and not busy:
+            return Finding(name="journal", ok=True, detail=detail)
+        detail += f"; {dead} journal(s) of processes that died" if dead else ""
+        detail += f"; {busy} journal(s) on which a reaper is still working" if busy else ""
         return Finding(
             name="journal",
             ok=True,
-            detail=f"{directory} can be written and locked; {dead} journal(s) of processes that died",
-            hint="`cortecs-async orphans` shows what they left behind, `cortecs-async sweep` releases it.",
+            detail=detail,
+            hint="`cortecs-async orphans` lists what is left. `cortecs-async sweep` releases it, and "
+            "`cortecs-async sweep --force` also what a reaper is working on.",
         )
 
     async def _ask(self, path: str, *, authenticated: bool) -> CortecsError | None:

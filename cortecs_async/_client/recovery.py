@@ -19,13 +19,19 @@ class RecoveryMethods:
 
     _wiring: Wiring
 
-    async def sweep(self, *, dry_run: bool = False, timeout: float = 330.0) -> tuple[Orphan, ...]:
+    async def sweep(
+        self, *, dry_run: bool = False, force: bool = False, timeout: float = 330.0
+    ) -> tuple[Orphan, ...]:
         """Release instances that dead processes left behind.
 
-        Only instances that a journal proves to be theirs are touched.
+        Only instances that a journal proves to be theirs are touched. What the reaper of such a process is
+        still `releasing` is only reported.
 
         Args:
             dry_run: Only report what a sweep would release.
+            force: Also release what a reaper is still releasing, for example because it has a client secret
+                that was rotated meanwhile. This is safe even if the reaper works. Instances of running
+                processes are not touched, except those that they failed to release.
             timeout: Seconds for the whole sweep. What is not done by then is `left` or `unsettled`. The
                 default is long enough to decide about a start that was just sent.
 
@@ -37,7 +43,7 @@ class RecoveryMethods:
             JournalError: if the state directory cannot be used.
             RequestError: if the service rejects a request, or cannot be reached.
         """
-        return await self._wiring.sweep(dry_run=dry_run, timeout=timeout)
+        return await self._wiring.sweep(dry_run=dry_run, force=force, timeout=timeout)
 
     async def orphans(self) -> tuple[Orphan, ...]:
         """Return what `sweep` would find. This changes nothing.

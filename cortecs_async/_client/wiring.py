@@ -122,13 +122,14 @@ class Wiring:
         self.http.check_open()
         await release_acquired(self._services, handle, timeout)
 
-    async def sweep(self, *, dry_run: bool, timeout: float) -> tuple[Orphan, ...]:
+    async def sweep(self, *, dry_run: bool, force: bool, timeout: float) -> tuple[Orphan, ...]:
         check_bool("dry_run", dry_run)
+        check_bool("force", force)
         check_seconds("timeout", timeout)
         self.http.check_open()
         self.http.hold()
         try:
-            return await sweep(self._releasing, self.promises, dry_run=dry_run, timeout=timeout)
+            return await sweep(self._releasing, self.promises, dry_run=dry_run, force=force, timeout=timeout)
         finally:
             await self.http.release()
 

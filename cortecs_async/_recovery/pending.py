@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Literal
 
-from attrs import frozen
+from attrs import define, frozen
 
+from .._aio.eventloop import current_time
+from .journal import catch_up
 from .records import JournalState, Promise, Record
 
 # Seconds after the request of a start in which a missing instance may just not be visible yet.
 _VISIBILITY_TIME = 60.0
+
+# Seconds until `OtherProcesses` reads the journal again, which can have thousands of promises.
+_READ_INTERVAL = 1.0
 
 RecoveryState = Literal["released", "gone", "ambiguous", "left", "unsettled"]
 
@@ -32,13 +39,42 @@ class RecoveryResult:
     candidates: tuple[str, ...] = ()
 
 
+@define(eq=False)
+class OtherProcesses:
+    """What other processes record in the journal at `path` about the promises `keys`."""
+
+    state: JournalState
+    path: Path
+    keys: Collection[str]
+    _read_at: float = -math.inf
+
+    def catch_up(self, *, now: bool = False) -> None:
+        """Apply it to the state. Without `now`, it may be a second old."""
+        time = current_time()
+        if now or time >= self._read_at + _READ_INTERVAL:
+            self._read_at = time
+            catch_up(self.state, self.path, self.keys)
+
+
 @frozen(eq=False)
 class PendingPromise:
-    """A promise to fulfill, the journal state that contains it, and a function that records changes to it."""
+    """A promise to fulfill.
+
+    Attributes:
+        state: The journal state that contains it.
+        report: Records changes to it.
+        catch_up: Applies to the state what other processes have recorded.
+    """
 
     state: JournalState
     promise: Promise
     report: Callable[[Record], object]
+    catch_up: Callable[[], object] = lambda: None
+
+    def is_open(self) -> bool:
+        """Return whether no other process has fulfilled the promise meanwhile, as of a second ago."""
+        self.catch_up()
+        return self.promise.key in self.state.promises
 
     def record_gone(self) -> None:
         """Record that the promise is fulfilled."""

@@ -8,8 +8,9 @@ or that the parent gave up on. How it does this is in `recover`; the parent's si
 
 The reaper ignores SIGTERM, SIGHUP and Ctrl-C, has a session of its own, and survives SIGKILL, `os._exit` and
 the OOM killer if they hit only its parent. It does not survive the loss of the machine, the container or the
-control group; then the journal and `sweep` remain. It cannot work without the network, with revoked
-credentials, or after the Python environment that it was started from was deleted.
+control group; then the journal and `sweep` remain. It cannot work without the network, or after the Python
+environment that it was started from was deleted. If the service refuses its credentials for minutes, it
+unlocks the journal, so that a `sweep` with new credentials can release the instances.
 
 It starts as `BOOTSTRAP`, on the standard library alone, and imports the HTTP stack when it has work. When it
 receives an account, it checks that this will succeed: see `rehearsal`.
@@ -29,10 +30,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .._aio.clock import SteadyClock
 from .records import JournalState, Promise, Record, decode, encode
 from .rehearsal import Rehearsals, import_lock
+
+if TYPE_CHECKING:
+    from .journal import JournalFile  # needed only after the parent's death
 
 # The package without its __init__, which would import everything. Without click, httpx does not import its
 # command line, which would take a fifth of the time that importing httpx takes.
@@ -96,6 +101,7 @@ class Reaper:
         self._reap = reap
         self._wall_clock = wall_clock
         self._rehearse = rehearse
+        self._locked: JournalFile | None = None  # the journal, after the parent's death
         # Held while the state is changed or iterated: the threads change it too.
         self._lock = threading.RLock()
         self._workers: dict[str, threading.Thread] = {}  # by the key of each promise
@@ -178,6 +184,7 @@ class Reaper:
         if locked is not None:
             with contextlib.suppress(OSError):
                 locked.end_torn_line()
+        self._locked = locked
         with self._lock:
             workers = set(self._workers.values())
         pending = self._not_begun()
@@ -191,8 +198,18 @@ class Reaper:
             thread.join()
         if workers and (failed := self._not_begun()):
             self._recover(failed)
-        if locked is not None:
-            locked.retire(self.state)
+        if self._locked is None and self.journal is not None:
+            # It has let go meanwhile. If a `sweep` has taken over, that one removes the journal.
+            self._locked = try_lock(self.journal)
+        if self._locked is not None:
+            self._locked.retire(self.state)
+
+    def _let_go(self) -> None:
+        """Unlock the journal, so that a `sweep` with other credentials can work on it."""
+        with self._lock:
+            if self._locked is not None:
+                self._locked.close()
+                self._locked = None
 
     def _not_begun(self) -> list[Promise]:
         with self._lock:
@@ -220,7 +237,7 @@ class Reaper:
                 from .recover import preload, reap  # noqa: PLC0415  (imports the HTTP stack)
 
                 preload()
-            self._reap = partial(reap, wall_clock=self._wall_clock)
+            self._reap = partial(reap, let_go=self._let_go, wall_clock=self._wall_clock)
         self._reap(self.state, promises, accounts, self._report, self.journal)
 
     def _report(self, record: Record) -> None:

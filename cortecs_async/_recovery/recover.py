@@ -28,10 +28,11 @@ from .._environment import VARIABLES
 from .._errors import ClientClosedError, ConfigurationError, TeardownError
 from .accounts import settings_of
 from .claims import ForeignClaims, collect_foreign_claims
-from .journal import catch_up, foreign_states, open_promises
+from .journal import foreign_states, open_promises
 from .locks import decision_lock
-from .pending import PendingPromise, RecoveryResult, RecoveryState, invisible_for
+from .pending import OtherProcesses, PendingPromise, RecoveryResult, RecoveryState, invisible_for
 from .records import JournalState, Promise, Record
+from .refusal import RefusalWatch
 from .search import Search
 
 # Seconds after which a failing teardown is reported and begins again.
@@ -46,6 +47,9 @@ _REQUIRED_ABSENCES = 2
 # Seconds until the reaper gives up. Unfulfilled promises stay in the journal. A service on this machine is
 # most likely an emulator, which ended together with its program.
 _REAPER_TIMEOUT, _LOCAL_REAPER_TIMEOUT = 24 * 3600.0, 300.0
+
+# Seconds until the reaper tries credentials again that the service has refused.
+_REFUSED_PAUSE = 600.0
 
 # Seconds in which a rehearsal must connect to the service.
 _CONNECT_TIMEOUT = 5.0
@@ -127,6 +131,7 @@ class Recovery:
                 instance_id=instance_id,
                 goal=Goal.STOPPED if promise.goal == Goal.STOPPED.value else Goal.GONE,
                 deadline=min(deadline, anyio.current_time() + _TEARDOWN_TIMEOUT),
+                is_wanted=pending.is_open,
                 visible_at=anyio.current_time() + invisible_for(promise, self.wall_clock()),
             )
             try:
@@ -164,6 +169,35 @@ class Recovery:
         return False
 
 
+class _SharedJournal:
+    """The journal of the reaper's parent, in which a `sweep` may record what it does about the promises."""
+
+    def __init__(self, state: JournalState, path: Path | None, keys: set[str]) -> None:
+        self._state = state
+        self._path = path
+        self._keys = keys
+        self._others: OtherProcesses | None = None
+        if path is not None:
+            # Not all could be written.
+            written = frozenset(keys & (open_promises(path) or {}).keys())
+            self._others = OtherProcesses(state, path, written)
+
+    def catch_up(self, *, now: bool = False) -> None:
+        """Apply what a `sweep` has done, which may have got the lock first, or work without it."""
+        # A living owner may have replaced the journal.
+        if self._others is not None and self._state.is_orphaned:
+            self._others.catch_up(now=now)
+
+    def claims(self, api: str) -> ForeignClaims:
+        """Return the claims of all promises but those of this reaper."""
+        self.catch_up(now=True)
+        foreign = foreign_states(self._path.parent, without={self._path}) if self._path is not None else []
+        return collect_foreign_claims(api, [(self._state, self._keys), *((each, ()) for each in foreign)])
+
+    def decision_lock(self) -> AbstractContextManager[None]:
+        return decision_lock(self._path.parent) if self._path is not None else nullcontext()
+
+
 def reap(
     state: JournalState,
     promises: Sequence[Promise],
@@ -171,16 +205,20 @@ def reap(
     report: Callable[[Record], None],
     journal: Path | None,
     *,
+    let_go: Callable[[], None] = lambda: None,
     wall_clock: WallClock = time.time,
 ) -> None:
-    """Fulfill the reaper's promises with the settings and credentials in `accounts`, or give up on them."""
+    """Fulfill the reaper's promises with the settings and credentials in `accounts`, or give up on them.
+
+    `let_go` unlocks the journal.
+    """
 
     async def run() -> None:
         async with anyio.create_task_group() as tasks:
             for account in {promise.account for promise in promises} & accounts.keys():
                 mine = [promise for promise in promises if promise.account == account]
                 work = partial(reap_account, state, mine, accounts[account], report, journal)
-                tasks.start_soon(partial(work, wall_clock=wall_clock))
+                tasks.start_soon(partial(work, let_go=let_go, wall_clock=wall_clock))
 
     anyio.run(run, backend_options={"loop_factory": BoottimeEventLoop})
 
@@ -234,38 +272,50 @@ async def reap_account(
     report: Callable[[Record], None],
     journal: Path | None,
     *,
+    let_go: Callable[[], None] = lambda: None,
     http_client: HTTPClient | None = None,
     wall_clock: WallClock = time.time,
 ) -> None:
-    """Fulfill the reaper's promises of one account, with the settings and credentials in `account`."""
+    """Fulfill the reaper's promises of one account, with the settings and credentials in `account`.
+
+    If the service refuses the credentials, this returns while the owner lives, which may send new ones. After
+    the owner's death, it unlocks the journal with `let_go`, so that a `sweep` with new credentials can take
+    over. Without the lock, it tries again now and then: the service may have been wrong.
+    """
 
     def note(text: str) -> None:
         report({"kind": "NOTE", "text": text, "at": wall_clock()})
 
-    def claims() -> ForeignClaims:
-        if journal is not None and state.is_orphaned:
-            # A `sweep` may have got the lock of the journal first.
-            catch_up(state, journal, written)
-        foreign = foreign_states(journal.parent, without={journal}) if journal is not None else []
-        return collect_foreign_claims(
-            settings.api_base_url, [(state, keys), *((each, ()) for each in foreign)]
-        )
-
-    keys = {promise.key for promise in promises}
-    written = keys & ((open_promises(journal) if journal is not None else None) or {}).keys()
+    shared = _SharedJournal(state, journal, {promise.key for promise in promises})
     try:
         settings = settings_of(account)
+        timeout = _LOCAL_REAPER_TIMEOUT if settings.is_loopback else _REAPER_TIMEOUT
+        held_until = [promise.expires_at or 0.0 for promise in promises if promise.held]
+        give_up_at = max([wall_clock(), *held_until]) + timeout
+        pending = [PendingPromise(state, promise, report, shared.catch_up) for promise in promises]
         http = _http_of(account, http_client)
         try:
-            recovery = Recovery(
-                instances=Instances(http.request_once, settings.poll),
-                foreign_claims=claims,
-                decision_lock=lambda: decision_lock(journal.parent) if journal is not None else nullcontext(),
-                note=note,
-                timeout=_LOCAL_REAPER_TIMEOUT if settings.is_loopback else _REAPER_TIMEOUT,
-                wall_clock=wall_clock,
-            )
-            await recovery.run([PendingPromise(state, promise, report) for promise in promises])
+            while remaining := [each for each in pending if each.is_open()]:
+                watch = RefusalWatch(http.request_once)
+                recovery = Recovery(
+                    instances=Instances(watch.send, settings.poll),
+                    foreign_claims=partial(shared.claims, settings.api_base_url),
+                    decision_lock=shared.decision_lock,
+                    note=note,
+                    timeout=min(timeout, give_up_at - wall_clock()),
+                    wall_clock=wall_clock,
+                )
+                with watch.scope:
+                    await recovery.run(remaining)
+                if not watch.is_refused:
+                    return
+                note(f"the service refuses the credentials: {watch.refusal}")
+                if not state.is_orphaned:
+                    return
+                let_go()
+                if wall_clock() + _REFUSED_PAUSE >= give_up_at:
+                    return
+                await anyio.sleep(_REFUSED_PAUSE)
         finally:
             await http.aclose()
     except Exception as error:  # noqa: BLE001  (a failure in one account must not end the work for the others)

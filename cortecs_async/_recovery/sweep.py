@@ -1,17 +1,18 @@
-"""Sweep: release what dead processes left, according to the journals whose lock is free.
+"""Sweep: release what dead processes left, according to the journals that `dead_journals` finds.
 
-`sweep` takes each promise of such a journal, and each that this process gave up on. It skips promises of
-other accounts, and held instances that have not expired; `Recovery` fulfills the rest. A dry run decides in
-the same way, but from one list, or from two if an instance is missing, and touches nothing.
+`sweep` takes each promise of a journal whose lock is free, and each that this process gave up on. It skips
+promises of other accounts, and held instances that have not expired; `Recovery` fulfills the rest. A dry run
+decides in the same way, but from one list, or from two if an instance is missing, and touches nothing.
+
+What a reaper is working on is only reported. With `force`, a sweep takes it too, without the lock. That is
+safe: to stop or delete an instance twice is harmless, and both read in the journal what the other has done.
 """
 
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
 import anyio
@@ -23,12 +24,12 @@ from .._api.listing import Listing, existing_ids
 from .._api.matching import LATE_WINDOW, Contested
 from .._errors import JournalError, RequestTimeoutError
 from .._logging import Event, log
-from .._state_directory import check_state_directory, leave_alone
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
-from .journal import JournalFile, catch_up, has_unresolved, is_owned, orphaned_journals, read_journals
+from .dead_journals import DeadJournal, DeadJournals
+from .journal import catch_up
 from .pending import PendingPromise, invisible_for
 from .promises import Promises
-from .records import JournalState, Record
+from .records import Record
 from .recover import Recovery
 from .search import match_starts
 from .store import PromiseStore
@@ -39,26 +40,34 @@ _MAX_READ_TIME = 15.0
 # Seconds that are kept for the last list of a sweep.
 _LAST_LIST_TIME = 1.0
 
-_ORPHANED: Record = {"kind": "ORPHANED"}
-
 OrphanState = Literal[
-    "found", "unsettled", "released", "gone", "ambiguous", "left", "held", "foreign", "newer"
+    "found",
+    "unsettled",
+    "released",
+    "gone",
+    "ambiguous",
+    "left",
+    "releasing",
+    "held",
+    "foreign",
+    "newer",
 ]
 
 
 @frozen(kw_only=True)
 class Orphan:
-    """An instance, or an unresolved start, that a dead process left behind.
+    """An instance, or an unresolved start, that a process left behind: it died, or gave up on the instance.
 
     Attributes:
         state: `found`: a sweep releases it. `unsettled`: the start was requested less than five minutes ago,
             so its instance may still appear; or an instance may belong to this start or to another one that
             has no response yet. `released`: by this sweep. `gone`: it no longer existed, or the start created
             none. `ambiguous`: it may be one of `candidates`; only you can decide which. Nothing is touched.
-            `left`: the service did not release it in time. `held`: acquired, and not expired. `foreign`: it
-            belongs to other credentials or to another service (see `api_base_url`). `newer`: another version
-            of this package wrote the journal, in a format that this one does not know; only that version can
-            release it.
+            `left`: the service did not release it in time. `releasing`: the reaper of the process still works
+            on it, or another `sweep` does; only with `force`, a sweep releases it too. `held`: acquired, and
+            not expired. `foreign`: it belongs to other credentials or to another service (see
+            `api_base_url`). `newer`: another version of this package wrote the journal, in a format that this
+            one does not know; only that version can release it.
         instance_id: The instance, if it is known.
         model: The model that was started; empty if only the id was recorded.
         candidates: Ids of the instances that it may be, if ambiguous.
@@ -77,89 +86,26 @@ class Orphan:
     api_base_url: str
 
 
-@frozen(eq=False)
-class _DeadJournal:
-    """The journal of a dead process: its path, its state, and a function that adds a record to both."""
-
-    path: Path
-    state: JournalState
-    report: Callable[[Record], object]
-
-
-class _DeadJournals:
-    """The journals of dead processes. A thread that may outlive a cancelled sweep reads and locks them.
-
-    Attributes:
-        found: Those to sweep: locked, except in a dry run.
-        newer: The states of those that have another format, which a sweep only reports.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self.found: list[_DeadJournal] = []
-        self.newer: list[JournalState] = []
-        self._locked: list[tuple[JournalFile, JournalState]] = []
-        self._mutex = threading.Lock()
-        self._is_closed = False
-
-    def read(self, *, lock: bool) -> None:
-        """Find the journals, and with `lock` lock those to sweep. Blocks.
-
-        Raises:
-            JournalError: if the state directory cannot be used.
-        """
-        check_state_directory(self._directory)
-        for path, state in read_journals(self._directory):
-            if (state.has_other_format or not lock) and is_owned(path) is False:
-                if state.has_other_format:
-                    leave_alone(self._directory, [path.name], state.problem)
-                    self.newer.append(state)
-                else:
-                    state.apply(_ORPHANED)
-                    self.found.append(_DeadJournal(path, state, state.apply))
-        for journal, state in orphaned_journals(self._directory) if lock else ():
-            report = _reporter(state, journal)
-            if state.promises:
-                _end_torn_line(journal)
-            if state.has_unresolved() and not state.is_orphaned:
-                # With the lock, this process looks like a living owner. Tell others that there is none.
-                report(_ORPHANED)
-            with self._mutex:
-                if not self._is_closed:
-                    self._locked.append((journal, state))
-                    self.found.append(_DeadJournal(journal.path, state, report))
-                    continue
-            journal.close()
-            return
-
-    def close(self) -> None:
-        """Unlock the journals, and remove those without promises. Later ones are not locked."""
-        with self._mutex:
-            self._is_closed = True
-        keeps_past_ids = bool(self._locked) and has_unresolved(self._directory)
-        for journal, state in self._locked:
-            journal.close_or_remove(state, keeps_past_ids=keeps_past_ids)
-
-
 async def sweep(
-    instances: Instances, promises: Promises, *, dry_run: bool, timeout: float
+    instances: Instances, promises: Promises, *, dry_run: bool, force: bool, timeout: float
 ) -> tuple[Orphan, ...]:
     """Release what dead processes left behind, or with `dry_run` only report it and change no file.
 
-    `instances` sends the requests, without retries. The `timeout` is for all of it, in seconds.
+    With `force`, this includes what a reaper is working on. `instances` sends the requests, without retries.
+    The `timeout` is for all of it, in seconds.
 
     Raises:
         JournalError: if the state directory cannot be used, or takes too long to read.
         RequestError: if the instances cannot be listed.
     """
     deadline = anyio.current_time() + timeout
-    journals = _DeadJournals(promises.store.directory)
+    journals = DeadJournals(promises.store.directory, promises.store.state.owner.get("id"))
     listed: Listing[Instance] | None = None
     try:
         with anyio.CancelScope(deadline=deadline) as scope:
             listed = await instances.list()  # first, because its token also sets the account
             if promises.uses_journal:
-                await promises.system.off_loop(lambda: journals.read(lock=not dry_run))
+                await promises.system.off_loop(lambda: journals.read(lock=not dry_run, force=force))
         if listed is None:
             raise RequestTimeoutError(
                 f"the instances could not be listed in {timeout:g} s", method="GET", path="/instances/"
@@ -168,7 +114,7 @@ async def sweep(
             raise JournalError(f"the journals could not be read in {timeout:g} s")
         now = promises.system.wall_clock()
         due, results = _due(promises, journals, now)
-        paths = {each.path for each in journals.found}
+        paths = {each.path for each in journals.found if each.is_whole}
         states = [promises.store.state, *(each.state for each in journals.found)]
         due_keys = [{each.promise.key for each in due if each.state is state} for state in states]
 
@@ -187,19 +133,17 @@ async def sweep(
             results += _preview(due, listed, existing, claims(), now)
         else:
             results += await _recover(instances, promises, due, existing, claims, deadline=deadline)
+        in_progress = list(_in_progress(journals, now))
+        asked = [each for each in in_progress if each.promise.account == promises.account]
+        read_deadline = min(deadline, anyio.current_time() + _MAX_READ_TIME)
+        existing = await _existing_ids(instances, listed, asked, now, deadline=read_deadline)
+        results += (_result_in_progress(promises, each, existing) for each in in_progress)
     finally:
         journals.close()
     return tuple(sorted(results, key=lambda each: each.started_at))
 
 
-def _end_torn_line(journal: JournalFile) -> None:
-    with contextlib.suppress(OSError):  # then the next record fails too, and is logged
-        journal.end_torn_line()
-
-
-def _due(
-    promises: Promises, journals: _DeadJournals, now: float
-) -> tuple[list[PendingPromise], list[Orphan]]:
+def _due(promises: Promises, journals: DeadJournals, now: float) -> tuple[list[PendingPromise], list[Orphan]]:
     """Return the promises to fulfill, and the results of the others."""
     due: list[PendingPromise] = []
     results: list[Orphan] = []
@@ -216,30 +160,35 @@ def _due(
     return due, results
 
 
-def _all_pending(promises: Promises, journals: Iterable[_DeadJournal]) -> Iterable[PendingPromise]:
+def _all_pending(promises: Promises, journals: Iterable[DeadJournal]) -> Iterable[PendingPromise]:
     store = promises.store
     for promise in store.abandoned():
         yield PendingPromise(store.state, promise, partial(_report_own, store))
     for journal in journals:
-        for promise in list(journal.state.promises.values()):
-            yield PendingPromise(journal.state, promise, journal.report)
+        yield from journal.pending()
+
+
+def _in_progress(journals: DeadJournals, now: float) -> Iterable[PendingPromise]:
+    """Yield the promises that the reapers of other processes have not fulfilled yet."""
+    for journal in journals.in_progress:
+        for pending in journal.pending():
+            if pending.promise.needs_recovery(now) and pending.is_open():
+                yield pending
+
+
+def _result_in_progress(promises: Promises, pending: PendingPromise, existing: frozenset[str]) -> Orphan:
+    promise = pending.promise
+    ids = {each for each in (promise.instance_id, *promise.candidates) if each}
+    if promise.account != promises.account:
+        return _orphan(pending, "foreign")
+    if ids and not ids & existing:
+        return _orphan(pending, "gone")
+    return _orphan(pending, "ambiguous" if promise.candidates else "releasing", None, promise.candidates)
 
 
 def _report_own(store: PromiseStore, record: Record) -> None:
     store.put(record)
     store.commit()
-
-
-def _reporter(state: JournalState, journal: JournalFile) -> Callable[[Record], None]:
-    def report(record: Record) -> None:
-        state.apply(record)
-        try:
-            journal.append([record], durable=False)
-        except OSError as error:
-            # Not a failure: the next sweep finds that the instance is gone.
-            log(Event.GUARD_SWEEP_UNWRITTEN, journal=str(journal.path), error=error)
-
-    return report
 
 
 async def _existing_ids(

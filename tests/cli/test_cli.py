@@ -22,6 +22,8 @@ from rich.console import Console
 from cortecs_async import AsyncCortecs, Progress, __version__
 from cortecs_async._api.domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async._cli import cli
+from cortecs_async._recovery.journal import JournalFile
+from cortecs_async._recovery.promises import fingerprint
 from cortecs_async.emulator import Emulator
 from cortecs_async.integrations.rich import ProvisioningBar
 
@@ -314,6 +316,30 @@ asyncio.run(main())
         assert call_command("sweep").stderr == "No orphaned instances.\n"
         assert json.loads(call_command("sweep", "--json").stdout) == []
         assert list((state_dir / "journal").iterdir()) == []
+
+    def test_what_a_reaper_has_is_listed_and_swept_with_force(
+        self, served: Emulator, state_dir: Path
+    ) -> None:
+        mine = served.start_instance("meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1")
+        account = fingerprint(served.api_base_url, served.client_id)
+        created = {"kind": "CREATED", "entry": "1", "account": account, "api": served.api_base_url}
+        records: list[dict[str, Any]] = [
+            {"kind": "OWNER", "format": 1, "host": "host", "pid": 7},
+            {**created, "at": 5.0, "args": {}, "instance_id": mine, "goal": "gone"},
+            {"kind": "ORPHANED"},
+        ]
+        reaper = JournalFile.create(state_dir / "journal", records)
+        for command in (["orphans"], ["sweep"]):
+            done = call_command(*command)
+            assert done.exit_code == 1, done.stderr
+            assert re.search(rf"releasing\s+{mine}.*host, process 7", done.stdout)
+            assert "sweep --force" in done.stdout
+        assert served.billing == (mine,)
+        done = call_command("sweep", "--force")
+        assert done.exit_code == 0, done.stderr
+        assert re.search(rf"released\s+{mine}", done.stdout)
+        assert served.existing == ()
+        reaper.close()
 
     def test_missing_credentials_are_named(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("CORTECS_API_BASE_URL", "http://127.0.0.1:9/v1")

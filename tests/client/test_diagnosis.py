@@ -21,6 +21,7 @@ from cortecs_async._errors import GuardError
 from cortecs_async._recovery import promises as _promises
 from cortecs_async._recovery.journal import JournalFile
 from cortecs_async._recovery.reaper_process import ReaperProcess
+from cortecs_async._recovery.records import Record
 from cortecs_async.emulator import Fault
 from cortecs_async.types import Finding
 
@@ -189,13 +190,34 @@ async def test_what_the_dead_left_is_counted_and_left_alone(world: World, journa
         record = {**created, "instance_id": f"i{number}", "goal": "gone"}
         JournalFile.create(journals, [record]).close()
     living = JournalFile.create(journals, [{**created, "instance_id": "i", "goal": "gone"}])
+    orphaned = {"kind": "ORPHANED"}
+    reaper = JournalFile.create(journals, [{**created, "instance_id": "o", "goal": "gone"}, orphaned])
     async with world(journal="auto") as (_, client):
         findings = await found(client)
     assert wrong(findings) == set()
     assert "2 journal(s) of processes that died" in findings["journal"].detail
-    assert "sweep" in findings["journal"].hint
-    assert files(journals) == 3
+    assert "1 journal(s) on which a reaper is still working" in findings["journal"].detail
+    assert "sweep --force" in findings["journal"].hint
+    assert files(journals) == 4
     living.remove()
+    reaper.remove()
+
+
+async def test_a_reaper_that_is_working_is_counted(world: World, journals: Path) -> None:
+    common = {"entry": "1", "account": "a", "api": "x", "at": 5.0, "args": {}, "goal": "gone"}
+    created: Record = {"kind": "CREATED", **common, "instance_id": "i"}
+    given_up = JournalFile.create(journals, [created, {"kind": "ABANDONED", "entry": "1"}])
+    acquired: list[Record] = [
+        {**created, "expires_at": 1e12},
+        {"kind": "HELD", "entry": "1"},
+        {"kind": "ORPHANED"},
+    ]
+    held = JournalFile.create(journals, acquired)
+    async with world(journal="auto") as (_, client):
+        findings = await found(client)
+    assert findings["journal"].detail.endswith("; 1 journal(s) on which a reaper is still working")
+    given_up.remove()
+    held.remove()
 
 
 async def test_what_is_switched_off_is_not_checked(world: World, journals: Path) -> None:

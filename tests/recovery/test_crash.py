@@ -632,6 +632,30 @@ async def test_instances_of_a_program_killed_with_its_reaper_are_swept(tmp_path:
     )
 
 
+@pytest.mark.parametrize("is_suspended", [False, True])
+async def test_a_sweep_takes_over_from_a_reaper_whose_secret_was_rotated(
+    tmp_path: Path, *, is_suspended: bool
+) -> None:
+    async with scene(tmp_path / "scene", program_of(SLEEP)) as it:
+        await it.until_body()
+        reaper = it.program.reaper()
+        it.emu.rotate_secret("new")
+        it.program.send(signal.SIGKILL)
+        async with client_of(it.emu, it.state, guard="off") as client:
+            with anyio.fail_after(LIMIT):
+                # Before the reaper has the lock, it is only `found`.
+                while [each.state for each in await client.orphans()] != ["releasing"]:  # noqa: ASYNC110
+                    await anyio.sleep(0.1)
+            assert [each.state for each in await client.sweep()] == ["releasing"]
+            if is_suspended:
+                os.kill(reaper, signal.SIGSTOP)
+            assert it.left
+            assert is_alive(reaper)
+            assert [each.state for each in await client.sweep(force=True)] == ["released"]
+            assert await client.orphans() == ()
+        assert it.emu.existing == (it.foreign,)
+
+
 @attrs.frozen
 class Recording:
     """The journal of a program in its block, and the service that it used."""

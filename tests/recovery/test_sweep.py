@@ -260,6 +260,185 @@ async def test_promises_of_other_credentials_are_not_touched(world: World, journ
         assert len(list(read_journals(journals))) == 1
 
 
+# --- what a reaper is working on ----------------------------------------------------------------------------
+
+ORPHANED: Record = {"kind": "ORPHANED"}
+
+
+async def test_what_the_reaper_of_a_dead_process_has_is_listed_and_released_only_with_force(
+    world: World, journals: Path
+) -> None:
+    async with swept(world) as (emu, client):
+        mine, foreign = emu.start_instance(MODEL, HARDWARE), emu.start_instance(MODEL, HARDWARE)
+        reaper = journal_of(emu, journals, created(mine), ORPHANED)
+        for act in (client.orphans, client.sweep):
+            (orphan,) = await act()
+            assert (orphan.state, orphan.instance_id) == ("releasing", mine)
+            assert orphan.owner == "host, process 7"
+        assert [each.state for each in await client.sweep(dry_run=True, force=True)] == ["found"]
+        assert emu.billing == (mine, foreign)
+        assert [each.state for each in await client.sweep(force=True)] == ["released"]
+        assert emu.existing == (foreign,)
+        # The reaper reads that nothing is left to do.
+        assert reaper.read().promises == {}
+        assert await client.orphans() == ()
+        reaper.close()
+        assert await client.sweep() == ()
+    assert list(read_journals(journals)) == []
+    with pytest.raises(errors.InvalidArgumentError, match="force must be True or False"):
+        await client.sweep(force=1)  # type: ignore[arg-type]
+
+
+async def test_what_a_reaper_has_done_meanwhile_is_not_listed(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        left = emu.start_instance(MODEL, HARDWARE)
+        journal_of(emu, journals, created(left)).close()
+        mine = emu.start_instance(MODEL, HARDWARE)
+        reaper = journal_of(emu, journals, created(mine, "e2"), ORPHANED)
+        emu.add_fault(Fault("delay", route="stop", seconds=20.0))
+        async with anyio.create_task_group() as tasks:
+
+            async def release() -> None:
+                await anyio.sleep(1.0)
+                reaper.append([{"kind": "GONE", "entry": "e2"}], durable=False)
+
+            tasks.start_soon(release)
+            (orphan,) = await client.sweep()
+        assert (orphan.state, orphan.instance_id) == ("released", left)
+        reaper.close()
+
+
+async def test_an_instance_that_a_reaper_has_released_is_gone(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        mine = emu.start_instance(MODEL, HARDWARE)
+        reaper = journal_of(emu, journals, created(mine), ORPHANED, {"kind": "SEEN", "entry": "e1"})
+        emu.stop_instance(mine)
+        emu.delete_instance(mine)
+        assert [each.state for each in await client.orphans()] == ["gone"]
+        assert [each.state for each in await client.sweep()] == ["gone"]
+        reaper.close()
+
+
+async def test_a_forced_sweep_searches_for_the_instance_of_a_start_that_a_reaper_searches_for(
+    world: World, journals: Path
+) -> None:
+    async with swept(world) as (emu, client):
+        foreign = emu.start_instance(MODEL, HARDWARE)
+        reaper = journal_of(emu, journals, baseline(foreign), intent(), ORPHANED)
+        mine = emu.start_instance(MODEL, HARDWARE)
+        assert [each.state for each in await client.orphans()] == ["releasing"]
+        (orphan,) = await client.sweep(force=True)
+        assert (orphan.state, orphan.instance_id) == ("released", mine)
+        assert emu.existing == (foreign,)
+        assert reaper.read().promises == {}
+        reaper.close()
+
+
+async def test_a_forced_sweep_touches_nothing_of_a_living_process_but_what_it_gave_up_on(
+    world: World, journals: Path
+) -> None:
+    async with swept(world) as (emu, client):
+        used, left, own = (emu.start_instance(MODEL, HARDWARE) for _ in range(3))
+        living = journal_of(
+            *(emu, journals, baseline(used, left, own), intent("e3"), created(used)),
+            *(created(left, "e2"), {"kind": "ABANDONED", "entry": "e2"}),
+        )
+        maybe_theirs = emu.start_instance(MODEL, HARDWARE)
+        for act in (client.orphans, client.sweep):
+            (orphan,) = await act()
+            assert (orphan.state, orphan.instance_id) == ("releasing", left)
+        (orphan,) = await client.sweep(force=True)
+        assert (orphan.state, orphan.instance_id) == ("released", left)
+        assert emu.existing == (used, own, maybe_theirs)
+        assert living.read().promises.keys() == {"e1", "e3"}
+        living.remove()
+
+
+async def test_a_forced_sweep_knows_what_a_living_process_has_started_meanwhile(
+    world: World, journals: Path
+) -> None:
+    async with swept(world) as (emu, client):
+        left = emu.start_instance(MODEL, HARDWARE)
+        journal_of(emu, journals, baseline(left), intent()).close()  # not carried out
+        given_up = created(left, "e2"), {"kind": "ABANDONED", "entry": "e2"}
+        living = journal_of(emu, journals, *given_up, host="living")
+        async with anyio.create_task_group() as tasks:
+
+            async def start() -> None:
+                await anyio.sleep(5.0)
+                theirs.append(emu.start_instance(MODEL, HARDWARE))
+                record = journal_of(emu, journals, created(theirs[0], "e3"))
+                (_, started) = record.read().snapshot()
+                record.remove()
+                living.append([started], durable=False)
+
+            theirs: list[str] = []
+            tasks.start_soon(start)
+            states = {each.state for each in await client.sweep(force=True)}
+        assert states == {"released", "gone"}
+        assert emu.existing == (*theirs,)
+        living.remove()
+
+
+async def test_what_is_not_due_is_not_listed_and_not_touched_with_force(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        mine = emu.start_instance(MODEL, HARDWARE)
+        until = EPOCH + anyio.current_time() + 3600.0
+        held = created(mine, expires_at=until), {"kind": "HELD", "entry": "e1"}
+        reaper = journal_of(emu, journals, *held, ORPHANED)
+        assert await client.orphans() == ()
+        assert await client.sweep() == ()
+        assert [each.state for each in await client.sweep(force=True)] == ["held"]
+        assert emu.billing == (mine,)
+        await anyio.sleep(3601.0)
+        assert [each.state for each in await client.orphans()] == ["releasing"]
+        assert [each.state for each in await client.sweep(force=True)] == ["released"]
+        reaper.close()
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_reaper_with_another_client_id_is_listed_and_left_alone(
+    world: World, journals: Path, *, force: bool
+) -> None:
+    async with swept(world) as (emu, client):
+        mine = emu.start_instance(MODEL, HARDWARE)
+        reaper = journal_of(emu, journals, created(mine, account="another"), ORPHANED)
+        assert [each.state for each in await client.sweep(force=force)] == ["foreign"]
+        assert emu.billing == (mine,)
+        reaper.close()
+
+
+async def test_the_candidates_of_a_reaper_are_listed_and_left_alone(world: World, journals: Path) -> None:
+    async with swept(world) as (emu, client):
+        ids = [emu.start_instance(MODEL, HARDWARE) for _ in range(2)]
+        ambiguous = {"kind": "AMBIGUOUS", "entry": "e1", "candidates": ids}
+        reaper = journal_of(emu, journals, baseline(), intent(), ambiguous, ORPHANED)
+        for options in ({}, {"force": True}):
+            (orphan,) = await client.sweep(**options)
+            assert (orphan.state, orphan.candidates) == ("ambiguous", (*ids,))
+        assert len(emu.billing) == 2
+        reaper.close()
+
+
+async def test_a_forced_sweep_goes_on_if_it_cannot_write_to_the_journal(
+    world: World, journals: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with swept(world) as (emu, client):
+        mine = emu.start_instance(MODEL, HARDWARE)
+        reaper = journal_of(emu, journals, created(mine), ORPHANED)
+        monkeypatch.setattr("cortecs_async._recovery.dead_journals.os.write", _full)
+        assert [each.state for each in await client.sweep(force=True)] == ["released"]
+        assert emu.existing == ()
+        reaper.close()
+
+
+def _full(*_: Any) -> int:
+    raise OSError("no space left on device")
+
+
+# --- the rest -----------------------------------------------------------------------------------------------
+
+
 async def test_a_failing_service_leaves_a_promise_for_the_next_sweep(world: World, journals: Path) -> None:
     async with swept(world) as (emu, client):
         mine = emu.start_instance(MODEL, HARDWARE)
