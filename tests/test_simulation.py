@@ -29,12 +29,15 @@ from cortecs_async._api.domain import Instance
 from cortecs_async._api.matching import UnresolvedStart
 from cortecs_async._api.teardown import ObservedState, Teardown
 from cortecs_async._api.wire import decode_instances
+from cortecs_async._errors import APIStatusError
 from cortecs_async._http.messages import Failure, FailureKind, ShapeError
 from cortecs_async._lease import lease as _lease
 from cortecs_async._lease import start_state as _start_state
 from cortecs_async._lease.start_search import StartSearch
 from cortecs_async._lease.start_state import StartAttempt, StartState
 from cortecs_async._recovery import claims as _claims
+from cortecs_async._recovery import dead_journals as _dead_journals
+from cortecs_async._recovery import refusal as _refusal
 from cortecs_async._recovery.claims import ForeignClaims
 from cortecs_async._recovery.promises import Promises
 from cortecs_async._recovery.records import JournalState
@@ -217,6 +220,16 @@ def decode_all_or_none(*args: Any, **options: Any) -> Any:
     return listing
 
 
+def is_never_refused(_: APIStatusError) -> bool:
+    """Instead of `is_refusal`."""
+    return False
+
+
+def take_all(state: JournalState) -> JournalState:
+    """Instead of `_given_up`: a forced sweep takes what a living process owns."""
+    return state
+
+
 # A story in which it soon shows, and what to replace, where. Each takes back a rule of evidence, or more.
 SABOTAGE: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
     "does not look for the instance of an unanswered start": (
@@ -251,6 +264,11 @@ SABOTAGE: dict[str, tuple[str, list[tuple[Any, str, Any]]]] = {
     ),
     "believes a single reading": ("any", [(Teardown, "_confirm", believe)]),
     "forgets a start that has not appeared": ("late", [(StartSearch, "_give_up", forget)]),
+    "keeps the lock although its credentials are refused": (
+        "rotated",
+        [(_refusal, "is_refusal", is_never_refused)],
+    ),
+    "takes by force what a living process owns": ("any", [(_dead_journals, "_given_up", take_all)]),
     "rejects a list with an odd entry": ("any", [(_wire, "decode_instances", decode_all_or_none)]),
 }
 

@@ -184,6 +184,7 @@ class WorldReaper(Actor):
         self.parent = parent
         self.reaper = _reaper.Reaper(send, _reap_nothing, wall_clock)
         self.is_done = False
+        self.has_let_go = False
         self._sees_end = False
         self._changed = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -251,6 +252,8 @@ class WorldReaper(Actor):
         # Unlike the real one, it does not wait for what it began while its parent lived. So a `sweep` works
         # on the same promises, as one does that gets the lock of the journal before the reaper.
         locked, self._locked = self._locked, None
+        if locked is None and reaper.journal is not None:
+            locked = try_lock(reaper.journal)
         if locked is not None:
             locked.retire(reaper.state)
 
@@ -258,6 +261,10 @@ class WorldReaper(Actor):
         locked, self._locked = self._locked, None
         if locked is not None:
             locked.close()
+
+    def _let_go(self) -> None:
+        self.has_let_go = True
+        self._unlock()
 
     async def _reap(self, promises: Sequence[Promise]) -> None:
         reaper = self.reaper
@@ -271,6 +278,7 @@ class WorldReaper(Actor):
         async with httpx.AsyncClient(transport=self.network, trust_env=False) as http:
             await reap_account(
                 *(reaper.state, promises, account, self._report, reaper.journal),
+                let_go=self._let_go,
                 http_client=http,
                 wall_clock=wall_clock,
             )

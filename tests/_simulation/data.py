@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, TypeVar
 
-from attrs import frozen
+from attrs import evolve, frozen
 from hypothesis import strategies as st
 
 from cortecs_async.emulator import Fault
@@ -141,11 +141,13 @@ class Sweep:
         machine: The index of the machine.
         at: When it begins, in seconds.
         killed_after: Seconds until it is killed; None if it is not.
+        force: The argument of `sweep`.
     """
 
     machine: int = 0
     at: float = 0.0
     killed_after: float | None = None
+    force: bool = False
 
 
 @frozen
@@ -213,6 +215,7 @@ class World:
         faults: The faults of the service.
         outages: The outages of the service.
         clocks: For each machine, how many seconds its clock is ahead.
+        rotated_at: When the client secret is replaced, in seconds; None if it is not. Tokens stay valid.
         pause_before_sweep: Seconds from the end of the processes and reapers to the last sweeps.
         service: The options of the emulator.
         seed: The seed of the jitter.
@@ -225,6 +228,7 @@ class World:
     faults: tuple[Fault, ...] = ()
     outages: tuple[Outage, ...] = ()
     clocks: tuple[float, ...] = (0.0, 0.0)
+    rotated_at: float | None = None
     pause_before_sweep: float = 500.0
     service: Service = Service()
     seed: int = 0
@@ -425,6 +429,7 @@ _sweeps = st.builds(
     machine=st.sampled_from([0, 0, 1]),
     at=_seconds(150),
     killed_after=_one_in(4, _seconds(10)),
+    force=st.booleans(),
 )
 
 _foreign = st.builds(
@@ -497,7 +502,8 @@ _kills_after_refusal = st.builds(
 )
 
 # What rarely meets by chance: refusals, a kill, and an equal start of the other user; equal starts of several
-# processes whose responses are lost at the same time; and starts that are carried out or listed late.
+# processes whose responses are lost at the same time; starts that are carried out or listed late; and reapers
+# whose credentials are refused.
 stories: dict[str, st.SearchStrategy[World]] = {
     "any": _worlds(),
     "refusals": _worlds(
@@ -510,8 +516,16 @@ stories: dict[str, st.SearchStrategy[World]] = {
         faults=st.tuples(_lost_starts, _faults),
     ),
     "late": _worlds(faults=st.tuples(_late_starts, _faults)),
+    "rotated": _worlds(
+        kills=_several(_kills, [1, 1, 2]),
+        faults=_several(_lost_starts, [0, 0, 1]),
+        outages=st.just(()),
+        # Otherwise, a process could not release what it started.
+        service=_services.map(lambda service: evolve(service, token_lifetime=36_000.0)),
+        rotated_at=_seconds(20) | _seconds(150),
+    ),
 }
 
 worlds: st.SearchStrategy[World] = st.sampled_from(
-    ["any", "any", "any", "refusals", "twins", "late"]
+    ["any", "any", "any", "refusals", "twins", "late", "rotated"]
 ).flatmap(stories.__getitem__)

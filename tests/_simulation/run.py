@@ -148,6 +148,8 @@ class Simulation:
         async with anyio.create_task_group() as self.tasks:
             for action in plan.foreign:
                 self.tasks.start_soon(self._act_foreign, action)
+            if plan.rotated_at is not None:
+                self.tasks.start_soon(self._rotate_secret, plan.rotated_at)
             for sweep in plan.sweeps:
                 self.tasks.start_soon(self._sweep_midway, sweep)
             async with anyio.create_task_group() as processes:
@@ -161,18 +163,27 @@ class Simulation:
                 await self._wait_for_reapers()
             self.emulator.clear_faults()
             self.outages = ()
-            with anyio.move_on_after(_REAPERS_TIMEOUT) as time:
-                await self._wait_for_reapers()
-            if time.cancelled_caught:
-                self.problem("a reaper is still working")
+            await self._wait_for_last_reapers(or_let_go=True)
             await anyio.sleep(plan.pause_before_sweep)
             for machine in self.machines:
                 await self._sweep_at_end(machine)
+            await self._wait_for_last_reapers()
             checks.Checker(self).check()
             self.tasks.cancel_scope.cancel()
 
-    async def _wait_for_reapers(self) -> None:
-        while not all(reaper.is_done for each in self.processes for reaper in each.reapers):  # noqa: ASYNC110
+    async def _rotate_secret(self, at: float) -> None:
+        await anyio.sleep(at)
+        self.emulator.rotate_secret("rotated")
+
+    async def _wait_for_last_reapers(self, *, or_let_go: bool = False) -> None:
+        with anyio.move_on_after(_REAPERS_TIMEOUT) as time:
+            await self._wait_for_reapers(or_let_go=or_let_go)
+        if time.cancelled_caught:
+            self.problem("a reaper is still working")
+
+    async def _wait_for_reapers(self, *, or_let_go: bool = False) -> None:
+        reapers = [reaper for each in self.processes for reaper in each.reapers]
+        while not all(each.is_done or (or_let_go and each.has_let_go) for each in reapers):  # noqa: ASYNC110
             await anyio.sleep(5.0)
 
     async def _run_process(self, actor: ProcessActor, kills: list[Kill]) -> None:
@@ -237,7 +248,7 @@ class Simulation:
         actor = _SweepActor(self, self.machines[sweep.machine % len(self.machines)])
         with anyio.move_on_after(sweep.killed_after) as scope:
             try:
-                await actor.sweep()
+                await actor.sweep(force=sweep.force)
             except Exception:  # noqa: BLE001  (the service may fail)
                 return
         if scope.cancelled_caught:
@@ -310,13 +321,13 @@ class _SweepActor(Actor):
     _http: httpx.AsyncClient | None = None
     _client: AsyncCortecs | None = None
 
-    async def sweep(self) -> list[Orphan]:
+    async def sweep(self, *, force: bool = False) -> list[Orphan]:
         current_actor.set(self)
         async with httpx.AsyncClient(transport=self.network, trust_env=False) as http:
             client = self._client = self.world.make_client(http, self.machine, guard="off")
             try:
                 async with client:
-                    return list(await client.sweep(timeout=SWEEP_TIMEOUT))
+                    return list(await client.sweep(timeout=SWEEP_TIMEOUT, force=force))
             finally:
                 client._closed = True
 
