@@ -9,9 +9,10 @@ from typing import Any
 import anyio
 from attrs import define, evolve
 
+from .._aio.background import UnawaitedTasks
 from .._aio.eventloop import LoopBinding
 from .._aio.sigint import SigintGuard
-from .._aio.tasks import DetachedTask, UnawaitedTasks, run_uncancellable
+from .._aio.tasks import DetachedTask, run_uncancellable
 from .._config import Settings
 from .._errors import ClientClosedError, ConfigurationError, RequestError
 from .._logging import Event, log

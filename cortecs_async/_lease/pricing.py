@@ -11,8 +11,8 @@ from functools import partial
 import anyio
 from attrs import Factory, field, frozen
 
+from .._aio.background import BackgroundTask
 from .._aio.synchronization import SingleFlight
-from .._aio.tasks import BackgroundTask
 from .._api.domain import HardwareType, InstanceArgs, Model
 from .._api.resources import HardwareTypes, Models
 from .._errors import InvalidArgumentError, PriceUnknownError

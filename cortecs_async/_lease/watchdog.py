@@ -8,8 +8,8 @@ import math
 import anyio
 from attrs import define, field
 
+from .._aio.background import BackgroundTask
 from .._aio.scopes import CancellableBlock
-from .._aio.tasks import BackgroundTask
 from .._api.domain import Instance
 from .._api.polling import ABSENCE_SPAN, TERMINAL_STATUSES
 from .._errors import InstanceLostError, LeaseExpiredError, LifecycleError

@@ -12,6 +12,7 @@ from typing import Any
 from attrs import frozen
 
 from .. import ConfigurationError, InstanceHandle, InvalidArgumentError
+from .._lease.endpoint_errors import is_connection_error, status_of
 
 Work = Callable[[InstanceHandle, list[Any]], Awaitable[Sequence[Any]]]
 """Returns a value or an exception for each item, in the order of the items."""
@@ -23,11 +24,6 @@ _WAKE_INTERVAL = 1.0
 
 # Statuses that another attempt may change: they concern the endpoint, the key or the load, not the request.
 _RETRYABLE_STATUSES = frozenset({401, 403, 404, 408, 409, 425, 429})
-
-# Names in openai, httpx, aiohttp and in packages built on them for a request that received no response.
-_CONNECTION_ERRORS = frozenset(
-    {"APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError"}
-)
 
 
 class AnswerError(Exception):
@@ -213,7 +209,7 @@ def _failure(error: BaseException, secret: str) -> Failure:
         # The endpoint's response may quote the key that it rejects.
         message = message.replace(secret, "***")
     chain = list(_chain(error))
-    status = next((found for link in chain if (found := _status(link)) is not None), None)
+    status = next((found for link in chain if (found := status_of(link)) is not None), None)
     if status is None:
         is_trouble = any(map(_is_no_answer, chain))
     else:
@@ -230,15 +226,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def _status(error: BaseException) -> int | None:
-    status = getattr(error, "status_code", None)
-    return status if isinstance(status, int) else None
-
-
 def _is_no_answer(error: BaseException) -> bool:
-    return isinstance(error, (ConnectionError, TimeoutError, AnswerError)) or any(
-        kind.__name__ in _CONNECTION_ERRORS for kind in type(error).__mro__
-    )
+    return isinstance(error, (TimeoutError, AnswerError)) or is_connection_error(error)
 
 
 def _api_key(inst: InstanceHandle) -> str:

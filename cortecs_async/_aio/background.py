@@ -1,0 +1,101 @@
+"""Work in the background of an event loop, without a task group."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from .._logging import Event, log
+from .eventloop import LoopBinding, in_trio
+from .synchronization import Broadcast
+
+
+class BackgroundTask:
+    """Work in the background, without a task group. Call `stop` to end it. Its errors are logged.
+
+    It ends with the event loop, so a release must not depend on it.
+
+    Args:
+        work: The work.
+        on_end: Called when it has ended, even if it was cancelled before it began.
+    """
+
+    def __init__(
+        self, work: Callable[[], Awaitable[None]], on_end: Callable[[], object] | None = None
+    ) -> None:
+        self._work = work
+        self._on_end = on_end
+        self._task: asyncio.Task[None] | None = None
+        self._scope: anyio.CancelScope | None = None
+        if in_trio():
+            import trio  # noqa: PLC0415  (optional, but installed if this code runs)
+
+            self._scope = anyio.CancelScope()
+            trio.lowlevel.spawn_system_task(self._run, context=contextvars.copy_context())
+        else:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+            if on_end is not None:
+                self._task.add_done_callback(lambda _: on_end())
+
+    def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    async def _run(self) -> None:
+        with self._scope or contextlib.nullcontext():
+            try:
+                await self._work()
+            except Exception:  # noqa: BLE001  (a callback may raise anything)
+                log(Event.LEASE_UNWATCHED, exc_info=True)
+            finally:
+                if self._scope is not None and self._on_end is not None:
+                    self._on_end()
+
+
+class UnawaitedTasks:
+    """Work in the event loop of a client, for code that can await nothing. `join` waits for it."""
+
+    def __init__(self, loop: LoopBinding) -> None:
+        self._loop = loop
+        self._running: set[object] = set()
+        self._ended = Broadcast()
+
+    def start_soon(self, work: Callable[[], Awaitable[None]], otherwise: Callable[[], object]) -> None:
+        """Start `work` soon. Call `otherwise` if it cannot begin, because the event loop has ended.
+
+        Can be called in any thread, also by the garbage collector.
+        """
+        has_begun = False
+
+        async def begin() -> None:
+            nonlocal has_begun
+            has_begun = True
+            await work()
+
+        def end() -> None:
+            self._running.discard(begin)
+            self._ended.notify()
+            if not has_begun:
+                otherwise()
+
+        def start() -> None:
+            try:
+                BackgroundTask(begin, end)
+            except RuntimeError:  # trio accepts no more system tasks at its end
+                end()
+
+        self._running.add(begin)
+        if not self._loop.call_soon(start):
+            self._running.discard(begin)
+            otherwise()
+
+    async def join(self) -> None:
+        """Wait until all of it has ended."""
+        while self._running:
+            await self._ended.wait()
