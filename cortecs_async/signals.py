@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import signal
 import threading
@@ -10,7 +9,7 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any, Self
 
-from ._aio.eventloop import in_trio
+from ._aio.eventloop import loop_runner
 from ._aio.scopes import CancellableBlock
 from ._aio.wakeup import woken_by_signals
 from ._errors import ConfigurationError
@@ -48,12 +47,7 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
         """
         if threading.current_thread() is not threading.main_thread():
             raise ConfigurationError("cancel_on_sigterm() works in the main thread only")
-        if in_trio():
-            import trio  # noqa: PLC0415  (optional, but installed if this code runs)
-
-            self._run_in_loop = trio.lowlevel.current_trio_token().run_sync_soon
-        else:
-            self._run_in_loop = asyncio.get_running_loop().call_soon_threadsafe
+        self._run_in_loop = loop_runner()
         self._wakeup.enter_context(woken_by_signals())
         self._block.enter()
         self._previous_handlers = {each: signal.signal(each, self._receive) for each in self._signals}

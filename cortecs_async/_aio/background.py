@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 from collections.abc import Awaitable, Callable
 
@@ -17,7 +16,8 @@ from .synchronization import Broadcast
 class BackgroundTask:
     """Work in the background, without a task group. Call `stop` to end it. Its errors are logged.
 
-    It ends with the event loop, so a release must not depend on it.
+    It ends with the event loop, so a release must not depend on it. Any task may stop it and wait for its
+    end; a task group can be left only by the task that entered it.
 
     Args:
         work: The work.
@@ -31,15 +31,16 @@ class BackgroundTask:
         self._on_end = on_end
         self._task: asyncio.Task[None] | None = None
         self._scope: anyio.CancelScope | None = None
+        self._ended = anyio.Event()
         if in_trio():
             import trio  # noqa: PLC0415  (optional, but installed if this code runs)
 
             self._scope = anyio.CancelScope()
-            trio.lowlevel.spawn_system_task(self._run, context=contextvars.copy_context())
+            trio.lowlevel.spawn_system_task(self._run_on_trio, context=contextvars.copy_context())
         else:
             self._task = asyncio.get_running_loop().create_task(self._run())
-            if on_end is not None:
-                self._task.add_done_callback(lambda _: on_end())
+            # Not in `_run`, which never begins if it is stopped at once.
+            self._task.add_done_callback(lambda _: self._end())
 
     def stop(self) -> None:
         if self._task is not None:
@@ -47,15 +48,28 @@ class BackgroundTask:
         if self._scope is not None:
             self._scope.cancel()
 
+    async def join(self) -> None:
+        """Wait until the work has ended."""
+        await self._ended.wait()
+
+    def _end(self) -> None:
+        self._ended.set()
+        if self._on_end is not None:
+            self._on_end()
+
     async def _run(self) -> None:
-        with self._scope or contextlib.nullcontext():
-            try:
-                await self._work()
-            except Exception:  # noqa: BLE001  (a callback may raise anything)
-                log(Event.LEASE_UNWATCHED, exc_info=True)
-            finally:
-                if self._scope is not None and self._on_end is not None:
-                    self._on_end()
+        try:
+            await self._work()
+        except Exception:  # noqa: BLE001  (a callback may raise anything)
+            log(Event.LEASE_UNWATCHED, exc_info=True)
+
+    async def _run_on_trio(self) -> None:
+        assert self._scope is not None  # noqa: S101  (for the type checker)
+        try:
+            with self._scope:
+                await self._run()
+        finally:
+            self._end()
 
 
 class UnawaitedTasks:

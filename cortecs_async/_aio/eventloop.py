@@ -33,6 +33,15 @@ def current_loop() -> object:
     return asyncio.get_running_loop()
 
 
+def loop_runner() -> Callable[[Callable[[], object]], object]:
+    """Return a function that other threads and signal handlers call to run something in this event loop."""
+    if in_trio():
+        import trio  # noqa: PLC0415  (optional, but installed if this code runs)
+
+        return trio.lowlevel.current_trio_token().run_sync_soon
+    return asyncio.get_running_loop().call_soon_threadsafe
+
+
 def current_time() -> float:
     """Return the time of the running event loop in seconds, plus the time that the machine was suspended."""
     now = anyio.current_time()
