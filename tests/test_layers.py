@@ -39,12 +39,13 @@ ROWS: list[set[str]] = [
 # These use only what is public, and may start the emulator.
 ON_TOP = {"integrations", "_cli", "__main__"}
 PUBLIC = {"__init__", "errors", "types", "signals", "integrations"}
-# The rules for files, which are the same for the sockets and locks of shared instances.
-RULES = "_state_directory"
-# The batch on other machines: its files, and when an instance counts as failed, are those of the batch. Its
-# items are read as those of a map.
-FLEETS = {"integrations/_fan_out.py", "integrations/_fan_out_queue.py", "integrations/jsonl.py"}
-BATCH = {"_batch", "_aio"}
+# What an integration shares with the package and users have no use for: the rules for files, tasks that any
+# task may end, how secrets are hidden, and the variables that the client reads.
+SHARED = {"_state_directory", "_aio", "_secrets", "_environment"}
+# The batch on other machines: its files, and when an instance counts as failed, are those of the batch. What
+# an error of an endpoint is, the leases know.
+FLEETS = {f"integrations/{name}.py" for name in ("_fan_out", "_fan_out_queue", "_worker", "jsonl")}
+BATCH = {"_batch", "_lease"}
 # The emulator writes literal wire JSON and imports nothing of the client: a mistake cannot cancel itself out.
 EMULATOR = "emulator"
 # A change of the HTTP library stays a change of two files.
@@ -145,7 +146,7 @@ def judge_own(importer: str, imported: str) -> str | None:
     if imported not in RANK:
         return None  # the file itself is reported
     if importer in ON_TOP and imported not in PUBLIC | ON_TOP | (
-        {RULES} if importer == "integrations" else set()
+        SHARED if importer == "integrations" else set()
     ):
         return f"{importer} imports {imported}, but may use only what is public"
     if RANK[imported] >= RANK[importer]:

@@ -7,25 +7,20 @@ import hashlib
 import json
 import os
 import socket
-import subprocess
 import sys
-import threading
 import weakref
-from pathlib import Path
 from typing import Unpack
 
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
 from .. import AsyncCortecs, ConfigurationError, InvalidArgumentError, __version__
-from .._state_directory import StateFolder, state_directory
+from .._environment import VARIABLES
+from .._state_directory import state_directory
 from . import _shared_server
-from ._background import ManagedInstance, StartOptions, Unavailable, logger
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
+from ._managed import ManagedInstance, Reason, StartOptions, Unavailable, logger
+from ._meeting_point import MeetingPoint, has_locks
+from ._owner_process import OwnerProcess, kill_frozen
 
 # Seconds before the second attempt to connect to the owner process. Doubles with each attempt, up to `pause`.
 _INITIAL_BACKOFF = 0.25
@@ -33,8 +28,20 @@ _INITIAL_BACKOFF = 0.25
 # Seconds that the last process to leave waits in addition to the teardown timeout.
 _LEAVE_MARGIN = 30.0
 
+# Seconds for the owner's exit status to be known after its connection has ended.
+_EXIT_TIMEOUT = 1.0
+
+# Seconds between two lines of the owner. After so many of them without a line, the processes no longer know
+# whether the instance is running; later, the owner counts as frozen and is killed.
+_HEARTBEAT = 5.0
+_UNRESPONSIVE_AFTER, _FROZEN_AFTER = 3, 12
+
 # The longest socket address, in bytes, that every system supports.
 _LONGEST_ADDRESS = 103
+
+# The variables that the owner reads once. Those that may contain a secret are only used as a hash.
+_ACCOUNT = ("CORTECS_CLIENT_ID", "CORTECS_API_BASE_URL")
+_HASHED = ("CORTECS_CLIENT_SECRET", *VARIABLES, *(name.lower() for name in VARIABLES))
 
 
 class SharedInstance(ManagedInstance):
@@ -87,25 +94,27 @@ class SharedInstance(ManagedInstance):
             hardware_type_id=hardware_type_id,
             pause=pause,
             linger=linger,
+            heartbeat=_HEARTBEAT,
             options=options,
         )
         self._name = name
         self._stream: SocketStream | None = None
+        self._owner: OwnerProcess | None = None  # if this process has started it
         self._leaving = False
         self._disconnected: anyio.Event
 
     async def _check(self) -> None:
-        if fcntl is None or not sys.executable or getattr(sys, "frozen", False):
+        if not has_locks() or not sys.executable or getattr(sys, "frozen", False):
             raise ConfigurationError("a shared instance needs file locks, and Python as a child process")
         self._leaving = False
         self._disconnected = anyio.Event()
         async with AsyncCortecs(guard="off", journal="off") as client:
             client.instance(self._spec["model_id"], self._spec["hardware_type_id"], **self._spec["options"])
-        address = self._path(".sock")
+        address = self._meeting_point.address
         if len(os.fsencode(address)) > _LONGEST_ADDRESS:
             raise ConfigurationError(f"{address} is too long for a socket: set a shorter CORTECS_STATE_DIR")
         try:
-            os.close(self._open_lock())
+            self._meeting_point.check()
         except OSError as error:
             raise ConfigurationError(
                 f"the directory of shared instances, {address.parent}, cannot be used: {error}. "
@@ -113,97 +122,131 @@ class SharedInstance(ManagedInstance):
             ) from None
 
     async def _run(self) -> None:
-        backoff = _INITIAL_BACKOFF
-        while True:
-            received, problem = False, "the last one has ended"
-            try:
-                async with await self._connect() as self._stream:
-                    received = await self._receive(self._stream)
-            except (OSError, anyio.BrokenResourceError) as error:
-                problem = str(error)
-            self._stream = None
-            if self._leaving:
-                break
-            logger.info("no connection to the owner process of the instance: %s", problem)
-            self._set(Unavailable(f"there is no owner process of the instance yet: {problem}"))
-            backoff = _INITIAL_BACKOFF if received else min(2 * backoff, self._pause)
-            await anyio.sleep(backoff)
-        self._disconnected.set()
+        try:
+            backoff = _INITIAL_BACKOFF
+            while True:
+                received = await self._run_connection()
+                if self._leaving:
+                    break
+                backoff = _INITIAL_BACKOFF if received else min(2 * backoff, self._pause)
+                await anyio.sleep(backoff)
+        finally:
+            self._disconnected.set()
+
+    async def _run_connection(self) -> bool:
+        """Serve one connection to the owner until it ends. Return whether a state was received."""
+        received, problem = False, "the last one has ended"
+        try:
+            async with await self._connect() as self._stream, anyio.create_task_group() as tasks:
+                tasks.start_soon(self._send, self._stream)
+                received = await self._receive(self._stream)
+                tasks.cancel_scope.cancel()
+        except OSError as error:
+            problem = str(error)
+        self._stream = None
+        if self._leaving:
+            return received
+        reason: Reason = "restarting" if received else "starting"
+        if self._owner is not None and (end := await self._owner.wait(_EXIT_TIMEOUT)) is not None:
+            problem = f"it {end}"
+            if not received:
+                reason, problem = "failed", ": ".join([problem, *self._owner.last_line])
+                logger.warning("the owner process of the instance %s", problem.removeprefix("it "))
+            self._owner = None
+        logger.info("no connection to the owner process of the instance: %s", problem)
+        self._set(Unavailable(reason, f"there is no owner process of the instance: {problem}"))
+        return received
+
+    async def _send(self, stream: SocketStream) -> None:
+        """Send reports to the owner, and tell it when this process leaves."""
+        # The connection may have ended just now; then there is no one left to notify.
+        with contextlib.suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
+            while not self._leaving:
+                if self._reported is None:
+                    await self._new_report.wait()
+                    continue
+                instance_id, self._reported = self._reported, None
+                await stream.send(_shared_server.encode_report(instance_id))
+            await stream.send_eof()
 
     async def _receive(self, stream: SocketStream) -> bool:
         """Take over the states that the owner sends until it closes. Return whether it sent any."""
-        rest = b""
-        received = False
-        async for data in stream:
+        rest, received, missed = b"", False, 0
+        while True:
+            data = b""
+            # One by one: if this process was suspended too, it counts one, and then reads what has arrived.
+            with anyio.move_on_after(self._spec["heartbeat"]):
+                try:
+                    data = await stream.receive()
+                except (anyio.EndOfStream, anyio.BrokenResourceError):
+                    return received
+            missed = 0 if data else missed + 1
+            if missed:
+                self._note_silence(missed)
             *lines, rest = (rest + data).split(b"\n")
             if lines:
                 received = True
                 self._set(_shared_server.decode(lines[-1]))
-        return received
+
+    def _note_silence(self, missed: int) -> None:
+        """Act on a number of missed lines in a row.
+
+        A frozen owner does not watch its instance, and would not release it. No other owner can start while
+        it lives, and its reaper waits for its end.
+        """
+        if missed == _UNRESPONSIVE_AFTER:
+            problem = f"the owner process (process id {self._meeting_point.owner_pid()}) does not respond"
+            logger.warning("%s", problem)
+            self._set(Unavailable("unresponsive", problem))
+        elif missed % _FROZEN_AFTER == 0 and (pid := self._meeting_point.owner_pid()) is not None:
+            logger.warning("the owner process (process id %d) is frozen, and is killed", pid)
+            kill_frozen(pid)
 
     async def _connect(self) -> SocketStream:
-        assert fcntl is not None  # noqa: S101  (for the type checker: `_check` has raised otherwise)
-        lock = self._open_lock()
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass  # another process has started the owner
-        else:
-            self._start_owner(lock)
-        finally:
-            os.close(lock)
-        stream = await anyio.connect_unix(self._path(".sock"))
+        place = self._meeting_point
+        lock = place.try_lock()
+        if lock is not None:
+            try:
+                # Listen here, so that this process and all others can connect before the owner is up.
+                with place.listen() as listener:
+                    self._owner = OwnerProcess(lock, listener.fileno(), json.dumps(self._spec))
+                place.note_owner(lock, self._owner.pid)
+            finally:
+                os.close(lock)
+        stream = await anyio.connect_unix(place.address)
         if not _shared_server.is_of_this_user(stream):
             await stream.aclose()
             raise PermissionError("a process of another user listens on the socket")
         _connections.add(stream)
         return stream
 
-    def _start_owner(self, lock: int) -> None:
-        address = self._path(".sock")
-        with StateFolder(address.parent) as folder:
-            folder.remove_socket(address.name)
-        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
-            # Listen here, so that this process and all others can connect before the owner is up.
-            listener.bind(os.fspath(address))
-            listener.listen(128)
-            owner = subprocess.Popen(  # noqa: S603  (this very interpreter)
-                [
-                    *(sys.executable, "-P", "-m", _shared_server.__name__),
-                    *(str(lock), str(listener.fileno()), json.dumps(self._spec)),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                env={**os.environ, "PYTHONPATH": path},
-                pass_fds=(lock, listener.fileno()),
-                start_new_session=True,  # out of reach of Ctrl-C and of the terminal's end
-            )
-        # Reap the child when it ends: this process may outlive it.
-        threading.Thread(target=owner.wait, name="cortecs-owner", daemon=True).start()
-
     async def _leave(self) -> None:
         self._leaving = True
         if self._stream is None:
             return
         timeout = self._spec["linger"] + self._spec["options"].get("teardown_timeout", 120.0) + _LEAVE_MARGIN
-        with anyio.move_on_after(timeout, shield=True):
-            # The connection may have ended just now; then there is no one left to notify.
-            with contextlib.suppress(OSError, anyio.BrokenResourceError, anyio.ClosedResourceError):
-                await self._stream.send_eof()
+        with anyio.move_on_after(timeout):
+            self._new_report.notify()
             await self._disconnected.wait()
 
-    def _open_lock(self) -> int:
-        path = self._path(".lock")
-        with StateFolder(path.parent, create=True) as folder:
-            return folder.open(path.name, os.O_RDWR | os.O_CREAT)
-
-    def _path(self, suffix: str) -> Path:
-        """Return the path of a file that exactly the processes that share have in common."""
-        account = [os.environ.get(f"CORTECS_{name}", "") for name in ("CLIENT_ID", "API_BASE_URL")]
+    @property
+    def _meeting_point(self) -> MeetingPoint:
+        """The files that exactly the processes that share have in common."""
+        account = [os.environ.get(name, "").strip() for name in _ACCOUNT]
         key = [self._name, self._spec, account, socket.gethostname(), os.getuid(), __version__]
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return state_directory(None) / "shared" / f"{digest[:16]}{suffix}"
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
+        digest.update(_environment_hash())
+        return MeetingPoint(state_directory(None) / "shared" / f"{digest.hexdigest()[:16]}.sock")
+
+
+def _environment_hash() -> bytes:
+    """Return a hash of what the owner reads once from the environment: the secret, proxies, certificates.
+
+    With an outdated secret or proxy it could neither start nor release anything.
+    """
+    values = [os.environ.get(name, "").strip() for name in _HASHED]
+    text = json.dumps(["owner of a shared instance", *values])
+    return hashlib.sha256(text.encode()).digest()
 
 
 _connections: weakref.WeakSet[SocketStream] = weakref.WeakSet()

@@ -1,9 +1,10 @@
 """The owner process of a shared instance: holds the instance while any process is connected.
 
 `SharedInstance` starts it with two file descriptors, of its lock and of its listening socket, and with the
-spec of the instance. On every change of state, the server sends each connected process a line of JSON. A
-process sends nothing; it closes its side of the connection when it leaves. If others are still connected, the
-server then closes that connection immediately. The last connection stays open until the instance is released.
+spec of the instance. The server sends each connected process the state as a line of JSON, after every change
+and at least once per heartbeat. A process sends a line for each report of a failed request, and closes its
+side of the connection when it leaves. If others are still connected, the server then closes that connection
+immediately. The last connection stays open until the instance is released.
 """
 
 from __future__ import annotations
@@ -25,11 +26,16 @@ from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup
 from attrs import asdict, define, field
 
 from .. import AsyncCortecs, InstanceHandle
-from .._state_directory import StateFolder
-from ._background import BackgroundInstance, ManagedInstance, StartOptions, State, Unavailable, logger
+from ._background import BackgroundInstance
+from ._managed import ManagedInstance, StartOptions, State, Unavailable, logger
+from ._meeting_point import MeetingPoint
+from ._owner_process import release_stderr
 
 # Seconds for the first connection. The process that started this one connects immediately, unless it died.
 _FIRST_CONNECTION_TIMEOUT = 10.0
+
+# Bytes of a line from a process. More cannot be a report.
+_LONGEST_LINE = 4096
 
 # Process id, user id and group id.
 _CREDENTIALS = struct.Struct("=iII")
@@ -42,6 +48,7 @@ class InstanceSpec(TypedDict):
     hardware_type_id: str | None
     pause: float
     linger: float
+    heartbeat: float
     options: StartOptions
 
 
@@ -55,30 +62,46 @@ def decode(line: bytes) -> State:
     return Unavailable(**data) if "reason" in data else InstanceHandle.from_json(line.decode())
 
 
+def encode_report(instance_id: str) -> bytes:
+    return json.dumps({"report": instance_id}).encode() + b"\n"
+
+
 @define(eq=False)
 class SharedInstanceServer:
     """Sends the state of an instance to all connected processes, and ends when the last one has left.
 
     An unexpected error ends the server and so releases the instance.
+
+    Attributes:
+        instance: The instance.
+        linger: Seconds to keep it after the last process has left.
+        heartbeat: Seconds between two lines to a process, and between two checks of the files.
+        meeting_point: The files.
+        lock: The descriptor of the lock.
+        users: Number of connected processes that are not leaving.
     """
 
     instance: ManagedInstance
     linger: float
-    users: int = 0  # connected processes that are not leaving
+    heartbeat: float
+    meeting_point: MeetingPoint
+    lock: int
+    users: int = 0
     _changed: anyio.Event = field(factory=anyio.Event)
 
     async def serve(self, listener: SocketListener) -> None:
         """Serve until the last process has left and the instance is released."""
-        async with anyio.create_task_group() as tasks:
-            async with self.instance:
-                tasks.start_soon(self._accept, listener, tasks)
+        async with anyio.create_task_group() as connections:
+            async with self.instance, anyio.create_task_group() as listeners:
+                listeners.start_soon(self._accept, listener, connections)
+                listeners.start_soon(self._keep_files, listeners, connections)
                 timeout = _FIRST_CONNECTION_TIMEOUT
                 while await self._is_used_within(timeout):
                     await self._wait_until(any_users=False)
                     timeout = self.linger
+                listeners.cancel_scope.cancel()
                 # From here on, a new connection is refused or soon closed; its process starts a new server.
-                await listener.aclose()
-            tasks.cancel_scope.cancel()
+            connections.cancel_scope.cancel()
 
     async def _is_used_within(self, seconds: float) -> bool:
         with anyio.move_on_after(seconds):
@@ -94,9 +117,22 @@ class SharedInstanceServer:
         self._changed.set()
         self._changed = anyio.Event()
 
-    async def _accept(self, listener: SocketListener, tasks: TaskGroup) -> None:
-        with contextlib.suppress(anyio.ClosedResourceError):
-            await listener.serve(self._serve_connection, tasks)
+    async def _accept(self, listener: SocketListener, connections: TaskGroup) -> None:
+        async with listener:
+            await listener.serve(self._serve_connection, connections)
+
+    async def _keep_files(self, listeners: TaskGroup, connections: TaskGroup) -> None:
+        """Restore the socket and the lock if they are removed: new processes could not connect."""
+        while True:
+            await anyio.sleep(self.heartbeat)
+            try:
+                self.lock, listener = self.meeting_point.restore(self.lock)
+            except OSError as error:
+                logger.warning("the files of the shared instance cannot be restored: %s", error)
+                continue
+            if listener is not None:
+                logger.warning("the socket of the shared instance was removed, and is restored")
+                listeners.start_soon(self._accept, await SocketListener.from_socket(listener), connections)
 
     async def _serve_connection(self, stream: SocketStream) -> None:
         if not is_of_this_user(stream):
@@ -108,19 +144,31 @@ class SharedInstanceServer:
             tasks.start_soon(self._send_states, stream)
             # A connection breaks when its process is killed.
             with contextlib.suppress(anyio.BrokenResourceError):
-                async for _ in stream:
-                    pass
+                await self._receive_reports(stream)
             self._add_users(-1)
             # The last process to leave stays connected until the release, or until another one connects.
             await self._wait_until(any_users=True)
             tasks.cancel_scope.cancel()
 
+    async def _receive_reports(self, stream: SocketStream) -> None:
+        rest = b""
+        async for data in stream:
+            *lines, rest = (rest + data).split(b"\n")
+            rest = rest[-_LONGEST_LINE:]
+            for line in lines:
+                # What cannot be read must not end the server, and with it the instance.
+                with contextlib.suppress(ValueError, TypeError, KeyError):
+                    self.instance.report_id(json.loads(line)["report"])
+
     async def _send_states(self, stream: SocketStream) -> None:
         state: State | None = None
         with contextlib.suppress(anyio.BrokenResourceError):
             while True:
-                state = await self.instance.state_after(state)
-                await stream.send(encode(state))
+                # The same state again tells the process that this one is not frozen.
+                with anyio.move_on_after(self.heartbeat):
+                    state = await self.instance.state_after(state)
+                if state is not None:
+                    await stream.send(encode(state))
 
 
 def is_of_this_user(stream: SocketStream) -> bool:
@@ -141,12 +189,18 @@ def is_of_this_user(stream: SocketStream) -> bool:
     return not has_failed and uid.value == os.geteuid()
 
 
-async def _main(listener: socket.socket, spec: InstanceSpec) -> None:
+async def _main(listener: socket.socket, lock: int, spec: InstanceSpec) -> None:
+    meeting_point = MeetingPoint(Path(listener.getsockname()))
     async with AsyncCortecs(guard="required") as client:
         instance = BackgroundInstance(
             client, spec["model_id"], spec["hardware_type_id"], pause=spec["pause"], **spec["options"]
         )
-        await SharedInstanceServer(instance, spec["linger"]).serve(await SocketListener.from_socket(listener))
+        server = SharedInstanceServer(instance, spec["linger"], spec["heartbeat"], meeting_point, lock)
+        accepting = await SocketListener.from_socket(listener)
+        release_stderr()
+        await server.serve(accepting)
+    with contextlib.suppress(OSError):
+        meeting_point.remove_socket()
 
 
 def main() -> None:
@@ -156,13 +210,6 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     logging.basicConfig(format="cortecs_async, owner of the shared instance: %(message)s")
-    _, listener, spec = sys.argv[1:]
+    lock, listener, spec = sys.argv[1:4]
     with socket.socket(fileno=int(listener)) as accepting:
-        path = Path(accepting.getsockname())
-        anyio.run(_main, accepting, json.loads(spec))
-    with contextlib.suppress(OSError), StateFolder(path.parent) as folder:
-        folder.remove_socket(path.name)
-
-
-if __name__ == "__main__":
-    main()
+        anyio.run(_main, accepting, int(lock), json.loads(spec))

@@ -6,7 +6,8 @@ returns the instance once it is running; until then it raises `NotReadyError`, w
 shows the code for FastAPI, Starlette and Litestar.
 """
 
-from ._background import BackgroundInstance, NotReadyError, StartOptions
+from ._background import BackgroundInstance
+from ._managed import NotReadyError, StartOptions
 from ._shared import SharedInstance
 
 __all__ = ["BackgroundInstance", "NotReadyError", "SharedInstance", "StartOptions"]

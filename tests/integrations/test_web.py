@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import fcntl
 import os
 import pickle
 import signal
 import socket
 import sys
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 from _processes import PROC, Program, is_alive, kill, read, reapers_of, until
-from _world import HARDWARE, MODEL, World
+from _virtual_time import VirtualTimeLoop
+from _world import HARDWARE, MODEL, World, client_of
 from anyio.abc import SocketStream
 
 from cortecs_async import AsyncCortecs, Credentials, InstanceHandle, errors
+from cortecs_async._aio.background import BackgroundTask
 from cortecs_async._state_directory import StateFolder
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
-from cortecs_async.integrations import _shared, _shared_server, web
-from cortecs_async.integrations._background import Unavailable
+from cortecs_async.integrations import _managed, _meeting_point, _shared_server, web
+from cortecs_async.integrations._managed import ManagedInstance, Unavailable
 from cortecs_async.integrations.web import BackgroundInstance, NotReadyError, SharedInstance
 
 
@@ -35,6 +39,13 @@ def not_ready(instance: BackgroundInstance | SharedInstance) -> NotReadyError:
     with pytest.raises(NotReadyError) as caught:
         instance.handle()
     return caught.value
+
+
+def server_of(instance: ManagedInstance, **options: Any) -> _shared_server.SharedInstanceServer:
+    """Return the server of an owner that has no files."""
+    place = _meeting_point.MeetingPoint(Path("/nowhere/at/all.sock"))
+    values = {"linger": 0.0, "heartbeat": 5.0, "meeting_point": place, "lock": -1, **options}
+    return _shared_server.SharedInstanceServer(instance, **values)
 
 
 # --- beside an app ------------------------------------------------------------------------------------------
@@ -48,7 +59,8 @@ async def test_it_is_entered_at_once_and_released_at_the_end(world: World) -> No
             await anyio.sleep(90)
             error = not_ready(instance)
             assert error.status_code == 503
-            assert str(error).startswith("the instance is being started: ")
+            assert str(error) == "the model is starting, which takes a few minutes"
+            assert error.detail.startswith("the instance is being started: ")
             handle = await instance.wait()
             assert anyio.current_time() >= 240
             assert handle == instance.handle()
@@ -102,10 +114,10 @@ async def test_a_rejected_start_is_tried_again_after_a_pause(world: World) -> No
         async with BackgroundInstance(client, MODEL, HARDWARE, pause=300.0) as instance:
             await anyio.sleep(100)
             error = not_ready(instance)
-            assert "402" in str(error)
+            assert (error.reason, "402" in error.detail) == ("no_balance", True)
             assert error.headers == {"Retry-After": "300"}
             await anyio.sleep(300)
-            assert "402" in str(not_ready(instance))
+            assert not_ready(instance).reason == "no_balance"
             assert emu.ledger == ()
             await instance.wait()
             assert 600 <= anyio.current_time() < 620
@@ -133,7 +145,7 @@ async def test_a_failing_credential_provider_does_not_end_the_app(world: World) 
     ):
         async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
             await anyio.sleep(1)
-            assert "no vault" in str(not_ready(instance))
+            assert (not_ready(instance).reason, not_ready(instance).detail) == ("failed", "no vault")
             assert (await instance.wait()).instance_id in emu.existing
 
 
@@ -143,9 +155,9 @@ async def test_nothing_is_started_after_a_limit_is_used_up(world: World) -> None
             await instance.wait()
             await anyio.sleep(700)
             error = not_ready(instance)
-            assert "max_lifetime" in str(error)
+            assert (error.reason, "max_lifetime" in error.detail) == ("limit_reached", True)
             assert (error.retry_after, error.headers) == (None, {})
-            with pytest.raises(NotReadyError, match="max_lifetime"):
+            with pytest.raises(NotReadyError, match="limit"):
                 await instance.wait()
             await anyio.sleep(10_000)
             assert (emu.existing, len(emu.ledger)) == ((), 1)
@@ -160,7 +172,7 @@ async def test_max_lifetime_limits_the_sum_of_all_instances(world: World) -> Non
             await anyio.sleep(300)
             assert instance.handle() != first
             await anyio.sleep(200)
-            assert "max_lifetime" in str(not_ready(instance))
+            assert (not_ready(instance).reason, not_ready(instance).retry_after) == ("limit_reached", None)
             assert emu.existing == ()
             assert anyio.current_time() < 1150
 
@@ -174,7 +186,7 @@ async def test_max_cost_limits_the_sum_of_all_instances(world: World) -> None:
             await instance.state_after(first)
             assert await instance.wait() != first
             await anyio.sleep(10_000)
-            assert "max_cost" in str(not_ready(instance))
+            assert (not_ready(instance).reason, not_ready(instance).retry_after) == ("limit_reached", None)
         assert len(emu.ledger) == 2
         assert emu.total_cost <= 1.0
         assert emu.existing == ()
@@ -239,6 +251,315 @@ async def test_it_can_be_entered_again(world: World) -> None:
                 await instance.wait()
                 await anyio.sleep(400)
         assert (len(emu.ledger), emu.existing) == (3, ())
+
+
+async def test_it_may_be_left_in_another_task(world: World) -> None:
+    async with world() as (emu, client):
+        instance = BackgroundInstance(client, MODEL, HARDWARE)
+        # As pytest-asyncio does with the two halves of a fixture.
+        await in_another_task(instance.__aenter__)
+        await instance.wait()
+        await in_another_task(instance.__aexit__, None, None, None)
+        assert (len(emu.ledger), emu.existing) == (1, ())
+        with pytest.raises(errors.InvalidArgumentError, match="lifespan"):
+            instance.handle()
+
+
+async def test_it_may_be_left_at_once(world: World) -> None:
+    async with world() as (emu, client):
+        with anyio.fail_after(1):
+            async with BackgroundInstance(client, MODEL, HARDWARE):
+                pass
+        assert emu.ledger == ()
+
+
+async def in_another_task(work: Callable[..., Coroutine[Any, Any, object]], *args: object) -> None:
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(work, *args)
+
+
+async def test_a_cancellation_while_it_is_left_does_not_stop_the_release(world: World) -> None:
+    async with world(stop_seconds=5.0) as (emu, client):
+        instance = BackgroundInstance(client, MODEL, HARDWARE)
+        await instance.__aenter__()
+        await instance.wait()
+        with anyio.move_on_after(1.0) as scope:
+            await instance.__aexit__(None, None, None)
+            await anyio.lowlevel.checkpoint()
+        assert scope.cancelled_caught
+        assert emu.existing == ()
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualTimeLoop})])
+async def test_cancelling_the_task_that_leaves_does_not_stop_the_release(world: World) -> None:
+    async with world(stop_seconds=5.0) as (emu, client):
+
+        async def use(problem: Exception | None) -> None:
+            async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+                await instance.wait()
+                leaving.set()
+                if problem is not None:
+                    raise problem
+
+        for problem in (None, KeyError("mine")):
+            leaving = anyio.Event()
+            task = asyncio.create_task(use(problem))
+            await leaving.wait()
+            for _ in range(2):
+                await anyio.sleep(1)
+                task.cancel()
+            (result,) = await asyncio.gather(task, return_exceptions=True)
+            assert emu.existing == ()
+            # An error of the block is raised unchanged.
+            assert result is problem or isinstance(result, asyncio.CancelledError)
+            assert problem is None or result is problem
+        assert len(emu.ledger) == 2
+
+
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_another_event_loop_cannot_leave_it(backend: str) -> None:
+    emu = Emulator()
+    found: list[BackgroundInstance] = []
+
+    async def close(client: AsyncCortecs) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            with anyio.CancelScope(shield=True):
+                await until(lambda: not emu.existing)
+                await client.aclose()
+
+    async def enter() -> None:
+        http = httpx.AsyncClient(transport=emu.transport())
+        client = client_of(emu, http_client=http, guard="off", journal="off")
+        BackgroundTask(partial(close, client))
+        found.append(await BackgroundInstance(client, MODEL, HARDWARE).__aenter__())
+        await until(lambda: emu.existing)
+
+    problem = KeyError("mine")
+    # The event loop cancels its tasks at its end, which releases the instance.
+    anyio.run(enter, backend=backend)
+    assert emu.existing == ()
+    anyio.run(found[0].__aexit__, KeyError, problem, None, backend=backend)
+    assert "event loop" in problem.__notes__[0]
+    anyio.run(enter, backend=backend)
+    with pytest.raises(errors.ConfigurationError, match="event loop"):
+        anyio.run(found[1].__aexit__, None, None, None, backend=backend)
+    assert (len(emu.ledger), emu.existing) == (2, ())
+
+
+async def test_only_one_of_two_tasks_enters_it() -> None:
+    class Slow(ManagedInstance):
+        async def _check(self) -> None:
+            await anyio.sleep(1)
+
+        async def _run(self) -> None:
+            runs.append(self)
+
+    async def enter() -> None:
+        try:
+            await instance.__aenter__()
+        except errors.InvalidArgumentError as error:
+            refused.append(str(error))
+
+    runs: list[Slow] = []
+    refused: list[str] = []
+    instance = Slow(1.0)
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(enter)
+    assert len(refused) == 1
+    assert "already entered" in refused[0]
+    await instance.__aexit__(None, None, None)
+    assert runs == [instance]
+
+
+async def test_an_unexpected_error_is_final(caplog: pytest.LogCaptureFixture) -> None:
+    class Broken(ManagedInstance):
+        async def _check(self) -> None:
+            pass
+
+        async def _run(self) -> None:
+            raise ZeroDivisionError("a bug")
+
+    async with Broken(1.0) as instance:
+        with pytest.raises(NotReadyError) as caught:
+            await instance.wait()
+        assert (caught.value.reason, caught.value.retry_after) == ("failed", None)
+        assert "a bug" in caught.value.detail
+        assert "a bug" in caplog.text
+
+
+# --- why there is no instance -------------------------------------------------------------------------------
+
+
+REFUSED = '{"message": "details for instance i-123 of you@example.test"}'
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (Fault("status", route="start", status=402, body=REFUSED), "no_balance"),
+        (Fault("status", route="start", status=503, body=REFUSED), "no_capacity"),
+        # A proxy in front of the service knows nothing of its capacity.
+        (
+            Fault("status", route="start", status=503, body="<h1>you@example.test</h1>", times=9),
+            "unreachable",
+        ),
+        (Fault("status", route="start", status=403, body=REFUSED), "misconfigured"),
+        (Fault("status", route="token", status=400, body=REFUSED), "misconfigured"),
+        (Fault("status", route="token", status=401, body=REFUSED), "misconfigured"),
+        (Fault("status", route="token", status=503, body=REFUSED, times=9), "unreachable"),
+        (Fault("status", route="start", status=422, body=REFUSED), "failed"),
+    ],
+    ids=lambda each: each if isinstance(each, str) else f"{each.route}-{each.status}",
+)
+async def test_a_503_says_why_in_words_for_strangers(world: World, fault: Fault, reason: str) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(fault)
+        async with BackgroundInstance(client, MODEL, HARDWARE, start_timeout=50.0) as instance:
+            await until(lambda: not_ready(instance).reason != "starting")
+            error = not_ready(instance)
+            assert error.reason == reason
+            assert "example" not in str(error)
+            assert "i-123" not in str(error)
+            assert str(fault.status) in error.detail
+            # A traceback shows the details.
+            assert error.detail in error.__notes__[0]
+            assert pickle.loads(pickle.dumps(error)).detail == error.detail  # noqa: S301
+            assert error.headers
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+async def test_refusals_are_final_after_five_in_a_row(world: World, status: int) -> None:
+    async with world() as (emu, client):
+        emu.add_fault(Fault("status", route="token" if status == 401 else "start", status=status, times=None))
+        async with BackgroundInstance(client, MODEL, HARDWARE, pause=0.1) as instance:
+            with pytest.raises(NotReadyError) as caught, anyio.fail_after(500):
+                await instance.wait()
+            # One moment of the service is no evidence, however short the pause is.
+            assert 40 <= anyio.current_time() < 60
+            assert (caught.value.retry_after, caught.value.headers) == (None, {})
+            assert caught.value.reason == ("no_balance" if status == 402 else "misconfigured")
+            sent = len(emu.requests)
+            await anyio.sleep(1000)
+            assert len(emu.requests) == sent
+        # Entering again begins anew.
+        emu.clear_faults()
+        async with instance:
+            await instance.wait()
+        assert emu.existing == ()
+
+
+async def test_refusals_that_are_not_in_a_row_are_not_final(world: World) -> None:
+    async with world() as (emu, client):
+        for _ in range(3):
+            emu.add_fault(Fault("status", route="start", status=402, times=4))
+            emu.add_fault(Fault("status", route="start", status=422))
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            await instance.wait()
+            assert len(emu.existing) == 1
+
+
+def test_the_page_has_all_reasons() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs" / "web.md").read_text()
+    rows = [f"| `{reason}` | {message} |" for reason, message in _managed._MESSAGES.items()]
+    assert "\n".join(rows) in page
+
+
+# --- reports ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["stop_instance", "delete_instance"])
+async def test_a_reported_instance_is_withheld_and_replaced_at_once(world: World, how: str) -> None:
+    async with world() as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            first = await instance.wait()
+            await anyio.sleep(61)  # right after a check
+            getattr(emu, how)(first.instance_id)
+            lost_at = anyio.current_time()
+            instance.report(ConnectionError("refused"), first)
+            with anyio.fail_after(1):
+                await instance.state_after(first)
+            assert not_ready(instance).reason == "restarting"
+            second = await instance.wait()
+            # Nothing is concluded from one reading. A stopped instance is read again after half a second, one
+            # that is missing for five seconds.
+            assert anyio.current_time() - lost_at < (6 if how == "stop_instance" else 15)
+            assert emu.existing == (second.instance_id,)
+        assert (len(emu.ledger), emu.existing) == (2, ())
+
+
+async def test_a_report_about_a_running_instance_changes_nothing(world: World) -> None:
+    async with world() as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            handle = await instance.wait()
+            for _ in range(2):
+                sent = len(emu.requests)
+                for _ in range(1000):
+                    instance.report(ValueError("odd"))
+                    await anyio.sleep(0.001)
+                    assert instance.handle() == handle
+                assert len(emu.requests) - sent <= 2  # at most one a second
+                await anyio.sleep(5)
+            assert emu.existing == (handle.instance_id,)
+
+
+async def test_one_reading_withholds_a_handle_but_does_not_end_the_lease(world: World) -> None:
+    async with world() as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            handle = await instance.wait()
+            await anyio.sleep(61)
+            emu.add_fault(Fault("omit", route="get"))
+            instance.report(ConnectionError("refused"))
+            with anyio.fail_after(1):
+                assert await instance.state_after(handle) != handle
+            assert not_ready(instance).reason == "restarting"
+            with anyio.fail_after(3):
+                assert await instance.wait() == handle
+            await anyio.sleep(100)
+            assert (instance.handle(), len(emu.ledger)) == (handle, 1)
+
+
+async def test_an_unreadable_instance_is_checked_again_and_not_withheld(world: World) -> None:
+    async with world(max_retries=0) as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            handle = await instance.wait()
+            await anyio.sleep(61)
+            emu.add_fault(Fault("status", route="get", status=500, times=2))
+            emu.stop_instance(handle.instance_id)
+            instance.report(ConnectionError("refused"))
+            await anyio.sleep(0.5)
+            assert instance.handle() == handle
+            with anyio.fail_after(4):
+                await instance.state_after(handle)
+
+
+async def test_an_old_report_does_not_concern_the_next_instance(world: World) -> None:
+    async with world() as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            instance.report(ConnectionError("before there is one"))
+            first = await instance.wait()
+            emu.stop_instance(first.instance_id)
+            await instance.state_after(first)
+            instance.report(ConnectionError("refused"))
+            await instance.wait()
+            sent = len(emu.requests)
+            instance.report(ConnectionError("refused"), first)
+            await anyio.sleep(5)
+            assert len(emu.requests) == sent
+        instance.report(ConnectionError("after the end"))
+
+
+@pytest.mark.sockets
+async def test_a_report_of_another_thread(world: World) -> None:
+    async with world() as (emu, client):
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            handle = await instance.wait()
+            emu.stop_instance(handle.instance_id)
+            await anyio.to_thread.run_sync(instance.report, ConnectionError("refused"))
+            with anyio.fail_after(2):
+                await instance.state_after(handle)
 
 
 # --- for several processes ----------------------------------------------------------------------------------
@@ -412,9 +733,10 @@ async def test_an_owner_that_does_not_start(monkeypatch: pytest.MonkeyPatch, sta
     monkeypatch.setattr(sys, "executable", "/bin/false")
     shared = SharedInstance(MODEL, HARDWARE, pause=0.1)
     async with shared:
-        await until(lambda: "no owner process" in str(not_ready(shared)))
+        await until(lambda: "it has ended with exit status 1" in not_ready(shared).detail)
+        assert not_ready(shared).reason == "failed"
         monkeypatch.setattr(sys, "executable", "/nowhere/at/all")
-        await until(lambda: "/nowhere/at/all" in str(not_ready(shared)))
+        await until(lambda: "/nowhere/at/all" in not_ready(shared).detail)
     assert owners(state_dir) == []
 
 
@@ -434,7 +756,7 @@ async def test_invalid_arguments_and_environments_are_rejected_on_entry(
     monkeypatch.setenv("CORTECS_STATE_DIR", str(tmp_path / "file"))
     with pytest.raises(errors.ConfigurationError, match="CORTECS_STATE_DIR"):
         await SharedInstance(MODEL, HARDWARE).__aenter__()
-    monkeypatch.setattr(_shared, "fcntl", None)
+    monkeypatch.setattr(_meeting_point, "fcntl", None)
     with pytest.raises(errors.ConfigurationError, match="file locks"):
         await SharedInstance(MODEL, HARDWARE).__aenter__()
 
@@ -445,7 +767,7 @@ async def test_what_is_not_its_own_is_neither_used_nor_removed(
     tmp_path: Path, state_dir: Path, kind: str, suffix: str
 ) -> None:
     shared = SharedInstance(MODEL, HARDWARE, pause=0.1)
-    path, data = shared._path(suffix), tmp_path / "data"
+    path, data = shared._meeting_point.address.with_suffix(suffix), tmp_path / "data"
     with StateFolder(path.parent, create=True):
         data.write_bytes(b"text")
         if kind == "pipe":
@@ -457,7 +779,7 @@ async def test_what_is_not_its_own_is_neither_used_nor_removed(
     if suffix == ".sock":
         async with shared:
             await anyio.sleep(1.0)
-            assert f"{path.name} is not a socket" in str(not_ready(shared))
+            assert f"{path.name} is not a socket" in not_ready(shared).detail
     elif kind != "file of the user":
         with pytest.raises(errors.ConfigurationError, match=r"lock is not a regular file.*CORTECS_STATE_DIR"):
             await shared.__aenter__()
@@ -509,7 +831,7 @@ async def test_the_owner_closes_the_connection_of_another_user(
     first, second = socket.socketpair(socket.AF_UNIX)
     monkeypatch.setattr(_shared_server, "is_of_this_user", lambda _: False)
     async with world() as (_, client):
-        server = _shared_server.SharedInstanceServer(BackgroundInstance(client, MODEL), 0.0)
+        server = server_of(BackgroundInstance(client, MODEL))
         await server._serve_connection(cast("SocketStream", Stream(first)))
         assert server.users == 0
     assert second.recv(1) == b""  # the end
@@ -521,16 +843,13 @@ async def test_a_socket_of_another_user_gets_no_connection(
     monkeypatch: pytest.MonkeyPatch, state_dir: Path
 ) -> None:
     shared = SharedInstance(MODEL, HARDWARE, pause=0.1)
-    with StateFolder(state_dir / "shared", create=True) as folder:
-        lock = folder.open(shared._path(".lock").name, os.O_RDWR | os.O_CREAT)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(shared._path(".sock")))
-            listener.listen()
-            monkeypatch.setattr(_shared_server, "is_of_this_user", lambda _: False)
-            async with shared:
-                await until(lambda: "a process of another user listens" in str(not_ready(shared)))
-        os.close(lock)
+    lock = shared._meeting_point.try_lock()
+    assert lock is not None
+    with shared._meeting_point.listen():
+        monkeypatch.setattr(_shared_server, "is_of_this_user", lambda _: False)
+        async with shared:
+            await until(lambda: "a process of another user listens" in not_ready(shared).detail)
+    os.close(lock)
 
 
 @pytest.mark.sockets
@@ -561,11 +880,27 @@ def test_public_names_show_the_public_module_and_can_be_pickled() -> None:
 
 def test_which_processes_share(monkeypatch: pytest.MonkeyPatch) -> None:
     def place(*args: str, **options: float) -> Path:
-        return SharedInstance(MODEL, *args, **options)._path(".sock")  # type: ignore[arg-type]
+        return SharedInstance(MODEL, *args, **options)._meeting_point.address  # type: ignore[arg-type]
 
+    monkeypatch.setenv("CORTECS_CLIENT_ID", "id")
+    monkeypatch.setenv("CORTECS_CLIENT_SECRET", "secret")
     same = place(HARDWARE, max_cost=5)
     assert place(HARDWARE, max_cost=5) == same
-    apart = [place(HARDWARE), place(HARDWARE, max_cost=6), SharedInstance(MODEL, name="b")._path(".sock")]
-    monkeypatch.setenv("CORTECS_CLIENT_ID", "another")
-    apart.append(place(HARDWARE, max_cost=5))
-    assert len({same, *apart}) == 5
+    # A secret that was read from a file may end with a line break, which the client removes.
+    monkeypatch.setenv("CORTECS_CLIENT_SECRET", "secret\n")
+    assert place(HARDWARE, max_cost=5) == same
+    apart = [
+        *(place(HARDWARE), place(HARDWARE, max_cost=6)),
+        SharedInstance(MODEL, name="b")._meeting_point.address,
+    ]
+    # One after the other, so that each differs from all before it.
+    for name, value in {
+        "CORTECS_CLIENT_ID": "another",
+        "CORTECS_CLIENT_SECRET": "rotated",
+        "CORTECS_API_BASE_URL": "https://other.test/api/v1",
+        "https_proxy": "http://user:password@proxy.test:3128",
+        "SSL_CERT_FILE": "/etc/ca.pem",
+    }.items():
+        monkeypatch.setenv(name, value)
+        apart.append(place(HARDWARE, max_cost=5))
+    assert len({same, *apart}) == 9

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import anyio
 
-from cortecs_async._aio.tasks import BackgroundTask
+from cortecs_async._aio.background import BackgroundTask
 
 
 async def test_a_task_that_is_stopped_before_it_begins_has_ended() -> None:

@@ -1,0 +1,308 @@
+"""What background and shared instances have in common: the block, and the state that an app sees in it."""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Literal, Self, TypedDict
+
+import anyio
+from attrs import frozen
+
+from .. import ConfigurationError, CortecsError, InstanceHandle, InvalidArgumentError
+from .._aio.eventloop import current_loop, loop_runner
+from .._aio.synchronization import Broadcast
+from .._aio.background import BackgroundTask
+from .._aio.tasks import redeliver_cancellation, run_uncancellable
+
+logger = logging.getLogger("cortecs_async.web")
+
+# The `Retry-After` in seconds while an instance is being started.
+RETRY_AFTER = 10.0
+
+Reason = Literal[
+    "starting",
+    "restarting",
+    "no_capacity",
+    "no_balance",
+    "misconfigured",
+    "unreachable",
+    "limit_reached",
+    "failed",
+    "unresponsive",
+    "stopped",
+]
+"""Why no instance is running: the values of `NotReadyError.reason`."""
+
+# For strangers: no ids, no names, no words of the service.
+_MESSAGES: Mapping[Reason, str] = {
+    "starting": "the model is starting, which takes a few minutes",
+    "restarting": "the model is being restarted, which takes a few minutes",
+    "no_capacity": "there is no free capacity for the model at the moment",
+    "no_balance": "the account that pays for the model has no balance",
+    "misconfigured": "the model cannot be started, because this app is not configured correctly",
+    "unreachable": "the service that runs the model does not respond at the moment",
+    "limit_reached": "this app has reached its limit for the model",
+    "failed": "the model could not be started",
+    "unresponsive": "this app does not know at the moment whether the model is running",
+    "stopped": "this app is shutting down",
+}
+
+
+class NotReadyError(CortecsError, RuntimeError):
+    """No instance is running. Respond with a 503, its `headers` and its message.
+
+    The message is one of a few fixed sentences, which are safe to show to strangers. `detail` is not: it
+    contains ids, and quotes the service. A traceback shows it as a note.
+
+    Args:
+        reason: Selects the message.
+        detail: The cause, for the people who run the app.
+        retry_after: Seconds to wait before the next attempt; None if no instance will be started again.
+
+    Attributes:
+        status_code: 503.
+        reason: One word for programs, such as `"starting"`, `"no_capacity"` or `"no_balance"`.
+        detail: The cause, for the people who run the app.
+        retry_after: Seconds to wait before the next attempt; None if no instance will be started again.
+    """
+
+    status_code = 503
+
+    def __init__(self, reason: Reason, *, detail: str = "", retry_after: float | None) -> None:
+        super().__init__(_MESSAGES[reason])
+        self.reason: Reason = reason
+        self.detail = detail
+        self.retry_after = retry_after
+        if detail:
+            self.add_note(f"cortecs_async: {detail}")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`Retry-After` in whole seconds; empty if no instance will be started again."""
+        return {} if self.retry_after is None else {"Retry-After": f"{max(self.retry_after, 1):.0f}"}
+
+
+class StartOptions(TypedDict, total=False):
+    """The options of `client.instance` that background and shared instances accept.
+
+    `max_lifetime` and `max_cost` limit the total of all instances that one block starts, one after the other.
+    Once a limit is reached, nothing is started again.
+    """
+
+    context_length: int | None
+    num_workers: int
+    billing_interval: str
+    start_timeout: float
+    teardown_timeout: float
+    max_lifetime: float | None
+    max_cost: float | None
+
+
+@frozen
+class Unavailable:
+    """The state of a managed instance that is not running, as `NotReadyError` shows it."""
+
+    reason: Reason
+    detail: str = ""
+    retry_after: float | None = RETRY_AFTER
+
+
+State = InstanceHandle | Unavailable
+
+
+class ManagedInstance(abc.ABC):
+    """The base of `BackgroundInstance` and `SharedInstance`.
+
+    The work is done in a task of its own. So the block may be left in another task than it was entered in,
+    which is how pytest and some servers run the two halves of a fixture or a lifespan.
+    """
+
+    def __init__(self, pause: float) -> None:
+        if not pause >= 0.1:
+            # Starts that fail would follow each other as fast as they can.
+            raise InvalidArgumentError(f"pause must be at least 0.1 seconds, not {pause!r}")
+        self._pause = pause
+        self._state: State = Unavailable("stopped", "not entered")
+        self._changed = Broadcast()
+        self._reported: str | None = None  # the id of an instance to which a request has failed
+        self._new_report = Broadcast()
+        self._is_entered = False
+        # Set on entry: the object may be created at import, outside of every event loop.
+        self._work: BackgroundTask
+        self._scope: anyio.CancelScope
+        self._loop: object
+        self._run_in_loop: Callable[[Callable[[], object]], object]
+
+    def handle(self) -> InstanceHandle:
+        """Return the instance that is running. Call this for every request: a lost instance is replaced.
+
+        Raises:
+            NotReadyError: If no instance is running.
+            InvalidArgumentError: Outside the `async with` block.
+        """
+        if not self._is_entered:
+            raise InvalidArgumentError(
+                f"{self!r} must be used inside its `async with` block. Enter it in the lifespan of the app "
+                "that is served (servers do not run the lifespans of mounted apps)"
+            )
+        state = self._state
+        if isinstance(state, Unavailable):
+            raise NotReadyError(state.reason, detail=state.detail, retry_after=state.retry_after)
+        return state
+
+    async def wait(self) -> InstanceHandle:
+        """Wait until an instance is running, for work that no HTTP client is waiting for.
+
+        Raises:
+            NotReadyError: If no instance will be started again.
+            InvalidArgumentError: Outside the `async with` block.
+        """
+        while True:
+            try:
+                return self.handle()
+            except NotReadyError as error:
+                if error.retry_after is None:
+                    raise
+            await self._changed.wait()
+
+    def report(self, error: BaseException, handle: InstanceHandle | None = None) -> None:
+        """Report that a request to the instance failed, for example because the connection was refused.
+
+        The status of the instance is then checked immediately instead of within ten seconds. If it is not
+        running, `handle()` raises `NotReadyError` until it is running again or has been replaced. If it is
+        running, nothing changes: a failed request alone never ends an instance. Reports that follow each
+        other quickly share one check. You can call this in any thread.
+
+        Args:
+            error: The error of the request.
+            handle: The instance that the request was sent to; by default, the current one. Nothing is checked
+                if it has been replaced since.
+        """
+        reported = handle or self._state
+        if isinstance(reported, InstanceHandle):
+            logger.info("a request to instance %s failed: %s", reported.instance_id, type(error).__name__)
+            self.report_id(reported.instance_id)
+
+    def report_id(self, instance_id: str) -> None:
+        """Report that a request to an instance failed. Ignored if it is not the one that is running."""
+        state = self._state
+        if isinstance(state, InstanceHandle) and state.instance_id == instance_id:
+            self._reported = instance_id
+            with contextlib.suppress(RuntimeError):  # the event loop has ended
+                self._run_in_loop(self._new_report.notify)
+
+    async def next_report(self) -> str:
+        """Wait for a report, and return the id of the instance."""
+        while self._reported is None:
+            await self._new_report.wait()
+        instance_id, self._reported = self._reported, None
+        return instance_id
+
+    async def state_after(self, known: State | None) -> State:
+        """Wait until the state differs from `known`, and return it."""
+        while self._state == known:
+            await self._changed.wait()
+        return self._state
+
+    async def __aenter__(self) -> Self:
+        """Begin to start an instance, without waiting for it to run.
+
+        Raises:
+            InvalidArgumentError: If an argument is invalid, or the block was already entered.
+            ConfigurationError: If it cannot work on this machine.
+        """
+        if self._is_entered:
+            raise InvalidArgumentError(f"{self!r} was already entered. Enter it once; all tasks can use it.")
+        # Before the first await, because another task may enter it meanwhile.
+        self._is_entered = True
+        self._set(Unavailable("starting"))
+        try:
+            await self._check()
+        except BaseException:
+            self._is_entered = False
+            self._set(Unavailable("stopped", "not entered"))
+            raise
+        self._loop, self._run_in_loop = current_loop(), loop_runner()
+        self._reported = None
+        self._scope = anyio.CancelScope()
+        self._work = BackgroundTask(self._run_until_left)
+        return self
+
+    async def __aexit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Return once the instance is released, or left to the other processes that share it.
+
+        Raises:
+            ConfigurationError: In another event loop than that of `__aenter__`. That loop releases the
+                instance, at its end at the latest.
+        """
+        if not self._is_entered:
+            return
+        if current_loop() is not self._loop:
+            self._leave_in_another_loop(exc)
+            return
+        ended = await run_uncancellable(self._end, restart_if_cancelled=True)
+        self._mark_as_left()
+        if exc is None:
+            ended.unwrap()
+        elif ended.interruption is not None and not isinstance(exc, type(ended.interruption)):
+            redeliver_cancellation(ended.interruption, exc)
+
+    async def _end(self) -> None:
+        try:
+            await self._leave()
+        finally:
+            # A scope stays cancelled. A cancellation of the task would end only one of its waits.
+            self._scope.cancel()
+            await self._work.join()
+
+    def _leave_in_another_loop(self, exc: BaseException | None) -> None:
+        with contextlib.suppress(RuntimeError):  # it has ended
+            self._run_in_loop(self._scope.cancel)
+        self._mark_as_left()
+        problem = f"{type(self).__name__} must be left in the event loop in which it was entered"
+        if exc is None:
+            raise ConfigurationError(problem)
+        exc.add_note(f"cortecs_async: {problem}")
+
+    def _mark_as_left(self) -> None:
+        self._is_entered = False
+        self._set(Unavailable("stopped", "left"))
+
+    async def _run_until_left(self) -> None:
+        with self._scope:
+            try:
+                await self._run()
+            except Exception as error:
+                logger.exception("unexpected error")
+                self._set(Unavailable("failed", repr(error), None))
+
+    @abc.abstractmethod
+    async def _check(self) -> None:
+        """Raise if the arguments or the environment cannot work."""
+
+    @abc.abstractmethod
+    async def _run(self) -> None:
+        """Keep the state up to date until cancelled."""
+
+    async def _leave(self) -> None:
+        """Do what must happen before `_run` is cancelled."""
+        return
+
+    def _set(self, state: State) -> None:
+        if state == self._state:
+            return
+        if isinstance(state, InstanceHandle):
+            logger.info("instance %s serves %s", state.instance_id, state.model)
+        self._state = state
+        self._changed.notify()
+
+    def __repr__(self) -> str:
+        state = self._state
+        shown = state.detail or state.reason if isinstance(state, Unavailable) else state.instance_id
+        return f"<{type(self).__name__} {shown}>"

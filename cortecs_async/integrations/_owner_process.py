@@ -1,0 +1,179 @@
+"""Start the owner process of a shared instance, and say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import anyio
+
+from .._secrets import Redactor, Secret
+from ._managed import logger
+
+# What the owner imports must not depend on the folder of the app, which may contain a `types.py`. So the
+# standard library comes first, then the path of this process, then what `site` adds. With `-S`, `sys.path` is
+# the standard library alone, until `site.main` runs the .pth files, which editable installs need.
+BOOTSTRAP = """
+import sys
+path = [*sys.path, *sys.argv[4:]]
+import site
+site.main()
+sys.path[:] = dict.fromkeys([*path, *sys.path])
+from cortecs_async.integrations._shared_server import main
+main()
+"""
+
+_STDERR = 2
+
+# Bytes of the output of an owner that does not start.
+_MAX_OUTPUT = 8192
+
+# Seconds.
+_POLL_INTERVAL = 0.02
+
+# In the names of environment variables: their values are not shown.
+_SECRET_WORDS = ("SECRET", "TOKEN", "KEY", "PASSWORD", "CREDENTIAL")
+
+# Characters.
+_LONGEST_FLAG = 5
+
+
+class OwnerProcess:
+    """The owner process, as the process that started it sees it.
+
+    Args:
+        lock: The descriptor of the lock, which the owner inherits.
+        listener: The descriptor of the socket, which it inherits too.
+        spec: The instance, as JSON.
+
+    Attributes:
+        pid: Its process id.
+        last_line: The last line that it has written before it was up, if there is one.
+
+    Raises:
+        OSError: If it cannot be started.
+    """
+
+    def __init__(self, lock: int, listener: int, spec: str) -> None:
+        self.last_line: list[str] = []
+        self._end: str | None = None
+        # -E and -P: not the PYTHONPATH of this process, and not the working directory. Both are in its path.
+        flags = ["-E", "-P", "-S", *(["-s"] if sys.flags.no_user_site else [])]
+        self._process = subprocess.Popen(  # noqa: S603  (this very interpreter)
+            [sys.executable, *flags, "-c", BOOTSTRAP, str(lock), str(listener), spec, *_import_path()],
+            stdin=subprocess.DEVNULL,
+            # Where it writes its errors once it is up: see `release_stderr`.
+            stdout=_STDERR if _is_open(_STDERR) else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            pass_fds=(lock, listener),
+            start_new_session=True,  # out of reach of Ctrl-C and of the terminal's end
+        )
+        self.pid: int = self._process.pid
+        # The thread also reaps the child: this process may outlive it.
+        threading.Thread(target=self._watch, name="cortecs-owner", daemon=True).start()
+
+    async def wait(self, timeout: float) -> str | None:
+        """Return how it has ended; None if it has not ended within `timeout` seconds."""
+        with anyio.move_on_after(timeout):
+            while self._end is None:  # noqa: ASYNC110  (a thread sets it)
+                await anyio.sleep(_POLL_INTERVAL)
+        return self._end
+
+    def _watch(self) -> None:
+        stream = self._process.stderr
+        assert stream is not None  # noqa: S101  (for the type checker)
+        output = b""
+        with stream:
+            while chunk := os.read(stream.fileno(), _MAX_OUTPUT):
+                output = (output + chunk)[-_MAX_OUTPUT - 1 :]
+        if len(output) > _MAX_OUTPUT:
+            # Whole lines, because the rest of a secret would not be recognized.
+            output = output.partition(b"\n")[2]
+        end = _description(self._process.wait())
+        secrets = _secrets()
+        lines = [_one_line(line, secrets) for line in output.decode(errors="replace").splitlines()]
+        if lines := list(filter(None, lines)):
+            logger.info("the owner process %s. Its output:\n%s", end, "\n".join(lines))
+        self.last_line = lines[-1:]
+        self._end = end
+
+
+def release_stderr() -> None:
+    """In the owner: from now on, write errors where the process that started this one writes its own."""
+    os.dup2(1, _STDERR)
+
+
+def kill_frozen(pid: int) -> None:
+    """Kill an owner that does not respond. Its reaper then releases the instance.
+
+    The id was noted in the lock. In another container it may be that of another process, which is left alone,
+    as is every process on a system without /proc.
+    """
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return
+    if BOOTSTRAP.encode() in command:
+        os.kill(pid, signal.SIGKILL)
+
+
+def _import_path() -> list[str]:
+    """Return `sys.path` with absolute paths."""
+    path: list[str] = []
+    for entry in sys.path:
+        # If the working directory was removed, nothing can be imported from there.
+        with contextlib.suppress(OSError):
+            path.append(os.path.abspath(entry))  # noqa: PTH100  (`Path.absolute` keeps `..`)
+    return path
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _description(status: int) -> str:
+    if status >= 0:
+        return f"has ended with exit status {status}"
+    try:
+        return f"was killed by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"was killed by signal {-status}"
+
+
+def _one_line(text: str, secrets: Iterable[Secret]) -> str:
+    redactor = Redactor()
+    for each in secrets:  # one after the other, because a redactor remembers only a few
+        redactor = Redactor()
+        redactor.remember(each)
+        text = redactor.redact(text)
+    return redactor.one_line(text)
+
+
+def _secrets() -> list[Secret]:
+    """Return the secrets in the environment, which the owner has too; the longest first."""
+    found: list[str] = []
+    for name, value in os.environ.items():
+        if name.upper().endswith("_PROXY"):
+            found += [password := _password(value), unquote(password)]
+        elif any(word in name.upper() for word in _SECRET_WORDS):
+            found.append(value.strip())
+    # Without flags: they would hide every 1 in the text.
+    return [Secret(each) for each in sorted(found, key=len, reverse=True) if len(each) > _LONGEST_FLAG]
+
+
+def _password(url: str) -> str:
+    try:
+        return urlsplit(url).password or ""
+    except ValueError:
+        return url
