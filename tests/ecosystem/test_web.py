@@ -6,6 +6,7 @@ Needs the dependency group `web`; `nox -s web` installs it.
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -170,7 +171,7 @@ async def test_ready_at_once_and_released_at_sigterm(serve: Callable[..., Any], 
     async with serve(framework) as world:
         answer = await world.settled("/ready", 503)
         assert answer.headers["retry-after"] == "10"
-        assert "is being started" in answer.json()["detail"]
+        assert answer.json()["detail"] == "the model is starting, which takes a few minutes"
         assert (await world.get("/ask?text=hi")).status_code == 503
 
         instance_id = await world.runs()
@@ -213,9 +214,9 @@ def workers(world: World) -> list[int]:
     return [int(each) for each in found if is_alive(int(each))]
 
 
-async def up(world: World) -> str:
-    """Wait for three workers and their instance, and return its id."""
-    await until(lambda: len(workers(world)) == 3, TIMEOUT)
+async def up(world: World, number: int = 3) -> str:
+    """Wait for the workers and their instance, and return its id."""
+    await until(lambda: len(workers(world)) == number, TIMEOUT)
     return await world.runs()
 
 
@@ -320,6 +321,67 @@ async def test_streams(serve: Callable[..., Any]) -> None:
                     if world.emu.existing:
                         world.emu.delete_instance(instance_id)
         await world.settled("/ready", 503)
+        await world.ends()
+
+
+async def test_clients_that_hang_up_while_a_worker_is_killed(
+    serve: Callable[..., Any], state_dir: Path
+) -> None:
+    chance = random.Random(0)
+    ended: list[str] = []
+
+    async def ask(http: httpx.AsyncClient, patience: float | None) -> None:
+        outcome = "hung up"
+        with anyio.move_on_after(patience):
+            try:
+                answer = await http.get("/stream?text=" + "word " * 20)
+                outcome = "answered" if "word word" in answer.text else answer.text
+            except httpx.TransportError:
+                outcome = "cut"  # by the end of its worker
+        ended.append(outcome)
+
+    async with serve("fastapi", [*UVICORN, "--workers", "2"], token_seconds=0.1) as world:
+        instance_id = await up(world, 2)
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        async with (
+            httpx.AsyncClient(base_url=world.http.base_url, timeout=TIMEOUT, limits=limits) as http,
+            anyio.create_task_group() as clients,
+        ):
+            for number in range(200):
+                clients.start_soon(ask, http, chance.uniform(0, 5) if number % 2 else None)
+            await until(lambda: "hung up" in ended, TIMEOUT)
+            kill(workers(world)[0])
+        assert len(ended) == 200
+        assert set(ended) == {"answered", "hung up", "cut"}
+
+        # The instance has been kept, and does not work for clients that have gone.
+        await until(lambda: len(workers(world)) == 2, TIMEOUT)
+        with anyio.fail_after(30):
+            assert (await world.settled("/ask?text=next", 200)).json()["answer"]
+        assert world.emu.existing == (instance_id,)
+        began = anyio.current_time()
+        await world.ends()
+        await until(lambda: not processes(state_dir), 10)
+        assert anyio.current_time() - began < 10
+        assert (len(world.emu.ledger), world.emu.existing) == (1, ())
+        # Nothing is said to be left that is not.
+        log = world.log.read_text()
+        assert "was not released" not in log
+        assert "BILLED" not in log
+
+
+async def test_a_reported_instance_is_replaced_at_once(serve: Callable[..., Any]) -> None:
+    async with serve("fastapi", THREE) as world:
+        first = await up(world)
+        await world.settled("/ask?text=hi", 200)
+        world.emu.stop_instance(first)
+        # The request fails, and the app reports it.
+        assert (await world.get("/ask?text=hi")).status_code == 500
+        with anyio.fail_after(4):
+            answer = await world.settled("/ask?text=hi", 503)
+        assert "starting" in answer.json()["detail"] or "restarted" in answer.json()["detail"]
+        await until(lambda: len(world.emu.ledger) == 2, TIMEOUT)
+        assert await world.runs() != first
         await world.ends()
 
 
