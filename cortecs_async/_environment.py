@@ -1,4 +1,4 @@
-"""The proxies and certificates of the environment, for every HTTP client of the package.
+"""The proxies, the certificates and the import path that child processes share with this process.
 
 The client reads them once, when it is created, and sends the result to its reaper as plain data. So the
 reaper uses what its parent used, whatever its own working directory and environment are.
@@ -6,11 +6,13 @@ reaper uses what its parent used, whatever its own working directory and environ
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import importlib.util
 import os
 import re
 import stat
+import sys
 from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -298,3 +300,13 @@ def _matches(entry: str, url: str) -> bool:
         return ip_address(host) in rule
     except ValueError:
         return False
+
+
+def import_path() -> list[str]:
+    """Return `sys.path` for a process with another working directory."""
+    path: list[str] = []
+    for entry in sys.path:
+        # If the working directory was removed, nothing can be imported from there.
+        with contextlib.suppress(OSError, TypeError):
+            path.append(os.path.abspath(os.fsdecode(entry)))  # noqa: PTH100  (an entry may be no path)
+    return path

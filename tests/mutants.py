@@ -1149,6 +1149,13 @@ MUTANTS = [
         "lease/test_watchdog.py::test_an_error_of_the_endpoint_of_a_lost_instance_comes_out_as_the_loss",
     ),
     Mutant(
+        "has a reaper that imports the modules of an app instead of the standard library",
+        "_recovery/reaper.py",
+        'dict.fromkeys([*sys.path, *map(str, message["path"])])',
+        '[str(each) for each in message["path"]]',
+        "recovery/test_reaper.py::test_a_reaper_works_beside_modules_named_as_those_of_the_standard_library",
+    ),
+    Mutant(
         "leaves to the reaper what its event loop could release",
         "_lease/lease.py",
         "unawaited.start_soon(partial(self._release_unawaited, on_exit), self._abandon)",

@@ -120,8 +120,9 @@ class Reaper:
     def _apply(self, message: Record) -> bool:
         match message.get("kind"):
             case "HELLO":
-                # Where the HTTP stack is imported from, if it is needed.
-                sys.path[:] = [str(each) for each in message["path"]]
+                # Where the HTTP stack is imported from, if it is needed. The standard library stays first:
+                # the folder of an app may contain a `types.py`.
+                sys.path[:] = dict.fromkeys([*sys.path, *map(str, message["path"])])
             case "JOURNAL":
                 self.journal = Path(message["journal"]) if message["journal"] else None
             case "ARM":

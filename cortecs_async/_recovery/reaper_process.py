@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .._aio.clock import boottime
+from .._environment import import_path
 from .._errors import GuardError
 from .._secrets import Secret
 from .reaper import BOOTSTRAP
@@ -106,7 +107,7 @@ class ReaperProcess:
         Raises:
             GuardError: if the reaper does not respond. Then it is killed.
         """
-        self.send([{"kind": "HELLO", "path": _import_path()}])
+        self.send([{"kind": "HELLO", "path": import_path()}])
         self._is_ready = True
 
     def send(self, messages: Iterable[Record]) -> None:
@@ -238,16 +239,6 @@ def _missing() -> str:
     if not sys.executable:
         return "sys.executable is empty, and without a Python interpreter, no reaper can be started"
     return ""
-
-
-def _import_path() -> list[str]:
-    """Return `sys.path` for a process with another working directory."""
-    path: list[str] = []
-    for entry in sys.path:
-        # If the working directory was removed, nothing can be imported from there.
-        with contextlib.suppress(OSError, TypeError):
-            path.append(os.path.abspath(os.fsdecode(entry)))  # noqa: PTH100  (an entry may be no path)
-    return path
 
 
 def _close_pipe(process: subprocess.Popen[bytes]) -> None:

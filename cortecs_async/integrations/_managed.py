@@ -13,9 +13,9 @@ import anyio
 from attrs import frozen
 
 from .. import ConfigurationError, CortecsError, InstanceHandle, InvalidArgumentError
+from .._aio.background import BackgroundTask
 from .._aio.eventloop import current_loop, loop_runner
 from .._aio.synchronization import Broadcast
-from .._aio.background import BackgroundTask
 from .._aio.tasks import redeliver_cancellation, run_uncancellable
 
 logger = logging.getLogger("cortecs_async.web")

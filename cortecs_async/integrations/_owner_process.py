@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import anyio
 
+from .._environment import import_path
 from .._secrets import Redactor, Secret
 from ._managed import logger
 
@@ -67,7 +67,7 @@ class OwnerProcess:
         # -E and -P: not the PYTHONPATH of this process, and not the working directory. Both are in its path.
         flags = ["-E", "-P", "-S", *(["-s"] if sys.flags.no_user_site else [])]
         self._process = subprocess.Popen(  # noqa: S603  (this very interpreter)
-            [sys.executable, *flags, "-c", BOOTSTRAP, str(lock), str(listener), spec, *_import_path()],
+            [sys.executable, *flags, "-c", BOOTSTRAP, str(lock), str(listener), spec, *import_path()],
             stdin=subprocess.DEVNULL,
             # Where it writes its errors once it is up: see `release_stderr`.
             stdout=_STDERR if _is_open(_STDERR) else subprocess.DEVNULL,
@@ -122,16 +122,6 @@ def kill_frozen(pid: int) -> None:
         return
     if BOOTSTRAP.encode() in command:
         os.kill(pid, signal.SIGKILL)
-
-
-def _import_path() -> list[str]:
-    """Return `sys.path` with absolute paths."""
-    path: list[str] = []
-    for entry in sys.path:
-        # If the working directory was removed, nothing can be imported from there.
-        with contextlib.suppress(OSError):
-            path.append(os.path.abspath(entry))  # noqa: PTH100  (`Path.absolute` keeps `..`)
-    return path
 
 
 def _is_open(fd: int) -> bool:

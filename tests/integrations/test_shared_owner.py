@@ -20,6 +20,7 @@ from _world import HARDWARE, MODEL
 from anyio.streams.stapled import StapledObjectStream
 
 from cortecs_async import InstanceHandle, errors
+from cortecs_async._environment import import_path
 from cortecs_async.emulator import Emulator, serve_emulator
 from cortecs_async.integrations import _owner_process, _shared, _shared_server
 from cortecs_async.integrations._managed import Unavailable
@@ -101,7 +102,7 @@ def owner_path(monkeypatch: pytest.MonkeyPatch, path: list[str]) -> list[str]:
         "1",
         "2",
         "{}",
-        *_owner_process._import_path(),
+        *import_path(),
     ]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
 
@@ -132,7 +133,7 @@ def test_a_removed_working_directory_is_left_out(monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(folder)
     folder.rmdir()
     monkeypatch.setattr(sys, "path", ["", "relative", "/absolute"])
-    assert _owner_process._import_path() == ["/absolute"]
+    assert import_path() == ["/absolute"]
 
 
 @pytest.mark.sockets

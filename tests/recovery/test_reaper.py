@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import json
 import os
 import signal
@@ -18,7 +19,7 @@ import pytest
 from _processes import until
 from _promises import BASELINE, created
 from _reapers import SilentProcess, StubReaper, stub_reapers
-from _world import HARDWARE, MODEL, SYSTEM, World
+from _world import HARDWARE, MODEL, SYSTEM, World, client_of
 from attrs import evolve
 
 from cortecs_async._aio import clock, eventloop
@@ -26,6 +27,7 @@ from cortecs_async._aio.clock import SteadyClock
 from cortecs_async._aio.eventloop import LoopBinding
 from cortecs_async._aio.threads import in_background
 from cortecs_async._client.wiring import Wiring
+from cortecs_async._environment import import_path
 from cortecs_async._errors import GuardError
 from cortecs_async._recovery import reaper as _reaper
 from cortecs_async._recovery import reaper_process as _reaper_process
@@ -35,6 +37,7 @@ from cortecs_async._recovery.reaper_check import check_reaper
 from cortecs_async._recovery.reaper_process import ReaperProcess
 from cortecs_async._recovery.records import JournalState, Promise, Record, encode
 from cortecs_async._recovery.store import PromiseStore
+from cortecs_async.emulator import serve_emulator
 
 SECONDS = 20.0
 """Longer than anything here takes, unless it hangs."""
@@ -348,8 +351,23 @@ def test_a_reaper_starts_from_a_removed_working_directory(
     monkeypatch.chdir(removed)
     monkeypatch.setattr(sys, "path", ["", "here", b"/bytes", tmp_path, 7, *sys.path])
     removed.rmdir()
-    assert _reaper_process._import_path()[:2] == ["/bytes", str(tmp_path)]
+    assert import_path()[:2] == ["/bytes", str(tmp_path)]
     check_reaper()
+
+
+@pytest.mark.sockets
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_reaper_works_beside_modules_named_as_those_of_the_standard_library(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in filter(importlib.util.find_spec, sys.stdlib_module_names):  # those of this system
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} of the app')")
+    with serve_emulator(step_seconds=0.01) as emulator:
+        async with client_of(emulator, guard="required") as client:
+            await client.user.balance()  # imports what the client needs
+            monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+            async with client.instance(MODEL, HARDWARE):
+                pass
 
 
 @pytest.mark.parametrize("sign", ["frozen", "oxidized", "no executable"])
