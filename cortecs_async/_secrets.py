@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import urllib.parse
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -137,6 +138,28 @@ class Redactor:
         # Redacted before too, because a secret may contain whitespace.
         text = self.redact("".join(each for each in text if each.isprintable() or each.isspace()))
         return self.redact(" ".join(text.split()))
+
+
+INFERENCE_KEY_VARIABLES = ("CORTECS_API_KEY", "OPENAI_API_KEY")
+
+# Fewer characters than a key has. To remove all text like "x" would only hide what happened.
+_SHORTEST_KEY = 8
+
+# The inference API keys that this process has used, whichever instance they were for.
+_inference_keys = Redactor()
+
+
+def remember_inference_key(key: Secret) -> None:
+    """Let `redact_inference_keys` remove this key."""
+    if len(key.reveal()) >= _SHORTEST_KEY:
+        _inference_keys.remember(key)
+
+
+def redact_inference_keys(text: str) -> str:
+    """Return the text without the inference API keys of the environment, and those that were passed."""
+    for name in INFERENCE_KEY_VARIABLES:
+        remember_inference_key(Secret(os.environ.get(name, "").strip()))
+    return _inference_keys.redact(text)
 
 
 def _spellings(secret: str) -> set[str]:

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal
 
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from ._errors import ConfigurationError
 from ._http.messages import Failure, FailureKind
@@ -61,13 +61,17 @@ class PhaseEnd:
             `Exception`; or `abandoned`: it could not be released here, and the reaper releases it.
         seconds: Duration of the phase.
         elapsed: Seconds since the beginning of the lease. At the end of `wait`: the time until running.
-        error: The exception, unless the outcome is `ok` or `abandoned`.
+        error: The exception, unless the outcome is `ok` or `abandoned`. If it is not one of this package, its
+            text may contain secrets.
+        redact: Returns a text without the secrets that the client has used: credentials, tokens, and
+            inference API keys.
     """
 
     outcome: Outcome
     seconds: float
     elapsed: float
     error: BaseException | None = None
+    redact: Callable[[str], str] = field(default=str, repr=False, eq=False)
 
 
 @frozen(kw_only=True)
@@ -139,6 +143,7 @@ class Observer:
                 f"not {telemetry!r}"
             )
         self.telemetry = telemetry
+        self.redact: Callable[[str], str] = str
         self._has_failed = False
         # Reports of leases that the garbage collector dropped. It must not call the telemetry itself.
         self.abandoned: deque[Report] = deque()
@@ -254,7 +259,13 @@ class Report:
     def _end(self, begun: _Begun | None, outcome: Outcome, error: BaseException | None, now: float) -> None:
         if begun is None or not begun.is_reported:
             return
-        end = PhaseEnd(outcome=outcome, seconds=now - begun.at, elapsed=now - self._began_at, error=error)
+        end = PhaseEnd(
+            outcome=outcome,
+            seconds=now - begun.at,
+            elapsed=now - self._began_at,
+            error=error,
+            redact=self._observer.redact,
+        )
         try:
             begun.telemetry.end(begun.phase, self._get_info(), begun.value, end)
         except BaseException as raised:  # noqa: BLE001  (code of the user)

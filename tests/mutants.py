@@ -1153,7 +1153,21 @@ MUTANTS = [
         "_recovery/reaper.py",
         'dict.fromkeys([*sys.path, *map(str, message["path"])])',
         '[str(each) for each in message["path"]]',
-        "recovery/test_reaper.py::test_a_reaper_works_beside_modules_named_as_those_of_the_standard_library",
+        "recovery/test_reaper.py::test_the_standard_library_stays_first_on_the_path_of_a_reaper",
+    ),
+    Mutant(
+        "shows secrets in the exceptions of spans",
+        "_client/wiring.py",
+        "        self._observer.redact = self.http.redact\n",
+        "",
+        "integrations/test_opentelemetry.py::test_exceptions_of_others_show_no_secrets",
+    ),
+    Mutant(
+        "shows an inference key that was passed in the exceptions of spans",
+        "_lease/endpoint.py",
+        "    remember_inference_key(key)\n",
+        "",
+        "integrations/test_opentelemetry.py::test_exceptions_of_others_show_no_secrets",
     ),
     Mutant(
         "leaves to the reaper what its event loop could release",

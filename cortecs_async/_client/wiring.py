@@ -76,6 +76,7 @@ class Wiring:
             on_close=self._leave,
             on_retry=self._observer.retry,
         )
+        self._observer.redact = self.http.redact
         self._leased = leased = Instances(self.http.request_for_lease, settings.poll)
         leased.poller.loop = self.http.loop
         leased.claims.on_plain_start = self.promises.note_foreign_start

@@ -16,7 +16,7 @@ from .._aio.tasks import DetachedTask, run_uncancellable
 from .._config import Settings
 from .._errors import ClientClosedError, ConfigurationError, RequestError
 from .._logging import Event, log
-from .._secrets import Credentials, Redactor, Secret, credentials_problem
+from .._secrets import Credentials, Redactor, Secret, credentials_problem, redact_inference_keys
 from .auth import Token, TokenSource, renewal_time
 from .connections import HTTPClient
 from .limiter import Priority, PriorityLimiter
@@ -116,6 +116,10 @@ class HTTP:
     async def connect(self, timeout: float) -> Failure | None:
         """Open a connection to the service, but send nothing. Return what went wrong."""
         return await self._transport.connect(timeout)
+
+    def redact(self, text: str) -> str:
+        """Return the text without the secrets that this client, and its leases, have used."""
+        return redact_inference_keys(self._redactor.redact(text))
 
     def check_open(self) -> None:
         """Raise an error if the client is closed, or belongs to another event loop."""

@@ -12,7 +12,14 @@ from attrs import asdict, field, fields, frozen
 
 from .._config import check_api_base_url
 from .._errors import ConfigurationError, InvalidArgumentError
-from .._secrets import Hidden, Secret, has_line_break, to_secret
+from .._secrets import (
+    INFERENCE_KEY_VARIABLES,
+    Hidden,
+    Secret,
+    has_line_break,
+    remember_inference_key,
+    to_secret,
+)
 
 if TYPE_CHECKING:
     import openai
@@ -32,7 +39,7 @@ def inference_key(given: Hidden[str | Secret | None]) -> Secret:
     """
     if given.reveal() is not None and not isinstance(given.reveal(), (str, Secret)):
         raise ConfigurationError(f"api_key must be a string, not {type(given.reveal()).__name__}")
-    variables = (Secret(os.environ.get(name, "")) for name in ("CORTECS_API_KEY", "OPENAI_API_KEY"))
+    variables = (Secret(os.environ.get(name, "")) for name in INFERENCE_KEY_VARIABLES)
     # Stripped, because a key that is read from a file often ends with a line break.
     keys = map(to_secret, (given.reveal() or "", *variables))
     key = next(filter(None, keys), Secret(""))
@@ -53,6 +60,7 @@ def inference_key(given: Hidden[str | Secret | None]) -> Secret:
             raise ConfigurationError(
                 f"the inference API key is the value of {name}; create an inference API key on cortecs.ai"
             )
+    remember_inference_key(key)
     return key
 
 

@@ -5,6 +5,8 @@ Your program sets up the OpenTelemetry SDK and its exporters. Without an SDK, no
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from attrs import define
@@ -109,8 +111,8 @@ class OpenTelemetry(Telemetry):
         if end.outcome == "error" and end.error is not None:
             # Record an exception once, in the phase that raised it.
             if phase != "lease":
-                span.record_exception(end.error)
-            description = f"{type(end.error).__name__}: {end.error}"
+                span.record_exception(end.error, _exception_attributes(end.error, end.redact))
+            description = end.redact(f"{type(end.error).__name__}: {end.error}")
             span.set_status(self._trace.StatusCode.ERROR, description)
         elif end.outcome == "abandoned":
             span.set_status(self._trace.StatusCode.ERROR, "not released: the reaper releases it")
@@ -194,6 +196,14 @@ def _lease_attributes(lease: LeaseInfo) -> dict[str, str | int]:
         "cortecs.start.request_id": lease.request_id,
     }
     return {name: value for name, value in attributes.items() if value is not None}
+
+
+def _exception_attributes(error: BaseException, redact: Callable[[str], str]) -> dict[str, str]:
+    """Return the texts that the SDK would record, without secrets: it may be an exception of anyone."""
+    return {
+        "exception.message": redact(str(error)),
+        "exception.stacktrace": redact("".join(traceback.format_exception(error))),
+    }
 
 
 def _outcome_attributes(end: PhaseEnd) -> dict[str, str]:

@@ -292,6 +292,23 @@ async def test_an_instance_of_another_owner(world: World, seen: Seen) -> None:
     assert "cortecs.lease.cost" not in seen.metrics
 
 
+async def test_exceptions_of_others_show_no_secrets(
+    world: World, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, of_environment = "sk-passed-as-an-argument", "sk-of-the-environment"
+    monkeypatch.setenv("OPENAI_API_KEY", of_environment)
+    async with world(telemetry=seen.telemetry) as (emu, client):
+        with pytest.raises(KeyError):
+            async with client.instance(MODEL, HARDWARE) as inst:
+                inst.openai_kwargs(api_key=passed)
+                cause = ValueError(f"Incorrect API key provided: {passed}, {of_environment}")
+                raise KeyError(f"logged in with {emu.client_secret}, {passed}") from cause
+    shown = "".join(span.to_json() for span in seen.spans)
+    assert "Incorrect API key provided: ***, ***" in shown
+    assert "logged in with ***, ***" in shown
+    assert not [each for each in (passed, of_environment, emu.client_secret) if each in shown]
+
+
 async def test_a_restarted_instance_and_a_kept_one(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (emu, client):
         found = emu.start_instance(LINKED, HARDWARE)

@@ -355,6 +355,13 @@ def test_a_reaper_starts_from_a_removed_working_directory(
     check_reaper()
 
 
+def test_the_standard_library_stays_first_on_the_path_of_a_reaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", ["/library"])
+    reaper = Reaper(lambda _: None)
+    assert reaper._apply({"kind": "HELLO", "path": ["/app", "/library", "/packages"]})
+    assert sys.path == ["/library", "/app", "/packages"]
+
+
 @pytest.mark.sockets
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_reaper_works_beside_modules_named_as_those_of_the_standard_library(
