@@ -16,7 +16,7 @@ pytestmark = pytest.mark.sockets
 pytest_plugins = ["pytester"]
 
 # Fails if one of them is missing.
-VERSIONS = {name: version(name) for name in ("pytest-asyncio", "pytest-trio")}
+VERSIONS = {name: version(name) for name in ("pytest-asyncio", "pytest-httpx", "pytest-trio")}
 # Before 0.24, there was only one scope.
 HAS_LOOP_SCOPES = tuple(map(int, VERSIONS["pytest-asyncio"].split(".")[:2])) >= (0, 24)
 
@@ -123,4 +123,4 @@ def test_the_page_runs_as_it_stands_with(options: list[str], pytester: pytest.Py
     for name, text in files_of(PAGE).items():
         pytester.path.joinpath(name).write_text(text)
     result = pytester.runpytest_subprocess(*options)
-    result.assert_outcomes(passed=17, errors=1)
+    result.assert_outcomes(passed=19, errors=1)
