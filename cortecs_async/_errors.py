@@ -97,6 +97,11 @@ class APIStatusError(RequestError):
 
     hint: ClassVar[str] = ""
 
+    @property
+    def has_json_body(self) -> bool:
+        """Whether the body looks like JSON, as in errors of the service; proxies usually return HTML."""
+        return self.body.lstrip().startswith("{")
+
     def __init__(
         self,
         message: str,

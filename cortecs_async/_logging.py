@@ -56,7 +56,7 @@ class Event(enum.Enum):
     LEASE_ABANDONED = (
         "lease.abandoned",
         CRITICAL,
-        "%(name)s was not released before its event loop ended. %(successor)s",
+        "%(name)s was not released before its event loop ended. %(who_releases)s",
         "instance_id model",
     )
     LEASE_UNAWAITED = (
@@ -72,11 +72,6 @@ class Event(enum.Enum):
         INFO,
         "Could not read instance %(instance_id)s: %(error)s",
         "instance_id error_type",
-    )
-    LEASE_UNWATCHED = (
-        "lease.unwatched",
-        ERROR,
-        "Status checks failed. The block continues, and the instance is still released",
     )
     LEASE_INTERRUPTED = "lease.interrupted", WARNING, "Interrupted: %(consequence)s"
     LEASE_START_RETRY = (
@@ -134,6 +129,13 @@ class Event(enum.Enum):
         "instance_id step wait error_type request_id",
     )
     LEASE_NO_PRICES = "lease.no_prices", INFO, "Could not read the price list: %(error)s", "error_type"
+
+    BACKGROUND_FAILED = (
+        "background.failed",
+        ERROR,
+        "Work in the background failed: %(work)s. Blocks continue, and instances are still released",
+        "work",
+    )
 
     HTTP_REQUEST = (
         "http.request",

@@ -747,7 +747,7 @@ MUTANTS = [
     Mutant(
         "has a reaper that takes the page of a proxy for a refusal",
         "_recovery/refusal.py",
-        'if not error.body.lstrip().startswith("{"):',
+        "if not error.has_json_body:",
         "if False:",
         "recovery/test_refusal.py::test_what_is_no_refusal_keeps_the_reaper_at_work",
     ),
@@ -3503,8 +3503,8 @@ MUTANTS = [
     Mutant(
         "shares an instance with processes that have another secret",
         "integrations/_shared.py",
-        "        digest.update(_environment_hash())\n",
-        "",
+        '"CORTECS_CLIENT_SECRET", "CORTECS_API_BASE_URL"',
+        '"CORTECS_API_BASE_URL"',
         "integrations/test_web.py::test_which_processes_share",
     ),
     Mutant(

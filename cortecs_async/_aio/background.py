@@ -61,7 +61,7 @@ class BackgroundTask:
         try:
             await self._work()
         except Exception:  # noqa: BLE001  (a callback may raise anything)
-            log(Event.LEASE_UNWATCHED, exc_info=True)
+            log(Event.BACKGROUND_FAILED, exc_info=True, work=getattr(self._work, "__qualname__", self._work))
 
     async def _run_on_trio(self) -> None:
         assert self._scope is not None  # noqa: S101  (for the type checker)
@@ -77,11 +77,14 @@ class UnawaitedTasks:
 
     def __init__(self, loop: LoopBinding) -> None:
         self._loop = loop
-        self._running: set[object] = set()
+        # With the event loop of each.
+        self._running: dict[object, object] = {}
         self._ended = Broadcast()
 
-    def start_soon(self, work: Callable[[], Awaitable[None]], otherwise: Callable[[], object]) -> None:
-        """Start `work` soon. Call `otherwise` if it cannot begin, because the event loop has ended.
+    def start_soon(
+        self, work: Callable[[], Awaitable[None]], if_loop_ended: Callable[[], object] = lambda: None
+    ) -> None:
+        """Start `work` soon. If it cannot begin because the event loop has ended, call `if_loop_ended`.
 
         Can be called in any thread, also by the garbage collector.
         """
@@ -93,10 +96,10 @@ class UnawaitedTasks:
             await work()
 
         def end() -> None:
-            self._running.discard(begin)
+            self._running.pop(begin, None)
             self._ended.notify()
             if not has_begun:
-                otherwise()
+                if_loop_ended()
 
         def start() -> None:
             try:
@@ -104,12 +107,12 @@ class UnawaitedTasks:
             except RuntimeError:  # trio accepts no more system tasks at its end
                 end()
 
-        self._running.add(begin)
+        self._running[begin] = self._loop.bound
         if not self._loop.call_soon(start):
-            self._running.discard(begin)
-            otherwise()
+            self._running.pop(begin, None)
+            if_loop_ended()
 
     async def join(self) -> None:
-        """Wait until all of it has ended."""
-        while self._running:
+        """Wait until all of it has ended, except what another event loop has not finished."""
+        while self._loop.bound in self._running.values():
             await self._ended.wait()

@@ -59,9 +59,14 @@ class LoopBinding:
         """Let another event loop use the client, which has no connection in its own."""
         self._bound.clear()
 
+    @property
+    def bound(self) -> object:
+        """The event loop of the client; None before its first use."""
+        return self._bound.get("loop")
+
     def call_soon(self, callback: Callable[[], object]) -> bool:
         """Call `callback` in the client's event loop, from any thread. Return False if it is not running."""
-        loop: Any = self._bound.get("loop")
+        loop: Any = self.bound
         try:
             if isinstance(loop, asyncio.AbstractEventLoop):
                 if not loop.is_running():

@@ -1,7 +1,6 @@
 """`client.instances`: the endpoints of instances, and the waits built on them.
 
-To add an endpoint, add a method to `Instances` that sends a `Call` and decodes the reply; the head of
-`resources.py` lists the other places.
+To add an endpoint, add a method to `Instances` that sends a `Call` and decodes the reply: see `resources.py`.
 """
 
 from __future__ import annotations

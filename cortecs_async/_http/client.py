@@ -147,7 +147,10 @@ class HTTP:
             sigint_guard.release()
 
     async def aclose(self) -> None:
-        """Reject further calls, and close the connections as soon as no lease needs them."""
+        """Reject further calls, and close the connections as soon as no lease needs them.
+
+        This waits for releases that run in the background.
+        """
         self.loop.check()
         self._closed = True
         try:
@@ -156,9 +159,9 @@ class HTTP:
             await self._close_if_done()
 
     def close_soon(self) -> None:
-        """Do as `aclose`, without waiting for it."""
+        """Close the client in the background, for code that cannot await."""
         self._closed = True
-        self.unawaited.start_soon(self._close_if_done, otherwise=bool)
+        self.unawaited.start_soon(self._close_if_done)
 
     async def _close_if_done(self) -> None:
         if self._closed and not self._holders:

@@ -379,7 +379,7 @@ class InstanceLease(Endpoint):
                 instance_id=held.instance_id,
                 model=self._state.info().model,
                 name=held.name,
-                successor=self._services.promises.successor(),
+                who_releases=self._services.promises.who_releases(),
             )
         self._report.abandon()
 

@@ -7,7 +7,6 @@ object that can be dropped at any point.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import contextvars
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
@@ -20,7 +19,7 @@ import anyio
 import anyio.lowlevel
 from attrs import define, field
 
-from .._aio.eventloop import in_trio
+from .._aio.eventloop import loop_runner
 from .._aio.feeds import Feed
 from .._aio.synchronization import Broadcast
 from .._aio.tasks import TaskResult, UserTask
@@ -257,12 +256,7 @@ class _Run(Generic[T, R]):
                 "the lease has ended. Iterate over the results inside its `async with` block"
             )
         self._maps.runs.add(self)
-        if in_trio():
-            import trio  # noqa: PLC0415  (optional, but installed if this code runs)
-
-            self._call_soon = trio.lowlevel.current_trio_token().run_sync_soon
-        else:
-            self._call_soon = asyncio.get_running_loop().call_soon_threadsafe
+        self._call_soon = loop_runner()
         self.started = True
         self._start_task(UserTask(self._feed.name, self._read, self._end_reading, self._end_task))
 

@@ -56,11 +56,8 @@ class RefusalWatch:
 
 
 def is_refusal(error: APIStatusError) -> bool:
-    """Return whether the service says that it does not accept the credentials.
-
-    Other servers, such as proxies, usually respond with HTML.
-    """
-    if not error.body.lstrip().startswith("{"):
+    """Return whether the service says that it does not accept the credentials."""
+    if not error.has_json_body:
         return False
     if isinstance(error, BadRequestError):
         return error.path == EXCHANGE_PATH  # "invalid_client", in the form of OAuth 2.0

@@ -207,6 +207,8 @@ class BackgroundInstance(ManagedInstance):
 
 
 def _is_refusal(error: Exception) -> bool:
+    if isinstance(error, APIStatusError) and not error.has_json_body:
+        return False  # of a proxy
     if isinstance(error, APIStatusError) and error.path == _TOKEN_PATH:
         # Token endpoints reject credentials with 400 or 401.
         return 400 <= error.status_code < 500 and not isinstance(error, RateLimitError)
@@ -215,11 +217,7 @@ def _is_refusal(error: Exception) -> bool:
 
 def _is_no_capacity(error: Exception) -> bool:
     """Return whether the service rejected a start with 503, in its own JSON and not in a proxy's HTML."""
-    return (
-        isinstance(error, ServiceUnavailableError)
-        and error.path == _START_PATH
-        and error.body.lstrip().startswith("{")
-    )
+    return isinstance(error, ServiceUnavailableError) and error.path == _START_PATH and error.has_json_body
 
 
 def _remaining(name: str, limit: float | None, used: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -121,7 +122,8 @@ def kill_frozen(pid: int) -> None:
     except OSError:
         return
     if BOOTSTRAP.encode() in command:
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):  # another worker was faster
+            os.kill(pid, signal.SIGKILL)
 
 
 def _is_open(fd: int) -> bool:

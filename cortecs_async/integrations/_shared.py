@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import socket
 import sys
@@ -39,9 +40,12 @@ _UNRESPONSIVE_AFTER, _FROZEN_AFTER = 3, 12
 # The longest socket address, in bytes, that every system supports.
 _LONGEST_ADDRESS = 103
 
-# The variables that the owner reads once. Those that may contain a secret are only used as a hash.
-_ACCOUNT = ("CORTECS_CLIENT_ID", "CORTECS_API_BASE_URL")
-_HASHED = ("CORTECS_CLIENT_SECRET", *VARIABLES, *(name.lower() for name in VARIABLES))
+# The variables that the owner reads once. With an outdated secret or proxy, it could not start or release
+# anything.
+_ENVIRONMENT = (
+    *("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET", "CORTECS_API_BASE_URL"),
+    *(*VARIABLES, *(name.lower() for name in VARIABLES)),
+)
 
 
 class SharedInstance(ManagedInstance):
@@ -151,9 +155,9 @@ class SharedInstance(ManagedInstance):
             problem = f"it {end}"
             if not received:
                 reason, problem = "failed", ": ".join([problem, *self._owner.last_line])
-                logger.warning("the owner process of the instance %s", problem.removeprefix("it "))
             self._owner = None
-        logger.info("no connection to the owner process of the instance: %s", problem)
+        level = logging.WARNING if reason == "failed" else logging.INFO
+        logger.log(level, "no connection to the owner process of the instance: %s", problem)
         self._set(Unavailable(reason, f"there is no owner process of the instance: {problem}"))
         return received
 
@@ -232,21 +236,10 @@ class SharedInstance(ManagedInstance):
     @property
     def _meeting_point(self) -> MeetingPoint:
         """The files that exactly the processes that share have in common."""
-        account = [os.environ.get(name, "").strip() for name in _ACCOUNT]
-        key = [self._name, self._spec, account, socket.gethostname(), os.getuid(), __version__]
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode())
-        digest.update(_environment_hash())
-        return MeetingPoint(state_directory(None) / "shared" / f"{digest.hexdigest()[:16]}.sock")
-
-
-def _environment_hash() -> bytes:
-    """Return a hash of what the owner reads once from the environment: the secret, proxies, certificates.
-
-    With an outdated secret or proxy it could neither start nor release anything.
-    """
-    values = [os.environ.get(name, "").strip() for name in _HASHED]
-    text = json.dumps(["owner of a shared instance", *values])
-    return hashlib.sha256(text.encode()).digest()
+        environment = [os.environ.get(name, "").strip() for name in _ENVIRONMENT]
+        key = [self._name, self._spec, environment, socket.gethostname(), os.getuid(), __version__]
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        return MeetingPoint(state_directory(None) / "shared" / f"{digest[:16]}.sock")
 
 
 _connections: weakref.WeakSet[SocketStream] = weakref.WeakSet()

@@ -237,7 +237,10 @@ def test_the_grace_period_ends(run: Run) -> None:
 @pytest.mark.cortecs_emulator(leak_grace=0.1)
 @pytest.mark.cortecs_client(journal="required")
 async def test_it(cortecs_client):
-    await cortecs_client.instance(MODEL).__aenter__()
+    kept.append(cortecs_client.instance(MODEL))
+    await kept[-1].__aenter__()
+
+kept = []
 """,
         passed=2,
         errors=2,

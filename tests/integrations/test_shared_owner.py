@@ -288,6 +288,16 @@ def test_only_an_owner_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert killed == []
 
 
+def test_several_processes_may_kill_the_same_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_bytes", lambda _: _owner_process.BOOTSTRAP.encode())
+    monkeypatch.setattr(os, "kill", raise_process_lookup_error)
+    _owner_process.kill_frozen(4321)
+
+
+def raise_process_lookup_error(*_: object) -> None:
+    raise ProcessLookupError
+
+
 @pytest.mark.sockets
 async def test_a_frozen_owner_is_noticed_and_heals(monkeypatch: pytest.MonkeyPatch) -> None:
     async with service(monkeypatch) as emu:

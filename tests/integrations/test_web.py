@@ -461,6 +461,16 @@ async def test_refusals_that_are_not_in_a_row_are_not_final(world: World) -> Non
             assert len(emu.existing) == 1
 
 
+@pytest.mark.parametrize(("route", "status"), [("token", 401), ("start", 402), ("start", 403)])
+async def test_refusals_of_a_proxy_are_not_final(world: World, route: str, status: int) -> None:
+    async with world() as (emu, client):
+        page = "<h1>Please log in to the network</h1>"
+        emu.add_fault(Fault("status", route=route, status=status, body=page, times=20))
+        async with BackgroundInstance(client, MODEL, HARDWARE) as instance:
+            await instance.wait()
+            assert len(emu.existing) == 1
+
+
 def test_the_page_has_all_reasons() -> None:
     page = (Path(__file__).parent.parent.parent / "docs" / "web.md").read_text()
     rows = [f"| `{reason}` | {message} |" for reason, message in _managed._MESSAGES.items()]

@@ -259,10 +259,33 @@ async def test_what_can_await_nothing_is_released_in_the_background(
     ]
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_client_that_is_closed_in_another_loop_does_not_wait_for_what_its_own_did_not_finish(
+    state_dir: Path,
+) -> None:
+    emu = Emulator(step_seconds=0, stop_seconds=1)
+    client = open_client(emu, journal="off")
+
+    async def main() -> None:
+        await client.instance(MODEL, on_loss="ignore").__aenter__()
+        gc.collect()
+
+    async def close() -> None:
+        async with asyncio.timeout(5):
+            await client.aclose()
+
+    loop = VirtualTimeLoop()
+    loop.run_until_complete(main())
+    client._wiring.http.loop.unbind()
+    run_on("asyncio", close)
+    assert len(client._wiring.http.unawaited._running) == 1
+    loop.close()
+
+
 @pytest.mark.parametrize("how", [*COROUTINES, "dropped"])
 @pytest.mark.parametrize(
     ("journal", "successor"),
-    [("auto", "`cortecs-async sweep` releases it"), ("off", "IT IS BILLED until `client.sweep()`")],
+    [("auto", "`cortecs-async sweep` releases it"), ("off", "It is billed until `client.sweep()`")],
 )
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_without_its_event_loop_it_is_left_to_others(
