@@ -1170,6 +1170,28 @@ MUTANTS = [
         "integrations/test_opentelemetry.py::test_exceptions_of_others_show_no_secrets",
     ),
     Mutant(
+        "keeps an instance beyond its limit in a block that cannot be cancelled",
+        "_lease/watchdog.py",
+        "                release()\n",
+        "                pass\n",
+        "lease/test_watchdog.py"
+        "::TestEnteredInATaskThatHasEnded::test_the_limit_releases_the_instance_and_leaving_raises",
+    ),
+    Mutant(
+        "does not say why a generator ended that was closed",
+        "_lease/watchdog.py",
+        "is_ended_by_caller = isinstance(raised, GeneratorExit) or (",
+        "is_ended_by_caller = (",
+        "lease/test_watchdog.py::test_in_a_closed_generator_the_limit_comes_out",
+    ),
+    Mutant(
+        "keeps a lease alive through the task that entered it",
+        "_aio/scopes.py",
+        "self._task = weakref.ref(task)",
+        "self._task = lambda: task",
+        "lease/test_watchdog.py::TestEnteredInATaskThatHasEnded::test_a_lease_that_is_dropped_is_still_collected",
+    ),
+    Mutant(
         "leaves to the reaper what its event loop could release",
         "_lease/lease.py",
         "unawaited.start_soon(partial(self._release_unawaited, on_exit), self._abandon)",

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import anyio
@@ -23,7 +25,8 @@ class CancellableBlock:
         self.is_cancelled = False
         self._is_inside = False
         self._scope: anyio.CancelScope | None = None
-        self._task: asyncio.Task[Any] | None = None
+        # Weak, because the result of a task that has ended may be what holds this block: a lease.
+        self._task: Callable[[], asyncio.Task[Any] | None] = lambda: None
         self._cancelling = 0
 
     def enter(self) -> None:
@@ -32,19 +35,24 @@ class CancellableBlock:
         if in_trio():
             self._scope = anyio.CancelScope()
             self._scope.__enter__()
-        else:
-            self._task = asyncio.current_task()
-            self._cancelling = self._task.cancelling() if self._task is not None else 0
+        elif (task := asyncio.current_task()) is not None:
+            self._task = weakref.ref(task)
+            self._cancelling = task.cancelling()
 
-    def cancel(self) -> None:
-        """Cancel the code in the block. Do nothing once the block has ended."""
-        if not self._is_inside or self.is_cancelled:
-            return
-        self.is_cancelled = True
-        if self._scope is not None:
-            self._scope.cancel()
-        elif self._task is not None:
-            self._task.cancel()
+    def cancel(self) -> bool:
+        """Cancel the code in the block. Do nothing once the block has ended.
+
+        Returns:
+            Whether this is possible: not if the task that entered the block has ended, as that of a fixture.
+        """
+        if self._is_inside and not self.is_cancelled:
+            self.is_cancelled = True
+            if self._scope is not None:
+                self._scope.cancel()
+            else:
+                task = self._task()
+                return task is not None and task.cancel()
+        return True
 
     async def leave(self, raised: BaseException | None) -> tuple[BaseException | None, bool]:
         """End the block, which `raised` has left.
@@ -55,7 +63,7 @@ class CancellableBlock:
         self._is_inside = False
         if self._scope is not None:
             return self._leave_scope(self._scope, raised)
-        task = self._task
+        task = self._task()
         if not self.is_cancelled or task is None or task is not asyncio.current_task():
             return raised, False
         others = task.uncancel() > self._cancelling

@@ -22,6 +22,7 @@ The steps of a lease, and where to find each:
 from __future__ import annotations
 
 import enum
+import weakref
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -38,7 +39,6 @@ from .._api.domain import Instance
 from .._errors import (
     AmbiguousStartError,
     ConfigurationError,
-    CortecsError,
     InvalidArgumentError,
     LeaseExpiredError,
 )
@@ -49,7 +49,7 @@ from .endpoint import Endpoint, InstanceHandle
 from .mapping import maps_of
 from .options import LeaseOptions, OnExit
 from .pricing import Receipt
-from .release import Release
+from .release import Release, close_receipt
 from .state import LeaseServices, LeaseState
 from .watchdog import Watchdog
 
@@ -159,7 +159,7 @@ class InstanceLease(Endpoint):
             RequestError: if the service rejects the start, or cannot be reached.
         """
         await self._enter("instance" if self._options.borrowed is None else "attach")
-        self._watchdog = Watchdog(self._state, self.instance)
+        self._watchdog = Watchdog(self._state, self.instance, weakref.WeakMethod(self._release_early))
         self._watchdog.enter()
         return self
 
@@ -245,19 +245,39 @@ class InstanceLease(Endpoint):
             exc.add_note(f"cortecs_async: {self._state.held.name} could not be released here: {error}")
             return
         maps_of(self).stop()
-        # A generator that is closed ends its block without an error.
-        raised = None if isinstance(exc, GeneratorExit) else exc
-        outcome = await self._watchdog.leave(raised)
+        outcome = await self._watchdog.leave(exc)
         self._state.newest = self._watchdog.instance
-        on_exit = self._options.on_exit
-        if on_exit == "keep" and isinstance(self._watchdog.verdict, LeaseExpiredError):
-            on_exit = "delete"
         try:
-            outcome = await self._end(outcome, on_exit)
+            # A generator that is closed ends its block without an error.
+            cause = None if isinstance(outcome, GeneratorExit) else outcome
+            outcome = await self._end(cause, self._on_exit_now())
         finally:
             await maps_of(self).join()
-        if outcome is not None and outcome is not raised:
+        if outcome is not None and outcome is not exc:
             raise outcome
+
+    def _on_exit_now(self) -> OnExit:
+        expired = self._watchdog is not None and isinstance(self._watchdog.verdict, LeaseExpiredError)
+        return "delete" if expired and self._options.on_exit == "keep" else self._options.on_exit
+
+    def _release_early(self) -> None:
+        """Release the instance during the block, which ends later: the task that entered it has ended."""
+        maps_of(self).stop()
+        release = self._release_of(self._on_exit_now())
+
+        async def run() -> None:
+            await run_uncancellable(release.run, restart_if_cancelled=True)
+
+        self._services.http.unawaited.start_soon(run)
+
+    def _release_of(self, on_exit: OnExit) -> Release:
+        """Return the one release of this lease."""
+        if self._running_release is None:
+            deadline = anyio.current_time() + self._options.teardown_timeout
+            self._running_release = Release(
+                self._services, self._state.held, on_exit, deadline, self._report.tear_down
+            )
+        return self._running_release
 
     async def _end(self, cause: BaseException | None, on_exit: OnExit) -> BaseException | None:
         """Release the instance.
@@ -296,11 +316,7 @@ class InstanceLease(Endpoint):
         failure: BaseException | None = None
         interruption: BaseException | None = None
         if held.may_have_instance():
-            deadline = anyio.current_time() + self._options.teardown_timeout
-            release = self._running_release or Release(
-                self._services, held, on_exit, deadline, report.tear_down
-            )
-            self._running_release = release
+            release = self._release_of(on_exit)
             try:
                 ended = await run_uncancellable(release.run, restart_if_cancelled=True)
             except GeneratorExit:
@@ -312,7 +328,7 @@ class InstanceLease(Endpoint):
             report.leave(failure)
             if ended.error is not None:
                 self._services.promises.abandon(held.open_key)
-            self._close_receipt(release, failure)
+            close_receipt(self._state, release, failure)
         try:
             await self._services.http.release()
         finally:
@@ -331,36 +347,6 @@ class InstanceLease(Endpoint):
         if interruption is not None and not isinstance(cause, type(interruption)):
             redeliver_cancellation(interruption, cause)
         return cause
-
-    def _close_receipt(self, release: Release, failure: BaseException | None) -> None:
-        state = self._state
-        held = state.held
-        state.close(release.stopped_at, released=failure is None and release.goal is not None)
-        model = state.info().model
-        if failure is not None:
-            # Other errors, such as KeyboardInterrupt, do not name the instance.
-            if not isinstance(failure, CortecsError):
-                failure.add_note(f"cortecs_async: {held.name} MAY STILL BE BILLED")
-            log(
-                Event.LEASE_NOT_RELEASED,
-                instance_id=held.instance_id,
-                model=model,
-                error_type=type(failure).__name__,
-                name=held.name,
-                error=failure,
-            )
-        elif release.goal is not None and (final := state.final) is not None:
-            log(
-                Event.LEASE_ENDED,
-                instance_id=held.instance_id,
-                model=model,
-                goal=release.goal.value,
-                seconds=final.seconds,
-                cost=final.cost,
-                currency=final.currency,
-                name=held.name,
-                receipt=final,
-            )
 
     def _note(self, cause: BaseException, failure: BaseException | None) -> None:
         if failure is not None and failure is not cause and not isinstance(cause, AmbiguousStartError):

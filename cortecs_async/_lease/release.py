@@ -21,11 +21,12 @@ from .._errors import (
     InvalidArgumentError,
     TeardownError,
 )
+from .._logging import Event, log
 from .._telemetry import LeaseInfo, Report
 from .endpoint import InstanceHandle
 from .options import OnExit
 from .start_state import StartState
-from .state import HeldInstance, LeaseServices, Origin
+from .state import HeldInstance, LeaseServices, LeaseState, Origin
 
 
 @define(eq=False)
@@ -192,6 +193,37 @@ class Release:
                 promises.record_gone(key)
         elif not isinstance(self.failure, AmbiguousStartError):
             promises.record_abandoned(key)
+
+
+def close_receipt(state: LeaseState, release: Release, failure: BaseException | None) -> None:
+    """Set the final receipt, and log how the release ended."""
+    held = state.held
+    state.close(release.stopped_at, released=failure is None and release.goal is not None)
+    model = state.info().model
+    if failure is not None:
+        # Other errors, such as KeyboardInterrupt, do not name the instance.
+        if not isinstance(failure, CortecsError):
+            failure.add_note(f"cortecs_async: {held.name} MAY STILL BE BILLED")
+        log(
+            Event.LEASE_NOT_RELEASED,
+            instance_id=held.instance_id,
+            model=model,
+            error_type=type(failure).__name__,
+            name=held.name,
+            error=failure,
+        )
+    elif release.goal is not None and (final := state.final) is not None:
+        log(
+            Event.LEASE_ENDED,
+            instance_id=held.instance_id,
+            model=model,
+            goal=release.goal.value,
+            seconds=final.seconds,
+            cost=final.cost,
+            currency=final.currency,
+            name=held.name,
+            receipt=final,
+        )
 
 
 async def release_acquired(services: LeaseServices, handle: InstanceHandle | str, timeout: float) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import math
+import weakref
+from collections.abc import Callable
 
 import anyio
 from attrs import define, field
@@ -32,8 +34,11 @@ class Watchdog:
 
     _state: LeaseState
     instance: Instance
+    # Releases the instance of a block that cannot be cancelled. Weak: a lease that is dropped is released.
+    _release_early: weakref.WeakMethod[Callable[[], None]]
     verdict: LifecycleError | None = None
     _block: CancellableBlock = field(factory=CancellableBlock)
+    _was_cancelled: bool = True
     _background: list[BackgroundTask] = field(factory=list)
 
     def enter(self) -> None:
@@ -50,9 +55,11 @@ class Watchdog:
         outcome, interrupted = await self._block.leave(raised)
         if self.verdict is None:
             return outcome
-        if interrupted:
+        is_ended_by_caller = isinstance(raised, GeneratorExit) or (raised is None and not self._was_cancelled)
+        if interrupted or is_ended_by_caller:
             return self.verdict
-        if isinstance(self.verdict, InstanceLostError) and is_endpoint_error(raised):
+        is_consequence = isinstance(self.verdict, InstanceLostError) or not self._was_cancelled
+        if is_consequence and is_endpoint_error(raised):
             self.verdict.__cause__ = raised
             return self.verdict
         if outcome is not None and outcome is raised:
@@ -68,15 +75,14 @@ class Watchdog:
 
     async def _watch_instance(self) -> None:
         state = await self._until_lost()
-        self._end(
-            InstanceLostError,
-            f"{state} while the block was running; pass on_loss='ignore' to keep the block running",
-        )
+        self._end(InstanceLostError, f"{state} while the block was running")
 
     def _end(self, error: type[LifecycleError], what: str) -> None:
         if self.verdict is None:
             self._set_verdict(error, what)
-            self._block.cancel()
+            self._was_cancelled = self._block.cancel()
+            if not self._was_cancelled and (release := self._release_early()) is not None:
+                release()
 
     def _set_verdict(self, error: type[LifecycleError], what: str) -> LifecycleError:
         instance_id = self.instance.instance_id

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import contextlib
+import gc
+from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import anyio
 import httpx
 import pytest
 from _grids import BACKENDS, grid
+from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, World
 
-from cortecs_async import PollPolicy, errors
+from cortecs_async import InstanceLease, PollPolicy, errors
+from cortecs_async._lease.options import OnExit
 from cortecs_async.emulator import Emulator, Fault
 
 
@@ -369,3 +373,80 @@ async def test_an_error_of_the_endpoint_of_a_living_instance_comes_out_as_it_is(
         assert emu.existing == ()
     assert not hasattr(caught.value, "__notes__")
     assert losses(caplog) == []
+
+
+# --- Blocks that cannot be cancelled ------------------------------------------------------------------------
+
+
+async def enter_elsewhere(lease: InstanceLease) -> None:
+    """Enter a lease in a task that ends, as that of a fixture."""
+    await asyncio.create_task(lease.__aenter__())
+
+
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"loop_factory": VirtualTimeLoop})], ids=["asyncio"])
+class TestEnteredInATaskThatHasEnded:
+    @pytest.mark.parametrize("on_exit", ["delete", "keep"])
+    async def test_the_limit_releases_the_instance_and_leaving_raises(
+        self, world: World, on_exit: OnExit
+    ) -> None:
+        async with world(step_seconds=0.0) as (emu, client):
+            lease = client.instance(MODEL, HARDWARE, max_lifetime=50, on_exit=on_exit)
+            await enter_elsewhere(lease)
+            await anyio.sleep(55)
+            assert emu.existing == ()
+            with pytest.raises(errors.LeaseExpiredError):
+                await lease.__aexit__(None, None, None)
+            assert lease.receipt.seconds == pytest.approx(50, abs=1)
+            assert [each for each in routes(emu) if each in {"stop", "delete"}] == ["stop", "delete"]
+
+    async def test_leaving_raises_that_it_was_lost(self, world: World) -> None:
+        async with world(step_seconds=0.0) as (emu, client):
+            lease = client.instance(MODEL, HARDWARE)
+            await enter_elsewhere(lease)
+            await anyio.sleep(5)
+            emu.stop_instance(emu.existing[0])
+            await anyio.sleep(20)
+            assert emu.existing == ()
+            with pytest.raises(errors.InstanceLostError):
+                await lease.__aexit__(None, None, None)
+
+    @pytest.mark.parametrize("raised", [KeyError("mine"), StatusError()], ids=["own", "of the endpoint"])
+    async def test_its_own_exception_stays_and_that_of_the_endpoint_is_the_cause(
+        self, world: World, raised: Exception
+    ) -> None:
+        async with world(step_seconds=0.0) as (_, client):
+            lease = client.instance(MODEL, HARDWARE, max_lifetime=50)
+            await enter_elsewhere(lease)
+            await anyio.sleep(60)
+            if isinstance(raised, KeyError):
+                await lease.__aexit__(KeyError, raised, None)
+                assert "max_lifetime" in raised.__notes__[0]
+            else:
+                with pytest.raises(errors.LeaseExpiredError) as caught:
+                    await lease.__aexit__(StatusError, raised, None)
+                assert caught.value.__cause__ is raised
+
+    async def test_a_lease_that_is_dropped_is_still_collected(self, world: World) -> None:
+        async with world(step_seconds=0.0) as (emu, client):
+            lease = client.instance(MODEL, HARDWARE, max_lifetime=50)
+            await enter_elsewhere(lease)
+            del lease
+            gc.collect()
+            await anyio.sleep(1)
+            assert emu.existing == ()
+
+
+async def test_in_a_closed_generator_the_limit_comes_out(world: World) -> None:
+    async with world(step_seconds=0.0) as (emu, client):
+
+        async def answers() -> AsyncGenerator[int, None]:
+            async with client.instance(MODEL, HARDWARE, max_lifetime=50):
+                while True:
+                    yield 1
+
+        with pytest.raises(errors.LeaseExpiredError):
+            async with contextlib.aclosing(answers()) as generator:
+                async for _ in generator:
+                    await anyio.sleep(1)
+        assert emu.existing == ()
+        await anyio.sleep(1)  # it was not cancelled for good
