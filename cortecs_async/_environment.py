@@ -1,7 +1,7 @@
-"""The proxies, the certificates and the import path that child processes share with this process.
+"""What child processes take over from this process: proxies, certificates, import path.
 
-The client reads them once, when it is created, and sends the result to its reaper as plain data. So the
-reaper uses what its parent used, whatever its own working directory and environment are.
+The client reads the proxies and certificates once, when it is created, and sends the result to its reaper as
+plain data. So the reaper uses what its parent used, whatever its own working directory and environment are.
 """
 
 from __future__ import annotations

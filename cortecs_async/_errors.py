@@ -234,9 +234,10 @@ class TeardownError(LifecycleError):
 
 
 class InstanceLostError(LifecycleError):
-    """The instance stopped or disappeared during the block, which was cancelled.
+    """The instance stopped or disappeared during the block.
 
-    If an error of a request to the endpoint had ended the block before, it is the `__cause__`.
+    Either the block was cancelled, or an error of a request to the endpoint ended it first; that error is the
+    `__cause__`.
     """
 
 

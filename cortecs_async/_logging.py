@@ -62,7 +62,7 @@ class Event(enum.Enum):
     LEASE_UNAWAITED = (
         "lease.unawaited",
         WARNING,
-        "Releasing %(name)s: its lease was dropped, or its coroutine was closed",
+        "Releasing %(name)s in the background: its block could not be left normally",
         "instance_id model",
     )
     LEASE_LOST = "lease.lost", WARNING, "%(reason)s", "instance_id"

@@ -142,7 +142,7 @@ class Redactor:
 
 INFERENCE_KEY_VARIABLES = ("CORTECS_API_KEY", "OPENAI_API_KEY")
 
-# Fewer characters than a key has. To remove all text like "x" would only hide what happened.
+# Shorter values are not treated as keys: redacting every "x" would make the text unreadable.
 _SHORTEST_KEY = 8
 
 # The inference API keys that this process has used, whichever instance they were for.

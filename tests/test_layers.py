@@ -39,11 +39,11 @@ ROWS: list[set[str]] = [
 # These use only what is public, and may start the emulator.
 ON_TOP = {"integrations", "_cli", "__main__"}
 PUBLIC = {"__init__", "errors", "types", "signals", "integrations"}
-# What an integration shares with the package and users have no use for: the rules for files, tasks that any
-# task may end, how secrets are hidden, and the variables that the client reads.
+# Internals that integrations may import: the rules for files, tasks that any task may end, how secrets are
+# hidden, and the variables that the client reads.
 SHARED = {"_state_directory", "_aio", "_secrets", "_environment"}
-# The batch on other machines: its files, and when an instance counts as failed, are those of the batch. What
-# an error of an endpoint is, the leases know.
+# The batch on other machines: its files, and when an instance counts as failed, are those of the batch.
+# Leases decide what counts as an endpoint error.
 FLEETS = {f"integrations/{name}.py" for name in ("_fan_out", "_fan_out_queue", "_worker", "jsonl")}
 BATCH = {"_batch", "_lease"}
 # The emulator writes literal wire JSON and imports nothing of the client: a mistake cannot cancel itself out.

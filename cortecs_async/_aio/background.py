@@ -16,8 +16,8 @@ from .synchronization import Broadcast
 class BackgroundTask:
     """Work in the background, without a task group. Call `stop` to end it. Its errors are logged.
 
-    It ends with the event loop, so a release must not depend on it. Any task may stop it and wait for its
-    end; a task group can be left only by the task that entered it.
+    It is cancelled when the event loop ends. Work that must finish uses `run_uncancellable`. Any task may
+    stop it and wait for its end; a task group can be left only by the task that entered it.
 
     Args:
         work: The work.
@@ -73,7 +73,7 @@ class BackgroundTask:
 
 
 class UnawaitedTasks:
-    """Work in the event loop of a client, for code that can await nothing. `join` waits for it."""
+    """Work in the event loop of a client, for code that cannot await. `join` waits for it."""
 
     def __init__(self, loop: LoopBinding) -> None:
         self._loop = loop

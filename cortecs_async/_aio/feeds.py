@@ -55,7 +55,7 @@ class Feed(Generic[T]):
     async def close(self, error: BaseException | None) -> BaseException | None:
         """Let go of the items. Close them if they are asynchronous and have an `aclose`, as generators do.
 
-        Others, for example a file or a generator that several maps share, remain open.
+        Synchronous items, such as a file or a generator, stay open: several maps may share them.
 
         Args:
             error: The error that ended the reading.

@@ -88,23 +88,21 @@ def redeliver_cancellation(interruption: BaseException, cause: BaseException) ->
 
 
 def is_closed_coroutine(error: BaseException | None) -> bool:
-    """Return whether `error` comes from a coroutine that is being closed, whose frames can await nothing.
+    """Return whether `error` comes from a coroutine that is being closed, whose frames cannot await.
 
     `coro.close()` and the garbage collector raise GeneratorExit in a coroutine, where an `await` would fail.
-    Async generators are closed with `aclose()`, which is awaited, as their event loops do with those that
-    were dropped. So where the GeneratorExit was raised shows which it is.
+    Async generators are closed with `aclose()`, which can be awaited; event loops also do this to dropped
+    generators. So the frame in which GeneratorExit was raised shows which case it is.
     """
-    seen: set[int] = set()
-    # A cancel scope that is closed in another task raises a RuntimeError instead.
-    while error is not None and not isinstance(error, GeneratorExit) and id(error) not in seen:
-        seen.add(id(error))
+    if isinstance(error, RuntimeError):
+        # Of a cancel scope that is closed in another task.
         error = error.__context__
     if not isinstance(error, GeneratorExit):
         return False
     traceback = error.__traceback__
     while traceback is not None and traceback.tb_next is not None:
         traceback = traceback.tb_next
-    return traceback is None or not traceback.tb_frame.f_code.co_flags & inspect.CO_ASYNC_GENERATOR
+    return traceback is not None and bool(traceback.tb_frame.f_code.co_flags & inspect.CO_COROUTINE)
 
 
 class DetachedTask(Generic[T]):
@@ -263,7 +261,7 @@ def is_cancellation(error: BaseException | None) -> bool:
 
 
 def explain_cancelled_error(name: str, error: BaseException | None) -> BaseException | None:
-    """Return an error of the user's code, or one to raise in place of a cancellation.
+    """Return an error of the user's code, or a RuntimeError in place of a cancellation.
 
     Otherwise it would look as if the caller of the user's code had been cancelled.
     """

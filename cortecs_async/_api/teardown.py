@@ -24,11 +24,13 @@ from attrs import define, field
 from .._aio.synchronization import Backoff
 from .._errors import (
     APIStatusError,
+    AuthenticationError,
     BadRequestError,
     ClientClosedError,
     ConflictError,
     DecodeError,
     NotFoundError,
+    PermissionDeniedError,
     RateLimitError,
     TeardownError,
 )
@@ -143,13 +145,14 @@ class Teardown:
         asked_again: Whether the service was asked to stop or delete it since then.
         delete_accepted: Whether the service accepted a delete.
         may_be_deleted: Whether a delete was accepted, or has an unknown outcome.
-        may_be_stopped: Whether a stop has an unknown outcome.
+        may_be_stopped: Whether a stop was accepted, or has an unknown outcome.
         repeats_delete: Whether the last confirmation asks with a delete instead of a stop.
         has_acted: Whether the service accepted a stop or a delete.
         stopped_at: When the service last accepted a stop, on the same clock.
         stop_refused: Whether the last stop was refused.
         delete_refused: Whether the last delete was refused.
-        loss: How the instance had ended before any request of this teardown, as a verb; None if it had not.
+        loss: How the instance had ended before any request of this teardown, such as 'disappeared'; None if
+            it had not.
     """
 
     instances: Instances
@@ -166,6 +169,7 @@ class Teardown:
     may_be_deleted: bool = False
     repeats_delete: bool = False
     may_be_stopped: bool = False
+    _was_maybe_stopped: bool = False
     has_acted: bool = False
     stopped_at: float | None = None
     stop_refused: bool = False
@@ -177,7 +181,7 @@ class Teardown:
     _rate_limit_backoff: Backoff = field(factory=lambda: Backoff(*_RATE_LIMIT_PAUSES))
 
     async def run(self) -> None:
-        """Stop or delete the instance, and return when the service confirms it, or it is not wanted any more.
+        """Stop or delete the instance, and return when the service confirms it, or `is_wanted` returns False.
 
         Raises:
             TeardownError: the goal was not confirmed by the deadline.
@@ -190,10 +194,12 @@ class Teardown:
                     self._rate_limit_backoff.reset()
                 except RateLimitError as error:
                     # The service did nothing, so the state is the same, and this is no failure.
+                    self._note_rejection(action, error)
                     await self._pause(action, error, self._rate_limit_backoff.next())
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
                     # Already stopped, already gone, or not ready for it yet: the next reading shows which.
                     self.stop_refused = action is Action.STOP
+                    self._note_rejection(action, refusal)
                     self.delete_refused = self.delete_refused or action is Action.DELETE
                     asks = action in {Action.STOP, Action.DELETE}
                     # A conflict means that it exists, unless it is with a stop that was accepted.
@@ -213,10 +219,13 @@ class Teardown:
                     self._note_failure(action, outcome_unknown=getattr(error, "outcome_unknown", True))
             else:
                 return
+        hint = "stop it with client.instances.stop() or on cortecs.ai"
+        if isinstance(self.last_error, (AuthenticationError, PermissionDeniedError)):
+            hint = "if the client secret was replaced, run `cortecs-async sweep` with the new one"
         raise TeardownError(
             f"instance {self.instance_id} could not be {'deleted' if self.goal is Goal.GONE else 'stopped'} "
             f"in time (last state: {self.state.name.lower()}; last error: {self.last_error or 'none'}). "
-            "IT MAY STILL BE BILLED: stop it with client.instances.stop() or on cortecs.ai.",
+            f"IT MAY STILL BE BILLED: {hint}.",
             instance_id=self.instance_id,
         )
 
@@ -224,6 +233,8 @@ class Teardown:
         instance_id, poller = self.instance_id, self.instances.poller
         match action:
             case Action.STOP:
+                # Also if this is interrupted.
+                self._was_maybe_stopped, self.may_be_stopped = self.may_be_stopped, True
                 instance = await self.instances.stop(instance_id)
                 self._stop_was_accepted()
                 # The response is enough if a delete follows: that fails unless it is stopped.
@@ -267,7 +278,9 @@ class Teardown:
 
     async def _assess(self, reading: Instance | None, *, stop_refused: bool) -> ObservedState:
         """Return what a reading says about the state, or how to go on if it proves nothing."""
-        if not (self.has_acted or self.may_be_stopped or self.may_be_deleted):
+        if self.may_be_stopped:
+            self.loss = None
+        elif not (self.has_acted or self.may_be_deleted):
             # The service has refused every request, which agrees with a reading that it has ended.
             self.loss = _loss(reading) if self.asked_again or self.stop_refused else None
         if reading is None:
@@ -313,10 +326,13 @@ class Teardown:
         # The delete shows whether it is stopped.
         return ObservedState.STOPPED if self.goal is Goal.GONE else ObservedState.UNSURE
 
+    def _note_rejection(self, action: Action, rejection: APIStatusError) -> None:
+        # HTML is of a proxy, which may have sent the request on.
+        if action is Action.STOP and rejection.has_json_body:
+            self.may_be_stopped = self._was_maybe_stopped
+
     def _note_failure(self, action: Action, *, outcome_unknown: bool) -> None:
-        if action is Action.STOP and outcome_unknown:
-            self.may_be_stopped, self.loss = True, None
-        elif action is Action.DELETE:
+        if action is Action.DELETE:
             self.delete_refused = False
             if not outcome_unknown:
                 self.state = ObservedState.STOPPED  # nothing was deleted

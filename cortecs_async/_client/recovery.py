@@ -24,14 +24,14 @@ class RecoveryMethods:
     ) -> tuple[Orphan, ...]:
         """Release instances that dead processes left behind.
 
-        Only instances that a journal proves to be theirs are touched. What the reaper of such a process is
-        still `releasing` is only reported.
+        Only instances that a journal proves to be theirs are touched. Instances that a reaper is still
+        `releasing` are only reported.
 
         Args:
             dry_run: Only report what a sweep would release.
-            force: Also release what a reaper is still releasing, for example because it has a client secret
-                that was rotated meanwhile. This is safe even if the reaper works. Instances of running
-                processes are not touched, except those that they failed to release.
+            force: Also release what a reaper is still releasing, for example because its client secret was
+                rotated. This is safe even while the reaper is working. Instances of running processes are not
+                touched, except those that they failed to release.
             timeout: Seconds for the whole sweep. What is not done by then is `left` or `unsettled`. The
                 default is long enough to decide about a start that was just sent.
 

@@ -225,7 +225,8 @@ class InstanceLease(Endpoint):
 
         Raises:
             InstanceLostError: if the instance stopped or disappeared, which cancelled the block, or if an
-                error of its endpoint ended the block, and the release finds that it had ended already.
+                error of its endpoint ended the block, and the release finds that the instance had
+                already ended.
             LeaseExpiredError: if `max_lifetime` or `max_cost` was reached, which cancelled the block.
             TeardownError: if the release fails within `teardown_timeout`, unless the block raised.
             ConfigurationError: in another event loop than that of `__aenter__`. The instance is released in
@@ -292,7 +293,7 @@ class InstanceLease(Endpoint):
         return await self._release(cause, on_exit)
 
     def _end_unawaited(self, on_exit: OnExit) -> None:
-        """Release the instance in a task of its own, because this code can await nothing.
+        """Release the instance in a task of its own, because this code cannot await.
 
         If the event loop has ended, leave the instance to the reaper. The garbage collector may call this.
         """
@@ -307,7 +308,7 @@ class InstanceLease(Endpoint):
             log(Event.LEASE_UNAWAITED, instance_id=held.instance_id, model=model, name=held.name)
         if self._watchdog is not None:
             await self._watchdog.leave(None)
-        # As if it was cancelled. The log says what goes wrong.
+        # As if the block had been cancelled: there is no caller to raise to, so failures are only logged.
         await self._release(GeneratorExit(), on_exit)
 
     async def _release(self, cause: BaseException | None, on_exit: OnExit) -> BaseException | None:

@@ -128,10 +128,14 @@ class Results(AsyncIterator[R], Generic[R]):
         """Return all results that were not taken yet as a list. If that fails, the map is closed.
 
         Raises:
+            InvalidArgumentError: if the map was closed before its end.
             Exception: as from the iteration.
         """
         async with self:
-            return [result async for result in self]
+            results = [result async for result in self]
+            if self._closed and not self._run.exhausted():
+                raise InvalidArgumentError("this map was closed before all results were taken")
+            return results
 
     async def aclose(self) -> None:
         """Cancel the running calls, close the items, and wait until all have ended. You can call it again.
@@ -144,7 +148,10 @@ class Results(AsyncIterator[R], Generic[R]):
         await self._close(None)
 
     async def _close(self, cause: BaseException | None) -> None:
-        """Do so. If there is a `cause` that the caller raises, an error of the items becomes its note."""
+        """Close the map as `aclose` does.
+
+        If the caller raises `cause`, an error of the items is added to it as a note.
+        """
         self._closed = True
         run = self._run
         if not run.started:

@@ -73,7 +73,7 @@ class Release:
 
     @property
     def loss(self) -> str | None:
-        """How the instance had ended before it was released, as a verb; None if it had not."""
+        """How the instance had ended before it was released, such as 'disappeared'; None if it had not."""
         return None if self._teardown is None or self.failure is not None else self._teardown.loss
 
     async def run(self) -> None:

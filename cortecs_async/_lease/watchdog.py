@@ -29,7 +29,7 @@ class Watchdog:
 
     Attributes:
         instance: The newest snapshot. The lease shows it once the block has ended.
-        verdict: Why the block was cancelled.
+        verdict: The loss or expiry, if there was one.
     """
 
     _state: LeaseState
@@ -111,7 +111,8 @@ class Watchdog:
     async def _until_lost(self) -> str:
         policy, expected = self._state.services.poll, self._state.services.instances.poller.expected
         if expected.visible_at(self.instance.instance_id) > anyio.current_time():
-            # Running from the response to its start on. A teardown needs to know that readings show it.
+            # The response to the start already said that it runs, so no reading has shown it yet. Read it
+            # once: otherwise, a teardown takes a missing instance for one that is not visible yet.
             with contextlib.suppress(Exception):
                 await self._next(known=None)
         while True:

@@ -1,8 +1,8 @@
 """The journals on which a sweep works: those whose process is dead.
 
-A free lock means that both the process and its reaper are dead, or that the reaper let go. If the lock is
-taken, the journal says by whom: the reaper of a dead process records that it has taken over. Until then, the
-process lives, and a sweep takes no promise but those on which it gave up.
+A free lock means that both the process and its reaper are dead, or that the reaper unlocked it. If the lock
+is taken, the journal says by whom: the reaper of a dead process records that it has taken over. Until then,
+the process lives, and a sweep takes only the promises that the process gave up on.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _ORPHANED: Record = {"kind": "ORPHANED"}
 
 @frozen(eq=False)
 class DeadJournal:
-    """The journal of a dead process, or the part of a living one's that it gave up on.
+    """The journal of a dead process, or, of a living process, the promises that it gave up on.
 
     Attributes:
         report: Adds a record to the state and the file.
@@ -123,7 +123,7 @@ class DeadJournals:
 
 
 def has_work(state: JournalState, now: float) -> bool:
-    """Return whether the reaper of a journal whose lock is taken must fulfill a promise at a Unix time."""
+    """Return whether the reaper that has a journal's lock has promises to fulfill at `now` (Unix time)."""
     part = state if state.is_orphaned else _given_up(state)
     return any(promise.needs_recovery(now) for promise in part.promises.values())
 

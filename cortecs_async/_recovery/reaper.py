@@ -200,12 +200,12 @@ class Reaper:
         if workers and (failed := self._not_begun()):
             self._recover(failed)
         if self._locked is None and self.journal is not None:
-            # It has let go meanwhile. If a `sweep` has taken over, that one removes the journal.
+            # The journal was unlocked in the meantime; if a `sweep` locked it, that `sweep` removes it.
             self._locked = try_lock(self.journal)
         if self._locked is not None:
             self._locked.retire(self.state)
 
-    def _let_go(self) -> None:
+    def _unlock_journal(self) -> None:
         """Unlock the journal, so that a `sweep` with other credentials can work on it."""
         with self._lock:
             if self._locked is not None:
@@ -238,7 +238,7 @@ class Reaper:
                 from .recover import preload, reap  # noqa: PLC0415  (imports the HTTP stack)
 
                 preload()
-            self._reap = partial(reap, let_go=self._let_go, wall_clock=self._wall_clock)
+            self._reap = partial(reap, unlock_journal=self._unlock_journal, wall_clock=self._wall_clock)
         self._reap(self.state, promises, accounts, self._report, self.journal)
 
     def _report(self, record: Record) -> None:

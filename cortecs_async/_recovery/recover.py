@@ -205,20 +205,17 @@ def reap(
     report: Callable[[Record], None],
     journal: Path | None,
     *,
-    let_go: Callable[[], None] = lambda: None,
+    unlock_journal: Callable[[], None] = lambda: None,
     wall_clock: WallClock = time.time,
 ) -> None:
-    """Fulfill the reaper's promises with the settings and credentials in `accounts`, or give up on them.
-
-    `let_go` unlocks the journal.
-    """
+    """Fulfill the reaper's promises with the settings and credentials in `accounts`, or give up on them."""
 
     async def run() -> None:
         async with anyio.create_task_group() as tasks:
             for account in {promise.account for promise in promises} & accounts.keys():
                 mine = [promise for promise in promises if promise.account == account]
                 work = partial(reap_account, state, mine, accounts[account], report, journal)
-                tasks.start_soon(partial(work, let_go=let_go, wall_clock=wall_clock))
+                tasks.start_soon(partial(work, unlock_journal=unlock_journal, wall_clock=wall_clock))
 
     anyio.run(run, backend_options={"loop_factory": BoottimeEventLoop})
 
@@ -272,15 +269,15 @@ async def reap_account(
     report: Callable[[Record], None],
     journal: Path | None,
     *,
-    let_go: Callable[[], None] = lambda: None,
+    unlock_journal: Callable[[], None] = lambda: None,
     http_client: HTTPClient | None = None,
     wall_clock: WallClock = time.time,
 ) -> None:
     """Fulfill the reaper's promises of one account, with the settings and credentials in `account`.
 
     If the service refuses the credentials, this returns while the owner lives, which may send new ones. After
-    the owner's death, it unlocks the journal with `let_go`, so that a `sweep` with new credentials can take
-    over. Without the lock, it tries again now and then: the service may have been wrong.
+    the owner's death, it calls `unlock_journal`, so that a `sweep` with new credentials can take over.
+    Without the lock, it tries again now and then: the service may have been wrong.
     """
 
     def note(text: str) -> None:
@@ -312,7 +309,7 @@ async def reap_account(
                 note(f"the service refuses the credentials: {watch.refusal}")
                 if not state.is_orphaned:
                     return
-                let_go()
+                unlock_journal()
                 if wall_clock() + _REFUSED_PAUSE >= give_up_at:
                     return
                 await anyio.sleep(_REFUSED_PAUSE)

@@ -4,8 +4,9 @@
 promises of other accounts, and held instances that have not expired; `Recovery` fulfills the rest. A dry run
 decides in the same way, but from one list, or from two if an instance is missing, and touches nothing.
 
-What a reaper is working on is only reported. With `force`, a sweep takes it too, without the lock. That is
-safe: to stop or delete an instance twice is harmless, and both read in the journal what the other has done.
+Instances that a reaper is still `releasing` are only reported. With `force`, a sweep takes them too, without
+the lock. That is safe: to stop or delete an instance twice is harmless, and both read in the journal what the
+other has done.
 """
 
 from __future__ import annotations
@@ -64,9 +65,9 @@ class Orphan:
             has no response yet. `released`: by this sweep. `gone`: it no longer existed, or the start created
             none. `ambiguous`: it may be one of `candidates`; only you can decide which. Nothing is touched.
             `left`: the service did not release it in time. `releasing`: the reaper of the process still works
-            on it, or another `sweep` does; only with `force`, a sweep releases it too. `held`: acquired, and
-            not expired. `foreign`: it belongs to other credentials or to another service (see
-            `api_base_url`). `newer`: another version of this package wrote the journal, in a format that this
+            on it, or another `sweep` does; only a sweep with `force` releases it. `held`: acquired, and not
+            expired. `foreign`: it belongs to another client id or to another service (see `api_base_url`).
+            `newer`: another version of this package wrote the journal, in a format that this
             one does not know; only that version can release it.
         instance_id: The instance, if it is known.
         model: The model that was started; empty if only the id was recorded.

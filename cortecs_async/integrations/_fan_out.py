@@ -42,8 +42,8 @@ _LAST_ITEMS_TIMEOUT = 30.0
 class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
     """What `fan_out` returns: an async context manager and an async iterator of outcomes, as they come.
 
-    Entering begins to read the items. The first lease starts with the first item, and each further one when
-    there are items that the instances before it have no room for. The iteration ends once every item has an
+    Entering begins to read the items. The first lease starts with the first item, the next one when more
+    items are waiting than the instances so far have room for. The iteration ends once every item has an
     outcome and all instances are released. However you leave the block, running chunks are cancelled, all
     instances are released, and the items are closed. Outcomes that you do not take hold up the work, so
     memory does not grow with the number of items.
@@ -105,7 +105,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
     ) -> None:
         """Cancel running chunks and the reading of the items, and return once all instances are released.
 
-        The clean-up of the items has 5 more seconds.
+        The items get 5 more seconds to clean up.
 
         Raises:
             CortecsError: If a release failed, unless the block has raised already: then it is a note.
@@ -246,8 +246,11 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         finally:
             self._in_use.discard(inst)
             self._queue.notify()
-        if inst.error is not None:
-            raise inst.error
+        if inst.error is None:
+            return
+        if inst.is_key_rejected and all(each.health.down_since is not None for each in self._in_use):
+            self._fail(inst.error)  # the next instance would reject it too
+        raise inst.error
 
     async def _send_chunks(self, inst: FanOutInstance, instance_scope: anyio.CancelScope) -> None:
         try:
@@ -289,9 +292,11 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
                 inst.health.record_success(now)
             else:
                 inst.record_silence(failures[0], began, now)
-        except BaseException:
-            for task in chunk:
-                self._queue.put_back(task)
+        except BaseException as error:
+            # After another error of `work`, the fan-out ends, and no sender may call `work` again.
+            if isinstance(error, EndpointError) or not isinstance(error, Exception):
+                for task in chunk:
+                    self._queue.put_back(task)
             raise
         # One delay for all, so that they stay one chunk.
         delay = retry_delay(max(task.failures for task in chunk))

@@ -64,6 +64,7 @@ class FanOutInstance:
     is_probing: bool = False
     probe_at: float = 0.0
     error: EndpointError | None = None
+    is_key_rejected: bool = False
 
     def record_silence(self, failure: Failure, began: float, now: float) -> None:
         """Note that no item of a chunk was answered. Raise if the instance has not answered for too long."""
@@ -72,8 +73,10 @@ class FanOutInstance:
         reason = FailureReason.KEY_REJECTED if failure.status in {401, 403} else FailureReason.OTHER
         if health.has_timed_out(reason, now) and not self.chunks:
             instance_id = self.handle.instance_id
+            self.is_key_rejected = reason is FailureReason.KEY_REJECTED
+            what = "rejected the workers' inference API key" if self.is_key_rejected else "not answered"
             raise EndpointError(
-                f"instance {instance_id} has not answered for {health.down_seconds(now):.0f} s: {failure}",
+                f"instance {instance_id} has {what} for {health.down_seconds(now):.0f} s: {failure}",
                 instance_id=instance_id,
             )
         if health.down_since is not None and now >= self.probe_at:  # chunks that fail together count as one

@@ -6,6 +6,7 @@ import abc
 import contextlib
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Literal, Self, TypedDict
 
@@ -121,7 +122,12 @@ class ManagedInstance(abc.ABC):
     which is how pytest and some servers run the two halves of a fixture or a lifespan.
     """
 
-    def __init__(self, pause: float) -> None:
+    def __init__(self, pause: float, options: StartOptions) -> None:
+        if unknown := options.keys() - StartOptions.__annotations__.keys():
+            raise InvalidArgumentError(
+                f"unknown option {', '.join(sorted(unknown))}; the options are "
+                f"{', '.join(StartOptions.__annotations__)}"
+            )
         if not pause >= 0.1:
             # Starts that fail would follow each other as fast as they can.
             raise InvalidArgumentError(f"pause must be at least 0.1 seconds, not {pause!r}")
@@ -182,6 +188,8 @@ class ManagedInstance(abc.ABC):
             handle: The instance that the request was sent to; by default, the current one. Nothing is checked
                 if it has been replaced since.
         """
+        if handle is not None and not isinstance(handle, InstanceHandle):
+            raise InvalidArgumentError(f"report needs the handle that was used, not {type(handle).__name__}")
         reported = handle or self._state
         if isinstance(reported, InstanceHandle):
             logger.info("a request to instance %s failed: %s", reported.instance_id, type(error).__name__)
@@ -246,20 +254,23 @@ class ManagedInstance(abc.ABC):
         if current_loop() is not self._loop:
             self._leave_in_another_loop(exc)
             return
-        ended = await run_uncancellable(self._end, restart_if_cancelled=True)
-        self._mark_as_left()
+        # Another task may leave the block too, and enter it again before this one is done.
+        work = self._work
+        ended = await run_uncancellable(partial(self._end, work, self._scope), restart_if_cancelled=True)
+        if self._work is work:
+            self._mark_as_left()
         if exc is None:
             ended.unwrap()
         elif ended.interruption is not None and not isinstance(exc, type(ended.interruption)):
             redeliver_cancellation(ended.interruption, exc)
 
-    async def _end(self) -> None:
+    async def _end(self, work: BackgroundTask, scope: anyio.CancelScope) -> None:
         try:
             await self._leave()
         finally:
             # A scope stays cancelled. A cancellation of the task would end only one of its waits.
-            self._scope.cancel()
-            await self._work.join()
+            scope.cancel()
+            await work.join()
 
     def _leave_in_another_loop(self, exc: BaseException | None) -> None:
         with contextlib.suppress(RuntimeError):  # it has ended

@@ -97,7 +97,7 @@ class MeetingPoint:
     def restore(self, lock: int) -> tuple[int, socket.socket | None]:
         """Restore files that were removed, for example by a cleaner of old files.
 
-        If another process has locked a new file since, everything is its own.
+        If another process has locked a new file since, that process owns both files, and nothing is restored.
 
         Args:
             lock: The descriptor of the lock that this process holds.
@@ -112,7 +112,7 @@ class MeetingPoint:
             os.close(lock)
             lock = new
             self.note_owner(lock, os.getpid())
-        # A link to nowhere is there too, and is not replaced.
+        # A dangling symlink counts as existing.
         return lock, None if os.path.lexists(self.address) else self.listen()
 
     def _is_held(self, lock: int) -> bool:

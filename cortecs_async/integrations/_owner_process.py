@@ -56,7 +56,7 @@ class OwnerProcess:
 
     Attributes:
         pid: Its process id.
-        last_line: The last line that it has written before it was up, if there is one.
+        last_line: The last line that it wrote before it was ready, in a list that is empty if there is none.
 
     Raises:
         OSError: If it cannot be started.
@@ -70,7 +70,7 @@ class OwnerProcess:
         self._process = subprocess.Popen(  # noqa: S603  (this very interpreter)
             [sys.executable, *flags, "-c", BOOTSTRAP, str(lock), str(listener), spec, *import_path()],
             stdin=subprocess.DEVNULL,
-            # Where it writes its errors once it is up: see `release_stderr`.
+            # Where it writes its errors once it is ready: see `redirect_stderr`.
             stdout=_STDERR if _is_open(_STDERR) else subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             pass_fds=(lock, listener),
@@ -106,13 +106,13 @@ class OwnerProcess:
         self._end = end
 
 
-def release_stderr() -> None:
+def redirect_stderr() -> None:
     """In the owner: from now on, write errors where the process that started this one writes its own."""
     os.dup2(1, _STDERR)
 
 
-def kill_frozen(pid: int) -> None:
-    """Kill an owner that does not respond. Its reaper then releases the instance.
+def kill_frozen(pid: int, spec: str) -> None:
+    """Kill an owner, started with `spec`, that does not respond. Its reaper then releases the instance.
 
     The id was noted in the lock. In another container it may be that of another process, which is left alone,
     as is every process on a system without /proc.
@@ -121,7 +121,7 @@ def kill_frozen(pid: int) -> None:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return
-    if BOOTSTRAP.encode() in command:
+    if {BOOTSTRAP.encode(), spec.encode()} <= set(command.split(b"\0")):
         with contextlib.suppress(ProcessLookupError):  # another worker was faster
             os.kill(pid, signal.SIGKILL)
 

@@ -32,10 +32,11 @@ _LEAVE_MARGIN = 30.0
 # Seconds for the owner's exit status to be known after its connection has ended.
 _EXIT_TIMEOUT = 1.0
 
-# Seconds between two lines of the owner. After so many of them without a line, the processes no longer know
-# whether the instance is running; later, the owner counts as frozen and is killed.
+# Seconds between two lines of the owner.
 _HEARTBEAT = 5.0
-_UNRESPONSIVE_AFTER, _FROZEN_AFTER = 3, 12
+
+# Missed lines in a row after which the owner's state is unknown, and after which it is frozen and killed.
+_MISSED_UNTIL_UNRESPONSIVE, _MISSED_UNTIL_FROZEN = 3, 12
 
 # The longest socket address, in bytes, that every system supports.
 _LONGEST_ADDRESS = 103
@@ -61,10 +62,10 @@ class SharedInstance(ManagedInstance):
     which the operating system closes however a worker ends. It starts nothing without its own reaper. If it
     is killed, the workers start another one.
 
-    Processes share an instance if they have the same arguments, CORTECS_CLIENT_ID, CORTECS_API_BASE_URL, the
-    state directory (CORTECS_STATE_DIR), the host's name, the user, and the version of this package.
-    Credentials come from the environment. Needs unix sockets and file locks. Processes of other users cannot
-    connect.
+    Processes share an instance if they have the same arguments, credentials, CORTECS_API_BASE_URL, state
+    directory (CORTECS_STATE_DIR), proxy and certificate variables, host name, user, and version of this
+    package. Credentials come from the environment. Needs unix sockets and file locks. Processes of other
+    users cannot connect.
 
     Args:
         model_id: As for `client.instance`.
@@ -90,7 +91,7 @@ class SharedInstance(ManagedInstance):
         linger: float = 0.0,
         **options: Unpack[StartOptions],
     ) -> None:
-        super().__init__(pause)
+        super().__init__(pause, options)
         if not linger >= 0:
             raise InvalidArgumentError(f"linger must be 0 seconds or more, not {linger!r}")
         self._spec = _shared_server.InstanceSpec(
@@ -198,13 +199,13 @@ class SharedInstance(ManagedInstance):
         A frozen owner does not watch its instance, and would not release it. No other owner can start while
         it lives, and its reaper waits for its end.
         """
-        if missed == _UNRESPONSIVE_AFTER:
+        if missed == _MISSED_UNTIL_UNRESPONSIVE:
             problem = f"the owner process (process id {self._meeting_point.owner_pid()}) does not respond"
             logger.warning("%s", problem)
             self._set(Unavailable("unresponsive", problem))
-        elif missed % _FROZEN_AFTER == 0 and (pid := self._meeting_point.owner_pid()) is not None:
+        elif missed % _MISSED_UNTIL_FROZEN == 0 and (pid := self._meeting_point.owner_pid()) is not None:
             logger.warning("the owner process (process id %d) is frozen, and is killed", pid)
-            kill_frozen(pid)
+            kill_frozen(pid, json.dumps(self._spec))
 
     async def _connect(self) -> SocketStream:
         place = self._meeting_point

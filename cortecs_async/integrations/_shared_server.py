@@ -29,7 +29,7 @@ from .. import AsyncCortecs, InstanceHandle
 from ._background import BackgroundInstance
 from ._managed import ManagedInstance, StartOptions, State, Unavailable, logger
 from ._meeting_point import MeetingPoint
-from ._owner_process import release_stderr
+from ._owner_process import redirect_stderr
 
 # Seconds for the first connection. The process that started this one connects immediately, unless it died.
 _FIRST_CONNECTION_TIMEOUT = 10.0
@@ -76,7 +76,7 @@ class SharedInstanceServer:
         instance: The instance.
         linger: Seconds to keep it after the last process has left.
         heartbeat: Seconds between two lines to a process, and between two checks of the files.
-        meeting_point: The files.
+        meeting_point: The lock and the socket.
         lock: The descriptor of the lock.
         users: Number of connected processes that are not leaving.
     """
@@ -197,7 +197,7 @@ async def _main(listener: socket.socket, lock: int, spec: InstanceSpec) -> None:
         )
         server = SharedInstanceServer(instance, spec["linger"], spec["heartbeat"], meeting_point, lock)
         accepting = await SocketListener.from_socket(listener)
-        release_stderr()
+        redirect_stderr()
         await server.serve(accepting)
     with contextlib.suppress(OSError):
         meeting_point.remove_socket()

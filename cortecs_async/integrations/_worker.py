@@ -18,7 +18,7 @@ Work = Callable[[InstanceHandle, list[Any]], Awaitable[Sequence[Any]]]
 """Returns a value or an exception for each item, in the order of the items."""
 
 Dumps = Callable[[object], bytes]
-"""Pickles, also classes and functions of the driver's program."""
+"""Pickles a value, including classes and functions of the driver's program."""
 
 _WAKE_INTERVAL = 1.0
 
@@ -62,7 +62,7 @@ def check_work(work: Work, dumps: Dumps) -> None:
     """Check the function on the driver, before anything is leased.
 
     Raises:
-        InvalidArgumentError: If it is no function, or cannot be sent to a worker.
+        InvalidArgumentError: If it is not callable, or cannot be sent to a worker.
     """
     if not callable(work):
         raise InvalidArgumentError(f"work must be an async function, not {work!r}")
@@ -135,7 +135,7 @@ class _WrongResultError(Exception):
 
 
 def _check_results(results: object, count: int) -> list[Any]:
-    # Arrays and tensors are no `Sequence`.
+    # Arrays and tensors are not a `Sequence`.
     is_unordered = isinstance(results, (str, bytes, bytearray, Mapping, AbstractSet))
     if is_unordered or not (isinstance(results, Sized) and isinstance(results, Iterable)):
         raise _WrongResultError(

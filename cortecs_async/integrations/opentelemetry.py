@@ -111,8 +111,9 @@ class OpenTelemetry(Telemetry):
         if end.outcome == "error" and end.error is not None:
             # Record an exception once, in the phase that raised it.
             if phase != "lease":
-                span.record_exception(end.error, _exception_attributes(end.error, end.redact))
-            description = end.redact(f"{type(end.error).__name__}: {end.error}")
+                # Not `record_exception`, which reads the text of the exception itself.
+                span.add_event("exception", _exception_attributes(end.error, end.redact))
+            description = end.redact(f"{type(end.error).__name__}: {_text(end.error)}")
             span.set_status(self._trace.StatusCode.ERROR, description)
         elif end.outcome == "abandoned":
             span.set_status(self._trace.StatusCode.ERROR, "not released: the reaper releases it")
@@ -198,10 +199,19 @@ def _lease_attributes(lease: LeaseInfo) -> dict[str, str | int]:
     return {name: value for name, value in attributes.items() if value is not None}
 
 
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001  (anyone's exception)
+        return "(its text cannot be read)"
+
+
 def _exception_attributes(error: BaseException, redact: Callable[[str], str]) -> dict[str, str]:
-    """Return the texts that the SDK would record, without secrets: it may be an exception of anyone."""
+    """Return what the SDK would record, without secrets: any code may have raised it."""
+    kind = type(error)
     return {
-        "exception.message": redact(str(error)),
+        "exception.type": f"{kind.__module__}.{kind.__qualname__}".removeprefix("builtins."),
+        "exception.message": redact(_text(error)),
         "exception.stacktrace": redact("".join(traceback.format_exception(error))),
     }
 

@@ -184,7 +184,7 @@ class WorldReaper(Actor):
         self.parent = parent
         self.reaper = _reaper.Reaper(send, _reap_nothing, wall_clock)
         self.is_done = False
-        self.has_let_go = False
+        self.has_unlocked_journal = False
         self._sees_end = False
         self._changed = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -262,8 +262,8 @@ class WorldReaper(Actor):
         if locked is not None:
             locked.close()
 
-    def _let_go(self) -> None:
-        self.has_let_go = True
+    def _unlock_journal(self) -> None:
+        self.has_unlocked_journal = True
         self._unlock()
 
     async def _reap(self, promises: Sequence[Promise]) -> None:
@@ -278,7 +278,7 @@ class WorldReaper(Actor):
         async with httpx.AsyncClient(transport=self.network, trust_env=False) as http:
             await reap_account(
                 *(reaper.state, promises, account, self._report, reaper.journal),
-                let_go=self._let_go,
+                unlock_journal=self._unlock_journal,
                 http_client=http,
                 wall_clock=wall_clock,
             )

@@ -163,7 +163,7 @@ class Simulation:
                 await self._wait_for_reapers()
             self.emulator.clear_faults()
             self.outages = ()
-            await self._wait_for_last_reapers(or_let_go=True)
+            await self._wait_for_last_reapers(or_unlocked=True)
             await anyio.sleep(plan.pause_before_sweep)
             for machine in self.machines:
                 await self._sweep_at_end(machine)
@@ -175,15 +175,15 @@ class Simulation:
         await anyio.sleep(at)
         self.emulator.rotate_secret("rotated")
 
-    async def _wait_for_last_reapers(self, *, or_let_go: bool = False) -> None:
+    async def _wait_for_last_reapers(self, *, or_unlocked: bool = False) -> None:
         with anyio.move_on_after(_REAPERS_TIMEOUT) as time:
-            await self._wait_for_reapers(or_let_go=or_let_go)
+            await self._wait_for_reapers(or_unlocked=or_unlocked)
         if time.cancelled_caught:
             self.problem("a reaper is still working")
 
-    async def _wait_for_reapers(self, *, or_let_go: bool = False) -> None:
+    async def _wait_for_reapers(self, *, or_unlocked: bool = False) -> None:
         reapers = [reaper for each in self.processes for reaper in each.reapers]
-        while not all(each.is_done or (or_let_go and each.has_let_go) for each in reapers):  # noqa: ASYNC110
+        while not all(each.is_done or (or_unlocked and each.has_unlocked_journal) for each in reapers):  # noqa: ASYNC110
             await anyio.sleep(5.0)
 
     async def _run_process(self, actor: ProcessActor, kills: list[Kill]) -> None:

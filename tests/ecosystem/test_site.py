@@ -18,13 +18,16 @@ import cortecs_async
 from cortecs_async import AsyncCortecs, InstanceHandle, InstanceLease
 from cortecs_async._api.instances import Instances
 from cortecs_async._api.resources import HardwareTypes, Models, User
+from cortecs_async.integrations.web import BackgroundInstance, SharedInstance
 
 SITE = Path(os.environ["CORTECS_DOCS_SITE"])
 
 KINDS = {f"py:{kind}" for kind in ("attribute", "class", "exception", "function", "method", "property")}
 
-# Methods that only other layers of the package call.
+# Methods that only other modules of the package call.
+_STATE = {"next_report", "report_id", "state_after"}
 INNER = {
+    "BackgroundInstance": _STATE,
     "HardwareTypes": {"list_once"},
     "InstanceLease": {"into_handle"},
     "Instances": {
@@ -37,6 +40,7 @@ INNER = {
         "restart_once",
         "start_once",
     },
+    "SharedInstance": _STATE,
 }
 
 
@@ -85,7 +89,18 @@ def test_everything_public_is_documented(name: str, documented: dict[str, Any]) 
 
 
 @pytest.mark.parametrize(
-    "kind", [AsyncCortecs, InstanceHandle, InstanceLease, Instances, Models, HardwareTypes, User]
+    "kind",
+    [
+        AsyncCortecs,
+        BackgroundInstance,
+        HardwareTypes,
+        InstanceHandle,
+        InstanceLease,
+        Instances,
+        Models,
+        SharedInstance,
+        User,
+    ],
 )
 def test_every_method_is_documented(kind: type, documented: dict[str, Any]) -> None:
     methods = {

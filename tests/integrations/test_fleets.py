@@ -380,12 +380,53 @@ async def test_an_instance_that_does_not_answer_is_given_up(
         return [Result(failure=failure if item >= num_answered else None) for item in items]
 
     async with world() as (emu, client):
-        with pytest.raises(errors.EndpointError, match=r"has not answered for \d+ s: APIError: refused"):
+        what = "rejected the workers' inference API key" if status == 401 else "not answered"
+        with pytest.raises(errors.EndpointError, match=rf"has {what} for \d+ s: APIError: refused"):
             async with fan_out(refuse, range(400), [client.instance(MODEL)], max_attempts=1) as outcomes:
                 assert [outcome.item async for outcome in outcomes if outcome.error] == []
         assert emu.existing == ()
         # Before the first failure come the pauses of items that failed among others.
         assert seconds <= times[-1] - times[0] < seconds + 10
+
+
+async def test_a_rejected_key_starts_no_other_instance(world: World) -> None:
+    async def refuse(_: InstanceHandle, items: list[int]) -> list[Result]:
+        return [Result(failure=Failure("APIError", "refused", 401, is_trouble=True)) for _ in items]
+
+    async with world() as (emu, client):
+        with pytest.raises(errors.EndpointError, match="rejected the workers' inference API key"):
+            async with fan_out(refuse, [1], [client.instance(MODEL) for _ in range(4)]) as outcomes:
+                await outcomes.to_list()
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
+async def test_a_rejected_key_of_one_of_two_instances_ends_only_this_one(world: World) -> None:
+    async def refuse_one(inst: InstanceHandle, items: list[int]) -> list[Result]:
+        await anyio.sleep(1)
+        is_refused = inst.instance_id == "instance-10001"
+        failure = Failure("APIError", "refused", 401, is_trouble=True) if is_refused else None
+        return [Result(failure=failure) for _ in items]
+
+    async with world() as (emu, client):
+        async with fan_out(refuse_one, range(400), [client.instance(MODEL) for _ in range(2)]) as outcomes:
+            assert all(outcome.error is None for outcome in await outcomes.to_list())
+        assert len(emu.ledger) == 2
+
+
+async def test_work_that_fails_is_not_called_again(world: World) -> None:
+    calls: list[list[int]] = []
+
+    async def fail_slowly(_: InstanceHandle, items: list[int]) -> list[Result]:
+        calls.append(items)
+        await anyio.sleep(1)
+        raise LookupError("of work")
+
+    async with world() as (_, client):
+        with pytest.raises(LookupError, match="of work"):
+            async with fan_out(fail_slowly, [1, 2, 3], [client.instance(MODEL)]) as outcomes:
+                await outcomes.to_list()
+    assert calls == [[1, 2, 3]]
 
 
 async def test_exceptions_of_work_and_of_the_items_are_raised_unchanged(world: World) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import anyio
 import httpx
 import pytest
+from _closing import close_inside
 from _examples import run_examples
 from _scripted import SECRET, TOKEN, Answer, Service
 from _world import HARDWARE, MODEL, World
@@ -309,6 +310,19 @@ async def test_exceptions_of_others_show_no_secrets(
     assert not [each for each in (passed, of_environment, emu.client_secret) if each in shown]
 
 
+class Mute(Exception):  # noqa: N818
+    def __str__(self) -> str:
+        raise RuntimeError("no text")
+
+
+async def test_an_exception_without_a_text_ends_its_span(world: World, seen: Seen) -> None:
+    async with world(telemetry=seen.telemetry) as (_, client):
+        with pytest.raises(Mute):
+            async with client.instance(MODEL, HARDWARE):
+                raise Mute
+    assert seen.span("cortecs.lease.body").status.description == "Mute: (its text cannot be read)"
+
+
 async def test_a_restarted_instance_and_a_kept_one(world: World, seen: Seen) -> None:
     async with world(telemetry=seen.telemetry) as (emu, client):
         found = emu.start_instance(LINKED, HARDWARE)
@@ -336,7 +350,7 @@ async def test_a_lease_left_to_the_reaper(
     async with world(journal="auto", telemetry=seen.telemetry) as (_emu, client):
         lease = client.instance(MODEL, HARDWARE, on_loss="ignore")
         await lease.__aenter__()
-        await lease.__aexit__(GeneratorExit, GeneratorExit(), None)
+        close_inside(lease)
         await client.sweep()
     assert seen.tree[0] == "cortecs.lease: abandoned abandoned"
     assert seen.span("cortecs.lease").status.status_code is StatusCode.ERROR

@@ -221,7 +221,7 @@ class Owner:
         assert lock is not None
         place.note_owner(lock, 4321)
         os.close(lock)
-        monkeypatch.setattr(_shared, "kill_frozen", self.killed.append)
+        monkeypatch.setattr(_shared, "kill_frozen", lambda pid, _: self.killed.append(pid))
         to_process, from_owner = anyio.create_memory_object_stream[bytes](100)
         to_owner, from_process = anyio.create_memory_object_stream[bytes](100)
         self.streams = (to_process, from_process)
@@ -283,15 +283,26 @@ async def test_an_owner_whose_process_id_is_not_known_is_not_killed(
 def test_only_an_owner_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     killed: list[int] = []
     monkeypatch.setattr(os, "kill", lambda pid, _: killed.append(pid))
-    _owner_process.kill_frozen(os.getpid())  # another program
-    _owner_process.kill_frozen(2**22 + 1)  # no program
+    _owner_process.kill_frozen(os.getpid(), "{}")  # another program
+    _owner_process.kill_frozen(2**22 + 1, "{}")  # no program
+    # The owner of another instance, whose id another container has noted for its own owner.
+    monkeypatch.setattr(Path, "read_bytes", lambda _: owner_command("{}"))
+    _owner_process.kill_frozen(4321, '{"model_id": "other"}')
     assert killed == []
+    _owner_process.kill_frozen(4321, "{}")
+    assert killed == [4321]
+
+
+def owner_command(spec: str) -> bytes:
+    """Return the command line of an owner, as in /proc."""
+    arguments = ("python", "-c", _owner_process.BOOTSTRAP, "3", "4", spec, "/app", "")
+    return b"\0".join(each.encode() for each in arguments)
 
 
 def test_several_processes_may_kill_the_same_owner(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "read_bytes", lambda _: _owner_process.BOOTSTRAP.encode())
+    monkeypatch.setattr(Path, "read_bytes", lambda _: owner_command("{}"))
     monkeypatch.setattr(os, "kill", raise_process_lookup_error)
-    _owner_process.kill_frozen(4321)
+    _owner_process.kill_frozen(4321, "{}")
 
 
 def raise_process_lookup_error(*_: object) -> None:

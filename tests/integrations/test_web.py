@@ -364,7 +364,7 @@ async def test_only_one_of_two_tasks_enters_it() -> None:
 
     runs: list[Slow] = []
     refused: list[str] = []
-    instance = Slow(1.0)
+    instance = Slow(1.0, {})
     async with anyio.create_task_group() as tasks:
         for _ in range(2):
             tasks.start_soon(enter)
@@ -372,6 +372,38 @@ async def test_only_one_of_two_tasks_enters_it() -> None:
     assert "already entered" in refused[0]
     await instance.__aexit__(None, None, None)
     assert runs == [instance]
+
+
+async def test_a_block_that_one_task_leaves_while_another_restarts_it(world: World) -> None:
+    async with world() as (emu, client):
+        instance = BackgroundInstance(client, MODEL, HARDWARE)
+        await instance.__aenter__()
+        await instance.wait()
+
+        async def restart() -> None:
+            await instance.__aexit__(None, None, None)
+            await instance.__aenter__()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(restart)
+            tasks.start_soon(instance.__aexit__, None, None, None)
+        await anyio.sleep(60)
+        assert instance.handle().instance_id in emu.billing
+        await instance.__aexit__(None, None, None)
+        assert emu.existing == ()
+
+
+@pytest.mark.parametrize("kind", [partial(BackgroundInstance, None), SharedInstance])
+def test_unknown_options_are_rejected_at_once(kind: Any) -> None:
+    with pytest.raises(errors.InvalidArgumentError, match="unknown option max_costs, on_loss"):
+        kind(MODEL, max_costs=5, on_loss="ignore")
+
+
+async def test_a_report_needs_a_handle(world: World) -> None:
+    async with world() as (_, client), BackgroundInstance(client, MODEL, HARDWARE) as instance:
+        handle = await instance.wait()
+        with pytest.raises(errors.InvalidArgumentError, match="not str"):
+            instance.report(ValueError(), handle.instance_id)  # type: ignore[arg-type]
 
 
 async def test_an_unexpected_error_is_final(caplog: pytest.LogCaptureFixture) -> None:
@@ -382,7 +414,7 @@ async def test_an_unexpected_error_is_final(caplog: pytest.LogCaptureFixture) ->
         async def _run(self) -> None:
             raise ZeroDivisionError("a bug")
 
-    async with Broken(1.0) as instance:
+    async with Broken(1.0, {}) as instance:
         with pytest.raises(NotReadyError) as caught:
             await instance.wait()
         assert (caught.value.reason, caught.value.retry_after) == ("failed", None)

@@ -348,7 +348,7 @@ async def failing_sibling(probe: Probe) -> None:
 
 
 async def closed(probe: Probe) -> None:
-    """Close the coroutine, which then can await nothing: its release is done by a task of its own."""
+    """Close the coroutine, which then cannot await: its release is done by a task of its own."""
 
     def close(_: object) -> None:
         probe.body.close()

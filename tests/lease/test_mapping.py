@@ -111,6 +111,9 @@ async def test_all_results_as_a_list(inst: InstanceHandle) -> None:
     assert calls.running == 0
     with pytest.raises(StopAsyncIteration):
         await anext(results)
+    # A list that lacks results would look like all of them.
+    with pytest.raises(InvalidArgumentError, match="closed before"):
+        await results.to_list()
 
 
 @pytest.mark.parametrize("ordered", [True, False])

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import gc
 import logging
-import types
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import anyio
 import httpx
 import pytest
 import trio.testing
+from _closing import leave, pause
 from _grids import BACKENDS, grid
 from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, World, client_of
@@ -190,19 +190,26 @@ async def test_a_failed_release_is_raised_from_aclose(world: World) -> None:
         emu.delete_instance(emu.existing[0])
 
 
-# --- What can await nothing ---------------------------------------------------------------------------------
+async def test_an_error_of_a_synchronous_generator_that_was_closed_is_like_any_other(
+    world: World,
+) -> None:
+    def rows() -> Generator[int]:
+        try:
+            yield 1
+        finally:
+            raise ValueError("cannot close the file")
+
+    async with world() as (emu, client):
+        with pytest.raises(ValueError, match="cannot close") as caught:
+            async with client.instance(MODEL, HARDWARE):
+                generator = rows()
+                next(generator)
+                generator.close()
+        assert isinstance(caught.value.__context__, GeneratorExit)
+        assert emu.existing == ()
 
 
-@types.coroutine
-def pause() -> Generator[None, None, None]:
-    yield
-
-
-async def leave(lease: InstanceLease) -> None:
-    """Leave a lease that was entered elsewhere."""
-    async with contextlib.AsyncExitStack() as stack:
-        stack.push_async_exit(lease)
-        await pause()
+# --- Code that cannot await ---------------------------------------------------------------------------------
 
 
 async def leave_in_a_scope(lease: InstanceLease) -> None:
@@ -240,7 +247,7 @@ def let_go(lease: InstanceLease, how: str) -> None:
 
 
 @grid(anyio_backend=BACKENDS, how=[*COROUTINES, "dropped"])
-async def test_what_can_await_nothing_is_released_in_the_background(
+async def test_a_lease_that_cannot_be_awaited_is_released_in_the_background(
     world: World, journals: Path, caplog: pytest.LogCaptureFixture, how: str
 ) -> None:
     async with world(journal="auto") as (emu, client):
@@ -254,7 +261,7 @@ async def test_what_can_await_nothing_is_released_in_the_background(
     assert len(emu.ledger) == 1
     assert emu.existing == ()
     assert list(read_journals(journals)) == []
-    assert [each.levelname for each in caplog.records if "coroutine was closed" in each.message] == [
+    assert [each.levelname for each in caplog.records if "could not be left normally" in each.message] == [
         "WARNING"
     ]
 

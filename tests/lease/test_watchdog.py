@@ -16,6 +16,8 @@ from _virtual_time import VirtualTimeLoop
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import InstanceLease, PollPolicy, errors
+from cortecs_async._api.domain import Instance
+from cortecs_async._api.instances import Instances
 from cortecs_async._lease.options import OnExit
 from cortecs_async.emulator import Emulator, Fault
 
@@ -245,6 +247,26 @@ class HTTPException(Exception):  # noqa: N818  (as in starlette)
     status_code = 503
 
 
+class ModelConnectionError(Exception):
+    """As that of Pydantic AI."""
+
+
+class RetryError(Exception):
+    """As that of tenacity."""
+
+
+class Unreadable(Exception):  # noqa: N818
+    @property
+    def response(self) -> object:
+        raise RuntimeError("there is none")
+
+
+def of_retries() -> RetryError:
+    error = RetryError()
+    error.__cause__ = StatusError()
+    return error
+
+
 def of_httpx() -> httpx.HTTPStatusError:
     request = httpx.Request("POST", "http://localhost")
     return httpx.HTTPStatusError("gone", request=request, response=httpx.Response(404, request=request))
@@ -256,10 +278,14 @@ ENDPOINT_ERRORS: dict[str, Callable[[], Exception]] = {
     "httpx": of_httpx,
     "no response": APIConnectionError,
     "reset": ConnectionResetError,
+    "Pydantic AI": ModelConnectionError,
+    "retries": of_retries,
     "group": lambda: ExceptionGroup("two", [StatusError(), ExceptionGroup("one", [ConnectionResetError()])]),
 }
 OTHER_ERRORS: dict[str, Callable[[], BaseException]] = {
     "bug": KeyError,
+    "unreadable": Unreadable,
+    "other retries": RetryError,
     "own response": HTTPException,
     "time-out": TimeoutError,
     "mixed group": lambda: ExceptionGroup("two", [StatusError(), KeyError()]),
@@ -351,6 +377,12 @@ LIVING: dict[str, list[Fault]] = {
     "a stop whose response is lost": [Fault("drop", route="stop", when="after")],
     "a stop that fails, but works": [Fault("status", route="stop", when="after", status=500)],
     "a stop that is rejected": [Fault("status", route="stop", status=429)],
+    "a stop that works, but a proxy rejects its response": [
+        Fault("status", route="stop", when="after", status=429, body="<h1>slow down</h1>")
+    ],
+    "a stop that works, but a proxy does not find its response": [
+        Fault("status", route="stop", when="after", status=404, body="<h1>not found</h1>")
+    ],
     "one stop that the service does not know": [
         Fault("status", route="stop", status=404),
         Fault("status", route="get", status=404),
@@ -373,6 +405,31 @@ async def test_an_error_of_the_endpoint_of_a_living_instance_comes_out_as_it_is(
         assert emu.existing == ()
     assert not hasattr(caught.value, "__notes__")
     assert losses(caplog) == []
+
+
+async def test_a_stop_that_was_interrupted_is_no_loss(
+    world: World, anyio_backend_name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("only asyncio can cancel another task")
+    stop, interrupted = Instances.stop, False
+
+    async def stop_and_be_cancelled(self: Instances, instance_id: str) -> Instance:
+        nonlocal interrupted
+        stopped = await stop(self, instance_id)
+        if not interrupted:
+            interrupted = True
+            raise asyncio.CancelledError
+        return stopped
+
+    monkeypatch.setattr(Instances, "stop", stop_and_be_cancelled)
+    async with world(stop_seconds=0.0) as (emu, client):
+        with pytest.raises(StatusError) as caught:
+            async with client.instance(MODEL, HARDWARE):
+                raise StatusError
+        assert interrupted
+        assert emu.existing == ()
+    assert not hasattr(caught.value, "__notes__")
 
 
 # --- Blocks that cannot be cancelled ------------------------------------------------------------------------

@@ -45,7 +45,7 @@ class Scene:
     Attributes:
         tasks: Are cancelled at the end of the scene.
         foreign: An equal instance of someone else.
-        let_go_at: When the reaper first unlocked the journal, in seconds since it began.
+        unlocked_at: When the reaper first unlocked the journal, in seconds since it began.
         has_ended: Whether the reaper has ended.
     """
 
@@ -57,7 +57,7 @@ class Scene:
         self.journal = JournalFile.create(journals, [OWNER, *self.records(**more)])
         self.state = self.journal.read()
         self.notes: list[str] = []
-        self.let_go_at: float | None = None
+        self.unlocked_at: float | None = None
         self.has_ended = False
         self._account = account_of(emu)
         self._began = anyio.current_time()
@@ -86,7 +86,7 @@ class Scene:
             await reap_account(
                 *(self.state, list(self.state.promises.values()), self._account, self._report),
                 self.journal.path,
-                let_go=self._let_go,
+                unlock_journal=self._unlock_journal,
                 http_client=http,
                 wall_clock=emulated_wall_clock,
             )
@@ -100,9 +100,9 @@ class Scene:
             with self.journal.path.open("ab") as file:
                 file.write(encode([record]))
 
-    def _let_go(self) -> None:
-        if self.let_go_at is None:
-            self.let_go_at = anyio.current_time() - self._began
+    def _unlock_journal(self) -> None:
+        if self.unlocked_at is None:
+            self.unlocked_at = anyio.current_time() - self._began
             self.journal.close()
 
 
@@ -112,7 +112,7 @@ async def scene(world: World, journals: Path, **more: Any) -> AsyncIterator[Scen
     async with world(root_url="https://emulator.test") as (emu, _), anyio.create_task_group() as tasks:
         it = Scene(emu, journals, tasks, **more)
         yield it
-        if it.let_go_at is None:
+        if it.unlocked_at is None:
             it.journal.close()
         tasks.cancel_scope.cancel()
 
@@ -183,7 +183,7 @@ async def test_while_its_owner_lives_a_reaper_waits_for_new_credentials(world: W
         it.emu.rotate_secret("new")
         with anyio.fail_after(LIMIT):
             await it.reap(owner_lives=True)
-        assert it.let_go_at is None
+        assert it.unlocked_at is None
         it._account = account_of(it.emu)  # as its owner has sent them
         it.tasks.start_soon(partial(it.reap, owner_lives=True))
         await anyio.sleep(LIMIT)
@@ -226,7 +226,7 @@ async def test_what_is_no_refusal_keeps_the_reaper_at_work(
         it.emu.add_fault(fault)
         it.tasks.start_soon(it.reap)
         await anyio.sleep(1200.0)
-        assert it.let_go_at is None
+        assert it.unlocked_at is None
         it.emu.clear_faults()
         await anyio.sleep(60.0)
         assert it.has_ended
@@ -243,7 +243,7 @@ async def test_refusals_with_a_success_in_between_are_not_added_up(world: World,
             it.emu.clear_faults()
             it.emu.add_fault(Fault("status", route="stop", status=500, times=None))
             await anyio.sleep(60.0)
-        assert it.let_go_at is None
+        assert it.unlocked_at is None
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ async def test_a_suspended_reaper_does_not_stop_what_its_user_restarted_after_a_
 
 
 @pytest.mark.parametrize("is_done", [True, False])
-def test_a_reaper_that_lets_go_unlocks_the_journal_and_removes_it_only_if_nothing_is_left(
+def test_a_reaper_unlocks_the_journal_and_removes_it_only_if_nothing_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, is_done: bool
 ) -> None:
     monkeypatch.setattr("cortecs_async._recovery.reaper.time.sleep", lambda _: None)
@@ -303,10 +303,10 @@ def test_a_reaper_that_lets_go_unlocks_the_journal_and_removes_it_only_if_nothin
         assert path is not None
         locked.append(is_owned(path))
         # In another thread, as for what it began while its parent lived.
-        thread = threading.Thread(target=reaper._let_go)
+        thread = threading.Thread(target=reaper._unlock_journal)
         thread.start()
         thread.join()
-        reaper._let_go()
+        reaper._unlock_journal()
         locked.append(is_owned(path))
         if is_done:
             report({"kind": "GONE", "entry": "e1"})
