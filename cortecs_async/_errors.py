@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, ClassVar
 
 from ._public import publish
@@ -299,3 +300,9 @@ publish(
     (each for each in list(vars().values()) if isinstance(each, type) and issubclass(each, CortecsError)),
     "cortecs_async.errors",
 )
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a note of this package to an exception of anyone, whose attributes may raise anything."""
+    with contextlib.suppress(Exception):
+        error.add_note(f"cortecs_async: {note}")

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import anyio.lowlevel
 
-from .._errors import InvalidArgumentError
+from .._errors import InvalidArgumentError, add_note
 from .tasks import explain_cancelled_error, is_cancellation
 
 T = TypeVar("T")
@@ -75,5 +75,5 @@ class Feed(Generic[T]):
                 return error
             if error is None:
                 return explain_cancelled_error(self.name, raised)
-            error.add_note(f"cortecs_async: closing {self.name} raised {raised!r}")
+            add_note(error, f"closing {self.name} raised {raised!r}")
         return error

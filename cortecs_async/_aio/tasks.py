@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 import anyio
 from attrs import define
 
+from .._errors import add_note
 from .._logging import Event, log
 from .eventloop import in_trio
 from .scopes import CancellableBlock
@@ -84,7 +85,7 @@ def redeliver_cancellation(interruption: BaseException, cause: BaseException) ->
             task.uncancel()
             task.cancel()
             return
-    cause.add_note(f"cortecs_async: {interruption!r} was received while the instance was being released")
+    add_note(cause, f"{interruption!r} was received while the instance was being released")
 
 
 def is_closed_coroutine(error: BaseException | None) -> bool:

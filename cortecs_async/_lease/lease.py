@@ -41,6 +41,7 @@ from .._errors import (
     ConfigurationError,
     InvalidArgumentError,
     LeaseExpiredError,
+    add_note,
 )
 from .._logging import Event, log
 from .._telemetry import Operation, Report
@@ -207,7 +208,7 @@ class InstanceLease(Endpoint):
             provisioning.revoke_hand_over(state)
             await self._end(error, "delete")
             if state.held.attempt is not None and state.held.attempt.not_seen:
-                error.add_note(f"cortecs_async: {_NOT_SEEN}")
+                add_note(error, _NOT_SEEN)
             raise
         self._phase = _Phase.RUNNING
         log(
@@ -243,7 +244,7 @@ class InstanceLease(Endpoint):
             self._end_unawaited(self._options.on_exit)
             if exc is None:
                 raise
-            exc.add_note(f"cortecs_async: {self._state.held.name} could not be released here: {error}")
+            add_note(exc, f"{self._state.held.name} could not be released here: {error}")
             return
         maps_of(self).stop()
         outcome = await self._watchdog.leave(exc)
@@ -351,7 +352,7 @@ class InstanceLease(Endpoint):
 
     def _note(self, cause: BaseException, failure: BaseException | None) -> None:
         if failure is not None and failure is not cause and not isinstance(cause, AmbiguousStartError):
-            cause.add_note(f"cortecs_async: {self._state.held.name}: {failure}")
+            add_note(cause, f"{self._state.held.name}: {failure}")
 
     def _abandon(self) -> None:
         """Leave the instance to the reaper, because the event loop has ended."""

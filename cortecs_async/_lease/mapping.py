@@ -23,7 +23,7 @@ from .._aio.eventloop import loop_runner
 from .._aio.feeds import Feed
 from .._aio.synchronization import Broadcast
 from .._aio.tasks import TaskResult, UserTask
-from .._errors import InvalidArgumentError
+from .._errors import InvalidArgumentError, add_note
 from .._logging import Event, log
 
 T = TypeVar("T")
@@ -168,7 +168,7 @@ class Results(AsyncIterator[R], Generic[R]):
         if error is None:
             return
         if cause is not None:
-            cause.add_note(f"cortecs_async: closing the items of the map raised {error!r}")
+            add_note(cause, f"closing the items of the map raised {error!r}")
             return
         try:
             raise error

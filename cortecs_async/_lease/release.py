@@ -20,6 +20,7 @@ from .._errors import (
     CortecsError,
     InvalidArgumentError,
     TeardownError,
+    add_note,
 )
 from .._logging import Event, log
 from .._telemetry import LeaseInfo, Report
@@ -203,7 +204,7 @@ def close_receipt(state: LeaseState, release: Release, failure: BaseException | 
     if failure is not None:
         # Other errors, such as KeyboardInterrupt, do not name the instance.
         if not isinstance(failure, CortecsError):
-            failure.add_note(f"cortecs_async: {held.name} MAY STILL BE BILLED")
+            add_note(failure, f"{held.name} MAY STILL BE BILLED")
         log(
             Event.LEASE_NOT_RELEASED,
             instance_id=held.instance_id,

@@ -14,7 +14,7 @@ from .._aio.background import BackgroundTask
 from .._aio.scopes import CancellableBlock
 from .._api.domain import Instance
 from .._api.polling import ABSENCE_SPAN, TERMINAL_STATUSES
-from .._errors import InstanceLostError, LeaseExpiredError, LifecycleError
+from .._errors import InstanceLostError, LeaseExpiredError, LifecycleError, add_note
 from .._logging import Event, log
 from .endpoint_errors import is_endpoint_error
 from .state import LeaseState
@@ -64,7 +64,7 @@ class Watchdog:
             return self.verdict
         if outcome is not None and outcome is raised:
             # The block raised an exception of its own, which the caller expects.
-            outcome.add_note(f"cortecs_async: {self.verdict}")
+            add_note(outcome, f"{self.verdict}")
         return outcome
 
     async def _watch_lifetime(self) -> None:
@@ -105,7 +105,7 @@ class Watchdog:
             verdict.__cause__ = raised
             return verdict
         if raised is not None:
-            raised.add_note(f"cortecs_async: {verdict}")
+            add_note(raised, f"{verdict}")
         return raised
 
     async def _until_lost(self) -> str:

@@ -55,9 +55,9 @@ class BackgroundInstance(ManagedInstance):
 
     Entering returns immediately. `instance.handle()` returns the running instance or raises `NotReadyError`.
     Leaving releases the instance, as leaving a lease does; a release that fails is logged. You may leave the
-    block in another task of the same event loop. A lost instance is replaced once its loss is confirmed. A start that fails
-    is tried again after `pause`, unless that would exceed a limit, the start was ambiguous, or the service
-    has refused five starts in a row because of the credentials or the balance.
+    block in another task of the same event loop. A lost instance is replaced once its loss is confirmed. A
+    start that fails is tried again after `pause`, unless that would exceed a limit, the start was ambiguous,
+    or the service has refused five starts in a row because of the credentials or the balance.
 
     Every process has its own instance: for a server with several workers, use `SharedInstance`.
 

@@ -112,7 +112,7 @@ async def test_all_results_as_a_list(inst: InstanceHandle) -> None:
     with pytest.raises(StopAsyncIteration):
         await anext(results)
     # A list that lacks results would look like all of them.
-    with pytest.raises(InvalidArgumentError, match="closed before"):
+    with pytest.raises(errors.InvalidArgumentError, match="closed before"):
         await results.to_list()
 
 

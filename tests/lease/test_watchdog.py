@@ -340,6 +340,25 @@ async def test_any_other_exception_gets_a_note_that_the_instance_was_lost(
     assert len(losses(caplog)) == 1
 
 
+class Closed(Exception):  # noqa: N818
+    """Cannot take a note."""
+
+    def __getattr__(self, name: str) -> object:
+        raise KeyError(name)
+
+
+async def test_an_exception_that_takes_no_note_comes_out_and_the_instance_is_released(world: World) -> None:
+    async with world() as (emu, client), anyio.create_task_group() as tasks:
+        tasks.start_soon(meddle, emu, 50.0, emu.stop_instance)
+        with pytest.raises(Closed):
+            async with client.instance(MODEL, HARDWARE):
+                try:
+                    await anyio.sleep(10_000)
+                finally:
+                    raise Closed
+        assert emu.existing == ()
+
+
 async def test_a_block_that_ends_well_on_a_lost_instance_has_ended_well(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
