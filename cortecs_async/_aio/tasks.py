@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import inspect
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar, cast
@@ -86,24 +85,6 @@ def redeliver_cancellation(interruption: BaseException, cause: BaseException) ->
             task.cancel()
             return
     add_note(cause, f"{interruption!r} was received while the instance was being released")
-
-
-def is_closed_coroutine(error: BaseException | None) -> bool:
-    """Return whether `error` comes from a coroutine that is being closed, whose frames cannot await.
-
-    `coro.close()` and the garbage collector raise GeneratorExit in a coroutine, where an `await` would fail.
-    Async generators are closed with `aclose()`, which can be awaited; event loops also do this to dropped
-    generators. So the frame in which GeneratorExit was raised shows which case it is.
-    """
-    if isinstance(error, RuntimeError):
-        # Of a cancel scope that is closed in another task.
-        error = error.__context__
-    if not isinstance(error, GeneratorExit):
-        return False
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    return traceback is not None and bool(traceback.tb_frame.f_code.co_flags & inspect.CO_COROUTINE)
 
 
 class DetachedTask(Generic[T]):

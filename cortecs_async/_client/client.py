@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from .._aio.tasks import is_closed_coroutine
+from .._aio.closing import is_closed_coroutine
 from .._api.validation import check_instance_id, check_start
 from .._config import (
     MAX_CONNECTIONS,

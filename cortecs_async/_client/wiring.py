@@ -9,7 +9,7 @@ from typing import ClassVar
 import anyio
 from attrs import frozen
 
-from .._aio.tasks import is_closed_coroutine
+from .._aio.closing import is_closed_coroutine
 from .._aio.threads import System
 from .._api.instances import Instances
 from .._api.resources import HardwareTypes, Models, Send, User

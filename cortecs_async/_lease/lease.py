@@ -29,9 +29,9 @@ from typing import Self
 
 import anyio
 
+from .._aio.closing import is_closed_coroutine
 from .._aio.tasks import (
     enable_ki_protection,
-    is_closed_coroutine,
     redeliver_cancellation,
     run_uncancellable,
 )

@@ -21,8 +21,8 @@ from collections.abc import Callable
 import anyio
 from attrs import define, evolve, field
 
+from .._aio.closing import is_closed_coroutine
 from .._aio.synchronization import SingleFlight
-from .._aio.tasks import is_closed_coroutine
 from .._api.domain import Instance, InstanceArgs
 from .._api.instances import Instances
 from .._api.listing import Listing, existing_ids

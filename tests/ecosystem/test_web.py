@@ -39,6 +39,45 @@ MARKS = {
     "plain": "openai.AsyncOpenAI()",
 }
 
+# Each response has an instance of its own, which a generator holds.
+OWN_LEASE = """
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
+
+from cortecs_async import AsyncCortecs
+
+
+@asynccontextmanager
+async def lifespan(app):
+    async with AsyncCortecs(guard="required") as app.state.client:
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.get("/health")
+async def health():
+    return {}
+
+
+@app.get("/stream")
+async def stream(text: str):
+    async def pieces():
+        async with (
+            app.state.client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst,
+            inst.openai() as llm,
+        ):
+            messages = [{"role": "user", "content": text}]
+            answer = await llm.chat.completions.create(model=inst.model, messages=messages, stream=True)
+            async for chunk in answer:
+                yield chunk.choices[0].delta.content or ""
+
+    return StreamingResponse(pieces(), media_type="text/plain")
+"""
+
 # Seconds for a server with several workers to start on a busy machine.
 TIMEOUT = 90.0
 
@@ -134,7 +173,9 @@ def serve(tmp_path: Path, state_dir: Path) -> Callable[..., Any]:
 
     @asynccontextmanager
     async def served(framework: str, command: list[str] = UVICORN, **options: Any) -> AsyncIterator[World]:
-        (program,) = [each for each in PROGRAMS if MARKS[framework] in each]
+        program = OWN_LEASE
+        if framework != "own lease":
+            (program,) = [each for each in PROGRAMS if MARKS[framework] in each]
         if "linger" in options:
             program = program.replace("max_cost=50", "max_cost=50, linger=" + options.pop("linger"))
         (tmp_path / "app.py").write_text(program)
@@ -324,9 +365,8 @@ async def test_streams(serve: Callable[..., Any]) -> None:
         await world.ends()
 
 
-async def test_clients_that_hang_up_while_a_worker_is_killed(
-    serve: Callable[..., Any], state_dir: Path
-) -> None:
+async def hang_up_while_a_worker_is_killed(world: World, count: int) -> None:
+    """Request streams, of which half are left at random moments, and kill one of the two workers."""
     chance = random.Random(0)
     ended: list[str] = []
 
@@ -340,19 +380,40 @@ async def test_clients_that_hang_up_while_a_worker_is_killed(
                 outcome = "cut"  # by the end of its worker
         ended.append(outcome)
 
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    async with (
+        httpx.AsyncClient(base_url=world.http.base_url, timeout=TIMEOUT, limits=limits) as http,
+        anyio.create_task_group() as clients,
+    ):
+        for number in range(count):
+            clients.start_soon(ask, http, chance.uniform(0, 5) if number % 2 else None)
+        await until(lambda: "hung up" in ended, TIMEOUT)
+        kill(workers(world)[0])
+    assert len(ended) == count
+    assert set(ended) == {"answered", "hung up", "cut"}
+
+
+async def test_leases_in_generators_whose_clients_hang_up(serve: Callable[..., Any]) -> None:
+    options = {"step_seconds": 0.05, "token_seconds": 0.1, "capacity": {"NVIDIA_L40S_1": 1000}}
+    async with serve("own lease", [*UVICORN, "--workers", "2"], **options) as world:
+        await world.settled("/health", 200)
+        await until(lambda: len(workers(world)) == 2, TIMEOUT)
+        await hang_up_while_a_worker_is_killed(world, 60)
+        # Those of the killed worker are released by its reaper.
+        await until(lambda: not world.emu.existing, 10)
+        assert len(world.emu.ledger) > 30
+        await world.ends()
+        log = world.log.read_text()
+        assert "was not released" not in log
+        assert "BILLED" not in log
+
+
+async def test_clients_that_hang_up_while_a_worker_is_killed(
+    serve: Callable[..., Any], state_dir: Path
+) -> None:
     async with serve("fastapi", [*UVICORN, "--workers", "2"], token_seconds=0.1) as world:
         instance_id = await up(world, 2)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-        async with (
-            httpx.AsyncClient(base_url=world.http.base_url, timeout=TIMEOUT, limits=limits) as http,
-            anyio.create_task_group() as clients,
-        ):
-            for number in range(200):
-                clients.start_soon(ask, http, chance.uniform(0, 5) if number % 2 else None)
-            await until(lambda: "hung up" in ended, TIMEOUT)
-            kill(workers(world)[0])
-        assert len(ended) == 200
-        assert set(ended) == {"answered", "hung up", "cut"}
+        await hang_up_while_a_worker_is_killed(world, 200)
 
         # The instance has been kept, and does not work for clients that have gone.
         await until(lambda: len(workers(world)) == 2, TIMEOUT)
@@ -376,7 +437,7 @@ async def test_a_reported_instance_is_replaced_at_once(serve: Callable[..., Any]
         await world.settled("/ask?text=hi", 200)
         world.emu.stop_instance(first)
         # The request fails, and the app reports it.
-        assert (await world.get("/ask?text=hi")).status_code == 500
+        assert (await world.get("/ask?text=hi")).status_code == 502
         with anyio.fail_after(4):
             answer = await world.settled("/ask?text=hi", 503)
         assert "starting" in answer.json()["detail"] or "restarted" in answer.json()["detail"]

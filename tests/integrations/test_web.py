@@ -393,7 +393,7 @@ async def test_a_block_that_one_task_leaves_while_another_restarts_it(world: Wor
         assert emu.existing == ()
 
 
-@pytest.mark.parametrize("kind", [partial(BackgroundInstance, None), SharedInstance])
+@pytest.mark.parametrize("kind", [partial(BackgroundInstance, cast("Any", None)), SharedInstance])
 def test_unknown_options_are_rejected_at_once(kind: Any) -> None:
     with pytest.raises(errors.InvalidArgumentError, match="unknown option max_costs, on_loss"):
         kind(MODEL, max_costs=5, on_loss="ignore")

@@ -295,7 +295,7 @@ async def test_a_restart_that_is_rejected_late_leaves_the_instance_alone(
 # --- the ways of asyncio ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 async def test_more_cancellations_do_not_disturb_the_search(world: World) -> None:
     async with world() as (emu, client):
         emu.add_fault(hang())
