@@ -142,6 +142,8 @@ class Release:
             return
         if self._teardown is None:
             self._teardown = self._teardown_of(instance_id, goal)
+            # It still asks the service once more.
+            self._teardown.inactive_since = self.held.missing_since
         await self._run(self._teardown)
 
     async def _find_not_seen(self) -> None:

@@ -41,6 +41,7 @@ class HeldInstance:
         key: The key of its open record; None if there is nothing to release.
         attempt: The start that created it, or may have.
         restart: The restart of an instance that was found stopped.
+        missing_since: Since when readings agree that it is missing, in seconds of `anyio.current_time`.
     """
 
     instance_id: str | None = None
@@ -48,6 +49,7 @@ class HeldInstance:
     key: str | None = None
     attempt: StartAttempt | None = None
     restart: RestartAttempt | None = None
+    missing_since: float | None = None
 
     @property
     def name(self) -> str:

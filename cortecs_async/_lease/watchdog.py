@@ -124,8 +124,11 @@ class Watchdog:
                 # Read it twice: one wrong response must not cancel the block.
                 await anyio.sleep(policy.min_interval)
                 found = await self._next(known=None, absence=0.0)
+                if found is None:
+                    self._state.held.missing_since = anyio.current_time() - ABSENCE_SPAN
+                    return "disappeared"
                 if _is_lost(found):
-                    return "disappeared" if found is None else f"became {found.status!r}"
+                    return f"became {found.status!r}"
             except Exception as error:  # noqa: BLE001  (a credential provider's or a transport's own)
                 log(
                     Event.LEASE_UNREADABLE,
