@@ -138,16 +138,21 @@ def oracle(session: nox.Session) -> None:
 
 # The tests of what differs between Python versions: event loops, cancellation, signals and imports.
 VERSION_DEPENDENT = ("tests/aio", "tests/lease", "tests/test_imports.py", "tests/test_smoke.py")
+# The tests of what differs least, and takes long.
+SKIPPED = tuple(f"--ignore=tests/{folder}" for folder in ("batch", "cli", "emulator"))
 
 
 @nox.session(python=OTHERS or False)
 def matrix(session: nox.Session) -> None:
-    """Run the default tier on the oldest and newest other Python of this machine, and a part on the rest."""
+    """Run most of the default tier on the oldest and newest other Python, and a part on the rest.
+
+    `nightly` runs all of it on all of them.
+    """
     if not OTHERS:
         session.skip("this machine has no other supported Python version")
     install(session, "test-core")
     is_between = session.python not in (PYTHONS[0], PYTHONS[-1])
-    run_pytest(session, *(VERSION_DEPENDENT if is_between and not session.posargs else ()))
+    run_pytest(session, *(() if session.posargs else VERSION_DEPENDENT if is_between else SKIPPED))
 
 
 @nox.session

@@ -674,10 +674,22 @@ QUICK = [
 IMPOSSIBLE = [("asyncio: closed", "lease, time limit")]
 
 
+# Cancelled again at a certain distance: `nightly` runs these in the scenarios that differ least from others.
+AGAIN = {name for name, way in WAYS.items() if len(way.offsets) > 1}
+DIFFERENT = {"lease, journal", "lease, lost start", "restart", "release"}
+
+
+def marks_of(way: str, scenario: str) -> list[pytest.MarkDecorator]:
+    if (way, scenario) in QUICK:
+        return []
+    is_extra = way in AGAIN and scenario not in DIFFERENT
+    return [pytest.mark.proofs, *([pytest.mark.nightly] if is_extra else [])]
+
+
 @pytest.mark.parametrize(
     ("way", "scenario"),
     [
-        pytest.param(*case, marks=[] if case in QUICK else [pytest.mark.proofs])
+        pytest.param(*case, marks=marks_of(*case))
         for case in itertools.product(WAYS, SCENARIOS)
         if case not in IMPOSSIBLE
     ],
