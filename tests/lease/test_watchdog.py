@@ -410,11 +410,11 @@ LIVING: dict[str, list[Fault]] = {
 }
 
 
-@grid(anyio_backend=BACKENDS, life=LIVING)
+@grid(anyio_backend=BACKENDS, life=LIVING, stop_seconds=[0.0, 2.0])
 async def test_an_error_of_the_endpoint_of_a_living_instance_comes_out_as_it_is(
-    world: World, caplog: pytest.LogCaptureFixture, life: str
+    world: World, caplog: pytest.LogCaptureFixture, life: str, stop_seconds: float
 ) -> None:
-    async with world(step_seconds=0.0, stop_seconds=2.0) as (emu, client):
+    async with world(step_seconds=0.0, stop_seconds=stop_seconds) as (emu, client):
         with pytest.raises(StatusError) as caught:
             async with client.instance(MODEL, HARDWARE):
                 await anyio.sleep(5)
