@@ -17,6 +17,7 @@ from _processes import children_of, is_reaper, kill, pids, read, reapers_of
 from anyio.from_thread import start_blocking_portal
 from attrs import define, field
 
+from cortecs_async._recovery.journal import read_journals
 from cortecs_async.emulator import Emulator, Fault, serve_emulator
 
 PAGES = Path(__file__).parent.parent / "docs" / "orchestrators"
@@ -120,7 +121,9 @@ class Workspace:
             until(lambda: self._journals() <= self._before, seconds)
 
     def _journals(self) -> set[Path]:
-        return set((self.folder / "state" / "journal").glob("*"))
+        """Return the journals with promises. Others may remain while a process of the machine has a lease."""
+        journals = read_journals(self.folder / "state" / "journal")
+        return {path for path, state in journals if state.promises}
 
 
 @define(eq=False)
