@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import anyio
 import anyio.lowlevel
+import pytest
 
 from cortecs_async import AsyncCortecs
 from cortecs_async._aio.threads import System
-from cortecs_async.emulator import Emulator
+from cortecs_async.emulator import Emulator, serve_emulator
 from cortecs_async.emulator._emulator import _EPOCH
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
@@ -31,6 +32,15 @@ def client_of(emulator: Emulator, **options: Any) -> AsyncCortecs:
             **options,
         }
     )
+
+
+@asynccontextmanager
+async def service(monkeypatch: pytest.MonkeyPatch, **options: Any) -> AsyncIterator[Emulator]:
+    """Serve an emulator, and put its address and credentials into the environment."""
+    async with serve_emulator(**{"step_seconds": 0.02, **options}) as emu:
+        for name, value in emu.env().items():
+            monkeypatch.setenv(name, value)
+        yield emu
 
 
 async def in_the_loop(work: Callable[[], Any], /) -> Any:

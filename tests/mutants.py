@@ -1220,7 +1220,7 @@ MUTANTS = [
         "lease/test_unawaited.py::test_a_lease_that_cannot_be_awaited_is_released_in_the_background",
     ),
     Mutant(
-        "closes a client without waiting for the releases that nobody awaits",
+        "closes a client without waiting for the releases that no caller awaits",
         "_http/client.py",
         "await self.unawaited.join()",
         "pass",

@@ -8,20 +8,18 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
 from _processes import Program, is_alive, reapers_of, until
-from _world import HARDWARE, MODEL
+from _world import HARDWARE, MODEL, service
 from anyio.streams.stapled import StapledObjectStream
 
 from cortecs_async import InstanceHandle, errors
 from cortecs_async._environment import import_path
-from cortecs_async.emulator import Emulator, serve_emulator
+from cortecs_async.emulator import serve_emulator
 from cortecs_async.integrations import _owner_process, _shared, _shared_server
 from cortecs_async.integrations._managed import Unavailable
 from cortecs_async.integrations._meeting_point import MeetingPoint
@@ -34,14 +32,6 @@ def not_ready(instance: SharedInstance) -> NotReadyError:
     with pytest.raises(NotReadyError) as caught:
         instance.handle()
     return caught.value
-
-
-@asynccontextmanager
-async def service(monkeypatch: pytest.MonkeyPatch, **options: Any) -> AsyncIterator[Emulator]:
-    async with serve_emulator(**{"step_seconds": 0.02, **options}) as emu:
-        for name, value in emu.env().items():
-            monkeypatch.setenv(name, value)
-        yield emu
 
 
 def shared_of(heartbeat: float = 0.1, **options: Any) -> SharedInstance:

@@ -10,8 +10,7 @@ import signal
 import socket
 import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,13 +22,13 @@ import httpx
 import pytest
 from _processes import PROC, Program, is_alive, kill, read, reapers_of, until
 from _virtual_time import VirtualTimeLoop
-from _world import HARDWARE, MODEL, World, client_of
+from _world import HARDWARE, MODEL, World, client_of, service
 from anyio.abc import SocketStream
 
 from cortecs_async import AsyncCortecs, Credentials, InstanceHandle, errors
 from cortecs_async._aio.background import BackgroundTask
 from cortecs_async._state_directory import StateFolder
-from cortecs_async.emulator import Emulator, Fault, serve_emulator
+from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.integrations import _managed, _meeting_point, _shared_server, web
 from cortecs_async.integrations._managed import ManagedInstance, Unavailable
 from cortecs_async.integrations.web import BackgroundInstance, NotReadyError, SharedInstance
@@ -605,14 +604,6 @@ async def test_a_report_of_another_thread(world: World) -> None:
 
 
 # --- for several processes ----------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def service(monkeypatch: pytest.MonkeyPatch, **options: Any) -> AsyncIterator[Emulator]:
-    async with serve_emulator(**{"step_seconds": 0.02, **options}) as emu:
-        for name, value in emu.env().items():
-            monkeypatch.setenv(name, value)
-        yield emu
 
 
 def owners(state_dir: Path) -> list[int]:
