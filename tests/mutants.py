@@ -1192,6 +1192,14 @@ MUTANTS = [
         "lease/test_watchdog.py::TestEnteredInATaskThatHasEnded::test_a_lease_that_is_dropped_is_still_collected",
     ),
     Mutant(
+        "forgets a release that its event loop has never begun",
+        "_aio/background.py",
+        "    def __del__(self) -> None:\n        self.give_up()\n",
+        "    def __del__(self) -> None:\n        pass\n",
+        "lease/test_unawaited.py"
+        "::test_a_lease_that_is_dropped_in_the_last_turn_of_its_event_loop_is_left_to_others",
+    ),
+    Mutant(
         "leaves to the reaper what its event loop could release",
         "_lease/lease.py",
         "unawaited.start_soon(partial(self._release_unawaited, on_exit), self._abandon)",

@@ -88,31 +88,46 @@ class UnawaitedTasks:
 
         Can be called in any thread, also by the garbage collector.
         """
-        has_begun = False
-
-        async def begin() -> None:
-            nonlocal has_begun
-            has_begun = True
-            await work()
+        start = _Start(work, if_loop_ended)
 
         def end() -> None:
-            self._running.pop(begin, None)
+            self._running.pop(start.number, None)
             self._ended.notify()
-            if not has_begun:
-                if_loop_ended()
+            start.give_up()
 
-        def start() -> None:
+        def begin() -> None:
             try:
-                BackgroundTask(begin, end)
+                BackgroundTask(start.run, end)
             except RuntimeError:  # trio accepts no more system tasks at its end
                 end()
 
-        self._running[begin] = self._loop.bound
-        if not self._loop.call_soon(start):
-            self._running.pop(begin, None)
-            if_loop_ended()
+        self._running[start.number] = self._loop.bound
+        if not self._loop.call_soon(begin):
+            end()
 
     async def join(self) -> None:
         """Wait until all of it has ended, except what another event loop has not finished."""
         while self._loop.bound in self._running.values():
             await self._ended.wait()
+
+
+class _Start:
+    """Work that begins soon. If it is dropped before, its event loop was closed."""
+
+    def __init__(self, work: Callable[[], Awaitable[None]], if_loop_ended: Callable[[], object]) -> None:
+        self.number = object()
+        self._work = work
+        self._if_loop_ended = if_loop_ended
+        self._has_begun = False
+
+    async def run(self) -> None:
+        self._has_begun = True
+        await self._work()
+
+    def give_up(self) -> None:
+        if not self._has_begun:
+            self._has_begun = True
+            self._if_loop_ended()
+
+    def __del__(self) -> None:
+        self.give_up()

@@ -293,6 +293,28 @@ def test_a_client_that_is_closed_in_another_loop_does_not_wait_for_what_its_own_
     assert emu.existing == ()
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_a_lease_that_is_dropped_in_the_last_turn_of_its_event_loop_is_left_to_others(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    client = open_client(Emulator(step_seconds=0), journal="off")
+
+    kept: list[InstanceLease] = []
+
+    async def main() -> None:
+        kept.append(client.instance(MODEL, on_loss="ignore"))
+        await kept[0].__aenter__()
+
+    loop = VirtualTimeLoop()
+    task = loop.create_task(main())
+    task.add_done_callback(lambda _: kept.clear())
+    loop.run_until_complete(task)
+    assert "was not released" not in caplog.text
+    loop.close()
+    gc.collect()
+    assert "was not released before its event loop ended" in caplog.text
+
+
 @pytest.mark.parametrize("how", [*COROUTINES, "dropped"])
 @pytest.mark.parametrize(
     ("journal", "successor"),
