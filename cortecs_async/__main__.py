@@ -10,6 +10,9 @@ import sys
 
 _INTERRUPTED = 130
 
+# The extras of the commands that need more than `cli`.
+_EXTRAS = {"demo": "demo", "emulator": "cli,emulator", "top": "tui"}
+
 
 def main() -> None:
     """Run the command line, or print which packages it needs."""
@@ -46,10 +49,12 @@ def _run() -> None:
         missing = (error.name or "").partition(".")[0]
         if missing not in {"click", "dotenv", "rich"}:
             raise
+        from ._extras import install_command  # noqa: PLC0415  (not needed otherwise)
+
         package = {"dotenv": "python-dotenv"}.get(missing, missing)
-        sys.exit(
-            f"The command line needs {package}. Install it with: python -m pip install 'cortecs-async[cli]'"
-        )
+        # What the command needs as well, so that one installation is enough.
+        extras = next((_EXTRAS[each] for each in sys.argv[1:] if each in _EXTRAS), "cli")
+        sys.exit(f"The command line needs {package}. Install it with: {install_command(extras)}")
     cli(prog_name="cortecs-async")
 
 

@@ -43,6 +43,8 @@ def environment(emulator: Emulator | None, state: Path) -> dict[str, str]:
         "PATH": os.defpath,
         "PYTHONPATH": os.pathsep.join(sys.path),
         "CORTECS_STATE_DIR": str(state / "state"),
+        "CORTECS_CONFIG_FILE": os.devnull,
+        "PYTHON_KEYRING_BACKEND": "keyring.backends.null.Keyring",
     }
 
 

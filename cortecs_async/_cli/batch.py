@@ -17,6 +17,7 @@ from ..errors import AmbiguousStartError, BatchWriteError
 from ..signals import cancel_on_sigterm
 from ..types import BatchPlan, BatchReport
 from .batch_display import BatchDisplay, LineDisplay, LiveDisplay, format_duration, format_number
+from .command import cli_command
 from .environment import check_inference_key
 from .options import (
     amount,
@@ -62,7 +63,19 @@ def _parse_concurrency(value: str) -> int | str:
     return int(value)
 
 
-@click.command()
+@cli_command(
+    examples=(
+        "cortecs-async batch prompts.jsonl -o answers.jsonl -m meta-llama/Llama-3.1-8B-Instruct --dry-run",
+        "cortecs-async batch prompts.txt --text -o answers.jsonl -m org/name --max-cost 5",
+    ),
+    tables={
+        "Exit codes": (
+            ("0", "every request has an answer"),
+            ("3", "every request has a line, and some are errors"),
+            ("1", "not finished; the message says how to continue"),
+        )
+    },
+)
 @click.argument("input", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Write the answers to this file."
@@ -128,13 +141,7 @@ def batch(*, dry_run: bool, as_json: bool, **options: Any) -> None:
 
     Each answer is saved before it is counted. If a run ends early, its instances are deleted, and the last
     lines show the command that continues.
-
-    \b
-    Exit codes:
-      0   every request has an answer
-      3   every request has a line, and some are errors
-      1   not finished; the message says how to continue
-    """  # noqa: D301  (\b keeps click from wrapping a paragraph)
+    """
     if dry_run:
         plan = run_async(_plan, options)
         print_json(plan) if as_json else print_facts(_plan_facts(sanitize(plan)))
@@ -198,8 +205,7 @@ def _print_report(report: BatchReport) -> None:
 def _print_early_end(error: BaseException, report: BatchReport | None) -> None:
     """Print why the batch ended early, what it did, what is left, and how to continue."""
     if isinstance(error, CortecsError):
-        with contextlib.suppress(OSError):
-            click.ClickException(error_text(error)).show()
+        print_warning(f"Error: {error_text(error)}")
     else:
         print_note("Interrupted.")
     if report is None:

@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
@@ -16,19 +17,36 @@ from typing import Any, Self
 import anyio
 import anyio.to_thread
 
+from .process_tree import ProcessTree
+
 NOT_EXECUTABLE = 126
 NOT_FOUND = 127
 
-# Seconds between SIGTERM and SIGKILL for a command whose instance is gone.
+# Seconds between SIGTERM and SIGKILL, for a command whose instance is gone and for what a command leaves
+# behind.
 GRACE_PERIOD = 10.0
+
+# Seconds in which the other processes of a command that has ended may end too, such as a `tee` that still
+# has to write the last lines. Only a process that is left over costs this time.
+_DRAIN_TIME = 5.0
 
 # A terminal sends these to its whole foreground process group, which includes the command. A Python handler
 # cannot see who sent a signal, so in the foreground they are assumed to come from the terminal.
-_FROM_TERMINAL = frozenset({signal.SIGINT, signal.SIGQUIT})
-_FORWARDED = (
-    *(signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGQUIT),
-    *(signal.SIGUSR1, signal.SIGUSR2),  # schedulers announce the end of a job with these
+_FROM_TERMINAL = frozenset({"SIGINT", "SIGQUIT"})
+# Whoever sends these wants an early end.
+_ENDING = frozenset({"SIGTERM", "SIGHUP"})
+_FORWARDED = tuple(
+    signal.Signals[name]
+    # Schedulers announce the end of a job with the last two.
+    for name in ("SIGTERM", "SIGHUP", "SIGINT", "SIGQUIT", "SIGUSR1", "SIGUSR2")
+    if hasattr(signal, name)  # Windows has only two of them
 )
+
+# Without a reaper, which Windows does not have, `run` does not get as far as this.
+_NO_SIGNALS = "Windows has no signals between processes"
+
+# Seconds between two checks of whether the command has ended, where the system does not report that.
+_POLL_INTERVAL = 0.05
 
 
 class CannotRunError(Exception):
@@ -54,15 +72,24 @@ class ChildProcess:
 
     It stays in the process group of this program, so that Ctrl-C, Ctrl-Z and reading from the terminal work
     as if the shell had started it. Signals that reach this program are forwarded to the command and have no
-    other effect. Entering raises `CannotRunError` if it cannot be started.
+    other effect. Entering raises `CannotRunError` if it cannot be started. Leaving ends the command and all
+    its descendants, see `ProcessTree`.
+
+    Attributes:
+        left_behind: How many processes the command left running, which were ended too.
+        unkillable: The ids of processes that could not be ended.
     """
 
     def __init__(self, command: list[str], env: Mapping[str, str]) -> None:
         self._command = command
         self._env = env
         self._process: subprocess.Popen[bytes] | None = None
+        self._tree: ProcessTree | None = None
         self._pending_signals: list[int] = []
         self._old_handlers: dict[signal.Signals, Any] = {}
+        self._must_hurry = False
+        self.left_behind = 0
+        self.unkillable: tuple[int, ...] = ()
 
     async def __aenter__(self) -> Self:
         # Handlers first, so that signals that arrive before the command runs are forwarded too. Ignored
@@ -70,47 +97,64 @@ class ChildProcess:
         for number in _FORWARDED:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 self._old_handlers[number] = signal.signal(number, self._forward)
+        self._tree = ProcessTree()
         try:
             # Not in a thread: if that were cancelled, the command would run without an owner.
-            self._process = subprocess.Popen(self._command, env=self._env)  # noqa: ASYNC220, S603
+            env = self._tree.mark(self._env)
+            self._process = subprocess.Popen(self._command, env=env)  # noqa: ASYNC220, S603
         except OSError as error:
+            self._tree.close()
             self._restore_handlers()
             raise CannotRunError(self._command[0], error) from None
+        self._tree.add(self._process.pid)
         for pending in self._pending_signals:
             self._send(pending)
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        if sys.platform == "win32":
+            raise OSError(_NO_SIGNALS)
+        assert self._process is not None  # noqa: S101  (for the type checker)
+        assert self._tree is not None  # noqa: S101  (for the type checker)
         try:
-            if self._process is not None and self._process.returncode is None:
-                await self._terminate()
+            has_ended = self._process.returncode is not None
+            with anyio.CancelScope(shield=True):
+                delay = _DRAIN_TIME if has_ended else 0.0
+                self.unkillable = await self._tree.end(
+                    GRACE_PERIOD, delay=delay, is_urgent=lambda: self._must_hurry
+                )
+            if has_ended:
+                self.left_behind = self._tree.left_behind
         finally:
+            self._send(signal.SIGKILL)
+            self._reap()
+            self._tree.reap(self._process.pid)
+            self._tree.close()
             self._restore_handlers()
 
     async def wait(self) -> int:
         """Wait until the command ends. Returns its exit code as in a shell: 128 + n if signal n ended it."""
-        await self._wait_for_exit()
+        assert self._process is not None  # noqa: S101  (for the type checker)
+        assert self._tree is not None  # noqa: S101  (for the type checker)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._tree.reap_regularly, self._process.pid)
+            await self._wait_for_exit()
+            tasks.cancel_scope.cancel()
         return self._reap()
-
-    async def _terminate(self) -> None:
-        """Send SIGTERM, and SIGKILL after the grace period."""
-        try:
-            self._send(signal.SIGTERM)
-            self._send(signal.SIGCONT)  # a stopped process does not handle SIGTERM
-            with anyio.move_on_after(GRACE_PERIOD, shield=True):
-                await self._wait_for_exit()
-        finally:
-            self._send(signal.SIGKILL)
-            self._reap()
 
     async def _wait_for_exit(self) -> None:
         # WNOWAIT does not reap it. Until it is reaped, its process id cannot belong to another process, and
         # sending it a signal is harmless.
         assert self._process is not None  # noqa: S101  (for the type checker)
+        waitid = getattr(os, "waitid", None)
+        if waitid is None:  # macOS before Python 3.13; this reaps it, and `_send` does nothing from then on
+            while self._process.poll() is None:  # noqa: ASYNC110  (nothing reports it)
+                await anyio.sleep(_POLL_INTERVAL)
+            return
+        if sys.platform == "win32":
+            raise OSError(_NO_SIGNALS)
         options = os.WEXITED | os.WNOWAIT
-        await anyio.to_thread.run_sync(
-            os.waitid, os.P_PID, self._process.pid, options, abandon_on_cancel=True
-        )
+        await anyio.to_thread.run_sync(waitid, os.P_PID, self._process.pid, options, abandon_on_cancel=True)
 
     def _reap(self) -> int:
         assert self._process is not None  # noqa: S101  (for the type checker)
@@ -118,9 +162,13 @@ class ChildProcess:
         return code if code >= 0 else 128 - code
 
     def _forward(self, number: int, _: FrameType | None) -> None:
+        name = signal.Signals(number).name
+        has_ended = self._process is not None and self._process.returncode is not None
+        # After the command has ended, a signal can only mean its other processes.
+        self._must_hurry = self._must_hurry or has_ended or name in _ENDING
         if self._process is None:
             self._pending_signals.append(number)
-        elif number not in _FROM_TERMINAL or not _is_foreground():
+        elif name not in _FROM_TERMINAL or not _is_foreground():
             self._send(number)
 
     def _send(self, number: int) -> None:
@@ -136,6 +184,8 @@ class ChildProcess:
 
 def _is_foreground() -> bool:
     """Return whether this program, and so the command, is in the foreground of a terminal."""
+    if sys.platform == "win32":
+        return False
     with contextlib.suppress(OSError):
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from typing import TYPE_CHECKING
 
 import anyio
@@ -14,8 +16,10 @@ from .. import AsyncCortecs
 from ..integrations.rich import ProvisioningBar
 from ..signals import cancel_on_sigterm
 from ..types import Balance
-from .output import count, format_money, print_nothing_left
-from .runtime import import_optional, run_async, termination_signals
+from .command import cli_command, wrap_example
+from .environment import CREDENTIALS
+from .output import count, format_money, print_nothing_left, stdout_console, wrap
+from .runtime import import_optional, program, run_async, termination_signals
 
 if TYPE_CHECKING:
     from .. import InstanceLease
@@ -25,7 +29,7 @@ _MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 _HARDWARE = "NVIDIA_H100_1"
 
 
-@click.command()
+@cli_command(examples=("cortecs-async demo", 'cortecs-async demo --step-seconds 0.2 --prompt "Hello"'))
 @click.option(
     "--step-seconds",
     type=click.FloatRange(min=0, max=60),
@@ -36,7 +40,8 @@ _HARDWARE = "NVIDIA_H100_1"
 def demo(step_seconds: float, prompt: str) -> None:
     """Try a lease on the built-in emulator, without an account.
 
-    Starts an emulated instance, chats with it, and deletes it. Needs no GPU and costs nothing.
+    Starts an emulated instance, chats with it, and deletes it. Needs no GPU and costs nothing. At the end, it
+    says what to try next.
     """
     import_optional("cortecs_async.emulator", "demo")
     import_optional("openai", "demo")
@@ -55,13 +60,13 @@ async def _cancellable(step_seconds: float, prompt: str) -> None:
 async def _demo(step_seconds: float, prompt: str) -> None:
     from ..emulator import serve_emulator  # noqa: PLC0415  (optional, checked by the caller)
 
-    console = Console(highlight=False, soft_wrap=True)
+    console = stdout_console()
     console.print(
         "[bold]cortecs_async demo[/]: the real client connects to the [bold]embedded emulator[/] on this "
         "machine.\nNo account, no GPU, no cost. Models, prices and answers are made up."
     )
     async with serve_emulator(step_seconds=step_seconds, token_seconds=0.03) as emulator:
-        console.print(f"\n[bold]emulator[/]  {emulator.api_base_url}")
+        console.print(f"\n[bold]emulator[/]  {emulator.api_base_url}", soft_wrap=True)
         console.print(f"[bold]lease[/]     {_MODEL} on {_HARDWARE}")
         async with AsyncCortecs(
             emulator.client_id,
@@ -72,24 +77,44 @@ async def _demo(step_seconds: float, prompt: str) -> None:
             journal="off",
         ) as client:
             with ProvisioningBar(console) as bar:
-                async with client.instance(_MODEL, _HARDWARE, on_progress=bar) as inst:
-                    console.print(f"[bold]running[/]   {inst.instance_id} at {inst.base_url}")
+                lease = client.instance(_MODEL, _HARDWARE, on_progress=bar, require_key=False)
+                async with lease as inst:
+                    console.print(f"[bold]running[/]   {inst.instance_id} at", end="")
+                    is_wide = len(f"running   {inst.instance_id} at {inst.base_url}") <= console.width
+                    console.print(f"{' ' if is_wide else chr(10)}{inst.base_url}", soft_wrap=True)
                     await _chat(console, inst, emulator.api_key, prompt)
                     console.print("[bold]release[/]   stop, delete, and confirm that it is gone ...")
             balance = await client.user.balance()
         _print_receipt(console, emulator, balance)
+    _print_next_steps(console)
 
 
 async def _chat(console: Console, inst: InstanceLease, api_key: str, prompt: str) -> None:
     console.print(f"[bold]you[/]       {escape(prompt)}")
     console.print("[bold]model[/]     ", end="")
+    column, word = len("model     "), ""
+
+    def print_word() -> None:
+        nonlocal column
+        if column + len(word) > console.width:
+            console.print()
+            column = 0
+        console.print(word, end="", markup=False, soft_wrap=True)
+        column += len(word)
+
     async with inst.openai(api_key=api_key) as llm:
         chunks = await llm.chat.completions.create(
             model=inst.model, messages=[{"role": "user", "content": prompt}], stream=True
         )
         async for chunk in chunks:
             for choice in chunk.choices:
-                console.print(choice.delta.content or "", end="", markup=False)
+                *complete, rest = re.split("(?<= )", choice.delta.content or "")
+                for part in complete:
+                    word += part
+                    print_word()
+                    word = ""
+                word += rest
+    print_word()
     console.print()
 
 
@@ -108,3 +133,29 @@ def _print_receipt(console: Console, emulator: Emulator, balance: Balance) -> No
     )
     console.print()
     console.print(table)
+
+
+def _print_next_steps(console: Console) -> None:
+    if all(os.environ.get(name, "").strip() for name in CREDENTIALS):
+        steps = {
+            "doctor": "check your account and this machine",
+            "models": "list what you can rent, with prices",
+            "help run": "run your program on an instance",
+        }
+    else:
+        steps = {
+            "emulator": "start the emulator to practice in other terminals",
+            "models": "list models and prices (no account needed)",
+            "help run": "run your program on an instance",
+            "doctor": "check your setup, once you have an account",
+        }
+    rows = [(f"{program()} {arguments}", meaning) for arguments, meaning in steps.items()]
+    console.print("\n[bold]What to try next[/]")
+    width = max(len(command) for command, _ in rows)
+    for command, meaning in rows:
+        line = f"  {command:{width}}  {meaning}"
+        if len(line) > console.width:
+            first, *rest = wrap_example(command, console.width - 6)
+            lines = [f"  {first}", *(f"      {each}" for each in rest), wrap(meaning, console.width, "    ")]
+            line = "\n".join(lines)
+        console.print(line, markup=False)

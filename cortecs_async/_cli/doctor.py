@@ -6,27 +6,30 @@ import importlib.metadata
 import platform
 import sys
 
-import click
+from attrs import evolve
 
 from .. import AsyncCortecs, __version__
 from ..types import Finding
+from .command import cli_command
 from .options import json_option
-from .output import print_json, sanitize, stdout_console
+from .output import print_json, sanitize, stdout_console, wrap
 from .runtime import FAILED, run_async
+from .wording import to_command_line
 
 # The packages of each extra. It is installed if they are.
 _EXTRAS = {
     "openai": ("openai",),
     "aiohttp": ("httpx-aiohttp",),
+    "keyring": ("keyring",),
     "tui": ("textual",),
     "emulator": ("starlette", "uvicorn"),
 }
 
 
-@click.command()
+@cli_command(examples=("cortecs-async doctor", "cortecs-async doctor --json"))
 @json_option()
 def doctor(as_json: bool) -> None:
-    """Check credentials, service, clock, journal and reaper.
+    """Check credentials, inference API key, service, clock, journal and reaper.
 
     Starts nothing that is billed. Exits with 1 if a check fails.
     """
@@ -46,8 +49,15 @@ def doctor(as_json: bool) -> None:
 
 
 async def _diagnose() -> tuple[Finding, ...]:
-    async with AsyncCortecs() as client:
-        return await client.diagnose()
+    client = AsyncCortecs()  # not entered, which would raise missing credentials
+    try:
+        findings = await client.diagnose()
+    finally:
+        await client.aclose()
+    return tuple(
+        evolve(each, detail=to_command_line(each.detail), hint=to_command_line(each.hint))
+        for each in findings
+    )
 
 
 def _print_findings(findings: tuple[Finding, ...]) -> None:
@@ -58,13 +68,21 @@ def _print_findings(findings: tuple[Finding, ...]) -> None:
     for finding in findings:
         mark, style = (passed, "green") if finding.ok else (failed, "bold red")
         console.print(f"[{style}]{mark}[/]", end=" ")
-        console.print(sanitize(f"{finding.name:{width}}{finding.detail}"), markup=False)
+        indent = " " * (width + 2)
+
+        def wrapped(text: str, indent: str = indent) -> str:
+            lines = (wrap(line, console.width, indent) for line in sanitize(text).splitlines())
+            return "\n".join(lines)
+
+        detail = wrapped(finding.detail).removeprefix(indent)
+        console.print(f"{finding.name:{width}}{detail}", markup=False, soft_wrap=True)
         if finding.hint:
-            console.print(sanitize(f"{'':{width + 2}}{finding.hint}"), markup=False, style="dim")
+            console.print(wrapped(finding.hint), markup=False, style="dim", soft_wrap=True)
     console.print()
     extras = ", ".join(f"{name} {_extra_version(name) or 'not installed'}" for name in _EXTRAS)
     for name, version in (*versions.items(), ("extras", extras)):
-        console.print(f"  {name:{width}}{version}", markup=False)
+        lines = wrap(version, console.width, f"  {name:{width}}", " " * (width + 2))
+        console.print(lines, markup=False, soft_wrap=True)
 
 
 def _marks() -> tuple[str, str]:

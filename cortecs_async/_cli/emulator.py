@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import shlex
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from .command import cli_command
 from .runtime import import_optional
 
 if TYPE_CHECKING:
@@ -44,9 +46,16 @@ def _group_models(
     return models
 
 
-@click.command()
+@cli_command(
+    examples=(
+        "cortecs-async emulator",
+        "cortecs-async emulator --port 0 --model org/name --capacity NVIDIA_H100_1=2",
+    )
+)
 @click.option("--host", default="127.0.0.1", help="Listen on this address.")
-@click.option("--port", default=8808, help="Listen on this port; 0 picks a free one.")
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=8808, help="Listen on this port; 0 picks a free one."
+)
 @click.option(
     "--step-seconds",
     type=click.FloatRange(min=0),
@@ -123,5 +132,16 @@ def emulator(
             allow_remote=allow_remote,
             on_ready=announce,
         )
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        raise click.ClickException(_cannot_listen(host, port, error)) from None
+    except ValueError as error:
         raise click.ClickException(str(error)) from None
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"Port {port} is in use. Pass another --port, or 0 to pick a free one."
+    if error.errno == errno.EACCES:
+        advice = "Pass --port with a number above 1023, or 0 to pick a free one."
+        return f"Permission denied for port {port}. {advice}"
+    return f"Cannot listen on {host}, port {port}: {error.strerror or error}. Check --host and --port."

@@ -11,7 +11,9 @@ from pathlib import Path
 import click
 from dotenv import dotenv_values
 
-from .. import ConfigurationError, InstanceHandle
+from .. import ConfigurationError
+from .._credentials import resolve_sources
+from .._profiles import load_profile
 from .output import print_note, print_warning
 
 CREDENTIALS = ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET")
@@ -23,26 +25,37 @@ _DEFAULT_FILE = Path(".env")
 logger = logging.getLogger("cortecs_async.cli")
 
 
-# Never connected to: it only reads the inference key from the environment as an instance would.
-_NO_ENDPOINT = InstanceHandle(
-    instance_id="none", base_url="https://localhost/v1", model="none", account="none"
-)
-
-
 def check_inference_key() -> None:
-    """Check that there is an inference key, before anything is billed.
+    """Check that there is an inference API key, before anything is billed.
 
     Whether the key is valid is known only once an instance answers.
 
     Raises:
         ConfigurationError: if there is none, or it cannot be right.
     """
-    if not any(os.environ.get(name, "").strip() for name in INFERENCE_KEYS):
-        raise ConfigurationError(
-            f"no inference API key: set {' or '.join(INFERENCE_KEYS)} to your inference API key from "
-            "cortecs.ai (not the client id and secret)"
-        )
-    _NO_ENDPOINT.openai_kwargs()
+    sources, _ = resolve_sources(client_id=None, client_secret=None, provider=None, profile=None)
+    if problem := sources.inference_key_problem():
+        raise ConfigurationError(f"{problem}.")
+
+
+def use_profile(name: str) -> None:
+    """Use a profile instead of the variables of the environment.
+
+    Raises:
+        click.ClickException: if it cannot be used.
+    """
+    try:
+        profile = load_profile(name)
+    except ConfigurationError as error:
+        raise click.ClickException(str(error)) from None
+    os.environ["CORTECS_PROFILE"] = name
+    replaced = [*CREDENTIALS]
+    if profile is not None and profile.api_base_url:
+        replaced.append(_URL)
+    if profile is not None and profile.has("api_key"):
+        replaced.extend(INFERENCE_KEYS)
+    for variable in replaced:
+        os.environ.pop(variable, None)
 
 
 def load_env_file(path: Path | None) -> None:
@@ -100,9 +113,9 @@ def _is_allowed(name: str) -> bool:
 
 
 def _drop_untrusted(new: dict[str, str]) -> None:
-    """Remove all but credentials and the address of the service.
+    """Remove all but credentials and the base URL.
 
-    The address is removed too, unless all secrets that would be sent there are in the file.
+    The base URL is removed too, unless all secrets that would be sent there are in the file.
     """
     others = sorted(new.keys() - {*CREDENTIALS, *INFERENCE_KEYS, _URL})
     for name in others:

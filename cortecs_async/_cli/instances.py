@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
 from functools import partial
 
 import anyio
+import attrs
 import click
 
 from .. import AsyncCortecs, CortecsError, Instance
-from ..errors import BadRequestError, ConflictError, InstanceGoneError, NotFoundError
-from ..types import Listing
+from ..errors import (
+    BadRequestError,
+    ConflictError,
+    InstanceGoneError,
+    JournalError,
+    NotFoundError,
+    TeardownError,
+)
+from ..types import Listing, Owner
+from .command import cli_command
 from .options import duration, json_option
 from .output import (
+    FINAL_STATUSES,
+    STATUSES,
     count,
     error_text,
     format_time,
@@ -27,40 +39,69 @@ from .output import (
     print_warning,
     step_text,
 )
-from .runtime import FAILED, call_api, exit_interrupted, run_async
+from .owners import UNMANAGED, describe_owner
+from .runtime import FAILED, call_api, run_async
+from .suggestions import did_you_mean, nearest
 
 # When there is nothing left to stop, the service rejects a stop with one of these. Which one is undocumented.
 _REJECTIONS = (BadRequestError, ConflictError, NotFoundError)
 
-_COLUMNS = ("id", "model", "hardware", "workers", "status", "step", "started", "base url")
+_COLUMNS = ("id", "model", "hardware", "workers", "status", "step", "started", "owner", "base url")
 
 # Left out on a narrow terminal, in this order. `show` has them all.
 _OPTIONAL_COLUMNS = ("base url", "started", "step", "workers", "hardware")
 
+logger = logging.getLogger("cortecs_async.cli")
+
 _yes_option = click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 _ids_argument = click.argument("ids", metavar="[ID]...", nargs=-1)
+
+_timeout_option = click.option(
+    "--timeout", type=duration, default="2m", help="Stop waiting for an instance after this time."
+)
 
 _Action = Callable[[AsyncCortecs, str], Awaitable[str]]
 
 
-@click.command()
-@click.option("--status", help="List only instances with this status: pending, running, stopping or stopped.")
+@cli_command(examples=("cortecs-async ls", "cortecs-async ls --status running --json"))
+@click.option("--status", help=f"List only instances with this status, such as {', '.join(STATUSES)}.")
 @json_option()
 def ls(status: str | None, as_json: bool) -> None:
-    """List all instances of the account, including those that you did not start."""
-    found = [instance for instance in _list() if status is None or instance.status.lower() == status.lower()]
+    """List all instances of the account, including those that you did not start.
+
+    The owner is the process that releases the instance, according to the journals on this machine. An
+    unmanaged instance was started by a plain request or elsewhere, and runs until you stop it.
+    """
+    listing, owners = call_api(_list_with_owners)
+    _warn_of_unreadable(listing)
+    found = [each for each in listing if status is None or each.status.lower() == status.lower()]
+    if status is not None and not found:
+        _check_status(status)
     empty = "No instances." if status is None else f'No instances with status "{status}".'
-    print_list(found, _COLUMNS, _row, optional=_OPTIONAL_COLUMNS, empty=empty, as_json=as_json)
+    rows = [_Row(each, owners) for each in found]
+    if as_json:
+        print_json([row.fields() for row in rows])
+    else:
+        print_list(
+            rows,
+            _COLUMNS,
+            _Row.cells,
+            optional=_OPTIONAL_COLUMNS,
+            wrapped=("owner",),
+            empty=empty,
+            as_json=False,
+        )
 
 
-@click.command()
+@cli_command(examples=("cortecs-async show instance-10001", "cortecs-async show instance-10001 --json"))
 @click.argument("instance_id", metavar="ID")
 @json_option()
 def show(instance_id: str, as_json: bool) -> None:
     """Show one instance."""
-    instance = call_api(lambda client: client.instances.get(instance_id))
+    instance, owners = call_api(partial(_get_with_owners, instance_id))
+    row = _Row(instance, owners)
     if as_json:
-        print_json(instance)
+        print_json(row.fields())
         return
     args, status = instance.instance_args, instance.instance_status
     print_facts([
@@ -75,14 +116,17 @@ def show(instance_id: str, as_json: bool) -> None:
         ("started", _time(status.started_at)),
         ("stopped", _time(status.stopped_at)),
         ("step", step_text(instance)),
+        ("owner", row.owner_words),
     ])  # fmt: skip
 
 
-@click.command()
+@cli_command(
+    examples=("cortecs-async stop instance-10001 instance-10002", "cortecs-async stop --all --timeout 5m")
+)
 @_ids_argument
 @click.option("--all", "every", is_flag=True, help="Stop every instance of the account.")
 @click.option("--wait/--no-wait", default=True, help="Wait until they are stopped.")
-@click.option("--timeout", type=duration, default="2m", help="Stop waiting after this time.")
+@_timeout_option
 @_yes_option
 def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: bool) -> None:
     """Stop instances and their billing.
@@ -100,22 +144,26 @@ def stop(ids: tuple[str, ...], every: bool, wait: bool, timeout: float, yes: boo
     _apply(partial(_stop, timeout=timeout if wait else 0.0), ids, is_left=is_left)
 
 
-@click.command()
+@cli_command(
+    examples=("cortecs-async rm instance-10001", "cortecs-async rm --force instance-10001 instance-10002")
+)
 @_ids_argument
 @click.option("--all", "every", is_flag=True, help="Delete every stopped instance of the account.")
-@click.option(
-    "--stop", "-f", "--force", "stop_first", is_flag=True, help="Stop instances first that are not stopped."
-)
+@click.option("--stop", "stop_first", is_flag=True, help="Stop instances that are still running first.")
+@click.option("-f", "--force", is_flag=True, help="Like --stop, and ignore instances that do not exist.")
+@_timeout_option
 @_yes_option
-def rm(ids: tuple[str, ...], every: bool, stop_first: bool, yes: bool) -> None:
+def rm(ids: tuple[str, ...], every: bool, stop_first: bool, force: bool, timeout: float, yes: bool) -> None:
     """Delete instances.
 
     An instance that is not stopped is rejected, unless you pass --stop. Then it is stopped and deleted, and
-    the command returns once the service confirms that it is gone; Ctrl-C does not interrupt this. A failure
+    the command returns once the service confirms that it is gone; Ctrl-C does not interrupt this. If that
+    takes longer than --timeout, the command fails, and a background process continues. A failure
     with one instance does not affect the others; the command exits with 1 if an instance is left. --all
     includes the instances of other people and programs, so it lists them and asks for confirmation.
     """
     _check_choice(ids, every)
+    stop_first = stop_first or force
     listing = _list()
     listed: dict[str, Instance | None] = {each.instance_id: each for each in listing}
     listed.update({entry.entry_id: None for entry in listing.unreadable if entry.entry_id})
@@ -125,21 +173,71 @@ def rm(ids: tuple[str, ...], every: bool, stop_first: bool, yes: bool) -> None:
             print_note(f"Skipped {count(skipped, 'instance')} not yet stopped. Pass --stop to delete all.")
         ids = _confirm("delete", chosen, yes=yes)
     is_left = every and bool(listing.unreadable)
-    _apply(partial(_remove, listed=listed, stop_first=stop_first), ids, is_left=is_left)
+    remove = partial(_remove, listed=listed, stop_first=stop_first, ignore_missing=force, timeout=timeout)
+    _apply(remove, ids, is_left=is_left)
 
 
-def _row(instance: Instance) -> tuple[object, ...]:
-    args = instance.instance_args
-    return (
-        instance.instance_id,
-        args.hf_name,
-        args.hardware_type_id,
-        args.num_workers,
-        instance.status,
-        step_text(instance),
-        _time(instance.instance_status.started_at),
-        instance.base_url,
-    )
+class _Row:
+    """An instance and its owner. The owner is unknown without journals."""
+
+    def __init__(self, instance: Instance, owners: Mapping[str, Owner] | None) -> None:
+        self._instance = instance
+        self._is_known = owners is not None
+        self._owner = (owners or {}).get(instance.instance_id)
+
+    @property
+    def owner_words(self) -> str | None:
+        return describe_owner(self._owner) if self._is_known else None
+
+    def cells(self) -> tuple[object, ...]:
+        instance, args = self._instance, self._instance.instance_args
+        return (
+            instance.instance_id,
+            args.hf_name,
+            args.hardware_type_id,
+            args.num_workers,
+            instance.status,
+            step_text(instance),
+            _time(instance.instance_status.started_at),
+            self.owner_words,
+            instance.base_url,
+        )
+
+    def fields(self) -> dict[str, object]:
+        owner = self._owner
+        kind = owner.kind if owner is not None else UNMANAGED if self._is_known else None
+        fields = attrs.asdict(self._instance, recurse=False)
+        return {**fields, "owner_kind": kind, "owner": None if owner is None else owner.owner}
+
+
+async def _owners(client: AsyncCortecs) -> Mapping[str, Owner] | None:
+    try:
+        return await client.owners()
+    except JournalError as error:
+        logger.info("The owners are unknown: %s", error)
+        return None
+
+
+async def _list_with_owners(client: AsyncCortecs) -> tuple[Listing[Instance], Mapping[str, Owner] | None]:
+    return await client.instances.list(), await _owners(client)
+
+
+async def _get_with_owners(
+    instance_id: str, client: AsyncCortecs
+) -> tuple[Instance, Mapping[str, Owner] | None]:
+    return await client.instances.get(instance_id), await _owners(client)
+
+
+def _check_status(status: str) -> None:
+    """Reject a status that no instance has, unless it is a known one.
+
+    The reference names three statuses, and the service may have more: a status that an instance has is
+    always accepted.
+    """
+    known = (*STATUSES, *sorted(FINAL_STATUSES - {*STATUSES}))
+    if status.lower() not in known:
+        suggestion = did_you_mean(nearest(status, known)) or f" Known statuses: {', '.join(known)}."
+        raise click.BadParameter(f'Unknown status "{status}".{suggestion}', param_hint="--status")
 
 
 def _time(time: datetime | None) -> str | None:
@@ -148,10 +246,14 @@ def _time(time: datetime | None) -> str | None:
 
 def _list() -> Listing[Instance]:
     instances = call_api(lambda client: client.instances.list())
+    _warn_of_unreadable(instances)
+    return instances
+
+
+def _warn_of_unreadable(instances: Listing[Instance]) -> None:
     for entry in instances.unreadable:
         name = entry.entry_id or "An instance without an id"
         print_warning(one_line(f"{name} exists, but cannot be read: {entry.problem}"))
-    return instances
 
 
 def _check_choice(ids: tuple[str, ...], every: bool) -> None:
@@ -173,14 +275,9 @@ def _confirm(verb: str, instances: list[Instance], *, yes: bool) -> tuple[str, .
             raise click.ClickException(
                 f"Cannot ask for confirmation: not a terminal. Pass --yes to {question}."
             )
-        try:
-            agreed = click.confirm(
-                f"{question.capitalize()}? --all includes those of other people and programs.", err=True
-            )
-        except click.Abort:
-            click.echo(err=True)  # the cursor is still on the line of the question
-            exit_interrupted()
-        if not agreed:
+        if not click.confirm(
+            f"{question.capitalize()}? --all includes those of other people and programs.", err=True
+        ):
             print_note("Nothing was changed.")
             sys.exit(FAILED)
     # Exactly the instances that were listed, not those that were started since.
@@ -197,7 +294,13 @@ def _apply(action: _Action, ids: tuple[str, ...], *, is_left: bool) -> None:
     for instance_id, result in run_async(_for_each, ids, action):
         if isinstance(result, CortecsError):
             failed = True
-            print_warning(f"{instance_id}  {error_text(result)}")
+            text = error_text(result)
+            if instance_id not in text.partition(". ")[0]:
+                print_warning(f"{instance_id}  {text}")
+            elif len(ids) > 1:
+                print_warning(text)
+            else:
+                raise click.ClickException(text)
         else:
             click.echo(one_line(f"{instance_id}  {result}"))
     if failed:
@@ -249,17 +352,48 @@ async def _stop(client: AsyncCortecs, instance_id: str, *, timeout: float) -> st
     raise CortecsError(f"is {instance.status} after {timeout:g} s. It may be billed until it is stopped.")
 
 
+async def _release(client: AsyncCortecs, instance_id: str, timeout: float) -> None:
+    try:
+        await client.release(instance_id, teardown_timeout=timeout)
+    except TeardownError as error:
+        failure, is_in_background, _ = str(error).partition("IT MAY STILL BE BILLED: stop it")
+        if not is_in_background:
+            raise
+        text = failure.removeprefix(f"instance {instance_id} ")
+        raise CortecsError(
+            f"{text}A background process continues the deletion, and the instance may be billed until then. "
+            f"Run `cortecs-async show {instance_id}` to check."
+        ) from error
+
+
 async def _remove(
-    client: AsyncCortecs, instance_id: str, *, listed: Mapping[str, Instance | None], stop_first: bool
+    client: AsyncCortecs,
+    instance_id: str,
+    *,
+    listed: Mapping[str, Instance | None],
+    stop_first: bool,
+    ignore_missing: bool,
+    timeout: float,
 ) -> str:
-    instance = listed.get(instance_id)
-    if instance_id not in listed:
-        raise CortecsError("does not exist. Run `cortecs-async ls` to list your instances.")
+    if instance_id in listed:
+        instance = listed[instance_id]
+    elif ignore_missing:
+        # One list without it proves nothing: a release reads again until it is certain.
+        await _release(client, instance_id, timeout)
+        return "gone"
+    else:
+        instance = await client.instances.get(instance_id)  # raises the same error as `show`
     if stop_first:
-        await client.release(instance_id)
+        await _release(client, instance_id, timeout)
     elif instance is None or has_ended(instance):
         # If its status cannot be read, the service rejects the delete of an instance that is not stopped.
-        await client.instances.delete(instance_id)
+        with anyio.move_on_after(timeout):
+            await client.instances.delete(instance_id)
+            return "deleted"
+        raise CortecsError(
+            f"was not confirmed deleted within {timeout:g} s. "
+            f"Run `cortecs-async show {instance_id}` to check."
+        )
     else:
         raise CortecsError(f"is {instance.status}. Pass --stop to stop it first.")
     return "deleted"

@@ -4,34 +4,30 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import click
 
+from .._durations import parse_duration
+from .._profiles import PROFILE_NAME
+
+# The name of the parameter of --json in all commands.
+JSON = "as_json"
+
 F = TypeVar("F", bound=Callable[..., Any])
-
-_NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
-_DURATION = re.compile(rf"(?:{_NUMBER}d)?(?:{_NUMBER}h)?(?:{_NUMBER}m)?(?:{_NUMBER}s)?")
-_UNITS = (86400.0, 3600.0, 60.0, 1.0)
-
-# Longer ones are typing errors, and would lead to times beyond the range of dates.
-_MAX_DURATION = 3650 * 86400.0
 
 
 def duration(value: str) -> float:
     """Parse a duration, for the `type` of an option. Returns seconds."""
-    text = value.strip().lower()
-    # A bare number means seconds, but not after a unit: "1h30" is ambiguous.
-    match = _DURATION.fullmatch(f"{text}s" if re.fullmatch(_NUMBER, text) else text)
-    parts = match.groups(default="0") if match else ()
-    seconds = sum(float(part) * unit for part, unit in zip(parts, _UNITS, strict=False))
-    if not 0 < seconds < math.inf:
-        reason = "; it must be more than 0" if match and text and not seconds else ""
-        raise click.BadParameter(f'duration "{value}" is invalid (examples: 90s, 15m, 2h){reason}')
-    if seconds > _MAX_DURATION:
-        raise click.BadParameter(f'duration "{value}" is longer than ten years')
+    try:
+        seconds = parse_duration(value)
+    except ValueError as error:
+        raise click.BadParameter(f'duration "{value}" {error}') from None
+    if not seconds:
+        raise click.BadParameter(
+            f'duration "{value}" is invalid (examples: 90s, 15m, 2h); it must be more than 0'
+        )
     return seconds
 
 
@@ -67,8 +63,15 @@ max_lifetime_option = click.option(
 )
 
 
+def profile_name(value: str) -> str:
+    """Check the name of a profile, for the `type` of an option."""
+    if not PROFILE_NAME.fullmatch(value):
+        raise click.BadParameter(f'profile "{value}" is invalid: use letters, digits, - and _')
+    return value
+
+
 def json_option(help_text: str = "Print JSON with all fields.") -> Callable[[F], F]:
-    return click.option("--json", "as_json", is_flag=True, help=help_text)
+    return click.option("--json", JSON, is_flag=True, help=help_text)
 
 
 def start_options(command: F) -> F:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import click
 
 from ..types import Orphan
+from .command import cli_command
 from .options import duration, json_option
 from .output import format_time, print_list
 from .runtime import FAILED, call_api
@@ -28,7 +30,7 @@ _MEANING = {
 _REMAINING = frozenset({"found", "unsettled", "ambiguous", "left", "releasing", "newer"})
 
 
-@click.command()
+@cli_command(examples=("cortecs-async orphans", "cortecs-async orphans --json"))
 @json_option()
 def orphans(as_json: bool) -> None:
     """List the instances that dead processes left behind.
@@ -38,7 +40,7 @@ def orphans(as_json: bool) -> None:
     _run(dry_run=True, as_json=as_json)
 
 
-@click.command()
+@cli_command(examples=("cortecs-async sweep", "cortecs-async sweep --timeout 2m --force"))
 @click.option("--dry-run", is_flag=True, help="List them like `orphans`, but release nothing.")
 @click.option("--force", is_flag=True, help="Also release those that a reaper is still releasing.")
 @click.option("--timeout", type=duration, default="330s", help="Stop sweeping after this time.")
@@ -54,12 +56,24 @@ def sweep(dry_run: bool, force: bool, timeout: float, as_json: bool) -> None:
 
 
 def _run(*, dry_run: bool, as_json: bool, force: bool = False, timeout: float = 330.0) -> None:
-    # No reaper needed: an instance stays in the journal until it is released.
-    found = call_api(lambda client: client.sweep(dry_run=dry_run, force=force, timeout=timeout))
+    guard = logging.getLogger("cortecs_async.guard")
+    guard.addFilter(_is_no_advice)
+    try:
+        # No reaper needed: an instance stays in the journal until it is released.
+        found = call_api(lambda client: client.sweep(dry_run=dry_run, force=force, timeout=timeout))
+    finally:
+        guard.removeFilter(_is_no_advice)
     columns = ("state", "instance", "requested at", "by", "meaning")
-    print_list(found, columns, _row, empty="No orphaned instances.", as_json=as_json)
+    print_list(
+        found, columns, _row, wrapped=("meaning", "instance"), empty="No orphaned instances.", as_json=as_json
+    )
     if any(orphan.state in _REMAINING for orphan in found):
         sys.exit(FAILED)
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """Return whether a record is not the warning that advises to run `sweep`."""
+    return getattr(record, "cortecs_event", "") != "guard.orphans"
 
 
 def _row(orphan: Orphan) -> tuple[str, ...]:

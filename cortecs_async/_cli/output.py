@@ -5,34 +5,38 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
-from datetime import datetime
+import textwrap
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import IO, Any, TextIO, TypeVar, cast
 
 import attrs
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
 from .. import CortecsError, Instance, Progress
-from ..errors import APIStatusError, InstanceGoneError, StartTimeoutError
+from ..errors import APIStatusError, MissingCredentialsError
 from ..integrations.rich import ProvisioningBar
+from .wording import to_command_line
 
 T = TypeVar("T")
+
+# Spaces between two columns of a table.
+_GAP = 2
 
 # Columns of standard output when it is not a terminal, so that no line is wrapped.
 _UNLIMITED = 100_000
 
-# Hints for errors on the command line.
-_HINTS: tuple[tuple[type[CortecsError], str], ...] = (
-    (InstanceGoneError, "Run `cortecs-async ls` to list your instances."),
-    (StartTimeoutError, "Pass --start-timeout to allow more time."),
-)
+# The published reference names "pending", "running" and "stopped". An instance is "stopping" in between.
+STATUSES = ("pending", "running", "stopping", "stopped")
 
 # The published reference names only "stopped". The others are inferred.
-_FINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
+FINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
 
 
 def sanitize(value: T) -> T:
@@ -57,12 +61,46 @@ def one_line(value: object) -> str:
     return sanitize(str(value)).replace("\n", " ")
 
 
+def wrap(text: str, width: int, indent: str = "", next_indent: str | None = None) -> str:
+    """Wrap a text at spaces. A word that is longer than a line stays whole."""
+    return textwrap.fill(
+        text,
+        max(width, 1),
+        initial_indent=indent,
+        subsequent_indent=indent if next_indent is None else next_indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def wrap_for_stderr(text: str) -> str:
+    """Wrap the lines that are wider than the terminal, if standard error is one."""
+    width = _terminal_width(sys.stderr)
+    return "\n".join(line if len(line) <= width else wrap(line, width) for line in text.split("\n"))
+
+
+def _terminal_width(stream: TextIO) -> int:
+    return shutil.get_terminal_size().columns if stream.isatty() else _UNLIMITED
+
+
+@contextlib.contextmanager
+def wrap_errors() -> Generator[None]:
+    """Wrap the messages of click for a narrow terminal."""
+    try:
+        yield
+    except click.ClickException as error:
+        prefix = "Error:_"  # click writes it, with a space, before the first word
+        text = wrap_for_stderr(prefix + error.format_message()).removeprefix(prefix)
+        setattr(error, "format_message", lambda: text)  # noqa: B010  (mypy rejects the assignment)
+        raise
+
+
 def format_time(time: float | datetime) -> str:
-    """Format a Unix timestamp in local time, or a datetime in its own time zone."""
+    """Format a Unix timestamp or a datetime in local time, with the time zone."""
     if time == math.inf:
         return "never"
     try:
-        moment = time if isinstance(time, datetime) else datetime.fromtimestamp(time).astimezone()
+        moment = (time if isinstance(time, datetime) else datetime.fromtimestamp(time, UTC)).astimezone()
     except (ValueError, OverflowError, OSError):  # beyond the range of dates
         return "in the far future" if cast("float", time) > 0 else "in the far past"
     return f"{moment:%Y-%m-%d %H:%M:%S %Z}".rstrip()
@@ -88,16 +126,28 @@ def step_text(instance: Instance) -> str | None:
 
 def has_ended(instance: Instance) -> bool:
     """Return whether the instance has stopped or failed. Only a restart brings it back."""
-    return instance.status.lower() in _FINAL_STATUSES
+    return instance.status.lower() in FINAL_STATUSES
 
 
 def error_text(error: CortecsError) -> str:
-    """Format an error with its notes and a hint for the command line; -v adds the response of the service."""
-    lines = [str(error)]
+    """Format an error with its notes, for the command line; -v adds the response of the service."""
+    text = _missing_text(error) if isinstance(error, MissingCredentialsError) else str(error)
+    lines = [to_command_line(text)]
     if isinstance(error, APIStatusError) and error.body and is_verbose():
         lines.append(f"response: {one_line(error.body)}")
-    lines += [hint for kind, hint in _HINTS if isinstance(error, kind)]
-    return sanitize("\n".join([*lines, *getattr(error, "__notes__", [])]))
+    notes = getattr(error, "__notes__", [])
+    return sanitize("\n".join([*lines, *map(to_command_line, notes)]))
+
+
+def _missing_text(error: MissingCredentialsError) -> str:
+    """Say which credentials are missing. Messages about one of two, or a profile, are used as they are."""
+    if error.profile or len(error.missing) != 2:
+        return str(error)
+    variables = " and ".join(f"CORTECS_{name.upper()}" for name in error.missing)
+    return (
+        f"Missing credentials. Set {variables}, or run `cortecs-async login`. Create them on your account "
+        "page on cortecs.ai. No account? Try `cortecs-async demo`."
+    )
 
 
 def stdout_console() -> Console:
@@ -108,8 +158,12 @@ def stdout_console() -> Console:
 
 def stderr_console() -> Console:
     """Return a console for standard error, which may disappear."""
-    stream = cast("IO[str]", _BestEffortStream(sys.stderr))
-    return Console(file=stream, highlight=False, soft_wrap=not sys.stderr.isatty())
+    return Console(file=best_effort(sys.stderr), highlight=False, soft_wrap=not sys.stderr.isatty())
+
+
+def best_effort(stream: TextIO) -> IO[str]:
+    """Return a stream that ignores write errors."""
+    return cast("IO[str]", _BestEffortStream(stream))
 
 
 class _BestEffortStream:
@@ -157,7 +211,7 @@ def print_warning(text: str) -> None:
     """Print a line on standard error, even with --quiet: a failure, or an instance that is still billed."""
     # If the terminal has disappeared, the release must still continue.
     with contextlib.suppress(OSError):
-        click.echo(sanitize(text), err=True)
+        click.echo(wrap_for_stderr(sanitize(text)), err=True)
 
 
 def print_nothing_left(cancelled: BaseException) -> None:
@@ -189,19 +243,36 @@ def to_json(value: object, *, indent: int | None = None) -> str:
 
 def _to_plain(value: Any) -> object:
     # `json` calls this for objects that it cannot write itself, including those in the result.
-    return value.isoformat() if isinstance(value, datetime) else attrs.asdict(value, recurse=False)
+    if isinstance(value, datetime):
+        return value.isoformat()
+    fields = attrs.asdict(value, recurse=False)
+    return {name: _iso_time(each) if name.endswith("_at") else each for name, each in fields.items()}
+
+
+def _iso_time(time: object) -> object:
+    """Return a Unix timestamp as the service writes its times: ISO 8601 with the offset from UTC."""
+    if not isinstance(time, (int, float)):
+        return time
+    try:
+        return datetime.fromtimestamp(time, UTC)
+    except (ValueError, OverflowError, OSError):  # beyond the range of dates
+        return time
 
 
 def print_facts(facts: Iterable[tuple[str, object]], *, err: bool = False) -> None:
-    """Print names and values, one pair a line. Leaves out None and empty texts.
+    """Print names and values, one pair a line, wrapped on a terminal. Leaves out None and empty texts.
 
     With `err`, print them on standard error, and ignore that it cannot be written.
     """
     shown = [(name, one_line(value)) for name, value in facts if value not in {None, ""}]
     width = max(len(name) for name, _ in shown)
+    columns = _terminal_width(sys.stderr if err else sys.stdout)
     with contextlib.suppress(*([OSError] if err else [])):
         for name, value in shown:
-            click.echo(f"{click.style(f'{name:{width}}', bold=True)}  {value}", err=err)
+            # Commands are for copying.
+            left = _UNLIMITED if name.startswith("to ") else columns - width - 2
+            lines = wrap(value, left).replace("\n", f"\n{'':{width + 2}}")
+            click.echo(f"{click.style(f'{name:{width}}', bold=True)}  {lines}", err=err)
 
 
 def print_list(
@@ -210,6 +281,7 @@ def print_list(
     row: Callable[[T], Iterable[object]],
     *,
     optional: Sequence[str] = (),
+    wrapped: Sequence[str] = (),
     empty: str,
     as_json: bool,
 ) -> None:
@@ -218,35 +290,68 @@ def print_list(
         print_json(found)
     elif found:
         console = stdout_console()
-        console.print(make_table(console.width, columns, map(row, found), optional=optional))
+        console.print(make_table(console.width, columns, map(row, found), optional=optional, wrapped=wrapped))
     else:
         print_note(empty)
 
 
 def make_table(
-    width: int, columns: Sequence[str], rows: Iterable[Iterable[object]], *, optional: Sequence[str] = ()
+    width: int,
+    columns: Sequence[str],
+    rows: Iterable[Iterable[object]],
+    *,
+    optional: Sequence[str] = (),
+    wrapped: Sequence[str] = (),
 ) -> Table:
-    """Make a table. None becomes a dash.
+    """Make a table. None becomes a dash. No word is broken, unless it is longer than a line.
 
     Args:
         width: The widest that the table may be, in characters.
-        columns: The headings. The id in the first column is never wrapped, because people copy it.
+        columns: The headings.
         rows: The cells.
         optional: Columns to leave out, in this order, until the others fit.
+        wrapped: Columns whose cells may then take several lines. If the others do not fit even so, each row
+            becomes several lines with one cell each.
     """
     # As Text, so that markup from the service, such as [red], has no effect.
     texts = [[Text("-" if cell is None else one_line(cell)) for cell in row] for row in rows]
     rows_by_name = [dict(zip(columns, row, strict=True)) for row in texts]
-    unlimited = Console(width=_UNLIMITED)
     shown, removable = list(columns), list(optional)
     while True:
-        headers = (Column(name, overflow="fold", no_wrap=name == columns[0]) for name in shown)
-        table = Table(*headers, box=None, pad_edge=False, header_style="bold")
-        for row in rows_by_name:
-            table.add_row(*(row[name] for name in shown))
-        if unlimited.measure(table).maximum <= width:
-            return table
+        cells = {name: [name, *(row[name].plain for row in rows_by_name)] for name in shown}
+        widest = {name: max(map(cell_len, cells[name])) for name in shown}
+        narrowest = {
+            name: max(cell_len(word) for cell in cells[name] for word in cell.split() or [""])
+            if name in wrapped
+            else widest[name]
+            for name in shown
+        }
+        gaps = _GAP * (len(shown) - 1)
+        if sum(widest.values()) + gaps <= width:
+            break
         if not removable:
-            table.width = width  # wraps the cells
-            return table
+            if sum(narrowest.values()) + gaps > width and len(shown) > 1:
+                return _stack(width, shown, rows_by_name)
+            break
         shown.remove(removable.pop(0))
+    headers = (
+        Column(name, overflow="fold", no_wrap=name not in wrapped, min_width=narrowest[name])
+        for name in shown
+    )
+    table = Table(*headers, box=None, pad_edge=False, header_style="bold")
+    for row in rows_by_name:
+        table.add_row(*(row[name] for name in shown))
+    if sum(widest.values()) + gaps > width:
+        table.width = width  # wraps the cells
+    return table
+
+
+def _stack(width: int, columns: Sequence[str], rows: Iterable[Mapping[str, Text]]) -> Table:
+    """Make a table of one column, for rows that are wider than the terminal: one cell per line."""
+    table = Table(Column(overflow="fold"), box=None, pad_edge=False, show_header=False, width=width)
+    for row in rows:
+        first, *others = columns
+        table.add_row(Text(row[first].plain, "bold"))
+        for name in others:
+            table.add_row(Text(wrap(f"{name}: {row[name].plain}", width, "  ", "    ")))
+    return table

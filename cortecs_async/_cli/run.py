@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +14,18 @@ import click
 from .. import AsyncCortecs, ConfigurationError, CortecsError
 from ..signals import cancel_on_sigterm
 from .child_process import CannotRunError, ChildProcess, check_command
+from .command import Command, cli_command
 from .environment import CREDENTIALS, check_inference_key
 from .options import duration, limit_options, start_options, start_timeout_option
-from .output import error_text, is_verbose, print_note, print_nothing_left, print_warning, start_progress
-from .runtime import run_async, termination_signals
+from .output import (
+    error_text,
+    is_verbose,
+    print_note,
+    print_nothing_left,
+    print_warning,
+    start_progress,
+)
+from .runtime import quote, run_async, termination_signals
 
 if TYPE_CHECKING:
     from .. import InstanceLease
@@ -24,28 +34,102 @@ LEASE_FAILED = 125
 
 _COMMAND = "cortecs_async.command"
 
+_HARDWARE = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)+")
 
-class _RunCommand(click.Command):
-    """Splits off the command after `--`. click itself cannot distinguish HARDWARE from COMMAND."""
+
+class _RunCommand(Command):
+    """Splits off the command that the lease is for. click would read its options."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        own, command = args, list[str]()
-        if "--" in args:
-            at = args.index("--")
-            own, command = args[:at], args[at + 1 :]
+        own, command = self._split(ctx, args)
         rest = super().parse_args(ctx, own)
         if not command and not ctx.resilient_parsing:
             raise click.UsageError(
-                "Missing command. Put it after --: cortecs-async run MODEL -- python script.py", ctx
+                "Missing command. Put it after the model: cortecs-async run MODEL python script.py", ctx
             )
         ctx.meta[_COMMAND] = command
         return rest
 
+    def _split(self, ctx: click.Context, args: list[str]) -> tuple[list[str], list[str]]:
+        """Split the arguments into those of `run` and the command.
+
+        The command begins after `--`, or else with the second word that is neither an option nor the value
+        of one. A word is the hardware, though, if `--` comes next, or if it looks like hardware and is not
+        the name of a program.
+        """
+        words = self._words(ctx, args)
+        if len(words) < 2:
+            return _at_separator(args, len(args))
+        second = words[1]
+        end = words[2] if len(words) > 2 else len(args)
+        word = args[second]
+        has_separator = "--" in args[second:end]
+        if has_separator and not _HARDWARE.fullmatch(word) and shutil.which(word) is not None:
+            fixed = " ".join(map(quote, [*args[:second], "--", *args[second:]]))
+            raise click.UsageError(
+                f"{word} is a program. Put -- before the command: cortecs-async run {fixed}", ctx
+            )
+        if has_separator or is_hardware(word):
+            return _at_separator(args, end, start=second)
+        return args[:second], args[second:]
+
+    def _words(self, ctx: click.Context, args: list[str]) -> list[int]:
+        """Return the positions of the words before `--` that are neither our options nor their values."""
+        takes_value = {
+            name: not (each.is_flag or each.count)
+            for each in self.get_params(ctx)
+            if isinstance(each, click.Option)
+            for name in (*each.opts, *each.secondary_opts)
+        }
+        found: list[int] = []
+        position = 0
+        while position < len(args) and args[position] != "--" and len(found) < 3:
+            name = args[position]
+            if not name.startswith("-") or name == "-":
+                found.append(position)
+            elif takes_value.get(name):
+                position += 1
+            position += 1
+        return found
+
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
-        return [*super().collect_usage_pieces(ctx), "-- COMMAND [ARGS]..."]
+        return [*super().collect_usage_pieces(ctx), "[--] COMMAND [ARGS]..."]
 
 
-@click.command(cls=_RunCommand)
+def _at_separator(args: list[str], end: int, start: int = 0) -> tuple[list[str], list[str]]:
+    """Split at the first `--` after `start`, which is dropped; or else at `end`."""
+    if "--" in args[start:]:
+        at = args.index("--", start)
+        return args[:at], args[at + 1 :]
+    return args[:end], args[end:]
+
+
+def is_hardware(word: str) -> bool:
+    """Return whether a word is a hardware type, such as NVIDIA_H100_1, and not the name of a program."""
+    return _HARDWARE.fullmatch(word) is not None and shutil.which(word) is None
+
+
+@cli_command(
+    cls=_RunCommand,
+    examples=(
+        "cortecs-async run meta-llama/Llama-3.1-8B-Instruct python script.py",
+        "cortecs-async run meta-llama/Llama-3.1-8B-Instruct NVIDIA_H100_1 --max-cost 5 -- python script.py",
+    ),
+    tables={
+        "Environment of the command": (
+            ("OPENAI_BASE_URL", "the URL of the instance"),
+            ("OPENAI_API_KEY", "your inference API key"),
+            ("OPENAI_MODEL, CORTECS_MODEL", "the name to pass as model"),
+            ("CORTECS_INSTANCE_ID", "the id of the instance"),
+        ),
+        "Exit codes": (
+            ("n", "that of the command; 128 + n if signal n ended it"),
+            ("125", "the instance did not start, was lost, reached a limit, or could not be deleted"),
+            ("126", "the command is not executable"),
+            ("127", "the command does not exist"),
+        ),
+    },
+)
 @start_options
 @limit_options
 @start_timeout_option
@@ -62,32 +146,22 @@ class _RunCommand(click.Command):
 def run(ctx: click.Context, /, model: str, hardware: str | None, **options: Any) -> None:
     """Start an instance, run a command, and delete the instance.
 
-    Example: cortecs-async run MODEL -- python script.py
+    Put the command after MODEL, or after HARDWARE and --. Options after the first word of the command belong
+    to it.
 
-    \b
-    The command gets these environment variables:
-      OPENAI_BASE_URL               the URL of the instance
-      OPENAI_API_KEY                your CORTECS_API_KEY or OPENAI_API_KEY
-      OPENAI_MODEL, CORTECS_MODEL   the name to pass as model
-      CORTECS_INSTANCE_ID           the id of the instance
-    It does not get CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET.
-
-    Signals are forwarded to the command. When the command ends, the instance is deleted, and run returns
-    once the service confirms that it is gone. If the instance is lost or reaches a limit, the command gets
-    SIGTERM, and SIGKILL 10 s later.
-
-    \b
-    Exits with the exit code of the command (128 + n if signal n ended it), or:
-      125   the instance did not start, was lost, reached a limit, or could not be
-            deleted
-      126   the command is not executable
-      127   the command does not exist
-    """  # noqa: D301  (\b keeps click from wrapping a paragraph)
+    The command cannot use your provisioning credentials or profiles. Signals are forwarded to it. When it
+    ends, the processes that it started have 5 s to end too, then they get SIGTERM, and SIGKILL 10 s later.
+    The instance is deleted, and run returns once the service confirms that it is gone. If the instance is
+    lost or reaches a limit, the command and its processes get SIGTERM, and SIGKILL 10 s later. After a
+    kill -9 of run itself, the command keeps running, and the instance is deleted.
+    """
     command: list[str] = ctx.meta[_COMMAND]
     try:
         check_command(command[0])
     except CannotRunError as error:
-        _print_error(str(error))
+        word = command[0].upper()
+        suggestion = f". Did you mean the hardware type {word}?" if is_hardware(word) else ""
+        _print_error(f"{error}{suggestion}")
         sys.exit(error.exit_code)
     try:
         check_inference_key()
@@ -129,13 +203,20 @@ def _print_receipt(lease: InstanceLease | None, exit_code: int) -> None:
 async def _run_command(command: list[str], lease: InstanceLease) -> int:
     if not is_verbose():  # with --verbose the log has it
         print_note(f"{lease.instance_id} is running at {lease.base_url}")
+    child = ChildProcess(command, _environment(lease))
     try:
-        async with ChildProcess(command, _environment(lease)) as child:
+        async with child:
             return await child.wait()
     except CannotRunError as error:
         _print_error(str(error))
         return error.exit_code
     finally:
+        if child.left_behind:
+            left = "1 process" if child.left_behind == 1 else f"{child.left_behind} processes"
+            print_note(f"Ended {left} that the command left running.")
+        if child.unkillable:
+            pids = " ".join(map(str, child.unkillable))
+            print_warning(f"Could not end these processes of the command: {pids}. End them yourself.")
         print_note(f"Releasing {lease.instance_id} ...")
 
 
@@ -143,7 +224,10 @@ def _environment(lease: InstanceLease) -> dict[str, str]:
     """Return the environment of the command, with the variables for inference and without credentials."""
     endpoint = lease.openai_kwargs()
     return {
-        **{name: value for name, value in os.environ.items() if name not in CREDENTIALS},
+        **{
+            name: value for name, value in os.environ.items() if name not in {*CREDENTIALS, "CORTECS_PROFILE"}
+        },
+        "CORTECS_CONFIG_FILE": os.devnull,
         "OPENAI_BASE_URL": endpoint["base_url"],
         "OPENAI_API_KEY": endpoint["api_key"],
         "OPENAI_MODEL": lease.model,

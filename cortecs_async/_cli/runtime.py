@@ -20,7 +20,9 @@ import anyio
 import click
 
 from .. import AsyncCortecs, CortecsError
+from .._extras import install_command
 from .output import error_text, print_note, sanitize
+from .wording import to_command_line
 
 T = TypeVar("T")
 
@@ -51,7 +53,7 @@ class _StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         # Looks up `sys.stderr` each time, because a live display replaces it while it is drawn.
         with contextlib.suppress(OSError):
-            click.echo(sanitize(self.format(record)), err=True)
+            click.echo(sanitize(to_command_line(self.format(record))), err=True)
 
 
 def run_async(main: Callable[..., Awaitable[T]], *args: Any) -> T:
@@ -78,11 +80,11 @@ def run_async(main: Callable[..., Awaitable[T]], *args: Any) -> T:
             signal.signal(signal.SIGINT, handler)
 
 
-def call_api(request: Callable[[AsyncCortecs], Awaitable[T]]) -> T:
+def call_api(request: Callable[[AsyncCortecs], Awaitable[T]], *, anonymous: bool = False) -> T:
     """Send a request that starts nothing, and return its result."""
 
     async def main() -> T:
-        async with AsyncCortecs(guard="off") as client:
+        async with AsyncCortecs(guard="off", anonymous=anonymous) as client:
             return await request(client)
 
     return run_async(main)
@@ -107,17 +109,20 @@ def command_line(*more: str, without: str = "") -> str:
         without: An argument to leave out.
     """
     arguments = click.get_current_context().meta[_ARGUMENTS]
-    is_module = Path(sys.argv[0]).parts[-2:] == ("cortecs_async", "__main__.py")
-    program: tuple[str, ...] = (_program(),)
-    if is_module:
-        program = (sys.orig_argv[0], "-m", "cortecs_async")
     arguments = [each for each in arguments if each != without]
     # Options end at `--`.
     end = arguments.index("--") if "--" in arguments else len(arguments)
-    return " ".join(map(quote, [*program, *arguments[:end], *more, *arguments[end:]]))
+    return " ".join([program(), *map(quote, [*arguments[:end], *more, *arguments[end:]])])
 
 
-def _program() -> str:
+def program() -> str:
+    """Return the words with which a shell runs this program again."""
+    if Path(sys.argv[0]).parts[-2:] == ("cortecs_async", "__main__.py"):
+        return f"{quote(sys.orig_argv[0])} -m cortecs_async"
+    return quote(_script())
+
+
+def _script() -> str:
     """Return the name by which a shell finds this program: its path, if it is not on PATH."""
     path = Path(sys.argv[0])
     found = shutil.which("cortecs-async")
@@ -135,6 +140,8 @@ def quote(text: str) -> str:
 
 def termination_signals() -> tuple[signal.Signals, ...]:
     """Return the signals for `cancel_on_sigterm`. Leaves out SIGHUP when it is ignored, as under `nohup`."""
+    if sys.platform == "win32":
+        return (signal.SIGTERM,)
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return (signal.SIGTERM,) if ignored else (signal.SIGTERM, signal.SIGHUP)
 
@@ -145,6 +152,5 @@ def import_optional(module: str, extra: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise click.ClickException(
-            f"This command needs {error.name or module}. "
-            f"Install it with: python -m pip install 'cortecs-async[{extra}]'"
+            f"This command needs {error.name or module}. Install it with: {install_command(extra)}"
         ) from None

@@ -9,6 +9,7 @@ import click
 
 from .. import AsyncCortecs, CortecsError, Instance, InstanceHandle, RequestError
 from ..signals import cancel_on_sigterm
+from .command import cli_command
 from .options import duration, json_option, limit_options, start_options
 from .output import (
     format_time,
@@ -34,7 +35,12 @@ _json_option = json_option("Print the instance as JSON, not only its id.")
 _UNKNOWN = "An instance may have been started. Run `cortecs-async ls` to check."
 
 
-@click.command()
+@cli_command(
+    examples=(
+        "cortecs-async start meta-llama/Llama-3.1-8B-Instruct NVIDIA_H100_1 --max-lifetime 2h",
+        "cortecs-async start meta-llama/Llama-3.1-8B-Instruct --wait",
+    )
+)
 @start_options
 @_wait_option
 @_timeout_option
@@ -64,7 +70,12 @@ def start(
         run_async(_start, model, hardware, options, _wait_timeout(wait, timeout), as_json)
 
 
-@click.command()
+@cli_command(
+    examples=(
+        "cortecs-async restart instance-10001",
+        "cortecs-async restart instance-10001 --wait --start-timeout 10m",
+    )
+)
 @click.argument("instance_id", metavar="ID")
 @_wait_option
 @_timeout_option
@@ -147,7 +158,11 @@ async def _acquire(
         try:
             with start_progress() as on_progress:
                 handle = await client.acquire(
-                    model, hardware, start_timeout=timeout, on_progress=on_progress, **options
+                    *(model, hardware),
+                    start_timeout=timeout,
+                    on_progress=on_progress,
+                    require_key=False,  # this command sends nothing to the instance
+                    **options,
                 )
         except anyio.get_cancelled_exc_class() as cancelled:
             print_nothing_left(cancelled)

@@ -14,7 +14,8 @@ from rich.live import Live
 from rich.table import Table
 
 from .. import AsyncCortecs, CortecsError, Instance
-from .options import json_option
+from .command import cli_command
+from .options import duration, json_option
 from .output import (
     error_text,
     has_ended,
@@ -27,6 +28,7 @@ from .output import (
     to_json,
 )
 from .runtime import FAILED, run_async
+from .wording import to_command_line
 
 _COLUMNS = ("id", "model", "status", "step", "elapsed", "base url")
 _OPTIONAL_COLUMNS = ("base url", "model")
@@ -50,18 +52,21 @@ class _Change:
 _Show = Callable[[_Change], None]
 
 
-@click.command()
+@cli_command(
+    examples=("cortecs-async watch", "cortecs-async watch instance-10001 --until-running --timeout 10m")
+)
 @click.argument("ids", metavar="[ID]...", nargs=-1)
+@click.option("--timeout", type=duration, help="Stop watching after this time, and fail.")
 @click.option(
     "--until-running", is_flag=True, help="Exit when all are running, or with 1 if one fails to start."
 )
 @json_option("Print each change as a JSON object on its own line.")
-def watch(ids: tuple[str, ...], until_running: bool, as_json: bool) -> None:
+def watch(ids: tuple[str, ...], timeout: float | None, until_running: bool, as_json: bool) -> None:
     """Watch instances until all are stopped or gone.
 
     Shows a live table on a terminal, and otherwise a line for each change. Without ids, watches all instances
-    that exist now. Exits with 1 if an instance could not be watched. If the service cannot be reached at the
-    start, it exits immediately; later it retries for ten minutes.
+    that exist now. Exits with 1 if an instance could not be watched, or if --timeout elapses. If the service
+    cannot be reached at the start, it exits immediately; later it retries for ten minutes.
     """
     display: AbstractContextManager[_Show]
     if as_json:
@@ -70,11 +75,16 @@ def watch(ids: tuple[str, ...], until_running: bool, as_json: bool) -> None:
         display = _LiveTable()
     else:
         display = nullcontext(_print_line)
-    if not run_async(_watch, ids, until_running, display):
+    if not run_async(_watch, ids, timeout, until_running, display):
         sys.exit(FAILED)
 
 
-async def _watch(ids: tuple[str, ...], until_running: bool, display: AbstractContextManager[_Show]) -> bool:
+async def _watch(
+    ids: tuple[str, ...],
+    timeout: float | None,
+    until_running: bool,
+    display: AbstractContextManager[_Show],
+) -> bool:
     """Watch instances. Returns whether all went well."""
     async with AsyncCortecs(guard="off") as client:
         # Even if ids are given, so that an unreachable service is an error immediately.
@@ -85,7 +95,7 @@ async def _watch(ids: tuple[str, ...], until_running: bool, display: AbstractCon
             return True
         with display as show:
             watcher = _Watcher(client, until_running, show)
-            await watcher.run(chosen)
+            await watcher.run(chosen, timeout)
     return not watcher.failed
 
 
@@ -97,14 +107,21 @@ class _Watcher:
         self._began = time.monotonic()
         self._tasks = anyio.create_task_group()
         self._output_error: OSError | None = None
+        self._latest: dict[str, Instance | None] = {}  # of the instances that are still watched
         self.failed = False
 
-    async def run(self, ids: tuple[str, ...]) -> None:
-        async with self._tasks:
-            for instance_id in dict.fromkeys(ids):
-                self._tasks.start_soon(self._watch, instance_id)
+    async def run(self, ids: tuple[str, ...], timeout: float | None) -> None:
+        self._latest = dict.fromkeys(ids)
+        with anyio.move_on_after(timeout):
+            async with self._tasks:
+                for instance_id in self._latest:
+                    self._tasks.start_soon(self._watch, instance_id)
         if self._output_error is not None:
             raise self._output_error  # outside the group: click handles a closed pipe
+        for instance_id, instance in list(self._latest.items()):
+            status = "its status is not yet known" if instance is None else f"it is still {instance.status}"
+            error = CortecsError(f"timed out after {timeout:g} s; {status}.")
+            self._show(instance_id, instance, error=error, is_last=True)
 
     async def _watch(self, instance_id: str) -> None:
         try:
@@ -125,6 +142,10 @@ class _Watcher:
         error: CortecsError | None = None,
         is_last: bool = False,
     ) -> None:
+        if is_last:
+            self._latest.pop(instance_id)
+        else:
+            self._latest[instance_id] = instance
         is_usable = instance is not None and instance.is_usable
         if error is not None or (is_last and self._until_running and not is_usable):
             self.failed = True
@@ -146,7 +167,7 @@ def _print_json(change: _Change) -> None:
         "status": change.status,
         "elapsed": round(change.elapsed, 3),
         "instance": change.instance,
-        "error": None if change.error is None else str(change.error),
+        "error": None if change.error is None else to_command_line(str(change.error)),
     }
     click.echo(to_json(fields))
 
@@ -188,7 +209,9 @@ class _LiveTable(AbstractContextManager[_Show]):
     def _table(self) -> Table:
         rows = map(self._row, list(self._changes.values()))
         # Leaves room for the ^C that a terminal echoes after the last line. Wrapped, it breaks the display.
-        return make_table(self._console.width - 2, _COLUMNS, rows, optional=_OPTIONAL_COLUMNS)
+        return make_table(
+            self._console.width - 2, _COLUMNS, rows, optional=_OPTIONAL_COLUMNS, wrapped=("step",)
+        )
 
     def _row(self, change: _Change) -> tuple[object, ...]:
         instance = change.instance

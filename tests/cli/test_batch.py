@@ -188,9 +188,9 @@ UNUSABLE_KEYS = {
     "": "CORTECS_API_KEY",
     "sk-1\nsk-2": "line break",
     "sk-\u00fc": "HTTP header",
-    '"sk-1"': "a space or a quote",
-    "Bearer sk-1": "a space or a quote",
-    "secret": "value of CORTECS_CLIENT_SECRET",
+    '"sk-1"': "a space or a quotation mark",
+    "Bearer sk-1": "a space or a quotation mark",
+    "hush-hush": "is your client secret",
 }
 
 
@@ -200,7 +200,7 @@ def test_nothing_is_started_without_a_usable_inference_key(
     call: Call, monkeypatch: pytest.MonkeyPatch, key: str, command: str
 ) -> None:
     monkeypatch.setenv("CORTECS_CLIENT_ID", "id")
-    monkeypatch.setenv("CORTECS_CLIENT_SECRET", "secret")
+    monkeypatch.setenv("CORTECS_CLIENT_SECRET", "hush-hush")
     monkeypatch.setenv("OPENAI_API_KEY", key)
     # There is no service, so a request would be another error.
     monkeypatch.setattr(AsyncCortecs, "__init__", lambda *_, **__: pytest.fail("a client was created"))
@@ -220,7 +220,7 @@ def test_rejected_key_is_never_printed(served: Emulator, call: Call, monkeypatch
     monkeypatch.setattr(_health, "KEY_TIMEOUT", 0.5)
     done = call(before=["-vv"])
     assert done.exit_code == 1
-    assert "rejects the API key" in done.stderr
+    assert "rejects the API key from OPENAI_API_KEY" in done.stderr
     assert "sk-wrong-and-secret" not in done.output
     assert served.existing == ()
 

@@ -22,6 +22,7 @@ from rich.console import Console
 from cortecs_async import AsyncCortecs, Progress, __version__
 from cortecs_async._api.domain import InitProgress, Instance, InstanceArgs, InstanceStatus, WorkerStatus
 from cortecs_async._cli import cli
+from cortecs_async._extras import install_command
 from cortecs_async._recovery.journal import JournalFile
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async.emulator import Emulator
@@ -46,6 +47,10 @@ def test_demo_runs_a_lease_and_prints_a_receipt() -> None:
     assert "nothing; no instance exists or is billed" in done.stdout
     assert re.search(r"cost\s+0\.05 EUR", done.stdout)
     assert done.stderr == ""
+    # Commands that run as they are printed.
+    steps = re.findall(r"-m cortecs_async (\w+)", done.stdout.partition("What to try next")[2])
+    assert steps == ["emulator", "models", "help", "doctor"]
+    assert set(steps) <= {*cli.commands}
 
 
 @pytest.mark.sockets
@@ -107,7 +112,7 @@ async def test_export_lines_of_the_emulator_configure_a_client(monkeypatch: pyte
     )
     assert process.stdout is not None
     try:
-        for _ in range(4):
+        for _ in range(5):
             name, value = re.fullmatch(r"export (\w+)=(\S+)\n", process.stdout.readline()).groups()  # type: ignore[union-attr]
             monkeypatch.setenv(name, value)
         async with (
@@ -137,10 +142,10 @@ def test_emulator_rejects_a_public_address() -> None:
 @pytest.mark.sockets
 def test_port_in_use_is_a_one_line_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        result = CliRunner().invoke(cli, ["emulator", "--port", str(taken.getsockname()[1])])
+        port = taken.getsockname()[1]
+        result = CliRunner().invoke(cli, ["emulator", "--port", str(port)])
     assert result.exit_code == 1
-    assert result.output.startswith("Error: ")
-    assert len(result.output.splitlines()) == 1
+    assert result.output == f"Error: Port {port} is in use. Pass another --port, or 0 to pick a free one.\n"
 
 
 def test_options_reach_the_emulator(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,8 +214,11 @@ def test_version() -> None:
 @pytest.mark.parametrize(
     ("missing", "args", "extra"),
     [
-        ("click", ["demo"], "cli"),
-        ("rich", ["demo"], "cli"),
+        ("click", ["demo"], "demo"),
+        ("click", ["top"], "tui"),
+        ("click", ["emulator"], "cli,emulator"),
+        ("click", ["models"], "cli"),
+        ("rich", ["demo"], "demo"),
         ("openai", ["demo"], "demo"),
         ("starlette", ["demo"], "demo"),
         ("uvicorn", ["emulator", "--port", "0"], "emulator"),
@@ -227,7 +235,7 @@ def test_missing_package_names_the_extra(missing: str, args: list[str], extra: s
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 1
-    assert f"pip install 'cortecs-async[{extra}]'" in done.stderr
+    assert install_command(extra) in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -306,6 +314,7 @@ asyncio.run(main())
             done = call_command(*command)
             assert done.exit_code == 1, done.stderr
             assert re.search(rf"found\s+{mine}.*process {left.pid}", done.stdout)
+            assert done.stderr == ""  # no advice to run what it is
             assert served.billing == (foreign, mine)
         (listed,) = json.loads(call_command("orphans", "--json").stdout)
         assert (listed["state"], listed["instance_id"]) == ("found", mine)

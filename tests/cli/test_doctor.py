@@ -77,7 +77,7 @@ def test_as_json(run_doctor: Callable[..., Result]) -> None:
     assert found["ok"] is False
     assert found["findings"][1] == {"name": "token", "ok": False, "detail": BAD.detail, "hint": BAD.hint}
     assert found["versions"]["cortecs-async"] == __version__
-    assert set(found["extras"]) == {"openai", "aiohttp", "tui", "emulator"}
+    assert set(found["extras"]) == {"openai", "aiohttp", "keyring", "tui", "emulator"}
 
 
 def test_marks_in_an_ascii_output(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,7 +89,7 @@ def test_invalid_settings_are_a_one_line_error(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("CORTECS_API_BASE_URL", "ftp://nowhere")
     result = CliRunner().invoke(cli, ["doctor"])
     assert result.exit_code == 1
-    assert result.output.startswith("Error: api_base_url")
+    assert result.output.startswith("Error: CORTECS_API_BASE_URL must be an absolute http(s) URL")
 
 
 @pytest.mark.sockets

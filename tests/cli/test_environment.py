@@ -277,7 +277,7 @@ def test_without_a_home_directory_everything_works_that_needs_no_journal(
             done = program(tmp_path, emu, *command, source=source)
             assert done.returncode == 1
             (line,) = done.stderr.splitlines()
-            assert "there is no home directory. Set state_dir= or CORTECS_STATE_DIR" in line
+            assert "there is no home directory. Set CORTECS_STATE_DIR" in line
 
 
 # Ctrl-C while the modules are imported.

@@ -166,11 +166,13 @@ def test_environment_of_the_command(
     assert done.exit_code == 0
     seen, arguments = json.loads(capfd.readouterr().out)
     assert arguments == ["-c", "-h", "--"]
+    assert re.fullmatch("[0-9a-f]{32}", seen.pop("CORTECS_RUN"))
     (entry,) = emu.ledger
     assert entry.num_workers == 2
     assert {name: seen.get(name) for name in sorted(seen) if name.startswith(("OPENAI_", "CORTECS_"))} == {
         "CORTECS_API_BASE_URL": emu.api_base_url,
         "CORTECS_API_KEY": "mine",
+        "CORTECS_CONFIG_FILE": os.devnull,
         "CORTECS_INSTANCE_ID": entry.instance_id,
         "CORTECS_MODEL": MODEL,
         "CORTECS_STATE_DIR": os.environ["CORTECS_STATE_DIR"],
@@ -250,7 +252,7 @@ def test_nothing_is_started_without_an_inference_key(
     assert emu.requests == ()
 
 
-@pytest.mark.parametrize("arguments", [[MODEL], [MODEL, "--"], [MODEL, HARDWARE, "true"], ["--", "true"]])
+@pytest.mark.parametrize("arguments", [[MODEL], [MODEL, "--"], [MODEL, HARDWARE], ["--", "true"]])
 def test_missing_command_or_model_is_a_usage_error(call: Call, arguments: list[str]) -> None:
     done = call("run", *arguments)
     assert done.exit_code == 2
@@ -259,9 +261,9 @@ def test_missing_command_or_model_is_a_usage_error(call: Call, arguments: list[s
 
 def test_usage_shows_where_the_command_goes(call: Call) -> None:
     shown = call("run", "--help").stdout
-    assert "run [OPTIONS] MODEL [HARDWARE] -- COMMAND [ARGS]..." in shown
+    assert "run [OPTIONS] MODEL [HARDWARE] [--] COMMAND [ARGS]..." in shown
     assert re.search(
-        r"125 +the instance did not start, was lost, reached a limit, or could not be\n +deleted\n +126 ",
+        r"125 +the instance did not start, was lost, reached a limit, or could not be\n? +deleted\n +126 ",
         shown,
     )
 
@@ -392,7 +394,7 @@ class TestLoss:
             f"trap 'echo told > {note}; exit 0' TERM; while :; do sleep 0.05; done",
         )
         assert done.exit_code == 125
-        assert "reached max_lifetime=1 s" in done.stderr
+        assert "reached --max-lifetime 1 s" in done.stderr
         assert note.read_text() == "told\n"
         assert emu.existing == ()
 

@@ -48,6 +48,7 @@ from cortecs_async._cli.top.view import (
     summary,
     warning,
 )
+from cortecs_async._extras import install_command
 from cortecs_async._recovery.journal import JournalFile
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.types import Balance, HardwareType, Owner
@@ -149,7 +150,7 @@ async def test_instances_and_costs(world: World) -> None:
         screen.emu.start_instance(MODEL, HARDWARE, num_workers=2)
         await screen.press("r")
         assert screen.column("status")[0].startswith("pending 1/5 ")
-        assert screen.column("owner") == ["elsewhere"]
+        assert screen.column("owner") == ["unmanaged"]
         assert screen.column("cost") == ["-"]  # the start is not known yet
         assert "0 of 1 running   6.00 EUR per hour   balance " in screen.text("summary")
         screen.clock.now = 60.0
@@ -199,7 +200,7 @@ def writable_by_others(state_dir: Path) -> None:
 async def test_a_state_directory_that_cannot_be_used_hides_only_the_owners(world: World) -> None:
     async with top(world, MODEL, journal="auto") as screen:
         await screen.press("r")
-        assert screen.column("owner") == ["elsewhere"]
+        assert screen.column("owner") == ["unmanaged"]
         assert "CORTECS_STATE_DIR" in screen.text("problem").replace("\n", "")
 
 
@@ -224,11 +225,11 @@ async def test_owners_come_from_the_journals(world: World, journals: Path) -> No
         ]
         files[0].close()
         await screen.press("r")
-        assert screen.column("owner") == ["orphan", "process", "elsewhere"]
+        assert screen.column("owner") == ["left behind", "pid 1", "unmanaged"]
         # From the journal, while the service does not report a start yet.
         assert screen.column("age") == ["1m", "1m", "-"]
         assert screen.column("cost") == ["0.10", "0.10", "-"]
-        assert "orphan (box, process 0)" in screen.text("details")
+        assert "left behind by another machine (box), pid 0" in screen.text("details")
         files[1].remove()
 
 
@@ -246,7 +247,7 @@ async def test_eighty_columns_are_enough(world: World) -> None:
         assert screen.table.max_scroll_x == 0
         await screen.resize(40, 12)
         assert screen.ids == ["instance-10001", "instance-10002"]
-        assert screen.column("owner") == ["elsewhere"] * 2
+        assert screen.column("owner") == ["unmanaged"] * 2
         assert screen.table.max_scroll_x == 0
         assert "balance" in screen.text("summary")
 
@@ -364,7 +365,7 @@ async def test_stop_after_a_confirmation(world: World) -> None:
         assert isinstance(screen.app.screen, Confirmation)
         shown = question(screen)
         assert f"Stop {screen.ids[1]}?" in shown
-        assert "elsewhere" in shown
+        assert "unmanaged" in shown
         assert len(screen.emu.billing) == 2
         await screen.press("y")
         assert screen.emu.billing == (screen.ids[0],)
@@ -408,7 +409,7 @@ async def test_confirmation_warns_of_a_running_process(world: World, journals: P
             ],
         )
         await screen.press("r", "d")
-        assert "box, process 17" in question(screen)
+        assert "another machine (box), pid 17" in question(screen)
         assert "A running process is using it" in question(screen)
         living.remove()
 
@@ -663,7 +664,9 @@ def test_details() -> None:
 
 def test_owner_text_beyond_the_range_of_dates() -> None:
     owners = {"i": Owner(kind="held", owner="box", started_at=EPOCH, expires_at=4.0e11)}
-    assert owner_text(instance(), snapshot(owners=owners)).endswith(", until in the far future")
+    assert owner_text(instance(), snapshot(owners=owners)).startswith(
+        "another machine (box), until in the far future:"
+    )
 
 
 @pytest.mark.parametrize(
@@ -731,7 +734,7 @@ def test_missing_textual_names_the_extra() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert done.returncode == 1
-    assert "pip install 'cortecs-async[tui]'" in done.stderr
+    assert install_command("tui") in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -747,17 +750,11 @@ class TestOnATerminal:
     def test_no_screen_without_credentials(self, tmp_path: Path) -> None:
         with Terminal(PROGRAM, "top", env=environment(None, tmp_path)) as terminal:
             assert terminal.wait() == 1
-            assert "Set CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET." in terminal.text
+            assert "Set CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET, or run" in terminal.text
             assert b"\x1b[?1049h" not in terminal._written
 
     def test_service_never_reached_exits_with_1(self, tmp_path: Path) -> None:
-        env = {
-            **environment(None, tmp_path),
-            "CORTECS_CLIENT_ID": "id",
-            "CORTECS_CLIENT_SECRET": "secret",
-            "CORTECS_API_BASE_URL": "http://127.0.0.1:9/v1",
-        }
-        with Terminal(PROGRAM, "top", env=env) as terminal:
+        with Terminal(PROGRAM, "top", env=unreachable(tmp_path)) as terminal:
             terminal.until(lambda text: "No data yet." in text)
             terminal.press("q")
             assert terminal.wait() == 1
@@ -803,6 +800,23 @@ class TestOnATerminal:
                 # Deleted by `top` itself, not by the reaper later.
                 assert emu.existing == ()
 
+    @pytest.mark.parametrize("before", ["", "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"])
+    @pytest.mark.parametrize("text", ["", "No data yet."])
+    def test_it_ends_with_its_terminal(self, tmp_path: Path, before: str, text: str) -> None:
+        with Terminal(before + PROGRAM, "top", env=unreachable(tmp_path)) as terminal:
+            terminal.until(lambda written: terminal._written and text in written)
+            terminal.hang_up()
+            assert terminal.process.wait(timeout=10) == 129
+
+    def test_sigterm_ends_it_while_the_terminal_accepts_no_output(self, tmp_path: Path) -> None:
+        with Terminal(PROGRAM, "top", env=unreachable(tmp_path)) as terminal:
+            terminal.until(lambda text: "No data yet." in text)
+            for _ in range(40):  # each opens or closes a window, which fills the buffer of the terminal
+                terminal.press("?")
+                time.sleep(0.05)
+            terminal.process.terminate()
+            assert terminal.process.wait(timeout=10) == 143
+
     def test_reaper_finishes_a_delete_after_sigkill(self, tmp_path: Path) -> None:
         with serving() as emu:
             instance_id = emu.start_instance(MODEL, HARDWARE)
@@ -818,6 +832,16 @@ class TestOnATerminal:
                 while emu.existing and time.monotonic() < deadline:
                     time.sleep(0.05)
                 assert emu.existing == ()
+
+
+def unreachable(state: Path) -> dict[str, str]:
+    """Return the environment of a program that cannot reach the service."""
+    return {
+        **environment(None, state),
+        "CORTECS_CLIENT_ID": "id",
+        "CORTECS_CLIENT_SECRET": "secret",
+        "CORTECS_API_BASE_URL": "http://127.0.0.1:9/v1",
+    }
 
 
 def is_restored(terminal: Terminal) -> bool:

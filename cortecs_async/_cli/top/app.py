@@ -66,7 +66,7 @@ class TopApp(App[None]):
         Binding("d", "confirm('delete')", "delete"),
         Binding("r", "refresh", "refresh"),
         Binding("question_mark", "help", "help", key_display="?"),
-        Binding("q", "quit", "quit"),
+        Binding("q", "quit", "close"),
         # Also with a window open. By default, textual shows a hint instead of quitting.
         Binding("ctrl+c", "quit", show=False, priority=True),
     ]

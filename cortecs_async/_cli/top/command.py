@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import sys
 
 import click
 
 from ... import AsyncCortecs
 from ...signals import cancel_on_sigterm
-from ..environment import CREDENTIALS
+from ..command import cli_command
 from ..options import duration
 from ..output import print_note, print_warning
 from ..runtime import FAILED, import_optional, run_async, termination_signals
 
 
-@click.command()
+@cli_command(examples=("cortecs-async top", "cortecs-async top --interval 5s"))
 @click.option(
     "--interval",
     type=duration,
@@ -25,33 +24,37 @@ from ..runtime import FAILED, import_optional, run_async, termination_signals
 def top(interval: float) -> None:
     """Monitor instances, costs and owners on a full screen.
 
-    You can also stop and delete instances there, each after a confirmation. Needs the extra `tui`.
+    Press q to close it, and ? for help. You can also stop and delete instances there, each after a
+    confirmation. Needs the extra `tui`.
     """
     if interval < 1:
         raise click.BadParameter("must be at least 1s", param_hint="--interval")
     import_optional("textual", "tui")
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.ClickException("Not a terminal. Use `cortecs-async ls` instead.")
-    if missing := [name for name in CREDENTIALS if not os.environ.get(name, "").strip()]:
-        # Checked first, because the screen would hide the error and never show anything else.
-        raise click.ClickException(f"Missing credentials. Set {' and '.join(missing)}.")
     run_async(_top, interval)
 
 
 async def _top(interval: float) -> None:
     from .app import TopApp  # noqa: PLC0415  (optional, checked by the caller)
+    from .ending import HUNG_UP, Ending  # noqa: PLC0415  (only for this command)
 
     # No retries: the next refresh retries a failed one, and deletions have their own retries.
     async with cancel_on_sigterm(*termination_signals()), AsyncCortecs(max_retries=0) as client:
         app = TopApp(client, interval=interval)
+        ending = Ending(app)
         try:
             # A cancellation ends it as `q` does, and restores the terminal.
-            await app.run_async()
+            with ending.watched():
+                await app.run_async()
         finally:
             if app.pending:
                 print_note(f"Finishing: {', '.join(app.pending)}")
                 await app.finish()
             for error in app.late_errors:
                 print_warning(error)
+            ending.finished()
+    if ending.is_terminal_gone:
+        sys.exit(HUNG_UP)
     if app.late_errors or app.return_code or not app.has_data:
         sys.exit(FAILED)

@@ -22,14 +22,16 @@ HELP = """\
 s   stop: ends billing, can be restarted
 d   delete: stops it and waits until it is gone
 r   refresh
-q   quit (or Ctrl-C): changes nothing
+q   close top (or Ctrl-C): changes nothing
 
-Owners recorded on this machine:
-mine, process  a running process
-held           acquired, not expired
-orphan         its process died; run
-               `cortecs-async sweep`
-elsewhere      no owner on this machine
+Owners, according to the journals
+on this machine:
+this top     top is releasing it
+pid 123      a running process
+acquired     expires at a set time
+left behind  its process died; run
+             `cortecs-async sweep`
+unmanaged    runs until you stop it
 
 age counts from the start. cost is the list price
 of each interval begun, for each worker."""

@@ -12,20 +12,22 @@ from rich.text import Text
 
 from ... import Instance
 from ...types import Balance, HardwareType, Owner
-from ..output import format_money, format_time, has_ended, one_line, sanitize, step_text
-
-ELSEWHERE = "elsewhere"
+from ..output import format_money, has_ended, one_line, sanitize, step_text
+from ..owners import UNMANAGED, describe_owner, short_owner_words
 
 _OWNER_STYLES = {"mine": "green", "process": "green", "held": "cyan", "orphan": "bold red"}
 _STATUS_STYLES = {"running": "green", "pending": "yellow", "stopped": "dim"}
 
 _OWNER_MEANINGS = {
-    "mine": "owned by this process",
-    "process": "owned by a running process, which releases it",
-    "orphan": "its process died or gave up; its reaper or `cortecs-async sweep` releases it",
-    "held": "acquired; owned by the holder of its handle",
-    ELSEWHERE: "no record here: started by hand, on another machine, or acquired without a limit",
+    "mine": "top is releasing it",
+    "process": "the process releases it when it ends",
+    "orphan": "its reaper or `cortecs-async sweep` releases it",
+    "held": "owned by the holder of its handle",
+    UNMANAGED: "started by a plain request, by hand or elsewhere; it runs until you stop it",
 }
+
+# The widest that the owner column may be, and how wide the screen must be for more than short words.
+_OWNER_WORDS, _WIDE_OWNERS = 48, 140
 
 # Left out on a narrow screen, in this order.
 _OPTIONAL_COLUMNS = ("model", "age", "cost")
@@ -49,7 +51,7 @@ class Snapshot:
 
     def owner_kind(self, instance: Instance) -> str:
         owner = self.owners.get(instance.instance_id)
-        return owner.kind if owner is not None else ELSEWHERE
+        return owner.kind if owner is not None else UNMANAGED
 
     def price_per_minute(self, instance: Instance) -> float | None:
         """Return the list price of an instance for all workers, as it is billed; None if unknown."""
@@ -77,6 +79,8 @@ def columns(width: int, snapshot: Snapshot) -> tuple[Column, ...]:
     available = width - 2  # without the scroll bar
     ids = (each.instance_id for each in snapshot.instances)
     hardware = (each.instance_args.hardware_type_id or "" for each in snapshot.instances)
+    owner_width = _OWNER_WORDS if width >= _WIDE_OWNERS else 0
+    owners = (_owner(each, snapshot, owner_width) for each in snapshot.instances)
     chosen = [
         Column("id", "instance", _clamp(8, _longest(ids), 18 if is_wide else 15)),
         Column("model", "model", 10),
@@ -86,7 +90,7 @@ def columns(width: int, snapshot: Snapshot) -> tuple[Column, ...]:
         Column("age", "age", 6, is_number=True),
         *([Column("rate", "per min", 7, is_number=True)] if is_wide else []),
         Column("cost", "cost", 8, is_number=True),
-        Column("owner", "owner", 9),
+        Column("owner", "owner", _clamp(9, _longest(owners), _OWNER_WORDS)),
     ]
     for key in _OPTIONAL_COLUMNS:
         if _total_width(chosen) <= available:
@@ -120,7 +124,7 @@ def cells(instance: Instance, snapshot: Snapshot, now: float, shown: Sequence[Co
         "age": format_age(age_of(instance, snapshot, now)),
         "rate": _amount(rate(instance, snapshot), 3),
         "cost": _amount(cost_so_far(instance, snapshot, now), 2),
-        "owner": owner,
+        "owner": _owner(instance, snapshot, widths.get("owner", 0)),
     }
     styles = {
         "status": "bold magenta" if action else _status_style(instance),
@@ -191,11 +195,7 @@ def details(instance: Instance | None, snapshot: Snapshot, now: float) -> Text:
 
 def owner_text(instance: Instance, snapshot: Snapshot) -> str:
     kind = snapshot.owner_kind(instance)
-    owner = snapshot.owners.get(instance.instance_id)
-    if owner is None:
-        return f"{kind}: {_OWNER_MEANINGS[kind]}"
-    until = "" if owner.expires_at is None else f", until {format_time(owner.expires_at)}"
-    return f"{kind} ({owner.owner}): {_OWNER_MEANINGS[kind]}{until}"
+    return f"{describe_owner(snapshot.owners.get(instance.instance_id))}: {_OWNER_MEANINGS[kind]}"
 
 
 def warning(action: str, instance: Instance, snapshot: Snapshot) -> str:
@@ -206,7 +206,7 @@ def warning(action: str, instance: Instance, snapshot: Snapshot) -> str:
         "mine": "This process is already releasing it.",
         "process": "A running process is using it.",
         "held": "The holder of its handle may be using it.",
-        ELSEWHERE: "It may be in use elsewhere.",
+        UNMANAGED: "It may be in use elsewhere.",
     }.get(snapshot.owner_kind(instance), "")
 
 
@@ -250,6 +250,12 @@ def format_age(seconds: float | None) -> str | None:
         return f"{minutes}m"
     hours = minutes // 60
     return f"{hours}h{minutes % 60:02}m" if hours < 24 else f"{hours // 24}d{hours % 24:02}h"
+
+
+def _owner(instance: Instance, snapshot: Snapshot, width: int) -> str:
+    owner = snapshot.owners.get(instance.instance_id)
+    words = describe_owner(owner)
+    return words if len(words) <= width else short_owner_words(owner)
 
 
 def _amount(amount: float | None, digits: int) -> str | None:

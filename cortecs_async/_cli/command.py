@@ -1,0 +1,220 @@
+"""How the commands look: their groups, their help, and what they say about names that do not exist."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+from click.shell_completion import CompletionItem
+
+from .global_options import GLOBAL_OPTIONS, accept_global_options, apply_global_options
+from .options import JSON
+from .output import wrap, wrap_errors
+from .runtime import exit_interrupted, remember_arguments
+from .suggestions import did_you_mean, nearest
+
+Rows = Sequence[tuple[str, str]]
+
+# Below this width, the help puts the meaning of an option under its name.
+_NARROW = 60
+
+# Commands that people know from other tools.
+_OTHER_NAMES = {
+    **dict.fromkeys(["list", "ps", "instances", "status"], "ls"),
+    **dict.fromkeys(["delete", "del", "remove", "destroy", "terminate"], "rm"),
+    **dict.fromkeys(["get", "describe", "inspect", "info"], "show"),
+    **dict.fromkeys(["create", "launch", "up"], "start"),
+    **dict.fromkeys(["kill", "down", "halt"], "stop"),
+    **dict.fromkeys(["wait", "logs", "follow"], "watch"),
+    **dict.fromkeys(["monitor", "dashboard"], "top"),
+    **dict.fromkeys(["gpu", "gpus", "price", "prices"], "hardware"),
+    **dict.fromkeys(["credit", "credits"], "balance"),
+    **dict.fromkeys(["clean", "cleanup", "prune", "gc"], "sweep"),
+    "check": "doctor",
+    "exec": "run",
+    "serve": "emulator",
+    "mock": "emulator",
+}
+
+
+class _HelpFormatter(click.HelpFormatter):
+    """Wraps at spaces only, in the width of the terminal. click breaks at hyphens, and assumes 50 columns."""
+
+    def __init__(
+        self, indent_increment: int = 2, width: int | None = None, max_width: int | None = None
+    ) -> None:
+        if width is None:
+            width = max(min(shutil.get_terminal_size().columns, max_width or 80) - 2, 20)
+        super().__init__(indent_increment, width, max_width)
+
+    def write_text(self, text: str) -> None:
+        indent = " " * self.current_indent
+        paragraphs = re.split(r"\n\s*\n", text.strip())
+        wrapped = (wrap(" ".join(each.split()), self.width, indent) for each in paragraphs)
+        self.write("\n\n".join(wrapped) + "\n")
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        rows = list(rows)
+        most = col_max if self.width >= _NARROW else 10
+        first_width = min(max(len(name) for name, _ in rows), most) + col_spacing
+        indent = " " * self.current_indent
+        for name, meaning in rows:
+            lines = wrap(meaning, self.width - self.current_indent - first_width).splitlines() or [""]
+            fits = len(name) <= first_width - col_spacing
+            self.write(f"{indent}{name:{first_width}}{lines[0]}".rstrip() if fits else f"{indent}{name}")
+            self.write("\n")
+            for line in lines[1:] if fits else lines:
+                self.write(f"{indent}{'':{first_width}}{line}\n")
+
+
+def wrap_example(command: str, width: int) -> list[str]:
+    """Split a command into lines that a shell joins again. No word is broken."""
+    lines = wrap(command, width - 2).splitlines() if len(command) > width else [command]
+    return [*(f"{line} \\" for line in lines[:-1]), lines[-1]]
+
+
+class _Context(click.Context):
+    formatter_class = _HelpFormatter
+
+
+class Command(click.Command):
+    """A command whose help has examples and tables, and that takes the global options.
+
+    Args:
+        examples: Two commands to copy.
+        tables: More facts for the help, as rows of a name and its meaning, by title.
+    """
+
+    context_class = _Context
+
+    def __init__(
+        self, *args: Any, examples: Sequence[str], tables: Mapping[str, Rows] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self.examples = examples
+        self._tables = tables or {}
+
+    @property
+    def summary(self) -> str:
+        """What the command does, in one sentence."""
+        return " ".join((self.help or "").partition("\n\n")[0].split())
+
+    def get_short_help_str(self, limit: int = 45) -> str:
+        """Return the summary, which is never cut."""
+        del limit
+        return self.summary
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Act on the global options, and run the command."""
+        apply_global_options(ctx)
+        return super().invoke(ctx)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Complete the global options too, which are hidden in the help of a command."""
+        found = super().shell_complete(ctx, incomplete)
+        if incomplete.startswith("-"):
+            for each in self._global_options:
+                found += [
+                    CompletionItem(name, help=each.help) for name in each.opts if name.startswith(incomplete)
+                ]
+        return found
+
+    @property
+    def _global_options(self) -> list[click.Option]:
+        """The global options that work after this command, and are none of its own."""
+        shown = {name for each in self.params if not getattr(each, "hidden", False) for name in each.opts}
+        return [each for each in GLOBAL_OPTIONS if each.name != JSON and shown.isdisjoint(each.opts)]
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        super().format_help_text(ctx, formatter)
+        for title, rows in self._tables.items():
+            with formatter.section(title):
+                formatter.write_dl(rows)
+        with formatter.section("Examples"):
+            for example in self.examples:
+                first, *rest = wrap_example(example, formatter.width - 6)
+                formatter.write("".join([f"  {first}\n", *(f"      {line}\n" for line in rest)]))
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        names = [max(each.opts, key=len) for each in self._global_options]
+        formatter.write_paragraph()
+        formatter.write_text(f"Options of all commands: {', '.join(names)}. See `cortecs-async help`.")
+
+
+def cli_command(
+    *, examples: Sequence[str], tables: Mapping[str, Rows] | None = None, cls: type[Command] = Command
+) -> Callable[[Callable[..., Any]], Command]:
+    """Make a `Command` of a function. Its docstring is the help."""
+
+    def decorate(function: Callable[..., Any]) -> Command:
+        name = function.__name__.rstrip("_")
+        return click.command(name, cls=cls, examples=examples, tables=tables)(function)
+
+    return decorate
+
+
+class Group(click.Group):
+    """The commands, in groups.
+
+    Args:
+        groups: The commands by the title of their group.
+    """
+
+    context_class = _Context
+
+    def __init__(self, *args: Any, groups: Mapping[str, Sequence[Command]], **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._groups = groups
+        for each in groups.values():
+            for one in each:
+                accept_global_options(one)
+                self.add_command(one)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        remember_arguments(ctx, args)
+        return super().parse_args(ctx, args)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if name in self.commands or name.startswith("-") or ctx.resilient_parsing:
+            return super().resolve_command(ctx, args)
+        known = _OTHER_NAMES.get(name.lower())
+        suggested = [known] if known else nearest(name, self.commands)
+        raise click.UsageError(f'"{name}" is not a command.{did_you_mean(suggested)}', ctx)
+
+    def make_context(self, *args: Any, **options: Any) -> click.Context:
+        with wrap_errors():
+            return super().make_context(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # Ctrl-C where no event loop runs. click itself would exit with 1.
+        try:
+            with wrap_errors():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            exit_interrupted()
+        except click.Abort as abort:
+            click.echo(err=True)  # the cursor is still on the line of the question
+            if isinstance(abort.__context__, EOFError):
+                raise click.ClickException("The input ended before the answer.") from None
+            exit_interrupted()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        for title, commands in self._groups.items():
+            with formatter.section(title):
+                formatter.write_dl([(str(each.name), each.summary) for each in commands])
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        formatter.write_paragraph()
+        formatter.write_text(
+            "These options also work after the command. For examples and all options of a command, run "
+            "`cortecs-async help COMMAND`."
+        )

@@ -1,0 +1,102 @@
+"""The options of `cortecs-async` itself. They work before and after each command.
+
+`GLOBAL_OPTIONS` is the only list of them: `Group` gives a hidden copy to each command, and `apply` acts on
+their values once the command line has been read.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .environment import load_env_file, use_profile
+from .options import JSON, profile_name
+from .runtime import allow_log_level_from_environment, set_up_logging
+
+GLOBAL_OPTIONS = (
+    click.Option(
+        ["--env-file"],
+        type=click.Path(dir_okay=False, exists=True, path_type=Path),
+        help="Read CORTECS_* and OPENAI_API_KEY from this file, if they are not set in the environment. "
+        "By default, only credentials are read, from .env.",
+    ),
+    click.Option(
+        ["--profile"],
+        type=profile_name,
+        metavar="NAME",
+        help="Use this stored profile instead of the environment variables and .env.",
+    ),
+    click.Option(["-q", "--quiet"], is_flag=True, help="Print only results and errors."),
+    click.Option(
+        ["-v", "--verbose"],
+        count=True,
+        show_default=False,
+        help="Log each step; -vv logs every request.",
+    ),
+    click.Option(["--json", JSON], is_flag=True, help="Print the result as JSON."),
+)
+
+# How two values of an option are joined. Of all others, the last one counts.
+_JOINED: dict[str, Callable[[Any, Any], Any]] = {
+    "quiet": lambda before, after: before or after,
+    "verbose": lambda before, after: before + after,
+    JSON: lambda before, after: before or after,
+}
+
+
+def accept_global_options(command: click.Command) -> None:
+    """Let a command take the global options that it does not define itself."""
+    own = {name for each in command.params for name in each.opts}
+    for option in GLOBAL_OPTIONS:
+        if own.isdisjoint(option.opts):
+            command.params.append(_after_the_command(option))
+    for each in command.params:
+        if "--profile" in each.opts:
+            each.type = click.types.convert_type(profile_name)  # also for that of `login`
+
+
+def apply_global_options(ctx: click.Context) -> None:
+    """Act on the global options of a command line, before its command runs.
+
+    Raises:
+        click.UsageError: if the command has no --json.
+    """
+    options = ctx.find_root().params
+    if ctx.params.get(JSON):
+        options[JSON] = True
+    if options[JSON]:
+        if JSON not in ctx.params:
+            raise click.UsageError(f"`cortecs-async {ctx.info_name}` has no --json option.", ctx)
+        ctx.params[JSON] = True
+    quiet, verbose = options["quiet"], options["verbose"]
+    set_up_logging(-1 if quiet else verbose)
+    is_login = ctx.info_name in {"login", "logout"}
+    # What you type at `login` must not go to an address that a `.env` of the working directory names.
+    if options["env_file"] is not None or not (options["profile"] or is_login):
+        load_env_file(options["env_file"])
+    if options["profile"] and not is_login:
+        use_profile(options["profile"])
+    if not (quiet or verbose):
+        allow_log_level_from_environment()
+
+
+def _after_the_command(option: click.Option) -> click.Option:
+    """Return a copy of a global option for a command, which sets it for the whole command line."""
+    hidden = copy.copy(option)
+    hidden.hidden = True
+    hidden.expose_value = False
+    hidden.callback = _join
+    return hidden
+
+
+def _join(ctx: click.Context, option: click.Parameter, value: object) -> object:
+    options, name = ctx.find_root().params, str(option.name)
+    if name in _JOINED:
+        options[name] = _JOINED[name](options.get(name) or type(value)(), value)
+    elif value is not None:
+        options[name] = value
+    return value

@@ -1,0 +1,192 @@
+"""`cortecs-async login` and `logout`: store and remove credentials in the config file."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from .. import AsyncCortecs, ConfigurationError, RequestError, Secret
+from .._credentials import FoundKey, resolve_sources
+from .._extras import install_command
+from .._profiles import (
+    DEFAULT_PROFILE,
+    PROFILE_NAME,
+    Profile,
+    config_file,
+    profile_names,
+    remove_profile,
+    save_profile,
+    why_no_file,
+)
+from .command import cli_command
+from .environment import CREDENTIALS, INFERENCE_KEYS
+from .output import error_text, print_note, print_warning
+from .runtime import run_async
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_NOT_STORED = "Nothing was stored."
+
+# The path of a request for a token. Once that has succeeded, the credentials are right.
+_TOKEN = "/oauth2/token"  # noqa: S105  (a path)
+
+
+def _check_name(context: click.Context, _option: click.Parameter, value: str | None) -> str:
+    # `cortecs-async --profile NAME login` means the same.
+    name: str = value or context.find_root().params.get("profile") or DEFAULT_PROFILE
+    if not PROFILE_NAME.fullmatch(name):
+        raise click.BadParameter(f'profile "{name}" is invalid: use letters, digits, - and _')
+    return name
+
+
+def _profile_option(text: str) -> Callable[[Command], Command]:
+    return click.option(
+        "--profile",
+        "name",
+        metavar="NAME",
+        callback=_check_name,
+        help=f"{text}  [default: {DEFAULT_PROFILE}]",
+    )
+
+
+@cli_command(examples=("cortecs-async login", "cortecs-async login --profile work"))
+@_profile_option("Use this name for the profile.")
+@click.option("--no-check", is_flag=True, help="Store the credentials without trying them.")
+def login(name: str, no_check: bool) -> None:
+    """Store your credentials for all programs of this user.
+
+    Asks for the client id, the client secret and your inference API key (optional), tries the credentials,
+    and stores them as a profile in the config file. If standard input is not a terminal, it reads three
+    lines: client id, client secret, and inference API key. If the package keyring is installed and usable,
+    the secrets go to the system keyring.
+    """
+    path = config_file()
+    if path is None:
+        reason, advice = why_no_file()
+        raise click.ClickException(f"Cannot store a profile: {reason}. {advice}")
+    client_id, client_secret, api_key = _ask()
+    profile = Profile(
+        name=name,
+        file=path,
+        client_id=client_id,
+        client_secret=client_secret,
+        api_key=api_key,
+        api_base_url=os.environ.get("CORTECS_API_BASE_URL", "").strip(),
+    )
+    _check_values(profile)
+    run_async(_try, profile, not no_check)
+    try:
+        saved = save_profile(profile)
+    except ConfigurationError as error:
+        raise click.ClickException(error_text(error)) from None
+    _print_result(saved)
+
+
+@cli_command(examples=("cortecs-async logout", "cortecs-async logout --profile work"))
+@_profile_option("Remove this profile.")
+def logout(name: str) -> None:
+    """Remove a profile that login has stored, with its secrets."""
+    try:
+        removed = remove_profile(name)
+        names = () if removed else profile_names()
+    except ConfigurationError as error:
+        raise click.ClickException(error_text(error)) from None
+    if removed is None:
+        others = f"Existing profiles: {', '.join(names)}." if names else "There are no profiles."
+        raise click.ClickException(f'There is no profile "{name}". {others}')
+    print_note(f'Removed profile "{name}" from {removed.file}.')
+
+
+def _ask() -> tuple[str, Secret, Secret]:
+    """Return client id, client secret and inference API key. Others could see the arguments of a process."""
+    if not sys.stdin.isatty():
+        try:
+            text = sys.stdin.read()
+        except UnicodeDecodeError:
+            raise click.ClickException(f"Standard input is not UTF-8 text. {_NOT_STORED}") from None
+        lines = [*(line.strip() for line in text.splitlines()), "", "", ""]
+        return lines[0], Secret(lines[1]), Secret(lines[2])
+    click.echo("You find your credentials on your account page on cortecs.ai.", err=True)
+    return (
+        click.prompt("Client id", err=True).strip(),
+        Secret(click.prompt("Client secret", hide_input=True, err=True).strip()),
+        Secret(
+            click.prompt(
+                "Inference API key (empty for none)",
+                hide_input=True,
+                default="",
+                show_default=False,
+                err=True,
+            ).strip()
+        ),
+    )
+
+
+def _check_values(profile: Profile) -> None:
+    if not (profile.client_id and profile.client_secret):
+        what = "client secret" if profile.client_id else "client id"
+        raise click.ClickException(
+            f"Missing {what}. Pass three lines on standard input: client id, client secret, and inference "
+            "API key (may be empty)."
+        )
+    try:
+        sources, _ = resolve_sources(
+            client_id=profile.client_id, client_secret=profile.client_secret, provider=None, profile=None
+        )
+    except ConfigurationError as error:
+        raise click.ClickException(f"{error} {_NOT_STORED}") from None
+    if profile.api_key and (problem := sources.key_problem(FoundKey(profile.api_key, ""))):
+        raise click.ClickException(f"{problem[0].upper()}{problem[1:]}. {_NOT_STORED}")
+
+
+async def _try(profile: Profile, is_sent: bool) -> None:
+    """Check the base URL too. If `is_sent`, request a token with these credentials."""
+    client = AsyncCortecs(
+        profile.client_id,
+        profile.client_secret,
+        api_base_url=profile.api_base_url or None,
+        max_retries=1,
+        guard="off",
+        journal="off",
+    )
+    async with client:
+        try:
+            if is_sent:
+                await client.user.balance()
+        except RequestError as error:
+            if error.path == _TOKEN:
+                error.add_note(
+                    f"{_NOT_STORED} To store the credentials without trying them, pass --no-check."
+                )
+                raise
+
+
+def _print_result(profile: Profile) -> None:
+    print_note(f'Stored profile "{profile.name}" in {profile.file}.')
+    if profile.in_keyring:
+        print_note("The secrets are in the system keyring.")
+    else:
+        print_note("The secrets are in this file as plain text; only you can read it.")
+        if importlib.util.find_spec("keyring") is None:
+            print_note(
+                f"To store them in the system keyring, run: {install_command('keyring')}, then run "
+                "`cortecs-async login` again."
+            )
+    if profile.api_base_url:
+        print_note(f"The profile uses the base URL {profile.api_base_url}, from CORTECS_API_BASE_URL.")
+    if profile.name != DEFAULT_PROFILE:
+        print_note(
+            f"To use it, pass --profile {profile.name}, set CORTECS_PROFILE={profile.name} (used only if "
+            f'{" and ".join(CREDENTIALS)} are not set), or write AsyncCortecs(profile="{profile.name}").'
+        )
+    others = INFERENCE_KEYS if profile.has("api_key") else ()
+    if names := [name for name in (*CREDENTIALS, *others) if os.environ.get(name, "").strip()]:
+        print_warning(
+            f"Set in the environment: {', '.join(names)}. These variables take precedence over the profile. "
+            f"To use the profile, pass --profile {profile.name} or profile=, or unset them."
+        )

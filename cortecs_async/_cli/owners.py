@@ -1,0 +1,73 @@
+"""Who owns an instance, in plain words."""
+
+from __future__ import annotations
+
+import re
+import socket
+from pathlib import PurePath
+
+from ..types import Owner
+from .output import format_time
+from .process_tree import command_line_of
+
+# No journal on this machine names its owner: it was started by a plain request, by hand, or elsewhere.
+UNMANAGED = "unmanaged"
+
+# Options of Python that take a value as the next word.
+_PYTHON_VALUES = {"-W", "-X"}
+
+
+def describe_owner(owner: Owner | None) -> str:
+    """Describe an owner, such as `this machine, pid 123 (python train.py)`."""
+    if owner is None:
+        return UNMANAGED
+    host, pid = _host_and_pid(owner)
+    is_here = host == socket.gethostname()
+    place = "this machine" if is_here else f"another machine ({host})"
+    if owner.kind == "mine":
+        return "this command"
+    if owner.kind == "held":
+        until = "until released" if owner.expires_at is None else f"until {format_time(owner.expires_at)}"
+        return f"{place}, {until}"
+    process = f"{place}, pid {pid}"
+    if owner.kind == "orphan":
+        return f"left behind by {process}"
+    program = program_name(command_line_of(int(pid))) if is_here and pid.isdecimal() else ""
+    return f"{process} ({program})" if program else process
+
+
+def short_owner_words(owner: Owner | None) -> str:
+    """Describe an owner in at most 11 characters, if its process id is not longer than 7 digits."""
+    if owner is None:
+        return UNMANAGED
+    words = {"mine": "this top", "held": "acquired", "orphan": "left behind"}
+    return words.get(owner.kind) or f"pid {_host_and_pid(owner)[1]}"
+
+
+def program_name(command_line: tuple[str, ...]) -> str:
+    """Return the name of a program, and for Python that of the script or module.
+
+    Nothing else of its command line, which may contain secrets.
+    """
+    if not command_line:
+        return ""
+    program, *rest = command_line
+    name = PurePath(program).name
+    if not re.fullmatch(r"python[0-9.]*", name):
+        return name
+    words = iter(rest)
+    for word in words:
+        if word in _PYTHON_VALUES:
+            next(words, None)
+        elif word == "-m":
+            return f"{name} -m {next(words, '')}".rstrip()
+        elif word.startswith("-c"):
+            return f"{name} -c"
+        elif not word.startswith("-"):
+            return f"{name} {PurePath(word).name}"
+    return name
+
+
+def _host_and_pid(owner: Owner) -> tuple[str, str]:
+    host, _, pid = owner.owner.partition(", process ")
+    return host, pid

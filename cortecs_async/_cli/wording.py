@@ -1,0 +1,69 @@
+"""Say in the words of the command line what the library says in those of Python.
+
+The errors, hints and log lines of the library name arguments and methods. A command has options, variables
+and other commands instead. One table translates all of them, so that the library has each text only once.
+"""
+
+from __future__ import annotations
+
+import re
+
+# Arguments of the library that are options here.
+_OPTIONS = {
+    "num_workers": "--workers",
+    **{
+        name: f"--{name.replace('_', '-')}"
+        for name in (
+            *("start_timeout", "teardown_timeout", "max_lifetime", "max_cost"),
+            *("context_length", "billing_interval"),
+        )
+    },
+}
+
+# In this order.
+_PHRASES: tuple[tuple[str, str], ...] = (
+    # A value follows an option after a space.
+    *((rf"(?<![\w./'\"-]){name}=(?=[\d.])", f"{option} ") for name, option in _OPTIONS.items()),
+    # Where a text has both words, only ours is left.
+    (r"client_id and client_secret \((CORTECS_CLIENT_ID), (CORTECS_CLIENT_SECRET)\)", r"\1 and \2"),
+    (r"\w+(?:=\w+)? \((CORTECS_\w+|--[\w-]+)\)", r"\1"),
+    (r"\w+= or (?=CORTECS_)", ""),
+    (r"pass client_id= and client_secret= to AsyncCortecs, or (?=set )", ""),
+    (r"pass api_key=, or (?=set )", ""),
+    (r", or pass allow_insecure_http=True", ""),
+    (r" and not http_client=", ""),
+    (r" or client\.sweep\(\)", ""),
+    (r"`?client\.sweep\(\)`?", "`cortecs-async sweep`"),
+    (r", or accept this risk with AsyncCortecs\(guard=\"off\"\)", ""),
+    (r"inst\.openai\(\) fails (after billing has started).*require_key=False", r"requests fail \1"),
+    (r"\bcall (?=client\.)", "run "),
+    (r"client\.instances\.list\(\)", "`cortecs-async ls`"),
+    (r"client\.instances\.get\(\)", "`cortecs-async show`"),
+    (r"client\.instances\.stop\(\)", "`cortecs-async stop`"),
+    (r"client\.models\.list\(\)", "`cortecs-async models`"),
+    (r"client\.hardware_types\.list_available\(\)", "`cortecs-async hardware --available`"),
+    (r"client\.user\.balance\(\)", "`cortecs-async balance`"),
+)
+
+# These are translated as whole words, and not in a path or in quotes, where they are the user's.
+_ARGUMENTS: tuple[tuple[str, str], ...] = (
+    # Only where the client checks them: the service uses these names too.
+    (r"client_id(?= (?:must|contains|is)\b|:| and client_secret)", "CORTECS_CLIENT_ID"),
+    (r"client_secret(?= (?:must|contains|is|are)\b|:)", "CORTECS_CLIENT_SECRET"),
+    ("api_base_url", "CORTECS_API_BASE_URL"),
+    (r"(instance|model|hardware)(?:_type)?_id(?= )", r"\1 id"),
+    (r"(instances|concurrency)(?==)", r"--\1"),
+    *_OPTIONS.items(),
+)
+
+_PATTERNS = (
+    *((re.compile(phrase), ours) for phrase, ours in _PHRASES),
+    *((re.compile(rf"(?<![\w./'\"-]){name}(?![\w'\"]|[./-]\w)"), ours) for name, ours in _ARGUMENTS),
+)
+
+
+def to_command_line(text: str) -> str:
+    """Return a text of the library in the words of the command line."""
+    for pattern, ours in _PATTERNS:
+        text = pattern.sub(ours, text)
+    return text
