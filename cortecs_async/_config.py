@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Protocol, get_args
@@ -12,21 +11,22 @@ from urllib.parse import urlsplit
 import attrs
 from attrs import evolve, field, frozen
 
+from ._credentials import Sources, resolve_sources
+from ._durations import Duration, as_seconds, duration_problem, is_number
 from ._environment import Environment, Proxy, split_url
 from ._errors import ConfigurationError
+from ._hints import hinted
 from ._secrets import (
     CredentialProvider,
-    Credentials,
     Hidden,
     Secret,
-    credentials_problem,
     has_line_break,
 )
 
 _OWN_HEADERS = frozenset({"authorization", "content-length", "content-type", "host", "transfer-encoding"})
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110, 5.6.2
 
-Mode = Literal["auto", "required", "off"]
+ProtectionMode = Literal["auto", "required", "off"]
 TransportName = Literal["httpx", "aiohttp"]
 
 
@@ -48,10 +48,14 @@ def _name(instance: object, attribute: attrs.Attribute[Any]) -> str:
 
 def _at_least(minimum: float) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
     def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise ConfigurationError(f"{_name(instance, attribute)} must be a number")
-        if math.isnan(value) or value < minimum:
-            raise ConfigurationError(f"{_name(instance, attribute)} must be at least {minimum}, not {value}")
+        if attribute.converter is not None:
+            problem = duration_problem(value, at_least=minimum)
+        elif not is_number(value):
+            problem = f"must be a number, not {value!r}"
+        else:
+            problem = f"must be at least {minimum:g}, not {value!r}" if value < minimum else None
+        if problem:
+            raise ConfigurationError(f"{_name(instance, attribute)} {problem}")
 
     return check
 
@@ -68,8 +72,8 @@ def _whole(minimum: int) -> Callable[[Any, attrs.Attribute[Any], Any], None]:
 
 def check_mode(name: str, mode: Any) -> None:
     """Check the value of `guard` or `journal`."""
-    if mode not in get_args(Mode):
-        raise ConfigurationError(f"{name} must be one of {', '.join(get_args(Mode))}, not {mode!r}")
+    if mode not in get_args(ProtectionMode):
+        raise ConfigurationError(f"{name} must be one of {', '.join(get_args(ProtectionMode))}, not {mode!r}")
 
 
 def _known_transport(_: object, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -92,9 +96,12 @@ def _check_policy(name: str, value: Any, policy: type) -> None:
         raise ConfigurationError(f"{name} must be a {policy.__name__}, not {type(value).__name__}")
 
 
+@hinted
 @frozen(kw_only=True)
 class RetryPolicy:
     """How often and how long requests are retried. Requests that are not safe to repeat are never retried.
+
+    Each time may be given as seconds, a `timedelta`, or a string such as "1h30m". The attributes are seconds.
 
     Attributes:
         max_retries: Retries after the first attempt. 0 turns retries off. 429 responses do not count; they
@@ -108,13 +115,14 @@ class RetryPolicy:
     """
 
     max_retries: int = field(default=5, validator=_whole(0))
-    initial_backoff: float = field(default=0.5, validator=_at_least(0))
-    max_backoff: float = field(default=8.0, validator=_at_least(0))
-    max_retry_after: float = field(default=120.0, validator=_at_least(0))
-    total_timeout: float = field(default=180.0, validator=_at_least(0))
-    adoption_window: float = field(default=60.0, validator=_at_least(0))
+    initial_backoff: float = field(default=0.5, converter=as_seconds, validator=_at_least(0))
+    max_backoff: float = field(default=8.0, converter=as_seconds, validator=_at_least(0))
+    max_retry_after: float = field(default=120.0, converter=as_seconds, validator=_at_least(0))
+    total_timeout: float = field(default=180.0, converter=as_seconds, validator=_at_least(0))
+    adoption_window: float = field(default=60.0, converter=as_seconds, validator=_at_least(0))
 
 
+@hinted
 @frozen(kw_only=True)
 class PollPolicy:
     """Polling intervals. The service sends no events, so a client polls for changes.
@@ -122,6 +130,8 @@ class PollPolicy:
     The pause between two polls is the time waited so far times `growth`, between `min_interval` and
     `max_interval`. So a change is seen at most max(`min_interval`, `growth` times the wait) late, and never
     later than `max_interval`, plus the time of the response.
+
+    Each time may be given as seconds, a `timedelta`, or a string such as "90s". The attributes are seconds.
 
     Attributes:
         min_interval: Shortest pause in seconds.
@@ -134,13 +144,17 @@ class PollPolicy:
         stall_timeout: Seconds without any change after which a start fails; None: only its deadline counts.
     """
 
-    min_interval: float = field(default=0.5, validator=_at_least(0.01))
-    max_interval: float = field(default=5.0, validator=_at_least(0.01))
+    min_interval: float = field(default=0.5, converter=as_seconds, validator=_at_least(0.01))
+    max_interval: float = field(default=5.0, converter=as_seconds, validator=_at_least(0.01))
     growth: float = field(default=0.1, validator=_at_least(0))
-    settle: float = field(default=10.0, validator=_at_least(0))
-    lost_interval: float = field(default=10.0, validator=_at_least(0.01))
-    max_outage: float = field(default=600.0, validator=_at_least(0))
-    stall_timeout: float | None = field(default=None, validator=attrs.validators.optional(_at_least(0.01)))
+    settle: float = field(default=10.0, converter=as_seconds, validator=_at_least(0))
+    lost_interval: float = field(default=10.0, converter=as_seconds, validator=_at_least(0.01))
+    max_outage: float = field(default=600.0, converter=as_seconds, validator=_at_least(0))
+    stall_timeout: float | None = field(
+        default=None,
+        converter=attrs.converters.optional(as_seconds),
+        validator=attrs.validators.optional(_at_least(0.01)),
+    )
 
 
 @frozen(kw_only=True)
@@ -149,7 +163,7 @@ class Settings:
 
     api_base_url: str
     credential_provider: CredentialProvider = field(repr=False)
-    timeout: float = field(validator=_at_least(0.001))
+    timeout: float = field(converter=as_seconds, validator=_at_least(0.001))
     retry: RetryPolicy
     poll: PollPolicy
     headers: Mapping[str, str] = field(repr=False)
@@ -157,6 +171,7 @@ class Settings:
     transport: TransportName = field(default="httpx", validator=_known_transport)
     tag_starts: bool = field(default=False, validator=_is_bool)
     environment: Environment = field(factory=Environment, repr=False)
+    sources: Sources = field(factory=Sources, repr=False)
 
     @property
     def proxy(self) -> Proxy | None:
@@ -188,8 +203,10 @@ def resolve_settings(
     client_id: str | None,
     client_secret: Secret | None,
     credential_provider: CredentialProvider | None,
+    profile: str | None,
+    anonymous: bool,
     api_base_url: Hidden[Any],
-    timeout: float,
+    timeout: Duration,
     max_retries: int | None,
     retry_policy: RetryPolicy | None,
     poll_policy: PollPolicy | None,
@@ -198,27 +215,21 @@ def resolve_settings(
     max_connections: int,
     transport: TransportName,
     tag_starts: bool,
-    environ: Mapping[str, str],
 ) -> Settings:
     """Resolve the settings.
 
-    Arguments take precedence over the environment, which takes precedence over defaults.
+    Arguments take precedence over the environment, which takes precedence over the profile and the defaults.
     """
-    id_variable = environ.get("CORTECS_CLIENT_ID", "")
-    secret_variable = Secret(environ.get("CORTECS_CLIENT_SECRET", ""))
-    url_variable = Hidden(environ.get("CORTECS_API_BASE_URL", "").strip() or DEFAULT_API_BASE_URL)
-    del environ  # a traceback that shows locals would show the secret, and all else in the environment
-    if credential_provider is not None and (client_id or client_secret):
-        raise ConfigurationError("pass either credential_provider or client_id and client_secret, not both")
-    if credential_provider is None:
-        credential_provider = _static_provider(
-            Credentials(
-                client_id=id_variable if client_id is None or client_id == "" else client_id,
-                client_secret=client_secret or secret_variable,
-            )
-        )
-    elif not callable(credential_provider):
-        raise ConfigurationError("credential_provider must be an async function without arguments")
+    _check_bool("anonymous", anonymous)
+    sources, credential_provider = resolve_sources(
+        client_id=client_id,
+        client_secret=client_secret,
+        provider=credential_provider,
+        profile=profile,
+        anonymous=anonymous,
+    )
+    is_given = api_base_url.reveal() is not None and api_base_url.reveal() != ""
+    found_url = Hidden(sources.api_base_url() or DEFAULT_API_BASE_URL)
     _check_policy("retry_policy", retry_policy, RetryPolicy)
     _check_policy("poll_policy", poll_policy, PollPolicy)
     _check_bool("allow_insecure_http", allow_insecure_http)
@@ -227,8 +238,9 @@ def resolve_settings(
         retry = evolve(retry, max_retries=max_retries)
     settings = Settings(
         api_base_url=check_api_base_url(
-            url_variable if api_base_url.reveal() is None or api_base_url.reveal() == "" else api_base_url,
+            api_base_url if is_given else found_url,
             allow_insecure_http=allow_insecure_http,
+            name="api_base_url" if is_given else sources.url_name,
         ),
         credential_provider=credential_provider,
         timeout=timeout,
@@ -239,6 +251,7 @@ def resolve_settings(
         transport=transport,
         tag_starts=tag_starts,
         environment=Environment.read(),
+        sources=sources,
     )
     # Last, because the frame of a constructor that raises would show them.
     return evolve(settings, headers=_check_headers("default_headers", default_headers))
@@ -247,7 +260,7 @@ def resolve_settings(
 def override(
     settings: Settings,
     *,
-    timeout: float | None,
+    timeout: Duration | None,
     max_retries: int | None,
     retry_policy: RetryPolicy | None,
     headers: Hidden[Any],
@@ -264,29 +277,13 @@ def override(
     return evolve(settings, headers={**kept, **added})
 
 
-def _static_provider(credentials: Credentials) -> CredentialProvider:
-    if problem := credentials_problem(credentials, may_be_missing=True):
-        raise ConfigurationError(problem)
-    missing = [name for name in ("client_id", "client_secret") if not getattr(credentials, name)]
-
-    async def provide() -> Credentials:
-        # Raised on first use, because the lists of models and hardware types need no credentials.
-        if missing:
-            raise ConfigurationError(
-                f"missing {' and '.join(missing)}: pass client_id= and client_secret= to AsyncCortecs, "
-                "or set CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET"
-            )
-        return credentials
-
-    return provide
-
-
-def check_api_base_url(url: Any, *, allow_insecure_http: bool) -> str:
+def check_api_base_url(url: Any, *, allow_insecure_http: bool, name: str = "api_base_url") -> str:
     """Return the URL without a trailing slash.
 
     Args:
         url: The URL, as a string or a URL object, or one of them `Hidden`.
         allow_insecure_http: Accept plain http to another machine.
+        name: What errors call it.
 
     Raises:
         ConfigurationError: if it is not an absolute http(s) URL, has credentials, a query or a fragment, or
@@ -304,7 +301,7 @@ def check_api_base_url(url: Any, *, allow_insecure_http: bool) -> str:
         problem = _url_problem(text, allow_insecure_http=allow_insecure_http)
     if problem:
         del text
-        raise ConfigurationError(problem)
+        raise ConfigurationError(problem.replace("api_base_url", name, 1))
     return text.rstrip("/")
 
 
@@ -329,7 +326,7 @@ def _url_problem(url: str, *, allow_insecure_http: bool) -> str | None:
     if "?" in url or "#" in url:
         return "api_base_url must not have a query or fragment"
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        return f"api_base_url must be an absolute http(s) URL, not {url!r}"
+        return f"api_base_url must be an absolute http(s) URL, such as {DEFAULT_API_BASE_URL}, not {url!r}"
     if parts.scheme == "http" and not is_loopback_host(parts.hostname) and not allow_insecure_http:
         return (
             f"api_base_url {url!r} uses plain http, which sends credentials unencrypted. "

@@ -152,6 +152,7 @@ class Environment:
             )
         try:
             _check_regular(self.cafile)
+            _rewind(self.cafile)
             return ssl.create_default_context(cafile=self.cafile, capath=self.capath)
         except (OSError, ValueError) as error:
             problem = "contains no certificate" if isinstance(error, ssl.SSLError) else _reason(error)
@@ -165,6 +166,12 @@ def _check_regular(path: str | None) -> None:
     # Reading a pipe might never end.
     if path is not None and not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116  (may be no path)
         raise ValueError("it is not a regular file")
+
+
+def _rewind(path: str | None) -> None:
+    """Make the next reader of /dev/fd/N begin at its first byte. On macOS, all share one position."""
+    if path is not None and path.startswith("/dev/fd/"):
+        os.lseek(int(path.removeprefix("/dev/fd/")), 0, os.SEEK_SET)
 
 
 def _variable(scheme: str) -> str:

@@ -27,6 +27,20 @@ class ConfigurationError(CortecsError, ValueError):
     """The client is configured wrongly: missing credentials, an unsafe base URL, an invalid policy."""
 
 
+class MissingCredentialsError(ConfigurationError):
+    """There is no client id, or no client secret. No request was sent.
+
+    Attributes:
+        missing: What is missing: `client_id`, `client_secret`, or both.
+        profile: The profile in which it is missing; empty if none is used.
+    """
+
+    def __init__(self, message: str, *, missing: tuple[str, ...] = (), profile: str = "") -> None:
+        super().__init__(message)
+        self.missing = missing
+        self.profile = profile
+
+
 class InvalidArgumentError(CortecsError, ValueError):
     """An argument is invalid. No request was sent."""
 
@@ -140,7 +154,7 @@ class AuthenticationError(APIStatusError):
 class InsufficientBalanceError(APIStatusError):
     """402: the balance of the account is too low. Not in the published reference."""
 
-    hint = "Top up the account. client.user.balance() returns its balance."
+    hint = "Top up your account. To see the balance, call client.user.balance()."
 
 
 class PermissionDeniedError(APIStatusError):
@@ -152,7 +166,7 @@ class PermissionDeniedError(APIStatusError):
 class NotFoundError(APIStatusError):
     """404: no such instance or model. The published reference has 400 for this: expect both."""
 
-    hint = "Check the id: client.instances.list() and client.models.list() return all ids."
+    hint = "Check the id. To see what exists, call client.instances.list() or client.models.list()."
 
 
 class ConflictError(APIStatusError):
@@ -183,8 +197,8 @@ class ServiceUnavailableError(ServerError):
     """503: no free capacity for this hardware, or the service is down. Not in the published reference."""
 
     hint = (
-        "There is no free capacity for this hardware, or the service is down: "
-        "client.hardware_types.list_available() returns what is free."
+        "There is no free capacity for this hardware, or the service is down. "
+        "To see what is available, call client.hardware_types.list_available()."
     )
 
 

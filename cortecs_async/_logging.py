@@ -149,12 +149,28 @@ class Event(enum.Enum):
         "Retrying in %(wait).1f s: %(error)s",
         "method path status wait attempt request_id",
     )
+    HTTP_OUTAGE = "http.outage", WARNING, "%(problem)s. Retrying", "method path"
 
     HTTP_UNREADABLE_ENTRY = (
         "http.unreadable_entry",
         WARNING,
         "Skipping an unreadable entry of GET %(path)s (id: %(entry_id)r): %(problem)s",
         "path entry_id",
+    )
+
+    CONFIG_UNKNOWN_KEY = (
+        "config.unknown_key",
+        WARNING,
+        "Ignoring %(key)r in %(file)s. %(advice)s",
+        "file key",
+    )
+    CONFIG_INFERENCE_KEY = (
+        "config.inference_key",
+        WARNING,
+        (
+            "%(problem)s. Without a key, inst.openai() fails after billing has started. "
+            "If you pass api_key= yourself, hide this warning with require_key=False"
+        ),
     )
 
     HTTP_ENVIRONMENT_IGNORED = (
@@ -181,7 +197,7 @@ class Event(enum.Enum):
         "guard.orphans",
         WARNING,
         (
-            "Dead processes left %(count)d instances or unresolved starts. "
+            "Dead processes left instances or unresolved starts behind: %(count)d. "
             "Run `cortecs-async sweep` or client.sweep()"
         ),
         "count",

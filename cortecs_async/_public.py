@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterable
+from types import FrameType
 from typing import Any, get_type_hints
 
 _PACKAGE = "cortecs_async"
@@ -39,7 +40,10 @@ LAZY = {
         "BatchPlan": "_batch.plan",
         "BatchProgress": "_batch.report",
         "BatchReport": "_batch.report",
+        "BatchTransport": "_batch.sender",
+        "BillingInterval": "_api.validation",
         "Calls": "_client.with_options",
+        "Duration": "_durations",
         "Finding": "_client.diagnosis",
         "HardwareConfig": "_api.domain",
         "HardwareType": "_api.domain",
@@ -52,16 +56,22 @@ LAZY = {
         "Listing": "_api.listing",
         "Model": "_api.domain",
         "ModelPreview": "_api.domain",
+        "OnExit": "_lease.options",
+        "OnLoss": "_lease.options",
         "OpenAIKwargs": "_lease.endpoint",
         "Orphan": "_recovery.sweep",
+        "OrphanState": "_recovery.sweep",
         "Owner": "_recovery.owners",
+        "OwnerKind": "_recovery.owners",
         "PhaseEnd": "_telemetry",
         "Progress": "_api.domain",
+        "ProtectionMode": "_config",
         "Receipt": "_lease.pricing",
         "RequestRetry": "_telemetry",
         "Response": "_client.with_options",
         "Results": "_lease.mapping",
         "Telemetry": "_telemetry",
+        "TransportName": "_config",
         "UnreadableEntry": "_api.listing",
         "WorkerStatus": "_api.domain",
     },
@@ -72,14 +82,38 @@ def lazy_getattr(public_module: str) -> Callable[[str], Any]:
     """Return the `__getattr__` of a public module."""
 
     def load(name: str) -> Any:
-        if name not in LAZY[public_module]:
-            raise AttributeError(f"module {public_module!r} has no attribute {name!r}")
+        if name not in LAZY.get(public_module, {}):
+            raise _missing(public_module, name, sys._getframe(1))  # noqa: SLF001  (the only way to it)
         value = getattr(importlib.import_module(f"{_PACKAGE}.{LAZY[public_module][name]}"), name)
         publish_loaded()
         setattr(sys.modules[public_module], name, value)
         return value
 
     return load
+
+
+def _missing(public_module: str, name: str, caller: FrameType) -> Exception:
+    """Return the error for a name that a public module does not have, for the code that asked for it."""
+    from ._hints import IMPORTS, find_hint  # noqa: PLC0415  (only for an error)
+
+    hint = find_hint(IMPORTS, name)
+    for module, names in LAZY.items():
+        if module != public_module and name in names:
+            hint = f"it is in {module}"
+    if name.endswith("Error") and hasattr(importlib.import_module(f"{_PACKAGE}._errors"), name):
+        hint = f"it is in {_PACKAGE}.errors"
+    # `from ... import` drops the message of an AttributeError; `hasattr`, `mock.patch` and `pickle` need one.
+    if hint and _is_from_import(caller):
+        return ImportError(f"cannot import {name!r} from {public_module!r}: {hint}", name=public_module)
+    explained = f": {hint}" if hint else ""
+    return AttributeError(f"module {public_module!r} has no attribute {name!r}{explained}", name=name)
+
+
+def _is_from_import(frame: FrameType) -> bool:
+    """Return whether the code of a frame is executing `from ... import ...`."""
+    from opcode import opname  # noqa: PLC0415  (only for an error)
+
+    return opname[frame.f_code.co_code[frame.f_lasti]] == "IMPORT_FROM"
 
 
 def publish_loaded() -> None:

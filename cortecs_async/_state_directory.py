@@ -14,12 +14,14 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
 from ._errors import ConfigurationError, JournalError
 from ._logging import Event, log
+from ._platform import NO_LOCKS
 
 _REGULAR_FILE = (stat.S_ISREG, "a regular file")
 
@@ -63,26 +65,28 @@ def state_directory(given: str | os.PathLike[str] | None) -> Path:
 
 
 class StateFolder:
-    """A subdirectory of the state directory. Open it with a `with` block.
+    """A subdirectory of the state directory, or another directory of this user. Open it with a `with` block.
 
     Args:
         path: The subdirectory. Its parent is the state directory.
         create: Create it, and the directories above it, if they are missing.
+        has_own_parent: Whether its parent must belong to this user too. A home directory has none that does.
 
     Raises:
         FileNotFoundError: On entering, if it does not exist.
         OSError: On entering, if it must not be used, or cannot be opened or created.
     """
 
-    def __init__(self, path: Path, *, create: bool = False) -> None:
+    def __init__(self, path: Path, *, create: bool = False, has_own_parent: bool = True) -> None:
         self.path = path
         self._create = create
+        self._has_own_parent = has_own_parent
         self._fd = -1
 
     def __enter__(self) -> Self:
         state = self.path.parent
-        if os.name != "posix":
-            raise OSError("this platform has no file locks")
+        if sys.platform == "win32":
+            raise OSError(NO_LOCKS)
         if not state.is_absolute():
             raise OSError(f"there is no {'home' if state.parts[0] == '~' else 'working'} directory")
         if os.geteuid() == 0:
@@ -92,11 +96,13 @@ class StateFolder:
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
         parent = os.open(state, flags)
         try:
-            _check_directory(os.fstat(parent), state)
+            if self._has_own_parent:
+                _check_directory(os.fstat(parent), state)
             if self._create:
                 _create_directory(self.path)
-            _check_directory(os.stat(self.path.name, dir_fd=parent, follow_symlinks=False), self.path)
-            self._fd = os.open(self.path.name, flags | os.O_NOFOLLOW, dir_fd=parent)
+            name = self.path.name or "."  # `/`, in a container
+            _check_directory(os.stat(name, dir_fd=parent, follow_symlinks=False), self.path)
+            self._fd = os.open(name, flags | os.O_NOFOLLOW, dir_fd=parent)
         finally:
             os.close(parent)
         try:
@@ -124,6 +130,8 @@ class StateFolder:
             FileNotFoundError: if it does not exist.
             OSError: if it is not a regular file of this user, is too large, or cannot be opened.
         """
+        if sys.platform == "win32":
+            raise OSError(NO_LOCKS)
         try:
             _check(name, os.stat(name, dir_fd=self._fd, follow_symlinks=False), *_REGULAR_FILE)
         except FileNotFoundError:
@@ -217,6 +225,8 @@ def _create_directory(path: Path) -> None:
 
 
 def _check_directory(status: os.stat_result, path: Path) -> None:
+    if sys.platform == "win32":
+        raise OSError(NO_LOCKS)
     if not stat.S_ISDIR(status.st_mode):
         raise NotADirectoryError(f"{path} is not a directory")
     if status.st_uid != os.geteuid():
@@ -224,10 +234,14 @@ def _check_directory(status: os.stat_result, path: Path) -> None:
             f"{path} belongs to user id {status.st_uid}, and this process runs as user id {os.geteuid()}"
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(f"other users can write {path} (mode {stat.S_IMODE(status.st_mode):o})")
+        # Not for /tmp, which has the sticky bit.
+        advice = "" if status.st_mode & stat.S_ISVTX else f": chmod go-w {path}"
+        raise PermissionError(f"other users can write {path} (mode {stat.S_IMODE(status.st_mode):o}){advice}")
 
 
 def _check(name: str, status: os.stat_result, is_expected: Callable[[int], bool], expected: str) -> None:
+    if sys.platform == "win32":
+        raise OSError(NO_LOCKS)
     if not is_expected(status.st_mode):
         raise OSError(f"{name} is not {expected}")
     if status.st_uid != os.geteuid():

@@ -22,6 +22,7 @@ from ._errors import InvalidArgumentError as InvalidArgumentError
 from ._errors import JournalError as JournalError
 from ._errors import LeaseExpiredError as LeaseExpiredError
 from ._errors import LifecycleError as LifecycleError
+from ._errors import MissingCredentialsError as MissingCredentialsError
 from ._errors import NotFoundError as NotFoundError
 from ._errors import PermissionDeniedError as PermissionDeniedError
 from ._errors import PriceUnknownError as PriceUnknownError
@@ -35,6 +36,8 @@ from ._errors import StartTimeoutError as StartTimeoutError
 from ._errors import TeardownError as TeardownError
 from ._errors import TransportError as TransportError
 from ._errors import UnprocessableEntityError as UnprocessableEntityError
+from ._public import lazy_getattr as _lazy_getattr
 
 if not TYPE_CHECKING:  # type checkers read the imports
     __all__ = [name for name in globals() if name.endswith("Error")]
+    __getattr__ = _lazy_getattr(__name__)  # for its error messages

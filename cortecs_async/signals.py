@@ -13,8 +13,10 @@ from ._aio.eventloop import loop_runner
 from ._aio.scopes import CancellableBlock
 from ._aio.wakeup import woken_by_signals
 from ._errors import ConfigurationError
+from ._hints import hinted
 
 
+@hinted
 class cancel_on_sigterm:  # noqa: N801  (used as a function is)
     """Cancels its block when SIGTERM arrives: `async with cancel_on_sigterm():`.
 

@@ -20,18 +20,27 @@ if TYPE_CHECKING:
     from ._api.domain import WorkerStatus as WorkerStatus
     from ._api.listing import Listing as Listing
     from ._api.listing import UnreadableEntry as UnreadableEntry
+    from ._api.validation import BillingInterval as BillingInterval
     from ._batch.plan import BatchPlan as BatchPlan
     from ._batch.report import BatchProgress as BatchProgress
     from ._batch.report import BatchReport as BatchReport
+    from ._batch.sender import BatchTransport as BatchTransport
     from ._client.diagnosis import Finding as Finding
     from ._client.with_options import Calls as Calls
     from ._client.with_options import Response as Response
+    from ._config import ProtectionMode as ProtectionMode
+    from ._config import TransportName as TransportName
+    from ._durations import Duration as Duration
     from ._lease.endpoint import InstanceHandle as InstanceHandle
     from ._lease.endpoint import OpenAIKwargs as OpenAIKwargs
     from ._lease.mapping import Results as Results
+    from ._lease.options import OnExit as OnExit
+    from ._lease.options import OnLoss as OnLoss
     from ._lease.pricing import Receipt as Receipt
     from ._recovery.owners import Owner as Owner
+    from ._recovery.owners import OwnerKind as OwnerKind
     from ._recovery.sweep import Orphan as Orphan
+    from ._recovery.sweep import OrphanState as OrphanState
     from ._telemetry import LeaseInfo as LeaseInfo
     from ._telemetry import PhaseEnd as PhaseEnd
     from ._telemetry import RequestRetry as RequestRetry

@@ -1,23 +1,28 @@
 """Clocks that count the time for which the machine is suspended.
 
 The monotonic clock, which event loops use, stops during a suspension on Linux, but an instance is still
-billed. The wall clock jumps when it is set. This module imports only `time`, because the reaper needs it.
+billed. The wall clock jumps when it is set. Keep imports small: the reaper loads this module.
 """
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 
-_BOOTTIME: int | None = getattr(time, "CLOCK_BOOTTIME", None)
+# The manual of macOS, clock_gettime(3): this one continues "while the system is asleep", and is not adjusted.
+_NAME = "CLOCK_MONOTONIC_RAW" if sys.platform == "darwin" else "CLOCK_BOOTTIME"
+_BOOTTIME: int | None = getattr(time, _NAME, None)
 
 
 def boottime() -> float:
     """Return the seconds since the machine was started, including those for which it was suspended.
 
-    Without such a clock (only Linux has it), this is the monotonic clock.
+    Without such a clock (only Linux and macOS have it), this is the monotonic clock.
     """
-    return time.monotonic() if _BOOTTIME is None else time.clock_gettime(_BOOTTIME)
+    if sys.platform == "win32" or _BOOTTIME is None:
+        return time.monotonic()
+    return time.clock_gettime(_BOOTTIME)
 
 
 class _Suspension:

@@ -61,6 +61,10 @@ class CancellableBlock:
             The exception to raise instead, and whether `cancel` ended the block: then there is no exception.
         """
         self._is_inside = False
+        in_flight = sys.exception()
+        if raised is None and self.is_cancelled and isinstance(in_flight, anyio.get_cancelled_exc_class()):
+            # A wrapper such as anyio's portal leaves the block in a `finally`, without passing it on.
+            raised = in_flight
         if self._scope is not None:
             return self._leave_scope(self._scope, raised)
         task = self._task()

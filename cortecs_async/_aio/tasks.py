@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import inspect
 import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Generic, TypeVar, cast
@@ -16,7 +17,7 @@ from typing import Any, Generic, TypeVar, cast
 import anyio
 from attrs import define
 
-from .._errors import add_note
+from .._errors import InvalidArgumentError, add_note
 from .._logging import Event, log
 from .eventloop import in_trio
 from .scopes import CancellableBlock
@@ -151,6 +152,21 @@ class DetachedTask(Generic[T]):
             await supervise()
         await self._ended.wait()
         return result.unwrap()
+
+
+def check_awaitable(name: str, function: object, returned: Any) -> Awaitable[Any]:
+    """Return what a function of the user has returned, if it is awaitable.
+
+    Raises:
+        InvalidArgumentError: if not, so that a plain function is not mistaken for one that raises TypeError.
+    """
+    if inspect.isawaitable(returned):
+        return returned
+    shown = getattr(function, "__name__", type(function).__name__)
+    raise InvalidArgumentError(
+        f"{name} must be an async function, but {shown} returned {type(returned).__name__}. "
+        "Define it with `async def`."
+    )
 
 
 class UserTask(Generic[T]):

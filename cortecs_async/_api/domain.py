@@ -17,6 +17,8 @@ from typing import Any
 
 from attrs import field, frozen
 
+from .._display import Row, Share, duration_text, joined, money_text, price_text
+from .._hints import hinted
 from .prices import read_price
 
 # Tokens: the context length of a start that gives none, unless the model allows less (documented).
@@ -102,8 +104,9 @@ class WorkerStatus:
     init_progress: InitProgress | None = None
 
 
+@hinted
 @frozen(kw_only=True)
-class Instance:
+class Instance(Row):
     """A snapshot of one instance.
 
     Attributes:
@@ -134,9 +137,27 @@ class Instance:
         """
         return self.status.lower() == "running" and bool(self.base_url)
 
+    def __str__(self) -> str:
+        args = self.instance_args
+        runs = f"{args.hf_name} on {args.hardware_type_id}" if args.hardware_type_id else args.hf_name
+        return joined(f"{self.instance_id} {self.status}", runs, self.base_url)
 
+    def _columns(self) -> Mapping[str, object]:
+        args = self.instance_args
+        return {
+            "instance": self.instance_id,
+            "status": self.status,
+            "model": args.hf_name,
+            "hardware": args.hardware_type_id,
+            "workers": args.num_workers,
+            "started": self.instance_status.started_at,
+            "base_url": self.base_url,
+        }
+
+
+@hinted
 @frozen(kw_only=True)
-class Progress:
+class Progress(Row):
     """A change of an instance while it starts, as passed to `on_progress`.
 
     Attributes:
@@ -173,6 +194,25 @@ class Progress:
         """The leading worker's current step in the service's words, or else the instance's status."""
         return self.leading.description or self.instance.status
 
+    @property
+    def _step(self) -> str:
+        step = self.leading
+        number = f"step {step.current_step} of {step.num_steps}" if step.num_steps else ""
+        return ": ".join(filter(None, (number, step.description)))
+
+    def __str__(self) -> str:
+        status = f"{self.instance.instance_id} {self.instance.status}"
+        return joined(status, self._step, duration_text(self.elapsed))
+
+    def _columns(self) -> Mapping[str, object]:
+        return {
+            "instance": self.instance.instance_id,
+            "status": self.instance.status,
+            "progress": Share(self.fraction),
+            "step": self._step,
+            "elapsed": duration_text(self.elapsed),
+        }
+
 
 @frozen(kw_only=True)
 class AffectedInstances:
@@ -186,9 +226,13 @@ class AffectedInstances:
     instance_ids: tuple[str, ...] = ()
     message: str = ""
 
+    def __str__(self) -> str:
+        return ", ".join(self.instance_ids) or "no instances"
 
+
+@hinted
 @frozen(kw_only=True)
-class ModelPreview:
+class ModelPreview(Row):
     """A model in the list of models.
 
     Attributes:
@@ -210,6 +254,12 @@ class ModelPreview:
     screen_name: str | None = None
     size: float | None = None
     hardware_configs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.hf_name or self.model_id
+
+    def _columns(self) -> Mapping[str, object]:
+        return {"model": str(self), "size": self.size, "hardware": ", ".join(self.hardware_configs)}
 
 
 @frozen(kw_only=True)
@@ -247,8 +297,9 @@ def _to_tokens(value: Any) -> int | None:
     return int(value) if 0 < value < 1e15 and value == int(value) else None
 
 
+@hinted
 @frozen(kw_only=True)
-class Model:
+class Model(Row):
     """One model with its hardware configurations.
 
     Attributes:
@@ -263,9 +314,17 @@ class Model:
     recommended_config: str | None = None
     hardware_configs: Mapping[str, HardwareConfig] = field(factory=dict)
 
+    def __str__(self) -> str:
+        return self.hf_name or self.model_id
 
+    def _columns(self) -> Mapping[str, object]:
+        recommended, hardware = self.recommended_config, ", ".join(self.hardware_configs)
+        return {"model": str(self), "recommended hardware": recommended, "hardware": hardware}
+
+
+@hinted
 @frozen(kw_only=True)
-class HardwareType:
+class HardwareType(Row):
     """A GPU set.
 
     Attributes:
@@ -308,9 +367,21 @@ class HardwareType:
         currency = self.price_info.get("currency")
         return currency if isinstance(currency, str) else ""
 
+    def __str__(self) -> str:
+        price = price_text(self.price_per_hour, self.currency)
+        return joined(self.hardware_type_id, price and f"{price} per hour")
 
+    def _columns(self) -> Mapping[str, object]:
+        return {
+            "hardware": self.hardware_type_id,
+            "per minute": price_text(self.price_per_minute, self.currency),
+            "per hour": price_text(self.price_per_hour, self.currency),
+        }
+
+
+@hinted
 @frozen(kw_only=True)
-class Balance:
+class Balance(Row):
     """The account's balance.
 
     Attributes:
@@ -320,3 +391,9 @@ class Balance:
 
     current_balance: float
     currency: str
+
+    def __str__(self) -> str:
+        return money_text(self.current_balance, self.currency)
+
+    def _columns(self) -> Mapping[str, object]:
+        return {"balance": str(self)}

@@ -13,7 +13,9 @@ import anyio
 
 from .._aio.synchronization import Mutex
 from .._config import PollPolicy
+from .._durations import Duration, check_seconds
 from .._errors import BadRequestError, ConflictError, NotFoundError
+from .._hints import hinted
 from .._http.limiter import Priority
 from .._http.messages import Call, Witness
 from . import wire
@@ -23,7 +25,7 @@ from .listing import Listing, existing_ids
 from .matching import Claims, choose
 from .polling import Poller
 from .resources import ListReader, Models, Send
-from .validation import check_body_id, check_bool, check_instance_id, check_seconds, check_start
+from .validation import BillingInterval, check_body_id, check_bool, check_instance_id, check_start
 from .waiting import InstanceWatch, ProgressCallback, wait_until_running
 from .witnesses import StartWitness
 
@@ -31,6 +33,7 @@ from .witnesses import StartWitness
 _Refused = (BadRequestError, NotFoundError, ConflictError)
 
 
+@hinted
 class Instances:
     """`client.instances`: plain requests.
 
@@ -86,7 +89,7 @@ class Instances:
         *,
         context_length: int | None = None,
         num_workers: int = 1,
-        billing_interval: str = "per_minute",
+        billing_interval: BillingInterval = "per_minute",
     ) -> Instance:
         """Start an instance without waiting for it to run (`POST /instances/start`).
 
@@ -244,14 +247,14 @@ class Instances:
         self,
         instance_id: str,
         *,
-        timeout: float | None = 900.0,
+        timeout: Duration | None = 900.0,
         on_progress: ProgressCallback | None = None,
     ) -> Instance:
         """Wait until an instance is running and has a `base_url`.
 
         Args:
             instance_id: The instance.
-            timeout: Seconds; None for no limit.
+            timeout: Time to wait; None for no limit.
             on_progress: Called with every change; may be async.
 
         Raises:
@@ -261,13 +264,10 @@ class Instances:
             StartTimeoutError: the timeout elapsed. The instance is left as it is.
             RequestError: the service rejected the request, or was unreachable for `PollPolicy.max_outage`.
         """
-        check_seconds("timeout", timeout, optional=True)
+        seconds = None if timeout is None else check_seconds("timeout", timeout)
+        checked_id = check_instance_id(instance_id)
         return await wait_until_running(
-            self.poller,
-            check_instance_id(instance_id),
-            self._policy,
-            timeout=timeout,
-            on_progress=on_progress,
+            self.poller, checked_id, self._policy, timeout=seconds, on_progress=on_progress
         )
 
     async def ensure(
@@ -277,8 +277,8 @@ class Instances:
         *,
         context_length: int | None = None,
         num_workers: int = 1,
-        billing_interval: str = "per_minute",
-        timeout: float | None = 900.0,
+        billing_interval: BillingInterval = "per_minute",
+        timeout: Duration | None = 900.0,
         on_progress: ProgressCallback | None = None,
     ) -> Instance:
         """Return a running instance with these arguments; start one if there is none.
@@ -294,7 +294,7 @@ class Instances:
             context_length: Tokens. Default: 32,000, or the model's maximum on this hardware if that is less.
             num_workers: 1 to 8. Each has its own GPU set, and each is billed.
             billing_interval: `per_minute` or `per_hour`.
-            timeout: Seconds to wait until the instance is running; None for no limit.
+            timeout: Time to wait until the instance is running; None for no limit.
             on_progress: Called with every change; may be async.
 
         Raises:
@@ -302,14 +302,14 @@ class Instances:
             LifecycleError: as `wait_until_running`. The instance is left as it is; its id is in the error.
             RequestError: as `start`.
         """
-        check_seconds("timeout", timeout, optional=True)
+        seconds = None if timeout is None else check_seconds("timeout", timeout)
         args = check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval)
         instance = await self.find_or_start(args, start=lambda: self._start(args))
         return await wait_until_running(
             self.poller,
             instance.instance_id,
             self._policy,
-            timeout=timeout,
+            timeout=seconds,
             settle=self._policy.settle,
             known=instance,
             on_progress=on_progress,

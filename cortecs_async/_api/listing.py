@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 from attrs import define, field, frozen
 
+from .._display import Row, html_table
 from .domain import Instance
 
 T_co = TypeVar("T_co", covariant=True)
@@ -61,6 +62,10 @@ class Listing(tuple[T_co, ...]):  # noqa: SLOT001  (a tuple's subclass cannot ha
     def __repr__(self) -> str:
         entries = super().__repr__()
         return f"Listing({entries}, unreadable={self.unreadable!r})" if self.unreadable else entries
+
+    def _repr_html_(self) -> str:
+        table = html_table(each._columns() for each in self if isinstance(each, Row))  # noqa: SLF001  (ours)
+        return f"{table}<p>{len(self.unreadable)} more cannot be read</p>" if self.unreadable else table
 
 
 # Number of consecutive lists that must show an instance, and for how many seconds they may disagree: a

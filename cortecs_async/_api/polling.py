@@ -33,7 +33,7 @@ from .._logging import Event, log
 from .domain import Instance
 from .expected import ExpectedInstances
 from .intervals import StepTimes, poll_interval
-from .listing import Listing
+from .listing import Listing, existing_ids
 
 # Seconds. A response with a longer `Retry-After` must not suspend all waits, which include teardowns.
 _MAX_RETRY_AFTER = 60.0
@@ -139,6 +139,7 @@ class Poller:
     Attributes:
         loop: The event loop of the waits.
         expected: Instances that readings may not show yet.
+        listed: The ids in the last list.
     """
 
     def __init__(self, source: Source, policy: PollPolicy) -> None:
@@ -156,6 +157,7 @@ class Poller:
         self._requests_by_id = 0
         self.loop: LoopBinding = LoopBinding()
         self.expected: ExpectedInstances = ExpectedInstances()
+        self.listed: frozenset[str] = frozenset()
 
     def subscribe(
         self,
@@ -178,11 +180,10 @@ class Poller:
             interval: Seconds between polls; None leaves them to the policy.
         """
         now = anyio.current_time()
-        pause = interval or poll_interval(0.0, self._policy)
         subscription = Subscription(
             instance_id=instance_id,
             since=now,
-            due=now if known is None else now + pause,
+            due=now if known is None else now + (interval or poll_interval(0.0, self._policy)),
             trust_list=trust_list,
             absence=0.0 if trust_list else absence,
             interval=interval,
@@ -257,8 +258,7 @@ class Poller:
             self._next_poll = math.inf
 
     async def _poll(self) -> None:
-        began = anyio.current_time()
-        waiting = list(self._waiters)
+        began, waiting = anyio.current_time(), list(self._waiters)
         try:
             readings = await self._read(waiting)
             self._publish(readings, began)
@@ -320,8 +320,7 @@ class Poller:
                 raise unreadable  # it may exist, and be hidden in lists
             return {instance_id: reading}
         listed = await self._read_listed()
-        known = listed.keys() | trusting
-        return {instance_id: listed.get(instance_id) for instance_id in wanted & known}
+        return {each: listed.get(each) for each in wanted & (listed.keys() | trusting)}
 
     async def _read_by_id(self, missing: list[Subscription]) -> Readings:
         """Request instances by their ids, up to the limit of one poll; the longest waiting first."""
@@ -366,6 +365,7 @@ class Poller:
     async def _read_listed(self) -> Readings:
         """Return the instances of the list, and an error for each entry that cannot be read: it exists."""
         listing = await self._source.read_all()
+        self.listed = existing_ids(listing)
         readings: Readings = {each.instance_id: each for each in listing}
         for entry in listing.unreadable:
             if entry.entry_id is not None:

@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
+from .._hints import hinted
 from .._http.limiter import Priority
 from .._http.messages import Call, Reply
 from .._logging import Event, log
@@ -48,6 +49,7 @@ class ListReader:
         return listing
 
 
+@hinted
 class Models:
     """`client.models`. It needs no credentials: the vendor's client sends none."""
 
@@ -82,6 +84,7 @@ class Models:
         return reply.decode(partial(decode_model, requested_id=requested_id))
 
 
+@hinted
 class HardwareTypes:
     """`client.hardware_types`. It needs no credentials: the vendor's client sends none."""
 
@@ -123,6 +126,7 @@ class HardwareTypes:
         return self._reader.read(reply, decode_hardware_types)
 
 
+@hinted
 class User:
     """`client.user`: the account that the credentials belong to."""
 

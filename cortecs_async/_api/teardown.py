@@ -222,9 +222,10 @@ class Teardown:
         hint = "stop it with client.instances.stop() or on cortecs.ai"
         if isinstance(self.last_error, (AuthenticationError, PermissionDeniedError)):
             hint = "if the client secret was replaced, run `cortecs-async sweep` with the new one"
+        cause = f"; last error: {self.last_error}" if self.last_error else ""
         raise TeardownError(
             f"instance {self.instance_id} could not be {'deleted' if self.goal is Goal.GONE else 'stopped'} "
-            f"in time (last state: {self.state.name.lower()}; last error: {self.last_error or 'none'}). "
+            f"in time (last state: {self.state.name.lower()}{cause}). "
             f"IT MAY STILL BE BILLED: {hint}.",
             instance_id=self.instance_id,
         )

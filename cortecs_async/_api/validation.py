@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 from .._errors import InvalidArgumentError
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from .domain import InstanceArgs
 
 MAX_WORKERS = 8
-BILLING_INTERVALS = ("per_minute", "per_hour")
+BillingInterval = Literal["per_minute", "per_hour"]
 
 # The routes below /instances/ in the published API.
-_ROUTES = frozenset({"start", "restart", "stop", "stop-all", "delete-all"})
+ROUTES = frozenset({"start", "restart", "stop", "stop-all", "delete-all"})
 
 # RFC 3986's unreserved characters and the colon. A path segment carries them unencoded, so nothing on the way
 # to the service (a proxy that decodes %2F, a router that strips spaces) can change the segment.
@@ -29,7 +29,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._~:-]+")
 def check_instance_id(instance_id: str) -> str:
     """Check an instance id for use in a path, and return it."""
     _check_segment("instance_id", instance_id)
-    if instance_id.casefold() in _ROUTES:
+    if instance_id.casefold() in ROUTES:
         raise InvalidArgumentError(
             f"instance_id {instance_id!r} is reserved by the API (it is part of another endpoint's URL). "
             "Pass an instance id."
@@ -53,7 +53,7 @@ def check_model_id(model_id: str) -> str:
     """Check a model id, `a/b` or `a--b`, and return it in the service's spelling."""
     _check_text("model_id", model_id)
     for part in model_id.split("/", 1):
-        _check_segment("model_id", part)
+        _check_segment("model_id", part, typed=model_id)
     from .domain import to_model_id  # noqa: PLC0415  (slow to import, and not needed until here)
 
     return to_model_id(model_id)
@@ -66,11 +66,12 @@ def _check_text(name: str, value: object) -> None:
         raise InvalidArgumentError(f"{name} is empty")
 
 
-def _check_segment(name: str, value: str) -> None:
+def _check_segment(name: str, value: str, *, typed: str | None = None) -> None:
     _check_text(name, value)
     if not _SEGMENT.fullmatch(value) or set(value) == {"."} or ".." in value:
         raise InvalidArgumentError(
-            f"{name} {value[:80]!r} is not a valid id. Use only letters, digits and the characters ._~:-"
+            f"{name} {(typed or value)[:80]!r} is not a valid id. Use only letters, digits, and the "
+            f"characters . _ ~ : -{'' if typed is None else '. Write org/name or org--name.'}"
         )
 
 
@@ -79,7 +80,7 @@ def check_start(
     hardware_type_id: str | None,
     context_length: int | None,
     num_workers: int,
-    billing_interval: str,
+    billing_interval: BillingInterval,
 ) -> InstanceArgs:
     """Check the arguments of a start by the published reference, and return them."""
     if hardware_type_id is not None:
@@ -91,10 +92,9 @@ def check_start(
     _check_integer("num_workers", num_workers)
     if not 1 <= num_workers <= MAX_WORKERS:
         raise InvalidArgumentError(f"num_workers must be 1 to {MAX_WORKERS}, not {num_workers}")
-    if billing_interval not in BILLING_INTERVALS:
-        raise InvalidArgumentError(
-            f"billing_interval must be one of {', '.join(BILLING_INTERVALS)}, not {billing_interval!r}"
-        )
+    if billing_interval not in get_args(BillingInterval):
+        choices = ", ".join(get_args(BillingInterval))
+        raise InvalidArgumentError(f"billing_interval must be one of {choices}, not {billing_interval!r}")
     from .domain import InstanceArgs  # noqa: PLC0415
 
     return InstanceArgs(
@@ -115,14 +115,6 @@ def check_bool(name: str, value: object) -> None:
 def _check_integer(name: str, value: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidArgumentError(f"{name} must be a whole number, not {value!r}")
-
-
-def check_seconds(name: str, value: float | None, *, optional: bool = False) -> None:
-    """Check that a value is a positive number of seconds, or None if it is optional."""
-    if value is None and optional:
-        return
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or value <= 0:
-        raise InvalidArgumentError(f"{name} must be a positive number of seconds, not {value!r}")
 
 
 def check_amount(name: str, value: float | None) -> None:

@@ -13,8 +13,10 @@ import anyio
 
 from .._config import PollPolicy
 from .._errors import InstanceGoneError, LifecycleError, StartFailedError, StartTimeoutError
+from .._hints import hinted
 from .domain import Instance, Progress
 from .polling import ABSENCE_SPAN, TERMINAL_STATUSES, Poller, Subscription
+from .unknown_names import no_instance_message
 
 ProgressCallback = Callable[[Progress], Awaitable[None] | None]
 """Called with every change while an instance starts; may be async. If it raises, the start ends."""
@@ -64,7 +66,7 @@ async def wait_until_running(
             now = anyio.current_time()
         if has_reading:
             if latest is None:
-                raise _gone(instance_id)
+                raise _gone(instance_id, poller)
             if latest.is_usable:
                 return latest
             if is_settled and has_ended(latest):
@@ -114,11 +116,8 @@ async def _call_back(callback: ProgressCallback, progress: Progress) -> None:
         await result
 
 
-def _gone(instance_id: str) -> LifecycleError:
-    return InstanceGoneError(
-        f"instance {instance_id!r} does not exist. client.instances.list() returns the existing ones.",
-        instance_id=instance_id,
-    )
+def _gone(instance_id: str, poller: Poller) -> LifecycleError:
+    return InstanceGoneError(no_instance_message(instance_id, poller.listed), instance_id=instance_id)
 
 
 def _timed_out(
@@ -137,6 +136,7 @@ def _timed_out(
     )
 
 
+@hinted
 class InstanceWatch:
     """An async iterator over the changes of an instance, from `client.instances.watch`.
 
@@ -172,4 +172,4 @@ class InstanceWatch:
         self._has_ended = True
         if self._was_seen:
             raise StopAsyncIteration
-        raise _gone(self._instance_id)
+        raise _gone(self._instance_id, self._poller)

@@ -7,6 +7,7 @@ A line is a request in the format of OpenAI's Batch API, which vLLM's `run_batch
 from __future__ import annotations
 
 import codecs
+import difflib
 import hashlib
 import json
 import re
@@ -243,6 +244,14 @@ def _read_usual_line(line: bytes) -> tuple[str, str, dict[str, Any], str] | None
     return envelope[1], envelope[2], body, "" if "\\u" in written else written
 
 
+def _misspelled(data: dict[str, Any]) -> str:
+    """Return which key is probably a misspelled `prompt` or `messages`, if one is."""
+    for key in data:
+        if near := difflib.get_close_matches(key.lower(), ("prompt", "messages"), n=1, cutoff=0.75):
+            return f"unknown key {_shorten(key)} (did you mean {near[0]}?); "
+    return ""
+
+
 def _read_fields(number: int, data: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
     """Return the custom_id, url, and body of a line in any format."""
     is_batch_format = "url" in data or "body" in data or "method" in data
@@ -250,8 +259,9 @@ def _read_fields(number: int, data: dict[str, Any]) -> tuple[str, str, dict[str,
         return _read_short_fields(number, data)
     if missing := [key for key in _BATCH_KEYS if key not in data]:
         names = f"{', '.join(missing[:-1])} and {missing[-1]} are" if missing[1:] else f"{missing[0]} is"
-        needs = "" if is_batch_format else "; a line has these, or prompt, or messages"
-        raise LineError(f"{names} missing{needs}")
+        if is_batch_format:
+            raise LineError(f"{names} missing")
+        raise LineError(f"{_misspelled(data)}a line needs prompt or messages, or custom_id, url and body")
     custom_id, url, body = data["custom_id"], data["url"], data["body"]
     _check_custom_id(custom_id)
     if data.get("method", "POST") != "POST":
@@ -319,7 +329,8 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if end != len(text):
         raise LineError(f"not valid JSON: more text at column {end + 1}")
     if not isinstance(data, dict):
-        raise LineError("not a JSON object")
+        hint = ". Write one object per line, without [ ] around them" if isinstance(data, list) else ""
+        raise LineError(f"not a JSON object{hint}")
     return data
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import mmap
 import os
@@ -17,13 +16,15 @@ import re
 import secrets
 import shutil
 import stat
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from .._errors import BatchFileError, BatchWriteError
+from .._errors import BatchFileError, BatchWriteError, ConfigurationError
+from .._platform import NO_LOCKS, O_CLOEXEC, O_NONBLOCK
 from .reader import (
     COMPRESSED_SUFFIXES,
     Line,
@@ -35,6 +36,9 @@ from .reader import (
 )
 from .rescue import NEW_FILE_FLAGS, Rescue, sync_folder, write_all
 
+if TYPE_CHECKING or sys.platform != "win32":
+    import fcntl
+
 # Errors for a path at which there is nothing: also a directory that is gone, and a circle of links.
 _GONE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 
@@ -43,8 +47,10 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSU
 
 _OFFSET_SIZE = 8
 
+_ZEROS = bytes(1 << 20)
+
 # Non-blocking, because opening a pipe would wait for a reader.
-_FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+_FLAGS = os.O_RDWR | os.O_CREAT | O_CLOEXEC | O_NONBLOCK
 
 _CONTINUE = "Every answer counted so far is in it; run the same batch again to continue."
 
@@ -223,7 +229,7 @@ class Output:
             tempfile.TemporaryFile(prefix="cortecs-batch-") as scratch,
         ):
             # Allocated first: a write into a hole of a full disk would kill the process.
-            os.posix_fallocate(scratch.fileno(), 0, (last_line + 1) * _OFFSET_SIZE)
+            _allocate(scratch.fileno(), (last_line + 1) * _OFFSET_SIZE)
             with mmap.mmap(scratch.fileno(), 0) as table, memoryview(table) as raw, raw.cast("Q") as begins:
                 for line, offset in answer_offsets():
                     check()
@@ -245,6 +251,8 @@ class Output:
                 self._replace_open(write)
 
     def _replace_open(self, write: Callable[[BinaryIO], None]) -> None:
+        if sys.platform == "win32":
+            raise OSError(NO_LOCKS)
         self._check(b"")
         status = os.fstat(self._fd)
         draft = self._location.parent / f"{self._draft_prefix}{secrets.token_hex(16)}.new"
@@ -283,6 +291,8 @@ class Output:
         with contextlib.suppress(OSError), os.scandir(self._location.parent) as entries:
             for entry in entries:
                 if pattern.fullmatch(entry.name):
+                    if sys.platform == "win32":
+                        raise OSError(NO_LOCKS)
                     status = entry.stat(follow_symlinks=False)
                     if stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid():
                         Path(entry).unlink()
@@ -313,6 +323,8 @@ def check_name(path: Path) -> None:
 
 
 def _open(path: Path) -> int:
+    if sys.platform == "win32":
+        raise ConfigurationError("batches do not run on Windows, because they need file locks. Use WSL.")
     while True:
         descriptor = os.open(path, _FLAGS, 0o666)
         try:
@@ -329,6 +341,8 @@ def _open(path: Path) -> int:
 
 
 def _lock(descriptor: int, path: Path) -> None:
+    if sys.platform == "win32":
+        raise OSError(NO_LOCKS)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -336,6 +350,16 @@ def _lock(descriptor: int, path: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+
+
+def _allocate(descriptor: int, size: int) -> None:
+    """Make an empty file `size` bytes long, with space on the disk for all of them."""
+    allocate = getattr(os, "posix_fallocate", None)
+    if allocate is not None:
+        allocate(descriptor, 0, size)
+        return
+    for begin in range(0, size, len(_ZEROS)):  # on macOS
+        write_all(descriptor, _ZEROS[: size - begin])
 
 
 def _is_ascending(begins: memoryview) -> bool:

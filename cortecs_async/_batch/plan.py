@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-import resource
 import stat
+import sys
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from attrs import Factory, evolve, frozen
 
 from .._aio.threads import StopFlag, run_stoppable
+from .._display import joined, money_text
 from .._errors import BatchFileError, BatchWriteError, InvalidArgumentError
 from .answers import parse_answer
 from .canonical import LEGACY_FLEET_PREFIX, is_legacy_id
@@ -31,6 +32,9 @@ from .reader import (
     read_input,
 )
 from .report import BatchProgressCallback
+
+if TYPE_CHECKING or sys.platform != "win32":
+    import resource
 
 # File descriptors that are left for other purposes than connections to endpoints.
 _RESERVED_DESCRIPTORS = 100
@@ -94,6 +98,11 @@ class BatchPlan:
     balance: float | None = None
     currency: str = ""
     balance_currency: str = ""
+
+    def __str__(self) -> str:
+        runs = f"{self.model} on {self.hardware_type_id}" if self.hardware_type_id else self.model
+        price = money_text(self.price_per_minute, self.currency)
+        return joined(f"{self.left:,} of {self.total:,} requests left", runs, price and f"{price} per minute")
 
 
 @frozen(kw_only=True)
@@ -160,6 +169,8 @@ class BatchOptions:
 
 
 def _max_connections() -> float:
+    if sys.platform == "win32":
+        return math.inf
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return math.inf if soft == resource.RLIM_INFINITY else soft - _RESERVED_DESCRIPTORS
 

@@ -28,6 +28,8 @@ from typing_extensions import override
 
 from .._aio.threads import StopFlag
 from .._errors import BatchFileError, BatchWriteError, ConfigurationError, CortecsError
+from .._extras import install_command
+from .._platform import O_BINARY, O_CLOEXEC, O_NONBLOCK
 from .answers import foreign_output_error
 
 # What `-` means as an input.
@@ -174,8 +176,10 @@ def check_regular(status: os.stat_result, name: str, advice: str = "") -> None:
 def open_regular_file(path: Path, name: str) -> BinaryIO:
     check_regular(path.stat(), name)
     # Non-blocking, because opening a pipe would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    descriptor = os.open(path, os.O_RDONLY | O_BINARY | O_CLOEXEC | O_NONBLOCK)
     try:
+        # On macOS, opening /dev/fd/N copies the descriptor, with the position where the last reader stopped.
+        os.lseek(descriptor, 0, os.SEEK_SET)
         check_regular(os.fstat(descriptor), name)
         return os.fdopen(descriptor, "rb", _BUFFER_SIZE)
     except BaseException:
@@ -290,5 +294,5 @@ def _import_zstd(name: str) -> Any:
         )
     except ImportError:
         raise ConfigurationError(
-            f"reading {name} requires the extra zstd: pip install 'cortecs-async[zstd]'"
+            f"reading {name} requires the extra zstd: {install_command('zstd')}"
         ) from None

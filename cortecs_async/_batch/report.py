@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 from attrs import asdict, define, field, frozen
 
+from .._display import Row, Share, duration_text, joined, money_text
+from .._hints import hinted
 from .._lease.pricing import Receipt
 from .answers import AnswerLine
 
@@ -17,7 +20,7 @@ _RATE_STEP = 0.1
 
 
 @frozen(kw_only=True)
-class BatchProgress:
+class BatchProgress(Row):
     """The progress of a batch, passed to `on_progress`. Only answers on disk are counted.
 
     Attributes:
@@ -61,7 +64,31 @@ class BatchProgress:
     @property
     def eta(self) -> float | None:
         """Estimated seconds until the end, at the present rate; None if there is no rate yet."""
-        return (self.total - self.done) / self.rate if self.rate > 0 else None
+        seconds = (self.total - self.done) / self.rate if self.rate > 0 else math.inf
+        return seconds if math.isfinite(seconds) else None
+
+    def __str__(self) -> str:
+        left = self.eta if self.done < self.total else None
+        return joined(
+            f"{self.done:,} of {self.total:,} done",
+            self.failed and f"{self.failed:,} failed",
+            f"{self.rate:.1f} answers/s",
+            f"{duration_text(self.elapsed)} elapsed",
+            left is not None and f"about {duration_text(left)} left",
+            money_text(self.cost, self.currency),
+        )
+
+    def _columns(self) -> Mapping[str, object]:
+        left = self.eta if self.done < self.total else None
+        return {
+            "done": f"{self.done:,} of {self.total:,}",
+            "progress": Share(self.done / max(self.total, 1)),
+            "failed": f"{self.failed:,}",
+            "answers/s": f"{self.rate:.1f}",
+            "elapsed": duration_text(self.elapsed),
+            "left": None if left is None else duration_text(left),
+            "cost": money_text(self.cost, self.currency),
+        }
 
 
 BatchProgressCallback = Callable[[BatchProgress], Awaitable[None] | None]
@@ -71,8 +98,9 @@ BatchProgressCallback = Callable[[BatchProgress], Awaitable[None] | None]
 _ATTRIBUTE = "_batch_report"
 
 
+@hinted
 @frozen(kw_only=True)
-class BatchReport:
+class BatchReport(Row):
     """The result of a batch, or how far it got. Only answers on disk are counted.
 
     Attributes:
@@ -119,6 +147,28 @@ class BatchReport:
     def unreleased(self) -> tuple[str, ...]:
         """The ids of instances whose release failed. They may still be billed."""
         return tuple(each.instance_id for each in self.receipts if not each.released)
+
+    def __str__(self) -> str:
+        return joined(
+            f"{self.succeeded:,} of {self.total:,} answered",
+            self.failed and f"{self.failed:,} failed",
+            self.left and f"{self.left:,} left",
+            duration_text(self.seconds),
+            money_text(self.cost, self.currency),
+            self.output,
+            self.unreleased and f"NOT RELEASED: {' '.join(self.unreleased)}",
+        )
+
+    def _columns(self) -> Mapping[str, object]:
+        return {
+            "answered": f"{self.succeeded:,} of {self.total:,}",
+            "failed": f"{self.failed:,}",
+            "left": f"{self.left:,}",
+            "time": duration_text(self.seconds),
+            "cost": money_text(self.cost, self.currency),
+            "output": self.output,
+            "not released": ", ".join(self.unreleased),
+        }
 
     @staticmethod
     def of(error: BaseException) -> BatchReport | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import secrets
 import stat
+import sys
 import tempfile
 from pathlib import Path
 
 from .._errors import BatchWriteError
+from .._platform import NO_LOCKS, O_CLOEXEC, O_NOFOLLOW
 from .reader import write_errors
 
 # Create a new file: an existing file or link is an error.
-NEW_FILE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+NEW_FILE_FLAGS = os.O_RDWR | os.O_CREAT | os.O_EXCL | O_NOFOLLOW | O_CLOEXEC
 
 _COPY_SIZE = 1 << 20
 
@@ -64,7 +66,8 @@ class Rescue:
         self.path = folder / f"{path.name[:50]}.recovered-{secrets.token_hex(4)}"
         self._fd = os.open(self.path, NEW_FILE_FLAGS, 0o600)
         try:
-            os.fchmod(self._fd, stat.S_IMODE(os.fstat(source).st_mode))
+            if sys.platform != "win32":
+                os.fchmod(self._fd, stat.S_IMODE(os.fstat(source).st_mode))
             saved = _copy_lines(source, self._fd, end) + data.count(b"\n")
             self.append(data)
             sync_folder(self.path)
@@ -89,6 +92,8 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
+    if sys.platform == "win32":
+        raise OSError(NO_LOCKS)
     # A new file name is on disk only once its directory is.
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -99,6 +104,8 @@ def sync_folder(path: Path) -> None:
 
 def _copy_lines(source: int, target: int, end: int) -> int:
     """Copy the complete lines before `end` that are still there, and return how many they are."""
+    if sys.platform == "win32":
+        raise OSError(NO_LOCKS)
     position = complete = lines = 0
     while data := os.pread(source, min(_COPY_SIZE, end - position), position):
         write_all(target, data)

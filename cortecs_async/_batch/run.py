@@ -205,6 +205,7 @@ class Batch:
                 instance_id=handle.instance_id,
                 model=self.options.model,
                 post=sender.post,
+                key_origin=self.sender_config.key_origin,
                 queue=queue,
                 writer=writer,
                 limit=instance.limit,

@@ -12,6 +12,7 @@ import base64
 import contextlib
 import importlib
 import select
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from datetime import UTC, datetime
@@ -25,10 +26,12 @@ from .._aio.eventloop import in_trio, loop_clock
 from .._config import Settings
 from .._environment import Proxy
 from .._errors import ConfigurationError, InvalidArgumentError
+from .._extras import install_command
 from .._http.body import ACCEPT_ENCODING, BodyError, read_body
 from .._http.connections import Connections, HTTPClient, kind_of, open_socket, tls_context
 from .._http.messages import Failure, FailureKind
 from .._http.retry import parse_retry_after
+from .._platform import NO_LOCKS
 from .._secrets import Redactor, Secret
 from .._version import __version__
 
@@ -92,19 +95,25 @@ def choose_transport(
         if transport == "auto":
             return "httpx"
         raise ConfigurationError(
-            "transport='aiohttp' requires aiohttp: pip install 'cortecs-async[aiohttp]'"
+            f"transport='aiohttp' requires the extra aiohttp: {install_command('aiohttp')}"
         ) from None
     return "aiohttp"
 
 
 @frozen(kw_only=True)
 class SenderConfig:
-    """What all senders of a batch share. `timeout` is in seconds, for one attempt."""
+    """What all senders of a batch share.
+
+    Attributes:
+        key_origin: Where the key comes from, for people.
+        timeout: Seconds for one attempt.
+    """
 
     settings: Settings
     transport: Literal["aiohttp", "httpx"]
     http_client: HTTPClient | None
     key: Secret
+    key_origin: str = ""
     timeout: float
 
     def sender(self, base_url: str) -> Sender:
@@ -321,6 +330,8 @@ def _has_unread(connection: Any) -> bool:
     """Return whether bytes have arrived on an idle connection, or its end."""
     if connection.protocol.should_close:
         return True
+    if sys.platform == "win32":
+        raise OSError(NO_LOCKS)
     poll = select.poll()
     poll.register(connection.transport.get_extra_info("socket"), select.POLLIN)
     return bool(poll.poll(0))

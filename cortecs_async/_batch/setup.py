@@ -17,11 +17,11 @@ from .._aio.threads import run_stoppable
 from .._api.domain import InstanceArgs, Model
 from .._api.matching import with_defaults
 from .._api.resources import HardwareTypes, Models, User
-from .._api.validation import check_seconds
+from .._api.unknown_names import too_long_message, wrong_hardware_message
 from .._config import Settings
+from .._durations import Duration, check_seconds
 from .._errors import BatchFileError, InvalidArgumentError
 from .._http.connections import HTTPClient
-from .._lease.endpoint import inference_key
 from .._lease.lease import InstanceLease
 from .._lease.options import LeaseOptions
 from .._public import publish_loaded
@@ -41,18 +41,20 @@ def new_batch(
     http_client: HTTPClient | None,
     key: Hidden[str | Secret | None],
     transport: BatchTransport,
-    request_timeout: float,
+    request_timeout: Duration,
 ) -> Batch:
     """Return a batch whose leases share the `max_cost` of `lease`."""
-    check_seconds("request_timeout", request_timeout)
+    timeout = check_seconds("request_timeout", request_timeout)
+    found = settings.sources.inference_key(key)
     if lease.max_cost is not None:
         lease = evolve(lease, max_cost=lease.max_cost / options.instances)
     sender_config = SenderConfig(
         settings=settings,
         transport=choose_transport(transport, http_client),
         http_client=http_client,
-        key=inference_key(key),
-        timeout=request_timeout,
+        key=found.value,
+        key_origin=found.origin,
+        timeout=timeout,
     )
     return Batch(options, sender_config, lambda: new_lease(lease))
 
@@ -97,15 +99,13 @@ def _check_context_length(model: Model, args: InstanceArgs) -> None:
     if config is None:
         if args.hardware_type_id is None or not model.hardware_configs:
             return
-        choices = ", ".join(sorted(model.hardware_configs))
         raise InvalidArgumentError(
-            f"{name} does not run on {args.hardware_type_id!r}; choose one of {choices}"
+            wrong_hardware_message(name, args.hardware_type_id, model.hardware_configs)
         )
     longest = config.max_context_length
     if args.context_length is not None and longest is not None and args.context_length > longest:
         raise InvalidArgumentError(
-            f"context_length={args.context_length} exceeds the {longest} tokens of {name} on "
-            f"{args.hardware_type_id}"
+            too_long_message(args.context_length, name, longest, str(args.hardware_type_id))
         )
 
 

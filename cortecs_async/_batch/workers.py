@@ -55,6 +55,7 @@ class WorkerPool:
     instance_id: str
     model: str
     post: Callable[[str, bytes], Awaitable[Reply | Failure]]
+    key_origin: str = ""
     queue: RequestQueue
     writer: AnswerWriter
     limit: ConcurrencyLimit
@@ -318,8 +319,9 @@ class WorkerPool:
             await self.queue.finished.wait()
 
     def _give_up(self, failed: FailedAttempt, seconds: float) -> None:
+        origin = f" from {self.key_origin}" if self.key_origin else ""
         problems = {
-            FailureReason.KEY_REJECTED: "rejects the API key",
+            FailureReason.KEY_REJECTED: f"rejects the API key{origin}",
             FailureReason.RATE_LIMITED: "accepts no requests",
         }
         problem = problems.get(failed.reason, "does not answer")

@@ -8,8 +8,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Literal
 
-from .._api.validation import check_start
+from .._api.validation import BillingInterval, check_start
+from .._durations import Duration
 from .._errors import InvalidArgumentError
+from .._hints import hinted
 from .._lease.options import LeaseOptions
 from .._secrets import Hidden, Secret
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from .wiring import Wiring
 
 
+@hinted
 class BatchMethods:
     """The batch methods of `AsyncCortecs`."""
 
@@ -35,14 +38,14 @@ class BatchMethods:
         *,
         context_length: int | None = None,
         num_workers: int = 1,
-        billing_interval: str = "per_minute",
-        start_timeout: float = 900.0,
-        teardown_timeout: float = 120.0,
-        max_lifetime: float | None = None,
+        billing_interval: BillingInterval = "per_minute",
+        start_timeout: Duration = 900.0,
+        teardown_timeout: Duration = 120.0,
+        max_lifetime: Duration | None = None,
         max_cost: float | None = None,
         instances: int = 1,
         concurrency: int | Literal["auto"] = "auto",
-        request_timeout: float = 600.0,
+        request_timeout: Duration = 600.0,
         max_retries: int = 5,
         ordered: bool = False,
         retry_failed: bool = False,
@@ -74,15 +77,15 @@ class BatchMethods:
             context_length: Tokens. Default: as for `instance`.
             num_workers: 1 to 8, for each instance.
             billing_interval: `per_minute` or `per_hour`.
-            start_timeout: Seconds until an instance must be usable.
-            teardown_timeout: Seconds for the release of an instance.
-            max_lifetime: Maximum seconds from the start request of each instance to its release.
+            start_timeout: Time until an instance must be usable.
+            teardown_timeout: Time for the release of an instance.
+            max_lifetime: Maximum time from the start request of each instance to its release.
             max_cost: Limit on the total cost of all instances, divided equally among them, in the account's
                 currency.
             instances: How many instances to use, at most one per request. If one is lost, the others take
                 over its requests.
             concurrency: Requests to send in parallel to each instance; `auto` finds the best number.
-            request_timeout: Seconds for one attempt of a request.
+            request_timeout: Time for one attempt of a request.
             max_retries: Retries of a request that fails while the endpoint answers others, or that gets an
                 error inside a success. Timeouts, rejections, and requests that may stop the server have
                 limits of their own: see docs/batch.md.
@@ -181,7 +184,7 @@ class BatchMethods:
     ) -> BatchPlan:
         """Check the files, the model, the hardware and the price of a batch. Starts nothing.
 
-        The inference key is not checked. The prompt tokens are an estimate, and the completion tokens an
+        The inference API key is not checked. The prompt tokens are an estimate, and the completion tokens an
         upper bound: see `BatchPlan`.
 
         Args:

@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .._aio.closing import is_closed_coroutine
-from .._api.validation import check_instance_id, check_start
+from .._api.validation import BillingInterval, check_instance_id, check_start
 from .._config import (
     MAX_CONNECTIONS,
-    Mode,
     PollPolicy,
+    ProtectionMode,
     RetryPolicy,
     Settings,
     TransportName,
@@ -25,7 +25,9 @@ from .._config import (
     check_mode,
     resolve_settings,
 )
+from .._durations import Duration
 from .._errors import ConfigurationError
+from .._hints import hinted
 from .._lease.options import LeaseOptions, OnExit, OnLoss
 from .._secrets import CredentialProvider, Hidden, Secret, to_secret
 from .batches import BatchMethods
@@ -40,23 +42,27 @@ if TYPE_CHECKING:
     from .._lease.endpoint import InstanceHandle
     from .._lease.lease import InstanceLease
     from .._telemetry import Telemetry
-    from .diagnosis import Finding
 
 
+@hinted
 class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
     """A client for the cortecs.ai provisioning API, for asyncio and trio.
 
     Use it with `async with`, or call `aclose()`. Any number of tasks of one event loop can share a client. In
     another event loop, another thread, or a second `asyncio.run`, its methods raise `ConfigurationError`.
+    A `Duration` is a number of seconds, a `timedelta`, or a string such as "90s", "15m" or "1h30m".
 
     Args:
         client_id: Default: the environment variable CORTECS_CLIENT_ID.
         client_secret: Default: the environment variable CORTECS_CLIENT_SECRET.
         credential_provider: Instead of these two, an async function that returns `Credentials`. It is called
             for every new access token, and so picks up rotated secrets.
+        profile: The name of a profile that `cortecs-async login` has stored, to use instead of the
+            environment. Default: CORTECS_PROFILE, else `default`, if there are no other credentials.
+        anonymous: Use no credentials. Only `models` and `hardware_types` work then.
         api_base_url: A string or a URL object, as of httpx or yarl. Default: the environment variable
-            CORTECS_API_BASE_URL, else `https://cortecs.ai/api/v1`.
-        timeout: Seconds for one attempt of a request, from waiting for a connection to the last byte of the
+            CORTECS_API_BASE_URL, else that of the profile, else `https://cortecs.ai/api/v1`.
+        timeout: Time for one attempt of a request, from waiting for a connection to the last byte of the
             response. Polls and releases time out sooner at first: after 3, 6, 12, ... seconds.
         max_retries: Short for `RetryPolicy(max_retries=...)`.
         retry_policy: When and how often to repeat failed requests.
@@ -70,8 +76,9 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
             instances. This exposes your credentials and API keys to the network.
         guard: The reaper, a child process that releases your instances if this process is killed. It starts
             before the first lease. If it cannot run or cannot reach the service, `auto` logs a warning, and
-            `required` raises `GuardError`; `off` disables it. It uses the proxies and certificates of the
-            environment, not `http_client`.
+            `required` raises `GuardError`; `off` disables it. There is no reaper on Windows: leases raise
+            `GuardError` unless you pass `off`. It uses the proxies and certificates of the environment, not
+            `http_client`.
         journal: The file that `sweep` reads if the reaper died as well: `auto`, `required` or `off`.
         state_dir: The directory of the journals. Default: the environment variable CORTECS_STATE_DIR, else
             the user's state directory. It must belong to this user, and must not be writable by other users.
@@ -93,9 +100,12 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
         user: The account.
 
     Raises:
-        ConfigurationError: if the base URL is invalid or insecure, or settings contradict each other. Missing
-            credentials raise it later, in the first request that needs them.
+        ConfigurationError: if the base URL is invalid or insecure, settings contradict each other, or the
+            config file cannot be used. Missing credentials raise `MissingCredentialsError` later: on entering
+            `async with`, or in the first call that needs them.
     """
+
+    _closed = True  # for __del__, in case the constructor raises
 
     def __init__(
         self,
@@ -103,23 +113,24 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
         client_secret: str | Secret | None = None,
         *,
         credential_provider: CredentialProvider | None = None,
+        profile: str | None = None,
+        anonymous: bool = False,
         api_base_url: str | URLObject | None = None,
-        timeout: float = 30.0,
+        timeout: Duration = 30.0,
         max_retries: int | None = None,
         retry_policy: RetryPolicy | None = None,
         poll_policy: PollPolicy | None = None,
         default_headers: Mapping[str, str] | None = None,
         http_client: HTTPClient | None = None,
         allow_insecure_http: bool = False,
-        guard: Mode = "auto",
-        journal: Mode = "auto",
+        guard: ProtectionMode = "auto",
+        journal: ProtectionMode = "auto",
         state_dir: str | os.PathLike[str] | None = None,
         max_connections: int = MAX_CONNECTIONS,
         transport: TransportName = "httpx",
         tag_starts: bool = False,
         telemetry: Telemetry | None = None,
     ) -> None:
-        self._closed = True  # for __del__, in case the constructor raises
         from .._logging import set_up_log  # noqa: PLC0415  (slow, and `--help` need not wait)
         from .wiring import Wiring  # noqa: PLC0415
 
@@ -131,6 +142,8 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
             client_id=client_id,
             client_secret=secret,
             credential_provider=credential_provider,
+            profile=profile,
+            anonymous=anonymous,
             api_base_url=base_url,
             timeout=timeout,
             max_retries=max_retries,
@@ -141,7 +154,6 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
             max_connections=max_connections,
             transport=transport,
             tag_starts=tag_starts,
-            environ=os.environ,
         )
         check_mode("guard", guard)
         check_mode("journal", journal)
@@ -170,15 +182,16 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
         *,
         context_length: int | None = None,
         num_workers: int = 1,
-        billing_interval: str = "per_minute",
-        start_timeout: float = 900.0,
-        teardown_timeout: float = 120.0,
+        billing_interval: BillingInterval = "per_minute",
+        start_timeout: Duration = 900.0,
+        teardown_timeout: Duration = 120.0,
         on_exit: OnExit = "delete",
         reuse: bool = False,
-        max_lifetime: float | None = None,
+        max_lifetime: Duration | None = None,
         max_cost: float | None = None,
         on_loss: OnLoss = "cancel",
         on_progress: ProgressCallback | None = None,
+        require_key: bool | None = None,
     ) -> InstanceLease:
         """Rent an instance for a block: `async with client.instance(...) as inst:`.
 
@@ -194,13 +207,13 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
             num_workers: 1 to 8. Each worker has its own GPU set and is billed for it. The block begins when
                 the first one is running.
             billing_interval: `per_minute` or `per_hour`.
-            start_timeout: Seconds from entering until the instance must be usable.
-            teardown_timeout: Seconds for the release, retries included.
+            start_timeout: Time from entering until the instance must be usable.
+            teardown_timeout: Time for the release, retries included.
             on_exit: `delete`; `stop`, which ends billing and keeps the instance for a restart; or `keep`,
                 which leaves it **running and billed**. If entering fails, the instance is always deleted.
             reuse: Use an instance with these arguments if there is one, as `instances.ensure` does. It is
                 left as it was found: running, or stopped again.
-            max_lifetime: Maximum seconds from the start request to the release. Then the block is cancelled,
+            max_lifetime: Maximum time from the start request to the release. Then the block is cancelled,
                 the instance is released, and `LeaseExpiredError` is raised. If the event loop is blocked, the
                 reaper releases the instance some seconds later.
             max_cost: The same limit as an amount in the account's currency, at the list price. The limit is
@@ -209,9 +222,13 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
                 `InstanceLostError`, and `ignore` keeps it running.
             on_progress: Called with a `Progress` at every change while the instance starts; may be async. If
                 it raises, the start fails and the instance is deleted.
+            require_key: Check the inference API key before the start. True: raise an error if it is missing
+                or obviously wrong. None: log a warning if a package for inference is installed. False: no
+                check. Only the instance itself can tell whether the key is accepted.
 
         Raises:
-            InvalidArgumentError: if an argument is invalid; no request is sent.
+            InvalidArgumentError: if an argument is invalid. No request is sent in either case.
+            ConfigurationError: if there are no credentials, or no key with `require_key=True`.
         """
         return self._wiring.lease(
             LeaseOptions(
@@ -224,6 +241,7 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
                 max_cost=max_cost,
                 on_loss=on_loss,
                 on_progress=on_progress,
+                require_key=require_key,
             )
         )
 
@@ -231,7 +249,7 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
         self,
         instance_id: str,
         *,
-        start_timeout: float = 900.0,
+        start_timeout: Duration = 900.0,
         on_loss: OnLoss = "cancel",
         on_progress: ProgressCallback | None = None,
     ) -> InstanceLease:
@@ -242,7 +260,7 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
 
         Args:
             instance_id: The id of the instance.
-            start_timeout: Seconds from entering until the instance must be usable.
+            start_timeout: Time from entering until the instance must be usable.
             on_loss: As for `instance`.
             on_progress: As for `instance`.
 
@@ -270,12 +288,13 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
         *,
         context_length: int | None = None,
         num_workers: int = 1,
-        billing_interval: str = "per_minute",
-        start_timeout: float = 900.0,
-        teardown_timeout: float = 120.0,
-        max_lifetime: float | None = None,
+        billing_interval: BillingInterval = "per_minute",
+        start_timeout: Duration = 900.0,
+        teardown_timeout: Duration = 120.0,
+        max_lifetime: Duration | None = None,
         max_cost: float | None = None,
         on_progress: ProgressCallback | None = None,
+        require_key: bool | None = None,
     ) -> InstanceHandle:
         """Start an instance that outlives this process. You must `release` it.
 
@@ -289,11 +308,12 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
             context_length: Tokens. Default: as for `instance`.
             num_workers: 1 to 8.
             billing_interval: `per_minute` or `per_hour`.
-            start_timeout: Seconds until the instance must be usable.
-            teardown_timeout: Seconds to release an instance that does not become usable.
-            max_lifetime: Maximum seconds from the start request to the release. Always set a limit.
+            start_timeout: Time until the instance must be usable.
+            teardown_timeout: Time to release an instance that does not become usable.
+            max_lifetime: Maximum time from the start request to the release. Always set a limit.
             max_cost: The same limit as an amount.
             on_progress: As for `instance`.
+            require_key: As for `instance`.
 
         Raises:
             InvalidArgumentError: if an argument is invalid; no request is sent.
@@ -309,11 +329,12 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
                 max_cost=max_cost,
                 on_loss="ignore",
                 on_progress=on_progress,
+                require_key=require_key,
             )
         )
         return await lease.into_handle()
 
-    async def release(self, handle: InstanceHandle | str, *, teardown_timeout: float = 120.0) -> None:
+    async def release(self, handle: InstanceHandle | str, *, teardown_timeout: Duration = 120.0) -> None:
         """Stop and delete an acquired instance, and return once the service confirms that it is gone.
 
         You can call this from any process, any number of times: an instance that is gone is no error.
@@ -321,7 +342,7 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
 
         Args:
             handle: The handle from `acquire`, or the id of an instance.
-            teardown_timeout: Seconds for the release, retries included.
+            teardown_timeout: Time for the release, retries included.
 
         Raises:
             InvalidArgumentError: if `handle` is neither, or belongs to another account.
@@ -329,13 +350,6 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
             RequestError: if the instances cannot be listed.
         """
         await self._wiring.release(handle, teardown_timeout)
-
-    async def diagnose(self) -> tuple[Finding, ...]:
-        """Check credentials, service, token, clock, journal and reaper, in bounded time.
-
-        This starts nothing that is billed. Problems are reported in the findings, not raised.
-        """
-        return await self._wiring.diagnose()
 
     async def aclose(self) -> None:
         """Close the client. You can call it again.

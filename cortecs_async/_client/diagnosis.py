@@ -1,7 +1,9 @@
-"""`client.diagnose`: check credentials, service, token, clock, journal and reaper."""
+"""`client.diagnose`: check credentials, inference API key, service, token, clock, journal and reaper."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
@@ -10,16 +12,20 @@ import anyio
 from attrs import define, field, frozen
 
 from .._config import Settings
+from .._credentials import CREDENTIALS_HINT, uses_inference
+from .._display import Row
 from .._errors import (
     APIStatusError,
     AuthenticationError,
     ConfigurationError,
     CortecsError,
     GuardError,
+    MissingCredentialsError,
     PermissionDeniedError,
     RequestError,
 )
 from .._http.messages import Call, Reply
+from .._platform import NO_LOCKS, NO_REAPER
 from .._recovery.dead_journals import has_work
 from .._recovery.journal import JournalFile, is_owned, owner_record, read_journals, try_lock
 from .._recovery.promises import Promises
@@ -31,16 +37,18 @@ if TYPE_CHECKING:
 # Seconds for each check.
 _CHECK_TIMEOUT = 20.0
 
+_NO_LEASES = "Leases and batches need the journal and the reaper. Run them in WSL."
+
 # Seconds that the clocks may differ by.
 _MAX_CLOCK_DIFFERENCE = 60.0
 
 
 @frozen(kw_only=True)
-class Finding:
+class Finding(Row):
     """The result of one check of `diagnose`.
 
     Attributes:
-        name: `credentials`, `service`, `token`, `clock`, `journal` or `reaper`.
+        name: `credentials`, `inference key`, `service`, `token`, `clock`, `journal` or `reaper`.
         ok: Whether the check passed.
         detail: What was found.
         hint: What to do; empty if there is nothing to do.
@@ -51,17 +59,26 @@ class Finding:
     detail: str
     hint: str = ""
 
+    def __str__(self) -> str:
+        state = "ok" if self.ok else "PROBLEM"
+        return f"{self.name}: {state}, {self.detail}" + (f" ({self.hint})" if self.hint else "")
+
+    def _columns(self) -> Mapping[str, object]:
+        state = "ok" if self.ok else "PROBLEM"
+        return {"check": self.name, "result": state, "found": self.detail, "to do": self.hint}
+
 
 async def diagnose(settings: Settings, http: HTTP, promises: Promises) -> tuple[Finding, ...]:
     """Run one check after the other, each in bounded time. Starts nothing that is billed."""
     run = _Checks(settings=settings, http=http, promises=promises)
     findings: list[Finding] = []
-    for check in (run.credentials, run.service, run.token, run.clock, run.journal, run.reaper):
+    checks = (run.credentials, run.inference_key, run.service, run.token, run.clock, run.journal, run.reaper)
+    for check in checks:
         with anyio.move_on_after(_CHECK_TIMEOUT) as scope:
             findings.append(await check())
         if scope.cancelled_caught:
             detail = f"timed out after {_CHECK_TIMEOUT:g} s"
-            findings.append(Finding(name=check.__name__, ok=False, detail=detail))
+            findings.append(Finding(name=check.__name__.replace("_", " "), ok=False, detail=detail))
     return tuple(findings)
 
 
@@ -75,8 +92,19 @@ class _Checks:
     replies: list[tuple[float, Reply]] = field(factory=list)
 
     async def credentials(self) -> Finding:
+        if self.settings.sources.is_anonymous:
+            return Finding(name="credentials", ok=True, detail="none, by anonymous=True")
         try:
             problem = credentials_problem(await self.settings.credential_provider())
+        except MissingCredentialsError as error:
+            found = self.settings.sources
+            where = f" in {found.profile}" if found.profile else ""
+            names = " and ".join(
+                each if found.profile else f"CORTECS_{each.upper()}" for each in error.missing
+            )
+            is_started = found.profile is not None or len(error.missing) == 1
+            hint = str(error) if is_started else CREDENTIALS_HINT
+            return Finding(name="credentials", ok=False, detail=f"missing: {names}{where}", hint=hint)
         except ConfigurationError as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001  (the user's own provider may raise anything)
@@ -84,24 +112,38 @@ class _Checks:
             problem = f"credential_provider raised {type(error).__name__}"
         self.has_credentials = problem is None
         if problem is None:
-            return Finding(name="credentials", ok=True, detail="found a client id and a client secret")
-        hint = "Create them on your account page on cortecs.ai."
-        return Finding(name="credentials", ok=False, detail=problem, hint=hint)
+            detail = f"found a client id and a client secret, from {self.settings.sources.origin}"
+            return Finding(name="credentials", ok=True, detail=detail)
+        return Finding(name="credentials", ok=False, detail=problem, hint=CREDENTIALS_HINT)
+
+    async def inference_key(self) -> Finding:
+        sources, name = self.settings.sources, "inference key"
+        if not (problem := sources.inference_key_problem()):
+            return Finding(name=name, ok=True, detail=f"found in {sources.inference_key_origin()}")
+        is_needed = uses_inference() and not sources.is_anonymous
+        if not sources.inference_key_origin() and not is_needed:
+            return Finding(name=name, ok=True, detail="not set (needed for cortecs-async run and batch)")
+        hint = "Without it, requests to your instance fail while you pay for it."
+        return Finding(name=name, ok=False, detail=problem, hint=hint)
 
     async def service(self) -> Finding:
         base = self.settings.api_base_url
         error = await self._ask("/hardware-types/", authenticated=False)
         if error is None or _is_from_service(error):
             self.is_reached = True
-            return Finding(name="service", ok=True, detail=f"{base} responds")
-        hint = "Check the network, CORTECS_API_BASE_URL, and HTTPS_PROXY if you use a proxy."
+            source = self.settings.sources.url_origin(base)
+            detail = f"{base} responds{f' (the base URL is from {source})' if source else ''}"
+            return Finding(name="service", ok=True, detail=detail)
+        place = self.settings.sources.url_place(base)
+        hint = f"Check the network, {place}, and HTTPS_PROXY if you use a proxy."
         if isinstance(error, APIStatusError) and error.status_code >= 500:
             hint = "The service has a problem; try again later."
-        return Finding(name="service", ok=False, detail=f"{base}: {error}", hint=hint)
+        return Finding(name="service", ok=False, detail=str(error), hint=hint)
 
     async def token(self) -> Finding:
         if not self.has_credentials:
-            return Finding(name="token", ok=False, detail="not tried: there are no credentials")
+            is_ok = self.settings.sources.is_anonymous
+            return Finding(name="token", ok=is_ok, detail="not tried: there are no credentials")
         if not self.is_reached:
             # The request would be retried until the check times out.
             return Finding(name="token", ok=False, detail="not tried: the service cannot be reached")
@@ -136,11 +178,15 @@ class _Checks:
         )
 
     async def journal(self) -> Finding:
+        if sys.platform == "win32":
+            return Finding(name="journal", ok=False, detail=NO_LOCKS, hint=_NO_LEASES)
         if not self.promises.uses_journal:
             return Finding(name="journal", ok=True, detail='disabled (journal="off")')
         return await self.promises.system.off_loop(self._journal)
 
     async def reaper(self) -> Finding:
+        if sys.platform == "win32":
+            return Finding(name="reaper", ok=False, detail=NO_REAPER, hint=_NO_LEASES)
         if not self.promises.uses_reaper:
             return Finding(name="reaper", ok=True, detail='disabled (guard="off")')
         try:

@@ -1,4 +1,4 @@
-"""`client.sweep`, `client.orphans` and `client.owners`: the instances in the journals.
+"""`client.sweep`, `client.orphans` and `client.owners`: the instances in the journals; and `client.diagnose`.
 
 `RecoveryMethods` is a mixin, because `client.py` would be too long with it.
 """
@@ -8,19 +8,30 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from .._durations import Duration
+
 if TYPE_CHECKING:
     from .._recovery.owners import Owner
     from .._recovery.sweep import Orphan
+    from .diagnosis import Finding
     from .wiring import Wiring
 
 
 class RecoveryMethods:
-    """The methods of `AsyncCortecs` that read the journals."""
+    """The methods of `AsyncCortecs` that read the journals, and `diagnose`."""
 
     _wiring: Wiring
 
+    async def diagnose(self) -> tuple[Finding, ...]:
+        """Check credentials, inference API key, service, token, clock, journal and reaper, in bounded time.
+
+        This starts nothing that is billed. Problems are reported in the findings, not raised. Missing
+        credentials are one of them, so call this on a client that you have not entered.
+        """
+        return await self._wiring.diagnose()
+
     async def sweep(
-        self, *, dry_run: bool = False, force: bool = False, timeout: float = 330.0
+        self, *, dry_run: bool = False, force: bool = False, timeout: Duration = 330.0
     ) -> tuple[Orphan, ...]:
         """Release instances that dead processes left behind.
 
@@ -32,7 +43,7 @@ class RecoveryMethods:
             force: Also release what a reaper is still releasing, for example because its client secret was
                 rotated. This is safe even while the reaper is working. Instances of running processes are not
                 touched, except those that they failed to release.
-            timeout: Seconds for the whole sweep. What is not done by then is `left` or `unsettled`. The
+            timeout: Time for the whole sweep. What is not done by then is `left` or `unsettled`. The
                 default is long enough to decide about a start that was just sent.
 
         Returns:

@@ -13,8 +13,12 @@ from .._aio.closing import is_closed_coroutine
 from .._aio.threads import System
 from .._api.instances import Instances
 from .._api.resources import HardwareTypes, Models, Send, User
-from .._api.validation import check_bool, check_seconds
-from .._config import Mode, Settings
+from .._api.unknown_names import UnknownNames
+from .._api.validation import check_bool
+from .._config import ProtectionMode, Settings
+from .._credentials import uses_inference
+from .._durations import Duration, check_seconds
+from .._errors import ConfigurationError
 from .._http.client import HTTP
 from .._http.connections import HTTPClient
 from .._lease.endpoint import InstanceHandle
@@ -24,6 +28,7 @@ from .._lease.pricing import Prices
 from .._lease.release import release_acquired
 from .._lease.starter import Starter
 from .._lease.state import LeaseServices
+from .._logging import Event, log
 from .._public import publish_loaded
 from .._recovery.owners import Owner, owners
 from .._recovery.promises import Promises
@@ -57,8 +62,8 @@ class Wiring:
         settings: Settings,
         *,
         http_client: HTTPClient | None,
-        guard: Mode,
-        journal: Mode,
+        guard: ProtectionMode,
+        journal: ProtectionMode,
         state_dir: str | os.PathLike[str] | None,
         telemetry: Telemetry | None,
         allow_insecure_http: bool,
@@ -80,6 +85,9 @@ class Wiring:
         self._leased = leased = Instances(self.http.request_for_lease, settings.poll)
         leased.poller.loop = self.http.loop
         leased.claims.on_plain_start = self.promises.note_foreign_start
+        self._names = UnknownNames(
+            self.http.request_for_lease, leased.reader, leased.poller.expected, self.http.one_line
+        )
         self._releasing = Instances(self.http.request_once, settings.poll, twin=leased)
         self.own: Endpoints = self.endpoints(self.http.request)
         models = Models(self.http.request_for_lease, leased.reader)
@@ -98,11 +106,15 @@ class Wiring:
             ),
             prices=Prices(HardwareTypes(self.http.request_for_lease, leased.reader), models),
             observer=self._observer,
+            names=self._names,
             allow_insecure_http=allow_insecure_http,
+            sources=settings.sources,
         )
+        self._has_checked_key = False
 
     def endpoints(self, send: Send) -> Endpoints:
         """Return the endpoints with another `send`. Waits use the poller of the client."""
+        send = self._names.explaining(send)
         return Endpoints(
             Instances(send, self.settings.poll, twin=self._leased),
             Models(send, self._leased.reader),
@@ -116,21 +128,34 @@ class Wiring:
         await self.promises.aclose()
 
     def lease(self, options: LeaseOptions) -> InstanceLease:
+        self.settings.sources.check()
+        if options.require_key is not False:
+            self._check_inference_key(is_required=options.require_key is True)
         return InstanceLease(self._services, options)
 
-    async def release(self, handle: InstanceHandle | str, timeout: float) -> None:
-        check_seconds("teardown_timeout", timeout)
-        self.http.check_open()
-        await release_acquired(self._services, handle, timeout)
+    def _check_inference_key(self, *, is_required: bool) -> None:
+        """Notice a missing inference API key before an instance is billed. The warning is logged once."""
+        if not is_required and (self._has_checked_key or not uses_inference()):
+            return
+        self._has_checked_key = True
+        if problem := self.settings.sources.inference_key_problem():
+            if is_required:
+                raise ConfigurationError(f"{problem}. Nothing was started (require_key=True).")
+            log(Event.CONFIG_INFERENCE_KEY, problem=f"{problem[0].upper()}{problem[1:]}")
 
-    async def sweep(self, *, dry_run: bool, force: bool, timeout: float) -> tuple[Orphan, ...]:
+    async def release(self, handle: InstanceHandle | str, timeout: Duration) -> None:
+        seconds = check_seconds("teardown_timeout", timeout)
+        self.http.check_open()
+        await release_acquired(self._services, handle, seconds)
+
+    async def sweep(self, *, dry_run: bool, force: bool, timeout: Duration) -> tuple[Orphan, ...]:
         check_bool("dry_run", dry_run)
         check_bool("force", force)
-        check_seconds("timeout", timeout)
+        seconds = check_seconds("timeout", timeout)
         self.http.check_open()
         self.http.hold()
         try:
-            return await sweep(self._releasing, self.promises, dry_run=dry_run, force=force, timeout=timeout)
+            return await sweep(self._releasing, self.promises, dry_run=dry_run, force=force, timeout=seconds)
         finally:
             await self.http.release()
 
@@ -143,8 +168,9 @@ class Wiring:
         return await diagnose(self.settings, self.http, self.promises)
 
     async def open(self) -> None:
-        """Enter the client, and log if there is something to sweep."""
+        """Enter the client, if it has credentials, and log if there is something to sweep."""
         try:
+            self.settings.sources.check()
             await self.promises.report_orphans()
         except BaseException as error:
             if is_closed_coroutine(error):

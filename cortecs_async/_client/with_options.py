@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from attrs import evolve, field, frozen
 
 from .._config import RetryPolicy, Settings, override
+from .._durations import Duration
 from .._errors import InvalidArgumentError
+from .._hints import hinted
 from .._secrets import Hidden
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Response:
     headers: Mapping[str, str] = field(repr=False)
 
 
+@hinted
 class Calls:
     """The endpoints of a client with other options: `client.with_options(...)`.
 
@@ -106,7 +109,7 @@ class CallMethods:
     def with_options(
         self,
         *,
-        timeout: float | None = None,
+        timeout: Duration | None = None,
         max_retries: int | None = None,
         retry_policy: RetryPolicy | None = None,
         headers: Mapping[str, str] | None = None,
@@ -116,7 +119,7 @@ class CallMethods:
         Options that you leave out stay as in the client.
 
         Args:
-            timeout: Seconds for one attempt.
+            timeout: Time for one attempt.
             max_retries: Retries after the first attempt; 0 for none.
             retry_policy: When and how often to repeat failed requests.
             headers: Headers to send. They are added to the client's `default_headers`, and replace those of

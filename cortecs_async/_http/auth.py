@@ -8,6 +8,7 @@ import anyio
 from attrs import frozen
 
 from .._aio.synchronization import SingleFlight
+from .._aio.tasks import check_awaitable
 from .._secrets import CredentialProvider, Credentials, Secret
 
 
@@ -50,5 +51,7 @@ class TokenSource:
             self._token = None
 
     async def _fetch(self) -> Token:
-        self._token = await self._exchange(await self._provider())
+        self._token = await self._exchange(
+            await check_awaitable("credential_provider", self._provider, self._provider())
+        )
         return self._token

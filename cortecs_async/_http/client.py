@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -20,10 +21,13 @@ from .._secrets import Credentials, Redactor, Secret, credentials_problem, redac
 from .auth import Token, TokenSource, renewal_time
 from .connections import HTTPClient
 from .limiter import Priority, PriorityLimiter
-from .messages import EXCHANGE_PATH, Call, Failure, FailureKind, OnRetry, Reply, ShapeError, to_error
+from .messages import EXCHANGE_PATH, Call, Failure, FailureKind, OnRetry, Reply, ShapeError, outage, to_error
 from .retry import counts_as_retry, may_have_taken_effect, next_wait
 from .timeouts import AttemptTimeouts
 from .transport import Transport
+
+# Seconds without a failure after which the next one is another outage.
+_OUTAGE_GAP = 60.0
 
 
 @define(eq=False)
@@ -49,7 +53,13 @@ class _Attempts:
     def error(self, failure: Failure) -> RequestError:
         """Return the error to raise if the last attempt is not repeated."""
         return to_error(
-            self.call.method, self.call.path, failure, attempts=self.count, unknown=self.outcome_unknown
+            self.call.method,
+            self.call.path,
+            failure,
+            url=self.settings.api_base_url,
+            sources=self.settings.sources,
+            attempts=self.count,
+            unknown=self.outcome_unknown,
         )
 
 
@@ -80,6 +90,7 @@ class HTTP:
         self.loop: LoopBinding = LoopBinding()
         self.unawaited: UnawaitedTasks = UnawaitedTasks(self.loop)
         self._closed = False
+        self._outage_ends = -math.inf  # until then, another failure is part of the outage that is logged
 
     async def request(self, call: Call) -> Reply:
         """Send a request that the user made."""
@@ -94,6 +105,8 @@ class HTTP:
         if not self._holders:
             self.check_open()
         self.loop.check()
+        if call.authenticated:
+            self._settings.sources.check()
         attempts = _Attempts(call, call.settings or self._settings)
         while True:
             # Before it takes a slot, because all requests that wait for a token wait for the same one.
@@ -120,6 +133,10 @@ class HTTP:
     def redact(self, text: str) -> str:
         """Return the text without the secrets that this client, and its leases, have used."""
         return redact_inference_keys(self._redactor.redact(text))
+
+    def one_line(self, text: str) -> str:
+        """Return a text with words of the service on one line, without secrets and control characters."""
+        return redact_inference_keys(self._redactor.one_line(text))
 
     def check_open(self) -> None:
         """Raise an error if the client is closed, or belongs to another event loop."""
@@ -268,6 +285,12 @@ class HTTP:
             request_id=failure.request_id,
             error=error,
         )
+        if problem := outage(failure, attempts.settings.api_base_url, counted=attempts.counted):
+            now = anyio.current_time()
+            if now >= self._outage_ends:
+                log(Event.HTTP_OUTAGE, method=call.method, path=call.path, problem=problem)
+            # A success of another request ends nothing: only some of the service may have failed.
+            self._outage_ends = max(self._outage_ends, now + wait + attempts.settings.timeout + _OUTAGE_GAP)
         if self._on_retry is not None:
             self._on_retry(call.method, call.path, failure, attempt=attempts.count, wait=wait)
         await anyio.sleep(wait)

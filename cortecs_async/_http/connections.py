@@ -24,7 +24,9 @@ from typing_extensions import override
 
 from .._config import Settings
 from .._errors import ConfigurationError
+from .._extras import install_command
 from .messages import FailureKind
+from .reasons import causes_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -40,7 +42,11 @@ KEEP_ALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
         (socket.IPPROTO_TCP, getattr(socket, name), value)
-        for name, value in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5))
+        # macOS calls the first one TCP_KEEPALIVE.
+        for name, value in (
+            *(("TCP_KEEPIDLE", 60), ("TCP_KEEPALIVE", 60)),
+            *(("TCP_KEEPINTVL", 60), ("TCP_KEEPCNT", 5)),
+        )
         if hasattr(socket, name)
     ),
 ]
@@ -206,7 +212,7 @@ def _aiohttp_transport(
         from httpx_aiohttp import AiohttpTransport  # noqa: PLC0415
     except ImportError:
         raise ConfigurationError(
-            "transport='aiohttp' requires the extra aiohttp: pip install 'cortecs-async[aiohttp]'"
+            f"transport='aiohttp' requires the extra aiohttp: {install_command('aiohttp')}"
         ) from None
 
     def session() -> aiohttp.ClientSession:
@@ -242,14 +248,8 @@ def kind_of(error: Exception) -> FailureKind | None:
 
 def forget_locals(error: BaseException | None) -> None:
     """Clear the locals in the tracebacks of an error: the frames of httpx hold the token and the body."""
-    seen: set[BaseException] = set()
-    pending = [error]
-    while pending:
-        each = pending.pop()
-        if each is not None and each not in seen:
-            seen.add(each)
-            clear_frames(each.__traceback__)
-            pending += [each.__cause__, each.__context__]
+    for each in causes_of(error):
+        clear_frames(each.__traceback__)
 
 
 def is_of_aiohttp(error: BaseException | None) -> bool:

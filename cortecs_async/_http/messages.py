@@ -12,6 +12,7 @@ from attrs import field, frozen
 
 from .._aio.tasks import DetachedTask
 from .._config import Settings
+from .._credentials import Sources
 from .._errors import DecodeError, RequestError, RequestTimeoutError, TransportError, error_class_for
 from .limiter import Priority
 
@@ -95,7 +96,8 @@ class Reply:
         unknown = self.call.has_effect
         raise DecodeError(
             f"{self.call.method} {self.call.path} returned {self.status} with JSON that does not have the "
-            f"documented shape: {problem}. The service may have changed: check for a newer cortecs-async."
+            f"documented shape: {problem}. Check {_BASE_URL}. If it is right, the service may have changed: "
+            "install a newer cortecs-async."
             f"{start_warning(self.call.method, self.call.path, unknown=unknown)}",
             method=self.call.method,
             path=self.call.path,
@@ -105,10 +107,18 @@ class Reply:
 
 
 EXCHANGE_PATH = "/oauth2/token"
+START_PATH = "/instances/start"
 
-_EXCHANGE_HINT = (
-    "Check client_id and client_secret (CORTECS_CLIENT_ID, CORTECS_CLIENT_SECRET), and api_base_url."
-)
+_BASE_URL = "api_base_url (CORTECS_API_BASE_URL)"
+
+# Paths without user input: a 404 means a wrong base URL.
+_FIXED_PATHS = frozenset({
+    *(EXCHANGE_PATH, "/instances/", "/models/", "/hardware-types/", "/hardware-types/available"),
+    "/user/balance",
+})  # fmt: skip
+
+# Hints used only if the service gives no reason.
+_VAGUE_HINTS = frozenset({400, 404, 422})
 
 
 def start_warning(method: str, path: str, *, unknown: bool) -> str:
@@ -118,10 +128,30 @@ def start_warning(method: str, path: str, *, unknown: bool) -> str:
     return ""
 
 
-def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown: bool) -> RequestError:
+def outage(failure: Failure, url: str, *, counted: int) -> str:
+    """Return what to log while a request waits for a service that is down; empty if it is not down.
+
+    A response such as 502 counts from the second in a row: one of them is often followed by a success.
+    """
+    if failure.is_unreachable:
+        return f"Cannot reach {url}: {failure.detail}"
+    if failure.kind is FailureKind.TIMED_OUT:
+        return f"{url} does not respond: {failure.detail}"
+    status = failure.status or 0
+    return f"{url} returns {status} {_phrase(status)}" if status >= 500 and counted > 1 else ""
+
+
+def _phrase(status: int) -> str:
+    return http.client.responses.get(status, "(not a standard status)")
+
+
+def to_error(
+    method: str, path: str, failure: Failure, *, url: str, sources: Sources, attempts: int, unknown: bool
+) -> RequestError:
     """Return the error for a request that is not retried: the request, what happened, and what to do.
 
-    The failure is that of the last attempt; `unknown` is whether any of them may have worked.
+    The failure is that of the last attempt; `url` is the base URL; `sources` tell where it and the
+    credentials come from; `unknown` is whether any of the attempts may have worked.
     """
     request = f"{method} {path}"
     tries = f" ({attempts} attempts)" if attempts > 1 else ""
@@ -132,31 +162,18 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
         "outcome_unknown": unknown,
     }
     warning = start_warning(method, path, unknown=unknown)
+    place = sources.url_place(url)
     match failure.kind:
         case FailureKind.STATUS:
-            status = failure.status or 0
-            error_class = error_class_for(status)
-            phrase = http.client.responses.get(status, "(not a standard status)")
-            if failure.reason:
-                phrase += f": {failure.reason.rstrip('.')}"
-            request_id = f" [request id {failure.request_id}]" if failure.request_id else ""
-            hint = _EXCHANGE_HINT if path == EXCHANGE_PATH and 400 <= status < 500 else error_class.hint
-            advice = f" {hint}" if hint else ""
-            later = f" Retry after {failure.retry_after:g} s." if failure.retry_after is not None else ""
-            return error_class(
-                f"{request} returned {status} {phrase}{request_id}{tries}.{advice}{later}{warning}",
-                status_code=status,
-                body=failure.body,
-                request_id=failure.request_id,
-                retry_after=failure.retry_after,
-                **common,
+            return _status_error(
+                request + " returned", failure, url, sources, tries=tries, warning=warning, **common
             )
         case FailureKind.UNREADABLE:
             problem = failure.detail or "is not JSON"
             error = DecodeError(
                 f"{request} returned {failure.status} with a body that {problem}{tries}. "
-                "A proxy may have responded instead of the service: check api_base_url and the network."
-                f"{warning}",
+                f"{url} may not be the cortecs API: check {place}, and that no proxy responded "
+                f"instead.{warning}",
                 **common,
             )
             if failure.body:
@@ -170,25 +187,67 @@ def to_error(method: str, path: str, failure: Failure, *, attempts: int, unknown
                 **common,
             )
         case FailureKind.TIMED_OUT:
-            return RequestTimeoutError(f"{request} timed out{tries}: {failure.detail}.{warning}", **common)
+            return RequestTimeoutError(
+                f"{request} to {url} timed out{tries}: {failure.detail}.{warning}", **common
+            )
         case FailureKind.NOT_SENT:
+            text = f"{request} could not be sent{tries}: {failure.detail}."
+            if failure.is_unreachable:
+                after = f" after {attempts} attempts" if attempts > 1 else ""
+                text = f"Cannot reach {url}{after} ({failure.detail}). Check the network and {place}."
+            return TransportError(text, **common)
+        case FailureKind.LOST:
+            detail = failure.detail.rstrip(".")
             return TransportError(
-                f"{request} could not be sent{tries}: {failure.detail}. Check api_base_url and the network.",
+                f"{request} to {url} received no complete response{tries}: {detail}.{warning}",
                 **common,
             )
-        case FailureKind.LOST:
-            return TransportError(
-                f"{request} received no complete response{tries}: {failure.detail}.{warning}", **common
-            )
+
+
+def _status_error(
+    returned: str,
+    failure: Failure,
+    url: str,
+    sources: Sources,
+    *,
+    tries: str,
+    warning: str,
+    path: str,
+    **common: Any,
+) -> RequestError:
+    status = failure.status or 0
+    error_class = error_class_for(status)
+    phrase = _phrase(status)
+    if failure.reason:
+        phrase += f": {failure.reason.rstrip('.')}"
+    request_id = f" [request id {failure.request_id}]" if failure.request_id else ""
+    hint = "" if failure.reason and status in _VAGUE_HINTS else error_class.hint
+    if path in _FIXED_PATHS and status in {404, 405}:
+        hint = f"The base URL {url} looks wrong: check {sources.url_place(url)}."
+    elif path == EXCHANGE_PATH and 400 <= status < 500:
+        hint = sources.credentials_advice(url)
+    advice = f" {hint}" if hint else ""
+    later = f" Retry after {failure.retry_after:g} s." if failure.retry_after is not None else ""
+    return error_class(
+        f"{returned} {status} {phrase}{request_id}{tries}.{advice}{later}{warning}",
+        path=path,
+        status_code=status,
+        body=failure.body,
+        request_id=failure.request_id,
+        retry_after=failure.retry_after,
+        **common,
+    )
 
 
 _STANDARD_PHRASES = frozenset(phrase.lower() for phrase in http.client.responses.values())
 
 
-def error_reason(body: bytes) -> str:
+def error_reason(body: bytes, status: int = 500) -> str:
     """Return the error text in a JSON error of the service, or an empty string.
 
-    The API reference puts it in `message` or `error`. An object in `error` is the form of OpenAI's API.
+    The API reference puts it in `message` or `error`. An object in `error` is the form of OpenAI's API. In
+    `detail`, the form of web frameworks, a text is read only with a status that rejects the request in any
+    case: a proxy may use it too.
     """
     try:
         data = json.loads(body)
@@ -198,10 +257,24 @@ def error_reason(body: bytes) -> str:
         return ""
     error = data.get("error")
     texts = [data.get("message"), error.get("message") if isinstance(error, dict) else error]
+    if 400 <= status < 500 and status != 408:
+        texts.append(_detail(data.get("detail")))
     text = next((each for each in texts if isinstance(each, str) and each.strip()), "")
     text = " ".join("".join(each for each in text if each.isprintable() or each.isspace()).split())
     # A gateway's own words, such as "Service Unavailable" after it has passed the request on.
     return "" if text.rstrip(".").lower() in _STANDARD_PHRASES else text
+
+
+def _detail(detail: Any) -> Any:
+    """Return a `detail` as one text: FastAPI sends a list of objects with `msg` and `loc`."""
+    if not isinstance(detail, list):
+        return detail
+    problems = [each for each in detail if isinstance(each, dict) and isinstance(each.get("msg"), str)]
+    return "; ".join(": ".join([*map(str, _as_list(each.get("loc"))[-1:]), each["msg"]]) for each in problems)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 class ShapeError(ValueError):
@@ -225,6 +298,7 @@ class Failure:
 
     Attributes:
         detail: Details for people, without secrets.
+        is_unreachable: Whether no connection could be opened.
         status: HTTP status, if one was read.
         retry_after: Seconds that the service asked to wait.
         body: Redacted excerpt of the response body.
@@ -234,6 +308,7 @@ class Failure:
 
     kind: FailureKind
     detail: str = ""
+    is_unreachable: bool = False
     status: int | None = None
     retry_after: float | None = None
     body: str = ""
@@ -243,4 +318,4 @@ class Failure:
 
 def is_start(method: str, path: str) -> bool:
     """Return whether this request starts an instance, which is billed."""
-    return (method, path) == ("POST", "/instances/start")
+    return (method, path) == ("POST", START_PATH)

@@ -26,6 +26,7 @@ from .body import ACCEPT_ENCODING, MAX_BODY, BodyError, is_too_deep, read_body
 from .connections import Connections, HTTPClient, Pool, forget_locals, is_pool_timeout, kind_of
 from .limiter import Priority
 from .messages import Call, Failure, FailureKind, Reply, error_reason
+from .reasons import connection_problem
 from .retry import parse_retry_after
 
 USER_AGENT = f"cortecs-async/{__version__} python/{platform.python_version()} httpx/{httpx.__version__}"
@@ -134,7 +135,7 @@ class Transport:
                 kind = kind_of(error)
                 if kind is None:
                     raise
-                return Failure(kind=kind, detail=self._describe(error))
+                return self._failure(kind, client, error)
         return Failure(kind=FailureKind.TIMED_OUT, detail=f"no connection within {timeout:g} s")
 
     def check_ready(self) -> None:
@@ -174,7 +175,7 @@ class Transport:
                 raise
             if is_pool_timeout(error) and self._is_urgent(pool.client, call):
                 return None
-            return Failure(kind=kind, detail=self._describe(error))
+            return self._failure(kind, pool.client, error)
         finally:
             pool.busy -= 1
             pool.idle_since = anyio.current_time()
@@ -258,7 +259,7 @@ class Transport:
                 status=response.status_code,
                 retry_after=parse_retry_after(response.headers, now=datetime.now(UTC)),
                 body=self._excerpt(received),
-                reason=self._reason(body or b""),
+                reason=self._reason(body or b"", response.status_code),
                 request_id=request_id,
             )
         data, problem = (None, received.problem) if body is None else _read_json(body)
@@ -281,12 +282,12 @@ class Transport:
             headers=response.headers,
         )
 
-    def _reason(self, body: bytes) -> str:
+    def _reason(self, body: bytes, status: int) -> str:
         if len(body) > _MAX_REASON:
             return ""
         # Redacted before it is decoded too, because a secret may contain whitespace that is then collapsed.
         text = self._redactor.redact(body.decode("utf-8", "surrogateescape"))
-        return self._shown(error_reason(text.encode("utf-8", "surrogateescape")))
+        return self._shown(error_reason(text.encode("utf-8", "surrogateescape"), status))
 
     def _excerpt(self, received: _Received) -> str:
         # Only its beginning: it may have 16 MiB, and some charsets take minutes to decode that.
@@ -303,6 +304,14 @@ class Transport:
 
     def _shown(self, text: str) -> str:
         return self._redactor.one_line(text)[:_EXCERPT]
+
+    def _failure(self, kind: FailureKind, client: httpx.AsyncClient, error: Exception) -> Failure:
+        if kind is not FailureKind.NOT_SENT or is_pool_timeout(error):
+            return Failure(kind=kind, detail=self._describe(error))
+        problem = self._redactor.one_line(connection_problem(error)) or self._describe(error)
+        if client is not self._given and (proxy := self._settings.proxy) is not None:
+            problem += f", through the proxy of {proxy.variable}"
+        return Failure(kind=kind, detail=problem, is_unreachable=True)
 
     def _describe(self, error: Exception) -> str:
         name = type(error).__name__

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
 
 from attrs import asdict, field, fields, frozen
 
 from .._config import check_api_base_url
+from .._credentials import Sources, environment_sources
 from .._errors import ConfigurationError, InvalidArgumentError
-from .._secrets import (
-    INFERENCE_KEY_VARIABLES,
-    Hidden,
-    Secret,
-    has_line_break,
-    remember_inference_key,
-    to_secret,
-)
+from .._extras import install_command
+from .._hints import hinted
+from .._secrets import Hidden, Secret
 
 if TYPE_CHECKING:
     import openai
@@ -32,38 +28,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def inference_key(given: Hidden[str | Secret | None]) -> Secret:
-    """Return the inference API key: the argument, or else that of the environment.
-
-    The argument is hidden, because a traceback that shows locals would show it.
-    """
-    if given.reveal() is not None and not isinstance(given.reveal(), (str, Secret)):
-        raise ConfigurationError(f"api_key must be a string, not {type(given.reveal()).__name__}")
-    variables = (Secret(os.environ.get(name, "")) for name in INFERENCE_KEY_VARIABLES)
-    # Stripped, because a key that is read from a file often ends with a line break.
-    keys = map(to_secret, (given.reveal() or "", *variables))
-    key = next(filter(None, keys), Secret(""))
-    if has_line_break(key.reveal()):
-        raise ConfigurationError("the inference API key contains a line break")
-    if not (key.reveal().isascii() and key.reveal().isprintable()):
-        raise ConfigurationError("the inference API key has characters that an HTTP header cannot contain")
-    if any(character in key.reveal() for character in " \"'"):
-        # From a file whose quotes were kept, or a whole header.
-        raise ConfigurationError("the inference API key contains a space or a quote; set it to the key alone")
-    if not key:
-        raise ConfigurationError(
-            "no inference API key: pass api_key=, or set CORTECS_API_KEY or OPENAI_API_KEY. Create the key "
-            "on cortecs.ai; client_id and client_secret are only for provisioning."
-        )
-    for name in ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET"):
-        if key == Secret(os.environ.get(name, "").strip()):
-            raise ConfigurationError(
-                f"the inference API key is the value of {name}; create an inference API key on cortecs.ai"
-            )
-    remember_inference_key(key)
-    return key
-
-
 class OpenAIKwargs(TypedDict):
     """Keyword arguments for OpenAI-compatible clients and frameworks."""
 
@@ -71,10 +35,14 @@ class OpenAIKwargs(TypedDict):
     api_key: str
 
 
+@hinted
 class Endpoint:
     """An OpenAI-compatible endpoint. Subclasses have its `base_url` and `model`."""
 
-    __slots__ = ()
+    # Where the client finds the inference API key. Not set, and so not a field, in a handle that was parsed
+    # or unpickled.
+    __slots__ = ("_sources",)
+    _sources: Sources | None
 
     if TYPE_CHECKING:
 
@@ -84,19 +52,31 @@ class Endpoint:
         @property
         def model(self) -> str: ...
 
+    def _release_check(self) -> Callable[[], None]:
+        """Return a function that raises once the instance has been released. A handle cannot know that."""
+        return lambda: None
+
+    def _inference_key(self, given: Hidden[str | Secret | None]) -> Secret:
+        sources = getattr(self, "_sources", None) or environment_sources(given)
+        return sources.inference_key(given).value
+
     def openai_kwargs(self, *, api_key: str | Secret | None = None) -> OpenAIKwargs:
         """Return `base_url` and `api_key` as keyword arguments for OpenAI-compatible clients.
 
         Args:
             api_key: Your inference API key (not the provisioning credentials). Default: the environment
-                variable CORTECS_API_KEY, else OPENAI_API_KEY (the name in the vendor's examples).
+                variable CORTECS_API_KEY, else OPENAI_API_KEY (the name in the vendor's examples), else the
+                key of the profile whose credentials are used. A profile that you name takes precedence, also
+                for a handle, until it is sent to another process.
 
         Raises:
             ConfigurationError: if there is no key.
+            InvalidArgumentError: if the lease has released the instance.
         """
         given = Hidden(api_key)
         del api_key  # a traceback that shows locals would show it
-        return {"base_url": self.base_url, "api_key": inference_key(given).reveal()}
+        self._release_check()()
+        return {"base_url": self.base_url, "api_key": self._inference_key(given).reveal()}
 
     @overload
     def map(
@@ -156,12 +136,15 @@ class Endpoint:
     def openai(self, *, api_key: str | Secret | None = None, **options: Any) -> openai.AsyncOpenAI:
         """Return an `openai.AsyncOpenAI` for this instance. Close it, or use it with `async with`.
 
+        Once the lease has released the instance, its requests raise `InvalidArgumentError`.
+
         Args:
             api_key: Your inference API key. Default: as for `openai_kwargs`.
             **options: Passed to `AsyncOpenAI`.
 
         Raises:
             ConfigurationError: if there is no key, or the `openai` package is not installed.
+            InvalidArgumentError: as for `openai_kwargs`.
         """
         given, others = Hidden(api_key), Hidden(options)
         del api_key, options  # a traceback that shows locals would show the key, and headers
@@ -169,11 +152,13 @@ class Endpoint:
             from openai import AsyncOpenAI  # noqa: PLC0415  (optional, and slow to import)
         except ImportError:
             raise _missing("openai") from None
-        key = inference_key(given)
+        check = self._release_check()
+        check()
+        key = self._inference_key(given)
         arguments: Hidden[dict[str, Any]] = Hidden(
             {"base_url": self.base_url, "api_key": key.reveal(), **others.reveal()}
         )
-        return AsyncOpenAI(**arguments.reveal())
+        return _checked(AsyncOpenAI(**arguments.reveal()), check)
 
     def langchain(self, *, api_key: str | Secret | None = None, **options: Any) -> ChatOpenAI:
         """Return a `langchain_openai.ChatOpenAI` for this instance.
@@ -188,6 +173,7 @@ class Endpoint:
 
         Raises:
             ConfigurationError: if there is no key, or the `langchain-openai` package is not installed.
+            InvalidArgumentError: as for `openai_kwargs`.
         """
         given, others = Hidden(api_key), Hidden(options)
         del api_key, options  # as above
@@ -197,12 +183,14 @@ class Endpoint:
             from pydantic import SecretStr  # noqa: PLC0415
         except ImportError:
             raise _missing("langchain") from None
+        check = self._release_check()
+        check()
         timeout = others.reveal().pop("request_timeout", others.reveal().pop("timeout", None))
         if timeout is None:
             timeout = openai.DEFAULT_TIMEOUT
         elif isinstance(timeout, int | float | tuple):
             timeout = openai.Timeout(timeout)
-        key = inference_key(given)
+        key = self._inference_key(given)
         arguments: Hidden[dict[str, Any]] = Hidden(
             {
                 "model": self.model,
@@ -214,7 +202,9 @@ class Endpoint:
                 "timeout": timeout,
             }
         )
-        return ChatOpenAI(**arguments.reveal())
+        llm = ChatOpenAI(**arguments.reveal())
+        _checked(llm.root_async_client, check)
+        return llm
 
     def pydantic_ai(self, *, api_key: str | Secret | None = None, **options: Any) -> OpenAIChatModel:
         """Return a Pydantic AI model for this instance: `Agent(inst.pydantic_ai())`.
@@ -227,6 +217,7 @@ class Endpoint:
 
         Raises:
             ConfigurationError: if there is no key, or the `pydantic-ai` package is not installed.
+            InvalidArgumentError: as for `openai_kwargs`.
         """
         given = Hidden(api_key)
         del api_key  # as above
@@ -235,18 +226,42 @@ class Endpoint:
             from pydantic_ai.providers.openai import OpenAIProvider  # noqa: PLC0415
         except ImportError:
             raise _missing("pydantic-ai") from None
-        provider = OpenAIProvider(base_url=self.base_url, api_key=inference_key(given).reveal())
+        check = self._release_check()
+        check()
+        provider = OpenAIProvider(base_url=self.base_url, api_key=self._inference_key(given).reveal())
+        _checked(provider.client, check)
         return OpenAIChatModel(self.model, provider=provider, **options)
+
+
+Client = TypeVar("Client")
+
+
+def _checked(client: Client, check: Callable[[], None]) -> Client:
+    """Let each request of a client of the openai package call `check` first.
+
+    The package has this hook for subclasses. A client that lacks it still works, with a plainer error. The
+    copies that `with_options` returns are of the same class.
+    """
+    kind: Any = type(client)
+    if hasattr(kind, "_prepare_options"):
+
+        async def prepare(self: object, options: Any) -> Any:
+            check()
+            return await kind._prepare_options(self, options)  # noqa: SLF001
+
+        shown = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+        checked = type(kind.__name__, (kind,), {**shown, "_prepare_options": prepare})
+        client.__class__ = checked
+    return client
 
 
 def _missing(extra: Literal["openai", "langchain", "pydantic-ai"]) -> ConfigurationError:
     method = extra.replace("-", "_")
     package = {"langchain": "langchain-openai"}.get(extra, extra)
-    return ConfigurationError(
-        f"inst.{method}() needs the {package} package: pip install 'cortecs-async[{extra}]'"
-    )
+    return ConfigurationError(f"inst.{method}() needs the {package} package: {install_command(extra)}")
 
 
+@hinted
 @frozen(kw_only=True)
 class InstanceHandle(Endpoint):
     """An instance as data, to send to other processes, pickled or as JSON. It contains no secret.
@@ -291,7 +306,9 @@ class InstanceHandle(Endpoint):
 
     @classmethod
     def from_json(cls, text: str) -> InstanceHandle:
-        """Return the handle from the JSON text of `to_json`.
+        """Return the handle from the JSON text of `to_json`, or of `cortecs-async start --json`.
+
+        `expires_at` may be a Unix time or ISO 8601.
 
         Raises:
             InvalidArgumentError: if the text is not the JSON of a handle, or `base_url` is not safe.
@@ -299,13 +316,27 @@ class InstanceHandle(Endpoint):
         try:
             data: dict[str, Any] = {"allow_insecure_http": False, **json.loads(text)}
             arguments = {each.name: data[each.name] for each in fields(cls)}
+            if isinstance(arguments["expires_at"], str):
+                arguments["expires_at"] = datetime.fromisoformat(arguments["expires_at"]).timestamp()
         except (ValueError, TypeError, KeyError, RecursionError):
             raise InvalidArgumentError("this is not the JSON of an InstanceHandle") from None
         return cls(**arguments)
 
+    def __copy__(self) -> InstanceHandle:
+        return with_sources(_restore(asdict(self)), getattr(self, "_sources", None))
+
+    def __deepcopy__(self, _: dict[int, Any]) -> InstanceHandle:
+        return self.__copy__()
+
     def __reduce__(self) -> tuple[Any, ...]:
         # The default would not check the attributes when it is unpickled.
         return _restore, (asdict(self),)
+
+
+def with_sources(handle: InstanceHandle, sources: Sources | None) -> InstanceHandle:
+    """Let a handle find the inference API key where its client does. Return the handle."""
+    object.__setattr__(handle, "_sources", sources)  # the class is frozen
+    return handle
 
 
 def _restore(arguments: dict[str, Any]) -> InstanceHandle:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .._errors import CortecsError
+from .._errors import CortecsError, add_note
 
 # Names in openai, httpx, aiohttp, Pydantic AI and in packages built on them for a request that received no
 # response.
@@ -56,3 +56,18 @@ def _attribute(holder: object, name: str) -> object:
 
 def _names(error: BaseException) -> set[str]:
     return {each.__name__ for each in type(error).__mro__}
+
+
+def note_rejected_key(error: BaseException | None, origin: str) -> None:
+    """Add a note to an error if the endpoint rejected the inference API key.
+
+    Args:
+        error: The error of the block, if any.
+        origin: Where the key came from. Empty if no key was used.
+    """
+    if error is not None and origin and status_of(error) == 401:
+        add_note(
+            error,
+            f"the endpoint rejected the inference API key from {origin}. Create one on cortecs.ai; "
+            "the client secret is not an inference API key.",
+        )

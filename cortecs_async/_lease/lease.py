@@ -11,10 +11,8 @@ The steps of a lease, and where to find each:
 4. Send the start: `Instances.start_once` (`_api/instances.py`).
 5. Classify the outcome: `StartAttempt.settled`. If it is unknown, find the instance: `StartSearch.resolve`
    (`start_search.py`).
-6. Wait until the instance is running: `wait` (`provisioning.py`). Run the block under the `Watchdog`
-   (`watchdog.py`).
-7. Stop, delete, confirm that it is gone, and record that: `Release.run` (`release.py`), in a task that the
-   caller cannot cancel.
+6. Wait until it is running: `wait` (`provisioning.py`). Run the block under the `Watchdog` (`watchdog.py`).
+7. Stop, delete, confirm, and record that: `Release.run` (`release.py`), which the caller cannot cancel.
 
 `InstanceLease._enter` takes steps 1 (the price) to 6, and `InstanceLease._end` step 7.
 """
@@ -23,6 +21,7 @@ from __future__ import annotations
 
 import enum
 import weakref
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Self
@@ -30,12 +29,9 @@ from typing import Self
 import anyio
 
 from .._aio.closing import is_closed_coroutine
-from .._aio.tasks import (
-    enable_ki_protection,
-    redeliver_cancellation,
-    run_uncancellable,
-)
+from .._aio.tasks import enable_ki_protection, redeliver_cancellation, run_uncancellable
 from .._api.domain import Instance
+from .._api.wire import encode_start
 from .._errors import (
     AmbiguousStartError,
     ConfigurationError,
@@ -43,10 +39,13 @@ from .._errors import (
     LeaseExpiredError,
     add_note,
 )
+from .._hints import hinted
 from .._logging import Event, log
+from .._secrets import Hidden, Secret
 from .._telemetry import Operation, Report
 from . import provisioning
-from .endpoint import Endpoint, InstanceHandle
+from .endpoint import Endpoint, InstanceHandle, with_sources
+from .endpoint_errors import note_rejected_key
 from .mapping import maps_of
 from .options import LeaseOptions, OnExit
 from .pricing import Receipt
@@ -67,6 +66,7 @@ class _Phase(enum.Enum):
     ENDED = "ended"
 
 
+@hinted
 class InstanceLease(Endpoint):
     """An instance that lives as long as an `async with` block: `async with client.instance(...) as inst:`.
 
@@ -81,6 +81,12 @@ class InstanceLease(Endpoint):
         self._report = Report(services.observer, self._state.info, self._state.now)
         self._watchdog: Watchdog | None = None
         self._running_release: Release | None = None
+        self._key_origin = ""
+
+    def _inference_key(self, given: Hidden[str | Secret | None]) -> Secret:
+        found = self._services.sources.inference_key(given)
+        self._key_origin = found.origin
+        return found.value
 
     @property
     def instance(self) -> Instance:
@@ -110,14 +116,12 @@ class InstanceLease(Endpoint):
 
     @property
     def handle(self) -> InstanceHandle:
-        """The instance as data, to send to other processes, pickled or as JSON.
-
-        The lease still owns the instance.
+        """The instance as data for other processes, pickled or as JSON. The lease still owns it.
 
         Raises:
             InvalidArgumentError: if the instance is not started yet.
         """
-        return InstanceHandle(
+        handle = InstanceHandle(
             instance_id=self.instance_id,
             base_url=self.base_url,
             model=self.model,
@@ -125,6 +129,10 @@ class InstanceLease(Endpoint):
             expires_at=self._state.expiry(),
             allow_insecure_http=self._services.allow_insecure_http,
         )
+        return with_sources(handle, self._services.sources)
+
+    def _release_check(self) -> Callable[[], None]:
+        return self._state.check_not_released
 
     @property
     def cost_so_far(self) -> float | None:
@@ -186,6 +194,8 @@ class InstanceLease(Endpoint):
                 "Create a new one with client.instance(...)"
             )
         self._services.http.check_open()
+        if self._options.borrowed is None:
+            self._services.promises.check_platform()
         enable_ki_protection(InstanceLease.__aexit__, InstanceLease._end)
         # First, because the release ends the hold, also when a lease is garbage-collected while it starts.
         self._services.http.hold()
@@ -209,6 +219,8 @@ class InstanceLease(Endpoint):
             await self._end(error, "delete")
             if state.held.attempt is not None and state.held.attempt.not_seen:
                 add_note(error, _NOT_SEEN)
+            # Last, because this must neither delay nor change what happens to the instance.
+            await self._services.names.explain(error, encode_start(self._options.args))
             raise
         self._phase = _Phase.RUNNING
         log(
@@ -247,6 +259,7 @@ class InstanceLease(Endpoint):
             add_note(exc, f"{self._state.held.name} could not be released here: {error}")
             return
         maps_of(self).stop()
+        note_rejected_key(exc, self._key_origin)
         outcome = await self._watchdog.leave(exc)
         self._state.newest = self._watchdog.instance
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import inspect
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable
 from functools import partial
 from types import TracebackType
@@ -22,8 +23,9 @@ from attrs import define, field
 from .._aio.eventloop import loop_runner
 from .._aio.feeds import Feed
 from .._aio.synchronization import Broadcast
-from .._aio.tasks import TaskResult, UserTask
+from .._aio.tasks import TaskResult, UserTask, check_awaitable
 from .._errors import InvalidArgumentError, add_note
+from .._hints import hinted
 from .._logging import Event, log
 
 T = TypeVar("T")
@@ -61,6 +63,7 @@ def maps_of(endpoint: object) -> Maps:
     return _MAPS.setdefault(endpoint, Maps())
 
 
+@hinted
 class Results(AsyncIterator[R], Generic[R]):
     """The results of a map, for `async for`.
 
@@ -97,8 +100,6 @@ class Results(AsyncIterator[R], Generic[R]):
                 value, error = run.take()
                 if error is None:
                     return cast("R", value)
-                if run.returns_error(error):
-                    return cast("R", error)
                 await self._fail(error)
             if run.exhausted():
                 if run.source_error is not None:
@@ -244,14 +245,15 @@ class _Run(Generic[T, R]):
     is_dropped: bool = False
     _room: Broadcast = field(factory=Broadcast)
     _ended: Broadcast = field(factory=Broadcast)
-    # Results not yet taken, by position.
-    _done: dict[int, tuple[R | None, BaseException | None]] = field(factory=dict)
+    # Results not yet taken, by position: each with None, or without a value and with the error to raise.
+    _done: dict[int, tuple[R | BaseException | None, BaseException | None]] = field(factory=dict)
     _begun: int = 0
     _running: int = 0
     _completed: int = 0
     _taken: int = 0
     _all_begun: bool = False
     _failed: bool = False
+    _is_fn_wrong: bool = False  # it is not async: an error of the program, never a result
     _stopped: bool = False
     _tasks: set[UserTask[Any]] = field(factory=set)
     _call_soon: Callable[..., object] = field(init=False)
@@ -290,14 +292,11 @@ class _Run(Generic[T, R]):
     def has_next(self) -> bool:
         return self._taken in self._done
 
-    def take(self) -> tuple[R | None, BaseException | None]:
+    def take(self) -> tuple[R | BaseException | None, BaseException | None]:
         taken = self._done.pop(self._taken)
         self._taken += 1
         self._room.notify()
         return taken
-
-    def returns_error(self, error: BaseException) -> bool:
-        return self._return_exceptions and isinstance(error, Exception)
 
     def exhausted(self) -> bool:
         return self._all_begun and self._taken == self._begun
@@ -333,12 +332,17 @@ class _Run(Generic[T, R]):
                 return
             if self._is_ending():
                 return
-            call = partial(cast("Callable[[T], Awaitable[R]]", self._fn), item)
+            call = partial(self._call, cast("Callable[[T], Awaitable[R]]", self._fn), item)
             end = partial(self._end_call, self._begun)
             self._begun += 1
             self._running += 1
             self._start_task(UserTask("the function of a map", call, end, self._end_task))
             del item, call, end
+
+    def _call(self, fn: Callable[[T], Awaitable[R]], item: T) -> Awaitable[R]:
+        returned = fn(item)
+        self._is_fn_wrong = self._is_fn_wrong or not inspect.isawaitable(returned)
+        return check_awaitable("fn", fn, returned)
 
     def _is_ending(self) -> bool:
         return self._failed or self._stopped
@@ -362,10 +366,13 @@ class _Run(Generic[T, R]):
         if self._stopped:
             return
         self._running -= 1
-        self._done[index if self._ordered else self._completed] = called.value, called.error
+        value: R | BaseException | None = called.value
+        error = called.error
+        if isinstance(error, Exception) and self._return_exceptions and not self._is_fn_wrong:
+            value, error = error, None
+        self._done[index if self._ordered else self._completed] = value, error
         self._completed += 1
-        if called.error is not None and not self.returns_error(called.error):
-            self._failed = True
+        self._failed = self._failed or error is not None
         self._room.notify()
         if self.has_next():
             self.changed.notify()

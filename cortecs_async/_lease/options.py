@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, get_args
 
-from attrs import frozen
+from attrs import converters, field, frozen
 
-from .._api.validation import check_amount, check_bool, check_seconds
+from .._api.validation import check_amount, check_bool
+from .._durations import Duration, check_seconds
 from .._errors import InvalidArgumentError
 
 if TYPE_CHECKING:
@@ -17,6 +18,21 @@ OnExit = Literal["delete", "stop", "keep"]
 OnLoss = Literal["cancel", "ignore"]
 
 
+# mypy supports no other converters than functions.
+
+
+def _start_timeout(value: Duration) -> float:
+    return check_seconds("start_timeout", value)
+
+
+def _teardown_timeout(value: Duration) -> float:
+    return check_seconds("teardown_timeout", value)
+
+
+def _max_lifetime(value: Duration) -> float:
+    return check_seconds("max_lifetime", value)
+
+
 @frozen(kw_only=True)
 class LeaseOptions:
     """The checked arguments of `client.instance`, `attach` and `acquire`; times in seconds.
@@ -24,25 +40,26 @@ class LeaseOptions:
     Attributes:
         args: What to start, as `check_start` returns it.
         borrowed: The id of an instance to attach to; None to start one.
+        require_key: As for `client.instance`.
     """
 
     args: InstanceArgs
-    start_timeout: float = 900.0
-    teardown_timeout: float = 120.0
+    start_timeout: float = field(default=900.0, converter=_start_timeout)
+    teardown_timeout: float = field(default=120.0, converter=_teardown_timeout)
     on_exit: OnExit = "delete"
     reuse: bool = False
     borrowed: str | None = None
-    max_lifetime: float | None = None
+    max_lifetime: float | None = field(default=None, converter=converters.optional(_max_lifetime))
     max_cost: float | None = None
     on_loss: OnLoss = "cancel"
     on_progress: ProgressCallback | None = None
+    require_key: bool | None = False
 
     def __attrs_post_init__(self) -> None:
-        check_seconds("start_timeout", self.start_timeout)
-        check_seconds("teardown_timeout", self.teardown_timeout)
-        check_seconds("max_lifetime", self.max_lifetime, optional=True)
         check_amount("max_cost", self.max_cost)
         check_bool("reuse", self.reuse)
+        if self.require_key is not None:
+            check_bool("require_key", self.require_key)
         if self.on_exit not in get_args(OnExit):
             raise InvalidArgumentError(f"on_exit must be 'delete', 'stop' or 'keep', not {self.on_exit!r}")
         if self.on_loss not in get_args(OnLoss):

@@ -6,6 +6,7 @@ The service bills each interval begun, for each worker.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 
 import anyio
@@ -15,7 +16,9 @@ from .._aio.background import BackgroundTask
 from .._aio.synchronization import SingleFlight
 from .._api.domain import HardwareType, InstanceArgs, Model
 from .._api.resources import HardwareTypes, Models
+from .._display import Row, money_text
 from .._errors import InvalidArgumentError, PriceUnknownError
+from .._hints import hinted
 from .._logging import Event, log
 from .options import LeaseOptions
 
@@ -46,8 +49,9 @@ class Price:
     currency: str = ""
 
 
+@hinted
 @frozen(kw_only=True)
-class Receipt:
+class Receipt(Row):
     """The time and estimated cost of a lease.
 
     The cost is computed from the list price. The service's bill is authoritative.
@@ -73,14 +77,26 @@ class Receipt:
     currency: str = ""
     released: bool = False
 
-    def __str__(self) -> str:
+    @property
+    def _intervals(self) -> str:
         unit = "minute" if self.billing_interval == "per_minute" else "hour"
-        plural = "" if self.intervals == 1 else "s"
+        return f"{self.intervals} {unit}{'' if self.intervals == 1 else 's'}"
+
+    def __str__(self) -> str:
         workers = "" if self.num_workers == 1 else f" for {self.num_workers} workers"
-        cost = (
-            "at an unknown price" if self.cost is None else f"about {self.cost:.2f} {self.currency}".rstrip()
-        )
-        return f"{self.seconds:.0f} s, {self.intervals} {unit}{plural} begun{workers}, {cost}"
+        cost = money_text(self.cost, self.currency)
+        cost = f"about {cost}" if cost else "at an unknown price"
+        return f"{self.seconds:.0f} s, {self._intervals} begun{workers}, {cost}"
+
+    def _columns(self) -> Mapping[str, object]:
+        return {
+            "instance": self.instance_id,
+            "seconds": f"{self.seconds:.0f}",
+            "billed": self._intervals,
+            "workers": self.num_workers,
+            "cost": money_text(self.cost, self.currency) or "not known",
+            "released": "yes" if self.released else "no",
+        }
 
 
 def intervals_begun(seconds: float, billing_interval: str | None) -> int:
@@ -119,7 +135,7 @@ def seconds_for(max_cost: float, price: Price, args: InstanceArgs) -> float:
         workers = f"{args.num_workers} worker{'' if args.num_workers == 1 else 's'}"
         raise InvalidArgumentError(
             f"max_cost={max_cost:g} is less than one billing interval ({args.billing_interval}, "
-            f"{workers}), which costs {cost:g} {price.currency}".rstrip()
+            f"{workers}), which costs {f'{cost:g} {price.currency}'.rstrip()}. Raise max_cost."
         )
     return affordable * _interval_seconds(args.billing_interval) - _RESERVE
 

@@ -117,7 +117,7 @@ async def wait(state: LeaseState) -> None:
         if state.age < state.lifetime:
             raise
         problem = f" ({error})"
-    # Also without a timeout: the search for the instance of a lost start may take longer.
+    # Also without a timeout: the machine may have been suspended during the start.
     if state.age >= state.lifetime:
         raise LeaseExpiredError(
             f"instance {instance_id} reached {state.limit} before it was running{problem}",

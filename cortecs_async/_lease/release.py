@@ -253,7 +253,6 @@ async def release_acquired(services: LeaseServices, handle: InstanceHandle | str
             key = services.promises.record_created(key, instance_id, goal="gone")
             held = HeldInstance(instance_id=instance_id, origin=Origin.STARTED, key=key)
             release = Release(services, held, "delete", deadline, report.tear_down)
-        await services.promises.flush()
         await release.run()
         if release.failure is not None:
             raise release.failure

@@ -13,7 +13,9 @@ from .._aio.clock import suspended
 from .._aio.eventloop import loop_clock
 from .._api.domain import Instance
 from .._api.instances import Instances
+from .._api.unknown_names import UnknownNames
 from .._config import PollPolicy
+from .._credentials import Sources
 from .._errors import InvalidArgumentError
 from .._http.client import HTTP
 from .._recovery.promises import Promises
@@ -85,7 +87,9 @@ class LeaseServices:
     starter: Starter
     prices: Prices
     observer: Observer
+    names: UnknownNames
     allow_insecure_http: bool = False
+    sources: Sources = field(factory=Sources, repr=False)
 
 
 @define(eq=False, repr=False)
@@ -121,6 +125,18 @@ class LeaseState:
                 "this lease has no instance yet: use it inside `async with client.instance(...) as inst:`"
             )
         return self.newest
+
+    def check_not_released(self) -> None:
+        """Check that the instance can still answer.
+
+        Raises:
+            InvalidArgumentError: if the lease has stopped or deleted it.
+        """
+        if self.final is not None and self.final.released:
+            raise InvalidArgumentError(
+                f"instance {self.held.instance_id} was released at the end of its block. "
+                "Send requests inside the `async with` block"
+            )
 
     def enter(self, operation: Operation) -> None:
         self.operation = operation

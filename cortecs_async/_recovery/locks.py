@@ -6,16 +6,17 @@ The locks of `flock` belong to an open file. They end with the process, and clos
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from .._platform import NO_LOCKS
 from .._state_directory import StateFolder
 
-try:
+if TYPE_CHECKING or sys.platform != "win32":
     import fcntl
-except ImportError:  # on Windows, where creating a journal raises OSError
-    fcntl = None  # type: ignore[assignment]
 
 # Seconds to wait for `decision_lock`, whose holder may be suspended, and between two attempts.
 _DECISION_TIMEOUT, _DECISION_RETRY_DELAY = 5.0, 0.005
@@ -57,15 +58,15 @@ def lock(fd: int, *, shared: bool = False) -> None:
     Raises:
         OSError: if it is locked, or cannot be locked.
     """
-    if fcntl is None:
-        raise OSError("this platform has no file locks")
+    if sys.platform == "win32":
+        raise OSError(NO_LOCKS)
     kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
     fcntl.flock(fd, kind | fcntl.LOCK_NB)
 
 
 def unlock(fd: int) -> None:
     """Unlock a file."""
-    if fcntl is not None:
+    if sys.platform != "win32":
         fcntl.flock(fd, fcntl.LOCK_UN)
 
 

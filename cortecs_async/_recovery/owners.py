@@ -43,6 +43,9 @@ class Owner:
     started_at: float
     expires_at: float | None = None
 
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.owner}"
+
 
 async def owners(promises: Promises) -> Mapping[str, Owner]:
     """Return the owners of all instances that a journal names, by instance id.

@@ -7,6 +7,7 @@ records themselves are in the `PromiseStore` that all clients of the process sha
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -19,13 +20,13 @@ from .._aio.threads import System
 from .._api.domain import Instance, InstanceArgs
 from .._api.matching import LATE_WINDOW, Outcome, UnresolvedStart
 from .._api.wire import encode_start
-from .._config import Mode, Settings
+from .._config import ProtectionMode, Settings
 from .._errors import GuardError, JournalError
 from .._logging import Event, log
 from .._secrets import Credentials
 from .accounts import describe
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
-from .reaper_check import check_reaper
+from .reaper_check import check_platform, check_reaper
 from .records import Record
 from .store import PromiseStore, store_for
 
@@ -56,16 +57,24 @@ class Promises:
     """
 
     def __init__(
-        self, settings: Settings, *, journal: Mode, guard: Mode, directory: Path, system: System
+        self,
+        settings: Settings,
+        *,
+        journal: ProtectionMode,
+        guard: ProtectionMode,
+        directory: Path,
+        system: System,
     ) -> None:
         self._settings = settings
         self.system: System = system
         self.api: str = settings.api_base_url
         self.account: str = ""
-        self._journal: Mode = journal
-        self._guard: Mode = guard
-        self.uses_journal: bool = journal != "off"
-        self.uses_reaper: bool = guard != "off"
+        self._journal: ProtectionMode = journal
+        self._guard: ProtectionMode = guard
+        # Windows has neither. There, entering a lease raises an error, unless guard is "off" and the
+        # journal is not required.
+        self.uses_journal: bool = journal != "off" and sys.platform != "win32"
+        self.uses_reaper: bool = guard != "off" and sys.platform != "win32"
         self._blocks = self.uses_journal or self.uses_reaper
         self.store: PromiseStore = store_for(
             directory, journal=self.uses_journal, guard=self.uses_reaper, wall_clock=system.wall_clock
@@ -76,6 +85,10 @@ class Promises:
         self._joined_generation: int | None = None
         # By key, what was decided and not received yet: the caller may be cancelled meanwhile, and ask again.
         self._decided: dict[str, Instance] = {}
+
+    def check_platform(self) -> None:
+        """Raise an error if this system cannot protect a lease; see `reaper_check.check_platform`."""
+        check_platform(self._guard, self._journal)
 
     def remember_credentials(self, credentials: Credentials, proven: bool = True) -> None:  # noqa: FBT001, FBT002
         """Store credentials, and send them to the reaper.
@@ -99,12 +112,7 @@ class Promises:
         return name
 
     async def record_intent(
-        self,
-        args: InstanceArgs,
-        baseline: str,
-        *,
-        service_at: float | None = None,
-        tag: int | None = None,
+        self, args: InstanceArgs, baseline: str, *, service_at: float | None = None, tag: int | None = None
     ) -> str:
         """Record that a start is about to be sent, and return the key once the journal and the reaper know.
 
@@ -295,10 +303,7 @@ class Promises:
         return promise is not None and self.system.wall_clock() - promise.at < LATE_WINDOW
 
     async def decide(
-        self,
-        key: str,
-        earlier: ForeignClaims,
-        decide: Callable[[UnresolvedStart, ForeignClaims], Outcome],
+        self, key: str, earlier: ForeignClaims, decide: Callable[[UnresolvedStart, ForeignClaims], Outcome]
     ) -> Outcome:
         """Decide about the start `key`, while no other process with this state directory decides.
 

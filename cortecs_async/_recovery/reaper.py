@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .._aio.clock import SteadyClock
+from .._platform import NO_REAPER, O_CLOEXEC, O_NOFOLLOW, O_NONBLOCK
 from .records import JournalState, Promise, Record, decode, encode
 from .rehearsal import Rehearsals, import_lock
 
@@ -221,7 +222,7 @@ class Reaper:
         path = settings["environment"]["cafile"]
         if path is not None and path not in self._certificates:
             with contextlib.suppress(OSError):
-                self._certificates[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                self._certificates[path] = os.open(path, os.O_RDONLY | O_CLOEXEC)
 
     def _restore_certificates(self, accounts: Mapping[str, Record]) -> None:
         for settings in accounts.values():
@@ -248,7 +249,7 @@ class Reaper:
         if self.journal is not None:
             # Continue after a full disk or a deleted journal.
             with contextlib.suppress(OSError):
-                flags = os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+                flags = os.O_WRONLY | os.O_APPEND | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK
                 fd = os.open(self.journal, flags)
                 try:
                     os.write(fd, encode([record]))
@@ -269,6 +270,8 @@ def main() -> None:
 
 
 def _set_signals() -> None:
+    if sys.platform == "win32":
+        raise OSError(NO_REAPER)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     # If it is ignored, which a new process inherits, the outcome of a child is lost.
@@ -328,6 +331,8 @@ class _Parent:
         self._fd = fd
         self._unsent = b""
         self._lock = threading.Lock()
+        if sys.platform == "win32":
+            raise OSError(NO_REAPER)
         os.set_blocking(fd, False)
 
     def send(self, message: Record) -> None:

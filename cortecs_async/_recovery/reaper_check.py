@@ -1,16 +1,37 @@
-"""Check that a reaper can run here and reach the service, for `client.diagnose`."""
+"""Check that a reaper can run here, for a lease, and that it reaches the service, for `client.diagnose`."""
 
 from __future__ import annotations
 
 import queue
+import sys
 
-from .._errors import GuardError
+from .._config import ProtectionMode
+from .._errors import GuardError, JournalError
+from .._platform import NO_LOCKS, NO_REAPER
 from .._secrets import Secret
 from .reaper_process import ReaperProcess
 from .store import fork_lock
 
 # Seconds for a check of whether a reaper can reach the service.
 _CHECK_TIMEOUT = 15.0
+
+
+def check_platform(guard: ProtectionMode, journal: ProtectionMode) -> None:
+    """Raise an error on Windows, where nothing would release the instance of a killed process.
+
+    Raises:
+        GuardError: on Windows, unless the reaper is off.
+        JournalError: on Windows, if the journal is required.
+    """
+    if sys.platform == "win32":
+        if guard != "off":
+            accept = ', or accept this risk with AsyncCortecs(guard="off")' if guard == "auto" else ""
+            raise GuardError(
+                f"{NO_REAPER}, so nothing would release the instance if this program is killed. "
+                f"Nothing was started. Run the program in WSL{accept}."
+            )
+        if journal == "required":
+            raise JournalError(f"the journal cannot be written: {NO_LOCKS}. Nothing was started.")
 
 
 def check_reaper(sealed: Secret | None = None) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from .._aio.clock import boottime
 from .._environment import import_path
 from .._errors import GuardError
+from .._platform import NO_REAPER, O_CLOEXEC
 from .._secrets import Secret
 from .reaper import BOOTSTRAP
 from .records import Record, decode, encode
@@ -74,6 +75,8 @@ class ReaperProcess:
             GuardError: if it cannot be started here.
         """
         self.kill()
+        if sys.platform == "win32":
+            raise GuardError(NO_REAPER)
         if problem := _missing():
             raise GuardError(problem)
         try:
@@ -181,7 +184,7 @@ class ReaperProcess:
         process = self._process
         if process is not None and process.stdin is not None:
             # Not `close`: a thread of the parent, which the child does not have, may have held its lock.
-            devnull = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+            devnull = os.open(os.devnull, os.O_WRONLY | O_CLOEXEC)
             os.dup2(devnull, process.stdin.fileno(), inheritable=False)
             os.close(devnull)
             process.returncode = 0  # not a child of this process
@@ -229,8 +232,6 @@ class ReaperProcess:
 
 def _missing() -> str:
     """Return what this program lacks to start a reaper; empty if nothing."""
-    if os.name != "posix":
-        return "the reaper needs a POSIX system"
     if getattr(sys, "frozen", False) or getattr(sys, "oxidized", False) or "__compiled__" in globals():
         return (
             "this program was frozen into an executable (for example, by PyInstaller), and without a Python "
@@ -263,6 +264,8 @@ def _send(fd: int, messages: list[Record], deadline: float) -> str:
 
 
 def _write(fd: int, data: bytes, deadline: float) -> None:
+    if sys.platform == "win32":
+        raise OSError(NO_REAPER)
     view = memoryview(data)
     ready = select.poll()  # unlike `select`, it takes descriptors above 1023
     ready.register(fd, select.POLLOUT)

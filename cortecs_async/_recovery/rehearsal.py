@@ -11,10 +11,12 @@ import contextlib
 import json
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from .._platform import NO_REAPER
 from .records import Record
 
 # Seconds after which a rehearsal that does not end is killed.
@@ -46,6 +48,8 @@ class Rehearsals:
 
     def begin(self, account: str, settings: Record, number: int) -> None:
         """Begin a rehearsal for an account. `number` is that of its message."""
+        if sys.platform == "win32":
+            raise OSError(NO_REAPER)
         answer = {"rehearsed": account, "number": number}
         if len(self._children) >= _MAX_CHILDREN:
             self._waiting.append((account, settings, number))
@@ -86,6 +90,8 @@ class Rehearsals:
 
     def cancel(self) -> None:
         """Kill all children."""
+        if sys.platform == "win32":
+            raise OSError(NO_REAPER)
         self._waiting.clear()
         for pid, _ in self._children.values():
             with contextlib.suppress(OSError):
@@ -94,6 +100,8 @@ class Rehearsals:
 
 def _perform(settings: Record, result: int, closed_in_child: Iterable[int]) -> None:
     """Rehearse in the child, write the outcome to the descriptor `result`, and exit."""
+    if sys.platform == "win32":
+        raise OSError(NO_REAPER)
     try:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(_TIMEOUT)

@@ -12,7 +12,7 @@ other has done.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
@@ -23,6 +23,7 @@ from .._api.domain import Instance, to_hf_name
 from .._api.instances import Instances
 from .._api.listing import Listing, existing_ids
 from .._api.matching import LATE_WINDOW, Contested
+from .._display import Row, joined, time_text
 from .._errors import JournalError, RequestTimeoutError
 from .._logging import Event, log
 from .claims import ForeignClaims, collect_foreign_claims, unresolved_start_of
@@ -56,7 +57,7 @@ OrphanState = Literal[
 
 
 @frozen(kw_only=True)
-class Orphan:
+class Orphan(Row):
     """An instance, or an unresolved start, that a process left behind: it died, or gave up on the instance.
 
     Attributes:
@@ -85,6 +86,22 @@ class Orphan:
     started_at: float
     owner: str
     api_base_url: str
+
+    @property
+    def _name(self) -> str:
+        return self.instance_id or ", ".join(self.candidates) or "unresolved start"
+
+    def __str__(self) -> str:
+        return joined(f"{self._name} {self.state}", self.model, f"owner: {self.owner}")
+
+    def _columns(self) -> Mapping[str, object]:
+        return {
+            "instance": self._name,
+            "state": self.state,
+            "model": self.model,
+            "requested (UTC)": time_text(self.started_at),
+            "owner": self.owner,
+        }
 
 
 async def sweep(

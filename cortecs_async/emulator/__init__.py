@@ -14,8 +14,10 @@ try:
 except ModuleNotFoundError as _error:
     if (_error.name or "").partition(".")[0] not in {"starlette", "uvicorn"}:
         raise
+    from cortecs_async._extras import install_command
+
     raise ImportError(
-        "The emulator needs starlette and uvicorn: pip install 'cortecs-async[emulator]'", name=_error.name
+        f"The emulator needs starlette and uvicorn: {install_command('emulator')}", name=_error.name
     ) from _error
 
 __all__ = [

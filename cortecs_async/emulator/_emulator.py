@@ -1,6 +1,7 @@
 """The emulator: its options, and what tests read and change."""
 
 import json
+import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final, final
@@ -214,12 +215,13 @@ class Emulator(Service):
         return self._settings.api_key
 
     def env(self) -> dict[str, str]:
-        """Return the environment variables that make a program use the emulator."""
+        """Return the environment variables that make a program use the emulator, and no profile."""
         return {
             "CORTECS_CLIENT_ID": self.client_id,
             "CORTECS_CLIENT_SECRET": self.client_secret,
             "CORTECS_API_BASE_URL": self.api_base_url,
             "OPENAI_API_KEY": self.api_key,
+            "CORTECS_CONFIG_FILE": os.devnull,  # or `AsyncCortecs(profile=...)` would rent real GPUs
         }
 
     def add_fault(self, fault: Fault) -> None:

@@ -160,6 +160,9 @@ def _bind(host: str, port: int, *, allow_remote: bool) -> socket.socket:
             "To allow it, pass allow_remote=True (--allow-remote)."
         )
         raise ValueError(msg)
+    if not 0 <= port <= 65535:
+        # Else it would wrap.
+        raise ValueError(f"port {port} is invalid: use 1 to 65535, or 0 for a free port")
     family, kind, protocol, _, target = socket.getaddrinfo(
         address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]
@@ -204,7 +207,7 @@ def run_emulator(
         on_ready: Called once, when the emulator accepts connections.
 
     Raises:
-        ValueError: For an address that is not loopback, without `allow_remote`.
+        ValueError: For an address that is not loopback, without `allow_remote`, or an invalid port.
         OSError: If the address cannot be bound.
     """
     sock = _bind(host, port, allow_remote=allow_remote)

@@ -9,6 +9,8 @@ import anyio
 
 from .. import AsyncCortecs, ConfigurationError, InstanceLease, InvalidArgumentError
 from .._aio.synchronization import Backoff
+from .._durations import as_seconds
+from .._hints import hinted
 from ..errors import (
     AmbiguousStartError,
     APIStatusError,
@@ -24,7 +26,7 @@ from ..errors import (
     ServiceUnavailableError,
     TransportError,
 )
-from ..types import Progress
+from ..types import Duration, Progress
 from ._managed import RETRY_AFTER, ManagedInstance, Reason, StartOptions, Unavailable, logger
 
 # After these errors nothing is started again: another start would exceed a limit, leave another instance
@@ -50,6 +52,7 @@ _TOKEN_PATH, _START_PATH = "/oauth2/token", "/instances/start"
 _CHECK_INTERVAL, _MAX_CHECK_INTERVAL, _CHECK_TIMEOUT = 1.0, 10.0, 10.0
 
 
+@hinted
 class BackgroundInstance(ManagedInstance):
     """An instance that runs in the background: `async with BackgroundInstance(client, MODEL) as instance:`.
 
@@ -65,11 +68,11 @@ class BackgroundInstance(ManagedInstance):
         client: The client that starts the instances. Close it after this block.
         model_id: As for `client.instance`.
         hardware_type_id: As for `client.instance`.
-        pause: Seconds between a failed start and the next attempt; at least 10 after a refusal.
+        pause: Time between a failed start and the next attempt; at least 10 after a refusal.
         **options: As for `client.instance`; see `StartOptions`.
 
     Raises:
-        InvalidArgumentError: If `pause` is too short.
+        InvalidArgumentError: If `pause` is too short, or another duration is invalid.
     """
 
     def __init__(
@@ -78,14 +81,13 @@ class BackgroundInstance(ManagedInstance):
         model_id: str,
         hardware_type_id: str | None = None,
         *,
-        pause: float = 30.0,
+        pause: Duration = 30.0,
         **options: Unpack[StartOptions],
     ) -> None:
         super().__init__(pause, options)
         self._client = client
         self._model_id = model_id
         self._hardware_type_id = hardware_type_id
-        self._options = options
         self._used_seconds = 0.0
         self._used_cost = 0.0
         self._refusals = 0  # in a row
@@ -188,7 +190,9 @@ class BackgroundInstance(ManagedInstance):
 
     def _lease(self) -> InstanceLease:
         options = self._options.copy()
-        options["max_lifetime"] = _remaining("max_lifetime", options.get("max_lifetime"), self._used_seconds)
+        lifetime = options.get("max_lifetime")
+        seconds = None if lifetime is None else as_seconds(lifetime)
+        options["max_lifetime"] = _remaining("max_lifetime", seconds, self._used_seconds)
         options["max_cost"] = _remaining("max_cost", options.get("max_cost"), self._used_cost)
         return self._client.instance(
             self._model_id, self._hardware_type_id, on_progress=self._show_progress, **options

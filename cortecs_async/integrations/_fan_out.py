@@ -20,6 +20,7 @@ from .. import CortecsError, InstanceHandle, InstanceLease, InvalidArgumentError
 from .._aio.feeds import Feed
 from .._aio.tasks import TaskResult, UserTask, is_cancellation
 from .._batch.outcome import retry_delay
+from .._hints import hinted
 from ..errors import EndpointError
 from ._fan_out_queue import FanOutInstance, FanOutQueue, Outcome, Task
 from ._worker import Result
@@ -39,6 +40,7 @@ _CLOSE_TIMEOUT = 5.0
 _LAST_ITEMS_TIMEOUT = 30.0
 
 
+@hinted
 class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
     """What `fan_out` returns: an async context manager and an async iterator of outcomes, as they come.
 
@@ -66,9 +68,9 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         ):
             if isinstance(number, bool) or not isinstance(number, int) or number < 1:
                 raise InvalidArgumentError(f"{name} must be a whole number of at least 1, not {number!r}")
-        self._leases = list(leases)
+        self._leases = [] if isinstance(leases, InstanceLease) else list(leases)
         if not self._leases:
-            raise InvalidArgumentError("fan_out needs at least one lease: [client.instance(...), ...]")
+            raise InvalidArgumentError("Pass fan_out a list of leases: [client.instance(...), ...]")
         self._submit = submit
         self._feed = Feed("a fan-out", items)
         self._chunk_size = chunk_size

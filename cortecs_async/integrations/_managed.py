@@ -18,6 +18,9 @@ from .._aio.background import BackgroundTask
 from .._aio.eventloop import current_loop, loop_runner
 from .._aio.synchronization import Broadcast
 from .._aio.tasks import redeliver_cancellation, run_uncancellable
+from .._durations import check_seconds
+from .._hints import START_ARGUMENTS, explain_argument
+from ..types import BillingInterval, Duration
 
 logger = logging.getLogger("cortecs_async.web")
 
@@ -96,11 +99,21 @@ class StartOptions(TypedDict, total=False):
 
     context_length: int | None
     num_workers: int
-    billing_interval: str
-    start_timeout: float
-    teardown_timeout: float
-    max_lifetime: float | None
+    billing_interval: BillingInterval
+    start_timeout: Duration
+    teardown_timeout: Duration
+    max_lifetime: Duration | None
     max_cost: float | None
+    require_key: bool | None
+
+
+def _in_seconds(options: StartOptions) -> StartOptions:
+    """Check the durations and convert them to seconds, so that equal options are equal as JSON."""
+    converted = options.copy()
+    for name in ("start_timeout", "teardown_timeout", "max_lifetime"):
+        if (value := options.get(name)) is not None:
+            converted[name] = float(check_seconds(name, value))
+    return converted
 
 
 @frozen
@@ -122,16 +135,15 @@ class ManagedInstance(abc.ABC):
     which is how pytest and some servers run the two halves of a fixture or a lifespan.
     """
 
-    def __init__(self, pause: float, options: StartOptions) -> None:
+    def __init__(self, pause: Duration, options: StartOptions) -> None:
         if unknown := options.keys() - StartOptions.__annotations__.keys():
-            raise InvalidArgumentError(
-                f"unknown option {', '.join(sorted(unknown))}; the options are "
-                f"{', '.join(StartOptions.__annotations__)}"
-            )
-        if not pause >= 0.1:
-            # Starts that fail would follow each other as fast as they can.
-            raise InvalidArgumentError(f"pause must be at least 0.1 seconds, not {pause!r}")
-        self._pause = pause
+            names, known = sorted(unknown), StartOptions.__annotations__
+            explained = explain_argument(names[0], START_ARGUMENTS, known)
+            choices = f"; the options are {', '.join(known)}"
+            raise InvalidArgumentError(f"unknown option {', '.join(names)}{explained or choices}")
+        # Shorter, starts that fail would follow each other as fast as they can.
+        self._pause = check_seconds("pause", pause, at_least=0.1)
+        self._options = _in_seconds(options)
         self._state: State = Unavailable("stopped", "not entered")
         self._changed = Broadcast()
         self._reported: str | None = None  # the id of an instance to which a request has failed

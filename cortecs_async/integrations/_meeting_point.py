@@ -5,32 +5,30 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from .._platform import NO_LOCKS
 from .._state_directory import StateFolder
 
-try:
+if TYPE_CHECKING or sys.platform != "win32":
     import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
-
 
 # Bytes.
-_LONGEST_ID = 20
+_LONGEST_NOTE = 32
 
-
-def has_locks() -> bool:
-    """Return whether this system has file locks."""
-    return fcntl is not None
+# Follows the process id of an owner that is starting, and so has started no instance yet.
+_STARTING = b" starting"
 
 
 @frozen
 class MeetingPoint:
     """A lock, which the owner holds while it lives, and a socket, on which it listens.
 
-    The file of the lock contains the process id of the owner.
+    The file of the lock contains the process id of the owner, and whether it is still starting.
 
     Attributes:
         address: The path of the socket. The lock is beside it.
@@ -49,7 +47,8 @@ class MeetingPoint:
 
     def try_lock(self) -> int | None:
         """Return the descriptor of the lock; None if another process holds it."""
-        assert fcntl is not None  # noqa: S101  (for the type checker: `SharedInstance` has raised otherwise)
+        if sys.platform == "win32":
+            raise OSError(NO_LOCKS)
         with StateFolder(self.address.parent, create=True) as folder:
             lock = folder.open(self._lock_name, os.O_RDWR | os.O_CREAT)
         try:
@@ -59,26 +58,40 @@ class MeetingPoint:
             return None
         return lock
 
-    def note_owner(self, lock: int, pid: int) -> None:
+    def note_owner(self, lock: int, pid: int, *, is_starting: bool = False) -> None:
         """Write the process id of the owner into the lock, unless the file contains anything else."""
-        content = os.pread(lock, _LONGEST_ID, 0)
-        if not content or content.isdigit():
+        if sys.platform == "win32":
+            raise OSError(NO_LOCKS)
+        note = str(pid).encode() + (_STARTING if is_starting else b"")
+        content = os.pread(lock, _LONGEST_NOTE, 0)
+        if content != note and (not content or content.removesuffix(_STARTING).isdigit()):
             os.ftruncate(lock, 0)
-            os.pwrite(lock, str(pid).encode(), 0)
+            os.pwrite(lock, note, 0)
 
     def owner_pid(self) -> int | None:
         """Return the process id of the owner; None if it is not known."""
+        pid = self._note().removesuffix(_STARTING)
+        return int(pid) if pid.isdigit() else None
+
+    def owner_is_starting(self) -> bool:
+        """Return whether the owner has not begun to serve, and so has started no instance yet."""
+        return self._note().endswith(_STARTING)
+
+    def _note(self) -> bytes:
+        if sys.platform == "win32":
+            raise OSError(NO_LOCKS)
         with contextlib.suppress(OSError), StateFolder(self.address.parent) as folder:
             lock = folder.open(self._lock_name, os.O_RDONLY)
             try:
-                content = os.pread(lock, _LONGEST_ID, 0)
+                return os.pread(lock, _LONGEST_NOTE, 0)
             finally:
                 os.close(lock)
-            return int(content) if content.isdigit() else None
-        return None
+        return b""
 
     def listen(self) -> socket.socket:
         """Replace the socket, and return a new one that listens. The caller holds the lock."""
+        if sys.platform == "win32":
+            raise OSError(NO_LOCKS)
         self.remove_socket()
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
@@ -95,7 +108,7 @@ class MeetingPoint:
             folder.remove_socket(self.address.name)
 
     def restore(self, lock: int) -> tuple[int, socket.socket | None]:
-        """Restore files that were removed, for example by a cleaner of old files.
+        """Restore files that were removed, for example by a cleaner of old files. The owner calls this.
 
         If another process has locked a new file since, that process owns both files, and nothing is restored.
 
@@ -111,7 +124,8 @@ class MeetingPoint:
                 return lock, None
             os.close(lock)
             lock = new
-            self.note_owner(lock, os.getpid())
+        # The process that started this one may have noted it late, as still starting.
+        self.note_owner(lock, os.getpid())
         # A dangling symlink counts as existing.
         return lock, None if os.path.lexists(self.address) else self.listen()
 

@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit
 import anyio
 
 from .._environment import import_path
+from .._platform import NO_LOCKS
 from .._secrets import Redactor, Secret
 from ._managed import logger
 
@@ -117,6 +118,8 @@ def kill_frozen(pid: int, spec: str) -> None:
     The id was noted in the lock. In another container it may be that of another process, which is left alone,
     as is every process on a system without /proc.
     """
+    if sys.platform == "win32":
+        raise OSError(NO_LOCKS)
     try:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

@@ -15,12 +15,17 @@ from typing import Unpack
 import anyio
 from anyio.abc import SocketAttribute, SocketStream
 
-from .. import AsyncCortecs, ConfigurationError, InvalidArgumentError, __version__
+from .. import AsyncCortecs, ConfigurationError, __version__
+from .._credentials import resolve_sources
+from .._durations import as_seconds, check_seconds
 from .._environment import VARIABLES
+from .._hints import hinted
+from .._platform import NO_LOCKS, O_CLOEXEC
 from .._state_directory import state_directory
+from ..types import Duration
 from . import _shared_server
 from ._managed import ManagedInstance, Reason, StartOptions, Unavailable, logger
-from ._meeting_point import MeetingPoint, has_locks
+from ._meeting_point import MeetingPoint
 from ._owner_process import OwnerProcess, kill_frozen
 
 # Seconds before the second attempt to connect to the owner process. Doubles with each attempt, up to `pause`.
@@ -36,7 +41,8 @@ _EXIT_TIMEOUT = 1.0
 _HEARTBEAT = 5.0
 
 # Missed lines in a row after which the owner's state is unknown, and after which it is frozen and killed.
-_MISSED_UNTIL_UNRESPONSIVE, _MISSED_UNTIL_FROZEN = 3, 12
+# An owner that is starting has no instance yet, and gets more time: on a busy machine, Python starts slowly.
+_MISSED_UNTIL_UNRESPONSIVE, _MISSED_UNTIL_FROZEN, _MISSED_WHILE_STARTING = 3, 12, 60
 
 # The longest socket address, in bytes, that every system supports.
 _LONGEST_ADDRESS = 103
@@ -49,6 +55,7 @@ _ENVIRONMENT = (
 )
 
 
+@hinted
 class SharedInstance(ManagedInstance):
     """One instance for all processes of this machine that request the same one, such as a server's workers.
 
@@ -64,21 +71,21 @@ class SharedInstance(ManagedInstance):
 
     Processes share an instance if they have the same arguments, credentials, CORTECS_API_BASE_URL, state
     directory (CORTECS_STATE_DIR), proxy and certificate variables, host name, user, and version of this
-    package. Credentials come from the environment. Needs unix sockets and file locks. Processes of other
-    users cannot connect.
+    package. Credentials come from the environment or a profile. Needs unix sockets and file locks.
+    Processes of other users cannot connect.
 
     Args:
         model_id: As for `client.instance`.
         hardware_type_id: As for `client.instance`.
         name: Processes with different names do not share an instance.
         pause: As for `BackgroundInstance`.
-        linger: Seconds to keep the instance after the last process has left, for servers that replace all of
+        linger: Time to keep the instance after the last process has left, for servers that replace all of
             their workers at about the same time. The last process to leave waits for that too, so a shutdown
             takes that much longer.
         **options: As for `client.instance`; see `StartOptions`.
 
     Raises:
-        InvalidArgumentError: If `pause` or `linger` is too short.
+        InvalidArgumentError: If `pause` or `linger` is too short, or another duration is invalid.
     """
 
     def __init__(
@@ -87,34 +94,41 @@ class SharedInstance(ManagedInstance):
         hardware_type_id: str | None = None,
         *,
         name: str = "",
-        pause: float = 30.0,
-        linger: float = 0.0,
+        pause: Duration = 30.0,
+        linger: Duration = 0.0,
         **options: Unpack[StartOptions],
     ) -> None:
         super().__init__(pause, options)
-        if not linger >= 0:
-            raise InvalidArgumentError(f"linger must be 0 seconds or more, not {linger!r}")
         self._spec = _shared_server.InstanceSpec(
             model_id=model_id,
             hardware_type_id=hardware_type_id,
-            pause=pause,
-            linger=linger,
+            pause=float(self._pause),
+            linger=float(check_seconds("linger", linger, at_least=0)),
             heartbeat=_HEARTBEAT,
-            options=options,
+            # This process uses the key, so it checks the key, not the owner.
+            options={**self._options, "require_key": False},
         )
+        self._require_key = self._options.get("require_key")
         self._name = name
         self._stream: SocketStream | None = None
         self._owner: OwnerProcess | None = None  # if this process has started it
         self._leaving = False
+        self._place: MeetingPoint | None = None
         self._disconnected: anyio.Event
 
     async def _check(self) -> None:
-        if not has_locks() or not sys.executable or getattr(sys, "frozen", False):
-            raise ConfigurationError("a shared instance needs file locks, and Python as a child process")
+        if sys.platform == "win32":
+            raise ConfigurationError(
+                "a shared instance needs unix sockets and file locks, and does not run on Windows"
+            )
+        if not sys.executable or getattr(sys, "frozen", False):
+            raise ConfigurationError("a shared instance needs Python as a child process")
         self._leaving = False
+        self._place = None
         self._disconnected = anyio.Event()
         async with AsyncCortecs(guard="off", journal="off") as client:
-            client.instance(self._spec["model_id"], self._spec["hardware_type_id"], **self._spec["options"])
+            options: StartOptions = {**self._spec["options"], "require_key": self._require_key}
+            client.instance(self._spec["model_id"], self._spec["hardware_type_id"], **options)
         address = self._meeting_point.address
         if len(os.fsencode(address)) > _LONGEST_ADDRESS:
             raise ConfigurationError(f"{address} is too long for a socket: set a shorter CORTECS_STATE_DIR")
@@ -203,7 +217,10 @@ class SharedInstance(ManagedInstance):
             problem = f"the owner process (process id {self._meeting_point.owner_pid()}) does not respond"
             logger.warning("%s", problem)
             self._set(Unavailable("unresponsive", problem))
-        elif missed % _MISSED_UNTIL_FROZEN == 0 and (pid := self._meeting_point.owner_pid()) is not None:
+            return
+        is_starting = self._meeting_point.owner_is_starting()
+        limit = _MISSED_WHILE_STARTING if is_starting else _MISSED_UNTIL_FROZEN
+        if missed % limit == 0 and (pid := self._meeting_point.owner_pid()) is not None:
             logger.warning("the owner process (process id %d) is frozen, and is killed", pid)
             kill_frozen(pid, json.dumps(self._spec))
 
@@ -215,7 +232,7 @@ class SharedInstance(ManagedInstance):
                 # Listen here, so that this process and all others can connect before the owner is up.
                 with place.listen() as listener:
                     self._owner = OwnerProcess(lock, listener.fileno(), json.dumps(self._spec))
-                place.note_owner(lock, self._owner.pid)
+                place.note_owner(lock, self._owner.pid, is_starting=True)
             finally:
                 os.close(lock)
         stream = await anyio.connect_unix(place.address)
@@ -229,15 +246,31 @@ class SharedInstance(ManagedInstance):
         self._leaving = True
         if self._stream is None:
             return
-        timeout = self._spec["linger"] + self._spec["options"].get("teardown_timeout", 120.0) + _LEAVE_MARGIN
+        timeout = (
+            self._spec["linger"] + as_seconds(self._options.get("teardown_timeout", 120.0)) + _LEAVE_MARGIN
+        )
         with anyio.move_on_after(timeout):
             self._new_report.notify()
             await self._disconnected.wait()
 
     @property
     def _meeting_point(self) -> MeetingPoint:
-        """The files that exactly the processes that share have in common."""
+        """The files that exactly the processes that share have in common.
+
+        Computed once per block: the config file may change, or be unreadable for a moment.
+        """
+        if self._place is None:
+            self._place = self._find_meeting_point()
+        return self._place
+
+    def _find_meeting_point(self) -> MeetingPoint:
+        if sys.platform == "win32":
+            raise OSError(NO_LOCKS)
+        # First: it may raise an error, and a traceback that shows locals would show the secrets below.
+        found = resolve_sources(client_id=None, client_secret=None, provider=None, profile=None)[0].profile
         environment = [os.environ.get(name, "").strip() for name in _ENVIRONMENT]
+        if found is not None:
+            environment += [found.name, found.client_id, found.client_secret.reveal(), found.api_base_url]
         key = [self._name, self._spec, environment, socket.gethostname(), os.getuid(), __version__]
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
         return MeetingPoint(state_directory(None) / "shared" / f"{digest[:16]}.sock")
@@ -248,7 +281,7 @@ _connections: weakref.WeakSet[SocketStream] = weakref.WeakSet()
 
 def _close_in_child() -> None:
     """Close the connections in a forked child. Left open there, they would keep the instance running."""
-    devnull = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    devnull = os.open(os.devnull, os.O_RDWR | O_CLOEXEC)
     for stream in _connections:
         with contextlib.suppress(OSError):
             connection = stream.extra(SocketAttribute.raw_socket)  # noqa: S610  (anyio's, not Django's)

@@ -26,6 +26,7 @@ from anyio.abc import SocketAttribute, SocketListener, SocketStream, TaskGroup
 from attrs import asdict, define, field
 
 from .. import AsyncCortecs, InstanceHandle
+from .._platform import NO_LOCKS
 from ._background import BackgroundInstance
 from ._managed import ManagedInstance, StartOptions, State, Unavailable, logger
 from ._meeting_point import MeetingPoint
@@ -122,17 +123,21 @@ class SharedInstanceServer:
             await listener.serve(self._serve_connection, connections)
 
     async def _keep_files(self, listeners: TaskGroup, connections: TaskGroup) -> None:
-        """Restore the socket and the lock if they are removed: new processes could not connect."""
+        """Restore the socket and the lock if they are removed: new processes could not connect.
+
+        The first time, this also notes in the lock that the server has started.
+        """
         while True:
-            await anyio.sleep(self.heartbeat)
             try:
                 self.lock, listener = self.meeting_point.restore(self.lock)
             except OSError as error:
                 logger.warning("the files of the shared instance cannot be restored: %s", error)
-                continue
-            if listener is not None:
-                logger.warning("the socket of the shared instance was removed, and is restored")
-                listeners.start_soon(self._accept, await SocketListener.from_socket(listener), connections)
+            else:
+                if listener is not None:
+                    logger.warning("the socket of the shared instance was removed, and is restored")
+                    accepting = await SocketListener.from_socket(listener)
+                    listeners.start_soon(self._accept, accepting, connections)
+            await anyio.sleep(self.heartbeat)
 
     async def _serve_connection(self, stream: SocketStream) -> None:
         if not is_of_this_user(stream):
@@ -177,6 +182,8 @@ def is_of_this_user(stream: SocketStream) -> bool:
     Linux has SO_PEERCRED; macOS and the BSDs have `getpeereid`. On any other system, the directory of the
     socket, which only its user can enter, must suffice.
     """
+    if sys.platform == "win32":
+        raise OSError(NO_LOCKS)
     connection = stream.extra(SocketAttribute.raw_socket)  # noqa: S610  (anyio's, not Django's)
     if hasattr(socket, "SO_PEERCRED"):
         credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
@@ -205,6 +212,8 @@ async def _main(listener: socket.socket, lock: int, spec: InstanceSpec) -> None:
 
 def main() -> None:
     """Run the server. The lock's descriptor is never closed, so the lock is held until the process ends."""
+    if sys.platform == "win32":
+        raise OSError(NO_LOCKS)
     # A service manager sends these signals to all of its processes at once, while the server's workers still
     # finish requests. This process ends when they have ended.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):

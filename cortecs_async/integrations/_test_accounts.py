@@ -17,6 +17,7 @@ import attrs
 import pytest
 
 from .. import AsyncCortecs, ConfigurationError, PollPolicy, RetryPolicy
+from .._durations import Duration, check_seconds
 from ..emulator import Emulator, Fault, LedgerEntry, serve_emulator
 from ._markers import CLIENT, EMULATOR, FAULT
 
@@ -49,6 +50,10 @@ def _validate_allow_leaks(_: object, __: object, value: object) -> None:
         raise ValueError(f"allow_leaks must be False, 'stopped' or True, not {value!r}")
 
 
+def _leak_grace(value: Duration) -> float:
+    return min(check_seconds("leak_grace", value, at_least=0), 1e9)  # infinity cannot be counted down
+
+
 @attrs.frozen(kw_only=True)
 class Rules:
     """What a test may leave behind.
@@ -60,7 +65,7 @@ class Rules:
     """
 
     allow_leaks: Literal[False, "stopped", True] = attrs.field(default=False, validator=_validate_allow_leaks)
-    leak_grace: float = attrs.field(default=10.0, validator=attrs.validators.ge(0))
+    leak_grace: float = attrs.field(default=10.0, converter=_leak_grace)
     allow_unmet_faults: bool = attrs.field(default=False, validator=attrs.validators.instance_of(bool))
 
 

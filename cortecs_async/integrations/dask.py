@@ -59,8 +59,10 @@ def fan_out(
             instances.
         InvalidArgumentError: If an argument is invalid, there are no leases, or `work` cannot be pickled.
     """
-    if not getattr(dask, "asynchronous", False):
-        raise ConfigurationError("fan_out needs `await distributed.Client(..., asynchronous=True)`")
+    if not getattr(dask, "asynchronous", False) or not hasattr(dask, "submit"):
+        raise ConfigurationError(
+            f"fan_out needs `await distributed.Client(cluster, asynchronous=True)`, not {type(dask).__name__}"
+        )
     dumps = importlib.import_module("cloudpickle").dumps  # Dask needs it
 
     check_work(work, dumps)

@@ -20,7 +20,10 @@ from .._batch.output import Output
 from .._batch.plan import BatchOptions, Preflight, read_files
 from .._batch.request_queue import read_unanswered
 from .._batch.setup import check_path
+from .._durations import check_seconds
+from .._hints import hinted
 from ..errors import BatchWriteError
+from ..types import Duration
 from ._fan_out_queue import Outcome
 from ._worker import AnswerError
 
@@ -28,7 +31,7 @@ __all__ = ["AnswerFile", "answer"]
 
 
 async def answer(
-    inst: InstanceHandle, requests: list[dict[str, Any]], *, concurrency: int = 32, timeout: float = 600.0
+    inst: InstanceHandle, requests: list[dict[str, Any]], *, concurrency: int = 32, timeout: Duration = 600.0
 ) -> list[Any]:
     """Answer requests in parallel: the `work` for `fan_out`. Needs the `openai` package on the workers.
 
@@ -38,13 +41,13 @@ async def answer(
         inst: The instance.
         requests: Objects with `url` and `body`. The model in a body is replaced by the one that is running.
         concurrency: Requests in parallel.
-        timeout: Seconds for one attempt.
+        timeout: Time for one attempt.
 
     Raises:
         ConfigurationError: If the worker has no inference API key in its environment, or no `openai`.
     """
     # No retries here: `fan_out` tries again, possibly on another instance.
-    async with inst.openai(max_retries=0, timeout=timeout) as llm:
+    async with inst.openai(max_retries=0, timeout=check_seconds("timeout", timeout)) as llm:
 
         async def ask(request: dict[str, Any]) -> object:
             url = str(request["url"])
@@ -60,6 +63,7 @@ async def answer(
         return await inst.map(ask, requests, concurrency=concurrency, return_exceptions=True).to_list()
 
 
+@hinted
 class AnswerFile:
     """The answers to a file of requests: `with AnswerFile("requests.jsonl", "answers.jsonl") as answers:`.
 

@@ -1,4 +1,4 @@
-"""Spans and metrics of leases. Needs `pip install 'cortecs-async[opentelemetry]'`, which has only the API.
+"""Spans and metrics of leases. Needs the extra `opentelemetry`, which has only the API.
 
 Your program sets up the OpenTelemetry SDK and its exporters. Without an SDK, nothing is recorded.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import define
 
 from .. import ConfigurationError, __version__
+from .._extras import install_command
 from ..types import LeaseInfo, PhaseEnd, RequestRetry, Telemetry
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class OpenTelemetry(Telemetry):
             from opentelemetry import context, metrics, trace  # noqa: PLC0415  (optional)
         except ModuleNotFoundError:
             raise ConfigurationError(
-                "OpenTelemetry() requires the extra opentelemetry: pip install 'cortecs-async[opentelemetry]'"
+                f"OpenTelemetry() requires the extra opentelemetry: {install_command('opentelemetry')}"
             ) from None
         self._context = context
         self._trace = trace

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _MARKERS = {
     f"{EMULATOR}(**options)": (
         "give the test an emulated account, as the fixture of that name does; options are those of "
-        "cortecs_async.emulator.Emulator, and allow_leaks (False, 'stopped' or True), leak_grace (seconds), "
-        "allow_unmet_faults."
+        "cortecs_async.emulator.Emulator, and allow_leaks (False, 'stopped' or True), leak_grace (a "
+        "duration), allow_unmet_faults."
     ),
     f"{CLIENT}(**options)": "set options of the AsyncCortecs that the fixture of that name returns.",
     f"{FAULT}(kind, **options)": (
@@ -87,8 +87,10 @@ def cortecs_emulator(
     except ImportError as error:
         if error.name not in {"starlette", "uvicorn"}:
             raise
+        from .._extras import install_command  # noqa: PLC0415  (needed only here)
+
         pytest.fail(
-            "the fixtures of cortecs_async need starlette and uvicorn: pip install 'cortecs-async[testing]'",
+            f"the fixtures of cortecs_async need starlette and uvicorn: {install_command('testing')}",
             pytrace=False,
         )
     item: pytest.Item = request.node

@@ -1,26 +1,31 @@
-"""A progress bar for starting instances. Needs `pip install 'cortecs-async[cli]'`."""
+"""A progress bar for starting instances. Needs the extra `cli`."""
 
 from __future__ import annotations
 
 from types import TracebackType
 from typing import Self
 
+from .._extras import install_command
+from .._hints import hinted
 from ..types import Progress
 
 try:
     from rich.console import Console
     from rich.progress import BarColumn, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as LiveBars
+    from rich.table import Column
 except ModuleNotFoundError as _error:
-    raise ImportError(
-        "The progress bar needs rich: python -m pip install 'cortecs-async[cli]'", name="rich"
-    ) from _error
+    raise ImportError(f"The progress bar needs rich: {install_command('cli')}", name="rich") from _error
+
+# The least columns for a bar of the full width.
+_WIDE = 72
 
 
+@hinted
 class ProvisioningBar:
     """A live progress bar for every instance that starts, for `on_progress`.
 
-    Use it as a context manager and pass it to `client.instance(..., on_progress=bar)`; the README shows how.
+    Use it as a context manager and pass it to `client.instance(..., on_progress=bar)`.
     On a terminal the bars move until every instance is running. Elsewhere (a log file, a pipe) every change
     has its own line. Leaving the block removes the bars, also if a start fails.
 
@@ -33,9 +38,9 @@ class ProvisioningBar:
         self._bars = LiveBars(
             SpinnerColumn(finished_text="[green]✓"),
             TextColumn("{task.fields[instance_id]}", markup=False),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=24 if self._console.width >= _WIDE else 6),
             TextColumn("{task.description}", markup=False),
-            TimeElapsedColumn(),
+            TimeElapsedColumn(Column(no_wrap=True, min_width=len("0:00:00"))),
             console=self._console,
         )
         self._tasks: dict[str, TaskID] = {}

@@ -1,0 +1,79 @@
+"""How data looks to people: one line for `str`, and a table for notebooks."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+
+class Row:
+    """Data that a notebook shows as a table with one row, and a list of them as a table."""
+
+    __slots__ = ()
+
+    def _columns(self) -> Mapping[str, object]:
+        """Return the cells of the row by the titles of their columns."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        return html_table([self._columns()])
+
+
+def html_table(rows: Iterable[Mapping[str, object]]) -> str:
+    """Return rows with equal columns as an HTML table, with everything escaped."""
+    cells = list(rows)
+    if not cells:
+        return "<p>none</p>"
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in cells[0])
+    body = "".join(f"<tr>{''.join(map(_cell, row.values()))}</tr>" for row in cells)
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+class Share(float):
+    """A share from 0 to 1, which a table shows as a bar."""
+
+    __slots__ = ()
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, Share):
+        return f'<td><progress value="{value:.3f}" max="1"></progress></td>'
+    shown = "" if value is None else f"{value:%Y-%m-%d %H:%M:%S}" if isinstance(value, datetime) else value
+    return f"<td>{html.escape(str(shown))}</td>"
+
+
+def duration_text(seconds: float) -> str:
+    """Format a duration as the client accepts it: `42s`, `1m30s`, `2h05m`; empty if it is infinite."""
+    if not math.isfinite(seconds):
+        return ""
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{whole % 60:02}s" if minutes else f"{whole}s"
+
+
+def time_text(moment: float) -> str:
+    """Format a Unix time in UTC; empty if it is beyond the range of dates."""
+    try:
+        return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S}"
+    except (ValueError, OverflowError, OSError):
+        return ""
+
+
+def money_text(amount: float | None, currency: str) -> str:
+    """Format a cost; empty if it is not known."""
+    return "" if amount is None else f"{amount:.2f} {currency}".rstrip()
+
+
+def price_text(price: float | None, currency: str) -> str:
+    """Format a price, which may be less than a cent; empty if it is not known."""
+    return "" if price is None else f"{price:.4g} {currency}".rstrip()
+
+
+def joined(*parts: Any) -> str:
+    """Join the parts that are not empty by commas."""
+    return ", ".join(str(each) for each in parts if each)
