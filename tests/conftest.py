@@ -105,11 +105,21 @@ def state_dir(_states: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, state_dir: Path) -> None:
-    """Hide the credentials, addresses, proxies and journals of the machine from the tests."""
+    """Hide the credentials, addresses, proxies, profiles and journals of the machine from the tests."""
     for name in list(os.environ):
         if name.upper().startswith(_AMBIENT_PREFIXES) or name.upper() in _AMBIENT_NAMES:
             monkeypatch.delenv(name)
     monkeypatch.setenv("CORTECS_STATE_DIR", str(state_dir))
+    # For subprocesses too: no profile, and a keyring that the package does not use.
+    monkeypatch.setenv("CORTECS_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PYTHON_KEYRING_BACKEND", "keyring.backends.null.Keyring")
+
+
+@pytest.fixture(autouse=True)
+def _no_packages_for_inference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log no warnings about a missing inference API key, whichever packages are installed."""
+    for module in ("wiring", "diagnosis"):
+        monkeypatch.setattr(f"cortecs_async._client.{module}.uses_inference", lambda: False)
 
 
 @pytest.fixture(autouse=True)
@@ -148,6 +158,7 @@ def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, Any]]:
 ORACLES = [
     "emulator/test_openapi.py",
     "emulator/test_vendor_client.py",
+    "emulator/test_vendor_examples.py",
     "emulator/test_vendor_package.py",
     "test_migrating.py",
 ]

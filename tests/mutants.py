@@ -70,6 +70,62 @@ class Mutant(NamedTuple):
 MUTANTS = [
     # The journal
     Mutant(
+        "lets a lease hand out clients of an instance that it has released",
+        "_lease/state.py",
+        "if self.final is not None and self.final.released:",
+        "if False:",
+        "test_hints.py::test_after_its_block_the_data_of_a_lease_stays_and_its_helpers_say_so",
+    ),
+    Mutant(
+        "refuses clients of an instance that keeps running after the block",
+        "_lease/state.py",
+        "if self.final is not None and self.final.released:",
+        "if self.final is not None:",
+        "test_hints.py::test_an_instance_that_keeps_running_can_be_used_after_the_block",
+    ),
+    Mutant(
+        "shows the arguments of a constructor in the traceback of its hint",
+        "_hints.py",
+        "            del args, kwargs  # a traceback that shows locals would show secrets\n",
+        "            pass\n",
+        "test_hints.py::test_an_argument_of_a_constructor",
+    ),
+    Mutant(
+        "checks the arguments of a subclass that has a constructor of its own",
+        "_hints.py",
+        "if cls.__init__ is init and ",
+        "if ",
+        "test_hints.py::test_subclasses_have_their_own_constructors",
+    ),
+    Mutant(
+        "raises an ImportError for an attribute of the package",
+        "_public.py",
+        "if hint and _is_from_import(caller):",
+        "if hint:",
+        "test_hints.py::test_only_an_import_has_an_import_error",
+    ),
+    Mutant(
+        "returns that fn is not async as the result of each item",
+        "_lease/mapping.py",
+        " and self._return_exceptions and not self._is_fn_wrong:",
+        " and self._return_exceptions:",
+        "lease/test_mapping.py::test_a_function_that_is_not_async_is_an_error_of_its_first_item",
+    ),
+    Mutant(
+        "starts two shared instances for equal durations in different spellings",
+        "integrations/_managed.py",
+        "        self._options = _in_seconds(options)\n",
+        "        self._options = options\n",
+        "test_durations.py::test_shared_instances_with_equal_durations_are_one",
+    ),
+    Mutant(
+        "lets a name of the service run as HTML in a notebook",
+        "_display.py",
+        "html.escape(str(shown))",
+        "str(shown)",
+        "test_display.py::test_everything_is_escaped",
+    ),
+    Mutant(
         "does not sync its promises to disk",
         "_recovery/journal.py",
         "            if durable:\n",
@@ -173,10 +229,17 @@ MUTANTS = [
     ),
     Mutant(
         "removes its journal while it still has promises",
+        "_recovery/journal.py",
+        "if not state.promises and self._is_understood():",
+        "if self._is_understood():",
+        "recovery/test_sweep.py::test_a_failing_service_leaves_a_promise_for_the_next_sweep",
+    ),
+    Mutant(
+        "ends its reaper while it still has promises",
         "_recovery/store.py",
         "            if self.state.promises:\n                if self._journal is not None:",
         "            if False:\n                if self._journal is not None:",
-        "lease/test_acquire.py::test_what_was_acquired_for_a_time_is_swept_after_it",
+        "recovery/test_mutations.py::test_a_process_leaves_its_promises_to_its_reaper",
     ),
     Mutant(
         "starts without a required journal",
@@ -290,7 +353,8 @@ MUTANTS = [
         "_api/matching.py",
         "if start not in assignment or assign(assignment[start], tried):",
         "if start not in assignment:",
-        "lease/test_starter.py::TestJudging::test_who_could_have_two_takes_the_one_that_the_other_cannot",
+        "lease/test_starter.py::TestJudging"
+        "::test_an_instance_that_only_one_start_can_have_created_is_that_of_this_start",
     ),
     Mutant(
         "adopts an instance that another process has started",
@@ -304,7 +368,14 @@ MUTANTS = [
         "_api/matching.py",
         "return [each for each in instances if each.instance_id not in self.ids]",
         "return list(instances)",
-        "lease/test_starter.py::test_a_plain_start_of_the_same_client_is_not_taken_for_a_lost_one",
+        "lease/test_starter.py::test_a_plain_start_that_the_baseline_does_not_show_is_not_taken_for_a_lost_one",
+    ),
+    Mutant(
+        "has a reaper that adopts an instance that another call of its parent has started",
+        "_recovery/promises.py",
+        'self.store.put({"kind": "PAST", "ids": [instance_id]})',
+        "pass",
+        "recovery/test_search.py::test_the_living_reaper_does_not_take_a_plain_start_of_its_program",
     ),
     Mutant(
         "adopts an instance with other hardware",
@@ -413,7 +484,8 @@ MUTANTS = [
         "_lease/provisioning.py",
         "    if state.age >= state.lifetime:\n        raise",
         "    if False:\n        raise",
-        "lease/test_acquire.py::test_an_instance_that_is_found_after_its_lifetime_is_not_handed_over",
+        "lease/test_acquire.py"
+        "::test_an_instance_whose_lifetime_ended_while_the_machine_was_suspended_is_not_handed_over",
     ),
     Mutant(
         "takes any response for an accepted delete",
@@ -1164,8 +1236,8 @@ MUTANTS = [
     ),
     Mutant(
         "shows an inference key that was passed in the exceptions of spans",
-        "_lease/endpoint.py",
-        "    remember_inference_key(key)\n",
+        "_credentials.py",
+        "        remember_inference_key(found.value)\n",
         "",
         "integrations/test_opentelemetry.py::test_exceptions_of_others_show_no_secrets",
     ),
@@ -1183,6 +1255,13 @@ MUTANTS = [
         "is_ended_by_caller = isinstance(raised, GeneratorExit) or (",
         "is_ended_by_caller = (",
         "lease/test_watchdog.py::test_in_a_closed_generator_the_limit_comes_out",
+    ),
+    Mutant(
+        "forgets why a block ended that a portal leaves",
+        "_aio/scopes.py",
+        "if raised is None and self.is_cancelled and isinstance",
+        "if False and isinstance",
+        "lease/test_watchdog.py::test_a_wrapper_that_leaves_the_block_without_the_cancellation",
     ),
     Mutant(
         "keeps a lease alive through the task that entered it",
@@ -1447,8 +1526,11 @@ MUTANTS = [
     Mutant(
         "does not promise the release of an acquired instance",
         "_lease/release.py",
-        "        await services.promises.flush()\n        await release.run()",
-        "        await release.run()",
+        "            await self.services.promises.flush()\n"
+        "            # Once these are done, another call of them does nothing.\n"
+        "            await self._find()\n"
+        "            await self.services.promises.flush()\n",
+        "            await self._find()\n",
         "lease/test_acquire.py::test_the_release_of_an_acquired_instance_is_promised_before_it_begins",
     ),
     Mutant(
@@ -1585,6 +1667,49 @@ MUTANTS = [
         "                self.release(priority)\n            else:",
         "                pass\n            else:",
         "http/test_limiter.py::test_a_slot_given_in_the_moment_of_a_cancellation_goes_on",
+    ),
+    # Messages
+    Mutant(
+        "says that an instance is missing whatever the list says",
+        "_api/unknown_names.py",
+        "if instance_id in existing or is_expected or",
+        "if",
+        "api/test_unknown_names.py::test_an_unreadable_entry_exists",
+    ),
+    Mutant(
+        "raises the error of a lookup instead of the rejection",
+        "_api/unknown_names.py",
+        "except Exception:",
+        "except ZeroDivisionError:",
+        "api/test_unknown_names.py::test_a_failed_lookup_changes_nothing",
+    ),
+    Mutant(
+        "waits long for the words of an error",
+        "_api/unknown_names.py",
+        "_TIMEOUT = 3.0",
+        "_TIMEOUT = 300.0",
+        "api/test_unknown_names.py::test_a_failed_lookup_changes_nothing",
+    ),
+    Mutant(
+        "takes the detail of a proxy's error for a rejection by the service",
+        "_http/messages.py",
+        "if 400 <= status < 500 and status != 408:",
+        "if True:",
+        "http/test_retry.py::TestErrorReason::test_json",
+    ),
+    Mutant(
+        "logs an outage at every retry",
+        "_http/client.py",
+        "            if now >= self._outage_ends:\n",
+        "            if True:\n",
+        "http/test_outage.py::test_an_outage_is_logged_once",
+    ),
+    Mutant(
+        "takes the pause before a retry for the end of an outage",
+        "_http/client.py",
+        "now + wait + attempts.settings.timeout + _OUTAGE_GAP",
+        "now",
+        "http/test_outage.py::test_an_outage_is_logged_once",
     ),
     # Credentials
     Mutant(
@@ -1759,7 +1884,7 @@ MUTANTS = [
     Mutant(
         "accepts a route name as an instance id",
         "_api/validation.py",
-        "if instance_id.casefold() in _ROUTES:",
+        "if instance_id.casefold() in ROUTES:",
         "if False:",
         "api/test_validation.py::TestInstanceId::test_an_id_that_could_reach_another_route_is_rejected",
     ),
@@ -1823,8 +1948,8 @@ MUTANTS = [
     Mutant(
         "treats an unlisted instance as deleted without checking its id",
         "_api/polling.py",
-        "known = listed.keys() | trusting",
-        "known = wanted",
+        "wanted & (listed.keys() | trusting)",
+        "wanted",
         "api/test_polling.py::test_an_instance_that_the_list_lacks_is_requested_by_id",
     ),
     Mutant(
@@ -1852,11 +1977,11 @@ MUTANTS = [
         "api/test_polling.py::test_a_long_outage_ends_the_wait",
     ),
     Mutant(
-        "waits until the timeout for an instance that vanished right after its start",
+        "waits until the timeout for an instance that stopped right after its start",
         "_api/waiting.py",
         "            has_reading = subscription.has_reading = False\n",
         "            pass\n",
-        "lease/test_lease.py::test_an_instance_that_vanishes_after_its_start_is_given_up_after_settle",
+        "lease/test_lease.py::test_an_instance_that_stops_right_after_its_start_is_given_up_after_settle",
     ),
     Mutant(
         "treats a new instance that is not visible yet as deleted",
@@ -2282,10 +2407,73 @@ MUTANTS = [
         "batch/test_run.py::test_a_plan_bounds_what_is_left",
     ),
     Mutant(
+        "uses a profile beside a client id of the environment",
+        "_credentials.py",
+        "not (is_given or any(variables.values()))",
+        "not (is_given or all(variables.values()))",
+        "test_profiles.py::TestPrecedence::test_half_of_the_credentials_is_never_completed_by_a_profile",
+    ),
+    Mutant(
+        "uses another key in a handle than its client",
+        "_lease/lease.py",
+        "with_sources(handle, self._services.sources)",
+        "handle",
+        "test_profiles.py::TestHandle::test_handle_uses_the_key_of_its_client",
+    ),
+    Mutant(
+        "reads the config file for a handle that has its key",
+        "_credentials.py",
+        "    if _given_key(given) or any(",
+        "    if any(",
+        "test_profiles.py::TestHandle::test_config_file_does_not_matter_for_a_handle_that_has_its_key",
+    ),
+    Mutant(
+        "lets two logins write the config file at the same time",
+        "_profiles.py",
+        "fcntl.flock(folder.fileno(), fcntl.LOCK_EX)",
+        "folder.fileno()",
+        "test_profiles.py::TestWriting::test_simultaneous_logins_lose_no_profile",
+    ),
+    Mutant(
+        "computes the address of a shared instance again during its block",
+        "integrations/_shared.py",
+        "        if self._place is None:\n",
+        "        if True:\n",
+        "integrations/test_web.py::test_config_file_is_read_once_per_block",
+    ),
+    Mutant(
+        "reads a config file that other users can read",
+        "_profiles.py",
+        "            if mode & 0o077:\n",
+        "            if False:\n",
+        "test_profiles.py::TestFile::test_file_that_others_can_read_is_refused",
+    ),
+    Mutant(
+        "starts an instance without the inference key that it requires",
+        "_client/wiring.py",
+        "if options.require_key is not False:",
+        "if options.require_key is None:",
+        "client/test_inference_key.py::test_required_key_is_checked_before_any_request",
+    ),
+    Mutant(
+        "is entered without credentials",
+        "_client/wiring.py",
+        "            self.settings.sources.check()\n            await",
+        "            await",
+        "client/test_inference_key.py::test_missing_credentials_are_raised_on_entering",
+    ),
+    Mutant(
+        "sends what is typed at login to the address of a .env file",
+        "_cli/global_options.py",
+        '    if options["env_file"] is not None or not (options["profile"] or is_login):\n',
+        "    if True:\n",
+        "cli/test_login.py::test_typed_secrets_do_not_go_to_the_address_of_a_env_file",
+    ),
+    Mutant(
         "starts a batch whose inference key is the client secret",
-        "_lease/endpoint.py",
-        '    for name in ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET"):',
-        "    for name in ():",
+        "_credentials.py",
+        'for name, variable in (("client_id", _ID), ("client_secret", _SECRET)):\n',
+        "for name, variable in ():\n",
         "batch/test_run.py::test_a_key_that_cannot_be_right_starts_nothing",
     ),
     Mutant(
@@ -2613,8 +2801,8 @@ MUTANTS = [
     Mutant(
         "writes a draft through a prepared link",
         "_batch/rescue.py",
-        "os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC",
-        "os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC",
+        "os.O_RDWR | os.O_CREAT | os.O_EXCL | O_NOFOLLOW | O_CLOEXEC",
+        "os.O_RDWR | os.O_CREAT | os.O_TRUNC | O_CLOEXEC",
         "batch/test_rescue.py::TestDrafts::test_a_draft_is_never_a_file_that_exists",
     ),
     Mutant(
@@ -3028,6 +3216,48 @@ MUTANTS = [
         "    return tuple(instance.instance_id for instance in _list())\n",
         "cli/test_instances.py::TestStopAndRemove::test_all_spares_instances_started_after_the_list",
     ),
+    Mutant(
+        "believes one list that lacks an instance with `rm --force`",
+        "_cli/instances.py",
+        "    elif ignore_missing:\n",
+        '    elif ignore_missing:\n        return "already gone"\n',
+        "cli/test_instances.py::TestStopAndRemove::test_force_believes_several_readings_and_not_one_list",
+    ),
+    Mutant(
+        "ends the reapers of the command of `run` with its processes",
+        "_cli/process_tree.py",
+        " and not _is_helper(each.pid)",
+        "",
+        "cli/test_process_tree.py::test_the_tree_has_all_descendants_but_zombies_other_children_and_helpers",
+    ),
+    Mutant(
+        "ends other children of this process with those of the command of `run`",
+        "_cli/process_tree.py",
+        "(not self._adopts_foreign or self._has_token(pid))",
+        "True",
+        "cli/test_process_tree.py::test_the_tree_has_all_descendants_but_zombies_other_children_and_helpers",
+    ),
+    Mutant(
+        "sends a signal to another process that has the id of one of the command of `run`",
+        "_cli/process_tree.py",
+        "if _HAS_PROC and _linux_process(process.pid) != process:",
+        "if False:",
+        "cli/test_process_tree.py::test_a_signal_reaches_no_other_process_with_the_same_id",
+    ),
+    Mutant(
+        "reads options of the command of `run`",
+        "_cli/run.py",
+        "        return args[:second], args[second:]\n",
+        "        return args, []\n",
+        "cli/test_global_options.py::test_run_reads_no_option_of_its_command",
+    ),
+    Mutant(
+        "drops a global option before the command if it is not repeated after it",
+        "_cli/global_options.py",
+        'lambda before, after: before or after,\n    "verbose"',
+        'lambda before, after: after,\n    "verbose"',
+        "cli/test_global_options.py::test_quiet_before_and_after",
+    ),
     # The rules of evidence
     Mutant(
         "has a sweep that does not notice what the living reaper of its process has done",
@@ -3041,7 +3271,7 @@ MUTANTS = [
         "_recovery/search.py",
         "RecentLists(3 * _SLOW_LIST_INTERVAL)",
         "RecentLists(ABSENCE_SPAN)",
-        "recovery/test_search.py::test_no_single_list_of_a_search_long_after_the_start_closes_it",
+        "recovery/test_search.py::test_no_single_list_hides_the_instance_of_a_start_of_long_ago",
     ),
     Mutant(
         "takes an equal tag as proof",
@@ -3540,10 +3770,24 @@ MUTANTS = [
     Mutant(
         "counts an owner as frozen as soon as it is silent",
         "integrations/_shared.py",
-        "_MISSED_UNTIL_UNRESPONSIVE, _MISSED_UNTIL_FROZEN = 3, 12",
-        "_MISSED_UNTIL_UNRESPONSIVE, _MISSED_UNTIL_FROZEN = 3, 4",
+        "_MISSED_UNTIL_UNRESPONSIVE, _MISSED_UNTIL_FROZEN, _MISSED_WHILE_STARTING = 3, 12, 60",
+        "_MISSED_UNTIL_UNRESPONSIVE, _MISSED_UNTIL_FROZEN, _MISSED_WHILE_STARTING = 3, 4, 60",
         "integrations/test_shared_owner.py"
         "::test_a_silent_owner_is_noticed_then_killed_and_heals_if_it_speaks",
+    ),
+    Mutant(
+        "kills an owner that is still starting",
+        "integrations/_shared.py",
+        "_MISSED_WHILE_STARTING if is_starting else _MISSED_UNTIL_FROZEN",
+        "_MISSED_UNTIL_FROZEN",
+        "integrations/test_shared_owner.py::test_an_owner_that_starts_slowly_is_not_killed",
+    ),
+    Mutant(
+        "lets a late note of its starter count an owner as starting for its whole life",
+        "integrations/_meeting_point.py",
+        "        self.note_owner(lock, os.getpid())\n",
+        "",
+        "integrations/test_shared_owner.py::test_an_owner_corrects_a_late_note_of_its_starter",
     ),
     Mutant(
         "lets two tasks enter a shared instance",
@@ -3586,6 +3830,35 @@ MUTANTS = [
         "        del new[name]\n    if others",
         "        pass\n    if others",
         "cli/test_environment.py::TestEnvFile::test_file_of_the_working_directory_sets_only_credentials",
+    ),
+    # Other systems
+    Mutant(
+        "starts an instance on Windows, where nothing would release it",
+        "_lease/lease.py",
+        "            self._services.promises.check_platform()\n",
+        "            pass\n",
+        "test_platforms.py::TestWindows::test_a_lease_sends_nothing",
+    ),
+    Mutant(
+        "reads standard input from where the first reading ended, as /dev/fd does on macOS",
+        "_batch/reader.py",
+        "        os.lseek(descriptor, 0, os.SEEK_SET)\n",
+        "",
+        "test_platforms.py::TestMacOS::test_dev_fd_shares_the_position",
+    ),
+    Mutant(
+        "reads certificates from where the first reading ended, as /dev/fd does on macOS",
+        "_environment.py",
+        "            _rewind(self.cafile)\n",
+        "",
+        "test_platforms.py::TestMacOS::test_certificates_are_read_from_their_beginning",
+    ),
+    Mutant(
+        "installs an extra from an index that does not have the package",
+        "_extras.py",
+        '    if (checkout / "pyproject.toml").is_file():',
+        "    if False:",
+        "test_extras.py::test_from_a_checkout",
     ),
 ]
 

@@ -29,6 +29,7 @@ from cortecs_async._config import (
     resolve_settings,
 )
 from cortecs_async._secrets import Hidden
+from cortecs_async.errors import MissingCredentialsError
 
 HUSH = "t0p-s3cret"
 
@@ -38,6 +39,8 @@ def resolve(environ: Mapping[str, str] | None = None, **given_: Any) -> Settings
         "client_id": None,
         "client_secret": None,
         "credential_provider": None,
+        "profile": None,
+        "anonymous": False,
         "api_base_url": None,
         "timeout": 30.0,
         "max_retries": None,
@@ -48,12 +51,14 @@ def resolve(environ: Mapping[str, str] | None = None, **given_: Any) -> Settings
         "max_connections": 100,
         "transport": "httpx",
         "tag_starts": False,
-        "environ": environ or {},
         **given_,
     }
     for name in ("api_base_url", "default_headers"):
         arguments[name] = Hidden(arguments[name])
-    return resolve_settings(**arguments)
+    with pytest.MonkeyPatch.context() as variables:
+        for name, value in (environ or {}).items():
+            variables.setenv(name, value)
+        return resolve_settings(**arguments)
 
 
 def provided(found: Settings) -> Awaitable[Credentials]:
@@ -157,12 +162,13 @@ class TestPrecedence:
         self, given_: dict[str, Any], missing: tuple[str, ...]
     ) -> None:
         found = resolve({"CORTECS_CLIENT_ID": "", "CORTECS_CLIENT_SECRET": "  "}, **given_)
-        with pytest.raises(ConfigurationError) as caught:
+        with pytest.raises(MissingCredentialsError) as caught:
             await provided(found)
+        assert caught.value.missing == missing
         message = str(caught.value)
-        assert f"missing {' and '.join(missing)}: pass client_id= and client_secret=" in message
-        assert "CORTECS_CLIENT_ID" in message
-        assert "CORTECS_CLIENT_SECRET" in message
+        for name in ("client_id", "client_secret"):
+            assert (f"{name}= " in message, f"CORTECS_{name.upper()}" in message) == (name in missing,) * 2
+        assert ("cortecs-async demo" in message) == (len(missing) == 2)
 
     @pytest.mark.parametrize("other", [{"client_id": "a"}, {"client_secret": Secret("b")}])
     def test_a_provider_and_credentials_contradict_each_other(self, other: dict[str, Any]) -> None:
@@ -187,7 +193,7 @@ class TestPolicies:
         "name", ["max_retries", "initial_backoff", "max_backoff", "max_retry_after", "total_timeout"]
     )
     def test_a_bad_retry_number_names_its_field(self, name: str) -> None:
-        odd: list[Any] = [-1, -0.001, float("nan"), float("-inf"), "3", None, True, [1]]
+        odd: list[Any] = [-1, -0.001, float("nan"), float("-inf"), "three", None, True, [1]]
         for value in odd:
             with pytest.raises(ConfigurationError, match=f"RetryPolicy.{name}"):
                 RetryPolicy(**{name: value})
@@ -215,7 +221,7 @@ class TestPolicies:
         assert resolve(tag_starts=True).tag_starts
         assert not resolve().tag_starts
 
-    @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "30", None, True])
+    @pytest.mark.parametrize("timeout", [0, -1, float("nan"), "30x", None, True])
     def test_a_bad_timeout(self, timeout: Any) -> None:
         with pytest.raises(ConfigurationError, match="timeout"):
             resolve(timeout=timeout)
@@ -395,7 +401,7 @@ class TestTypes:
             ("client_id", [b"id", 5, ["id"], 0]),
             ("client_secret", [b"secret", 5, ["secret"]]),
             ("credential_provider", ["id", 5, ("id", "secret")]),
-            ("timeout", ["30", None, True, [1]]),
+            ("timeout", ["30x", None, True, [1]]),
             ("max_retries", ["3", True, [1]]),
             ("retry_policy", [{}, 3, "none", RetryPolicy]),
             ("poll_policy", [{}, 3, RetryPolicy()]),

@@ -165,8 +165,12 @@ class TestNoProxy:
 
 
 class TestCertificates:
-    def test_a_pipe_is_refused_because_it_might_never_end(self, tmp_path: Path) -> None:
+    def test_a_pipe_is_refused_because_it_might_never_end(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         os.mkfifo(tmp_path / "pipe")
+        # Opening it would block until another process writes to it.
+        monkeypatch.setattr("ssl.create_default_context", lambda **_: pytest.fail("read"))
         with pytest.raises(ConfigurationError, match=r"SSL_CERT_FILE .* it is not a regular file"):
             Environment(cafile=str(tmp_path / "pipe")).tls_context()
 

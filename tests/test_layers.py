@@ -18,11 +18,14 @@ ROOT = Path(__file__).parent.parent / PACKAGE
 # From the lowest to the highest. Each imports only from lower ones, not from others in its row. A folder is
 # one unit: its modules may import each other, but not in a circle.
 ROWS: list[set[str]] = [
-    {"_public", "_version"},
+    {"_display", "_extras", "_hints", "_platform", "_version"},
+    {"_public"},
     {"_errors"},
-    {"_logging", "_secrets"},
-    {"_environment"},
-    {"_config", "_state_directory"},
+    {"_durations", "_logging", "_secrets"},
+    {"_environment", "_keyring", "_state_directory"},
+    {"_profiles"},
+    {"_credentials"},
+    {"_config"},
     {"_aio"},
     {"_http"},
     {"_api", "_telemetry"},
@@ -39,15 +42,21 @@ ROWS: list[set[str]] = [
 # These use only what is public, and may start the emulator.
 ON_TOP = {"integrations", "_cli", "__main__"}
 PUBLIC = {"__init__", "errors", "types", "signals", "integrations"}
+# What `login` writes and `--profile` reads is what the client reads.
+CONFIG = {"_profiles", "_credentials"}
 # Internals that integrations may import: the rules for files, tasks that any task may end, how secrets are
-# hidden, and the variables that the client reads.
-SHARED = {"_state_directory", "_aio", "_secrets", "_environment"}
+# hidden, the variables and profiles that the client reads, and what differs between systems.
+SHARED = {"_state_directory", "_aio", "_secrets", "_environment", "_credentials", "_platform"}
+# Internals that all of them may import: durations and error messages are the same everywhere.
+COMMON = {"_display", "_durations", "_hints"}
 # The batch on other machines: its files, and when an instance counts as failed, are those of the batch.
 # Leases decide what counts as an endpoint error.
 FLEETS = {f"integrations/{name}.py" for name in ("_fan_out", "_fan_out_queue", "_worker", "jsonl")}
 BATCH = {"_batch", "_lease"}
 # The emulator writes literal wire JSON and imports nothing of the client: a mistake cannot cancel itself out.
 EMULATOR = "emulator"
+# How to install an extra, for the errors of every module that needs one.
+EVERYWHERE = "_extras"
 # A change of the HTTP library stays a change of two files.
 MAY_IMPORT_HTTPX = {"_http/connections.py", "_http/transport.py"}
 
@@ -128,7 +137,7 @@ def judge(file: str, importer: str, target: str) -> str | None:
         return None
     # `from cortecs_async import AsyncCortecs` names the package's __init__, `from . import _http` a module.
     imported = rest[0] if rest and is_unit(rest[0]) else "__init__"
-    if imported == importer or (file in FLEETS and imported in BATCH):
+    if imported in {importer, EVERYWHERE} or (file in FLEETS and imported in BATCH):
         return None
     return judge_own(importer, imported)
 
@@ -145,8 +154,8 @@ def judge_own(importer: str, imported: str) -> str | None:
         )
     if imported not in RANK:
         return None  # the file itself is reported
-    if importer in ON_TOP and imported not in PUBLIC | ON_TOP | (
-        SHARED if importer == "integrations" else set()
+    if importer in ON_TOP and imported not in PUBLIC | ON_TOP | COMMON | (
+        {"integrations": SHARED, "_cli": CONFIG}.get(importer, set())
     ):
         return f"{importer} imports {imported}, but may use only what is public"
     if RANK[imported] >= RANK[importer]:

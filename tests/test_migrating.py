@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from _examples import run_examples
+from _vendor import run_page, write_stand_ins
 
 from cortecs_async import AsyncCortecs, errors, types
 from cortecs_async.emulator import Emulator, serve_emulator
@@ -104,20 +104,50 @@ async def test_what_is_named_of_ours_is_there() -> None:
         assert name in vars(types)["__all__"]
 
 
+# The sections whose programs other tests run.
+ELSEWHERE = {
+    "CrewAI": "ecosystem/test_frameworks_migrating.py",
+    "Synchronous programs": "test_synchronous.py",
+}
+
+
 @pytest.fixture
-def emulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Emulator]:
+def emulator() -> Iterator[Emulator]:
     # Theirs looks at once, and then every five seconds.
     with serve_emulator(step_seconds=0.0) as emulator:
-        for name, value in emulator.env().items():
-            monkeypatch.setenv(name, value)
         yield emulator
 
 
 @pytest.mark.sockets
-def test_the_programs_run(emulator: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
-    run_examples(PAGE)
-    assert emulator.existing == ()
-    assert [entry.num_workers for entry in emulator.ledger] == [1, 1, 2, 2, 2]
-    shown = capsys.readouterr().out
-    assert shown.count("Why is the sky blue?") == 2
-    assert len(re.findall(r"/v1 meta-llama/Llama-3\.1-8B-Instruct$", shown, re.MULTILINE)) == 3
+@pytest.mark.parametrize(
+    ("heading", "shows"),
+    [
+        ("An instance for a block of code", 'You said: "Why is the sky blue?"\n'),
+        ("Batches", 'You said: "Summarize: Paper 99"\n'),
+        ("Separate calls", "/v1 meta-llama/Llama-3.1-8B-Instruct\n"),
+    ],
+)
+def test_theirs_and_ours_print_the_same(emulator: Emulator, tmp_path: Path, heading: str, shows: str) -> None:
+    for done in run_page(heading, emulator, tmp_path):
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.endswith(shows)
+    assert [entry.status for entry in emulator.ledger] == ["deleted", "deleted"]
+
+
+@pytest.mark.sockets
+def test_both_read_the_stream_until_a_ctrl_c(emulator: Emulator, tmp_path: Path) -> None:
+    path = write_stand_ins(tmp_path)
+    for done in run_page("A stream of events", emulator, tmp_path, path, interrupt_after="New comet"):
+        assert done.stderr.endswith("KeyboardInterrupt\n")
+        assert done.stdout.count("Art, finance, science, or other? New comet") >= 1
+    assert [entry.status for entry in emulator.ledger] == ["deleted", "deleted"]
+
+
+def test_every_program_is_run() -> None:
+    headings = re.findall(r"^## (.*)$", TEXT, re.MULTILINE)
+    here = {"An instance for a block of code", "Batches", "Separate calls", "A stream of events"}
+    with_programs = {
+        each for each in headings if "```python" in TEXT.partition(f"\n## {each}\n")[2].partition("\n## ")[0]
+    }
+    assert with_programs == here | ELSEWHERE.keys()
+    assert all((Path(__file__).parent / name).exists() for name in ELSEWHERE.values())

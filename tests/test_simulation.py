@@ -47,7 +47,7 @@ SIMULATIONS = int(os.environ.get("CORTECS_SIMULATIONS", "1000"))
 SEED = int(os.environ.get("CORTECS_SIMULATION_SEED", "0"))
 BACKENDS: tuple[Backend, ...] = ("asyncio", "trio")
 # Few enough for the timeout of a test, and for several workers to share the parts evenly.
-PART_SIZE = min(500, max(1, SIMULATIONS // 4))
+PART_SIZE = min(500, max(1, SIMULATIONS // 8))
 PARTS = math.ceil(SIMULATIONS / len(BACKENDS) / PART_SIZE)
 
 # A part must have worlds with each of these.

@@ -245,6 +245,6 @@ class TestFile:
 
 
 def test_a_platform_without_file_locks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cortecs_async._state_directory.os.name", "nt")
-    with pytest.raises(JournalError, match="no file locks"):
+    monkeypatch.setattr("sys.platform", "win32")
+    with pytest.raises(JournalError, match="file locks are not supported"):
         check_state_directory(folder)

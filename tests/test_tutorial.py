@@ -64,5 +64,5 @@ def test_doctor_finds_no_problem(tmp_path: Path) -> None:
     with serving() as emulator:
         shown = typed(command.text, tmp_path, environment(emulator, tmp_path))
     findings = [line for line in shown.splitlines() if line and not line.startswith(" ")]
-    assert len(findings) == 6
+    assert len(findings) == 7
     assert all(line.startswith("✓") for line in findings)

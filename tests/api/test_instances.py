@@ -41,7 +41,9 @@ async def test_its_own_connections_are_closed_once() -> None:
 async def test_a_callers_http_client_is_left_open(world: World) -> None:
     async with world() as (emu, _client):
         async with httpx.AsyncClient(transport=emu.transport()) as http:
-            async with AsyncCortecs(api_base_url=emu.api_base_url, http_client=http) as client:
+            async with AsyncCortecs(
+                "id", "secret", api_base_url=emu.api_base_url, http_client=http
+            ) as client:
                 assert await client.models.list()
             assert not http.is_closed
             client = AsyncCortecs(api_base_url=emu.api_base_url, http_client=http)

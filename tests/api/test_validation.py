@@ -17,7 +17,6 @@ from cortecs_async._api.validation import (
     check_body_id,
     check_instance_id,
     check_model_id,
-    check_seconds,
     check_start,
 )
 
@@ -200,20 +199,3 @@ class TestStart:
             check_start(arguments.pop("model_id"), arguments.pop("hardware_type_id"), **arguments)
         assert next(iter(bad)) in str(caught.value)
         assert isinstance(caught.value, ValueError)
-
-
-class TestSeconds:
-    @pytest.mark.parametrize("value", [1, 0.001, 1e9, float("inf")])
-    def test_good(self, value: float) -> None:
-        check_seconds("timeout", value)
-
-    @pytest.mark.parametrize("value", [0, -1, float("nan"), float("-inf"), True, "5", [5]])
-    def test_bad(self, value: Any) -> None:
-        for optional in (False, True):
-            with pytest.raises(InvalidArgumentError, match="start_timeout"):
-                check_seconds("start_timeout", value, optional=optional)
-
-    def test_none_is_accepted_only_if_optional(self) -> None:
-        check_seconds("timeout", None, optional=True)
-        with pytest.raises(InvalidArgumentError, match="timeout"):
-            check_seconds("timeout", None)

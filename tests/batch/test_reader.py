@@ -302,7 +302,7 @@ def test_a_missing_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     path.write_bytes(b"\x28\xb5\x2f\xfd")
     monkeypatch.setitem(sys.modules, "backports.zstd", None)
     monkeypatch.setitem(sys.modules, "compression.zstd", None)
-    with pytest.raises(ConfigurationError, match=r"in\.zst requires the extra zstd: pip install"):
+    with pytest.raises(ConfigurationError, match=r"in\.zst requires the extra zstd: .*\[zstd\]"):
         list(read_input(path, "in.zst"))
 
 

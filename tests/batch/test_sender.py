@@ -59,6 +59,8 @@ async def post(transport: Literal["aiohttp", "httpx"], base_url: str = ENDPOINT)
         client_id="id",
         client_secret=Secret("secret"),
         credential_provider=None,
+        profile=None,
+        anonymous=False,
         api_base_url=Hidden("https://api.test"),
         timeout=30.0,
         max_retries=None,
@@ -69,7 +71,6 @@ async def post(transport: Literal["aiohttp", "httpx"], base_url: str = ENDPOINT)
         max_connections=10,
         transport="httpx",
         tag_starts=False,
-        environ={},
     )
     config = SenderConfig(
         settings=settings, transport=transport, http_client=None, key=Secret("the-key"), timeout=20.0

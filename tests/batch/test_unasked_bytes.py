@@ -114,6 +114,8 @@ def new_sender(transport: Any, port: int, *, timeout: float = 20.0) -> Sender:
         client_id="id",
         client_secret=Secret("secret"),
         credential_provider=None,
+        profile=None,
+        anonymous=False,
         api_base_url=Hidden("https://api.test"),
         timeout=30.0,
         max_retries=None,
@@ -124,7 +126,6 @@ def new_sender(transport: Any, port: int, *, timeout: float = 20.0) -> Sender:
         max_connections=10,
         transport="httpx",
         tag_starts=False,
-        environ={},
     )
     config = SenderConfig(
         settings=settings, transport=transport, http_client=None, key=Secret("the-key"), timeout=timeout

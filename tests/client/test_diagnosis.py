@@ -16,6 +16,7 @@ from _scripted import API, SECRET, TOKEN, Answer, Service, token
 from _world import SYSTEM, World
 
 from cortecs_async import AsyncCortecs, Credentials, errors
+from cortecs_async._client.diagnosis import _Checks
 from cortecs_async._client.wiring import Wiring
 from cortecs_async._errors import GuardError
 from cortecs_async._recovery import promises as _promises
@@ -25,7 +26,7 @@ from cortecs_async._recovery.records import Record
 from cortecs_async.emulator import Fault
 from cortecs_async.types import Finding
 
-NAMES = ["credentials", "service", "token", "clock", "journal", "reaper"]
+NAMES = ["credentials", "inference key", "service", "token", "clock", "journal", "reaper"]
 # The date of a new emulator on virtual time, which begins at zero.
 NOW = datetime(2025, 1, 1, tzinfo=UTC)
 
@@ -66,11 +67,24 @@ async def test_all_is_well_and_nothing_is_started_or_left(world: World, journals
 async def test_missing_credentials(world: World) -> None:
     async with world() as (emu, _):
         async with httpx.AsyncClient(transport=emu.transport()) as http:
-            async with AsyncCortecs(api_base_url=emu.api_base_url, http_client=http, guard="off") as client:
-                findings = await found(client)
+            client = AsyncCortecs(api_base_url=emu.api_base_url, http_client=http, guard="off")
+            findings = await found(client)
+            await client.aclose()
         assert wrong(findings) == {"credentials", "token"}
-        assert "CORTECS_CLIENT_ID" in findings["credentials"].detail
+        assert findings["credentials"].detail == "missing: CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET"
+        assert "cortecs-async login" in findings["credentials"].hint
         assert "no credentials" in findings["token"].detail
+
+
+async def test_one_missing_variable_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CORTECS_CLIENT_ID", "id")
+    client = AsyncCortecs(api_base_url=API, guard="off", max_retries=0)
+    finding = await _Checks(
+        settings=client._settings, http=client._wiring.http, promises=client._wiring.promises
+    ).credentials()
+    await client.aclose()
+    assert finding.detail == "missing: CORTECS_CLIENT_SECRET"
+    assert finding.hint.endswith("Set it, or unset CORTECS_CLIENT_ID to use your profile.")
 
 
 async def test_a_provider_that_fails_shows_nothing_of_what_it_says() -> None:

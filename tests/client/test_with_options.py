@@ -123,8 +123,8 @@ class TestOptions:
     @alternating(
         "options,complaint",
         [
-            ({"timeout": 0}, "timeout must be at least"),
-            ({"timeout": "5"}, "timeout must be a number"),
+            ({"timeout": 0}, "timeout must be a duration of at least"),
+            ({"timeout": "5x"}, 'timeout "5x" is invalid'),
             ({"max_retries": -1}, "max_retries"),
             ({"headers": {"Authorization": "x"}}, "headers must not set Authorization"),
             ({"headers": {"X-A": "two\nlines"}}, "headers: the value of 'X-A'"),

@@ -22,7 +22,9 @@ from cortecs_async.integrations.web import BackgroundInstance, SharedInstance
 
 SITE = Path(os.environ["CORTECS_DOCS_SITE"])
 
-KINDS = {f"py:{kind}" for kind in ("attribute", "class", "exception", "function", "method", "property")}
+KINDS = {
+    f"py:{kind}" for kind in ("attribute", "class", "exception", "function", "method", "property", "type")
+}
 
 # Methods that only other modules of the package call.
 _STATE = {"next_report", "report_id", "state_after"}

@@ -1,4 +1,4 @@
-"""The programs of docs/web.md under real servers: uvicorn, gunicorn and hypercorn, with one worker or more.
+"""The web apps of the docs under real servers: uvicorn, gunicorn and hypercorn, with one worker or more.
 
 Needs the dependency group `web`; `nox -s web` installs it.
 """
@@ -22,6 +22,7 @@ import anyio
 import httpx
 import pytest
 from _processes import PROC, is_alive, kill, read, reapers_of, until
+from _sections import blocks
 
 from cortecs_async.emulator import Emulator, serve_emulator
 
@@ -77,6 +78,9 @@ async def stream(text: str):
 
     return StreamingResponse(pieces(), media_type="text/plain")
 """
+
+# The programs that are not in docs/web.md.
+OTHERS = {"own lease": OWN_LEASE, "flask": blocks("migrating.md", "Synchronous programs")[0]}
 
 # Seconds for a server with several workers to start on a busy machine.
 TIMEOUT = 90.0
@@ -173,8 +177,7 @@ def serve(tmp_path: Path, state_dir: Path) -> Callable[..., Any]:
 
     @asynccontextmanager
     async def served(framework: str, command: list[str] = UVICORN, **options: Any) -> AsyncIterator[World]:
-        program = OWN_LEASE
-        if framework != "own lease":
+        if (program := OTHERS.get(framework)) is None:
             (program,) = [each for each in PROGRAMS if MARKS[framework] in each]
         if "linger" in options:
             program = program.replace("max_cost=50", "max_cost=50, linger=" + options.pop("linger"))
@@ -390,7 +393,8 @@ async def hang_up_while_a_worker_is_killed(world: World, count: int) -> None:
         await until(lambda: "hung up" in ended, TIMEOUT)
         kill(workers(world)[0])
     assert len(ended) == count
-    assert set(ended) == {"answered", "hung up", "cut"}
+    # On a busy machine, the worker that is killed may have had all clients that do not hang up.
+    assert {"hung up", "cut"} <= set(ended) <= {"answered", "hung up", "cut"}
 
 
 async def test_leases_in_generators_whose_clients_hang_up(serve: Callable[..., Any]) -> None:
@@ -474,10 +478,17 @@ async def test_beside_a_single_process(serve: Callable[..., Any]) -> None:
         assert (len(world.emu.ledger), world.emu.existing) == (1, ())
 
 
-async def test_run_around_the_server(serve: Callable[..., Any]) -> None:
-    model = ["meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1"]
-    command = ["cortecs_async", "run", *model, "--", sys.executable, "-m", *UVICORN, "--workers", "2"]
-    async with serve("plain", command, step_seconds=0.05) as world:
+@pytest.mark.parametrize(
+    ("framework", "server"),
+    [
+        ("plain", [*UVICORN, "--workers", "2"]),
+        ("flask", ["gunicorn", "app:app", "--workers", "4", "-b", "127.0.0.1:{port}"]),
+    ],
+)
+async def test_run_around_the_server(serve: Callable[..., Any], framework: str, server: list[str]) -> None:
+    limits = ["meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1", "--max-cost", "50"]
+    command = ["cortecs_async", "run", *limits, "--", sys.executable, "-m", *server]
+    async with serve(framework, command, step_seconds=0.05) as world:
         answer = await world.settled("/ask?text=hi", 200)
         assert "hi" in answer.json()["answer"]
         assert await world.ends() == 0

@@ -1,22 +1,16 @@
-"""Run the test suite and the examples that the vendor publishes with its client against the emulator.
+"""Run the test suite and the programs of the README that the vendor publishes with its client.
 
-The suite is in the source archive only, and the examples are in the README. Both are read when the tests run.
+The suite is in the source archive, and the programs are in its metadata. Both are read when the tests run.
 """
 
-import itertools
 import json
-import os
 import re
-import subprocess
-import sys
 import tarfile
 from importlib.metadata import distribution
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-from cortecs_async.emulator import Emulator, serve_emulator
+from _vendor import download, run, serve, write_stand_ins
 
 cortecs_py = pytest.importorskip("cortecs_py")
 openai = pytest.importorskip("openai")
@@ -33,47 +27,10 @@ TESTS = 24
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Download the source archive. Without a network, skip the test, except in CI."""
+    """The source archive."""
     folder = tmp_path_factory.mktemp("archive")
-    requirements = folder / "requirements.txt"
-    requirements.write_text(f"cortecs-py=={VERSION} --hash=sha256:{SHA256}\n")
-    # pip also runs the archive's build backend, so pip checks the hash.
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", "cortecs-py"),
-            *("--dest", folder, "--requirement", requirements),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        problem = f"cannot download cortecs-py {VERSION}: {done.stderr.strip()}"
-        if "CI" in os.environ or "DO NOT MATCH THE HASHES" in done.stderr:
-            pytest.fail(problem)
-        pytest.skip(problem)
+    download(f"cortecs-py=={VERSION}", SHA256, folder, "--no-binary", "cortecs-py")
     return folder / f"cortecs_py-{VERSION}.tar.gz"
-
-
-def run(program: Path, emulator: Emulator, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a program with the emulator's credentials in its environment."""
-    return subprocess.run(
-        [sys.executable, program],
-        env={**os.environ, **emulator.env(), **env},
-        cwd=program.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def serve(**options: Any) -> Any:
-    """Serve an emulator whose clock advances by a second with each request.
-
-    The vendor's client sleeps for 5 s after each poll but the first. Here, the first poll returns a pending
-    instance, and the second a running one.
-    """
-    return serve_emulator(step_seconds=0.5, clock=itertools.count().__next__, **options)
 
 
 def test_the_vendors_tests_pass(archive: Path, tmp_path: Path) -> None:
@@ -85,7 +42,7 @@ def test_the_vendors_tests_pass(archive: Path, tmp_path: Path) -> None:
     program = tmp_path / Path(SUITE).name
     with serve() as emulator:
         program.write_text(text.replace(SUITE_URL, json.dumps(emulator.api_base_url)), encoding="utf-8")
-        done = run(program, emulator)
+        done = run(program, emulator, tmp_path)
         assert re.search(rf"\nRan {TESTS} tests in .*\n\nOK\n\Z", done.stderr), done.stderr
         assert done.returncode == 0
         assert emulator.existing == ()
@@ -103,30 +60,12 @@ def test_the_readme_has_two_examples() -> None:
     assert ["ArxivLoader" in example for example in examples()] == [False, True]
 
 
-# In place of the package of this name: the example downloads papers from arxiv.org.
-LOADERS = """
-from langchain_core.documents import Document
-
-
-class ArxivLoader:
-    def __init__(self, **options):
-        self.options = options
-
-    def load(self):
-        length = self.options["doc_content_chars_max"]
-        return [Document(f"Paper {number}. " + length // 8 * "science ") for number in range(40)]
-"""
-
-
 @pytest.mark.parametrize("number", [0, 1], ids=["quickstart", "summarize"])
 def test_the_examples_run_as_published(number: int, tmp_path: Path) -> None:
     program = tmp_path / "example.py"
     program.write_text(examples()[number], encoding="utf-8")
-    package = tmp_path / "stand-ins" / "langchain_community"
-    package.mkdir(parents=True)
-    (package / "document_loaders.py").write_text(LOADERS, encoding="utf-8")
     with serve() as emulator:
-        done = run(program, emulator, PYTHONPATH=str(package.parent))
+        done = run(program, emulator, tmp_path, write_stand_ins(tmp_path))
         assert done.returncode == 0, done.stderr
         # The emulated model quotes the question.
         quotes = ["essay about dynamic provisioning"] if number == 0 else [f"Paper {n}." for n in range(40)]

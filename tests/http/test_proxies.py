@@ -40,7 +40,7 @@ async def a_proxy() -> AsyncIterator[tuple[str, list[bytes]]]:
 async def test_the_environments(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     async with a_proxy() as (url, asked):
         monkeypatch.setenv(name, url)
-        async with AsyncCortecs(max_retries=0) as client:
+        async with AsyncCortecs(anonymous=True, max_retries=0) as client:
             with pytest.raises(errors.TransportError) as caught:
                 await client.models.list()
     assert asked == [b"CONNECT cortecs.ai:443 HTTP/1.1"]
@@ -53,7 +53,7 @@ async def test_the_callers_own(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("HTTPS_PROXY", other)
         async with (
             httpx.AsyncClient(proxy=url) as http,
-            AsyncCortecs(max_retries=0, http_client=http) as client,
+            AsyncCortecs(anonymous=True, max_retries=0, http_client=http) as client,
         ):
             with pytest.raises(errors.TransportError) as caught:
                 await client.models.list()

@@ -620,7 +620,7 @@ async def test_misuse(world: World) -> None:
     async with world() as (emu, client):
         with pytest.raises(InvalidArgumentError, match="chunk_size"):
             fan_out(Workers(emu), [], [client.instance(MODEL)], chunk_size=0)
-        with pytest.raises(InvalidArgumentError, match="at least one lease"):
+        with pytest.raises(InvalidArgumentError, match="a list of leases"):
             fan_out(Workers(emu), [], [])
         with pytest.raises(InvalidArgumentError, match="needs an iterable or async iterable, not 5"):
             fan_out(Workers(emu), 5, [client.instance(MODEL)])

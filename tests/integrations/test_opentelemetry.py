@@ -29,6 +29,7 @@ from opentelemetry.trace import StatusCode
 
 from cortecs_async import CortecsError, TeardownError, errors
 from cortecs_async._aio.eventloop import LoopBinding
+from cortecs_async._extras import install_command
 from cortecs_async._logging import Event
 from cortecs_async.emulator import Emulator, Fault
 from cortecs_async.integrations.opentelemetry import OpenTelemetry
@@ -673,7 +674,7 @@ except ConfigurationError as error:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
-    assert "pip install 'cortecs-async[opentelemetry]'" in done.stdout, done.stderr
+    assert install_command("opentelemetry") in done.stdout, done.stderr
 
 
 # --- the page -----------------------------------------------------------------------------------------------

@@ -216,7 +216,7 @@ def test_the_check_waits_for_the_reaper_of_a_killed_program(run: Run) -> None:
         f"""
 emulators = []
 
-@pytest.mark.cortecs_emulator(leak_grace=60)
+@pytest.mark.cortecs_emulator(leak_grace="1m")
 def test_it(cortecs_emulator):
     assert subprocess.run([sys.executable, "-c", "{program}"]).returncode == 3
     assert len(cortecs_emulator.billing) == 1
@@ -330,6 +330,10 @@ async def test_cleared(cortecs_emulator):
         ),
         ("cortecs_emulator(models='a')", "*cortecs_emulator: invalid model name 'a' in models *"),
         ("cortecs_emulator(allow_leaks='all')", "*allow_leaks must be False, 'stopped' or True, not 'all'"),
+        (
+            "cortecs_emulator(leak_grace='1h30')",
+            '*cortecs_emulator: leak_grace "1h30" is invalid (examples: 90s, *',
+        ),
         ("cortecs_fault()", "*cortecs_fault: *missing 1 required positional argument*"),
         ("cortecs_fault('drip')", "*cortecs_fault: 'kind' must be in ('drop', *"),
         ("cortecs_fault('drop', route='begin')", "*cortecs_fault: 'route' must be in *"),
@@ -424,7 +428,7 @@ sys.meta_path.insert(0, Absent)
 """
     result = run_apart("def test_other(): pass\ndef test_it(cortecs_client): pass", conftest=conftest)
     result.assert_outcomes(passed=1, errors=1)
-    hint = "*need starlette and uvicorn: pip install 'cortecs-async?testing?'*"
+    hint = "*need starlette and uvicorn: python -m pip install *?testing?'*"
     # httpx is not part of the extra: the package itself needs it.
     result.stdout.fnmatch_lines([hint if absent != "httpx" else "*No module named 'httpx'*"])
 

@@ -61,6 +61,13 @@ anyio.run(main)
 """
 
 
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set credentials, without which a shared instance cannot be entered."""
+    monkeypatch.setenv("CORTECS_CLIENT_ID", "id")
+    monkeypatch.setenv("CORTECS_CLIENT_SECRET", "secret")
+
+
 @pytest.mark.sockets
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_the_folder_of_an_app_may_contain_modules_named_as_those_of_the_standard_library(
@@ -203,13 +210,13 @@ async def test_it_is_entered_once_and_left_in_any_task(monkeypatch: pytest.Monke
 class Owner:
     """The owner's end of a connection, and the process that is connected to it. There are no sockets."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, is_starting: bool = False) -> None:
         self.shared = SharedInstance(MODEL, HARDWARE)
         self.killed: list[int] = []
         place = self.shared._meeting_point
         lock = place.try_lock()
         assert lock is not None
-        place.note_owner(lock, 4321)
+        place.note_owner(lock, 4321, is_starting=is_starting)
         os.close(lock)
         monkeypatch.setattr(_shared, "kill_frozen", lambda pid, _: self.killed.append(pid))
         to_process, from_owner = anyio.create_memory_object_stream[bytes](100)
@@ -250,6 +257,35 @@ async def test_a_silent_owner_is_noticed_then_killed_and_heals_if_it_speaks(
         tasks.cancel_scope.cancel()
     for each in (*owner.streams, owner.stream):
         await each.aclose()
+
+
+@pytest.mark.parametrize(("is_starting", "seconds"), [(True, 300), (False, 60)])
+async def test_an_owner_that_starts_slowly_is_not_killed(
+    monkeypatch: pytest.MonkeyPatch, *, is_starting: bool, seconds: float
+) -> None:
+    """An owner that has begun to serve may have an instance, so a new worker waits for it no longer."""
+    owner = Owner(monkeypatch, is_starting=is_starting)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(owner.shared._receive, owner.stream)
+        await anyio.sleep(seconds - 0.1)
+        assert owner.killed == []
+        await anyio.sleep(0.2)
+        assert owner.killed == [4321]
+        tasks.cancel_scope.cancel()
+    for each in (*owner.streams, owner.stream):
+        await each.aclose()
+
+
+def test_an_owner_corrects_a_late_note_of_its_starter() -> None:
+    place = SharedInstance(MODEL, HARDWARE)._meeting_point
+    lock = place.try_lock()
+    assert lock is not None
+    place.address.touch()
+    place.note_owner(lock, os.getpid(), is_starting=True)
+    assert (place.owner_pid(), place.owner_is_starting()) == (os.getpid(), True)
+    assert place.restore(lock) == (lock, None)
+    assert (place.owner_pid(), place.owner_is_starting()) == (os.getpid(), False)
+    os.close(lock)
 
 
 async def test_an_owner_whose_process_id_is_not_known_is_not_killed(
@@ -322,11 +358,13 @@ async def test_an_owner_that_stays_frozen_is_killed_and_its_instance_released(
     monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     async with service(monkeypatch) as emu:
-        async with shared_of() as shared:
+        async with shared_of(0.3) as shared:
             with anyio.fail_after(60):
                 handle = await shared.wait()
             pid = shared._meeting_point.owner_pid()
             assert pid is not None
+            # While it starts, it has more time.
+            assert not shared._meeting_point.owner_is_starting()
             reapers = reapers_of(pid)
             os.kill(pid, signal.SIGSTOP)
             if when == "in the block":

@@ -29,9 +29,16 @@ from cortecs_async import AsyncCortecs, Credentials, InstanceHandle, errors
 from cortecs_async._aio.background import BackgroundTask
 from cortecs_async._state_directory import StateFolder
 from cortecs_async.emulator import Emulator, Fault
-from cortecs_async.integrations import _managed, _meeting_point, _shared_server, web
+from cortecs_async.integrations import _managed, _meeting_point, _shared, _shared_server, web
 from cortecs_async.integrations._managed import ManagedInstance, Unavailable
 from cortecs_async.integrations.web import BackgroundInstance, NotReadyError, SharedInstance
+
+
+@pytest.fixture(autouse=True)
+def _credentials(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set credentials, without which a shared instance cannot be entered."""
+    monkeypatch.setenv("CORTECS_CLIENT_ID", "id")
+    monkeypatch.setenv("CORTECS_CLIENT_SECRET", "secret")
 
 
 def not_ready(instance: BackgroundInstance | SharedInstance) -> NotReadyError:
@@ -745,6 +752,7 @@ async def test_forked_children_of_killed_processes_do_not_keep_the_instance(
                 for number in range(2)
             ]
             await until(lambda: all(each.has_printed("runs") for each in programs), 60)
+            await until(lambda: all(each.numbers("child") for each in programs))
             assert len(emu.ledger) == 1
             children = [number for each in programs for number in each.numbers("child")]
             try:
@@ -789,7 +797,7 @@ async def test_invalid_arguments_and_environments_are_rejected_on_entry(
     monkeypatch.setenv("CORTECS_STATE_DIR", str(tmp_path / "file"))
     with pytest.raises(errors.ConfigurationError, match="CORTECS_STATE_DIR"):
         await SharedInstance(MODEL, HARDWARE).__aenter__()
-    monkeypatch.setattr(_meeting_point, "fcntl", None)
+    monkeypatch.setattr(_shared, "sys", SimpleNamespace(platform="win32"))
     with pytest.raises(errors.ConfigurationError, match="file locks"):
         await SharedInstance(MODEL, HARDWARE).__aenter__()
 
@@ -909,6 +917,23 @@ def test_public_names_show_the_public_module_and_can_be_pickled() -> None:
         found = getattr(web, name)
         assert found.__module__ == web.__name__
         assert pickle.loads(pickle.dumps(found)) is found  # noqa: S301
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_config_file_is_read_once_per_block(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file, shared = tmp_path / "config.toml", SharedInstance(MODEL)
+    monkeypatch.setattr(_shared, "_LONGEST_ADDRESS", 1000)
+    for name in ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CORTECS_CONFIG_FILE", str(file))
+    addresses = []
+    for client_id in ("a", "b"):
+        file.write_text(f'[profiles.default]\nclient_id = "{client_id}"\nclient_secret = "s"\n')
+        file.chmod(0o600)
+        await shared._check()
+        file.write_text("[[[")
+        addresses.append(shared._meeting_point.address)
+    assert addresses[0] != addresses[1]
 
 
 def test_which_processes_share(monkeypatch: pytest.MonkeyPatch) -> None:

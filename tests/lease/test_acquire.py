@@ -59,6 +59,27 @@ async def test_an_instance_that_is_found_after_its_lifetime_is_not_handed_over(w
         assert emu.existing == ()
 
 
+async def test_an_instance_whose_lifetime_ended_while_the_machine_was_suspended_is_not_handed_over(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [0.0]
+    for module in ("state", "start_state"):
+        monkeypatch.setattr(f"cortecs_async._lease.{module}.suspended", lambda: seconds[0])
+    async with world(step_seconds=0.0) as (emu, client), anyio.create_task_group() as tasks:
+        emu.add_fault(Fault("delay", route="start", when="after", seconds=5.0))
+
+        async def suspend() -> None:
+            await anyio.sleep(2.0)
+            seconds[0] = 60.0
+
+        tasks.start_soon(suspend)
+        # It runs as soon as it is known, so nothing has to be waited for.
+        with pytest.raises(errors.LeaseExpiredError, match="max_lifetime=60 s before it was running"):
+            await client.acquire(MODEL, HARDWARE, max_lifetime=60)
+        assert len(emu.ledger) == 1
+        assert emu.existing == ()
+
+
 async def test_a_lease_hands_out_its_handle_and_stays_its_owner(world: World, journals: Path) -> None:
     async with world() as (emu, client):
         began = _EPOCH + anyio.current_time()

@@ -267,10 +267,11 @@ async def test_bad_arguments_are_refused_before_any_request(world: World, argume
 async def test_no_credentials_and_wrong_ones(world: World) -> None:
     async with world() as (emu, _client):
         http = httpx.AsyncClient(transport=emu.transport())
-        async with http, AsyncCortecs(api_base_url=emu.api_base_url, http_client=http) as client:
-            with pytest.raises(errors.ConfigurationError, match="CORTECS_CLIENT_ID"):
-                async with client.instance(MODEL, HARDWARE):
-                    pytest.fail("entered")
+        async with http:
+            client = AsyncCortecs(api_base_url=emu.api_base_url, http_client=http)
+            with pytest.raises(errors.MissingCredentialsError, match="CORTECS_CLIENT_ID"):
+                client.instance(MODEL, HARDWARE)
+            await client.aclose()
         http = httpx.AsyncClient(transport=emu.transport())
         async with (
             http,
@@ -493,6 +494,24 @@ async def test_an_instance_that_vanishes_after_its_start_is_given_up_after_settl
         assert 60.0 + 5.0 <= anyio.current_time() - began <= 60.0 + 3 * 5.0
         assert routes(emu)[-6:] == ["stop", "get", "list"] * 2
         assert routes(emu).count("stop") == 2
+
+
+async def test_an_instance_that_stops_right_after_its_start_is_given_up_after_settle(world: World) -> None:
+    async with world(step_seconds=10.0) as (emu, client):
+
+        async def meddle() -> None:
+            await anyio.sleep(1.0)
+            emu.stop_instance(emu.existing[0])
+
+        began = anyio.current_time()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(meddle)
+            with pytest.raises(errors.StartFailedError, match="its status is 'stopped'"):
+                async with client.instance(MODEL, HARDWARE):
+                    pytest.fail("entered")
+        # Until then, the service may still show how it was before the start.
+        assert 10.0 <= anyio.current_time() - began <= 10.0 + 3.0
+        assert emu.existing == ()
 
 
 async def test_an_accepted_stop_without_effect_is_sent_again(world: World) -> None:

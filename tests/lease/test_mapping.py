@@ -339,10 +339,21 @@ async def test_no_exception_of_the_function_looks_like_the_end(
             pass
 
 
-async def test_a_function_that_is_not_async_is_an_error_of_its_first_item(inst: InstanceHandle) -> None:
-    with pytest.raises(TypeError, match="await"):
-        async for _ in inst.map(lambda item: item, range(3)):  # type: ignore[arg-type,return-value]
+@pytest.mark.parametrize("return_exceptions", [False, True])
+async def test_a_function_that_is_not_async_is_an_error_of_its_first_item(
+    return_exceptions: bool,  # noqa: FBT001
+    inst: InstanceHandle,
+) -> None:
+    called: list[int] = []
+    with pytest.raises(errors.InvalidArgumentError, match="async function, but append returned NoneType"):
+        async for _ in inst.map(
+            called.append,  # type: ignore[arg-type]
+            range(9),
+            concurrency=1,
+            return_exceptions=return_exceptions,
+        ):
             pass
+    assert called == [0]
 
 
 async def test_a_cancelled_error_of_the_function_is_not_a_cancellation(inst: InstanceHandle) -> None:

@@ -9,6 +9,7 @@ import pytest
 from _world import MODEL, client_of
 
 from cortecs_async import errors
+from cortecs_async._extras import install_command
 from cortecs_async.emulator import serve_emulator
 
 pytestmark = pytest.mark.sockets
@@ -69,5 +70,5 @@ except errors.ConfigurationError as error:
         check=False,
     )
     assert f"inst.{method}()" in done.stdout, done.stderr
-    assert f"pip install 'cortecs-async[{extra}]'" in done.stdout
+    assert install_command(extra) in done.stdout
     assert issubclass(errors.ConfigurationError, ValueError)

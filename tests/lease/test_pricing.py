@@ -309,7 +309,7 @@ async def test_too_small_a_budget_is_told_before_anything_is_started(world: Worl
     [
         {"max_lifetime": 0},
         {"max_lifetime": -1},
-        {"max_lifetime": "2h"},
+        {"max_lifetime": "2 hours"},
         {"max_cost": 0},
         {"max_cost": -5},
         {"max_cost": "5 EUR"},

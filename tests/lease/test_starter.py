@@ -92,6 +92,15 @@ class TestJudging:
             assert match_start(anything, starts, instances) == instance(2, OTHER_HARDWARE)
             assert match_start(exact, starts, instances) == instance(1, HARDWARE)
 
+    def test_an_instance_that_only_one_start_can_have_created_is_that_of_this_start(self) -> None:
+        # The second was there before the later start. The earlier one comes first, and both fit the first.
+        earlier = unknown()
+        later = evolve(unknown(baseline={"i-2"}), order=(False, 1.0, ""))
+        instances = [instance(1), instance(2)]
+        for starts in itertools.permutations([earlier, later]):
+            assert match_start(earlier, starts, instances) == instance(2)
+            assert match_start(later, starts, instances) == instance(1)
+
     def test_of_two_starts_the_one_with_fewer_defaults_comes_first(self) -> None:
         # What the other one creates later may have other hardware.
         exact, anything = evolve(unknown(HARDWARE), order=(False, 2.0, "")), unknown(None)
@@ -530,6 +539,20 @@ async def test_a_plain_start_of_the_same_client_is_not_taken_for_a_lost_one(worl
                 mine = inst.instance_id
         assert len(emu.billing) == 1
         assert mine not in emu.billing
+
+
+async def test_a_plain_start_that_the_baseline_does_not_show_is_not_taken_for_a_lost_one(
+    world: World,
+) -> None:
+    async with world() as (emu, client):
+        # Before the first lease, so that no promise is kept yet.
+        plain = await client.instances.start(MODEL, HARDWARE)
+        emu.add_fault(Fault("omit", route="list"))
+        emu.add_fault(Fault("drop", route="start", when="before"))
+        async with client.instance(MODEL, HARDWARE) as inst:
+            assert emu.billing == (plain.instance_id, inst.instance_id)
+        assert emu.unmet_faults == ()
+        assert emu.billing == (plain.instance_id,)
 
 
 @alternating("skip", [36, 37, 38, 39])

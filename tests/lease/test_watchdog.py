@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import httpx
 import pytest
 from _grids import BACKENDS, grid
@@ -49,6 +50,34 @@ async def test_the_block_is_cancelled_with_a_typed_error(world: World, how: str,
         assert 100 + confirming <= cancelled_at <= 100 + 10 + confirming
         # A stopped instance is deleted at once, and the polls have confirmed that one is missing.
         assert anyio.current_time() == cancelled_at
+        assert emu.existing == ()
+
+
+async def test_a_wrapper_that_leaves_the_block_without_the_cancellation(world: World) -> None:
+    """anyio's blocking portals do."""
+    async with world() as (emu, client):
+        lease = client.instance(MODEL, HARDWARE, max_lifetime=100.0)
+        await lease.__aenter__()
+        with pytest.raises(errors.LeaseExpiredError, match="max_lifetime"):
+            try:
+                await anyio.sleep(10_000)
+            finally:
+                await lease.__aexit__(None, None, None)
+        await anyio.lowlevel.checkpoint()
+        assert emu.existing == ()
+
+
+async def test_a_wrapper_that_another_cancellation_ends(world: World) -> None:
+    async with world() as (emu, client):
+        lease = client.instance(MODEL, HARDWARE, max_lifetime=100.0)
+        with anyio.CancelScope() as scope:
+            await lease.__aenter__()
+            try:
+                scope.cancel()
+                await anyio.sleep(10_000)
+            finally:
+                await lease.__aexit__(None, None, None)
+        assert scope.cancelled_caught
         assert emu.existing == ()
 
 
@@ -117,11 +146,17 @@ async def test_a_service_that_cannot_be_asked_is_no_loss(
         assert emu.existing == ()
 
 
-async def test_one_odd_answer_is_not_believed(world: World) -> None:
+@pytest.mark.parametrize("shown", ["missing", "stopped"])
+async def test_one_odd_answer_is_not_believed(world: World, shown: str) -> None:
     async with world() as (emu, client):
-        async with client.instance(MODEL, HARDWARE):
-            emu.add_fault(Fault("status", route="get", status=400))
-            emu.add_fault(Fault("status", route="list", status=200, body={"instances": []}))
+        async with client.instance(MODEL, HARDWARE) as inst:
+            if shown == "missing":
+                emu.add_fault(Fault("status", route="get", status=400))
+                emu.add_fault(Fault("status", route="list", status=200, body={"instances": []}))
+            else:
+                parts = {"instance_args": {"model_id": MODEL}, "instance_status": {"status": "stopped"}}
+                stopped = {"instance": {"instance_id": inst.instance_id, **parts}}
+                emu.add_fault(Fault("garbage", route="get", body=stopped))
             await anyio.sleep(60)
             assert not emu._faults.pending[0].meets()
         assert emu.existing == ()

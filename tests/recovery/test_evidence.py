@@ -571,7 +571,8 @@ async def test_the_ids_of_another_service_are_no_claims(world: World, journals: 
 @pytest.mark.parametrize("last", [{"kind": "ABANDONED", "entry": "e1"}, {"kind": "ORPHANED"}])
 def test_starts_that_no_lease_waits_for_come_last(last: Record) -> None:
     old = state_of(BASELINE, intent(at=1000.0), last)
-    new = state_of(BASELINE, intent(at=2000.0), {"kind": "UNANSWERED", "entry": "e1"})
+    # Soon after the old one, which can still have created a new instance.
+    new = state_of(BASELINE, intent(at=1100.0), {"kind": "UNANSWERED", "entry": "e1"})
     starts = [unresolved_start_of(each, each.promises["e1"]) for each in (old, new)]
     outcomes = [match_start(start, starts, [listed("i-7")]) for start in starts]
     assert outcomes == [None, listed("i-7")]

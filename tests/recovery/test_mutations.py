@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import pytest
 from _evidence import account_of
-from _promises import BASELINE, OWNER, created, intent, state_of
+from _promises import ARGS, BASELINE, OWNER, created, intent, state_of
 from _reapers import SilentProcess, StubReaper, stub_reapers
 from _world import HARDWARE, MODEL, World, client_of, emulated_wall_clock
 
@@ -22,7 +22,7 @@ from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._api.matching import Ambiguous
 from cortecs_async._errors import GuardError
 from cortecs_async._recovery.claims import collect_foreign_claims, unresolved_start_of
-from cortecs_async._recovery.journal import JournalFile, read_journals
+from cortecs_async._recovery.journal import JournalFile, is_owned, read_journals
 from cortecs_async._recovery.promises import fingerprint
 from cortecs_async._recovery.reaper import Reaper
 from cortecs_async._recovery.reaper_process import ReaperProcess
@@ -144,7 +144,9 @@ def test_nobody_takes_the_ambiguous_candidates_of_another_process() -> None:
 
 async def test_a_lease_comes_before_the_reaper_of_an_equal_lost_start(world: World, journals: Path) -> None:
     async with world(journal="auto") as (emu, client):
-        theirs = intent(api=emu.api_base_url, at=0.0)
+        # Equal and recent: otherwise, the instance would be more likely that of the lease in any case.
+        args = {**ARGS, "billing_interval": "per_minute"}
+        theirs = intent(api=emu.api_base_url, args=args, at=emulated_wall_clock() - 1.0)
         # Locked, because its reaper holds the lock.
         dead = JournalFile.create(journals, [OWNER, BASELINE, theirs, {"kind": "ORPHANED"}])
         emu.add_fault(Fault("drop", route="start", when="after"))
@@ -390,6 +392,42 @@ async def test_nothing_starts_without_a_required_reaper(
         assert emu.ledger == ()
 
 
+@pytest.mark.parametrize(
+    ("records", "end", "has_lock"),
+    [
+        # The reaper locks the journal next.
+        ([created()], "detach", False),
+        # The reaper has nothing to do, and the journal is removed after its end.
+        ([created(), {"kind": "GONE", "entry": "e1"}], "shutdown", True),
+    ],
+)
+def test_a_process_leaves_its_promises_to_its_reaper(
+    tmp_path: Path,
+    reapers: list[StubReaper],
+    monkeypatch: pytest.MonkeyPatch,
+    records: list[Record],
+    end: str,
+    *,
+    has_lock: bool,
+) -> None:
+    store = PromiseStore(tmp_path, journal=True, guard=True)
+    ends: list[tuple[str, bool | None]] = []
+    for name in ("shutdown", "detach"):
+
+        def note(name: str = name) -> None:
+            ((path, _),) = read_journals(tmp_path)
+            ends.append((name, is_owned(path)))
+
+        monkeypatch.setattr(reapers[-1], name, note)
+    store.join()
+    for record in records:
+        store.put(record)
+        store.commit()
+    store.leave()
+    assert ends == [(end, has_lock)]
+    assert bool(list(read_journals(tmp_path))) is not has_lock
+
+
 async def test_the_reaper_of_a_forked_child_is_told_its_credentials(
     world: World, journals: Path, reapers: list[StubReaper]
 ) -> None:
@@ -497,7 +535,14 @@ def test_a_reaper_records_its_takeover_of_what_it_has_begun(tmp_path: Path) -> N
     reaper.receive({"kind": "ABANDONED", "entry": "e1", "number": 3})
     reaper.recover_due()
     journal.close()
-    end.set()
+    not_begun = reaper._not_begun
+
+    def then_end() -> list[Promise]:
+        found = not_begun()
+        end.set()  # not earlier, so that the reaper finds its work still in progress
+        return found
+
+    reaper._not_begun = then_end  # type: ignore[method-assign]
     reaper.recover_after_parent()
     assert reaper.state.is_orphaned
     assert [state.is_orphaned for _, state in read_journals(tmp_path)] == [True]

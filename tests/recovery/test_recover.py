@@ -12,6 +12,7 @@ from pathlib import Path
 import anyio
 import pytest
 from _world import HARDWARE, MODEL, World, emulated_wall_clock
+from attrs import evolve
 
 from cortecs_async import AsyncCortecs
 from cortecs_async._api.polling import ABSENCE_SPAN
@@ -109,10 +110,12 @@ async def test_a_held_instance_that_only_seems_to_be_missing_is_kept(
     async with world() as (emu, client):
         held = Held(emu, client)
         emu.add_fault(Fault("garbage", route="list", body={"instances": []}, times=None))
+        # A whole poll, which sends requests until they have agreed for ABSENCE_SPAN seconds.
+        poll = Fault("status", route="get", status=404, times=3)
         if missing != "in the list only":
-            emu.add_fault(Fault("status", route="get", status=404))
+            emu.add_fault(poll)
         if missing == "twice":  # but not in a row
-            emu.add_fault(Fault("status", route="get", status=404, skip=2))
+            emu.add_fault(evolve(poll, skip=4))
         if "unreachable" in missing:
             emu.add_fault(Fault("status", route="get", status=503, times=None))
 
@@ -162,7 +165,11 @@ async def test_the_instance_of_an_equal_start_is_not_taken_for_that_of_a_lost_st
         async with anyio.create_task_group() as tasks:
 
             async def appear_late() -> None:
-                await anyio.sleep(3.0)
+                # Only after the search could have taken the other instance, which is not released yet.
+                emu.add_fault(Fault("status", route="stop", times=None))
+                await anyio.sleep(20.0)
+                assert emu.existing == (answered,)
+                emu.clear_faults()
                 appeared.append(emu.start_instance(MODEL, HARDWARE))
 
             tasks.start_soon(appear_late)

@@ -197,7 +197,7 @@ async def test_an_open_connection_is_enough_and_nothing_is_sent() -> None:
         tasks.cancel_scope.cancel()
     assert received == [b""]
     problem = await rehearse(account(f"http://127.0.0.1:{port}/v1"))
-    assert problem.startswith(f"it cannot connect to http://127.0.0.1:{port}/v1 (ConnectError")
+    assert problem.startswith(f"it cannot connect to http://127.0.0.1:{port}/v1 (connection refused)")
     assert all(name in problem for name in ("http_client=", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE"))
 
 

@@ -250,6 +250,24 @@ async def test_no_single_list_of_a_search_long_after_the_start_closes_it(
         tasks.cancel_scope.cancel()
 
 
+@alternating("skip", range(9))
+async def test_no_single_list_hides_the_instance_of_a_start_of_long_ago(
+    world: World, journals: Path, skip: int
+) -> None:
+    async with (
+        world() as (emu, _),
+        process(emu, journals) as mine,
+        process(emu, journals) as later,
+        anyio.create_task_group() as tasks,
+    ):
+        await lose_a_start(emu, mine, tasks)
+        await anyio.sleep(400.0)  # now lists are five seconds apart, once they agree
+        emu.add_fault(Fault("omit", route="list", skip=skip))
+        assert [each.state for each in await later.client.sweep()] == ["released"]
+        assert emu.existing == ()
+        tasks.cancel_scope.cancel()
+
+
 # --- which starts can have created an instance --------------------------------------------------------------
 
 

@@ -212,7 +212,7 @@ async def test_a_client_warns_when_it_opens_that_there_is_something_to_sweep(
     async with world(journal="auto"):
         pass
     (record,) = caplog.records
-    assert "Dead processes left 2 instances or unresolved starts. " in record.message
+    assert "Dead processes left instances or unresolved starts behind: 2. " in record.message
     assert "Run `cortecs-async sweep` or client.sweep()" in record.message
     assert len(list(read_journals(journals))) == 2  # opening a client removes nothing
     caplog.clear()
@@ -238,7 +238,7 @@ async def test_a_client_does_not_warn_of_what_its_sweep_could_not_release(
         await anyio.sleep(61)
         async with world(journal="auto"):
             (record,) = caplog.records
-        assert "Dead processes left 1 instances or unresolved starts. " in record.message
+        assert "Dead processes left instances or unresolved starts behind: 1. " in record.message
         store = client._wiring.promises.store
         assert store.count_orphans(emu.api_base_url, "") == 1
         assert store.count_orphans(emu.api_base_url, account) == 0
