@@ -81,7 +81,7 @@ nitpick_ignore_regex = [
 _DEFAULT = re.compile(r" = (?:attr_dict\['(\w+)'\]\.default|([A-Z_]{3,}))\b")
 
 # What a name in a signature or after "Raises:" can be.
-_KINDS = {"class", "exception", "function"}
+_KINDS = {"class", "exception", "function", "type"}
 
 # Made by the client, never by its user.
 _NOT_CONSTRUCTED = {

@@ -13,6 +13,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -118,6 +119,7 @@ async def main() -> None:
             env = {**emulator.env(), "CORTECS_STATE_DIR": str(Path(folder, "state"))}
             draw_batch(Path(folder), env)
             draw_watch(emulator, env)
+            draw_top(Path(folder), emulator, env)
 
 
 def draw_batch(folder: Path, env: dict[str, str]) -> None:
@@ -143,6 +145,42 @@ def draw_watch(emulator: Emulator, env: dict[str, str]) -> None:
     command = ("watch", first, second)
     screen = capture(command, env=env, size=(110, 12), until=lambda text: "4/5" in text and "3/5" in text)
     draw(screen, f"cortecs-async {' '.join(command)}", FOLDER / "watch.svg")
+
+
+# Leases an instance, like a program of the reader.
+TRAIN = f"""
+import asyncio
+from cortecs_async import AsyncCortecs
+
+async def main():
+    async with AsyncCortecs() as client, client.instance("{MODEL}", "{HARDWARE}"):
+        await asyncio.sleep(600)
+
+asyncio.run(main())
+"""
+
+
+def draw_top(folder: Path, emulator: Emulator, env: dict[str, str]) -> None:
+    """Draw instances of three owners."""
+    for instance_id in emulator.existing:
+        emulator.delete_instance(instance_id)
+    emulator.start_instance("microsoft/phi-4", "NVIDIA_L40S_1")
+    acquire = ("start", "Qwen/Qwen2.5-32B-Instruct", "NVIDIA_H100_2", "--max-lifetime", "2h")
+    environment = {**os.environ, **env}
+    subprocess.run([sys.executable, "-m", "cortecs_async", "-q", *acquire], env=environment, check=True)
+    (folder / "train.py").write_text(TRAIN)
+    with subprocess.Popen(
+        [sys.executable, "train.py"], cwd=folder, env=environment, stderr=subprocess.DEVNULL
+    ) as train:
+        try:
+            screen = capture(
+                ("top",), env=env, size=(140, 12), until=lambda text: "train.py" in text and "0.05" in text
+            )
+        finally:
+            train.send_signal(signal.SIGINT)  # it releases its instance
+    release = ("rm", "--force", *emulator.existing)
+    subprocess.run([sys.executable, "-m", "cortecs_async", "-q", *release], env=environment, check=True)
+    draw(screen, "cortecs-async top", FOLDER / "top.svg")
 
 
 if __name__ == "__main__":
