@@ -93,6 +93,9 @@ def show_versions(session: nox.Session, *packages: str) -> None:
     session.run("python", "-c", program, *packages)
 
 
+# Without cached bytecode, every process that the tests start would compile its imports again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # Tests must import the installed package, not the working directory.
 ENV = {"PYTHONSAFEPATH": "1"}
 
@@ -132,7 +135,7 @@ def oracle(session: nox.Session) -> None:
     """Test the emulator with the vendor's client and schemathesis."""
     install(session, "test")
     # Fail if one is missing. pytest would leave out these tests without an error.
-    show_versions(session, "cortecs-py", "schemathesis")
+    show_versions(session, "cortecs-py", "langchain-text-splitters", "schemathesis")
     run_pytest(session, "-m", "oracle and not nightly")
 
 
@@ -175,7 +178,8 @@ def nightly(session: nox.Session) -> None:
     run_pytest(session, "-m", "nightly", processes=WAITING)
     # One process, so that tests do not slow each other down: the check measures their processor time.
     run_pytest(session, "--check-tiers", processes=0)
-    for name in ("coverage", "lowest", "mutants", "simulate", "bare", "web"):
+    slow = ("coverage", "lowest", "mutants", "simulate", "bare", "notebook", "package", "platforms", "web")
+    for name in slow:
         session.notify(name)
     for version in OTHERS:
         session.notify(f"matrix-{version}", ["tests"])
@@ -230,7 +234,7 @@ def at_lowest(bounds: Iterable[str]) -> list[str]:
 # Sets of packages that exclude each other, and the tests of tests/ecosystem for each.
 FRAMEWORKS = {
     "openai3": ["openai3", "helpers"],
-    "openai2": ["openai2"],
+    "openai2": ["openai2", "migrating"],
     "instructor": ["instructor"],
     "lowest": ["helpers"],  # the lower bounds of our own extras
 }
@@ -239,7 +243,7 @@ FRAMEWORKS = {
 @nox.session
 @nox.parametrize("packages", [*FRAMEWORKS], ids=[*FRAMEWORKS])
 def frameworks(session: nox.Session, packages: str) -> None:
-    """Run the programs in docs/frameworks.md with one of the sets of packages that the frameworks need."""
+    """Run the programs of frameworks in the docs, with one of the sets of packages that they need."""
     extras = PYPROJECT["project"]["optional-dependencies"]
     lowest = at_lowest([*extras["langchain"], *extras["pydantic-ai"]])
     chosen = lowest if packages == "lowest" else PYPROJECT["dependency-groups"][f"frameworks-{packages}"]
@@ -311,9 +315,18 @@ def web(session: nox.Session) -> None:
     """Run the programs in docs/web.md under each real server."""
     install(session, "web")
     show_versions(
-        *(session, "fastapi", "starlette", "litestar", "uvicorn", "gunicorn", "uvicorn-worker", "hypercorn")
+        session,
+        *("fastapi", "flask", "starlette", "litestar", "uvicorn", "gunicorn", "uvicorn-worker", "hypercorn"),
     )
     session.run(*PYTEST, "tests/ecosystem/test_web.py", *session.posargs, env=ENV)
+
+
+@nox.session
+def notebook(session: nox.Session) -> None:
+    """Run the cells in docs/running.md, an interrupt and a restart in a real Jupyter kernel."""
+    install(session, "test-core", "notebook")
+    show_versions(session, "ipykernel", "IPython", "nbclient")
+    session.run(*PYTEST, "tests/ecosystem/test_notebook.py", *session.posargs, env=ENV)
 
 
 ORCHESTRATORS = ["airflow", "celery", "dagster", "prefect", "taskiq", "temporal"]
@@ -348,6 +361,31 @@ def typing(session: nox.Session) -> None:
     session.run("mypy", "--num-workers=auto", *options, "tests")
     session.run("pyright")
     session.run("pyright", "--verifytypes", "cortecs_async", "--ignoreexternal")
+
+
+@nox.session
+def platforms(session: nox.Session) -> None:
+    """Check what must work on every system, and the types for macOS and Windows."""
+    install(session, "typing")
+    session.run("python", "tests/platforms.py", env=ENV)
+    for platform in ("darwin", "win32"):
+        # Each with its own cache, and without reports of the code that only other systems reach.
+        cache = session.cache_dir.resolve() / f"mypy-{platform}"
+        session.run(
+            *("mypy", "--num-workers=auto", f"--platform={platform}", f"--cache-dir={cache}"),
+            *("--no-warn-unreachable", "cortecs_async"),
+        )
+
+
+@nox.session
+def package(session: nox.Session) -> None:
+    """Build the wheel and the sdist, check them as an index would, and run each in a new environment."""
+    session.install(*nox.project.dependency_groups(PYPROJECT, "package"))
+    dist = Path(session.create_tmp()).resolve() / "dist"
+    shutil.rmtree(dist, ignore_errors=True)
+    session.run("python", "-m", "build", "--installer=uv", f"--outdir={dist}")
+    session.run("twine", "check", "--strict", *map(str, dist.iterdir()))
+    session.run("python", "tests/ecosystem/package.py", str(dist), env=ENV)
 
 
 @nox.session
