@@ -14,24 +14,10 @@ from types import FrameType
 from _scripted import SECRET, TOKEN
 
 from cortecs_async import CortecsError
+from cortecs_async._http.reasons import causes_of
 
 HERE = Path(__file__).parent
 SECRETS = (SECRET, TOKEN)
-
-
-def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, its causes and contexts, and the errors in its groups."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        each = pending.pop()
-        if each is None or id(each) in seen:
-            continue
-        seen.add(id(each))
-        yield each
-        pending += [each.__cause__, each.__context__]
-        if isinstance(each, BaseExceptionGroup):
-            pending += each.exceptions
 
 
 def frames(error: BaseException) -> Iterator[FrameType]:
@@ -50,7 +36,7 @@ def safe_repr(value: object) -> str:
 
 def reported(error: BaseException) -> Iterator[tuple[str, str]]:
     """Yield every text that an error report could contain, and its origin."""
-    for each in chain(error):
+    for each in causes_of(error):
         name = type(each).__name__
         yield f"{name}: str", str(each)
         yield f"{name}: repr", repr(each)

@@ -53,9 +53,8 @@ class ProcessTree:
     On Linux, this process adopts descendants whose parents end, such as daemons. As the first process of a
     container, or with children from before the command, it also gets the orphans of other programs. Then it
     tells them apart by a random token in the environment of the command, which its descendants inherit.
-    Elsewhere, a process whose parent has ended is
-    not found. The reapers of this package, and the owners of shared instances, never belong to the tree: an
-    instance may depend on them.
+    Elsewhere, a process whose parent has ended is not found. The reapers of this package, and the owners of
+    shared instances, never belong to the tree: an instance may depend on them.
 
     Attributes:
         left_behind: How many processes got SIGTERM.
