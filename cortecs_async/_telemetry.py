@@ -58,7 +58,7 @@ class PhaseEnd:
 
     Attributes:
         outcome: `ok`; `error`; `cancelled`: by a cancellation, Ctrl-C, or anything else that is not an
-            `Exception`; or `abandoned`: it could not be released here, and the reaper releases it.
+            `Exception`; or `abandoned`: it could not be released here, and is left to the reaper or `sweep`.
         seconds: Duration of the phase.
         elapsed: Seconds since the beginning of the lease. At the end of `wait`: the time until running.
         error: The exception, unless the outcome is `ok` or `abandoned`. If it is not one of this package, its

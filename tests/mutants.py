@@ -1114,9 +1114,16 @@ MUTANTS = [
     Mutant(
         "does not raise TeardownError",
         "_api/teardown.py",
-        "        raise TeardownError(\n",
-        "        TeardownError(\n",
+        "        raise self.error(",
+        "        self.error(",
         "lease/test_lease.py::test_a_teardown_that_cannot_succeed_says_what_may_still_be_billed",
+    ),
+    Mutant(
+        "does not say who releases the instance of a failed release",
+        "_lease/release.py",
+        "            if self._explain is not None:\n",
+        "            if False:\n",
+        "lease/test_lease.py::test_a_teardown_that_cannot_succeed_names_only_who_knows_of_the_instance",
     ),
     Mutant(
         "treats an instance with the status deleted as existing",

@@ -148,6 +148,7 @@ async def not_released(emu: Emulator, client: AsyncCortecs) -> None:
     async with client.instance(MODEL, HARDWARE, teardown_timeout=30):
         emu.add_fault(Fault("status", route="stop", body=b"", times=None))
         emu.add_fault(Fault("status", route="delete", body=b"", times=None))
+        client._wiring.promises.uses_reaper = True  # as with the defaults: the page shows its sentence
 
 
 async def ambiguous(emu: Emulator, client: AsyncCortecs) -> None:

@@ -219,14 +219,16 @@ class Teardown:
                     self._note_failure(action, outcome_unknown=getattr(error, "outcome_unknown", True))
             else:
                 return
-        hint = "stop it with client.instances.stop() or on cortecs.ai"
+        raise self.error("Stop it with client.instances.stop() or on cortecs.ai")
+
+    def error(self, advice: str) -> TeardownError:
+        """Return the error of a teardown that did not reach its goal. `advice` is its last sentence."""
         if isinstance(self.last_error, (AuthenticationError, PermissionDeniedError)):
-            hint = "if the client secret was replaced, run `cortecs-async sweep` with the new one"
+            advice = "If the client secret was replaced, run `cortecs-async sweep` with the new one"
         cause = f"; last error: {self.last_error}" if self.last_error else ""
-        raise TeardownError(
+        return TeardownError(
             f"instance {self.instance_id} could not be {'deleted' if self.goal is Goal.GONE else 'stopped'} "
-            f"in time (last state: {self.state.name.lower()}{cause}). "
-            f"IT MAY STILL BE BILLED: {hint}.",
+            f"in time (last state: {self.state.name.lower()}{cause}). IT MAY STILL BE BILLED. {advice}.",
             instance_id=self.instance_id,
         )
 

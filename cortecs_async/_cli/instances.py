@@ -19,7 +19,6 @@ from ..errors import (
     InstanceGoneError,
     JournalError,
     NotFoundError,
-    TeardownError,
 )
 from ..types import Listing, Owner
 from .command import cli_command
@@ -352,20 +351,6 @@ async def _stop(client: AsyncCortecs, instance_id: str, *, timeout: float) -> st
     raise CortecsError(f"is {instance.status} after {timeout:g} s. It may be billed until it is stopped.")
 
 
-async def _release(client: AsyncCortecs, instance_id: str, timeout: float) -> None:
-    try:
-        await client.release(instance_id, teardown_timeout=timeout)
-    except TeardownError as error:
-        failure, is_in_background, _ = str(error).partition("IT MAY STILL BE BILLED: stop it")
-        if not is_in_background:
-            raise
-        text = failure.removeprefix(f"instance {instance_id} ")
-        raise CortecsError(
-            f"{text}A background process continues the deletion, and the instance may be billed until then. "
-            f"Run `cortecs-async show {instance_id}` to check."
-        ) from error
-
-
 async def _remove(
     client: AsyncCortecs,
     instance_id: str,
@@ -379,12 +364,12 @@ async def _remove(
         instance = listed[instance_id]
     elif ignore_missing:
         # One list without it proves nothing: a release reads again until it is certain.
-        await _release(client, instance_id, timeout)
+        await client.release(instance_id, teardown_timeout=timeout)
         return "gone"
     else:
         instance = await client.instances.get(instance_id)  # raises the same error as `show`
     if stop_first:
-        await _release(client, instance_id, timeout)
+        await client.release(instance_id, teardown_timeout=timeout)
     elif instance is None or has_ended(instance):
         # If its status cannot be read, the service rejects the delete of an instance that is not stopped.
         with anyio.move_on_after(timeout):

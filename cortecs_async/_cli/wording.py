@@ -32,6 +32,8 @@ _PHRASES: tuple[tuple[str, str], ...] = (
     (r"pass api_key=, or (?=set )", ""),
     (r", or pass allow_insecure_http=True", ""),
     (r" and not http_client=", ""),
+    (r"The reaper releases it", "A background process on this machine continues the deletion"),
+    (r"Call `client\.sweep\(\)` in this process, or stop it", "Stop it with `cortecs-async rm --stop` or"),
     (r" or client\.sweep\(\)", ""),
     (r"`?client\.sweep\(\)`?", "`cortecs-async sweep`"),
     (r", or accept this risk with AsyncCortecs\(guard=\"off\"\)", ""),

@@ -346,7 +346,7 @@ class AsyncCortecs(BatchMethods, CallMethods, RecoveryMethods):
 
         Raises:
             InvalidArgumentError: if `handle` is neither, or belongs to another account.
-            TeardownError: if the instance is not confirmed deleted in time; the reaper continues.
+            TeardownError: if the instance is not confirmed deleted in time. It says who continues.
             RequestError: if the instances cannot be listed.
         """
         await self._wiring.release(handle, teardown_timeout)

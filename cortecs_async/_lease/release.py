@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import anyio
 from attrs import define, field
@@ -47,6 +48,8 @@ class Release:
     on_work: Callable[[], None]
     failure: CortecsError | None = None
     _teardown: Teardown | None = None
+    # Returns the failure, with a sentence that says who releases the instance.
+    _explain: Callable[[str], CortecsError] | None = None
     # Those of instances of earlier requests, by the keys of their records. Kept, because no search finds an
     # instance twice.
     _late: dict[str, Teardown] = field(factory=dict)
@@ -95,9 +98,12 @@ class Release:
             await self._tear_down()
             self._close()
             await self._find_not_seen()
+            # Not strict: if the journal misses a release, the next sweep only finds that nothing is left.
+            await self.services.promises.flush()
+            if self._explain is not None:
+                # Only the flush shows whether the journal and the reaper know of it.
+                self.failure = self._explain(self.services.promises.who_releases())
             self._is_closed = True
-        # Not strict: if the journal misses a release, the next sweep only finds that the instance is gone.
-        await self.services.promises.flush()
 
     async def _find(self) -> None:
         start = self.held.attempt
@@ -115,10 +121,9 @@ class Release:
             key, start.key = start.key, None
             await self.services.promises.close(key)
         if start.is_open:
-            failure = failure or CortecsError(
-                f"it is unknown whether a start of {start.args.hf_name} created an instance. IT MAY BE "
-                "BILLED: the reaper keeps searching for it, and so does `cortecs-async sweep`."
-            )
+            if failure is None:
+                self._explain = partial(_unresolved_start, start.args.hf_name)
+                failure = self._explain(self.services.promises.who_releases())
             start.give_up()
             if self.held.key is not None and start.key is not None:
                 # There is also an instance that was restarted before, with its own record.
@@ -179,6 +184,7 @@ class Release:
             await teardown.run()
         except TeardownError as error:
             self.failure = error
+            self._explain = teardown.error
             return False
         finally:
             releasing.discard(instance_id)
@@ -196,6 +202,12 @@ class Release:
                 promises.record_gone(key)
         elif not isinstance(self.failure, AmbiguousStartError):
             promises.record_abandoned(key)
+
+
+def _unresolved_start(model: str, who_releases: str) -> CortecsError:
+    return CortecsError(
+        f"it is unknown whether a start of {model} created an instance. IT MAY BE BILLED. {who_releases}."
+    )
 
 
 def close_receipt(state: LeaseState, release: Release, failure: BaseException | None) -> None:

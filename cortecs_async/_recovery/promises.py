@@ -215,12 +215,12 @@ class Promises:
         return True
 
     def who_releases(self) -> str:
-        """Return a sentence that says who releases what this process does not release."""
+        """Return a sentence that says who releases an instance that this process could not release."""
         if self.uses_reaper and self.store.reaper_problem is None:
             return "The reaper releases it"
         if self.uses_journal and self.store.journal_problem is None:
             return "`cortecs-async sweep` releases it"
-        return "It is billed until `client.sweep()` releases it in this process, or you stop it on cortecs.ai"
+        return "Call `client.sweep()` in this process, or stop it on cortecs.ai"
 
     def unresolved_start(self, key: str) -> UnresolvedStart:
         """Return the start of an intent, as other processes read it from the journal."""

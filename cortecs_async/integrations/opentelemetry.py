@@ -117,7 +117,7 @@ class OpenTelemetry(Telemetry):
             description = end.redact(f"{type(end.error).__name__}: {_text(end.error)}")
             span.set_status(self._trace.StatusCode.ERROR, description)
         elif end.outcome == "abandoned":
-            span.set_status(self._trace.StatusCode.ERROR, "not released: the reaper releases it")
+            span.set_status(self._trace.StatusCode.ERROR, "not released: left to the reaper or `sweep`")
         span.end()
 
     def retry(self, retry: RequestRetry) -> None:

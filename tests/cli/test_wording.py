@@ -65,6 +65,14 @@ def test_no_text_that_a_command_may_show_names_an_argument_or_a_method() -> None
         ),
         ("client.models.list() lists the models.", "`cortecs-async models` lists the models."),
         ("Run `cortecs-async sweep` or client.sweep()", "Run `cortecs-async sweep`"),
+        (
+            "BILLED. The reaper releases it.",
+            "BILLED. A background process on this machine continues the deletion.",
+        ),
+        (
+            "Call `client.sweep()` in this process, or stop it on cortecs.ai",
+            "Stop it with `cortecs-async rm --stop` or on cortecs.ai",
+        ),
         ("Increase start_timeout, or wait", "Increase --start-timeout, or wait"),
         ("max_cost=0.1 is less", "--max-cost 0.1 is less"),
         ("num_workers must be 1 to 8", "--workers must be 1 to 8"),

@@ -18,6 +18,13 @@ from cortecs_async._recovery.journal import read_journals
 from cortecs_async.emulator import Emulator, Fault
 
 
+def replace_by_file(directory: Path) -> None:
+    for path in directory.iterdir():
+        path.unlink()
+    directory.rmdir()
+    directory.write_text("a file stands here")
+
+
 def routes(emu: Emulator) -> list[str | None]:
     return [record.route for record in emu.requests]
 
@@ -360,6 +367,45 @@ async def test_a_teardown_that_cannot_succeed_says_what_may_still_be_billed(
     assert [record.levelno for record in caplog.records if inst.instance_id in record.message][
         -1
     ] == logging.CRITICAL
+
+
+@pytest.mark.parametrize(
+    ("journal", "until", "successor"),
+    [
+        ("auto", "the end", "`cortecs-async sweep` releases it"),
+        ("auto", "the block", "Call `client.sweep()` in this process"),
+        ("off", "never", "Call `client.sweep()` in this process"),
+    ],
+)
+async def test_a_teardown_that_cannot_succeed_names_only_who_knows_of_the_instance(
+    world: World, journals: Path, caplog: pytest.LogCaptureFixture, journal: str, until: str, successor: str
+) -> None:
+    """The journal can be written until then."""
+    async with world(journal=journal) as (emu, client):
+        with pytest.raises(TeardownError) as caught:
+            async with client.instance(MODEL, HARDWARE, teardown_timeout=60):
+                emu.add_fault(Fault("status", status=500, times=None))
+                if until == "the block":
+                    replace_by_file(journals)
+        assert f"MAY STILL BE BILLED. {successor}" in str(caught.value)
+        assert str(caught.value) in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("guard", "problem", "successor"),
+    [
+        ("auto", None, "The reaper releases it"),
+        ("auto", "it died repeatedly", "`cortecs-async sweep` releases it"),
+        ("off", None, "`cortecs-async sweep` releases it"),
+    ],
+)
+async def test_only_a_reaper_that_runs_is_said_to_release_an_instance(
+    world: World, guard: str, problem: str | None, successor: str
+) -> None:
+    async with world(guard=guard, journal="auto") as (_, client):
+        promises = client._wiring.promises
+        promises.store.reaper_problem = problem
+        assert promises.who_releases() == successor
 
 
 async def test_a_failed_teardown_does_not_hide_the_bodys_exception(world: World) -> None:

@@ -318,7 +318,7 @@ def test_a_lease_that_is_dropped_in_the_last_turn_of_its_event_loop_is_left_to_o
 @pytest.mark.parametrize("how", [*COROUTINES, "dropped"])
 @pytest.mark.parametrize(
     ("journal", "successor"),
-    [("auto", "`cortecs-async sweep` releases it"), ("off", "It is billed until `client.sweep()`")],
+    [("auto", "`cortecs-async sweep` releases it"), ("off", "Call `client.sweep()` in this process")],
 )
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_without_its_event_loop_it_is_left_to_others(
