@@ -323,7 +323,7 @@ def web(session: nox.Session) -> None:
 
 @nox.session
 def notebook(session: nox.Session) -> None:
-    """Run the cells in docs/running.md, an interrupt and a restart in a real Jupyter kernel."""
+    """Run the cells in docs/deployment.md, an interrupt and a restart in a real Jupyter kernel."""
     install(session, "test-core", "notebook")
     show_versions(session, "ipykernel", "IPython", "nbclient")
     session.run(*PYTEST, "tests/ecosystem/test_notebook.py", *session.posargs, env=ENV)

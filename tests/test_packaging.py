@@ -46,7 +46,7 @@ def test_the_readme_names_the_versions_of_python_that_are_tested() -> None:
     declared = [each.rpartition(" ")[2] for each in PYPROJECT["project"]["classifiers"] if ":: 3." in each]
     (row,) = re.findall(r"^\| Python \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert row == f"{declared[0]} or later (tested: {declared[0]} to {declared[-1]})"
-    assert f"Python {row}" in " ".join((ROOT / "docs/tutorial.md").read_text().split())
+    assert f"Python {row}" in " ".join((ROOT / "docs/quickstart.md").read_text().split())
     workflow = (ROOT / ".github/workflows/ci.yml").read_text()
     assert f"python: {declared}".replace("'", '"') in workflow
 

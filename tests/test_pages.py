@@ -114,7 +114,8 @@ def test_the_examples_of_client_run(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(certifi.where(), "company-ca.pem")
-    run_examples(DOCS / "client.md")
+    run_examples(DOCS / "authentication.md")
+    run_examples(DOCS / "configuration.md")
     assert served.existing == ()
     shown = capsys.readouterr().out
     assert "200 emulator-request-" in shown
@@ -123,14 +124,14 @@ def test_the_examples_of_client_run(
 
 @pytest.mark.sockets
 def test_the_examples_of_promise_run(served: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
-    run_examples(DOCS / "promise.md")
+    run_examples(DOCS / "crash-safety.md")
     shown = capsys.readouterr().out
     assert "running although the response was lost: instance-10001" in shown
     assert "started: 1 left: 0" in shown
 
 
 def test_the_tests_that_promise_names_are_there() -> None:
-    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| (.*) \|$", (DOCS / "promise.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| (.*) \|$", (DOCS / "crash-safety.md").read_text(), re.MULTILINE)
     named = {name for row in rows for name in re.findall(r"`((?:\w+/)?test_\w+\.py)`", row)}
     assert len(named) >= 12
     assert {name for name in named if not (ROOT / "tests" / name).exists()} == set()

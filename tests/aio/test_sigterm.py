@@ -1,4 +1,4 @@
-"""SIGTERM as cancellation, and the programs of docs/running.md, as real processes."""
+"""SIGTERM as cancellation, and the programs of docs/deployment.md, as real processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from cortecs_async import errors
 from cortecs_async.emulator import Emulator, serve_emulator
 from cortecs_async.signals import cancel_on_sigterm
 
-PAGE = Path(__file__).parents[2] / "docs" / "running.md"
+PAGE = Path(__file__).parents[2] / "docs" / "deployment.md"
 
 
 def raised(number: signal.Signals) -> None:

@@ -1,4 +1,4 @@
-"""Notebooks, in a real Jupyter kernel: the cells of docs/running.md, the progress display, and an interrupt.
+"""Notebooks, in a real Jupyter kernel: the cells of docs/deployment.md, the progress display, and an interrupt.
 
 Run it with `nox -s notebook`. If CORTECS_NOTEBOOK names a file, the executed notebook is written to it.
 """
@@ -24,7 +24,7 @@ from cortecs_async.emulator import Emulator
 
 pytestmark = pytest.mark.sockets
 
-PAGE = Path(__file__).parent.parent.parent / "docs" / "running.md"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "deployment.md"
 
 # Where to write the executed notebook.
 TARGET = os.environ.get("CORTECS_NOTEBOOK")

@@ -1,4 +1,4 @@
-"""Run the steps of docs/tutorial.md, and compare their output with the page."""
+"""Run the steps of docs/quickstart.md, and compare their output with the page."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from attrs import evolve
 
 pytestmark = pytest.mark.sockets
 
-TUTORIAL = Path(__file__).parent.parent / "docs" / "tutorial.md"
-SECTIONS = sections(TUTORIAL)
+QUICKSTART = Path(__file__).parent.parent / "docs" / "quickstart.md"
+SECTIONS = sections(QUICKSTART)
 # Sections that cannot run as they are: they install, keep running in a terminal, or need an account.
-EXCLUDED = {"# Tutorial", "The emulator", "With an account", "Next steps"}
+EXCLUDED = {"# Quickstart", "The emulator", "With an account", "Next steps"}
 
 
 @pytest.mark.parametrize("title", sorted(SECTIONS.keys() - EXCLUDED))
