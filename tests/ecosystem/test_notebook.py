@@ -1,4 +1,4 @@
-"""Notebooks, in a real Jupyter kernel: the cells of docs/deployment.md, the progress display, and an interrupt.
+"""Notebooks, in a real Jupyter kernel: the cells of docs/deployment.md, progress, and an interrupt.
 
 Run it with `nox -s notebook`. If CORTECS_NOTEBOOK names a file, the executed notebook is written to it.
 """
