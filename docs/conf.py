@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import os
 import pkgutil
 import re
+from pathlib import Path
 from typing import Any
 
 import attrs
@@ -48,14 +50,32 @@ project = "cortecs_async"
 author = "cortecs_async contributors"
 version = release = cortecs_async.__version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"  # the theme's own underlines the names of modules
 html_title = f"cortecs_async {release}"
+html_logo = html_favicon = "_static/logo.svg"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_search_scorer = str(Path(__file__).with_name("scorer.js"))
 html_show_copyright = False
+html_theme_options = {
+    "light_css_variables": {"color-brand-primary": "#1f4a94", "color-brand-content": "#2a5db0"},
+    "dark_css_variables": {"color-brand-primary": "#7fb0ff", "color-brand-content": "#8fbaff"},
+}
+
+# Edit links need the address of the repository. GitHub Actions names it; a build on your machine has none.
+if repository := os.environ.get("GITHUB_REPOSITORY"):
+    html_theme_options |= {
+        "source_repository": f"https://github.com/{repository}/",
+        "source_branch": os.environ.get("GITHUB_REF_NAME", "main"),
+        "source_directory": "docs/",
+    }
+
+# The copy button leaves out the prompt and the output of a console session.
+copybutton_prompt_text = "$ "
 
 myst_heading_anchors = 3
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import io
+import itertools
 import json
 import os
 import pty
@@ -73,15 +74,15 @@ def capture(
     return screen
 
 
-def draw(screen: pyte.Screen, title: str, path: Path) -> None:
-    """Write a screen as an SVG file."""
+def draw(screen: pyte.Screen, title: str, path: Path, rows: int | None = None) -> None:
+    """Write a screen, or its first rows, as an SVG file."""
     console = Console(width=screen.columns, record=True, file=io.StringIO(), force_terminal=True)
-    last = max(row for row in range(screen.lines) if screen.display[row].strip())
+    last = max(row for row in range(rows or screen.lines) if screen.display[row].strip())
     for row in range(last + 1):
         line = Text(no_wrap=True)
-        for column in range(screen.columns):
-            cell = screen.buffer[row][column]
-            line.append(cell.data, rich_style(cell))
+        cells = (screen.buffer[row][column] for column in range(screen.columns))
+        for style, run in itertools.groupby(cells, rich_style):
+            line.append("".join(cell.data for cell in run), style)
         console.print(line, end="\n")
     path.write_text(without_fonts(console.export_svg(title=title)), encoding="utf-8")
     print(path)
@@ -114,12 +115,20 @@ def write_requests(path: Path, count: int) -> None:
 
 async def main() -> None:
     """Draw all pictures."""
+    draw_demo()
     with tempfile.TemporaryDirectory() as folder:
         async with serve_emulator(step_seconds=1.0, answer_seconds=0.2) as emulator:
             env = {**emulator.env(), "CORTECS_STATE_DIR": str(Path(folder, "state"))}
             draw_batch(Path(folder), env)
             draw_watch(emulator, env)
             draw_top(Path(folder), emulator, env)
+
+
+def draw_demo() -> None:
+    """Draw the demo up to its receipt."""
+    screen = capture(("demo",), env={}, size=(96, 40), until=lambda text: "What to try next" in text)
+    (end,) = (row for row, line in enumerate(screen.display) if line.startswith("What to try next"))
+    draw(screen, "python -m cortecs_async demo", FOLDER / "demo.svg", rows=end)
 
 
 def draw_batch(folder: Path, env: dict[str, str]) -> None:

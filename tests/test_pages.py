@@ -303,3 +303,24 @@ def test_the_headline_is_that_of_the_last_benchmark() -> None:
     shown = re.findall(r"^\| ([a-z]+: [^|]+?) \| ([0-9.]+) \|", page.read_text(), re.MULTILINE)
     assert len(shown) >= 8
     assert {label: value for label, value in shown if measured.get(label) != value} == {}
+
+
+def test_every_group_of_the_navigation_has_at_most_seven_pages() -> None:
+    trees = re.findall(
+        r"^:caption: (.*?)\n\n(.*?)```", (DOCS / "index.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    groups = {caption: pages.split() for caption, pages in trees}
+    assert list(groups) == ["Getting started", "Guides", "Integrations", "Reference", "How it works"]
+    assert {caption for caption, pages in groups.items() if not 1 < len(pages) <= 7} == set()
+
+
+# These are read by looking something up.
+LOOKED_UP = {"index.md", "api.md", "changelog.md", "faq.md", "glossary.md"}
+
+
+@pytest.mark.parametrize(
+    "page", [*sorted(DOCS.glob("*.md")), *sorted(DOCS.glob("orchestrators/*.md"))], ids=lambda page: page.name
+)
+def test_a_page_says_what_to_read_next(page: Path) -> None:
+    last = page.read_text().rpartition("\n## ")[2]
+    assert page.name in LOOKED_UP or (last.startswith("Next\n") and "](" in last)

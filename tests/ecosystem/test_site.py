@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import os
 import pkgutil
 import re
@@ -138,3 +139,22 @@ def test_every_picture_is_there() -> None:
     ]
     assert len(pictures) >= 4
     assert [each for page, each in pictures if not (page.parent / each).exists()] == []
+
+
+def test_the_search_finds_the_page_about_the_topic_first() -> None:
+    packed = (SITE / "searchindex.js").read_text().removeprefix("Search.setIndex(").removesuffix(")")
+    index = json.loads(packed)
+    # A word in a heading outranks one in the text.
+    assert index["docnames"][index["titleterms"]["max_cost"]] == "costs"
+    assert "changelog|architecture" in (SITE / "_static" / "language_data.js").read_text()
+
+
+@pytest.mark.parametrize("page", sorted(SITE.glob("*.html")), ids=lambda page: page.name)
+def test_every_page_has_an_icon_and_fits_a_phone(page: Path) -> None:
+    text = page.read_text()
+    assert re.search(r'<link rel="[a-z ]*icon" href="_static/logo.svg"', text)
+    assert '<meta name="viewport" content="width=device-width' in text
+
+
+def test_code_has_a_copy_button() -> None:
+    assert "copybutton.js" in (SITE / "quickstart.html").read_text()
