@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import textwrap
 from pathlib import Path
 
 import click
@@ -93,21 +94,28 @@ def test_an_unknown_option_suggests_the_nearest() -> None:
 
 def options_section() -> str:
     """Return the section of the page that lists all options, as the help describes them."""
-    parts = ["## All options", "", _table("cortecs-async", cli)]
+    shared = "Every command that prints data also has `--json`."
+    parts = ["## All options", "", shared, "", _list("cortecs-async", cli)]
     for name in sorted(NAMES):
-        if table := _table(name, command(name)):
-            parts += ["", table]
+        if options := _list(name, command(name)):
+            parts += ["", options]
     return "\n".join(parts) + "\n"
 
 
-def _table(name: str, documented: click.Command) -> str:
+def _list(name: str, documented: click.Command) -> str:
     context = click.Context(documented, show_default=True)
     records = [each.get_help_record(context) for each in documented.params if isinstance(each, click.Option)]
-    rows = [f"| `{names}` | {text} |".replace("AUTO|N", r"AUTO\|N") for names, text in filter(None, records)]
-    rows = [row.replace("per_minute|per_hour", r"per_minute\|per_hour") for row in rows]
-    return "\n".join([f"**{name}**", "", "| option | meaning |", "| --- | --- |", *rows]) if rows else ""
+    items = [
+        f"- `{names.removesuffix(' RANGE')}`: {' '.join(text.split())}"
+        for names, text in filter(None, records)
+    ]
+    if documented is not cli:
+        items = [each for each in items if not each.startswith("- `--json`")]
+    wrapped = [textwrap.fill(each, 120, subsequent_indent="  ", break_on_hyphens=False) for each in items]
+    return "\n".join([f"**{name}**", "", *wrapped]) if items else ""
 
 
 def test_the_page_has_all_options_in_the_words_of_the_help() -> None:
-    # To update the page, replace its last section with what `options_section` returns.
-    assert PAGE.read_text().endswith(options_section())
+    # To update the page, replace this section with what `options_section` returns.
+    _, heading, rest = PAGE.read_text().partition("## All options\n")
+    assert heading + rest.partition("\n## Next\n")[0] == options_section()
