@@ -123,4 +123,4 @@ def test_the_page_runs_as_it_stands_with(options: list[str], pytester: pytest.Py
     for name, text in files_of(PAGE).items():
         pytester.path.joinpath(name).write_text(text)
     result = pytester.runpytest_subprocess(*options)
-    result.assert_outcomes(passed=19, errors=1)
+    result.assert_outcomes(passed=14, errors=1)
