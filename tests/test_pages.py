@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -61,7 +62,8 @@ def test_the_examples_of_instances_run(served: Emulator, capsys: pytest.CaptureF
     assert served.billing == ()
     assert len(served.existing) == 1  # kept with on_exit="stop"
     shown = capsys.readouterr().out
-    assert shown.startswith("recommended: NVIDIA_L40S_1\n")
+    assert "\nrecommended: NVIDIA_L40S_1\n" in shown
+    assert "1 minute begun, about 0.03 EUR" in shown
     assert shown.count("running") >= 1
 
 
@@ -225,14 +227,29 @@ class TestTheTablesOfEmulator:
 
 @pytest.mark.sockets
 def test_the_examples_of_costs_run(served: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
-    page = DOCS / "costs.md"
-    run_examples(page)
+    run_examples(DOCS / "costs.md")
     assert served.existing == ()
-    shown = capsys.readouterr().out
-    table = re.search(r"```text\n(.*?)```", page.read_text(), re.DOTALL)
-    assert table is not None
-    assert f"\n{table[1]}" in shown
-    assert "1 minute begun, about 0.03 EUR" in shown
+    assert "1 minute begun, about 0.03 EUR" in capsys.readouterr().out
+
+
+def test_the_billed_times_of_costs_are_those_of_the_emulator() -> None:
+    page = (DOCS / "costs.md").read_text()
+    rows = re.findall(r"^\| (\d+) (seconds|minutes) \| ([\d.]+) \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 2
+    for number, unit, *costs in rows:
+        seconds = int(number) * {"seconds": 1, "minutes": 60}[unit]
+        for interval, cost in zip(("per_minute", "per_hour"), costs, strict=True):
+            for workers in (1, 2):
+                moments = iter([0, seconds, seconds])
+                emulator = Emulator(clock=partial(next, moments))
+                started = emulator.start_instance(
+                    "meta-llama/Llama-3.1-8B-Instruct",
+                    "NVIDIA_H100_1",
+                    billing_interval=interval,
+                    num_workers=workers,
+                )
+                emulator.stop_instance(started)
+                assert f"{emulator.ledger[0].cost / workers:.2f}" == cost
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.name)
