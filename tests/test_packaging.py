@@ -30,8 +30,8 @@ def test_the_page_on_an_index_has_no_link_that_leads_nowhere_there() -> None:
 
 def test_the_page_on_an_index_installs_from_the_index() -> None:
     assert re.findall(r"pip install '(.*?)'", description()) == [
-        "cortecs-async[cli,openai]",
         "cortecs-async[demo]",
+        "cortecs-async[cli,openai]",
     ]
     assert "checkout" not in description()
 
@@ -42,11 +42,12 @@ def test_the_changelog_begins_with_this_version() -> None:
     assert first[1] == __version__
 
 
-def test_the_readme_names_the_versions_of_python_that_are_tested() -> None:
+def test_the_pages_name_the_versions_of_python_that_are_tested() -> None:
     declared = [each.rpartition(" ")[2] for each in PYPROJECT["project"]["classifiers"] if ":: 3." in each]
-    (row,) = re.findall(r"^\| Python \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    (row,) = re.findall(r"^\| Python \| (.*) \|$", (ROOT / "docs/installation.md").read_text(), re.MULTILINE)
     assert row == f"{declared[0]} or later (tested: {declared[0]} to {declared[-1]})"
-    assert f"Python {row}" in " ".join((ROOT / "docs/quickstart.md").read_text().split())
+    for page in ("README.md", "docs/quickstart.md"):
+        assert f"Python {row}" in " ".join((ROOT / page).read_text().split())
     workflow = (ROOT / ".github/workflows/ci.yml").read_text()
     assert f"python: {declared}".replace("'", '"') in workflow
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.sockets
 QUICKSTART = Path(__file__).parent.parent / "docs" / "quickstart.md"
 SECTIONS = sections(QUICKSTART)
 # Sections that cannot run as they are: they install, keep running in a terminal, or need an account.
-EXCLUDED = {"# Quickstart", "The emulator", "With an account", "Next steps"}
+EXCLUDED = {"# Quickstart", "Start the emulator", "Use your account", "Next"}
 
 
 @pytest.mark.parametrize("title", sorted(SECTIONS.keys() - EXCLUDED))
@@ -27,8 +27,8 @@ def test_each_section_prints_what_the_page_shows(title: str, tmp_path: Path) -> 
     pytest.importorskip("openai")
     # The page uses six seconds. Two give the same output.
     steps = [evolve(step, text=re.sub("(?<=max_lifetime=)6", "2", step.text)) for step in SECTIONS[title]]
-    # Only the output of "Progress" depends on how long a start takes.
-    with serving(step_seconds=1.0 if title == "Progress" else 0.01) as emulator:
+    # Only the output of "Show progress" depends on how long a start takes.
+    with serving(step_seconds=1.0 if title == "Show progress" else 0.01) as emulator:
         env = environment(emulator, tmp_path)
 
         def sleep(seconds: float) -> None:
@@ -41,7 +41,7 @@ def test_each_section_prints_what_the_page_shows(title: str, tmp_path: Path) -> 
 
 
 def test_the_emulator_prints_the_lines_of_the_page(tmp_path: Path) -> None:
-    command, shown = SECTIONS["The emulator"]
+    command, shown = SECTIONS["Start the emulator"]
     assert command.text == "python -m cortecs_async emulator\n"
     with subprocess.Popen(
         [sys.executable, "-m", "cortecs_async", "emulator", "--port=0"],
@@ -60,7 +60,7 @@ def test_the_emulator_prints_the_lines_of_the_page(tmp_path: Path) -> None:
 
 
 def test_doctor_finds_no_problem(tmp_path: Path) -> None:
-    (command,) = SECTIONS["With an account"]
+    (command,) = SECTIONS["Use your account"]
     with serving() as emulator:
         shown = typed(command.text, tmp_path, environment(emulator, tmp_path))
     findings = [line for line in shown.splitlines() if line and not line.startswith(" ")]
