@@ -704,7 +704,7 @@ def test_every_example_of_the_page_runs(served: Emulator, capfd: pytest.CaptureF
         logger.handlers.clear()
         logger.setLevel(logging.NOTSET)
     assert served.existing == ()
-    assert len(served.ledger) == 3
+    assert len(served.ledger) == 2
     shown = capfd.readouterr()
     records = [json.loads(line) for line in shown.err.splitlines() if line.startswith('{"time"')]
     assert "lease.ended" in {each.get("cortecs_event") for each in records}
