@@ -148,6 +148,18 @@ def no_types_in_sentences(
         lines[:0] = ["..", ""]
 
 
+def examples_as_code(
+    _app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]
+) -> None:
+    """Shows the section `Example:` as Python code, without the `>>>` that napoleon expects."""
+    if "Example:" not in lines:
+        return
+    begin = lines.index("Example:") + 1
+    end = next((i for i in range(begin, len(lines)) if lines[i] and lines[i][0] != " "), len(lines))
+    code = lines[begin:end]
+    lines[begin - 1 : end] = [".. rubric:: Example", "", ".. code-block:: python", "", *code, ""]
+
+
 def types_behind_names(
     _app: Sphinx, _what: str, _name: str, _obj: object, _options: object, lines: list[str]
 ) -> None:
@@ -185,4 +197,5 @@ def setup(app: Sphinx) -> None:
     app.connect("missing-reference", find_by_name)
     app.connect("autodoc-process-signature", only_useful_signatures)
     app.connect("autodoc-process-docstring", no_types_in_sentences, priority=400)  # napoleon has 500
+    app.connect("autodoc-process-docstring", examples_as_code, priority=400)
     app.connect("autodoc-process-docstring", types_behind_names, priority=600)

@@ -128,6 +128,13 @@ class Endpoint:
 
         Raises:
             InvalidArgumentError: if an argument is invalid, or the lease has ended.
+
+        Example:
+            async def double(number: int) -> int:
+                return 2 * number
+
+            async for result in inst.map(double, range(100)):
+                print(result)
         """
         from .mapping import new_map  # noqa: PLC0415  (imports anyio, which a handle does not need)
 
@@ -145,6 +152,12 @@ class Endpoint:
         Raises:
             ConfigurationError: if there is no key, or the `openai` package is not installed.
             InvalidArgumentError: as for `openai_kwargs`.
+
+        Example:
+            async with inst.openai() as llm:
+                messages = [{"role": "user", "content": "Why is the sky blue?"}]
+                answer = await llm.chat.completions.create(model=inst.model, messages=messages)
+                print(answer.choices[0].message.content)
         """
         given, others = Hidden(api_key), Hidden(options)
         del api_key, options  # a traceback that shows locals would show the key, and headers

@@ -6,16 +6,14 @@ import importlib
 import inspect
 import json
 import os
-import pkgutil
 import re
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from _public_api import INNER, public_modules, public_names
 
-import cortecs_async
 from cortecs_async import AsyncCortecs, InstanceHandle, InstanceLease
 from cortecs_async._api.instances import Instances
 from cortecs_async._api.resources import HardwareTypes, Models, User
@@ -25,25 +23,6 @@ SITE = Path(os.environ["CORTECS_DOCS_SITE"])
 
 KINDS = {
     f"py:{kind}" for kind in ("attribute", "class", "exception", "function", "method", "property", "type")
-}
-
-# Methods that only other modules of the package call.
-_STATE = {"next_report", "report_id", "state_after"}
-INNER = {
-    "BackgroundInstance": _STATE,
-    "HardwareTypes": {"list_once"},
-    "InstanceLease": {"into_handle"},
-    "Instances": {
-        "find_or_start",
-        "get_confirmed",
-        "list_now",
-        "note_started",
-        "read_all",
-        "read_one",
-        "restart_once",
-        "start_once",
-    },
-    "SharedInstance": _STATE,
 }
 
 
@@ -70,24 +49,10 @@ def _find(name: str) -> Any:
     return None
 
 
-def _public_modules() -> Iterator[str]:
-    yield "cortecs_async"
-    for each in pkgutil.walk_packages(cortecs_async.__path__, "cortecs_async."):
-        # docs/testing.md documents the hooks and fixtures of the plugin.
-        if "._" not in each.name and not each.name.endswith(".pytest_plugin"):
-            yield each.name
-
-
-@pytest.mark.parametrize("name", list(_public_modules()))
+@pytest.mark.parametrize("name", list(public_modules()))
 def test_everything_public_is_documented(name: str, documented: dict[str, Any]) -> None:
-    module = importlib.import_module(name)
     shown = {id(each) for each in documented.values()}
-    offered = getattr(module, "__all__", None) or [
-        each
-        for each, value in vars(module).items()
-        if not each.startswith("_") and getattr(value, "__module__", None) == name
-    ]
-    objects = {each: getattr(module, each) for each in offered if not each.startswith("__")}
+    objects = public_names(name)
     assert {each for each, found in objects.items() if callable(found) and id(found) not in shown} == set()
 
 
