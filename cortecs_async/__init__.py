@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         RequestError,
         TeardownError,
     )
-    from ._lease.endpoint import InstanceHandle
+    from ._lease.handle import InstanceHandle
     from ._lease.lease import InstanceLease
     from ._secrets import Credentials, Secret
 

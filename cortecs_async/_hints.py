@@ -206,6 +206,8 @@ _ARGUMENTS: Mapping[str, Mapping[str, Hints]] = {
             "log_level debug": "set the environment variable CORTECS_LOG=debug",
             "max_lifetime max_cost start_timeout on_progress": "pass it to client.instance(...)",
         },
+    },
+    "LeaseMethods": {
         "instance": START_ARGUMENTS,
         "attach": {"id handle instance": "use instance_id", "timeout": "use start_timeout"},
         "acquire": START_ARGUMENTS,
@@ -345,7 +347,7 @@ def _problem(function: Callable[..., Any], hints: Hints, given: Iterable[str]) -
     unknown = next((name for name in given if name not in known), None)
     if unknown is None:
         return None
-    is_batch = function.__qualname__.startswith("BatchMethods.")
+    is_batch = function.__name__ in {"run_batch", "plan_batch"}
     explained = explain_argument(
         unknown, hints, known, elsewhere="client.run_batch" if is_batch else "client.instance"
     )

@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Iterable
-from types import FrameType
-from typing import Any, get_type_hints
+from types import FrameType, FunctionType
+from typing import Any, TypeVar, get_type_hints
 
 _PACKAGE = "cortecs_async"
+
+C = TypeVar("C", bound=type[Any])
 
 # The names of the lazy public modules, and the private modules that define them.
 LAZY = {
@@ -23,7 +25,7 @@ LAZY = {
         "CortecsError": "_errors",
         "Credentials": "_secrets",
         "Instance": "_api.domain",
-        "InstanceHandle": "_lease.endpoint",
+        "InstanceHandle": "_lease.handle",
         "InstanceLease": "_lease.lease",
         "InvalidArgumentError": "_errors",
         "LifecycleError": "_errors",
@@ -36,7 +38,7 @@ LAZY = {
     },
     f"{_PACKAGE}.types": {
         "AffectedInstances": "_api.domain",
-        "Balance": "_api.domain",
+        "Balance": "_api.catalog",
         "BatchPlan": "_batch.plan",
         "BatchProgress": "_batch.report",
         "BatchReport": "_batch.report",
@@ -45,17 +47,17 @@ LAZY = {
         "Calls": "_client.with_options",
         "Duration": "_durations",
         "Finding": "_client.diagnosis",
-        "HardwareConfig": "_api.domain",
-        "HardwareType": "_api.domain",
+        "HardwareConfig": "_api.catalog",
+        "HardwareType": "_api.catalog",
         "InitProgress": "_api.domain",
         "Instance": "_api.domain",
         "InstanceArgs": "_api.domain",
-        "InstanceHandle": "_lease.endpoint",
+        "InstanceHandle": "_lease.handle",
         "InstanceStatus": "_api.domain",
         "LeaseInfo": "_telemetry",
         "Listing": "_api.listing",
-        "Model": "_api.domain",
-        "ModelPreview": "_api.domain",
+        "Model": "_api.catalog",
+        "ModelPreview": "_api.catalog",
         "OnExit": "_lease.options",
         "OnLoss": "_lease.options",
         "OpenAIKwargs": "_lease.endpoint",
@@ -114,6 +116,14 @@ def _is_from_import(frame: FrameType) -> bool:
     from opcode import opname  # noqa: PLC0415  (only for an error)
 
     return opname[frame.f_code.co_code[frame.f_lasti]] == "IMPORT_FROM"
+
+
+def shown_as_client(mixin: C) -> C:
+    """Let the methods of a mixin show `AsyncCortecs`, the class that users know, in error messages."""
+    for name, value in vars(mixin).items():
+        if isinstance(value, FunctionType):
+            value.__qualname__ = f"AsyncCortecs.{name}"
+    return mixin
 
 
 def publish_loaded() -> None:

@@ -6,16 +6,16 @@ from ._public import LAZY as _LAZY
 from ._public import lazy_getattr as _lazy_getattr
 
 if TYPE_CHECKING:
+    from ._api.catalog import Balance as Balance
+    from ._api.catalog import HardwareConfig as HardwareConfig
+    from ._api.catalog import HardwareType as HardwareType
+    from ._api.catalog import Model as Model
+    from ._api.catalog import ModelPreview as ModelPreview
     from ._api.domain import AffectedInstances as AffectedInstances
-    from ._api.domain import Balance as Balance
-    from ._api.domain import HardwareConfig as HardwareConfig
-    from ._api.domain import HardwareType as HardwareType
     from ._api.domain import InitProgress as InitProgress
     from ._api.domain import Instance as Instance
     from ._api.domain import InstanceArgs as InstanceArgs
     from ._api.domain import InstanceStatus as InstanceStatus
-    from ._api.domain import Model as Model
-    from ._api.domain import ModelPreview as ModelPreview
     from ._api.domain import Progress as Progress
     from ._api.domain import WorkerStatus as WorkerStatus
     from ._api.listing import Listing as Listing
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from ._config import ProtectionMode as ProtectionMode
     from ._config import TransportName as TransportName
     from ._durations import Duration as Duration
-    from ._lease.endpoint import InstanceHandle as InstanceHandle
     from ._lease.endpoint import OpenAIKwargs as OpenAIKwargs
+    from ._lease.handle import InstanceHandle as InstanceHandle
     from ._lease.mapping import Results as Results
     from ._lease.options import OnExit as OnExit
     from ._lease.options import OnLoss as OnLoss

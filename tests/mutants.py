@@ -573,7 +573,7 @@ MUTANTS = [
     ),
     Mutant(
         "reuses an instance that it is releasing",
-        "_api/instances.py",
+        "_api/instance_requests.py",
         " and each.instance_id not in self.releasing",
         "",
         "lease/test_hardening.py::test_reuse_does_not_take_what_is_being_released",
@@ -588,7 +588,7 @@ MUTANTS = [
     ),
     Mutant(
         "unpickles a handle without a check",
-        "_lease/endpoint.py",
+        "_lease/handle.py",
         "    return InstanceHandle(**arguments)\n",
         "    handle = object.__new__(InstanceHandle)\n"
         "    [object.__setattr__(handle, name, value) for name, value in arguments.items()]\n"
@@ -641,7 +641,7 @@ MUTANTS = [
     ),
     Mutant(
         "reuses an instance that a cancelled lease is about to find",
-        "_api/instances.py",
+        "_api/instance_requests.py",
         "while self.claims.unresolved.get(args.model_id):",
         "while False:",
         "lease/test_hanging_start.py::test_ensure_does_not_return_it",
@@ -662,14 +662,14 @@ MUTANTS = [
     ),
     Mutant(
         "has one lock for ensure of all models",
-        "_api/instances.py",
+        "_api/instance_requests.py",
         "self.ensure_locks[args.model_id]",
         "self.ensure_locks['all']",
         "api/test_instances.py::test_ensures_of_different_models_do_not_wait_for_each_other",
     ),
     Mutant(
         "starts an instance for each of two concurrent ensure calls",
-        "_api/instances.py",
+        "_api/instance_requests.py",
         "        async with self.ensure_locks[args.model_id]:\n",
         "        if True:\n",
         "api/test_instances.py::test_concurrent_ensures_start_one_instance",
@@ -677,7 +677,7 @@ MUTANTS = [
     # What cannot be read
     Mutant(
         "starts another instance in place of one that it cannot read",
-        "_api/instances.py",
+        "_api/instance_requests.py",
         "if found is None and instance_id in existing_ids(instances):",
         "if False:",
         "api/test_listing.py::test_ensure_does_not_replace_an_instance_that_became_unreadable",
@@ -2422,7 +2422,7 @@ MUTANTS = [
     ),
     Mutant(
         "uses another key in a handle than its client",
-        "_lease/lease.py",
+        "_lease/view.py",
         "with_sources(handle, self._services.sources)",
         "handle",
         "test_profiles.py::TestHandle::test_handle_uses_the_key_of_its_client",

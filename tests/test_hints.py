@@ -179,6 +179,7 @@ def usable(client: AsyncCortecs) -> Iterator[tuple[Any, str, str]]:
     methods: dict[str, Any] = {
         "AsyncCortecs": AsyncCortecs,
         "BatchMethods": AsyncCortecs,
+        "LeaseMethods": AsyncCortecs,
         "Instances": type(client.instances),
         "Endpoint": InstanceHandle,
         "RetryPolicy": RetryPolicy,
@@ -426,8 +427,6 @@ def names_in(hints: Hints) -> set[str]:
 
 
 def test_no_hint_is_about_a_name_that_exists() -> None:
-    from cortecs_async._client.batches import BatchMethods  # noqa: PLC0415
-
     classes: dict[str, Any] = {
         each.__name__: each
         for module in (cortecs_async, cortecs_async.types)
@@ -440,7 +439,7 @@ def test_no_hint_is_about_a_name_that_exists() -> None:
             # Attributes that `__init__` sets are not among these.
             assert names_in(hints) & {*dir(classes[name])} == set(), name
     for name, methods in tables[1].items():
-        cls = {"BatchMethods": BatchMethods, **classes}.get(name)
+        cls = AsyncCortecs if name in {"BatchMethods", "LeaseMethods"} else classes.get(name)
         for method, hints in methods.items():
             if cls is not None and hints is not hints_module.START_ARGUMENTS:
                 known = {*inspect.signature(getattr(cls, method)).parameters}

@@ -121,7 +121,7 @@ def test_a_name_that_is_loaded_later_is_there_all_the_same() -> None:
     loaded, _ = run("import cortecs_async; cortecs_async.InstanceLease; cortecs_async.Instance", [])
     assert "cortecs_async._lease.lease" in loaded
     everything, _ = run("from cortecs_async import *; InstanceHandle, Progress", [])
-    assert "cortecs_async._lease.endpoint" in everything
+    assert "cortecs_async._lease.handle" in everything
     assert set(cortecs_async.__all__) <= set(dir(cortecs_async))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         getattr(cortecs_async, "nonsense")  # noqa: B009  (type checkers see that it is not there)

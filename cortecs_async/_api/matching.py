@@ -25,7 +25,8 @@ from typing import Any
 
 from attrs import astuple, define, evolve, field, frozen
 
-from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs, Model
+from .catalog import Model
+from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs
 from .listing import RecentLists
 
 # Seconds after its request in which the instance of a start may appear. One that appears later is more likely

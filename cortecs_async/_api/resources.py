@@ -14,7 +14,7 @@ from .._hints import hinted
 from .._http.limiter import Priority
 from .._http.messages import Call, Reply
 from .._logging import Event, log
-from .domain import Balance, HardwareType, Model, ModelPreview
+from .catalog import Balance, HardwareType, Model, ModelPreview
 from .listing import Listing, read_date
 from .validation import check_model_id
 from .wire import decode_balance, decode_hardware_types, decode_model, decode_models

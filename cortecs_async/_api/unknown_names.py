@@ -24,7 +24,8 @@ from .._errors import (
 )
 from .._hints import did_you_mean
 from .._http.messages import START_PATH, Call, Reply
-from .domain import Instance, Model, to_hf_name, to_model_id
+from .catalog import Model
+from .domain import Instance, to_hf_name, to_model_id
 from .expected import ExpectedInstances
 from .listing import Listing, existing_ids
 from .resources import HardwareTypes, ListReader, Models, Send

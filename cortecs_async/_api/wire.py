@@ -23,17 +23,8 @@ import cattrs
 from cattrs.gen import make_dict_structure_fn, override
 
 from .._http.messages import ShapeError
-from .domain import (
-    AffectedInstances,
-    Balance,
-    HardwareType,
-    Instance,
-    InstanceArgs,
-    InstanceStatus,
-    Model,
-    ModelPreview,
-    WorkerStatus,
-)
+from .catalog import Balance, HardwareType, Model, ModelPreview
+from .domain import AffectedInstances, Instance, InstanceArgs, InstanceStatus, WorkerStatus
 from .listing import Listing, UnreadableEntry
 
 T = TypeVar("T")

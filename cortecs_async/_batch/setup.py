@@ -14,7 +14,8 @@ from pathlib import Path
 from attrs import evolve
 
 from .._aio.threads import run_stoppable
-from .._api.domain import InstanceArgs, Model
+from .._api.catalog import Model
+from .._api.domain import InstanceArgs
 from .._api.matching import with_defaults
 from .._api.resources import HardwareTypes, Models, User
 from .._api.unknown_names import too_long_message, wrong_hardware_message

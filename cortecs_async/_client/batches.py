@@ -13,6 +13,7 @@ from .._durations import Duration
 from .._errors import InvalidArgumentError
 from .._hints import hinted
 from .._lease.options import LeaseOptions
+from .._public import shown_as_client
 from .._secrets import Hidden, Secret
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 @hinted
+@shown_as_client
 class BatchMethods:
     """The batch methods of `AsyncCortecs`."""
 

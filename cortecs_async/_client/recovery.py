@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .._durations import Duration
+from .._public import shown_as_client
 
 if TYPE_CHECKING:
     from .._recovery.owners import Owner
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from .wiring import Wiring
 
 
+@shown_as_client
 class RecoveryMethods:
     """The methods of `AsyncCortecs` that read the journals, and `diagnose`."""
 

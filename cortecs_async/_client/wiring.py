@@ -21,7 +21,7 @@ from .._durations import Duration, check_seconds
 from .._errors import ConfigurationError
 from .._http.client import HTTP
 from .._http.connections import HTTPClient
-from .._lease.endpoint import InstanceHandle
+from .._lease.handle import InstanceHandle
 from .._lease.lease import InstanceLease
 from .._lease.options import LeaseOptions
 from .._lease.pricing import Prices

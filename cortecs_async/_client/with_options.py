@@ -16,6 +16,7 @@ from .._config import RetryPolicy, Settings, override
 from .._durations import Duration
 from .._errors import InvalidArgumentError
 from .._hints import hinted
+from .._public import shown_as_client
 from .._secrets import Hidden
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class Calls:
         return self._last
 
 
+@shown_as_client
 class CallMethods:
     """The methods of `AsyncCortecs` for single requests."""
 

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, overload
 
-from attrs import asdict, field, fields, frozen
-
-from .._config import check_api_base_url
 from .._credentials import Sources, environment_sources
-from .._errors import ConfigurationError, InvalidArgumentError
+from .._errors import ConfigurationError
 from .._extras import install_command
 from .._hints import hinted
 from .._secrets import Hidden, Secret
@@ -272,94 +266,3 @@ def _missing(extra: Literal["openai", "langchain", "pydantic-ai"]) -> Configurat
     method = extra.replace("-", "_")
     package = {"langchain": "langchain-openai"}.get(extra, extra)
     return ConfigurationError(f"inst.{method}() needs the {package} package: {install_command(extra)}")
-
-
-@hinted
-@frozen(kw_only=True)
-class InstanceHandle(Endpoint):
-    """An instance as data, to send to other processes, pickled or as JSON. It contains no secret.
-
-    Attributes:
-        instance_id: The id of the instance.
-        base_url: The URL of the OpenAI-compatible endpoint; ends in `/v1`.
-        model: The name to pass as `model` to the endpoint.
-        account: A fingerprint of the account.
-        expires_at: Unix time in seconds at which the instance is released automatically; None for never.
-        allow_insecure_http: Whether `base_url` may be plain http on another machine, as for `AsyncCortecs`.
-
-    Raises:
-        InvalidArgumentError: if an attribute has a wrong type, or `base_url` is not safe to send a key to:
-            it must use https, except on this machine or with `allow_insecure_http`.
-    """
-
-    instance_id: str
-    base_url: str  # pyright: ignore[reportIncompatibleMethodOverride]  # a field may be read like a property
-    model: str  # pyright: ignore[reportIncompatibleMethodOverride]
-    account: str = field(repr=False)
-    expires_at: float | None = None
-    allow_insecure_http: bool = field(default=False, repr=False)
-
-    def __attrs_post_init__(self) -> None:
-        for name in ("instance_id", "base_url", "model", "account"):
-            text = getattr(self, name)
-            if not isinstance(text, str) or not text.isprintable() or not text:
-                raise InvalidArgumentError(f"the {name} of a handle must be a non-empty, printable string")
-        number = self.expires_at
-        is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
-        if number is not None and not is_number:
-            raise InvalidArgumentError("the expires_at of a handle must be a number or None")
-        if not isinstance(self.allow_insecure_http, bool):
-            raise InvalidArgumentError("the allow_insecure_http of a handle must be True or False")
-        if problem := url_problem(self.base_url, allow_insecure_http=self.allow_insecure_http):
-            raise InvalidArgumentError(f"no key can be sent to instance {self.instance_id}: {problem}")
-
-    def to_json(self) -> str:
-        """Return the handle as JSON text."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> InstanceHandle:
-        """Return the handle from the JSON text of `to_json`, or of `cortecs-async start --json`.
-
-        `expires_at` may be a Unix time or ISO 8601.
-
-        Raises:
-            InvalidArgumentError: if the text is not the JSON of a handle, or `base_url` is not safe.
-        """
-        try:
-            data: dict[str, Any] = {"allow_insecure_http": False, **json.loads(text)}
-            arguments = {each.name: data[each.name] for each in fields(cls)}
-            if isinstance(arguments["expires_at"], str):
-                arguments["expires_at"] = datetime.fromisoformat(arguments["expires_at"]).timestamp()
-        except (ValueError, TypeError, KeyError, RecursionError):
-            raise InvalidArgumentError("this is not the JSON of an InstanceHandle") from None
-        return cls(**arguments)
-
-    def __copy__(self) -> InstanceHandle:
-        return with_sources(_restore(asdict(self)), getattr(self, "_sources", None))
-
-    def __deepcopy__(self, _: dict[int, Any]) -> InstanceHandle:
-        return self.__copy__()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # The default would not check the attributes when it is unpickled.
-        return _restore, (asdict(self),)
-
-
-def with_sources(handle: InstanceHandle, sources: Sources | None) -> InstanceHandle:
-    """Let a handle find the inference API key where its client does. Return the handle."""
-    object.__setattr__(handle, "_sources", sources)  # the class is frozen
-    return handle
-
-
-def _restore(arguments: dict[str, Any]) -> InstanceHandle:
-    return InstanceHandle(**arguments)
-
-
-def url_problem(base_url: str, *, allow_insecure_http: bool) -> str | None:
-    """Return why a key must not be sent to the URL of an endpoint; None if it is safe."""
-    try:
-        check_api_base_url(base_url, allow_insecure_http=allow_insecure_http)
-    except ConfigurationError as error:
-        return str(error).replace("api_base_url", "its base_url", 1)
-    return None

@@ -8,7 +8,7 @@ The steps of a lease, and where to find each:
    baseline: `Starter._attempt` (`starter.py`).
 3. Record the intent in the journal, which the first promise creates, and in the reaper. Wait until the
    reaper has connected to the service: `Promises.record_intent`, `PromiseStore.commit`.
-4. Send the start: `Instances.start_once` (`_api/instances.py`).
+4. Send the start: `Instances.start_once` (`_api/instance_requests.py`).
 5. Classify the outcome: `StartAttempt.settled`. If it is unknown, find the instance: `StartSearch.resolve`
    (`start_search.py`).
 6. Wait until it is running: `wait` (`provisioning.py`). Run the block under the `Watchdog` (`watchdog.py`).
@@ -30,7 +30,6 @@ import anyio
 
 from .._aio.closing import is_closed_coroutine
 from .._aio.tasks import enable_ki_protection, redeliver_cancellation, run_uncancellable
-from .._api.domain import Instance
 from .._api.wire import encode_start
 from .._errors import (
     AmbiguousStartError,
@@ -44,13 +43,13 @@ from .._logging import Event, log
 from .._secrets import Hidden, Secret
 from .._telemetry import Operation, Report
 from . import provisioning
-from .endpoint import Endpoint, InstanceHandle, with_sources
 from .endpoint_errors import note_rejected_key
+from .handle import InstanceHandle
 from .mapping import maps_of
 from .options import LeaseOptions, OnExit
-from .pricing import Receipt
 from .release import Release, close_receipt
 from .state import LeaseServices, LeaseState
+from .view import LeaseView
 from .watchdog import Watchdog
 
 _NOT_SEEN = (
@@ -67,7 +66,7 @@ class _Phase(enum.Enum):
 
 
 @hinted
-class InstanceLease(Endpoint):
+class InstanceLease(LeaseView):
     """An instance that lives as long as an `async with` block: `async with client.instance(...) as inst:`.
 
     Each lease serves one block. Use its attributes inside the block.
@@ -88,65 +87,8 @@ class InstanceLease(Endpoint):
         self._key_origin = found.origin
         return found.value
 
-    @property
-    def instance(self) -> Instance:
-        """The newest snapshot of the instance.
-
-        Raises:
-            InvalidArgumentError: if the instance is not started yet.
-        """
-        return self._state.instance
-
-    @property
-    def instance_id(self) -> str:
-        """The id of the instance."""
-        return self.instance.instance_id
-
-    @property
-    def base_url(self) -> str:
-        """The URL of the OpenAI-compatible endpoint; ends in `/v1`."""
-        # Not that of `instance`: the service may return another one later, which is not checked.
-        _ = self.instance  # raises an error before the start
-        return self._state.base_url
-
-    @property
-    def model(self) -> str:
-        """The name to pass as `model` to the endpoint: the Hugging Face name, `org/name`."""
-        return self.instance.instance_args.hf_name
-
-    @property
-    def handle(self) -> InstanceHandle:
-        """The instance as data for other processes, pickled or as JSON. The lease still owns it.
-
-        Raises:
-            InvalidArgumentError: if the instance is not started yet.
-        """
-        handle = InstanceHandle(
-            instance_id=self.instance_id,
-            base_url=self.base_url,
-            model=self.model,
-            account=self._services.promises.account,
-            expires_at=self._state.expiry(),
-            allow_insecure_http=self._services.allow_insecure_http,
-        )
-        return with_sources(handle, self._services.sources)
-
     def _release_check(self) -> Callable[[], None]:
         return self._state.check_not_released
-
-    @property
-    def cost_so_far(self) -> float | None:
-        """The estimated cost until now, in `receipt.currency`; None if no price is known.
-
-        Computed from the start request on, for each interval begun and each worker, at the list price. The
-        service's bill is authoritative.
-        """
-        return self.receipt.cost
-
-    @property
-    def receipt(self) -> Receipt:
-        """The time and estimated cost until now; after the block, of the whole lease."""
-        return self._state.receipt
 
     async def __aenter__(self) -> Self:
         """Start the instance and wait until it is usable.

@@ -14,7 +14,8 @@ from attrs import Factory, field, frozen
 
 from .._aio.background import BackgroundTask
 from .._aio.synchronization import SingleFlight
-from .._api.domain import HardwareType, InstanceArgs, Model
+from .._api.catalog import HardwareType, Model
+from .._api.domain import InstanceArgs
 from .._api.resources import HardwareTypes, Models
 from .._display import Row, money_text
 from .._errors import InvalidArgumentError, PriceUnknownError

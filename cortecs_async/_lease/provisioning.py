@@ -13,7 +13,7 @@ from .._api.domain import Instance
 from .._api.waiting import wait_until_running
 from .._errors import EndpointError, LeaseExpiredError, RequestTimeoutError, StartTimeoutError
 from .._logging import Event, log
-from .endpoint import url_problem
+from .handle import url_problem
 from .restart import restart
 from .state import LeaseState, Origin
 

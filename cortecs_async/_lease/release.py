@@ -25,7 +25,7 @@ from .._errors import (
 )
 from .._logging import Event, log
 from .._telemetry import LeaseInfo, Report
-from .endpoint import InstanceHandle
+from .handle import InstanceHandle
 from .options import OnExit
 from .start_state import StartState
 from .state import HeldInstance, LeaseServices, LeaseState, Origin

@@ -16,14 +16,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cortecs_async import AsyncCortecs, InvalidArgumentError
-from cortecs_async._api.domain import (
-    AffectedInstances,
-    Balance,
-    HardwareConfig,
-    HardwareType,
-    InstanceArgs,
-    Model,
-)
+from cortecs_async._api.catalog import Balance, HardwareConfig, HardwareType, Model
+from cortecs_async._api.domain import AffectedInstances, InstanceArgs
 from cortecs_async._api.matching import choose, with_defaults
 from cortecs_async._api.wire import decode_instance
 from cortecs_async._errors import (

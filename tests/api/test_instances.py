@@ -12,7 +12,8 @@ from _grids import alternating, on_one_backend
 from _world import HARDWARE, MODEL, World
 
 from cortecs_async import AsyncCortecs, PollPolicy, Progress, errors
-from cortecs_async._api.domain import HardwareConfig, Instance, InstanceArgs, InstanceStatus, Model
+from cortecs_async._api.catalog import HardwareConfig, Model
+from cortecs_async._api.domain import Instance, InstanceArgs, InstanceStatus
 from cortecs_async._api.matching import choose
 from cortecs_async.emulator import Emulator, Fault
 

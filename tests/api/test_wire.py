@@ -15,16 +15,13 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cortecs_async._api.catalog import Balance, HardwareConfig, HardwareType, ModelPreview
 from cortecs_async._api.domain import (
     AffectedInstances,
-    Balance,
-    HardwareConfig,
-    HardwareType,
     InitProgress,
     Instance,
     InstanceArgs,
     InstanceStatus,
-    ModelPreview,
     Progress,
     WorkerStatus,
 )

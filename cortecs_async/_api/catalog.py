@@ -1,0 +1,186 @@
+"""Models, hardware types and the balance as frozen classes. They send no requests.
+
+The published API reference has no models and hardware types: their fields follow the vendor's client. To add
+a field, see `domain.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from .._display import Row, joined, money_text, price_text
+from .._hints import hinted
+from .prices import read_price
+
+
+@hinted
+@frozen(kw_only=True)
+class ModelPreview(Row):
+    """A model in the list of models.
+
+    Attributes:
+        model_id: The model in the service's spelling (`org--name`).
+        hf_name: Its Hugging Face name (`org/name`).
+        instant_provisioned: Whether the service marks it as a model that starts fast.
+        creator: Who made the model; the keys are undocumented.
+        description: The service's description.
+        screen_name: Its display name.
+        size: Its size; the unit is undocumented.
+        hardware_configs: The ids of the hardware types that it can run on.
+    """
+
+    model_id: str
+    hf_name: str = ""
+    instant_provisioned: bool = False
+    creator: Mapping[str, Any] | None = None
+    description: str | None = None
+    screen_name: str | None = None
+    size: float | None = None
+    hardware_configs: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.hf_name or self.model_id
+
+    def _columns(self) -> Mapping[str, object]:
+        return {"model": str(self), "size": self.size, "hardware": ", ".join(self.hardware_configs)}
+
+
+@frozen(kw_only=True)
+class HardwareConfig:
+    """How a model runs on one hardware type.
+
+    Attributes:
+        hardware_type_id: The hardware type.
+        params: Options of the inference server. Only `--max-model-len` is known, and its older name
+            `max_context_length`, which is also read beside `params`.
+        requirements: What the model needs; the keys are undocumented.
+    """
+
+    hardware_type_id: str = ""
+    params: Mapping[str, Any] = field(factory=dict)
+    requirements: Mapping[str, Any] = field(factory=dict)
+
+    @property
+    def max_context_length(self) -> int | None:
+        """The longest context on this hardware in tokens; None when it is not given.
+
+        It is taken from `--max-model-len` or the older `max_context_length` in `params`, which may also be
+        written as text (`"32768"`).
+        """
+        values = (_to_tokens(self.params.get(name)) for name in ("--max-model-len", "max_context_length"))
+        return next((value for value in values if value is not None), None)
+
+
+def _to_tokens(value: Any) -> int | None:
+    if isinstance(value, str) and re.fullmatch("[0-9]{1,15}", value):
+        value = int(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    # vLLM takes -1 as "as long as the memory allows".
+    return int(value) if 0 < value < 1e15 and value == int(value) else None
+
+
+@hinted
+@frozen(kw_only=True)
+class Model(Row):
+    """One model with its hardware configurations.
+
+    Attributes:
+        model_id: The model in the service's spelling (`org--name`).
+        hf_name: Its Hugging Face name (`org/name`).
+        recommended_config: The id of the hardware type that a start without one gets.
+        hardware_configs: The hardware types that it can run on, by `hardware_type_id`.
+    """
+
+    model_id: str
+    hf_name: str = ""
+    recommended_config: str | None = None
+    hardware_configs: Mapping[str, HardwareConfig] = field(factory=dict)
+
+    def __str__(self) -> str:
+        return self.hf_name or self.model_id
+
+    def _columns(self) -> Mapping[str, object]:
+        recommended, hardware = self.recommended_config, ", ".join(self.hardware_configs)
+        return {"model": str(self), "recommended hardware": recommended, "hardware": hardware}
+
+
+@hinted
+@frozen(kw_only=True)
+class HardwareType(Row):
+    """A GPU set.
+
+    Attributes:
+        hardware_type_id: The id of the GPU set, such as `NVIDIA_L40S_2`.
+        price_info: Its prices; the keys are undocumented.
+        hardware_info: Its hardware; the keys are undocumented.
+    """
+
+    hardware_type_id: str
+    price_info: Mapping[str, Any] = field(factory=dict)
+    hardware_info: Mapping[str, Any] = field(factory=dict)
+
+    @property
+    def price_per_minute(self) -> float | None:
+        """The price of the set per minute, in `currency`; None when it is not clear.
+
+        A key of `price_info` is read only if all of its words are known. It must contain "minute", "hour", or
+        "hourly" once. It may contain "price", "cost", "rate", "per", and "in"; "eur" or "usd", unless
+        `currency` is another one; and "cent", "cents", or "ct", which divide the price by 100. For example,
+        `price_per_minute`, `pricePerMinute`, and `EUR/minute` are read; `price_per_gpu_minute` and
+        `setup_cost_per_hour` are not. The value must be a number, and not negative.
+
+        If there is only a price per hour, this is a sixtieth of it. If prices for the same time disagree, or
+        a text in `price_info` mentions cents or a unit, the price is not clear. Neither is a price of zero.
+        """
+        return read_price(self.price_info, "minute")
+
+    @property
+    def price_per_hour(self) -> float | None:
+        """The price of the set per hour, in `currency`; None when it is not clear.
+
+        Hourly billing uses it. It is read as `price_per_minute` is, and need not be 60 times as much. If
+        there is only a price per minute, this is 60 times that.
+        """
+        return read_price(self.price_info, "hour")
+
+    @property
+    def currency(self) -> str:
+        """The currency of the price; empty when the service does not give it."""
+        currency = self.price_info.get("currency")
+        return currency if isinstance(currency, str) else ""
+
+    def __str__(self) -> str:
+        price = price_text(self.price_per_hour, self.currency)
+        return joined(self.hardware_type_id, price and f"{price} per hour")
+
+    def _columns(self) -> Mapping[str, object]:
+        return {
+            "hardware": self.hardware_type_id,
+            "per minute": price_text(self.price_per_minute, self.currency),
+            "per hour": price_text(self.price_per_hour, self.currency),
+        }
+
+
+@hinted
+@frozen(kw_only=True)
+class Balance(Row):
+    """The account's balance.
+
+    Attributes:
+        current_balance: The amount left, in `currency`.
+        currency: The currency, such as `EUR`.
+    """
+
+    current_balance: float
+    currency: str
+
+    def __str__(self) -> str:
+        return money_text(self.current_balance, self.currency)
+
+    def _columns(self) -> Mapping[str, object]:
+        return {"balance": str(self)}

@@ -1,0 +1,73 @@
+"""What a lease shows of its instance: the properties of `InstanceLease`."""
+
+from __future__ import annotations
+
+from .._api.domain import Instance
+from .endpoint import Endpoint
+from .handle import InstanceHandle, with_sources
+from .pricing import Receipt
+from .state import LeaseServices, LeaseState
+
+
+class LeaseView(Endpoint):
+    """The endpoint of a lease, its instance, and its cost."""
+
+    _services: LeaseServices
+    _state: LeaseState
+
+    @property
+    def instance(self) -> Instance:
+        """The newest snapshot of the instance.
+
+        Raises:
+            InvalidArgumentError: if the instance is not started yet.
+        """
+        return self._state.instance
+
+    @property
+    def instance_id(self) -> str:
+        """The id of the instance."""
+        return self.instance.instance_id
+
+    @property
+    def base_url(self) -> str:
+        """The URL of the OpenAI-compatible endpoint; ends in `/v1`."""
+        # Not that of `instance`: the service may return another one later, which is not checked.
+        _ = self.instance  # raises an error before the start
+        return self._state.base_url
+
+    @property
+    def model(self) -> str:
+        """The name to pass as `model` to the endpoint: the Hugging Face name, `org/name`."""
+        return self.instance.instance_args.hf_name
+
+    @property
+    def handle(self) -> InstanceHandle:
+        """The instance as data for other processes, pickled or as JSON. The lease still owns it.
+
+        Raises:
+            InvalidArgumentError: if the instance is not started yet.
+        """
+        handle = InstanceHandle(
+            instance_id=self.instance_id,
+            base_url=self.base_url,
+            model=self.model,
+            account=self._services.promises.account,
+            expires_at=self._state.expiry(),
+            allow_insecure_http=self._services.allow_insecure_http,
+        )
+        return with_sources(handle, self._services.sources)
+
+    @property
+    def cost_so_far(self) -> float | None:
+        """The estimated cost until now, in `receipt.currency`; None if no price is known.
+
+        Computed from the start request on, for each interval begun and each worker, at the list price. The
+        service's bill is authoritative.
+        """
+        return self.receipt.cost
+
+    @property
+    def receipt(self) -> Receipt:
+        """The time and estimated cost until now; after the block, of the whole lease."""
+        return self._state.receipt
