@@ -64,48 +64,53 @@ class BatchMethods:
         """Answer a file of requests on temporary instances.
 
         Both files have the format of OpenAI's Batch API. A line of the input may also be shorter: an object
-        with `prompt` or `messages`, or with `text`, just a prompt (see docs/batch.md). Each request gets one
-        output line: an answer, or an error. An answer is on disk before it is counted, and requests that the
-        output already answers are skipped. So if a run ends early, for any reason, call this again with the
-        same arguments to continue. `BatchReport.of(error)` returns how far it got, also for a cancellation.
+        with `prompt` or `messages`, or a plain prompt with `text=True`. Each request gets one output line: an
+        answer, or an error.
+
+        If a run ends early, call this again with the same arguments to continue. Requests that the output
+        already answers are skipped. `BatchReport.of(error)` returns how far a failed or cancelled run got.
 
         Args:
-            input: The file of requests, which may be compressed with gzip or zstd, or `-` for standard input.
-                It is read twice and must not change in between.
+            input: The file of requests, or `-` for standard input. It may be compressed with gzip or zstd. It
+                is read twice and must not change in between.
             output: The file for the answers: a new one, or that of an earlier run with this input. It must
                 not be compressed, and no other program may change it meanwhile.
             model_id: The model, as `org/name` or `org--name`.
-            hardware_type_id: Default: the model's `recommended_config`.
-            context_length: Tokens. Default: as for `instance`.
-            num_workers: 1 to 8, for each instance.
-            billing_interval: `per_minute` or `per_hour`.
-            start_timeout: Time until an instance must be usable.
-            teardown_timeout: Time for the release of an instance.
-            max_lifetime: Maximum time from the start request of each instance to its release.
-            max_cost: Limit on the total cost of all instances, divided equally among them, in the account's
-                currency.
-            instances: How many instances to use, at most one per request. If one is lost, the others take
-                over its requests.
-            concurrency: Requests to send in parallel to each instance; `auto` finds the best number.
-            request_timeout: Time for one attempt of a request.
+            hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
+            context_length: The longest context, in tokens. Default: as for `instance`.
+            num_workers: 1 to 8, for each instance. Default: 1.
+            billing_interval: `per_minute` (default) or `per_hour`.
+            start_timeout: Longest time until an instance is usable. Default: 15 minutes.
+            teardown_timeout: Longest time for the release of an instance. Default: 2 minutes.
+            max_lifetime: Longest time from the start request of each instance to its release. Default: no
+                limit.
+            max_cost: Limit on the total cost of all instances, in the account's currency, divided equally
+                among them. Default: no limit.
+            instances: How many instances to use, at most one per request. Default: 1. If one is lost, the
+                others take over its requests.
+            concurrency: Requests to send in parallel to each instance. `auto` (default) finds the best
+                number.
+            request_timeout: Longest time for one attempt of a request. Default: 10 minutes.
             max_retries: Retries of a request that fails while the endpoint answers others, or that gets an
-                error inside a success. Timeouts, rejections, and requests that may stop the server have
-                limits of their own: see docs/batch.md.
-            ordered: Sort the output into the order of the input when it is complete.
-            retry_failed: Retry requests that have an error line in the output.
-            override_model: Use this model even for requests that name another.
-            text: The input is plain text, one prompt per line.
-            system: The system prompt of chats and responses that have none.
+                error inside a success. Default: 5. Timeouts, rejections, and requests that may stop the
+                server have limits of their own: see docs/batch.md.
+            ordered: True: sort the output into the order of the input when it is complete.
+            retry_failed: True: retry requests that have an error line in the output.
+            override_model: True: use this model even for requests that name another.
+            text: True: the input is plain text, one prompt per line.
+            system: The system prompt for chats and responses that have none.
             max_tokens: Maximum tokens of each answer, for requests that set no limit.
-            temperature: The temperature of requests that set none.
+            temperature: The temperature for requests that set none.
             api_key: Your inference API key (not the provisioning credentials). Default: the environment
                 variable CORTECS_API_KEY, else OPENAI_API_KEY.
-            transport: What sends the requests to the instances. `auto` is aiohttp if it is installed (the
-                extra `aiohttp`). It is httpx on trio, without aiohttp, through a proxy that is not plain
-                http://, or if the client has an `http_client`, which then sends these requests too.
-            on_progress: Called with a `BatchProgress` several times a second; may be async. If it raises, the
-                batch ends.
-            on_provisioning: Called with a `Progress` at every change while an instance starts.
+            transport: What sends the requests to the instances: `auto` (default), `aiohttp` or `httpx`.
+                `auto` is aiohttp if it is installed (the extra `aiohttp`). It is httpx on trio, without
+                aiohttp, through a proxy that is not plain http://, or if the client has an `http_client`,
+                which then sends these requests too.
+            on_progress: A function that is called with a `BatchProgress` several times a second. It may be
+                async. If it raises, the batch ends.
+            on_provisioning: A function that is called with a `Progress` at every change while an instance
+                starts.
 
         Raises:
             BatchFileError: if a file is invalid, with the line. Nothing was started, unless the input was
@@ -121,7 +126,13 @@ class BatchMethods:
             LeaseExpiredError: if the last instance reaches `max_lifetime`, or its part of `max_cost`, before
                 the work is done.
             TeardownError: if the release of any instance fails.
-            CortecsError: as `instance`, if it happens to the last instance.
+            CortecsError: as for `instance`, if it happens to the last instance.
+
+        Example:
+            report = await client.run_batch(
+                "requests.jsonl", "answers.jsonl", "meta-llama/Llama-3.1-8B-Instruct", max_cost=5.0
+            )
+            print(report)
         """
         # Not at the top, because most programs run no batch.
         from .._batch.plan import BatchOptions  # noqa: PLC0415
@@ -184,21 +195,21 @@ class BatchMethods:
         max_tokens: int | None = None,
         temperature: float | None = None,
     ) -> BatchPlan:
-        """Check the files, the model, the hardware and the price of a batch. Starts nothing.
+        """Check the files, the model, the hardware and the price of a batch, without starting anything.
 
         The inference API key is not checked. The prompt tokens are an estimate, and the completion tokens an
         upper bound: see `BatchPlan`.
 
         Args:
-            input: As for `run_batch`.
-            output: As for `run_batch`. It is not changed.
+            input: The file of requests, as for `run_batch`.
+            output: The file for the answers, as for `run_batch`. It is not changed.
             model_id: The model, as `org/name` or `org--name`.
-            hardware_type_id: Default: the model's `recommended_config`.
-            context_length: Tokens. Default: as for `instance`.
-            num_workers: 1 to 8, for each instance.
-            instances: How many instances to use.
-            retry_failed: Retry requests that have an error line in the output.
-            override_model: Use this model even for requests that name another.
+            hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
+            context_length: The longest context, in tokens. Default: as for `instance`.
+            num_workers: 1 to 8, for each instance. Default: 1.
+            instances: How many instances to use. Default: 1.
+            retry_failed: True: retry requests that have an error line in the output.
+            override_model: True: use this model even for requests that name another.
             text: As for `run_batch`.
             system: As for `run_batch`.
             max_tokens: As for `run_batch`.
@@ -208,6 +219,12 @@ class BatchMethods:
             BatchFileError: if a file is invalid, with the line.
             InvalidArgumentError: if the model does not run on the hardware, or the context is too long.
             RequestError: if the service cannot be reached, or does not know the model.
+
+        Example:
+            plan = await client.plan_batch(
+                "requests.jsonl", "answers.jsonl", "meta-llama/Llama-3.1-8B-Instruct"
+            )
+            print(plan)
         """
         from .._batch.plan import BatchOptions  # noqa: PLC0415
         from .._batch.setup import check_path, plan  # noqa: PLC0415

@@ -42,58 +42,79 @@ if TYPE_CHECKING:
 
 @hinted
 class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
-    """A client for the cortecs.ai provisioning API, for asyncio and trio.
+    """Rent GPU instances on cortecs.ai, from asyncio or trio.
 
-    Use it with `async with`, or call `aclose()`. Any number of tasks of one event loop can share a client. In
-    another event loop, another thread, or a second `asyncio.run`, its methods raise `ConfigurationError`.
-    A `Duration` is a number of seconds, a `timedelta`, or a string such as "90s", "15m" or "1h30m".
+    Open one client, and rent an instance for each block that needs one. When you leave its block, the
+    instance is stopped and deleted.
+
+    Example:
+        async with AsyncCortecs() as client:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                print(inst.base_url, inst.model)
+
+    Use the client with `async with`, or call `aclose()` at the end. All tasks of one event loop can share a
+    client. In another event loop, another thread, or a second `asyncio.run`, its methods raise
+    `ConfigurationError`.
+
+    A duration is a number of seconds, a `timedelta`, or a string such as "90s", "15m" or "1h30m".
 
     Args:
-        client_id: Default: the environment variable CORTECS_CLIENT_ID.
-        client_secret: Default: the environment variable CORTECS_CLIENT_SECRET.
-        credential_provider: Instead of these two, an async function that returns `Credentials`. It is called
-            for every new access token, and so picks up rotated secrets.
-        profile: The name of a profile that `cortecs-async login` has stored, to use instead of the
-            environment. Default: CORTECS_PROFILE, else `default`, if there are no other credentials.
-        anonymous: Use no credentials. Only `models` and `hardware_types` work then.
-        api_base_url: A string or a URL object, as of httpx or yarl. Default: the environment variable
-            CORTECS_API_BASE_URL, else that of the profile, else `https://cortecs.ai/api/v1`.
-        timeout: Time for one attempt of a request, from waiting for a connection to the last byte of the
-            response. Polls and releases time out sooner at first: after 3, 6, 12, ... seconds.
-        max_retries: Short for `RetryPolicy(max_retries=...)`.
-        retry_policy: When and how often to repeat failed requests.
-        poll_policy: Polling intervals.
-        default_headers: Headers to send with every request.
-        http_client: Your own `httpx.AsyncClient` or `httpx2.AsyncClient`, for proxies, certificates or tests.
-            You close it; its timeouts, redirects and authentication are not used. If it has no free
-            connection for a second, polls and releases use a connection of this client, with the proxies and
-            certificates of the environment, as the reaper does.
-        allow_insecure_http: Allow plain http to other machines, for `api_base_url` and for the `base_url` of
-            instances. This exposes your credentials and API keys to the network.
-        guard: The reaper, a child process that releases your instances if this process is killed. It starts
-            before the first lease. If it cannot run or cannot reach the service, `auto` logs a warning, and
-            `required` raises `GuardError`; `off` disables it. There is no reaper on Windows: leases raise
-            `GuardError` unless you pass `off`. It uses the proxies and certificates of the environment, not
+        client_id: Your client id. Default: the environment variable CORTECS_CLIENT_ID.
+        client_secret: Your client secret. Default: the environment variable CORTECS_CLIENT_SECRET.
+        timeout: Longest time for one attempt of a request, from waiting for a connection to the last byte of
+            the response. Default: 30 seconds. Polls and releases begin with less: 3, 6, 12, ... seconds.
+        max_retries: Retries after the first attempt of a request. Default: 5. Short for
+            `RetryPolicy(max_retries=...)`.
+        guard: The reaper, a child process that releases your instances if this process is killed. `auto`
+            (default) logs a warning if it cannot run or cannot reach the service. `required` raises
+            `GuardError` then. `off` disables it. There is no reaper on Windows: leases raise `GuardError`
+            there unless you pass `off`. The reaper uses the proxies and certificates of the environment, not
             `http_client`.
-        journal: The file that `sweep` reads if the reaper died as well: `auto`, `required` or `off`.
+
+    Other credentials:
+        profile: The name of a profile that `cortecs-async login` stored, to use instead of the environment.
+            Default: CORTECS_PROFILE, else `default` if there are no other credentials.
+        credential_provider: An async function that returns `Credentials`, instead of `client_id` and
+            `client_secret`. It is called for each new access token, so it can return rotated secrets.
+        anonymous: True: use no credentials. Only `models` and `hardware_types` work then.
+
+    Requests:
+        retry_policy: When and how often to repeat failed requests. Default: `RetryPolicy()`.
+        poll_policy: Polling intervals. Default: `PollPolicy()`.
+        default_headers: Headers to send with every request.
+
+    Network:
+        api_base_url: The URL of the provisioning API, as a string or a URL object of httpx or yarl. Default:
+            the environment variable CORTECS_API_BASE_URL, else the profile's, else
+            `https://cortecs.ai/api/v1`.
+        http_client: Your own `httpx.AsyncClient` or `httpx2.AsyncClient`, for proxies, certificates or tests.
+            You close it. Its timeouts, redirects and authentication are not used. If it has no free
+            connection for a second, polls and releases use a connection of this client, with the proxies and
+            certificates of the environment.
+        transport: What sends the requests: `httpx` (default) or `aiohttp`. aiohttp uses about two thirds of
+            the CPU, works on asyncio only, and needs the extra `aiohttp`.
+        max_connections: Requests to send in parallel, at most. Default: 100. Others queue. Releases go first,
+            and a fifth is reserved for them. Polls do not queue.
+        allow_insecure_http: True: allow plain http to other machines, for `api_base_url` and for the
+            `base_url` of instances. This exposes your credentials and API keys to the network.
+
+    Crash safety and telemetry:
+        journal: The file that `sweep` reads if the reaper died as well. `auto` (default), `required` (raises
+            `JournalError` if it cannot be written) or `off`.
         state_dir: The directory of the journals. Default: the environment variable CORTECS_STATE_DIR, else
-            the user's state directory. It must belong to this user, and must not be writable by other users.
-            A missing one is created. In a container, use a directory on a volume that outlives it.
-        max_connections: Maximum number of parallel requests. Others queue; releases go first, and a fifth is
-            reserved for them. Status checks do not queue.
-        transport: `httpx`; or `aiohttp`, which uses about two thirds of the CPU, works on asyncio only, and
-            needs the extra `aiohttp`.
-        tag_starts: Ask for a slightly smaller context length in each lease, by a random amount of less than
-            1 %. If the response to a start is lost, its instance can then be told apart from equal instances
-            of other people. This works only if the service returns the context length.
-        telemetry: Receives lease lifecycle events. `cortecs_async.integrations.opentelemetry.OpenTelemetry()`
-            turns them into spans and metrics.
+            your user's state directory. It must belong to your user, and must not be writable by others. It
+            is created if it is missing. In a container, use a directory on a volume that outlives it.
+        tag_starts: True: request a context length that is smaller by a random amount of less than 1 %. If the
+            response to a start is lost, its instance can then be told apart from equal instances of other
+            people. This works only if the service returns the context length.
+        telemetry: Receives the events of your leases.
+            `cortecs_async.integrations.opentelemetry.OpenTelemetry()` turns them into spans and metrics.
 
     Attributes:
-        instances: The instances of the account.
-        models: The models that you can start.
-        hardware_types: The hardware types.
-        user: The account.
+        instances: The instances of the account: see `Instances`.
+        models: The models that you can start: see `Models`.
+        hardware_types: The hardware types, with prices: see `HardwareTypes`.
+        user: The account: see `User`.
 
     Raises:
         ConfigurationError: if the base URL is invalid or insecure, settings contradict each other, or the
@@ -172,13 +193,20 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
         self._closed = False
 
     async def aclose(self) -> None:
-        """Close the client. You can call it again.
+        """Close the client. `async with` does this for you. You can call it again.
 
-        Open leases can still release their instances: the connections close with the last lease. This waits
-        for the release of leases whose blocks were dropped or closed without being awaited.
+        Open leases can still release their instances: the connections close with the last lease. `aclose`
+        waits for the release of leases whose blocks were dropped without being awaited.
 
         Raises:
-            ConfigurationError: in another event loop than that of the client.
+            ConfigurationError: if you call it in another event loop than the client's.
+
+        Example:
+            client = AsyncCortecs()
+            try:
+                print(await client.user.balance())
+            finally:
+                await client.aclose()
         """
         self._closed = True
         await self._wiring.http.aclose()

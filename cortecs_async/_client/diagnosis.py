@@ -51,7 +51,12 @@ class Finding(Row):
         name: `credentials`, `inference key`, `service`, `token`, `clock`, `journal` or `reaper`.
         ok: Whether the check passed.
         detail: What was found.
-        hint: What to do; empty if there is nothing to do.
+        hint: What to do. Empty if there is nothing to do.
+
+    Example:
+        problems = [finding for finding in await client.diagnose() if not finding.ok]
+        for finding in problems:
+            print(f"{finding.name}: {finding.detail}. {finding.hint}")
     """
 
     name: str

@@ -54,33 +54,44 @@ class LeaseMethods:
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
-            hardware_type_id: Default: the model's `recommended_config`.
-            context_length: Tokens. Default: 32,000, or the longest on this hardware if that is shorter.
-            num_workers: 1 to 8. Each worker has its own GPU set and is billed for it. The block begins when
-                the first one is running.
-            billing_interval: `per_minute` or `per_hour`.
-            start_timeout: Time from entering until the instance must be usable.
-            teardown_timeout: Time for the release, retries included.
-            on_exit: `delete`; `stop`, which ends billing and keeps the instance for a restart; or `keep`,
-                which leaves it **running and billed**. If entering fails, the instance is always deleted.
-            reuse: Use an instance with these arguments if there is one, as `instances.ensure` does. It is
-                left as it was found: running, or stopped again.
-            max_lifetime: Maximum time from the start request to the release. Then the block is cancelled,
-                the instance is released, and `LeaseExpiredError` is raised. If the event loop is blocked, the
-                reaper releases the instance some seconds later.
-            max_cost: The same limit as an amount in the account's currency, at the list price. The limit is
-                converted to whole billing intervals.
-            on_loss: If the instance stops or disappears during the block, `cancel` ends the block with
-                `InstanceLostError`, and `ignore` keeps it running.
-            on_progress: Called with a `Progress` at every change while the instance starts; may be async. If
-                it raises, the start fails and the instance is deleted.
+            hardware_type_id: The GPU set of each worker, such as `NVIDIA_H100_1`. Default: the model's
+                `recommended_config`.
+            context_length: The longest context, in tokens. Default: 32,000, or the model's maximum on this
+                hardware if that is less.
+            num_workers: 1 to 8. Default: 1. Each worker has its own GPU set and is billed for it. The block
+                begins when the first worker is running.
+            billing_interval: `per_minute` (default) or `per_hour`.
+            start_timeout: Longest time from entering the block until the instance is usable. Default: 15
+                minutes.
+            teardown_timeout: Longest time for the release, including retries. Default: 2 minutes.
+            on_exit: What the end of the block does. `delete` (default) stops and deletes the instance. `stop`
+                ends its billing and keeps it for a restart. `keep` leaves it **running and billed**. If
+                entering fails, the instance is always deleted.
+            reuse: True: use a matching instance if there is one, as `instances.ensure` does. It is left as it
+                was found: running, or stopped again.
+            max_lifetime: Longest time from the start request to the release. Then the block is cancelled, the
+                instance is released, and `LeaseExpiredError` is raised. If your code blocks the event loop,
+                the reaper releases the instance some seconds later. Default: no limit.
+            max_cost: The same limit as an amount in the account's currency, at the list price, in whole
+                billing intervals. Default: no limit.
+            on_loss: What to do if the instance stops or disappears during the block. `cancel` (default) ends
+                the block with `InstanceLostError`. `ignore` keeps the block running.
+            on_progress: A function that is called with a `Progress` at every change while the instance
+                starts. It may be async. If it raises, the start fails and the instance is deleted.
             require_key: Check the inference API key before the start. True: raise an error if it is missing
-                or obviously wrong. None: log a warning if a package for inference is installed. False: no
-                check. Only the instance itself can tell whether the key is accepted.
+                or obviously wrong. None (default): log a warning, if a package for inference is installed.
+                False: no check. Only the instance itself can tell whether it accepts the key.
 
         Raises:
-            InvalidArgumentError: if an argument is invalid. No request is sent in either case.
-            ConfigurationError: if there are no credentials, or no key with `require_key=True`.
+            InvalidArgumentError: if an argument is invalid. No request is sent.
+            ConfigurationError: if there are no credentials, or no key with `require_key=True`. No request is
+                sent.
+            CortecsError: if entering or leaving the block fails: see `InstanceLease`.
+
+        Example:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct", max_cost=5.0) as inst:
+                print(inst.base_url, inst.model)
+            print(inst.receipt)
         """
         return self._wiring.lease(
             LeaseOptions(
@@ -105,20 +116,25 @@ class LeaseMethods:
         on_loss: OnLoss = "cancel",
         on_progress: ProgressCallback | None = None,
     ) -> InstanceLease:
-        """Attach to a running instance without managing its lifetime.
+        """Use a running instance without managing its lifetime: `async with client.attach(id) as inst:`.
 
-        Entering `async with client.attach(id) as inst:` waits until the instance is usable. Leaving the block
-        never changes the instance.
+        Entering the block waits until the instance is usable. Leaving the block never changes the instance.
 
         Args:
             instance_id: The id of the instance.
-            start_timeout: Time from entering until the instance must be usable.
-            on_loss: As for `instance`.
+            start_timeout: Longest time from entering the block until the instance is usable. Default: 15
+                minutes.
+            on_loss: `cancel` (default) or `ignore`, as for `instance`.
             on_progress: As for `instance`.
 
         Raises:
-            InvalidArgumentError: if the id is invalid; no request is sent. Entering raises `BadRequestError`
-                or `NotFoundError` if the id is unknown, and `StartFailedError` if the instance is stopped.
+            InvalidArgumentError: if the id is invalid. No request is sent.
+            BadRequestError: or `NotFoundError`, on entering, if there is no such instance.
+            StartFailedError: on entering, if the instance is stopped.
+
+        Example:
+            async with client.attach(instance_id) as inst:
+                print(inst.base_url, inst.model)
         """
         from .._api.domain import InstanceArgs  # noqa: PLC0415  (slow to import)
 
@@ -150,26 +166,38 @@ class LeaseMethods:
     ) -> InstanceHandle:
         """Start an instance that outlives this process. You must `release` it.
 
-        Use this if you cannot hold a context manager open. Until the instance is usable, it is as safe as
-        with `instance`. After that, **only `max_lifetime` or `max_cost` ends it**, enforced by the reaper, or
-        by `sweep` if the reaper died.
+        Use this only if you cannot hold an `async with` block open. Until the instance is usable, it is as
+        safe as with `instance`. After that, **only `max_lifetime` or `max_cost` ends it**: the reaper
+        enforces the limit, or `sweep` if the reaper died. Always set one of them.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
-            hardware_type_id: Default: the model's `recommended_config`.
-            context_length: Tokens. Default: as for `instance`.
-            num_workers: 1 to 8.
-            billing_interval: `per_minute` or `per_hour`.
-            start_timeout: Time until the instance must be usable.
-            teardown_timeout: Time to release an instance that does not become usable.
-            max_lifetime: Maximum time from the start request to the release. Always set a limit.
-            max_cost: The same limit as an amount.
+            hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
+            context_length: The longest context, in tokens. Default: as for `instance`.
+            num_workers: 1 to 8. Default: 1.
+            billing_interval: `per_minute` (default) or `per_hour`.
+            start_timeout: Longest time until the instance is usable. Default: 15 minutes.
+            teardown_timeout: Longest time to release an instance that does not become usable. Default: 2
+                minutes.
+            max_lifetime: Longest time from the start request to the release. Default: no limit.
+            max_cost: The same limit as an amount in the account's currency. Default: no limit.
             on_progress: As for `instance`.
             require_key: As for `instance`.
 
+        Returns:
+            A handle that other processes can use, and that `release` takes.
+
         Raises:
-            InvalidArgumentError: if an argument is invalid; no request is sent.
-            CortecsError: as when you enter `instance(...)`; there is no instance then.
+            InvalidArgumentError: if an argument is invalid. No request is sent.
+            CortecsError: if the instance does not become usable, as when you enter `instance(...)`. It is
+                deleted then.
+
+        Example:
+            handle = await client.acquire("meta-llama/Llama-3.1-8B-Instruct", max_lifetime="2h")
+            print(handle.to_json())
+
+            # Later, in any process:
+            await client.release(handle)
         """
         lease = self._wiring.lease(
             LeaseOptions(
@@ -189,16 +217,19 @@ class LeaseMethods:
     async def release(self, handle: InstanceHandle | str, *, teardown_timeout: Duration = 120.0) -> None:
         """Stop and delete an acquired instance, and return once the service confirms that it is gone.
 
-        You can call this from any process, any number of times: an instance that is gone is no error.
-        Cancellations and timeouts cannot interrupt it.
+        You can call this from any process, and any number of times: an instance that is already gone is not
+        an error. Cancellations and timeouts cannot interrupt it.
 
         Args:
             handle: The handle from `acquire`, or the id of an instance.
-            teardown_timeout: Time for the release, retries included.
+            teardown_timeout: Longest time for the release, including retries. Default: 2 minutes.
 
         Raises:
             InvalidArgumentError: if `handle` is neither, or belongs to another account.
-            TeardownError: if the instance is not confirmed deleted in time. It says who continues.
+            TeardownError: if the instance is not confirmed deleted in time. The message says who continues.
             RequestError: if the instances cannot be listed.
+
+        Example:
+            await client.release(instance_id)
         """
         await self._wiring.release(handle, teardown_timeout)

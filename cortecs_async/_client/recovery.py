@@ -25,55 +25,75 @@ class RecoveryMethods:
     _wiring: Wiring
 
     async def diagnose(self) -> tuple[Finding, ...]:
-        """Check credentials, inference API key, service, token, clock, journal and reaper, in bounded time.
+        """Check your setup: credentials, inference API key, service, token, clock, journal and reaper.
 
-        This starts nothing that is billed. Problems are reported in the findings, not raised. Missing
-        credentials are one of them, so call this on a client that you have not entered.
+        This starts nothing that is billed. Each check takes 20 seconds at most. Problems are returned, not
+        raised. Missing credentials are a problem too, so call this on a client that you have not entered.
+
+        Returns:
+            One `Finding` for each check.
+
+        Example:
+            for finding in await client.diagnose():
+                print(finding)
         """
         return await self._wiring.diagnose()
 
     async def sweep(
         self, *, dry_run: bool = False, force: bool = False, timeout: Duration = 330.0
     ) -> tuple[Orphan, ...]:
-        """Release instances that dead processes left behind.
+        """Release the instances that dead processes left behind.
 
-        Only instances that a journal proves to be theirs are touched. Instances that a reaper is still
-        `releasing` are only reported.
+        A sweep reads the journals of this machine. It releases only instances that a journal proves to be
+        theirs. Instances that a reaper is still `releasing` are only reported.
 
         Args:
-            dry_run: Only report what a sweep would release.
-            force: Also release what a reaper is still releasing, for example because its client secret was
-                rotated. This is safe even while the reaper is working. Instances of running processes are not
-                touched, except those that they failed to release.
-            timeout: Time for the whole sweep. What is not done by then is `left` or `unsettled`. The
-                default is long enough to decide about a start that was just sent.
+            dry_run: True: only report what a sweep would release.
+            force: True: also release what a reaper is still releasing, for example because its client secret
+                was rotated. This is safe even while the reaper is working. Instances of running processes are
+                not touched, except those that they failed to release.
+            timeout: Longest time for the whole sweep. Default: 330 seconds, which is enough to decide about a
+                start that was just sent. What is not done by then is `left` or `unsettled`.
 
         Returns:
-            One `Orphan` for each; its `state` says what happened.
+            One `Orphan` for each instance. Its `state` says what happened.
 
         Raises:
             InvalidArgumentError: if the timeout is invalid.
             JournalError: if the state directory cannot be used.
             RequestError: if the service rejects a request, or cannot be reached.
+
+        Example:
+            for orphan in await client.sweep():
+                print(orphan)
         """
         return await self._wiring.sweep(dry_run=dry_run, force=force, timeout=timeout)
 
     async def orphans(self) -> tuple[Orphan, ...]:
-        """Return what `sweep` would find. This changes nothing.
+        """Return what `sweep` would find, without releasing anything.
 
         Raises:
             JournalError: if the state directory cannot be used.
             RequestError: if the service rejects a request, or cannot be reached.
+
+        Example:
+            for orphan in await client.orphans():
+                print(orphan)
         """
         return await self.sweep(dry_run=True)
 
     async def owners(self) -> Mapping[str, Owner]:
-        """Return the owners of all instances in the journals of the state directory, by instance id.
+        """Return who owns the instances in the journals of this machine, by instance id.
 
         An instance that is missing here was started by hand, on another machine, or with `acquire` without a
         limit. This reads files only and sends no request.
 
         Raises:
             JournalError: if the state directory cannot be used.
+
+        Example:
+            owners = await client.owners()
+            for instance in await client.instances.list():
+                print(instance, owners.get(instance.instance_id))
         """
         return await self._wiring.owners()

@@ -38,11 +38,15 @@ class Response:
 
     Attributes:
         status: The HTTP status, 200 to 299.
-        data: The decoded JSON, with fields that this client does not know; None for an empty body.
-        request_id: The `x-request-id` header, for the vendor's support; None if the service sends none
+        data: The decoded JSON, including fields that this client does not know. None for an empty body.
+        request_id: The `x-request-id` header, for the vendor's support. None if the service sends none
             (whether it does is undocumented).
-        attempts: Number of times that the request was sent.
-        headers: The headers by name, case-insensitive.
+        attempts: How often the request was sent.
+        headers: The headers by name. Upper and lower case do not matter.
+
+    Example:
+        response = await client.request("GET", "/user/balance")
+        print(response.status, response.data, response.attempts)
     """
 
     status: int
@@ -56,14 +60,19 @@ class Response:
 class Calls:
     """The endpoints of a client with other options: `client.with_options(...)`.
 
-    It is cheap to create, and shares the connections of its client. Close only the client. Leases and waits
-    (`watch`, `wait_until_running`) use the options of the client.
+    It shares the connections of its client, so it is cheap to create, and you close only the client. Leases
+    and waits (`watch`, `wait_until_running`) use the options of the client.
 
     Attributes:
         instances: As `client.instances`.
         models: As `client.models`.
         hardware_types: As `client.hardware_types`.
         user: As `client.user`.
+
+    Example:
+        quick = client.with_options(timeout=5, max_retries=0)
+        models = await quick.models.list()
+        print(quick.last_response.request_id)
     """
 
     def __init__(self, wiring: Wiring, settings: Settings) -> None:
@@ -78,7 +87,7 @@ class Calls:
 
     @property
     def last_response(self) -> Response | None:
-        """The response to the last call made with this object; None before the first.
+        """The response to the last call made with this object. None before the first call.
 
         If tasks share this object, it may be the response to another task's call. Errors have their own
         response.
@@ -93,7 +102,12 @@ class Calls:
         json: Mapping[str, Any] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> Response:
-        """Send a request as `client.request` does, with these options."""
+        """Send any request, as `client.request` does, with these options.
+
+        Example:
+            response = await client.with_options(timeout=5).request("GET", "/user/balance")
+            print(response.data)
+        """
         return _to_response(await self._send(_checked(method, path, json, params)))
 
     async def _send(self, call: Call) -> Reply:
@@ -116,19 +130,22 @@ class CallMethods:
         retry_policy: RetryPolicy | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Calls:
-        """Return the endpoints with other options: `await client.with_options(timeout=5).models.list()`.
+        """Return the endpoints of this client with other options for single calls.
 
         Options that you leave out stay as in the client.
 
         Args:
-            timeout: Time for one attempt.
-            max_retries: Retries after the first attempt; 0 for none.
+            timeout: Longest time for one attempt.
+            max_retries: Retries after the first attempt. 0 for none.
             retry_policy: When and how often to repeat failed requests.
             headers: Headers to send. They are added to the client's `default_headers`, and replace those of
                 the same name.
 
         Raises:
             ConfigurationError: if a value is invalid.
+
+        Example:
+            models = await client.with_options(timeout=5, max_retries=0).models.list()
         """
         hidden = Hidden(headers)
         del headers  # a traceback that shows locals would show them
@@ -149,10 +166,10 @@ class CallMethods:
         json: Mapping[str, Any] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> Response:
-        """Send any request, with the client's token, retries and errors.
+        """Send any request to the service, with the client's token, retries and errors.
 
-        A POST or PATCH is repeated only if the service certainly did not process it. The other methods are
-        repeated as HTTP allows.
+        Use it for endpoints and fields that this client does not know. A POST or PATCH is repeated only if
+        the service certainly did not process it. The other methods are repeated as HTTP allows.
 
         Args:
             method: GET, POST, PUT, PATCH or DELETE.
@@ -161,9 +178,13 @@ class CallMethods:
             params: The query.
 
         Raises:
-            InvalidArgumentError: if an argument is invalid; no request is sent. Also for a start: use
-                `instances.start`, so that no lease adopts the instance.
+            InvalidArgumentError: if an argument is invalid, or the request would start an instance: use
+                `instances.start`, so that no lease adopts the instance. No request is sent.
             RequestError: if the service rejects the request, or the response is not JSON.
+
+        Example:
+            response = await client.request("GET", "/instances/")
+            print(response.data)
         """
         return _to_response(await self._wiring.http.request(_checked(method, path, json, params)))
 

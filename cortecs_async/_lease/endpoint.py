@@ -55,7 +55,7 @@ class Endpoint:
         return sources.inference_key(given).value
 
     def openai_kwargs(self, *, api_key: str | Secret | None = None) -> OpenAIKwargs:
-        """Return `base_url` and `api_key` as keyword arguments for OpenAI-compatible clients.
+        """Return `base_url` and `api_key`, as keyword arguments for OpenAI-compatible clients.
 
         Args:
             api_key: Your inference API key (not the provisioning credentials). Default: the environment
@@ -66,6 +66,12 @@ class Endpoint:
         Raises:
             ConfigurationError: if there is no key.
             InvalidArgumentError: if the lease has released the instance.
+
+        Example:
+            from openai import AsyncOpenAI
+
+            async with AsyncOpenAI(**inst.openai_kwargs()) as llm:
+                print(await llm.models.list())
         """
         given = Hidden(api_key)
         del api_key  # a traceback that shows locals would show it
@@ -103,22 +109,24 @@ class Endpoint:
         ordered: bool = True,
         return_exceptions: bool = False,
     ) -> Results[R] | Results[R | Exception]:
-        """Call `await fn(item)` for each item in parallel; iterate over the results with `async for`.
+        """Call `await fn(item)` for many items in parallel, and iterate over the results.
 
-        Items are read as fast as you take results: at most `2 * concurrency` results are pending or waiting
-        to be consumed, so a stream of any length needs little memory. If you leave the loop or the lease, the
-        running calls are cancelled, and the items are closed if they have an `aclose`, as an async generator
-        does: see `Results`.
+        Items are read as fast as you take results. At most `2 * concurrency` results are pending or waiting
+        for you, so a stream of any length needs little memory. If you leave the loop or the lease, the
+        running calls are cancelled. The items are closed then, if they have an `aclose`, as an async
+        generator does: see `Results`.
 
         Args:
             fn: An async function of one argument.
             items: The arguments, an iterable or async iterable. If it raises, you get the earlier results
                 first.
-            concurrency: Maximum number of calls to run in parallel. To change it later, set
+            concurrency: Calls to run in parallel, at most. Default: 16. To change it later, set
                 `results.concurrency`.
-            ordered: Yield results in item order; False yields each as soon as it is ready.
-            return_exceptions: Yield an exception of `fn` as a result. Otherwise it is raised in place of the
-                result once the other calls, which are cancelled, have ended. No further call begins.
+            ordered: True (default): yield the results in the order of the items. False: yield each as soon as
+                it is ready.
+            return_exceptions: True: yield an exception of `fn` as a result. False (default): raise it in
+                place of the result. The other calls are cancelled and have ended by then, and no further call
+                begins.
 
         Raises:
             InvalidArgumentError: if an argument is invalid, or the lease has ended.
@@ -127,7 +135,7 @@ class Endpoint:
             async def double(number: int) -> int:
                 return 2 * number
 
-            async for result in inst.map(double, range(100)):
+            async for result in inst.map(double, range(100), concurrency=8):
                 print(result)
         """
         from .mapping import new_map  # noqa: PLC0415  (imports anyio, which a handle does not need)
@@ -135,9 +143,10 @@ class Endpoint:
         return new_map(self, fn, items, concurrency, ordered=ordered, return_exceptions=return_exceptions)
 
     def openai(self, *, api_key: str | Secret | None = None, **options: Any) -> openai.AsyncOpenAI:
-        """Return an `openai.AsyncOpenAI` for this instance. Close it, or use it with `async with`.
+        """Return an `openai.AsyncOpenAI` client for this instance.
 
-        Once the lease has released the instance, its requests raise `InvalidArgumentError`.
+        Close it, or use it with `async with`. Once the lease has released the instance, its requests raise
+        `InvalidArgumentError`.
 
         Args:
             api_key: Your inference API key. Default: as for `openai_kwargs`.
@@ -145,7 +154,7 @@ class Endpoint:
 
         Raises:
             ConfigurationError: if there is no key, or the `openai` package is not installed.
-            InvalidArgumentError: as for `openai_kwargs`.
+            InvalidArgumentError: if the lease has released the instance.
 
         Example:
             async with inst.openai() as llm:
@@ -168,10 +177,10 @@ class Endpoint:
         return _checked(AsyncOpenAI(**arguments.reveal()), check)
 
     def langchain(self, *, api_key: str | Secret | None = None, **options: Any) -> ChatOpenAI:
-        """Return a `langchain_openai.ChatOpenAI` for this instance.
+        """Return a `langchain_openai.ChatOpenAI` model for this instance.
 
-        It has its own connections, which `await llm.root_async_client.close()` or the garbage collector
-        closes. If you create `ChatOpenAI` yourself, all objects with one URL share their connections: the
+        It has connections of its own. `await llm.root_async_client.close()` or the garbage collector closes
+        them. If you create `ChatOpenAI` yourself, all objects with one URL share their connections: the
         second `asyncio.run` that uses the URL fails, and closing one object closes all.
 
         Args:
@@ -180,7 +189,13 @@ class Endpoint:
 
         Raises:
             ConfigurationError: if there is no key, or the `langchain-openai` package is not installed.
-            InvalidArgumentError: as for `openai_kwargs`.
+            InvalidArgumentError: if the lease has released the instance.
+
+        Example:
+            llm = inst.langchain(temperature=0)
+            answer = await llm.ainvoke("Why is the sky blue?")
+            print(answer.content)
+            await llm.root_async_client.close()
         """
         given, others = Hidden(api_key), Hidden(options)
         del api_key, options  # as above
@@ -214,7 +229,7 @@ class Endpoint:
         return llm
 
     def pydantic_ai(self, *, api_key: str | Secret | None = None, **options: Any) -> OpenAIChatModel:
-        """Return a Pydantic AI model for this instance: `Agent(inst.pydantic_ai())`.
+        """Return a Pydantic AI model for this instance.
 
         Use `async with model:` to close its connections.
 
@@ -224,7 +239,14 @@ class Endpoint:
 
         Raises:
             ConfigurationError: if there is no key, or the `pydantic-ai` package is not installed.
-            InvalidArgumentError: as for `openai_kwargs`.
+            InvalidArgumentError: if the lease has released the instance.
+
+        Example:
+            from pydantic_ai import Agent
+
+            async with inst.pydantic_ai() as model:
+                answer = await Agent(model).run("Why is the sky blue?")
+                print(answer.output)
         """
         given = Hidden(api_key)
         del api_key  # as above

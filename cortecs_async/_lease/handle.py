@@ -19,19 +19,29 @@ from .endpoint import Endpoint
 @hinted
 @frozen(kw_only=True)
 class InstanceHandle(Endpoint):
-    """An instance as data, to send to other processes, pickled or as JSON. It contains no secret.
+    """An instance as data, to send to other processes: pickled, or as JSON. It contains no secret.
+
+    You get one from `client.acquire`, or as `inst.handle`. Like a lease, it has clients for the endpoint.
 
     Attributes:
         instance_id: The id of the instance.
-        base_url: The URL of the OpenAI-compatible endpoint; ends in `/v1`.
-        model: The name to pass as `model` to the endpoint.
+        base_url: The URL of the OpenAI-compatible endpoint. It ends in `/v1`.
+        model: The name to pass to the endpoint as `model`.
         account: A fingerprint of the account.
-        expires_at: Unix time in seconds at which the instance is released automatically; None for never.
+        expires_at: Unix time in seconds at which the instance is released automatically. None for never.
         allow_insecure_http: Whether `base_url` may be plain http on another machine, as for `AsyncCortecs`.
 
     Raises:
-        InvalidArgumentError: if an attribute has a wrong type, or `base_url` is not safe to send a key to:
-            it must use https, except on this machine or with `allow_insecure_http`.
+        InvalidArgumentError: if an attribute has a wrong type, or `base_url` is not safe to send a key to. It
+            must use https, except on this machine or with `allow_insecure_http`.
+
+    Example:
+        async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+            text = inst.handle.to_json()
+
+            # In another process:
+            handle = InstanceHandle.from_json(text)
+            print(handle.base_url, handle.model)
     """
 
     instance_id: str
@@ -56,17 +66,27 @@ class InstanceHandle(Endpoint):
             raise InvalidArgumentError(f"no key can be sent to instance {self.instance_id}: {problem}")
 
     def to_json(self) -> str:
-        """Return the handle as JSON text."""
+        """Return the handle as JSON text, for `from_json` in another process.
+
+        Example:
+            print(handle.to_json())
+        """
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> InstanceHandle:
-        """Return the handle from the JSON text of `to_json`, or of `cortecs-async start --json`.
+        """Return the handle that `to_json` or `cortecs-async start --json` wrote.
 
-        `expires_at` may be a Unix time or ISO 8601.
+        Args:
+            text: The JSON text. Its `expires_at` may be a Unix time or ISO 8601.
 
         Raises:
             InvalidArgumentError: if the text is not the JSON of a handle, or `base_url` is not safe.
+
+        Example:
+            text = handle.to_json()
+            same = InstanceHandle.from_json(text)
+            print(same.base_url, same.model)
         """
         try:
             data: dict[str, Any] = {"allow_insecure_http": False, **json.loads(text)}

@@ -67,9 +67,14 @@ class _Phase(enum.Enum):
 
 @hinted
 class InstanceLease(LeaseView):
-    """An instance that lives as long as an `async with` block: `async with client.instance(...) as inst:`.
+    """A rented instance, for the time of its block: `async with client.instance(...) as inst:`.
 
-    Each lease serves one block. Use its attributes inside the block.
+    Use its URL, clients and data inside the block. A lease serves one block: create a new one for the next.
+
+    Example:
+        async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+            print(inst.base_url, inst.model)
+            print(f"{inst.cost_so_far:.2f} {inst.receipt.currency} so far")
     """
 
     def __init__(self, services: LeaseServices, options: LeaseOptions) -> None:

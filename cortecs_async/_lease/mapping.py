@@ -65,14 +65,25 @@ def maps_of(endpoint: object) -> Maps:
 
 @hinted
 class Results(AsyncIterator[R], Generic[R]):
-    """The results of a map, for `async for`.
+    """The results of `inst.map`, for `async for`.
 
     No call begins before you request the first result. If you stop early, the running calls are cancelled:
     soon after the last reference is dropped (`break` from `async for ... in inst.map(...)` is enough), or
-    immediately with `aclose` or `async with`, which return when all calls have ended and the items are
-    closed. On asyncio, each call is cancelled once, so its clean-up can `await`. On trio, the calls are in a
+    immediately with `aclose` or `async with`. These two return when all calls have ended and the items are
+    closed.
+
+    On asyncio, each call is cancelled once, so its clean-up can `await`. On trio, the calls are in a
     cancelled scope from then on: shield a clean-up that awaits. Several tasks may take results from the same
     map.
+
+    Example:
+        async def double(number: int) -> int:
+            return 2 * number
+
+        async with inst.map(double, range(100)) as results:
+            async for result in results:
+                if result > 10:
+                    break
     """
 
     def __init__(self, run: _Run[Any, R]) -> None:
@@ -131,6 +142,12 @@ class Results(AsyncIterator[R], Generic[R]):
         Raises:
             InvalidArgumentError: if the map was closed before its end.
             Exception: as from the iteration.
+
+        Example:
+            async def double(number: int) -> int:
+                return 2 * number
+
+            print(await inst.map(double, range(10)).to_list())
         """
         async with self:
             results = [result async for result in self]
@@ -145,6 +162,14 @@ class Results(AsyncIterator[R], Generic[R]):
 
         Raises:
             Exception: if the items raise while they are closed.
+
+        Example:
+            async def double(number: int) -> int:
+                return 2 * number
+
+            results = inst.map(double, range(100))
+            print(await anext(results))
+            await results.aclose()
         """
         await self._close(None)
 

@@ -31,19 +31,19 @@ class LeaseView(Endpoint):
 
     @property
     def base_url(self) -> str:
-        """The URL of the OpenAI-compatible endpoint; ends in `/v1`."""
+        """The URL of the OpenAI-compatible endpoint. It ends in `/v1`."""
         # Not that of `instance`: the service may return another one later, which is not checked.
         _ = self.instance  # raises an error before the start
         return self._state.base_url
 
     @property
     def model(self) -> str:
-        """The name to pass as `model` to the endpoint: the Hugging Face name, `org/name`."""
+        """The name to pass to the endpoint as `model`: the Hugging Face name, `org/name`."""
         return self.instance.instance_args.hf_name
 
     @property
     def handle(self) -> InstanceHandle:
-        """The instance as data for other processes, pickled or as JSON. The lease still owns it.
+        """The instance as data to send to other processes. The lease still owns it.
 
         Raises:
             InvalidArgumentError: if the instance is not started yet.
@@ -60,14 +60,14 @@ class LeaseView(Endpoint):
 
     @property
     def cost_so_far(self) -> float | None:
-        """The estimated cost until now, in `receipt.currency`; None if no price is known.
+        """The estimated cost until now, in `receipt.currency`. None if no price is known.
 
-        Computed from the start request on, for each interval begun and each worker, at the list price. The
+        It counts each billing interval begun since the start request, for each worker, at the list price. The
         service's bill is authoritative.
         """
         return self.receipt.cost
 
     @property
     def receipt(self) -> Receipt:
-        """The time and estimated cost until now; after the block, of the whole lease."""
+        """The time and estimated cost until now. After the block: those of the whole lease."""
         return self._state.receipt
