@@ -99,19 +99,24 @@ def _check_policy(name: str, value: Any, policy: type) -> None:
 @hinted
 @frozen(kw_only=True)
 class RetryPolicy:
-    """How often and how long requests are retried. Requests that are not safe to repeat are never retried.
+    """When and how often to repeat failed requests. Requests that are not safe to repeat are never retried.
 
-    Each time may be given as seconds, a `timedelta`, or a string such as "1h30m". The attributes are seconds.
+    Give each time as seconds, a `timedelta`, or a string such as "1h30m". The attributes are seconds.
 
     Attributes:
-        max_retries: Retries after the first attempt. 0 turns retries off. 429 responses do not count; they
-            are retried until `total_timeout`.
+        max_retries: Retries after the first attempt. 0 for none. 429 responses do not count: they are retried
+            until `total_timeout`.
         initial_backoff: Upper limit of the first random wait, in seconds. It doubles with every attempt.
         max_backoff: Highest upper limit of a random wait, in seconds.
-        max_retry_after: Longest Retry-After to wait for, in seconds. For a longer one, the error is raised.
+        max_retry_after: Longest `Retry-After` to wait for, in seconds. For a longer one, the error is raised.
         total_timeout: Seconds for one call with all its attempts and waits.
         adoption_window: Seconds for which a lease searches for the instance of a start that timed out. After
             any other loss of the response, it searches for a sixth of this.
+
+    Example:
+        policy = RetryPolicy(max_retries=2, total_timeout="1m")
+        async with AsyncCortecs(retry_policy=policy) as client:
+            print(await client.models.list())
     """
 
     max_retries: int = field(default=5, validator=_whole(0))
@@ -125,13 +130,12 @@ class RetryPolicy:
 @hinted
 @frozen(kw_only=True)
 class PollPolicy:
-    """Polling intervals. The service sends no events, so a client polls for changes.
+    """How often to poll the service. It sends no events, so a client polls for changes.
 
-    The pause between two polls is the time waited so far times `growth`, between `min_interval` and
-    `max_interval`. So a change is seen at most max(`min_interval`, `growth` times the wait) late, and never
-    later than `max_interval`, plus the time of the response.
+    The pause between two polls is the time waited so far times `growth`, but at least `min_interval` and at
+    most `max_interval`. A change is seen after one such pause, plus the time of the response.
 
-    Each time may be given as seconds, a `timedelta`, or a string such as "90s". The attributes are seconds.
+    Give each time as seconds, a `timedelta`, or a string such as "90s". The attributes are seconds.
 
     Attributes:
         min_interval: Shortest pause in seconds.
@@ -141,7 +145,13 @@ class PollPolicy:
             not find the instance are ignored for six times as long.
         lost_interval: Seconds between two polls of a leased instance during the block.
         max_outage: Seconds of failed polls after which a wait raises the last error.
-        stall_timeout: Seconds without any change after which a start fails; None: only its deadline counts.
+        stall_timeout: Seconds without any change after which a start fails. None: only its deadline counts.
+
+    Example:
+        policy = PollPolicy(max_interval=2.0, lost_interval="30s")
+        async with AsyncCortecs(poll_policy=policy) as client:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                print(inst.base_url)
     """
 
     min_interval: float = field(default=0.5, converter=as_seconds, validator=_at_least(0.01))

@@ -34,12 +34,22 @@ class Hidden(Generic[T]):
 
 
 class Secret(Hidden[str]):
-    """A string that never shows itself: not in repr, str, logs, pickles or the locals of a traceback."""
+    """A string that is never shown: not in `repr`, `str`, logs, pickles or the locals of a traceback.
+
+    Example:
+        secret = Secret("my-client-secret")
+        print(secret)  # Secret('***')
+    """
 
     __slots__ = ()
 
     def reveal(self) -> str:
-        """Return the string itself. Call it only where a request is sent."""
+        """Return the string itself. Call it only where you send it.
+
+        Example:
+            secret = Secret("my-client-secret")
+            assert secret.reveal() == "my-client-secret"
+        """
         return self._value
 
     def __bool__(self) -> bool:
@@ -64,13 +74,25 @@ def to_secret(value: str | Secret) -> Secret:
 
 @frozen(kw_only=True)
 class Credentials:
-    """Client credentials of the provisioning API, from the account's page on cortecs.ai.
+    """Client credentials of the provisioning API, from your account page on cortecs.ai.
 
     Whitespace around them is removed, because a secret that is read from a file often ends with a line break.
 
     Attributes:
         client_id: The id.
-        client_secret: The secret; a plain string is converted to a `Secret`.
+        client_secret: The secret. A plain string is converted to a `Secret`.
+
+    Example:
+        import os
+
+        async def read_credentials() -> Credentials:
+            return Credentials(
+                client_id=os.environ["CORTECS_CLIENT_ID"],
+                client_secret=os.environ["CORTECS_CLIENT_SECRET"],
+            )
+
+        async with AsyncCortecs(credential_provider=read_credentials) as client:
+            print(await client.user.balance())
     """
 
     client_id: str = field(converter=_stripped)

@@ -89,6 +89,11 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 72
 napoleon_numpy_docstring = False
 napoleon_attr_annotations = True
+# Groups of the arguments of `AsyncCortecs`, which has many.
+napoleon_custom_sections = [
+    (section, "params_style")
+    for section in ("Other credentials", "Requests", "Network", "Crash safety and telemetry")
+]
 
 # A build asks nothing of the network, so it has no inventory of other people's packages.
 nitpick_ignore_regex = [
@@ -127,6 +132,9 @@ def only_useful_signatures(
     has_attributes = owner == "cortecs_async.types" and "Attributes:" in (made.__doc__ or "")
     if what == "exception" or (what == "class" and (short in _NOT_CONSTRUCTED or has_attributes)):
         return "", returns
+    if short == "AsyncCortecs":
+        # Its arguments are explained in groups below.
+        return "(client_id, client_secret, *, ...)", returns
     if what == "class":
         return _DEFAULT.sub(lambda found: f" = {default_of(made, found)}", signature), returns
     return None

@@ -26,11 +26,15 @@ class ModelPreview(Row):
         model_id: The model in the service's spelling (`org--name`).
         hf_name: Its Hugging Face name (`org/name`).
         instant_provisioned: Whether the service marks it as a model that starts fast.
-        creator: Who made the model; the keys are undocumented.
+        creator: Who made the model. The keys are undocumented.
         description: The service's description.
         screen_name: Its display name.
-        size: Its size; the unit is undocumented.
+        size: Its size. The unit is undocumented.
         hardware_configs: The ids of the hardware types that it can run on.
+
+    Example:
+        for model in await client.models.list():
+            print(model.hf_name, model.size, model.hardware_configs)
     """
 
     model_id: str
@@ -57,7 +61,12 @@ class HardwareConfig:
         hardware_type_id: The hardware type.
         params: Options of the inference server. Only `--max-model-len` is known, and its older name
             `max_context_length`, which is also read beside `params`.
-        requirements: What the model needs; the keys are undocumented.
+        requirements: What the model needs. The keys are undocumented.
+
+    Example:
+        model = await client.models.get("meta-llama/Llama-3.1-8B-Instruct")
+        for config in model.hardware_configs.values():
+            print(config.hardware_type_id, config.max_context_length)
     """
 
     hardware_type_id: str = ""
@@ -66,10 +75,10 @@ class HardwareConfig:
 
     @property
     def max_context_length(self) -> int | None:
-        """The longest context on this hardware in tokens; None when it is not given.
+        """The longest context on this hardware, in tokens. None if it is not given.
 
-        It is taken from `--max-model-len` or the older `max_context_length` in `params`, which may also be
-        written as text (`"32768"`).
+        It is `--max-model-len` or the older `max_context_length` in `params`, which may also be text
+        (`"32768"`).
         """
         values = (_to_tokens(self.params.get(name)) for name in ("--max-model-len", "max_context_length"))
         return next((value for value in values if value is not None), None)
@@ -87,13 +96,17 @@ def _to_tokens(value: Any) -> int | None:
 @hinted
 @frozen(kw_only=True)
 class Model(Row):
-    """One model with its hardware configurations.
+    """One model, with the hardware types that it can run on.
 
     Attributes:
         model_id: The model in the service's spelling (`org--name`).
         hf_name: Its Hugging Face name (`org/name`).
-        recommended_config: The id of the hardware type that a start without one gets.
+        recommended_config: The id of the hardware type that you get if you do not choose one.
         hardware_configs: The hardware types that it can run on, by `hardware_type_id`.
+
+    Example:
+        model = await client.models.get("meta-llama/Llama-3.1-8B-Instruct")
+        print(model.recommended_config, list(model.hardware_configs))
     """
 
     model_id: str
@@ -112,12 +125,16 @@ class Model(Row):
 @hinted
 @frozen(kw_only=True)
 class HardwareType(Row):
-    """A GPU set.
+    """A GPU set, with its price.
 
     Attributes:
         hardware_type_id: The id of the GPU set, such as `NVIDIA_L40S_2`.
-        price_info: Its prices; the keys are undocumented.
-        hardware_info: Its hardware; the keys are undocumented.
+        price_info: Its prices. The keys are undocumented.
+        hardware_info: Its hardware. The keys are undocumented.
+
+    Example:
+        for hardware in await client.hardware_types.list():
+            print(hardware.hardware_type_id, hardware.price_per_minute, hardware.currency)
     """
 
     hardware_type_id: str
@@ -126,22 +143,22 @@ class HardwareType(Row):
 
     @property
     def price_per_minute(self) -> float | None:
-        """The price of the set per minute, in `currency`; None when it is not clear.
+        """The price of the set per minute, in `currency`. None if it is not clear.
 
         A key of `price_info` is read only if all of its words are known. It must contain "minute", "hour", or
         "hourly" once. It may contain "price", "cost", "rate", "per", and "in"; "eur" or "usd", unless
         `currency` is another one; and "cent", "cents", or "ct", which divide the price by 100. For example,
-        `price_per_minute`, `pricePerMinute`, and `EUR/minute` are read; `price_per_gpu_minute` and
+        `price_per_minute`, `pricePerMinute`, and `EUR/minute` are read. `price_per_gpu_minute` and
         `setup_cost_per_hour` are not. The value must be a number, and not negative.
 
-        If there is only a price per hour, this is a sixtieth of it. If prices for the same time disagree, or
-        a text in `price_info` mentions cents or a unit, the price is not clear. Neither is a price of zero.
+        If there is only a price per hour, this is a sixtieth of it. The price is not clear if prices for the
+        same time disagree, if a text in `price_info` mentions cents or a unit, or if it is zero.
         """
         return read_price(self.price_info, "minute")
 
     @property
     def price_per_hour(self) -> float | None:
-        """The price of the set per hour, in `currency`; None when it is not clear.
+        """The price of the set per hour, in `currency`. None if it is not clear.
 
         Hourly billing uses it. It is read as `price_per_minute` is, and need not be 60 times as much. If
         there is only a price per minute, this is 60 times that.
@@ -150,7 +167,7 @@ class HardwareType(Row):
 
     @property
     def currency(self) -> str:
-        """The currency of the price; empty when the service does not give it."""
+        """The currency of the price. Empty if the service does not give it."""
         currency = self.price_info.get("currency")
         return currency if isinstance(currency, str) else ""
 
@@ -169,11 +186,15 @@ class HardwareType(Row):
 @hinted
 @frozen(kw_only=True)
 class Balance(Row):
-    """The account's balance.
+    """The balance of the account.
 
     Attributes:
         current_balance: The amount left, in `currency`.
         currency: The currency, such as `EUR`.
+
+    Example:
+        balance = await client.user.balance()
+        print(balance.current_balance, balance.currency)
     """
 
     current_balance: float

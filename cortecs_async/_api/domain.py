@@ -40,9 +40,13 @@ class InstanceArgs:
         model_id: The model in the service's spelling (`org--name`).
         hardware_type_id: The GPU set of each worker, such as `NVIDIA_H100_1`.
         billing_interval: `per_minute` or `per_hour`.
-        context_length: The longest context in tokens.
-        num_workers: The number of workers, 1 to 8. No documented response has this field: if it is missing,
-            the number is taken as 1.
+        context_length: The longest context, in tokens.
+        num_workers: The number of workers, 1 to 8. 1 if the service does not return it: no documented
+            response has this field.
+
+    Example:
+        instance = await client.instances.get(instance_id)
+        print(instance.instance_args.hf_name, instance.instance_args.num_workers)
     """
 
     model_id: str
@@ -63,9 +67,13 @@ class InstanceStatus:
 
     Attributes:
         status: `pending`, `running` or `stopped`. The service may use others, which are undocumented.
-        started_at: When the instance was initialized, by the service's clock; None before that, or when it
-            is not a timestamp.
-        stopped_at: When the instance was stopped, by the service's clock; None until then.
+        started_at: When the instance was initialized, by the service's clock. None before that, or if it is
+            not a timestamp.
+        stopped_at: When the instance was stopped, by the service's clock. None until then.
+
+    Example:
+        instance = await client.instances.get(instance_id)
+        print(instance.instance_status.status, instance.instance_status.started_at)
     """
 
     status: str
@@ -78,10 +86,18 @@ class InitProgress:
     """How far the initialization of a worker is.
 
     Attributes:
-        current_step: From 1 to `num_steps`; 0 when the service does not report it.
+        current_step: From 1 to `num_steps`. 0 if the service does not report it.
         num_steps: The number of steps, 5 in the reference. What a step is, and how long it takes, is
             undocumented.
         description: The current step in the service's words.
+
+    Example:
+        def show(progress: Progress) -> None:
+            step = progress.leading
+            print(f"step {step.current_step} of {step.num_steps}: {step.description}")
+
+        async with client.instance("meta-llama/Llama-3.1-8B-Instruct", on_progress=show) as inst:
+            print(inst.base_url)
     """
 
     current_step: int = 0
@@ -94,7 +110,12 @@ class WorkerStatus:
     """The state of one worker.
 
     Attributes:
-        init_progress: How far its initialization is; None once the worker is stopped.
+        init_progress: How far its initialization is. None once the worker is stopped.
+
+    Example:
+        instance = await client.instances.get(instance_id)
+        for worker in instance.worker_statuses:
+            print(worker.init_progress)
     """
 
     init_progress: InitProgress | None = None
@@ -107,11 +128,15 @@ class Instance(Row):
 
     Attributes:
         instance_id: The id of the instance.
-        base_url: The URL of its OpenAI-compatible endpoint, ending in `/v1`; None until it is initialized, or
-            when it is not a string.
+        base_url: The URL of its OpenAI-compatible endpoint. It ends in `/v1`. None until the instance is
+            initialized, or if it is not a string.
         instance_args: The arguments that it was started with.
         instance_status: Its state when the snapshot was taken.
-        worker_statuses: The state of each worker; may be empty.
+        worker_statuses: The state of each worker. May be empty.
+
+    Example:
+        instance = await client.instances.get(instance_id)
+        print(instance.instance_id, instance.status, instance.base_url)
     """
 
     instance_id: str
@@ -127,9 +152,9 @@ class Instance(Row):
 
     @property
     def is_usable(self) -> bool:
-        """Whether the instance is running **and** has a `base_url`; either can come first.
+        """Whether the instance is running **and** has a `base_url`. Either can come first.
 
-        The status counts in upper and lower case.
+        Upper and lower case of the status do not matter.
         """
         return self.status.lower() == "running" and bool(self.base_url)
 
@@ -159,6 +184,13 @@ class Progress(Row):
     Attributes:
         instance: The snapshot that showed the change.
         elapsed: Seconds since the start was requested.
+
+    Example:
+        def show(progress: Progress) -> None:
+            print(f"{progress.elapsed:.0f} s: {progress.fraction:.0%} {progress.description}")
+
+        async with client.instance("meta-llama/Llama-3.1-8B-Instruct", on_progress=show) as inst:
+            print(inst.base_url)
     """
 
     instance: Instance
@@ -166,7 +198,7 @@ class Progress(Row):
 
     @property
     def workers(self) -> tuple[InitProgress | None, ...]:
-        """The progress of each worker; None for a worker that reports none."""
+        """The progress of each worker. None for a worker that reports none."""
         return tuple(worker.init_progress for worker in self.instance.worker_statuses)
 
     @property
@@ -177,7 +209,7 @@ class Progress(Row):
 
     @property
     def fraction(self) -> float:
-        """The completed share of the leading worker's steps, 0.0 to 1.0; 1.0 when the instance is usable."""
+        """The completed share of the leading worker's steps: 0.0 to 1.0, and 1.0 for a usable instance."""
         if self.instance.is_usable:
             return 1.0
         leading = self.leading
@@ -215,8 +247,12 @@ class AffectedInstances:
     """The instances that `stop_all` or `delete_all` changed.
 
     Attributes:
-        instance_ids: Their ids; empty when nothing was changed.
+        instance_ids: Their ids. Empty if nothing was changed.
         message: The service's message.
+
+    Example:
+        affected = await client.instances.delete_all()
+        print(affected.instance_ids, affected.message)
     """
 
     instance_ids: tuple[str, ...] = ()

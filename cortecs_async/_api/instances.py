@@ -20,30 +20,48 @@ from .waiting import InstanceWatch, ProgressCallback, wait_until_running
 
 @hinted
 class Instances(InstanceRequests):
-    """`client.instances`: plain requests.
+    """The instances of your account, as plain requests: `client.instances`.
 
     An instance that you start here runs, and is billed, until you stop it. To have it stopped and deleted for
-    you, use the context manager `client.instance(...)`.
+    you, use `async with client.instance(...)`.
+
+    Example:
+        for instance in await client.instances.list():
+            print(instance.instance_id, instance.status)
     """
 
     async def list(self) -> Listing[Instance]:
-        """Return all instances of the account, including those that you did not start (`GET /instances/`).
+        """Return all instances of the account, also those that you did not start.
 
-        An entry that cannot be read is skipped and logged. It is in the `unreadable` of the result, because
-        its instance exists: perhaps someone else's, perhaps yours.
+        Sends `GET /instances/`. An entry that cannot be read is skipped, logged, and listed in the
+        `unreadable` of the result: its instance exists, and may be yours.
 
         Raises:
-            RequestError: the request failed.
+            RequestError: if the request fails.
+
+        Example:
+            instances = await client.instances.list()
+            running = [each for each in instances if each.status == "running"]
+            print(len(running), "running")
         """
         return await self._list()
 
     async def get(self, instance_id: str) -> Instance:
-        """Return one instance (`GET /instances/{instance_id}`).
+        """Return one instance.
+
+        Sends `GET /instances/{instance_id}`.
+
+        Args:
+            instance_id: The id of the instance.
 
         Raises:
-            InvalidArgumentError: the id is not valid; no request was sent.
-            BadRequestError: or `NotFoundError`: the instance does not exist.
-            RequestError: the request failed in another way.
+            InvalidArgumentError: if the id is invalid. No request is sent.
+            BadRequestError: or `NotFoundError`, if the instance does not exist.
+            RequestError: if the request fails in another way.
+
+        Example:
+            instance = await client.instances.get(instance_id)
+            print(instance.status, instance.base_url)
         """
         return await self._get(instance_id)
 
@@ -56,46 +74,74 @@ class Instances(InstanceRequests):
         num_workers: int = 1,
         billing_interval: BillingInterval = "per_minute",
     ) -> Instance:
-        """Start an instance without waiting for it to run (`POST /instances/start`).
+        """Start an instance, without waiting until it is running.
 
-        A start is not idempotent: it is repeated only when it is certain that nothing was started. If the
-        error's `outcome_unknown` is true, an instance may have been started all the same.
+        Sends `POST /instances/start`, and repeats it only when it is certain that nothing was started. If an
+        error has `outcome_unknown`, an instance may have been started all the same.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
-            context_length: Tokens. Default: 32,000, or the model's maximum on this hardware if that is less.
-            num_workers: 1 to 8. Each has its own GPU set, and each is billed.
-            billing_interval: `per_minute` or `per_hour`.
+            context_length: The longest context, in tokens. Default: 32,000, or the model's maximum on this
+                hardware if that is less.
+            num_workers: 1 to 8. Default: 1. Each has its own GPU set and is billed for it.
+            billing_interval: `per_minute` (default) or `per_hour`.
 
         Raises:
-            InvalidArgumentError: an argument is not valid; no request was sent.
-            InsufficientBalanceError: the balance is used up.
-            ServiceUnavailableError: there is no free capacity.
-            RequestError: the request failed in another way.
+            InvalidArgumentError: if an argument is invalid. No request is sent.
+            InsufficientBalanceError: if the balance is used up.
+            ServiceUnavailableError: if there is no free capacity.
+            RequestError: if the request fails in another way.
+
+        Example:
+            instance = await client.instances.start("meta-llama/Llama-3.1-8B-Instruct")
+            instance = await client.instances.wait_until_running(instance.instance_id)
+            print(instance.base_url)
+            await client.release(instance.instance_id)
         """
         args = check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval)
         return await self._start(args)
 
     async def restart(self, instance_id: str) -> Instance:
-        """Restart a stopped instance without waiting for it to run (`POST /instances/restart`).
+        """Restart a stopped instance, without waiting until it is running.
+
+        Sends `POST /instances/restart`.
+
+        Args:
+            instance_id: The id of the instance.
 
         Raises:
-            InvalidArgumentError: the id is not valid; no request was sent.
-            BadRequestError: the instance does not exist, or is not stopped.
-            RequestError: the request failed in another way.
+            InvalidArgumentError: if the id is invalid. No request is sent.
+            BadRequestError: if the instance does not exist, or is not stopped.
+            RequestError: if the request fails in another way.
+
+        Example:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct", on_exit="stop") as inst:
+                print(inst.base_url)
+
+            await client.instances.restart(inst.instance_id)
+            await client.instances.wait_until_running(inst.instance_id)
+            await client.release(inst.instance_id)
         """
         return await self._restart(check_body_id(instance_id))
 
     async def stop(self, instance_id: str) -> Instance:
-        """Stop an instance, which ends its billing (`POST /instances/stop`).
+        """Stop an instance, which ends its billing.
 
-        It is undocumented whether the instance is already stopped when this returns; check with `get`.
+        Sends `POST /instances/stop`. Whether the instance is already stopped when this returns is
+        undocumented: check with `get`.
+
+        Args:
+            instance_id: The id of the instance.
 
         Raises:
-            InvalidArgumentError: the id is not valid; no request was sent.
-            BadRequestError: the instance does not exist, or perhaps it is already stopped.
-            RequestError: the request failed in another way.
+            InvalidArgumentError: if the id is invalid. No request is sent.
+            BadRequestError: if the instance does not exist, or perhaps if it is already stopped.
+            RequestError: if the request fails in another way.
+
+        Example:
+            instance = await client.instances.stop(instance_id)
+            print(instance.status)
         """
         check_body_id(instance_id)
         stopped = await self._change("/instances/stop", instance_id, unchanged={"running", "pending"})
@@ -103,13 +149,24 @@ class Instances(InstanceRequests):
         return stopped
 
     async def delete(self, instance_id: str) -> None:
-        """Delete a stopped instance (`DELETE /instances/{instance_id}`).
+        """Delete a stopped instance. To stop and delete it, use `client.release`.
+
+        Sends `DELETE /instances/{instance_id}`.
+
+        Args:
+            instance_id: The id of the instance.
 
         Raises:
-            InvalidArgumentError: the id is not valid; no request was sent.
-            BadRequestError: the instance does not exist, or is not stopped.
-            DecodeError: the response is not the documented one; a proxy may have sent it.
-            RequestError: the request failed in another way.
+            InvalidArgumentError: if the id is invalid. No request is sent.
+            BadRequestError: if the instance does not exist, or is not stopped.
+            DecodeError: if the response is not the documented one. A proxy may have sent it.
+            RequestError: if the request fails in another way.
+
+        Example:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct", on_exit="stop") as inst:
+                print(inst.base_url)
+
+            await client.instances.delete(inst.instance_id)
         """
         path = f"/instances/{check_instance_id(instance_id)}"
         try:
@@ -123,43 +180,64 @@ class Instances(InstanceRequests):
         self.poller.expected.discard(instance_id)
 
     async def stop_all(self) -> AffectedInstances:
-        """Stop all running instances **of the account** (`POST /instances/stop-all`).
+        """Stop all running instances **of the account**, including those of other people and programs.
+
+        Sends `POST /instances/stop-all`.
 
         Returns:
             The ids of the stopped instances. If the request was repeated, only those of the last attempt.
 
         Raises:
-            RequestError: the request failed.
+            RequestError: if the request fails.
+
+        Example:
+            stopped = await client.instances.stop_all()
+            print(stopped.instance_ids)
         """
         return await self._end_all(Call(method="POST", path="/instances/stop-all"))
 
     async def delete_all(self, *, force: bool = False) -> AffectedInstances:
-        """Delete all stopped instances **of the account** (`DELETE /instances/delete-all`).
+        """Delete all stopped instances **of the account**, including those of other people and programs.
+
+        Sends `DELETE /instances/delete-all`.
 
         Args:
-            force: Delete running instances too, including those of other people and programs.
+            force: True: delete running instances too. Default: False.
 
         Returns:
             The ids of the deleted instances. If the request was repeated, only those of the last attempt.
 
         Raises:
-            InvalidArgumentError: `force` is not a bool; no request was sent.
-            RequestError: the request failed.
+            InvalidArgumentError: if `force` is not a bool. No request is sent.
+            RequestError: if the request fails.
+
+        Example:
+            deleted = await client.instances.delete_all()
+            print(deleted.instance_ids)
         """
         check_bool("force", force)
         params = {"force_deletion": "true" if force else "false"}
         return await self._end_all(Call(method="DELETE", path="/instances/delete-all", params=params))
 
     def watch(self, instance_id: str) -> InstanceWatch:
-        """Iterate over the changes of an instance: `async for snapshot in client.instances.watch(id)`.
+        """Iterate over the changes of an instance: `async for instance in client.instances.watch(id)`.
 
         The first item is the current state. The iteration ends when the instance is gone. The service sends
-        no notifications, so the client polls, at the intervals of `PollPolicy`, with one request for all
+        no notifications, so the client polls at the intervals of `PollPolicy`, with one request for all
         watches.
 
+        Args:
+            instance_id: The id of the instance.
+
         Raises:
-            InvalidArgumentError: the id is not valid.
-            InstanceGoneError: the instance does not exist; raised by the iteration.
+            InvalidArgumentError: if the id is invalid.
+            InstanceGoneError: from the iteration, if the instance does not exist.
+
+        Example:
+            async for instance in client.instances.watch(instance_id):
+                print(instance.status)
+                if instance.is_usable:
+                    break
         """
         return InstanceWatch(self.poller, check_instance_id(instance_id))
 
@@ -170,19 +248,24 @@ class Instances(InstanceRequests):
         timeout: Duration | None = 900.0,
         on_progress: ProgressCallback | None = None,
     ) -> Instance:
-        """Wait until an instance is running and has a `base_url`.
+        """Wait until an instance is running and has a `base_url`, and return it.
 
         Args:
-            instance_id: The instance.
-            timeout: Time to wait; None for no limit.
-            on_progress: Called with every change; may be async.
+            instance_id: The id of the instance.
+            timeout: Longest time to wait. Default: 15 minutes. None for no limit.
+            on_progress: A function that is called with a `Progress` at every change. It may be async.
 
         Raises:
-            InvalidArgumentError: an argument is not valid.
-            StartFailedError: the instance is stopped or has failed.
-            InstanceGoneError: the instance does not exist.
-            StartTimeoutError: the timeout elapsed. The instance is left as it is.
-            RequestError: the service rejected the request, or was unreachable for `PollPolicy.max_outage`.
+            InvalidArgumentError: if an argument is invalid.
+            StartFailedError: if the instance is stopped or has failed.
+            InstanceGoneError: if the instance does not exist.
+            StartTimeoutError: if it is not running in time. The instance is left as it is.
+            RequestError: if the service rejects the request, or cannot be reached for
+                `PollPolicy.max_outage`.
+
+        Example:
+            instance = await client.instances.wait_until_running(instance_id, timeout="10m")
+            print(instance.base_url)
         """
         seconds = None if timeout is None else check_seconds("timeout", timeout)
         checked_id = check_instance_id(instance_id)
@@ -201,26 +284,38 @@ class Instances(InstanceRequests):
         timeout: Duration | None = 900.0,
         on_progress: ProgressCallback | None = None,
     ) -> Instance:
-        """Return a running instance with these arguments; start one if there is none.
+        """Return a running instance with these arguments. Start one if there is none.
 
-        A running instance is preferred, then a pending one, then a stopped one, which is restarted. The call
-        returns when the instance is running and has a `base_url`. An argument that you leave out means the
-        model's default, as for `start`, also in the comparison. Concurrent calls of one client for a model
-        run one after the other, so that two calls do not start two instances.
+        A running instance is preferred, then a pending one, then a stopped one, which is restarted. This
+        returns when the instance is running and has a `base_url`. It stays running, and is billed, until you
+        release it.
+
+        An argument that you leave out means the model's default, as for `start`, also in the comparison.
+        Parallel calls of one client for a model run one after the other, so that two calls do not start two
+        instances.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
-            context_length: Tokens. Default: 32,000, or the model's maximum on this hardware if that is less.
-            num_workers: 1 to 8. Each has its own GPU set, and each is billed.
-            billing_interval: `per_minute` or `per_hour`.
-            timeout: Time to wait until the instance is running; None for no limit.
-            on_progress: Called with every change; may be async.
+            context_length: The longest context, in tokens. Default: as for `start`.
+            num_workers: 1 to 8. Default: 1. Each has its own GPU set and is billed for it.
+            billing_interval: `per_minute` (default) or `per_hour`.
+            timeout: Longest time to wait until the instance is running. Default: 15 minutes. None for no
+                limit.
+            on_progress: A function that is called with a `Progress` at every change. It may be async.
 
         Raises:
-            InvalidArgumentError: an argument is not valid; no request was sent.
-            LifecycleError: as `wait_until_running`. The instance is left as it is; its id is in the error.
-            RequestError: as `start`.
+            InvalidArgumentError: if an argument is invalid. No request is sent.
+            LifecycleError: as for `wait_until_running`. The instance is left as it is. Its id is in the
+                error.
+            RequestError: as for `start`.
+
+        Example:
+            instance = await client.instances.ensure("meta-llama/Llama-3.1-8B-Instruct")
+            print(instance.base_url)
+
+            # When you no longer need it:
+            await client.release(instance.instance_id)
         """
         seconds = None if timeout is None else check_seconds("timeout", timeout)
         args = check_start(model_id, hardware_type_id, context_length, num_workers, billing_interval)

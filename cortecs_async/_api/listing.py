@@ -21,8 +21,13 @@ class UnreadableEntry:
     """An entry of a list that does not have the documented shape.
 
     Attributes:
-        entry_id: Its `instance_id`, `model_id`, or `hardware_type_id`; None if that is not a string.
+        entry_id: Its `instance_id`, `model_id`, or `hardware_type_id`. None if that is not a string.
         problem: What is wrong, and where: a path in which `$` is the entry. It contains no values.
+
+    Example:
+        instances = await client.instances.list()
+        for entry in instances.unreadable:
+            print(entry.entry_id, entry.problem)
     """
 
     entry_id: str | None
@@ -30,18 +35,22 @@ class UnreadableEntry:
 
 
 class Listing(tuple[T_co, ...]):  # noqa: SLOT001  (a tuple's subclass cannot have slots with a value)
-    """The entries of a list in the service's order, as a tuple, without those that cannot be read.
+    """The entries of a list, as a tuple in the service's order, without those that cannot be read.
 
     An unreadable entry exists all the same. In a list of instances it is an instance, perhaps someone else's,
-    and it may be billed. If no entry can be read, the tuple is empty and `unreadable` has all of them: an
-    account without instances has neither.
+    and it may be billed. If no entry can be read, the tuple is empty and `unreadable` has all of them. For an
+    account without instances, both are empty.
 
-    It is equal to any tuple with the same entries. A slice is a plain tuple.
+    A listing is equal to any tuple with the same entries. A slice is a plain tuple.
 
     Attributes:
         unreadable: The entries that cannot be read, in the service's order.
         date: When the service sent the list, by its own clock: the `Date` header as Unix time in seconds.
             None if the response has no such header, or it is not a date.
+
+    Example:
+        instances = await client.instances.list()
+        print(len(instances), "instances,", len(instances.unreadable), "unreadable")
     """
 
     unreadable: tuple[UnreadableEntry, ...]

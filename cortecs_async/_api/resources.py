@@ -51,33 +51,50 @@ class ListReader:
 
 @hinted
 class Models:
-    """`client.models`. It needs no credentials: the vendor's client sends none."""
+    """The models that you can start: `client.models`. It needs no credentials.
+
+    Example:
+        async with AsyncCortecs(anonymous=True) as client:
+            for model in await client.models.list():
+                print(model.hf_name)
+    """
 
     def __init__(self, send: Send, reader: ListReader | None = None) -> None:
         self._send = send
         self._reader = reader or ListReader()
 
     async def list(self) -> Listing[ModelPreview]:
-        """Return the models that can be provisioned (`GET /models/`).
+        """Return the models that you can start.
 
-        An entry that cannot be read is skipped and logged; it is in the `unreadable` of the result.
+        Sends `GET /models/`. An entry that cannot be read is skipped, logged, and listed in the `unreadable`
+        of the result.
 
         Raises:
-            RequestError: the request failed.
+            RequestError: if the request fails.
+
+        Example:
+            for model in await client.models.list():
+                print(model.hf_name, model.hardware_configs)
         """
         reply = await self._send(Call(method="GET", path="/models/", authenticated=False))
         return self._reader.read(reply, decode_models)
 
     async def get(self, model_id: str) -> Model:
-        """Return one model with its hardware configurations (`GET /models/{model_id}`).
+        """Return one model, with the hardware types that it can run on.
+
+        Sends `GET /models/{model_id}`.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
 
         Raises:
-            InvalidArgumentError: `model_id` is not valid; no request was sent.
-            BadRequestError: or `NotFoundError`: the service does not have the model.
-            RequestError: the request failed in another way.
+            InvalidArgumentError: if the id is invalid. No request is sent.
+            BadRequestError: or `NotFoundError`, if the service does not have the model.
+            RequestError: if the request fails in another way.
+
+        Example:
+            model = await client.models.get("meta-llama/Llama-3.1-8B-Instruct")
+            print(model.recommended_config)
         """
         requested_id = check_model_id(model_id)
         reply = await self._send(Call(method="GET", path=f"/models/{requested_id}", authenticated=False))
@@ -86,19 +103,30 @@ class Models:
 
 @hinted
 class HardwareTypes:
-    """`client.hardware_types`. It needs no credentials: the vendor's client sends none."""
+    """The hardware types that instances can run on: `client.hardware_types`. It needs no credentials.
+
+    Example:
+        async with AsyncCortecs(anonymous=True) as client:
+            for hardware in await client.hardware_types.list():
+                print(hardware.hardware_type_id, hardware.price_per_hour, hardware.currency)
+    """
 
     def __init__(self, send: Send, reader: ListReader | None = None) -> None:
         self._send = send
         self._reader = reader or ListReader()
 
     async def list(self) -> Listing[HardwareType]:
-        """Return all hardware types (`GET /hardware-types/`).
+        """Return all hardware types, with their prices.
 
-        An entry that cannot be read is skipped and logged; it is in the `unreadable` of the result.
+        Sends `GET /hardware-types/`. An entry that cannot be read is skipped, logged, and listed in the
+        `unreadable` of the result.
 
         Raises:
-            RequestError: the request failed.
+            RequestError: if the request fails.
+
+        Example:
+            for hardware in await client.hardware_types.list():
+                print(hardware.hardware_type_id, hardware.price_per_hour, hardware.currency)
         """
         reply = await self._send(Call(method="GET", path="/hardware-types/", authenticated=False))
         return self._reader.read(reply, decode_hardware_types)
@@ -115,12 +143,17 @@ class HardwareTypes:
         return self._reader.read(await self._send(call), decode_hardware_types)
 
     async def list_available(self) -> Listing[HardwareType]:
-        """Return the hardware types that have free capacity now (`GET /hardware-types/available`).
+        """Return the hardware types that have free capacity now.
 
-        An entry that cannot be read is skipped and logged; it is in the `unreadable` of the result.
+        Sends `GET /hardware-types/available`. An entry that cannot be read is skipped, logged, and listed in
+        the `unreadable` of the result.
 
         Raises:
-            RequestError: the request failed.
+            RequestError: if the request fails.
+
+        Example:
+            available = await client.hardware_types.list_available()
+            print([each.hardware_type_id for each in available])
         """
         reply = await self._send(Call(method="GET", path="/hardware-types/available", authenticated=False))
         return self._reader.read(reply, decode_hardware_types)
@@ -128,17 +161,27 @@ class HardwareTypes:
 
 @hinted
 class User:
-    """`client.user`: the account that the credentials belong to."""
+    """The account that your credentials belong to: `client.user`.
+
+    Example:
+        print(await client.user.balance())
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
 
     async def balance(self) -> Balance:
-        """Return the account's balance (`GET /user/balance`).
+        """Return the balance of the account.
+
+        Sends `GET /user/balance`.
 
         Raises:
-            RequestError: the request failed.
-            ConfigurationError: there are no credentials.
+            RequestError: if the request fails.
+            ConfigurationError: if there are no credentials.
+
+        Example:
+            balance = await client.user.balance()
+            print(balance.current_balance, balance.currency)
         """
         reply = await self._send(Call(method="GET", path="/user/balance"))
         return reply.decode(decode_balance)

@@ -138,10 +138,15 @@ def _timed_out(
 
 @hinted
 class InstanceWatch:
-    """An async iterator over the changes of an instance, from `client.instances.watch`.
+    """The changes of an instance, for `async for`: what `client.instances.watch` returns.
 
-    It ends when the instance is gone, and raises `InstanceGoneError` if it never existed. If several changes
-    arrive while your code is busy, you get only the newest. You do not need to close it.
+    The iteration ends when the instance is gone. It raises `InstanceGoneError` if the instance never existed.
+    If several changes arrive while your code is busy, you get only the newest. You do not need to close it.
+
+    Example:
+        watch = client.instances.watch(instance_id)
+        instance = await anext(watch)
+        print(instance.status)
     """
 
     def __init__(self, poller: Poller, instance_id: str) -> None:
@@ -158,8 +163,8 @@ class InstanceWatch:
         """Return the next changed snapshot.
 
         Raises:
-            InstanceGoneError: the instance never existed.
-            CortecsError: the request failed.
+            InstanceGoneError: if the instance never existed.
+            CortecsError: if the request fails.
         """
         if self._has_ended:
             raise StopAsyncIteration

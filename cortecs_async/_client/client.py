@@ -62,7 +62,8 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
         client_id: Your client id. Default: the environment variable CORTECS_CLIENT_ID.
         client_secret: Your client secret. Default: the environment variable CORTECS_CLIENT_SECRET.
         timeout: Longest time for one attempt of a request, from waiting for a connection to the last byte of
-            the response. Default: 30 seconds. Polls and releases begin with less: 3, 6, 12, ... seconds.
+            the response. Default: 30 seconds. Polls and releases begin with shorter ones: 3, 6, 12, ...
+            seconds.
         max_retries: Retries after the first attempt of a request. Default: 5. Short for
             `RetryPolicy(max_retries=...)`.
         guard: The reaper, a child process that releases your instances if this process is killed. `auto`

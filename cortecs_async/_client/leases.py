@@ -167,8 +167,8 @@ class LeaseMethods:
         """Start an instance that outlives this process. You must `release` it.
 
         Use this only if you cannot hold an `async with` block open. Until the instance is usable, it is as
-        safe as with `instance`. After that, **only `max_lifetime` or `max_cost` ends it**: the reaper
-        enforces the limit, or `sweep` if the reaper died. Always set one of them.
+        safe as with `instance`. After that, only `max_lifetime` or `max_cost` ends it: the reaper enforces
+        the limit, or `sweep` if the reaper died. Always set one of them.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.

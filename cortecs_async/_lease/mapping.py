@@ -123,9 +123,9 @@ class Results(AsyncIterator[R], Generic[R]):
 
     @property
     def concurrency(self) -> int:
-        """Maximum number of calls to run in parallel. You can change it at any time.
+        """How many calls run in parallel, at most. You can change it at any time.
 
-        Running calls continue: a lower number holds as soon as enough of them have ended.
+        Running calls continue. A lower number holds as soon as enough of them have ended.
 
         Raises:
             InvalidArgumentError: if you set it to anything but a whole number of at least 1.
@@ -164,11 +164,8 @@ class Results(AsyncIterator[R], Generic[R]):
             Exception: if the items raise while they are closed.
 
         Example:
-            async def double(number: int) -> int:
-                return 2 * number
-
-            results = inst.map(double, range(100))
-            print(await anext(results))
+            results = inst.map(asyncio.sleep, range(100))
+            await anext(results)
             await results.aclose()
         """
         await self._close(None)
