@@ -1,7 +1,7 @@
 """`client.models`, `client.hardware_types` and `client.user`: the endpoints that only read.
 
-To add an endpoint, describe its response in `domain.py`, add a `decode_...` function to `wire.py`, and a
-method here or in `instances.py` that sends the request. Then add the route to the emulator.
+To add an endpoint, describe its response in `catalog.py` or `domain.py`, add a `decode_...` function to
+`wire.py`, and a method here or in `instances.py` that sends the request. Then add the route to the emulator.
 """
 
 from __future__ import annotations

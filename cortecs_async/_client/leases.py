@@ -86,7 +86,16 @@ class LeaseMethods:
             InvalidArgumentError: if an argument is invalid. No request is sent.
             ConfigurationError: if there are no credentials, or no key with `require_key=True`. No request is
                 sent.
-            CortecsError: if entering or leaving the block fails: see `InstanceLease`.
+            RequestError: on entering, if the service rejects the start, or cannot be reached.
+            LifecycleError: on entering, if the instance fails, or is not usable in time.
+            PriceUnknownError: on entering, if `max_cost` needs a price that the service does not return.
+            GuardError: or `JournalError`, on entering, if a required reaper or journal does not work. Nothing
+                was started.
+            AmbiguousStartError: on entering, if the response to the start was lost, and several instances
+                could be it.
+            InstanceLostError: on leaving, if the instance stopped or disappeared during the block.
+            LeaseExpiredError: on leaving, if `max_lifetime` or `max_cost` was reached.
+            TeardownError: on leaving, if the release fails within `teardown_timeout`.
 
         Example:
             async with client.instance("meta-llama/Llama-3.1-8B-Instruct", max_cost=5.0) as inst:
@@ -226,7 +235,8 @@ class LeaseMethods:
 
         Raises:
             InvalidArgumentError: if `handle` is neither, or belongs to another account.
-            TeardownError: if the instance is not confirmed deleted in time. The message says who continues.
+            TeardownError: if the instance is not confirmed deleted in time. The message says what releases it
+                later.
             RequestError: if the instances cannot be listed.
 
         Example:
