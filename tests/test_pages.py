@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import pkgutil
 import re
 import shutil
 from collections.abc import Iterator
@@ -287,6 +288,9 @@ def test_every_link_leads_somewhere(document: Path) -> None:
         assert target.exists(), link
         # Sphinx has only the pages in docs/.
         assert not document.is_relative_to(DOCS) or target.resolve().is_relative_to(DOCS), link
+        if title.startswith("cortecs_async."):  # the anchor of an object in the API reference
+            pkgutil.resolve_name(title)
+            continue
         headings = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE) if title else []
         assert not title or title in {
             re.sub(r"[^\w-]", "", each.lower().replace(" ", "-")) for each in headings
