@@ -25,20 +25,31 @@ Source = Literal["started", "adopted", "restarted", "found"]
 
 @frozen(kw_only=True)
 class LeaseInfo:
-    """The current state of a lease.
+    """The current state of a lease, as passed to `Telemetry`.
 
     Attributes:
         operation: The method of the client that created the lease.
-        model: Hugging Face name; empty while unknown.
-        hardware_type_id: Hardware type; None while unknown.
-        num_workers: Number of workers; None while unknown.
-        instance_id: Id of the instance; None while unknown.
-        source: Where the instance came from: `started`; `adopted`: started, but the response was lost and
-            the instance was found afterwards; `restarted`; or `found`: it was running. None while unknown.
-        request_id: Request id that the service gave the start, if it gave one.
-        cost: Estimated cost at the end of the lease, if a price is known. None for an instance that was
+        model: Hugging Face name of the model. Empty while unknown.
+        hardware_type_id: Hardware type. None while unknown.
+        num_workers: Number of workers. None while unknown.
+        instance_id: Id of the instance. None while unknown.
+        source: Where the instance came from. `started`; `adopted`: started, but the response was lost and
+            the instance was found afterwards; `restarted`; or `found`: it was already running. None while
+            unknown.
+        request_id: Request id that the service gave the start. None if it gave none.
+        cost: Estimated cost, at the end of the lease. None if no price is known, and for an instance that was
             found, because its owner pays for it.
         currency: Currency of `cost`, as the service names it.
+
+    Example:
+        class Bill(Telemetry):
+            def end(self, phase, lease, begun, end):
+                if phase == "lease":
+                    print(lease.instance_id, lease.source, lease.cost, lease.currency)
+
+        async with AsyncCortecs(telemetry=Bill()) as client:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct"):
+                ...
     """
 
     operation: Operation
@@ -54,17 +65,27 @@ class LeaseInfo:
 
 @frozen(kw_only=True)
 class PhaseEnd:
-    """How a phase ended.
+    """How a phase of a lease ended, as passed to `Telemetry.end`.
 
     Attributes:
         outcome: `ok`; `error`; `cancelled`: by a cancellation, Ctrl-C, or anything else that is not an
-            `Exception`; or `abandoned`: it could not be released here, and is left to the reaper or `sweep`.
+            `Exception`; or `abandoned`: the lease was not left, and the reaper or `sweep` releases the
+            instance.
         seconds: Duration of the phase.
         elapsed: Seconds since the beginning of the lease. At the end of `wait`: the time until running.
-        error: The exception, unless the outcome is `ok` or `abandoned`. If it is not one of this package, its
-            text may contain secrets.
+        error: The exception. None if the outcome is `ok` or `abandoned`. If it is not an exception of this
+            package, its text may contain secrets.
         redact: Returns a text without the secrets that the client has used: credentials, tokens, and
             inference API keys.
+
+    Example:
+        class Failures(Telemetry):
+            def end(self, phase, lease, begun, end):
+                if end.outcome == "error":
+                    print(phase, end.seconds, end.redact(str(end.error)))
+
+        async with AsyncCortecs(telemetry=Failures()) as client:
+            await client.models.list()
     """
 
     outcome: Outcome
@@ -76,16 +97,24 @@ class PhaseEnd:
 
 @frozen(kw_only=True)
 class RequestRetry:
-    """A request that is retried.
+    """A request that failed and will be sent again, as passed to `Telemetry.retry`.
 
     Attributes:
         method: HTTP method.
         route: Path below the API base URL, with `{id}` in place of an id.
-        status: HTTP status of the response; None if there was none.
+        status: HTTP status of the response. None without a response.
         reason: The status, or what happened to the request: `timed out`, `lost`, `not sent`, `unreadable`.
-        attempt: How often it was sent so far.
+        attempt: Number of times that it was sent so far.
         wait: Seconds until it is sent again.
-        request_id: Request id of the response, if it has one.
+        request_id: Request id of the response. None if it has none.
+
+    Example:
+        class Retries(Telemetry):
+            def retry(self, retry):
+                print(retry.method, retry.route, retry.reason, f"again in {retry.wait:.1f} s")
+
+        async with AsyncCortecs(telemetry=Retries()) as client:
+            await client.models.list()
     """
 
     method: str
@@ -98,24 +127,45 @@ class RequestRetry:
 
 
 class Telemetry:
-    """Receives lease lifecycle events: `AsyncCortecs(telemetry=...)`. Override the methods that you need.
+    """Receive lease lifecycle events: `AsyncCortecs(telemetry=...)`. Override the methods that you need.
 
-    The methods are called in the event loop and must return immediately: queue data, and do not send it. The
-    first exception is logged, and all others are ignored.
+    The client calls the methods in the event loop, so they must return immediately: queue data, and send it
+    in another thread. The first exception that they raise is logged, and all others are ignored.
+
+    Example:
+        from cortecs_async.types import Telemetry
+
+        class Log(Telemetry):
+            def end(self, phase, lease, begun, end):
+                print(f"{lease.instance_id}: {phase} {end.outcome} after {end.seconds:.1f} s")
+
+        async with AsyncCortecs(telemetry=Log()) as client:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct"):
+                ...
     """
 
     def begin(self, phase: Phase, lease: LeaseInfo, parent: Any) -> Any:  # noqa: ARG002  (for those who override it)
         """Begin a phase. Called in the task of the phase.
 
-        The phases of a `lease` are `start`, `wait`, `body` and `teardown`, in this order, as far as it gets.
+        The phase `lease` spans the whole lease. Within it come `start`, `wait`, `body` and `teardown`, in
+        this order. Phases that the lease does not reach are not reported.
 
         Args:
             phase: The phase.
             lease: The current state of the lease.
-            parent: What this method returned for the phase `lease`, if this is one of its phases.
+            parent: What this method returned for the phase `lease`. None for that phase itself.
 
         Returns:
-            Any value, which is passed to `end`.
+            Any value. It is passed to `end`.
+
+        Example:
+            class Spans(Telemetry):
+                def begin(self, phase, lease, parent):
+                    print("begin", phase, lease.model)
+                    return phase
+
+            async with AsyncCortecs(telemetry=Spans()) as client:
+                await client.models.list()
         """
         return None
 
@@ -127,10 +177,30 @@ class Telemetry:
             lease: The current state of the lease.
             begun: What `begin` returned.
             end: How the phase ended.
+
+        Example:
+            class TimeToRunning(Telemetry):
+                def end(self, phase, lease, begun, end):
+                    if phase == "wait" and end.outcome == "ok":
+                        print(f"{lease.model} was running after {end.elapsed:.0f} s")
+
+            async with AsyncCortecs(telemetry=TimeToRunning()) as client:
+                await client.models.list()
         """
 
     def retry(self, retry: RequestRetry) -> None:
-        """Note that a request failed and will be sent again."""
+        """Record that a request failed and will be sent again.
+
+        Example:
+            class Retries(Telemetry):
+                count = 0
+
+                def retry(self, retry):
+                    self.count += 1
+
+            async with AsyncCortecs(telemetry=Retries()) as client:
+                await client.models.list()
+        """
 
 
 class Observer:

@@ -1,4 +1,4 @@
-"""Turn signals into a cancellation, for programs that do not handle shutdown themselves."""
+"""Release instances when your program gets SIGTERM or another signal."""
 
 from __future__ import annotations
 
@@ -18,19 +18,25 @@ from ._hints import hinted
 
 @hinted
 class cancel_on_sigterm:  # noqa: N801  (used as a function is)
-    """Cancels its block when SIGTERM arrives: `async with cancel_on_sigterm():`.
+    """Cancel a block of code when SIGTERM arrives: `async with cancel_on_sigterm():`.
 
-    By default, SIGTERM ends a Python program immediately. The reaper then releases its instances, a few
-    seconds later and without a receipt. In this block, SIGTERM cancels the block, its instances are
-    released, and `SystemExit` ends the program with status 143, which shells report for SIGTERM. Further
-    signals change nothing. SIGKILL still ends the program immediately, and leaves the release to the
-    reaper.
+    SIGTERM cancels the block, and its instances are released. Then `SystemExit` ends the program with status
+    143, which shells report for SIGTERM. Further signals have no effect. Put the whole program into the
+    block, in the main thread.
 
-    Use it around the whole program, in the main thread. Do not use it in a server with its own signal
-    handlers (uvicorn, hypercorn, gunicorn): release instances in the server's lifespan instead.
+    Without it, SIGTERM ends a Python program immediately. The reaper then releases the instances, a few
+    seconds later and without a receipt. SIGKILL always has that effect.
+
+    Do not use it in a server with its own signal handlers (uvicorn, hypercorn, gunicorn). There, release
+    instances in the lifespan.
 
     Args:
         *signals: Signals to handle instead of SIGTERM, such as `signal.SIGHUP`.
+
+    Example:
+        async with cancel_on_sigterm(), AsyncCortecs() as client:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                print(inst.base_url)
     """
 
     def __init__(self, *signals: signal.Signals) -> None:
@@ -45,7 +51,7 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
         """Begin to handle the signals.
 
         Raises:
-            ConfigurationError: outside the main thread, where Python delivers no signals.
+            ConfigurationError: outside the main thread, because Python handles signals only there.
         """
         if threading.current_thread() is not threading.main_thread():
             raise ConfigurationError("cancel_on_sigterm() works in the main thread only")

@@ -9,6 +9,9 @@ emulator, with these names:
 - `instance_id`: the id of an instance that was started without a lease
 - `AsyncCortecs()`: makes more clients of the emulator
 - `asyncio`, `errors`, `types`, and the names of `cortecs_async`, `cortecs_async.errors` and `.types`
+- the names of the module that the example belongs to
+- `fan_out` and `cluster`: in the integrations for Ray, Dask and files, a stand-in that runs chunks in this
+  process, because the clusters may not be installed. tests/ecosystem runs the real ones
 
 The working directory has `requests.jsonl` and `prompts.txt` for batches. An example that calls `asyncio.run`
 runs as a program instead.
@@ -23,22 +26,30 @@ import ast
 import asyncio
 import inspect
 import json
+import pickle
+import signal
+import sys
 import textwrap
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 from _polls import poll_often
-from _public_api import public_names, public_objects
+from _processes import Program, until
+from _public_api import public_modules, public_names, public_objects
 from _virtual_time import VirtualTimeLoop
 from _world import MODEL, World
 
 import cortecs_async
-from cortecs_async import AsyncCortecs, errors, types
+from cortecs_async import AsyncCortecs, InstanceHandle, errors, types
 from cortecs_async.emulator import Emulator
+from cortecs_async.integrations import dask, ray
+from cortecs_async.integrations._fan_out import FanOut
+from cortecs_async.integrations._worker import Result, run_chunk, submit_chunk
 
 # Examples that need a real server.
 SOCKETS = frozenset({
@@ -50,10 +61,22 @@ SOCKETS = frozenset({
     "InstanceLease.openai",
     "InstanceLease.openai_kwargs",
     "InstanceLease.pydantic_ai",
+    "ServedEmulator",
+    "emulator.serve_emulator",
+    "integrations.jsonl.AnswerFile",
+    "integrations.jsonl.AnswerFile.write",
+    "integrations.jsonl.answer",
+    "integrations.web.SharedInstance",
 })  # fmt: skip
+
+# Examples that run until they are stopped, each in a process of its own.
+PROGRAMS = frozenset({"emulator.run_emulator"})
 
 # Packages that an example imports, directly or not.
 PACKAGES = {
+    "AnswerFile": "openai",
+    "AnswerFile.write": "openai",
+    "answer": "openai",
     "langchain": "langchain_openai",
     "openai": "openai",
     "openai_kwargs": "openai",
@@ -78,6 +101,7 @@ def example_of(docstring: str | None) -> str | None:
 
 EXAMPLES = {name: code for name, value in OBJECTS.items() if (code := example_of(value.__doc__))}
 ON_SOCKETS = {name for name, code in EXAMPLES.items() if name in SOCKETS or "asyncio.run(" in code}
+MODULES = sorted((each.removeprefix("cortecs_async.") for each in public_modules()), key=len, reverse=True)
 
 # ---- Not done yet: delete a name when its docstring has an example. Empty sets go away together. ----
 
@@ -121,87 +145,9 @@ TODO_ERRORS = frozenset({
 })  # fmt: skip
 
 
-# The emulator.
-
-TODO_EMULATOR = frozenset({
-    "ServedEmulator",
-    "emulator.Emulator",
-    "emulator.Emulator.add_entry",
-    "emulator.Emulator.add_fault",
-    "emulator.Emulator.clear_entries",
-    "emulator.Emulator.clear_faults",
-    "emulator.Emulator.delete_instance",
-    "emulator.Emulator.env",
-    "emulator.Emulator.http_client",
-    "emulator.Emulator.restart_instance",
-    "emulator.Emulator.rotate_secret",
-    "emulator.Emulator.start_instance",
-    "emulator.Emulator.stop_instance",
-    "emulator.Emulator.transport",
-    "emulator.Fault",
-    "emulator.Fault.affects",
-    "emulator.LedgerEntry",
-    "emulator.RequestRecord",
-    "emulator.run_emulator",
-    "emulator.serve_emulator",
-})  # fmt: skip
-
-
-# The integrations, and signals.
-
-TODO_INTEGRATIONS = frozenset({
-    "integrations.dask.Failure",
-    "integrations.dask.FanOut",
-    "integrations.dask.FanOut.to_list",
-    "integrations.dask.Outcome",
-    "integrations.dask.fan_out",
-    "integrations.jsonl.AnswerFile",
-    "integrations.jsonl.AnswerFile.unanswered",
-    "integrations.jsonl.AnswerFile.write",
-    "integrations.jsonl.answer",
-    "integrations.notebook.ProgressDisplay",
-    "integrations.opentelemetry.OpenTelemetry",
-    "integrations.opentelemetry.OpenTelemetry.begin",
-    "integrations.opentelemetry.OpenTelemetry.end",
-    "integrations.opentelemetry.OpenTelemetry.retry",
-    "integrations.ray.fan_out",
-    "integrations.rich.ProvisioningBar",
-    "integrations.web.BackgroundInstance",
-    "integrations.web.BackgroundInstance.handle",
-    "integrations.web.BackgroundInstance.report",
-    "integrations.web.BackgroundInstance.wait",
-    "integrations.web.NotReadyError",
-    "integrations.web.SharedInstance",
-    "integrations.web.SharedInstance.handle",
-    "integrations.web.SharedInstance.report",
-    "integrations.web.SharedInstance.wait",
-    "signals.cancel_on_sigterm",
-})  # fmt: skip
-
-
-# Data.
-
-TODO_TYPES = frozenset({
-    "types.BatchPlan",
-    "types.BatchProgress",
-    "types.BatchReport",
-    "types.BatchReport.attach",
-    "types.BatchReport.of",
-    "types.LeaseInfo",
-    "types.Orphan",
-    "types.Owner",
-    "types.PhaseEnd",
-    "types.RequestRetry",
-    "types.Telemetry",
-    "types.Telemetry.begin",
-    "types.Telemetry.end",
-    "types.Telemetry.retry",
-})  # fmt: skip
-
-
 # ----
 
-TODO = TODO_ERRORS | TODO_EMULATOR | TODO_INTEGRATIONS | TODO_TYPES
+TODO = TODO_ERRORS
 
 
 def test_everything_public_has_an_example() -> None:
@@ -226,7 +172,7 @@ def _files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("prompts.txt").write_text("Why is the sky blue?\nWhy is grass green?\n")
 
 
-@pytest.mark.parametrize("name", sorted(EXAMPLES.keys() - ON_SOCKETS))
+@pytest.mark.parametrize("name", sorted(EXAMPLES.keys() - ON_SOCKETS - PROGRAMS))
 @pytest.mark.usefixtures("batch_without_threads", "journals")
 async def test_an_example_runs(name: str, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     async with (
@@ -242,6 +188,7 @@ async def test_an_example_runs(name: str, world: World, monkeypatch: pytest.Monk
         for variable, value in emulator.env().items():
             monkeypatch.setenv(variable, value)
         monkeypatch.setattr(cortecs_async, "AsyncCortecs", Client)
+        _stand_in_for_ipython(monkeypatch)
         await check_example(name, emulator, client, client_type=Client)
 
 
@@ -257,6 +204,16 @@ async def test_an_example_runs_on_a_server(
         await check_example(name, served, client, client_type=AsyncCortecs)
 
 
+@pytest.mark.sockets
+@pytest.mark.parametrize("name", sorted(PROGRAMS))
+async def test_an_example_that_runs_until_it_is_stopped(name: str, tmp_path: Path) -> None:
+    with Program(EXAMPLES[name], env={"PYTHONUNBUFFERED": "1"}, log=tmp_path / "output") as program:
+        await until(lambda: program.has_printed("http://") or program.has_ended)
+        program.send(signal.SIGTERM)
+        await until(lambda: program.has_ended)
+        assert program.process.returncode == 0, program.output
+
+
 async def check_example(name: str, emulator: Emulator, client: AsyncCortecs, *, client_type: type) -> None:
     """Run an example, and check that it releases what it starts."""
     code = EXAMPLES[name]
@@ -267,6 +224,7 @@ async def check_example(name: str, emulator: Emulator, client: AsyncCortecs, *, 
             for module in (errors, types, cortecs_async)
             for each, value in public_names(module.__name__).items()
         },
+        **_names_of_module(name),
         "__name__": "__main__",
         "asyncio": asyncio,
         "client": client,
@@ -294,6 +252,44 @@ async def _run(code: str, name: str, names: dict[str, Any]) -> None:
     result = eval(compile(code, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), names)  # noqa: S307
     if inspect.isawaitable(result):
         await result
+
+
+def _names_of_module(name: str) -> Mapping[str, Any]:
+    """Return the public names of the module that an example belongs to."""
+    if name == "ServedEmulator":
+        return public_names("cortecs_async.emulator")
+    for module in MODULES:
+        if name.startswith(f"{module}."):
+            names = public_names(f"cortecs_async.{module}")
+            if module in {"integrations.dask", "integrations.ray", "integrations.jsonl"}:
+                return {**names, "fan_out": _fan_out, "cluster": SimpleNamespace()}
+            return names
+    return {}
+
+
+def _fan_out(*args: Any, **options: Any) -> FanOut[Any]:
+    """Run the chunks of a fan-out in this process. Takes the arguments of Ray's and of Dask's `fan_out`."""
+    real = dask.fan_out if len(args) == 4 else ray.fan_out
+    bound = inspect.signature(real).bind(*args, **options)
+    bound.apply_defaults()
+    work, items, leases = args[:3]
+
+    async def submit(inst: InstanceHandle, chunk: list[Any]) -> list[Result]:
+        async def run(part: list[Any]) -> Any:
+            return await asyncio.to_thread(run_chunk, pickle.dumps, work, inst, part)
+
+        return await submit_chunk(run, pickle.dumps, chunk)
+
+    numbers = ("chunk_size", "chunks_per_instance", "max_attempts")
+    return FanOut(submit, items, leases, **{each: bound.arguments[each] for each in numbers})
+
+
+def _stand_in_for_ipython(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `ProgressDisplay` work without IPython. tests/ecosystem/test_notebook.py has the real one."""
+    module: Any = ModuleType("IPython.display")
+    module.display = lambda shown, *, display_id: SimpleNamespace(update=lambda shown: None)
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
 
 
 def _free_names(code: str) -> set[str]:

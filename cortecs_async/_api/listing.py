@@ -25,8 +25,7 @@ class UnreadableEntry:
         problem: What is wrong, and where: a path in which `$` is the entry. It contains no values.
 
     Example:
-        instances = await client.instances.list()
-        for entry in instances.unreadable:
+        for entry in (await client.instances.list()).unreadable:
             print(entry.entry_id, entry.problem)
     """
 
@@ -35,13 +34,12 @@ class UnreadableEntry:
 
 
 class Listing(tuple[T_co, ...]):  # noqa: SLOT001  (a tuple's subclass cannot have slots with a value)
-    """The entries of a list, as a tuple in the service's order, without those that cannot be read.
+    """A list of the service as a tuple, in the service's order, without entries that cannot be read.
 
-    An unreadable entry exists all the same. In a list of instances it is an instance, perhaps someone else's,
-    and it may be billed. If no entry can be read, the tuple is empty and `unreadable` has all of them. For an
-    account without instances, both are empty.
+    Check `unreadable` too. An unreadable entry in a list of instances is an instance that exists and may be
+    billed. It may belong to another user of the account.
 
-    A listing is equal to any tuple with the same entries. A slice is a plain tuple.
+    A `Listing` equals any tuple with the same entries. A slice is a plain tuple.
 
     Attributes:
         unreadable: The entries that cannot be read, in the service's order.

@@ -47,34 +47,38 @@ _MIN_ANSWER_SIZE = 300
 
 @frozen(kw_only=True)
 class BatchPlan:
-    """What a batch will do.
+    """What a batch will do: `client.plan_batch(...)`. Planning starts nothing.
 
     Attributes:
         total: Requests in the input.
         succeeded: Requests that the output answers already.
-        failed: Requests with an error line that is kept; 0 with `retry_failed`.
+        failed: Requests with an error line that is kept. 0 with `retry_failed`.
         left: Requests to send.
-        prompt_tokens: Estimated prompt tokens of the whole input: a quarter of the bytes of its texts.
+        prompt_tokens: Estimated prompt tokens of the whole input: one token for each four bytes of text.
         attachments: Images, audio and other parts of prompts that are not text. Their tokens are not known,
             and not included in any number here.
         max_completion_tokens: Upper bound of the completion tokens of the whole input, without retries. An
-            answer without a limit counts as the whole context. None if the context, or the number of answers,
-            is not known.
+            answer without a limit counts as the whole context. None if the context length, or the number of
+            answers, is not known.
         left_completion_tokens: The same bound for the requests to send.
-        unlimited_answers: Answers whose requests set no limit.
+        unlimited_answers: Number of answers whose requests set no limit.
         longest_line: The line of the request with the longest prompt and answer. The prompts of a list are
             counted separately.
         longest_tokens: Estimated tokens of that prompt, plus the limit of its answer if it has one.
-        context_length: Tokens that a prompt and its answer may have together; None if not known.
+        context_length: Tokens that a prompt and its answer may have together. None if not known.
         model: The model, as the endpoint names it.
-        hardware_type_id: The hardware; None if not known.
-        is_available: Whether that hardware is available now; None if not known.
-        instances: Instances to start.
-        num_workers: Workers of each instance.
-        price_per_minute: Price of all instances and workers, in `currency`; None if not known.
-        balance: Balance of the account, in `balance_currency`.
-        currency: As the price list names it.
-        balance_currency: As the account names it.
+        hardware_type_id: The hardware type. None if not known.
+        is_available: Whether that hardware is available now. None if not known.
+        instances: Number of instances to start.
+        num_workers: Number of workers of each instance.
+        price_per_minute: List price of all instances and workers, in `currency`. None if not known.
+        balance: Balance of the account, in `balance_currency`. None if it was not read.
+        currency: The currency of the price, as the price list names it.
+        balance_currency: The currency of the balance, as the account names it.
+
+    Example:
+        plan = await client.plan_batch("requests.jsonl", "answers.jsonl", "meta-llama/Llama-3.1-8B-Instruct")
+        print(plan.left, plan.prompt_tokens, plan.price_per_minute, plan.currency)
     """
 
     total: int

@@ -28,17 +28,24 @@ class BatchProgress(Row):
         succeeded: Answered requests, including earlier runs.
         failed: Error lines, including earlier runs.
         resumed: Answers and error lines of earlier runs.
-        instances: Running instances.
-        running: Requests in flight.
+        instances: Number of running instances.
+        running: Number of requests in flight.
         concurrency: The current limit of requests in flight.
         prompt_tokens: Prompt tokens of this run, as counted by the model.
         completion_tokens: Completion tokens of this run.
         elapsed: Seconds since this run began.
         rate: Answers per second, over the last 10 s.
         tokens_per_second: Completion tokens per second, over the last 10 s.
-        cost: Cost of all instances so far, in `currency`; None before the first start, or if a price is not
-            known.
-        currency: As the service names it.
+        cost: Estimated cost of all instances so far, in `currency`. None before the first start, or if a
+            price is not known.
+        currency: The currency of `cost`, as the service names it.
+
+    Example:
+        def show(progress):
+            print(f"{progress.done}/{progress.total}, {progress.rate:.1f} answers/s, {progress.cost}")
+
+        model = "meta-llama/Llama-3.1-8B-Instruct"
+        await client.run_batch("requests.jsonl", "answers.jsonl", model, on_progress=show)
     """
 
     total: int
@@ -58,12 +65,12 @@ class BatchProgress(Row):
 
     @property
     def done(self) -> int:
-        """Answers and error lines."""
+        """Number of answers and error lines so far."""
         return self.succeeded + self.failed
 
     @property
     def eta(self) -> float | None:
-        """Estimated seconds until the end, at the present rate; None if there is no rate yet."""
+        """Estimated seconds until the end, at the current rate. None if there is no rate yet."""
         seconds = (self.total - self.done) / self.rate if self.rate > 0 else math.inf
         return seconds if math.isfinite(seconds) else None
 
@@ -113,8 +120,13 @@ class BatchReport(Row):
         completion_tokens: Completion tokens of this run.
         seconds: Duration of this run, from the first request for an instance until the last instance is gone.
             Reading the files and sorting the output is not included.
-        receipts: The use and cost of each instance.
+        receipts: The time and estimated cost of each instance.
         incidents: Why instances ended before the batch, and which releases failed.
+
+    Example:
+        model = "meta-llama/Llama-3.1-8B-Instruct"
+        report = await client.run_batch("requests.jsonl", "answers.jsonl", model)
+        print(report.succeeded, report.failed, report.cost, report.currency)
     """
 
     output: str
@@ -130,22 +142,34 @@ class BatchReport(Row):
 
     @property
     def cost(self) -> float | None:
-        """Cost of all instances, in `currency`; None if a price is not known."""
+        """Estimated cost of all instances, in `currency`. None if a price is not known.
+
+        Example:
+            model = "meta-llama/Llama-3.1-8B-Instruct"
+            report = await client.run_batch("requests.jsonl", "answers.jsonl", model)
+            print(report.cost, report.currency)
+        """
         return total_cost(self.receipts)
 
     @property
     def currency(self) -> str:
-        """The currency of the cost, as the service names it."""
+        """The currency of `cost`, as the service names it. Empty if no instance was started."""
         return currency_of(self.receipts)
 
     @property
     def left(self) -> int:
-        """Requests without a line in the output; 0 for a batch that has finished."""
+        """Number of requests without a line in the output. 0 for a batch that has finished."""
         return self.total - self.succeeded - self.failed
 
     @property
     def unreleased(self) -> tuple[str, ...]:
-        """The ids of instances whose release failed. They may still be billed."""
+        """The ids of instances whose release failed. They may still be billed.
+
+        Example:
+            model = "meta-llama/Llama-3.1-8B-Instruct"
+            report = await client.run_batch("requests.jsonl", "answers.jsonl", model)
+            assert report.unreleased == ()
+        """
         return tuple(each.instance_id for each in self.receipts if not each.released)
 
     def __str__(self) -> str:
@@ -172,15 +196,33 @@ class BatchReport(Row):
 
     @staticmethod
     def of(error: BaseException) -> BatchReport | None:
-        """Return how far a batch got before it raised this error.
+        """Return how far a batch got before it raised this error. This also works for a cancellation.
 
-        None if it ended while its arguments and files were checked. This also works for a cancellation.
+        Returns:
+            The report. None if the batch ended while its arguments and files were checked. In that case,
+            nothing was started.
+
+        Example:
+            model = "meta-llama/Llama-3.1-8B-Instruct"
+            try:
+                await client.run_batch("requests.jsonl", "answers.jsonl", model, max_cost=5)
+            except CortecsError as error:
+                report = BatchReport.of(error)
+                print(report)
         """
         found = getattr(error, _ATTRIBUTE, None)
         return found if isinstance(found, BatchReport) else None
 
     def attach(self, error: BaseException) -> None:
-        """Attach this report to an error, so that `of` finds it."""
+        """Attach this report to an error, so that `of` finds it. The client does this for you.
+
+        Example:
+            model = "meta-llama/Llama-3.1-8B-Instruct"
+            report = await client.run_batch("requests.jsonl", "answers.jsonl", model)
+            error = RuntimeError("the batch was too expensive")
+            report.attach(error)
+            assert BatchReport.of(error) == report
+        """
         # Some exceptions have no attributes of their own.
         with contextlib.suppress(AttributeError):
             setattr(error, _ATTRIBUTE, self)

@@ -65,25 +65,23 @@ def maps_of(endpoint: object) -> Maps:
 
 @hinted
 class Results(AsyncIterator[R], Generic[R]):
-    """The results of `inst.map`, for `async for`.
+    """The results of `inst.map`: iterate over them with `async for`.
 
-    No call begins before you request the first result. If you stop early, the running calls are cancelled:
-    soon after the last reference is dropped (`break` from `async for ... in inst.map(...)` is enough), or
-    immediately with `aclose` or `async with`. These two return when all calls have ended and the items are
+    No call begins before you request the first result. Several tasks may take results from the same map.
+
+    If you stop early, the running calls are cancelled. A `break` from the `async for` loop cancels them soon.
+    `aclose` and `async with` cancel them immediately, and return when all calls have ended and the items are
     closed.
 
     On asyncio, each call is cancelled once, so its clean-up can `await`. On trio, the calls are in a
-    cancelled scope from then on: shield a clean-up that awaits. Several tasks may take results from the same
-    map.
+    cancelled scope from then on: shield a clean-up that awaits.
 
     Example:
-        async def double(number: int) -> int:
-            return 2 * number
+        async def ask(question):
+            return f"an answer to {question}"  # here you call the model
 
-        async with inst.map(double, range(100)) as results:
-            async for result in results:
-                if result > 10:
-                    break
+        async for answer in inst.map(ask, ["Why is the sky blue?", "Why is grass green?"]):
+            print(answer)
     """
 
     def __init__(self, run: _Run[Any, R]) -> None:
@@ -123,9 +121,9 @@ class Results(AsyncIterator[R], Generic[R]):
 
     @property
     def concurrency(self) -> int:
-        """How many calls run in parallel, at most. You can change it at any time.
+        """Maximum number of calls to run in parallel. You can change it at any time.
 
-        Running calls continue. A lower number holds as soon as enough of them have ended.
+        A lower number does not cancel calls: it holds as soon as enough of them have ended.
 
         Raises:
             InvalidArgumentError: if you set it to anything but a whole number of at least 1.
@@ -144,10 +142,10 @@ class Results(AsyncIterator[R], Generic[R]):
             Exception: as from the iteration.
 
         Example:
-            async def double(number: int) -> int:
+            async def double(number):
                 return 2 * number
 
-            print(await inst.map(double, range(10)).to_list())
+            assert await inst.map(double, [1, 2, 3]).to_list() == [2, 4, 6]
         """
         async with self:
             results = [result async for result in self]
@@ -164,9 +162,9 @@ class Results(AsyncIterator[R], Generic[R]):
             Exception: if the items raise while they are closed.
 
         Example:
-            results = inst.map(asyncio.sleep, range(100))
+            results = inst.map(asyncio.sleep, [0, 60])
             await anext(results)
-            await results.aclose()
+            await results.aclose()  # cancels the other call
         """
         await self._close(None)
 

@@ -53,24 +53,25 @@ class Price:
 @hinted
 @frozen(kw_only=True)
 class Receipt(Row):
-    """The time and estimated cost of a lease, at the list price. The service's bill is authoritative.
+    """The time and estimated cost of a lease: `inst.receipt`.
+
+    The cost is computed from the list price. The service's bill is authoritative.
 
     Attributes:
         instance_id: The id of the instance.
         seconds: Seconds from the start request to the accepted stop.
         billing_interval: `per_minute` or `per_hour`.
-        intervals: Billing intervals begun.
+        intervals: Number of billing intervals begun.
         num_workers: Number of workers. Each is billed for every interval.
         cost: The cost in `currency`. None if no price is known.
-        currency: As the service names it. Empty if it does not.
+        currency: The currency, as the service names it. Empty if it does not.
         released: Whether the lease has released the instance. False during the block, after a block whose
             instance keeps running, and if the release failed. Then the instance may still be billed.
 
     Example:
         async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
-            print(inst.base_url)
-        print(inst.receipt)
-        print(inst.receipt.cost, inst.receipt.currency)
+            ...
+        print(inst.receipt.seconds, inst.receipt.cost, inst.receipt.currency)
     """
 
     instance_id: str

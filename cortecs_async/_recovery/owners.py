@@ -26,16 +26,23 @@ _PRECEDENCE: tuple[OwnerKind, ...] = ("mine", "process", "orphan", "held")
 
 @frozen(kw_only=True)
 class Owner:
-    """The owner of an instance.
+    """The owner of an instance, according to the journals: `client.owners()`.
 
     Attributes:
-        kind: `mine`: this process. `process`: another process, which is alive. `orphan`: a process that died
-            or gave up on the instance; its reaper or `sweep` releases it. `held`: owned through a handle from
-            `acquire`, until `expires_at`.
+        kind: Who owns the instance.
+
+            - `mine`: this process.
+            - `process`: another process, which is alive.
+            - `orphan`: a process that died or gave up on the instance. Its reaper or `sweep` releases it.
+            - `held`: the holder of a handle from `acquire`, until `expires_at`.
         owner: Host and process id of the process that requested the instance.
         started_at: Unix time in seconds at which this owner requested the start, or took the instance over,
             as `release` does.
-        expires_at: Unix time in seconds at which the instance is released in any case; None for never.
+        expires_at: Unix time in seconds at which the instance is released in any case. None for never.
+
+    Example:
+        for instance_id, owner in (await client.owners()).items():
+            print(instance_id, owner.kind, owner.owner)
     """
 
     kind: OwnerKind

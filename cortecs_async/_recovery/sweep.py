@@ -58,25 +58,35 @@ OrphanState = Literal[
 
 @frozen(kw_only=True)
 class Orphan(Row):
-    """An instance, or an unresolved start, that a process left behind: it died, or gave up on the instance.
+    """An instance, or an unresolved start, whose process died or gave up on it: `client.sweep()`.
 
     Attributes:
-        state: `found`: a sweep releases it. `unsettled`: the start was requested less than five minutes ago,
-            so its instance may still appear; or an instance may belong to this start or to another one that
-            has no response yet. `released`: by this sweep. `gone`: it no longer existed, or the start created
-            none. `ambiguous`: it may be one of `candidates`; only you can decide which. Nothing is touched.
-            `left`: the service did not release it in time. `releasing`: the reaper of the process still works
-            on it, or another `sweep` does; only a sweep with `force` releases it. `held`: acquired, and not
-            expired. `foreign`: it belongs to another client id or to another service (see `api_base_url`).
-            `newer`: another version of this package wrote the journal, in a format that this
-            one does not know; only that version can release it.
+        state: What a sweep does, or did.
+
+            - `found`: a sweep releases it.
+            - `unsettled`: the start was requested less than five minutes ago, so its instance may still
+              appear. Or an instance may belong to this start or to another one without a response.
+            - `released`: this sweep released it.
+            - `gone`: it no longer existed, or the start created none.
+            - `ambiguous`: it may be one of `candidates`, and only you can decide which. Nothing is touched.
+            - `left`: the service did not release it in time.
+            - `releasing`: the reaper of the process, or another sweep, is working on it. Only a sweep with
+              `force` releases it.
+            - `held`: acquired, and not expired.
+            - `foreign`: it belongs to another client id, or to another service (see `api_base_url`).
+            - `newer`: another version of this package wrote the journal, in a format that this one does not
+              know. Only that version can release it.
         instance_id: The instance, if it is known.
-        model: The model that was started; empty if only the id was recorded.
+        model: The model that was started. Empty if only the id was recorded.
         candidates: Ids of the instances that it may be, if ambiguous.
         started_at: Unix time in seconds at which that process requested the start, or took the instance over,
             as `release` does.
         owner: Host and process id of that process.
-        api_base_url: The service that it used.
+        api_base_url: The URL of the service that it used.
+
+    Example:
+        for orphan in await client.sweep(dry_run=True):
+            print(orphan.state, orphan.instance_id, orphan.owner)
     """
 
     state: OrphanState

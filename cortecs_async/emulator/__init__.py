@@ -1,9 +1,11 @@
-"""An emulator of the Cortecs provisioning API and of its inference endpoints.
+"""An emulated Cortecs account, for tests and for trying things out. Nothing costs money.
 
-It has an account with instances, capacity and a bill, and you reach it over HTTP: in process
-(:meth:`Emulator.transport`, :attr:`Emulator.app`) or on a real socket (:func:`serve_emulator`). It shares no
-code with the client and writes literal JSON, so that a mistake in one of the two is not hidden by the other.
-Prices, capacity and models are invented, and nothing costs money.
+It answers the provisioning API and the inference endpoints over HTTP: on a real socket
+(:func:`serve_emulator`, :func:`run_emulator`) or in process (:meth:`Emulator.http_client`,
+:attr:`Emulator.app`). Prices, capacity and models are invented.
+
+The emulator shares no code with the client and writes literal JSON. So a mistake in one of the two is not
+hidden by the other.
 """
 
 try:

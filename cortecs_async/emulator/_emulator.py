@@ -1,6 +1,5 @@
-"""The emulator: its options, and what tests read and change."""
+"""The emulator: its options, and how programs reach it."""
 
-import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -10,14 +9,11 @@ import anyio
 import httpx
 from starlette.applications import Starlette
 
-from cortecs_async.emulator._account import read_args
 from cortecs_async.emulator._asgi import EmulatorApp
 from cortecs_async.emulator._catalog import DetailShape, ModelsOption
-from cortecs_async.emulator._faults import Fault
+from cortecs_async.emulator._controls import Controls
 from cortecs_async.emulator._messages import ErrorBody
-from cortecs_async.emulator._records import LedgerEntry, RequestRecord
 from cortecs_async.emulator._routing import API
-from cortecs_async.emulator._service import Service
 from cortecs_async.emulator._settings import Settings, StartedAt
 from cortecs_async.emulator._transport import EmulatorTransport
 
@@ -26,12 +22,86 @@ _EPOCH: Final = 1_735_689_600.0
 
 
 @final
-class Emulator(Service):
-    """A Cortecs account that costs nothing.
+class Emulator(Controls):
+    """Emulate a Cortecs account: it answers over HTTP and costs nothing.
 
-    Its state depends only on the requests so far and on `clock()`: it has no background tasks and computes
-    its state on each request. You can read and change it from any thread. The properties show the true state,
-    even if responses lag.
+    Serve it with `serve_emulator`, or use it in process with `http_client`. You can read and change it from
+    any thread. The properties show the true state, even if responses lag.
+
+    It has no background tasks. It computes its state on each request, from the requests so far and the time
+    on `clock`.
+
+    Args:
+        client_id: The client id that gets a token.
+        client_secret: The secret of that client id.
+        api_key: The key for the inference endpoints.
+        step_seconds: Seconds that each provisioning step takes.
+        num_steps: The number of provisioning steps. A worker is running when it reaches the last one. Each
+            additional worker starts one step later.
+        stop_seconds: Seconds that an instance is `stopping` (and billed) after a stop.
+        token_seconds: Seconds between two chunks of a streamed inference answer.
+        answer_seconds: Seconds that an instance works on each inference answer (chat, completions,
+            responses, embeddings, rerank, score) before it sends anything. Errors are sent immediately.
+        parallel: How many answers each instance works on in parallel, regardless of its workers. Others wait
+            in order. None for no limit. A caller that disconnects while it waits gives up its place.
+        queue: How many answers may wait. Further ones get a 429 with `Retry-After`. None for no limit.
+        capacity: GPU sets by hardware type, 10,000 by default. Each worker uses one set.
+        models: Additional models. A list of names makes them run on all hardware. A mapping gives the
+            maximum context length by name and hardware type: `{"org/name": {"NVIDIA_H100_1": 32768}}`. The
+            first type is the recommended one.
+        model_detail: With "old", the details of a model have the keys that `cortecs-py` 0.1.1 reads.
+        balance: The account's balance before the first start, in `currency`. When it is used up, starts
+            are rejected, but no instance is stopped.
+        currency: The currency of the balance and of the invented prices.
+        token_lifetime: Seconds until an access token expires.
+        unknown_status: The HTTP status for an unknown instance id: 400, as documented, or 404.
+        num_workers_in_args: False leaves `num_workers` out of `instance_args`, as the reference does.
+        list_lag: Seconds that the list of instances lags. It shows all instances as they were that long ago.
+            With several lags, lists use them in turn, like replicas that disagree. The bill, inference, and
+            requests that change something never lag.
+        get_lag: The same for requests for one instance. A deleted instance is shown that much longer,
+            and a new one is unknown that long.
+        hide_stopped: True leaves stopped instances out of the list. You can still request them by id.
+        clock_skew: Seconds that the service's clock is ahead (negative: behind), in all its dates.
+        date_header: Whether responses have a `Date` header, by the service's clock. Turn it off under a
+            server that adds its own.
+        started_at: What the `started_at` of an instance means. Before that moment, it is null.
+
+            - `"running"`: when the latest run became running.
+            - `"accepted"`: when the latest start or restart was accepted.
+            - `"initialized"`: when the latest run reached its second step.
+            - `"first_running"`: when any run first became running. A restart does not change it.
+            - `"constant"`: always 2020-01-01T00:00:00Z. `"none"`: always null.
+            - `"local_time"`: as `"running"`, but two hours ahead and falsely marked as UTC.
+        status_words: Other words for statuses in responses, by `pending`, `running`, `stopping` or
+            `stopped`.
+        error_body: The body of a provisioning error. `"message"` and `"error"`: JSON with the message under
+            that key. `"openai"`: the error of inference. `"html"`: a page. `"empty"`: nothing.
+        endpoint_lag: Seconds after an instance has become running in which its inference endpoint still
+            returns a 502 with HTML.
+        root_url: The URL at which callers reach it. Serving the emulator sets it.
+        clock: Returns the current time in seconds, from any fixed point.
+        sleep: Waits for a number of seconds on the same clock.
+
+    Raises:
+        ValueError: For a number out of range, an unknown hardware type or an invalid model name.
+
+    Example:
+        from cortecs_async.emulator import Emulator
+
+        emulator = Emulator(step_seconds=0.01, balance=5.0)
+        async with (
+            emulator.http_client() as http,
+            AsyncCortecs(
+                emulator.client_id,
+                emulator.client_secret,
+                api_base_url=emulator.api_base_url,
+                http_client=http,
+                guard="off",  # the reaper is another process and cannot reach it
+                journal="off",
+            ) as client,
+        ):
+            print(await client.user.balance())
     """
 
     def __init__(
@@ -68,62 +138,6 @@ class Emulator(Service):
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[Any]] = anyio.sleep,
     ) -> None:
-        """Create the account.
-
-        Args:
-            client_id: The client id that gets a token.
-            client_secret: The secret of that client id.
-            api_key: The key for the inference endpoints.
-            step_seconds: Seconds that each provisioning step takes.
-            num_steps: The number of provisioning steps. A worker is running when it reaches the last one;
-                each additional worker starts one step later.
-            stop_seconds: Seconds that an instance is `stopping` (and billed) after a stop.
-            token_seconds: Seconds between two chunks of a streamed inference answer.
-            answer_seconds: Seconds that an instance works on each inference answer (chat, completions,
-                responses, embeddings, rerank, score) before it sends anything. Errors are sent immediately.
-            parallel: How many answers each instance works on in parallel, regardless of its workers; more
-                wait in order. None for no limit. A caller that disconnects while it waits releases its
-                place to the next that arrives.
-            queue: How many answers may wait; further ones get a 429 with `Retry-After`. None for no limit.
-            capacity: GPU sets by hardware type, 10,000 by default. Each worker uses one set.
-            models: Additional models: names, for all hardware, or the maximum context lengths by name and
-                hardware type, `{"org/name": {"NVIDIA_H100_1": 32768}}`. The first type is recommended.
-            model_detail: With "old", the details of a model have the keys that `cortecs-py` 0.1.1 reads.
-            balance: The account's balance before the first start, in `currency`. When it is used up, starts
-                are rejected, but no instance is stopped.
-            currency: The currency of the balance and of the invented prices.
-            token_lifetime: Seconds until an access token expires.
-            unknown_status: The HTTP status for an unknown instance id: 400, as documented, or 404.
-            num_workers_in_args: False leaves `num_workers` out of `instance_args`, as the reference does.
-            list_lag: Seconds that the list of instances lags: it shows all instances as they were that long
-                ago. With several lags, lists use them in turn, like replicas that disagree. Requests that
-                change something, the bill, and inference never lag.
-            get_lag: The same for requests for one instance. A deleted instance is shown that much longer,
-                and a new one is unknown that long.
-            hide_stopped: True leaves stopped instances out of the list; they can still be requested by id.
-            clock_skew: Seconds that the service's clock is ahead (negative: behind), in all its dates.
-            date_header: Whether responses have a `Date` header, by the service's clock. Turn it off under a
-                server that adds its own.
-            started_at: What the `started_at` of an instance means. Before that moment, it is null.
-                `"running"`: when the latest run became running.
-                `"accepted"`: when the latest start or restart was accepted.
-                `"initialized"`: when the latest run reached its second step.
-                `"first_running"`: when any run first became running; a restart does not change it.
-                `"constant"`: always 2020-01-01T00:00:00Z. `"none"`: always null.
-                `"local_time"`: as `"running"`, but in a time zone two hours ahead, falsely marked as UTC.
-            status_words: Other words for statuses in responses, by `pending`, `running`, `stopping` or
-                `stopped`.
-            error_body: The body of a provisioning error: `"message"` and `"error"` are JSON with the message
-                under that key, `"openai"` is the error of inference, `"html"` a page, `"empty"` nothing.
-            endpoint_lag: Seconds after an instance has become running in which its inference endpoint still
-                returns a 502 with HTML.
-            root_url: The URL at which callers reach it; serving the emulator sets it.
-            clock: Returns the current time in seconds, from any fixed point.
-            sleep: Waits for a number of seconds on the same clock.
-
-        Raises:
-            ValueError: For a number out of range, an unknown hardware type or an invalid model name.
-        """
         settings = Settings(
             client_id=client_id,
             client_secret=client_secret,
@@ -163,24 +177,48 @@ class Emulator(Service):
 
     @property
     def app(self) -> Starlette:
-        """The Starlette application, faults included: serve it, mount it, or wrap it in middleware."""
+        """The Starlette application, with faults. Serve it, mount it, or wrap it in middleware.
+
+        Example:
+            from starlette.applications import Starlette
+            from starlette.routing import Mount
+
+            site = Starlette(routes=[Mount("/cortecs", emulator.app)])
+            emulator.root_url = "http://localhost:8000/cortecs"
+        """
         return self._app
 
     def transport(self) -> httpx.AsyncBaseTransport:
         """Return a transport for an `httpx.AsyncClient` that reaches the emulator without a socket.
 
         It streams, respects the client's read timeout, and raises the exceptions of a real connection. It
-        needs no task of its own, and works on asyncio and trio, on real and on virtual time.
+        runs without tasks of its own, on asyncio and trio, with a real or a virtual clock.
+
+        Example:
+            import httpx
+
+            async with httpx.AsyncClient(transport=emulator.transport()) as http:
+                response = await http.get(f"{emulator.api_base_url}/models")
         """
         return EmulatorTransport(self)
 
     def http_client(self) -> httpx.AsyncClient:
-        """Return an HTTP client with this transport, for `AsyncCortecs(http_client=...)`."""
+        """Return an HTTP client with this transport, for `AsyncCortecs(http_client=...)`.
+
+        Example:
+            async with emulator.http_client() as http:
+                response = await http.get(f"{emulator.api_base_url}/models")
+        """
         return httpx.AsyncClient(transport=self.transport())
 
     @property
     def root_url(self) -> str:
-        """The URL at which callers reach the emulator."""
+        """The URL at which callers reach the emulator. `serve_emulator` and `run_emulator` set it.
+
+        Example:
+            emulator.root_url = "https://cortecs.test"
+            print(emulator.api_base_url)  # https://cortecs.test/api/v1
+        """
         return self._account.root_url
 
     @root_url.setter
@@ -190,32 +228,63 @@ class Emulator(Service):
 
     @property
     def api_base_url(self) -> str:
-        """The URL of the provisioning API."""
+        """The URL of the provisioning API, for `AsyncCortecs(api_base_url=...)`.
+
+        Example:
+            print(emulator.api_base_url)
+        """
         return self.root_url + API
 
     @property
     def client_id(self) -> str:
-        """The client id that gets a token."""
+        """The client id of the provisioning credentials, for `AsyncCortecs(client_id=...)`.
+
+        Example:
+            print(emulator.client_id)  # emulator-client, unless you pass another one
+        """
         return self._settings.client_id
 
     @property
     def client_secret(self) -> str:
-        """The secret of that client id."""
+        """The secret of the client id. It protects nothing.
+
+        Example:
+            credentials = emulator.client_id, emulator.client_secret
+        """
         return self._settings.client_secret
 
     def rotate_secret(self, new: str) -> None:
-        """Replace the secret of the client id. Tokens of the old one work until they expire."""
+        """Replace the secret of the client id. Tokens of the old secret work until they expire.
+
+        Example:
+            emulator.rotate_secret("another-secret")
+            assert emulator.client_secret == "another-secret"
+        """
         with self._lock:
             # `attrs.evolve` would convert the other settings again.
             object.__setattr__(self._settings, "client_secret", new)
 
     @property
     def api_key(self) -> str:
-        """The key for the inference endpoints."""
+        """The inference API key, which the endpoints of instances accept.
+
+        Example:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                print(inst.openai_kwargs(api_key=emulator.api_key))
+        """
         return self._settings.api_key
 
     def env(self) -> dict[str, str]:
-        """Return the environment variables that make a program use the emulator, and no profile."""
+        """Return the environment variables that make a program use the emulator, and no profile.
+
+        Example:
+            import os
+            import subprocess
+            import sys
+
+            program = "import os; print(os.environ['CORTECS_API_BASE_URL'])"
+            subprocess.run([sys.executable, "-c", program], env={**os.environ, **emulator.env()}, check=True)
+        """
         return {
             "CORTECS_CLIENT_ID": self.client_id,
             "CORTECS_CLIENT_SECRET": self.client_secret,
@@ -223,128 +292,3 @@ class Emulator(Service):
             "OPENAI_API_KEY": self.api_key,
             "CORTECS_CONFIG_FILE": os.devnull,  # or `AsyncCortecs(profile=...)` would rent real GPUs
         }
-
-    def add_fault(self, fault: Fault) -> None:
-        """Add a fault for future requests; faults added earlier take precedence."""
-        with self._lock:
-            self._faults.add(fault)
-
-    def clear_faults(self) -> None:
-        """Remove all faults. Requests in progress keep theirs."""
-        with self._lock:
-            self._faults.clear()
-
-    @property
-    def unmet_faults(self) -> tuple[Fault, ...]:
-        """The faults that have affected no request so far, except those that were cleared."""
-        with self._lock:
-            return self._faults.unmet()
-
-    def add_entry(self, entry: Any) -> None:
-        """Add any JSON value to the end of the list of instances, as if the service had written it.
-
-        Raises:
-            TypeError: If it is not a JSON value.
-        """
-        copy = json.loads(json.dumps(entry))
-        with self._lock:
-            self._account.entries.append(copy)
-
-    def clear_entries(self) -> None:
-        """Remove all values that `add_entry` has added."""
-        with self._lock:
-            self._account.entries.clear()
-
-    @property
-    def ledger(self) -> tuple[LedgerEntry, ...]:
-        """The bill of every instance, deleted ones included, in the order of their starts."""
-        with self._lock:
-            return self._account.ledger(self._now())
-
-    @property
-    def existing(self) -> tuple[str, ...]:
-        """The ids of the instances that are not deleted, regardless of their status."""
-        with self._lock:
-            self._now()
-            return tuple(self._account.instances)
-
-    @property
-    def billing(self) -> tuple[str, ...]:
-        """The ids of the instances that are being billed: pending, running or stopping."""
-        with self._lock:
-            return self._account.billing(self._now())
-
-    @property
-    def total_cost(self) -> float:
-        """The cost of all instances so far."""
-        with self._lock:
-            return self._account.total_cost(self._now())
-
-    @property
-    def balance_now(self) -> float:
-        """The remaining balance; may be negative."""
-        with self._lock:
-            return self._account.balance(self._now())
-
-    @property
-    def requests(self) -> tuple[RequestRecord, ...]:
-        """Every request that arrived, in order."""
-        with self._lock:
-            return tuple(self._requests)
-
-    def start_instance(
-        self,
-        model_id: str,
-        hardware_type_id: str | None = None,
-        *,
-        context_length: int | None = None,
-        billing_interval: str | None = None,
-        num_workers: int | None = None,
-    ) -> str:
-        """Start an instance without HTTP, as another user of the account would.
-
-        Returns:
-            Its id.
-
-        Raises:
-            ValueError: If the service would reject the start.
-        """
-        args = read_args(
-            {
-                "model_id": model_id.replace("/", "--"),
-                "hardware_type_id": hardware_type_id,
-                "context_length": context_length,
-                "billing_interval": billing_interval,
-                "num_workers": num_workers,
-            },
-            self._settings.models,
-        )
-        with self._lock:
-            return self._account.start(args, self._now()).instance_id
-
-    def restart_instance(self, instance_id: str) -> None:
-        """Restart a stopped instance without HTTP.
-
-        Raises:
-            ValueError: If it is unknown, not stopped, or the service would reject the restart.
-        """
-        with self._lock:
-            self._account.restart(instance_id, self._now())
-
-    def stop_instance(self, instance_id: str) -> None:
-        """Stop an instance without HTTP.
-
-        Raises:
-            ValueError: If it is unknown or already stopped.
-        """
-        with self._lock:
-            self._account.stop(instance_id, self._now())
-
-    def delete_instance(self, instance_id: str) -> None:
-        """Delete an instance without HTTP, regardless of its status.
-
-        Raises:
-            ValueError: If it is unknown.
-        """
-        with self._lock:
-            self._account.delete(instance_id, self._now(), force=True)

@@ -39,34 +39,46 @@ def _positive(_: object, attribute: "attrs.Attribute[Any]", value: int | None) -
 
 @attrs.frozen
 class Fault:
-    """A fault that affects requests.
+    """A failure that the emulator injects into requests: add it with `emulator.add_fault`.
 
     Attributes:
-        kind: `drop` cuts the connection without a response; `status` responds with `status` and `body`;
-            `delay` waits `seconds`; `truncate` sends all headers and half of the body, then cuts the
-            connection; `garbage` responds 200 with `body`, or with HTML; `omit` responds to a `list` or `get`
-            as if an instance did not exist; `late` cuts the connection of a start, restart, stop or deletion
-            without a response, and processes the request `seconds` later; `crash` stops the inference server
-            of the instance for `seconds`: it cuts the connections of this request and of all that arrive
-            before the server is up again; requests in flight are cut when their answers would be sent.
-        route: The name of the route that it affects; None for every request, with `omit`, `late` and
-            `crash` only on the routes named there.
-        when: `before` the request is processed, so that nothing happens (a `delay` only makes it happen
-            later), or `after`: it happens, but the response is lost or replaced. `truncate` and `garbage`
-            are always after; `omit`, `late` and `crash` ignore it.
+        kind: What happens.
+
+            - `drop`: the connection is cut without a response.
+            - `status`: the response has `status`, `headers` and `body`.
+            - `delay`: the response comes `seconds` later.
+            - `truncate`: the connection is cut after all headers and half of the body.
+            - `garbage`: the response is 200 with `body`, or with HTML.
+            - `omit`: the response to a `list` or `get` leaves an instance out, as if it did not exist.
+            - `late`: a start, restart, stop or deletion gets no response, and is processed `seconds` later.
+            - `crash`: the inference server of the instance is down for `seconds`. This request and all that
+              arrive in that time are cut. Requests in flight are cut when their answers would be sent.
+        route: The name of the route that it affects, such as `list`, `start` or `chat`. None for all routes
+            that the kind can affect.
+        when: `before`: the request is not processed (`delay`: it is processed later). `after`: the request is
+            processed, but the response is lost or replaced. `truncate` and `garbage` always occur after;
+            `omit`, `late` and `crash` ignore it.
         times: How many requests it affects; None for all.
         skip: How many matching requests pass before the first that it affects.
-        status: The status of a `status` fault.
-        body: Text or bytes are sent as they are, anything else as JSON. Text that begins with `<` is sent as
-            HTML, like the error of a proxy. None: an error of the API, by default a JSON `message`.
+        status: The HTTP status of a `status` fault.
+        body: The body of a `status` or `garbage` response. Text and bytes are sent as they are, anything else
+            as JSON. Text that begins with `<` is sent as HTML, like the error of a proxy. None: an error of
+            the API for `status`, an HTML page for `garbage`.
         headers: Headers of a `status` or `garbage` response, in addition to or instead of its own.
-        seconds: How long a `delay` or a `crash` takes, or how late a `late` request is processed.
+        seconds: Duration of a `delay` or a `crash`, or how late a `late` request is processed.
         instance_id: The instance that an `omit` fault leaves out; None for all.
-        text: Affect only requests whose body contains this text; None for every request.
+        text: Affects only requests whose body contains this text; None for every request.
 
     Raises:
         ValueError: For an unknown kind, time or route, a route that the kind does not affect, an
             `instance_id` without `omit`, or a number out of range.
+
+    Example:
+        from cortecs_async.emulator import Fault
+
+        emulator.add_fault(Fault("drop", route="start", when="after"))  # started, but no response arrives
+        async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+            print(inst.instance_id)  # the lease has found it and adopted it
     """
 
     kind: FaultKind = attrs.field(validator=attrs.validators.in_(get_args(FaultKind)))
@@ -94,11 +106,19 @@ class Fault:
 
     @property
     def after(self) -> bool:
-        """Whether the request is processed in spite of the fault."""
+        """Whether the request is processed in spite of the fault.
+
+        Example:
+            assert Fault("drop", when="after").after
+        """
         return self.kind in {"truncate", "garbage"} or (self.when == "after" and self.kind not in _ROUTES_OF)
 
     def affects(self, route: str | None, instance_id: str | None, body: bytes) -> bool:
-        """Return whether it can affect a request, given its route, the instance in its path, and its body."""
+        """Return whether it can affect a request, given its route, the instance in its path, and its body.
+
+        Example:
+            assert Fault("drop", route="chat").affects("chat", "instance-1", b"{}")
+        """
         if self.text is not None and self.text.encode() not in body:
             return False
         if self.route not in (None, route) or (

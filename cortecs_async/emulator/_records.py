@@ -20,10 +20,16 @@ class LedgerEntry:
         started_at: When its first start was accepted.
         stopped_at: When its last run ended; None while it is billed.
         deleted_at: When it was deleted; None while it exists.
-        status: Its present status.
+        status: Its current status.
         seconds: How long it has been billed so far, over all its runs, before rounding up to the interval.
-        cost: The cost so far: started intervals x price x workers, each run on its own.
+        cost: The cost so far, in the currency of the account. Each run is rounded up to whole intervals, and
+            each worker is billed.
         price_per_hour: The price of one hour, all workers together.
+
+    Example:
+        async with client.instance("meta-llama/Llama-3.1-8B-Instruct"):
+            (entry,) = emulator.ledger
+            print(entry.status, entry.cost)
     """
 
     instance_id: str
@@ -48,10 +54,15 @@ class RequestRecord:
         method: The HTTP method.
         path: The path, without the query.
         route: The name of the route; None if no route matched.
-        status: The HTTP status of the response; None if there was none: dropped, in progress, or the
-            caller disconnected.
+        status: The HTTP status of the response. None without a response: it was dropped, is in progress, or
+            the caller disconnected.
         at: When it arrived, in seconds of the emulator's clock.
         fault: The kind of the fault that affected it, if any.
+
+    Example:
+        await client.user.balance()
+        last = emulator.requests[-1]
+        print(last.method, last.path, last.status)
     """
 
     method: str

@@ -209,6 +209,14 @@ def run_emulator(
     Raises:
         ValueError: For an address that is not loopback, without `allow_remote`, or an invalid port.
         OSError: If the address cannot be bound.
+
+    Example:
+        from cortecs_async.emulator import Emulator, run_emulator
+
+        def show(emulator):
+            print(emulator.api_base_url)
+
+        run_emulator(Emulator(step_seconds=0.2), on_ready=show)
     """
     sock = _bind(host, port, allow_remote=allow_remote)
     emulator.root_url = _url(sock)
@@ -227,11 +235,11 @@ def serve_emulator(
     """Serve an emulator on a real socket during a `with` or `async with` block.
 
     It runs on its own event loop in another thread, so it responds even if your event loop is blocked.
-    Entering and leaving block for a few milliseconds instead of awaiting. So they cannot be cancelled
-    halfway, and work with any event loop and clock, and without one. Leaving cuts open connections.
+    Entering and leaving the block take a few milliseconds and do not `await`. They work with any event loop
+    and clock, and without one. Leaving the block cuts open connections.
 
     Args:
-        emulator: The emulator to serve; its `clock` and `sleep` must work in another thread. None creates
+        emulator: The emulator to serve. Its `clock` and `sleep` must work in another thread. None creates
             one.
         host: The address to listen on.
         port: The port; 0 for a free one.
@@ -239,13 +247,22 @@ def serve_emulator(
         **emulator_kwargs: Arguments for the emulator that is created.
 
     Returns:
-        A context manager, synchronous and asynchronous, whose block gets the emulator, its `root_url` set.
-        Entering it raises ValueError for an address that is not loopback, without `allow_remote`, and OSError
-        if the address cannot be bound.
+        A context manager for `with` and `async with`. It returns the emulator, with its `root_url` set.
+        Entering it raises ValueError for an address that is not loopback, without `allow_remote`, or an
+        invalid port, and OSError if the address cannot be bound.
 
     Raises:
         TypeError: If you pass both an emulator and `emulator_kwargs`.
         ValueError: If the arguments for the emulator are invalid.
+
+    Example:
+        from cortecs_async.emulator import serve_emulator
+
+        async with serve_emulator(step_seconds=0.01) as emulator:
+            async with AsyncCortecs(
+                emulator.client_id, emulator.client_secret, api_base_url=emulator.api_base_url
+            ) as client:
+                print(await client.user.balance())
     """
     if emulator is None:
         emulator = Emulator(**emulator_kwargs)
@@ -257,7 +274,12 @@ def serve_emulator(
 
 @final
 class ServedEmulator(AbstractContextManager[Emulator], AbstractAsyncContextManager[Emulator]):
-    """The context manager of :func:`serve_emulator`. Enter it once, with `with` or `async with`."""
+    """The context manager of :func:`serve_emulator`. Enter it once, with `with` or `async with`.
+
+    Example:
+        with serve_emulator() as emulator:
+            print(emulator.root_url)  # such as http://127.0.0.1:41234
+    """
 
     def __init__(self, served: AbstractContextManager[Emulator]) -> None:
         self._served = served

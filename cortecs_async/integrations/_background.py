@@ -54,25 +54,34 @@ _CHECK_INTERVAL, _MAX_CHECK_INTERVAL, _CHECK_TIMEOUT = 1.0, 10.0, 10.0
 
 @hinted
 class BackgroundInstance(ManagedInstance):
-    """An instance that runs in the background: `async with BackgroundInstance(client, MODEL) as instance:`.
+    """Run an instance in the background, while your app serves.
 
-    Entering returns immediately. `instance.handle()` returns the running instance or raises `NotReadyError`.
-    Leaving releases the instance, as leaving a lease does; a release that fails is logged. You may leave the
-    block in another task of the same event loop. A lost instance is replaced once its loss is confirmed. A
-    start that fails is tried again after `pause`, unless that would exceed a limit, the start was ambiguous,
-    or the service has refused five starts in a row because of the credentials or the balance.
+    Entering the block returns immediately. `handle()` returns the running instance or raises `NotReadyError`.
+    Leaving the block releases the instance, as leaving a lease does. A release that fails is logged. You may
+    leave the block in another task of the same event loop.
 
-    Every process has its own instance: for a server with several workers, use `SharedInstance`.
+    A lost instance is replaced once its loss is confirmed. A start that fails is tried again after `pause`.
+    Nothing is started again if that would exceed a limit, if the start was ambiguous, or if the service has
+    refused five starts in a row because of the credentials or the balance.
+
+    Every process has its own instance. For a server with several workers, use `SharedInstance`.
 
     Args:
         client: The client that starts the instances. Close it after this block.
         model_id: As for `client.instance`.
         hardware_type_id: As for `client.instance`.
-        pause: Time between a failed start and the next attempt; at least 10 after a refusal.
+        pause: Time between a failed start and the next attempt; at least 10 seconds after a refusal.
         **options: As for `client.instance`; see `StartOptions`.
 
     Raises:
         InvalidArgumentError: If `pause` is too short, or another duration is invalid.
+
+    Example:
+        from cortecs_async.integrations.web import BackgroundInstance
+
+        async with BackgroundInstance(client, "meta-llama/Llama-3.1-8B-Instruct", max_cost=50) as instance:
+            inst = await instance.wait()  # in a request, call instance.handle()
+            print(inst.base_url)
     """
 
     def __init__(

@@ -42,13 +42,24 @@ _LAST_ITEMS_TIMEOUT = 30.0
 
 @hinted
 class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
-    """What `fan_out` returns: an async context manager and an async iterator of outcomes, as they come.
+    """A batch on a cluster, returned by `fan_out`. Enter it with `async with`, and iterate over the outcomes.
 
-    Entering begins to read the items. The first lease starts with the first item, the next one when more
-    items are waiting than the instances so far have room for. The iteration ends once every item has an
-    outcome and all instances are released. However you leave the block, running chunks are cancelled, all
-    instances are released, and the items are closed. Outcomes that you do not take hold up the work, so
-    memory does not grow with the number of items.
+    Outcomes come in the order in which the items are done. If you do not take them, the work pauses, so
+    memory does not grow with the number of items. The iteration ends once every item has an outcome and all
+    instances are released.
+
+    Entering begins to read the items. The first lease starts with the first item. The next one starts when
+    more items are waiting than the instances so far have room for. However you leave the block, running
+    chunks are cancelled, all instances are released, and the items are closed.
+
+    Example:
+        async def shout(inst, items):
+            return [item.upper() for item in items]  # here you send requests to inst.base_url
+
+        leases = [client.instance("meta-llama/Llama-3.1-8B-Instruct")]
+        async with fan_out(shout, ["sky", "grass"], leases) as outcomes:
+            async for outcome in outcomes:
+                print(outcome.item, outcome.value)
     """
 
     def __init__(
@@ -160,6 +171,14 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
 
         Raises:
             Exception: As from the iteration.
+
+        Example:
+            async def shout(inst, items):
+                return [item.upper() for item in items]
+
+            leases = [client.instance("meta-llama/Llama-3.1-8B-Instruct")]
+            async with fan_out(shout, ["sky", "grass"], leases) as outcomes:
+                print(await outcomes.to_list())
         """
         return [outcome async for outcome in self]
 

@@ -24,12 +24,21 @@ _MAX_RETRIES = 16
 
 @frozen(kw_only=True)
 class Outcome(Generic[T]):
-    """The result of one item.
+    """The result of one item of a `fan_out`.
 
     Attributes:
         item: The item.
         value: What `work` returned for it.
-        error: Why there is no value; None if there is one.
+        error: Why there is no value. None if there is one.
+
+    Example:
+        async def parse(inst, items):
+            return [int(item) if item.isdigit() else ValueError(item) for item in items]
+
+        leases = [client.instance("meta-llama/Llama-3.1-8B-Instruct")]
+        async with fan_out(parse, ["1", "two"], leases) as outcomes:
+            async for outcome in outcomes:
+                print(outcome.item, outcome.value, outcome.error)
     """
 
     item: T

@@ -57,17 +57,17 @@ _ENVIRONMENT = (
 
 @hinted
 class SharedInstance(ManagedInstance):
-    """One instance for all processes of this machine that request the same one, such as a server's workers.
+    """Share one instance between the processes of a machine, such as the workers of a server.
 
-    Use `async with SharedInstance(MODEL) as shared:` in each process, then as a `BackgroundInstance`. The
-    first process starts another one, the owner, which holds the instance. Every process keeps a connection to
-    the owner. When the last connection ends, the instance is released; the last process to leave waits for
+    Enter the same `SharedInstance` in each process, and use it like a `BackgroundInstance`. The first process
+    starts another one, the owner, which manages the instance. Every process keeps a connection to the owner.
+    When the last connection ends, the owner releases the instance, and the last process to leave waits for
     that.
 
     No worker is the owner, because servers often replace workers: after a crash, after a number of requests,
-    or for new code. The instance would end with each of them. The owner does not outlive the connections,
-    which the operating system closes however a worker ends. It starts nothing without its own reaper. If it
-    is killed, the workers start another one.
+    or for new code. The operating system closes a worker's connection however the worker ends. The owner has
+    its own reaper. If the owner is killed, the reaper releases the instance, and the workers start another
+    owner.
 
     Processes share an instance if they have the same arguments, credentials, CORTECS_API_BASE_URL, state
     directory (CORTECS_STATE_DIR), proxy and certificate variables, host name, user, and version of this
@@ -80,12 +80,18 @@ class SharedInstance(ManagedInstance):
         name: Processes with different names do not share an instance.
         pause: As for `BackgroundInstance`.
         linger: Time to keep the instance after the last process has left, for servers that replace all of
-            their workers at about the same time. The last process to leave waits for that too, so a shutdown
-            takes that much longer.
+            their workers at about the same time. A shutdown takes that much longer.
         **options: As for `client.instance`; see `StartOptions`.
 
     Raises:
         InvalidArgumentError: If `pause` or `linger` is too short, or another duration is invalid.
+
+    Example:
+        from cortecs_async.integrations.web import SharedInstance
+
+        async with SharedInstance("meta-llama/Llama-3.1-8B-Instruct", max_cost=50) as shared:
+            inst = await shared.wait()  # in a request, call shared.handle()
+            print(inst.base_url)
     """
 
     def __init__(

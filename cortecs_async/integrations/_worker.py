@@ -32,13 +32,21 @@ class AnswerError(Exception):
 
 @frozen
 class Failure:
-    """Why an item has no value.
+    """Why an item of a `fan_out` has no value.
 
     Attributes:
         code: The name of the exception's class.
         message: The exception's message.
-        status: The HTTP status, if there was a response.
+        status: The HTTP status. None without a response.
         is_trouble: Whether another attempt may succeed, perhaps on another instance.
+
+    Example:
+        async def parse(inst, items):
+            return [int(item) if item.isdigit() else ValueError(item) for item in items]
+
+        leases = [client.instance("meta-llama/Llama-3.1-8B-Instruct")]
+        async with fan_out(parse, ["1", "two"], leases) as outcomes:
+            print([str(each.error) for each in await outcomes.to_list() if each.error])
     """
 
     code: str

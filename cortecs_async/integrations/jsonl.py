@@ -1,6 +1,7 @@
-"""Files for `fan_out`: requests and their answers, in the formats of a batch.
+"""Files of requests and answers for `fan_out`, in the formats of a batch.
 
-`AnswerFile` reads the requests that have no answer yet and writes the answers. `answer` is the `work` for it.
+`AnswerFile` reads the requests that have no answer yet and writes the answers. `answer` is the function that
+you pass to `fan_out` with it.
 """
 
 from __future__ import annotations
@@ -33,18 +34,26 @@ __all__ = ["AnswerFile", "answer"]
 async def answer(
     inst: InstanceHandle, requests: list[dict[str, Any]], *, concurrency: int = 32, timeout: Duration = 600.0
 ) -> list[Any]:
-    """Answer requests in parallel: the `work` for `fan_out`. Needs the `openai` package on the workers.
+    """Answer requests in parallel: pass it to `fan_out`. Needs the `openai` package on the workers.
 
-    A successful response whose body is an error, or has no content, counts as no answer.
+    A successful response whose body is an error, or has no content, is not an answer: the request fails.
 
     Args:
         inst: The instance.
         requests: Objects with `url` and `body`. The model in a body is replaced by the one that is running.
-        concurrency: Requests in parallel.
+        concurrency: Maximum number of requests in parallel.
         timeout: Time for one attempt.
+
+    Returns:
+        The body of the answer, or an exception, for each request.
 
     Raises:
         ConfigurationError: If the worker has no inference API key in its environment, or no `openai`.
+
+    Example:
+        messages = [{"role": "user", "content": "Why is the sky blue?"}]
+        request = {"url": "/v1/chat/completions", "body": {"messages": messages}}
+        print(await answer(inst.handle, [request]))
     """
     # No retries here: `fan_out` tries again, possibly on another instance.
     async with inst.openai(max_retries=0, timeout=check_seconds("timeout", timeout)) as llm:
@@ -65,12 +74,11 @@ async def answer(
 
 @hinted
 class AnswerFile:
-    """The answers to a file of requests: `with AnswerFile("requests.jsonl", "answers.jsonl") as answers:`.
+    """Read requests from a file and append their answers to another one. Use it with `with`.
 
     Answers survive the end of the process, however it ends. The next run continues from there: an incomplete
     last line is cut off, and its request is sent again. Both files are read and compared on entry, as in
-    `client.run_batch`, and the requests once more as you take them. Memory does not grow with the files,
-    except for one bit for each request.
+    `client.run_batch`. Memory grows by one bit for each request.
 
     Args:
         source: The requests, in any format of a batch. It may be compressed.
@@ -78,6 +86,16 @@ class AnswerFile:
 
     Attributes:
         left: Number of requests without an answer. Error lines count as answers.
+
+    Example:
+        from cortecs_async.integrations.jsonl import AnswerFile, answer
+
+        with AnswerFile("requests.jsonl", "answers.jsonl") as answers:
+            leases = [client.instance("meta-llama/Llama-3.1-8B-Instruct")]
+            async with fan_out(answer, answers.unanswered(), leases) as outcomes:
+                async for outcome in outcomes:
+                    answers.write(outcome)
+        print(answers.left, "left")
     """
 
     def __init__(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -140,6 +158,11 @@ class AnswerFile:
         Raises:
             BatchFileError: If the requests cannot be read, or have changed since they were compared.
             InvalidArgumentError: Before the block.
+
+        Example:
+            with AnswerFile("requests.jsonl", "answers.jsonl") as answers:
+                for request in answers.unanswered():
+                    print(request["custom_id"], request["url"])
         """
         if self._preflight is None:
             raise _misuse()
@@ -164,6 +187,13 @@ class AnswerFile:
             BatchWriteError: If the answer cannot be written, or another program has removed or changed the
                 file. Then all answers are in a new file that the error names.
             TypeError, ValueError: If the value is not JSON.
+
+        Example:
+            with AnswerFile("requests.jsonl", "answers.jsonl") as answers:
+                leases = [client.instance("meta-llama/Llama-3.1-8B-Instruct")]
+                async with fan_out(answer, answers.unanswered(), leases) as outcomes:
+                    async for outcome in outcomes:
+                        answers.write(outcome)
         """
         if self._output is None or self._preflight is None:
             raise _misuse()

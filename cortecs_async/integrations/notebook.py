@@ -1,4 +1,4 @@
-"""Progress in a notebook, as one display that is updated. Needs IPython."""
+"""Live progress in a notebook. Needs IPython."""
 
 from __future__ import annotations
 
@@ -13,14 +13,22 @@ from ..types import BatchProgress, Progress
 
 @hinted
 class ProgressDisplay:
-    """The progress of starts and batches, in one output of a cell: pass it as `on_progress`.
+    """Show the progress of starts and batches in the output of a cell. Pass it as `on_progress`.
 
-    Each instance has a row, and so has a batch. For a batch, pass the same object as `on_progress` and as
-    `on_provisioning`. The rows stay in the cell. Create one in each cell: it updates the output of the cell
-    that created it.
+    Each instance and each batch has a row. The rows stay in the cell. For a batch, pass the same object as
+    `on_progress` and as `on_provisioning`.
+
+    Create a new one in each cell: it updates the output of the cell in which it first showed a change.
 
     Raises:
         ConfigurationError: If IPython is not installed.
+
+    Example:
+        from cortecs_async.integrations.notebook import ProgressDisplay
+
+        progress = ProgressDisplay()
+        async with client.instance("meta-llama/Llama-3.1-8B-Instruct", on_progress=progress) as inst:
+            print(inst.base_url)
     """
 
     def __init__(self) -> None:
@@ -32,7 +40,7 @@ class ProgressDisplay:
         self._handle: Any = None
 
     def __call__(self, progress: Progress | BatchProgress) -> None:
-        """Show a change."""
+        """Show a change. The client calls this."""
         key = "" if isinstance(progress, BatchProgress) else progress.instance.instance_id
         self._rows[key] = progress
         if self._handle is None:

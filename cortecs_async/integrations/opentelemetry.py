@@ -1,6 +1,7 @@
-"""Spans and metrics of leases. Needs the extra `opentelemetry`, which has only the API.
+"""Spans and metrics of leases. Needs the extra `opentelemetry`.
 
-Your program sets up the OpenTelemetry SDK and its exporters. Without an SDK, nothing is recorded.
+The extra contains only the API. Your program sets up the OpenTelemetry SDK and its exporters. Without an SDK,
+nothing is recorded.
 """
 
 from __future__ import annotations
@@ -28,17 +29,24 @@ _LEASES = (10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0, 7200.0, 14400.0, 4320
 
 
 class OpenTelemetry(Telemetry):
-    """Records the leases of a client as spans and metrics: `AsyncCortecs(telemetry=OpenTelemetry())`.
+    """Record the leases of a client as spans and metrics: `AsyncCortecs(telemetry=OpenTelemetry())`.
 
     The span of a lease's body is the current span inside the block, so your own spans there become its
     children.
 
     Args:
-        tracer_provider: Default: the global one.
-        meter_provider: Default: the global one.
+        tracer_provider: The source of tracers. Default: the global one.
+        meter_provider: The source of meters. Default: the global one.
 
     Raises:
         ConfigurationError: If opentelemetry-api is not installed.
+
+    Example:
+        from cortecs_async.integrations.opentelemetry import OpenTelemetry
+
+        async with AsyncCortecs(telemetry=OpenTelemetry()) as client:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                print(inst.base_url)  # within the span cortecs.lease.body
     """
 
     def __init__(
@@ -89,7 +97,17 @@ class OpenTelemetry(Telemetry):
         )
 
     def begin(self, phase: str, lease: LeaseInfo, parent: Any) -> Any:
-        """Start the span of a phase."""
+        """Start the span of a phase. The client calls this; override it to add to it.
+
+        Example:
+            class Logged(OpenTelemetry):
+                def begin(self, phase, lease, parent):
+                    print("begin", phase, lease.model)
+                    return super().begin(phase, lease, parent)
+
+            async with AsyncCortecs(telemetry=Logged()) as client:
+                await client.models.list()
+        """
         current = self._context.get_current()
         context = current if parent is None else self._trace.set_span_in_context(parent.span, current)
         name = "cortecs.lease" if phase == "lease" else f"cortecs.lease.{phase}"
@@ -101,7 +119,17 @@ class OpenTelemetry(Telemetry):
         return begun
 
     def end(self, phase: str, lease: LeaseInfo, begun: Any, end: PhaseEnd) -> None:
-        """End the span of a phase, and record its metrics."""
+        """End the span of a phase, and record its metrics. The client calls this; override it to add to it.
+
+        Example:
+            class Logged(OpenTelemetry):
+                def end(self, phase, lease, begun, end):
+                    super().end(phase, lease, begun, end)
+                    print("end", phase, end.outcome, end.seconds)
+
+            async with AsyncCortecs(telemetry=Logged()) as client:
+                await client.models.list()
+        """
         self._restore_context(begun)
         # Record the metrics first: a span processor may raise.
         self._record_metrics(phase, lease, end)
@@ -121,7 +149,17 @@ class OpenTelemetry(Telemetry):
         span.end()
 
     def retry(self, retry: RequestRetry) -> None:
-        """Count a retry of a request."""
+        """Count a retry of a request. The client calls this; override it to add to it.
+
+        Example:
+            class Logged(OpenTelemetry):
+                def retry(self, retry):
+                    super().retry(retry)
+                    print(retry.method, retry.route, retry.reason)
+
+            async with AsyncCortecs(telemetry=Logged()) as client:
+                await client.models.list()
+        """
         self._retries.add(
             1,
             {

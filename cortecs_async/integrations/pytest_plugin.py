@@ -78,7 +78,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, Any, None]:
 def cortecs_emulator(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Emulator]:
-    """An emulated cortecs account, free of charge, served on a free port; the environment points to it.
+    """An emulated Cortecs account, free of charge. The environment variables of the test point to it.
 
     A test that leaves an instance in it fails. Set options with `@pytest.mark.cortecs_emulator(...)`.
     """
@@ -107,7 +107,7 @@ def cortecs_emulator(
 
 @pytest.fixture
 def cortecs_client(request: pytest.FixtureRequest, cortecs_emulator: Emulator) -> Iterator[AsyncCortecs]:
-    """An AsyncCortecs on the account of `cortecs_emulator`, for the test's event loop.
+    """An `AsyncCortecs` for the account of `cortecs_emulator`, in the test's event loop.
 
     It is closed after the test. Set options with `@pytest.mark.cortecs_client(...)`.
     """

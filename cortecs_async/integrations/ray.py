@@ -1,4 +1,4 @@
-"""A batch on a Ray cluster against instances that the driver leases. Needs `pip install ray`."""
+"""Run a batch on a Ray cluster, on instances that your program leases. Needs `pip install ray`."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def fan_out(
         work: Called on a worker as `await work(inst, items)`, with an `InstanceHandle` and a chunk. Return a
             list with a value or an exception for each item, as `inst.map(..., return_exceptions=True)` does.
             If it returns anything else, or a value cannot be pickled, the items have an outcome with an
-            error. An exception that it raises ends the fan-out, or is the error of its items if it cannot be
-            pickled.
-        items: The items; read as they are needed.
+            error. An exception that it raises ends the fan-out. If that exception cannot be pickled, it is
+            the error of the items instead.
+        items: The items. They are read as they are needed.
         leases: `client.instance(...)`, not entered, one for each instance. `fan_out` enters and leaves them.
-            The first starts with the first item, the others as there is work for them.
-        chunk_size: Items in a task.
-        chunks_per_instance: Tasks that use an instance at the same time.
+            The first starts with the first item, the others when there is work for them.
+        chunk_size: Number of items in a task.
+        chunks_per_instance: Number of tasks that use an instance in parallel.
         max_attempts: Attempts for an item that gets no response, or one of 401, 403, 404, 408, 409, 425, 429
             or 500 and above. Attempts while the instance answers no other items do not count.
         ray_options: Options of the tasks: `num_cpus`, `resources`, `max_retries`, ...
@@ -59,6 +59,16 @@ def fan_out(
     Raises:
         ConfigurationError: If Ray is not installed, or `ray.init()` was not called.
         InvalidArgumentError: If an argument is invalid, there are no leases, or `work` cannot be pickled.
+
+    Example:
+        async def shout(inst, items):
+            return [item.upper() for item in items]  # here you send requests to inst.base_url
+
+        leases = [client.instance("meta-llama/Llama-3.1-8B-Instruct", max_lifetime="2h") for _ in range(2)]
+        # after ray.init():
+        async with fan_out(shout, ["sky", "grass"], leases) as outcomes:
+            async for outcome in outcomes:
+                print(outcome.item, outcome.value)
     """
     try:
         ray: Any = importlib.import_module("ray")

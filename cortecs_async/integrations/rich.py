@@ -23,14 +23,20 @@ _WIDE = 72
 
 @hinted
 class ProvisioningBar:
-    """A live progress bar for every instance that starts, for `on_progress`.
+    """Show a live progress bar for every instance that starts. Pass it as `on_progress`.
 
-    Use it as a context manager and pass it to `client.instance(..., on_progress=bar)`.
-    On a terminal the bars move until every instance is running. Elsewhere (a log file, a pipe) every change
-    has its own line. Leaving the block removes the bars, also if a start fails.
+    On a terminal, the bars move until every instance is running. In a log file or a pipe, every change is
+    printed on a line of its own. Leaving the block removes the bars, also if a start fails.
 
     Args:
-        console: Where to draw. Default: standard error, so that it stays out of a program's output.
+        console: Where to draw. Default: standard error, so that the bars stay out of your program's output.
+
+    Example:
+        from cortecs_async.integrations.rich import ProvisioningBar
+
+        with ProvisioningBar() as bar:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct", on_progress=bar) as inst:
+                print(inst.base_url)
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -54,7 +60,7 @@ class ProvisioningBar:
         self._stop()
 
     def __call__(self, progress: Progress) -> None:
-        """Show a change."""
+        """Show a change. The client calls this."""
         instance = progress.instance
         step = progress.leading
         label = progress.description

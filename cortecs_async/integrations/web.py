@@ -1,9 +1,8 @@
-"""For web apps: an instance that runs beside the app, or one that all workers of a server share.
+"""Instances for web apps: one that all workers of a server share, or one for a single process.
 
-A start takes minutes, but a server must respond sooner. Entering therefore returns immediately. `handle()`
-returns the instance once it is running; until then it raises `NotReadyError`, which your app turns into a
-503. A lost instance is replaced, and a failed start is tried again. No framework is imported: docs/web.md
-shows the code for FastAPI, Starlette and Litestar.
+Your app serves immediately, while the instance starts. `handle()` returns the instance once it is running.
+Until then it raises `NotReadyError`, which your app turns into a 503. A lost instance is replaced, and a
+failed start is tried again. This module imports no web framework.
 """
 
 from ._background import BackgroundInstance
