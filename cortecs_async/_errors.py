@@ -9,7 +9,21 @@ from ._public import publish
 
 
 class CortecsError(Exception):
-    """Base class of all errors of this package. Errors keep all their attributes when pickled or copied."""
+    """The base class of all errors of this package.
+
+    Why: The message says what happened. If the class is `CortecsError` itself, a start may have created an
+    instance that is still billed.
+
+    What to do: Catch the classes that you can act on, and this one to report all others. Errors keep their
+    attributes when you pickle or copy them.
+
+    Example:
+        try:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                print(inst.base_url)
+        except CortecsError as error:
+            print(f"{type(error).__name__}: {error}")
+    """
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The default calls `cls(*args)`, which fails for classes with keyword-only parameters.
@@ -24,15 +38,41 @@ def _restore(cls: type[CortecsError], args: tuple[Any, ...], state: dict[str, An
 
 
 class ConfigurationError(CortecsError, ValueError):
-    """The client is configured wrongly: missing credentials, an unsafe base URL, an invalid policy."""
+    """A setting is missing, or cannot be used.
+
+    Why: An argument of the client, a variable, a profile, or a package is missing or invalid. An example is
+    a base URL without encryption. Nothing was started.
+
+    What to do: Change the setting that the message names. `client.diagnose()` and `cortecs-async doctor`
+    check your setup.
+
+    Example:
+        try:
+            AsyncCortecs(api_base_url="http://cortecs.example/api/v1")
+        except ConfigurationError as error:
+            print(error)
+    """
 
 
 class MissingCredentialsError(ConfigurationError):
-    """There is no client id, or no client secret. No request was sent.
+    """The client id or the client secret is missing.
+
+    Why: They are neither in the arguments of the client, nor in the environment, nor in a profile. No
+    request was sent.
+
+    What to do: Set `CORTECS_CLIENT_ID` and `CORTECS_CLIENT_SECRET`, or run `cortecs-async login`. To only
+    read models and prices, pass `anonymous=True`.
 
     Attributes:
         missing: What is missing: `client_id`, `client_secret`, or both.
         profile: The profile in which it is missing; empty if none is used.
+
+    Example:
+        try:
+            async with AsyncCortecs() as client:
+                print(await client.user.balance())
+        except MissingCredentialsError as error:
+            print("Missing:", ", ".join(error.missing))
     """
 
     def __init__(self, message: str, *, missing: tuple[str, ...] = (), profile: str = "") -> None:
@@ -42,33 +82,92 @@ class MissingCredentialsError(ConfigurationError):
 
 
 class InvalidArgumentError(CortecsError, ValueError):
-    """An argument is invalid. No request was sent."""
+    """An argument is invalid.
+
+    Why: Its value has the wrong type, is out of range, or contradicts another argument. No request was sent.
+
+    What to do: Correct the argument that the message names.
+
+    Example:
+        try:
+            client.instance("meta-llama/Llama-3.1-8B-Instruct", max_lifetime="soon")
+        except InvalidArgumentError as error:
+            print(error)
+    """
 
 
 class ClientClosedError(CortecsError, RuntimeError):
-    """The client was used after `aclose()` or after its `async with` block."""
+    """The client is closed.
+
+    Why: A method was called after the client's `async with` block, or after `aclose()`.
+
+    What to do: Move the call into the block, or create a new client.
+
+    Example:
+        async with AsyncCortecs() as closed:
+            print(await closed.models.list())
+        try:
+            await closed.instances.list()
+        except ClientClosedError:
+            print("Move this call into the block.")
+    """
 
 
 class JournalError(CortecsError, OSError):
-    """The journal cannot be written, and `journal="required"` is set: nothing was started.
+    """The journal, the record of your starts on this machine, cannot be used.
 
-    Also raised by `sweep`, `orphans` and `owners` if the state directory cannot be used.
+    Why: The state directory is not a directory, is full, or belongs to another user. `sweep`, `orphans`, and
+    `owners` need it. With `journal="required"`, every start needs it, and nothing was started.
+
+    What to do: Set `state_dir=` or `CORTECS_STATE_DIR` to a directory of your own.
+
+    Example:
+        try:
+            print(await client.orphans())
+        except JournalError as error:
+            print(error)
     """
 
 
 class GuardError(CortecsError, RuntimeError):
-    """`guard="required"` is set, and the reaper process cannot be started or cannot reach the service.
+    """The reaper is required, but cannot run.
 
-    Nothing was started.
+    Why: The reaper, which deletes the instance if your program is killed, cannot be started, cannot reach
+    the service, or does not run on this system. Nothing was started.
+
+    What to do: Fix the cause in the message. With `guard="off"`, instances start without a reaper. If your
+    program is then killed, they keep running until you stop them.
+
+    Example:
+        try:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                print(inst.base_url)
+        except GuardError as error:
+            print(error)
     """
 
 
 class PriceUnknownError(CortecsError, ValueError):
-    """`max_cost` needs a price, but the service returns no usable price for this hardware."""
+    """The price of the hardware is unknown, so `max_cost` cannot be enforced.
+
+    Why: The service returns no usable price for this hardware. Nothing was started.
+
+    What to do: Limit the time with `max_lifetime`, or choose another hardware type.
+
+    Example:
+        try:
+            handle = await client.acquire("meta-llama/Llama-3.1-8B-Instruct", max_cost=5)
+        except PriceUnknownError:
+            handle = await client.acquire("meta-llama/Llama-3.1-8B-Instruct", max_lifetime="1h")
+    """
 
 
 class RequestError(CortecsError):
-    """A request failed.
+    """A request to the service failed.
+
+    Why: The message names the request and the cause. The subclasses tell whether a response arrived.
+
+    What to do: If `outcome_unknown` is true, check what the request did before you send it again.
 
     Attributes:
         method: HTTP method of the request.
@@ -76,6 +175,13 @@ class RequestError(CortecsError):
         attempts: Number of attempts, including the first.
         outcome_unknown: True if the service may have processed the request, but no response confirms it. Such
             a `start` may have started a billed instance: check `client.instances.list()`.
+
+    Example:
+        try:
+            await client.instances.start("meta-llama/Llama-3.1-8B-Instruct")
+        except RequestError as error:
+            if error.outcome_unknown:
+                print(await client.instances.list())
     """
 
     def __init__(
@@ -89,25 +195,72 @@ class RequestError(CortecsError):
 
 
 class TransportError(RequestError):
-    """No response arrived: no connection, a lost connection, or a redirect to another host."""
+    """No complete response arrived.
+
+    Why: The service cannot be reached, the connection broke, or the service redirected the request to
+    another host. Requests that are safe to repeat were retried.
+
+    What to do: Check the network, the proxy in `HTTPS_PROXY`, and the base URL. Then try again.
+
+    Example:
+        try:
+            instances = await client.instances.list()
+        except TransportError as error:
+            print(f"No response after {error.attempts} attempts: {error}")
+    """
 
 
 class RequestTimeoutError(TransportError, TimeoutError):
-    """No response arrived in time. Also a `TimeoutError`."""
+    """No response arrived in time.
+
+    Why: The service or the network is slow, or the service stayed busy until a start timed out. Requests
+    that are safe to repeat were retried. This is also a `TimeoutError`.
+
+    What to do: Try again later, or increase `timeout` or `start_timeout`.
+
+    Example:
+        try:
+            instances = await client.instances.list()
+        except RequestTimeoutError:
+            print("The service is slow. Try again later.")
+    """
 
 
 class DecodeError(RequestError):
-    """A response is not JSON, or does not have the documented shape."""
+    """The response of the service cannot be read.
+
+    Why: It is not JSON, or does not have the documented shape. Often the base URL is wrong, or a proxy
+    responded instead of the service.
+
+    What to do: Check `api_base_url` or `CORTECS_API_BASE_URL`. If it is right, install a newer version of
+    cortecs-async.
+
+    Example:
+        try:
+            models = await client.models.list()
+        except DecodeError as error:
+            print(f"Is the base URL right? {error}")
+    """
 
 
 class APIStatusError(RequestError):
     """The service returned an error status.
+
+    Why: The service rejected the request, or failed. Common statuses have their own classes.
+
+    What to do: Follow the message. If you ask the support of cortecs.ai for help, include the `request_id`.
 
     Attributes:
         status_code: HTTP status.
         body: Beginning of the response body, at most 300 characters, with secrets replaced by `***`.
         request_id: The response's `x-request-id`, if it has one.
         retry_after: Seconds that the service asked to wait, if it did.
+
+    Example:
+        try:
+            await client.instances.start("org/unknown")
+        except APIStatusError as error:
+            print(error.status_code, error.request_id, error.body)
     """
 
     hint: ClassVar[str] = ""
@@ -140,61 +293,179 @@ class APIStatusError(RequestError):
 
 
 class BadRequestError(APIStatusError):
-    """400: invalid arguments, an unknown instance, or an instance with the wrong status."""
+    """The service rejected the request (400).
+
+    Why: The model, the hardware type, or the instance is unknown, or the instance has the wrong status. A
+    start that is rejected starts nothing.
+
+    What to do: Check the ids with `client.models.list()`, `client.hardware_types.list()`, and
+    `client.instances.list()`.
+
+    Example:
+        try:
+            await client.instances.start("org/unknown")
+        except BadRequestError as error:
+            print(error)
+    """
 
     hint = "Check the model id, hardware type and instance id, and that the instance's status allows this."
 
 
 class AuthenticationError(APIStatusError):
-    """401: the credentials or the access token were rejected."""
+    """The service rejected the credentials (401).
+
+    Why: The client id or the client secret is wrong, or was replaced. The inference API key does not work
+    here.
+
+    What to do: Check `CORTECS_CLIENT_ID` and `CORTECS_CLIENT_SECRET`. `client.diagnose()` and `cortecs-async
+    doctor` test them.
+
+    Example:
+        try:
+            print(await client.user.balance())
+        except AuthenticationError:
+            print("Check CORTECS_CLIENT_ID and CORTECS_CLIENT_SECRET.")
+    """
 
     hint = "Check client_id and client_secret (CORTECS_CLIENT_ID, CORTECS_CLIENT_SECRET)."
 
 
 class InsufficientBalanceError(APIStatusError):
-    """402: the balance of the account is too low. Not in the published reference."""
+    """The balance of the account is used up (402).
+
+    Why: The balance is too low for this request. A start that is rejected starts nothing.
+
+    What to do: Top up your account on cortecs.ai.
+
+    Example:
+        try:
+            await client.instances.start("meta-llama/Llama-3.1-8B-Instruct")
+        except InsufficientBalanceError:
+            print(await client.user.balance())
+    """
 
     hint = "Top up your account. To see the balance, call client.user.balance()."
 
 
 class PermissionDeniedError(APIStatusError):
-    """403: the account is not allowed to do this. Not in the published reference."""
+    """The account is not allowed to do this (403).
+
+    Why: The credentials are valid, but do not permit this request.
+
+    What to do: Check what this account is allowed to do. `body` may have the reason.
+
+    Example:
+        try:
+            await client.instances.start("meta-llama/Llama-3.1-8B-Instruct")
+        except PermissionDeniedError as error:
+            print(error.request_id, error)
+    """
 
     hint = "Check what this account is allowed to do."
 
 
 class NotFoundError(APIStatusError):
-    """404: no such instance or model. The published reference has 400 for this: expect both."""
+    """The service does not have this instance or model (404).
+
+    Why: The id has a typo, or the instance was deleted. The service may also return 400 for an unknown id.
+
+    What to do: List what exists with `client.instances.list()` or `client.models.list()`. Catch
+    `BadRequestError` too.
+
+    Example:
+        try:
+            await client.instances.get("unknown")
+        except (NotFoundError, BadRequestError) as error:
+            print(error.status_code, error)
+    """
 
     hint = "Check the id. To see what exists, call client.instances.list() or client.models.list()."
 
 
 class ConflictError(APIStatusError):
-    """409: the status of the instance does not allow this. Not in the published reference."""
+    """The status of the instance does not allow this (409).
+
+    Why: Some requests need a certain status. For example, only a stopped instance can be restarted. The
+    service may also return 400 for this.
+
+    What to do: Read the status with `client.instances.get()`, and wait or stop the instance first.
+
+    Example:
+        instance = await client.instances.start("meta-llama/Llama-3.1-8B-Instruct")
+        try:
+            await client.instances.delete(instance.instance_id)
+        except (ConflictError, BadRequestError):
+            await client.release(instance.instance_id)
+    """
 
     hint = "Check the status of the instance with client.instances.get()."
 
 
 class UnprocessableEntityError(APIStatusError):
-    """422: the service rejects the values of the request. Not in the published reference."""
+    """The service rejected the values of the request (422).
+
+    Why: An argument has a value that the service does not accept. A start that is rejected starts nothing.
+
+    What to do: Correct the value that the message names. `body` may have details.
+
+    Example:
+        try:
+            await client.instances.start("meta-llama/Llama-3.1-8B-Instruct", context_length=4096)
+        except UnprocessableEntityError as error:
+            print(error.body)
+    """
 
     hint = "Check the values of the arguments."
 
 
 class RateLimitError(APIStatusError):
-    """429: too many requests. Raised after retries with back-off. Not in the published reference."""
+    """The service received too many requests (429).
+
+    Why: Your programs send requests faster than the service accepts them. The request was retried with
+    back-off.
+
+    What to do: Wait for `retry_after` seconds, or send fewer requests.
+
+    Example:
+        try:
+            print(await client.instances.list())
+        except RateLimitError as error:
+            print(f"Try again in {error.retry_after or 60} seconds.")
+    """
 
     hint = "Send fewer requests, or wait for retry_after seconds."
 
 
 class ServerError(APIStatusError):
-    """5xx: the service failed. Raised after retries, where those are safe."""
+    """The service failed (5xx).
+
+    Why: The cause is in the service, or in a proxy before it. Requests that are safe to repeat were retried.
+
+    What to do: Try again later. If it was a start, check `outcome_unknown` first.
+
+    Example:
+        try:
+            print(await client.instances.list())
+        except ServerError as error:
+            print(error.status_code, error.request_id)
+    """
 
     hint = "The service failed: try again later."
 
 
 class ServiceUnavailableError(ServerError):
-    """503: no free capacity for this hardware, or the service is down. Not in the published reference."""
+    """There is no free capacity for this hardware, or the service is down (503).
+
+    Why: All GPUs of this type are in use. The service returns the same status while it is down.
+
+    What to do: Choose another hardware type, or try again later.
+
+    Example:
+        try:
+            await client.instances.start("meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1")
+        except ServiceUnavailableError:
+            print(await client.hardware_types.list_available())
+    """
 
     hint = (
         "There is no free capacity for this hardware, or the service is down. "
@@ -221,10 +492,21 @@ def error_class_for(status_code: int) -> type[APIStatusError]:
 
 
 class LifecycleError(CortecsError):
-    """Starting, using or releasing an instance failed.
+    """An instance could not be started, used, or released.
+
+    Why: The message names the instance and the cause. The subclasses tell which step failed.
+
+    What to do: Follow the subclass. `cortecs-async show ID` prints the status of the instance.
 
     Attributes:
         instance_id: Id of the instance; empty if it is not known.
+
+    Example:
+        try:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                print(inst.base_url)
+        except LifecycleError as error:
+            print(error.instance_id, error)
     """
 
     def __init__(self, message: str, *, instance_id: str) -> None:
@@ -233,38 +515,122 @@ class LifecycleError(CortecsError):
 
 
 class StartFailedError(LifecycleError):
-    """The instance reached a status from which it cannot become usable."""
+    """The instance did not start.
+
+    Why: It stopped or failed before it was running. A lease deletes it; `wait_until_running` does not.
+
+    What to do: Start another one, if necessary on another hardware type.
+
+    Example:
+        try:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                print(inst.base_url)
+        except StartFailedError as error:
+            print(f"{error.instance_id} failed. Try another hardware type.")
+    """
 
 
 class StartTimeoutError(LifecycleError, TimeoutError):
-    """The instance was not usable in time, or made no progress for too long. Also a `TimeoutError`."""
+    """The instance was not running in time.
+
+    Why: The start took longer than `start_timeout`, or made no progress for the `stall_timeout` of the
+    `PollPolicy`. A lease deletes the instance; `wait_until_running` does not. This is also a `TimeoutError`.
+
+    What to do: Increase `start_timeout`, or try another hardware type. Large models take longer.
+
+    Example:
+        try:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct", start_timeout="15m") as inst:
+                print(inst.base_url)
+        except StartTimeoutError as error:
+            print(error)
+    """
 
 
 class InstanceGoneError(LifecycleError):
-    """The instance does not exist, or no longer exists."""
+    """The instance does not exist, or no longer exists.
+
+    Why: The id has a typo, or the instance was deleted, perhaps by another program.
+
+    What to do: List your instances with `client.instances.list()` or `cortecs-async ls`.
+
+    Example:
+        try:
+            await client.instances.wait_until_running("instance-1", timeout=60)
+        except (InstanceGoneError, APIStatusError):
+            print(await client.instances.list())
+    """
 
 
 class TeardownError(LifecycleError):
-    """The instance could not be stopped and deleted in time, and **may still be billed**."""
+    """The instance could not be released in time, and may still be billed.
+
+    Why: The service did not confirm within `teardown_timeout` that the instance is gone. The last sentence
+    of the message says who continues; the reaper tries for hours.
+
+    What to do: Run `cortecs-async ls`. If the instance is still there, run `cortecs-async rm --stop ID`.
+
+    Example:
+        try:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct", teardown_timeout="5m") as inst:
+                print(inst.base_url)
+        except TeardownError as error:
+            print(f"Still billed: {error.instance_id}")
+    """
 
 
 class InstanceLostError(LifecycleError):
-    """The instance stopped or disappeared during the block.
+    """The instance stopped or disappeared while the block was running.
 
-    Either the block was cancelled, or an error of a request to the endpoint ended it first; that error is the
-    `__cause__`.
+    Why: The service, or someone with access to your account, stopped or deleted it. The block was cancelled.
+    If a failed request to the endpoint ended the block first, that error is the `__cause__`.
+
+    What to do: Start another instance and repeat the work. With `on_loss="ignore"`, the block keeps running.
+
+    Example:
+        try:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                print(inst.base_url)
+        except InstanceLostError:
+            print("Run the job again on another instance.")
     """
 
 
 class LeaseExpiredError(LifecycleError, TimeoutError):
-    """The lease reached `max_lifetime` or `max_cost`. Its block was cancelled. Also a `TimeoutError`."""
+    """The lease reached `max_lifetime` or `max_cost`.
+
+    Why: Your block took longer than the limit allows. It was cancelled, and the instance was deleted. This
+    is also a `TimeoutError`.
+
+    What to do: Raise the limit, or split the work into several blocks.
+
+    Example:
+        try:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct", max_lifetime="2h") as inst:
+                print(inst.base_url)
+        except LeaseExpiredError as error:
+            print(error)
+    """
 
 
 class AmbiguousStartError(CortecsError):
-    """The response to a start was lost, and several new instances match it. None was touched.
+    """It is not clear which new instance is yours, and yours may be billed.
+
+    Why: The connection broke after a start was sent, and several new instances match it. Another program
+    started the same model at that moment. None of them was touched, because one may not be yours.
+
+    What to do: Find yours with `client.instances.list()` or `cortecs-async ls`, and stop it.
+    `tag_starts=True` avoids this error.
 
     Attributes:
         candidates: Ids of the instances. One of them may come from this start **and be billed**.
+
+    Example:
+        try:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                print(inst.base_url)
+        except AmbiguousStartError as error:
+            print("One of these may be yours:", *error.candidates)
     """
 
     def __init__(self, message: str, *, candidates: tuple[str, ...]) -> None:
@@ -273,13 +639,22 @@ class AmbiguousStartError(CortecsError):
 
 
 class BatchFileError(InvalidArgumentError):
-    """The input or output file of a batch is invalid.
+    """The input or output file of a batch cannot be used.
 
-    Nothing was started, unless the input was changed or removed while the batch was running.
+    Why: The file is missing, a line is invalid, or the output belongs to another batch. Nothing was started,
+    unless the input changed while the batch was running.
+
+    What to do: Correct the line that the message names, or choose another output file.
 
     Attributes:
         path: The file.
         line: Number of the line, from 1; None for the whole file.
+
+    Example:
+        try:
+            await client.plan_batch("missing.jsonl", "answers.jsonl", "meta-llama/Llama-3.1-8B-Instruct")
+        except BatchFileError as error:
+            print(error.path, error.line)
     """
 
     def __init__(self, message: str, *, path: str, line: int | None = None) -> None:
@@ -289,13 +664,25 @@ class BatchFileError(InvalidArgumentError):
 
 
 class BatchWriteError(CortecsError, OSError):
-    """The output of a batch can no longer be written. It contains every answer that was counted.
+    """The output of a batch can no longer be written.
 
-    If another program removed or changed the output, the answers that could still be read are saved in
-    another file.
+    Why: The disk is full, or another program removed or changed the file. The output has every answer that
+    was counted. If the output itself was changed, the answers that could still be read are saved in another
+    file.
+
+    What to do: Free space, or move the file at `path` back to the name of the output. Then run the same
+    batch again; it continues.
 
     Attributes:
         path: The file with the answers. If a temporary file failed, its directory or an empty text.
+
+    Example:
+        try:
+            await client.run_batch("prompts.jsonl", "answers.jsonl", "meta-llama/Llama-3.1-8B-Instruct")
+        except BatchWriteError as error:
+            print(f"The answers are in {error.path}.")
+        except BatchFileError as error:
+            print(error)
     """
 
     def __init__(self, message: str, *, path: str) -> None:
@@ -306,7 +693,17 @@ class BatchWriteError(CortecsError, OSError):
 class EndpointError(LifecycleError):
     """The instance is running, but its endpoint cannot be used.
 
-    Its URL is not safe to send a key to, it rejects the key, or it has stopped answering.
+    Why: Its URL is not safe to send a key to, it rejects the key, or it has stopped answering.
+
+    What to do: Check your inference API key (`CORTECS_API_KEY`). After a batch, run the same batch again: it
+    keeps all answers and continues.
+
+    Example:
+        try:
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                print(inst.base_url)
+        except EndpointError as error:
+            print(error.instance_id, error)
     """
 
 
