@@ -156,9 +156,10 @@ class PriceUnknownError(CortecsError, ValueError):
 
     Example:
         try:
-            handle = await client.acquire("meta-llama/Llama-3.1-8B-Instruct", max_cost=5)
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct", max_cost=5) as inst:
+                print(inst.base_url)
         except PriceUnknownError:
-            handle = await client.acquire("meta-llama/Llama-3.1-8B-Instruct", max_lifetime="1h")
+            print("Use max_lifetime instead.")
     """
 
 
@@ -178,10 +179,10 @@ class RequestError(CortecsError):
 
     Example:
         try:
-            await client.instances.start("meta-llama/Llama-3.1-8B-Instruct")
+            await client.instances.stop(instance_id)
         except RequestError as error:
             if error.outcome_unknown:
-                print(await client.instances.list())
+                print(await client.instances.get(instance_id))
     """
 
     def __init__(
@@ -339,7 +340,8 @@ class InsufficientBalanceError(APIStatusError):
 
     Example:
         try:
-            await client.instances.start("meta-llama/Llama-3.1-8B-Instruct")
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
+                print(inst.base_url)
         except InsufficientBalanceError:
             print(await client.user.balance())
     """
@@ -356,7 +358,7 @@ class PermissionDeniedError(APIStatusError):
 
     Example:
         try:
-            await client.instances.start("meta-llama/Llama-3.1-8B-Instruct")
+            print(await client.user.balance())
         except PermissionDeniedError as error:
             print(error.request_id, error)
     """
@@ -391,11 +393,10 @@ class ConflictError(APIStatusError):
     What to do: Read the status with `client.instances.get()`, and wait or stop the instance first.
 
     Example:
-        instance = await client.instances.start("meta-llama/Llama-3.1-8B-Instruct")
         try:
-            await client.instances.delete(instance.instance_id)
+            await client.instances.delete(instance_id)
         except (ConflictError, BadRequestError):
-            await client.release(instance.instance_id)
+            await client.release(instance_id)
     """
 
     hint = "Check the status of the instance with client.instances.get()."
@@ -410,7 +411,8 @@ class UnprocessableEntityError(APIStatusError):
 
     Example:
         try:
-            await client.instances.start("meta-llama/Llama-3.1-8B-Instruct", context_length=4096)
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct", context_length=4096) as inst:
+                print(inst.base_url)
         except UnprocessableEntityError as error:
             print(error.body)
     """
@@ -462,7 +464,8 @@ class ServiceUnavailableError(ServerError):
 
     Example:
         try:
-            await client.instances.start("meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1")
+            async with client.instance("meta-llama/Llama-3.1-8B-Instruct", "NVIDIA_H100_1") as inst:
+                print(inst.base_url)
         except ServiceUnavailableError:
             print(await client.hardware_types.list_available())
     """

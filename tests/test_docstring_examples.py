@@ -103,56 +103,10 @@ EXAMPLES = {name: code for name, value in OBJECTS.items() if (code := example_of
 ON_SOCKETS = {name for name, code in EXAMPLES.items() if name in SOCKETS or "asyncio.run(" in code}
 MODULES = sorted((each.removeprefix("cortecs_async.") for each in public_modules()), key=len, reverse=True)
 
-# ---- Not done yet: delete a name when its docstring has an example. Empty sets go away together. ----
-
-# Errors.
-
-TODO_ERRORS = frozenset({
-    "APIStatusError",
-    "ConfigurationError",
-    "CortecsError",
-    "InvalidArgumentError",
-    "LifecycleError",
-    "RequestError",
-    "TeardownError",
-    "errors.AmbiguousStartError",
-    "errors.AuthenticationError",
-    "errors.BadRequestError",
-    "errors.BatchFileError",
-    "errors.BatchWriteError",
-    "errors.ClientClosedError",
-    "errors.ConflictError",
-    "errors.DecodeError",
-    "errors.EndpointError",
-    "errors.GuardError",
-    "errors.InstanceGoneError",
-    "errors.InstanceLostError",
-    "errors.InsufficientBalanceError",
-    "errors.JournalError",
-    "errors.LeaseExpiredError",
-    "errors.MissingCredentialsError",
-    "errors.NotFoundError",
-    "errors.PermissionDeniedError",
-    "errors.PriceUnknownError",
-    "errors.RateLimitError",
-    "errors.RequestTimeoutError",
-    "errors.ServerError",
-    "errors.ServiceUnavailableError",
-    "errors.StartFailedError",
-    "errors.StartTimeoutError",
-    "errors.TransportError",
-    "errors.UnprocessableEntityError",
-})  # fmt: skip
-
-
-# ----
-
-TODO = TODO_ERRORS
-
 
 def test_everything_public_has_an_example() -> None:
     needed = {name for name, value in OBJECTS.items() if not isinstance(value, property)}
-    assert needed - EXAMPLES.keys() == TODO
+    assert needed - EXAMPLES.keys() == set()
 
 
 @pytest.fixture

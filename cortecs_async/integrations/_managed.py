@@ -57,30 +57,33 @@ _MESSAGES: Mapping[Reason, str] = {
 
 
 class NotReadyError(CortecsError, RuntimeError):
-    """No instance is running. Respond with a 503, its `headers` and its message.
+    """No instance is running yet, or no longer.
 
-    The message is one of a few fixed sentences, which are safe to show to anyone. `detail` is not: it
-    contains ids, and quotes the service. A traceback shows it as a note.
+    Why: `reason` and the message say why, such as an instance that is still starting. Users of your app may
+    see the message: it is one of a few fixed sentences. Do not show them `detail`, which contains ids and
+    quotes the service. A traceback shows it as a note.
+
+    What to do: Respond with status 503, the message, and `headers`. To wait instead, call `wait()`.
 
     Args:
         reason: Selects the message.
         detail: The cause, for the people who run the app.
-        retry_after: Seconds to wait before the next attempt. None if no instance will be started again.
+        retry_after: Seconds to wait before the next attempt; None if no instance will be started again.
 
     Attributes:
         status_code: 503.
         reason: One word for programs, such as `"starting"`, `"no_capacity"` or `"no_balance"`.
         detail: The cause, for the people who run the app.
-        retry_after: Seconds to wait before the next attempt. None if no instance will be started again.
+        retry_after: Seconds to wait before the next attempt; None if no instance will be started again.
 
     Example:
-        from starlette.applications import Starlette
-        from starlette.responses import JSONResponse
+        from cortecs_async.integrations.web import BackgroundInstance, NotReadyError
 
-        async def not_ready(request, error):
-            return JSONResponse({"detail": str(error)}, error.status_code, error.headers)
-
-        app = Starlette(exception_handlers={NotReadyError: not_ready})
+        async with BackgroundInstance(client, "meta-llama/Llama-3.1-8B-Instruct") as instance:
+            try:
+                print(instance.handle().base_url)
+            except NotReadyError as error:
+                print(error.status_code, error.headers, error)
     """
 
     status_code = 503
@@ -95,15 +98,15 @@ class NotReadyError(CortecsError, RuntimeError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Retry-After` in whole seconds. Empty if no instance will be started again."""
+        """`Retry-After` in whole seconds; empty if no instance will be started again."""
         return {} if self.retry_after is None else {"Retry-After": f"{max(self.retry_after, 1):.0f}"}
 
 
 class StartOptions(TypedDict, total=False):
-    """The options of `client.instance` that background and shared instances accept, with the same meaning.
+    """The options of `client.instance` that background and shared instances accept.
 
-    `max_lifetime` and `max_cost` limit the total of all instances that one block starts. Once a limit is
-    reached, nothing is started again.
+    `max_lifetime` and `max_cost` limit the total of all instances that one block starts, one after the other.
+    Once a limit is reached, nothing is started again.
     """
 
     context_length: int | None
@@ -170,13 +173,6 @@ class ManagedInstance(abc.ABC):
         Raises:
             NotReadyError: If no instance is running.
             InvalidArgumentError: Outside the `async with` block.
-
-        Example:
-            async with BackgroundInstance(client, "meta-llama/Llama-3.1-8B-Instruct") as instance:
-                try:
-                    print(instance.handle().base_url)
-                except NotReadyError as error:
-                    print(error.status_code, error.headers, error)
         """
         if not self._is_entered:
             raise InvalidArgumentError(
@@ -189,16 +185,11 @@ class ManagedInstance(abc.ABC):
         return state
 
     async def wait(self) -> InstanceHandle:
-        """Wait until an instance is running, and return it: for background work.
+        """Wait until an instance is running, for work that no HTTP client is waiting for.
 
         Raises:
             NotReadyError: If no instance will be started again.
             InvalidArgumentError: Outside the `async with` block.
-
-        Example:
-            async with BackgroundInstance(client, "meta-llama/Llama-3.1-8B-Instruct") as instance:
-                inst = await instance.wait()
-                print(inst.base_url)
         """
         while True:
             try:
@@ -218,16 +209,8 @@ class ManagedInstance(abc.ABC):
 
         Args:
             error: The error of the request.
-            handle: The instance that the request was sent to. Default: the current one. Nothing is checked if
-                it has been replaced since.
-
-        Example:
-            async with BackgroundInstance(client, "meta-llama/Llama-3.1-8B-Instruct") as instance:
-                inst = await instance.wait()
-                try:
-                    raise ConnectionError("refused")  # here you send a request to inst.base_url
-                except ConnectionError as error:
-                    instance.report(error, inst)
+            handle: The instance that the request was sent to; by default, the current one. Nothing is checked
+                if it has been replaced since.
         """
         if handle is not None and not isinstance(handle, InstanceHandle):
             raise InvalidArgumentError(f"report needs the handle that was used, not {type(handle).__name__}")
