@@ -83,8 +83,16 @@ def test_a_copy_has_neither_traceback_nor_chain(duplicate: Callable[[CortecsErro
     assert twin.__context__ is None
 
 
-def test_every_class_says_what_it_means() -> None:
-    assert [cls for cls in CLASSES if not cls.__doc__] == []
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_class_says_what_happened_why_and_what_to_do(cls: type[CortecsError]) -> None:
+    paragraphs = inspect.cleandoc(vars(cls)["__doc__"]).split("\n\n")
+    assert paragraphs[0].endswith(".")
+    assert "\n" not in paragraphs[0]
+    assert [each.partition(":")[0] for each in paragraphs[1:3]] == ["Why", "What to do"]
+    example = paragraphs[-1]
+    assert example.startswith("Example:\n")
+    assert 2 <= len(example.splitlines()) - 1 <= 6
+    assert cls.__name__ in example
 
 
 def test_the_public_module_has_all_of_them() -> None:

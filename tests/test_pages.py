@@ -307,7 +307,7 @@ def test_the_tree_of_errors_is_the_page_s() -> None:
         ):
             yield from tree(each, indent + "    ")
 
-    page = (DOCS / "reference" / "errors.md").read_text()
+    page = (DOCS / "errors.md").read_text()
     assert "```text\n" + "\n".join(tree(errors.CortecsError)) + "\n```" in page
     for each in every:
         assert issubclass(each, TimeoutError) == bool(re.search("Timeout|Expired", each.__name__))

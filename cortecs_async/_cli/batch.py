@@ -33,6 +33,7 @@ from .output import (
     format_money,
     is_quiet,
     print_facts,
+    print_help_lines,
     print_json,
     print_note,
     print_warning,
@@ -206,6 +207,7 @@ def _print_early_end(error: BaseException, report: BatchReport | None) -> None:
     """Print why the batch ended early, what it did, what is left, and how to continue."""
     if isinstance(error, CortecsError):
         print_warning(f"Error: {error_text(error)}")
+        print_help_lines(error)
     else:
         print_note("Interrupted.")
     if report is None:

@@ -14,7 +14,7 @@ from dotenv import dotenv_values
 from .. import ConfigurationError
 from .._credentials import resolve_sources
 from .._profiles import load_profile
-from .output import print_note, print_warning
+from .output import LibraryError, print_note, print_warning
 
 CREDENTIALS = ("CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET")
 INFERENCE_KEYS = ("CORTECS_API_KEY", "OPENAI_API_KEY")
@@ -47,7 +47,7 @@ def use_profile(name: str) -> None:
     try:
         profile = load_profile(name)
     except ConfigurationError as error:
-        raise click.ClickException(str(error)) from None
+        raise LibraryError(error) from None
     os.environ["CORTECS_PROFILE"] = name
     replaced = [*CREDENTIALS]
     if profile is not None and profile.api_base_url:

@@ -1,22 +1,61 @@
-"""`cortecs-async help`: the help of the program, or of one command."""
+"""`cortecs-async help`: the help of the program, of one command, or of one error."""
 
 from __future__ import annotations
 
+import re
+
 import click
+from click.shell_completion import CompletionItem
 
-from .command import Group, cli_command
+from .command import Command, Group, cli_command
+from .error_help import find_error, public_errors, summary, write_error
+from .suggestions import did_you_mean, nearest
+
+# What is meant as the name of a class, not of a command.
+_CLASS = re.compile(r"[a-z][A-Z]|(?i:error)$")
 
 
-@cli_command(examples=("cortecs-async help", "cortecs-async help run"))
-@click.argument("name", metavar="[COMMAND]", required=False)
+def _complete(ctx: click.Context, _argument: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Complete the names of commands and errors."""
+    commands = _group(ctx).commands
+    known = {name: each.summary if isinstance(each, Command) else "" for name, each in commands.items()}
+    known |= {name: summary(each) for name, each in public_errors().items()}
+    return [
+        CompletionItem(name, help=meaning)
+        for name, meaning in known.items()
+        if name.lower().startswith(incomplete.lower())
+    ]
+
+
+@cli_command(examples=("cortecs-async help run", "cortecs-async help StartTimeoutError"))
+@click.argument("name", metavar="[COMMAND|ERROR]", required=False, shell_complete=_complete)
 @click.pass_context
 def help_(ctx: click.Context, /, name: str | None) -> None:
-    """Show the help of a command, or of cortecs-async."""
+    """Show the help of a command, or explain an error.
+
+    ERROR is the name of the error's class. It is in the last line of a traceback, and below the messages of
+    cortecs-async.
+    """
     root = ctx.find_root()
-    shown = root
-    if name is not None:
-        assert isinstance(root.command, Group)  # noqa: S101  (for the type checker)
-        _, found, _ = root.command.resolve_command(root, [name])
-        assert found is not None  # noqa: S101  (for the type checker)
-        shown = found.context_class(found, parent=root, info_name=name)
-    click.echo(shown.get_help())
+    if name is None:
+        click.echo(root.get_help())
+        return
+    group = _group(ctx)
+    error = None if name in group.commands else find_error(name)
+    if error is not None:
+        formatter = ctx.make_formatter()
+        write_error(error, formatter)
+        click.echo(formatter.getvalue().rstrip("\n"))
+        return
+    if _CLASS.search(name):
+        suggested = did_you_mean(nearest(name.rpartition(".")[2], public_errors()))
+        raise click.UsageError(f'"{name}" is not an error of cortecs-async.{suggested}', ctx)
+    _, found, _ = group.resolve_command(root, [name])
+    assert found is not None  # noqa: S101  (for the type checker)
+    click.echo(found.context_class(found, parent=root, info_name=name).get_help())
+
+
+def _group(ctx: click.Context) -> Group:
+    group = ctx.find_root().command
+    assert isinstance(group, Group)  # noqa: S101  (for the type checker)
+    return group

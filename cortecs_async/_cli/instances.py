@@ -26,12 +26,14 @@ from .options import duration, json_option
 from .output import (
     FINAL_STATUSES,
     STATUSES,
+    LibraryError,
     count,
     error_text,
     format_time,
     has_ended,
     one_line,
     print_facts,
+    print_help_lines,
     print_json,
     print_list,
     print_note,
@@ -289,19 +291,19 @@ def _is_terminal() -> bool:
 
 def _apply(action: _Action, ids: tuple[str, ...], *, is_left: bool) -> None:
     """Run an action for all instances, and print a line for each. Exit with 1 if one failed or `is_left`."""
-    failed = is_left
+    failed, shown = is_left, list[CortecsError]()
     for instance_id, result in run_async(_for_each, ids, action):
         if isinstance(result, CortecsError):
             failed = True
             text = error_text(result)
-            if instance_id not in text.partition(". ")[0]:
-                print_warning(f"{instance_id}  {text}")
-            elif len(ids) > 1:
-                print_warning(text)
-            else:
-                raise click.ClickException(text)
+            is_named = instance_id in text.partition(". ")[0]
+            if is_named and len(ids) == 1:
+                raise LibraryError(result)
+            shown.append(result)
+            print_warning(text if is_named else f"{instance_id}  {text}")
         else:
             click.echo(one_line(f"{instance_id}  {result}"))
+    print_help_lines(*shown)
     if failed:
         sys.exit(FAILED)
 

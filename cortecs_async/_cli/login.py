@@ -25,7 +25,7 @@ from .._profiles import (
 )
 from .command import cli_command
 from .environment import CREDENTIALS, INFERENCE_KEYS
-from .output import error_text, print_note, print_warning
+from .output import LibraryError, print_note, print_warning
 from .runtime import run_async
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -83,7 +83,7 @@ def login(name: str, no_check: bool) -> None:
     try:
         saved = save_profile(profile)
     except ConfigurationError as error:
-        raise click.ClickException(error_text(error)) from None
+        raise LibraryError(error) from None
     _print_result(saved)
 
 
@@ -95,7 +95,7 @@ def logout(name: str) -> None:
         removed = remove_profile(name)
         names = () if removed else profile_names()
     except ConfigurationError as error:
-        raise click.ClickException(error_text(error)) from None
+        raise LibraryError(error) from None
     if removed is None:
         others = f"Existing profiles: {', '.join(names)}." if names else "There are no profiles."
         raise click.ClickException(f'There is no profile "{name}". {others}')
@@ -139,7 +139,7 @@ def _check_values(profile: Profile) -> None:
             client_id=profile.client_id, client_secret=profile.client_secret, provider=None, profile=None
         )
     except ConfigurationError as error:
-        raise click.ClickException(f"{error} {_NOT_STORED}") from None
+        raise LibraryError(error, f"{error} {_NOT_STORED}") from None
     if profile.api_key and (problem := sources.key_problem(FoundKey(profile.api_key, ""))):
         raise click.ClickException(f"{problem[0].upper()}{problem[1:]}. {_NOT_STORED}")
 

@@ -22,6 +22,7 @@ from rich.text import Text
 from .. import CortecsError, Instance, Progress
 from ..errors import APIStatusError, MissingCredentialsError
 from ..integrations.rich import ProvisioningBar
+from .options import JSON
 from .wording import to_command_line
 
 T = TypeVar("T")
@@ -137,6 +138,42 @@ def error_text(error: CortecsError) -> str:
         lines.append(f"response: {one_line(error.body)}")
     notes = getattr(error, "__notes__", [])
     return sanitize("\n".join([*lines, *map(to_command_line, notes)]))
+
+
+class LibraryError(click.ClickException):
+    """An error of the library, as the message of a command. A last line names the help about it.
+
+    Args:
+        error: The error.
+        text: What to print instead of its message.
+    """
+
+    def __init__(self, error: CortecsError, text: str | None = None) -> None:
+        super().__init__(error_text(error) if text is None else text)
+        self._names = help_names(error)  # now, because no command runs anymore when this is shown
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        super().show(file)
+        _print_help_names(self._names)
+
+
+def print_help_lines(*errors: CortecsError) -> None:
+    """Print below the messages of errors how to read more about each class, once."""
+    _print_help_names(help_names(*errors))
+
+
+def help_names(*errors: CortecsError) -> tuple[str, ...]:
+    """Return the classes of errors to name below their messages. None with --quiet, and for programs."""
+    if is_quiet() or _has_option(JSON):
+        return ()
+    # The base class alone explains nothing.
+    return tuple(dict.fromkeys(type(each).__name__ for each in errors if type(each) is not CortecsError))
+
+
+def _print_help_names(names: Iterable[str]) -> None:
+    for name in names:
+        with contextlib.suppress(OSError):
+            click.secho(f"More: cortecs-async help {name}", dim=True, err=True)
 
 
 def _missing_text(error: MissingCredentialsError) -> str:

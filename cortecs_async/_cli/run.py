@@ -20,6 +20,7 @@ from .options import duration, limit_options, start_options, start_timeout_optio
 from .output import (
     error_text,
     is_verbose,
+    print_help_lines,
     print_note,
     print_nothing_left,
     print_warning,
@@ -167,6 +168,7 @@ def run(ctx: click.Context, /, model: str, hardware: str | None, **options: Any)
         check_inference_key()
     except ConfigurationError as error:
         _print_error(f"{error}\nNo instance was started.")
+        print_help_lines(error)
         sys.exit(LEASE_FAILED)
     sys.exit(run_async(_run, command, model, hardware, options))
 
@@ -188,6 +190,7 @@ async def _run(command: list[str], model: str, hardware: str | None, options: di
                 raise
     except CortecsError as error:
         _print_error(error_text(error))
+        print_help_lines(error)
         exit_code = LEASE_FAILED
     finally:
         _print_receipt(lease, exit_code)

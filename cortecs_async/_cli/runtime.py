@@ -21,7 +21,7 @@ import click
 
 from .. import AsyncCortecs, CortecsError
 from .._extras import install_command
-from .output import error_text, print_note, sanitize
+from .output import LibraryError, print_note, sanitize
 from .wording import to_command_line
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ def run_async(main: Callable[..., Awaitable[T]], *args: Any) -> T:
     try:
         return anyio.run(run)
     except CortecsError as error:
-        raise click.ClickException(error_text(error)) from None
+        raise LibraryError(error) from None
     except KeyboardInterrupt:
         exit_interrupted()
     finally:

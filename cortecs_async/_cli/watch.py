@@ -21,6 +21,7 @@ from .output import (
     has_ended,
     make_table,
     one_line,
+    print_help_lines,
     print_note,
     print_warning,
     stdout_console,
@@ -96,6 +97,7 @@ async def _watch(
         with display as show:
             watcher = _Watcher(client, until_running, show)
             await watcher.run(chosen, timeout)
+        print_help_lines(*watcher.errors)
     return not watcher.failed
 
 
@@ -109,6 +111,7 @@ class _Watcher:
         self._output_error: OSError | None = None
         self._latest: dict[str, Instance | None] = {}  # of the instances that are still watched
         self.failed = False
+        self.errors: list[CortecsError] = []
 
     async def run(self, ids: tuple[str, ...], timeout: float | None) -> None:
         self._latest = dict.fromkeys(ids)
@@ -147,6 +150,8 @@ class _Watcher:
         else:
             self._latest[instance_id] = instance
         is_usable = instance is not None and instance.is_usable
+        if error is not None:
+            self.errors.append(error)
         if error is not None or (is_last and self._until_running and not is_usable):
             self.failed = True
         elapsed = time.monotonic() - self._began

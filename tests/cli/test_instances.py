@@ -107,12 +107,13 @@ class TestReading:
         assert "base url" not in shown
         assert json.loads(call("show", instance_id, "--json").stdout)["instance_id"] == instance_id
 
-    def test_error_is_one_line_without_a_traceback(self, served: Emulator, call: Call) -> None:
+    def test_error_has_no_traceback(self, served: Emulator, call: Call) -> None:
         shown = call("show", "unknown-id")
         assert shown.exit_code == 1
         assert shown.stdout == ""
-        assert len(shown.stderr.splitlines()) == 1
-        assert "There is no instance unknown-id." in shown.stderr
+        message, more = shown.stderr.splitlines()
+        assert message.startswith("Error: There is no instance unknown-id.")
+        assert more == "More: cortecs-async help BadRequestError"
 
     def test_models_hardware_and_balance(self, served: Emulator, call: Call) -> None:
         assert re.search(rf"^{MODEL} .*{HARDWARE}", call("models").stdout, re.MULTILINE)
@@ -161,6 +162,7 @@ class TestStart:
         assert shown.stderr.endswith(
             "Increase --start-timeout, or try another hardware type.\n"
             f"{slow.billing[0]} was not deleted. To delete it: cortecs-async rm --stop {slow.billing[0]}\n"
+            "More: cortecs-async help StartTimeoutError\n"
         )
 
     def test_lost_response_warns_that_an_instance_may_have_been_started(
@@ -359,7 +361,10 @@ class TestStopAndRemove:
         shown = call("stop", one, "unknown-id", two, one)
         assert shown.exit_code == 1
         assert shown.stdout == f"{one}  stopped\n{two}  already stopped\n"
-        assert shown.stderr == "There is no instance unknown-id. `cortecs-async ls` lists your instances.\n"
+        assert shown.stderr == (
+            "There is no instance unknown-id. `cortecs-async ls` lists your instances.\n"
+            "More: cortecs-async help BadRequestError\n"
+        )
         alone = call("stop", "unknown-id")
         assert (alone.exit_code, alone.stderr) == (1, f"Error: {shown.stderr}")
         assert account.billing == (three,)
@@ -416,6 +421,7 @@ class TestStopAndRemove:
         # Neither a reaper nor a journal of this account.
         assert shown.stderr.endswith(
             "IT MAY STILL BE BILLED. Stop it with `cortecs-async rm --stop` or on cortecs.ai.\n"
+            "More: cortecs-async help TeardownError\n"
         )
         assert account.billing == (instance_id,)
 
@@ -579,11 +585,13 @@ class TestWatch:
         assert last[one]["status"] == "running"
         assert (last["unknown-id"]["status"], last["unknown-id"]["instance"]) == ("error", None)
         assert "There is no instance unknown-id." in last["unknown-id"]["error"]
-        hint = call("watch", "unknown-id").stdout
+        assert "More:" not in shown.stderr
+        watched = call("watch", "unknown-id")
+        assert watched.stderr == "More: cortecs-async help InstanceGoneError\n"
         said = (
             r"unknown-id  error  There is no instance unknown-id\. `cortecs-async ls` lists your instances\."
         )
-        assert re.fullmatch(rf"{said}  [0-9.]+ s\n", hint)
+        assert re.fullmatch(rf"{said}  [0-9.]+ s\n", watched.stdout)
 
     def test_unreachable_service_is_an_error_at_once(
         self, call: Call, monkeypatch: pytest.MonkeyPatch
@@ -740,7 +748,7 @@ def test_verbose_prints_the_response_below_an_error(account: Emulator, call: Cal
     assert "tea" not in call("balance").stderr
     shown = call("-v", "balance")
     assert shown.exit_code == 1
-    _, response = shown.stderr.splitlines()
+    _, response, _ = shown.stderr.splitlines()
     assert response == 'response: {"detail": "no[2J tea", "secret": "***"}'
     account.clear_faults()
     # One without a body, and the output of `stop` for each instance.
@@ -748,7 +756,7 @@ def test_verbose_prints_the_response_below_an_error(account: Emulator, call: Cal
     assert "response:" not in call("-v", "balance").stderr
     account.add_fault(Fault("status", route="stop", status=400, body="busy", times=None))
     shown = call("-v", "stop", account.start_instance(MODEL, HARDWARE))
-    assert shown.stderr.endswith("\nresponse: busy\n")
+    assert "\nresponse: busy\nMore: " in shown.stderr
 
 
 def test_sanitize_covers_all_fields() -> None:
