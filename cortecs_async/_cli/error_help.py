@@ -20,7 +20,7 @@ def public_errors() -> Mapping[str, type[CortecsError]]:
     """Return all public errors by name."""
     from ..integrations.web import NotReadyError  # noqa: PLC0415  (only for this command)
 
-    found = {name: getattr(errors, name) for name in errors.__all__}
+    found = {name: each for name, each in vars(errors).items() if name.endswith("Error")}
     return {**found, NotReadyError.__name__: NotReadyError}
 
 

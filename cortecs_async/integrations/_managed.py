@@ -98,15 +98,15 @@ class NotReadyError(CortecsError, RuntimeError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Retry-After` in whole seconds; empty if no instance will be started again."""
+        """`Retry-After` in whole seconds. Empty if no instance will be started again."""
         return {} if self.retry_after is None else {"Retry-After": f"{max(self.retry_after, 1):.0f}"}
 
 
 class StartOptions(TypedDict, total=False):
-    """The options of `client.instance` that background and shared instances accept.
+    """The options of `client.instance` that background and shared instances accept, with the same meaning.
 
-    `max_lifetime` and `max_cost` limit the total of all instances that one block starts, one after the other.
-    Once a limit is reached, nothing is started again.
+    `max_lifetime` and `max_cost` limit the total of all instances that one block starts. Once a limit is
+    reached, nothing is started again.
     """
 
     context_length: int | None
@@ -173,6 +173,13 @@ class ManagedInstance(abc.ABC):
         Raises:
             NotReadyError: If no instance is running.
             InvalidArgumentError: Outside the `async with` block.
+
+        Example:
+            async with BackgroundInstance(client, "meta-llama/Llama-3.1-8B-Instruct") as instance:
+                try:
+                    print(instance.handle().base_url)
+                except NotReadyError as error:
+                    print(error.status_code, error.headers, error)
         """
         if not self._is_entered:
             raise InvalidArgumentError(
@@ -185,11 +192,16 @@ class ManagedInstance(abc.ABC):
         return state
 
     async def wait(self) -> InstanceHandle:
-        """Wait until an instance is running, for work that no HTTP client is waiting for.
+        """Wait until an instance is running, and return it: for background work.
 
         Raises:
             NotReadyError: If no instance will be started again.
             InvalidArgumentError: Outside the `async with` block.
+
+        Example:
+            async with BackgroundInstance(client, "meta-llama/Llama-3.1-8B-Instruct") as instance:
+                inst = await instance.wait()
+                print(inst.base_url)
         """
         while True:
             try:
@@ -209,8 +221,16 @@ class ManagedInstance(abc.ABC):
 
         Args:
             error: The error of the request.
-            handle: The instance that the request was sent to; by default, the current one. Nothing is checked
-                if it has been replaced since.
+            handle: The instance that the request was sent to. Default: the current one. Nothing is checked if
+                it has been replaced since.
+
+        Example:
+            async with BackgroundInstance(client, "meta-llama/Llama-3.1-8B-Instruct") as instance:
+                inst = await instance.wait()
+                try:
+                    raise ConnectionError("refused")  # here you send a request to inst.base_url
+                except ConnectionError as error:
+                    instance.report(error, inst)
         """
         if handle is not None and not isinstance(handle, InstanceHandle):
             raise InvalidArgumentError(f"report needs the handle that was used, not {type(handle).__name__}")

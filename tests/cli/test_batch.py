@@ -170,7 +170,7 @@ def test_dry_run_bounds_what_can_be_written(served: Emulator, call: Call, tmp_pa
     ],
 )
 @pytest.mark.sockets
-def test_file_error_is_one_line(
+def test_file_error_starts_nothing(
     served: Emulator, call: Call, tmp_path: Path, options: list[str], text: str | None, expected: str
 ) -> None:
     if text is None:
@@ -180,7 +180,8 @@ def test_file_error_is_one_line(
     done = call(*options)
     assert done.exit_code == 1
     assert done.stderr.startswith(f"Error: {expected}")
-    assert done.stderr.count("\n") == 1
+    _, more = done.stderr.splitlines()
+    assert more == "More: cortecs-async help BatchFileError"
     assert served.requests == ()
 
 

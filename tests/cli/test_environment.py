@@ -276,7 +276,8 @@ def test_without_a_home_directory_everything_works_that_needs_no_journal(
         for command in (["sweep"], ["orphans"]):
             done = program(tmp_path, emu, *command, source=source)
             assert done.returncode == 1
-            (line,) = done.stderr.splitlines()
+            line, more = done.stderr.splitlines()
+            assert more == "More: cortecs-async help JournalError"
             assert "there is no home directory. Set CORTECS_STATE_DIR" in line
 
 
