@@ -262,7 +262,7 @@ PLUGIN_TESTS = ["tests/integrations/test_pytest_plugin.py", "tests/ecosystem/tes
 @nox.session
 @nox.parametrize("pytest", ["newest", "lowest"], ids=["newest", "lowest"])
 def plugins(session: nox.Session, pytest: str) -> None:
-    """Test the pytest plugin beside other async plugins, with the newest and the lowest supported pytest."""
+    """Test the pytest plugin together with other async plugins, with the newest and lowest pytest."""
     extra: list[str] = PYPROJECT["project"]["optional-dependencies"]["testing"]
     (bound,) = (each for each in extra if each.startswith("pytest>="))
     lowest = bound.replace(">=", "==") if pytest == "lowest" else ""

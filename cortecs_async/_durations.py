@@ -83,7 +83,7 @@ def duration_problem(value: Any, *, at_least: float | None = None) -> str | None
 
 
 def check_seconds(name: str, value: Any, *, at_least: float | None = None) -> float:
-    """Return a duration in seconds, which must be positive, or at least so many seconds.
+    """Return a duration in seconds, which must be positive, or at least `at_least` seconds.
 
     Raises:
         InvalidArgumentError: if it is not one, or longer than ten years; infinity means no limit.

@@ -33,7 +33,9 @@ class Feed(Generic[T]):
             else:
                 self._sync = iter(items)
         except TypeError:
-            raise InvalidArgumentError(f"{name} needs an iterable or async iterable, not {items!r}") from None
+            raise InvalidArgumentError(
+                f"items must be an iterable or async iterable, not {items!r}"
+            ) from None
         self.name = f"the items of {name}"
 
     async def next(self) -> T:
@@ -53,7 +55,7 @@ class Feed(Generic[T]):
             raise StopAsyncIteration from None
 
     async def close(self, error: BaseException | None) -> BaseException | None:
-        """Let go of the items. Close them if they are asynchronous and have an `aclose`, as generators do.
+        """Drop the items. Close them if they are asynchronous and have an `aclose`, as generators do.
 
         Synchronous items, such as a file or a generator, stay open: several maps may share them.
 

@@ -14,7 +14,7 @@ _CENTS = {"cent", "cents", "ct"}
 _CURRENCIES = {"eur", "usd"}
 _FILLERS = {"price", "cost", "rate", "per", "in"}
 
-# In a text beside the prices, these words may mean that a price is not what its key says.
+# In a text next to the prices, these words may mean that a price is not what its key says.
 _DOUBTS = {*_CENTS, "unit", "units"}
 
 

@@ -312,7 +312,7 @@ def _with_context_lengths(model: dict[Any, Any], requested_id: str | None) -> di
 
 
 def _with_context_length(config: Any) -> Any:
-    # The vendor's client before 0.1.2 reads `max_context_length` beside `params`.
+    # The vendor's client before 0.1.2 reads `max_context_length` next to `params`.
     if not isinstance(config, dict) or config.get("max_context_length") is None:
         return config
     params = config.get("params")

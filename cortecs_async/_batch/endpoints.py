@@ -13,7 +13,7 @@ from attrs import frozen
 # Characters of an error inside an answer that a message repeats, at most.
 _MAX_MESSAGE = 500
 
-# The statuses of a response that is no answer. A list, because the status of an answer may be unhashable.
+# The statuses of a response without an answer. A list, because the status of an answer may be unhashable.
 _UNANSWERED = ["failed", "cancelled", "queued", "in_progress"]
 
 # What a choice ends with if the server did not finish it.

@@ -33,7 +33,7 @@ _DRAIN_TIME = 5.0
 # A terminal sends these to its whole foreground process group, which includes the command. A Python handler
 # cannot see who sent a signal, so in the foreground they are assumed to come from the terminal.
 _FROM_TERMINAL = frozenset({"SIGINT", "SIGQUIT"})
-# Whoever sends these wants an early end.
+# A process that sends these wants the command to end early.
 _ENDING = frozenset({"SIGTERM", "SIGHUP"})
 _FORWARDED = tuple(
     signal.Signals[name]

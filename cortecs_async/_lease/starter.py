@@ -1,6 +1,6 @@
 """Start an instance without losing it, even if the response to the start is lost.
 
-The service has no idempotency key, so a start whose outcome is unknown is never simply repeated. For each
+The service has no idempotency key, so a start whose outcome is unknown is never repeated blindly. For each
 attempt:
 
 1. List what exists (the baseline), and record the intent in journal and reaper.

@@ -101,7 +101,7 @@ class JournalState:
     Attributes:
         baselines: Sets of ids, by the names that promises refer to.
         past_ids: Instances whose promises are closed, oldest first: the URL of the service (None if it is not
-            known), and the id. A list may still show them: for a while after their deletion, or for good if
+            known), and the id. A list may still show them: for a while after their deletion, or forever if
             they were handed over. No search may take them.
         owner: The record of the process that made the promises.
         is_orphaned: Whether the reaper has taken over from a dead owner.

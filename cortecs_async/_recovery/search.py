@@ -37,8 +37,8 @@ from .pending import PendingPromise, RecoveryResult, RecoveryState, age_of
 # recorded it yet.
 _MIN_SEARCH, _MIN_LISTED = 10.0, 5.0
 
-# An outage lasts at least so many seconds. After it, the service may still carry out what it received before,
-# for so many seconds.
+# An outage lasts at least this many seconds. After it, the service may still carry out what it received
+# before, for this many seconds.
 _MIN_OUTAGE, _AFTER_OUTAGE = 10.0, 60.0
 
 # Seconds after the request from which an instance is attributed to a start only if its timestamp or its tag
@@ -126,7 +126,7 @@ class Search:
         try:
             listing = await self.instances.list()
         except RateLimitError as error:
-            # The service works: this is no outage, and does not interrupt a series of lists.
+            # The service works: this is not an outage, and does not interrupt a series of lists.
             self._retry_after = min(error.retry_after or 0.0, _MAX_RETRY_AFTER)
             return None
         except Exception as error:  # noqa: BLE001  (also those of a credential provider or a transport)

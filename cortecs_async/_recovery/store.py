@@ -32,7 +32,7 @@ _REWRITE_FACTOR, _REWRITE_SLACK = 4, 1 << 18
 # After more than this number of reaper deaths within this many seconds, the reaper is no longer replaced.
 _MAX_REAPER_DEATHS, _REAPER_DEATHS_WINDOW = 5, 60.0
 
-# Seconds. A smaller change of the wall clock is no jump.
+# Seconds. A smaller change of the wall clock is not a jump.
 _CLOCK_TOLERANCE = 1.0
 
 # Records that must survive a power loss, as must those with `durable`. Losing any other record only costs

@@ -35,7 +35,7 @@ class InferenceQueue:
     def reserve(self, now: float) -> Slot:
         """Reserve the next slot.
 
-        A released slot goes to the next caller, who thereby overtakes those that already wait: their times
+        A released slot goes to the next caller, who so overtakes those that already wait: their times
         are fixed.
         """
         while self._reserved and self._reserved[0].ends <= now:

@@ -31,7 +31,7 @@ class MeetingPoint:
     The file of the lock contains the process id of the owner, and whether it is still starting.
 
     Attributes:
-        address: The path of the socket. The lock is beside it.
+        address: The path of the socket. The lock is next to it.
     """
 
     address: Path
