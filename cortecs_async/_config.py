@@ -329,7 +329,7 @@ def _url_problem(url: str, *, allow_insecure_http: bool) -> str | None:
     """Return what is wrong with a base URL. What may hold a password is not shown."""
     parts = split_url(url)
     if parts is None:
-        return "api_base_url is not a URL: check its host and port, and that it contains no spaces"
+        return "api_base_url is not a URL. Check its host and port, and that it contains no spaces."
     if "@" in url:
         # Anywhere in it: the parser finds no user name in `user:password@host` without a scheme.
         return "api_base_url must not have a user name or password"
@@ -377,7 +377,7 @@ def _header_problem(name: Any, value: Any) -> str | None:
     if not _HEADER_NAME.fullmatch(name):
         return f": {name!r} is not a valid header name"
     if name.lower() in _OWN_HEADERS:
-        return f" must not set {name}: the client sets it itself"
+        return f" must not set {name}, because the client sets it"
     value = value.strip()
     if has_line_break(value):
         return f": the value of {name!r} contains a line break"

@@ -123,7 +123,7 @@ class Sources:
         if found is None:
             raise ConfigurationError(_NO_KEY)
         if problem := self.key_problem(found):
-            raise ConfigurationError(f"{problem}.")
+            raise ConfigurationError(problem)
         remember_inference_key(found.value)
         return found
 
@@ -169,19 +169,19 @@ class Sources:
     def key_problem(self, found: FoundKey) -> str:
         """Return why a key cannot be right, without showing it; empty if nothing is wrong with it."""
         key = found.value.reveal()
-        what = f"the inference API key {f'from {found.origin}' if found.origin else 'that you entered'}"
+        what = f"The inference API key {f'from {found.origin}' if found.origin else 'that you entered'}"
         if has_line_break(key):
-            return f"{what} contains a line break"
+            return f"{what} contains a line break."
         if not (key.isascii() and key.isprintable()):
-            return f"{what} has characters that an HTTP header cannot contain"
+            return f"{what} has characters that an HTTP header cannot contain."
         if any(character in key for character in " \"'"):
             # From a file whose quotes were kept, or a whole header.
-            return f"{what} contains a space or a quotation mark. Set it to only the key"
+            return f"{what} contains a space or a quotation mark. Set it to only the key."
         if _PLACEHOLDER.fullmatch(key):
-            return f"{what} is a placeholder. Set it to your inference API key from cortecs.ai"
+            return f"{what} is a placeholder. Set it to your inference API key from cortecs.ai."
         for name, credential in self._credentials():
             if found.value == credential:
-                return f"{what} is your {_WORDS[name]}. Create an inference API key on cortecs.ai"
+                return f"{what} is your {_WORDS[name]}. Create an inference API key on cortecs.ai."
         return ""
 
     def _credentials(self) -> Iterator[tuple[str, Secret]]:
@@ -195,12 +195,12 @@ class Sources:
 
 
 _NO_KEY = (
-    "no inference API key: pass api_key=, or set CORTECS_API_KEY or OPENAI_API_KEY. Create the key "
-    "on cortecs.ai; client_id and client_secret are only for provisioning."
+    "No inference API key. Pass api_key=, or set CORTECS_API_KEY or OPENAI_API_KEY. Create the key "
+    "on cortecs.ai. client_id and client_secret are only for provisioning."
 )
 _NO_KEY_SET = (
-    "no inference API key: set CORTECS_API_KEY or OPENAI_API_KEY to your inference API key from "
-    "cortecs.ai (not the client id and secret)"
+    "No inference API key. Set CORTECS_API_KEY or OPENAI_API_KEY to your inference API key from "
+    "cortecs.ai (not the client id and secret)."
 )
 
 
@@ -272,9 +272,9 @@ def resolve_sources(
     is_given = bool(client_id or client_secret)
     if provider is not None and (is_given or profile):
         other = "client_id and client_secret" if is_given else "profile"
-        raise ConfigurationError(f"pass either credential_provider or {other}, not both")
+        raise ConfigurationError(f"Pass either credential_provider or {other}, not both.")
     if profile and is_given:
-        raise ConfigurationError("pass either profile or client_id and client_secret, not both")
+        raise ConfigurationError("Pass either profile or client_id and client_secret, not both.")
     if provider is not None:
         if not callable(provider):
             raise ConfigurationError("credential_provider must be an async function without arguments")
@@ -313,7 +313,7 @@ def resolve_sources(
 async def _provide(sources: Sources) -> Credentials:
     if sources.is_anonymous:
         raise ConfigurationError(
-            "this request needs credentials, but the client was created with anonymous=True. "
+            "This request needs credentials, but the client was created with anonymous=True. "
             "Create one without it."
         )
     sources.check()
@@ -339,7 +339,7 @@ def _missing_text(missing: tuple[str, ...], profile: Profile | None, origin: str
         return f"{profile} has no {what}. Run `{_login(profile)}`."
     if len(missing) == 2:
         return (
-            f"no credentials: pass client_id= and client_secret= to AsyncCortecs, set {_ID} and {_SECRET}, "
+            f"No credentials. Pass client_id= and client_secret= to AsyncCortecs, set {_ID} and {_SECRET}, "
             f"or run `cortecs-async login`. {where}"
         )
     (name,) = missing
@@ -347,5 +347,5 @@ def _missing_text(missing: tuple[str, ...], profile: Profile | None, origin: str
     lacking, other = places if name == "client_id" else places[::-1]
     if other.endswith("="):
         given = other.removesuffix("=")
-        return f"{given} was passed, but no {_WORDS[name]}: pass {name}= to AsyncCortecs, or set {lacking}."
+        return f"{given} was passed, but no {_WORDS[name]}. Pass {name}= to AsyncCortecs, or set {lacking}."
     return f"{other} is set, but {lacking} is not. Set it, or unset {other} to use your profile."

@@ -452,7 +452,7 @@ class ServerError(APIStatusError):
             print(error.status_code, error.request_id)
     """
 
-    hint = "The service failed: try again later."
+    hint = "The service failed. Try again later."
 
 
 class ServiceUnavailableError(ServerError):

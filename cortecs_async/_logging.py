@@ -56,7 +56,7 @@ class Event(enum.Enum):
     LEASE_ABANDONED = (
         "lease.abandoned",
         CRITICAL,
-        "%(name)s was not released before its event loop ended. %(who_releases)s",
+        "Not released before its event loop ended: %(name)s. %(who_releases)s.",
         "instance_id model",
     )
     LEASE_UNAWAITED = (
@@ -97,7 +97,7 @@ class Event(enum.Enum):
         WARNING,
         (
             "The response to a start of %(model)s was lost, and no instance has appeared so far. "
-            "If one still appears, the reaper or `cortecs-async sweep` releases it"
+            "If one still appears, the reaper or `cortecs-async sweep` releases it."
         ),
         "model",
     )
@@ -106,7 +106,7 @@ class Event(enum.Enum):
         WARNING,
         (
             "The service does not return the context length that was sent for instance %(instance_id)s. "
-            "The client stops tagging its starts"
+            "The client stops tagging its starts."
         ),
         "instance_id model",
     )
@@ -133,7 +133,7 @@ class Event(enum.Enum):
     BACKGROUND_FAILED = (
         "background.failed",
         ERROR,
-        "Work in the background failed: %(work)s. Blocks continue, and instances are still released",
+        "Work in the background failed: %(work)s. Blocks continue, and instances are still released.",
         "work",
     )
 
@@ -149,7 +149,7 @@ class Event(enum.Enum):
         "Retrying in %(wait).1f s: %(error)s",
         "method path status wait attempt request_id",
     )
-    HTTP_OUTAGE = "http.outage", WARNING, "%(problem)s. Retrying", "method path"
+    HTTP_OUTAGE = "http.outage", WARNING, "%(problem)s. Retrying.", "method path"
 
     HTTP_UNREADABLE_ENTRY = (
         "http.unreadable_entry",
@@ -168,8 +168,8 @@ class Event(enum.Enum):
         "config.inference_key",
         WARNING,
         (
-            "%(problem)s. Without a key, inst.openai() fails after billing has started. "
-            "If you pass api_key= yourself, hide this warning with require_key=False"
+            "%(problem)s Without a key, inst.openai() fails after billing has started. "
+            "If you pass api_key= yourself, hide this warning with require_key=False."
         ),
     )
 
@@ -198,7 +198,7 @@ class Event(enum.Enum):
         WARNING,
         (
             "Dead processes left instances or unresolved starts behind: %(count)d. "
-            "Run `cortecs-async sweep` or client.sweep()"
+            "Run `cortecs-async sweep` or client.sweep()."
         ),
         "count",
     )
@@ -206,29 +206,32 @@ class Event(enum.Enum):
         "guard.no_journal",
         WARNING,
         (
-            "Cannot write the journal in %(directory)s (%(error)s): "
-            "if this machine dies, `sweep` cannot find its instances. "
-            "Set CORTECS_STATE_DIR to a directory of your own"
+            "Cannot write the journal in %(directory)s (%(error)s). "
+            "If this machine dies, `cortecs-async sweep` cannot find its instances. "
+            "Set CORTECS_STATE_DIR to a directory of your own."
         ),
         "directory",
     )
     GUARD_FILES_IGNORED = (
         "guard.files_ignored",
         WARNING,
-        "Leaving %(files)s in %(directory)s alone: %(problem)s",
+        "Ignoring %(files)s in %(directory)s: %(problem)s",
         "directory files",
     )
     GUARD_NO_REAPER = (
         "guard.no_reaper",
         WARNING,
-        "The reaper is not running (%(error)s): if this process is killed, its instances run until `sweep`",
+        (
+            "The reaper is not running (%(error)s). "
+            "If this process is killed, its instances run until you run `cortecs-async sweep`."
+        ),
     )
     GUARD_REAPER_UNREACHABLE = (
         "guard.reaper_unreachable",
         WARNING,
         (
             "The reaper cannot reach the service: %(problem)s. "
-            "If this process is killed, its instances run until `sweep`"
+            "If this process is killed, its instances run until you run `cortecs-async sweep`."
         ),
     )
     GUARD_REAPER_REPLACED = "guard.reaper_replaced", WARNING, "Starting another reaper: %(reason)s"
@@ -236,8 +239,8 @@ class Event(enum.Enum):
         "guard.reaper_given_up",
         CRITICAL,
         (
-            "The reaper died repeatedly; continuing without it. "
-            "If this process is killed, its instances keep running"
+            "The reaper died repeatedly. Continuing without it. "
+            "If this process is killed, its instances run until you run `cortecs-async sweep`."
         ),
     )
     GUARD_SWEEP = "guard.sweep", INFO, "%(text)s"
@@ -284,7 +287,7 @@ class Event(enum.Enum):
     TELEMETRY_FAILED = (
         "telemetry.failed",
         WARNING,
-        "telemetry.%(call)s raised. Leases are not affected; further errors are not logged",
+        "telemetry.%(call)s raised. Leases are not affected. Further errors are not logged.",
         "call",
     )
 

@@ -90,14 +90,14 @@ class Profile:
         what, again = name.replace("_", " "), f"log in again: `cortecs-async login --profile {self.name}`"
         if (keyring := working_keyring()) is None:
             raise ConfigurationError(
-                f'the {what} of profile "{self.name}" is in the system keyring, but the package keyring is '
-                f"not installed or has no backend. Run: {install_command('keyring')}, or {again}"
+                f'The {what} of profile "{self.name}" is in the system keyring, but the package keyring is '
+                f"not installed or has no backend. Run: {install_command('keyring')}, or {again}."
             )
         found, problem = read_entry(keyring, self.entry(name))
         if problem:
             raise ConfigurationError(
-                f'cannot read the {what} of profile "{self.name}" from the system keyring: {problem}. '
-                f"Check the keyring, or {again}"
+                f'Cannot read the {what} of profile "{self.name}" from the system keyring: {problem}. '
+                f"Check the keyring, or {again}."
             )
         self._found[name] = found
         return found
@@ -130,7 +130,7 @@ def why_no_file() -> tuple[str, str]:
     """Return why `config_file` returns None, and what to do."""
     if os.environ.get("CORTECS_CONFIG_FILE", "").strip():
         return f"CORTECS_CONFIG_FILE is {os.devnull}", "Unset it, or set it to a file path."
-    return "there is no home directory", "Set CORTECS_CONFIG_FILE to a file path."
+    return "There is no home directory", "Set CORTECS_CONFIG_FILE to a file path."
 
 
 def load_profile(name: str | None = None) -> Profile | None:
@@ -180,7 +180,7 @@ def _read(path: Path) -> Hidden[str]:
     except OSError as error:
         problem = str(error)
     raise ConfigurationError(
-        f"the config file {path} cannot be used: {problem}. To ignore it, set CORTECS_CONFIG_FILE=/dev/null."
+        f"The config file {path} cannot be used: {problem}. To ignore it, set CORTECS_CONFIG_FILE=/dev/null."
     )
 
 
@@ -301,7 +301,7 @@ def _lock(path: Path) -> Generator[None]:
         try:
             folder = stack.enter_context(_folder(path, create=True))
         except OSError as error:
-            raise ConfigurationError(f"the config file {path} cannot be written: {error}") from None
+            raise ConfigurationError(f"The config file {path} cannot be written: {error}") from None
         if sys.platform != "win32":
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(folder.fileno(), fcntl.LOCK_EX)
@@ -336,12 +336,12 @@ def _rewrite(path: Path, name: str, text: Hidden[str], section: Hidden[dict[str,
         found = Hidden({"profiles": {}, **_parse(path, new)})
     if found.reveal() != expected.reveal():
         raise ConfigurationError(
-            f'profile "{name}" in {path} cannot be edited automatically. Edit the file by hand.'
+            f'Profile "{name}" in {path} cannot be edited automatically. Edit the file by hand.'
         )
     try:
         _replace(path, Hidden(new.reveal().encode()))
     except OSError as error:
-        raise ConfigurationError(f"the config file {path} cannot be written: {error}") from None
+        raise ConfigurationError(f"The config file {path} cannot be written: {error}") from None
 
 
 def _with_section(text: str, name: str, section: Mapping[str, Any] | None) -> str:

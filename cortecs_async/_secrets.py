@@ -30,7 +30,7 @@ class Hidden(Generic[T]):
         return f"{type(self).__name__}('***')"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        raise TypeError(f"a {type(self).__name__} is not pickled")
+        raise TypeError(f"A {type(self).__name__} cannot be pickled")
 
 
 class Secret(Hidden[str]):

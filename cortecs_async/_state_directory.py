@@ -194,8 +194,9 @@ def check_state_directory(folder: Path) -> None:
         pass
     except OSError as error:
         raise JournalError(
-            f"the state directory cannot be used: {error}. "
-            "Set state_dir= or CORTECS_STATE_DIR to a directory of your own; a missing one is created."
+            f"The state directory cannot be used: {error}. "
+            "Set state_dir= or CORTECS_STATE_DIR to a directory of your own. "
+            "It is created if it does not exist."
         ) from None
 
 

@@ -169,7 +169,7 @@ async def test_an_argument_of_a_start(client: AsyncCortecs, name: str, right: st
     with pytest.raises(TypeError, match=said):
         await client.acquire(MODEL, **wrong)
     with pytest.raises(
-        InvalidArgumentError, match=f"unknown option {name}.*{right.rsplit(maxsplit=1)[-1].replace('?', '.')}"
+        InvalidArgumentError, match=f"Unknown option {name}.*{right.rsplit(maxsplit=1)[-1].replace('?', '.')}"
     ):
         web.BackgroundInstance(client, MODEL, **wrong)
 
@@ -471,7 +471,7 @@ async def test_after_its_block_the_data_of_a_lease_stays_and_its_helpers_say_so(
             assert inst.openai_kwargs(api_key="k")["base_url"] == inst.base_url
         with pytest.raises(InvalidArgumentError, match=f"{inst.instance_id} was released"):
             inst.openai_kwargs(api_key="k")
-        with pytest.raises(InvalidArgumentError, match="the lease has ended"):
+        with pytest.raises(InvalidArgumentError, match="The lease has ended"):
             inst.map(never, [1])
         assert inst.receipt.released
         assert inst.base_url.startswith("http")

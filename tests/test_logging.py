@@ -87,7 +87,8 @@ def test_every_message_can_be_formatted() -> None:
         assert event.message.count("%") == len(names), event
         text = event.message % dict.fromkeys(names, 1)
         assert "%" not in text, event
-        assert not text.endswith("."), event
+        if "1. 1" not in text:  # whose last sentence is a value
+            assert text.endswith(".") == (". " in text), event
 
 
 def test_every_event_has_its_own_fields_in_its_record(caplog: pytest.LogCaptureFixture) -> None:

@@ -39,7 +39,7 @@ def test_without_what_windows_lacks_everything_but_leases_works(tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     _, _, auto, required, run, *_ = done.stdout.splitlines()
     assert auto == (
-        "the reaper does not run on Windows, so nothing would release the instance if this program is "
+        "The reaper does not run on Windows, so nothing would release the instance if this program is "
         "killed. Nothing was started. Run the program in WSL, or accept this risk with "
         'AsyncCortecs(guard="off").'
     )
@@ -62,7 +62,7 @@ class TestWindows:
                 client.instance(MODEL, HARDWARE).__aenter__,
                 lambda: client.acquire(MODEL, HARDWARE),
             ):
-                with pytest.raises(GuardError, match="the reaper does not run on Windows"):
+                with pytest.raises(GuardError, match="The reaper does not run on Windows"):
                     await enter()
             assert emu.requests == ()
 
@@ -95,7 +95,7 @@ class TestWindows:
         assert not findings["journal"].ok
 
     def test_a_batch(self, tmp_path: Path) -> None:
-        with pytest.raises(ConfigurationError, match="batches do not run on Windows, because"):
+        with pytest.raises(ConfigurationError, match="Batches do not run on Windows, because"):
             output.Output(tmp_path / "out.jsonl")
         assert not (tmp_path / "out.jsonl").exists()
 

@@ -99,7 +99,7 @@ class TestPrecedence:
         monkeypatch.setenv("CORTECS_CLIENT_SECRET", "e-secret")
         write(file, WORK.replace("work", "default"))
         async with AsyncCortecs(guard="off", journal="off") as client:
-            assert "no inference API key" in client._settings.sources.inference_key_problem()
+            assert "No inference API key" in client._settings.sources.inference_key_problem()
 
     @pytest.mark.parametrize(
         "other", [{"client_id": "a"}, {"client_secret": "b"}, {"credential_provider": print}]
@@ -194,7 +194,7 @@ class TestPrecedence:
         )
         monkeypatch.delenv(name)
         assert resolve_sources(client_id="x", **nothing)[0].missing == (
-            "client_id was passed, but no client secret: pass client_secret= to AsyncCortecs, or set "
+            "client_id was passed, but no client secret. Pass client_secret= to AsyncCortecs, or set "
             "CORTECS_CLIENT_SECRET."
         )
 

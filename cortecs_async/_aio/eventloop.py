@@ -88,7 +88,7 @@ class LoopBinding:
         # Atomic, because two threads may use the client first.
         if self._bound.setdefault("loop", loop) is not loop:
             raise ConfigurationError(
-                "this AsyncCortecs belongs to another event loop. Create a client in each `asyncio.run`, in "
+                "This AsyncCortecs belongs to another event loop. Create a client in each `asyncio.run`, in "
                 "each thread, and in each process after a fork."
             )
 

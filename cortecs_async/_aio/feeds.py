@@ -77,5 +77,5 @@ class Feed(Generic[T]):
                 return error
             if error is None:
                 return explain_cancelled_error(self.name, raised)
-            add_note(error, f"closing {self.name} raised {raised!r}")
+            add_note(error, f"Closing {self.name} raised {raised!r}")
         return error

@@ -265,7 +265,7 @@ def explain_cancelled_error(name: str, error: BaseException | None) -> BaseExcep
     """
     if not isinstance(error, (asyncio.CancelledError, anyio.get_cancelled_exc_class())):
         return error
-    explained = RuntimeError(f"{name} raised {type(error).__name__}")
+    explained = RuntimeError(f"{name[:1].upper()}{name[1:]} raised {type(error).__name__}")
     explained.__cause__ = error
     return explained
 

@@ -91,7 +91,7 @@ class StopFlag:
     def check(self) -> None:
         """End the thread with an error, which no caller receives, if its caller was cancelled."""
         if self.event.is_set():
-            raise RuntimeError("the caller of this thread was cancelled")
+            raise RuntimeError("The caller of this thread was cancelled")
 
 
 async def run_in_thread(work: Callable[[], T], *, abandon: bool = False) -> T:

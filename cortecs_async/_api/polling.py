@@ -152,7 +152,7 @@ class Poller:
         self._rescheduled = Broadcast()
         self._paused_until = -math.inf
         self._backoff = Backoff(first=2 * policy.min_interval, limit=policy.max_interval)
-        # A 429 without `Retry-After` is no failure of the service.
+        # A 429 without `Retry-After` is not a failure of the service.
         self._rate_limit_backoff = Backoff(first=policy.min_interval, limit=2 * policy.min_interval)
         self._requests_by_id = 0
         self.loop: LoopBinding = LoopBinding()
@@ -207,7 +207,7 @@ class Poller:
         """
         self.loop.check()
         if subscription in self._waiters:
-            raise InvalidArgumentError("another task is already using this watch. Call watch() in each task.")
+            raise InvalidArgumentError("Another task is already using this watch. Call watch() in each task.")
         self._waiters[subscription] = None
         if subscription.due < self._next_poll:
             self._next_poll = max(subscription.due, self._paused_until)
@@ -369,7 +369,7 @@ class Poller:
         readings: Readings = {each.instance_id: each for each in listing}
         for entry in listing.unreadable:
             if entry.entry_id is not None:
-                problem = f"instance {entry.entry_id} exists, but its entry in the list cannot be read"
+                problem = f"Instance {entry.entry_id} exists, but its entry in the list cannot be read"
                 readings[entry.entry_id] = DecodeError(problem, method="GET", path="/instances/")
         return readings
 

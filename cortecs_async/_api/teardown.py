@@ -193,7 +193,7 @@ class Teardown:
                     self._backoffs.pop(action, None)
                     self._rate_limit_backoff.reset()
                 except RateLimitError as error:
-                    # The service did nothing, so the state is the same, and this is no failure.
+                    # The service did nothing, so the state is the same, and this does not count as a failure.
                     self._note_rejection(action, error)
                     await self._pause(action, error, self._rate_limit_backoff.next())
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
@@ -225,10 +225,10 @@ class Teardown:
         """Return the error of a teardown that did not reach its goal. `advice` is its last sentence."""
         if isinstance(self.last_error, (AuthenticationError, PermissionDeniedError)):
             advice = "If the client secret was replaced, run `cortecs-async sweep` with the new one"
-        cause = f"; last error: {self.last_error}" if self.last_error else ""
+        cause = f" Last error: {f'{self.last_error}'.rstrip('.')}." if self.last_error else ""
         return TeardownError(
-            f"instance {self.instance_id} could not be {'deleted' if self.goal is Goal.GONE else 'stopped'} "
-            f"in time (last state: {self.state.name.lower()}{cause}). IT MAY STILL BE BILLED. {advice}.",
+            f"Instance {self.instance_id} could not be {'deleted' if self.goal is Goal.GONE else 'stopped'} "
+            f"in time (last state: {self.state.name.lower()}).{cause} IT MAY STILL BE BILLED. {advice}.",
             instance_id=self.instance_id,
         )
 
@@ -280,7 +280,7 @@ class Teardown:
         self.has_acted = self.delete_accepted = True
 
     async def _assess(self, reading: Instance | None, *, stop_refused: bool) -> ObservedState:
-        """Return what a reading says about the state, or how to go on if it proves nothing."""
+        """Return what a reading says about the state, or how to continue if it proves nothing."""
         if self.may_be_stopped:
             self.loss = None
         elif not (self.has_acted or self.may_be_deleted):

@@ -71,7 +71,7 @@ async def wait_until_running(
                 return latest
             if is_settled and has_ended(latest):
                 raise StartFailedError(
-                    f"instance {instance_id} did not start: its status is {latest.status!r}",
+                    f"Instance {instance_id} did not start: its status is {latest.status!r}",
                     instance_id=instance_id,
                 )
         if now >= min(deadline, changed_at + stall):
@@ -130,7 +130,7 @@ def _timed_out(
         if step.num_steps:
             state += f" at step {step.current_step} of {step.num_steps} ({step.description})"
     return StartTimeoutError(
-        f"instance {instance_id} was not running after {waited:.0f} s: {state}, unchanged for "
+        f"Instance {instance_id} was not running after {waited:.0f} s: {state}, unchanged for "
         f"{unchanged:.0f} s. Increase start_timeout, or try another hardware type.",
         instance_id=instance_id,
     )

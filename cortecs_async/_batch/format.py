@@ -35,7 +35,7 @@ _BATCH_KEYS = ("custom_id", "url", "body")
 
 _CHAT_URL = "/v1/chat/completions"
 
-_TEXT_HINT = "; if each line is a prompt, pass text=True (--text)"
+_TEXT_HINT = ". If each line is a prompt, pass text=True (--text)."
 
 
 _DECODER = json.JSONDecoder()
@@ -196,7 +196,7 @@ class RequestParser:
         """Return a request and its body. `written` is the text of the body; if empty, it is encoded here."""
         for key in ("stream", "background"):
             if body.get(key):
-                raise LineError(f"batches do not support `{key}`; remove it from the body")
+                raise LineError(f"batches do not support `{key}`. Remove it from the body.")
         if self._model:
             written = self._set_model(body, written)
         if self.defaults is not None:
@@ -218,8 +218,8 @@ class RequestParser:
             is_same = model is None or model == self._model.replace("/", "--", 1)
             if not is_same and not self.override_model:
                 raise LineError(
-                    f"the request names the model {_shorten(model)}, but this batch runs {self._model}; "
-                    f"pass override_model=True (--override-model) to send it to {self._model}"
+                    f"the request names the model {_shorten(model)}, but this batch runs {self._model}. "
+                    f"Pass override_model=True (--override-model) to send it to {self._model}."
                 )
         body["model"] = self._model
         return written
@@ -329,7 +329,7 @@ def parse_object(line: bytes) -> dict[str, Any]:
     if end != len(text):
         raise LineError(f"not valid JSON: more text at column {end + 1}")
     if not isinstance(data, dict):
-        hint = ". Write one object per line, without [ ] around them" if isinstance(data, list) else ""
+        hint = ". Write one object per line, without [ ] around them." if isinstance(data, list) else ""
         raise LineError(f"not a JSON object{hint}")
     return data
 

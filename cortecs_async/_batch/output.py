@@ -52,7 +52,7 @@ _ZEROS = bytes(1 << 20)
 # Non-blocking, because opening a pipe would wait for a reader.
 _FLAGS = os.O_RDWR | os.O_CREAT | O_CLOEXEC | O_NONBLOCK
 
-_CONTINUE = "Every answer counted so far is in it; run the same batch again to continue."
+_CONTINUE = "Every answer counted so far is in it. Run the same batch again to continue."
 
 
 class Output:
@@ -181,7 +181,7 @@ class Output:
                 raise
             return "removed"
         if status.st_size != self._end:
-            return "truncated" if status.st_size < self._end else "written to"
+            return "truncated" if status.st_size < self._end else "wrote to"
         # Not proof of a change: some programs only set the time.
         self._is_doubtful |= status.st_mtime_ns != self._mtime
         return None
@@ -316,15 +316,15 @@ def check_name(path: Path) -> None:
     """Reject a name with the suffix of a compressed file."""
     if path.suffix in COMPRESSED_SUFFIXES:
         raise BatchFileError(
-            "the output cannot be compressed, because answers are appended one by one; choose a name without "
-            f"{path.suffix}, and compress the file afterwards",
+            "the output cannot be compressed, because answers are appended one by one. Choose a name without "
+            f"{path.suffix}, and compress the file afterwards.",
             path=str(path),
         )
 
 
 def _open(path: Path) -> int:
     if sys.platform == "win32":
-        raise ConfigurationError("batches do not run on Windows, because they need file locks. Use WSL.")
+        raise ConfigurationError("Batches do not run on Windows, because they need file locks. Use WSL.")
     while True:
         descriptor = os.open(path, _FLAGS, 0o666)
         try:

@@ -39,7 +39,7 @@ if TYPE_CHECKING or sys.platform != "win32":
 # File descriptors that are left for other purposes than connections to endpoints.
 _RESERVED_DESCRIPTORS = 100
 
-_NOT_REGULAR = "; the input is read twice, so to read from a pipe, pass - and use standard input"
+_NOT_REGULAR = ". The input is read twice. To read from a pipe, pass - and use standard input."
 
 # Bytes of the smallest answer.
 _MIN_ANSWER_SIZE = 300
@@ -150,8 +150,8 @@ class BatchOptions:
             if self.concurrency * self.instances > _max_connections():
                 raise InvalidArgumentError(
                     f"concurrency={self.concurrency} with instances={self.instances} needs more file "
-                    f"descriptors than the {_max_connections() + _RESERVED_DESCRIPTORS} of this process; "
-                    "lower it, or raise the limit with `ulimit -n`"
+                    f"descriptors than the {_max_connections() + _RESERVED_DESCRIPTORS} of this process. "
+                    "Lower it, or raise the limit with `ulimit -n`."
                 )
         if self.on_progress is not None and not callable(self.on_progress):
             raise InvalidArgumentError("on_progress must be callable")
@@ -226,7 +226,7 @@ async def read_again(preflight: Preflight, output: Output) -> Preflight:
     Raises:
         BatchWriteError: The output is no longer complete.
     """
-    changed = f"another program has changed {output.path} while the batch was running"
+    changed = f"Another program changed {output.path} while the batch was running"
     try:
         result = await run_preflight(evolve(preflight.options, retry_failed=False), output)
     except BatchFileError as error:
@@ -234,7 +234,7 @@ async def read_again(preflight: Preflight, output: Output) -> Preflight:
     if result.plan.left:
         result.close()
         raise BatchWriteError(
-            f"{changed}: {result.plan.left:,} answers are missing. Run the same batch again to get them.",
+            f"{changed}. {result.plan.left:,} answers are missing. Run the same batch again to get them.",
             path=str(output.path),
         )
     return result
@@ -380,11 +380,11 @@ def _check_conflicts(options: BatchOptions, comparison: Comparison) -> None:
 
 def _describe_foreign(source: str, line: int | None) -> str:
     if line is None:
-        problem = f"no request in {source} has this custom_id: this is the output of another input"
-    else:
-        problem = (
-            f"this answers another request than line {line} of {source}, which has the same custom_id. If "
-            "you have changed the prompt, the model, or an option such as the system prompt, undo that"
+        return (
+            f"no request in {source} has this custom_id, so this is the output of another input. "
+            "Choose another output file."
         )
-        return f"{problem}, or choose another output file."
-    return f"{problem}. Choose another output file."
+    return (
+        f"line {line} of {source} has the same custom_id, but another request. If you changed the prompt, "
+        "the model, or an option such as the system prompt, undo that, or choose another output file."
+    )

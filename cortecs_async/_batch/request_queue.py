@@ -256,7 +256,7 @@ def _check_unchanged(source: Path, name: str, then: os.stat_result) -> None:
 
 
 def _changed_error(name: str) -> BatchFileError:
-    return BatchFileError("the input has changed since the batch started; run the batch again", path=name)
+    return BatchFileError("the input has changed since the batch started. Run the batch again.", path=name)
 
 
 def _read_chunk(lines: Iterator[tuple[int, bytes]]) -> list[tuple[int, bytes]]:

@@ -24,7 +24,7 @@ class Rescue:
 
     Args:
         path: The output, as an absolute path.
-        change: What another program has done to it, as in "removed".
+        change: What another program did to it, as in "removed".
         source: A descriptor of the output, as this process opened it.
         end: How many of its bytes are answers.
         lines: How many answers it had, as far as this process knows.
@@ -39,7 +39,7 @@ class Rescue:
     """
 
     def __init__(self, path: Path, change: str, *, source: int, end: int, lines: int, data: bytes) -> None:
-        problem = f"another program has {change} {path} while the batch was running"
+        problem = f"Another program {change} {path} while the batch was running"
         with write_errors(f"{problem}, and the answers could not be saved", "Free some disk space.", path):
             try:
                 saved = self._save(path, path.parent, source, end, data)

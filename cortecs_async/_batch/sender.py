@@ -1,8 +1,8 @@
 """Send requests to the endpoint of one instance, over aiohttp or httpx.
 
 aiohttp takes a fraction of the CPU time of httpx, and a batch does little else (benchmarks: batch). httpx is
-for trio, and for installations without aiohttp. Neither notices every byte that an endpoint sends unasked, so
-this module checks: such bytes must not become the answer to another request.
+for trio, and for installations without aiohttp. Neither notices every unsolicited byte that an endpoint
+sends, so this module checks: such bytes must not become the answer to another request.
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ _MAX_ANSWER = 256 << 20
 # An answer whose Content-Length has this many digits is read at once, which is faster than in chunks.
 _SHORT = range(1, 8)
 
-# Seconds that a connection must be idle before it is used again, so that unasked bytes can arrive first, and
-# may be idle, because servers close idle connections. Unasked bytes that arrive after the next request was
-# sent cannot be told from its answer.
+# Seconds that a connection must be idle before it is used again, so that unsolicited bytes can arrive first,
+# and may be idle, because servers close idle connections. Unsolicited bytes that arrive after the next
+# request was sent cannot be told from its answer.
 _MIN_IDLE = 0.003
 _MAX_IDLE = 15.0
 
@@ -88,7 +88,7 @@ def choose_transport(
     if transport == "httpx" or (transport == "auto" and (http_client is not None or in_trio())):
         return "httpx"
     if in_trio():
-        raise ConfigurationError("transport='aiohttp' does not work on trio; use 'auto' or 'httpx'")
+        raise ConfigurationError("transport='aiohttp' does not work on trio. Use 'auto' or 'httpx'.")
     try:
         importlib.import_module("aiohttp")
     except ImportError:
@@ -284,8 +284,8 @@ class _AiohttpSender(Sender):
         return request, "\r\n".join([*lines, "Content-Length: "]).encode("latin-1")
 
     async def _checkout(self, request: Any) -> Any:
-        """Return a connection on which no unasked bytes have arrived."""
-        # The one that has been idle longest, so that unasked bytes had time to arrive.
+        """Return a connection on which no unsolicited bytes have arrived."""
+        # The one that has been idle longest, so that unsolicited bytes had time to arrive.
         while self._idle:
             now, wait = self._clock(), self._idle[0][1] + _MIN_IDLE - self._clock()
             if wait > 0:

@@ -129,8 +129,8 @@ def _dash_path(name: str) -> Path:
     if name == "input":
         return STANDARD_INPUT
     raise BatchFileError(
-        "the answers cannot go to standard output, because an interrupted batch continues from its output; "
-        "pass the path of a file",
+        "the answers cannot go to standard output, because an interrupted batch continues from its output. "
+        "Pass the path of a file.",
         path="-",
     )
 

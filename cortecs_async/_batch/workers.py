@@ -329,7 +329,7 @@ class WorkerPool:
 
     def _endpoint_error(self, problem: str) -> EndpointError:
         return EndpointError(
-            f"the endpoint of instance {self.instance_id} {problem}. All answers are kept; run the same "
+            f"The endpoint of instance {self.instance_id} {problem}. All answers are kept. Run the same "
             "batch again to continue.",
             instance_id=self.instance_id,
         )

@@ -146,7 +146,7 @@ def _print_models(names: tuple[str, ...], *, as_json: bool) -> None:
         ids = tuple(model.hardware_configs)
         print_list(ids, columns, row, optional=("GPU", "memory"), empty="No hardware.", as_json=False)
     if any(model.recommended_config in model.hardware_configs for model in found):
-        print_note("* recommended: a start without HARDWARE gets it.")
+        print_note("* recommended: used if you leave out HARDWARE.")
 
 
 def _price(price: float, currency: str) -> str:

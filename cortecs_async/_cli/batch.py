@@ -124,9 +124,9 @@ def _parse_concurrency(value: str) -> int | str:
     "--max-retries",
     type=click.IntRange(min=0),
     default=5,
-    help="Limit the retries of a request that fails while others are answered.",
+    help="Limit the retries of a request that keeps failing while others succeed.",
 )
-@click.option("--ordered", is_flag=True, help="Sort the output in the order of the input at the end.")
+@click.option("--ordered", is_flag=True, help="At the end, sort the output in the order of the input.")
 @click.option(
     "--retry-failed", is_flag=True, help="Retry the requests that have an error line in the output."
 )
@@ -319,8 +319,8 @@ def _answers(plan: BatchPlan) -> str:
 def _longest(plan: BatchPlan) -> str:
     attachments = ", without attachments" if plan.attachments else ""
     text = (
-        f"line {plan.longest_line:,}, about {plan.longest_tokens:,} tokens, with the limit of its answer if "
-        f"it has one{attachments}"
+        f"line {plan.longest_line:,}, about {plan.longest_tokens:,} tokens, including the limit of its "
+        f"answer{attachments}"
     )
     if plan.context_length is None:
         return text

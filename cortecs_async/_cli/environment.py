@@ -35,7 +35,7 @@ def check_inference_key() -> None:
     """
     sources, _ = resolve_sources(client_id=None, client_secret=None, provider=None, profile=None)
     if problem := sources.inference_key_problem():
-        raise ConfigurationError(f"{problem}.")
+        raise ConfigurationError(problem)
 
 
 def use_profile(name: str) -> None:
@@ -63,7 +63,7 @@ def load_env_file(path: Path | None) -> None:
 
     Args:
         path: The file. None for `.env` in the working directory, if there is one. That file sets only
-            credentials, because anybody may have put it there.
+            credentials, because someone else may have put it there.
 
     Raises:
         click.ClickException: if a file that was asked for cannot be read.
@@ -122,13 +122,13 @@ def _drop_untrusted(new: dict[str, str]) -> None:
         del new[name]
     if others:
         print_warning(
-            f"Ignoring {', '.join(others)} of {_DEFAULT_FILE}: only credentials are read from it. "
+            f"Ignoring {', '.join(others)} in {_DEFAULT_FILE}: only credentials are read from it. "
             f"To use the whole file, pass --env-file {_DEFAULT_FILE}."
         )
     environment_has_secrets = any(os.environ.get(name) for name in (*CREDENTIALS, *INFERENCE_KEYS))
     if _URL in new and (environment_has_secrets or not new.keys() >= {*CREDENTIALS}):
         del new[_URL]
         print_warning(
-            f"Ignoring {_URL} of {_DEFAULT_FILE}: secrets from elsewhere would be sent to it. "
+            f"Ignoring {_URL} in {_DEFAULT_FILE}: secrets from elsewhere would be sent to that URL. "
             f"To use it, pass --env-file {_DEFAULT_FILE}."
         )

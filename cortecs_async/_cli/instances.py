@@ -215,7 +215,7 @@ async def _owners(client: AsyncCortecs) -> Mapping[str, Owner] | None:
     try:
         return await client.owners()
     except JournalError as error:
-        logger.info("The owners are unknown: %s", error)
+        logger.info("Could not read the owners: %s", error)
         return None
 
 
@@ -277,7 +277,7 @@ def _confirm(verb: str, instances: list[Instance], *, yes: bool) -> tuple[str, .
                 f"Cannot ask for confirmation: not a terminal. Pass --yes to {question}."
             )
         if not click.confirm(
-            f"{question.capitalize()}? --all includes those of other people and programs.", err=True
+            f"{question.capitalize()}? --all includes instances of other people and programs.", err=True
         ):
             print_note("Nothing was changed.")
             sys.exit(FAILED)

@@ -56,7 +56,7 @@ def _profile_option(text: str) -> Callable[[Command], Command]:
 
 @cli_command(examples=("cortecs-async login", "cortecs-async login --profile work"))
 @_profile_option("Use this name for the profile.")
-@click.option("--no-check", is_flag=True, help="Store the credentials without trying them.")
+@click.option("--no-check", is_flag=True, help="Store the credentials without testing them.")
 def login(name: str, no_check: bool) -> None:
     """Store your credentials for all programs of this user.
 
@@ -111,7 +111,7 @@ def _ask() -> tuple[str, Secret, Secret]:
             raise click.ClickException(f"Standard input is not UTF-8 text. {_NOT_STORED}") from None
         lines = [*(line.strip() for line in text.splitlines()), "", "", ""]
         return lines[0], Secret(lines[1]), Secret(lines[2])
-    click.echo("You find your credentials on your account page on cortecs.ai.", err=True)
+    click.echo("Find your credentials on your account page on cortecs.ai.", err=True)
     return (
         click.prompt("Client id", err=True).strip(),
         Secret(click.prompt("Client secret", hide_input=True, err=True).strip()),
@@ -141,7 +141,7 @@ def _check_values(profile: Profile) -> None:
     except ConfigurationError as error:
         raise LibraryError(error, f"{error} {_NOT_STORED}") from None
     if profile.api_key and (problem := sources.key_problem(FoundKey(profile.api_key, ""))):
-        raise click.ClickException(f"{problem[0].upper()}{problem[1:]}. {_NOT_STORED}")
+        raise click.ClickException(f"{problem} {_NOT_STORED}")
 
 
 async def _try(profile: Profile, is_sent: bool) -> None:
@@ -161,7 +161,7 @@ async def _try(profile: Profile, is_sent: bool) -> None:
         except RequestError as error:
             if error.path == _TOKEN:
                 error.add_note(
-                    f"{_NOT_STORED} To store the credentials without trying them, pass --no-check."
+                    f"{_NOT_STORED} To store the credentials without testing them, pass --no-check."
                 )
                 raise
 
@@ -174,7 +174,7 @@ def _print_result(profile: Profile) -> None:
         print_note("The secrets are in this file as plain text; only you can read it.")
         if importlib.util.find_spec("keyring") is None:
             print_note(
-                f"To store them in the system keyring, run: {install_command('keyring')}, then run "
+                f"To store them in the system keyring, run: {install_command('keyring')}, and then "
                 "`cortecs-async login` again."
             )
     if profile.api_base_url:

@@ -124,7 +124,7 @@ def is_hardware(word: str) -> bool:
             ("CORTECS_INSTANCE_ID", "the id of the instance"),
         ),
         "Exit codes": (
-            ("n", "that of the command; 128 + n if signal n ended it"),
+            ("n", "the command's own; 128 + n if signal n ended it"),
             ("125", "the instance did not start, was lost, reached a limit, or could not be deleted"),
             ("126", "the command is not executable"),
             ("127", "the command does not exist"),

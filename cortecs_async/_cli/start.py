@@ -143,7 +143,7 @@ async def _report(client: AsyncCortecs, instance: Instance, timeout: float | Non
         error.add_note(f"{instance_id} was not deleted. To delete it: cortecs-async rm --stop {instance_id}")
         raise
     except anyio.get_cancelled_exc_class():
-        print_warning(f"{instance_id} keeps starting, and is billed until you stop it.")
+        print_warning(f"{instance_id} is still starting, and is billed until you stop it.")
         raise
     finally:
         if as_json:

@@ -176,7 +176,7 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
         check_mode("guard", guard)
         check_mode("journal", journal)
         if http_client is not None and transport != "httpx":
-            raise ConfigurationError("pass either http_client or transport, not both")
+            raise ConfigurationError("Pass either http_client or transport, not both.")
         self._wiring = Wiring(
             self._settings,
             http_client=http_client,
@@ -237,12 +237,12 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
         return f"<AsyncCortecs {shown}{' closed' if self._closed else ''}>"
 
     def __reduce__(self) -> str:
-        raise TypeError("a client cannot be pickled: create one in each process, and send handles")
+        raise TypeError("A client cannot be pickled. Create one in each process, and send handles.")
 
     def __del__(self) -> None:
         if not self._closed:
             warnings.warn(
-                f"{self!r} was never closed: use `async with`, or `await client.aclose()`",
+                f"{self!r} was never closed. Use `async with`, or `await client.aclose()`.",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,

@@ -142,7 +142,7 @@ class _Checks:
         place = self.settings.sources.url_place(base)
         hint = f"Check the network, {place}, and HTTPS_PROXY if you use a proxy."
         if isinstance(error, APIStatusError) and error.status_code >= 500:
-            hint = "The service has a problem; try again later."
+            hint = "The service has a problem. Try again later."
         return Finding(name="service", ok=False, detail=str(error), hint=hint)
 
     async def token(self) -> Finding:
@@ -158,7 +158,7 @@ class _Checks:
         hint = ""
         if isinstance(error, (AuthenticationError, PermissionDeniedError)):
             hint = (
-                "The provisioning API needs a client id and secret; your inference API key (OPENAI_API_KEY) "
+                "The provisioning API needs a client id and secret. Your inference API key (OPENAI_API_KEY) "
                 "does not work for it."
             )
         return Finding(name="token", ok=False, detail=str(error), hint=hint)
@@ -179,7 +179,7 @@ class _Checks:
             name="clock",
             ok=False,
             detail=f"this machine is {abs(ahead):.0f} s {where} the service",
-            hint="Synchronize it (NTP): it dates the journals and the expiry of acquired instances.",
+            hint="Synchronize the clock (NTP). Journals and the expiry of acquired instances depend on it.",
         )
 
     async def journal(self) -> Finding:
@@ -197,7 +197,7 @@ class _Checks:
         try:
             detail = await self.promises.check_reaper()
         except GuardError as error:
-            hint = "Without it, the instances of a killed process keep running until `sweep`."
+            hint = "Without it, the instances of a killed process run until you run `cortecs-async sweep`."
             return Finding(name="reaper", ok=False, detail=str(error), hint=hint)
         return Finding(name="reaper", ok=True, detail=detail)
 
@@ -233,8 +233,8 @@ class _Checks:
             name="journal",
             ok=True,
             detail=detail,
-            hint="`cortecs-async orphans` lists what is left. `cortecs-async sweep` releases it, and "
-            "`cortecs-async sweep --force` also what a reaper is working on.",
+            hint="To see what is left, run `cortecs-async orphans`. To release it, run "
+            "`cortecs-async sweep`. `cortecs-async sweep --force` also releases what a reaper is working on.",
         )
 
     async def _ask(self, path: str, *, authenticated: bool) -> CortecsError | None:

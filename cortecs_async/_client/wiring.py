@@ -140,8 +140,8 @@ class Wiring:
         self._has_checked_key = True
         if problem := self.settings.sources.inference_key_problem():
             if is_required:
-                raise ConfigurationError(f"{problem}. Nothing was started (require_key=True).")
-            log(Event.CONFIG_INFERENCE_KEY, problem=f"{problem[0].upper()}{problem[1:]}")
+                raise ConfigurationError(f"{problem} Nothing was started (require_key=True).")
+            log(Event.CONFIG_INFERENCE_KEY, problem=problem)
 
     async def release(self, handle: InstanceHandle | str, timeout: Duration) -> None:
         seconds = check_seconds("teardown_timeout", timeout)

@@ -209,7 +209,9 @@ def _checked(method: Any, path: Any, body: Any, params: Mapping[Any, Any] | None
             f"path must be below the API base URL, such as '/instances/', not {path!r} (a query is params=)"
         )
     if path.strip("/").casefold() == "instances/start":
-        raise InvalidArgumentError("start an instance with client.instances.start or client.instance")
+        raise InvalidArgumentError(
+            "request() cannot start an instance. Use client.instances.start or client.instance."
+        )
     if params is not None and not (
         isinstance(params, Mapping) and all(isinstance(each, str) for pair in params.items() for each in pair)
     ):

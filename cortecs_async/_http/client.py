@@ -142,7 +142,7 @@ class HTTP:
         """Raise an error if the client is closed, or belongs to another event loop."""
         if self._closed:
             raise ClientClosedError(
-                "this AsyncCortecs is closed. Use it inside its `async with` block, or create a new one."
+                "This AsyncCortecs is closed. Use it inside its `async with` block, or create a new one."
             )
         self.loop.check()
 

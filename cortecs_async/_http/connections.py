@@ -109,7 +109,7 @@ class Connections:
     def retire(self, pool: Pool) -> None:
         """Use a pool of httpx for no more requests, because one was cancelled.
 
-        If `task.cancel()` hits httpcore while it closes a response, the pool keeps the connection for good.
+        If `task.cancel()` hits httpcore while it closes a response, the pool keeps the connection forever.
         """
         if pool in self.pools and pool.size == _POOL_SIZE:
             self.pools.remove(pool)
@@ -196,8 +196,8 @@ def _proxy(settings: Settings, tls: ssl.SSLContext) -> httpx.Proxy | None:
         return None
     if settings.transport == "aiohttp" and proxy.scheme != "http":
         raise ConfigurationError(
-            f"transport='aiohttp' needs an http:// proxy, and {proxy.variable} is another one: use "
-            "transport='httpx'"
+            f"transport='aiohttp' needs an http:// proxy, but {proxy.variable} is not one. "
+            "Use transport='httpx'."
         )
     with contextlib.suppress(httpx.InvalidURL, ValueError):
         return httpx.Proxy(proxy.url.reveal(), ssl_context=tls if proxy.scheme == "https" else None)

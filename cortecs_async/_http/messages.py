@@ -96,8 +96,8 @@ class Reply:
         unknown = self.call.has_effect
         raise DecodeError(
             f"{self.call.method} {self.call.path} returned {self.status} with JSON that does not have the "
-            f"documented shape: {problem}. Check {_BASE_URL}. If it is right, the service may have changed: "
-            "install a newer cortecs-async."
+            f"documented shape: {problem}. Check {_BASE_URL}. If it is right, the service may have changed. "
+            "Install a newer cortecs-async."
             f"{start_warning(self.call.method, self.call.path, unknown=unknown)}",
             method=self.call.method,
             path=self.call.path,
@@ -177,7 +177,7 @@ def to_error(
                 **common,
             )
             if failure.body:
-                error.add_note(f"cortecs_async: the body begins with {failure.body!r}")
+                error.add_note(f"cortecs_async: The body begins with {failure.body!r}")
             return error
         case FailureKind.REDIRECTED:
             return TransportError(

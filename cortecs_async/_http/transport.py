@@ -141,11 +141,11 @@ class Transport:
     def check_ready(self) -> None:
         """Check that requests can be sent. Call it before `send`, after which a request counts as sent."""
         if self._is_closed:
-            raise ClientClosedError("this AsyncCortecs is closed")
+            raise ClientClosedError("This AsyncCortecs is closed")
         if self._given is not None and self._given.is_closed:
-            raise ClientClosedError("the http_client of this AsyncCortecs is closed")
+            raise ClientClosedError("The http_client of this AsyncCortecs is closed")
         if self._settings.transport == "aiohttp" and in_trio():
-            raise ConfigurationError("transport='aiohttp' works on asyncio only: leave it out on trio")
+            raise ConfigurationError("transport='aiohttp' works on asyncio only. Leave it out on trio.")
 
     async def aclose(self) -> None:
         """Close our own connections, but not the caller's client."""

@@ -68,6 +68,6 @@ def note_rejected_key(error: BaseException | None, origin: str) -> None:
     if error is not None and origin and status_of(error) == 401:
         add_note(
             error,
-            f"the endpoint rejected the inference API key from {origin}. Create one on cortecs.ai; "
-            "the client secret is not an inference API key.",
+            f"The endpoint rejected the inference API key from {origin}. Create one on cortecs.ai. "
+            "The client secret is not an inference API key.",
         )

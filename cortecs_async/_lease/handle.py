@@ -55,15 +55,17 @@ class InstanceHandle(Endpoint):
         for name in ("instance_id", "base_url", "model", "account"):
             text = getattr(self, name)
             if not isinstance(text, str) or not text.isprintable() or not text:
-                raise InvalidArgumentError(f"the {name} of a handle must be a non-empty, printable string")
+                raise InvalidArgumentError(f"The {name} of a handle must be a non-empty, printable string")
         number = self.expires_at
         is_number = isinstance(number, int | float) and not isinstance(number, bool) and math.isfinite(number)
         if number is not None and not is_number:
-            raise InvalidArgumentError("the expires_at of a handle must be a number or None")
+            raise InvalidArgumentError("The expires_at of a handle must be a number or None")
         if not isinstance(self.allow_insecure_http, bool):
-            raise InvalidArgumentError("the allow_insecure_http of a handle must be True or False")
+            raise InvalidArgumentError("The allow_insecure_http of a handle must be True or False")
         if problem := url_problem(self.base_url, allow_insecure_http=self.allow_insecure_http):
-            raise InvalidArgumentError(f"no key can be sent to instance {self.instance_id}: {problem}")
+            raise InvalidArgumentError(
+                f"The inference API key cannot be sent to instance {self.instance_id}: {problem}"
+            )
 
     def to_json(self) -> str:
         """Return the handle as JSON text, for `from_json` in another process.
@@ -94,7 +96,7 @@ class InstanceHandle(Endpoint):
             if isinstance(arguments["expires_at"], str):
                 arguments["expires_at"] = datetime.fromisoformat(arguments["expires_at"]).timestamp()
         except (ValueError, TypeError, KeyError, RecursionError):
-            raise InvalidArgumentError("this is not the JSON of an InstanceHandle") from None
+            raise InvalidArgumentError("This is not the JSON of an InstanceHandle") from None
         return cls(**arguments)
 
     def __copy__(self) -> InstanceHandle:

@@ -53,8 +53,8 @@ from .view import LeaseView
 from .watchdog import Watchdog
 
 _NOT_SEEN = (
-    "the response to a start was lost, and no instance has appeared so far. If one still appears, the reaper "
-    "or `cortecs-async sweep` releases it"
+    "The response to a start was lost, and no instance has appeared so far. If one still appears, the reaper "
+    "or `cortecs-async sweep` releases it."
 )
 
 
@@ -137,7 +137,7 @@ class InstanceLease(LeaseView):
     async def _enter(self, operation: Operation) -> None:
         if self._phase is not _Phase.NEW:
             raise InvalidArgumentError(
-                f"this lease was already entered (it is {self._phase.value}). "
+                f"This lease was already entered (it is {self._phase.value}). "
                 "Create a new one with client.instance(...)"
             )
         self._services.http.check_open()
@@ -203,7 +203,7 @@ class InstanceLease(LeaseView):
             self._end_unawaited(self._options.on_exit)
             if exc is None:
                 raise
-            add_note(exc, f"{self._state.held.name} could not be released here: {error}")
+            add_note(exc, f"Could not release {self._state.held.name} here: {error}")
             return
         maps_of(self).stop()
         note_rejected_key(exc, self._key_origin)
@@ -312,7 +312,7 @@ class InstanceLease(LeaseView):
 
     def _note(self, cause: BaseException, failure: BaseException | None) -> None:
         if failure is not None and failure is not cause and not isinstance(cause, AmbiguousStartError):
-            add_note(cause, f"{self._state.held.name}: {failure}")
+            add_note(cause, f"The release of {self._state.held.name} failed: {failure}")
 
     def _abandon(self) -> None:
         """Leave the instance to the reaper, because the event loop has ended."""
@@ -338,7 +338,7 @@ class InstanceLease(LeaseView):
             self._end_unawaited(on_exit)
 
     def __reduce__(self) -> str:
-        raise TypeError("a lease cannot be pickled: send `inst.handle` to other processes")
+        raise TypeError("A lease cannot be pickled. Send `inst.handle` to other processes.")
 
     def __repr__(self) -> str:
         newest = self._state.newest

@@ -115,7 +115,7 @@ class Results(AsyncIterator[R], Generic[R]):
                     await self._fail(run.source_error)
                 break
             if run.over:
-                raise InvalidArgumentError("this map was cancelled because its lease or event loop ended")
+                raise InvalidArgumentError("This map was cancelled because its lease or event loop ended")
             await run.changed.wait()
         raise StopAsyncIteration
 
@@ -150,7 +150,7 @@ class Results(AsyncIterator[R], Generic[R]):
         async with self:
             results = [result async for result in self]
             if self._closed and not self._run.exhausted():
-                raise InvalidArgumentError("this map was closed before all results were taken")
+                raise InvalidArgumentError("This map was closed before all results were taken")
             return results
 
     async def aclose(self) -> None:
@@ -189,7 +189,7 @@ class Results(AsyncIterator[R], Generic[R]):
         if error is None:
             return
         if cause is not None:
-            add_note(cause, f"closing the items of the map raised {error!r}")
+            add_note(cause, f"Closing the items of the map raised {error!r}")
             return
         try:
             raise error
@@ -210,7 +210,7 @@ class Results(AsyncIterator[R], Generic[R]):
         try:
             if isinstance(error, StopAsyncIteration):
                 # It would end the caller's loop without an error.
-                raise RuntimeError("the function of a map raised StopAsyncIteration") from error  # noqa: TRY004
+                raise RuntimeError("The function of a map raised StopAsyncIteration") from error  # noqa: TRY004
             raise error
         finally:
             del error  # as above
@@ -237,7 +237,7 @@ def new_map(
     if not callable(fn):
         raise InvalidArgumentError(f"fn must be an async function, not {fn!r}")
     if maps.over:
-        raise InvalidArgumentError("the lease has ended. Call map inside its `async with` block")
+        raise InvalidArgumentError("The lease has ended. Call map inside its `async with` block.")
     _check_concurrency(concurrency)
     return Results(_Run(fn, Feed("a map", items), maps, concurrency, ordered, return_exceptions))
 
@@ -282,7 +282,7 @@ class _Run(Generic[T, R]):
         """Start to read the items, in the context of the caller."""
         if self._maps.over:
             raise InvalidArgumentError(
-                "the lease has ended. Iterate over the results inside its `async with` block"
+                "The lease has ended. Iterate over the results inside its `async with` block."
             )
         self._maps.runs.add(self)
         self._call_soon = loop_runner()

@@ -47,11 +47,11 @@ async def start(state: LeaseState) -> None:
         unknown = attempt.is_open or bool(attempt.not_seen)
         if attempt.is_open and state.age >= state.lifetime:
             raise LeaseExpiredError(
-                f"a start of {options.args.hf_name} reached {state.limit} before its instance was known",
+                f"The start of {options.args.hf_name} reached {state.limit} before its instance was known",
                 instance_id="",
             )
         raise RequestTimeoutError(
-            f"could not start an instance within start_timeout={options.start_timeout:g} s: the service "
+            f"Could not start an instance within start_timeout={options.start_timeout:g} s: the service "
             "was busy or unreachable. "
             + ("One start may have worked; this is being checked." if unknown else "Nothing was started.")
             + " Set CORTECS_LOG=info for details.",
@@ -116,11 +116,11 @@ async def wait(state: LeaseState) -> None:
     except StartTimeoutError as error:
         if state.age < state.lifetime:
             raise
-        problem = f" ({error})"
+        problem = f". {error}"
     # Also without a timeout: the machine may have been suspended during the start.
     if state.age >= state.lifetime:
         raise LeaseExpiredError(
-            f"instance {instance_id} reached {state.limit} before it was running{problem}",
+            f"Instance {instance_id} reached {state.limit} before it was running{problem}",
             instance_id=instance_id,
         )
     _check_base_url(state)
@@ -135,8 +135,8 @@ def _check_base_url(state: LeaseState) -> None:
     problem = url_problem(base_url, allow_insecure_http=state.services.allow_insecure_http)
     if problem:
         raise EndpointError(
-            f"no key can be sent to instance {instance_id}, because of the URL that the service returned: "
-            f"{problem}",
+            f"The inference API key cannot be sent to instance {instance_id}, because of the URL that the "
+            f"service returned: {problem}",
             instance_id=instance_id,
         )
     state.base_url = base_url

@@ -206,7 +206,7 @@ class Release:
 
 def _unresolved_start(model: str, who_releases: str) -> CortecsError:
     return CortecsError(
-        f"it is unknown whether a start of {model} created an instance. IT MAY BE BILLED. {who_releases}."
+        f"It is unknown whether a start of {model} created an instance. IT MAY BE BILLED. {who_releases}."
     )
 
 
@@ -218,7 +218,7 @@ def close_receipt(state: LeaseState, release: Release, failure: BaseException | 
     if failure is not None:
         # Other errors, such as KeyboardInterrupt, do not name the instance.
         if not isinstance(failure, CortecsError):
-            add_note(failure, f"{held.name} MAY STILL BE BILLED")
+            add_note(failure, f"MAY STILL BE BILLED: {held.name}")
         log(
             Event.LEASE_NOT_RELEASED,
             instance_id=held.instance_id,
@@ -257,8 +257,8 @@ async def release_acquired(services: LeaseServices, handle: InstanceHandle | str
             existing = existing_ids(await services.instances.list_now())
             if instance_id not in existing and account not in {None, services.promises.account}:
                 raise InvalidArgumentError(
-                    f"instance {instance_id} was acquired with other credentials; the current ones "
-                    "cannot see it. Use the credentials that acquired it"
+                    f"Instance {instance_id} was acquired with other credentials, and the current ones "
+                    "cannot see it. Use the credentials that acquired it."
                 )
             key = services.promises.store.key_of(instance_id)
             # Recorded first, so that it also happens if this process is killed.

@@ -122,7 +122,7 @@ class LeaseState:
     def instance(self) -> Instance:
         if self.newest is None:
             raise InvalidArgumentError(
-                "this lease has no instance yet: use it inside `async with client.instance(...) as inst:`"
+                "This lease has no instance yet. Use it inside `async with client.instance(...) as inst:`."
             )
         return self.newest
 
@@ -134,8 +134,8 @@ class LeaseState:
         """
         if self.final is not None and self.final.released:
             raise InvalidArgumentError(
-                f"instance {self.held.instance_id} was released at the end of its block. "
-                "Send requests inside the `async with` block"
+                f"Instance {self.held.instance_id} was released at the end of its block. "
+                "Send requests inside the `async with` block."
             )
 
     def enter(self, operation: Operation) -> None:

@@ -86,7 +86,7 @@ class Watchdog:
 
     def _set_verdict(self, error: type[LifecycleError], what: str) -> LifecycleError:
         instance_id = self.instance.instance_id
-        self.verdict = verdict = error(f"instance {instance_id} {what}", instance_id=instance_id)
+        self.verdict = verdict = error(f"Instance {instance_id} {what}", instance_id=instance_id)
         if error is LeaseExpiredError:
             log(Event.LEASE_EXPIRED, instance_id=instance_id, reason=verdict)
         else:

@@ -217,7 +217,7 @@ class Promises:
     def who_releases(self) -> str:
         """Return a sentence that says who releases an instance that this process could not release."""
         if self.uses_reaper and self.store.reaper_problem is None:
-            return "The reaper releases it"
+            return "The reaper, a background process, releases it"
         if self.uses_journal and self.store.journal_problem is None:
             return "`cortecs-async sweep` releases it"
         return "Call `client.sweep()` in this process, or stop it on cortecs.ai"
@@ -243,16 +243,19 @@ class Promises:
         problem = self.store.journal_problem
         if self._journal == "required" and problem is not None:
             raise JournalError(
-                f"the journal in {self.store.directory} cannot be written: {problem}. Nothing was started. "
+                f"The journal in {self.store.directory} cannot be written: {problem}. Nothing was started. "
                 "Set state_dir= or CORTECS_STATE_DIR to another directory."
             )
         problem = self.store.reaper_problem
         if self._guard == "required" and problem is not None:
-            raise GuardError(f"the reaper is not running: {problem}. Nothing was started.")
+            raise GuardError(
+                "The reaper, which releases your instances if this process is killed, is not running: "
+                f"{problem}. Nothing was started."
+            )
         if self.uses_reaper and problem is None and self.store.rehearsed(self.account) != "":
             problem = await self._rehearsal.get()
             if self._guard == "required" and problem:
-                raise GuardError(f"the reaper cannot reach the service: {problem}. Nothing was started.")
+                raise GuardError(f"The reaper cannot reach the service: {problem}. Nothing was started.")
 
     def arm(self) -> None:
         """Begin to start the reaper, and do not wait for it.

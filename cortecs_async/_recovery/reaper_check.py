@@ -7,7 +7,7 @@ import sys
 
 from .._config import ProtectionMode
 from .._errors import GuardError, JournalError
-from .._platform import NO_LOCKS, NO_REAPER
+from .._platform import NO_LOCKS
 from .._secrets import Secret
 from .reaper_process import ReaperProcess
 from .store import fork_lock
@@ -27,11 +27,11 @@ def check_platform(guard: ProtectionMode, journal: ProtectionMode) -> None:
         if guard != "off":
             accept = ', or accept this risk with AsyncCortecs(guard="off")' if guard == "auto" else ""
             raise GuardError(
-                f"{NO_REAPER}, so nothing would release the instance if this program is killed. "
-                f"Nothing was started. Run the program in WSL{accept}."
+                "The reaper does not run on Windows, so nothing would release the instance if this program "
+                f"is killed. Nothing was started. Run the program in WSL{accept}."
             )
         if journal == "required":
-            raise JournalError(f"the journal cannot be written: {NO_LOCKS}. Nothing was started.")
+            raise JournalError(f"The journal cannot be written: {NO_LOCKS}. Nothing was started.")
 
 
 def check_reaper(sealed: Secret | None = None) -> None:

@@ -136,10 +136,10 @@ async def sweep(
                 await promises.system.off_loop(lambda: journals.read(lock=not dry_run, force=force))
         if listed is None:
             raise RequestTimeoutError(
-                f"the instances could not be listed in {timeout:g} s", method="GET", path="/instances/"
+                f"The instances could not be listed in {timeout:g} s", method="GET", path="/instances/"
             )
         if scope.cancelled_caught:
-            raise JournalError(f"the journals could not be read in {timeout:g} s")
+            raise JournalError(f"The journals could not be read in {timeout:g} s")
         now = promises.system.wall_clock()
         due, results = _due(promises, journals, now)
         paths = {each.path for each in journals.found if each.is_whole}

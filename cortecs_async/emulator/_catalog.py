@@ -212,7 +212,7 @@ def read_models(models: ModelsOption | None) -> Mapping[str, Model]:
     for name, max_model_len in given:
         model = _read_model(name, max_model_len)
         if model.model_id in read:
-            raise ValueError(f"duplicate model {model.hf_name!r} in models")
+            raise ValueError(f"Duplicate model {model.hf_name!r} in models")
         read[model.model_id] = model
     return {**MODELS, **read}
 
@@ -220,20 +220,20 @@ def read_models(models: ModelsOption | None) -> Mapping[str, Model]:
 def _read_model(name: str, max_model_len: Mapping[str, int] | None) -> Model:
     hf_name = name.replace("--", "/")
     if not _NAME.fullmatch(hf_name):
-        raise ValueError(f"invalid model name {name!r} in models (example: org/name)")
+        raise ValueError(f"Invalid model name {name!r} in models (example: org/name)")
     if max_model_len is None:
         max_model_len = dict.fromkeys(HARDWARE, _DEFAULT_MAX_MODEL_LEN)
     if not max_model_len:
-        raise ValueError(f"no hardware type for {hf_name} in models (None means all)")
+        raise ValueError(f"No hardware type for {hf_name} in models. Use None for all.")
     for hardware_type_id, length in max_model_len.items():
         if hardware_type_id not in HARDWARE:
             raise ValueError(
-                f"unknown hardware type {hardware_type_id!r} for {hf_name} in models "
+                f"Unknown hardware type {hardware_type_id!r} for {hf_name} in models "
                 f"(known: {', '.join(HARDWARE)})"
             )
         if not isinstance(length, int) or length < 1:
             raise ValueError(
-                f"the context length of {hf_name} on {hardware_type_id} must be a positive integer, "
+                f"The context length of {hf_name} on {hardware_type_id} must be a positive integer, "
                 f"not {length!r}"
             )
     creator, screen_name = hf_name.split("/")

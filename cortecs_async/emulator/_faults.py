@@ -30,10 +30,10 @@ _ROUTES_OF: Final[Mapping[str, frozenset[str]]] = {
 }
 
 
-# attrs.validators.optional, which mypy does not accept beside a default that is an int.
+# attrs.validators.optional, which mypy does not accept together with a default that is an int.
 def _positive(_: object, attribute: "attrs.Attribute[Any]", value: int | None) -> None:
     if value is not None and value < 1:
-        msg = f"{attribute.name!r} must be >= 1: {value}"
+        msg = f"{attribute.name} must be at least 1, not {value}"
         raise ValueError(msg)
 
 
@@ -98,10 +98,10 @@ class Fault:
     def __attrs_post_init__(self) -> None:
         routes = _ROUTES_OF.get(self.kind, ROUTE_NAMES)
         if self.route is not None and self.route not in routes:
-            msg = f"'route' must be one of {sorted(routes)} for {self.kind!r}: {self.route!r}"
+            msg = f"route must be one of {', '.join(sorted(routes))} for {self.kind!r}, not {self.route!r}"
             raise ValueError(msg)
         if self.instance_id is not None and self.kind != "omit":
-            msg = f"'kind' must be 'omit' for an instance_id: {self.kind!r}"
+            msg = f"kind must be 'omit' with an instance_id, not {self.kind!r}"
             raise ValueError(msg)
 
     @property

@@ -156,13 +156,13 @@ def _bind(host: str, port: int, *, allow_remote: bool) -> socket.socket:
     address = "127.0.0.1" if host == "localhost" else host
     if not allow_remote and not _is_loopback(address):
         msg = (
-            f"{host!r} is reachable from other machines, and the emulator protects nothing. "
+            f"{host!r} is reachable from other machines, and the emulator has no protection. "
             "To allow it, pass allow_remote=True (--allow-remote)."
         )
         raise ValueError(msg)
     if not 0 <= port <= 65535:
         # Else it would wrap.
-        raise ValueError(f"port {port} is invalid: use 1 to 65535, or 0 for a free port")
+        raise ValueError(f"port {port} is invalid. Use 1 to 65535, or 0 for a free port.")
     family, kind, protocol, _, target = socket.getaddrinfo(
         address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
     )[0]

@@ -20,7 +20,7 @@ _MOST_SKEW: Final = 1e9
 def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, int]) -> None:
     for hardware_type_id, sets in value.items():
         if hardware_type_id not in HARDWARE:
-            msg = f"unknown hardware type {hardware_type_id!r} in capacity (known: {', '.join(HARDWARE)})"
+            msg = f"Unknown hardware type {hardware_type_id!r} in capacity (known: {', '.join(HARDWARE)})"
             raise ValueError(msg)
         if sets < 0:
             msg = f"The capacity of {hardware_type_id} must not be negative"
@@ -29,7 +29,7 @@ def _known_hardware(_: object, __: "attrs.Attribute[Any]", value: Mapping[str, i
 
 def _needs_parallel(settings: "Settings", _: object, __: int) -> None:
     if settings.parallel is None:
-        msg = "queue requires parallel: pass parallel too"
+        msg = "queue requires parallel. Pass both."
         raise ValueError(msg)
 
 
@@ -39,14 +39,14 @@ def _as_lags(value: float | Sequence[float]) -> tuple[float, ...]:
 
 def _valid_lags(_: object, attribute: "attrs.Attribute[Any]", value: tuple[float, ...]) -> None:
     if not value or not all(0 <= lag < math.inf for lag in value):
-        msg = f"{attribute.name!r} must be seconds >= 0, or a sequence of them: {value}"
+        msg = f"{attribute.name} must be at least 0 seconds, or a sequence of such durations, not {value}"
         raise ValueError(msg)
 
 
 def _known_statuses(_: object, attribute: "attrs.Attribute[Any]", value: Mapping[str, str]) -> None:
     unknown = [status for status in value if status not in _STATUSES]
     if unknown:
-        msg = f"unknown status {unknown[0]!r} in {attribute.name} (known: {', '.join(_STATUSES)})"
+        msg = f"Unknown status {unknown[0]!r} in {attribute.name} (known: {', '.join(_STATUSES)})"
         raise ValueError(msg)
 
 

@@ -1,4 +1,4 @@
-"""An instance that runs in the background, beside the code that uses it."""
+"""An instance that runs in the background while your code runs."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ class BackgroundInstance(ManagedInstance):
                     self._set(Unavailable("restarting", f"instance {lease.instance_id} is being released"))
         except Exception as error:  # noqa: BLE001  (a credential provider may raise anything)
             pause = self._pause_after(error)
-            logger.warning("no instance of %s: %r", self._model_id, error)
+            logger.warning("No instance of %s: %r", self._model_id, error)
             retry_after = None if pause is None else pause or RETRY_AFTER
             self._set(Unavailable(self._reason(error), str(error) or repr(error), retry_after))
         finally:
@@ -144,7 +144,9 @@ class BackgroundInstance(ManagedInstance):
                 continue
             while (is_running := await self._is_running(instance_id)) is not True:
                 if is_running is False:
-                    self._set(Unavailable("restarting", f"instance {instance_id} does not seem to run"))
+                    self._set(
+                        Unavailable("restarting", f"instance {instance_id} does not seem to be running")
+                    )
                     await self._poll(instance_id)
                 await anyio.sleep(backoff.next())
             self._set(handle)
@@ -159,7 +161,7 @@ class BackgroundInstance(ManagedInstance):
         except (BadRequestError, NotFoundError):
             return False
         except Exception as error:  # noqa: BLE001  (a credential provider may raise anything)
-            logger.info("instance %s could not be checked: %r", instance_id, error)
+            logger.info("Could not check instance %s: %r", instance_id, error)
             return None
 
     async def _poll(self, instance_id: str) -> None:

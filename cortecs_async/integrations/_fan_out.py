@@ -106,7 +106,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             InvalidArgumentError: If it was entered before.
         """
         if self._main is not None:
-            raise InvalidArgumentError("this fan-out was entered before: call fan_out(...) again")
+            raise InvalidArgumentError("This fan-out was already entered. Call fan_out(...) again.")
         # Not a task group around the caller's block, which would put the caller's exception into a group.
         self._reader.start()
         self._main = asyncio.create_task(self._run())
@@ -141,7 +141,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
         if exc is None and failure is not None:
             raise failure
         if exc is not None and failure is not None and failure is not exc:
-            exc.add_note(f"cortecs_async: the end of the fan-out raised {failure!r}")
+            exc.add_note(f"cortecs_async: The end of the fan-out raised {failure!r}")
 
     def __aiter__(self) -> Self:
         return self
@@ -156,7 +156,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             StopAsyncIteration: At the end.
         """
         if self._main is None:
-            raise InvalidArgumentError("take the outcomes in `async with fan_out(...) as outcomes:`")
+            raise InvalidArgumentError("Take the outcomes inside `async with fan_out(...) as outcomes:`.")
         while not self._queue.outcomes:
             if self._main.done():
                 self._main.result()
@@ -212,9 +212,9 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             self._queue.end_reading()
         error = await self._feed.close(None if read.interruption else read.error)
         if error is not None and self._main is not None and self._main.done():
-            logger.error("closing the items of a fan-out raised after its end", exc_info=error)
+            logger.error("Closing the items of a fan-out raised an error after it ended", exc_info=error)
         elif error is not None and self._error is not None:
-            self._error.add_note(f"cortecs_async: closing {self._feed.name} raised {error!r}")
+            self._error.add_note(f"cortecs_async: Closing {self._feed.name} raised {error!r}")
         elif error is not None or read.interruption is not None:
             self._error = error
             self._stop()
@@ -248,7 +248,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
             if isinstance(error, TeardownError):
                 self._error = self._error or error
             if self._num_left or self._queue.is_finished:
-                logger.warning("a fan-out continues with %d of its leases: %s", self._num_left, error)
+                logger.warning("Continuing a fan-out with %d of its leases: %s", self._num_left, error)
             else:
                 self._fail(error)
         except Exception as error:  # noqa: BLE001  (see `_fail`)
@@ -303,7 +303,7 @@ class FanOut(AsyncIterator[Outcome[T]], Generic[T]):
                 # A future of Ray or Dask may have been cancelled, for example by the end of the cluster.
                 if is_cancellation(error):
                     raise
-                raise RuntimeError("a chunk was cancelled by other code than its fan-out") from error
+                raise RuntimeError("A chunk was cancelled by code outside its fan-out") from error
             finally:
                 inst.chunks -= 1
                 inst.is_probing &= not is_probe

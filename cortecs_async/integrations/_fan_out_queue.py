@@ -85,7 +85,7 @@ class FanOutInstance:
             self.is_key_rejected = reason is FailureReason.KEY_REJECTED
             what = "rejected the workers' inference API key" if self.is_key_rejected else "not answered"
             raise EndpointError(
-                f"instance {instance_id} has {what} for {health.down_seconds(now):.0f} s: {failure}",
+                f"Instance {instance_id} has {what} for {health.down_seconds(now):.0f} s: {failure}",
                 instance_id=instance_id,
             )
         if health.down_since is not None and now >= self.probe_at:  # chunks that fail together count as one

@@ -41,18 +41,18 @@ Reason = Literal[
 ]
 """Why no instance is running: the values of `NotReadyError.reason`."""
 
-# For strangers: no ids, no names, no words of the service.
+# Shown to users of the app: no ids, no names, no texts of the service.
 _MESSAGES: Mapping[Reason, str] = {
-    "starting": "the model is starting, which takes a few minutes",
-    "restarting": "the model is being restarted, which takes a few minutes",
-    "no_capacity": "there is no free capacity for the model at the moment",
-    "no_balance": "the account that pays for the model has no balance",
-    "misconfigured": "the model cannot be started, because this app is not configured correctly",
-    "unreachable": "the service that runs the model does not respond at the moment",
-    "limit_reached": "this app has reached its limit for the model",
-    "failed": "the model could not be started",
-    "unresponsive": "this app does not know at the moment whether the model is running",
-    "stopped": "this app is shutting down",
+    "starting": "The model is starting, which takes a few minutes",
+    "restarting": "The model is being restarted, which takes a few minutes",
+    "no_capacity": "There is no free capacity for the model at the moment",
+    "no_balance": "The account that pays for the model has no balance",
+    "misconfigured": "The model cannot be started, because this app is not configured correctly",
+    "unreachable": "The service that runs the model does not respond at the moment",
+    "limit_reached": "This app has reached its limit for the model",
+    "failed": "The model could not be started",
+    "unresponsive": "This app does not know at the moment whether the model is running",
+    "stopped": "This app is shutting down",
 }
 
 
@@ -151,8 +151,8 @@ class ManagedInstance(abc.ABC):
         if unknown := options.keys() - StartOptions.__annotations__.keys():
             names, known = sorted(unknown), StartOptions.__annotations__
             explained = explain_argument(names[0], START_ARGUMENTS, known)
-            choices = f"; the options are {', '.join(known)}"
-            raise InvalidArgumentError(f"unknown option {', '.join(names)}{explained or choices}")
+            choices = f". The options are {', '.join(known)}"
+            raise InvalidArgumentError(f"Unknown option {', '.join(names)}{explained or choices}")
         # Shorter, starts that fail would follow each other as fast as they can.
         self._pause = check_seconds("pause", pause, at_least=0.1)
         self._options = _in_seconds(options)
@@ -184,7 +184,7 @@ class ManagedInstance(abc.ABC):
         if not self._is_entered:
             raise InvalidArgumentError(
                 f"{self!r} must be used inside its `async with` block. Enter it in the lifespan of the app "
-                "that is served (servers do not run the lifespans of mounted apps)"
+                "that is served. Servers do not run the lifespans of mounted apps."
             )
         state = self._state
         if isinstance(state, Unavailable):
@@ -236,7 +236,7 @@ class ManagedInstance(abc.ABC):
             raise InvalidArgumentError(f"report needs the handle that was used, not {type(handle).__name__}")
         reported = handle or self._state
         if isinstance(reported, InstanceHandle):
-            logger.info("a request to instance %s failed: %s", reported.instance_id, type(error).__name__)
+            logger.info("A request to instance %s failed: %s", reported.instance_id, type(error).__name__)
             self.report_id(reported.instance_id)
 
     def report_id(self, instance_id: str) -> None:
@@ -334,7 +334,7 @@ class ManagedInstance(abc.ABC):
             try:
                 await self._run()
             except Exception as error:
-                logger.exception("unexpected error")
+                logger.exception("Unexpected error")
                 self._set(Unavailable("failed", repr(error), None))
 
     @abc.abstractmethod
@@ -353,7 +353,7 @@ class ManagedInstance(abc.ABC):
         if state == self._state:
             return
         if isinstance(state, InstanceHandle):
-            logger.info("instance %s serves %s", state.instance_id, state.model)
+            logger.info("Instance %s serves %s", state.instance_id, state.model)
         self._state = state
         self._changed.notify()
 

@@ -102,7 +102,7 @@ class OwnerProcess:
         secrets = _secrets()
         lines = [_one_line(line, secrets) for line in output.decode(errors="replace").splitlines()]
         if lines := list(filter(None, lines)):
-            logger.info("the owner process %s. Its output:\n%s", end, "\n".join(lines))
+            logger.info("The owner process %s. Its output:\n%s", end, "\n".join(lines))
         self.last_line = lines[-1:]
         self._end = end
 

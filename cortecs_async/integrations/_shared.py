@@ -125,10 +125,10 @@ class SharedInstance(ManagedInstance):
     async def _check(self) -> None:
         if sys.platform == "win32":
             raise ConfigurationError(
-                "a shared instance needs unix sockets and file locks, and does not run on Windows"
+                "A shared instance needs Unix sockets and file locks, and does not run on Windows"
             )
         if not sys.executable or getattr(sys, "frozen", False):
-            raise ConfigurationError("a shared instance needs Python as a child process")
+            raise ConfigurationError("A shared instance needs Python as a child process")
         self._leaving = False
         self._place = None
         self._disconnected = anyio.Event()
@@ -137,12 +137,12 @@ class SharedInstance(ManagedInstance):
             client.instance(self._spec["model_id"], self._spec["hardware_type_id"], **options)
         address = self._meeting_point.address
         if len(os.fsencode(address)) > _LONGEST_ADDRESS:
-            raise ConfigurationError(f"{address} is too long for a socket: set a shorter CORTECS_STATE_DIR")
+            raise ConfigurationError(f"{address} is too long for a socket. Set a shorter CORTECS_STATE_DIR.")
         try:
             self._meeting_point.check()
         except OSError as error:
             raise ConfigurationError(
-                f"the directory of shared instances, {address.parent}, cannot be used: {error}. "
+                f"The directory of shared instances, {address.parent}, cannot be used: {error}. "
                 "Set CORTECS_STATE_DIR to a directory of your own."
             ) from None
 
@@ -178,7 +178,7 @@ class SharedInstance(ManagedInstance):
                 reason, problem = "failed", ": ".join([problem, *self._owner.last_line])
             self._owner = None
         level = logging.WARNING if reason == "failed" else logging.INFO
-        logger.log(level, "no connection to the owner process of the instance: %s", problem)
+        logger.log(level, "No connection to the owner process of the instance: %s", problem)
         self._set(Unavailable(reason, f"there is no owner process of the instance: {problem}"))
         return received
 
@@ -220,14 +220,14 @@ class SharedInstance(ManagedInstance):
         it lives, and its reaper waits for its end.
         """
         if missed == _MISSED_UNTIL_UNRESPONSIVE:
-            problem = f"the owner process (process id {self._meeting_point.owner_pid()}) does not respond"
+            problem = f"The owner process (process id {self._meeting_point.owner_pid()}) does not respond"
             logger.warning("%s", problem)
             self._set(Unavailable("unresponsive", problem))
             return
         is_starting = self._meeting_point.owner_is_starting()
         limit = _MISSED_WHILE_STARTING if is_starting else _MISSED_UNTIL_FROZEN
         if missed % limit == 0 and (pid := self._meeting_point.owner_pid()) is not None:
-            logger.warning("the owner process (process id %d) is frozen, and is killed", pid)
+            logger.warning("Killing the owner process (process id %d), which is frozen", pid)
             kill_frozen(pid, json.dumps(self._spec))
 
     async def _connect(self) -> SocketStream:
@@ -244,7 +244,7 @@ class SharedInstance(ManagedInstance):
         stream = await anyio.connect_unix(place.address)
         if not _shared_server.is_of_this_user(stream):
             await stream.aclose()
-            raise PermissionError("a process of another user listens on the socket")
+            raise PermissionError("a process of another user is listening on the socket")
         _connections.add(stream)
         return stream
 

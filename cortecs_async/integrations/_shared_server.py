@@ -131,17 +131,17 @@ class SharedInstanceServer:
             try:
                 self.lock, listener = self.meeting_point.restore(self.lock)
             except OSError as error:
-                logger.warning("the files of the shared instance cannot be restored: %s", error)
+                logger.warning("Could not restore the files of the shared instance: %s", error)
             else:
                 if listener is not None:
-                    logger.warning("the socket of the shared instance was removed, and is restored")
+                    logger.warning("Restored the socket of the shared instance, which was removed")
                     accepting = await SocketListener.from_socket(listener)
                     listeners.start_soon(self._accept, accepting, connections)
             await anyio.sleep(self.heartbeat)
 
     async def _serve_connection(self, stream: SocketStream) -> None:
         if not is_of_this_user(stream):
-            logger.warning("rejected a connection from a process of another user")
+            logger.warning("Rejected a connection from a process of another user")
             await stream.aclose()
             return
         self._add_users(+1)

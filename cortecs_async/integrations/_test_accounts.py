@@ -232,7 +232,7 @@ def _reject_unknown(marker: str, options: Iterable[str], known: Iterable[str]) -
     unknown = sorted({*options} - {*known})
     if unknown:
         raise _marker_error(
-            marker, f"unknown option {', '.join(unknown)}; valid options are {', '.join(sorted(known))}"
+            marker, f"unknown option {', '.join(unknown)}. Valid options are {', '.join(sorted(known))}"
         )
 
 

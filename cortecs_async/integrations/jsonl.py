@@ -201,8 +201,8 @@ class AnswerFile:
         request = self._taken.get(custom_id)
         if request is None:
             raise InvalidArgumentError(
-                f"custom_id {custom_id!r} has an answer already, or is not from `unanswered()`: write each "
-                "outcome once"
+                f"custom_id {custom_id!r} has an answer already, or is not from `unanswered()`. Write each "
+                "outcome once."
             )
         # `fsync` for each line would block the event loop for most of the time.
         self._output.append([_format(request, outcome).text], sync=False)
@@ -222,4 +222,4 @@ def _format(request: Request, outcome: Outcome[dict[str, Any]]) -> AnswerLine:
 
 
 def _misuse() -> InvalidArgumentError:
-    return InvalidArgumentError("use it in a block: `with AnswerFile(...) as answers:`")
+    return InvalidArgumentError("Use AnswerFile in a block: `with AnswerFile(...) as answers:`.")

@@ -26,7 +26,7 @@ _MARKERS = {
     f"{CLIENT}(**options)": "set options of the AsyncCortecs that the fixture of that name returns.",
     f"{FAULT}(kind, **options)": (
         "inject a fault into the emulated account of the test, with the arguments of "
-        "cortecs_async.emulator.Fault; several faults occur from the top down."
+        "cortecs_async.emulator.Fault; several faults occur in order, from the top down."
     ),
 }
 

@@ -76,7 +76,7 @@ def fan_out(
         raise ConfigurationError("cortecs_async.integrations.ray needs Ray: pip install ray") from None
     if not ray.is_initialized():
         # Otherwise Ray starts a cluster with the first task, and blocks the event loop meanwhile.
-        raise ConfigurationError("call ray.init() before fan_out(...), and before you lease anything")
+        raise ConfigurationError("Call ray.init() before fan_out(...) and before your first lease.")
     remote_chunk = ray.remote(run_chunk).options(**{**_OPTIONS, **(ray_options or {})})
     dumps = ray.cloudpickle.dumps
     check_work(work, dumps)

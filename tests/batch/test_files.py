@@ -327,14 +327,14 @@ class TestPreflight:
     def test_the_output_of_a_changed_request_is_an_error(self, files: BatchOptions) -> None:
         write(files.source, line("a"), line("b", body={"max_tokens": 6}))
         write(files.target, answer_line("b"))
-        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: .*another request .*line 2"):
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: .*line 2 of .*another request"):
             preflight(files)
 
     def test_an_answer_of_a_fleet_is_not_of_a_batch(self, files: BatchOptions) -> None:
         write(files.source, line("a"))
         data = {**json.loads(answer_line("a")), "id": f"fleet_req_{1:032x}"}
         write(files.target, data)
-        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: .*another request .*line 1"):
+        with pytest.raises(BatchFileError, match=r"out.jsonl, line 1: .*line 1 of .*another request"):
             preflight(files)
 
     @pytest.mark.parametrize("again", [False, True])

@@ -129,8 +129,8 @@ class TestRequests:
         [
             (b"{", "not valid JSON: [^;]*$"),
             (b"\xef\xbb\xbf{", "not valid JSON: [^;]*$"),
-            (b"Why is the sky blue?", r"not valid JSON: .*; if each line is a prompt, .*--text"),
-            (b'"Why is the sky blue?"', "not a JSON object; if each line is a prompt"),
+            (b"Why is the sky blue?", r"not valid JSON: .*\. If each line is a prompt, .*--text"),
+            (b'"Why is the sky blue?"', r"not a JSON object\. If each line is a prompt"),
             (b"{} {}", "not valid JSON: more text at column 3"),
             (json.dumps(line()).encode() + b"}", "not valid JSON: more text"),
             (b'{"custom_id": "\xff"}', "not valid UTF-8"),

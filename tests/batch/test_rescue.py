@@ -84,7 +84,7 @@ CHANGES: dict[Change, tuple[str, int | None]] = {
     edit: ("replaced", None),
     truncate: ("truncated", 0),
     cut: ("truncated", -1),
-    extend: ("written to", None),
+    extend: ("wrote to", None),
 }
 
 
@@ -138,7 +138,7 @@ class TestOutput:
         assert ids(saved) == [*kept, "c"]
         count = f"{len(kept) + 1} of 3"
         assert str(caught.value) == (
-            f"another program has {word} {target} while the batch was running. {count} answers are saved in "
+            f"Another program {word} {target} while the batch was running. {count} answers are saved in "
             f"{saved}. To continue, move this file to {target}, and run the same batch again."
         )
         assert saved.stat().st_mode & 0o777 == 0o640
@@ -471,7 +471,7 @@ class TestBatch:
                 os.utime(target, ns=(0, 0))
 
             on_progress = once(REQUESTS, change)
-            with pytest.raises(BatchWriteError, match=f"changed .*: {REQUESTS} answers are missing"):
+            with pytest.raises(BatchWriteError, match=f"changed .*. {REQUESTS} answers are missing"):
                 await run(client, emulator, source, target, on_progress=on_progress)
             report = await run(client, emulator, source, target)
             assert (report.resumed, report.succeeded) == (0, REQUESTS)

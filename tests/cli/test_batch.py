@@ -373,7 +373,7 @@ RECEIPT = Receipt(
     released=True,
 )
 LOST = InstanceLostError("instance instance-1 was lost", instance_id="instance-1")
-UNRESOLVED = CortecsError("it is unknown whether a start created an instance")
+UNRESOLVED = CortecsError("It is unknown whether a start created an instance")
 
 
 @pytest.mark.parametrize(

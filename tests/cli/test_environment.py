@@ -96,7 +96,8 @@ class TestEnvFile:
         hostile = f"{text}{URL}=http://127.0.0.1:7777/v1\n"
         assert URL not in self._load(monkeypatch, hostile, env)
         assert (
-            f"Ignoring {URL} of .env: secrets from elsewhere would be sent to it. " in capsys.readouterr().err
+            f"Ignoring {URL} in .env: secrets from elsewhere would be sent to that URL. "
+            in capsys.readouterr().err
         )
         # Used if the file is asked for.
         assert self._load(monkeypatch, hostile, env, Path("asked.env"))[URL] == "http://127.0.0.1:7777/v1"
@@ -112,7 +113,7 @@ class TestEnvFile:
         after = self._load(monkeypatch, hostile, env)
         assert after.keys() == {*CREDENTIALS, *INFERENCE_KEYS}
         assert capsys.readouterr().err == (
-            "Ignoring CORTECS_LOG, CORTECS_NEW, CORTECS_STATE_DIR of .env: only credentials are read from "
+            "Ignoring CORTECS_LOG, CORTECS_NEW, CORTECS_STATE_DIR in .env: only credentials are read from "
             "it. To use the whole file, pass --env-file .env.\n"
         )
         # Used if the file is asked for.

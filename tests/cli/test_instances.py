@@ -179,7 +179,9 @@ class TestStart:
             terminal.press("\x03")
             assert terminal.wait() == 130
             (left,) = slow.billing
-            assert f"{left} keeps starting, and is billed until you stop it.\nInterrupted." in terminal.text
+            assert (
+                f"{left} is still starting, and is billed until you stop it.\nInterrupted." in terminal.text
+            )
             assert "Traceback" not in terminal.text
 
     def test_ctrl_c_warns_of_billing_even_with_quiet_and_json(self, slow: Emulator, tmp_path: Path) -> None:
@@ -191,7 +193,7 @@ class TestStart:
             terminal.press("\x03")
             assert terminal.wait() == 130
             (left,) = slow.billing
-            assert f"{left} keeps starting, and is billed until you stop it.\n" in terminal.text
+            assert f"{left} is still starting, and is billed until you stop it.\n" in terminal.text
             shown = terminal.text[terminal.text.index("{") : terminal.text.rindex("}") + 1]
             assert json.loads(shown)["instance_id"] == left
 
@@ -209,7 +211,7 @@ class TestStart:
             running.send(signal.SIGTERM)
             assert running.process.wait(timeout=30) == 143
             (left,) = slow.billing
-            assert f"{left} keeps starting, and is billed until you stop it.\n" in running.output
+            assert f"{left} is still starting, and is billed until you stop it.\n" in running.output
 
     @pytest.mark.parametrize("command", ["start", "restart"])
     def test_cancelled_request_warns_that_it_may_have_worked(
@@ -417,7 +419,7 @@ class TestStopAndRemove:
         shown = call("rm", "--stop", "--timeout", "1.5", instance_id)
         assert shown.exit_code == 1
         assert shown.stdout == ""
-        assert shown.stderr.startswith(f"Error: instance {instance_id} could not be deleted in time (")
+        assert shown.stderr.startswith(f"Error: Instance {instance_id} could not be deleted in time (")
         # Neither a reaper nor a journal of this account.
         assert shown.stderr.endswith(
             "IT MAY STILL BE BILLED. Stop it with `cortecs-async rm --stop` or on cortecs.ai.\n"
@@ -478,7 +480,7 @@ class TestStopAndRemove:
         instance_id = served.start_instance(MODEL, HARDWARE)
         with Terminal(PROGRAM, "rm", "--all", "--force", env=environment(served, tmp_path)) as terminal:
             terminal.until(lambda text: "[y/N]" in text)
-            question = "Delete 1 instance? --all includes those of other people and programs. [y/N]"
+            question = "Delete 1 instance? --all includes instances of other people and programs. [y/N]"
             assert question in terminal.text
             assert served.billing == (instance_id,)
             if keys == "\x03":

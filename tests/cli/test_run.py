@@ -198,7 +198,7 @@ def test_nothing_is_started_without_a_reaper(
     monkeypatch.setattr(sys, "executable", "")
     done = call("run", MODEL, "--", "true")
     assert done.exit_code == 125
-    assert "the reaper" in done.stderr
+    assert "The reaper" in done.stderr
     assert emu.ledger == ()
 
 

@@ -18,9 +18,9 @@ PACKAGE = Path(cortecs_async.__file__).parent
 # Missing credentials have a text of their own on the command line: `error_text`.
 NOT_SHOWN = {"_cli", "_credentials.py", "_hints.py", "emulator", "integrations"}
 ONLY_IN_PROGRAMS = re.compile(
-    r"this AsyncCortecs |<AsyncCortecs |never closed|transport='aiohttp'|credential_provider|http_client|"
-    r"\(a query is params=\)|client\.instances\.start or|this lease |Listing\(|disabled \((journal|guard)=|"
-    r"timedelta\(|anonymous=True|require_key=True|either profile or|<progress "
+    r"[Tt]his AsyncCortecs |<AsyncCortecs |never closed|transport='aiohttp'|credential_provider|http_client|"
+    r"\(a query is params=\)|client\.instances\.start or|[Tt]his lease |Listing\(|"
+    r"disabled \((journal|guard)=|timedelta\(|anonymous=True|require_key=True|either profile or|<progress "
 )
 
 # Words of the library: a method of the client, a keyword, the name of an argument.
@@ -66,8 +66,8 @@ def test_no_text_that_a_command_may_show_names_an_argument_or_a_method() -> None
         ("client.models.list() lists the models.", "`cortecs-async models` lists the models."),
         ("Run `cortecs-async sweep` or client.sweep()", "Run `cortecs-async sweep`"),
         (
-            "BILLED. The reaper releases it.",
-            "BILLED. A background process on this machine continues the deletion.",
+            "BILLED. The reaper, a background process, releases it.",
+            "BILLED. A background process on this machine continues to delete it.",
         ),
         (
             "Call `client.sweep()` in this process, or stop it on cortecs.ai",

@@ -50,7 +50,7 @@ class TestWarning:
         async with world() as (emu, client):
             lease = client.instance(MODEL, HARDWARE)
             (warning,) = warnings
-            assert warning.startswith("No inference API key: set CORTECS_API_KEY or OPENAI_API_KEY to your ")
+            assert warning.startswith("No inference API key. Set CORTECS_API_KEY or OPENAI_API_KEY to your ")
             # True also if the program passes a key later.
             assert "If you pass api_key= yourself" in warning
             assert "require_key=False" in warning
@@ -107,7 +107,7 @@ def test_packages_are_found_without_importing_them(monkeypatch: pytest.MonkeyPat
 
 
 WRONG = {
-    "": "no inference API key",
+    "": "No inference API key",
     "<your key>": "contains a space",
     "<key>": "placeholder",
     "your-api-key": "placeholder",
@@ -171,7 +171,7 @@ async def test_rejected_key_is_named_by_its_source(
                 raise RejectedError
     (note,) = caught.value.__notes__
     assert note.startswith(
-        f"cortecs_async: the endpoint rejected the inference API key from {origin}. Create"
+        f"cortecs_async: The endpoint rejected the inference API key from {origin}. Create"
     )
 
 

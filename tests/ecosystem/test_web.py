@@ -215,7 +215,7 @@ async def test_ready_at_once_and_released_at_sigterm(serve: Callable[..., Any], 
     async with serve(framework) as world:
         answer = await world.settled("/ready", 503)
         assert answer.headers["retry-after"] == "10"
-        assert answer.json()["detail"] == "the model is starting, which takes a few minutes"
+        assert answer.json()["detail"] == "The model is starting, which takes a few minutes"
         assert (await world.get("/ask?text=hi")).status_code == 503
 
         instance_id = await world.runs()

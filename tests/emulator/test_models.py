@@ -120,13 +120,13 @@ async def test_the_openapi_document_names_the_added_model(emulate: Emulate) -> N
 @pytest.mark.parametrize(
     ("models", "message"),
     [
-        ({"org/a": {"NVIDIA_B200_1": 8}}, r"unknown hardware type 'NVIDIA_B200_1' for org/a .*NVIDIA_H100_4"),
+        ({"org/a": {"NVIDIA_B200_1": 8}}, r"Unknown hardware type 'NVIDIA_B200_1' for org/a .*NVIDIA_H100_4"),
         ({"org/a": {"NVIDIA_L4_1": 0}}, "context length of org/a on NVIDIA_L4_1 .* positive integer, not 0"),
         ({"org/a": {"NVIDIA_L4_1": "8192"}}, "must be a positive integer, not '8192'"),
-        ({"org/a": {}}, "no hardware type for org/a"),
-        (["org/a", "org--a"], "duplicate model 'org/a'"),
+        ({"org/a": {}}, "No hardware type for org/a"),
+        (["org/a", "org--a"], "Duplicate model 'org/a'"),
         *[
-            (name, "invalid model name .*example: org/name")
+            (name, "Invalid model name .*example: org/name")
             for name in ("", "a", "/a", "a/", "a/b/c", "a/b--c", "a/b c", "a/b?", "a/../b", "a/b\n", "ä/b")
         ],
     ],
@@ -137,7 +137,7 @@ def test_invalid_models(models: Any, message: str) -> None:
 
 
 def test_a_served_emulator_takes_models() -> None:
-    with pytest.raises(ValueError, match="invalid model name 'a'"):
+    with pytest.raises(ValueError, match="Invalid model name 'a'"):
         serve_emulator(models="a")
 
 

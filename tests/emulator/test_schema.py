@@ -341,7 +341,7 @@ def test_a_default_is_used_if_it_is_valid(default: str) -> None:
         ),
         (
             {"type": "array", "items": {"type": "string"}, "minItems": 600, "uniqueItems": True},
-            "no more than 500",
+            "at most 500",
         ),
         ({"allOf": [{"multipleOf": 9e307}, {"multipleOf": 7e307}], "type": "number"}, "nothing is valid"),
         ({"type": "string", "pattern": "^(a)\\1$"}, "'pattern'"),

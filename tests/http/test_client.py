@@ -769,7 +769,7 @@ class TestClosed:
             await anyio.sleep(0.001)
             await client.aclose()
         (error,) = caught
-        assert "this AsyncCortecs is closed" in str(error)
+        assert "This AsyncCortecs is closed" in str(error)
 
 
 class TestHeld:

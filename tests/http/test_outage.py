@@ -28,7 +28,7 @@ def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
 async def test_an_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     service = Service()
     service.on("GET", "/instances/", *[REFUSED] * 4, EMPTY_LIST)
-    down = f"Cannot reach {API}: ConnectError: the script says so. Retrying"
+    down = f"Cannot reach {API}: ConnectError: the script says so. Retrying."
     async with service.client() as client:
         began = anyio.current_time()
         async with anyio.create_task_group() as tasks:
@@ -53,8 +53,8 @@ async def test_an_outage_is_logged_once(caplog: pytest.LogCaptureFixture) -> Non
 @alternating(
     "failure,expected",
     [
-        (Answer(status=502), [f"{API} returns 502 Bad Gateway. Retrying"]),
-        (Answer(delay=50.0), [f"{API} does not respond: no response within 30 s. Retrying"]),
+        (Answer(status=502), [f"{API} returns 502 Bad Gateway. Retrying."]),
+        (Answer(delay=50.0), [f"{API} does not respond: no response within 30 s. Retrying."]),
         (Answer(failure=httpx.ReadError), []),
         (Answer(status=429), []),
     ],

@@ -532,10 +532,10 @@ async def test_cancelled_errors_of_others_are_no_cancellation(world: World) -> N
         raise asyncio.CancelledError("the queue was closed")
 
     async with world() as (emu, client):
-        with pytest.raises(RuntimeError, match="a chunk was cancelled by other code than its fan-out"):
+        with pytest.raises(RuntimeError, match="A chunk was cancelled by code outside its fan-out"):
             async with fan_out(cancel, range(10), [client.instance(MODEL)]) as outcomes:
                 await outcomes.to_list()
-        with pytest.raises(RuntimeError, match="the items of a fan-out raised CancelledError"):
+        with pytest.raises(RuntimeError, match="The items of a fan-out raised CancelledError"):
             async with fan_out(Workers(emu), items(), [client.instance(MODEL)]) as outcomes:
                 await outcomes.to_list()
         assert emu.existing == ()
@@ -622,7 +622,7 @@ async def test_misuse(world: World) -> None:
             fan_out(Workers(emu), [], [client.instance(MODEL)], chunk_size=0)
         with pytest.raises(InvalidArgumentError, match="a list of leases"):
             fan_out(Workers(emu), [], [])
-        with pytest.raises(InvalidArgumentError, match="needs an iterable or async iterable, not 5"):
+        with pytest.raises(InvalidArgumentError, match="items must be an iterable or async iterable, not 5"):
             fan_out(Workers(emu), 5, [client.instance(MODEL)])
         outcomes = fan_out(Workers(emu), [], [client.instance(MODEL)])
         with pytest.raises(InvalidArgumentError, match="async with"):
@@ -937,7 +937,7 @@ def test_a_changed_request_is_an_error_but_not_one_written_differently(tmp_path:
     with AnswerFile(source, target) as answers:
         assert answers.left == 0
     source.write_text(text.replace('{"n": 0}', '{"n": 5}'))
-    with pytest.raises(errors.BatchFileError, match="answers another request than line 1 of"):
+    with pytest.raises(errors.BatchFileError, match=r"line 1 of .* but another request"):
         AnswerFile(source, target).__enter__()
     assert target.read_bytes() == whole
 

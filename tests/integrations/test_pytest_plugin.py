@@ -319,16 +319,16 @@ async def test_cleared(cortecs_emulator):
     [
         (
             "cortecs_emulator(step_secs=1)",
-            "*cortecs_emulator: unknown option step_secs; valid options are *step_seconds*",
+            "*cortecs_emulator: unknown option step_secs. Valid options are *step_seconds*",
         ),
-        ("cortecs_emulator(root_url='x')", "*cortecs_emulator: unknown option root_url; valid options are *"),
+        ("cortecs_emulator(root_url='x')", "*cortecs_emulator: unknown option root_url. Valid options are *"),
         ("cortecs_emulator(1)", "*cortecs_emulator: only keyword arguments are allowed, not 1"),
         ("cortecs_emulator(num_steps=0)", "*cortecs_emulator: 'num_steps' must be >= 1: 0"),
         (
             "cortecs_emulator(capacity={'X': 1})",
-            "*cortecs_emulator: unknown hardware type 'X' in capacity (known: *",
+            "*cortecs_emulator: Unknown hardware type 'X' in capacity (known: *",
         ),
-        ("cortecs_emulator(models='a')", "*cortecs_emulator: invalid model name 'a' in models *"),
+        ("cortecs_emulator(models='a')", "*cortecs_emulator: Invalid model name 'a' in models *"),
         ("cortecs_emulator(allow_leaks='all')", "*allow_leaks must be False, 'stopped' or True, not 'all'"),
         (
             "cortecs_emulator(leak_grace='1h30')",
@@ -339,7 +339,7 @@ async def test_cleared(cortecs_emulator):
         ("cortecs_fault('drop', route='begin')", "*cortecs_fault: 'route' must be in *"),
         (
             "cortecs_client(http_client=None)",
-            "*cortecs_client: unknown option http_client; valid options are *guard*",
+            "*cortecs_client: unknown option http_client. Valid options are *guard*",
         ),
         ("cortecs_client(guard='maybe')", "*cortecs_client: guard must be one of auto, *"),
     ],

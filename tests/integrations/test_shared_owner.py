@@ -168,7 +168,7 @@ async def test_an_owner_that_dies_before_it_speaks_is_reported_with_its_last_lin
         await until(lambda: not_ready(shared).reason == "failed")
         assert not_ready(shared).detail == f"there is no owner process of the instance: {reason}"
         # Strangers see neither.
-        assert str(not_ready(shared)) == "the model could not be started"
+        assert str(not_ready(shared)) == "The model could not be started"
     assert "secret" not in caplog.text.replace("CORTECS_CLIENT_SECRET", "")
 
 

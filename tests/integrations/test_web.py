@@ -65,7 +65,7 @@ async def test_it_is_entered_at_once_and_released_at_the_end(world: World) -> No
             await anyio.sleep(90)
             error = not_ready(instance)
             assert error.status_code == 503
-            assert str(error) == "the model is starting, which takes a few minutes"
+            assert str(error) == "The model is starting, which takes a few minutes"
             assert error.detail.startswith("the instance is being started: ")
             handle = await instance.wait()
             assert anyio.current_time() >= 240
@@ -401,7 +401,7 @@ async def test_a_block_that_one_task_leaves_while_another_restarts_it(world: Wor
 
 @pytest.mark.parametrize("kind", [partial(BackgroundInstance, cast("Any", None)), SharedInstance])
 def test_unknown_options_are_rejected_at_once(kind: Any) -> None:
-    with pytest.raises(errors.InvalidArgumentError, match="unknown option max_costs, on_loss"):
+    with pytest.raises(errors.InvalidArgumentError, match="Unknown option max_costs, on_loss"):
         kind(MODEL, max_costs=5, on_loss="ignore")
 
 
@@ -889,7 +889,7 @@ async def test_a_socket_of_another_user_gets_no_connection(
     with shared._meeting_point.listen():
         monkeypatch.setattr(_shared_server, "is_of_this_user", lambda _: False)
         async with shared:
-            await until(lambda: "a process of another user listens" in not_ready(shared).detail)
+            await until(lambda: "a process of another user is listening" in not_ready(shared).detail)
     os.close(lock)
 
 

@@ -101,9 +101,9 @@ async def test_a_lease_hands_out_its_handle_and_stays_its_owner(world: World, jo
 
 async def test_what_holds_connections_is_not_pickled(world: World) -> None:
     async with world() as (_, client), client.instance(MODEL) as inst:
-        with pytest.raises(TypeError, match=r"send `inst\.handle`"):
+        with pytest.raises(TypeError, match=r"Send `inst\.handle`"):
             pickle.dumps(inst)
-        with pytest.raises(TypeError, match="create one in each process"):
+        with pytest.raises(TypeError, match="Create one in each process"):
             pickle.dumps(client)
 
 

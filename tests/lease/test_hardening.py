@@ -351,7 +351,7 @@ async def test_one_watch_in_two_tasks_is_refused_in_words(world: World) -> None:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(anext, watch)
             await anyio.sleep(0.1)
-            with pytest.raises(errors.InvalidArgumentError, match="another task is already using this watch"):
+            with pytest.raises(errors.InvalidArgumentError, match="Another task is already using this watch"):
                 await anext(watch)
             tasks.cancel_scope.cancel()
 

@@ -361,7 +361,7 @@ async def test_a_cancelled_error_of_the_function_is_not_a_cancellation(inst: Ins
         # As from a future that was cancelled. The task was not.
         raise asyncio.CancelledError("closed")
 
-    with pytest.raises(RuntimeError, match="the function of a map raised CancelledError") as caught:
+    with pytest.raises(RuntimeError, match="The function of a map raised CancelledError") as caught:
         await inst.map(fail, range(3)).to_list()
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
     found = await inst.map(fail, range(3), return_exceptions=True).to_list()
@@ -376,7 +376,7 @@ async def test_a_call_that_cancels_its_own_task_fails(inst: InstanceHandle) -> N
         task.cancel()
         await asyncio.sleep(1)
 
-    with pytest.raises(RuntimeError, match="the function of a map raised CancelledError"):
+    with pytest.raises(RuntimeError, match="The function of a map raised CancelledError"):
         await inst.map(fail, range(3)).to_list()
 
 
@@ -387,7 +387,7 @@ async def test_a_cancelled_error_of_the_items_is_not_a_cancellation(inst: Instan
 
     results = inst.map(Calls(), items())
     assert await anext(results) == 10
-    with pytest.raises(RuntimeError, match="the items of a map raised CancelledError") as caught:
+    with pytest.raises(RuntimeError, match="The items of a map raised CancelledError") as caught:
         await anext(results)
     assert isinstance(caught.value.__cause__, asyncio.CancelledError)
 
@@ -839,7 +839,7 @@ async def test_an_error_of_a_close_comes_out_or_is_a_note(inst: InstanceHandle) 
         async with results() as taken:
             await anext(taken)
             raise KeyError
-    assert "closing the items of the map raised Boom('not closed')" in caught.value.__notes__[0]
+    assert "Closing the items of the map raised Boom('not closed')" in caught.value.__notes__[0]
     with pytest.raises(Boom, match="not closed"):
         await inst.map(calls, Cursor(3, Boom("not closed"))).to_list()
 
@@ -870,7 +870,7 @@ async def test_an_error_of_a_close_is_the_note_of_an_earlier_one_of_the_items(in
 
     with pytest.raises(KeyError) as caught:
         await inst.map(Calls(), Broken(1, Boom("not closed"))).to_list()
-    assert "closing the items of a map raised Boom('not closed')" in caught.value.__notes__[0]
+    assert "Closing the items of a map raised Boom('not closed')" in caught.value.__notes__[0]
 
 
 async def test_a_cancelled_aclose_waits_for_five_more_seconds(inst: InstanceHandle) -> None:

@@ -111,7 +111,7 @@ async def test_a_file_that_is_not_understood_is_kept_and_named(
         await work(client)
     assert contents(prepared) == {NAME: NOT_UNDERSTOOD[content]}
     (warning,) = warnings(caplog)
-    assert warning.startswith(f"Leaving {NAME} in {prepared} alone: ")
+    assert warning.startswith(f"Ignoring {NAME} in {prepared}: ")
 
 
 @grid(work=[sweep, lease], content=UNDERSTOOD, anyio_backend=BACKENDS)
@@ -190,7 +190,7 @@ def test_an_old_draft_that_is_not_understood_is_kept(
     os.utime(draft, (0, 0))
     assert list(orphaned_journals(prepared)) == []
     assert draft.exists()
-    assert warnings(caplog) == [f"Leaving {draft.name} in {prepared} alone: it is not a journal"]
+    assert warnings(caplog) == [f"Ignoring {draft.name} in {prepared}: it is not a journal"]
 
 
 @alternating("command", ["open", "orphans", "owners", "diagnose", "list"])

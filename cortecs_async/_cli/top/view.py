@@ -23,7 +23,7 @@ _OWNER_MEANINGS = {
     "process": "the process releases it when it ends",
     "orphan": "its reaper or `cortecs-async sweep` releases it",
     "held": "owned by the holder of its handle",
-    UNMANAGED: "started by a plain request, by hand or elsewhere; it runs until you stop it",
+    UNMANAGED: "started without a lease or elsewhere; it runs until you stop it",
 }
 
 # The widest that the owner column may be, and how wide the screen must be for more than short words.

@@ -46,7 +46,7 @@ def _types(one: Any, other: Any) -> list[str]:
     found = [name for name in names if name in others or (name == "integer" and "number" in others)]
     found += [name for name in others if name == "integer" and "number" in names and name not in found]
     if not found:
-        raise UnsatisfiableError(f"nothing has the types {one} and {other}")
+        raise UnsatisfiableError(f"no value has both the types {one} and {other}")
     return found
 
 
@@ -55,13 +55,13 @@ def _enums(one: list[Any], other: list[Any]) -> list[Any]:
     allowed = set(map(hashable, other))
     found = [value for value in one if hashable(value) in allowed]
     if not found:
-        raise UnsatisfiableError("an enum or const allows no value of another")
+        raise UnsatisfiableError("no value is allowed by every enum and const")
     return found
 
 
 def _formats(one: str, other: str) -> str:
     if one != other:
-        raise UnsatisfiableError(f"'format': the emulator writes nothing that is both {one} and {other}")
+        raise UnsatisfiableError(f"'format': the emulator cannot write a text that is both {one} and {other}")
     return one
 
 
@@ -71,12 +71,12 @@ def _multiples(one: float, other: float) -> float:
     try:
         return common / (first.denominator * second.denominator)
     except OverflowError as error:
-        raise UnsatisfiableError("'multipleOf': the emulator writes no number that large") from error
+        raise UnsatisfiableError("'multipleOf': the emulator cannot write such a large number") from error
 
 
 def _prefixes(one: list[Schema], other: list[Schema]) -> list[Schema]:
     if len(one) != len(other):
-        raise UnsatisfiableError("'prefixItems': the emulator does not merge tuples of different lengths")
+        raise UnsatisfiableError("'prefixItems': the emulator cannot merge tuples of different lengths")
     return list(map(_both, one, other))
 
 

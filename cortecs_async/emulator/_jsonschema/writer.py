@@ -213,7 +213,7 @@ class _Writer:
     def _item(self, found: Sequence[Any], schema: Schema, name: str, refs: _Refs, *, unique: bool) -> Any:
         if unique and len(found) == _MAX_DIFFERENT:
             raise UnsatisfiableError(
-                f"'uniqueItems': the emulator writes no more than {_MAX_DIFFERENT} for {name!r}"
+                f"'uniqueItems': the emulator writes at most {_MAX_DIFFERENT} different items for {name!r}"
             )
         before = self._index
         try:
@@ -228,7 +228,9 @@ class _Writer:
     def _string(self, flat: Mapping[str, Any], name: str) -> str:
         least, most = int(flat.get("minLength", 0)), flat.get("maxLength", math.inf)
         if least > _MAX_STRING:
-            raise UnsatisfiableError(f"'minLength': the emulator writes no {least} characters for {name!r}")
+            raise UnsatisfiableError(
+                f"'minLength': the emulator cannot write {least} characters for {name!r}"
+            )
         if "format" in flat:
             return FORMATS[flat["format"]].write(self._index)
         if flat.get("pattern"):
