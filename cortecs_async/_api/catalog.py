@@ -60,7 +60,7 @@ class HardwareConfig:
     Attributes:
         hardware_type_id: The hardware type.
         params: Options of the inference server. Only `--max-model-len` is known, and its older name
-            `max_context_length`, which is also read beside `params`.
+            `max_context_length`, which is also read outside `params`.
         requirements: What the model needs. The keys are undocumented.
 
     Example:

@@ -79,7 +79,7 @@ class LeaseMethods:
             on_progress: A function that is called with a `Progress` at every change while the instance
                 starts. It may be async. If it raises, the start fails and the instance is deleted.
             require_key: Check the inference API key before the start. True: raise an error if it is missing
-                or obviously wrong. None (default): log a warning, if a package for inference is installed.
+                or clearly wrong. None (default): log a warning, if a package for inference is installed.
                 False: no check. Only the instance itself can tell whether it accepts the key.
 
         Raises:
