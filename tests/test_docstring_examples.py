@@ -162,7 +162,7 @@ async def test_an_example_runs_on_a_server(
 @pytest.mark.parametrize("name", sorted(PROGRAMS))
 async def test_an_example_that_runs_until_it_is_stopped(name: str, tmp_path: Path) -> None:
     with Program(EXAMPLES[name], env={"PYTHONUNBUFFERED": "1"}, log=tmp_path / "output") as program:
-        await until(lambda: program.has_printed("http://") or program.has_ended)
+        await until(lambda: "http://" in program.output or program.has_ended)
         program.send(signal.SIGTERM)
         await until(lambda: program.has_ended)
         assert program.process.returncode == 0, program.output

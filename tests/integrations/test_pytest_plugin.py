@@ -368,7 +368,7 @@ def test_markers_and_fixtures_are_listed(pytester: pytest.Pytester) -> None:
     markers = str(pytester.runpytest_inprocess(*OPTIONS, "--markers").stdout)
     assert all(f"@pytest.mark.cortecs_{name}(" in markers for name in ("emulator", "client", "fault"))
     fixtures = str(pytester.runpytest_inprocess(*OPTIONS, "--fixtures").stdout)
-    assert re.search(r"cortecs_emulator -- .*\n    An emulated cortecs account", fixtures)
+    assert re.search(r"cortecs_emulator -- .*\n    An emulated Cortecs account", fixtures)
     assert re.search(r"cortecs_client -- .*\n    An AsyncCortecs", fixtures)
 
 
