@@ -199,10 +199,13 @@ class TestTheTablesOfEmulator:
         cells = [line.strip("|").split("|") for line in table.splitlines()[2:]]
         return [(set(re.findall(r"`(\w+)`", first)), second.strip()) for first, second, *_ in cells]
 
-    def test_every_option(self) -> None:
+    def test_the_options(self) -> None:
         parameters = inspect.signature(Emulator).parameters
+        # The page has the most useful ones, and the docstring, which the page links to, has all.
+        assert set(parameters) <= self.documented(Emulator)
         rows = self.rows("Options", "option")
-        assert set().union(*(names for names, _ in rows)) == set(parameters)
+        assert len(rows) > 10
+        assert set().union(*(names for names, _ in rows)) <= set(parameters)
         for names, default in rows:
             for name, shown in zip(sorted(names), sorted(default.split(", ")), strict=False):
                 if re.fullmatch(r"[\d.]+|True", shown):
@@ -213,13 +216,12 @@ class TestTheTablesOfEmulator:
             get_args(FaultKind)
         )
 
-    def test_every_argument_of_a_fault(self) -> None:
-        rows = self.rows("Faults", "argument")
-        parameters = inspect.signature(Fault).parameters
-        assert {name for names, _ in rows for name in names} == set(parameters) - {"kind"}
-        for names, default in rows:
-            if len(names) == 1 and re.fullmatch(r"[\d.]+|`\"\w+\"`", default):
-                assert default.strip('`"') == str(parameters[names.pop()].default)
+    def test_every_argument_of_a_fault_is_in_its_docstring(self) -> None:
+        assert set(inspect.signature(Fault).parameters) <= self.documented(Fault)
+
+    def documented(self, kind: type) -> set[str]:
+        """Return the names of the arguments in a docstring."""
+        return set(re.findall(r"^    (\w+): ", inspect.getdoc(kind) or "", re.MULTILINE))
 
     def test_every_route(self) -> None:
         routes = self.PAGE.partition("\nThe routes are ")[2].partition(".\n")[0]
