@@ -186,7 +186,7 @@ def test_the_examples_of_emulator_run(served: Emulator, capsys: pytest.CaptureFi
     shown = capsys.readouterr().out
     assert "[('stop', None, 'drop'), ('delete', 500, 'status')]" in shown
     assert "lost: instance-10001" in shown
-    assert "an hour and 0 seconds, at once" in shown
+    assert "billed for 3600 seconds" in shown
 
 
 class TestTheTablesOfEmulator:
