@@ -369,7 +369,7 @@ def test_markers_and_fixtures_are_listed(pytester: pytest.Pytester) -> None:
     assert all(f"@pytest.mark.cortecs_{name}(" in markers for name in ("emulator", "client", "fault"))
     fixtures = str(pytester.runpytest_inprocess(*OPTIONS, "--fixtures").stdout)
     assert re.search(r"cortecs_emulator -- .*\n    An emulated Cortecs account", fixtures)
-    assert re.search(r"cortecs_client -- .*\n    An AsyncCortecs", fixtures)
+    assert re.search(r"cortecs_client -- .*\n    An `AsyncCortecs`", fixtures)
 
 
 @pytest.fixture
