@@ -111,8 +111,8 @@ PRICES = {"price_per_minute": 0.05, "currency": "EUR"}
             evolve(REPORT, receipts=(evolve(RECEIPT, released=False),)),
             "4,997 of 5,000 answered, 3 failed, 4m10s, 0.10 EUR, answers.jsonl, NOT RELEASED: instance-1",
         ),
-        (RECEIPT, "65 s, 2 minutes begun, about 0.10 EUR"),
-        (evolve(RECEIPT, cost=None), "65 s, 2 minutes begun, at an unknown price"),
+        (RECEIPT, "65 s, billed as 2 minutes, about 0.10 EUR"),
+        (evolve(RECEIPT, cost=None), "65 s, billed as 2 minutes, at an unknown price"),
         (Balance(current_balance=12.3, currency="EUR"), "12.30 EUR"),
         (Finding(name="clock", ok=True, detail="0 s apart"), "clock: ok, 0 s apart"),
         (

@@ -66,7 +66,7 @@ def test_basics(run: Callable[..., str]) -> None:
     assert re.search(r"Starting meta-llama/Llama-3.1-8B-Instruct:\n(  +\d+%  \w.*\n)+", shown)
     assert "100%" in shown
     assert 'no model was run. You said: "Why is the sky blue?"\n' in shown
-    assert re.search(r"It took \d+ s, \d+ minutes? begun, about \d+\.\d\d EUR\.\n\Z", shown)
+    assert re.search(r"It took \d+ s, billed as \d+ minutes?, about \d+\.\d\d EUR\.\n\Z", shown)
 
 
 def test_structured_output(run: Callable[..., str]) -> None:

@@ -64,7 +64,7 @@ def test_the_examples_of_instances_run(served: Emulator, capsys: pytest.CaptureF
     assert len(served.existing) == 1  # kept with on_exit="stop"
     shown = capsys.readouterr().out
     assert "\nrecommended: NVIDIA_L40S_1\n" in shown
-    assert "1 minute begun, about 0.03 EUR" in shown
+    assert "billed as 1 minute, about 0.03 EUR" in shown
     assert shown.count("running") >= 1
 
 
@@ -232,7 +232,7 @@ class TestTheTablesOfEmulator:
 def test_the_examples_of_costs_run(served: Emulator, capsys: pytest.CaptureFixture[str]) -> None:
     run_examples(DOCS / "costs.md")
     assert served.existing == ()
-    assert "1 minute begun, about 0.03 EUR" in capsys.readouterr().out
+    assert "billed as 1 minute, about 0.03 EUR" in capsys.readouterr().out
 
 
 def test_the_billed_times_of_costs_are_those_of_the_emulator() -> None:

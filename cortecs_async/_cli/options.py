@@ -86,7 +86,7 @@ def start_options(command: F) -> F:
         "--billing-interval",
         type=click.Choice(["per_minute", "per_hour"]),
         default="per_minute",
-        help="Pay for each minute or each hour begun.",
+        help="Pay per minute or per hour. Partial intervals are rounded up.",
     )
     @functools.wraps(command)
     def with_hardware(*args: Any, hardware: str | None, hardware_type: str | None, **options: Any) -> object:

@@ -92,7 +92,7 @@ class Receipt(Row):
         workers = "" if self.num_workers == 1 else f" for {self.num_workers} workers"
         cost = money_text(self.cost, self.currency)
         cost = f"about {cost}" if cost else "at an unknown price"
-        return f"{self.seconds:.0f} s, {self._intervals} begun{workers}, {cost}"
+        return f"{self.seconds:.0f} s, billed as {self._intervals}{workers}, {cost}"
 
     def _columns(self) -> Mapping[str, object]:
         return {

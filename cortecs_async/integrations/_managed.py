@@ -45,13 +45,13 @@ Reason = Literal[
 _MESSAGES: Mapping[Reason, str] = {
     "starting": "The model is starting, which takes a few minutes",
     "restarting": "The model is being restarted, which takes a few minutes",
-    "no_capacity": "There is no free capacity for the model at the moment",
+    "no_capacity": "No capacity is available for the model right now",
     "no_balance": "The account that pays for the model has no balance",
     "misconfigured": "The model cannot be started, because this app is not configured correctly",
-    "unreachable": "The service that runs the model does not respond at the moment",
+    "unreachable": "The service that runs the model does not respond right now",
     "limit_reached": "This app has reached its limit for the model",
     "failed": "The model could not be started",
-    "unresponsive": "This app does not know at the moment whether the model is running",
+    "unresponsive": "This app cannot tell right now whether the model is running",
     "stopped": "This app is shutting down",
 }
 

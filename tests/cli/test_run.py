@@ -138,7 +138,7 @@ def test_plain_openai_script_talks_to_the_instance(emu: Emulator, tmp_path: Path
     assert (entry.hardware_type_id, entry.status) == (HARDWARE, "deleted")
     assert "5/5 Running" in done.stderr
     assert re.search(
-        rf"^{entry.instance_id}: \d+ s, 1 minute begun, about 0\.05 EUR$", done.stderr, re.MULTILINE
+        rf"^{entry.instance_id}: \d+ s, billed as 1 minute, about 0\.05 EUR$", done.stderr, re.MULTILINE
     )
     assert emu.existing == ()
 
@@ -206,7 +206,7 @@ def test_verbose_prints_nothing_twice(emu: Emulator, call: Call) -> None:
     done = call("-v", "run", MODEL, "--", "true")
     (entry,) = emu.ledger
     assert len(re.findall(r" at http://", done.stderr)) == 1
-    assert len(re.findall(r"1 minute begun", done.stderr)) == 1
+    assert len(re.findall(r"billed as 1 minute", done.stderr)) == 1
     assert entry.instance_id in done.stderr
 
 

@@ -143,9 +143,9 @@ class TestArithmetic:
 
     def test_a_receipt_reads_like_one(self) -> None:
         assert str(receipt("i", 61.4, PER_MINUTE, PRICE)) == (
-            "61 s, 2 minutes begun for 2 workers, about 0.20 EUR"
+            "61 s, billed as 2 minutes for 2 workers, about 0.20 EUR"
         )
-        assert str(receipt("i", 5.0, PER_HOUR, None)) == "5 s, 1 hour begun, at an unknown price"
+        assert str(receipt("i", 5.0, PER_HOUR, None)) == "5 s, billed as 1 hour, at an unknown price"
 
 
 async def test_the_block_ends_when_its_lifetime_is_up(world: World) -> None:

@@ -34,7 +34,7 @@ left behind  its process died; run
 unmanaged    runs until you stop it
 
 age counts from the start. cost is the list price
-of each interval begun, for each worker."""
+of each started interval and worker."""
 
 
 class Confirmation(ModalScreen[bool]):
