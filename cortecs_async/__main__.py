@@ -15,7 +15,7 @@ _EXTRAS = {"demo": "demo", "emulator": "cli,emulator", "top": "tui"}
 
 
 def main() -> None:
-    """Run the command line, or print which packages it needs."""
+    """Run the command line, or print the packages it needs."""
     exit_code = _INTERRUPTED
     try:
         _open_missing_streams()
@@ -34,11 +34,11 @@ def main() -> None:
 
 
 def _exit_at_interrupt(exit_code: int) -> None:
-    """Make Ctrl-C exit at once with this code. A KeyboardInterrupt would print a traceback now."""
+    """Make Ctrl-C exit immediately with this code, where a KeyboardInterrupt would print a traceback."""
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         # This applies while Python waits for threads.
         signal.signal(signal.SIGINT, lambda *_: os._exit(exit_code))
-        # Later, Python calls no more handlers, so the signal would kill the process.
+        # Later, Python no longer calls handlers, so the signal would kill the process.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
@@ -52,25 +52,25 @@ def _run() -> None:
         from ._extras import install_command  # noqa: PLC0415  (not needed otherwise)
 
         package = {"dotenv": "python-dotenv"}.get(missing, missing)
-        # What the command needs as well, so that one installation is enough.
+        # Include the command's other packages, so that one installation is enough.
         extras = next((_EXTRAS[each] for each in sys.argv[1:] if each in _EXTRAS), "cli")
         sys.exit(f"The command line needs {package}. Install it with: {install_command(extras)}")
     cli(prog_name="cortecs-async")
 
 
 def _open_missing_streams() -> None:
-    """Open standard streams that are closed (`>&-`). Otherwise a socket gets their number and output."""
+    """Reopen closed standard streams (`>&-`). Otherwise, a socket could get their number and output."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            # Gets the lowest free number, which is that of the closed stream.
+            # Gets the lowest free number, which is the closed stream's number.
             stream = open(os.devnull, mode, encoding="utf-8")  # noqa: PTH123, SIM115  (open until the exit)
-            # The command of `run` inherits it.
+            # The command started by `run` inherits it.
             os.set_inheritable(stream.fileno(), True)  # noqa: FBT003  (positional only)
             setattr(sys, name, stream)
 
 
 def _discard_unwritable_errors() -> None:
-    """Discard output that standard error does not accept. Python would fail on it, with its own exit code."""
+    """Discard output that standard error does not accept. Otherwise, Python would change the exit code."""
     try:
         sys.stderr.flush()
     except OSError:
@@ -78,10 +78,10 @@ def _discard_unwritable_errors() -> None:
 
 
 def _fail(error: OSError) -> None:
-    """Exit because output cannot be written, for example to a full disk."""
+    """Exit because output cannot be written, for example because the disk is full."""
     with contextlib.suppress(OSError):  # standard error may be gone too
         sys.stderr.write(f"Error: {error}\n")
-    # Python flushes the buffer again at exit, and would fail with its own message and exit code.
+    # Python flushes the buffer again at exit and would fail with its own message and exit code.
     _discard(1)
     sys.exit(1)
 

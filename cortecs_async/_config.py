@@ -1,4 +1,4 @@
-"""The settings of a client: validated when created, and resolved from arguments, environment and defaults."""
+"""A client's settings: resolved from arguments, environment, profile, and defaults, and validated."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TransportName = Literal["httpx", "aiohttp"]
 
 
 class URLObject(Protocol):
-    """A URL, as an object of httpx, yarl, pydantic, or `urllib.parse`."""
+    """A URL object from httpx, yarl, pydantic, or `urllib.parse`."""
 
     @property
     def scheme(self) -> str: ...
@@ -99,19 +99,20 @@ def _check_policy(name: str, value: Any, policy: type) -> None:
 @hinted
 @frozen(kw_only=True)
 class RetryPolicy:
-    """When and how often to repeat failed requests. Requests that are not safe to repeat are never retried.
+    """The rules for retrying failed requests. Requests that are not safe to repeat are never retried.
 
     Give each time as seconds, a `timedelta`, or a string such as "1h30m". The attributes are seconds.
 
     Attributes:
-        max_retries: Retries after the first attempt. 0 for none. 429 responses do not count: they are retried
-            until `total_timeout`.
+        max_retries: Retries after the first attempt. 0 for no retries. 429 responses do not count: they are
+            retried until `total_timeout`.
         initial_backoff: Upper limit of the first random wait, in seconds. It doubles with every attempt.
         max_backoff: Highest upper limit of a random wait, in seconds.
-        max_retry_after: Longest `Retry-After` to wait for, in seconds. For a longer one, the error is raised.
-        total_timeout: Seconds for one call with all its attempts and waits.
-        adoption_window: Seconds for which a lease searches for the instance of a start that timed out. After
-            any other loss of the response, it searches for a sixth of this.
+        max_retry_after: Longest `Retry-After` to wait for, in seconds. If the service asks for more, the
+            error is raised.
+        total_timeout: Maximum seconds for one call, including all attempts and waits.
+        adoption_window: Seconds for which a lease searches for the instance of a start that timed out. If the
+            response was lost for any other reason, it searches for a sixth of this time.
 
     Example:
         policy = RetryPolicy(max_retries=2, total_timeout="1m")
@@ -130,22 +131,23 @@ class RetryPolicy:
 @hinted
 @frozen(kw_only=True)
 class PollPolicy:
-    """How often to poll the service. It sends no events, so a client polls for changes.
+    """The polling intervals. The service does not send events, so the client polls for changes.
 
     The pause between two polls is the time waited so far times `growth`, but at least `min_interval` and at
-    most `max_interval`. A change is seen after one such pause, plus the time of the response.
+    most `max_interval`. A change is noticed after at most one pause, plus the response time.
 
     Give each time as seconds, a `timedelta`, or a string such as "90s". The attributes are seconds.
 
     Attributes:
         min_interval: Shortest pause in seconds.
-        max_interval: Longest pause in seconds. The vendor's client always waits 5 s.
-        growth: Pause as a share of the time waited so far.
-        settle: Seconds after a start in which polls that find the instance stopped are ignored. Polls that do
-            not find the instance are ignored for six times as long.
+        max_interval: Longest pause in seconds. cortecs.ai's own client always waits 5 s.
+        growth: The pause as a share of the time waited so far.
+        settle: Seconds after a start during which a poll that shows the instance stopped is ignored. A poll
+            that does not find the instance is ignored for six times as long.
         lost_interval: Seconds between two polls of a leased instance during the block.
-        max_outage: Seconds of failed polls after which a wait raises the last error.
-        stall_timeout: Seconds without any change after which a start fails. None: only its deadline counts.
+        max_outage: Seconds of failing polls after which a wait raises the last error.
+        stall_timeout: Seconds without any change after which a start fails. None: only the start's deadline
+            counts.
 
     Example:
         policy = PollPolicy(max_interval=2.0, lost_interval="30s")
@@ -187,7 +189,7 @@ class Settings:
     def proxy(self) -> Proxy | None:
         """The proxy for the API base URL.
 
-        There is none on loopback: it would take the request, and its secrets, off this machine.
+        None for a loopback URL, because a proxy would send the request and its secrets off this machine.
 
         Raises:
             ConfigurationError: if the proxy cannot be used. The message names the variable.
@@ -196,7 +198,7 @@ class Settings:
 
     @property
     def uses_tls(self) -> bool:
-        """Whether the service, or the proxy to it, is reached over TLS."""
+        """Whether the service or the proxy to it is reached over TLS."""
         proxy = self.proxy
         return self.api_base_url.lower().startswith("https") or (
             proxy is not None and proxy.scheme == "https"
@@ -226,7 +228,7 @@ def resolve_settings(
     transport: TransportName,
     tag_starts: bool,
 ) -> Settings:
-    """Resolve the settings.
+    """Resolve a client's settings.
 
     Arguments take precedence over the environment, which takes precedence over the profile and the defaults.
     """
@@ -263,7 +265,7 @@ def resolve_settings(
         environment=Environment.read(),
         sources=sources,
     )
-    # Last, because the frame of a constructor that raises would show them.
+    # Last, because the frame of a constructor that raises would show the headers.
     return evolve(settings, headers=_check_headers("default_headers", default_headers))
 
 
@@ -275,7 +277,7 @@ def override(
     retry_policy: RetryPolicy | None,
     headers: Hidden[Any],
 ) -> Settings:
-    """Return the settings with these values replaced and these headers added."""
+    """Return a copy of the settings with these values replaced and these headers added."""
     _check_policy("retry_policy", retry_policy, RetryPolicy)
     retry = retry_policy or settings.retry
     if max_retries is not None:
@@ -291,12 +293,12 @@ def check_api_base_url(url: Any, *, allow_insecure_http: bool, name: str = "api_
     """Return the URL without a trailing slash.
 
     Args:
-        url: The URL, as a string or a URL object, or one of them `Hidden`.
+        url: The URL, as a string or a URL object, possibly `Hidden`.
         allow_insecure_http: Accept plain http to another machine.
-        name: What errors call it.
+        name: The name to use in errors.
 
     Raises:
-        ConfigurationError: if it is not an absolute http(s) URL, has credentials, a query or a fragment, or
+        ConfigurationError: if it is not an absolute http(s) URL, has credentials, a query, or a fragment, or
             is plain http to another machine without `allow_insecure_http`.
     """
     hidden = Hidden(_url_text(url.reveal() if isinstance(url, Hidden) else url))
@@ -316,7 +318,7 @@ def check_api_base_url(url: Any, *, allow_insecure_http: bool, name: str = "api_
 
 
 def _url_text(url: Any) -> str | None:
-    """Return the text of a string or URL object (of httpx, yarl, pydantic, urllib, ...), or None."""
+    """Return the text of a string or a URL object (from httpx, yarl, pydantic, urllib, ...), or None."""
     if isinstance(url, str):
         return url.strip()
     if callable(getattr(url, "geturl", None)):
@@ -326,12 +328,13 @@ def _url_text(url: Any) -> str | None:
 
 
 def _url_problem(url: str, *, allow_insecure_http: bool) -> str | None:
-    """Return what is wrong with a base URL. What may hold a password is not shown."""
+    """Return what is wrong with a base URL, without the parts that could contain a password."""
     parts = split_url(url)
     if parts is None:
         return "api_base_url is not a URL. Check its host and port, and that it contains no spaces."
     if "@" in url:
-        # Anywhere in it: the parser finds no user name in `user:password@host` without a scheme.
+        # Anywhere in the URL: without a scheme, the parser does not find the user name in
+        # `user:password@host`.
         return "api_base_url must not have a user name or password"
     if "?" in url or "#" in url:
         return "api_base_url must not have a query or fragment"
@@ -356,7 +359,7 @@ def is_loopback_host(host: str) -> bool:
 
 
 def _check_headers(argument: str, headers: Hidden[Any]) -> Mapping[str, str]:
-    """Return the headers, with their values stripped. The values may be secrets, and are never shown."""
+    """Return the headers with stripped values. The values may be secrets and are never shown."""
     if headers.reveal() is None:
         return {}
     if problem := _headers_problem(headers.reveal()):

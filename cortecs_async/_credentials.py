@@ -1,4 +1,4 @@
-"""Where the credentials and the inference API key of a client come from."""
+"""Find a client's credentials and inference API key."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _ID, _SECRET = "CORTECS_CLIENT_ID", "CORTECS_CLIENT_SECRET"
 _WORDS = {"client_id": "client id", "client_secret": "client secret"}
 _BASE_URL = "api_base_url (CORTECS_API_BASE_URL)"
 
-# Extras with which a program uses the endpoints of its instances, and the package of each.
+# The packages with which programs use the endpoints of their instances.
 _INFERENCE_PACKAGES = ("openai", "langchain_openai", "pydantic_ai")
 
-# What examples have in place of a key, and what is left where a variable was not expanded.
+# Placeholders for a key in examples, and variables that were not expanded.
 _PLACEHOLDER = re.compile(
     r"<.*|.*>|\$.*|your\b.*|your[-_].*|x{3,}|.*\.\.\.|change[-_ ]?me|none|null", re.IGNORECASE
 )
@@ -38,10 +38,11 @@ _PLACEHOLDER = re.compile(
 
 @frozen
 class FoundKey:
-    """An inference API key, and where it was found.
+    """An inference API key and its origin.
 
     Attributes:
-        origin: For people: the name of the argument or variable, or the profile. Empty if it was entered.
+        origin: The name of the argument or variable, or the profile, for display. Empty if the key was typed
+            in.
     """
 
     value: Secret
@@ -50,16 +51,16 @@ class FoundKey:
 
 @frozen(kw_only=True)
 class Sources:
-    """Where a client finds its credentials and its inference API key.
+    """The sources of a client's credentials and inference API key.
 
     Attributes:
-        origin: Where the credentials come from, for people.
-        missing: Why there are no credentials; empty if there are.
+        origin: The origin of the credentials, for display.
+        missing: The reason there are no credentials; empty if there are some.
         missing_names: `client_id` and `client_secret`, if they are missing.
         profile: The profile in use; None if the credentials come from elsewhere.
-        is_named: Whether the program named the profile, so that it takes precedence over the environment.
+        is_named: Whether the program named the profile, which then takes precedence over the environment.
         is_anonymous: Whether the client was created with `anonymous=True`.
-        credentials: The credentials, if no provider has to be called.
+        credentials: The credentials, unless a provider must be called for them.
     """
 
     origin: str = ""
@@ -77,19 +78,19 @@ class Sources:
             raise MissingCredentialsError(self.missing, missing=self.missing_names, profile=profile)
 
     def api_base_url(self) -> str:
-        """Return the base URL of the environment or the profile; empty for the default."""
+        """Return the base URL from the environment or the profile; empty for the default."""
         variable = _variable("CORTECS_API_BASE_URL")
         own = self.profile.api_base_url if self.profile is not None else ""
         return (own or variable) if self.is_named else (variable or own)
 
     @property
     def url_name(self) -> str:
-        """What to call the base URL of the environment or the profile in an error."""
+        """The name of the base URL from the environment or the profile, for errors."""
         own = self.profile is not None and self.profile.api_base_url == self.api_base_url()
         return f"the base URL of {self.profile}" if own and self.api_base_url() else "CORTECS_API_BASE_URL"
 
     def url_origin(self, url: str) -> str:
-        """Return where this base URL comes from; empty for the default or an argument."""
+        """Return the origin of this base URL; empty for the default or an argument."""
         if self._has_url(url):
             return str(self.profile)
         return "CORTECS_API_BASE_URL" if _variable("CORTECS_API_BASE_URL").rstrip("/") == url else ""
@@ -98,11 +99,11 @@ class Sources:
         return self.profile is not None and self.profile.api_base_url.rstrip("/") == url
 
     def url_place(self, url: str) -> str:
-        """Return where to correct this base URL."""
+        """Return the place where the user can correct this base URL."""
         return f"the base URL of {self.profile}" if self._has_url(url) else _BASE_URL
 
     def credentials_advice(self, url: str) -> str:
-        """Return what to do if the service at this base URL rejects the credentials."""
+        """Return the advice for when the service at this base URL rejects the credentials."""
         place = self.url_place(url)
         if self.profile is None:
             is_provided = self.origin == "credential_provider"
@@ -112,12 +113,12 @@ class Sources:
         return f"Check {self.profile}{also}, or run `{_login(self.profile)}`."
 
     def inference_key(self, given: Hidden[str | Secret | None]) -> FoundKey:
-        """Return the inference API key: the argument, or else that of the environment or the profile.
+        """Return the inference API key: the argument, or the key from the environment or the profile.
 
         The argument is hidden, because a traceback that shows locals would show it.
 
         Raises:
-            ConfigurationError: if there is none, or it cannot be right.
+            ConfigurationError: if there is no key, or it cannot be valid.
         """
         found = next(self._keys(_given_key(given)), None)
         if found is None:
@@ -128,21 +129,21 @@ class Sources:
         return found
 
     def inference_key_problem(self) -> str:
-        """Return why there is no usable inference API key to find; empty if there is one.
+        """Return the reason there is no usable inference API key; empty if there is one.
 
         May wait for the system keyring.
         """
         try:
             found = next(self._keys(Secret("")), None)
-        except ConfigurationError as error:  # of the keyring
+        except ConfigurationError as error:  # from the keyring
             return str(error).rstrip(".")
         if found is not None:
             return self.key_problem(found)
-        # The key of a profile is used only together with its credentials.
+        # The key in a profile is used only together with the profile's credentials.
         return f"{_NO_KEY_SET}, or store it with `{_login(self.profile)}`" if self.profile else _NO_KEY_SET
 
     def inference_key_origin(self) -> str:
-        """Return where the inference API key comes from; empty if there is none."""
+        """Return the origin of the inference API key; empty if there is none."""
         if self.is_named and self.profile is not None and self.profile.has("api_key"):
             return str(self.profile)
         variable = next(filter(_variable, INFERENCE_KEY_VARIABLES), "")
@@ -156,7 +157,7 @@ class Sources:
         if self.is_named:
             yield from self._key_of_profile()
         for name in INFERENCE_KEY_VARIABLES:
-            # Stripped, because a key that is read from a file often ends with a line break.
+            # Stripped, because a key read from a file often ends with a line break.
             if key := Secret(_variable(name)):
                 yield FoundKey(key, name)
         if not self.is_named:
@@ -167,7 +168,7 @@ class Sources:
             yield FoundKey(key, str(self.profile))
 
     def key_problem(self, found: FoundKey) -> str:
-        """Return why a key cannot be right, without showing it; empty if nothing is wrong with it."""
+        """Return the reason a key cannot be valid, without showing it; empty if nothing is wrong with it."""
         key = found.value.reveal()
         what = f"The inference API key {f'from {found.origin}' if found.origin else 'that you entered'}"
         if has_line_break(key):
@@ -175,7 +176,7 @@ class Sources:
         if not (key.isascii() and key.isprintable()):
             return f"{what} has characters that an HTTP header cannot contain."
         if any(character in key for character in " \"'"):
-            # From a file whose quotes were kept, or a whole header.
+            # From a file in which the quotes were kept, or a whole header.
             return f"{what} contains a space or a quotation mark. Set it to only the key."
         if _PLACEHOLDER.fullmatch(key):
             return f"{what} is a placeholder. Set it to your inference API key from cortecs.ai."
@@ -185,7 +186,7 @@ class Sources:
         return ""
 
     def _credentials(self) -> Iterator[tuple[str, Secret]]:
-        """Yield the credentials, which users confuse with the key."""
+        """Yield the credentials, which users sometimes mistake for the key."""
         for name, variable in (("client_id", _ID), ("client_secret", _SECRET)):
             if value := Secret(_variable(variable)):
                 yield name, value
@@ -211,19 +212,19 @@ CREDENTIALS_HINT = (
 
 
 def _variable(name: str) -> str:
-    """Return the value of an environment variable, without the line break that a file may have added."""
+    """Return the value of an environment variable without a line break, which may come from a file."""
     return os.environ.get(name, "").strip()
 
 
 def uses_inference() -> bool:
-    """Return whether a package is installed with which programs use the endpoints of instances."""
+    """Return whether a package is installed that programs use for the endpoints of instances."""
     import importlib.util  # noqa: PLC0415  (slow, and needed only without a key)
 
     for name in _INFERENCE_PACKAGES:
         try:
             if importlib.util.find_spec(name) is not None:
                 return True
-        except ValueError:  # a module without a spec, which a program has put there
+        except ValueError:  # a module without a spec, added by a program
             return True
     return False
 
@@ -233,7 +234,7 @@ def _login(profile: Profile) -> str:
 
 
 def _given_key(given: Hidden[str | Secret | None]) -> Secret:
-    """Return the argument `api_key`; an empty secret if it was not passed."""
+    """Return the argument `api_key`, or an empty secret if it was not passed."""
     if given.reveal() is not None and not isinstance(given.reveal(), (str, Secret)):
         raise ConfigurationError(f"api_key must be a string, not {type(given.reveal()).__name__}")
     return to_secret(given.reveal() or "")
@@ -242,7 +243,7 @@ def _given_key(given: Hidden[str | Secret | None]) -> Secret:
 def environment_sources(given: Hidden[str | Secret | None]) -> Sources:
     """Return the sources of a handle without a client, to which this `api_key` was passed.
 
-    The config file is read only if it can have the key. What is wrong with the credentials does not matter.
+    The config file is read only if it can contain the key. Problems with the credentials are ignored.
     """
     if _given_key(given) or any(map(_variable, (*INFERENCE_KEY_VARIABLES, _ID, _SECRET))):
         return Sources()
@@ -257,15 +258,15 @@ def resolve_sources(
     profile: str | None,
     anonymous: bool = False,
 ) -> tuple[Sources, CredentialProvider]:
-    """Find the credentials: those that were passed, or of the environment, or of a profile.
+    """Find the credentials: passed as arguments, from the environment, or from a profile.
 
-    The environment completes what was passed. A profile is used as a whole or not at all: a client id from
-    one place and a secret from another would not fit. An anonymous client uses a profile only for its base
-    URL, and only if it is named.
+    The environment completes the arguments. A profile is used as a whole or not at all, because a client id
+    from one place and a secret from another would not match. An anonymous client uses a profile only for its
+    base URL, and only if the profile is named.
 
     Raises:
-        ConfigurationError: if the arguments contradict each other, a value cannot be right, or the config
-            file is needed and cannot be used.
+        ConfigurationError: if the arguments contradict each other, a value cannot be valid, or the config
+            file is needed but cannot be used.
     """
     if profile is not None and not (isinstance(profile, str) and profile.strip()):
         raise ConfigurationError(f"profile must be the name of a profile, not {profile!r}")

@@ -1,4 +1,4 @@
-"""How data looks to people: one line for `str`, and a table for notebooks."""
+"""The display of data: one line for `str`, and a table for notebooks."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 
 class Row:
-    """Data that a notebook shows as a table with one row, and a list of them as a table."""
+    """Data that a notebook shows as a table with one row. A list of rows is one table."""
 
     __slots__ = ()
 
     def _columns(self) -> Mapping[str, object]:
-        """Return the cells of the row by the titles of their columns."""
+        """Return the cells of the row by column title."""
         raise NotImplementedError
 
     def _repr_html_(self) -> str:
@@ -23,7 +23,7 @@ class Row:
 
 
 def html_table(rows: Iterable[Mapping[str, object]]) -> str:
-    """Return rows with equal columns as an HTML table, with everything escaped."""
+    """Return rows with the same columns as an HTML table, with everything escaped."""
     cells = list(rows)
     if not cells:
         return "<p>none</p>"
@@ -33,7 +33,7 @@ def html_table(rows: Iterable[Mapping[str, object]]) -> str:
 
 
 class Share(float):
-    """A share from 0 to 1, which a table shows as a bar."""
+    """A share from 0 to 1, shown as a bar in tables."""
 
     __slots__ = ()
 
@@ -57,7 +57,7 @@ def duration_text(seconds: float) -> str:
 
 
 def time_text(moment: float) -> str:
-    """Format a Unix time in UTC; empty if it is beyond the range of dates."""
+    """Format a Unix time in UTC; empty if it is out of range for dates."""
     try:
         return f"{datetime.fromtimestamp(moment, UTC):%Y-%m-%d %H:%M:%S}"
     except (ValueError, OverflowError, OSError):
@@ -65,15 +65,15 @@ def time_text(moment: float) -> str:
 
 
 def money_text(amount: float | None, currency: str) -> str:
-    """Format a cost; empty if it is not known."""
+    """Format a cost; empty if it is unknown."""
     return "" if amount is None else f"{amount:.2f} {currency}".rstrip()
 
 
 def price_text(price: float | None, currency: str) -> str:
-    """Format a price, which may be less than a cent; empty if it is not known."""
+    """Format a price, which can be less than a cent; empty if it is unknown."""
     return "" if price is None else f"{price:.4g} {currency}".rstrip()
 
 
 def joined(*parts: Any) -> str:
-    """Join the parts that are not empty by commas."""
+    """Join the nonempty parts with commas."""
     return ", ".join(str(each) for each in parts if each)

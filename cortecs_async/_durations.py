@@ -1,6 +1,6 @@
 """Durations: seconds, a `timedelta`, or a string as on the command line, such as "90s", "15m", or "1h30m".
 
-At most ten years. As a number, infinity means no limit.
+The maximum is ten years. The number infinity means no limit.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ _NUMBER = r"([0-9]+(?:\.[0-9]+)?)"
 _UNITS = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0}
 _TEXT = re.compile("".join(rf"(?:{_NUMBER}{unit})?" for unit in _UNITS))
 
-# Longer ones are typing errors, and would lead to times beyond the range of dates.
+# Longer durations are typing errors and would lead to times out of range for dates.
 _MAX_SECONDS = 3650 * 86400.0
 _TOO_LONG = "is longer than ten years"
 
 
 def parse_duration(text: str) -> float:
-    """Return the seconds of a string such as "90s", "1h30m", or "90", which means seconds.
+    """Return the seconds in a string such as "90s", "1h30m", or "90", which means seconds.
 
     Raises:
-        ValueError: if it is not one. The message completes 'duration "..." '.
+        ValueError: if the string is not a duration. The message completes 'duration "..." '.
     """
     normal = text.strip().lower()
     # A bare number means seconds, but not after a unit: "1h30" is ambiguous.
@@ -45,7 +45,7 @@ def parse_duration(text: str) -> float:
 
 
 def as_seconds(value: Duration) -> float:
-    """Convert a duration to seconds. Return anything else as it is, for a check that knows its name."""
+    """Convert a duration to seconds. Return anything else unchanged, for a check that knows its name."""
     if isinstance(value, timedelta):
         return value.total_seconds()
     if isinstance(value, str):
@@ -57,18 +57,18 @@ def as_seconds(value: Duration) -> float:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a number: neither True nor NaN is one."""
-    # A whole number may be too large for a float.
+    """Return whether a value is a number. True and NaN do not count."""
+    # An integer may be too large for a float.
     is_nan = isinstance(value, float) and math.isnan(value)
     return isinstance(value, (int, float)) and not isinstance(value, bool) and not is_nan
 
 
 def duration_problem(value: Any, *, at_least: float | None = None) -> str | None:
-    """Return what is wrong with a duration, to follow its name. Infinity is right: it means no limit.
+    """Return what is wrong with a duration, to follow its name. Infinity is valid: it means no limit.
 
     Args:
         value: The value as it was typed.
-        at_least: The least number of seconds; None for anything positive.
+        at_least: The minimum number of seconds; None for anything positive.
     """
     if isinstance(value, str):
         try:
@@ -86,7 +86,7 @@ def check_seconds(name: str, value: Any, *, at_least: float | None = None) -> fl
     """Return a duration in seconds, which must be positive, or at least `at_least` seconds.
 
     Raises:
-        InvalidArgumentError: if it is not one, or longer than ten years; infinity means no limit.
+        InvalidArgumentError: if it is not a duration or longer than ten years; infinity means no limit.
     """
     if problem := duration_problem(value, at_least=at_least):
         raise InvalidArgumentError(f"{name} {problem}")

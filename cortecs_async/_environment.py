@@ -1,7 +1,8 @@
-"""What child processes take over from this process: proxies, certificates, import path.
+"""The settings child processes inherit from this process: proxies, certificates, and the import path.
 
-The client reads the proxies and certificates once, when it is created, and sends the result to its reaper as
-plain data. So the reaper uses what its parent used, whatever its own working directory and environment are.
+The client reads the proxy and certificate settings once, when it is created, and sends the result to its
+reaper as plain data. So the reaper uses its parent's settings, regardless of its own working directory and
+environment.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from ._secrets import Secret
 if TYPE_CHECKING:
     import ssl
 
-# The variables that are read. Those of proxies are read in lower case too.
+# The variables that are read. The proxy variables are read in lower case too.
 VARIABLES = ("HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 _SCHEMES = ("http", "https", "socks5", "socks5h")
 
-# Whitespace, control characters, and others that no URL contains (RFC 3986, appendix A).
+# Whitespace, control characters, and other characters not allowed in a URL (RFC 3986, appendix A).
 _NOT_IN_URL = re.compile(r"""[\s\x00-\x1f\x7f-\x9f\\"<>^`{|}]""")
 
-# The names that `openssl rehash` gives to certificates. OpenSSL finds no others in a directory.
+# The file names that `openssl rehash` gives certificates. OpenSSL does not find any others in a directory.
 _HASHED_NAME = re.compile(r"[0-9a-f]{8}\.\d+")
 
-# A host name in NO_PROXY, also with a dot or wildcard in front (`.example.com`, `*.example.com`, `10.*`).
+# A host name in NO_PROXY, possibly with a dot or wildcard (`.example.com`, `*.example.com`, `10.*`).
 _HOST_NAME = re.compile(r"[\w.*-]+")
 
 
@@ -47,7 +48,7 @@ class Proxy:
     """A proxy.
 
     Attributes:
-        variable: The environment variable that names it.
+        variable: The environment variable it comes from.
         url: Its URL, which may contain a password.
     """
 
@@ -62,11 +63,11 @@ class Proxy:
 
 @frozen(kw_only=True)
 class Environment:
-    """The proxies and certificates that the environment names. Without arguments: none.
+    """The proxy and certificate settings from the environment. Without arguments: none.
 
     Attributes:
         proxies: The proxies by the scheme of the request: `http`, `https`, or `all`.
-        no_proxy: The readable entries of NO_PROXY.
+        no_proxy: The readable entries in NO_PROXY.
         cafile: Absolute path of SSL_CERT_FILE; None if it is not set.
         capath: Absolute paths of SSL_CERT_DIR, separated by colons; None if it is not set.
     """
@@ -80,8 +81,8 @@ class Environment:
     def read(cls) -> Self:
         """Read the environment.
 
-        Entries of NO_PROXY that cannot be read are skipped with a warning, and so are directories of
-        SSL_CERT_DIR that do not exist.
+        Entries in NO_PROXY that cannot be read and directories in SSL_CERT_DIR that do not exist are skipped
+        with a warning.
         """
         from urllib.request import getproxies  # noqa: PLC0415  (slow to import)
 
@@ -94,14 +95,14 @@ class Environment:
         cafile = os.environ.get("SSL_CERT_FILE", "").strip()
         return cls(
             proxies=proxies,
-            # Without a proxy, its exceptions do not matter.
+            # Without a proxy, exceptions to it do not matter.
             no_proxy=tuple(_readable(re.split(r"[\s,]+", found.get("no", "")))) if proxies else (),
             cafile=_absolute(cafile) if cafile else None,
             capath=_existing(os.environ.get("SSL_CERT_DIR", "")),
         )
 
     def to_data(self) -> dict[str, Any]:
-        """Return it as data for JSON. The URLs of the proxies are in it, with their passwords."""
+        """Return the settings as data for JSON, including the proxy URLs with their passwords."""
         proxies = {scheme: (each.variable, each.url.reveal()) for scheme, each in self.proxies.items()}
         return {
             "proxies": proxies,
@@ -112,7 +113,7 @@ class Environment:
 
     @classmethod
     def from_data(cls, data: Mapping[str, Any]) -> Self:
-        """Return what `to_data` returned."""
+        """Create the settings from the result of `to_data`."""
         proxies = {scheme: Proxy(name, Secret(url)) for scheme, (name, url) in data["proxies"].items()}
         return cls(
             proxies=proxies,
@@ -136,10 +137,10 @@ class Environment:
         return proxy
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """Return a TLS context that trusts these certificates; None if the environment names none.
+        """Return a TLS context that trusts these certificates; None if the environment does not set any.
 
         Raises:
-            ConfigurationError: if they cannot be loaded. The message names the variable.
+            ConfigurationError: if the certificates cannot be loaded. The message names the variable.
         """
         import ssl  # noqa: PLC0415  (slow to import)
 
@@ -169,13 +170,13 @@ def _check_regular(path: str | None) -> None:
 
 
 def _rewind(path: str | None) -> None:
-    """Make the next reader of /dev/fd/N begin at its first byte. On macOS, all share one position."""
+    """Make the next reader of /dev/fd/N begin at the first byte. On macOS, all readers share one position."""
     if path is not None and path.startswith("/dev/fd/"):
         os.lseek(int(path.removeprefix("/dev/fd/")), 0, os.SEEK_SET)
 
 
 def _variable(scheme: str) -> str:
-    """Return the spelling of `HTTPS_PROXY` that the environment has. Lower case takes precedence."""
+    """Return the spelling of `HTTPS_PROXY` used in the environment. Lower case takes precedence."""
     lower = f"{scheme}_proxy"
     return lower if lower in os.environ else lower.upper()
 
@@ -188,7 +189,7 @@ def _absolute(path: str) -> str:
 
 
 def _existing(folders: str) -> str | None:
-    """Return the absolute paths of the directories in SSL_CERT_DIR that exist; all of them if none does."""
+    """Return the absolute paths of the existing directories in SSL_CERT_DIR; all of them if none exists."""
     paths = [_absolute(each.strip()) for each in folders.split(os.pathsep) if each.strip()]
     existing = list(filter(os.path.isdir, paths))
     for path in paths if existing else ():
@@ -209,7 +210,7 @@ def _reason(error: Exception) -> str:
 
 
 def _proxy_problem(proxy: Proxy) -> str | None:
-    """Return why a proxy cannot be used. Its URL is not shown, because it may contain a password."""
+    """Return the reason a proxy cannot be used, without its URL, which may contain a password."""
     if proxy.scheme not in _SCHEMES:
         return (
             f"{proxy.variable} has the scheme {proxy.scheme!r}. The URL of a proxy begins with http://, "
@@ -226,7 +227,7 @@ def _proxy_problem(proxy: Proxy) -> str | None:
 
 
 def split_url(url: str) -> SplitResult | None:
-    """Return the parts of a URL; None if it is not one."""
+    """Return the parts of a URL; None if it is not a URL."""
     # Programs disagree about where a URL with such a character ends.
     if _NOT_IN_URL.search(url):
         return None
@@ -242,7 +243,7 @@ _Rule = tuple[str, IPv4Network | IPv6Network | str, int | None]
 
 
 def _readable(entries: Iterable[str]) -> Iterable[str]:
-    """Return the entries of NO_PROXY that can be read."""
+    """Return the readable entries in NO_PROXY."""
     for entry in filter(None, entries):
         try:
             _parse(entry)
@@ -260,10 +261,10 @@ def _log_ignored(variable: str, entry: str) -> None:
 
 
 def _parse(entry: str) -> _Rule:
-    """Return scheme, network or host name, and port of an entry of NO_PROXY.
+    """Return the scheme, network or host name, and port of an entry in NO_PROXY.
 
     Raises:
-        ValueError: if it has none of the forms that are in use.
+        ValueError: if the entry does not have any of the common forms.
     """
     scheme, _, rest = entry.lower().rpartition("://")
     port: int | None = None
@@ -290,7 +291,7 @@ def _is_network(text: str) -> bool:
 
 
 def _matches(entry: str, url: str) -> bool:
-    """Return whether an entry of NO_PROXY covers this URL.
+    """Return whether an entry in NO_PROXY covers this URL.
 
     A host name covers its subdomains, with or without a dot in front, as in curl and in Python.
     """
@@ -310,10 +311,10 @@ def _matches(entry: str, url: str) -> bool:
 
 
 def import_path() -> list[str]:
-    """Return `sys.path` for a process with another working directory."""
+    """Return `sys.path` for a process with a different working directory."""
     path: list[str] = []
     for entry in sys.path:
-        # If the working directory was removed, nothing can be imported from there.
+        # If the working directory was removed, nothing can be imported from it.
         with contextlib.suppress(OSError, TypeError):
             path.append(os.path.abspath(os.fsdecode(entry)))  # noqa: PTH100  (an entry may be no path)
     return path

@@ -1,4 +1,4 @@
-"""All errors of the package. Each is a `CortecsError`."""
+"""All errors in this package. Each is a `CortecsError`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from ._public import publish
 
 
 class CortecsError(Exception):
-    """The base class of all errors of this package.
+    """The base class of all errors in this package.
 
     Why: The message says what happened. If the class is `CortecsError` itself, a start may have created an
     instance that is still billed.
 
-    What to do: Catch the classes that you can act on, and this one to report all others. Errors keep their
+    What to do: Catch the classes you can handle, and this one to report everything else. Errors keep their
     attributes when you pickle or copy them.
 
     Example:
@@ -38,13 +38,13 @@ def _restore(cls: type[CortecsError], args: tuple[Any, ...], state: dict[str, An
 
 
 class ConfigurationError(CortecsError, ValueError):
-    """A setting is missing, or cannot be used.
+    """A setting is missing or cannot be used.
 
-    Why: An argument of the client, a variable, a profile, or a package is missing or invalid. An example is
-    a base URL without encryption. Nothing was started.
+    Why: A client argument, an environment variable, a profile, or a package is missing or invalid. For
+    example, the base URL uses plain http. Nothing was started.
 
-    What to do: Change the setting that the message names. `client.diagnose()` and `cortecs-async doctor`
-    check your setup.
+    What to do: Change the setting named in the message. `client.diagnose()` and `cortecs-async doctor` check
+    your setup.
 
     Example:
         try:
@@ -57,15 +57,15 @@ class ConfigurationError(CortecsError, ValueError):
 class MissingCredentialsError(ConfigurationError):
     """The client id or the client secret is missing.
 
-    Why: They are neither in the arguments of the client, nor in the environment, nor in a profile. No
+    Why: They were not passed to the client, and they are not set in the environment or in a profile. No
     request was sent.
 
-    What to do: Set `CORTECS_CLIENT_ID` and `CORTECS_CLIENT_SECRET`, or run `cortecs-async login`. To only
-    read models and prices, pass `anonymous=True`.
+    What to do: Set `CORTECS_CLIENT_ID` and `CORTECS_CLIENT_SECRET`, or run `cortecs-async login`. To read
+    only models and prices, pass `anonymous=True`.
 
     Attributes:
-        missing: What is missing: `client_id`, `client_secret`, or both.
-        profile: The profile in which it is missing; empty if none is used.
+        missing: The missing values: `client_id`, `client_secret`, or both.
+        profile: The profile they are missing from; empty if no profile is used.
 
     Example:
         try:
@@ -86,7 +86,7 @@ class InvalidArgumentError(CortecsError, ValueError):
 
     Why: Its value has the wrong type, is out of range, or contradicts another argument. No request was sent.
 
-    What to do: Correct the argument that the message names.
+    What to do: Correct the argument named in the message.
 
     Example:
         try:
@@ -119,7 +119,7 @@ class JournalError(CortecsError, OSError):
     Why: The state directory is not a directory, is full, or belongs to another user. `sweep`, `orphans`, and
     `owners` need it. With `journal="required"`, every start needs it, and nothing was started.
 
-    What to do: Set `state_dir=` or `CORTECS_STATE_DIR` to a directory of your own.
+    What to do: Set `state_dir=` or `CORTECS_STATE_DIR` to a directory you own.
 
     Example:
         try:
@@ -130,7 +130,7 @@ class JournalError(CortecsError, OSError):
 
 
 class GuardError(CortecsError, RuntimeError):
-    """The reaper is required, but cannot run.
+    """The reaper is required but cannot run.
 
     Why: The reaper, which deletes the instance if your program is killed, cannot be started, cannot reach
     the service, or does not run on this system. Nothing was started.
@@ -166,7 +166,7 @@ class PriceUnknownError(CortecsError, ValueError):
 class RequestError(CortecsError):
     """A request to the service failed.
 
-    Why: The message names the request and the cause. The subclasses tell whether a response arrived.
+    Why: The message names the request and the cause. The subclass tells you whether a response arrived.
 
     What to do: If `outcome_unknown` is true, check what the request did before you send it again.
 
@@ -174,8 +174,8 @@ class RequestError(CortecsError):
         method: HTTP method of the request.
         path: Path below the API base URL.
         attempts: Number of attempts, including the first.
-        outcome_unknown: True if the service may have processed the request, but no response confirms it. Such
-            a `start` may have started a billed instance: check `client.instances.list()`.
+        outcome_unknown: True if the service may have processed the request, but no response confirms it. If
+            the request was a `start`, an instance may be running and billed: check `client.instances.list()`.
 
     Example:
         try:
@@ -228,13 +228,12 @@ class RequestTimeoutError(TransportError, TimeoutError):
 
 
 class DecodeError(RequestError):
-    """The response of the service cannot be read.
+    """The service's response cannot be read.
 
     Why: It is not JSON, or does not have the documented shape. Often the base URL is wrong, or a proxy
     responded instead of the service.
 
-    What to do: Check `api_base_url` or `CORTECS_API_BASE_URL`. If it is right, install a newer version of
-    cortecs-async.
+    What to do: Check `api_base_url` or `CORTECS_API_BASE_URL`. If it is correct, upgrade cortecs-async.
 
     Example:
         try:
@@ -247,15 +246,15 @@ class DecodeError(RequestError):
 class APIStatusError(RequestError):
     """The service returned an error status.
 
-    Why: The service rejected the request, or failed. Common statuses have their own classes.
+    Why: The service rejected the request or failed to process it. Common statuses have their own classes.
 
-    What to do: Follow the message. If you ask the support of cortecs.ai for help, include the `request_id`.
+    What to do: Follow the message. If you contact cortecs.ai support, include the `request_id`.
 
     Attributes:
         status_code: HTTP status.
-        body: Beginning of the response body, at most 300 characters, with secrets replaced by `***`.
-        request_id: The response's `x-request-id`, if it has one.
-        retry_after: Seconds that the service asked to wait, if it did.
+        body: The start of the response body, at most 300 characters, with secrets replaced by `***`.
+        request_id: The response's `x-request-id`, or None if it has none.
+        retry_after: The number of seconds the service asked you to wait, or None.
 
     Example:
         try:
@@ -268,7 +267,7 @@ class APIStatusError(RequestError):
 
     @property
     def has_json_body(self) -> bool:
-        """Whether the body looks like JSON, as in errors of the service; proxies usually return HTML."""
+        """Whether the body looks like JSON, as the service's errors do; proxies usually return HTML."""
         return self.body.lstrip().startswith("{")
 
     def __init__(
@@ -296,8 +295,8 @@ class APIStatusError(RequestError):
 class BadRequestError(APIStatusError):
     """The service rejected the request (400).
 
-    Why: The model, the hardware type, or the instance is unknown, or the instance has the wrong status. A
-    start that is rejected starts nothing.
+    Why: The model, the hardware type, or the instance is unknown, or the instance has the wrong status. If
+    this was a start, nothing was started.
 
     What to do: Check the ids with `client.models.list()`, `client.hardware_types.list()`, and
     `client.instances.list()`.
@@ -315,7 +314,7 @@ class BadRequestError(APIStatusError):
 class AuthenticationError(APIStatusError):
     """The service rejected the credentials (401).
 
-    Why: The client id or the client secret is wrong, or was replaced. The inference API key does not work
+    Why: The client id or the client secret is wrong or was replaced. An inference API key does not work
     here.
 
     What to do: Check `CORTECS_CLIENT_ID` and `CORTECS_CLIENT_SECRET`. `client.diagnose()` and `cortecs-async
@@ -332,9 +331,9 @@ class AuthenticationError(APIStatusError):
 
 
 class InsufficientBalanceError(APIStatusError):
-    """The balance of the account is used up (402).
+    """The account's balance is used up (402).
 
-    Why: The balance is too low for this request. A start that is rejected starts nothing.
+    Why: The balance is too low for this request. If this was a start, nothing was started.
 
     What to do: Top up your account on cortecs.ai.
 
@@ -352,9 +351,9 @@ class InsufficientBalanceError(APIStatusError):
 class PermissionDeniedError(APIStatusError):
     """The account is not allowed to do this (403).
 
-    Why: The credentials are valid, but do not permit this request.
+    Why: The credentials are valid but do not permit this request.
 
-    What to do: Check what this account is allowed to do. `body` may have the reason.
+    What to do: Check what this account is allowed to do. `body` may contain the reason.
 
     Example:
         try:
@@ -367,11 +366,11 @@ class PermissionDeniedError(APIStatusError):
 
 
 class NotFoundError(APIStatusError):
-    """The service does not have this instance or model (404).
+    """The instance or model does not exist (404).
 
     Why: The id has a typo, or the instance was deleted. The service may also return 400 for an unknown id.
 
-    What to do: List what exists with `client.instances.list()` or `client.models.list()`. Catch
+    What to do: Look the id up with `client.instances.list()` or `client.models.list()`. Catch
     `BadRequestError` too.
 
     Example:
@@ -385,12 +384,12 @@ class NotFoundError(APIStatusError):
 
 
 class ConflictError(APIStatusError):
-    """The status of the instance does not allow this (409).
+    """The instance's status does not allow this (409).
 
-    Why: Some requests need a certain status. For example, only a stopped instance can be restarted. The
+    Why: Some requests require a certain status. For example, only a stopped instance can be restarted. The
     service may also return 400 for this.
 
-    What to do: Read the status with `client.instances.get()`, and wait or stop the instance first.
+    What to do: Check the status with `client.instances.get()`, then wait or stop the instance first.
 
     Example:
         try:
@@ -403,11 +402,11 @@ class ConflictError(APIStatusError):
 
 
 class UnprocessableEntityError(APIStatusError):
-    """The service rejected the values of the request (422).
+    """The service rejected a value in the request (422).
 
-    Why: An argument has a value that the service does not accept. A start that is rejected starts nothing.
+    Why: An argument has a value that the service does not accept. If this was a start, nothing was started.
 
-    What to do: Correct the value that the message names. `body` may have details.
+    What to do: Correct the value named in the message. `body` may contain details.
 
     Example:
         try:
@@ -424,7 +423,7 @@ class RateLimitError(APIStatusError):
     """The service received too many requests (429).
 
     Why: Your programs send requests faster than the service accepts them. The request was retried with
-    back-off.
+    increasing pauses.
 
     What to do: Wait for `retry_after` seconds, or send fewer requests.
 
@@ -441,7 +440,8 @@ class RateLimitError(APIStatusError):
 class ServerError(APIStatusError):
     """The service failed (5xx).
 
-    Why: The cause is in the service, or in a proxy before it. Requests that are safe to repeat were retried.
+    Why: The cause is in the service or in a proxy in front of it. Requests that are safe to repeat were
+        retried.
 
     What to do: Try again later. If it was a start, check `outcome_unknown` first.
 
@@ -497,12 +497,12 @@ def error_class_for(status_code: int) -> type[APIStatusError]:
 class LifecycleError(CortecsError):
     """An instance could not be started, used, or released.
 
-    Why: The message names the instance and the cause. The subclasses tell which step failed.
+    Why: The message names the instance and the cause. The subclass tells you which step failed.
 
-    What to do: Follow the subclass. `cortecs-async show ID` prints the status of the instance.
+    What to do: Follow the advice for the subclass. `cortecs-async show ID` prints the status of the instance.
 
     Attributes:
-        instance_id: Id of the instance; empty if it is not known.
+        instance_id: Id of the instance; empty if unknown.
 
     Example:
         try:
@@ -522,7 +522,7 @@ class StartFailedError(LifecycleError):
 
     Why: It stopped or failed before it was running. A lease deletes it; `wait_until_running` does not.
 
-    What to do: Start another one, if necessary on another hardware type.
+    What to do: Start a new one, if necessary on a different hardware type.
 
     Example:
         try:
@@ -539,7 +539,7 @@ class StartTimeoutError(LifecycleError, TimeoutError):
     Why: The start took longer than `start_timeout`, or made no progress for the `stall_timeout` of the
     `PollPolicy`. A lease deletes the instance; `wait_until_running` does not. This is also a `TimeoutError`.
 
-    What to do: Increase `start_timeout`, or try another hardware type. Large models take longer.
+    What to do: Increase `start_timeout`, or try a different hardware type. Large models take longer.
 
     Example:
         try:
@@ -566,10 +566,10 @@ class InstanceGoneError(LifecycleError):
 
 
 class TeardownError(LifecycleError):
-    """The instance could not be released in time, and may still be billed.
+    """The instance could not be released in time and may still be billed.
 
     Why: The service did not confirm within `teardown_timeout` that the instance is gone. The last sentence
-    of the message says who continues; the reaper tries for hours.
+    of the message says what continues the release; the reaper keeps trying for hours.
 
     What to do: Run `cortecs-async ls`. If the instance is still there, run `cortecs-async rm --stop ID`.
 
@@ -588,7 +588,7 @@ class InstanceLostError(LifecycleError):
     Why: The service, or someone with access to your account, stopped or deleted it. The block was cancelled.
     If a failed request to the endpoint ended the block first, that error is the `__cause__`.
 
-    What to do: Start another instance and repeat the work. With `on_loss="ignore"`, the block keeps running.
+    What to do: Start a new instance and repeat the work. With `on_loss="ignore"`, the block keeps running.
 
     Example:
         try:
@@ -617,16 +617,17 @@ class LeaseExpiredError(LifecycleError, TimeoutError):
 
 
 class AmbiguousStartError(CortecsError):
-    """It is not clear which new instance is yours, and yours may be billed.
+    """It is unclear which new instance is yours, and yours may be billed.
 
     Why: The connection broke after a start was sent, and several new instances match it. Another program
-    started the same model at that moment. None of them was touched, because one may not be yours.
+    started the same model at about the same time. None of the instances was touched, because some may not be
+    yours.
 
-    What to do: Find yours with `client.instances.list()` or `cortecs-async ls`, and stop it.
-    `tag_starts=True` avoids this error.
+    What to do: Find yours with `client.instances.list()` or `cortecs-async ls` and stop it. `tag_starts=True`
+    avoids this error.
 
     Attributes:
-        candidates: Ids of the instances. One of them may come from this start **and be billed**.
+        candidates: Ids of the matching instances. One of them may be yours **and be billed**.
 
     Example:
         try:
@@ -647,11 +648,11 @@ class BatchFileError(InvalidArgumentError):
     Why: The file is missing, a line is invalid, or the output belongs to another batch. Nothing was started,
     unless the input changed while the batch was running.
 
-    What to do: Correct the line that the message names, or choose another output file.
+    What to do: Correct the line named in the message, or choose a different output file.
 
     Attributes:
-        path: The file.
-        line: Number of the line, from 1; None for the whole file.
+        path: The path of the file.
+        line: The line number, starting at 1; None if the problem is not in one line.
 
     Example:
         try:
@@ -669,15 +670,16 @@ class BatchFileError(InvalidArgumentError):
 class BatchWriteError(CortecsError, OSError):
     """The output of a batch can no longer be written.
 
-    Why: The disk is full, or another program removed or changed the file. The output has every answer that
-    was counted. If the output itself was changed, the answers that could still be read are saved in another
-    file.
+    Why: The disk is full, or another program removed or changed the file. The output contains every answer
+    that was counted. If the output itself was changed, the answers that could still be read are saved in a
+    different file.
 
-    What to do: Free space, or move the file at `path` back to the name of the output. Then run the same
-    batch again; it continues.
+    What to do: Free space, or move the file at `path` back to the output path. Then run the same batch again;
+    it continues.
 
     Attributes:
-        path: The file with the answers. If a temporary file failed, its directory or an empty text.
+        path: The file with the answers. If a temporary file could not be written, its directory or an empty
+            string.
 
     Example:
         try:
@@ -696,7 +698,7 @@ class BatchWriteError(CortecsError, OSError):
 class EndpointError(LifecycleError):
     """The instance is running, but its endpoint cannot be used.
 
-    Why: Its URL is not safe to send a key to, it rejects the key, or it has stopped answering.
+    Why: Its URL is not safe to send a key to, it rejects the key, or it stopped responding.
 
     What to do: Check your inference API key (`CORTECS_API_KEY`). After a batch, run the same batch again: it
     keeps all answers and continues.
@@ -717,6 +719,6 @@ publish(
 
 
 def add_note(error: BaseException, note: str) -> None:
-    """Add a note of this package to an exception of anyone, whose attributes may raise anything."""
+    """Add a note from this package to any exception. Its attributes may raise anything."""
     with contextlib.suppress(Exception):
         error.add_note(f"cortecs_async: {note}")

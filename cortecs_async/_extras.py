@@ -1,4 +1,4 @@
-"""How to install an extra of this package, or more of them, where the user is."""
+"""The command that installs extras of this package in the user's environment."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _NAME = "cortecs-async"
 def install_command(extras: str) -> str:
     """Return the shell command that installs extras, such as "openai" or "cli,emulator".
 
-    A checkout, or whatever else the package was installed from, is installed again with the extras: only a
-    package that came from an index is certain to be on one.
+    If the package was installed from a checkout or another source, that source is installed again with the
+    extras. Only a package that came from an index is certain to be on one.
     """
     wanted, is_editable = _requirement(extras)
-    # The prompt of Windows does not know single quotes.
+    # The Windows command prompt does not support single quotes.
     quoted = f'"{wanted}"' if sys.platform == "win32" else shlex.quote(wanted)
     return f"python -m pip install {'-e ' if is_editable else ''}{quoted}"
 
@@ -44,7 +44,7 @@ def _requirement(extras: str) -> tuple[str, bool]:
 
 
 def _origin() -> dict[str, Any]:
-    """Return what pip and uv record about a package that came from a URL (PEP 610); else nothing."""
+    """Return what pip and uv record for a package installed from a URL (PEP 610); otherwise, nothing."""
     from importlib.metadata import PackageNotFoundError, distribution  # noqa: PLC0415  (slow to import)
 
     try:

@@ -1,7 +1,7 @@
-"""The names that people try first, and the names that are right: for error messages.
+"""The names people try first and the correct names, for error messages.
 
-`hinted` adds them to a class, and `_public.py` to the modules. Type checkers, completion, `dir` and
-`inspect.signature` show only the names that exist.
+`hinted` adds them to a class, and `_public.py` adds them to the modules. Type checkers, completion, `dir`,
+and `inspect.signature` show only existing names.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 C = TypeVar("C", bound=type[Any])
 
 Hints = Mapping[str, str]
-"""What to use instead, for each group of names, which are separated by spaces."""
+"""The replacement for each group of names, which are separated by spaces."""
 
 _LEASE = "async with client.instance(...) as inst:"
 _END = "leave the block: it stops and deletes what client.instance(...) started (client.attach(...) does not)"
@@ -114,7 +114,7 @@ _ATTRIBUTES: Mapping[str, Hints] = {
     "Results": {"results gather all": "use `await inst.map(...).to_list()`"},
 }
 
-# How a class is used wrongly, and what to do instead.
+# Common misuses of a class, and what to do instead.
 _MISUSES: Mapping[str, Hints] = {
     "AsyncCortecs": {"with": "use `async with AsyncCortecs() as client:`"},
     "InstanceLease": {"with await async-for": f"use `{_LEASE}` (likewise with client.attach)"},
@@ -162,7 +162,7 @@ START_ARGUMENTS: Hints = {
     "api_key": "use inst.openai(api_key=...)",
 }
 
-# The arguments that these methods have, but not all others that start an instance.
+# Arguments that these methods have, but not all other methods that start an instance.
 _ELSEWHERE: Mapping[str, str] = {
     "client.instance": (
         "start_timeout teardown_timeout on_exit reuse max_lifetime max_cost on_loss on_progress require_key"
@@ -237,7 +237,7 @@ _ARGUMENTS: Mapping[str, Mapping[str, Hints]] = {
     },
 }
 
-# Names of modules, and where they are or what they are called.
+# Names of modules, with their real location or name.
 IMPORTS: Hints = {
     "Cortecs CortecsClient Client AsyncClient AsyncCortecsClient CortecsAsync": "the client is AsyncCortecs",
     "BackgroundInstance SharedInstance NotReadyError StartOptions": "it is in cortecs_async.integrations.web",
@@ -261,16 +261,16 @@ IMPORTS: Hints = {
 
 
 def find_hint(hints: Hints, name: str) -> str | None:
-    """Return what to use instead of a name."""
+    """Return the replacement for a name."""
     return next((text for names, text in hints.items() if name in names.split()), None)
 
 
 def explain_argument(
     name: str, hints: Hints, known: Iterable[str], elsewhere: str = "client.instance"
 ) -> str:
-    """Return the end of a sentence about an unknown argument: what to use instead, if that is known.
+    """Return the end of a sentence about an unknown argument: its replacement, if known.
 
-    That may be `elsewhere`, a method that has arguments of its own.
+    The replacement can be `elsewhere`, a method with arguments of its own.
     """
     known, hint = [*known], find_hint(hints, name)
     argument = re.match(r"use (\w+)(?![\w.(])", hint or f"use {name}")
@@ -283,7 +283,7 @@ def explain_argument(
 
 
 def did_you_mean(names: Sequence[str]) -> str:
-    """Return the sentence that suggests these names; empty without names."""
+    """Return a sentence that suggests these names; empty without names."""
     return f"Did you mean {any_of(names)}?" if names else ""
 
 
@@ -293,7 +293,7 @@ def any_of(names: Sequence[str]) -> str:
 
 
 def hinted(cls: C) -> C:
-    """Make a class raise an error that names the right attribute for each name that people try first."""
+    """Make a class raise an error with the correct attribute for each name people try first."""
     name = cls.__name__
     if hints := _ATTRIBUTES.get(name):
         _set(cls, "__getattr__", _hint_attributes(cls, hints))
@@ -318,10 +318,10 @@ def _hint_attributes(cls: type[Any], hints: Hints) -> Callable[[object, str], An
     def getattr_(self: object, name: str) -> Any:
         if hint := find_hint(hints, name):
             raise AttributeError(f"{cls.__name__} has no attribute {name!r}: {hint}", name=name)
-        # A subclass may have a second base class, with a `__getattr__` of its own.
+        # A subclass may have a second base class with its own `__getattr__`.
         if inherited := getattr(super(cls, self), "__getattr__", None):
             return inherited(name)
-        # Raises Python's own error, also if it is a property that has raised an AttributeError.
+        # Raises Python's own error, even if a property raised an AttributeError.
         return object.__getattribute__(self, name)
 
     return getattr_
@@ -361,10 +361,10 @@ def _hint_constructor(cls: type[Any], hints: Hints) -> Any:
     @functools.wraps(init)
     def new(cls: type[Any], *args: Any, **kwargs: Any) -> Any:
         try:
-            # A subclass may have an `__init__` with other arguments, or a test may have replaced it.
+            # A subclass may have an `__init__` with different arguments, or a test may have replaced it.
             if cls.__init__ is init and (problem := _problem(init, hints, kwargs)):
                 raise TypeError(problem)
-            # A subclass may have a second base class, with a `__new__` of its own.
+            # A subclass may have a second base class with its own `__new__`.
             inherited = super(owner, cls).__new__
             return object.__new__(cls) if inherited is object.__new__ else inherited(cls, *args, **kwargs)
         finally:

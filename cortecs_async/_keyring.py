@@ -1,4 +1,4 @@
-"""Secrets in the system keyring. The package `keyring`, which reads it, is optional."""
+"""Secrets in the system keyring, which is read by the optional package `keyring`."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _SERVICE = "cortecs-async"
 
 
 def working_keyring() -> Any | None:
-    """Return the package `keyring` if it has a backend that its authors recommend."""
+    """Return the package `keyring` if it has a recommended backend."""
     try:
         keyring: Any = importlib.import_module("keyring")
-        # 1 is the lowest priority of the recommended ones; `fail`, `null` and plain files have less.
+        # Recommended backends have a priority of at least 1; `fail`, `null`, and plain files have less.
         return keyring if float(keyring.get_keyring().priority) >= 1 else None
     except Exception:  # noqa: BLE001  (not installed, or a backend that raises anything)
         return None
 
 
 def read_entry(keyring: Any, entry: str) -> tuple[Secret, str]:
-    """Return an entry; or an empty secret, and what the keyring did instead of returning it."""
+    """Return an entry and an empty text, or an empty secret and the reason."""
     try:
         found = Secret(keyring.get_password(_SERVICE, entry) or "")
     except Exception as error:  # noqa: BLE001  (each backend has its own errors)
@@ -32,7 +32,7 @@ def read_entry(keyring: Any, entry: str) -> tuple[Secret, str]:
 
 
 def store_entries(entries: Mapping[str, Secret]) -> bool:
-    """Write these entries. Return False, and leave none, if the keyring does not work or return them."""
+    """Write these entries. If the keyring does not work or return them, remove them and return False."""
     if (keyring := working_keyring()) is None:
         return False
     try:
@@ -47,7 +47,7 @@ def store_entries(entries: Mapping[str, Secret]) -> bool:
 
 
 def remove_entries(entries: Iterable[str]) -> None:
-    """Remove these entries, if they are there."""
+    """Remove these entries if they exist."""
     keyring = working_keyring() if (found := [*entries]) else None
     for entry in found:
         if keyring is not None:

@@ -1,9 +1,9 @@
-"""The events that the package logs, and the function that logs them.
+"""The events this package logs, and the function that logs them.
 
-An event's name, level and fields are stable; its message is for people and may change. The fields are
-attributes of the log record, where formatters that write JSON find them. All begin with `cortecs_`: `logging`
-raises when `extra` names an attribute that the record already has, and a program's record factory often
-sets `request_id`, for example. Logging must never make the release of an instance fail.
+An event's name, level, and fields are stable; its message is for people and may change. The fields are
+attributes of the log record, where JSON formatters find them. All begin with `cortecs_`, because `logging`
+raises when `extra` contains an attribute that the record already has, and a program's record factory often
+sets, for example, `request_id`. Logging must never make the release of an instance fail.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Event(enum.Enum):
 
     Attributes:
         level: Level of the record.
-        message: Template with the fields, and with values that only the message shows.
+        message: Template with the fields and with values used only in the message.
         fields: Names of the record's attributes, without their prefix.
         logger: Logger of the event.
     """
@@ -305,18 +305,18 @@ class Event(enum.Enum):
 
 
 def log(event: Event, /, *, exc_info: bool = False, **values: Any) -> None:
-    """Log an event. Errors of the program's handlers and filters are ignored.
+    """Log an event. Errors in the program's handlers and filters are ignored.
 
     Args:
         event: The event.
-        exc_info: Show the exception that is being handled.
-        **values: All fields of the event (None for an unknown value), and other values in its message.
+        exc_info: Whether to show the exception being handled.
+        **values: All fields of the event (None for an unknown value) and the other values in its message.
     """
     if not event.logger.isEnabledFor(event.level):
         return
     extra = {f"{_PREFIX}{name}": values.get(name) for name in event.fields}
     extra[f"{_PREFIX}event"] = event.value
-    # `logging` takes one mapping as the values of named placeholders, but not an empty one.
+    # `logging` accepts a mapping for named placeholders, unless it is empty.
     args = (values,) if values else ()
     with contextlib.suppress(Exception):
         event.logger.log(event.level, event.message, *args, exc_info=exc_info, extra=extra, stacklevel=2)
@@ -328,7 +328,7 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 
 
 def set_up_log(environ: Mapping[str, str]) -> None:
-    """Set the level of CORTECS_LOG, unless the program has set one, and add a handler if there is none."""
+    """Set the level from CORTECS_LOG, unless the program has set one, and add a handler if there is none."""
     level = environ.get(VARIABLE, "").strip().lower()
     del environ  # a traceback that shows locals would show every secret in it
     if not level:
@@ -339,7 +339,7 @@ def set_up_log(environ: Mapping[str, str]) -> None:
     if logger.level != logging.NOTSET:
         return
     logger.setLevel(level.upper())
-    # An application that logs has a handler at the root. A second one would show every line twice.
+    # An application that logs has a handler on the root logger. A second handler would show every line twice.
     if not logger.hasHandlers():
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -1,17 +1,17 @@
-"""What differs between systems: flags that Windows lacks, and why it has no leases.
+"""Differences between systems: flags missing on Windows, and why leases do not work there.
 
-The package is tested on Linux. macOS has all that Linux has here, except what the callers of `hasattr` and
-`getattr` handle. Windows has neither `fork` nor `flock` nor signals between processes, so no reaper and no
-journal: there, every module imports, and requests work, but leases raise a `GuardError`.
+The package is tested on Linux. macOS provides the same features, except for the ones checked with `hasattr`
+and `getattr`. Windows does not have `fork`, `flock`, or signals between processes, so there is no reaper and
+no journal. On Windows, every module can be imported and requests work, but leases raise a `GuardError`.
 
-Checks of `sys.platform` stand where they are needed, because only there do type checkers follow them.
+Checks of `sys.platform` are placed where they are needed, because type checkers understand them only there.
 """
 
 from __future__ import annotations
 
 import os
 
-# For `os.open`; 0, which changes nothing, where a system lacks the flag. Only Windows has O_BINARY.
+# For `os.open`; 0, which has no effect, on systems without the flag. Only Windows has O_BINARY.
 O_BINARY: int = getattr(os, "O_BINARY", 0)
 O_CLOEXEC: int = getattr(os, "O_CLOEXEC", 0)
 O_NOFOLLOW: int = getattr(os, "O_NOFOLLOW", 0)

@@ -1,9 +1,9 @@
-"""The config file: credentials, an inference API key and a base URL under the name of a profile.
+"""The config file: credentials, an inference API key, and a base URL for each profile.
 
-The rules for the file are those of the state directory: a regular file of this user, in a directory that no
-other user can write. In addition, no other user may read it. `login` writes it, with the mode 0600 from the
-beginning. If the package `keyring` works, the secrets are in the system keyring, and the file only lists
-which ones.
+The file follows the same rules as the state directory: it must be a regular file owned by this user, in a
+directory that no other user can write to. In addition, no other user may be able to read it. `login` creates
+it with the mode 0600. If the package `keyring` works, the secrets are in the system keyring, and the file
+only lists their names.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING or sys.platform != "win32":
 
 DEFAULT_PROFILE = "default"
 
-# Names that need no quotes in TOML.
+# Names that do not need quotes in TOML.
 PROFILE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 
 _SECRETS = ("client_secret", "api_key")
@@ -44,18 +44,18 @@ _KEYS = (*_TEXTS, "keyring")
 _HEADER = "# The profiles of cortecs-async, written by `cortecs-async login`.\n"
 _PLAIN = "# The secrets are stored in this file as plain text: do not share it.\n"
 
-# Files and keys that a warning has named.
+# Files and keys already named in a warning.
 _named: set[tuple[str, str]] = set()
 
 
 @frozen(kw_only=True)
 class Profile:
-    """A profile of the config file. Texts that are not set are empty.
+    """A profile in the config file. Texts that are not set are empty.
 
     Attributes:
         name: Its name.
         file: The config file.
-        in_keyring: The secrets that are in the system keyring.
+        in_keyring: The names of the secrets stored in the system keyring.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Profile:
     api_key: Secret = field(factory=lambda: Secret(""))
     api_base_url: str = field(default="", repr=False)  # it may have a password, until it is checked
     in_keyring: tuple[str, ...] = ()
-    # What the keyring has returned. The program may wait for its user while it is read.
+    # The secrets the keyring has returned. Reading it may wait for the user.
     _found: dict[str, Secret] = field(factory=dict, init=False, repr=False, eq=False)
 
     def __str__(self) -> str:
@@ -73,11 +73,11 @@ class Profile:
         return f'profile "{self.name}" in {self.file}{keyring}'
 
     def has(self, name: str) -> bool:
-        """Return whether the profile has this value, here or in the keyring."""
+        """Return whether the profile has this value, in the file or in the keyring."""
         return bool(getattr(self, name)) or name in self.in_keyring
 
     def secret(self, name: str) -> Secret:
-        """Return a secret of the profile; an empty one if it has none. May wait for the system keyring.
+        """Return a secret of the profile, or an empty one if it is not set. May wait for the system keyring.
 
         Raises:
             ConfigurationError: if the keyring does not return it.
@@ -111,9 +111,9 @@ class Profile:
 
 
 def config_file() -> Path | None:
-    """Return the path of the config file: CORTECS_CONFIG_FILE, else that in the user's config directory.
+    """Return the path of the config file: CORTECS_CONFIG_FILE, or the file in the user's config directory.
 
-    None for no file: the variable is `/dev/null`, or the user has no home directory.
+    Return None for no file: the variable is `/dev/null`, or the user does not have a home directory.
     """
     chosen = os.environ.get("CORTECS_CONFIG_FILE", "").strip()
     if chosen:
@@ -127,21 +127,21 @@ def config_file() -> Path | None:
 
 
 def why_no_file() -> tuple[str, str]:
-    """Return why `config_file` returns None, and what to do."""
+    """Return the reason `config_file` returns None, and what to do."""
     if os.environ.get("CORTECS_CONFIG_FILE", "").strip():
         return f"CORTECS_CONFIG_FILE is {os.devnull}", "Unset it, or set it to a file path."
     return "There is no home directory", "Set CORTECS_CONFIG_FILE to a file path."
 
 
 def load_profile(name: str | None = None) -> Profile | None:
-    """Return a profile of the config file: this one, else that of CORTECS_PROFILE, else `default`.
+    """Return a profile in the config file: `name`, or the one in CORTECS_PROFILE, or `default`.
 
     Returns:
-        None if there is no `default` profile, and no other is named.
+        None if there is no `default` profile and no profile is named.
 
     Raises:
-        ConfigurationError: if the profile that is named does not exist, or the file must not be used, cannot
-            be read or has a mistake.
+        ConfigurationError: if the named profile does not exist, or the file is not safe to use, cannot be
+            read, or has an error.
     """
     named = name or os.environ.get("CORTECS_PROFILE", "").strip()
     path = config_file()
@@ -166,7 +166,7 @@ def profile_names() -> tuple[str, ...]:
 
 def _read(path: Path) -> Hidden[str]:
     """Return the text of the config file; an empty text if it does not exist."""
-    # Elsewhere, the owner and the mode of a file cannot be checked.
+    # On other systems, the owner and the mode of a file cannot be checked.
     if os.name != "posix" or not os.path.lexists(path):
         return Hidden("")
     try:
@@ -190,7 +190,7 @@ def _parse(path: Path, text: Hidden[str]) -> dict[str, Any]:
     try:
         return tomllib.loads(text.reveal())
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        # Without its text, which newer versions of Python keep in the error.
+        # Without the text of the file, which newer versions of Python keep in the error.
         problem, line = str(error), re.search(r"\(at line (\d+)", str(error))
     where = f"{path}, line {line[1]}" if line else f"{path}"
     raise ConfigurationError(f"{where}: {problem.partition(' (at ')[0]}. Fix the file, or delete it.")
@@ -242,7 +242,7 @@ def _warn_unknown(path: Path, key: str, known: tuple[str, ...], prefix: str = ""
 
 
 def save_profile(profile: Profile) -> Profile:
-    """Write a profile into the config file, and its secrets into the keyring if that works.
+    """Write a profile to the config file, and its secrets to the keyring if the keyring works.
 
     Returns:
         The profile as it was written.
@@ -272,7 +272,7 @@ def save_profile(profile: Profile) -> Profile:
 
 
 def remove_profile(name: str) -> Profile | None:
-    """Remove a profile from the config file, and its secrets from the keyring. Return what was removed.
+    """Remove a profile from the config file and its secrets from the keyring. Return the removed profile.
 
     Raises:
         ConfigurationError: as `save_profile`.
@@ -290,13 +290,13 @@ def remove_profile(name: str) -> Profile | None:
 
 
 def _folder(path: Path, *, create: bool = False) -> StateFolder:
-    """Return the directory of the config file. It may be the home directory, whose parent is the system's."""
+    """Return the directory of the config file, possibly the home directory, which has a system parent."""
     return StateFolder(path.parent, create=create, has_own_parent=False)
 
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Generator[None]:
-    """Let only one process at a time change the config file."""
+    """Allow only one process at a time to change the config file."""
     with contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(_folder(path, create=True))
@@ -322,7 +322,7 @@ def _forget(profile: Profile, keep: Collection[str] = ()) -> None:
 
 
 def _rewrite(path: Path, name: str, text: Hidden[str], section: Hidden[dict[str, Any]] | None) -> None:
-    """Replace, add or remove one profile. All else in the file stays as it is, with its comments."""
+    """Replace, add, or remove one profile. The rest of the file, with its comments, stays as it is."""
     expected = Hidden(_parse(path, text))
     profiles: dict[str, Any] = expected.reveal().setdefault("profiles", {})
     if section is None:
@@ -371,7 +371,7 @@ def _with_section(text: str, name: str, section: Mapping[str, Any] | None) -> st
 def _toml(value: str | list[str]) -> str:
     import json  # noqa: PLC0415  (only to write)
 
-    # Every string of JSON is one of TOML, apart from DEL.
+    # Every JSON string is a valid TOML string, except for DEL.
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 

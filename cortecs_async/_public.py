@@ -1,4 +1,4 @@
-"""The public modules that users import each class from, independent of the private module that defines it.
+"""The public modules users import classes from, independent of the private modules that define them.
 
 A class shows its public module in tracebacks, `repr` and pickles. `cortecs_async` and `cortecs_async.types`
 load a class on first use, so that a program without a client does not load the client's modules.
@@ -16,7 +16,7 @@ _PACKAGE = "cortecs_async"
 
 C = TypeVar("C", bound=type[Any])
 
-# The names of the lazy public modules, and the private modules that define them.
+# The names in the lazy public modules, and the private modules that define them.
 LAZY = {
     _PACKAGE: {
         "APIStatusError": "_errors",
@@ -95,7 +95,7 @@ def lazy_getattr(public_module: str) -> Callable[[str], Any]:
 
 
 def _missing(public_module: str, name: str, caller: FrameType) -> Exception:
-    """Return the error for a name that a public module does not have, for the code that asked for it."""
+    """Return the error for a name that a public module does not have, to raise in the caller's code."""
     from ._hints import IMPORTS, find_hint  # noqa: PLC0415  (only for an error)
 
     hint = find_hint(IMPORTS, name)
@@ -112,14 +112,14 @@ def _missing(public_module: str, name: str, caller: FrameType) -> Exception:
 
 
 def _is_from_import(frame: FrameType) -> bool:
-    """Return whether the code of a frame is executing `from ... import ...`."""
+    """Return whether the code in a frame is executing `from ... import ...`."""
     from opcode import opname  # noqa: PLC0415  (only for an error)
 
     return opname[frame.f_code.co_code[frame.f_lasti]] == "IMPORT_FROM"
 
 
 def shown_as_client(mixin: C) -> C:
-    """Let the methods of a mixin show `AsyncCortecs`, the class that users know, in error messages."""
+    """Make a mixin's methods show `AsyncCortecs`, the class users know, in error messages."""
     for name, value in vars(mixin).items():
         if isinstance(value, FunctionType):
             value.__qualname__ = f"AsyncCortecs.{name}"
@@ -127,7 +127,7 @@ def shown_as_client(mixin: C) -> C:
 
 
 def publish_loaded() -> None:
-    """Publish the classes of `LAZY` whose private modules are loaded."""
+    """Publish the classes in `LAZY` whose private modules are loaded."""
     for public_module, names in LAZY.items():
         for name, private_module in names.items():
             module = sys.modules.get(f"{_PACKAGE}.{private_module}")
@@ -137,10 +137,10 @@ def publish_loaded() -> None:
 
 
 def publish(classes: Iterable[type], public_module: str) -> None:
-    """Let classes show the public module that they are imported from; `cortecs_async`, if it has them."""
+    """Make classes show the public module they are imported from, or `cortecs_async` if it has them."""
     for cls in classes:
         if cls.__module__.startswith(f"{_PACKAGE}._"):
-            # Resolved now: `typing.get_type_hints` looks for the names in the module that a class shows.
+            # Resolved now, because `typing.get_type_hints` looks for the names in the module a class shows.
             if own := vars(cls).get("__annotations__"):
                 hints = get_type_hints(cls, include_extras=True)
                 cls.__annotations__ = {name: hints[name] for name in own}

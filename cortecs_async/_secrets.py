@@ -1,4 +1,4 @@
-"""Credentials, and how secrets are kept out of everything that is shown or logged."""
+"""Credentials, and the classes that keep secrets out of everything shown or logged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Hidden(Generic[T]):
-    """A value that never shows itself: not in repr, str, logs, pickles or the locals of a traceback."""
+    """A value that is never shown: not in `repr`, `str`, logs, pickles, or traceback locals."""
 
     __slots__ = ("_value",)
 
@@ -34,7 +34,7 @@ class Hidden(Generic[T]):
 
 
 class Secret(Hidden[str]):
-    """A string that is never shown: not in `repr`, `str`, logs, pickles or the locals of a traceback.
+    """A string that is never shown: not in `repr`, `str`, logs, pickles, or traceback locals.
 
     Example:
         secret = Secret("my-client-secret")
@@ -44,7 +44,7 @@ class Secret(Hidden[str]):
     __slots__ = ()
 
     def reveal(self) -> str:
-        """Return the string itself. Call it only where you send it.
+        """Return the string itself. Call this only where you send the secret.
 
         Example:
             secret = Secret("my-client-secret")
@@ -63,24 +63,24 @@ class Secret(Hidden[str]):
 
 
 def _stripped(value: str) -> str:
-    # A value of another type is reported when it is used.
+    # A value of the wrong type is reported when it is used.
     return value.strip() if hasattr(value, "strip") else value
 
 
 def to_secret(value: str | Secret) -> Secret:
-    """Return the secret, without whitespace around it."""
+    """Convert a value to a secret and strip surrounding whitespace."""
     return Secret(_stripped(value.reveal() if isinstance(value, Secret) else value))
 
 
 @frozen(kw_only=True)
 class Credentials:
-    """Client credentials of the provisioning API, from your account page on cortecs.ai.
+    """Client credentials for the provisioning API, from your account page on cortecs.ai.
 
-    Whitespace around them is removed, because a secret that is read from a file often ends with a line break.
+    Surrounding whitespace is stripped, because a secret read from a file often ends with a line break.
 
     Attributes:
-        client_id: The id.
-        client_secret: The secret. A plain string is converted to a `Secret`.
+        client_id: The client id.
+        client_secret: The client secret. A plain string is converted to a `Secret`.
 
     Example:
         import os
@@ -127,10 +127,10 @@ CredentialProvider = Callable[[], Awaitable[Credentials]]
 
 
 class Redactor:
-    """Removes the secrets that a client has used recently from text."""
+    """Removes the secrets a client used recently from text."""
 
     def __init__(self) -> None:
-        # Limited, because tokens are replaced, and responses do not repeat a token that is no longer used.
+        # Limited, because tokens expire, and responses do not repeat a token that is no longer in use.
         self._secrets: deque[Secret] = deque(maxlen=16)
         # Computed once, because the request id of every response is redacted.
         self._spellings: tuple[Secret, ...] = ()
@@ -141,23 +141,23 @@ class Redactor:
             self._secrets.remove(secret)
         self._secrets.append(secret)
         spellings = {each for known in self._secrets for each in _spellings(known.reveal())}
-        # The longest first, because one secret may begin with another.
+        # The longest first, because one secret can be the beginning of another.
         self._spellings = tuple(Secret(each) for each in sorted(spellings, key=len, reverse=True))
 
     @property
     def longest(self) -> int:
-        """Number of characters of the longest text that `redact` removes."""
+        """The length of the longest text that `redact` removes."""
         return len(self._spellings[0].reveal()) if self._spellings else 0
 
     def redact(self, text: str) -> str:
-        """Return the text with `***` for every secret in it, in any of its spellings."""
+        """Return the text with every secret, in any of its spellings, replaced by `***`."""
         for spelling in self._spellings:
             text = text.replace(spelling.reveal(), "***")
         return text
 
     def one_line(self, text: str) -> str:
-        """Return the text on one line, without secrets, control characters, and what reorders text."""
-        # Redacted before too, because a secret may contain whitespace.
+        """Return the text on one line, without secrets, control characters, or characters that reorder it."""
+        # Redacted before joining as well, because a secret can contain whitespace.
         text = self.redact("".join(each for each in text if each.isprintable() or each.isspace()))
         return self.redact(" ".join(text.split()))
 
@@ -167,18 +167,18 @@ INFERENCE_KEY_VARIABLES = ("CORTECS_API_KEY", "OPENAI_API_KEY")
 # Shorter values are not treated as keys: redacting every "x" would make the text unreadable.
 _SHORTEST_KEY = 8
 
-# The inference API keys that this process has used, whichever instance they were for.
+# The inference API keys this process has used, for any instance.
 _inference_keys = Redactor()
 
 
 def remember_inference_key(key: Secret) -> None:
-    """Let `redact_inference_keys` remove this key."""
+    """Make `redact_inference_keys` remove this key."""
     if len(key.reveal()) >= _SHORTEST_KEY:
         _inference_keys.remember(key)
 
 
 def redact_inference_keys(text: str) -> str:
-    """Return the text without the inference API keys of the environment, and those that were passed."""
+    """Return the text without the inference API keys from the environment and the ones that were passed."""
     for name in INFERENCE_KEY_VARIABLES:
         remember_inference_key(Secret(os.environ.get(name, "").strip()))
     return _inference_keys.redact(text)
@@ -187,7 +187,7 @@ def redact_inference_keys(text: str) -> str:
 def _spellings(secret: str) -> set[str]:
     import html  # noqa: PLC0415  (needed only once there are secrets)
 
-    # Plain, and as in JSON (also as PHP writes it), URLs and HTML.
+    # Plain, and as written in JSON (including PHP's variant), URLs, and HTML.
     quoted = json.dumps(secret)[1:-1]
     return {
         secret,

@@ -1,13 +1,14 @@
-"""The state directory: where it is, and the rules by which its files are created, opened and removed.
+"""The state directory: its path, and the rules for creating, opening, and removing its files.
 
-All files are in subdirectories of the state directory. It and the subdirectories must belong to this user,
-and no other user may be able to write them: another user could hide the files or replace them. The
-directories above it are not relied on and may be the system's, such as `/tmp`, so every access checks again.
-Only root refuses a path through a directory of another user, who could redirect what root writes.
+All files are in subdirectories of the state directory. The state directory and its subdirectories must belong
+to this user, and no other user may be able to write to them, because another user could hide or replace the
+files. The directories above are not trusted and may belong to the system, such as `/tmp`, so every access
+checks again. Only root refuses a path through another user's directory, because that user could redirect what
+root writes.
 
-A file counts only if it is a regular file of this user. Anything else, such as a link, a pipe or a device,
-stays as it is: opening it neither follows it nor blocks. Whatever this module creates has the mode 0700 or
-0600, independent of the umask.
+A file counts only if it is a regular file owned by this user. Anything else, such as a link, a pipe, or a
+device, is left alone: opening it does not follow it or block. Everything this module creates has the mode
+0700 or 0600, regardless of the umask.
 """
 
 from __future__ import annotations
@@ -25,24 +26,25 @@ from ._platform import NO_LOCKS
 
 _REGULAR_FILE = (stat.S_ISREG, "a regular file")
 
-# Bytes. The journal of 10,000 open leases is a tenth of this when it is rewritten. Files are read as a whole.
+# Bytes. Files are read as a whole. After a rewrite, the journal of 10,000 open leases has a tenth of this
+# size.
 _MAX_SIZE = 256 << 20
 
-# The user id that a container shows for files of users that it does not have.
+# The user id that a container shows for files of users unknown to it.
 _OVERFLOW_UID = 65534
 
-# Maximum number of files that one warning names.
+# Maximum number of files named in one warning.
 _MAX_NAMED = 10
 
-# Directory, name and problem of each file that a warning has named.
+# The directory, name, and problem of each file already named in a warning.
 _named: set[tuple[Path, str, str]] = set()
 
 
 def state_directory(given: str | os.PathLike[str] | None) -> Path:
-    """Return the argument, or else CORTECS_STATE_DIR, or else the user's state directory.
+    """Return the argument, or CORTECS_STATE_DIR, or the user's state directory.
 
-    The path is relative if there is no such directory: the user has no home directory, or the working
-    directory was removed. Every use of a relative path raises an error.
+    The path is relative if there is no such directory, because the user does not have a home directory or the
+    working directory was removed. Every use of a relative path raises an error.
 
     Raises:
         ConfigurationError: if the argument is not a path.
@@ -65,16 +67,17 @@ def state_directory(given: str | os.PathLike[str] | None) -> Path:
 
 
 class StateFolder:
-    """A subdirectory of the state directory, or another directory of this user. Open it with a `with` block.
+    """A subdirectory of the state directory, or another directory owned by this user. Open it with `with`.
 
     Args:
         path: The subdirectory. Its parent is the state directory.
-        create: Create it, and the directories above it, if they are missing.
-        has_own_parent: Whether its parent must belong to this user too. A home directory has none that does.
+        create: Whether to create it and the directories above it if they are missing.
+        has_own_parent: Whether its parent must belong to this user too. A home directory does not have such a
+            parent.
 
     Raises:
         FileNotFoundError: On entering, if it does not exist.
-        OSError: On entering, if it must not be used, or cannot be opened or created.
+        OSError: On entering, if it is not safe to use or cannot be opened or created.
     """
 
     def __init__(self, path: Path, *, create: bool = False, has_own_parent: bool = True) -> None:
@@ -128,7 +131,7 @@ class StateFolder:
 
         Raises:
             FileNotFoundError: if it does not exist.
-            OSError: if it is not a regular file of this user, is too large, or cannot be opened.
+            OSError: if it is not a regular file owned by this user, is too large, or cannot be opened.
         """
         if sys.platform == "win32":
             raise OSError(NO_LOCKS)
@@ -151,7 +154,7 @@ class StateFolder:
         return fd
 
     def rename(self, name: str, new_name: str) -> None:
-        """Rename a file, and replace a file with the new name."""
+        """Rename a file, replacing any file with the new name."""
         os.rename(name, new_name, src_dir_fd=self._fd, dst_dir_fd=self._fd)
 
     def remove(self, name: str) -> None:
@@ -159,7 +162,7 @@ class StateFolder:
         os.unlink(name, dir_fd=self._fd)
 
     def remove_socket(self, name: str) -> None:
-        """Remove a socket of this user, if there is one.
+        """Remove a socket owned by this user, if there is one.
 
         Raises:
             OSError: if the file is anything else.
@@ -182,10 +185,10 @@ def leave_alone(directory: Path, names: Iterable[str], problem: object) -> None:
 
 
 def check_state_directory(folder: Path) -> None:
-    """Check that a subdirectory of the state directory can be read, if it exists.
+    """Check that a subdirectory of the state directory can be read if it exists.
 
     Raises:
-        JournalError: if it cannot.
+        JournalError: if it cannot be read.
     """
     try:
         with StateFolder(folder):
@@ -235,7 +238,7 @@ def _check_directory(status: os.stat_result, path: Path) -> None:
             f"{path} belongs to user id {status.st_uid}, and this process runs as user id {os.geteuid()}"
         )
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        # Not for /tmp, which has the sticky bit.
+        # Not needed for /tmp, which has the sticky bit.
         advice = "" if status.st_mode & stat.S_ISVTX else f": chmod go-w {path}"
         raise PermissionError(f"other users can write {path} (mode {stat.S_IMODE(status.st_mode):o}){advice}")
 

@@ -1,7 +1,7 @@
-"""Telemetry: the lease events that a client reports, isolated from errors in the user's code.
+"""Telemetry: the lease events a client reports, isolated from errors in user code.
 
-Nothing here waits, and no error of a `Telemetry` leaves this module, so it neither prevents nor delays a
-release. The task that has or releases the lease calls it. The garbage collector never does, because it can
+Nothing here waits, and no error in a `Telemetry` leaves this module, so it cannot prevent or delay a release.
+The task that holds or releases the lease calls it. The garbage collector never does, because it could
 interrupt an exporter that holds a lock.
 """
 
@@ -28,18 +28,18 @@ class LeaseInfo:
     """The current state of a lease, as passed to `Telemetry`.
 
     Attributes:
-        operation: The method of the client that created the lease.
-        model: Hugging Face name of the model. Empty while unknown.
+        operation: The client method that created the lease.
+        model: The model's Hugging Face name. Empty while unknown.
         hardware_type_id: Hardware type. None while unknown.
         num_workers: Number of workers. None while unknown.
         instance_id: Id of the instance. None while unknown.
-        source: Where the instance came from. `started`; `adopted`: started, but the response was lost and
-            the instance was found afterwards; `restarted`; or `found`: it was already running. None while
+        source: The origin of the instance. `started`; `adopted`: started, but the response was lost and the
+            instance was found afterwards; `restarted`; or `found`: it was already running. None while
             unknown.
-        request_id: Request id that the service gave the start. None if it gave none.
-        cost: Estimated cost, at the end of the lease. None if no price is known, and for an instance that was
-            found, because its owner pays for it.
-        currency: Currency of `cost`, as the service names it.
+        request_id: The service's id for the start request. None if it did not send one.
+        cost: Estimated cost, at the end of the lease. None if no price is known, or if the instance was
+            `found`, because its owner pays for it.
+        currency: The currency of `cost`, as named by the service.
 
     Example:
         class Bill(Telemetry):
@@ -65,18 +65,19 @@ class LeaseInfo:
 
 @frozen(kw_only=True)
 class PhaseEnd:
-    """How a phase of a lease ended, as passed to `Telemetry.end`.
+    """The outcome of a phase of a lease, as passed to `Telemetry.end`.
 
     Attributes:
-        outcome: `ok`; `error`; `cancelled`: by a cancellation, Ctrl-C, or anything else that is not an
-            `Exception`; or `abandoned`: the lease was not left, and the reaper or `sweep` releases the
+        outcome: `ok`; `error`; `cancelled`: ended by a cancellation, Ctrl-C, or anything else that is not an
+            `Exception`; or `abandoned`: the lease was never exited, and the reaper or `sweep` releases the
             instance.
         seconds: Duration of the phase.
-        elapsed: Seconds since the beginning of the lease. At the end of `wait`: the time until running.
-        error: The exception. None if the outcome is `ok` or `abandoned`. If it is not an exception of this
+        elapsed: Seconds since the lease began. At the end of `wait`, this is the time until the instance was
+            running.
+        error: The exception. None if the outcome is `ok` or `abandoned`. If it does not come from this
             package, its text may contain secrets.
-        redact: Returns a text without the secrets that the client has used: credentials, tokens, and
-            inference API keys.
+        redact: A function that returns a text without the secrets used by the client: credentials, tokens,
+            and inference API keys.
 
     Example:
         class Failures(Telemetry):
@@ -102,9 +103,9 @@ class RequestRetry:
     Attributes:
         method: HTTP method.
         route: Path below the API base URL, with `{id}` in place of an id.
-        status: HTTP status of the response. None without a response.
-        reason: The status, or what happened to the request: `timed out`, `lost`, `not sent`, `unreadable`.
-        attempt: Number of times that it was sent so far.
+        status: HTTP status of the response. None if there was no response.
+        reason: The status, or how the request failed: `timed out`, `lost`, `not sent`, `unreadable`.
+        attempt: Number of times it has been sent so far.
         wait: Seconds until it is sent again.
         request_id: Request id of the response. None if it has none.
 
@@ -127,10 +128,10 @@ class RequestRetry:
 
 
 class Telemetry:
-    """Receive lease lifecycle events: `AsyncCortecs(telemetry=...)`. Override the methods that you need.
+    """Receive lease lifecycle events: `AsyncCortecs(telemetry=...)`. Override the methods you need.
 
-    The client calls the methods in the event loop, so they must return immediately: queue data, and send it
-    in another thread. The first exception that they raise is logged, and all others are ignored.
+    The client calls the methods in the event loop, so they must return immediately: queue data and send it in
+    another thread. The first exception they raise is logged, and any others are ignored.
 
     Example:
         from cortecs_async.types import Telemetry
@@ -147,13 +148,13 @@ class Telemetry:
     def begin(self, phase: Phase, lease: LeaseInfo, parent: Any) -> Any:  # noqa: ARG002  (for those who override it)
         """Begin a phase. Called in the task of the phase.
 
-        The phase `lease` spans the whole lease. Within it come `start`, `wait`, `body` and `teardown`, in
-        this order. Phases that the lease does not reach are not reported.
+        The phase `lease` spans the whole lease. It contains `start`, `wait`, `body`, and `teardown`, in this
+        order. Phases that the lease does not reach are not reported.
 
         Args:
             phase: The phase.
             lease: The current state of the lease.
-            parent: What this method returned for the phase `lease`. None for that phase itself.
+            parent: The value this method returned for the phase `lease`. None for that phase itself.
 
         Returns:
             Any value. It is passed to `end`.
@@ -175,8 +176,8 @@ class Telemetry:
         Args:
             phase: The phase.
             lease: The current state of the lease.
-            begun: What `begin` returned.
-            end: How the phase ended.
+            begun: The value `begin` returned.
+            end: The outcome of the phase.
 
         Example:
             class TimeToRunning(Telemetry):
@@ -204,7 +205,7 @@ class Telemetry:
 
 
 class Observer:
-    """The telemetry of a client, if it has one."""
+    """A client's telemetry, if it has one."""
 
     def __init__(self, telemetry: Telemetry | None = None) -> None:
         if telemetry is not None and not isinstance(telemetry, Telemetry):
@@ -215,7 +216,7 @@ class Observer:
         self.telemetry = telemetry
         self.redact: Callable[[str], str] = str
         self._has_failed = False
-        # Reports of leases that the garbage collector dropped. It must not call the telemetry itself.
+        # Reports of leases dropped by the garbage collector, which must not call the telemetry itself.
         self.abandoned: deque[Report] = deque()
 
     def retry(self, method: str, path: str, failure: Failure, *, attempt: int, wait: float) -> None:
@@ -238,7 +239,7 @@ class Observer:
             self.failed("retry")
 
     def failed(self, call: str) -> None:
-        """Log the first exception of the telemetry. Called where the exception is handled."""
+        """Log the first exception the telemetry raises. Call this where the exception is handled."""
         if not self._has_failed:
             self._has_failed = True
             log(Event.TELEMETRY_FAILED, exc_info=True, call=call)
@@ -256,10 +257,10 @@ class Observer:
 class Report:
     """Reports the phases of one lease.
 
-    A KeyboardInterrupt or SystemExit in the code of the user comes from a signal handler. It is raised where
-    a lease is entered. Where a lease is released, `interruption` keeps it until that is done.
+    A KeyboardInterrupt or SystemExit in user code comes from a signal handler. It is raised immediately while
+    a lease is entered. During a release, `interruption` keeps it until the release is done.
 
-    `get_info` returns the current state of the lease. It must not keep the lease alive.
+    `get_info` returns the current state of the lease and must not keep the lease alive.
     """
 
     def __init__(
@@ -287,7 +288,7 @@ class Report:
         self.raise_kept_interruption()
 
     def tear_down(self) -> None:
-        """Begin the teardown, unless it has begun before an interruption."""
+        """Begin the teardown, unless it already began before an interruption."""
         if self._phase is None:
             self._phase = self._begin("teardown")
 
@@ -313,7 +314,7 @@ class Report:
         self._phase = self._lease = None
 
     def _begin(self, phase: Phase) -> _Begun | None:
-        """Begin a phase. Return None if the client has no telemetry."""
+        """Begin a phase. Return None if the client does not use telemetry."""
         telemetry = self._observer.telemetry
         if telemetry is None:
             return None
@@ -356,7 +357,7 @@ class Report:
 
 @define(eq=False)
 class _Begun:
-    """A phase that has begun, and what `Telemetry.begin` returned for it."""
+    """A phase in progress, and the value `Telemetry.begin` returned for it."""
 
     phase: Phase
     at: float
@@ -367,7 +368,7 @@ class _Begun:
 
 def _route(method: str, path: str) -> str:
     head, _, last = path.rpartition("/")
-    # Only these methods have the id of an instance in their path.
+    # Only these methods have an instance id in their path.
     is_instance = head == "/instances" and method in {"GET", "DELETE"} and last != "delete-all"
     return f"{head}/{{id}}" if last and (is_instance or head == "/models") else path
 

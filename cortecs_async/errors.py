@@ -1,4 +1,4 @@
-"""All errors of this package: `from cortecs_async import errors`, then `except errors.RateLimitError`."""
+"""All errors in this package: `from cortecs_async import errors`, then `except errors.RateLimitError`."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Release instances when your program gets SIGTERM or another signal."""
+"""Release instances when your program receives SIGTERM or another signal."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
     """Cancel a block of code when SIGTERM arrives: `async with cancel_on_sigterm():`.
 
     SIGTERM cancels the block, and its instances are released. Then `SystemExit` ends the program with status
-    143, which shells report for SIGTERM. Further signals have no effect. Put the whole program into the
-    block, in the main thread.
+    143, which shells report for SIGTERM. Further signals have no effect. Use this in the main thread, around
+    your whole program.
 
-    Without it, SIGTERM ends a Python program immediately. The reaper then releases the instances, a few
-    seconds later and without a receipt. SIGKILL always has that effect.
+    Without it, SIGTERM ends a Python program immediately. The reaper then releases the instances a few
+    seconds later, without a receipt. SIGKILL always has that effect.
 
     Do not use it in a server with its own signal handlers (uvicorn, hypercorn, gunicorn). There, release
     instances in the lifespan.
@@ -51,7 +51,7 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
         """Begin to handle the signals.
 
         Raises:
-            ConfigurationError: outside the main thread, because Python handles signals only there.
+            ConfigurationError: if called outside the main thread, because Python handles signals only there.
         """
         if threading.current_thread() is not threading.main_thread():
             raise ConfigurationError("cancel_on_sigterm() works in the main thread only")
@@ -67,8 +67,8 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
         """Restore the previous signal handlers.
 
         Raises:
-            SystemExit: with 128 + the number of the signal, if one arrived and the block raised no other
-            error.
+            SystemExit: with 128 plus the signal number, if a signal arrived and the block did not raise any
+            other error.
         """
         outcome, interrupted = await self._block.leave(exc)
         for each, handler in self._previous_handlers.items():
@@ -82,5 +82,5 @@ class cancel_on_sigterm:  # noqa: N801  (used as a function is)
     def _receive(self, number: int, _: FrameType | None) -> None:
         if self._received is None:
             self._received = number
-            # A signal handler can interrupt any code, so the event loop must cancel the block.
+            # A signal handler can interrupt any code, so cancelling the block is left to the event loop.
             self._run_in_loop(self._block.cancel)

@@ -1,4 +1,4 @@
-"""The data that a client returns, for annotations: `from cortecs_async.types import Model`."""
+"""The data classes a client returns, for annotations: `from cortecs_async.types import Model`."""
 
 from typing import TYPE_CHECKING
 

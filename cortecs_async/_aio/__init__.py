@@ -1,1 +1,1 @@
-"""What anyio does not cover on asyncio and trio: tasks, scopes, Ctrl-C, threads and clocks."""
+"""Additions to anyio on asyncio and trio: tasks, scopes, Ctrl-C, threads, and clocks."""

@@ -14,14 +14,14 @@ from .synchronization import Broadcast
 
 
 class BackgroundTask:
-    """Work in the background, without a task group. Call `stop` to end it. Its errors are logged.
+    """Work in the background, without a task group. Call `stop` to end the work. Its errors are logged.
 
-    It is cancelled when the event loop ends. Work that must finish uses `run_uncancellable`. Any task may
-    stop it and wait for its end; a task group can be left only by the task that entered it.
+    It is cancelled when the event loop ends. Work that must finish uses `run_uncancellable`. Any task can
+    stop it and wait for its end, whereas a task group can be left only by the task that entered it.
 
     Args:
-        work: The work.
-        on_end: Called when it has ended, even if it was cancelled before it began.
+        work: The function to run.
+        on_end: Called when the work has ended, even if it was cancelled before it began.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class BackgroundTask:
             trio.lowlevel.spawn_system_task(self._run_on_trio, context=contextvars.copy_context())
         else:
             self._task = asyncio.get_running_loop().create_task(self._run())
-            # Not in `_run`, which never begins if it is stopped at once.
+            # Not in `_run`, which never begins if it is stopped immediately.
             self._task.add_done_callback(lambda _: self._end())
 
     def stop(self) -> None:
@@ -73,11 +73,11 @@ class BackgroundTask:
 
 
 class UnawaitedTasks:
-    """Work in the event loop of a client, for code that cannot await. `join` waits for it."""
+    """Work in a client's event loop, for code that cannot await. `join` waits for it."""
 
     def __init__(self, loop: LoopBinding) -> None:
         self._loop = loop
-        # With the event loop of each.
+        # The event loop of each task.
         self._running: dict[object, object] = {}
         self._ended = Broadcast()
 
@@ -86,7 +86,7 @@ class UnawaitedTasks:
     ) -> None:
         """Start `work` soon. If it cannot begin because the event loop has ended, call `if_loop_ended`.
 
-        Can be called in any thread, also by the garbage collector.
+        Can be called in any thread, even by the garbage collector.
         """
         start = _Start(work, if_loop_ended)
 
@@ -98,7 +98,7 @@ class UnawaitedTasks:
         def begin() -> None:
             try:
                 BackgroundTask(start.run, end)
-            except RuntimeError:  # trio accepts no more system tasks at its end
+            except RuntimeError:  # trio no longer accepts system tasks at its end
                 end()
 
         self._running[start.number] = self._loop.bound
@@ -106,13 +106,13 @@ class UnawaitedTasks:
             end()
 
     async def join(self) -> None:
-        """Wait until all of it has ended, except what another event loop has not finished."""
+        """Wait until all work has ended, except work that a different event loop did not finish."""
         while self._loop.bound in self._running.values():
             await self._ended.wait()
 
 
 class _Start:
-    """Work that begins soon. If it is dropped before, its event loop was closed."""
+    """Work that begins soon. If it is dropped before that, its event loop was closed."""
 
     def __init__(self, work: Callable[[], Awaitable[None]], if_loop_ended: Callable[[], object]) -> None:
         self.number = object()

@@ -1,7 +1,7 @@
-"""Clocks that count the time for which the machine is suspended.
+"""Clocks that include time during which the machine is suspended.
 
-The monotonic clock, which event loops use, stops during a suspension on Linux, but an instance is still
-billed. The wall clock jumps when it is set. Keep imports small: the reaper loads this module.
+On Linux, the monotonic clock, which event loops use, stops during a suspension, but an instance is still
+billed. The wall clock jumps when it is set. Keep imports small, because the reaper loads this module.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import sys
 import time
 from collections.abc import Callable
 
-# The manual of macOS, clock_gettime(3): this one continues "while the system is asleep", and is not adjusted.
+# The macOS manual, clock_gettime(3): this one continues "while the system is asleep" and is not adjusted.
 _NAME = "CLOCK_MONOTONIC_RAW" if sys.platform == "darwin" else "CLOCK_BOOTTIME"
 _BOOTTIME: int | None = getattr(time, _NAME, None)
 
 
 def boottime() -> float:
-    """Return the seconds since the machine was started, including those for which it was suspended.
+    """Return the seconds since the machine was started, including time spent suspended.
 
-    Without such a clock (only Linux and macOS have it), this is the monotonic clock.
+    On systems other than Linux and macOS, this is the monotonic clock.
     """
     if sys.platform == "win32" or _BOOTTIME is None:
         return time.monotonic()
@@ -26,7 +26,7 @@ def boottime() -> float:
 
 
 class _Suspension:
-    """Counts the seconds for which the machine was suspended since this process began."""
+    """Counts the seconds the machine has been suspended since this process began."""
 
     def __init__(self) -> None:
         self._offset = boottime() - time.monotonic()
@@ -34,7 +34,7 @@ class _Suspension:
 
     def __call__(self) -> float:
         seconds = boottime() - time.monotonic() - self._offset
-        # The two clocks are not read at the same moment, so a small difference means nothing.
+        # The two clocks are not read at the same time, so a small difference is ignored.
         if seconds - self._seconds > _MIN_SUSPENSION:
             self._seconds = seconds
         return self._seconds
@@ -44,7 +44,7 @@ class _Suspension:
 _MIN_SUSPENSION = 0.5
 
 suspended: Callable[[], float] = _Suspension()
-"""Return the seconds for which the machine was suspended since this process began."""
+"""Return the seconds the machine has been suspended since this process began."""
 
 
 class SteadyClock:
@@ -61,5 +61,5 @@ class SteadyClock:
         return boottime() + self._offset
 
     def from_wall_clock(self, moment: float) -> float:
-        """Return the time by this clock of a moment that the wall clock, as it is set now, calls `moment`."""
+        """Convert a wall clock time, by the wall clock's current setting, to this clock."""
         return moment + self() - time.time()

@@ -1,4 +1,4 @@
-"""Recognize a coroutine that is being closed. Light: it is loaded before the first client is created."""
+"""Recognize a coroutine that is being closed. Keep it light: it is loaded before the first client exists."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def is_closed_coroutine(error: BaseException | None) -> bool:
     generators. So the frame in which GeneratorExit was raised shows which case it is.
     """
     if isinstance(error, RuntimeError):
-        # Of a cancel scope that is closed in another task.
+        # From a cancel scope that is closed in a different task.
         error = error.__context__
     if not isinstance(error, GeneratorExit):
         return False

@@ -1,4 +1,4 @@
-"""Which event loop is running, and its clock. Also the type of the wall clock."""
+"""The running event loop and its clock, and the type of the wall clock."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .._errors import ConfigurationError
 from .clock import boottime, suspended
 
 WallClock = Callable[[], float]
-"""Returns Unix time in seconds. Journals use it, because another process can compare it with its clock."""
+"""Returns Unix time in seconds. Journals use it, because other processes can compare it with their clocks."""
 
 
 def in_trio() -> bool:
@@ -43,20 +43,20 @@ def loop_runner() -> Callable[[Callable[[], object]], object]:
 
 
 def current_time() -> float:
-    """Return the time of the running event loop in seconds, plus the time that the machine was suspended."""
+    """Return the running event loop's time in seconds, plus the time the machine was suspended."""
     now = anyio.current_time()
     is_included = not in_trio() and isinstance(asyncio.get_running_loop(), BoottimeEventLoop)
     return now if is_included else now + suspended()
 
 
 class LoopBinding:
-    """Binds a client to the event loop that uses it first. In another one, its waits would never end."""
+    """Binds a client to the event loop that uses it first. In a different one, its waits would never end."""
 
     def __init__(self) -> None:
         self._bound: dict[str, object] = {}
 
     def unbind(self) -> None:
-        """Let another event loop use the client, which has no connection in its own."""
+        """Allow a different event loop to use the client, which has no connections in its current one."""
         self._bound.clear()
 
     @property
@@ -82,10 +82,10 @@ class LoopBinding:
         """Bind the client to the running event loop, if it is not bound yet.
 
         Raises:
-            ConfigurationError: if it is bound to another one.
+            ConfigurationError: if it is bound to a different one.
         """
         loop = current_loop()
-        # Atomic, because two threads may use the client first.
+        # Atomic, because two threads may use the client for the first time simultaneously.
         if self._bound.setdefault("loop", loop) is not loop:
             raise ConfigurationError(
                 "This AsyncCortecs belongs to another event loop. Create a client in each `asyncio.run`, in "
@@ -94,7 +94,7 @@ class LoopBinding:
 
 
 def loop_clock() -> Callable[[], float]:
-    """Return the clock of the running event loop, which other threads may read too."""
+    """Return the clock of the running event loop, which other threads can read too."""
     if in_trio():
         import trio  # noqa: PLC0415  (optional, but installed if this code runs)
 
@@ -102,12 +102,13 @@ def loop_clock() -> Callable[[], float]:
     return asyncio.get_running_loop().time
 
 
-# Seconds after which the loop below reads its clock again: waiting for I/O does not count suspended time.
+# Seconds after which the loop below reads its clock again, because waiting for I/O does not count suspended
+# time.
 _MAX_SELECT = 10.0
 
 
 class BoottimeEventLoop(asyncio.SelectorEventLoop):
-    """An event loop whose timers count the time for which the machine is suspended."""
+    """An event loop whose timers include time during which the machine is suspended."""
 
     def __init__(self) -> None:
         super().__init__(_BoundedSelector())

@@ -1,4 +1,4 @@
-"""Read the items of a user one by one, and close them."""
+"""Read items from the user one by one, and close them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ T = TypeVar("T")
 
 
 class Feed(Generic[T]):
-    """The items that a user passes. Use it in one task: some must be closed in the task that reads them.
+    """The items passed by a user. Use this in one task: some must be closed in the task that reads them.
 
     Args:
-        name: What needs the items, for error messages.
+        name: The name of the method that reads the items, for error messages.
         items: The items.
 
     Raises:
@@ -44,7 +44,7 @@ class Feed(Generic[T]):
         Raises:
             StopAsyncIteration: at the end.
         """
-        # Between two items that block the event loop, other tasks run.
+        # Lets other tasks run between two items that block the event loop.
         await anyio.lowlevel.checkpoint()
         if self._async is not None:
             return await self._async.__anext__()
@@ -55,7 +55,7 @@ class Feed(Generic[T]):
             raise StopAsyncIteration from None
 
     async def close(self, error: BaseException | None) -> BaseException | None:
-        """Drop the items. Close them if they are asynchronous and have an `aclose`, as generators do.
+        """Drop the items. Close them if they are asynchronous and have an `aclose` method, as generators do.
 
         Synchronous items, such as a file or a generator, stay open: several maps may share them.
 
@@ -63,7 +63,7 @@ class Feed(Generic[T]):
             error: The error that ended the reading.
 
         Returns:
-            The same error; else the one that closing raises.
+            The same error, or the one raised by closing.
         """
         aclose = getattr(self._async, "aclose", None)
         self._async, self._sync = None, iter(())

@@ -1,8 +1,8 @@
-"""A block of code that can be cancelled from outside, without the rest of its task.
+"""A block of code that can be cancelled from outside without cancelling the rest of its task.
 
-On asyncio this works like `asyncio.timeout`. An anyio cancel scope must be left in the task that entered
-it, and in the opposite order, which fixtures and exit stacks do not always do. Trio has only its cancel
-scopes, and its users expect these rules.
+On asyncio this works like `asyncio.timeout`. Anyio's cancel scopes must be left in the task that entered them
+and in reverse order, which fixtures and exit stacks do not always do. Trio only has its cancel scopes, and
+its users expect these rules.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class CancellableBlock:
         self.is_cancelled = False
         self._is_inside = False
         self._scope: anyio.CancelScope | None = None
-        # Weak, because the result of a task that has ended may be what holds this block: a lease.
+        # Weak, because this block may belong to a lease that is the result of an ended task.
         self._task: Callable[[], asyncio.Task[Any] | None] = lambda: None
         self._cancelling = 0
 
@@ -43,7 +43,8 @@ class CancellableBlock:
         """Cancel the code in the block. Do nothing once the block has ended.
 
         Returns:
-            Whether this is possible: not if the task that entered the block has ended, as that of a fixture.
+            Whether this is possible. It is not if the task that entered the block has ended, for example a
+            fixture's.
         """
         if self._is_inside and not self.is_cancelled:
             self.is_cancelled = True
@@ -58,12 +59,13 @@ class CancellableBlock:
         """End the block, which `raised` has left.
 
         Returns:
-            The exception to raise instead, and whether `cancel` ended the block: then there is no exception.
+            The exception to raise instead, and whether `cancel` ended the block, in which case it is None.
         """
         self._is_inside = False
         in_flight = sys.exception()
         if raised is None and self.is_cancelled and isinstance(in_flight, anyio.get_cancelled_exc_class()):
-            # A wrapper such as anyio's portal leaves the block in a `finally`, without passing it on.
+            # A wrapper such as anyio's portal leaves the block in a `finally` without passing on the
+            # exception.
             raised = in_flight
         if self._scope is not None:
             return self._leave_scope(self._scope, raised)
@@ -75,7 +77,7 @@ class CancellableBlock:
             # Another cancellation takes precedence over ours.
             return (raised, False) if others else (None, True)
         if sys.version_info < (3, 13):
-            # Our cancellation may not have been delivered yet, and would come at the next await.
+            # Our cancellation may not have been delivered yet and would then arrive at the next await.
             try:
                 await asyncio.sleep(0)
             except asyncio.CancelledError:
@@ -95,7 +97,7 @@ class CancellableBlock:
         except RuntimeError as error:
             if error is raised:
                 return raised, False
-            # The caller left the block in another task, or in the wrong order. The release continues.
+            # The caller left the block in a different task or in the wrong order. The release continues.
             return raised or error, False
         except BaseException as changed:  # noqa: BLE001  (an exception group without our cancellation)
             return changed, False

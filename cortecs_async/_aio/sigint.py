@@ -1,9 +1,9 @@
-"""Ctrl-C on asyncio while something must be released: it always cancels, even when pressed repeatedly.
+"""Ctrl-C on asyncio while something must be released: it always cancels, even if pressed repeatedly.
 
-`asyncio.run` cancels the main task at the first Ctrl-C. At the next, it raises KeyboardInterrupt in
-any code of the event loop that is running. Between two steps of tasks, this loses the wake-up that the loop
-was about to deliver: the task that waits for it never runs again, `asyncio.run` waits for that task
-forever, and the reaper waits for this process to end.
+`asyncio.run` cancels the main task at the first Ctrl-C. At the next one, it raises KeyboardInterrupt in
+whatever code the event loop is running. Between two task steps, this loses the wake-up the loop was about to
+deliver: the waiting task never runs again, `asyncio.run` waits for that task forever, and the reaper waits
+for this process to end.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import time
 from types import FrameType
 from typing import Any, TypeGuard
 
-# Seconds after which an event loop that has not handled a Ctrl-C counts as blocked by the code of a task.
+# Seconds after which an event loop that has not handled a Ctrl-C counts as blocked by a task's code.
 BLOCKED = 1.0
 
 
@@ -38,7 +38,7 @@ class SigintGuard:
 
     @classmethod
     def acquire(cls) -> SigintGuard | None:
-        """Begin to handle Ctrl-C, because something must be released.
+        """Start handling Ctrl-C, because something must be released.
 
         Returns:
             The guard to `release` afterwards. None if `asyncio.run` does not handle Ctrl-C here.
@@ -53,14 +53,14 @@ class SigintGuard:
             current = cls(asyncio.get_running_loop(), handler)
             signal.signal(signal.SIGINT, current.handle)
         elif current._loop.is_closed():
-            # A lease of an earlier run was never exited. This run has no handler.
+            # A lease from an earlier run was never exited. This run does not have a handler.
             signal.signal(signal.SIGINT, signal.default_int_handler)
             return None
         current._holders += 1
         return current
 
     def release(self) -> None:
-        """End an `acquire`, after a release, or when it is left to the reaper."""
+        """End an `acquire`, after a release or when the release is left to the reaper."""
         self._holders -= 1
         # The garbage collector calls this in any thread; only the main thread can set signal handlers.
         if self._holders or threading.current_thread() is not threading.main_thread():
@@ -75,12 +75,12 @@ class SigintGuard:
             signal.default_int_handler(number, frame)
         now = time.monotonic()
         is_blocked = self._unhandled_since is not None and now - self._unhandled_since >= BLOCKED
-        # Without a current task, the loop is only slow, and would lose a wake-up.
+        # Without a current task, the loop is only slow and would lose a wake-up.
         if is_blocked and asyncio.current_task(self._loop) is not None:
             raise KeyboardInterrupt
-        first = self._runner._interrupt_count == 0  # noqa: SLF001  (the next would be raised)
+        first = self._runner._interrupt_count == 0  # noqa: SLF001  (the next one would be raised)
         if first and not self._main.done():
-            # The runner counts it, to raise KeyboardInterrupt when the main task ends.
+            # The runner counts it in order to raise KeyboardInterrupt when the main task ends.
             self._previous(number, frame)
         else:
             self._loop.call_soon_threadsafe(self._cancel_again)
@@ -99,7 +99,7 @@ class SigintGuard:
 
 
 def _is_of_runner(handler: object) -> TypeGuard[functools.partial[Any]]:
-    """Return whether `asyncio.Runner` handles Ctrl-C in the way of Python 3.11 to 3.13."""
+    """Return whether `asyncio.Runner` handles Ctrl-C as in Python 3.11 to 3.13."""
     if not isinstance(handler, functools.partial) or "main_task" not in handler.keywords:
         return False
     runner = getattr(handler.func, "__self__", None)

@@ -1,4 +1,4 @@
-"""Shared calls (`SingleFlight`), notifications (`Broadcast`), locks (`Mutex`), growing pauses (`Backoff`)."""
+"""Shared calls (`SingleFlight`), notifications (`Broadcast`), locks (`Mutex`), and pauses (`Backoff`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @define(eq=False)
 class _Flight(Generic[T]):
-    """A call in progress, and how it ended: with a result, with an error, or cancelled with neither."""
+    """A call in progress and its outcome: a result, an error, or neither if it was cancelled."""
 
     began: float
     done: anyio.Event = field(factory=anyio.Event)
@@ -36,7 +36,7 @@ class SingleFlight(Generic[T]):
         self._flight: _Flight[T] | None = None
 
     async def get(self, *, since: float | None = None) -> T:
-        """Return the result of a call that is in progress, or of a new one.
+        """Return the result of a call in progress, or of a new one.
 
         Args:
             since: Do not accept a call that began before this time, in seconds of `anyio.current_time`.
@@ -70,13 +70,13 @@ class SingleFlight(Generic[T]):
 
 
 class Broadcast:
-    """Wakes all tasks that wait at this moment. Unlike `anyio.Event`, it can be used again."""
+    """Wakes all tasks that are currently waiting. Unlike `anyio.Event`, it can be used again."""
 
     def __init__(self) -> None:
         self._event: anyio.Event | None = None  # only while a task waits, so that `notify` is cheap
 
     def notify(self) -> None:
-        """Wake the tasks that wait now. Tasks that wait later wait for the next call."""
+        """Wake the tasks that are waiting now. Tasks that wait later wait for the next call."""
         event, self._event = self._event, None
         if event is not None:
             event.set()
@@ -89,10 +89,10 @@ class Broadcast:
 
 
 class Mutex:
-    """A lock that is also released if a coroutine that waits for it, or holds it, is closed.
+    """A lock that is released even if a coroutine that waits for it or holds it is closed.
 
-    Locks of anyio belong to a task: one that is closed in another task, or while it takes a free lock, keeps
-    it forever.
+    anyio locks are owned by a task. A coroutine that is closed in a different task, or while it takes a free
+    lock, keeps the lock forever.
     """
 
     def __init__(self) -> None:
@@ -118,7 +118,7 @@ class Backoff:
     failures: int = 0  # in a row
 
     def next(self) -> float:
-        """Count a failure, and return the seconds to wait after it."""
+        """Count a failure and return the seconds to wait after it."""
         self.failures += 1
         return exponential(self.failures - 1, first=self.first, limit=self.limit)
 

@@ -1,8 +1,8 @@
 """Run work to its end in its own task, even if the caller is cancelled.
 
 In a cancelled anyio scope, every await in a `finally` is cancelled too. A shield prevents that, but not a
-second `task.cancel()`. Work in its own task, which no other code knows, is safe from both. The caller waits
-for this task, and continues to wait after each cancellation.
+second `task.cancel()`. Work in its own task, which no other code knows about, is safe from both. The caller
+waits for this task and keeps waiting after each cancellation.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ T = TypeVar("T")
 
 @define
 class TaskResult(Generic[T]):
-    """How the work ended: with a value or an error.
+    """The outcome of the work: a value or an error.
 
-    The interruption is the cancellation or KeyboardInterrupt that the caller received while it waited. The
-    caller must raise it.
+    The interruption is the cancellation or KeyboardInterrupt the caller received while it waited. The caller
+    must raise it.
     """
 
     value: T | None = None
@@ -39,7 +39,7 @@ class TaskResult(Generic[T]):
     interruption: BaseException | None = None
 
     def unwrap(self) -> T:
-        """Return the value, or raise the interruption, else the error."""
+        """Return the value, or raise the interruption or the error, in this order."""
         if self.interruption is not None:
             raise self.interruption
         if self.error is not None:
@@ -48,9 +48,9 @@ class TaskResult(Generic[T]):
 
 
 async def run_uncancellable(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bool) -> TaskResult[T]:
-    """Run `work` in its own task, and return only when it has ended. It must limit its own time.
+    """Run `work` in its own task and return only when it has ended. The work must limit its own time.
 
-    With `restart_if_cancelled`, `work` is called again if its task is cancelled, or a KeyboardInterrupt is
+    With `restart_if_cancelled`, `work` is called again if its task is cancelled or a KeyboardInterrupt is
     raised in it. Use this only for work that can continue where it stopped.
     """
     if in_trio():
@@ -76,8 +76,8 @@ def redeliver_cancellation(interruption: BaseException, cause: BaseException) ->
     """Keep an interruption from being lost when `cause` is raised instead of it.
 
     On Python 3.13 and later, asyncio delivers the cancellation again at the next await, as its own task
-    groups do. Before 3.13, `asyncio.timeout` could not take back such a cancellation, which would then hit
-    later code. So it is only added to `cause` as a note, as is a KeyboardInterrupt.
+    groups do. Before 3.13, `asyncio.timeout` could not undo such a cancellation, which would then hit later
+    code. So the cancellation, like a KeyboardInterrupt, is only added to `cause` as a note.
     """
     if isinstance(interruption, asyncio.CancelledError) and sys.version_info >= (3, 13):
         task = asyncio.current_task()
@@ -102,7 +102,7 @@ class DetachedTask(Generic[T]):
         return (self._task is not None or self._scope is not None) and not self._ended.is_set()
 
     async def run(self) -> T:
-        """Start the work, and wait for its result. Can be called once."""
+        """Start the work and wait for its result. Can be called once."""
         if in_trio():
             return await self._run_on_trio()
         work = _supervise(self._work, restart_if_cancelled=False)
@@ -119,7 +119,7 @@ class DetachedTask(Generic[T]):
             await self._ended.wait()
 
     async def cancel(self) -> None:
-        """Cancel the work, and return when it has ended."""
+        """Cancel the work and return when it has ended."""
         if self._task is not None:
             self._task.cancel()
         if self._scope is not None:
@@ -155,10 +155,11 @@ class DetachedTask(Generic[T]):
 
 
 def check_awaitable(name: str, function: object, returned: Any) -> Awaitable[Any]:
-    """Return what a function of the user has returned, if it is awaitable.
+    """Return the value a user's function returned if it is awaitable.
 
     Raises:
-        InvalidArgumentError: if not, so that a plain function is not mistaken for one that raises TypeError.
+        InvalidArgumentError: if it is not awaitable, so that a plain function is not mistaken for one that
+            raises TypeError.
     """
     if inspect.isawaitable(returned):
         return returned
@@ -170,17 +171,18 @@ def check_awaitable(name: str, function: object, returned: Any) -> Awaitable[Any
 
 
 class UserTask(Generic[T]):
-    """Code of the user in its own task, without a task group. `cancel` cancels it once.
+    """User code in its own task, without a task group. `cancel` cancels it once.
 
-    A cancelled scope of anyio cancels its tasks at every turn of the loop. On asyncio, whose users do not
-    expect this, each `await` in a `finally` would be cancelled too. So this is `Task.cancel` there, and a
-    scope on trio: see `CancellableBlock`.
+    A cancelled anyio scope cancels its tasks in every iteration of the loop. On asyncio, whose users do not
+    expect this, each `await` in a `finally` would be cancelled too. So this uses `Task.cancel` on asyncio and
+    a scope on trio: see `CancellableBlock`.
 
     Args:
-        name: What raises, in the error for a CancelledError that `cancel` did not cause.
+        name: The name of the code, for the error if it raises a CancelledError that `cancel` did not cause.
         work: The user's code.
-        then: Called in the same task with how the work ended. From then on, `cancel` does nothing. If other
-            code cancelled the task, as at the end of the event loop, there is an error and an interruption.
+        then: Called in the same task with the outcome of the work. From then on, `cancel` has no effect. If
+            other code cancelled the task, for example at the end of the event loop, the outcome has an error
+            and an interruption.
         on_end: Called at the end of the task, even if it was cancelled before its first step.
     """
 
@@ -247,10 +249,10 @@ _USER_TASKS: set[UserTask[Any]] = set()
 
 
 def is_cancellation(error: BaseException | None) -> bool:
-    """Return whether an error that code of this task raised cancels the task.
+    """Return whether an error raised by code in this task cancels the task.
 
-    On asyncio, code also raises CancelledError without a cancellation, for example if it waits for a future
-    that was cancelled.
+    On asyncio, code can raise CancelledError without a cancellation, for example when it waits for a
+    cancelled future.
     """
     if not isinstance(error, anyio.get_cancelled_exc_class()):
         return False
@@ -261,7 +263,7 @@ def is_cancellation(error: BaseException | None) -> bool:
 def explain_cancelled_error(name: str, error: BaseException | None) -> BaseException | None:
     """Return an error of the user's code, or a RuntimeError in place of a cancellation.
 
-    Otherwise it would look as if the caller of the user's code had been cancelled.
+    Otherwise, it would look as if the caller of the user's code had been cancelled.
     """
     if not isinstance(error, (asyncio.CancelledError, anyio.get_cancelled_exc_class())):
         return error
@@ -276,7 +278,7 @@ async def _supervise(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: 
             return await work()
         except (asyncio.CancelledError, KeyboardInterrupt):
             # A KeyboardInterrupt (see sigint.py) can hit any code. Under `asyncio.run`, an earlier Ctrl-C has
-            # cancelled the main task already, so nothing is lost by continuing.
+            # already cancelled the main task, so nothing is lost by continuing.
             if not restart_if_cancelled:
                 raise
             log(Event.LEASE_INTERRUPTED, consequence="the release continues until it is done")
@@ -285,11 +287,11 @@ async def _supervise(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: 
 async def _on_asyncio(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bool) -> TaskResult[T]:
     interruption: BaseException | None = None
     task = asyncio.get_running_loop().create_task(_supervise(work, restart_if_cancelled=restart_if_cancelled))
-    # At its end, `asyncio.run` cancels every task that it knows. It must not know this one: work that cannot
-    # continue would be lost, and other work would be called again and send its request twice. It does know
-    # the caller's task, which waits for the work, so the loop keeps running.
+    # At its end, `asyncio.run` cancels every task that it knows. It must not know this one, because work that
+    # cannot continue would be lost, and other work would be called again and send its request twice. It does
+    # know the caller's task, which waits for the work, so the loop keeps running.
     asyncio._unregister_task(task)  # noqa: SLF001  (documented for extensions of asyncio)
-    # Without the shield, a cancelled scope of anyio would cancel this at every turn of the loop.
+    # Without the shield, a cancelled anyio scope would cancel this in every iteration of the loop.
     with anyio.CancelScope(shield=True):
         while not task.done():
             try:
@@ -310,8 +312,8 @@ async def _on_trio(work: Callable[[], Awaitable[T]], *, restart_if_cancelled: bo
     done = trio.Event()
 
     async def supervise() -> None:
-        # This is a system task, because Ctrl-C is never raised in one. It is shielded, because trio cancels
-        # system tasks when the main task ends, and then waits for them.
+        # A system task, because Ctrl-C is never raised in one. It is shielded, because trio cancels system
+        # tasks when the main task ends and then waits for them.
         with trio.CancelScope(shield=True):
             try:
                 result.value = await work()

@@ -21,9 +21,9 @@ from .eventloop import WallClock, in_trio
 
 T = TypeVar("T")
 
-# A few threads are enough, because the journal serializes their work. Not the default executor: the user's
-# work may keep all of its threads busy. Not anyio's threads on asyncio: they keep the task that first used
-# them alive, and with it a lease that is never exited.
+# A few threads are enough, because the journal serializes their work. The default executor's threads may all
+# be busy with the user's work. Anyio's threads on asyncio keep alive the task that first used them, and with
+# it a lease that is never exited.
 _executor = ThreadPoolExecutor(max_workers=4, thread_name_prefix="cortecs-journal")
 _limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("cortecs_async_journal")
 _batch_limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("cortecs_async_batch")
@@ -36,7 +36,7 @@ class OffLoop(Protocol):
 
 
 async def off_loop(work: Callable[[], T], /) -> T:
-    """Run blocking work in a thread, or in this one if no thread can start, as at interpreter shutdown."""
+    """Run blocking work in a thread, or in this thread if none can start, as at interpreter shutdown."""
     if not in_trio():
         try:
             future = asyncio.get_running_loop().run_in_executor(_executor, work)
@@ -55,7 +55,7 @@ async def off_loop(work: Callable[[], T], /) -> T:
 
 
 def in_background(work: Callable[[], None], /) -> None:
-    """Run blocking work in a thread, and do not wait for it.
+    """Run blocking work in a thread without waiting for it.
 
     The garbage collector may call this anywhere, so it takes no lock, as `threading.Thread` would. At
     interpreter shutdown, no thread can start, and the work is not done.
@@ -66,7 +66,7 @@ def in_background(work: Callable[[], None], /) -> None:
 
 @frozen
 class System:
-    """The clock and the threads that a client uses for its journal."""
+    """The clock and the threads a client uses for its journal."""
 
     wall_clock: WallClock = time.time
     off_loop: OffLoop = off_loop
@@ -89,7 +89,7 @@ class StopFlag:
     event: threading.Event = field(factory=threading.Event)
 
     def check(self) -> None:
-        """End the thread with an error, which no caller receives, if its caller was cancelled."""
+        """End the thread with an error, which is not passed to any caller, if its caller was cancelled."""
         if self.event.is_set():
             raise RuntimeError("The caller of this thread was cancelled")
 
@@ -106,7 +106,7 @@ async def run_in_thread(work: Callable[[], T], *, abandon: bool = False) -> T:
 
 
 async def run_stoppable(work: Callable[[StopFlag], T]) -> T:
-    """Run long work in a thread. It must call `check` often, to end soon after its caller is cancelled."""
+    """Run long work in a thread. It must call `check` often so that it ends soon after a cancellation."""
     stopped = StopFlag()
     try:
         return await run_in_thread(lambda: work(stopped), abandon=True)

@@ -13,11 +13,11 @@ from .eventloop import in_trio
 
 @contextlib.contextmanager
 def woken_by_signals() -> Generator[None]:
-    """Make each signal end the wait of the running event loop. Use it in the main thread.
+    """Make every signal wake the running event loop. Use this in the main thread.
 
     Python calls a signal handler in the main thread, between two instructions. If the signal arrives just
     before the event loop begins to wait, or in another thread, it does not end the wait, and the handler runs
-    only after something else has woken the loop. Trio and `loop.add_signal_handler` prevent this themselves.
+    only after something else wakes the loop. Trio and `loop.add_signal_handler` prevent this themselves.
     """
     if in_trio():
         yield
@@ -28,7 +28,7 @@ def woken_by_signals() -> Generator[None]:
         for each in (reader, writer):
             each.settimeout(0)  # never blocks
         previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-        if previous != -1:  # something wakes the loop already
+        if previous != -1:  # something already wakes the loop
             signal.set_wakeup_fd(previous)
             yield
             return
@@ -38,5 +38,5 @@ def woken_by_signals() -> Generator[None]:
         finally:
             loop.remove_reader(reader)
             current = signal.set_wakeup_fd(-1)
-            if current != writer.fileno():  # `loop.add_signal_handler` has set its own meanwhile
+            if current != writer.fileno():  # `loop.add_signal_handler` has set its own in the meantime
                 signal.set_wakeup_fd(current)

@@ -1,7 +1,7 @@
 """Models, hardware types and the balance as frozen classes. They send no requests.
 
-The published API reference has no models and hardware types: their fields follow the vendor's client. To add
-a field, see `domain.py`.
+The published API reference does not cover models and hardware types, so their fields follow the vendor's
+client. To add a field, see `domain.py`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ class ModelPreview(Row):
     Attributes:
         model_id: The model in the service's spelling (`org--name`).
         hf_name: Its Hugging Face name (`org/name`).
-        instant_provisioned: Whether the service marks it as a model that starts fast.
-        creator: Who made the model. The keys are undocumented.
+        instant_provisioned: Whether the service marks it as fast to start.
+        creator: The model's creator. The keys are undocumented.
         description: The service's description.
         screen_name: Its display name.
         size: Its size. The unit is undocumented.
-        hardware_configs: The ids of the hardware types that it can run on.
+        hardware_configs: The ids of the hardware types it can run on.
 
     Example:
         for model in await client.models.list():
@@ -55,13 +55,13 @@ class ModelPreview(Row):
 
 @frozen(kw_only=True)
 class HardwareConfig:
-    """How a model runs on one hardware type.
+    """The configuration of a model on one hardware type.
 
     Attributes:
         hardware_type_id: The hardware type.
-        params: Options of the inference server. Only `--max-model-len` is known, and its older name
+        params: Options for the inference server. Only `--max-model-len` is known, and its older name
             `max_context_length`, which is also read outside `params`.
-        requirements: What the model needs. The keys are undocumented.
+        requirements: The model's requirements. The keys are undocumented.
 
     Example:
         model = await client.models.get("meta-llama/Llama-3.1-8B-Instruct")
@@ -75,10 +75,10 @@ class HardwareConfig:
 
     @property
     def max_context_length(self) -> int | None:
-        """The longest context on this hardware, in tokens. None if it is not given.
+        """The longest context on this hardware, in tokens. None if the service does not return it.
 
-        It is `--max-model-len` or the older `max_context_length` in `params`, which may also be text
-        (`"32768"`).
+        It is read from `--max-model-len` or the older `max_context_length` in `params`. The value can also be
+        text (`"32768"`).
         """
         values = (_to_tokens(self.params.get(name)) for name in ("--max-model-len", "max_context_length"))
         return next((value for value in values if value is not None), None)
@@ -89,20 +89,20 @@ def _to_tokens(value: Any) -> int | None:
         value = int(value)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
-    # vLLM takes -1 as "as long as the memory allows".
+    # vLLM interprets -1 as "as long as the memory allows".
     return int(value) if 0 < value < 1e15 and value == int(value) else None
 
 
 @hinted
 @frozen(kw_only=True)
 class Model(Row):
-    """One model, with the hardware types that it can run on.
+    """One model, with the hardware types it can run on.
 
     Attributes:
         model_id: The model in the service's spelling (`org--name`).
         hf_name: Its Hugging Face name (`org/name`).
-        recommended_config: The id of the hardware type that you get if you do not choose one.
-        hardware_configs: The hardware types that it can run on, by `hardware_type_id`.
+        recommended_config: The id of the hardware type you get if you do not choose one.
+        hardware_configs: The hardware types it can run on, by `hardware_type_id`.
 
     Example:
         model = await client.models.get("meta-llama/Llama-3.1-8B-Instruct")
@@ -143,31 +143,31 @@ class HardwareType(Row):
 
     @property
     def price_per_minute(self) -> float | None:
-        """The price of the set per minute, in `currency`. None if it is not clear.
+        """The price of the set per minute, in `currency`. None if it is unclear.
 
         A key of `price_info` is read only if all of its words are known. It must contain "minute", "hour", or
-        "hourly" once. It may contain "price", "cost", "rate", "per", and "in"; "eur" or "usd", unless
-        `currency` is another one; and "cent", "cents", or "ct", which divide the price by 100. For example,
+        "hourly" once. It can also contain "price", "cost", "rate", "per", and "in"; "eur" or "usd", unless
+        that contradicts `currency`; and "cent", "cents", or "ct", which divide the price by 100. For example,
         `price_per_minute`, `pricePerMinute`, and `EUR/minute` are read. `price_per_gpu_minute` and
-        `setup_cost_per_hour` are not. The value must be a number, and not negative.
+        `setup_cost_per_hour` are not. The value must be a number and cannot be negative.
 
-        If there is only a price per hour, this is a sixtieth of it. The price is not clear if prices for the
-        same time disagree, if a text in `price_info` mentions cents or a unit, or if it is zero.
+        If there is only a price per hour, this is a sixtieth of it. The price is unclear if prices for the
+        same period disagree, if a text in `price_info` mentions cents or a unit, or if the price is zero.
         """
         return read_price(self.price_info, "minute")
 
     @property
     def price_per_hour(self) -> float | None:
-        """The price of the set per hour, in `currency`. None if it is not clear.
+        """The price of the set per hour, in `currency`. None if it is unclear.
 
-        Hourly billing uses it. It is read as `price_per_minute` is, and need not be 60 times as much. If
-        there is only a price per minute, this is 60 times that.
+        Hourly billing uses it. It is read in the same way as `price_per_minute` and is not necessarily 60
+        times as much. If there is only a price per minute, this is 60 times that price.
         """
         return read_price(self.price_info, "hour")
 
     @property
     def currency(self) -> str:
-        """The currency of the price. Empty if the service does not give it."""
+        """The currency of the price. Empty if the service does not return it."""
         currency = self.price_info.get("currency")
         return currency if isinstance(currency, str) else ""
 
@@ -186,7 +186,7 @@ class HardwareType(Row):
 @hinted
 @frozen(kw_only=True)
 class Balance(Row):
-    """The balance of the account.
+    """The account's balance.
 
     Attributes:
         current_balance: The amount left, in `currency`.

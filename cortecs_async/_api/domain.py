@@ -1,10 +1,10 @@
-"""Instances as frozen classes. They send no requests. `catalog.py` has the rest of the service's data.
+"""Instances as frozen classes, which do not send requests. `catalog.py` has the rest of the service's data.
 
 The fields follow the published API reference (docs.cortecs.ai, section API).
 
 To add a field, for example to `Instance`, add it here with its name in the JSON, an annotation and a default.
-`wire.py` then reads it; without a default, a response that lacks the field is rejected. Then add it to the
-responses of the emulator, and to the payloads in `tests/api/test_wire.py`.
+`wire.py` then reads it; without a default, a response that does not contain the field is rejected. Then add
+it to the emulator's responses and to the payloads in `tests/api/test_wire.py`.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from attrs import frozen
 from .._display import Row, Share, duration_text, joined
 from .._hints import hinted
 
-# Tokens: the context length of a start that gives none, unless the model allows less (documented).
+# Tokens: the context length if a start does not set one and the model does not allow less (documented).
 DEFAULT_CONTEXT_LENGTH = 32_000
 
 
 def to_model_id(name: str) -> str:
-    """Return the service's spelling of a model: the Hugging Face name `a/b` written as `a--b`."""
+    """Return the service's spelling of a model: `a--b` for the Hugging Face name `a/b`."""
     return name.replace("/", "--")
 
 
 def to_hf_name(model_id: str) -> str:
     """Return the Hugging Face spelling of a model, `a/b`, which the inference endpoint uses."""
-    # A Hugging Face name has one slash, and no "--": the first "--" stands for the slash.
+    # A Hugging Face name has one slash and no "--", so the first "--" stands for the slash.
     return model_id.replace("--", "/", 1)
 
 
 @frozen(kw_only=True)
 class InstanceArgs:
-    """The arguments that an instance was started with.
+    """The arguments an instance was started with.
 
     Attributes:
         model_id: The model in the service's spelling (`org--name`).
@@ -42,7 +42,7 @@ class InstanceArgs:
         billing_interval: `per_minute` or `per_hour`.
         context_length: The longest context, in tokens.
         num_workers: The number of workers, 1 to 8. 1 if the service does not return it: no documented
-            response has this field.
+            response contains this field.
 
     Example:
         instance = await client.instances.get(instance_id)
@@ -66,10 +66,10 @@ class InstanceStatus:
     """The state of an instance.
 
     Attributes:
-        status: `pending`, `running` or `stopped`. The service may use others, which are undocumented.
-        started_at: When the instance was initialized, by the service's clock. None before that, or if it is
-            not a timestamp.
-        stopped_at: When the instance was stopped, by the service's clock. None until then.
+        status: `pending`, `running`, or `stopped`. The service may use other, undocumented statuses.
+        started_at: The time the instance was initialized, by the service's clock. None before that, or if the
+            value is not a timestamp.
+        stopped_at: The time the instance was stopped, by the service's clock. None if it was not stopped.
 
     Example:
         instance = await client.instances.get(instance_id)
@@ -83,13 +83,13 @@ class InstanceStatus:
 
 @frozen(kw_only=True)
 class InitProgress:
-    """How far the initialization of a worker is.
+    """The initialization progress of a worker.
 
     Attributes:
         current_step: From 1 to `num_steps`. 0 if the service does not report it.
-        num_steps: The number of steps, 5 in the reference. What a step is, and how long it takes, is
-            undocumented.
-        description: The current step in the service's words.
+        num_steps: The number of steps, 5 in the API reference. It is undocumented what a step is and how long
+            it takes.
+        description: The service's description of the current step.
 
     Example:
         def show(progress: Progress) -> None:
@@ -110,7 +110,7 @@ class WorkerStatus:
     """The state of one worker.
 
     Attributes:
-        init_progress: How far its initialization is. None once the worker is stopped.
+        init_progress: Its initialization progress. None once the worker is stopped.
 
     Example:
         instance = await client.instances.get(instance_id)
@@ -129,10 +129,10 @@ class Instance(Row):
     Attributes:
         instance_id: The id of the instance.
         base_url: The URL of its OpenAI-compatible endpoint. It ends in `/v1`. None until the instance is
-            initialized, or if it is not a string.
-        instance_args: The arguments that it was started with.
+            initialized, or if the value is not a string.
+        instance_args: The arguments it was started with.
         instance_status: Its state when the snapshot was taken.
-        worker_statuses: The state of each worker. May be empty.
+        worker_statuses: The state of each worker. Can be empty.
 
     Example:
         instance = await client.instances.get(instance_id)
@@ -154,7 +154,7 @@ class Instance(Row):
     def is_usable(self) -> bool:
         """Whether the instance is running **and** has a `base_url`. Either can come first.
 
-        Upper and lower case of the status do not matter.
+        The case of the status does not matter.
         """
         return self.status.lower() == "running" and bool(self.base_url)
 
@@ -198,7 +198,7 @@ class Progress(Row):
 
     @property
     def workers(self) -> tuple[InitProgress | None, ...]:
-        """The progress of each worker. None for a worker that reports none."""
+        """The progress of each worker. None for a worker that does not report any."""
         return tuple(worker.init_progress for worker in self.instance.worker_statuses)
 
     @property
@@ -209,7 +209,7 @@ class Progress(Row):
 
     @property
     def fraction(self) -> float:
-        """The completed share of the leading worker's steps: 0.0 to 1.0, and 1.0 for a usable instance."""
+        """The share of the leading worker's steps that is complete: 0.0 to 1.0. 1.0 for a usable instance."""
         if self.instance.is_usable:
             return 1.0
         leading = self.leading
@@ -219,7 +219,7 @@ class Progress(Row):
 
     @property
     def description(self) -> str:
-        """The leading worker's current step in the service's words, or else the instance's status."""
+        """The service's description of the leading worker's current step, or the instance's status."""
         return self.leading.description or self.instance.status
 
     @property
@@ -247,7 +247,7 @@ class AffectedInstances:
     """The instances that `stop_all` or `delete_all` changed.
 
     Attributes:
-        instance_ids: Their ids. Empty if nothing was changed.
+        instance_ids: Their ids. Empty if no instance was changed.
         message: The service's message.
 
     Example:

@@ -1,4 +1,4 @@
-"""Instances that this client has just started or restarted, and that readings may not show yet."""
+"""Instances this client just started or restarted, which readings may not show yet."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from attrs import define, field
 
 from .domain import Instance
 
-# A new instance may be missing, and a restarted one may look stopped, for this many times
-# `PollPolicy.settle`: reading lags behind writing, by an undocumented time.
+# A new instance can be missing, and a restarted one can look stopped, for this many times
+# `PollPolicy.settle`: reading lags behind writing by an undocumented time.
 VISIBILITY_FACTOR = 6
 
 
 @define
 class ExpectedInstances:
-    """The instances that a client has started or restarted lately."""
+    """The instances a client recently started or restarted."""
 
-    # By id: until when readings may be older than that, the instance, and whether it was stopped before.
+    # By id: until when readings may be outdated, the instance, and whether it was stopped before.
     _expected: dict[str, tuple[float, Instance, bool]] = field(factory=dict)
-    # Those of them that a reading has shown to be active.
+    # The ones that a reading has shown to be active.
     _seen: set[str] = field(factory=set)
 
     def add(self, instance: Instance, until: float, *, was_stopped: bool) -> None:
-        """Note that an instance was started or restarted.
+        """Record that an instance was started or restarted.
 
-        Readings may be older than that `until` then, in seconds of `anyio.current_time`.
+        Until `until`, in seconds of `anyio.current_time`, readings may be older than the start.
         """
         now = anyio.current_time()
         self._expected = {key: value for key, value in self._expected.items() if value[0] > now}
@@ -35,23 +35,23 @@ class ExpectedInstances:
         self._seen = (self._seen & self._expected.keys()) - {instance.instance_id}
 
     def discard(self, *instance_ids: str) -> None:
-        """Note that instances were stopped or deleted, as readings may show from now on."""
+        """Record that instances were stopped or deleted, which readings may show from now on."""
         for instance_id in instance_ids:
             self._expected.pop(instance_id, None)
 
     def note_active(self, instance_id: str) -> None:
-        """Note that a reading has shown that an instance is active."""
+        """Record that a reading has shown an instance to be active."""
         if instance_id in self._expected:
             self._seen.add(instance_id)
 
     def visible_at(self, instance_id: str) -> float:
-        """Return until when an instance may not be visible yet; minus infinity if a reading has shown it."""
+        """Return until when an instance may be invisible; minus infinity once a reading has shown it."""
         if instance_id in self._seen or instance_id not in self._expected:
             return -math.inf
         return self._expected[instance_id][0]
 
     def not_visible(self, existing: Container[str]) -> list[Instance]:
-        """Return the started instances that are not visible yet, and not in `existing`."""
+        """Return the started instances that are not visible yet and not in `existing`."""
         now = anyio.current_time()
         return [
             instance
@@ -62,7 +62,8 @@ class ExpectedInstances:
     def may_be_outdated(self, instance_id: str, reading: Instance | None, now: float) -> bool:
         """Return whether a reading may be older than the start or restart of the instance.
 
-        "Missing" may be even if another reading has shown it: one replica may lag behind another.
+        A missing instance can be outdated even after another reading has shown it: one replica may lag behind
+        another.
         """
         if instance_id not in self._expected:
             return False

@@ -1,6 +1,6 @@
-"""What `client.instances`, leases, sweeps and the poller send to the endpoints of instances.
+"""The requests that `client.instances`, leases, sweeps, and the poller send to the instance endpoints.
 
-`Instances` in `instances.py` adds the public methods, and their documentation.
+`Instances` in `instances.py` adds the public methods and their documentation.
 """
 
 from __future__ import annotations
@@ -33,12 +33,13 @@ _LIST = Call(method="GET", path="/instances/")
 
 
 class InstanceRequests:
-    """The requests for instances, with what the client remembers of its starts and releases."""
+    """The requests for instances, and the client's record of its starts and releases."""
 
     def __init__(self, send: Send, policy: PollPolicy, *, twin: InstanceRequests | None = None) -> None:
         self._send = send
         self._policy = policy
-        # A client has two, with one state. Only the user's stops sending when the client is closed.
+        # A client has two of these with a shared state. Only the user's stops sending when the client is
+        # closed.
         self.poller: Poller = twin.poller if twin else Poller(self, policy)
         self.ensure_locks: dict[str, Mutex] = twin.ensure_locks if twin else defaultdict(Mutex)
         # Instances that leases of this client are releasing. `ensure` must not return or restart them.
@@ -48,7 +49,7 @@ class InstanceRequests:
         self._models = Models(send, self.reader)
 
     async def list_now(self) -> Listing[Instance]:
-        """Return all instances, ahead of other requests that wait for a free slot."""
+        """Return all instances, ahead of other requests waiting for a free slot."""
         return await self._list(Call(method="GET", path="/instances/", priority=Priority.POLL))
 
     async def _list(self, call: Call = _LIST) -> Listing[Instance]:
@@ -64,7 +65,7 @@ class InstanceRequests:
         return instance
 
     def note_started(self, instance: Instance, *, was_stopped: bool = False) -> None:
-        """Note that an instance was started or restarted, because readings may lag behind."""
+        """Record that an instance was started or restarted, because readings may lag behind."""
         until = anyio.current_time() + VISIBILITY_FACTOR * self._policy.settle
         self.poller.expected.add(instance, until, was_stopped=was_stopped)
 
@@ -86,7 +87,7 @@ class InstanceRequests:
         return (await self._send(call)).decode(wire.decode_instance)
 
     async def _change(self, path: str, instance_id: str, *, unchanged: set[str]) -> Instance:
-        """Send a request that changes the status of an instance from one of those in `unchanged`."""
+        """Send a request that changes the status of an instance from one of the statuses in `unchanged`."""
         call = Call(method="POST", path=path, json={"instance_id": instance_id})
         try:
             reply = await self._send(call)
@@ -112,18 +113,18 @@ class InstanceRequests:
         found: Callable[[Instance], None] | None = None,
         tagged: bool = False,
     ) -> Instance:
-        """Find, restart or start an instance with these arguments, as `ensure` does, without waiting for it.
+        """Find, restart, or start an instance with these arguments, as `ensure` does, without waiting for it.
 
-        `found` is called with an instance that was running or starting already. `restart` replaces a plain
+        `found` is called with an instance that was already running or starting. `restart` replaces a plain
         restart. With `tagged`, the context length may be smaller by a tag.
         """
         self.poller.loop.check()
         async with self.ensure_locks[args.model_id]:
-            # A lease that was cancelled while it started an instance releases it once it has found it.
+            # A lease that was cancelled during its start releases the instance once it has found it.
             while self.claims.unresolved.get(args.model_id):  # noqa: ASYNC110  (rare, and bounded)
                 await anyio.sleep(self._policy.min_interval)
             listing = await self._list()
-            # Those that this client has started, but the list does not show yet.
+            # The instances this client has started that the list does not show yet.
             not_visible = self.poller.expected.not_visible(existing_ids(listing))
             same_model = [
                 each
@@ -141,10 +142,10 @@ class InstanceRequests:
                 except Refused as refusal:
                     listed = await self._listed(instance_id, refusal)
                     if listed is None and await self._is_missing(instance_id):
-                        return await start()  # another process has deleted it
+                        return await start()  # another process deleted it
                     if listed is None or listed.status.lower() not in {"running", "pending"}:
                         raise
-                    # Another process has restarted it, unless an attempt without a response did.
+                    # Another process restarted it, unless one of our attempts without a response did.
                     existing = listed
                     if refusal.outcome_unknown:
                         return existing
@@ -154,7 +155,7 @@ class InstanceRequests:
 
     async def _listed(self, instance_id: str, refusal: Exception) -> Instance | None:
         """Return an instance, or None if it is not listed. If its entry is unreadable, raise the refusal."""
-        # Not `get`: an id may contain characters that are not allowed in a path.
+        # Not `get`, because an id may contain characters that are not allowed in a path.
         instances = await self._list()
         found = next((each for each in instances if each.instance_id == instance_id), None)
         if found is None and instance_id in existing_ids(instances):
@@ -162,7 +163,7 @@ class InstanceRequests:
         return found
 
     async def get_confirmed(self, instance_id: str) -> Instance:
-        """As `get`, but believe that the instance does not exist only when readings agree."""
+        """Return one instance like `get`, but treat it as missing only when readings agree."""
         try:
             return await self._get(instance_id)
         except Refused:
@@ -175,12 +176,12 @@ class InstanceRequests:
         return await self.poller.next(self.poller.subscribe(instance_id)) is None
 
     async def read_one(self, instance_id: str) -> Instance:
-        """Return one instance, for the poller: without retries."""
+        """Return one instance without retries, for the poller."""
         call = _poll(f"/instances/{check_instance_id(instance_id)}")
         return (await self._send(call)).decode(wire.decode_instance)
 
     async def read_all(self) -> Listing[Instance]:
-        """Return all instances, for the poller: without retries."""
+        """Return all instances without retries, for the poller."""
         return await self._list(_poll("/instances/"))
 
 

@@ -1,6 +1,7 @@
-"""`client.instances`: the endpoints of instances, and the waits built on them.
+"""`client.instances`: the instance endpoints, and the waits built on them.
 
-To add an endpoint, add a method to `Instances` that sends a `Call` and decodes the reply: see `resources.py`.
+To add an endpoint, add a method to `Instances` that sends a `Call` and decodes the reply, as in
+`resources.py`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ from .waiting import InstanceWatch, ProgressCallback, wait_until_running
 
 @hinted
 class Instances(InstanceRequests):
-    """The instances of your account, as plain requests: `client.instances`.
+    """The instances in your account, as plain requests: `client.instances`.
 
-    An instance that you start here runs, and is billed, until you stop it. To have it stopped and deleted for
-    you, use `async with client.instance(...)`.
+    An instance started here runs and is billed until you stop it. To have it stopped and deleted
+    automatically, use `async with client.instance(...)`.
 
     Example:
         for instance in await client.instances.list():
@@ -31,10 +32,10 @@ class Instances(InstanceRequests):
     """
 
     async def list(self) -> Listing[Instance]:
-        """Return all instances of the account, also those that you did not start.
+        """Return all instances in the account, including the ones you did not start.
 
-        Sends `GET /instances/`. An entry that cannot be read is skipped, logged, and listed in the
-        `unreadable` of the result: its instance exists, and may be yours.
+        Sends `GET /instances/`. An entry that cannot be read is skipped, logged, and listed in the result's
+        `unreadable`. Its instance exists and may be yours.
 
         Raises:
             RequestError: if the request fails.
@@ -57,7 +58,7 @@ class Instances(InstanceRequests):
         Raises:
             InvalidArgumentError: if the id is invalid. No request is sent.
             BadRequestError: or `NotFoundError`, if the instance does not exist.
-            RequestError: if the request fails in another way.
+            RequestError: for any other failure.
 
         Example:
             instance = await client.instances.get(instance_id)
@@ -74,10 +75,10 @@ class Instances(InstanceRequests):
         num_workers: int = 1,
         billing_interval: BillingInterval = "per_minute",
     ) -> Instance:
-        """Start an instance, without waiting until it is running.
+        """Start an instance without waiting until it is running.
 
-        Sends `POST /instances/start`, and repeats it only when it is certain that nothing was started. If an
-        error has `outcome_unknown`, an instance may have been started all the same.
+        Sends `POST /instances/start` and repeats it only if it is certain that nothing was started. If an
+        error has `outcome_unknown`, an instance may have been started anyway.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
@@ -91,7 +92,7 @@ class Instances(InstanceRequests):
             InvalidArgumentError: if an argument is invalid. No request is sent.
             InsufficientBalanceError: if the balance is used up.
             ServiceUnavailableError: if there is no free capacity.
-            RequestError: if the request fails in another way.
+            RequestError: for any other failure.
 
         Example:
             instance = await client.instances.start("meta-llama/Llama-3.1-8B-Instruct")
@@ -103,7 +104,7 @@ class Instances(InstanceRequests):
         return await self._start(args)
 
     async def restart(self, instance_id: str) -> Instance:
-        """Restart a stopped instance, without waiting until it is running.
+        """Restart a stopped instance without waiting until it is running.
 
         Sends `POST /instances/restart`.
 
@@ -113,7 +114,7 @@ class Instances(InstanceRequests):
         Raises:
             InvalidArgumentError: if the id is invalid. No request is sent.
             BadRequestError: if the instance does not exist, or is not stopped.
-            RequestError: if the request fails in another way.
+            RequestError: for any other failure.
 
         Example:
             async with client.instance("meta-llama/Llama-3.1-8B-Instruct", on_exit="stop") as inst:
@@ -128,16 +129,16 @@ class Instances(InstanceRequests):
     async def stop(self, instance_id: str) -> Instance:
         """Stop an instance, which ends its billing.
 
-        Sends `POST /instances/stop`. Whether the instance is already stopped when this returns is
-        undocumented: check with `get`.
+        Sends `POST /instances/stop`. It is undocumented whether the instance is already stopped when this
+        returns: check with `get`.
 
         Args:
             instance_id: The id of the instance.
 
         Raises:
             InvalidArgumentError: if the id is invalid. No request is sent.
-            BadRequestError: if the instance does not exist, or perhaps if it is already stopped.
-            RequestError: if the request fails in another way.
+            BadRequestError: if the instance does not exist, and possibly if it is already stopped.
+            RequestError: for any other failure.
 
         Example:
             instance = await client.instances.stop(instance_id)
@@ -159,8 +160,8 @@ class Instances(InstanceRequests):
         Raises:
             InvalidArgumentError: if the id is invalid. No request is sent.
             BadRequestError: if the instance does not exist, or is not stopped.
-            DecodeError: if the response is not the documented one. A proxy may have sent it.
-            RequestError: if the request fails in another way.
+            DecodeError: if the response does not have the documented shape. A proxy may have sent it.
+            RequestError: for any other failure.
 
         Example:
             async with client.instance("meta-llama/Llama-3.1-8B-Instruct", on_exit="stop") as inst:
@@ -180,12 +181,13 @@ class Instances(InstanceRequests):
         self.poller.expected.discard(instance_id)
 
     async def stop_all(self) -> AffectedInstances:
-        """Stop all running instances **of the account**, including those of other people and programs.
+        """Stop all running instances **in the account**, even if other people or programs use them.
 
         Sends `POST /instances/stop-all`.
 
         Returns:
-            The ids of the stopped instances. If the request was repeated, only those of the last attempt.
+            The ids of the stopped instances. If the request was repeated, only the ones from the last
+            attempt.
 
         Raises:
             RequestError: if the request fails.
@@ -197,7 +199,7 @@ class Instances(InstanceRequests):
         return await self._end_all(Call(method="POST", path="/instances/stop-all"))
 
     async def delete_all(self, *, force: bool = False) -> AffectedInstances:
-        """Delete all stopped instances **of the account**, including those of other people and programs.
+        """Delete all stopped instances **in the account**, even if other people or programs need them.
 
         Sends `DELETE /instances/delete-all`.
 
@@ -205,7 +207,8 @@ class Instances(InstanceRequests):
             force: True: delete running instances too. Default: False.
 
         Returns:
-            The ids of the deleted instances. If the request was repeated, only those of the last attempt.
+            The ids of the deleted instances. If the request was repeated, only the ones from the last
+            attempt.
 
         Raises:
             InvalidArgumentError: if `force` is not a bool. No request is sent.
@@ -220,10 +223,10 @@ class Instances(InstanceRequests):
         return await self._end_all(Call(method="DELETE", path="/instances/delete-all", params=params))
 
     def watch(self, instance_id: str) -> InstanceWatch:
-        """Iterate over the changes of an instance: `async for instance in client.instances.watch(id)`.
+        """Iterate over the changes to an instance: `async for instance in client.instances.watch(id)`.
 
-        The first item is the current state. The iteration ends when the instance is gone. The service sends
-        no notifications, so the client polls at the intervals of `PollPolicy`, with one request for all
+        The first item is the current state. The iteration ends when the instance is gone. The service does
+        not send notifications, so the client polls at the intervals in `PollPolicy`, with one request for all
         watches.
 
         Args:
@@ -231,7 +234,7 @@ class Instances(InstanceRequests):
 
         Raises:
             InvalidArgumentError: if the id is invalid.
-            InstanceGoneError: from the iteration, if the instance does not exist.
+            InstanceGoneError: during the iteration, if the instance does not exist.
 
         Example:
             async for instance in client.instances.watch(instance_id):
@@ -253,15 +256,14 @@ class Instances(InstanceRequests):
         Args:
             instance_id: The id of the instance.
             timeout: Longest time to wait. Default: 15 minutes. None for no limit.
-            on_progress: A function that is called with a `Progress` at every change. It may be async.
+            on_progress: A function called with a `Progress` at every change. It can be async.
 
         Raises:
             InvalidArgumentError: if an argument is invalid.
             StartFailedError: if the instance is stopped or has failed.
             InstanceGoneError: if the instance does not exist.
-            StartTimeoutError: if it is not running in time. The instance is left as it is.
-            RequestError: if the service rejects the request, or cannot be reached for
-                `PollPolicy.max_outage`.
+            StartTimeoutError: if it is not running in time. The instance is not changed.
+            RequestError: if the service rejects the request or cannot be reached for `PollPolicy.max_outage`.
 
         Example:
             instance = await client.instances.wait_until_running(instance_id, timeout="10m")
@@ -287,12 +289,12 @@ class Instances(InstanceRequests):
         """Return a running instance with these arguments. Start one if there is none.
 
         A running instance is preferred, then a pending one, then a stopped one, which is restarted. This
-        returns when the instance is running and has a `base_url`. It stays running, and is billed, until you
+        returns when the instance is running and has a `base_url`. It keeps running and is billed until you
         release it.
 
-        An argument that you leave out means the model's default, as for `start`, also in the comparison.
-        Parallel calls of one client for a model run one after the other, so that two calls do not start two
-        instances.
+        An argument you leave out stands for the model's default, as for `start`, when instances are compared
+        too. Parallel calls on one client for the same model run one after the other, so two calls do not
+        start two instances.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
@@ -302,12 +304,12 @@ class Instances(InstanceRequests):
             billing_interval: `per_minute` (default) or `per_hour`.
             timeout: Longest time to wait until the instance is running. Default: 15 minutes. None for no
                 limit.
-            on_progress: A function that is called with a `Progress` at every change. It may be async.
+            on_progress: A function called with a `Progress` at every change. It can be async.
 
         Raises:
             InvalidArgumentError: if an argument is invalid. No request is sent.
-            LifecycleError: as for `wait_until_running`. The instance is left as it is. Its id is in the
-                error.
+            LifecycleError: as for `wait_until_running`. The instance is not changed. The error contains its
+                id.
             RequestError: as for `start`.
 
         Example:

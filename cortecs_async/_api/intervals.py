@@ -1,4 +1,4 @@
-"""How long to wait between two polls."""
+"""The time between two polls."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from attrs import define
 from .._config import PollPolicy
 from .domain import Instance, Progress
 
-# A larger number of steps is treated as an error of the service.
+# A larger number of steps is treated as an error in the service.
 _MAX_STEPS = 10_000
 
 
@@ -15,8 +15,8 @@ def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None 
     """Return the seconds until the next poll, after `elapsed` seconds of waiting.
 
     `distance` is the number of seconds between now and the expected end of the wait, before or after it. The
-    closer the end, the shorter the interval. It is never longer than without `distance`. None means that no
-    end is expected.
+    closer the end, the shorter the interval. It is never longer than without `distance`. None means that the
+    end is unknown.
     """
     scale = elapsed if distance is None else min(elapsed, distance)
     return min(max(policy.min_interval, policy.growth * scale), policy.max_interval)
@@ -24,10 +24,10 @@ def poll_interval(elapsed: float, policy: PollPolicy, *, distance: float | None 
 
 @define
 class StepTimes:
-    """When the steps of a start were first seen, to estimate when the start will end.
+    """The times at which the steps of a start were first seen, to estimate when the start will end.
 
-    It is undocumented what a step is, and whether all take equally long. So only the interval between polls
-    depends on this, within the limits of the policy.
+    It is undocumented what a step is and whether all steps take the same time. So only the interval between
+    polls depends on this, within the limits of the policy.
     """
 
     _first: tuple[int, float] | None = None  # a step, and when it was first seen
@@ -55,6 +55,6 @@ class StepTimes:
             return None
         step, seen_at = self._last
         seconds_per_step = (seen_at - self._first[1]) / (step - self._first[0])
-        # The instance runs when the last step begins, or when it ends.
+        # The instance is running when the last step begins or when it ends.
         steps_left = 1 if step == self._count else self._count - step
         return abs(seen_at + seconds_per_step * steps_left - now)

@@ -1,4 +1,4 @@
-"""`Listing`: the entries of a list that could be read, and what is known of the others."""
+"""`Listing`: the readable entries of a list, and what is known about the others."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ T_co = TypeVar("T_co", covariant=True)
 
 @frozen(kw_only=True)
 class UnreadableEntry:
-    """An entry of a list that does not have the documented shape.
+    """A list entry that does not have the documented shape.
 
     Attributes:
         entry_id: Its `instance_id`, `model_id`, or `hardware_type_id`. None if that is not a string.
-        problem: What is wrong, and where: a path in which `$` is the entry. It contains no values.
+        problem: What is wrong and where, as a path in which `$` is the entry. It does not contain any values.
 
     Example:
         for entry in (await client.instances.list()).unreadable:
@@ -34,16 +34,16 @@ class UnreadableEntry:
 
 
 class Listing(tuple[T_co, ...]):  # noqa: SLOT001  (a tuple's subclass cannot have slots with a value)
-    """A list of the service as a tuple, in the service's order, without entries that cannot be read.
+    """A list from the service as a tuple, in the service's order, without entries that cannot be read.
 
     Check `unreadable` too. An unreadable entry in a list of instances is an instance that exists and may be
     billed. It may belong to another user of the account.
 
-    A `Listing` equals any tuple with the same entries. A slice is a plain tuple.
+    A `Listing` is equal to any tuple with the same entries. A slice is a plain tuple.
 
     Attributes:
         unreadable: The entries that cannot be read, in the service's order.
-        date: When the service sent the list, by its own clock: the `Date` header as Unix time in seconds.
+        date: The time the service sent the list, by its own clock: the `Date` header as Unix time in seconds.
             None if the response has no such header, or it is not a date.
 
     Example:
@@ -75,14 +75,14 @@ class Listing(tuple[T_co, ...]):  # noqa: SLOT001  (a tuple's subclass cannot ha
         return f"{table}<p>{len(self.unreadable)} more cannot be read</p>" if self.unreadable else table
 
 
-# Number of consecutive lists that must show an instance, and for how many seconds they may disagree: a
-# replica that lags behind still shows what was deleted, and does not show yet what was started.
+# The number of consecutive lists that must show an instance, and for how many seconds they may disagree: a
+# lagging replica still shows deleted instances and does not show started ones yet.
 _MIN_LISTS, _MAX_LAG = 4, 60.0
 
 
 @define
 class _Listed:
-    """When an instance was first and last listed, and how often, and since when, without a gap."""
+    """The first and last time an instance was listed, and the latest run of lists that show it."""
 
     instance: Instance
     first: float
@@ -93,11 +93,11 @@ class _Listed:
 
 @define
 class RecentLists:
-    """The instances that the lists of the last seconds have shown: a single list may lack some.
+    """The instances shown by the lists of the last few seconds. A single list may be incomplete.
 
     Attributes:
-        span: For how many seconds an instance that lists no longer show is kept.
-        began: When the first list was added, in seconds of `anyio.current_time`.
+        span: Seconds for which an instance is kept after lists no longer show it.
+        began: The time the first list was added, in seconds of `anyio.current_time`.
     """
 
     span: float
@@ -106,7 +106,7 @@ class RecentLists:
     _listed: dict[str, _Listed] = field(factory=dict)
 
     def add(self, instances: Listing[Instance], now: float) -> Listing[Instance]:
-        """Add a list, and return it with the instances that others have shown recently."""
+        """Add a list. Return it together with the instances that other lists have shown recently."""
         self.began = min(self.began, now)
         previous, self._newest = self._newest, now
         for each in instances:
@@ -119,13 +119,13 @@ class RecentLists:
         return Listing(kept, unreadable=instances.unreadable, date=instances.date)
 
     def first_listed_at(self, instance: Instance) -> float:
-        """Return when the first of the lists showed an instance."""
+        """Return the time at which a list first showed an instance."""
         return self._listed[instance.instance_id].first
 
     def agree_on(self, *instance_ids: str, seconds: float) -> bool:
-        """Return whether the last lists all show these instances: several lists, for `seconds`.
+        """Return whether the last lists, several of them and for `seconds`, all show these instances.
 
-        After a minute, it does not matter any more if some lists lack them.
+        After a minute, it no longer matters if some lists do not show them.
         """
         found = [self._listed[each] for each in instance_ids if each in self._listed]
         return all(
@@ -136,7 +136,7 @@ class RecentLists:
 
 
 def existing_ids(instances: Listing[Instance]) -> frozenset[str]:
-    """Return the ids of all instances that the list shows to exist, including those that cannot be read.
+    """Return the ids of all instances that exist according to the list, including unreadable ones.
 
     An unreadable entry without an id (`entry_id` is None) is not included.
     """
@@ -148,7 +148,7 @@ def read_date(value: Any) -> float | None:
     """Return a `Date` header as Unix time in seconds; None if it is missing or not a date."""
     try:
         moment = parsedate_to_datetime(value)
-        # Without a time zone it is UTC, as RFC 9110 has it.
+        # Without a time zone it is UTC, according to RFC 9110.
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
     except Exception:  # noqa: BLE001  (the header may be anything, and it is not documented what is raised)
         return None

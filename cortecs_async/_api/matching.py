@@ -1,18 +1,19 @@
 """Find the instance that a start created when its response was lost.
 
-The service has no tags, so the instance is found by its properties. A start can have created an instance if
-the instance did not exist before it (it is not in the `baseline`) and has the arguments that were sent. The
-timestamp of the instance cannot prove this, because it is undocumented what it means, but it can be evidence
+The service does not support tags, so the instance is found by its properties. A start could have created an
+instance if the instance did not exist before the start (it is not in the `baseline`) and has the arguments
+sent. The instance's timestamp cannot prove this, because its meaning is undocumented, but it can be evidence
 against it: see `UnresolvedStart.is_confirmed_by`.
 
-Several starts can be unresolved at the same time, and match the same instances. So all starts and instances
+Several starts can be unresolved at the same time and match the same instances. So all starts and instances
 that share possible matches, directly or through others, are considered together. If each of these instances
-can be assigned to a start of its own, the assignment is accepted: each start gets its instance, or none yet.
-If there are more instances than starts for them, another process created one of them, and it is not known
-which. Then the result is `Ambiguous`, and none of them is touched. If that process may be one whose start has
-no response yet, the result is `Contested` until it has.
+can be assigned to a different start, the assignment is accepted: each start gets its instance, or none yet.
+If there are more instances than starts, another process created one of them, and it is unknown which one.
+Then the result is `Ambiguous`, and none of the instances is touched. If the extra instance may come from a
+start that has not received its response yet, the result is `Contested` until it has.
 
-With `tag_starts=True`, the context length tells a start apart from others: see `UnresolvedStart.has_tag_of`.
+With `tag_starts=True`, the context length distinguishes a start from others: see
+`UnresolvedStart.has_tag_of`.
 
 `ensure` and `reuse` also compare arguments here: see `choose`.
 """
@@ -29,18 +30,18 @@ from .catalog import Model
 from .domain import DEFAULT_CONTEXT_LENGTH, Instance, InstanceArgs
 from .listing import RecentLists
 
-# Seconds after its request in which the instance of a start may appear. One that appears later is more likely
-# that of an equal start of another user.
+# Seconds after its request within which a start's instance may appear. An instance that appears later more
+# likely belongs to another user's identical start.
 LATE_WINDOW = 300.0
 
-# Seconds that a timestamp of an instance may be before or after its start. Before: the service's machines may
-# disagree. After: the service may carry a start out late, and initialization takes time.
+# Seconds by which an instance's timestamp can be before or after its start. Before: the clocks of the
+# service's machines may disagree. After: the service may run a start late, and initialization takes time.
 _MAX_BEFORE_START, _MAX_AFTER_START = 120.0, 1800.0
 
-# A tag lowers the context length of a start by less than this share.
+# A tag reduces the context length of a start by less than this share.
 MAX_TAG_SHARE = 0.01
 
-# A timestamp that is older than this number of seconds says nothing: a constant, for example.
+# A timestamp older than this number of seconds is ignored. It may be a constant, for example.
 _MAX_STAMP_AGE = 30 * 86400.0
 
 
@@ -49,14 +50,14 @@ class UnresolvedStart:
     """A start that may have created an instance.
 
     Attributes:
-        args: The arguments that were sent. None stands for a default of the service, and fits any value.
-        baseline: The ids of the instances that existed before the start; None if they are not known any more.
-        service_at: When the baseline was read, by the service's clock, as Unix time in seconds; None if the
-            service sends no dates.
-        tag: The context length that was sent instead of that in `args`, to tag the start; None without a tag.
-        account: The fingerprint of the account that it used.
-        order: The sort key of starts with equal arguments, so that every process assigns the instances in the
-            same way.
+        args: The arguments sent. None stands for the service's default and fits any value.
+        baseline: The ids of the instances that existed before the start; None if they are no longer known.
+        service_at: The time the baseline was read, by the service's clock, as Unix time in seconds; None if
+            the service does not send dates.
+        tag: The context length sent instead of the one in `args`, to tag the start; None without a tag.
+        account: The fingerprint of the account used.
+        order: The sort key for starts with the same arguments, so that every process assigns the instances in
+            the same way.
     """
 
     args: InstanceArgs
@@ -68,18 +69,18 @@ class UnresolvedStart:
 
     @property
     def generality(self) -> int:
-        """The number of arguments by which instances with different values fit; see `fits`."""
+        """The number of arguments for which an instance with a different value fits; see `fits`."""
         return list(astuple(self.args)).count(None) + (self.args.num_workers != 1)
 
     def as_last(self) -> UnresolvedStart:
-        """Return the start, in the order after all those that a lease waits for.
+        """Return a copy of the start, ordered after all starts that a lease waits for.
 
-        It is better to use an instance than to release it.
+        Using an instance is better than releasing it.
         """
         return evolve(self, order=(True, *self.order[1:]))
 
     def fits(self, instance: Instance) -> bool:
-        """Return whether this start can have created the instance, by its id and arguments."""
+        """Return whether this start could have created the instance, judging by its id and arguments."""
         return self._is_new(instance) and (
             self.has_tag_of(instance) or fits(instance.instance_args, self.args)
         )
@@ -88,7 +89,7 @@ class UnresolvedStart:
         return self.baseline is None or instance.instance_id not in self.baseline
 
     def has_tag_of(self, instance: Instance) -> bool:
-        """Return whether the instance is new, and has the tag of this start."""
+        """Return whether the instance is new and has this start's tag."""
         args = instance.instance_args
         return (
             self.tag is not None
@@ -98,12 +99,12 @@ class UnresolvedStart:
         )
 
     def is_confirmed_by(self, instance: Instance, listed_at: float | None) -> bool | None:
-        """Return whether the timestamp of the instance fits this start; None if it says nothing.
+        """Return whether the instance's timestamp fits this start; None if it is not evidence.
 
-        Only the service's clock counts: the dates of its responses, at the baseline and at this list
+        Only the service's clock counts: the dates of its responses for the baseline and for this list
         (`listed_at`). An instance that is clearly older than the baseline but not in it may have been stopped
-        then, not listed, and restarted by someone else. One that is clearly younger was started later. A
-        timestamp that this clock has not reached yet, or one that is implausibly old, says nothing.
+        at that time, not listed, and then restarted by another user. An instance that is clearly younger was
+        started later. A timestamp in the future of this clock, or an implausibly old one, is not evidence.
         """
         stamp = instance.instance_status.started_at
         if stamp is None or self.service_at is None:
@@ -115,21 +116,21 @@ class UnresolvedStart:
         return -_MAX_BEFORE_START <= age <= _MAX_AFTER_START
 
     def can_have_created(self, instance: Instance, listed_at: float | None) -> bool:
-        """Return whether the instance fits, and nothing is evidence against it."""
+        """Return whether the instance fits and there is no evidence against it."""
         return self.fits(instance) and not self.is_contradicted_by(instance, listed_at)
 
     def is_too_old_for(self, instance: Instance, other: UnresolvedStart) -> bool:
-        """Return whether the instance appeared too late for this start: after a much later one began."""
+        """Return whether the instance appeared too late for this start: after a much later start began."""
         return (
             other.order[1] - self.order[1] > LATE_WINDOW
-            # Only an equal start of the same account knows whether the instance existed before it.
+            # Only an identical start in the same account knows whether the instance existed before it.
             and other.baseline is not None
             and other.account == self.account
             and other.fits(instance)
         )
 
     def is_contradicted_by(self, instance: Instance, listed_at: float | None) -> bool:
-        """Return whether its tag or timestamp is evidence that another start created the instance.
+        """Return whether the tag or the timestamp is evidence that another start created the instance.
 
         Without a baseline, the instance may have existed before the start.
         """
@@ -142,7 +143,7 @@ class UnresolvedStart:
 
 @frozen
 class Ambiguous:
-    """It is not clear which instance the start created, for example if more instances than starts match.
+    """It is unclear which instance the start created, for example because more instances than starts match.
 
     Attributes:
         candidates: The ids of the instances that the start can have created.
@@ -153,7 +154,7 @@ class Ambiguous:
 
 @frozen
 class Contested:
-    """The instances may belong to starts that have no response yet.
+    """The instances may belong to starts that have not received their responses yet.
 
     Attributes:
         candidates: The ids of the instances that the start can have created.
@@ -164,7 +165,7 @@ class Contested:
 
 @frozen
 class Disagreement:
-    """The last lists do not agree yet on the instances.
+    """The last lists do not agree on the instances yet.
 
     Attributes:
         candidates: The ids of the instances that the start can have created.
@@ -174,13 +175,13 @@ class Disagreement:
 
 
 Outcome = Instance | Ambiguous | Contested | Disagreement | None
-"""The instance that a start created, None if there is none yet, or why that is not certain."""
+"""The instance a start created, None if there is none yet, or the reason it is uncertain."""
 
 _Fits = Callable[[UnresolvedStart, Instance], bool]
 
 
 def agreed(outcome: Outcome, recent: RecentLists, *, seconds: float) -> Outcome:
-    """Return the outcome, but `Disagreement` while the lists of the last `seconds` disagree about it."""
+    """Return the outcome, or `Disagreement` while the lists of the last `seconds` disagree about it."""
     if not isinstance(outcome, (Instance, Ambiguous)):
         return outcome
     ids = (outcome.instance_id,) if isinstance(outcome, Instance) else outcome.candidates
@@ -195,14 +196,14 @@ def match_start(
     in_progress: Sequence[UnresolvedStart] = (),
     listed_at: float | None = None,
 ) -> Outcome:
-    """Return the instance that one start created, None if there is none yet, or why that is not certain.
+    """Return the instance one start created, None if there is none yet, or the reason it is uncertain.
 
     The same starts always get the same instances, regardless of which of them is `start`. `starts` are all
-    unresolved starts, including `start`; `in_progress` are those whose outcome is not known yet. `instances`
-    must not include those that are known to belong to others. `listed_at` is when they were listed, by the
+    unresolved starts, including `start`; `in_progress` are the starts without an outcome. `instances` must
+    not include any that are known to belong to others. `listed_at` is the time they were listed, by the
     service's clock, as Unix time in seconds.
     """
-    # Those that fit the fewest instances first: what another one created may fit no other start.
+    # The starts that fit the fewest instances come first, because the others have more alternatives.
     starts = sorted(starts, key=lambda each: (each.generality, each.order))
     all_starts = [*starts, *in_progress]
     with_tag = [each for each in all_starts if each.tag is not None]
@@ -224,7 +225,7 @@ def match_start(
     assignment = _assign(candidates, group, fits)
     if assignment is None:
         ids = tuple(each.instance_id for each in candidates if fits(start, each))
-        # The surplus may belong to the starts in progress.
+        # The extra instances may belong to the starts in progress.
         return Ambiguous(ids) if _assign(candidates, [*group, *in_progress], fits) is None else Contested(ids)
     found = assignment.get(start)
     if found is not None and any(fits(other, each) for other in in_progress for each in candidates):
@@ -237,7 +238,7 @@ def _connected(
 ) -> tuple[list[UnresolvedStart], list[Instance]]:
     """Return the starts and instances that share possible matches with `start`, in a fixed order.
 
-    They share them directly, or through other starts and instances.
+    They share matches directly or through other starts and instances.
     """
     remaining = sorted(instances, key=lambda each: each.instance_id)
     group, candidates = {start}, list[Instance]()
@@ -260,12 +261,12 @@ def _connected(
 def _assign(
     instances: Sequence[Instance], starts: Sequence[UnresolvedStart], fits: _Fits
 ) -> dict[UnresolvedStart, Instance] | None:
-    """Assign each instance to a start of its own (bipartite matching). Return None if that is impossible."""
+    """Assign each instance to a different start (bipartite matching). Return None if that is impossible."""
     assignment: dict[UnresolvedStart, Instance] = {}
 
     def assign(instance: Instance, tried: set[UnresolvedStart]) -> bool:
         fitting = [start for start in starts if start not in tried and fits(start, instance)]
-        # Free starts first: otherwise many equal starts would reassign their instances in a long chain.
+        # Free starts first: otherwise many identical starts would reassign their instances in a long chain.
         for start in sorted(fitting, key=lambda each: each in assignment):
             if start in tried:
                 continue
@@ -280,12 +281,12 @@ def _assign(
 
 @define
 class Claims:
-    """The starts of one client: the instances that they created, and the requests in progress.
+    """One client's starts: the instances they created and the requests in progress.
 
     Attributes:
-        ids: The ids of the instances whose start is known.
-        unresolved: By model, the starts without a response whose outcome is not known yet.
-        on_plain_start: Called with the id of an instance that a plain request has started.
+        ids: The ids of the instances whose starts are known.
+        unresolved: The starts whose outcome is unknown because they got no response, by model.
+        on_plain_start: Called with the id of an instance started by a plain request.
     """
 
     ids: set[str] = field(factory=set)
@@ -295,7 +296,7 @@ class Claims:
     _ended: int = 0
 
     def begin_request(self, model_id: str) -> None:
-        """Count a start that is being sent."""
+        """Count a start that is about to be sent."""
         self._in_progress[model_id] += 1
 
     def end_request(self, model_id: str) -> None:
@@ -308,7 +309,7 @@ class Claims:
         self.unresolved.setdefault(model_id, []).append(start)
 
     def resolve(self, model_id: str, start: UnresolvedStart) -> None:
-        """Remove a start: its outcome is known, or the search is given up."""
+        """Remove a start, because its outcome is known or the search ended."""
         starts = self.unresolved.get(model_id, [])
         if start in starts:
             starts.remove(start)
@@ -319,24 +320,25 @@ class Claims:
         """Return the number of starts that have ended; None while a start of the model is in progress.
 
         Call this before and after a list request. If both calls return the same number, no start of the model
-        was in progress in between. Then each new instance in the list is claimed or belongs to an unresolved
-        start.
+        was in progress during the request. Then each new instance in the list is claimed or belongs to an
+        unresolved start.
         """
         return None if self._in_progress[model_id] else self._ended
 
     def without_claimed(self, instances: Iterable[Instance]) -> list[Instance]:
-        """Return the instances that belong to no known start of this client."""
+        """Return the instances that do not belong to any known start of this client."""
         return [each for each in instances if each.instance_id not in self.ids]
 
 
 def fits(actual: InstanceArgs, sent: InstanceArgs) -> bool:
-    """Return whether an instance with the actual arguments can be the result of a start that sent these."""
+    """Return whether an instance with the actual arguments could come from a start that sent these."""
     return (
         actual.model_id == sent.model_id
         and _agrees(actual.hardware_type_id, sent.hardware_type_id)
         and _agrees(actual.context_length, sent.context_length)
         and _agrees(actual.billing_interval, sent.billing_interval)
-        # No documented response has this field, and without it the number is read as 1. So 1 fits any number.
+        # No documented response contains this field, and the number is read as 1 without it. So 1 fits any
+        # number.
         and actual.num_workers in {1, sent.num_workers}
     )
 
@@ -346,7 +348,7 @@ def _agrees(actual: Any, sent: Any) -> bool:
 
 
 def with_defaults(args: InstanceArgs, model: Model | None) -> InstanceArgs:
-    """Return the arguments with the service's documented defaults, as far as the model has them."""
+    """Return the arguments completed with the service's documented defaults, if the model has them."""
     hardware = args.hardware_type_id or (model.recommended_config if model else None)
     context = args.context_length
     config = model.hardware_configs.get(hardware) if model and hardware else None
@@ -360,10 +362,10 @@ def with_defaults(args: InstanceArgs, model: Model | None) -> InstanceArgs:
 def choose(
     instances: Iterable[Instance], args: InstanceArgs, model: Model | None, *, tagged: bool = False
 ) -> Instance | None:
-    """Return the best instance with these arguments: a running one, else a pending one, else a stopped one.
+    """Return the best instance with these arguments: preferably running, then pending, then stopped.
 
     Return None if there is none. An argument that was left out means the model's default on both sides. With
-    `tagged`, the context length may be smaller by a tag.
+    `tagged`, the context length can be smaller by a tag.
     """
     wanted = with_defaults(args, model)
 

@@ -1,9 +1,9 @@
-"""One poller for all waits of a client.
+"""A single poller for all waits of a client.
 
-The service sends no notifications, so waiting means polling. One of the waiting tasks, the leader, sends the
-requests for all of them: `GET /instances/{id}` for one instance, `GET /instances/` for several. Instances
-that the list lacks are also requested by their ids, a limited number in each poll. When the leader is done or
-cancelled, the next task becomes the leader. So there is no background task, and no request without a wait.
+The service does not send notifications, so waiting means polling. One waiting task, the leader, sends the
+requests for all: `GET /instances/{id}` for one instance, `GET /instances/` for several. Instances that are
+missing from the list are also requested by id, a limited number in each poll. When the leader is done or
+cancelled, the next task becomes the leader. So there is no background task and no idle request.
 """
 
 from __future__ import annotations
@@ -35,21 +35,21 @@ from .expected import ExpectedInstances
 from .intervals import StepTimes, poll_interval
 from .listing import Listing, existing_ids
 
-# Seconds. A response with a longer `Retry-After` must not suspend all waits, which include teardowns.
+# Seconds. A longer `Retry-After` must not suspend all waits, which include teardowns.
 _MAX_RETRY_AFTER = 60.0
 
-# Requests by id in one poll, for instances that the list lacks. The others follow in the next polls.
+# Requests by id in one poll, for instances missing from the list. The others follow in the next polls.
 _MAX_REQUESTS_BY_ID = 20
 
 # Seconds for which all readings must agree that an instance is missing before it counts as gone: reading lags
-# behind writing, and replicas of the service may disagree.
+# behind writing, and the service's replicas may disagree.
 ABSENCE_SPAN = 5.0
 
 # Statuses, in lower case, that an instance does not leave without a request. Only "stopped" is documented;
-# the others are common names. With any other status, a wait continues until its deadline.
+# the others are common names. For any other status, a wait continues until its deadline.
 TERMINAL_STATUSES = frozenset({"stopped", "failed", "error", "terminated", "deleted"})
 
-# By instance id: the instance, why it could not be read, or None if it does not exist.
+# By instance id: the instance, the reason it could not be read, or None if it does not exist.
 Readings = dict[str, Instance | CortecsError | None]
 
 
@@ -67,20 +67,20 @@ class Source(Protocol):
 
 @define(eq=False)
 class Subscription:
-    """One task's wait for one instance: the newest reading, and whether the task has taken it.
+    """One task's wait for one instance: the latest reading, and whether the task has taken it.
 
     Attributes:
-        since: When the wait began, in seconds of `anyio.current_time`; the poll interval depends on it.
-        due: When the next poll is due, on the same clock.
+        since: The time the wait began, in seconds of `anyio.current_time`; the poll interval depends on it.
+        due: The time the next poll is due, on the same clock.
         trust_list: Whether the list alone proves that the instance is gone; see `Poller.subscribe`.
         absence: Seconds for which it must be missing before it counts as gone.
-        missing_since: When the current run of readings without it began, on the same clock.
+        missing_since: The time the current run of readings without the instance began, on the same clock.
         interval: Seconds between polls; None leaves them to the policy.
-        request_number: The number of the last request by its id; at first, of the last one for any id.
-        reading: The newest reading; None means that the instance is gone.
+        request_number: The number of the last request by this id; initially, of the last one by any id.
+        reading: The latest reading; None means that the instance is gone.
         is_news: Whether the task has not taken the reading yet.
-        error: Ends the wait.
-        failing_since: When the current run of failures began, on the same clock.
+        error: The error that ends the wait.
+        failing_since: The time the current run of failures began, on the same clock.
         changed: Notified when there is news or an error, or when this task must become the leader.
     """
 
@@ -101,9 +101,9 @@ class Subscription:
     changed: Broadcast = field(factory=Broadcast)
 
     def publish(self, reading: Instance | None, *, now: float) -> None:
-        """Store a new reading, and notify the task if it differs from the last.
+        """Store a new reading and notify the task if it differs from the last one.
 
-        "Missing" is stored only after `absence` seconds of readings that agree.
+        A missing instance is stored only once readings have agreed for `absence` seconds.
         """
         self.failing_since = None
         if reading is not None:
@@ -118,8 +118,8 @@ class Subscription:
             self.changed.notify()
 
     def is_missing(self, now: float) -> bool:
-        """Return whether all readings of the last `absence` seconds lack the instance."""
-        # The sum of the pauses may be a little less than the span.
+        """Return whether the instance was missing from all readings of the last `absence` seconds."""
+        # The sum of the pauses may be slightly less than the span.
         return self.missing_since is not None and now - self.missing_since > self.absence - 1e-6
 
     def record_failure(self, error: CortecsError, *, now: float, max_outage: float) -> None:
@@ -127,7 +127,7 @@ class Subscription:
         if self.failing_since is None:
             self.failing_since = now
         if isinstance(error, DecodeError):
-            self.missing_since = None  # what cannot be read exists
+            self.missing_since = None  # an unreadable instance exists
         if not is_transient_error(error) or now - self.failing_since > max_outage:
             self.error = copy.copy(error)  # the task may add notes to it
             self.changed.notify()
@@ -145,7 +145,7 @@ class Poller:
     def __init__(self, source: Source, policy: PollPolicy) -> None:
         self._source = source
         self._policy = policy
-        # In order of arrival, so that the next leader is found in constant time.
+        # In order of arrival, so that finding the next leader takes constant time.
         self._waiters: dict[Subscription, None] = {}
         self._has_leader = False
         self._next_poll = math.inf
@@ -172,10 +172,10 @@ class Poller:
 
         Args:
             instance_id: The instance.
-            known: A snapshot that the task has already. Only a reading that differs from it is news, and the
-                first poll waits for the usual interval.
+            known: A snapshot the task already has. Only a reading that differs from it is news, and the first
+                poll waits for the usual interval.
             trust_list: Whether one list proves that the instance is gone, as after an accepted delete.
-                Otherwise `GET /instances/{id}` must agree, for `absence` seconds.
+                Otherwise, `GET /instances/{id}` must agree for `absence` seconds.
             absence: Seconds for which it must be missing before it counts as gone.
             interval: Seconds between polls; None leaves them to the policy.
         """
@@ -201,9 +201,9 @@ class Poller:
             The instance, or None when it is gone.
 
         Raises:
-            CortecsError: a permanent error of a request, or a transient one for longer than `max_outage`.
-            InvalidArgumentError: another task waits on the same subscription.
-            ConfigurationError: the client belongs to another event loop.
+            CortecsError: if a request fails permanently, or for longer than `max_outage`.
+            InvalidArgumentError: if another task waits on the same subscription.
+            ConfigurationError: if the client belongs to a different event loop.
         """
         self.loop.check()
         if subscription in self._waiters:
@@ -282,7 +282,7 @@ class Poller:
             if isinstance(reading, Instance) and reading.status.lower() not in TERMINAL_STATUSES:
                 self.expected.note_active(instance_id)
         for subscription in self._waiters:
-            # A task that subscribed after the request was sent may already have newer information.
+            # A task that subscribed after the request was sent may already have newer data.
             if subscription.since > began or subscription.instance_id not in readings:
                 continue
             reading = readings[subscription.instance_id]
@@ -303,7 +303,7 @@ class Poller:
         return poll_interval(now - subscription.since, self._policy, distance=distance)
 
     async def _read(self, waiting: list[Subscription]) -> Readings:
-        """Read the instances with one request, if possible. Leave out those that need a request by id."""
+        """Read the instances with one request, if possible. Leave out the ones that need a request by id."""
         wanted = {subscription.instance_id for subscription in waiting}
         trusting = {subscription.instance_id for subscription in waiting if subscription.trust_list}
         if len(wanted) == 1 and not trusting:
@@ -323,7 +323,7 @@ class Poller:
         return {each: listed.get(each) for each in wanted & (listed.keys() | trusting)}
 
     async def _read_by_id(self, missing: list[Subscription]) -> Readings:
-        """Request instances by their ids, up to the limit of one poll; the longest waiting first."""
+        """Request instances by id, up to the limit of one poll, starting with the longest wait."""
         in_turn = sorted(missing, key=lambda each: each.request_number)
         chosen = list(dict.fromkeys(each.instance_id for each in in_turn))[:_MAX_REQUESTS_BY_ID]
         timeout = self._policy.max_interval
@@ -359,11 +359,11 @@ class Poller:
         try:
             return await self._source.read_one(instance_id)
         except (BadRequestError, NotFoundError, InvalidArgumentError):
-            # InvalidArgumentError: an id that is not allowed in a path. The list may still show it.
+            # InvalidArgumentError: the id is not allowed in a path. The list may still show it.
             return None
 
     async def _read_listed(self) -> Readings:
-        """Return the instances of the list, and an error for each entry that cannot be read: it exists."""
+        """Return the listed instances, and an error for each unreadable entry, which exists too."""
         listing = await self._source.read_all()
         self.listed = existing_ids(listing)
         readings: Readings = {each.instance_id: each for each in listing}

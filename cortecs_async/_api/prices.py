@@ -19,7 +19,7 @@ _DOUBTS = {*_CENTS, "unit", "units"}
 
 
 def read_price(price_info: Mapping[str, Any], unit: Unit) -> float | None:
-    """Return the price of one GPU set per minute or hour; None if it is not clear.
+    """Return the price of one GPU set per minute or hour; None if it is unclear.
 
     `HardwareType.price_per_minute` documents which keys are read.
     """
@@ -37,7 +37,7 @@ def read_price(price_info: Mapping[str, Any], unit: Unit) -> float | None:
         price = _agreed(prices[unit], 1.0)
     else:
         price = _agreed(prices[other], 60.0 if unit == "hour" else 1 / 60)
-    # A zero may stand for a price that is not set. With it, a budget would last forever.
+    # A zero may stand for a price that is not set. A budget would then last forever.
     return price or None
 
 
@@ -47,7 +47,7 @@ def _words(key: str) -> list[str]:
 
 
 def _unit(words: list[str], currency: object) -> Unit | None:
-    """Return what the price with these words is for; None unless every word is clear."""
+    """Return the time unit of a price with these words; None unless every word is clear."""
     units = [word for word in words if word in _UNITS]
     currencies = _CURRENCIES.intersection(words)
     if currency and isinstance(currency, str) and currencies - {currency.lower()}:

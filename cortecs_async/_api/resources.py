@@ -1,7 +1,8 @@
-"""`client.models`, `client.hardware_types` and `client.user`: the endpoints that only read.
+"""`client.models`, `client.hardware_types`, and `client.user`: the read-only endpoints.
 
 To add an endpoint, describe its response in `catalog.py` or `domain.py`, add a `decode_...` function to
-`wire.py`, and a method here or in `instances.py` that sends the request. Then add the route to the emulator.
+`wire.py`, and add a method here or in `instances.py` that sends the request. Then add the route to the
+emulator.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ T = TypeVar("T")
 
 
 class ListReader:
-    """Decodes the lists that one client reads, and logs each unreadable entry once."""
+    """Decodes the lists read by one client and logs each unreadable entry once."""
 
     def __init__(self) -> None:
         self._logged: set[tuple[str, str]] = set()
@@ -34,7 +35,7 @@ class ListReader:
         """Decode a list and its `Date` header.
 
         Raises:
-            DecodeError: the response contains no list.
+            DecodeError: if the response does not contain a list.
         """
         date = read_date(reply.headers.get("date"))
         listing = reply.decode(lambda data: decode(data, date))
@@ -51,7 +52,7 @@ class ListReader:
 
 @hinted
 class Models:
-    """The models that you can start: `client.models`. It needs no credentials.
+    """The models you can start: `client.models`. This does not need credentials.
 
     Example:
         async with AsyncCortecs(anonymous=True) as client:
@@ -64,10 +65,10 @@ class Models:
         self._reader = reader or ListReader()
 
     async def list(self) -> Listing[ModelPreview]:
-        """Return the models that you can start.
+        """Return the models you can start.
 
-        Sends `GET /models/`. An entry that cannot be read is skipped, logged, and listed in the `unreadable`
-        of the result.
+        Sends `GET /models/`. An entry that cannot be read is skipped, logged, and listed in
+        the result's `unreadable`.
 
         Raises:
             RequestError: if the request fails.
@@ -80,7 +81,7 @@ class Models:
         return self._reader.read(reply, decode_models)
 
     async def get(self, model_id: str) -> Model:
-        """Return one model, with the hardware types that it can run on.
+        """Return one model, with the hardware types it can run on.
 
         Sends `GET /models/{model_id}`.
 
@@ -90,7 +91,7 @@ class Models:
         Raises:
             InvalidArgumentError: if the id is invalid. No request is sent.
             BadRequestError: or `NotFoundError`, if the service does not have the model.
-            RequestError: if the request fails in another way.
+            RequestError: for any other failure.
 
         Example:
             model = await client.models.get("meta-llama/Llama-3.1-8B-Instruct")
@@ -103,7 +104,7 @@ class Models:
 
 @hinted
 class HardwareTypes:
-    """The hardware types that instances can run on: `client.hardware_types`. It needs no credentials.
+    """The hardware types instances can run on: `client.hardware_types`. This does not need credentials.
 
     Example:
         async with AsyncCortecs(anonymous=True) as client:
@@ -118,8 +119,8 @@ class HardwareTypes:
     async def list(self) -> Listing[HardwareType]:
         """Return all hardware types, with their prices.
 
-        Sends `GET /hardware-types/`. An entry that cannot be read is skipped, logged, and listed in the
-        `unreadable` of the result.
+        Sends `GET /hardware-types/`. An entry that cannot be read is skipped, logged, and listed in
+        the result's `unreadable`.
 
         Raises:
             RequestError: if the request fails.
@@ -132,7 +133,7 @@ class HardwareTypes:
         return self._reader.read(reply, decode_hardware_types)
 
     async def list_once(self) -> Listing[HardwareType]:
-        """Return all hardware types, without retries and without a wait for a free slot."""
+        """Return all hardware types, without retries and without waiting for a free slot."""
         call = Call(
             method="GET",
             path="/hardware-types/",
@@ -143,10 +144,10 @@ class HardwareTypes:
         return self._reader.read(await self._send(call), decode_hardware_types)
 
     async def list_available(self) -> Listing[HardwareType]:
-        """Return the hardware types that have free capacity now.
+        """Return the hardware types that currently have free capacity.
 
         Sends `GET /hardware-types/available`. An entry that cannot be read is skipped, logged, and listed in
-        the `unreadable` of the result.
+        the result's `unreadable`.
 
         Raises:
             RequestError: if the request fails.
@@ -171,7 +172,7 @@ class User:
         self._send = send
 
     async def balance(self) -> Balance:
-        """Return the balance of the account.
+        """Return the account's balance.
 
         Sends `GET /user/balance`.
 

@@ -1,13 +1,14 @@
-"""Stop and delete one instance, and repeat this until the service confirms it.
+"""Stop and delete one instance, repeating the requests until the service confirms it.
 
-`next_action` decides what to do from the last observed state of the instance. `Teardown.run` does it, and
-repeats this until the state that was read is the goal. A response alone is never trusted: a lost response may
-hide a success, and it is undocumented how the service responds to the `stop` of a pending or stopped
-instance.
+`next_action` chooses the next action from the last observed state of the instance. `Teardown.run` performs
+it, and repeats this until a reading shows that the goal is reached. A response alone is never trusted: a lost
+response may hide a success, and it is undocumented how the service responds to `stop` for a pending or
+stopped instance.
 
-A reading may be outdated: reading lags behind writing, and replicas may disagree. So an instance counts as
-gone only after an accepted delete, or when readings seconds apart agree and the service was asked again in
-between. The same holds for "stopped", if the goal is to stop it and the service did not accept a stop.
+A reading may be outdated, because reading lags behind writing and replicas may disagree. So an instance
+counts as gone only after an accepted delete, or when readings several seconds apart agree and another request
+was sent between them. The same is true for "stopped" if the goal is to stop the instance and the service did
+not accept a stop.
 """
 
 from __future__ import annotations
@@ -40,21 +41,21 @@ from .instances import Instances
 from .polling import ABSENCE_SPAN
 from .waiting import has_ended, wait_until
 
-# Seconds after which a stop or a delete that was accepted, but has no effect, is sent again.
+# Seconds after which a stop or delete that was accepted but had no effect is sent again.
 _EFFECT_TIMEOUT = 10.0
 
-# Seconds after an accepted stop for which a missing instance counts as not visible, if no delete of ours can
+# Seconds after an accepted stop for which a missing instance counts as invisible if none of our deletes could
 # have deleted it: it existed when it was stopped.
 _SINCE_STOP = 60.0
 
-# Seconds before a new instance that is not visible yet is stopped again.
+# Seconds before another stop is sent for a new instance that is not visible yet.
 _INVISIBLE_PAUSE = 1.0
 
-# Seconds between attempts of the same action: the first pause, and the longest, after failures and after 429.
+# Seconds between attempts at the same action: the first pause and the longest, after failures and after 429.
 _FAILURE_PAUSES, _RATE_LIMIT_PAUSES = (0.5, 10.0), (0.25, 1.0)
 
-# Statuses, in lower case, of an instance that is not stopped yet. "stopping" is not documented. Any other
-# status that is not documented may mean "stopped": the delete shows whether it does.
+# Statuses, in lower case, of an instance that is not stopped yet. "stopping" is undocumented. Any other
+# undocumented status may mean "stopped": the delete shows whether it does.
 _NOT_STOPPED = frozenset({"pending", "running", "stopping"})
 
 
@@ -66,10 +67,10 @@ class Goal(enum.Enum):
 
 
 class ObservedState(enum.Enum):
-    """What is known of the instance."""
+    """What is known about the instance."""
 
-    LIVE = enum.auto()  # pending or running, or not known yet
-    STOPPING = enum.auto()  # a stop was accepted, or refused without being stopped yet
+    LIVE = enum.auto()  # pending, running, or not known yet
+    STOPPING = enum.auto()  # a stop was accepted, or was refused although it is not stopped yet
     STOPPED = enum.auto()
     DELETED = enum.auto()  # a delete was accepted, but not confirmed yet
     UNCONFIRMED = enum.auto()  # the last reading says that it is stopped or gone, but may be outdated
@@ -89,7 +90,7 @@ class Action(enum.Enum):
 
 
 def next_action(goal: Goal, state: ObservedState) -> Action:
-    """Return the next step towards the goal."""
+    """Return the next step toward the goal."""
     match state:
         case ObservedState.LIVE | ObservedState.UNCONFIRMED:
             return Action.STOP
@@ -108,8 +109,8 @@ def next_action(goal: Goal, state: ObservedState) -> Action:
 def interpret(instance: Instance, goal: Goal, *, stop_refused: bool) -> ObservedState:
     """Return what a reading of an existing instance says about the state.
 
-    After a refused stop, any terminal status counts as stopped, and so does an unknown one if a delete
-    follows. Before, only "stopped" does.
+    After a refused stop, any terminal status counts as stopped. An unknown status also does if a delete
+    follows. Before that, only "stopped" counts.
     """
     if instance.status.lower() == "deleted":
         return ObservedState.GONE
@@ -124,7 +125,7 @@ def is_stopped(instance: Instance | None, goal: Goal) -> bool:
     """Return whether a reading after a stop shows that the next step can begin."""
     if has_ended(instance):
         return True
-    # A delete fails unless the instance is stopped. Without one, an unknown word proves nothing.
+    # A delete fails unless the instance is stopped. Without a delete, an unknown status proves nothing.
     return goal is Goal.GONE and instance is not None and instance.status.lower() not in _NOT_STOPPED
 
 
@@ -137,22 +138,22 @@ class Teardown:
         deadline: In seconds of `anyio.current_time`.
         is_wanted: Called before each step. The teardown ends once it returns False.
         state: The last observed state.
-        visible_at: Until then, on the same clock, readings may be older than the start or restart of the
-            instance, unless one has shown that it is active.
-        inactive_since: When the current run of readings began that lack the instance or, if the goal is to
-            stop it, show it stopped; on the same clock.
-        seems_gone: Whether the last of these readings lacked it.
-        asked_again: Whether the service was asked to stop or delete it since then.
+        visible_at: The time, on the same clock, until which readings may be older than the start or restart
+            of the instance, unless one has shown that it is active.
+        inactive_since: The time, on the same clock, since which all readings are without the instance or, if
+            the goal is to stop it, show it stopped.
+        seems_gone: Whether it was missing from the last of these readings.
+        asked_again: Whether a stop or delete request was sent since then.
         delete_accepted: Whether the service accepted a delete.
-        may_be_deleted: Whether a delete was accepted, or has an unknown outcome.
-        may_be_stopped: Whether a stop was accepted, or has an unknown outcome.
-        repeats_delete: Whether the last confirmation asks with a delete instead of a stop.
+        may_be_deleted: Whether a delete was accepted or has an unknown outcome.
+        may_be_stopped: Whether a stop was accepted or has an unknown outcome.
+        repeats_delete: Whether the last confirmation sends a delete instead of a stop.
         has_acted: Whether the service accepted a stop or a delete.
-        stopped_at: When the service last accepted a stop, on the same clock.
+        stopped_at: The time the service last accepted a stop, on the same clock.
         stop_refused: Whether the last stop was refused.
         delete_refused: Whether the last delete was refused.
-        loss: How the instance had ended before any request of this teardown, such as 'disappeared'; None if
-            it had not.
+        loss: How the instance ended before any request of this teardown, such as 'disappeared'; None if it
+            had not ended.
     """
 
     instances: Instances
@@ -176,15 +177,15 @@ class Teardown:
     delete_refused: bool = False
     loss: str | None = None
     last_error: Exception | None = None
-    # Of each action since it last succeeded, and after 429.
+    # The pauses after failures of each action since its last success, and after 429.
     _backoffs: defaultdict[Action, Backoff] = field(factory=lambda: defaultdict(_new_backoff))
     _rate_limit_backoff: Backoff = field(factory=lambda: Backoff(*_RATE_LIMIT_PAUSES))
 
     async def run(self) -> None:
-        """Stop or delete the instance, and return when the service confirms it, or `is_wanted` returns False.
+        """Stop or delete the instance. Return once the service confirms it, or `is_wanted` returns False.
 
         Raises:
-            TeardownError: the goal was not confirmed by the deadline.
+            TeardownError: if the goal was not confirmed by the deadline.
         """
         with anyio.CancelScope(deadline=self.deadline):
             while (action := next_action(self.goal, self.state)) is not Action.NOTHING and self.is_wanted():
@@ -193,7 +194,7 @@ class Teardown:
                     self._backoffs.pop(action, None)
                     self._rate_limit_backoff.reset()
                 except RateLimitError as error:
-                    # The service did nothing, so the state is the same, and this does not count as a failure.
+                    # The service did nothing, so the state is the same, and this is not a failure.
                     self._note_rejection(action, error)
                     await self._pause(action, error, self._rate_limit_backoff.next())
                 except (BadRequestError, ConflictError, NotFoundError) as refusal:
@@ -202,7 +203,7 @@ class Teardown:
                     self._note_rejection(action, refusal)
                     self.delete_refused = self.delete_refused or action is Action.DELETE
                     asks = action in {Action.STOP, Action.DELETE}
-                    # A conflict means that it exists, unless it is with a stop that was accepted.
+                    # A conflict means that it exists, unless an accepted stop causes the conflict.
                     is_conflict = isinstance(refusal, ConflictError) and self.stopped_at is None
                     if asks and not (is_conflict and self.seems_gone):
                         self.asked_again = True
@@ -236,11 +237,11 @@ class Teardown:
         instance_id, poller = self.instance_id, self.instances.poller
         match action:
             case Action.STOP:
-                # Also if this is interrupted.
+                # Even if this is interrupted.
                 self._was_maybe_stopped, self.may_be_stopped = self.may_be_stopped, True
                 instance = await self.instances.stop(instance_id)
                 self._stop_was_accepted()
-                # The response is enough if a delete follows: that fails unless it is stopped.
+                # The response is enough if a delete follows, which fails unless the instance is stopped.
                 is_enough = self.goal is Goal.GONE and is_stopped(instance, self.goal)
                 return ObservedState.STOPPED if is_enough else ObservedState.STOPPING
             case Action.AWAIT_STOP:
@@ -248,7 +249,7 @@ class Teardown:
                     is_stopped_then = partial(is_stopped, goal=self.goal)
                     reading = await wait_until(poller, instance_id, is_stopped_then, absence=0.0)
                     if reading is None and self.goal is Goal.GONE:
-                        # It may only not be visible. The delete fails unless it is stopped.
+                        # It may just be invisible. The delete fails unless it is stopped.
                         return ObservedState.STOPPED
                     return await self._assess(reading, stop_refused=True)
                 self.stop_refused = False
@@ -270,7 +271,7 @@ class Teardown:
                 return self._after_unreadable(action)
 
     async def _delete(self) -> None:
-        may_be_deleted, self.may_be_deleted = self.may_be_deleted, True  # also if this is interrupted
+        may_be_deleted, self.may_be_deleted = self.may_be_deleted, True  # even if this is interrupted
         try:
             await self.instances.delete(self.instance_id)
         except Exception as error:
@@ -284,7 +285,7 @@ class Teardown:
         if self.may_be_stopped:
             self.loss = None
         elif not (self.has_acted or self.may_be_deleted):
-            # The service has refused every request, which agrees with a reading that it has ended.
+            # The service refused every request, which agrees with a reading that it has ended.
             self.loss = _loss(reading) if self.asked_again or self.stop_refused else None
         if reading is None:
             return ObservedState.GONE if self.delete_accepted else await self._confirm(ObservedState.GONE)
@@ -292,25 +293,25 @@ class Teardown:
             self.visible_at = -math.inf
         state = interpret(reading, self.goal, stop_refused=stop_refused)
         if state is ObservedState.STOPPED and self.goal is Goal.STOPPED and self.stopped_at is None:
-            # Perhaps it was stopped before a restart that this reading does not show yet.
+            # It may have been stopped before a restart that this reading does not show yet.
             return await self._confirm(state)
         self.inactive_since = None
         return state
 
     async def _confirm(self, state: ObservedState) -> ObservedState:
-        """Return `state` once readings seconds apart agree, and the service was asked again in between."""
+        """Return `state` once readings seconds apart agree and another request was sent between them."""
         now = anyio.current_time()
         self.seems_gone = state is ObservedState.GONE
         if self.inactive_since is None:
             self.inactive_since, self.asked_again = now, False
-        agree_at = self.inactive_since + ABSENCE_SPAN - 1e-6  # the sum of the pauses may be a little less
+        agree_at = self.inactive_since + ABSENCE_SPAN - 1e-6  # the sum of the pauses may be slightly less
         if self.goal is Goal.GONE and self.stopped_at is not None and not self.may_be_deleted:
             agree_at = max(agree_at, self.stopped_at + _SINCE_STOP)
         if self.asked_again and now >= max(agree_at, self.visible_at):
             return state
         await anyio.sleep(_INVISIBLE_PAUSE if now < self.visible_at else ABSENCE_SPAN)
-        # If the delete came too early, or did not arrive, lists may hide the stopped instance, but a delete
-        # finds it. In turns with a stop, because the responses to deletes may be lost.
+        # If the delete came too early or did not arrive, lists may hide the stopped instance, but a delete
+        # finds it. A delete and a stop alternate, because the responses to deletes may be lost.
         is_lost = self.may_be_deleted and self.stopped_at is not None and not self.repeats_delete
         self.repeats_delete = self.delete_refused or is_lost
         return ObservedState.STOPPED if self.repeats_delete else ObservedState.UNCONFIRMED
@@ -330,7 +331,7 @@ class Teardown:
         return ObservedState.STOPPED if self.goal is Goal.GONE else ObservedState.UNSURE
 
     def _note_rejection(self, action: Action, rejection: APIStatusError) -> None:
-        # HTML is of a proxy, which may have sent the request on.
+        # HTML comes from a proxy, which may have forwarded the request.
         if action is Action.STOP and rejection.has_json_body:
             self.may_be_stopped = self._was_maybe_stopped
 
@@ -342,7 +343,7 @@ class Teardown:
 
     async def _recover(self, action: Action, error: Exception, *, is_expected: bool = False) -> None:
         self.state = ObservedState.UNSURE
-        # The first failure is usually the refusal "already stopped", and needs no pause.
+        # The first failure is usually the refusal "already stopped", which does not need a pause.
         needs_pause = self.last_error is not None and not is_expected
         await self._pause(action, error, self._backoffs[action].next() if needs_pause else 0.0)
 

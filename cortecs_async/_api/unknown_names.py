@@ -1,8 +1,8 @@
-"""Say which name of a rejected request does not exist, and which similar names do.
+"""Say which name in a rejected request does not exist, and which similar names do.
 
-How the service rejects an unknown model, hardware type or instance is undocumented, and so are its words. So
-its lists decide: the message of an error is replaced only if a list that was read after the rejection shows
-that the name is missing. This never changes an outcome, only the words for it.
+It is undocumented how the service rejects an unknown model, hardware type, or instance, and what the message
+is. So its lists decide: an error message is replaced only if a list read after the rejection shows that the
+name is missing. This never changes an outcome, only its message.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from .resources import HardwareTypes, ListReader, Models, Send
 from .validation import ROUTES
 from .wire import decode_instances
 
-# Seconds for the lists. Do not delay an error to improve its message.
+# Seconds for the lists. An error must not be delayed long to improve its message.
 _TIMEOUT = 3.0
 
 _REJECTIONS: Final = (BadRequestError, NotFoundError, UnprocessableEntityError)
@@ -42,7 +42,7 @@ _MAX_SUGGESTIONS = 3
 # Shorter names are contained in too many others.
 _MIN_CONTAINED = 3
 
-# For `difflib`: a typing error or two, but not any other id of the same form.
+# For `difflib`: allows one or two typing errors, but not a different id of the same form.
 _MIN_SIMILARITY = 0.7
 
 
@@ -74,9 +74,9 @@ def _did_you_mean(name: str, known: Collection[str]) -> str:
 
 
 def nearest(name: str, known: Collection[str]) -> list[str]:
-    """Return the known names that are most like a name, at most three; the best first.
+    """Return the known names most similar to a name, at most three, the best first.
 
-    Names that contain it, under any owner (`owner/name`); otherwise names that are spelled like it.
+    Names that contain it, under any owner (`owner/name`); otherwise, names with a similar spelling.
     """
     names = {_key(each): each for each in known}
     wanted = _key(name)
@@ -93,13 +93,13 @@ def _key(name: str) -> str:
 
 
 class UnknownNames:
-    """Explains the rejected requests of one client.
+    """Explains one client's rejected requests.
 
     Args:
         send: Sends a request.
-        reader: Reads its lists.
+        reader: Reads the lists.
         expected: The instances that may not be listed yet.
-        clean: Returns a message on one line and without secrets: it quotes names of the service.
+        clean: Returns a message on one line and without secrets, because it quotes names from the service.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class UnknownNames:
 
         models = Models(send_once, reader)
         self._get_model = models.get
-        # Many requests may be rejected at the same time: they share a list.
+        # Many requests may be rejected at the same time, so they share a list.
         self._models = SingleFlight(models.list)
         self._hardware_types = SingleFlight(HardwareTypes(send_once, reader).list)
         self._instances = SingleFlight(list_instances)
@@ -135,10 +135,10 @@ class UnknownNames:
         return send_and_explain
 
     async def explain(self, error: BaseException, body: Mapping[str, Any]) -> None:
-        """Replace the message of an error if the request names something that does not exist.
+        """Replace the message of an error if a name in the request does not exist.
 
         Args:
-            error: Any error. Only one that rejects the request, or a missing price, is changed.
+            error: Any error. Only a rejection of the request or a missing price is changed.
             body: The body of the request.
         """
         if isinstance(error, PriceUnknownError):
@@ -146,7 +146,7 @@ class UnknownNames:
         elif isinstance(error, _REJECTIONS) and not error.outcome_unknown:
             path = error.path
         else:
-            # If an earlier attempt may have worked, that matters more than the last one.
+            # If an earlier attempt may have worked, that is more important than the last attempt.
             return
         message = ""
         with anyio.move_on_after(_TIMEOUT):
@@ -172,7 +172,7 @@ class UnknownNames:
     async def _explain_instance(self, instance_id: str) -> str:
         instances = await self._instances.get()
         existing = existing_ids(instances)
-        # One that was just started may not be listed yet.
+        # An instance that was just started may not be listed yet.
         is_expected = self._expected.visible_at(instance_id) > anyio.current_time()
         if instance_id in existing or is_expected or _has_nameless(instances):
             return ""
@@ -182,7 +182,7 @@ class UnknownNames:
         models = await self._models.get()
         names = [each.hf_name or to_hf_name(each.model_id) for each in models]
         listed = {*names, *(each.model_id for each in models), *_unreadable(models)}
-        # An empty list proves nothing: a service without models is more likely to be broken.
+        # An empty list proves nothing: a service without models is probably broken.
         if not listed or to_model_id(model_id) in map(to_model_id, listed) or _has_nameless(models):
             return ""
         return _no_model(to_hf_name(model_id), names)
@@ -217,10 +217,10 @@ class UnknownNames:
 
 
 def _has_nameless(listing: Listing[Any]) -> bool:
-    """Return whether an entry cannot be read at all: it may be the one that seems to be missing."""
+    """Return whether an entry is completely unreadable: it may be the one that seems to be missing."""
     return any(each.entry_id is None for each in listing.unreadable)
 
 
 def _unreadable(listing: Listing[Any]) -> set[str]:
-    """Return the ids of the entries that cannot be read: what they name exists."""
+    """Return the ids of the unreadable entries, which exist too."""
     return {each.entry_id for each in listing.unreadable if each.entry_id is not None}

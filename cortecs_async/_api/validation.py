@@ -1,6 +1,6 @@
-"""Checks of arguments before a request is sent. Each raises `InvalidArgumentError`.
+"""Argument checks before a request is sent. Each raises `InvalidArgumentError`.
 
-`DELETE /instances/delete-all` deletes every instance of the account. So an id that could reach a different
+`DELETE /instances/delete-all` deletes every instance in the account. So an id that could reach a different
 route is rejected here, regardless of how the HTTP stack encodes it.
 """
 
@@ -27,7 +27,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9._~:-]+")
 
 
 def check_instance_id(instance_id: str) -> str:
-    """Check an instance id for use in a path, and return it."""
+    """Check an instance id for use in a path and return it."""
     _check_segment("instance_id", instance_id)
     if instance_id.casefold() in ROUTES:
         raise InvalidArgumentError(
@@ -38,10 +38,10 @@ def check_instance_id(instance_id: str) -> str:
 
 
 def check_body_id(instance_id: str) -> str:
-    """Check an instance id for use in a body, and return it.
+    """Check an instance id for use in a body and return it.
 
-    Any text is allowed, because it cannot reach another route. So an instance whose id is not allowed in a
-    path can be stopped, though not deleted.
+    Any text is allowed, because it cannot reach a different route. So an instance whose id is not allowed in
+    a path can be stopped but not deleted.
     """
     _check_text("instance_id", instance_id)
     if any("\ud800" <= character <= "\udfff" for character in instance_id):
@@ -82,7 +82,7 @@ def check_start(
     num_workers: int,
     billing_interval: BillingInterval,
 ) -> InstanceArgs:
-    """Check the arguments of a start by the published reference, and return them."""
+    """Check the arguments of a start against the published reference and return them."""
     if hardware_type_id is not None:
         _check_segment("hardware_type_id", hardware_type_id)
     if context_length is not None:
@@ -107,7 +107,7 @@ def check_start(
 
 
 def check_bool(name: str, value: object) -> None:
-    """Check that a value is True or False: the text "false" must not count as true."""
+    """Check that a value is True or False. The text "false" must not count as true."""
     if not isinstance(value, bool):
         raise InvalidArgumentError(f"{name} must be True or False, not {value!r}")
 

@@ -1,4 +1,4 @@
-"""Wait until an instance is usable, stopped or gone.
+"""Wait until an instance is usable, stopped, or gone.
 
 `polling.py` reads the state, and this module evaluates it.
 """
@@ -19,11 +19,11 @@ from .polling import ABSENCE_SPAN, TERMINAL_STATUSES, Poller, Subscription
 from .unknown_names import no_instance_message
 
 ProgressCallback = Callable[[Progress], Awaitable[None] | None]
-"""Called with every change while an instance starts; may be async. If it raises, the start ends."""
+"""Called with every change while an instance starts. Can be async. If it raises, the start ends."""
 
 
 def has_ended(instance: Instance | None) -> bool:
-    """Return whether the instance is gone, or has a terminal status."""
+    """Return whether the instance is gone or has a terminal status."""
     return instance is None or instance.status.lower() in TERMINAL_STATUSES
 
 
@@ -40,15 +40,15 @@ async def wait_until_running(
 ) -> Instance:
     """Wait until the instance runs and has a base URL.
 
-    For `settle` seconds, "stopped" is ignored, because the service may still show the state from before the
+    For `settle` seconds, "stopped" is ignored, because the service may still return the state from before the
     start. `timeout`, in seconds, and the elapsed time count from `began`, in seconds of `anyio.current_time`;
     None means from now. `on_progress` is called with every change, and with `known`.
 
     Raises:
-        StartFailedError: the instance has a terminal status.
-        InstanceGoneError: the instance does not exist.
-        StartTimeoutError: the timeout elapsed, or nothing changed for `policy.stall_timeout` seconds.
-        RequestError: the service rejected the request, or could not be reached for `policy.max_outage`.
+        StartFailedError: if the instance has a terminal status.
+        InstanceGoneError: if the instance does not exist.
+        StartTimeoutError: if the timeout elapsed, or nothing changed for `policy.stall_timeout` seconds.
+        RequestError: if the service rejected the request or could not be reached for `policy.max_outage`.
     """
     changed_at = anyio.current_time()
     settled_at = changed_at + settle
@@ -77,7 +77,7 @@ async def wait_until_running(
         if now >= min(deadline, changed_at + stall):
             raise _timed_out(instance_id, latest, waited=now - began, unchanged=now - changed_at)
         if not is_settled and now >= settled_at:
-            # "Stopped" counts from now on, but not one that was read before: wait for the next reading.
+            # From now on "stopped" counts, but not if it was read earlier: wait for the next reading.
             is_settled = True
             has_reading = subscription.has_reading = False
         wake_at = min(deadline, changed_at + stall, math.inf if is_settled else settled_at)
@@ -98,10 +98,10 @@ async def wait_until(
     trust_list: bool = False,
     absence: float = ABSENCE_SPAN,
 ) -> Instance | None:
-    """Wait, without a timeout, until `reached` accepts a reading, and return it; None means missing.
+    """Wait without a timeout until `reached` accepts a reading. Return the reading; None means missing.
 
     Raises:
-        RequestError: the service rejected the request, or could not be reached for `max_outage` seconds.
+        RequestError: if the service rejected the request or could not be reached for `max_outage` seconds.
     """
     subscription = poller.subscribe(instance_id, trust_list=trust_list, absence=absence)
     while True:
@@ -138,7 +138,7 @@ def _timed_out(
 
 @hinted
 class InstanceWatch:
-    """The changes of an instance, for `async for`: what `client.instances.watch` returns.
+    """The changes to an instance, for `async for`. Returned by `client.instances.watch`.
 
     The iteration ends when the instance is gone. It raises `InstanceGoneError` if the instance never existed.
     If several changes arrive while your code is busy, you get only the newest. You do not need to close it.

@@ -1,11 +1,11 @@
-"""The service's JSON as domain objects, and the body of a start.
+"""Convert the service's JSON to domain objects, and encode the body of a start.
 
-A cattrs converter reads every field of the domain classes by its name and its annotation. Unknown fields are
-ignored, and unknown statuses are kept. A null counts as a missing field, and a missing field takes its
-default. Without a default, or with a value of another type, decoding raises `ShapeError`.
+A cattrs converter reads every field of the domain classes by its name and annotation. Unknown fields are
+ignored, and unknown statuses are kept. A null counts as a missing field, and a missing field gets its
+default. Without a default, or for a value of the wrong type, decoding raises `ShapeError`.
 
 A list is decoded entry by entry. An entry that cannot be read must not hide the others, so it becomes an
-`UnreadableEntry` of the `Listing`. Only what is not a list at all raises.
+`UnreadableEntry` in the `Listing`. Only data that is not a list raises.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def decode_instance(data: Any) -> Instance:
 def decode_started(data: Any, args: InstanceArgs) -> Instance:
     """Return the instance that a start with these arguments created.
 
-    Its id is enough: with it the instance can be released. If something else cannot be read, the instance has
-    the arguments that were sent, and is pending, as documented.
+    Its id is enough to release the instance. If anything else cannot be read, the instance gets the arguments
+    sent and counts as pending, as documented.
     """
     try:
         return decode_instance(data)
@@ -56,14 +56,14 @@ def decode_instances(data: Any, date: float | None = None) -> Listing[Instance]:
 
 
 def decode_affected(data: Any) -> AffectedInstances:
-    """Return what `stop-all` or `delete-all` changed. The body may be missing, and so may its fields."""
+    """Return the instances that `stop-all` or `delete-all` changed. The body or its fields can be missing."""
     return _decode({} if data is None else data, AffectedInstances)
 
 
 def check_deleted(instance_id: str, data: Any) -> None:
-    """Check that the response to a delete is the service's: a proxy may respond for it.
+    """Check that the response to a delete comes from the service and not from a proxy.
 
-    The body may be missing, and so may one of its two fields.
+    The body or one of its two fields can be missing.
     """
     is_documented = isinstance(data, Mapping) and (
         data.get("instance_id") == instance_id or isinstance(data.get("message"), str)
@@ -80,7 +80,7 @@ def decode_models(data: Any, date: float | None = None) -> Listing[ModelPreview]
 
 
 def decode_model(data: Any, requested_id: str | None = None) -> Model:
-    """Return one model. One that does not name itself gets the id that was requested."""
+    """Return one model. If the data does not contain an id, the model gets the requested one."""
     model = _member(data, "model")
     return _decode(_with_context_lengths(model, requested_id) if isinstance(model, dict) else model, Model)
 
@@ -94,7 +94,7 @@ def decode_balance(data: Any) -> Balance:
 
 
 def encode_start(args: InstanceArgs) -> dict[str, Any]:
-    """Return the body of a start, without the arguments that are left to the service's defaults."""
+    """Return the body of a start, without the arguments left to the service's defaults."""
     return {name: value for name, value in attrs.asdict(args).items() if value is not None}
 
 
@@ -112,7 +112,7 @@ def _decode(data: Any, cls: type[T]) -> T:
 
 def _decode_list(entries: Any, cls: type[T], id_field: str, date: float | None) -> Listing[T]:
     if not isinstance(entries, list):
-        # Not anything that can be iterated: `{}` would mean "no instances", and a string its letters.
+        # Not any iterable: `{}` would mean "no instances", and a string would be read as its letters.
         raise ShapeError(f"at $, {_MismatchError('a list', entries)}")
     read = _converter(detailed=False).get_structure_hook(cls)
     readable: list[T] = []
@@ -133,7 +133,7 @@ def _decode_list(entries: Any, cls: type[T], id_field: str, date: float | None) 
 
 def _problem(data: Any, cls: type) -> str:
     """Return why the data cannot be read, and where."""
-    # The fast converter does not say. Read it again, for the message.
+    # The fast converter does not say why, so read the data again for the message.
     problem, path = "it cannot be read", "$"
     try:
         _converter(detailed=True).structure(data, cls)
@@ -143,7 +143,7 @@ def _problem(data: Any, cls: type) -> str:
 
 
 def _describe(error: BaseException, _: type | None) -> str:
-    # The message of an error that is not ours may contain the value.
+    # The message of any other error may contain the value.
     return str(error) if isinstance(error, _MismatchError) else "a field is null or missing"
 
 
@@ -168,7 +168,7 @@ def _converter(*, detailed: bool) -> cattrs.Converter:
         (attrs.has, _object_hook),
         (lambda cls: isinstance(cls, UnionType), _optional_hook),
         (lambda cls: get_origin(cls) is tuple, _tuple_hook),
-        (lambda cls: cls == tuple[WorkerStatus, ...], _workers_hook),  # the last one that fits is used
+        (lambda cls: cls == tuple[WorkerStatus, ...], _workers_hook),  # the last matching one is used
     ]
     for fits, factory in factories:
         converter.register_structure_hook_factory(fits, partial(factory, converter=converter))
@@ -199,7 +199,7 @@ def _tuple_hook(cls: Any, converter: cattrs.Converter) -> _Hook:
     read_items = converter.get_structure_hook(items)
 
     def read(value: Any, _: Any) -> tuple[Any, ...]:
-        # Not anything that can be iterated: a string would become its letters.
+        # Not any iterable: a string would become its letters.
         if not isinstance(value, list):
             raise _MismatchError("a list", value)
         return tuple(read_items(value, items))
@@ -217,7 +217,7 @@ def _read_str(value: Any, _: Any) -> str:
 def _one_line(text: str) -> str:
     """Return the text without line breaks, control characters, and characters that reorder text.
 
-    Each is replaced: if it were dropped, the id of one instance could become that of another.
+    Each is replaced, because dropping it could turn the id of one instance into another's.
     """
     if text.isprintable():
         return text
@@ -263,8 +263,8 @@ def _cleaned_mapping(value: dict[str, Any]) -> dict[str, Any]:
     return {_one_line(name): _cleaned(each) for name, each in value.items()}
 
 
-# Progress and timestamps are only shown. A wrong one must not make its instance unreadable, and with it the
-# whole list: then no instance could be stopped.
+# Progress and timestamps are only displayed. A wrong value must not make the instance unreadable, because it
+# could then not be stopped.
 
 
 def _read_datetime(value: Any, _: Any) -> datetime | None:
@@ -322,8 +322,8 @@ def _with_context_length(config: Any) -> Any:
 
 
 def _model_id(model: dict[Any, Any]) -> Any:
-    # The vendor's client prefers `model_name`, an older spelling of `model_id`. It reads neither of a single
-    # model, so both may be missing there.
+    # The vendor's client prefers `model_name`, an older spelling of `model_id`. It does not read either from
+    # a single model, so both may be missing there.
     name = model.get("model_name")
     return name if name and isinstance(name, str) else model.get("model_id")
 
@@ -336,13 +336,13 @@ _READERS: dict[Any, _Hook] = {
     str: _read_str,
     int: _read_int,
     float: _read_float,
-    bool: lambda value, _: bool(value),  # else it would be read as an int
+    bool: lambda value, _: bool(value),  # otherwise, it would be read as an int
     datetime: _read_datetime,
 }
 
-# Fields that may have any value, because nothing but showing or using them depends on it.
+# Fields that can have any value, because only displaying or using them depends on it.
 _FIELD_READERS: dict[Any, dict[str, Any]] = {
-    # Without a URL an instance is not usable, but it can be found, stopped, and deleted.
+    # An instance without a URL is not usable, but it can be found, stopped, and deleted.
     Instance: {"base_url": override(struct_hook=lambda value, _: _text_or(None, value))},
     Model: {"hf_name": override(struct_hook=lambda value, _: _text_or("", value))},
 }

@@ -1,6 +1,7 @@
 """`client.run_batch` and `client.plan_batch`: their signatures and documentation.
 
-A mixin, because `client.py` would be too long with it. `_batch` is imported with the first batch.
+`BatchMethods` is a mixin, because `client.py` would be too long with it. `_batch` is imported when the first
+batch runs.
 """
 
 from __future__ import annotations
@@ -61,20 +62,20 @@ class BatchMethods:
         on_progress: BatchProgressCallback | None = None,
         on_provisioning: ProgressCallback | None = None,
     ) -> BatchReport:
-        """Answer a file of requests on temporary instances.
+        """Run a file of requests on temporary instances.
 
-        Both files have the format of OpenAI's Batch API. A line of the input may also be shorter: an object
-        with `prompt` or `messages`, or a plain prompt with `text=True`. Each request gets one output line: an
-        answer, or an error.
+        Both files use the OpenAI Batch API format. An input line can also be shorter: an object with `prompt`
+        or `messages`, or a plain prompt with `text=True`. Each request gets one output line: an answer, or an
+        error.
 
-        If a run ends early, call this again with the same arguments to continue. Requests that the output
-        already answers are skipped. `BatchReport.of(error)` returns how far a failed or cancelled run got.
+        If a run ends early, call this again with the same arguments to continue. Requests already answered in
+        the output are skipped. `BatchReport.of(error)` returns the report of a failed or cancelled run.
 
         Args:
-            input: The file of requests, or `-` for standard input. It may be compressed with gzip or zstd. It
-                is read twice and must not change in between.
-            output: The file for the answers: a new one, or that of an earlier run with this input. It must
-                not be compressed, and no other program may change it meanwhile.
+            input: The file of requests, or `-` for standard input. It can be compressed with gzip or zstd. It
+                is read twice, so it must not change while the batch runs.
+            output: The file for the answers: a new file, or one from an earlier run with this input. It
+                cannot be compressed, and no other program may change it while the batch runs.
             model_id: The model, as `org/name` or `org--name`.
             hardware_type_id: The GPU set of each worker. Default: the model's `recommended_config`.
             context_length: The longest context, in tokens. Default: as for `instance`.
@@ -91,26 +92,25 @@ class BatchMethods:
             concurrency: Requests to send in parallel to each instance. `auto` (default) finds the best
                 number.
             request_timeout: Longest time for one attempt of a request. Default: 10 minutes.
-            max_retries: Retries of a request that fails while the endpoint answers others, or that gets an
-                error inside a success. Default: 5. Timeouts, rejections, and requests that may stop the
-                server have limits of their own: see docs/batch.md.
+            max_retries: Retries of a request that fails while the endpoint answers others, or whose response
+                has a success status but contains an error. Default: 5. Timeouts, rejections, and requests
+                that may crash the server have separate limits: see docs/batch.md.
             ordered: True: sort the output into the order of the input when it is complete.
-            retry_failed: True: retry requests that have an error line in the output.
-            override_model: True: use this model even for requests that name another.
+            retry_failed: True: retry requests whose output line is an error.
+            override_model: True: use `model_id` even for requests that name a different one.
             text: True: the input is plain text, one prompt per line.
             system: The system prompt for chats and responses that have none.
             max_tokens: Maximum tokens of each answer, for requests that set no limit.
             temperature: The temperature for requests that set none.
-            api_key: Your inference API key (not the provisioning credentials). Default: the environment
-                variable CORTECS_API_KEY, else OPENAI_API_KEY.
-            transport: What sends the requests to the instances: `auto` (default), `aiohttp` or `httpx`.
-                `auto` is aiohttp if it is installed (the extra `aiohttp`). It is httpx on trio, without
-                aiohttp, through a proxy that is not plain http://, or if the client has an `http_client`,
-                which then sends these requests too.
-            on_progress: A function that is called with a `BatchProgress` several times a second. It may be
-                async. If it raises, the batch ends.
-            on_provisioning: A function that is called with a `Progress` at every change while an instance
-                starts.
+            api_key: Your inference API key (not the provisioning credentials). Default: CORTECS_API_KEY,
+                OPENAI_API_KEY, or the key in your profile, as for `openai_kwargs`.
+            transport: The library that sends the requests to the instances: `auto` (default), `aiohttp`, or
+                `httpx`. `auto` uses aiohttp if it is installed (the extra `aiohttp`). It uses httpx on trio,
+                without aiohttp, through a proxy that is not plain http://, or if the client has an
+                `http_client`, which then sends these requests too.
+            on_progress: A function called with a `BatchProgress` several times a second. It can be async. If
+                it raises, the batch ends.
+            on_provisioning: A function called with a `Progress` at every change while an instance starts.
 
         Raises:
             BatchFileError: if a file is invalid, with the line. Nothing was started, unless the input was
@@ -119,14 +119,14 @@ class BatchMethods:
             ConfigurationError: if there is no key, the transport is not available, or the input needs the
                 extra `zstd`. Nothing was started.
             BatchWriteError: if the output or a temporary file cannot be written, or another program removed
-                or changed the output. `path` is the file with the answers; if a temporary file failed, it is
-                its directory, or empty.
-            EndpointError: if the last endpoint rejects the key, answers nothing or only test requests for
-                three minutes (plus `Retry-After`), or mostly times out.
-            LeaseExpiredError: if the last instance reaches `max_lifetime`, or its part of `max_cost`, before
+                or changed the output. `path` is the file with the answers, or, for a temporary file, its
+                directory or an empty string.
+            EndpointError: if the last endpoint rejects the key, answers no requests or only test requests for
+                three minutes (plus `Retry-After`), or times out for most requests.
+            LeaseExpiredError: if the last instance reaches `max_lifetime` or its share of `max_cost` before
                 the work is done.
             TeardownError: if the release of any instance fails.
-            CortecsError: as for `instance`, if it happens to the last instance.
+            CortecsError: as for `instance`, if it affects the last instance.
 
         Example:
             report = await client.run_batch(
@@ -134,7 +134,7 @@ class BatchMethods:
             )
             print(report)
         """
-        # Not at the top, because most programs run no batch.
+        # Not at the top, because most programs do not run a batch.
         from .._batch.plan import BatchOptions  # noqa: PLC0415
         from .._batch.setup import check_path, new_batch  # noqa: PLC0415
 
@@ -195,10 +195,10 @@ class BatchMethods:
         max_tokens: int | None = None,
         temperature: float | None = None,
     ) -> BatchPlan:
-        """Check the files, the model, the hardware and the price of a batch, without starting anything.
+        """Check the files, model, hardware, and price of a batch without starting anything.
 
-        The inference API key is not checked. The prompt tokens are an estimate, and the completion tokens an
-        upper bound: see `BatchPlan`.
+        The inference API key is not checked. The number of prompt tokens is an estimate, and the number of
+        completion tokens is an upper bound: see `BatchPlan`.
 
         Args:
             input: The file of requests, as for `run_batch`.
@@ -208,8 +208,8 @@ class BatchMethods:
             context_length: The longest context, in tokens. Default: as for `instance`.
             num_workers: 1 to 8, for each instance. Default: 1.
             instances: How many instances to use. Default: 1.
-            retry_failed: True: retry requests that have an error line in the output.
-            override_model: True: use this model even for requests that name another.
+            retry_failed: True: retry requests whose output line is an error.
+            override_model: True: use `model_id` even for requests that name a different one.
             text: As for `run_batch`.
             system: As for `run_batch`.
             max_tokens: As for `run_batch`.
@@ -217,8 +217,9 @@ class BatchMethods:
 
         Raises:
             BatchFileError: if a file is invalid, with the line.
-            InvalidArgumentError: if the model does not run on the hardware, or the context is too long.
-            RequestError: if the service cannot be reached, or does not know the model.
+            InvalidArgumentError: if the model does not run on the hardware, or the context length is too
+                long.
+            RequestError: if the service cannot be reached or does not have the model.
 
         Example:
             plan = await client.plan_batch(

@@ -1,7 +1,7 @@
-"""`AsyncCortecs`: the client, its signatures and their documentation.
+"""`AsyncCortecs`: the client's signatures and their documentation.
 
-It imports no httpx, so that its own import is quick: `wiring.py` does, when the first client is created. The
-mixins in `batches.py`, `leases.py`, `recovery.py` and `with_options.py` keep this module short.
+This module does not import httpx, so that it loads quickly: `wiring.py` does, when the first client is
+created. The mixins in `batches.py`, `leases.py`, `recovery.py`, and `with_options.py` keep this module short.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 @hinted
 class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
-    """Rent GPU instances on cortecs.ai, from asyncio or trio.
+    """Rent GPU instances on cortecs.ai from asyncio or trio.
 
-    Open one client, and rent an instance for each block that needs one. When you leave its block, the
-    instance is stopped and deleted.
+    Open one client and rent an instance for each block that needs one. When you leave the block, the instance
+    is stopped and deleted.
 
     Example:
         async with AsyncCortecs() as client:
@@ -53,7 +53,7 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
                 print(inst.base_url, inst.model)
 
     Use the client with `async with`, or call `aclose()` at the end. All tasks of one event loop can share a
-    client. In another event loop, another thread, or a second `asyncio.run`, its methods raise
+    client. In a different event loop or thread, or in a second `asyncio.run`, its methods raise
     `ConfigurationError`.
 
     A duration is a number of seconds, a `timedelta`, or a string such as "90s", "15m" or "1h30m".
@@ -62,19 +62,19 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
         client_id: Your client id. Default: the environment variable CORTECS_CLIENT_ID.
         client_secret: Your client secret. Default: the environment variable CORTECS_CLIENT_SECRET.
         timeout: Longest time for one attempt of a request, from waiting for a connection to the last byte of
-            the response. Default: 30 seconds. Polls and releases begin with shorter ones: 3, 6, 12, ...
+            the response. Default: 30 seconds. Polls and releases start with shorter timeouts: 3, 6, 12, ...
             seconds.
         max_retries: Retries after the first attempt of a request. Default: 5. Short for
             `RetryPolicy(max_retries=...)`.
         guard: The reaper, a child process that releases your instances if this process is killed. `auto`
             (default) logs a warning if it cannot run or cannot reach the service. `required` raises
-            `GuardError` then. `off` disables it. There is no reaper on Windows: leases raise `GuardError`
-            there unless you pass `off`. The reaper uses the proxies and certificates of the environment, not
-            `http_client`.
+            `GuardError` instead. `off` disables the reaper. There is no reaper on Windows: leases raise
+            `GuardError` there unless you pass `off`. The reaper uses the proxy and certificate settings from
+            the environment, not `http_client`.
 
     Other credentials:
-        profile: The name of a profile that `cortecs-async login` stored, to use instead of the environment.
-            Default: CORTECS_PROFILE, else `default` if there are no other credentials.
+        profile: The name of a profile stored by `cortecs-async login`, to use instead of the environment.
+            Default: CORTECS_PROFILE if it is set; otherwise `default`, if there are no other credentials.
         credential_provider: An async function that returns `Credentials`, instead of `client_id` and
             `client_secret`. It is called for each new access token, so it can return rotated secrets.
         anonymous: True: use no credentials. Only `models` and `hardware_types` work then.
@@ -86,34 +86,35 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
 
     Network:
         api_base_url: The URL of the provisioning API, as a string or a URL object of httpx or yarl. Default:
-            the environment variable CORTECS_API_BASE_URL, else the profile's, else
+            the environment variable CORTECS_API_BASE_URL, then the profile's URL, then
             `https://cortecs.ai/api/v1`.
-        http_client: Your own `httpx.AsyncClient` or `httpx2.AsyncClient`, for proxies, certificates or tests.
-            You close it. Its timeouts, redirects and authentication are not used. If it has no free
-            connection for a second, polls and releases use a connection of this client, with the proxies and
-            certificates of the environment.
-        transport: What sends the requests: `httpx` (default) or `aiohttp`. aiohttp uses about two thirds of
-            the CPU, works on asyncio only, and needs the extra `aiohttp`.
-        max_connections: Requests to send in parallel, at most. Default: 100. Others queue. Releases go first,
-            and a fifth is reserved for them. Polls do not queue.
+        http_client: Your own `httpx.AsyncClient` or `httpx2.AsyncClient`, for proxies, certificates, or
+            tests. You must close it yourself. Its timeouts, redirects, and authentication are not used. If it
+            has no free connection for a second, polls and releases open their own, with the proxy and
+            certificate settings from the environment.
+        transport: The library that sends the requests: `httpx` (default) or `aiohttp`. aiohttp uses about two
+            thirds of the CPU time, works only on asyncio, and needs the extra `aiohttp`.
+        max_connections: Maximum number of parallel requests. Default: 100. Further requests wait. Releases go
+            first, and a fifth of the number is reserved for them. Polls do not wait.
         allow_insecure_http: True: allow plain http to other machines, for `api_base_url` and for the
             `base_url` of instances. This exposes your credentials and API keys to the network.
 
     Crash safety and telemetry:
-        journal: The file that `sweep` reads if the reaper died as well. `auto` (default), `required` (raises
-            `JournalError` if it cannot be written) or `off`.
-        state_dir: The directory of the journals. Default: the environment variable CORTECS_STATE_DIR, else
-            your user's state directory. It must belong to your user, and must not be writable by others. It
-            is created if it is missing. In a container, use a directory on a volume that outlives it.
-        tag_starts: True: request a context length that is smaller by a random amount of less than 1 %. If the
-            response to a start is lost, its instance can then be told apart from equal instances of other
-            people. This works only if the service returns the context length.
-        telemetry: Receives the events of your leases.
-            `cortecs_async.integrations.opentelemetry.OpenTelemetry()` turns them into spans and metrics.
+        journal: The record of your starts, which `sweep` reads if the reaper died too. `auto` (default),
+            `required` (raises `JournalError` if it cannot be written), or `off`.
+        state_dir: The directory of the journals. Default: the environment variable CORTECS_STATE_DIR, or your
+            user's state directory if it is not set. The directory must belong to your user and must not be
+            writable by others. It is created if it does not exist. In a container, use a directory on a
+            volume that outlives the container.
+        tag_starts: True: request a context length reduced by a random amount of less than 1%. If the response
+            to a start is lost, this distinguishes your instance from identical ones started by other people.
+            It works only if the service returns the context length.
+        telemetry: Receives lease lifecycle events. `cortecs_async.integrations.opentelemetry.OpenTelemetry()`
+            turns them into spans and metrics.
 
     Attributes:
-        instances: The instances of the account: see `Instances`.
-        models: The models that you can start: see `Models`.
+        instances: The instances in the account: see `Instances`.
+        models: The models you can start: see `Models`.
         hardware_types: The hardware types, with prices: see `HardwareTypes`.
         user: The account: see `User`.
 
@@ -149,7 +150,7 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
         tag_starts: bool = False,
         telemetry: Telemetry | None = None,
     ) -> None:
-        from .._logging import set_up_log  # noqa: PLC0415  (slow, and `--help` need not wait)
+        from .._logging import set_up_log  # noqa: PLC0415  (slow, and not needed for `--help`)
         from .wiring import Wiring  # noqa: PLC0415
 
         secret = to_secret(client_secret) if client_secret is not None else None
@@ -194,13 +195,13 @@ class AsyncCortecs(LeaseMethods, BatchMethods, CallMethods, RecoveryMethods):
         self._closed = False
 
     async def aclose(self) -> None:
-        """Close the client. `async with` does this for you. You can call it again.
+        """Close the client. `async with` does this for you. You can call it more than once.
 
         Open leases can still release their instances: the connections close with the last lease. `aclose`
         waits for the release of leases whose blocks were dropped without being awaited.
 
         Raises:
-            ConfigurationError: if you call it in another event loop than the client's.
+            ConfigurationError: if you call it from a different event loop than the client's.
 
         Example:
             client = AsyncCortecs()

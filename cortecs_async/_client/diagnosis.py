@@ -1,4 +1,4 @@
-"""`client.diagnose`: check credentials, inference API key, service, token, clock, journal and reaper."""
+"""`client.diagnose`: check credentials, inference API key, service, token, clock, journal, and reaper."""
 
 from __future__ import annotations
 
@@ -39,19 +39,19 @@ _CHECK_TIMEOUT = 20.0
 
 _NO_LEASES = "Leases and batches need the journal and the reaper. Run them in WSL."
 
-# Seconds that the clocks may differ by.
+# Seconds by which the clocks may differ.
 _MAX_CLOCK_DIFFERENCE = 60.0
 
 
 @frozen(kw_only=True)
 class Finding(Row):
-    """The result of one check of `diagnose`.
+    """The result of one check by `diagnose`.
 
     Attributes:
-        name: `credentials`, `inference key`, `service`, `token`, `clock`, `journal` or `reaper`.
+        name: `credentials`, `inference key`, `service`, `token`, `clock`, `journal`, or `reaper`.
         ok: Whether the check passed.
-        detail: What was found.
-        hint: What to do. Empty if there is nothing to do.
+        detail: The result of the check.
+        hint: The suggested action. Empty if there is nothing to do.
 
     Example:
         problems = [finding for finding in await client.diagnose() if not finding.ok]
@@ -74,7 +74,7 @@ class Finding(Row):
 
 
 async def diagnose(settings: Settings, http: HTTP, promises: Promises) -> tuple[Finding, ...]:
-    """Run one check after the other, each in bounded time. Starts nothing that is billed."""
+    """Run one check after the other, each with a time limit. Nothing billable is started."""
     run = _Checks(settings=settings, http=http, promises=promises)
     findings: list[Finding] = []
     checks = (run.credentials, run.inference_key, run.service, run.token, run.clock, run.journal, run.reaper)
@@ -113,7 +113,7 @@ class _Checks:
         except ConfigurationError as error:
             problem = str(error)
         except Exception as error:  # noqa: BLE001  (the user's own provider may raise anything)
-            # Without its message, which may contain the secret.
+            # Without the error's message, which may contain the secret.
             problem = f"credential_provider raised {type(error).__name__}"
         self.has_credentials = problem is None
         if problem is None:
@@ -170,7 +170,7 @@ class _Checks:
             if not self.replies:
                 reason = "no request succeeded" if self.is_reached else "the service cannot be reached"
             return Finding(name="clock", ok=True, detail=f"not checked: {reason}")
-        # The last response is that of the token check, which no proxy caches.
+        # The last response comes from the token check, which proxies do not cache.
         ahead = differences[-1]
         if abs(ahead) <= _MAX_CLOCK_DIFFERENCE:
             return Finding(name="clock", ok=True, detail="in sync with the service")
@@ -250,12 +250,12 @@ class _Checks:
 
 
 def _is_from_service(error: CortecsError) -> bool:
-    """Return whether the service sent this error, and not a proxy or another site."""
+    """Return whether this error was sent by the service, not by a proxy or a different site."""
     return isinstance(error, APIStatusError) and error.status_code in {401, 403, 429}
 
 
 def _ahead(at: float, reply: Reply) -> float | None:
-    """Return how many seconds the local clock is ahead of the `Date` of a reply received at `at`."""
+    """Return how many seconds the local clock is ahead of the `Date` in a reply received at `at`."""
     try:
         date = parsedate_to_datetime(reply.headers["date"])
         if date.tzinfo is None:

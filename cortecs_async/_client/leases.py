@@ -1,4 +1,4 @@
-"""`client.instance`, `attach`, `acquire` and `release`: their signatures and documentation.
+"""`client.instance`, `attach`, `acquire`, and `release`: their signatures and documentation.
 
 `LeaseMethods` is a mixin, because `client.py` would be too long with it.
 """
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @hinted
 @shown_as_client
 class LeaseMethods:
-    """The methods of `AsyncCortecs` that start, use and release instances."""
+    """The methods of `AsyncCortecs` that start, use, and release instances."""
 
     _wiring: Wiring
 
@@ -50,7 +50,7 @@ class LeaseMethods:
         Entering the block starts the instance and waits until it is usable. However you leave the block, the
         instance is stopped and deleted, and the block returns once the service confirms that it is gone.
         Cancellations and timeouts cannot interrupt the release. Billing begins with the start request, before
-        the block does.
+        the block begins.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
@@ -64,35 +64,35 @@ class LeaseMethods:
             start_timeout: Longest time from entering the block until the instance is usable. Default: 15
                 minutes.
             teardown_timeout: Longest time for the release, including retries. Default: 2 minutes.
-            on_exit: What the end of the block does. `delete` (default) stops and deletes the instance. `stop`
-                ends its billing and keeps it for a restart. `keep` leaves it **running and billed**. If
-                entering fails, the instance is always deleted.
-            reuse: True: use a matching instance if there is one, as `instances.ensure` does. It is left as it
-                was found: running, or stopped again.
+            on_exit: What happens at the end of the block. `delete` (default) stops and deletes the instance.
+                `stop` ends its billing and keeps it for a restart. `keep` leaves it **running and billed**.
+                If entering fails, the instance is always deleted.
+            reuse: True: use a matching instance if there is one, as `instances.ensure` does. Afterwards, the
+                instance is left as it was found: running, or stopped again.
             max_lifetime: Longest time from the start request to the release. Then the block is cancelled, the
                 instance is released, and `LeaseExpiredError` is raised. If your code blocks the event loop,
-                the reaper releases the instance some seconds later. Default: no limit.
-            max_cost: The same limit as an amount in the account's currency, at the list price, in whole
-                billing intervals. Default: no limit.
+                the reaper releases the instance a few seconds later. Default: no limit.
+            max_cost: The same limit as an amount in the account's currency, calculated from the list price in
+                whole billing intervals. Default: no limit.
             on_loss: What to do if the instance stops or disappears during the block. `cancel` (default) ends
                 the block with `InstanceLostError`. `ignore` keeps the block running.
-            on_progress: A function that is called with a `Progress` at every change while the instance
-                starts. It may be async. If it raises, the start fails and the instance is deleted.
+            on_progress: A function called with a `Progress` at every change while the instance starts. It
+                can be async. If it raises, the start fails and the instance is deleted.
             require_key: Check the inference API key before the start. True: raise an error if it is missing
-                or clearly wrong. None (default): log a warning, if a package for inference is installed.
-                False: no check. Only the instance itself can tell whether it accepts the key.
+                or clearly wrong. None (default): log a warning, but only if a package such as `openai` is
+                installed. False: no check. Only the instance itself shows whether it accepts the key.
 
         Raises:
             InvalidArgumentError: if an argument is invalid. No request is sent.
             ConfigurationError: if there are no credentials, or no key with `require_key=True`. No request is
                 sent.
-            RequestError: on entering, if the service rejects the start, or cannot be reached.
-            LifecycleError: on entering, if the instance fails, or is not usable in time.
+            RequestError: on entering, if the service rejects the start or cannot be reached.
+            LifecycleError: on entering, if the instance fails or is not usable in time.
             PriceUnknownError: on entering, if `max_cost` needs a price that the service does not return.
             GuardError: or `JournalError`, on entering, if a required reaper or journal does not work. Nothing
                 was started.
-            AmbiguousStartError: on entering, if the response to the start was lost, and several instances
-                could be it.
+            AmbiguousStartError: on entering, if the response to the start was lost and several instances
+                could be yours.
             InstanceLostError: on leaving, if the instance stopped or disappeared during the block.
             LeaseExpiredError: on leaving, if `max_lifetime` or `max_cost` was reached.
             TeardownError: on leaving, if the release fails within `teardown_timeout`.
@@ -175,9 +175,9 @@ class LeaseMethods:
     ) -> InstanceHandle:
         """Start an instance that outlives this process. You must `release` it.
 
-        Use this only if you cannot hold an `async with` block open. Until the instance is usable, it is as
-        safe as with `instance`. After that, only `max_lifetime` or `max_cost` ends it: the reaper enforces
-        the limit, or `sweep` if the reaper died. Always set one of them.
+        Use this only if you cannot hold an `async with` block open. Until the instance is usable, it is
+        protected as with `instance`. After that, only `max_lifetime` or `max_cost` ends it: the reaper
+        enforces the limit, or `sweep` if the reaper died. Always set one of them.
 
         Args:
             model_id: The model, as `org/name` or `org--name`.
@@ -194,12 +194,12 @@ class LeaseMethods:
             require_key: As for `instance`.
 
         Returns:
-            A handle that other processes can use, and that `release` takes.
+            A handle that other processes can use and pass to `release`.
 
         Raises:
             InvalidArgumentError: if an argument is invalid. No request is sent.
-            CortecsError: if the instance does not become usable, as when you enter `instance(...)`. It is
-                deleted then.
+            CortecsError: if the instance does not become usable, as when entering `instance(...)`. The
+                instance is deleted.
 
         Example:
             handle = await client.acquire("meta-llama/Llama-3.1-8B-Instruct", max_lifetime="2h")
@@ -226,15 +226,15 @@ class LeaseMethods:
     async def release(self, handle: InstanceHandle | str, *, teardown_timeout: Duration = 120.0) -> None:
         """Stop and delete an acquired instance, and return once the service confirms that it is gone.
 
-        You can call this from any process, and any number of times: an instance that is already gone is not
-        an error. Cancellations and timeouts cannot interrupt it.
+        You can call this from any process and any number of times: an instance that is already gone is not an
+        error. Cancellations and timeouts cannot interrupt it.
 
         Args:
             handle: The handle from `acquire`, or the id of an instance.
             teardown_timeout: Longest time for the release, including retries. Default: 2 minutes.
 
         Raises:
-            InvalidArgumentError: if `handle` is neither, or belongs to another account.
+            InvalidArgumentError: if `handle` is not a handle or an id, or belongs to another account.
             TeardownError: if the instance is not confirmed deleted in time. The message says what releases it
                 later.
             RequestError: if the instances cannot be listed.

@@ -1,4 +1,4 @@
-"""`client.sweep`, `client.orphans` and `client.owners`: the instances in the journals; and `client.diagnose`.
+"""`client.sweep`, `client.orphans`, and `client.owners`, which read the journals; and `client.diagnose`.
 
 `RecoveryMethods` is a mixin, because `client.py` would be too long with it.
 """
@@ -25,10 +25,10 @@ class RecoveryMethods:
     _wiring: Wiring
 
     async def diagnose(self) -> tuple[Finding, ...]:
-        """Check your setup: credentials, inference API key, service, token, clock, journal and reaper.
+        """Check your setup: credentials, inference API key, service, token, clock, journal, and reaper.
 
-        This starts nothing that is billed. Each check takes 20 seconds at most. Problems are returned, not
-        raised. Missing credentials are a problem too, so call this on a client that you have not entered.
+        This does not start anything billable. Each check takes at most 20 seconds. Problems are returned, not
+        raised. Missing credentials are reported too if you call this on a client you have not entered.
 
         Returns:
             One `Finding` for each check.
@@ -44,16 +44,16 @@ class RecoveryMethods:
     ) -> tuple[Orphan, ...]:
         """Release the instances that dead processes left behind.
 
-        A sweep reads the journals of this machine. It releases only instances that a journal proves to be
-        theirs. Instances that a reaper is still `releasing` are only reported.
+        A sweep reads the journals on this machine. It releases only instances that a journal proves to belong
+        to these processes. Instances that a reaper is still releasing are only reported, as `releasing`.
 
         Args:
             dry_run: True: only report what a sweep would release.
-            force: True: also release what a reaper is still releasing, for example because its client secret
-                was rotated. This is safe even while the reaper is working. Instances of running processes are
-                not touched, except those that they failed to release.
-            timeout: Longest time for the whole sweep. Default: 330 seconds, which is enough to decide about a
-                start that was just sent. What is not done by then is `left` or `unsettled`.
+            force: True: also release instances that a reaper is still trying to release, for example with a
+                client secret that was rotated. This is safe even while the reaper is working. Instances of
+                running processes are not touched, except any they failed to release.
+            timeout: Longest time for the whole sweep. Default: 330 seconds, which is long enough to settle a
+                start that was just sent. Anything unfinished by then is reported as `left` or `unsettled`.
 
         Returns:
             One `Orphan` for each instance. Its `state` says what happened.
@@ -83,10 +83,10 @@ class RecoveryMethods:
         return await self.sweep(dry_run=True)
 
     async def owners(self) -> Mapping[str, Owner]:
-        """Return who owns the instances in the journals of this machine, by instance id.
+        """Return the owners of the instances in this machine's journals, by instance id.
 
-        An instance that is missing here was started by hand, on another machine, or with `acquire` without a
-        limit. This reads files only and sends no request.
+        An instance that is missing from the result was started by hand, on another machine, or with `acquire`
+        without a limit. This only reads files and does not send any requests.
 
         Raises:
             JournalError: if the state directory cannot be used.

@@ -40,7 +40,7 @@ from .diagnosis import Finding, diagnose
 
 @frozen
 class Endpoints:
-    """The endpoints of a client, with one function that sends their requests."""
+    """A client's endpoints, which send their requests with the same function."""
 
     instances: Instances
     models: Models
@@ -113,7 +113,7 @@ class Wiring:
         self._has_checked_key = False
 
     def endpoints(self, send: Send) -> Endpoints:
-        """Return the endpoints with another `send`. Waits use the poller of the client."""
+        """Return the endpoints with a different `send`. Waits use the client's poller."""
         send = self._names.explaining(send)
         return Endpoints(
             Instances(send, self.settings.poll, twin=self._leased),
@@ -134,7 +134,7 @@ class Wiring:
         return InstanceLease(self._services, options)
 
     def _check_inference_key(self, *, is_required: bool) -> None:
-        """Notice a missing inference API key before an instance is billed. The warning is logged once."""
+        """Check for a missing inference API key before an instance is billed. The warning is logged once."""
         if not is_required and (self._has_checked_key or not uses_inference()):
             return
         self._has_checked_key = True
@@ -168,7 +168,7 @@ class Wiring:
         return await diagnose(self.settings, self.http, self.promises)
 
     async def open(self) -> None:
-        """Enter the client, if it has credentials, and log if there is something to sweep."""
+        """Enter the client if it has credentials, and log if there is something to sweep."""
         try:
             self.settings.sources.check()
             await self.promises.report_orphans()

@@ -1,4 +1,4 @@
-"""`client.with_options` and `client.request`: options for single calls, and requests of any kind.
+"""`client.with_options` and `client.request`: options for single calls, and arbitrary requests.
 
 `CallMethods` is a mixin, because `client.py` would be too long with it.
 """
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 Method = Literal["GET", "POST", "PUT", "PATCH", "DELETE"]
 
-# No percent sign, no query and no segment of dots: a server could read them as another path, and httpx itself
-# sends `/instances/./start` as `/instances/start`.
+# No percent sign, no query, and no segment of dots: a server could interpret them as a different path, and
+# httpx itself sends `/instances/./start` as `/instances/start`.
 _PATH = re.compile(r"(/(?!\.+(/|$))[A-Za-z0-9._~:-]+)+/?")
 
 
 @frozen(kw_only=True)
 class Response:
-    """A successful response, as the service sent it.
+    """A successful response, as sent by the service.
 
     Attributes:
         status: The HTTP status, 200 to 299.
         data: The decoded JSON, including fields that this client does not know. None for an empty body.
-        request_id: The `x-request-id` header, for the vendor's support. None if the service sends none
-            (whether it does is undocumented).
-        attempts: How often the request was sent.
+        request_id: The `x-request-id` header, for the vendor's support. None if there is none (it is
+            undocumented whether the service sends one).
+        attempts: How many times the request was sent.
         headers: The headers by name. Upper and lower case do not matter.
 
     Example:
@@ -58,16 +58,16 @@ class Response:
 
 @hinted
 class Calls:
-    """The endpoints of a client with other options: `client.with_options(...)`.
+    """A client's endpoints with different options: `client.with_options(...)`.
 
-    It shares the connections of its client, so it is cheap to create, and you close only the client. Leases
-    and waits (`watch`, `wait_until_running`) use the options of the client.
+    It shares its client's connections, so it is cheap to create, and you close only the client. Leases and
+    waits (`watch`, `wait_until_running`) use the client's own options.
 
     Attributes:
-        instances: As `client.instances`.
-        models: As `client.models`.
-        hardware_types: As `client.hardware_types`.
-        user: As `client.user`.
+        instances: Like `client.instances`.
+        models: Like `client.models`.
+        hardware_types: Like `client.hardware_types`.
+        user: Like `client.user`.
 
     Example:
         quick = client.with_options(timeout=5, max_retries=0)
@@ -87,10 +87,10 @@ class Calls:
 
     @property
     def last_response(self) -> Response | None:
-        """The response to the last call made with this object. None before the first call.
+        """The response to the last successful call made with this object. None before the first one.
 
-        If tasks share this object, it may be the response to another task's call. Errors have their own
-        response.
+        If several tasks share this object, it can be the response to another task's call. Errors have
+        attributes of their own.
         """
         return None if self._last is None else _to_response(self._last)
 
@@ -130,15 +130,15 @@ class CallMethods:
         retry_policy: RetryPolicy | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Calls:
-        """Return the endpoints of this client with other options for single calls.
+        """Return this client's endpoints with different options, for single calls.
 
-        Options that you leave out stay as in the client.
+        Options you leave out keep the client's values.
 
         Args:
             timeout: Longest time for one attempt.
             max_retries: Retries after the first attempt. 0 for none.
             retry_policy: When and how often to repeat failed requests.
-            headers: Headers to send. They are added to the client's `default_headers`, and replace those of
+            headers: Headers to send. They are added to the client's `default_headers` and replace any with
                 the same name.
 
         Raises:
@@ -168,8 +168,9 @@ class CallMethods:
     ) -> Response:
         """Send any request to the service, with the client's token, retries and errors.
 
-        Use it for endpoints and fields that this client does not know. A POST or PATCH is repeated only if
-        the service certainly did not process it. The other methods are repeated as HTTP allows.
+        Use it for endpoints and fields that this client does not support. A POST or PATCH is retried only if
+        the service definitely did not process it, unless it stops or restarts instances, which can be
+        repeated safely. All other methods can be retried.
 
         Args:
             method: GET, POST, PUT, PATCH or DELETE.
@@ -221,6 +222,6 @@ def _checked(method: Any, path: Any, body: Any, params: Mapping[Any, Any] | None
     try:
         json.dumps(body, allow_nan=False, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError):
-        # Checked here, where no frame of a traceback holds the token.
+        # Checked here, where no traceback frame holds the token.
         raise InvalidArgumentError("json must be encodable as JSON in UTF-8") from None
     return Call(method=method, path=path, json=body, params=params)

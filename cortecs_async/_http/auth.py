@@ -1,4 +1,4 @@
-"""The access token: fetched once for all callers that wait for it, and renewed before it expires."""
+"""The access token: fetched once for all waiting callers and renewed before it expires."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from .._secrets import CredentialProvider, Credentials, Secret
 
 @frozen(kw_only=True)
 class Token:
-    """An access token and when to renew it, in seconds of `anyio.current_time`."""
+    """An access token and the time to renew it, in seconds of `anyio.current_time`."""
 
     value: Secret
     renew_at: float
 
 
 def renewal_time(now: float, expires_in: float) -> float:
-    """Return when to renew a token that was requested at `now` and is valid for `expires_in` seconds.
+    """Return the time to renew a token requested at `now` and valid for `expires_in` seconds.
 
-    That is a tenth of its lifetime early, but at most a minute, so that it does not expire on the way.
+    This is a tenth of its lifetime early, but at most a minute, so that it does not expire in transit.
     """
     return now + expires_in - min(60.0, 0.1 * expires_in)
 
 
 class TokenSource:
-    """The current access token of a client, which `exchange` fetches for the provider's credentials."""
+    """A client's current access token, which `exchange` fetches for the provider's credentials."""
 
     def __init__(
         self, provider: CredentialProvider, exchange: Callable[[Credentials], Awaitable[Token]]
@@ -40,13 +40,13 @@ class TokenSource:
         self._fetches: SingleFlight[Token] = SingleFlight(self._fetch)
 
     async def get(self) -> Token:
-        """Return a token that is not due for renewal. Errors of the provider and the exchange are raised."""
+        """Return a token that is not due for renewal. Raises the errors of the provider and the exchange."""
         if self._token is not None and anyio.current_time() < self._token.renew_at:
             return self._token
         return await self._fetches.get()
 
     def invalidate(self, token: Token) -> None:
-        """Drop a token that the service rejected: the next `get` fetches another, once for all callers."""
+        """Drop a token that the service rejected. The next `get` fetches a new one, once for all callers."""
         if self._token is token:
             self._token = None
 

@@ -8,13 +8,13 @@ from typing import Any
 
 import anyio
 
-# The encodings that `BodyReader` takes, for the header of requests.
+# The encodings that `BodyReader` supports, for the request header.
 ACCEPT_ENCODING = "gzip, deflate"
 
-# Bytes of a decompressed response of the provisioning API. Ten thousand instances take a quarter of it.
+# Maximum bytes of a decompressed response from the provisioning API. Ten thousand instances need a quarter.
 MAX_BODY = 16 << 20
 
-# Levels of nested lists and objects: more than any API needs, and few enough for Python to encode.
+# Maximum levels of nested lists and objects: more than any API needs, and few enough for Python to encode.
 MAX_DEPTH = 200
 
 
@@ -23,14 +23,14 @@ class BodyError(ValueError):
 
 
 class BodyReader:
-    """Collects a body in chunks as they arrive, and decompresses it.
+    """Collects a body in chunks as they arrive and decompresses it.
 
     Args:
         encoding: The `Content-Encoding` of the response.
         limit: Maximum bytes after decompression.
 
     Raises:
-        BodyError: for any other encoding than gzip and deflate, and for more than one.
+        BodyError: for encodings other than gzip and deflate, and for more than one encoding.
     """
 
     def __init__(self, encoding: str, limit: int) -> None:
@@ -56,19 +56,19 @@ class BodyReader:
             return
         try:
             while chunk and not self._decompressor.eof:
-                # One byte more than is left, to notice that it is too large.
+                # One byte more than is left, to detect that the body is too large.
                 self._add(self._decompressor.decompress(chunk, self._limit - self._size + 1))
                 chunk = self._decompressor.unconsumed_tail
         except zlib.error:
             if not self._may_be_raw or self._chunks:
                 raise BodyError("is not correctly compressed") from None
-            # Some servers send deflate without the header of zlib.
+            # Some servers send deflate without a zlib header.
             self._may_be_raw = False
             self._decompressor = zlib.decompressobj(wbits=-zlib.MAX_WBITS)
             self.feed(chunk)
 
     def body(self) -> bytes:
-        """Return all that was received."""
+        """Return everything received."""
         return b"".join(self._chunks)
 
     def _add(self, data: bytes) -> None:
@@ -95,8 +95,8 @@ async def read_body(chunks: AsyncIterator[bytes], encoding: str, limit: int) -> 
                     reader.feed(chunk)
                 except BodyError as error:
                     problem = error
-                    # Not left, but cancelled: then the iterators inside the HTTP library end too, and trio
-                    # does not warn about them.
+                    # Cancelled rather than left, so that the iterators inside the HTTP library end too and
+                    # trio does not warn about them.
                     scope.cancel()
     if problem is not None:
         raise problem
@@ -104,8 +104,8 @@ async def read_body(chunks: AsyncIterator[bytes], encoding: str, limit: int) -> 
 
 
 def is_too_deep(text: bytes, data: object) -> bool:
-    """Return whether the data of this JSON text is nested more than `MAX_DEPTH` levels deep."""
-    # Quick for most texts, which have fewer lists and objects.
+    """Return whether this JSON text's data is nested more than `MAX_DEPTH` levels deep."""
+    # A quick check for most texts, which have fewer lists and objects.
     if text.count(b"[") + text.count(b"{") <= MAX_DEPTH:
         return False
     level: list[Any] = [[data]]

@@ -1,4 +1,4 @@
-"""Send a request, retry it where that is safe, and turn the outcome into data or a typed error."""
+"""Send a request, retry it if that is safe, and turn the outcome into data or a typed error."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .retry import counts_as_retry, may_have_taken_effect, next_wait
 from .timeouts import AttemptTimeouts
 from .transport import Transport
 
-# Seconds without a failure after which the next one is another outage.
+# Seconds without a failure after which the next failure counts as a new outage.
 _OUTAGE_GAP = 60.0
 
 
@@ -35,10 +35,10 @@ class _Attempts:
     """The attempts of one call so far.
 
     Attributes:
-        elapsed: Seconds spent on it, not counting the wait for a free slot.
-        count: How often it was sent.
-        counted: How many of the attempts count against `max_retries`.
-        outcome_unknown: Whether one of them may have taken effect.
+        elapsed: Seconds spent on the call, not counting the wait for a free slot.
+        count: How many times the request was sent.
+        counted: The number of attempts that count against `max_retries`.
+        outcome_unknown: Whether one of the attempts may have taken effect.
         has_renewed_token: Whether the service has rejected its token once.
     """
 
@@ -64,7 +64,7 @@ class _Attempts:
 
 
 class HTTP:
-    """Sends the requests of one client, with its connections and its token, on one event loop."""
+    """Sends one client's requests, with its connections and token, on one event loop."""
 
     def __init__(
         self,
@@ -90,15 +90,15 @@ class HTTP:
         self.loop: LoopBinding = LoopBinding()
         self.unawaited: UnawaitedTasks = UnawaitedTasks(self.loop)
         self._closed = False
-        self._outage_ends = -math.inf  # until then, another failure is part of the outage that is logged
+        self._outage_ends = -math.inf  # until then, another failure is part of the logged outage
 
     async def request(self, call: Call) -> Reply:
-        """Send a request that the user made."""
+        """Send a request made by the user."""
         self.check_open()
         return await self.request_for_lease(call)
 
     async def request_for_lease(self, call: Call) -> Reply:
-        """Send a request, even after the client was closed if a lease still holds the connections.
+        """Send a request. This works after the client was closed if a lease still holds the connections.
 
         A lease may need to send requests after the client was closed.
         """
@@ -109,7 +109,7 @@ class HTTP:
             self._settings.sources.check()
         attempts = _Attempts(call, call.settings or self._settings)
         while True:
-            # Before it takes a slot, because all requests that wait for a token wait for the same one.
+            # Before taking a slot, because all requests that wait for a token wait for the same one.
             token = await self._token_for(attempts)
             outcome = await self._send_with_slot(attempts, token)
             if isinstance(outcome, Reply):
@@ -123,23 +123,23 @@ class HTTP:
                 await self._wait_to_retry(attempts, outcome)
 
     async def request_once(self, call: Call) -> Reply:
-        """Send a request without retries, for a teardown, which has its own."""
+        """Send a request without retries, for a teardown, which retries by itself."""
         return await self.request_for_lease(evolve(call, retried=False, priority=Priority.RELEASE))
 
     async def connect(self, timeout: float) -> Failure | None:
-        """Open a connection to the service, but send nothing. Return what went wrong."""
+        """Open a connection to the service without sending anything. Return the failure, if any."""
         return await self._transport.connect(timeout)
 
     def redact(self, text: str) -> str:
-        """Return the text without the secrets that this client, and its leases, have used."""
+        """Return the text without the secrets this client and its leases have used."""
         return redact_inference_keys(self._redactor.redact(text))
 
     def one_line(self, text: str) -> str:
-        """Return a text with words of the service on one line, without secrets and control characters."""
+        """Return a text from the service on one line, without secrets and control characters."""
         return redact_inference_keys(self._redactor.one_line(text))
 
     def check_open(self) -> None:
-        """Raise an error if the client is closed, or belongs to another event loop."""
+        """Raise an error if the client is closed or belongs to a different event loop."""
         if self._closed:
             raise ClientClosedError(
                 "This AsyncCortecs is closed. Use it inside its `async with` block, or create a new one."
@@ -149,12 +149,12 @@ class HTTP:
     def hold(self) -> None:
         """Keep the connections open, even after `aclose`, until `release` or `abandon`.
 
-        Until then, it also handles Ctrl-C, so that a KeyboardInterrupt does not break off a release.
+        During this time, Ctrl-C is handled too, so that a KeyboardInterrupt does not interrupt a release.
         """
         self._holders.append(SigintGuard.acquire())
 
     async def release(self) -> None:
-        """End a `hold`; close the connections if it was the last one of a closed client."""
+        """End a `hold`. Close the connections if it was the last hold of a closed client."""
         self.abandon()
         await self._close_if_done()
 
@@ -164,9 +164,9 @@ class HTTP:
             sigint_guard.release()
 
     async def aclose(self) -> None:
-        """Reject further calls, and close the connections as soon as no lease needs them.
+        """Reject further calls and close the connections as soon as no lease needs them.
 
-        This waits for releases that run in the background.
+        This waits for releases running in the background.
         """
         self.loop.check()
         self._closed = True
@@ -198,14 +198,14 @@ class HTTP:
         return token
 
     async def _send_with_slot(self, attempts: _Attempts, token: Token | None) -> Reply | Failure:
-        """Wait for a free slot, and send the request once, unless it times out before that."""
+        """Wait for a free slot and send the request once, unless it times out before that."""
         call, settings = attempts.call, attempts.settings
         await self._limiter.acquire(call.priority)
         began = anyio.current_time()
         try:
             left = settings.retry.total_timeout - attempts.elapsed
             if left <= 0:
-                # The token took all the time. A `start` sent now would time out before its response.
+                # Fetching the token took all the time. A `start` sent now would time out before its response.
                 raise attempts.error(
                     Failure(kind=FailureKind.TIMED_OUT, detail="timed out before it was sent")
                 )
@@ -243,7 +243,7 @@ class HTTP:
         witness = call.witness
 
         async def send_with_witness() -> Reply | Failure:
-            # If the transport raises an error that it does not know, or is cancelled.
+            # In case the transport raises an unexpected error or is cancelled.
             outcome: Reply | Failure = Failure(kind=FailureKind.LOST, detail="the attempt was interrupted")
             try:
                 outcome = await self._transport.send(call, token, attempt, timeout)
@@ -257,7 +257,7 @@ class HTTP:
         return (await run_uncancellable(send_with_witness, restart_if_cancelled=False)).unwrap()
 
     async def _wait_to_retry(self, attempts: _Attempts, failure: Failure) -> None:
-        """Wait until the request may be sent again. Raise the error of the failure if it may not."""
+        """Wait until the request may be sent again. If it may not, raise the failure's error."""
         call = attempts.call
         attempts.counted += counts_as_retry(failure)
         error = attempts.error(failure)
@@ -289,7 +289,8 @@ class HTTP:
             now = anyio.current_time()
             if now >= self._outage_ends:
                 log(Event.HTTP_OUTAGE, method=call.method, path=call.path, problem=problem)
-            # A success of another request ends nothing: only some of the service may have failed.
+            # Another request's success does not end the outage, because only part of the service may have
+            # failed.
             self._outage_ends = max(self._outage_ends, now + wait + attempts.settings.timeout + _OUTAGE_GAP)
         if self._on_retry is not None:
             self._on_retry(call.method, call.path, failure, attempt=attempts.count, wait=wait)
@@ -299,7 +300,7 @@ class HTTP:
     async def _exchange(self, credentials: Credentials) -> Token:
         problem = credentials_problem(credentials)
         if problem:
-            del credentials  # a traceback with locals would show them if they are of another type
+            del credentials  # a traceback with locals would show them if they have a different type
             raise ConfigurationError(problem)
         self._redactor.remember(credentials.client_secret)
         self._note(credentials, proven=False)
@@ -328,7 +329,7 @@ class HTTP:
 
 
 def _outcome_text(outcome: Reply | Failure) -> str:
-    """Return the outcome of an attempt for the log, with the text of the service about a failure."""
+    """Return the outcome of an attempt for the log, with the service's text about a failure."""
     if isinstance(outcome, Reply):
         return str(outcome.status)
     text = str(outcome.status or outcome.kind.value)
@@ -340,10 +341,10 @@ def _read_token(data: Any) -> tuple[Secret, float]:
     if not isinstance(token, str) or not token:
         raise ShapeError("expected an object with 'access_token'")
     if not (token.isascii() and token.isprintable() and " " not in token):
-        # The HTTP stack would reject the header, and show it in the error.
+        # The HTTP stack would reject the header and show it in the error.
         raise ShapeError("'access_token' has characters that a header cannot carry")
     lifetime = data.get("expires_in")
-    # Documented as 3600 s. If it is not a usable number, a 401 still renews the token.
+    # Documented as 3600 s. If it is not a usable number, a 401 still leads to a new token.
     if isinstance(lifetime, (int, float)) and 0 < lifetime < 1e9:
         return Secret(token), float(lifetime)
     return Secret(token), 3600.0

@@ -1,7 +1,7 @@
 """HTTP clients, and the small pools that hold them.
 
-httpx goes through all connections of its pool whenever a request begins or ends. A hundred concurrent
-requests take at least twice as much CPU in one pool as in pools of two (benchmarks: pool).
+httpx goes through all connections in its pool whenever a request begins or ends. A hundred concurrent
+requests use at least twice as much CPU in one pool as in pools of two (benchmarks: pool).
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 else:
     HTTPClient = httpx.AsyncClient  # httpx2 may not be installed
 
-# Keep silent connections alive: NAT gateways forget them after minutes (AWS: 350 s), and an answer of a model
-# may take longer. The first probe after a minute, then one a minute; the names differ between systems.
+# Keep silent connections alive: NAT gateways drop them after minutes (AWS: 350 s), and a model's answer may
+# take longer. The first probe is sent after a minute, then one every minute. The names differ between
+# systems.
 KEEP_ALIVE = [
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *(
@@ -51,19 +52,19 @@ KEEP_ALIVE = [
     ),
 ]
 
-# Concurrent requests on one of httpx's pools.
+# Concurrent requests in one httpx pool.
 _POOL_SIZE = 2
 
 # Seconds after which httpx closes an idle connection.
 _IDLE_TIMEOUT = 5.0
 
-# Concurrent requests that the limiter does not count: polls, a list, and a token request.
+# Concurrent requests not counted by the limiter: polls, a list, and a token request.
 _MAX_POLLS = 24
 
 
 @define(eq=False)
 class Pool:
-    """An HTTP client, with its limit and its number of concurrent requests."""
+    """An HTTP client with its limit and its number of concurrent requests."""
 
     client: httpx.AsyncClient
     size: float
@@ -72,7 +73,7 @@ class Pool:
 
 
 class _NoCookies(CookieJar):
-    """An empty cookie jar: the API sets no cookies, and extracting them costs CPU with every request."""
+    """An empty cookie jar: the API does not set cookies, and extracting them costs CPU for every request."""
 
     @override
     def extract_cookies(self, response: Any, request: Any) -> None:
@@ -80,7 +81,7 @@ class _NoCookies(CookieJar):
 
 
 class Connections:
-    """The connections of a client, or the caller's own HTTP client (`given`) instead.
+    """A client's connections, or the caller's own HTTP client (`given`) instead.
 
     Raises:
         ConfigurationError: for a transport that is not installed, or for certificates or proxies in the
@@ -91,7 +92,7 @@ class Connections:
         self._settings = settings
         self._given = None if given is None else _checked(given)
         self._tls: ssl.SSLContext | None = None
-        # The first is created now, so that bad certificates or proxies raise before anything is sent.
+        # The first client is created now, so that bad certificates or proxies raise before anything is sent.
         self.pools: list[Pool] = [
             Pool(self._given, math.inf) if self._given is not None else self._new_pool()
         ]
@@ -99,7 +100,7 @@ class Connections:
 
     def checkout(self) -> Pool:
         """Return a pool that can take another request."""
-        # The first with room, so that few requests keep few connections open.
+        # The first pool with room, so that few requests keep few connections open.
         for pool in self.pools:
             if pool.busy < pool.size:
                 return pool
@@ -107,7 +108,7 @@ class Connections:
         return self.pools[-1]
 
     def retire(self, pool: Pool) -> None:
-        """Use a pool of httpx for no more requests, because one was cancelled.
+        """Stop using an httpx pool for new requests, because a request was cancelled.
 
         If `task.cancel()` hits httpcore while it closes a response, the pool keeps the connection forever.
         """
@@ -116,9 +117,9 @@ class Connections:
             self._retired.append(pool)
 
     async def prune(self) -> None:
-        """Close pools that are not needed any more.
+        """Close pools that are no longer needed.
 
-        The last one is closed if it is idle: httpx closes idle connections only of a pool in use.
+        The last one is closed if it is idle, because httpx closes idle connections only in a pool in use.
         """
         idle = [pool for pool in self._retired if not pool.busy]
         self._retired = [pool for pool in self._retired if pool.busy]
@@ -126,25 +127,25 @@ class Connections:
         if last is not None and not last.busy and anyio.current_time() - last.idle_since >= _IDLE_TIMEOUT:
             idle.append(self.pools.pop())
         for pool in idle:
-            # Its errors do not concern the request that is about to be sent.
+            # Its errors are irrelevant for the request about to be sent.
             with contextlib.suppress(Exception):
                 await pool.client.aclose()
 
     async def aclose(self) -> None:
-        """Close our own connections, but not the caller's client."""
+        """Close our own connections but not the caller's client."""
         async with AsyncExitStack() as stack:
             for pool in (*self.pools, *self._retired):
                 if pool.client is not self._given:
                     stack.push_async_callback(pool.client.aclose)
 
     def new_client(self) -> httpx.AsyncClient:
-        """Create an HTTP client with its own connections. It raises the same errors as the class."""
+        """Create an HTTP client with its own connections. Raises the same errors as the class."""
         settings = self._settings
         if self._tls is None:
             self._tls = tls_context(settings)
         proxy = _proxy(settings, self._tls)
         if settings.transport == "aiohttp":
-            # aiohttp has one pool, with room for polls, which are not limited.
+            # aiohttp has one pool, with extra room for polls, which are not limited.
             transport = _aiohttp_transport(self._tls, proxy, settings.max_connections + _MAX_POLLS)
         else:
             transport = httpx.AsyncHTTPTransport(
@@ -161,7 +162,7 @@ class Connections:
 
 
 def _checked(given: HTTPClient) -> httpx.AsyncClient:
-    """Return the caller's client if it is one of httpx or httpx2. All that we use is the same in both."""
+    """Return the caller's client if it comes from httpx or httpx2. The parts we use are the same in both."""
     if not _is_instance(given, "AsyncClient"):
         raise ConfigurationError(
             "http_client must be an httpx.AsyncClient or an httpx2.AsyncClient, not "
@@ -171,7 +172,7 @@ def _checked(given: HTTPClient) -> httpx.AsyncClient:
 
 
 def _is_instance(value: object, *names: str) -> bool:
-    """Return whether this is an instance of one of these classes of httpx or of httpx2, if that is loaded."""
+    """Return whether this is an instance of one of these classes in httpx, or in httpx2 if it is loaded."""
     libraries: list[ModuleType] = [httpx]
     if (httpx2 := sys.modules.get("httpx2")) is not None:
         libraries.append(httpx2)
@@ -179,13 +180,13 @@ def _is_instance(value: object, *names: str) -> bool:
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext:
-    """Return the TLS context, with the certificates of the environment if it names any.
+    """Return the TLS context, with the certificates from the environment if it names any.
 
     Raises:
-        ConfigurationError: if they cannot be loaded. The message names the variable.
+        ConfigurationError: if the certificates cannot be loaded. The message names the variable.
     """
     if not settings.uses_tls:
-        # Loading certificates takes longer than making the rest of a client.
+        # Loading certificates takes longer than creating the rest of a client.
         return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     return settings.environment.tls_context() or httpx.create_ssl_context(trust_env=False)
 
@@ -225,7 +226,7 @@ def _aiohttp_transport(
 
 
 def open_socket(address: tuple[Any, ...]) -> socket.socket:
-    """Return a socket with TCP keep-alive, as a `socket_factory` of aiohttp."""
+    """Return a socket with TCP keep-alive, as a `socket_factory` for aiohttp."""
     family, kind, protocol, *_ = address
     opened = socket.socket(family, kind, protocol)
     for option in KEEP_ALIVE:
@@ -234,32 +235,32 @@ def open_socket(address: tuple[Any, ...]) -> socket.socket:
 
 
 def kind_of(error: Exception) -> FailureKind | None:
-    """Return how an attempt that raised this error failed; None if it is not an error of HTTP."""
+    """Return how an attempt that raised this error failed; None if it is not an HTTP error."""
     if _is_instance(error, "PoolTimeout"):
         return FailureKind.NOT_SENT
     if _is_instance(error, "ConnectError", "ConnectTimeout", "ProxyError"):
         return FailureKind.NOT_SENT if was_not_sent(error) else FailureKind.LOST
     if _is_instance(error, "TimeoutException"):
         return FailureKind.TIMED_OUT
-    # httpx parses a Location header even when it does not follow it; idna's errors are UnicodeErrors.
+    # httpx parses a Location header even if it does not follow it; idna's errors are UnicodeErrors.
     is_lost = _is_instance(error, "HTTPError", "InvalidURL") or isinstance(error, UnicodeError)
     return FailureKind.LOST if is_lost or is_of_aiohttp(error) else None
 
 
 def forget_locals(error: BaseException | None) -> None:
-    """Clear the locals in the tracebacks of an error: the frames of httpx hold the token and the body."""
+    """Clear the locals in an error's tracebacks, because httpx frames hold the token and the body."""
     for each in causes_of(error):
         clear_frames(each.__traceback__)
 
 
 def is_of_aiohttp(error: BaseException | None) -> bool:
-    """Return whether this is an error of aiohttp, which httpx-aiohttp does not always translate."""
+    """Return whether this error comes from aiohttp, which httpx-aiohttp does not always translate."""
     aiohttp = sys.modules.get("aiohttp")
     return aiohttp is not None and isinstance(error, aiohttp.ClientError)
 
 
 def was_not_sent(error: Exception) -> bool:
-    """Return whether an error of connecting proves that nothing was sent."""
+    """Return whether a connection error proves that nothing was sent."""
     frames = (frame for frame, _ in walk_tb(error.__traceback__))
     if not any(str(frame.f_globals.get("__name__")).startswith("httpx_aiohttp") for frame in frames):
         return True
@@ -269,7 +270,7 @@ def was_not_sent(error: Exception) -> bool:
 
 
 def is_pool_timeout(error: Exception) -> bool:
-    """Return whether no connection became free in time. aiohttp includes the time for connecting."""
+    """Return whether no connection became free in time. aiohttp includes the time to connect."""
     aiohttp = sys.modules.get("aiohttp")
     return _is_instance(error, "PoolTimeout") or (
         aiohttp is not None and isinstance(error.__cause__, aiohttp.ConnectionTimeoutError)

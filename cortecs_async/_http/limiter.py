@@ -1,4 +1,4 @@
-"""The limit on a client's concurrent requests, and the order in which the others wait."""
+"""The limit on a client's concurrent requests, and the order in which further requests wait."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import anyio
 
 
 class Priority(enum.Enum):
-    """What a request is for, most urgent first."""
+    """The purpose of a request, most urgent first."""
 
     POLL = "poll"  # never waits: a client has few of these at a time, and many tasks wait for each
-    RELEASE = "release"  # the instance is billed until it is done
+    RELEASE = "release"  # the instance is billed until the release is done
     CALL = "call"
 
 
 class PriorityLimiter:
-    """Limits concurrent requests. Other requests wait in the order of their priority.
+    """Limits concurrent requests. Further requests wait in order of priority.
 
     A fifth of the slots, but at least one, is reserved for releases, so that hanging calls cannot delay them.
-    Polls need no slot.
+    Polls do not need a slot.
     """
 
     def __init__(self, size: int) -> None:
@@ -41,7 +41,7 @@ class PriorityLimiter:
         try:
             await slot.wait()
         except BaseException:
-            # It may have received its slot at the moment of the cancellation.
+            # It may have received its slot at the time of the cancellation.
             if slot.is_set():
                 self.release(priority)
             else:

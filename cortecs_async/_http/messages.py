@@ -1,4 +1,4 @@
-"""Requests, responses and failures, as the resources and the transport exchange them."""
+"""Requests, responses, and failures, as exchanged by the resources and the transport."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ T = TypeVar("T")
 
 @frozen(kw_only=True)
 class Call:
-    """A request as the resources describe it.
+    """A request as described by the resources.
 
     Attributes:
         path: Path below the API base URL, already validated.
         retried: False for the poller, which polls again anyway.
-        settings: Timeout, retries and headers, if they are not the client's.
-        witness: Receives the outcome of each attempt. A cancellation of the caller does not reach an attempt
-            that is sent. Between attempts, the request can be cancelled as usual.
+        settings: Timeout, retries, and headers, if they differ from the client's.
+        witness: Receives the outcome of each attempt. Cancelling the caller does not affect an attempt that
+            was sent. Between attempts, the request can be cancelled as usual.
     """
 
     method: str
@@ -43,30 +43,30 @@ class Call:
 
     @property
     def has_effect(self) -> bool:
-        """Whether it changes something on the service. Fetching a token does not."""
+        """Whether the request changes anything in the service. Fetching a token does not."""
         return self.authenticated and self.method != "GET"
 
 
 class OnRetry(Protocol):
-    """Called before a failed request is retried, with the seconds until then in `wait`."""
+    """A callback invoked before a failed request is retried, after `wait` seconds."""
 
     def __call__(self, method: str, path: str, failure: Failure, *, attempt: int, wait: float) -> None: ...
 
 
 class Witness(Protocol):
-    """Receives every attempt of a request and its outcome, even if the caller is cancelled."""
+    """Receives every attempt at a request and its outcome, even if the caller is cancelled."""
 
     def sending(self, request: DetachedTask[Reply | Failure], /) -> bool:
-        """Note that an attempt is about to be sent.
+        """Record that an attempt is about to be sent.
 
         Returns:
-            Whether the witness takes over the `request` if the caller is cancelled. It must then cancel it
-            once the outcome is no longer needed. Otherwise the caller waits for the outcome.
+            Whether the witness takes over the `request` if the caller is cancelled. The witness must then
+            cancel it once the outcome is no longer needed. Otherwise the caller waits for the outcome.
         """
         ...
 
     def settled(self, outcome: Reply | Failure) -> None:
-        """Note the outcome of the attempt, also if it was cancelled."""
+        """Record the outcome of the attempt, even if it was cancelled."""
 
 
 @frozen(kw_only=True)
@@ -76,7 +76,7 @@ class Reply:
     Attributes:
         data: The JSON, or None for an empty body.
         request_id: The response's `x-request-id`, if it has one.
-        attempts: How often the request was sent.
+        attempts: How many times the request was sent.
         headers: Unchecked; their names are case-insensitive.
     """
 
@@ -88,7 +88,7 @@ class Reply:
     headers: Mapping[str, str] = field(factory=dict, repr=False)
 
     def decode(self, decoder: Callable[[Any], T]) -> T:
-        """Decode the data. Turn a `ShapeError` of the decoder into a `DecodeError`."""
+        """Decode the data. Turn a `ShapeError` from the decoder into a `DecodeError`."""
         try:
             return decoder(self.data)
         except ShapeError as error:
@@ -117,21 +117,22 @@ _FIXED_PATHS = frozenset({
     "/user/balance",
 })  # fmt: skip
 
-# Hints used only if the service gives no reason.
+# Hints used only if the service does not give a reason.
 _VAGUE_HINTS = frozenset({400, 404, 422})
 
 
 def start_warning(method: str, path: str, *, unknown: bool) -> str:
-    """Return what to add to the message of an error when a start may have worked."""
+    """Return the text to add to an error message when a start may have worked."""
     if unknown and is_start(method, path):
         return " An instance may have been started: check client.instances.list()."
     return ""
 
 
 def outage(failure: Failure, url: str, *, counted: int) -> str:
-    """Return what to log while a request waits for a service that is down; empty if it is not down.
+    """Return the text to log while a request waits for a service that is down; empty if it is up.
 
-    A response such as 502 counts from the second in a row: one of them is often followed by a success.
+    A response such as 502 counts from the second in a row, because a single one is often followed by a
+    success.
     """
     if failure.is_unreachable:
         return f"Cannot reach {url}: {failure.detail}"
@@ -150,8 +151,8 @@ def to_error(
 ) -> RequestError:
     """Return the error for a request that is not retried: the request, what happened, and what to do.
 
-    The failure is that of the last attempt; `url` is the base URL; `sources` tell where it and the
-    credentials come from; `unknown` is whether any of the attempts may have worked.
+    `failure` comes from the last attempt; `url` is the base URL; `sources` are the origins of the URL and the
+    credentials; `unknown` is whether any of the attempts may have worked.
     """
     request = f"{method} {path}"
     tries = f" ({attempts} attempts)" if attempts > 1 else ""
@@ -243,11 +244,11 @@ _STANDARD_PHRASES = frozenset(phrase.lower() for phrase in http.client.responses
 
 
 def error_reason(body: bytes, status: int = 500) -> str:
-    """Return the error text in a JSON error of the service, or an empty string.
+    """Return the error text in a JSON error from the service, or an empty string.
 
-    The API reference puts it in `message` or `error`. An object in `error` is the form of OpenAI's API. In
-    `detail`, the form of web frameworks, a text is read only with a status that rejects the request in any
-    case: a proxy may use it too.
+    According to the API reference, it is in `message` or `error`. The OpenAI API has an object in `error`.
+    Web frameworks use `detail`. That text is read only for a status that always rejects the request, because
+    a proxy may use it too.
     """
     try:
         data = json.loads(body)
@@ -261,12 +262,12 @@ def error_reason(body: bytes, status: int = 500) -> str:
         texts.append(_detail(data.get("detail")))
     text = next((each for each in texts if isinstance(each, str) and each.strip()), "")
     text = " ".join("".join(each for each in text if each.isprintable() or each.isspace()).split())
-    # A gateway's own words, such as "Service Unavailable" after it has passed the request on.
+    # A gateway's own text, such as "Service Unavailable" after it forwarded the request.
     return "" if text.rstrip(".").lower() in _STANDARD_PHRASES else text
 
 
 def _detail(detail: Any) -> Any:
-    """Return a `detail` as one text: FastAPI sends a list of objects with `msg` and `loc`."""
+    """Return `detail` as one text. FastAPI sends a list of objects with `msg` and `loc`."""
     if not isinstance(detail, list):
         return detail
     problems = [each for each in detail if isinstance(each, dict) and isinstance(each.get("msg"), str)]
@@ -282,13 +283,13 @@ class ShapeError(ValueError):
 
 
 class FailureKind(enum.Enum):
-    """How an attempt failed."""
+    """The way an attempt failed."""
 
     NOT_SENT = "not sent"  # the service never received it
     LOST = "lost"  # sent, but no complete response
     TIMED_OUT = "timed out"  # sent, but no complete response in time
     UNREADABLE = "unreadable"  # a success status whose body is not JSON
-    REDIRECTED = "redirected"  # to where the request must not go
+    REDIRECTED = "redirected"  # to a place the request must not be sent to
     STATUS = "status"  # an error status
 
 
@@ -297,13 +298,13 @@ class Failure:
     """An attempt without a usable response.
 
     Attributes:
-        detail: Details for people, without secrets.
+        detail: Details for display, without secrets.
         is_unreachable: Whether no connection could be opened.
         status: HTTP status, if one was read.
-        retry_after: Seconds that the service asked to wait.
+        retry_after: Seconds the service asked to wait.
         body: Redacted excerpt of the response body.
-        reason: The error text of the service, from the JSON of its response (`error_reason`). Empty for any
-            other body, such as the HTML of a proxy.
+        reason: The service's error text, from the JSON of its response (`error_reason`). Empty for any other
+            body, such as HTML from a proxy.
     """
 
     kind: FailureKind

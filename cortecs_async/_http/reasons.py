@@ -1,4 +1,4 @@
-"""Say in a few words why a connection to the service could not be opened."""
+"""Describe briefly why a connection to the service could not be opened."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _BY_ERRNO = {
 
 
 def connection_problem(error: Exception) -> str:
-    """Return why no connection was opened, from an error of any HTTP library; empty if that is not clear."""
+    """Return why no connection was opened, from an error of any HTTP library; empty if that is unclear."""
     causes = list(causes_of(error))
-    # Python's own: errors of aiohttp are subclasses that lack its attributes, and are caused by these.
+    # Python's own errors. aiohttp's are subclasses without their attributes, which are caused by these.
     for cause in (each for each in causes if type(each).__module__ in {"ssl", "socket"}):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its TLS certificate is not trusted: {cause.verify_message}".rstrip(": ")
@@ -37,7 +37,7 @@ def connection_problem(error: Exception) -> str:
 
 
 def causes_of(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error and all that led to it, each once."""
+    """Yield the error and everything that led to it, each once."""
     pending: list[BaseException | None] = [error]
     seen: set[int] = set()
     while pending:

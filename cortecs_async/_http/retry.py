@@ -1,9 +1,10 @@
-"""Which requests may be retried, and when. Pure: no clock, no I/O, and the randomness is an argument.
+"""The rules for retrying requests. Pure functions without a clock or I/O; randomness is an argument.
 
-The service has no idempotency key. A `start` whose response is lost may have started a billed instance, and a
-second one would start another, so it is retried only when the first certainly had no effect. The other
-requests of the API can be retried: a GET changes nothing, and a `stop`, `delete` or `restart` names its
-instance. A POST or PATCH that is not in the published API is treated like a start.
+The service does not support idempotency keys. A `start` whose response is lost may have started a billed
+instance, and repeating it would start a second one. So a `start` is retried only if the first one definitely
+had no effect. The API's other requests can be retried: a GET does not change anything, and a `stop`,
+`delete`, or `restart` names its instance. A POST or PATCH that is not in the published API is treated like a
+start.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ _PERMANENT_5XX = frozenset({501, 505})
 
 
 def is_transient_status(status: int) -> bool:
-    """Return whether a request with this error status may succeed when it is sent again."""
+    """Return whether a request with this error status may succeed if it is sent again."""
     return status in {408, 429} or (status >= 500 and status not in _PERMANENT_5XX)
 
 
 def is_transient(failure: Failure) -> bool:
-    """Return whether a request that failed like this may succeed when it is sent again."""
+    """Return whether a request that failed in this way may succeed if it is sent again."""
     if failure.kind is FailureKind.STATUS:
         return is_transient_status(failure.status or 0)
     return failure.kind is not FailureKind.REDIRECTED
 
 
-# Internal Server Error, and Gateway Timeout: the service failed, or was not waited for, while it worked on
-# the request. No text in the body changes that.
+# Internal Server Error and Gateway Timeout: the service failed, or the gateway stopped waiting for it, during
+# the request. A text in the body does not change that.
 _FAILED_INSIDE = frozenset({500, 504})
 
 
@@ -50,8 +51,8 @@ def may_have_taken_effect(method: str, failure: Failure) -> bool:
     if method == "GET" or failure.kind is FailureKind.NOT_SENT:
         return False
     if failure.kind is FailureKind.STATUS and failure.status not in _FAILED_INSIDE:
-        # A 4xx rejects the request, and so does any status with an error in the API's JSON format, such as
-        # 503 "no capacity". Any other 5xx or 408 may come from a proxy that has passed the request on.
+        # A 4xx, or any status with an error in the API's JSON format, such as 503 "no capacity", rejects the
+        # request. Any other 5xx or 408 may come from a proxy that forwarded the request.
         return not failure.reason and (
             failure.status is None or failure.status >= 500 or failure.status == 408
         )
@@ -71,7 +72,7 @@ def can_repeat(method: str, path: str, failure: Failure) -> bool:
         return False
     if is_idempotent(method, path):
         return True
-    # 503 means "no capacity" as often as "down", so the caller decides whether to try again.
+    # 503 means "no capacity" as often as "down", so the caller decides whether to retry.
     return failure.status != 503 and not may_have_taken_effect(method, failure)
 
 
@@ -99,9 +100,9 @@ def next_wait(
 ) -> float | None:
     """Return the seconds to wait before the next attempt, or None to give up.
 
-    `attempt` is the number of attempts so far. `counted` are those that failed with anything but 429:
-    if 429s were counted and half of all responses were 429, one request in sixty would fail.
-    `elapsed` are the seconds since the first attempt began.
+    `attempt` is the number of attempts so far. `counted` is the number of attempts that failed with anything
+    but 429: if 429s counted and half of all responses were 429, one request in sixty would fail. `elapsed` is
+    the number of seconds since the first attempt began.
     """
     if policy.max_retries == 0 or counted > policy.max_retries or not can_repeat(method, path, failure):
         return None
@@ -119,9 +120,9 @@ def backoff(attempt: int, *, policy: RetryPolicy, rng: random.Random) -> float:
 
 
 def parse_retry_after(headers: Mapping[str, str], *, now: datetime) -> float | None:
-    """Return the seconds of a Retry-After header in either of its forms (RFC 9110, 10.2.3), or None.
+    """Return the seconds in a Retry-After header in either format (RFC 9110, 10.2.3), or None.
 
-    A date is compared with the response's Date header if it has one, in case the local clock is wrong.
+    A date is compared with the response's Date header, if it has one, in case the local clock is wrong.
     """
     value = headers.get("retry-after", "").strip()
     if not value:
@@ -137,7 +138,7 @@ def parse_retry_after(headers: Mapping[str, str], *, now: datetime) -> float | N
 def _parse_date(value: str) -> datetime | None:
     try:
         moment = parsedate_to_datetime(value)
-    except (ValueError, OverflowError):  # the second for a year or zone of twenty digits
+    except (ValueError, OverflowError):  # the second one for a year or a zone with twenty digits
         return None
-    # A date in asctime form has no zone, and means UTC (RFC 9110, 5.6.7).
+    # A date in asctime format does not have a zone and means UTC (RFC 9110, 5.6.7).
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

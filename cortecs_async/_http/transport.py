@@ -1,6 +1,6 @@
-"""One attempt of a request: send it, and return data or a failure.
+"""One attempt at a request: send it and return data or a failure.
 
-Only this module and connections.py import httpx, so a change of the HTTP library is a change to these two.
+Only this module and connections.py import httpx, so replacing the HTTP library only affects these two.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ USER_AGENT = f"cortecs-async/{__version__} python/{platform.python_version()} ht
 
 _EXCERPT = 300
 
-# Bytes of an error response that are decoded for it.
+# Maximum bytes of an error response that are decoded for the excerpt.
 _MAX_DECODED = 16 << 10
 
-# Bytes of a JSON error response. In a longer one, no text of the service is looked for.
+# Maximum bytes of a JSON error response. In a longer response, the service's error text is not read.
 _MAX_REASON = 64 << 10
 _MAX_REDIRECTS = 3
 _CONNECT_TIMEOUT = 10.0
 
-# The share of an attempt's time in which it must get a connection. If this time-out comes before that of the
-# attempt, it is known that nothing was sent.
+# The share of an attempt's time in which it must get a connection. If this timeout comes before the attempt's
+# own, nothing was sent.
 _CONNECT_SHARE = 0.9
 
-# Seconds that urgent requests wait for a connection of the caller's own client, before they use one of ours.
+# Seconds that urgent requests wait for a connection of the caller's own client before they use one of ours.
 _URGENT_POOL_TIMEOUT = 1.0
 
 
 class _ConnectedError(Exception):
-    """Ends a request before anything is sent: the connection to the service is open."""
+    """Ends a request before anything is sent, because the connection to the service is open."""
 
 
 @frozen
 class _Received:
-    """A response, and its body or why that cannot be read."""
+    """A response, and its body or the reason it cannot be read."""
 
     response: httpx.Response
     body: bytes | None = field(repr=False)
@@ -64,7 +64,7 @@ class _Received:
 
 @frozen
 class _CachedHeaders:
-    """The headers of requests with the same token and settings."""
+    """The headers for requests with the same token and settings."""
 
     token: Token | None
     settings: Settings
@@ -73,7 +73,7 @@ class _CachedHeaders:
 
 
 class Transport:
-    """Sends the requests of a client, on its own connections or on the caller's `http_client`.
+    """Sends a client's requests, on its own connections or on the caller's `http_client`.
 
     Raises:
         ConfigurationError: for an unusable base URL, a transport that is not installed, or certificates or
@@ -86,7 +86,7 @@ class Transport:
         self._redactor = redactor
         self._given = http_client
         self.connections: Connections = Connections(settings, http_client)
-        # For urgent requests, when the caller's client has no free connection.
+        # For urgent requests when the caller's client does not have a free connection.
         self._spare: Pool | None = None
         self._is_closed = False
         self._cached_headers: _CachedHeaders | None = None
@@ -94,8 +94,9 @@ class Transport:
     async def send(self, call: Call, token: Token | None, attempts: int, timeout: float) -> Reply | Failure:
         """Send a request once.
 
-        Failures are values, not exceptions: the traceback of an exception of httpx has frames whose locals
-        hold the token and the body. `attempts` includes this one, and `timeout` is for the whole attempt.
+        Failures are values, not exceptions, because the traceback of an httpx exception has frames whose
+        locals hold the token and the body. `attempts` includes this attempt, and `timeout` is for the whole
+        attempt.
         """
         with anyio.move_on_after(timeout):
             await self.connections.prune()
@@ -116,7 +117,7 @@ class Transport:
         return Failure(kind=FailureKind.TIMED_OUT, detail=f"no response within {timeout:g} s")
 
     async def connect(self, timeout: float) -> Failure | None:
-        """Open a connection to the service as a request does, but send nothing. Return what went wrong."""
+        """Open a connection to the service as a request does, without sending anything. Return the error."""
 
         async def stop(event: str, info: Any) -> None:
             # A CONNECT to a proxy is part of opening the connection.
@@ -139,7 +140,7 @@ class Transport:
         return Failure(kind=FailureKind.TIMED_OUT, detail=f"no connection within {timeout:g} s")
 
     def check_ready(self) -> None:
-        """Check that requests can be sent. Call it before `send`, after which a request counts as sent."""
+        """Check that requests can be sent. Call this before `send`, after which a request counts as sent."""
         if self._is_closed:
             raise ClientClosedError("This AsyncCortecs is closed")
         if self._given is not None and self._given.is_closed:
@@ -148,7 +149,7 @@ class Transport:
             raise ConfigurationError("transport='aiohttp' works on asyncio only. Leave it out on trio.")
 
     async def aclose(self) -> None:
-        """Close our own connections, but not the caller's client."""
+        """Close our own connections but not the caller's client."""
         self._is_closed = True
         try:
             if self._spare is not None:
@@ -165,7 +166,7 @@ class Transport:
             received = await self._follow(pool.client, call, token, timeout)
         except anyio.get_cancelled_exc_class() as cancelled:
             self.connections.retire(pool)
-            # The frames of httpx have locals that hold the token and the body.
+            # httpx frames have locals that hold the token and the body.
             cancelled.__traceback__ = None
             raise
         except Exception as error:
@@ -243,7 +244,7 @@ class Transport:
 
     def _interpret(self, call: Call, received: _Received, attempts: int) -> Reply | Failure:
         response, body = received.response, received.body
-        # Redacted for successful responses too: logs and spans show it, and it may echo what was sent.
+        # Redacted for successful responses too: logs and spans show it, and it may echo the data sent.
         request_id = self._shown(response.headers.get("x-request-id", "")) or None
         if response.has_redirect_location and response.next_request is None:
             return Failure(kind=FailureKind.LOST, detail="the Location of a redirect is not a URL")
@@ -268,7 +269,7 @@ class Transport:
                 kind=FailureKind.UNREADABLE,
                 detail=problem,
                 status=response.status_code,
-                # A truncated response to the token request may hold part of a token that is not known yet,
+                # A truncated response to the token request may contain part of a token that is not known yet
                 # and so cannot be redacted.
                 body=self._excerpt(received) if call.authenticated else "",
                 request_id=request_id,
@@ -285,20 +286,20 @@ class Transport:
     def _reason(self, body: bytes, status: int) -> str:
         if len(body) > _MAX_REASON:
             return ""
-        # Redacted before it is decoded too, because a secret may contain whitespace that is then collapsed.
+        # Redacted before decoding too, because a secret may contain whitespace, which is collapsed later.
         text = self._redactor.redact(body.decode("utf-8", "surrogateescape"))
         return self._shown(error_reason(text.encode("utf-8", "surrogateescape"), status))
 
     def _excerpt(self, received: _Received) -> str:
-        # Only its beginning: it may have 16 MiB, and some charsets take minutes to decode that.
+        # Only the beginning: the body may have 16 MiB, and some charsets take minutes to decode that.
         body = (received.body or b"")[:_MAX_DECODED]
         try:
             text = body.decode(received.response.charset_encoding or "utf-8", "replace")
         except (ValueError, TypeError, LookupError, AssertionError):
-            # The charset is unknown, or does not decode text, as "hex" does not.
+            # The charset is unknown or, like "hex", does not decode text.
             text = body.decode("latin-1")
         if len(body) == _MAX_DECODED:
-            # At its end may be a part of a secret, which would not be recognized.
+            # The end may contain part of a secret, which would not be recognized.
             text = text[: -self._redactor.longest] if self._redactor.longest < len(text) else ""
         return self._shown(text)
 
@@ -357,13 +358,13 @@ def _check_url(url: str) -> None:
 
 
 def _redirect_target(method: str, response: httpx.Response) -> httpx.URL | None:
-    """Return the URL to follow: of the same origin only, because the request carries credentials."""
+    """Return the URL to follow, only if it has the same origin, because the request carries credentials."""
     if response.next_request is None:
         return None
     if method != "GET" and response.status_code not in {307, 308}:
         return None
     target, origin = response.next_request.url, response.request.url
-    # Raw, because decoding the host of another origin can fail.
+    # Raw, because decoding the host of a different origin can fail.
     is_same_origin = (target.scheme, target.raw_host, target.port) == (
         origin.scheme,
         origin.raw_host,

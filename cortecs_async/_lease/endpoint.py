@@ -31,10 +31,10 @@ class OpenAIKwargs(TypedDict):
 
 @hinted
 class Endpoint:
-    """An OpenAI-compatible endpoint. Subclasses have its `base_url` and `model`."""
+    """An OpenAI-compatible endpoint. Subclasses provide its `base_url` and `model`."""
 
-    # Where the client finds the inference API key. Not set, and so not a field, in a handle that was parsed
-    # or unpickled.
+    # Where the client finds the inference API key. It is not set in a parsed or unpickled handle, so it is
+    # not a field.
     __slots__ = ("_sources",)
     _sources: Sources | None
 
@@ -47,7 +47,7 @@ class Endpoint:
         def model(self) -> str: ...
 
     def _release_check(self) -> Callable[[], None]:
-        """Return a function that raises once the instance has been released. A handle cannot know that."""
+        """Return a function that raises once the instance has been released. A handle cannot detect that."""
         return lambda: None
 
     def _inference_key(self, given: Hidden[str | Secret | None]) -> Secret:
@@ -55,13 +55,13 @@ class Endpoint:
         return sources.inference_key(given).value
 
     def openai_kwargs(self, *, api_key: str | Secret | None = None) -> OpenAIKwargs:
-        """Return `base_url` and `api_key`, as keyword arguments for OpenAI-compatible clients.
+        """Return `base_url` and `api_key` as keyword arguments for OpenAI-compatible clients.
 
         Args:
             api_key: Your inference API key (not the provisioning credentials). Default: the environment
-                variable CORTECS_API_KEY, else OPENAI_API_KEY (the name in the vendor's examples), else the
-                key of the profile whose credentials are used. A profile that you name takes precedence, also
-                for a handle, until it is sent to another process.
+                variable CORTECS_API_KEY, then OPENAI_API_KEY (the name in the vendor's examples), then the
+                key in the profile whose credentials are used. A profile that you name takes precedence. This
+                is also true for a handle, until it is sent to another process.
 
         Raises:
             ConfigurationError: if there is no key.
@@ -113,23 +113,23 @@ class Endpoint:
 
         Items are read as fast as you take results. At most `2 * concurrency` results are pending or waiting
         for you, so a stream of any length needs little memory. If you leave the loop or the lease, the
-        running calls are cancelled. The items are closed then, if they have an `aclose`, as an async
-        generator does: see `Results`.
+        running calls are cancelled. Items that have an `aclose` method, such as an async generator, are
+        closed: see `Results`.
 
         Args:
             fn: An async function of one argument.
-            items: The arguments, an iterable or async iterable. If it raises, you get the earlier results
+            items: An iterable or async iterable of arguments. If it raises, you get the earlier results
                 first.
-            concurrency: Calls to run in parallel, at most. Default: 16. To change it later, set
+            concurrency: Maximum number of parallel calls. Default: 16. To change it later, set
                 `results.concurrency`.
-            ordered: True (default): yield the results in the order of the items. False: yield each as soon as
-                it is ready.
+            ordered: True (default): yield the results in the order of the items. False: yield each result as
+                soon as it is ready.
             return_exceptions: True: yield an exception of `fn` as a result. False (default): raise it in
-                place of the result. The other calls are cancelled and have ended by then, and no further call
-                begins.
+                place of the result. Before that, the other calls are cancelled and have ended, and no further
+                call begins.
 
         Raises:
-            InvalidArgumentError: if an argument is invalid, or the lease has ended.
+            InvalidArgumentError: if an argument is invalid or the lease has ended.
 
         Example:
             async def double(number: int) -> int:
@@ -179,9 +179,9 @@ class Endpoint:
     def langchain(self, *, api_key: str | Secret | None = None, **options: Any) -> ChatOpenAI:
         """Return a `langchain_openai.ChatOpenAI` model for this instance.
 
-        It has connections of its own. `await llm.root_async_client.close()` or the garbage collector closes
-        them. If you create `ChatOpenAI` yourself, all objects with one URL share their connections: the
-        second `asyncio.run` that uses the URL fails, and closing one object closes all.
+        It has its own connections. `await llm.root_async_client.close()` or the garbage collector closes
+        them. If you create `ChatOpenAI` yourself, all objects with the same URL share their connections: a
+        second `asyncio.run` that uses the URL fails, and closing one object closes them all.
 
         Args:
             api_key: Your inference API key. Default: as for `openai_kwargs`.
@@ -217,10 +217,10 @@ class Endpoint:
             {
                 "model": self.model,
                 "base_url": self.base_url,
-                # A plain string would show in the error message if an option is invalid.
+                # A plain string would be visible in the error message for an invalid option.
                 "api_key": SecretStr(key.reveal()),
                 **others.reveal(),
-                # LangChain shares connections if all options are hashable, as a number is. A Timeout is not.
+                # LangChain shares connections if all options are hashable. A number is, but a Timeout is not.
                 "timeout": timeout,
             }
         )
@@ -266,10 +266,10 @@ Client = TypeVar("Client")
 
 
 def _checked(client: Client, check: Callable[[], None]) -> Client:
-    """Let each request of a client of the openai package call `check` first.
+    """Make each request of an openai client call `check` first.
 
-    The package has this hook for subclasses. A client that lacks it still works, with a plainer error. The
-    copies that `with_options` returns are of the same class.
+    The openai package has this hook for subclasses. A client without it still works, but with a less clear
+    error. The copies returned by `with_options` have the same class.
     """
     kind: Any = type(client)
     if hasattr(kind, "_prepare_options"):

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from .._errors import CortecsError, add_note
 
-# Names in openai, httpx, aiohttp, Pydantic AI and in packages built on them for a request that received no
+# The names used by openai, httpx, aiohttp, Pydantic AI, and packages built on them for a request without a
 # response.
 _CONNECTION_ERRORS = frozenset({
     *("APIConnectionError", "TransportError", "ClientConnectionError", "ClientPayloadError"),
     "ModelConnectionError",
 })  # fmt: skip
 
-# Names in tenacity and instructor for the end of retries, whose last error is the cause.
+# The names used by tenacity and instructor when retries are exhausted. The cause is the last error.
 _RETRIES = frozenset({"RetryError", "InstructorRetryException"})
 
-# The name in starlette, litestar, werkzeug and aiohttp for the response of a server: it is the user's own.
+# The name in starlette, litestar, werkzeug, and aiohttp for a server's response: the user's own server.
 _SERVER_ERROR = "HTTPException"
 
 
 def is_endpoint_error(error: BaseException | None) -> bool:
-    """Return whether an endpoint responded with an error, or not at all. In a group, all must be of this."""
+    """Return whether an endpoint responded with an error or not at all; in a group, for all errors."""
     if isinstance(error, BaseExceptionGroup):
         return all(map(is_endpoint_error, error.exceptions))
     if error is None or isinstance(error, CortecsError):
@@ -30,15 +30,15 @@ def is_endpoint_error(error: BaseException | None) -> bool:
 
 
 def is_connection_error(error: BaseException) -> bool:
-    """Return whether a request received no response."""
+    """Return whether a request did not get a response."""
     return isinstance(error, ConnectionError) or not _CONNECTION_ERRORS.isdisjoint(_names(error))
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status of the response that this error stands for; None if there is none."""
+    """Return the HTTP status of the response that caused this error; None if there is none."""
     if _SERVER_ERROR in _names(error):
         return None
-    # openai and those built on it; aiohttp; httpx.
+    # openai and packages built on it; aiohttp; httpx.
     response = _attribute(error, "response")
     for holder, name in ((error, "status_code"), (error, "status"), (response, "status_code")):
         status = _attribute(holder, name)
@@ -50,7 +50,7 @@ def status_of(error: BaseException) -> int | None:
 def _attribute(holder: object, name: str) -> object:
     try:
         return getattr(holder, name, None)
-    except Exception:  # noqa: BLE001  (a property of anyone's exception)
+    except Exception:  # noqa: BLE001  (a property of any exception)
         return None
 
 
@@ -63,7 +63,7 @@ def note_rejected_key(error: BaseException | None, origin: str) -> None:
 
     Args:
         error: The error of the block, if any.
-        origin: Where the key came from. Empty if no key was used.
+        origin: The origin of the key. Empty if no key was used.
     """
     if error is not None and origin and status_of(error) == 401:
         add_note(

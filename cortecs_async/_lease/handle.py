@@ -19,21 +19,21 @@ from .endpoint import Endpoint
 @hinted
 @frozen(kw_only=True)
 class InstanceHandle(Endpoint):
-    """An instance as data, to send to other processes: pickled, or as JSON. It contains no secret.
+    """An instance as data, to send to other processes by pickle or as JSON. It does not contain secrets.
 
-    You get one from `client.acquire`, or as `inst.handle`. Like a lease, it has clients for the endpoint.
+    You get one from `client.acquire` or as `inst.handle`. Like a lease, it provides clients for the endpoint.
 
     Attributes:
         instance_id: The id of the instance.
         base_url: The URL of the OpenAI-compatible endpoint. It ends in `/v1`.
         model: The name to pass to the endpoint as `model`.
         account: A fingerprint of the account.
-        expires_at: Unix time in seconds at which the instance is released automatically. None for never.
+        expires_at: Unix time in seconds at which the instance is released automatically, or None for never.
         allow_insecure_http: Whether `base_url` may be plain http on another machine, as for `AsyncCortecs`.
 
     Raises:
-        InvalidArgumentError: if an attribute has a wrong type, or `base_url` is not safe to send a key to. It
-            must use https, except on this machine or with `allow_insecure_http`.
+        InvalidArgumentError: if an attribute has the wrong type, or `base_url` is not safe to send a key to.
+            The URL must use https, except on this machine or with `allow_insecure_http`.
 
     Example:
         async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
@@ -68,7 +68,7 @@ class InstanceHandle(Endpoint):
             )
 
     def to_json(self) -> str:
-        """Return the handle as JSON text, for `from_json` in another process.
+        """Return the handle as JSON text for `from_json` in another process.
 
         Example:
             print(handle.to_json())
@@ -80,10 +80,10 @@ class InstanceHandle(Endpoint):
         """Return the handle that `to_json` or `cortecs-async start --json` wrote.
 
         Args:
-            text: The JSON text. Its `expires_at` may be a Unix time or ISO 8601.
+            text: The JSON text. Its `expires_at` can be a Unix time or an ISO 8601 time.
 
         Raises:
-            InvalidArgumentError: if the text is not the JSON of a handle, or `base_url` is not safe.
+            InvalidArgumentError: if the text is not a handle in JSON, or `base_url` is not safe.
 
         Example:
             text = handle.to_json()
@@ -111,7 +111,7 @@ class InstanceHandle(Endpoint):
 
 
 def with_sources(handle: InstanceHandle, sources: Sources | None) -> InstanceHandle:
-    """Let a handle find the inference API key where its client does. Return the handle."""
+    """Make a handle find the inference API key where its client does. Return the handle."""
     object.__setattr__(handle, "_sources", sources)  # the class is frozen
     return handle
 

@@ -1,20 +1,21 @@
-"""`async with client.instance(...)`: an instance that lives exactly as long as the block.
+"""`async with client.instance(...)`: an instance that exists exactly as long as its block.
 
 The steps of a lease, and where to find each:
 
 1. Check the arguments: `check_start` (`_api/validation.py`) and `LeaseOptions` (`options.py`). If there is a
    `max_cost`, read the price: `Prices.limit` (`pricing.py`).
-2. Start the reaper (`Promises.arm` in `_recovery/promises.py`), and list the instances that exist now, the
-   baseline: `Starter._attempt` (`starter.py`).
-3. Record the intent in the journal, which the first promise creates, and in the reaper. Wait until the
-   reaper has connected to the service: `Promises.record_intent`, `PromiseStore.commit`.
+2. Start the reaper (`Promises.arm` in `_recovery/promises.py`) and list the existing instances, the baseline:
+   `Starter._attempt` (`starter.py`).
+3. Record the intent in the journal, which is created with the first promise, and in the reaper. Wait until
+   the reaper has connected to the service: `Promises.record_intent`, `PromiseStore.commit`.
 4. Send the start: `Instances.start_once` (`_api/instance_requests.py`).
 5. Classify the outcome: `StartAttempt.settled`. If it is unknown, find the instance: `StartSearch.resolve`
    (`start_search.py`).
 6. Wait until it is running: `wait` (`provisioning.py`). Run the block under the `Watchdog` (`watchdog.py`).
-7. Stop, delete, confirm, and record that: `Release.run` (`release.py`), which the caller cannot cancel.
+7. Stop, delete, confirm, and record the release: `Release.run` (`release.py`), which the caller cannot
+   cancel.
 
-`InstanceLease._enter` takes steps 1 (the price) to 6, and `InstanceLease._end` step 7.
+`InstanceLease._enter` runs steps 1 (the price) to 6, and `InstanceLease._end` runs step 7.
 """
 
 from __future__ import annotations
@@ -67,9 +68,10 @@ class _Phase(enum.Enum):
 
 @hinted
 class InstanceLease(LeaseView):
-    """A rented instance, for the time of its block: `async with client.instance(...) as inst:`.
+    """An instance rented for the duration of a block: `async with client.instance(...) as inst:`.
 
-    Use its URL, clients and data inside the block. A lease serves one block: create a new one for the next.
+    Use its URL, clients, and data inside the block. A lease can be used for one block: create a new lease for
+    the next one.
 
     Example:
         async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
@@ -98,21 +100,21 @@ class InstanceLease(LeaseView):
     async def __aenter__(self) -> Self:
         """Start the instance and wait until it is usable.
 
-        If this raises, an instance that was started has been stopped and deleted.
+        If this raises, any instance it started has been stopped and deleted.
 
         Raises:
-            InvalidArgumentError: if the lease was already entered, or `max_cost` is less than one billing
+            InvalidArgumentError: if the lease was already entered, or `max_cost` does not cover one billing
                 interval.
             PriceUnknownError: if `max_cost` needs a price that the service does not return.
-            GuardError: if a required reaper is not running, or cannot connect to the service. Nothing was
+            GuardError: if a required reaper is not running or cannot connect to the service. Nothing was
                 started.
             JournalError: if a required journal cannot be written. Nothing was started.
-            AmbiguousStartError: if the response to the start was lost, and several instances could be it.
+            AmbiguousStartError: if the response to the start was lost and several instances could be yours.
             LeaseExpiredError: if `max_lifetime` or `max_cost` is reached before the instance is running.
-            LifecycleError: if the instance fails, or is not running in time.
+            LifecycleError: if the instance fails or is not running in time.
             EndpointError: if the service returns a `base_url` that is not safe to send a key to.
             RequestTimeoutError: if no start succeeded within `start_timeout`.
-            RequestError: if the service rejects the start, or cannot be reached.
+            RequestError: if the service rejects the start or cannot be reached.
         """
         await self._enter("instance" if self._options.borrowed is None else "attach")
         self._watchdog = Watchdog(self._state, self.instance, weakref.WeakMethod(self._release_early))
@@ -120,7 +122,7 @@ class InstanceLease(LeaseView):
         return self
 
     async def into_handle(self) -> InstanceHandle:
-        """Start the instance and hand it over to the caller of `client.acquire`."""
+        """Start the instance and transfer it to the caller of `client.acquire`."""
         await self._enter("acquire")
         self._phase = _Phase.ENDED
         try:
@@ -144,7 +146,7 @@ class InstanceLease(LeaseView):
         if self._options.borrowed is None:
             self._services.promises.check_platform()
         enable_ki_protection(InstanceLease.__aexit__, InstanceLease._end)
-        # First, because the release ends the hold, also when a lease is garbage-collected while it starts.
+        # First, because the release ends the hold, even if the lease is garbage-collected during the start.
         self._services.http.hold()
         self._phase = _Phase.STARTING
         state, report = self._state, self._report
@@ -166,7 +168,7 @@ class InstanceLease(LeaseView):
             await self._end(error, "delete")
             if state.held.attempt is not None and state.held.attempt.not_seen:
                 add_note(error, _NOT_SEEN)
-            # Last, because this must neither delay nor change what happens to the instance.
+            # Last, because this must not delay or change what happens to the instance.
             await self._services.names.explain(error, encode_start(self._options.args))
             raise
         self._phase = _Phase.RUNNING
@@ -185,12 +187,11 @@ class InstanceLease(LeaseView):
 
         Raises:
             InstanceLostError: if the instance stopped or disappeared, which cancelled the block, or if an
-                error of its endpoint ended the block, and the release finds that the instance had
-                already ended.
+                endpoint error ended the block and the release finds that the instance had already ended.
             LeaseExpiredError: if `max_lifetime` or `max_cost` was reached, which cancelled the block.
             TeardownError: if the release fails within `teardown_timeout`, unless the block raised.
-            ConfigurationError: in another event loop than that of `__aenter__`. The instance is released in
-                its own event loop if that is running, else by the reaper.
+            ConfigurationError: in a different event loop than `__aenter__`. The instance is released in its
+                own event loop if that is still running, otherwise by the reaper.
         """
         if self._phase is not _Phase.RUNNING or self._watchdog is None:
             return
@@ -210,7 +211,7 @@ class InstanceLease(LeaseView):
         outcome = await self._watchdog.leave(exc)
         self._state.newest = self._watchdog.instance
         try:
-            # A generator that is closed ends its block without an error.
+            # Closing a generator ends its block without an error.
             cause = None if isinstance(outcome, GeneratorExit) else outcome
             outcome = await self._end(cause, self._on_exit_now())
         finally:
@@ -223,7 +224,7 @@ class InstanceLease(LeaseView):
         return "delete" if expired and self._options.on_exit == "keep" else self._options.on_exit
 
     def _release_early(self) -> None:
-        """Release the instance during the block, which ends later: the task that entered it has ended."""
+        """Release the instance before its block ends, because the task that entered the block has ended."""
         maps_of(self).stop()
         release = self._release_of(self._on_exit_now())
 
@@ -233,7 +234,7 @@ class InstanceLease(LeaseView):
         self._services.http.unawaited.start_soon(run)
 
     def _release_of(self, on_exit: OnExit) -> Release:
-        """Return the one release of this lease."""
+        """Return the lease's only release."""
         if self._running_release is None:
             deadline = anyio.current_time() + self._options.teardown_timeout
             self._running_release = Release(
@@ -244,8 +245,8 @@ class InstanceLease(LeaseView):
     async def _end(self, cause: BaseException | None, on_exit: OnExit) -> BaseException | None:
         """Release the instance.
 
-        If there is a `cause`, return what the caller must raise: `cause`, or that the instance was lost.
-        Otherwise this raises what went wrong.
+        If there is a `cause`, return the error the caller must raise: `cause`, or the loss of the instance.
+        Otherwise, raise the error that occurred.
         """
         self._phase = _Phase.ENDED
         if is_closed_coroutine(cause):
@@ -254,7 +255,7 @@ class InstanceLease(LeaseView):
         return await self._release(cause, on_exit)
 
     def _end_unawaited(self, on_exit: OnExit) -> None:
-        """Release the instance in a task of its own, because this code cannot await.
+        """Release the instance in its own task, because this code cannot await.
 
         If the event loop has ended, leave the instance to the reaper. The garbage collector may call this.
         """

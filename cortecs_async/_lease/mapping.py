@@ -1,8 +1,8 @@
 """`inst.map`: call an async function for every item of a stream, with limited concurrency.
 
-Each call has a task of its own, and so has the reading of the items. A task group around a `yield` would
-cancel the wrong code, and on asyncio each `await` of a clean-up (see `UserTask`). The caller holds a plain
-object that can be dropped at any point.
+Each call runs in its own task, and another task reads the items. A task group around a `yield` would cancel
+the wrong code, and on asyncio it would also cancel each `await` in cleanup code (see `UserTask`). The caller
+holds a plain object that can be dropped at any point.
 """
 
 from __future__ import annotations
@@ -31,25 +31,25 @@ from .._logging import Event, log
 T = TypeVar("T")
 R = TypeVar("R")
 
-# Seconds that the end of a lease, and a cancelled `aclose`, wait for calls that were cancelled.
+# Seconds that the end of a lease and a cancelled `aclose` wait for cancelled calls.
 _JOIN_TIMEOUT = 5.0
 
 
 class Maps:
-    """The maps of one endpoint, which are cancelled with its lease."""
+    """An endpoint's maps, which are cancelled when its lease ends."""
 
     def __init__(self) -> None:
         self.over: bool = False
         self.runs: set[_Run[Any, Any]] = set()
 
     def stop(self) -> None:
-        """Cancel all maps soon, and let no new one begin."""
+        """Cancel all maps soon and prevent new ones."""
         self.over = True
         for run in list(self.runs):
             run.stop_soon()
 
     async def join(self) -> None:
-        """Wait until all maps have ended, for 5 seconds at most, shielded from cancellation."""
+        """Wait up to 5 seconds until all maps have ended, shielded from cancellation."""
         with anyio.move_on_after(_JOIN_TIMEOUT, shield=True):
             for run in list(self.runs):
                 await run.wait_until_over()
@@ -67,14 +67,14 @@ def maps_of(endpoint: object) -> Maps:
 class Results(AsyncIterator[R], Generic[R]):
     """The results of `inst.map`: iterate over them with `async for`.
 
-    No call begins before you request the first result. Several tasks may take results from the same map.
+    No call begins before you request the first result. Several tasks can take results from the same map.
 
-    If you stop early, the running calls are cancelled. A `break` from the `async for` loop cancels them soon.
-    `aclose` and `async with` cancel them immediately, and return when all calls have ended and the items are
-    closed.
+    If you stop early, the running calls are cancelled. After a `break` from the `async for` loop, this
+    happens soon. `aclose` and `async with` cancel them immediately and return once all calls have ended and
+    the items are closed.
 
-    On asyncio, each call is cancelled once, so its clean-up can `await`. On trio, the calls are in a
-    cancelled scope from then on: shield a clean-up that awaits.
+    On asyncio, each call is cancelled once, so its cleanup code can `await`. On trio, the calls stay in a
+    cancelled scope, so shield cleanup code that awaits.
 
     Example:
         async def ask(question):
@@ -96,7 +96,8 @@ class Results(AsyncIterator[R], Generic[R]):
         """Return the next result.
 
         Raises:
-            Exception: if the function or the items raise. The other calls have been cancelled and have ended.
+            Exception: if the function or the items raise. By then, the other calls have been cancelled and
+                have ended.
             InvalidArgumentError: if the lease has ended.
             StopAsyncIteration: if there are no more results.
         """
@@ -123,7 +124,7 @@ class Results(AsyncIterator[R], Generic[R]):
     def concurrency(self) -> int:
         """Maximum number of calls to run in parallel. You can change it at any time.
 
-        A lower number does not cancel calls: it holds as soon as enough of them have ended.
+        A lower number does not cancel calls: it takes effect once enough of them have ended.
 
         Raises:
             InvalidArgumentError: if you set it to anything but a whole number of at least 1.
@@ -135,11 +136,11 @@ class Results(AsyncIterator[R], Generic[R]):
         self._run.change_concurrency(concurrency)
 
     async def to_list(self) -> list[R]:
-        """Return all results that were not taken yet as a list. If that fails, the map is closed.
+        """Return all remaining results as a list. If that fails, the map is closed.
 
         Raises:
             InvalidArgumentError: if the map was closed before its end.
-            Exception: as from the iteration.
+            Exception: as during iteration.
 
         Example:
             async def double(number):
@@ -154,9 +155,9 @@ class Results(AsyncIterator[R], Generic[R]):
             return results
 
     async def aclose(self) -> None:
-        """Cancel the running calls, close the items, and wait until all have ended. You can call it again.
+        """Cancel the running calls, close the items, and wait until all have ended. Repeated calls are fine.
 
-        If this is cancelled while a clean-up takes long, it waits for up to 5 more seconds.
+        If this is cancelled during a long cleanup, it waits for up to 5 more seconds.
 
         Raises:
             Exception: if the items raise while they are closed.
@@ -171,7 +172,7 @@ class Results(AsyncIterator[R], Generic[R]):
     async def _close(self, cause: BaseException | None) -> None:
         """Close the map as `aclose` does.
 
-        If the caller raises `cause`, an error of the items is added to it as a note.
+        If the caller raises `cause`, an error from the items is added to it as a note.
         """
         self._closed = True
         run = self._run
@@ -209,7 +210,7 @@ class Results(AsyncIterator[R], Generic[R]):
         await self._close(error)
         try:
             if isinstance(error, StopAsyncIteration):
-                # It would end the caller's loop without an error.
+                # A StopAsyncIteration would end the caller's loop without an error.
                 raise RuntimeError("The function of a map raised StopAsyncIteration") from error  # noqa: TRY004
             raise error
         finally:
@@ -232,7 +233,7 @@ def new_map(
     ordered: bool,
     return_exceptions: bool,
 ) -> Results[R]:
-    """Return the results of a map that begins when the first result is requested."""
+    """Return the results of a map, which begins when the first result is requested."""
     maps = maps_of(endpoint)
     if not callable(fn):
         raise InvalidArgumentError(f"fn must be an async function, not {fn!r}")
@@ -249,7 +250,7 @@ def _check_concurrency(concurrency: int) -> None:
 
 @define(eq=False)
 class _Run(Generic[T, R]):
-    """The running calls of a map. They hold no reference to `Results`, which can be dropped at any time."""
+    """A map's running calls. They do not refer to `Results`, which can be dropped at any time."""
 
     _fn: Callable[[T], Awaitable[R]] | None
     _feed: Feed[T]
@@ -265,7 +266,7 @@ class _Run(Generic[T, R]):
     is_dropped: bool = False
     _room: Broadcast = field(factory=Broadcast)
     _ended: Broadcast = field(factory=Broadcast)
-    # Results not yet taken, by position: each with None, or without a value and with the error to raise.
+    # The results not yet taken, by position: a value and None, or no value and the error to raise.
     _done: dict[int, tuple[R | BaseException | None, BaseException | None]] = field(factory=dict)
     _begun: int = 0
     _running: int = 0
@@ -279,7 +280,7 @@ class _Run(Generic[T, R]):
     _call_soon: Callable[..., object] = field(init=False)
 
     def start(self) -> None:
-        """Start to read the items, in the context of the caller."""
+        """Start reading the items, in the caller's context."""
         if self._maps.over:
             raise InvalidArgumentError(
                 "The lease has ended. Iterate over the results inside its `async with` block."
@@ -330,7 +331,7 @@ class _Run(Generic[T, R]):
         if self._tasks:
             return
         self.over = True
-        # It may refer to this object.
+        # The function may refer to this object.
         self._fn = None
         self._maps.runs.discard(self)
         self.changed.notify()

@@ -1,4 +1,4 @@
-"""The options of a lease. Light: it is loaded with `AsyncCortecs`, before the first client is created."""
+"""The options of a lease. Keep it light: it is loaded with `AsyncCortecs`, before the first client exists."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ OnExit = Literal["delete", "stop", "keep"]
 OnLoss = Literal["cancel", "ignore"]
 
 
-# mypy supports no other converters than functions.
+# mypy supports only functions as converters.
 
 
 def _start_timeout(value: Duration) -> float:
@@ -35,10 +35,10 @@ def _max_lifetime(value: Duration) -> float:
 
 @frozen(kw_only=True)
 class LeaseOptions:
-    """The checked arguments of `client.instance`, `attach` and `acquire`; times in seconds.
+    """The checked arguments of `client.instance`, `attach`, and `acquire`; times in seconds.
 
     Attributes:
-        args: What to start, as `check_start` returns it.
+        args: The arguments of the start, from `check_start`.
         borrowed: The id of an instance to attach to; None to start one.
         require_key: As for `client.instance`.
     """

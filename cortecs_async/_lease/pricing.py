@@ -1,6 +1,6 @@
-"""What an instance costs, and how long a budget lasts.
+"""The cost of an instance, and how long a budget lasts.
 
-The service bills each interval begun, for each worker.
+The service bills each worker for every interval that starts.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from .options import LeaseOptions
 
 _INTERVAL_SECONDS = {"per_minute": 60.0, "per_hour": 3600.0}
 
-# Seconds of the last interval that are kept back, so that the stop arrives before the next one begins.
+# Seconds kept in reserve at the end of the last interval, so that the stop arrives before the next one
+# begins.
 _RESERVE = 5.0
 
-# Seconds for the price list if it is only needed for a receipt.
+# Timeout in seconds for the price list if it is only needed for a receipt.
 _PREFETCH_TIMEOUT = 10.0
 
-# Seconds from one such attempt to the next: a list that hangs must not be requested by every lease.
+# Seconds between two such attempts, so that not every lease requests a list that hangs.
 _PREFETCH_PAUSE = 60.0
 
 
@@ -40,9 +41,9 @@ class Price:
     """The price of one GPU set.
 
     Attributes:
-        per_minute: For billing per minute.
-        per_hour: For billing per hour. Default: 60 times `per_minute`.
-        currency: As the service names it; empty if it does not.
+        per_minute: The price for billing per minute.
+        per_hour: The price for billing per hour. Default: 60 times `per_minute`.
+        currency: The currency, as named by the service; empty if unknown.
     """
 
     per_minute: float
@@ -61,12 +62,12 @@ class Receipt(Row):
         instance_id: The id of the instance.
         seconds: Seconds from the start request to the accepted stop.
         billing_interval: `per_minute` or `per_hour`.
-        intervals: Number of billing intervals begun.
-        num_workers: Number of workers. Each is billed for every interval.
+        intervals: Number of billing intervals billed. Partial intervals are rounded up.
+        num_workers: Number of workers. Each one is billed for every interval.
         cost: The cost in `currency`. None if no price is known.
-        currency: The currency, as the service names it. Empty if it does not.
-        released: Whether the lease has released the instance. False during the block, after a block whose
-            instance keeps running, and if the release failed. Then the instance may still be billed.
+        currency: The currency, as named by the service. Empty if unknown.
+        released: Whether the lease has released the instance. If False, the instance may still be billed:
+            during the block, after a block whose instance keeps running, and if the release failed.
 
     Example:
         async with client.instance("meta-llama/Llama-3.1-8B-Instruct") as inst:
@@ -110,7 +111,7 @@ def intervals_begun(seconds: float, billing_interval: str | None) -> int:
 
 
 def interval_cost(price: Price, args: InstanceArgs) -> float:
-    """Return what one billing interval costs, for all workers."""
+    """Return the cost of one billing interval for all workers."""
     return (price.per_hour if args.billing_interval == "per_hour" else price.per_minute) * args.num_workers
 
 
@@ -128,7 +129,7 @@ def receipt(instance_id: str, seconds: float, args: InstanceArgs, price: Price |
 
 
 def seconds_for(max_cost: float, price: Price, args: InstanceArgs) -> float:
-    """Return how many seconds an instance may run on a budget.
+    """Return how many seconds an instance can run on a budget.
 
     Raises:
         InvalidArgumentError: if the budget is less than one billing interval.
@@ -168,14 +169,14 @@ class Prices:
         self._reading_models: dict[str, SingleFlight[Model]] = {}
         self._prefetching: BackgroundTask | None = None
         self._paused_until = -math.inf
-        # Hardware types to mark as known after the prefetch, even if the list lacks them.
+        # Hardware types to mark as known after the prefetch, even if they are not in the list.
         self._wanted: set[str] = set()
 
     def of(self, hardware_type_id: str | None) -> Price | None:
         return self._known.get(hardware_type_id or "")
 
     def prefetch(self, hardware_type_id: str | None) -> None:
-        """Read the price list in the background, for a receipt. A failure is only logged."""
+        """Read the price list in the background for a receipt. A failure is only logged."""
         if (hardware_type_id or "") in self._known or anyio.current_time() < self._paused_until:
             return
         self._wanted.add(hardware_type_id or "")
@@ -183,7 +184,7 @@ class Prices:
             self._prefetching = BackgroundTask(self._prefetch)
 
     def stop(self) -> None:
-        """End the prefetch: the client is closed."""
+        """End the prefetch, because the client is closed."""
         if self._prefetching is not None:
             self._prefetching.stop()
 
@@ -199,7 +200,7 @@ class Prices:
             self._prefetching = None
 
     async def limit(self, options: LeaseOptions) -> tuple[float, str]:
-        """Return how many seconds an instance may run, and the limit as text: `max_lifetime=60 s`."""
+        """Return how many seconds an instance can run, and the limit as text: `max_lifetime=60 s`."""
         args, max_lifetime, max_cost = options.args, options.max_lifetime, options.max_cost
         lifetime, name = math.inf, ""
         if max_lifetime is not None:

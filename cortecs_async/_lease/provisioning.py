@@ -1,6 +1,6 @@
-"""Start an instance for a lease, or find one, and wait until it is usable.
+"""Start or find an instance for a lease, and wait until it is usable.
 
-These are the steps before a lease's block begins. Each is recorded before it is taken.
+These are the steps before a lease's block begins. Each step is recorded before it is taken.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ async def start(state: LeaseState) -> None:
             )
         else:
             await services.starter.start(attempt)
-    # Until the response is recorded, the intent in the journal covers the instance. Outside of the scope,
-    # because it may have arrived just before the deadline.
+    # Until the response is recorded, the intent in the journal covers the instance. Outside the scope,
+    # because the response may have arrived just before the deadline.
     await services.promises.flush()
     if state.newest is None:
-        # The deadline passed while a start was in progress, between two of them, or during the search for the
-        # instance of one.
+        # The deadline passed during a start, between two starts, or during the search for the instance of a
+        # start.
         unknown = attempt.is_open or bool(attempt.not_seen)
         if attempt.is_open and state.age >= state.lifetime:
             raise LeaseExpiredError(
@@ -64,18 +64,18 @@ async def start(state: LeaseState) -> None:
 
 
 def _limit(state: LeaseState, scope: anyio.CancelScope) -> None:
-    # The instance is billed from here, whether or not its id is known.
+    # The instance is billed from here on, whether or not its id is known.
     scope.deadline = state.on_loop(min(state.began + state.options.start_timeout, state.expires_at))
 
 
 def _started(state: LeaseState, instance: Instance) -> None:
-    # Only the response has the id. From here on the release knows it, even after a cancellation.
+    # Only the response contains the id. From here on, the release knows it, even after a cancellation.
     held, promises = state.held, state.services.promises
     if held.origin is Origin.RESTARTED and held.key is not None:
         promises.record_gone(held.key)  # the restart failed
     state.newest = instance
     held.instance_id, held.origin = instance.instance_id, Origin.STARTED
-    if held.attempt is None or not held.attempt.adopted:  # else a list has shown it
+    if held.attempt is None or not held.attempt.adopted:  # otherwise a list has shown it
         state.services.instances.note_started(instance)
     held.key = promises.record_created(
         held.attempt.key if held.attempt else None,
@@ -117,7 +117,7 @@ async def wait(state: LeaseState) -> None:
         if state.age < state.lifetime:
             raise
         problem = f". {error}"
-    # Also without a timeout: the machine may have been suspended during the start.
+    # Checked even without a timeout, because the machine may have been suspended during the start.
     if state.age >= state.lifetime:
         raise LeaseExpiredError(
             f"Instance {instance_id} reached {state.limit} before it was running{problem}",
@@ -125,7 +125,7 @@ async def wait(state: LeaseState) -> None:
         )
     _check_base_url(state)
     expected = state.services.instances.poller.expected
-    # Without a reading, it may count as running from the response to the start.
+    # Without a reading, it may count as running because of the response to the start.
     if state.held.key is not None and expected.visible_at(instance_id) < anyio.current_time():
         state.services.promises.record_seen(state.held.key)
 
@@ -143,7 +143,7 @@ def _check_base_url(state: LeaseState) -> None:
 
 
 async def hand_over(state: LeaseState) -> None:
-    """Record the effect of `on_exit`, so that it also applies if this process is killed."""
+    """Record the effect of `on_exit`, so that it applies even if this process is killed."""
     held, options, promises = state.held, state.options, state.services.promises
     if held.key is None or options.on_exit == "delete":
         return
@@ -156,7 +156,7 @@ async def hand_over(state: LeaseState) -> None:
 
 
 def revoke_hand_over(state: LeaseState) -> None:
-    """Record that the instance is to be deleted, in case `hand_over` recorded something else."""
+    """Record that the instance must be deleted, in case `hand_over` recorded something else."""
     held = state.held
     is_ours = held.key is not None and held.origin is Origin.STARTED
     if is_ours and state.options.on_exit != "delete":

@@ -1,4 +1,4 @@
-"""Release what a lease holds: find it if its start is unresolved, tear it down, and close its record."""
+"""Release a lease's instance: find it if its start is unresolved, tear it down, and close its record."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class Release:
     """One release. After an interruption, call `run` again to continue; the deadline stays the same.
 
     Attributes:
-        deadline: In seconds of `anyio.current_time`.
-        on_work: Called before the work begins, and again after an interruption. Must not raise.
-        failure: Why the release failed.
+        deadline: The deadline in seconds of `anyio.current_time`.
+        on_work: Called before the work begins and again after an interruption. Must not raise.
+        failure: The error if the release failed.
     """
 
     services: LeaseServices
@@ -50,8 +50,8 @@ class Release:
     _teardown: Teardown | None = None
     # Returns the failure, with a sentence that says who releases the instance.
     _explain: Callable[[str], CortecsError] | None = None
-    # Those of instances of earlier requests, by the keys of their records. Kept, because no search finds an
-    # instance twice.
+    # The teardowns for earlier requests, by the keys of their records. Kept, because a search does not find
+    # an instance twice.
     _late: dict[str, Teardown] = field(factory=dict)
     _is_closed: bool = False
     # Held by a run that continues although its caller was closed.
@@ -59,7 +59,7 @@ class Release:
 
     @property
     def goal(self) -> Goal | None:
-        """The state to leave the instance in; None to leave it alone, or if there is none."""
+        """The state to leave the instance in; None to leave it alone, or if there is no instance."""
         if self.held.instance_id is None:
             return None
         match self.held.origin:
@@ -72,12 +72,12 @@ class Release:
 
     @property
     def stopped_at(self) -> float | None:
-        """When the service last accepted a stop, in seconds of `anyio.current_time`."""
+        """The time the service last accepted a stop, in seconds of `anyio.current_time`."""
         return None if self._teardown is None else self._teardown.stopped_at
 
     @property
     def loss(self) -> str | None:
-        """How the instance had ended before it was released, such as 'disappeared'; None if it had not."""
+        """How the instance ended before its release, such as 'disappeared'; None if it had not ended."""
         return None if self._teardown is None or self.failure is not None else self._teardown.loss
 
     async def run(self) -> None:
@@ -89,7 +89,7 @@ class Release:
         if self.goal is not None or self.held.instance_id is None:
             self.on_work()
         if not self._is_closed:
-            # What is only queued would be lost if the process were killed now.
+            # Records that are only queued would be lost if the process were killed now.
             await self.services.promises.flush()
             # Once these are done, another call of them does nothing.
             await self._find()
@@ -98,10 +98,10 @@ class Release:
             await self._tear_down()
             self._close()
             await self._find_not_seen()
-            # Not strict: if the journal misses a release, the next sweep only finds that nothing is left.
+            # Not strict: if the journal misses a release, the next sweep finds that nothing is left to do.
             await self.services.promises.flush()
             if self._explain is not None:
-                # Only the flush shows whether the journal and the reaper know of it.
+                # Only the flush shows whether the journal and the reaper have the record.
                 self.failure = self._explain(self.services.promises.who_releases())
             self._is_closed = True
 
@@ -115,7 +115,7 @@ class Release:
                 await self.services.starter.search.resolve(start, to_release=True)
             except (AmbiguousStartError, ClientClosedError) as error:
                 failure = error
-        # Its response counts as long as the connection is open.
+        # The response counts as long as the connection is open.
         await start.end_request()
         if start.state is StartState.NOT_STARTED and start.key is not None:
             key, start.key = start.key, None
@@ -126,7 +126,7 @@ class Release:
                 failure = self._explain(self.services.promises.who_releases())
             start.give_up()
             if self.held.key is not None and start.key is not None:
-                # There is also an instance that was restarted before, with its own record.
+                # There is also a previously restarted instance, with its own record.
                 self.services.promises.record_abandoned(start.key)
         self.failure = failure
 
@@ -147,12 +147,12 @@ class Release:
             return
         if self._teardown is None:
             self._teardown = self._teardown_of(instance_id, goal)
-            # It still asks the service once more.
+            # The teardown still sends another request to the service.
             self._teardown.inactive_since = self.held.missing_since
         await self._run(self._teardown)
 
     async def _find_not_seen(self) -> None:
-        """Release the instances of earlier requests of the start, if they have appeared since."""
+        """Release the instances of the start's earlier requests, if they have appeared by now."""
         start = self.held.attempt
         if start is None or not start.not_seen or self.held.instance_id is None:
             return
@@ -177,7 +177,7 @@ class Release:
         )
 
     async def _run(self, teardown: Teardown) -> bool:
-        """Run a teardown, and return whether it succeeded."""
+        """Run a teardown and return whether it succeeded."""
         instance_id, releasing = teardown.instance_id, self.services.releasing.releasing
         releasing.add(instance_id)
         try:
@@ -197,7 +197,7 @@ class Release:
         if self.failure is None:
             if self.goal is Goal.GONE and self.held.instance_id is not None:
                 self.services.releasing.claims.ids.discard(self.held.instance_id)
-            # An instance that stays was handed over when the block began.
+            # An instance that is kept was handed over when the block began.
             if self.goal is not None or self.held.instance_id is None:
                 promises.record_gone(key)
         elif not isinstance(self.failure, AmbiguousStartError):
@@ -211,7 +211,7 @@ def _unresolved_start(model: str, who_releases: str) -> CortecsError:
 
 
 def close_receipt(state: LeaseState, release: Release, failure: BaseException | None) -> None:
-    """Set the final receipt, and log how the release ended."""
+    """Set the final receipt and log the outcome of the release."""
     held = state.held
     state.close(release.stopped_at, released=failure is None and release.goal is not None)
     model = state.info().model

@@ -2,7 +2,7 @@
 
 The promise to stop the instance again is recorded before each request, and closed, durably, when the service
 rejects the request. Otherwise, if the lease ended before the next attempt, its release or the reaper would
-stop an instance that someone else has restarted meanwhile.
+stop an instance that another user restarted in the meantime.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ async def restart(state: LeaseState, instance: Instance) -> Instance:
     """Restart an instance; retry as `RetryPolicy` allows.
 
     Raises:
-        RequestError: the restart was rejected or, with `outcome_unknown`, may have worked.
-        JournalError: or `GuardError`, if one is required and missing. Nothing was sent.
+        RequestError: if the restart was rejected or, with `outcome_unknown`, may have worked.
+        JournalError: or `GuardError`, if a required journal or reaper is missing. Nothing was sent.
     """
     services, instance_id = state.services, instance.instance_id
     witness = state.held.restart = RestartAttempt(disown=partial(_disown, state))
@@ -71,7 +71,7 @@ async def _promise_to_stop(state: LeaseState, instance: Instance) -> None:
 
 
 def _disown(state: LeaseState) -> str | None:
-    """Forget the instance, because the service has rejected every restart. Return the key of the promise."""
+    """Forget the instance, because the service rejected every restart. Return the key of the promise."""
     held = state.held
     key, held.key = held.key, None
     held.instance_id, held.origin, state.newest = None, Origin.STARTED, None

@@ -1,8 +1,8 @@
-"""Find the instance of a start whose outcome is unknown: the search of a living process.
+"""Find the instance of a start whose outcome is unknown, in the process that sent it.
 
-Lists are read until a new instance that matches appears, and other starts cannot have created it. `starter`
-searches after each lost response, and `release` when a block ends before its start has an outcome. `recovery`
-does the same for dead processes.
+Lists are read until a new, matching instance appears that no other start could have created. `starter`
+searches after each lost response, and `release` searches when a block ends before its start has an outcome.
+`recovery` does the same for dead processes.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from .._recovery.claims import ForeignClaims
 from .._recovery.promises import Promises
 from .start_state import StartAttempt, StartState
 
-# Seconds. A response to a list with a longer `Retry-After` must not suspend a release.
+# Seconds. A longer `Retry-After` in the response to a list request must not suspend a release.
 _MAX_RETRY_AFTER = 20.0
 
-# Seconds to wait longer while a new instance may belong to a start of another process.
+# Extra seconds to wait while a new instance may belong to another process's start.
 _CONTESTED_GRACE = 60.0
 
 # Seconds between two lists while they disagree.
 _AGREEMENT_INTERVAL = 1.0
 
-# Seconds for which the end of a block searches for the instance of an earlier start, if there is a candidate.
+# Seconds that the end of a block searches for the instance of an earlier start if there is a candidate.
 _LATE_SEARCH = 30.0
 
 
 @frozen
 class _View:
-    """A list, when its request began, and what other starts claimed before that."""
+    """A list, the time its request began, and the instances other starts claimed before that."""
 
     instances: Listing[Instance]
     began: float
@@ -65,16 +65,16 @@ class StartSearch:
     async def resolve(self, start: StartAttempt, *, to_release: bool) -> Instance | None:
         """Find the instance of a start whose outcome is unknown. Return None if none has appeared in time.
 
-        If the request is still in progress, because its caller was cancelled, this also ends with the
-        response. Then `start` has the outcome.
+        If the request is still in progress because its caller was cancelled, this also ends when the response
+        arrives. Then `start` has the outcome.
 
         Args:
             start: The start.
-            to_release: Adopt the instance when it has been listed for a few seconds, because it is released
-                anyway, and continue after any error. Otherwise wait until the time is over.
+            to_release: Adopt the instance once it has been listed for a few seconds, because it is released
+                anyway, and continue after any error. Otherwise, wait until the time is up.
 
         Raises:
-            AmbiguousStartError: if it is not clear which instance the start created.
+            AmbiguousStartError: if it is unclear which instance the start created.
             RequestError: if the instances cannot be listed, unless `to_release`.
         """
         assert start.unresolved is not None  # noqa: S101  (set before it was sent)
@@ -87,18 +87,18 @@ class StartSearch:
             view = await self._view(start, to_release=to_release)
             if view is not None:
                 view = evolve(view, instances=recent.add(view.instances, anyio.current_time()))
-                # Not after a single list: a release may begin when the time is over already.
+                # Not after a single list, because the time may already be up when a release begins.
                 span = min(ABSENCE_SPAN, start.window)
                 over_at = max(start.visible_until, recent.began + span)
                 is_over = view.began >= over_at
-                # Not at once, because another candidate may appear.
+                # Not immediately, because another candidate may appear.
                 seconds = span if is_over or to_release else math.inf
                 outcome = await self._decide(
                     start.key,
                     view,
                     recent,
                     seconds=seconds,
-                    # While the machine was suspended, other people may have started equal ones.
+                    # While the machine was suspended, other people may have started identical ones.
                     unconfirmed=suspended() - start.suspended_before <= start.policy.adoption_window,
                 )
                 if not start.is_open:
@@ -127,14 +127,14 @@ class StartSearch:
         return min(pause, max(_AGREEMENT_INTERVAL, self.settings.poll.min_interval)) if disagree else pause
 
     def _correct(self, start: StartAttempt) -> None:
-        """Record the instance of the response again: the decision about another one may have been later."""
+        """Record the instance in the response again, in case a different one was chosen after it."""
         if start.key is not None and start.instance_id is not None:
             self.promises.record_created(start.key, start.instance_id, goal="gone")
 
     async def find_late(self, key: str, start: StartAttempt) -> Instance | None:
         """Search once more for the instance of an earlier request that did not appear in time."""
         began, recent = anyio.current_time(), self.recent_lists()
-        # The reaper may have found it, and after a while an instance is more likely another user's.
+        # The reaper may have found it, and after a while an instance more likely belongs to another user.
         while self.promises.is_late(key) and anyio.current_time() <= began + _LATE_SEARCH:
             view = await self._view(start, to_release=True)
             if view is None:
@@ -155,10 +155,10 @@ class StartSearch:
         seconds: float,
         unconfirmed: bool = True,
     ) -> Outcome:
-        """Decide which instance a start created, and claim it.
+        """Decide which instance a start created and claim it.
 
-        It is open as long as the lists of the last `seconds` disagree. Unless `unconfirmed`, it is ambiguous
-        if neither its timestamp nor its tag confirms it.
+        The decision is open while the lists of the last `seconds` disagree. Without `unconfirmed`, an
+        instance is ambiguous unless its timestamp or its tag confirms it.
         """
         assert key is not None  # noqa: S101  (set before it was sent)
         listing = view.instances
@@ -178,7 +178,7 @@ class StartSearch:
 
     def recent_lists(self) -> RecentLists:
         """Return an empty store for the lists of one search."""
-        # Longer than any pause between two lists, so that one list that lacks an instance decides nothing.
+        # Longer than any pause between two lists, so that a single list without an instance is not decisive.
         return RecentLists(ABSENCE_SPAN + self.settings.poll.max_interval)
 
     async def _give_up(self, start: StartAttempt) -> None:
@@ -192,7 +192,7 @@ class StartSearch:
         await self.promises.flush()
 
     async def _view(self, start: StartAttempt, *, to_release: bool) -> _View | None:
-        """Return a list that was read while no start of the model was in progress; None if there is none.
+        """Return a list read while no start of the model was in progress; None if there is none.
 
         In such a list, each new instance is claimed or belongs to an unresolved start.
         """
@@ -206,7 +206,7 @@ class StartSearch:
         except ClientClosedError:
             raise
         except Exception as error:
-            # A release also continues after errors of a credential provider or a transport.
+            # A release continues even after errors from a credential provider or a transport.
             if not to_release and not (isinstance(error, CortecsError) and is_transient_error(error)):
                 raise
             log(
@@ -238,6 +238,6 @@ class StartSearch:
         )
 
     async def _read(self) -> tuple[Listing[Instance], float]:
-        """Return a new list, and when it began. A failed request is not retried: a search repeats it."""
+        """Return a new list and the time its request began, without retries: a search repeats it."""
         began = anyio.current_time()
         return await self.instances.read_all(), began

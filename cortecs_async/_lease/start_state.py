@@ -1,4 +1,4 @@
-"""The state of one start or restart: what was sent, and what is known of the outcome."""
+"""The state of one start or restart: what was sent, and what is known about the outcome."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from .._http.retry import may_have_taken_effect
 
 
 class StartState(enum.Enum):
-    """How far a start is."""
+    """The progress of a start."""
 
     NOT_STARTED = "nothing was started"
     SENT = "sent, no response yet"
@@ -37,24 +37,24 @@ class StartState(enum.Enum):
 
 @define(eq=False)
 class StartAttempt:
-    """The start of one lease. It receives the outcome of its requests.
+    """A lease's start. It receives the outcome of its requests.
 
     Attributes:
-        policy: Sets how long the instance of an unresolved start is searched for.
-        claims: The other starts of the client.
+        policy: The policy that sets how long to search for the instance of an unresolved start.
+        claims: The client's other starts.
         on_started: Called with the instance as soon as it is known, even if the caller was cancelled.
         on_sent: Called each time the request is sent.
-        key: The key of its open record; None without one.
+        key: The key of its open record; None if there is none.
         instance_id: The id of its instance, once it is known.
         adopted: Whether the instance was found in a list, without a response.
-        request_id: The service's id of the last request, if it sent one.
-        sent_at: When the last request was sent, in seconds of `anyio.current_time`; billing counts from here.
-        suspended_before: The value of `suspended` then.
-        unresolved: This start, as it is matched with instances; set before the request is sent.
+        request_id: The service's id for the last request, if it sent one.
+        sent_at: The time the last request was sent, in seconds of `anyio.current_time`; billing starts here.
+        suspended_before: The value of `suspended` at that time.
+        unresolved: This start in the form that is matched with instances; set before the request is sent.
         failure: How the last request failed.
-        window: For how many seconds the lease waits for the instance of an unresolved start.
-        recent: What the lists since the last request have shown.
-        not_seen: Earlier requests whose instance has not appeared in time, by the keys of their records.
+        window: Seconds the lease waits for the instance of an unresolved start.
+        recent: The instances shown by lists since the last request.
+        not_seen: Earlier requests whose instance did not appear in time, by the keys of their records.
     """
 
     args: InstanceArgs
@@ -79,12 +79,12 @@ class StartAttempt:
 
     @property
     def is_open(self) -> bool:
-        """Whether it may have created an instance that is not known."""
+        """Whether it may have created an unknown instance."""
         return self.state in {StartState.SENT, StartState.UNKNOWN}
 
     @property
     def visible_until(self) -> float:
-        """Until when, in seconds of `anyio.current_time`, the lease waits for the instance of the start."""
+        """The end of the wait for the start's instance, in seconds of `anyio.current_time`."""
         has_response = self._request is None or not self._request.is_running
         return self._visible_until if has_response else math.inf
 
@@ -108,7 +108,7 @@ class StartAttempt:
             except DecodeError:
                 outcome = Failure(kind=FailureKind.UNREADABLE, status=outcome.status)
             else:
-                # Better evidence than a list in which the lease has found an instance meanwhile.
+                # Better evidence than a list in which the lease found an instance in the meantime.
                 self.adopted = False
                 self.started(instance)
                 return
@@ -127,13 +127,13 @@ class StartAttempt:
         self.on_started(instance)
 
     def resolved(self, state: StartState) -> None:
-        """Set the state, and end the search for the instance."""
+        """Set the state and end the search for the instance."""
         self.state = state
         if self.unresolved is not None:
             self.claims.resolve(self.args.model_id, self.unresolved)
 
     def interrupted(self) -> None:
-        """Count a request without a response as unresolved: its caller was cancelled."""
+        """Count a request without a response as unresolved, because its caller was cancelled."""
         if self.state is StartState.SENT:
             self.claims.end_request(self.args.model_id)
             self._set_unknown(Failure(kind=FailureKind.TIMED_OUT))
@@ -144,7 +144,7 @@ class StartAttempt:
         self.resolved(StartState.GIVEN_UP)
 
     async def wait_for_response(self, timeout: float) -> bool:
-        """Wait for the response to a request that is in progress, at most for `timeout` seconds.
+        """Wait for the response to a request in progress, for at most `timeout` seconds.
 
         Returns:
             Whether the outcome of the start is known.
@@ -157,7 +157,7 @@ class StartAttempt:
         return not self.is_open
 
     async def end_request(self) -> None:
-        """Close the connection of a request that is still in progress, whose outcome is not needed."""
+        """Close the connection of a request that is still in progress and whose outcome is not needed."""
         if self._request is not None:
             await self._request.cancel()
 
@@ -166,17 +166,19 @@ class StartAttempt:
             self.claims.add_unresolved(self.args.model_id, self.unresolved)
         self.state = StartState.UNKNOWN
         self.failure = failure
-        # After a timeout, the service may still be at work. Otherwise it has most likely finished.
+        # After a timeout, the service may still be working on the request. Otherwise, it has probably
+        # finished.
         self.window = self.policy.adoption_window / (1 if failure.kind is FailureKind.TIMED_OUT else 6)
         self._visible_until = anyio.current_time() + self.window
 
 
 @define(eq=False)
 class RestartAttempt:
-    """The restart of one lease. It receives the outcome of its requests.
+    """A lease's restart. It receives the outcome of its requests.
 
     Attributes:
-        disown: Forgets the instance, because nothing was restarted. Returns the key of its record, if open.
+        disown: A function that forgets the instance, because nothing was restarted. It returns the key of the
+            open record, if any.
         failure: How the last request failed.
         may_have_worked: Whether any request may have worked.
     """
@@ -198,11 +200,11 @@ class RestartAttempt:
             self.may_have_worked = True
 
     def is_refused(self) -> bool:
-        """Return whether nothing was restarted: the service has rejected every request that was sent."""
+        """Return whether nothing was restarted because the service rejected every request sent."""
         return self._has_outcome and not self.may_have_worked
 
     async def end(self, is_restarted: Callable[[], Awaitable[object]]) -> None:
-        """Wait until the request has an outcome, or `is_restarted` returns. A stop must not overtake it."""
+        """Wait until the request has an outcome or `is_restarted` returns, so that no stop overtakes it."""
         if self._request is None or not self._request.is_running:
             return
         async with anyio.create_task_group() as tasks:

@@ -1,16 +1,16 @@
 """Start an instance without losing it, even if the response to the start is lost.
 
-The service has no idempotency key, so a start whose outcome is unknown is never repeated blindly. For each
-attempt:
+The service does not support idempotency keys, so a start whose outcome is unknown is never repeated blindly.
+For each attempt:
 
-1. List what exists (the baseline), and record the intent in journal and reaper.
+1. List the existing instances (the baseline) and record the intent in the journal and the reaper.
 2. Send the start. `StartAttempt` receives the outcome, even if the task that sent it is cancelled.
-3. If the service rejects the start, or it was not sent, nothing was started: close the record, durably, and
-   retry as `RetryPolicy` allows.
+3. If the service rejects the start, or the start was not sent, nothing was started: close the record durably
+   and retry as `RetryPolicy` allows.
 4. If the outcome is unknown, list until a new instance with the same arguments appears, and adopt it. If
    several could be ours, raise AmbiguousStartError. If none appears in time, the start may be sent again. The
-   record of the first one stays open, because its instance may still appear: the reaper and `sweep` search
-   for it, and so does the release of the lease, once.
+   record of the first start stays open, because its instance may still appear: the reaper and `sweep` search
+   for it, and the lease's release searches once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from .start_search import StartSearch
 from .start_state import StartAttempt, StartState
 from .tags import StartTags
 
-# How many seconds old a list may be to serve as a baseline, so that a stream of starts shares lists.
+# Maximum age in seconds of a list that serves as a baseline, so that a stream of starts shares lists.
 _BASELINE_MAX_AGE = 1.0
 
 
@@ -69,19 +69,19 @@ class Starter:
             instances=self.instances, promises=self.promises, settings=self.settings
         )
         self._tags = StartTags(self.models, self._rng, enabled=self.settings.tag_starts)
-        # Twice the number of parallel requests, so that the next starts have their baseline in time.
+        # Twice the number of parallel requests, so that the next starts have their baselines in time.
         self._slots = PriorityLimiter(2 * self.settings.max_connections)
 
     def prepare(self, args: InstanceArgs, on_started: Callable[[Instance], None]) -> StartAttempt:
         return StartAttempt(args=args, policy=self.settings.retry, claims=self._claims, on_started=on_started)
 
     async def start(self, start: StartAttempt) -> Instance:
-        """Start an instance; if the response is lost, find the instance.
+        """Start an instance. If the response is lost, find the instance.
 
         Raises:
-            AmbiguousStartError: if it is not clear which instance the start created.
-            JournalError: or `GuardError`, if one is required and missing. Nothing was sent.
-            RequestError: if nothing was started or, with `outcome_unknown`, if that is not known.
+            AmbiguousStartError: if it is unclear which instance the start created.
+            JournalError: or `GuardError`, if a required journal or reaper is missing. Nothing was sent.
+            RequestError: if nothing was started or, with `outcome_unknown`, if that is uncertain.
         """
         self.promises.arm()
         attempt = counted = 0
@@ -147,23 +147,24 @@ class Starter:
     async def _attempt(self, start: StartAttempt) -> Instance:
         """List the baseline, record the intent, and send the start.
 
-        Takes a slot first. Otherwise the baseline could be outdated by the time a connection is free.
+        This takes a slot first. Otherwise, the baseline could be outdated by the time a connection is free.
         """
         start.failure, start.state = None, StartState.NOT_STARTED
         start.recent = self.search.recent_lists()
         await self._acquire_slot(start.args.model_id)
         try:
-            # Before the baseline, which must not be old when the start is sent.
+            # Before the baseline, which must be recent when the start is sent.
             tag = await self._tags.new_tag(start.args)
             listing = await self._baseline()
-            # The journal drops a baseline that no open start uses. Without it, every instance looks new.
+            # The journal drops a baseline that no open start uses. Without a baseline, every instance looks
+            # new.
             if listing.baseline is None or not self.promises.store.has_baseline(listing.baseline):
                 listing.baseline = self.promises.baseline(existing_ids(listing.instances))
             start.key = await self.promises.record_intent(
                 start.args, listing.baseline, service_at=listing.instances.date, tag=tag
             )
             if tag is not None and not self._tags.enabled:
-                # Meanwhile, another start has shown that the service returns no tags.
+                # In the meantime, another start has shown that the service does not return tags.
                 tag = None
                 self.promises.untag()
                 await self.promises.flush()
@@ -186,7 +187,7 @@ class Starter:
         return instance
 
     async def _acquire_slot(self, model_id: str) -> None:
-        """Take a slot while no start of the model is unresolved: the instances of both would match."""
+        """Take a slot while no start of the model is unresolved, because its instance would match too."""
         while True:
             while self._claims.unresolved.get(model_id):  # noqa: ASYNC110  (rare, and bounded)
                 await anyio.sleep(self.settings.poll.min_interval)
@@ -196,7 +197,7 @@ class Starter:
             self._slots.release(Priority.CALL)
 
     async def _baseline(self) -> _Listing:
-        """Return a recent list, or join a request in progress, or read a new list."""
+        """Return a recent list, join a request in progress, or read a new list."""
         recent = self._recent
         if recent is not None and recent.began >= anyio.current_time() - _BASELINE_MAX_AGE:
             return recent

@@ -1,4 +1,4 @@
-"""The state of one lease: the instance it holds, how long it may run, and what it costs."""
+"""The state of one lease: its instance, the time limit, and the cost."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from .starter import Starter
 
 
 class Origin(enum.Enum):
-    """How a lease got its instance."""
+    """The origin of a lease's instance."""
 
     FOUND = "found"
     RESTARTED = "restarted"
@@ -36,14 +36,15 @@ class Origin(enum.Enum):
 
 @define(eq=False)
 class HeldInstance:
-    """The instance that a lease holds, or may hold.
+    """The instance a lease holds or may hold.
 
     Attributes:
         instance_id: The id; None while no instance is known.
         key: The key of its open record; None if there is nothing to release.
-        attempt: The start that created it, or may have.
+        attempt: The start that created it or may have created it.
         restart: The restart of an instance that was found stopped.
-        missing_since: Since when readings agree that it is missing, in seconds of `anyio.current_time`.
+        missing_since: The time since which readings agree that it is missing, in seconds of
+            `anyio.current_time`.
     """
 
     instance_id: str | None = None
@@ -61,14 +62,14 @@ class HeldInstance:
 
     @property
     def billed_from(self) -> float | None:
-        """When the start was sent, in seconds of `LeaseState.now`; None if the instance was found."""
+        """The time the start was sent, in seconds of `LeaseState.now`; None if the instance was found."""
         if self.origin is not Origin.STARTED or self.attempt is None:
             return None
         return self.attempt.sent_at + self.attempt.suspended_before
 
     @property
     def open_key(self) -> str | None:
-        """The key of the open record, of the instance or else of the start."""
+        """The key of the open record of the instance, or of the start if there is none."""
         return self.key or (self.attempt.key if self.attempt is not None else None)
 
     def may_have_instance(self) -> bool:
@@ -77,7 +78,7 @@ class HeldInstance:
 
 @frozen(kw_only=True)
 class LeaseServices:
-    """What a client provides to its leases."""
+    """The services a client provides to its leases."""
 
     http: HTTP
     instances: Instances
@@ -94,15 +95,15 @@ class LeaseServices:
 
 @define(eq=False, repr=False)
 class LeaseState:
-    """The state of one lease. It holds no reference to the lease, so that a dropped lease is collected.
+    """The state of one lease. It does not refer to the lease, so that a dropped lease is collected.
 
     Attributes:
-        operation: The method of the client that created the lease.
-        newest: The newest snapshot of the instance.
-        base_url: The URL of its endpoint, once that is checked.
-        began: When the lease was entered, in seconds of `now`.
+        operation: The client method that created the lease.
+        newest: The latest snapshot of the instance.
+        base_url: The URL of its endpoint, once it has been checked.
+        began: The time the lease was entered, in seconds of `now`.
         lifetime: Maximum seconds from the start request to the release.
-        limit: The argument that sets `lifetime`, with its value.
+        limit: The argument that sets `lifetime`, and its value.
         final: The receipt, once the lease has ended.
     """
 
@@ -127,7 +128,7 @@ class LeaseState:
         return self.newest
 
     def check_not_released(self) -> None:
-        """Check that the instance can still answer.
+        """Check that the instance can still respond.
 
         Raises:
             InvalidArgumentError: if the lease has stopped or deleted it.
@@ -144,11 +145,11 @@ class LeaseState:
         self.began = self.now()
 
     def now(self) -> float:
-        """Return the time in seconds, from any thread: also while the machine is suspended, it is billed."""
+        """Return the time in seconds, including suspensions, which are billed. Works in any thread."""
         return self._clock() + suspended()
 
     def on_loop(self, moment: float) -> float:
-        """Return a moment of `now` in seconds of `anyio.current_time`, for a deadline."""
+        """Convert a time of `now` to seconds of `anyio.current_time`, for a deadline."""
         return moment - suspended()
 
     @property
@@ -157,16 +158,16 @@ class LeaseState:
 
     @property
     def billed_from(self) -> float:
-        """When billing began: when the start was sent, or the lease entered; in seconds of `now`."""
+        """The time billing began, when the start was sent or the lease was entered, in seconds of `now`."""
         return self.began if self.held.billed_from is None else self.held.billed_from
 
     @property
     def expires_at(self) -> float:
-        """When the lifetime ends, in seconds of `now`; infinity for never."""
+        """The time the lifetime ends, in seconds of `now`; infinity for never."""
         return self.billed_from + self.lifetime
 
     def expiry(self) -> float | None:
-        """Return when the lifetime ends as Unix time, for the reaper; None for never."""
+        """Return the end of the lifetime as Unix time, for the reaper; None for never."""
         if math.isinf(self.lifetime):
             return None
         return self.services.promises.system.wall_clock() + self.lifetime - self.age
@@ -176,7 +177,7 @@ class LeaseState:
         return self.final or self._count(self.now())
 
     def close(self, stopped_at: float | None, *, released: bool) -> None:
-        """Set the final receipt. `stopped_at`, on the loop's clock, is None if it keeps running."""
+        """Set the final receipt. `stopped_at`, on the loop's clock, is None if the instance keeps running."""
         if self.held.instance_id is not None:
             final = self._count(self.now() if stopped_at is None else stopped_at + suspended())
             self.final = evolve(final, released=released)
@@ -185,7 +186,7 @@ class LeaseState:
         # After a cancelled start, the instance may have been read only to release it.
         instance_id = self.held.instance_id or self.instance.instance_id
         args = self.options.args if self.newest is None else self.newest.instance_args
-        # No documented response of the service has the number of workers.
+        # No documented response from the service contains the number of workers.
         args = evolve(args, num_workers=max(args.num_workers, self.options.args.num_workers))
         hardware = args.hardware_type_id or self.options.args.hardware_type_id
         price = self.services.prices.of(hardware)
@@ -194,7 +195,7 @@ class LeaseState:
 
     def info(self) -> LeaseInfo:
         held = self.held
-        # This lease does not pay for an instance that ran before.
+        # This lease does not pay for an instance that was already running.
         final = None if held.origin is Origin.FOUND else self.final
         args = self.options.args if self.newest is None else self.newest.instance_args
         return LeaseInfo(

@@ -1,7 +1,7 @@
 """Tag starts by a context length that is slightly smaller: `AsyncCortecs(tag_starts=True)`.
 
-The service has no tags. A start that asks for 31,847 tokens instead of 32,000 can be told apart from the
-equal start of someone else, because the arguments of an instance are part of its description.
+The service does not support tags. A start that asks for 31,847 tokens instead of 32,000 can be distinguished
+from another user's identical start, because an instance's description includes its arguments.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .._logging import Event, log
 
 @define
 class StartTags:
-    """The tags of one client's starts.
+    """The tags for one client's starts.
 
     Attributes:
-        enabled: Whether starts are tagged. False as soon as the service does not return a tag.
+        enabled: Whether starts are tagged. False once the service does not return a tag.
     """
 
     models: Models
@@ -32,10 +32,10 @@ class StartTags:
     _defaults: dict[InstanceArgs, int] = field(factory=dict)
 
     async def new_tag(self, args: InstanceArgs) -> int | None:
-        """Return the context length to send, which is the tag; None for a start without one.
+        """Return the context length to send as the tag; None for a start without a tag.
 
-        A start gets no tag if its context length is neither given nor known: the model might not allow the
-        one that would be sent.
+        A start does not get a tag if its context length is neither given nor known, because the model might
+        not allow the length that would be sent.
         """
         if not self.enabled:
             return None
@@ -53,7 +53,7 @@ class StartTags:
         return self._defaults[args]
 
     def is_returned(self, tag: int, instance: Instance) -> bool:
-        """Return whether the response to a start has its tag. If not, tag no more starts."""
+        """Return whether the response to a start contains its tag. If not, stop tagging starts."""
         if instance.instance_args.context_length == tag:
             return True
         if self.enabled:

@@ -1,4 +1,4 @@
-"""What a lease shows of its instance: the properties of `InstanceLease`."""
+"""The public properties of a lease: the base class of `InstanceLease`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .state import LeaseServices, LeaseState
 
 
 class LeaseView(Endpoint):
-    """The endpoint of a lease, its instance, and its cost."""
+    """A lease's endpoint, instance, and cost."""
 
     _services: LeaseServices
     _state: LeaseState
@@ -32,7 +32,7 @@ class LeaseView(Endpoint):
     @property
     def base_url(self) -> str:
         """The URL of the OpenAI-compatible endpoint. It ends in `/v1`."""
-        # Not that of `instance`: the service may return another one later, which is not checked.
+        # Not the URL in `instance`: the service may later return a different one, which is not checked.
         _ = self.instance  # raises an error before the start
         return self._state.base_url
 
@@ -43,7 +43,7 @@ class LeaseView(Endpoint):
 
     @property
     def handle(self) -> InstanceHandle:
-        """The instance as data to send to other processes. The lease still owns it.
+        """The instance as data to send to other processes. The lease still owns the instance.
 
         Raises:
             InvalidArgumentError: if the instance is not started yet.
@@ -62,12 +62,12 @@ class LeaseView(Endpoint):
     def cost_so_far(self) -> float | None:
         """The estimated cost until now, in `receipt.currency`. None if no price is known.
 
-        It counts each billing interval begun since the start request, for each worker, at the list price. The
-        service's bill is authoritative.
+        It includes every billing interval that started since the start request, for each worker, at the list
+        price. The service's bill is authoritative.
         """
         return self.receipt.cost
 
     @property
     def receipt(self) -> Receipt:
-        """The time and estimated cost until now. After the block: those of the whole lease."""
+        """The time and estimated cost until now. After the block: the totals for the whole lease."""
         return self._state.receipt

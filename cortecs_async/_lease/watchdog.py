@@ -19,7 +19,7 @@ from .._logging import Event, log
 from .endpoint_errors import is_endpoint_error
 from .state import LeaseState
 
-# Seconds until the clock is read again, because the machine may have been suspended.
+# Seconds after which the clock is read again, because the machine may have been suspended.
 _MAX_SLEEP = 10.0
 
 
@@ -28,13 +28,13 @@ class Watchdog:
     """Cancels a lease's block when its instance is lost or it expires.
 
     Attributes:
-        instance: The newest snapshot. The lease shows it once the block has ended.
+        instance: The latest snapshot. The lease shows it once the block has ended.
         verdict: The loss or expiry, if there was one.
     """
 
     _state: LeaseState
     instance: Instance
-    # Releases the instance of a block that cannot be cancelled. Weak: a lease that is dropped is released.
+    # Releases the instance of a block that cannot be cancelled. Weak, so that a dropped lease is released.
     _release_early: weakref.WeakMethod[Callable[[], None]]
     verdict: LifecycleError | None = None
     _block: CancellableBlock = field(factory=CancellableBlock)
@@ -49,7 +49,7 @@ class Watchdog:
             self._background.append(BackgroundTask(self._watch_lifetime))
 
     async def leave(self, raised: BaseException | None) -> BaseException | None:
-        """End the block, and return the exception to raise from it."""
+        """End the block and return the exception to raise from it."""
         for each in self._background:
             each.stop()
         outcome, interrupted = await self._block.leave(raised)
@@ -63,7 +63,7 @@ class Watchdog:
             self.verdict.__cause__ = raised
             return self.verdict
         if outcome is not None and outcome is raised:
-            # The block raised an exception of its own, which the caller expects.
+            # The block raised its own exception, which the caller expects.
             add_note(outcome, f"{self.verdict}")
         return outcome
 
@@ -94,9 +94,9 @@ class Watchdog:
         return verdict
 
     def found_lost(self, how: str, raised: BaseException | None) -> BaseException | None:
-        """Note that the instance was lost before its release, and return the exception to raise.
+        """Record that the instance was lost before its release. Return the exception to raise.
 
-        The endpoint's error usually comes before the next poll. Any other exception is the user's own.
+        An endpoint error usually arrives before the next poll. Any other exception comes from user code.
         """
         if self.verdict is not None:
             return raised
@@ -111,8 +111,8 @@ class Watchdog:
     async def _until_lost(self) -> str:
         policy, expected = self._state.services.poll, self._state.services.instances.poller.expected
         if expected.visible_at(self.instance.instance_id) > anyio.current_time():
-            # The response to the start already said that it runs, so no reading has shown it yet. Read it
-            # once: otherwise, a teardown takes a missing instance for one that is not visible yet.
+            # The response to the start already reported it as running, so no reading has shown it yet. Read
+            # it once: otherwise, a teardown treats a missing instance as one that is not visible yet.
             with contextlib.suppress(Exception):
                 await self._next(known=None)
         while True:
